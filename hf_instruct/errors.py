@@ -1,0 +1,59 @@
+"""Every error a user can cause, in one tree.
+
+    InstructError              anything below; the command line prints its text as one message and exits 1
+    ├── ConfigError            an experiment file or a flag is wrong; lists all faults at once
+    ├── DataError              examples cannot be read or used; lists all faults at once
+    ├── ModelLoadError         a model or tokenizer cannot be loaded
+    ├── TrainingError          fine-tuning cannot start or go on
+    ├── RunError               a run folder is missing, belongs to another experiment or cannot be written
+    └── JudgeError             judging cannot go on
+        ├── JudgeUnavailable   no judge server answers, or it lacks the model
+        └── VerdictError       one reply of the judge cannot be read as a verdict
+"""
+
+from collections.abc import Sequence
+
+
+class InstructError(Exception):
+    """Base of all errors that a user can mend; its text says what is wrong, where, what is allowed and what to do."""
+
+
+class _FaultList(InstructError):
+    """An error that carries every fault found, not only the first."""
+
+    def __init__(self, summary: str, faults: Sequence[str] = ()) -> None:
+        self.summary = summary
+        self.faults = list(faults)
+        super().__init__("\n".join([summary, *(f"  - {fault}" for fault in self.faults)]))
+
+
+class ConfigError(_FaultList):
+    """An experiment file or a flag is wrong."""
+
+
+class DataError(_FaultList):
+    """Examples cannot be read, or cannot be used as they are."""
+
+
+class ModelLoadError(InstructError):
+    """A model, adapter or tokenizer cannot be loaded."""
+
+
+class TrainingError(InstructError):
+    """Fine-tuning cannot start or go on."""
+
+
+class RunError(InstructError):
+    """A run folder is missing, belongs to another experiment, or cannot be written."""
+
+
+class JudgeError(InstructError):
+    """Judging cannot go on."""
+
+
+class JudgeUnavailable(JudgeError):
+    """No judge answers at the address tried, or it does not have the model."""
+
+
+class VerdictError(JudgeError):
+    """One reply of the judge cannot be read as a verdict."""
