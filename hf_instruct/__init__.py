@@ -1,3 +1,53 @@
-"""Teach a language model to follow instructions: prompts, fast exact fine-tuning, answers, and scores with error bars."""
+"""Teach a language model to follow instructions: prompts, exact fine-tuning, answers, and scores with error bars."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_instruct.data.sources import load_examples
+    from hf_instruct.data.splits import split_examples
+    from hf_instruct.generation.answers import generate_responses
+    from hf_instruct.judging.engine import judge_responses
+    from hf_instruct.models import load_model
+    from hf_instruct.pipeline import run
+    from hf_instruct.prompts import PromptFormat
+    from hf_instruct.training.finetune import train
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "PromptFormat",
+    "generate_responses",
+    "judge_responses",
+    "load_examples",
+    "load_model",
+    "run",
+    "split_examples",
+    "train",
+]
+
+# Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
+_HOMES = {
+    "PromptFormat": "prompts",
+    "generate_responses": "generation.answers",
+    "judge_responses": "judging.engine",
+    "load_examples": "data.sources",
+    "load_model": "models",
+    "run": "pipeline",
+    "split_examples": "data.splits",
+    "train": "training.finetune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # From now on found at once.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,14 +1,14 @@
 """Every error a user can cause, in one tree.
 
-    InstructError              anything below; the command line prints its text as one message and exits 1
-    ├── ConfigError            an experiment file or a flag is wrong; lists all faults at once
-    ├── DataError              examples cannot be read or used; lists all faults at once
-    ├── ModelLoadError         a model or tokenizer cannot be loaded
-    ├── TrainingError          fine-tuning cannot start or go on
-    ├── RunError               a run folder is missing, belongs to another experiment or cannot be written
-    └── JudgeError             judging cannot go on
-        ├── JudgeUnavailable   no judge server answers, or it lacks the model
-        └── VerdictError       one reply of the judge cannot be read as a verdict
+InstructError              anything below; the command line prints its text as one message and exits 1
+├── ConfigError            an experiment file or a flag is wrong; lists all faults at once
+├── DataError              examples cannot be read or used; lists all faults at once
+├── ModelLoadError         a model or tokenizer cannot be loaded
+├── TrainingError          fine-tuning cannot start or go on
+├── RunError               a run folder is missing, belongs to another experiment or cannot be written
+└── JudgeError             judging cannot go on
+    ├── JudgeUnavailable   no judge server answers, or it lacks the model
+    └── VerdictError       one reply of the judge cannot be read as a verdict
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class InstructError(Exception):
     """Base of all errors that a user can mend; its text says what is wrong, where, what is allowed and what to do."""
 
 
-class _FaultList(InstructError):
+class _FaultListError(InstructError):
     """An error that carries every fault found, not only the first."""
 
     def __init__(self, summary: str, faults: Sequence[str] = ()) -> None:
@@ -27,11 +27,11 @@ class _FaultList(InstructError):
         super().__init__("\n".join([summary, *(f"  - {fault}" for fault in self.faults)]))
 
 
-class ConfigError(_FaultList):
+class ConfigError(_FaultListError):
     """An experiment file or a flag is wrong."""
 
 
-class DataError(_FaultList):
+class DataError(_FaultListError):
     """Examples cannot be read, or cannot be used as they are."""
 
 
@@ -51,7 +51,7 @@ class JudgeError(InstructError):
     """Judging cannot go on."""
 
 
-class JudgeUnavailable(JudgeError):
+class JudgeUnavailable(JudgeError):  # noqa: N818  (reads as what it says)
     """No judge answers at the address tried, or it does not have the model."""
 
 

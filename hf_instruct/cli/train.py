@@ -1,0 +1,30 @@
+"""`hf-instruct train`: the data and training stages of an experiment, also under `accelerate launch`."""
+
+import argparse
+
+from hf_instruct.cli.run import add_run_options, run_stages
+
+_EPILOG = """\
+examples:
+  hf-instruct train recipes/gpt2-medium/lora.yaml
+  accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/sft.py recipes/gpt2-large/lora.yaml
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "train",
+        help="prepare the data and fine-tune",
+        description="Prepare the data of an experiment and fine-tune its model; --SECTION.FIELD VALUE as in `run`.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_run_options(parser)
+    parser.set_defaults(handler=_train, takes_overrides=True)
+
+
+def _train(options: argparse.Namespace) -> None:
+    run_stages(options, ("data", "train"))
+    print(options.run_dir / "model")

@@ -1,0 +1,353 @@
+"""What a user may set: one experiment, with a section per stage.
+
+An experiment file is YAML 1.2 (read by ruamel.yaml, which knows that `5e-5` is a number and refuses a key given
+twice) and is checked by pydantic, because it reports every fault at once where jsonargparse, tyro and OmegaConf stop at
+the first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats the default.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from hf_instruct.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Natural = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DataSection(_Section):
+    """Where the examples come from and how they are split."""
+
+    source: str = Field("instruction-data", description="a named source, a local file or a Hub dataset")
+    map: dict[str, str] = Field({}, description="our field = the source's column, as in `output=answer`")
+    hub_config: str | None = Field(None, description="configuration name of a Hub dataset")
+    hub_split: str = Field("train", description="split of a Hub dataset to read")
+    revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
+    limit: Natural | None = Field(None, description="use only the first so many examples")
+    split: Literal["sequential", "shuffled", "grouped"] = Field(
+        "sequential", description="in file order; seeded shuffle; or shuffled with equal prompts kept together"
+    )
+    train_fraction: Fraction = Field(0.85, description="share of the examples to train on")
+    test_fraction: Fraction = Field(0.10, description="share held out for answers and scores")
+    validation_fraction: Fraction | None = Field(None, description="share for validation loss; the rest by default")
+    seed: int = Field(123, description="seed of the shuffled and grouped splits")
+    prompt_format: str = Field("alpaca", description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file")
+
+
+class ModelSection(_Section):
+    """Which base model, and how to load it."""
+
+    name: str = Field("gpt2-medium", description="an alias such as `gpt2-medium`, a Hub id or a local folder")
+    revision: str | None = Field(None, description="commit, tag or branch on the Hub")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        0.0, description="dropout rate while fine-tuning; null keeps the model's own"
+    )
+
+
+class GenerateSection(BaseModel):
+    """How the test split is answered; takes any field of `GenerationConfig` besides its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    batch_size: Natural = Field(32, description="prompts generated from at once")
+    max_new_tokens: Natural = Field(256, description="longest answer, in tokens")
+    do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
+    base: bool = Field(True, description="answer with the untuned model too, for the before/after table")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="in float32 an answer does not depend on the batch size"
+    )
+    seed: int = Field(123, description="seed of sampling")
+
+
+class JudgeSection(_Section):
+    """Who scores the answers, and how."""
+
+    backend: Literal["auto", "ollama", "local", "openai"] = Field(
+        "auto", description="`auto` takes Ollama where a server answers, else `local`"
+    )
+    model: str | None = Field(None, description="the judge's tag, Hub id or folder; each backend has a default")
+    rubric: str = Field("course", description="`course`, `critique`, `five-point` or a YAML file")
+    base: bool = Field(True, description="judge the untuned model's answers too")
+    base_url: str | None = Field(None, description="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)")
+    pull: bool = Field(False, description="let Ollama download a model that it lacks")
+    concurrency: Natural = Field(4, description="calls under way at once")
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(120.0, description="longest wait for one reply")
+    retries: Annotated[int, Field(ge=0)] = Field(3, description="further tries when the server is busy or fails")
+    seed: int = Field(123, description="seed given to the judge")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 for the likeliest verdict")
+    num_ctx: Natural = Field(4096, description="the judge's context window, in tokens")
+    max_new_tokens: Natural = Field(512, description="longest reply, in tokens")
+
+
+class Experiment(_Section):
+    """One experiment: everything a run depends on. `train` takes TRL's `SFTConfig`, `lora` PEFT's `LoraConfig`."""
+
+    data: DataSection = Field(default_factory=lambda: DataSection())
+    model: ModelSection = Field(default_factory=lambda: ModelSection())
+    train: dict[str, Any] = {}
+    lora: dict[str, Any] | None = None
+    generate: GenerateSection = Field(default_factory=lambda: GenerateSection())
+    judge: JudgeSection = Field(default_factory=lambda: JudgeSection())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections_are_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        # `lora:` with nothing below it is a user's way to say "LoRA at the defaults".
+        return {name: {} if section is None else section for name, section in values.items()}
+
+
+# The course's settings. `output_dir` and reporting belong to the run folder, so they are not for the user to set here.
+# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "weight_decay": 0.1,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+    "num_train_epochs": 2,
+    "max_length": 1024,
+    "completion_only_loss": True,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 1.0,
+    "logging_steps": 5,
+    "eval_steps": 20,
+    "save_steps": 50,
+    "save_total_limit": 1,
+    "activation_checkpointing": False,
+    "report_to": "none",
+    "seed": 123,
+}
+# The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
+# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
+LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
+
+_OURS_TO_SET = {
+    "output_dir": "the run folder decides it; use `--run-dir`",
+    "push_to_hub": "publishing is a stage of its own",
+    "hub_token": "a token never belongs in a file or on a command line; log in with `hf auth login`",
+    "resume_from_checkpoint": "use `--resume`",
+    "save_strategy": "checkpoints are what `--resume` needs; set `train.save_steps`",
+    "packing": "it would cross the borders between examples",
+    "padding_free": "it needs kernels that most machines here lack",
+    "eval_strategy": "set `train.eval_steps`",
+}
+
+
+def load_experiment(path: Path | None, overrides: Mapping[str, Any] | None = None, *, deep: bool = True) -> Experiment:
+    """Return the experiment in a YAML file, with flags laid over it.
+
+    Args:
+        path: The experiment file; None means defaults only.
+        overrides: Dotted names and values, as in `{"train.learning_rate": 1e-5}`.
+        deep: Also check `train`, `lora` and `generate` against TRL, PEFT and Transformers, which takes seconds to
+            import.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, or holds faults; all of them are listed.
+    """
+    values = read_yaml(path) if path is not None else {}
+    for dotted, value in (overrides or {}).items():
+        _set_dotted(values, dotted, value)
+    return build_experiment(values, where=str(path) if path else "the flags", deep=deep)
+
+
+def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True) -> Experiment:
+    """Return the experiment that nested plain values describe; `where` names their origin in errors.
+
+    Raises:
+        ConfigError: All faults found.
+    """
+    experiment: Experiment | None = None
+    faults: list[str] = []
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        faults += _format_faults(error, Experiment)
+    if deep:
+        faults += _check_library_fields(values)
+    if experiment is not None:
+        faults += _check_across(experiment)
+    if faults or experiment is None:
+        raise ConfigError(f"{len(faults)} fault(s) in {where}:", faults)
+    return experiment
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML 1.2 file.
+
+    Raises:
+        ConfigError: The file is missing, not UTF-8, not YAML, or not a mapping.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"`{path}` does not exist.{_suggest_recipe(path)}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"`{path}` is a folder; name a YAML file.{_suggest_recipe(path)}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"`{path}` is not UTF-8 text (byte {error.start}).") from error
+    except OSError as error:
+        raise ConfigError(f"`{path}` cannot be read: {error.strerror or error}.") from error
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        reason = " ".join(str(error).split("To suppress")[0].split())
+        raise ConfigError(f"`{path}` is not valid YAML: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"`{path}` holds a {type(values).__name__}; it should hold `section:` keys.")
+    return values
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return nested plain values as YAML, keys in their order."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed as always None
+    yaml.allow_unicode = True
+    yaml.width = 110
+    stream = StringIO()
+    yaml.dump(dict(values), stream)
+    return stream.getvalue()
+
+
+def parse_flag_value(text: str) -> Any:
+    """Return a flag's text as the value it would have in YAML.
+
+    >>> parse_flag_value("5e-5"), parse_flag_value("null"), parse_flag_value("[q_proj, v_proj]")
+    (5e-05, None, ['q_proj', 'v_proj'])
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        return text
+
+
+def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for name in sections:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[last] = value
+
+
+def _suggest_recipe(path: Path) -> str:
+    shipped = sorted(path.parent.glob("*.yaml")) or sorted(Path("recipes").glob("*/*.yaml"))
+    near = difflib.get_close_matches(str(path), [str(p) for p in shipped], n=1, cutoff=0.0)
+    return f" Did you mean `{near[0]}`?" if near else ""
+
+
+def _nearest(name: str, allowed: Iterable[str]) -> str:
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean `{near[0]}`?"
+    return f"allowed are {', '.join(f'`{n}`' for n in allowed)}" if len(allowed) <= 20 else "no such field"
+
+
+def _format_faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    return [_format_fault(dict(fault), model, prefix) for fault in error.errors()]
+
+
+def _format_fault(fault: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
+    location: Sequence[Any] = fault["loc"]
+    dotted = prefix + ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in location[:-1]:
+            owner = owner.model_fields[part].annotation
+        return f"`{dotted}` is unknown; {_nearest(str(location[-1]), owner.model_fields)}"
+    return f"`{dotted}` is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
+    """Return the faults of the sections whose fields belong to TRL, PEFT and Transformers."""
+    faults = []
+    train, lora, generate = (values.get(name) for name in ("train", "lora", "generate"))
+    if isinstance(train, dict) and train:
+        from trl import SFTConfig
+
+        faults += [
+            f"`train.{name}` is not for you to set; {_OURS_TO_SET[name]}" for name in train if name in _OURS_TO_SET
+        ]
+        faults += _check_dataclass({k: v for k, v in train.items() if k not in _OURS_TO_SET}, SFTConfig, "train.")
+    if isinstance(lora, dict) and lora:
+        from peft import LoraConfig
+
+        faults += _check_dataclass(lora, LoraConfig, "lora.")
+    if isinstance(generate, dict) and set(generate) - set(GenerateSection.model_fields):
+        from transformers import GenerationConfig
+
+        allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
+        faults += [f"`generate.{n}` is unknown; {_nearest(str(n), allowed)}" for n in generate if n not in allowed]
+    return faults
+
+
+def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> list[str]:
+    """Return the faults of values meant for another library's dataclass: unknown names and wrong simple types."""
+    import dataclasses
+    import typing
+
+    # Only names and the plain types are checked here; everything else is the library's own business.
+    hints = typing.get_type_hints(owner)
+    plain = {int, float, bool, str, type(None)}
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(owner):
+        hint = hints[field.name]
+        parts = set(typing.get_args(hint)) or {hint}
+        fields[field.name] = (hint if parts <= plain else Any, None)
+    model = create_model(
+        "Fields", __config__=ConfigDict(extra="forbid", strict=True, protected_namespaces=()), **fields
+    )
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as error:
+        return _format_faults(error, model, prefix)
+    return []
+
+
+def _check_across(experiment: Experiment) -> list[str]:
+    data = experiment.data
+    fractions = [data.train_fraction, data.test_fraction]
+    if data.validation_fraction is None:
+        if sum(fractions) > 1 + 1e-9:
+            return [f"`data.train_fraction` and `data.test_fraction` sum to {sum(fractions):g}; they may not exceed 1"]
+    elif abs(sum(fractions) + data.validation_fraction - 1) > 1e-9:
+        total = sum(fractions) + data.validation_fraction
+        return [
+            f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they should "
+            "sum to 1 (leave the last out to give it the rest)"
+        ]
+    return []
+
+
+def describe_fields() -> list[tuple[str, Any, str]]:
+    """Return the dotted name, default and help text of every field that is ours, for `--help` and the docs."""
+    rows = []
+    for section_name, section in Experiment.model_fields.items():
+        if inspect.isclass(section.annotation) and issubclass(section.annotation, BaseModel):
+            for name, field in section.annotation.model_fields.items():
+                rows.append((f"{section_name}.{name}", field.default, field.description or ""))
+    return rows

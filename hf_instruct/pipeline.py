@@ -1,0 +1,253 @@
+"""The walk of an experiment through its stages, over one run folder."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_instruct.config import Experiment, build_experiment, load_experiment
+from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.run_folder import RunFolder, plain_values
+
+STAGES = ("data", "train", "generate", "judge", "report")
+
+
+def run(
+    experiment: Experiment | str | Path,
+    path: str | Path | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    stages: Sequence[str] = STAGES,
+) -> RunFolder:
+    """Walk an experiment through its stages, and return its run folder.
+
+    Args:
+        experiment: The experiment, or the YAML file that holds it.
+        path: The run folder; for a file, `runs/` and its name by default.
+        resume: Go on with a run that was cut off; stages that are whole are left alone.
+        force: Delete what stands in the run folder first.
+        stages: Which stages to walk, in the order of `STAGES`.
+
+    Raises:
+        ConfigError: The experiment has faults.
+        RunError: The folder holds a run already, another experiment's run, or something else.
+        InstructError: A stage failed; what it finished stays, and `resume` goes on from there.
+    """
+    if not isinstance(experiment, Experiment):
+        path = path or default_path(Path(experiment))
+        experiment = load_experiment(Path(experiment))
+    if path is None:
+        raise ConfigError("`run` needs the path of a run folder when it is given an `Experiment`.")
+    check_experiment(experiment)
+    folder = RunFolder(Path(path))
+    with _one_process_first() as is_first:
+        # Launched on several processes, one opens the folder and prepares the data while the others wait.
+        if is_first:
+            open_folder(folder, experiment, resume=resume, force=force)
+        if is_first and "data" in stages:
+            walk(folder, experiment, ["data"])
+    with folder.locked() if _is_main_process() else contextlib.nullcontext():
+        walk(folder, experiment, [stage for stage in stages if stage != "data"])
+    return folder
+
+
+def rerun_stage(
+    folder: RunFolder, stage: str, overrides: Mapping[str, Any] | None = None, *, force: bool = False
+) -> Experiment:
+    """Run one stage over a run folder again, and return the experiment as it now is.
+
+    Args:
+        overrides: Settings of that stage's section, by dotted name, over those of `run.yaml`.
+        force: Delete what this stage and those after it have written, first.
+
+    Raises:
+        RunError: The folder is not a run, or the settings differ from those that its files were made with.
+        ConfigError: An override has a fault, or belongs to another stage.
+    """
+    stored = folder.load_experiment()
+    if foreign := [name for name in overrides or {} if name.partition(".")[0] != stage]:
+        raise ConfigError(
+            f"`{stage}` over a run takes settings of its own section only:",
+            [f"`--{name}` would need another run: hf-instruct run EXPERIMENT.yaml --{name} …" for name in foreign],
+        )
+    values = plain_values(stored)
+    for name, value in (overrides or {}).items():
+        values[stage][name.partition(".")[2]] = value
+    experiment = build_experiment(values, where="the flags", deep=bool(overrides))
+    with folder.locked():
+        if force:
+            clear_from(folder, stage)
+        _accept_changes(folder, experiment)
+        walk(folder, experiment, [stage])
+    return experiment
+
+
+def default_path(experiment_file: Path) -> Path:
+    """Return the run folder of an experiment file: `recipes/gpt2-medium/full.yaml` runs in `runs/gpt2-medium-full`."""
+    folder = experiment_file.resolve().parent.name
+    names = [experiment_file.stem] if folder in ("", "recipes") else [folder, experiment_file.stem]
+    return Path("runs") / "-".join(names)
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Raise for what would fail only hours later: an unusable prompt format.
+
+    Raises:
+        ConfigError: The prompt format cannot be used.
+    """
+    from hf_instruct.prompts import PromptFormat
+
+    PromptFormat.named(experiment.data.prompt_format)
+
+
+def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = False, force: bool = False) -> None:
+    """Make a run folder ready for an experiment: new, resumed, or emptied first.
+
+    Raises:
+        RunError: The folder holds a run already, another experiment's run, or something that is not a run.
+    """
+    path = folder.path
+    if folder.config.is_file():
+        if force:
+            with folder.locked():
+                _empty(folder)
+        elif resume:
+            _accept_changes(folder, experiment)
+            return
+        else:
+            raise RunError(
+                f"`{path}` holds a run already. `--resume` goes on with it, `--force` deletes it and starts anew, "
+                "`--run-dir` names another folder."
+            )
+    elif path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+        raise RunError(
+            f"`{path}` exists and is not a run folder, so nothing is written there. Name another `--run-dir`."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    folder.save_experiment(experiment)
+
+
+def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str], *, resume: bool = True) -> None:
+    """Run stages over a run folder, in the order of `STAGES`; data and training that are whole are left alone."""
+    for stage in (name for name in STAGES if name in stages):
+        if stage == "data" and not is_done(folder, "data"):
+            from hf_instruct.data.stage import prepare
+
+            prepare(folder, experiment)
+            folder.add_provenance(data_sha256=_data_sha256(folder))
+        elif stage == "train" and not is_done(folder, "train"):
+            from hf_instruct.training.stage import fine_tune
+
+            fine_tune(folder, experiment, resume=resume)
+        elif stage == "generate":
+            from hf_instruct.generation.stage import answer
+
+            answer(folder, experiment)
+        elif stage == "judge":
+            from hf_instruct.judging.stage import judge
+
+            judge(folder, experiment)
+        elif stage == "report":
+            from hf_instruct.reporting.stage import report
+
+            report(folder, experiment)
+
+
+def is_done(folder: RunFolder, stage: str) -> bool:
+    """Return whether a stage has finished: whether the file it writes last is there."""
+    last = {
+        "data": folder.preflight,
+        "train": folder.training_summary,
+        "generate": folder.responses,
+        "judge": folder.scores,
+        "report": folder.report,
+    }
+    return last[stage].exists()
+
+
+def clear_from(folder: RunFolder, stage: str) -> None:
+    """Delete what a stage and all stages after it have written."""
+    written = {
+        "data": [folder.data],
+        "train": [folder.checkpoints, folder.model, folder.training_log, folder.training_summary, folder.loss_plot],
+        "generate": [folder.responses, folder.base.path, folder.course_file],
+        "judge": [folder.judgments, folder.scores, folder.base.judgments, folder.base.scores],
+        "report": [folder.report, folder.score_plot],
+    }
+    for name in STAGES[STAGES.index(stage) :]:
+        for path in written[name]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _empty(folder: RunFolder) -> None:
+    clear_from(folder, "data")
+    folder.config.unlink()
+
+
+def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
+    """Take over settings of stages that have not begun; refuse those of stages that have.
+
+    Raises:
+        RunError: The folder is of another experiment.
+    """
+    old, new = plain_values(folder.load_experiment()), plain_values(experiment)
+    section_stage = {"data": "data", "model": "data", "train": "train", "lora": "train"}
+    changed = sorted(dotted for dotted in _differing_keys(old, new))
+    begun = {
+        "data": is_done(folder, "data"),
+        "train": is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*")),
+        "generate": is_done(folder, "generate") or folder.base.responses.exists(),
+        "judge": folder.judgments.exists() or folder.base.judgments.exists(),
+    }
+    refused = [key for key in changed if begun[section_stage.get(key.partition(".")[0], key.partition(".")[0])]]
+    if refused:
+        names = ", ".join(f"`{key}`" for key in refused)
+        raise RunError(
+            f"`{folder.path}` is a run of another experiment: {names} differ(s) from `{folder.config}`, and that stage "
+            "has begun. Give the same settings, name another `--run-dir`, or delete the run with `--force`."
+        )
+    if changed:
+        folder.save_experiment(experiment)
+
+
+def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for section in {*old, *new}:
+        before, after = old.get(section), new.get(section)
+        if before is None or after is None:
+            if before is not after:
+                yield section
+            continue
+        yield from (f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key))
+
+
+def _data_sha256(folder: RunFolder) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name in ("train", "test", "validation"):
+        digest.update(folder.split(name).read_bytes())
+    return digest.hexdigest()
+
+
+def _is_main_process() -> bool:
+    # Set by `accelerate launch` and `torchrun`.
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _one_process_first() -> Iterator[bool]:
+    """Yield whether this process is the first of those launched together; the others wait until it is through."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield True
+        return
+    from accelerate import PartialState
+
+    state = PartialState()
+    with state.main_process_first():
+        yield state.is_main_process

@@ -1,0 +1,221 @@
+"""Plots of a run: losses while training, scores of the answers.
+
+Every plot is drawn on a `Figure` of its own: no pyplot, no backend choice, nothing that outlives the call. Colours are
+from the Okabe-Ito set, which stays apart in the common kinds of colour blindness.
+Source of the colours: https://jfly.uni-koeln.de/color/ (Okabe and Ito, "Color Universal Design")
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.records import TrainingRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# By role, so that `format_inline_svg` can hand each to a page as a CSS variable of the same name.
+COLORS = {
+    "text": "#3b4048",
+    "grid": "#dfe2e6",
+    "batch": "#e9c59a",
+    "train": "#d55e00",
+    "validation": "#0072b2",
+    "base": "#8b929b",
+    "tuned": "#0072b3",
+}
+BACKGROUND = "#ffffff"
+# Small, so that the labels stay legible where the figure is scaled to the width of a telephone.
+_SIZE_INCHES = (4.8, 3.1)
+_PNG_DOTS_PER_INCH = 220
+SCORE_BIN_WIDTH = 10
+
+
+def write_loss_plot(rows: Sequence[TrainingRow], path: Path, *, title: str | None = None) -> None:
+    """Write the plot of the losses; the suffix of `path` decides the format (`.png` or `.svg`).
+
+    Args:
+        rows: A training log; rows of kind `train` and `evaluation` are drawn, in the order of their steps.
+        path: The file; its folder has to exist.
+        title: A line above the plot, taken literally.
+    """
+    _write(draw_loss_plot(rows, title=title), path)
+
+
+def write_score_histogram(scores: Mapping[str, Sequence[int]], path: Path, *, title: str | None = None) -> None:
+    """Write the histogram of scores; the suffix of `path` decides the format (`.png` or `.svg`).
+
+    Args:
+        scores: The scores from 0 to 100 of each side: `base`, `tuned` or both.
+        path: The file; its folder has to exist.
+        title: A line above the plot, taken literally.
+    """
+    _write(draw_score_histogram(scores, title=title), path)
+
+
+def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> "Figure":
+    """Return the plot of the losses over steps (below) and example tokens (above); see `write_loss_plot`."""
+    figure, axes = _build_axes(title)
+    # A resumed run may log a step again: the later row is the one that the model went through.
+    ordered = [row for _, row in sorted({(row.step, row.kind): row for row in rows}.items())]
+    series: list[tuple[str, list[tuple[int, float]], str, dict[str, Any]]] = [
+        ("training batches", [(r.step, r.loss) for r in ordered if r.loss is not None], "batch", {"linewidth": 1}),
+        ("train", [(r.step, r.train_loss) for r in ordered if r.train_loss is not None], "train", {"linewidth": 1.8}),
+        (
+            "validation",
+            [(r.step, r.validation_loss) for r in ordered if r.validation_loss is not None],
+            "validation",
+            {"linewidth": 2.2},
+        ),
+    ]
+    drawn = [entry for entry in series if entry[1]]
+    for label, points, color, style in drawn:
+        # A lone point is a line of no length: show it as a dot.
+        marker = "o" if len(points) == 1 else None
+        axes.plot(*zip(*points, strict=True), label=label, color=COLORS[color], marker=marker, clip_on=False, **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a label token)")
+    axes.grid(axis="y", color=COLORS["grid"], linewidth=0.8)
+    if drawn:
+        axes.set_xlim(0, max(axes.get_xlim()[1], 1))
+        axes.locator_params(axis="x", integer=True)
+        _add_token_axis(axes, ordered)
+        axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=COLORS["text"], handlelength=1.4)
+    else:
+        axes.text(0.5, 0.5, "no losses were logged", transform=axes.transAxes, ha="center", color=COLORS["text"])
+    return figure
+
+
+def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | None = None) -> "Figure":
+    """Return the histogram of scores in bins of ten points, the last one 90 to 100; see `write_score_histogram`."""
+    figure, axes = _build_axes(title)
+    sides = [name for name in ("base", "tuned") if scores.get(name)]
+    width = 0.84 * SCORE_BIN_WIDTH / max(len(sides), 1)
+    for place, name in enumerate(sides):
+        counts = count_scores(scores[name])
+        left = [start + 0.08 * SCORE_BIN_WIDTH + place * width for start in range(0, 100, SCORE_BIN_WIDTH)]
+        mean = sum(scores[name]) / len(scores[name])
+        axes.bar(left, counts, width, align="edge", color=COLORS[name], label=f"{name} (mean {mean:.1f})")
+        axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.set_xlim(0, 100)
+    axes.set_xticks(range(0, 101, 2 * SCORE_BIN_WIDTH))
+    axes.set_xlabel("score")
+    axes.set_ylabel("answers")
+    axes.locator_params(axis="y", integer=True)
+    axes.grid(axis="y", color=COLORS["grid"], linewidth=0.8)
+    if sides:
+        # Beside the plot, where it can hide no bar.
+        figure.legend(
+            loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=COLORS["text"], handlelength=1.0
+        )
+    else:
+        axes.text(50, 0.5, "no scores", ha="center", color=COLORS["text"])
+    return figure
+
+
+def count_scores(scores: Sequence[int]) -> list[int]:
+    """Return how many scores fall into each of the ten bins; 100 belongs to the last.
+
+    >>> count_scores([0, 9, 10, 85, 100])
+    [2, 1, 0, 0, 0, 0, 0, 0, 1, 1]
+    """
+    counts = [0] * (100 // SCORE_BIN_WIDTH)
+    for score in scores:
+        counts[min(score // SCORE_BIN_WIDTH, len(counts) - 1)] += 1
+    return counts
+
+
+def format_inline_svg(figure: "Figure", prefix: str) -> str:
+    """Return a figure as an `<svg>` element to stand inside an HTML page.
+
+    Text stays text, the background is transparent, and each colour is a CSS variable (`--plot-validation`) with the
+    usual colour as its default, so that the page's light and dark themes apply.
+
+    Args:
+        figure: The figure.
+        prefix: Put before every id, because two figures on a page may not share any.
+    """
+    from io import StringIO
+
+    import matplotlib
+
+    stream = StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    text = stream.getvalue()
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    # Fixed sizes would keep the figure from shrinking with a narrow window; `viewBox` says the shape.
+    svg = re.sub(r'(<svg [^>]*?) ?\bwidth="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) ?\bheight="[^"]*"', r"\1", svg, count=1)
+    for role, color in COLORS.items():
+        svg = svg.replace(color, f"var(--plot-{role}, {color})")
+    return svg.strip()
+
+
+def _build_axes(title: str | None) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
+    figure = Figure(figsize=_SIZE_INCHES, layout=layout, facecolor=BACKGROUND)
+    axes = figure.add_subplot()
+    axes.locator_params(axis="y", nbins=6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(COLORS["grid"])
+    axes.tick_params(colors=COLORS["text"], length=0, labelsize=9, pad=5)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=COLORS["text"], fontsize=9)
+    if title:
+        figure.suptitle(title, color=COLORS["text"], fontsize=10.5, parse_math=False)
+    return figure, axes
+
+
+def _add_token_axis(axes: "Axes", rows: Sequence[TrainingRow]) -> None:
+    """Mark round numbers of tokens above the plot, where the run had seen that many."""
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator
+
+    steps, tokens = [row.step for row in rows], [row.tokens_seen for row in rows]
+    if max(tokens) <= 0:
+        return
+    marks = [mark for mark in MaxNLocator(5).tick_values(0, max(tokens)) if 0 <= mark <= max(tokens)]
+    if min(steps) > 0:
+        steps, tokens = [0, *steps], [0, *tokens]
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(np.interp(marks, tokens, steps), [_format_count(mark) for mark in marks])
+    above.set_xlabel("example tokens seen", color=COLORS["text"], fontsize=9)
+    above.tick_params(colors=COLORS["text"], length=0, labelsize=9)
+    above.spines["top"].set_visible(False)
+
+
+def _format_count(number: float) -> str:
+    """Return a count with a short unit.
+
+    >>> _format_count(0), _format_count(950), _format_count(20_000), _format_count(2_500_000)
+    ('0', '950', '20k', '2.5M')
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _write(figure: "Figure", path: Path) -> None:
+    """Save a figure whole: into a temporary file beside it, then renamed over it."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(descriptor)
+    try:
+        figure.savefig(name, dpi=_PNG_DOTS_PER_INCH)
+        # A temporary file is readable by its owner alone.
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,246 @@
+"""The typed rows of every JSON Lines file in a run folder, and the only code that reads or writes them.
+
+A row is written whole or not at all: a killed process can leave at most one torn last line, which `recover_rows` cuts
+off before a stage goes on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_instruct.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One dataset row.
+
+    Attributes:
+        id: Stable name of the row: its own `id` where it has one, else a hash of its text.
+        instruction: The task, never empty.
+        input: The text the task is about; often empty.
+        output: The reference answer.
+        category: A label to group scores by, where the data has one.
+    """
+
+    id: str
+    instruction: str
+    input: str
+    output: str
+    category: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Examples by what they are for; no example is in two of them.
+
+    Attributes:
+        train: What a model learns from.
+        test: What it is asked at the end, and scored on.
+        validation: What the loss is followed on while it learns.
+    """
+
+    train: list[Example]
+    test: list[Example]
+    validation: list[Example]
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    """A model's answer to one example, with the example's own fields so that the file can be judged alone.
+
+    Attributes:
+        response: Generated text: no prompt, no special tokens.
+        stopped: Whether the model ended the answer itself; None where that is not known (files made elsewhere).
+        num_tokens: Generated tokens, the end-of-text token included; None where that is not known.
+    """
+
+    id: str
+    instruction: str
+    input: str
+    output: str
+    response: str
+    category: str | None = None
+    stopped: bool | None = None
+    num_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgment:
+    """The record of judging one response.
+
+    Attributes:
+        id: The example's id.
+        score: Integer from 0 to 100, or None when no verdict could be read.
+        replies: The judge's raw replies, one for each attempt.
+        judge: Which judge, exactly: `backend`, `model`, `digest`, `server_version`, `options`.
+        rubric: Name of the rubric.
+        prompt_sha256: Hash of the messages sent.
+        seconds: Time the judge took, all attempts together; 0 when the judgment came from the cache.
+        failure: Why there is no score; None when there is one.
+        reasons: The judge's reasons, where the rubric asks for them.
+        cached: Whether an earlier, equal call answered.
+    """
+
+    id: str
+    score: int | None
+    replies: list[str]
+    judge: dict[str, Any]
+    rubric: str
+    prompt_sha256: str
+    seconds: float
+    failure: str | None = None
+    reasons: str | None = None
+    cached: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRow:
+    """One line of `training.jsonl`: what was known at an optimizer step.
+
+    Attributes:
+        step: Optimizer steps done.
+        epoch: Passes over the training examples done, as a fraction.
+        tokens_seen: Example tokens (prompt and completion, no padding) trained on so far.
+        kind: `train` (mean loss since the last such row), `evaluation` (losses on fixed examples) or `samples`.
+        loss: Mean training loss in nats a label token; None on other kinds.
+        train_loss: Loss on a fixed part of the training examples; on `evaluation` rows.
+        validation_loss: Loss on the validation examples; on `evaluation` rows.
+        learning_rate: On `train` rows.
+        tokens_per_second: Example tokens a second since the last `train` row.
+        seconds: Time trained so far, evaluation and interrupted parts included.
+        samples: On `samples` rows, each with `id`, `instruction`, `input`, `output`, `response`.
+    """
+
+    step: int
+    epoch: float
+    tokens_seen: int
+    kind: str
+    loss: float | None = None
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    samples: list[dict[str, str]] | None = None
+
+
+Row = TypeVar("Row", Example, Response, Judgment, TrainingRow)
+
+
+def build_example_id(instruction: str, input: str, output: str) -> str:
+    """Return the first 12 hex digits of the SHA-256 of the three texts, joined by NUL.
+
+    >>> build_example_id("Name a color.", "", "Red.")
+    'afd331bf07dd'
+    """
+    text = "\0".join((instruction, input, output))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+
+def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """Return the rows of a JSON Lines file, in file order.
+
+    A last line without its newline was torn by a kill and is left out.
+
+    Raises:
+        DataError: The file is missing, or a line is not a row of this type (file and line are named).
+    """
+    return [row for row, _ in _parse_lines(path, row_type)]
+
+
+def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
+    """Cut a torn last line off the file and return its rows; an absent file has none.
+
+    Raises:
+        DataError: A whole line is not a row of this type.
+    """
+    if not path.exists():
+        return []
+    rows = _parse_lines(path, row_type)
+    end = rows[-1][1] if rows else 0
+    if path.stat().st_size > end:
+        os.truncate(path, end)
+    return [row for row, _ in rows]
+
+
+def _parse_lines(path: Path, row_type: type[Row]) -> list[tuple[Row, int]]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"`{path}` does not exist; run the stage that writes it first.") from error
+    rows: list[tuple[Row, int]] = []
+    names = {field.name for field in dataclasses.fields(row_type)}
+    end = 0
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        end += len(line)
+        try:
+            fields = json.loads(line)
+            rows.append((row_type(**{name: value for name, value in fields.items() if name in names}), end))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"`{path}` line {number} is not a {row_type.__name__} row ({error}); "
+                "mend the line, or delete the file and run the stage again."
+            ) from error
+    return rows
+
+
+def append_rows(path: Path, rows: Iterable[Example | Response | Judgment | TrainingRow]) -> None:
+    """Append rows to a JSON Lines file in one write, and wait until they are on disk."""
+    text = "".join(_format_row(row) for row in rows)
+    if not text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        start = os.fstat(descriptor).st_size
+        data = text.encode("utf-8")
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        except OSError:
+            # A full disk may have taken half of the rows: take them back, so that the file holds whole rows only.
+            os.ftruncate(descriptor, start)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_rows(path: Path, rows: Iterable[Example | Response | Judgment | TrainingRow]) -> None:
+    """Write a JSON Lines file whole; readers see the old file or the new one, never a part."""
+    write_text(path, "".join(_format_row(row) for row in rows))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, indented, UTF-8; readers see the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole: into a temporary file beside it, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _format_row(row: Example | Response | Judgment | TrainingRow) -> str:
+    fields = {name: value for name, value in dataclasses.asdict(row).items() if value is not None or name == "score"}
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

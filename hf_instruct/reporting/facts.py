@@ -1,0 +1,199 @@
+"""What a run folder holds, read for the report; whatever a stage has not written yet is simply absent."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_instruct.config import Experiment, read_yaml
+from hf_instruct.errors import DataError
+from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
+from hf_instruct.run_folder import RunFolder
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """One `scores.json`, or one category in it.
+
+    Attributes:
+        mean: Mean score from 0 to 100; None when no answer has a score.
+        standard_error: Of the mean; None when fewer than two answers have a score.
+        n: Answers with a score.
+        failures: Answers judged without a readable verdict.
+        total: Answers to judge.
+        judge: `backend`, `model`, `digest` and the like.
+        rubric: Name of the rubric.
+        rubric_sha256: Hash of what the rubric asks.
+        prompts_sha256: Hash of all prompts that the judge was sent.
+        by_category: The same numbers for each category, where the examples have one.
+    """
+
+    mean: float | None
+    standard_error: float | None
+    n: int
+    failures: int
+    total: int
+    judge: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rubric: str = ""
+    rubric_sha256: str = ""
+    prompts_sha256: str = ""
+    by_category: "dict[str, Scores]" = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """The answers of one model, tuned or base, and what the judge said of them.
+
+    Attributes:
+        responses: In the order of the test split.
+        judgments: By the example's id; the latest where there are several.
+        scores: None when the judge has not finished.
+    """
+
+    responses: list[Response]
+    judgments: dict[str, Judgment]
+    scores: Scores | None
+
+    @property
+    def score_by_id(self) -> dict[str, int]:
+        """The scores by the example's id, failures left out."""
+        known = {response.id for response in self.responses}
+        return {id: j.score for id, j in self.judgments.items() if j.score is not None and (not known or id in known)}
+
+    @property
+    def stopped_share(self) -> float | None:
+        """Share of the answers that the model ended itself, a fraction; None where that is not known."""
+        known = [response.stopped for response in self.responses if response.stopped is not None]
+        return sum(known) / len(known) if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """All that the report says, as read.
+
+    Attributes:
+        folder: The run folder.
+        experiment: What the run is of.
+        provenance: `run.yaml` without the experiment: command, versions, commit, time.
+        preflight: What the data stage found.
+        split_sizes: Examples in each split that is there.
+        training_rows: The training log.
+        training: Seconds, memory, tokens and device of fine-tuning.
+        tuned: The tuned model's answers.
+        base: The untuned model's answers.
+    """
+
+    folder: RunFolder
+    experiment: Experiment
+    provenance: dict[str, Any]
+    preflight: dict[str, Any]
+    split_sizes: dict[str, int]
+    training_rows: list[TrainingRow]
+    training: dict[str, Any]
+    tuned: Side
+    base: Side
+
+    @property
+    def name(self) -> str:
+        """The run folder's own name."""
+        return self.folder.path.resolve().name
+
+    @property
+    def evaluations(self) -> list[TrainingRow]:
+        """The rows with a validation loss, by step."""
+        rows = {row.step: row for row in self.training_rows if row.validation_loss is not None}
+        return [rows[step] for step in sorted(rows)]
+
+
+def read_facts(run: RunFolder, experiment: Experiment) -> RunFacts:
+    """Return what the run folder holds.
+
+    Raises:
+        DataError: A file is there but cannot be read as what it should be.
+    """
+    provenance = read_yaml(run.config) if run.config.is_file() else {}
+    provenance.pop("experiment", None)
+    return RunFacts(
+        folder=run,
+        experiment=experiment,
+        provenance=provenance,
+        preflight=_read_json(run.preflight),
+        split_sizes={name: _count_lines(run.split(name)) for name in SPLITS if run.split(name).is_file()},
+        training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],
+        training=_read_json(run.training_summary),
+        tuned=_read_side(run),
+        base=_read_side(run.base),
+    )
+
+
+def parse_scores(values: Mapping[str, Any]) -> Scores:
+    """Return the numbers of a `scores.json`; what is missing or of another type counts as unknown.
+
+    >>> parse_scores({"mean": 50, "n": 3, "total": 4, "failures": 1}).mean
+    50.0
+    """
+    judge, rubric, categories = (values.get(name) for name in ("judge", "rubric", "by_category"))
+    if not isinstance(rubric, Mapping):
+        rubric = {"name": rubric}
+    n, failures = (_whole(values.get(name)) for name in ("n", "failures"))
+    return Scores(
+        mean=as_number(values.get("mean")),
+        standard_error=as_number(values.get("standard_error")),
+        n=n,
+        failures=failures,
+        total=max(_whole(values.get("total")), n + failures),
+        judge=dict(judge) if isinstance(judge, Mapping) else {},
+        rubric=str(rubric.get("name") or ""),
+        rubric_sha256=str(rubric.get("sha256") or ""),
+        prompts_sha256=str(values.get("prompts_sha256") or ""),
+        by_category={
+            str(name): parse_scores(numbers)
+            for name, numbers in (categories.items() if isinstance(categories, Mapping) else ())
+            if isinstance(numbers, Mapping)
+        },
+    )
+
+
+def as_number(value: Any) -> float | None:
+    """Return a JSON number as a float, and None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: Any) -> int:
+    number = as_number(value)
+    return int(number) if number is not None else 0
+
+
+def _read_side(run: RunFolder) -> Side:
+    judgments = read_rows(run.judgments, Judgment) if run.judgments.is_file() else []
+    return Side(
+        responses=read_rows(run.responses, Response) if run.responses.is_file() else [],
+        judgments={judgment.id: judgment for judgment in judgments},
+        scores=parse_scores(_read_json(run.scores)) if run.scores.is_file() else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"`{path}` is not JSON ({error}); delete the file and run the stage that writes it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise DataError(
+            f"`{path}` holds a {type(value).__name__}, not an object with named values; "
+            "delete the file and run the stage that writes it again."
+        )
+    return value
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.endswith(b"\n"))

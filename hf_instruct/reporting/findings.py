@@ -1,0 +1,258 @@
+"""What the numbers of a run say, and what they do not: pure functions over `RunFacts`."""
+
+import dataclasses
+import math
+import re
+import shlex
+import statistics
+from collections.abc import Mapping
+
+from hf_instruct.config import LORA_DEFAULTS
+from hf_instruct.reporting.facts import RunFacts, Scores, Side
+
+# Half the width of a 95 % interval, in standard errors.
+_Z95 = 1.96
+_FEW_ANSWERS = 30
+_SMALL_JUDGE_PARAMETERS = 3e9
+_OVERFIT_RISE = 1.02
+_MANY_CUT_OFF = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Mean of tuned less base score over the examples scored on both sides, with its 95 % interval, in points."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} points, 95 % interval {self.low:+.1f} to {self.high:+.1f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """A part that the run folder lacks, and the command that makes it."""
+
+    what: str
+    command: str
+
+
+def measure_difference(base: Mapping[str, int], tuned: Mapping[str, int]) -> Difference | None:
+    """Return by how much the tuned scores exceed the base scores of the same examples; None below two examples.
+
+    The examples differ in difficulty far more than the two models do, so pairing them narrows the interval.
+
+    >>> str(measure_difference({"a": 10, "b": 20, "c": 5}, {"a": 50, "b": 70, "d": 1}))
+    '+45.0 points, 95 % interval +35.2 to +54.8'
+    """
+    gains = [tuned[id] - score for id, score in base.items() if id in tuned]
+    if len(gains) < 2:
+        return None
+    mean, half = statistics.fmean(gains), _Z95 * statistics.stdev(gains) / len(gains) ** 0.5
+    return Difference(mean, mean - half, mean + half, len(gains))
+
+
+def find_difference(facts: RunFacts) -> Difference | None:
+    """Return by how much the tuned model scores higher; None where the two sides were not both judged, and alike."""
+    tuned, base = facts.tuned.scores, facts.base.scores
+    if tuned is None or base is None or _identify_judge(tuned) != _identify_judge(base):
+        return None
+    return measure_difference(facts.base.score_by_id, facts.tuned.score_by_id)
+
+
+def format_mean(scores: Scores) -> str:
+    """Return a mean with its standard error, as in `49.6 ± 2.8`."""
+    if scores.mean is None:
+        return "no score"
+    error = "" if scores.standard_error is None else f" ± {format_points(scores.standard_error)}"
+    return f"{format_points(scores.mean)}{error}"
+
+
+def format_points(number: float) -> str:
+    """Return a number of points with one decimal, halves up, which means of whole scores often meet.
+
+    >>> format_points(26.25), format_points(49.449), format_points(0.0)
+    ('26.3', '49.4', '0.0')
+    """
+    return f"{math.floor(round(number * 10, 9) + 0.5) / 10:.1f}"
+
+
+def format_judge(scores: Scores) -> str:
+    """Return the judge's tag, backend, digest and rubric on one line."""
+    judge = scores.judge
+    details = [str(judge["backend"])] if judge.get("backend") else []
+    if judge.get("digest"):
+        details.append(f"digest {str(judge['digest']).removeprefix('sha256:')[:12]}")
+    tag = str(judge.get("model") or "unnamed judge")
+    tag = tag.rstrip("/").rsplit("/", 1)[-1] if tag.startswith(("/", ".", "~")) else tag
+    if details:
+        tag += f" ({', '.join(details)})"
+    if not scores.rubric:
+        return tag
+    return f"{tag}, rubric {scores.rubric}" + (f"@{scores.rubric_sha256[:7]}" if scores.rubric_sha256 else "")
+
+
+def format_method(facts: RunFacts) -> str:
+    """Return how the run fine-tunes: `full fine-tuning`, or LoRA with rank and scale."""
+    if facts.experiment.lora is None:
+        return "full fine-tuning"
+    lora = {**LORA_DEFAULTS, **facts.experiment.lora}
+    return f"LoRA (r {lora['r']}, alpha {lora['lora_alpha']})"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time in the two largest units that it fills.
+
+    >>> format_seconds(8.24), format_seconds(314), format_seconds(11_782)
+    ('8.2 s', '5 min 14 s', '3 h 16 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def parse_num_parameters(tag: str) -> float | None:
+    """Return the parameters that a model's name tells of, or None.
+
+    >>> parse_num_parameters("SmolLM2-135M-Instruct"), parse_num_parameters("llama3:8b"), parse_num_parameters("llama3")
+    (135000000.0, 8000000000.0, None)
+    """
+    match = re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z])", tag, flags=re.IGNORECASE)
+    return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()] if match else None
+
+
+def list_missing(facts: RunFacts) -> list[Missing]:
+    """Return the parts that the run folder lacks, in the order in which the stages make them."""
+    folder = shlex.quote(str(facts.folder.path))
+    tuned, base = facts.tuned, facts.base
+    missing = []
+    if not facts.training_rows:
+        # These two stages take the experiment's file, whose name the run folder does not tell.
+        what = "the training log" if facts.split_sizes else "the examples and the training log"
+        missing.append(Missing(what, f"hf-instruct train EXPERIMENT.yaml --run-dir {folder} --resume"))
+    if not tuned.responses:
+        missing.append(Missing("the tuned model's answers", f"hf-instruct generate {folder}"))
+    elif len(tuned.responses) < facts.split_sizes.get("test", 0):
+        left = facts.split_sizes["test"] - len(tuned.responses)
+        missing.append(Missing(f"{left} of the tuned model's answers", f"hf-instruct generate {folder}"))
+    if not base.responses and facts.experiment.generate.base:
+        missing.append(Missing("the base model's answers, to compare with", f"hf-instruct generate {folder}"))
+    for side, owner in ((tuned, "tuned"), (base, "base")):
+        if side.scores is None and side.responses and (side is tuned or facts.experiment.judge.base):
+            done = sum(response.id in side.judgments for response in side.responses)
+            what = f"the scores of the {owner} model's answers"
+            what += f" ({done} of {len(side.responses)} are judged)" if done else ""
+            missing.append(Missing(what, f"hf-instruct judge {folder}"))
+    return missing
+
+
+def list_notes(facts: RunFacts) -> list[str]:
+    """Return what a reader should know before quoting the numbers, most important first."""
+    return [
+        *_note_difference(facts),
+        *_note_judge(facts.tuned.scores or facts.base.scores),
+        *_note_failures(facts),
+        *_note_leaks(facts),
+        *_note_answers(facts.tuned, facts.experiment.generate.max_new_tokens),
+        *_note_overfitting(facts),
+    ]
+
+
+def _identify_judge(scores: Scores) -> tuple[object, ...]:
+    return (
+        *(scores.judge.get(name) for name in ("backend", "model", "digest", "options")),
+        scores.rubric,
+        scores.rubric_sha256,
+    )
+
+
+def _note_difference(facts: RunFacts) -> list[str]:
+    tuned, base, difference = facts.tuned.scores, facts.base.scores, find_difference(facts)
+    if tuned is not None and base is not None and _identify_judge(tuned) != _identify_judge(base):
+        return [
+            f"The two sides were judged differently: base by {format_judge(base)}, tuned by {format_judge(tuned)}. "
+            "Their scores cannot be compared."
+        ]
+    if difference is None or (difference.is_shown and difference.mean > 0):
+        return []
+    if difference.is_shown:
+        return [f"The tuned model scores lower than the base model: {difference} (n={difference.n})."]
+    return [
+        f"No difference shown: tuned less base is {difference}, over the {difference.n} examples scored on both sides. "
+        "The interval includes zero."
+    ]
+
+
+def _note_judge(scores: Scores | None) -> list[str]:
+    if scores is None:
+        return []
+    notes = []
+    size = parse_num_parameters(str(scores.judge.get("model") or ""))
+    if size is None and scores.judge.get("backend") == "local":
+        notes.append(
+            "The judge ran locally and its name does not tell its size. A small model is a rough judge: read the "
+            "answers themselves, and quote scores of a larger judge only."
+        )
+    elif size is not None and size < _SMALL_JUDGE_PARAMETERS:
+        unit = f"{size / 1e9:.3g} billion" if size >= 1e9 else f"{size / 1e6:.3g} million"
+        notes.append(
+            f"The judge is a small model ({unit} parameters), so its scores are rough: read the answers themselves, "
+            "and quote scores of a larger judge only."
+        )
+    if 0 < scores.n < _FEW_ANSWERS:
+        answers = "1 answer has" if scores.n == 1 else f"{scores.n} answers have"
+        notes.append(f"Only {answers} a score: the standard error itself is uncertain.")
+    return notes
+
+
+def _note_failures(facts: RunFacts) -> list[str]:
+    counts = [
+        f"{side.scores.failures} of {side.scores.total} {owner} answers"
+        for owner, side in (("tuned", facts.tuned), ("base", facts.base))
+        if side.scores is not None and side.scores.failures
+    ]
+    if not counts:
+        return []
+    return [f"The judge gave no readable verdict on {' and '.join(counts)}. The means are over the others."]
+
+
+def _note_leaks(facts: RunFacts) -> list[str]:
+    seen = facts.preflight.get("seen_in_train")
+    found = seen.get("test") if isinstance(seen, Mapping) else None
+    if not isinstance(found, list) or not found:
+        return []
+    return [
+        f"{len(found)} of {facts.split_sizes.get('test', len(found))} test examples have the same instruction and "
+        "input as a training example."
+    ]
+
+
+def _note_answers(tuned: Side, max_new_tokens: int) -> list[str]:
+    share = tuned.stopped_share
+    if share is None or 1 - share <= _MANY_CUT_OFF:
+        return []
+    return [
+        f"{1 - share:.0%} of the tuned model's answers did not end by themselves and were cut off at "
+        f"`generate.max_new_tokens` ({max_new_tokens})."
+    ]
+
+
+def _note_overfitting(facts: RunFacts) -> list[str]:
+    losses = [(row.validation_loss, row.step) for row in facts.evaluations if row.validation_loss is not None]
+    if len(losses) < 3:
+        return []
+    lowest, step = min(losses)
+    last, _ = losses[-1]
+    if last <= lowest * _OVERFIT_RISE:
+        return []
+    return [f"The validation loss was lowest at step {step} ({lowest:.3f}) and has risen to {last:.3f}: overfitting."]

@@ -1,0 +1,210 @@
+"""The run folder: which file holds what, and where a run comes from.
+
+A run folder is all that stages share: each reads files of the stages before it and writes its own. `run.yaml`, written
+first, says what the run is: the resolved experiment, library versions, the data's checksum, the commit, the command.
+"""
+
+import contextlib
+import dataclasses
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
+from hf_instruct.errors import RunError
+from hf_instruct.records import write_text
+
+_VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, by what they hold.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved experiment and where it comes from."""
+        return self.path / "run.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the splits."""
+        return self.path / "data"
+
+    def split(self, name: str) -> Path:
+        """Return the file of a split: `train`, `test` or `validation`."""
+        return self.data / f"{name}.jsonl"
+
+    @property
+    def preflight(self) -> Path:
+        """What was found in the data before training; written last, so its presence says the stage is whole."""
+        return self.data / "preflight.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints that `--resume` goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The tuned model or adapter, with its tokenizer; renamed into place when whole."""
+        return self.path / "model"
+
+    @property
+    def training_log(self) -> Path:
+        """`TrainingRow` rows."""
+        return self.path / "training.jsonl"
+
+    @property
+    def training_summary(self) -> Path:
+        """Seconds, peak memory, tokens, device and precision of fine-tuning."""
+        return self.path / "training.json"
+
+    @property
+    def loss_plot(self) -> Path:
+        """Training and validation loss over steps and tokens."""
+        return self.path / "loss.png"
+
+    @property
+    def responses(self) -> Path:
+        """`Response` rows of the tuned model."""
+        return self.path / "responses.jsonl"
+
+    @property
+    def course_file(self) -> Path:
+        """The responses under the keys and the file name the course gives them, where asked for."""
+        return self.path / "instruction-data-with-response.json"
+
+    @property
+    def judgments(self) -> Path:
+        """`Judgment` rows of the tuned model's responses."""
+        return self.path / "judgments.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """The summary of the judgments."""
+        return self.path / "scores.json"
+
+    @property
+    def score_plot(self) -> Path:
+        """Histogram of the scores."""
+        return self.path / "scores.png"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def base(self) -> "RunFolder":
+        """The untuned model's responses, judgments and scores, under the same names."""
+        return RunFolder(self.path / "base")
+
+    def load_experiment(self) -> Experiment:
+        """Return the experiment that this run is of.
+
+        Raises:
+            RunError: The folder does not exist or holds no run.
+        """
+        if not self.config.is_file():
+            hint = _nearest_run(self.path)
+            what = "is not a run folder (no `run.yaml` in it)" if self.path.is_dir() else "does not exist"
+            raise RunError(f"`{self.path}` {what}.{hint} `hf-instruct run EXPERIMENT.yaml` makes one.")
+        return build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)
+
+    def save_experiment(self, experiment: Experiment) -> None:
+        """Write `run.yaml`: the resolved experiment and its provenance, never a secret."""
+        provenance = {
+            "experiment": plain_values(experiment),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": _redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            "git_commit": _git_commit(),
+            "python": sys.version.split()[0],
+            "versions": _library_versions(),
+        }
+        write_text(self.config, dump_yaml(provenance))
+
+    def add_provenance(self, **values: str) -> None:
+        """Add to `run.yaml` what became known only after it was first written."""
+        write_text(self.config, dump_yaml({**read_yaml(self.config), **values}))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working on this run meanwhile.
+
+        Raises:
+            RunError: Another process is working on it.
+        """
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"Another process is working on `{self.path}`. Wait for it, stop it, or name another `--run-dir`."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def plain_values(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as it is written to `run.yaml`, without secrets."""
+    values = experiment.model_dump(mode="json")
+    if values["lora"] is None:
+        # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
+        del values["lora"]
+    redacted: dict[str, Any] = _redact(values)
+    return redacted
+
+
+def _redact(value: Any) -> Any:
+    """Return a plain value whose texts hold no user:password part of an address and no Hub or API token."""
+    if isinstance(value, dict):
+        return {key: _redact(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_redact(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"://[^/\s@]+@", "://", value)
+    return re.sub(r"\b(hf|sk)[_-][A-Za-z0-9_-]{20,}", "[token removed]", text)
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _library_versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def _nearest_run(path: Path) -> str:
+    import difflib
+
+    runs = [str(config.parent) for config in path.parent.glob("*/run.yaml")]
+    near = difflib.get_close_matches(str(path), runs, n=1, cutoff=0.4)
+    return f" Did you mean `{near[0]}`?" if near else ""

@@ -1,0 +1,1 @@
+"""Fine-tune a model on the training split, in full or with LoRA."""

@@ -1,0 +1,100 @@
+"""From the `train` and `lora` sections to TRL's and PEFT's own objects, with this machine's defaults filled in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS
+from hf_instruct.errors import ConfigError
+from hf_instruct.models import best_device, computes_bf16
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+    from trl import SFTConfig
+
+
+def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
+    """Return the `SFTConfig` of a run: the course's settings, this machine's precision, then the user's values.
+
+    Args:
+        values: The `train` section.
+        output_dir: Folder of the checkpoints.
+
+    Raises:
+        ConfigError: TRL refuses the values.
+    """
+    from trl import SFTConfig
+
+    settings: dict[str, Any] = {**TRAIN_DEFAULTS, **values}
+    # The older name of the same switch; TRL turns it on by default, which costs a second forward pass.
+    settings["activation_checkpointing"] = (
+        settings.get("gradient_checkpointing") or settings["activation_checkpointing"]
+    )
+    settings["gradient_checkpointing"] = None
+    settings["use_cpu"] = settings.get("use_cpu", best_device() == "cpu")
+    if not settings.get("fp16"):
+        settings.setdefault("bf16", computes_bf16())
+    settings |= {
+        "output_dir": str(output_dir),
+        "eval_strategy": "steps",
+        "eval_on_start": True,
+        "save_strategy": "steps",
+        # Our collator and our loss do these; TRL prepares nothing.
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+        # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot.
+        "include_num_input_tokens_seen": "non_padding",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": settings.get("dataloader_pin_memory", best_device() == "cuda"),
+        # What the accelerator's workers log is ours to show.
+        "log_level": settings.get("log_level", "error"),
+    }
+    try:
+        return SFTConfig(**settings)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError("The `train` section is refused by TRL:", [str(error)]) from error
+
+
+def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "LoraConfig":
+    """Return the `LoraConfig` of a run: the course's settings, then the user's values.
+
+    Every linear layer but the output head is adapted, as in the course. GPT-2's are `Conv1D` layers, which keep their
+    weight transposed; PEFT must know (`fan_in_fan_out`).
+
+    Raises:
+        ConfigError: PEFT refuses the values, or a target is not a layer of this model.
+    """
+    from peft import LoraConfig
+
+    settings: dict[str, Any] = {**LORA_DEFAULTS, **values}
+    layers = find_linear_layers(model)
+    settings.setdefault("target_modules", sorted(layers))
+    settings.setdefault("fan_in_fan_out", set(layers.values()) == {"Conv1D"})
+    targets = settings["target_modules"]
+    if isinstance(targets, list) and (missing := [name for name in targets if not _is_module(model, str(name))]):
+        raise ConfigError(
+            f"`lora.target_modules` names layers that {type(model).__name__} does not have:",
+            [f"`{name}`; its linear layers are {', '.join(f'`{n}`' for n in sorted(layers))}" for name in missing],
+        )
+    try:
+        return LoraConfig(**settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("The `lora` section is refused by PEFT:", [str(error)]) from error
+
+
+def find_linear_layers(model: "PreTrainedModel") -> dict[str, str]:
+    """Return the last part of each linear layer's name and its class, the output head left out."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return {
+        name.rpartition(".")[2]: type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def _is_module(model: "PreTrainedModel", name: str) -> bool:
+    return any(full == name or full.endswith(f".{name}") for full, _ in model.named_modules())

@@ -1,0 +1,115 @@
+"""What a user sees and keeps while a model trains: the progress bar, `training.jsonl` and sample answers."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_instruct.progress import Advance, progress_bar
+from hf_instruct.records import TrainingRow, append_rows, recover_rows, write_rows
+
+Sampler = Callable[[], list[dict[str, str]]]
+"""Returns the model's present answers to a few fixed prompts."""
+
+
+class RunLog(TrainerCallback):
+    """Writes `training.jsonl`, shows the progress bar and takes the samples, on the main process only.
+
+    Every row of a step is on disk before a checkpoint of that step is, so resuming from a checkpoint means dropping the
+    rows after it and going on: an interrupted run ends with the rows of an unbroken one.
+    """
+
+    def __init__(self, path: Path, sampler: Sampler | None = None) -> None:
+        """Log to `path`; `sampler` is called at the start and after each epoch."""
+        self.path = path
+        self.sampler = sampler
+        self.seconds = 0.0
+        self._started = 0.0
+        self._last_tokens, self._last_time = 0, 0.0
+        self._note = ""
+        self._advance: Advance = lambda count, note: None
+        self._bar = ExitStack()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Drop the rows after the checkpoint gone on from; open the bar."""
+        # Every process stops the clock, since every process returns the summary; only the main one writes.
+        self._started = self._last_time = time.monotonic()
+        self._last_tokens = state.num_input_tokens_seen
+        if not state.is_world_process_zero:
+            return
+        rows = recover_rows(self.path, TrainingRow)
+        kept = [row for row in rows if row.step <= state.global_step] if state.global_step else []
+        write_rows(self.path, kept)
+        self.seconds = max((row.seconds or 0.0 for row in kept), default=0.0)
+        self._started -= self.seconds
+        self._advance = self._bar.enter_context(progress_bar("Training", state.max_steps, done=state.global_step))
+        if state.global_step == 0:
+            self._sample(state)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Advance the bar; after an epoch take the samples; at the end see that the last step is logged and scored."""
+        self._advance(1, self._note)
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = True
+        if state.is_world_process_zero and _ends_epoch(state):
+            self._sample(state)
+        return control
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        """Write a row of training losses."""
+        logs: dict[str, float] = event["logs"]
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        now = time.monotonic()
+        rate = (state.num_input_tokens_seen - self._last_tokens) / max(now - self._last_time, 1e-9)
+        self._last_tokens, self._last_time = state.num_input_tokens_seen, now
+        self._note = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s"
+        learning_rate = logs.get("learning_rate")
+        self._write(state, "train", loss=logs["loss"], learning_rate=learning_rate, tokens_per_second=round(rate, 1))
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        """Write a row of losses on fixed examples."""
+        metrics: dict[str, float] = event["metrics"]
+        if not state.is_world_process_zero:
+            return
+        losses = {"train_loss": metrics.get("eval_train_loss"), "validation_loss": metrics["eval_loss"]}
+        self._write(state, "evaluation", **losses)
+        # Evaluation is not training: leave it out of the tokens a second.
+        self._last_tokens, self._last_time = state.num_input_tokens_seen, time.monotonic()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, whether training ended or failed."""
+        self.seconds = time.monotonic() - self._started
+        self._bar.close()
+
+    def _sample(self, state: TrainerState) -> None:
+        if self.sampler is not None:
+            start = time.monotonic()
+            self._write(state, "samples", samples=self.sampler())
+            # Sampling is not training: leave it out of the tokens a second.
+            self._last_time += time.monotonic() - start
+
+    def _write(self, state: TrainerState, kind: str, **fields: Any) -> None:
+        row = TrainingRow(
+            step=state.global_step,
+            epoch=round(state.epoch or 0.0, 4),
+            tokens_seen=int(state.num_input_tokens_seen),
+            kind=kind,
+            seconds=round(time.monotonic() - self._started, 2),
+            **fields,
+        )
+        append_rows(self.path, [row])
+
+
+def _ends_epoch(state: TrainerState) -> bool:
+    epoch = state.epoch or 0.0
+    return state.global_step >= state.max_steps or abs(epoch - round(epoch)) < 1e-6

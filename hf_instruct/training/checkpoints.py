@@ -1,0 +1,50 @@
+"""Which checkpoints are whole, and whether there is room for another."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_instruct.errors import TrainingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the last whole checkpoint, or None, and delete any newer one that a kill or a full disk left torn.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint is whole when that file can be read.
+    """
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    for _, path in sorted(found, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            return path
+    return None
+
+
+def check_disk_space(model: "PreTrainedModel", folder: Path) -> None:
+    """Refuse to start a run whose checkpoints cannot fit.
+
+    While a checkpoint is written its predecessor still stands: twice the trained weights with Adam's two moments
+    (fp32), and the model itself once.
+
+    Raises:
+        TrainingError: Less than that is free.
+    """
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    needed = trained * 4 * (2 * 3 + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise TrainingError(
+            f"`{folder}` has {free / 1e9:.1f} GB free and this run can need {needed / 1e9:.1f} GB: two checkpoints of "
+            "the trained weights with the optimizer's state, and the model. Free some space, or set `--run-dir` to a "
+            "larger disk."
+        )

@@ -1,0 +1,97 @@
+"""From examples to the rows a trainer reads: token ids and labels."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.errors import DataError
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedExample:
+    """One training row.
+
+    Attributes:
+        input_ids: Prompt and completion.
+        labels: The ids that carry loss, `IGNORED` elsewhere; as long as `input_ids`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def tokenize_examples(
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt_format: PromptFormat,
+    *,
+    max_length: int | None,
+    completion_only_loss: bool = True,
+) -> list[TokenizedExample]:
+    """Return the training rows of examples, cut to `max_length` tokens at the end.
+
+    Args:
+        max_length: Most tokens in a row; None for no limit.
+        completion_only_loss: Whether prompt tokens are left out of the loss.
+
+    Raises:
+        DataError: Cutting takes every label from some rows; their number and the first of them are named.
+    """
+    rows, robbed = [], []
+    for example in examples:
+        prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
+        labels = [IGNORED] * len(prompt_ids) if completion_only_loss else list(prompt_ids)
+        labels += completion_ids
+        row = TokenizedExample((prompt_ids + completion_ids)[:max_length], labels[:max_length])
+        # The first token of a row is never predicted, so a label there carries no loss.
+        if all(label == IGNORED for label in row.labels[1:]):
+            robbed.append(
+                f"example `{example.id}`: {len(prompt_ids)} prompt and {len(completion_ids)} completion tokens"
+            )
+        rows.append(row)
+    if robbed:
+        more = [f"and {len(robbed) - _SHOWN} more"] if len(robbed) > _SHOWN else []
+        raise DataError(
+            f"{len(robbed)} of {len(examples)} examples have no label left within `train.max_length` {max_length}, so "
+            "there is nothing to learn from them. Raise `train.max_length`, or shorten or drop these rows:",
+            robbed[:_SHOWN] + more,
+        )
+    return rows
+
+
+def build_dataset(rows: Sequence[TokenizedExample]) -> "Dataset":
+    """Return rows as a `datasets.Dataset` with the columns `input_ids` and `labels`."""
+    from datasets import Dataset
+
+    return Dataset.from_list([dataclasses.asdict(row) for row in rows])
+
+
+class PaddingCollator:
+    """Pads a batch on the right to its longest row; padding is masked and carries no loss."""
+
+    def __init__(self, pad_id: int) -> None:
+        """Pad with this id; which one does not matter, since it is masked."""
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        """Return `input_ids`, `attention_mask` and `labels`, each [batch, longest row]."""
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        for row in rows:
+            length = len(row["input_ids"])
+            padding = width - length
+            batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
+            batch["attention_mask"].append([1] * length + [0] * padding)
+            batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
+        return {name: torch.tensor(values) for name, values in batch.items()}

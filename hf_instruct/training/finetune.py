@@ -1,0 +1,294 @@
+"""Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
+
+import dataclasses
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.decoding import generate_completions
+from hf_instruct.errors import TrainingError
+from hf_instruct.models import configure_stop, context_length, no_shard_bars
+from hf_instruct.plots import write_loss_plot
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json
+from hf_instruct.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_instruct.training.callbacks import RunLog, Sampler
+    from hf_instruct.training.trainer import InstructTrainer
+
+logger = logging.getLogger(__name__)
+
+# Rows of the training split whose loss is followed beside the validation loss: the course's five batches of eight.
+PROBE_ROWS = 40
+SAMPLE_ROWS = 3
+SAMPLE_TOKENS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSummary:
+    """What a fine-tuning run took.
+
+    Attributes:
+        seconds: Time of the training loop, evaluation and interrupted parts included.
+        steps: Optimizer steps.
+        epochs: Passes over the training examples.
+        tokens_seen: Example tokens trained on, padding left out.
+        tokens_per_second: The two above divided.
+        peak_memory_bytes: Most memory held: the GPU's where there is one, else the process's.
+        device: `cuda`, `mps` or `cpu`.
+        precision: `bf16`, `fp16` or `fp32`.
+        num_processes: Processes that trained together.
+        num_parameters: All weights.
+        num_trainable_parameters: Weights that were trained.
+        train_loss: Last loss on the fixed part of the training rows, in nats a label token.
+        validation_loss: Last loss on the validation rows.
+        validation_loss_before: The same before the first step.
+    """
+
+    seconds: float
+    steps: int
+    epochs: float
+    tokens_seen: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+    device: str
+    precision: str
+    num_processes: int
+    num_parameters: int
+    num_trainable_parameters: int
+    train_loss: float | None
+    validation_loss: float | None
+    validation_loss_before: float | None
+
+
+def train(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    splits: Splits,
+    *,
+    output_dir: str | Path,
+    prompt_format: PromptFormat | str = "alpaca",
+    settings: Mapping[str, Any] | None = None,
+    lora: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> TrainingSummary:
+    """Fine-tune a model on examples; all its weights, or a LoRA adapter.
+
+    `output_dir` then holds `model/` (loadable by `from_pretrained`), `training.jsonl`, `training.json`, `loss.png`
+    and the last checkpoint.
+
+    Args:
+        model: A causal language model in float32; it is trained in place.
+        tokenizer: Its tokenizer.
+        splits: `train` is learned, on `validation` the loss is followed; `test` is left alone.
+        output_dir: A run folder.
+        prompt_format: A format or its name.
+        settings: Fields of TRL's `SFTConfig`, over the course's defaults.
+        lora: Fields of PEFT's `LoraConfig`, over the course's defaults; None trains all weights.
+        resume: Go on from the last whole checkpoint in `output_dir`, if there is one.
+
+    Returns:
+        What it took.
+
+    Raises:
+        ConfigError: TRL or PEFT refuse the settings.
+        DataError: Some rows have no label left within `max_length`.
+        TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
+    """
+    from hf_instruct.training.checkpoints import check_disk_space, find_checkpoint
+
+    run = RunFolder(Path(output_dir))
+    prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
+    trainer, log = _build_trainer(
+        model, tokenizer, splits, run=run, prompt_format=prompt_format, settings=settings or {}, lora=lora
+    )
+    check_disk_space(trainer.model, run.path)
+    checkpoint = find_checkpoint(run.checkpoints) if resume else None
+    if checkpoint:
+        logger.info("Going on from %s", checkpoint)
+    with _translated_errors(run, log), no_shard_bars():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _save_model(trainer, tokenizer, run)
+    summary = _summarize(trainer, run, log.seconds)
+    if trainer.is_world_process_zero():
+        write_loss_plot(read_rows(run.training_log, TrainingRow), run.loss_plot)
+        write_json(run.training_summary, dataclasses.asdict(summary))
+    trainer.accelerator.wait_for_everyone()
+    return summary
+
+
+def _build_trainer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    splits: Splits,
+    *,
+    run: RunFolder,
+    prompt_format: PromptFormat,
+    settings: Mapping[str, Any],
+    lora: Mapping[str, Any] | None,
+) -> tuple["InstructTrainer", "RunLog"]:
+    from hf_instruct.training.arguments import build_arguments, build_lora_config
+    from hf_instruct.training.callbacks import RunLog
+    from hf_instruct.training.dataset import PaddingCollator, build_dataset, tokenize_examples
+    from hf_instruct.training.trainer import InstructTrainer
+
+    arguments = build_arguments(settings, run.checkpoints)
+    arguments.max_length = _fit_max_length(arguments.max_length, model)
+    train_rows, validation_rows = (
+        tokenize_examples(
+            examples,
+            tokenizer,
+            prompt_format,
+            max_length=arguments.max_length,
+            completion_only_loss=arguments.completion_only_loss is not False,
+        )
+        for examples in (splits.train, splits.validation)
+    )
+    # Evenly spaced, so that the probe is like the whole whatever the order of the file.
+    spacing = max(len(train_rows) // PROBE_ROWS, 1)
+    log = RunLog(run.training_log, _build_sampler(model, tokenizer, splits.validation[:SAMPLE_ROWS], prompt_format))
+    trainer = InstructTrainer(
+        model=model,
+        args=arguments,
+        data_collator=PaddingCollator(int(tokenizer.pad_token_id or 0)),
+        train_dataset=build_dataset(train_rows),
+        eval_dataset=build_dataset(validation_rows),
+        probe_dataset=build_dataset(train_rows[::spacing][:PROBE_ROWS]),
+        processing_class=tokenizer,
+        peft_config=build_lora_config(lora, model) if lora is not None else None,
+        callbacks=[log],
+    )
+    # Replaced by the progress bar: the trainer's own prints a dictionary a log.
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        # One process alone cannot generate from weights that are spread over all of them.
+        log.sampler = None
+    return trainer, log
+
+
+def _fit_max_length(max_length: int | None, model: "PreTrainedModel") -> int | None:
+    limit = context_length(model)
+    if limit is None or (max_length is not None and max_length <= limit):
+        return max_length
+    if max_length is not None:
+        logger.info("`train.max_length` %d is more than the model's %d positions; using %d.", max_length, limit, limit)
+    return limit
+
+
+def _build_sampler(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: Sequence[Example],
+    prompt_format: PromptFormat,
+) -> "Sampler":
+    """Return the function that answers the first validation prompts with the model as it is now."""
+    prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
+
+    def sample() -> list[dict[str, str]]:
+        end_id = prompt_format.end_token_id(tokenizer)
+        # The original model object: LoRA layers are put into it, so it always answers with the weights of now.
+        completions = generate_completions(model, tokenizer, prompts, end_id=end_id, max_new_tokens=SAMPLE_TOKENS)
+        rows = [
+            {"id": e.id, "instruction": e.instruction, "input": e.input, "output": e.output, "response": c.text}
+            for e, c in zip(examples, completions, strict=True)
+        ]
+        logger.info("%s", _format_samples(rows))
+        return rows
+
+    return sample
+
+
+def _format_samples(samples: Sequence[dict[str, str]]) -> str:
+    """Return samples as indented text, an instruction and its response each."""
+    lines = []
+    for sample in samples:
+        question = f"{sample['instruction']} {sample['input']}".strip()
+        lines += [f"  {question}", f"    -> {sample['response'] or '(nothing)'}"]
+    return "\n".join(lines)
+
+
+def _save_model(trainer: "InstructTrainer", tokenizer: "PreTrainedTokenizerBase", run: RunFolder) -> None:
+    """Save the tuned model under another name and rename it when whole; all processes take part."""
+    partial = run.path / "model.partial"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(run.model, ignore_errors=True)
+        partial.rename(run.model)
+
+
+@contextmanager
+def _translated_errors(run: RunFolder, log: "RunLog") -> "Iterator[None]":
+    """Turn a full disk, exhausted memory and a diverged loss into a `TrainingError`; close the bar whatever happens."""
+    from safetensors import SafetensorError
+
+    resume = f"`--resume` goes on from the last whole checkpoint in `{run.checkpoints}`."
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"Writing to `{run.path}` failed: {error}. Free some disk space, then {resume}") from error
+    except RuntimeError as error:
+        # PyTorch's file writer and its CPU allocator raise a bare RuntimeError.
+        text = str(error)
+        if "enforce fail" in text or "No space left" in text or "unexpected pos" in text:
+            raise TrainingError(f"Writing to `{run.path}` failed: {text.splitlines()[0]}. {resume}") from error
+        if "out of memory" in text or "can't allocate memory" in text:
+            raise TrainingError(
+                "The machine ran out of memory. Lower `train.per_device_train_batch_size` (and raise "
+                "`train.gradient_accumulation_steps` by as much), set `train.gradient_checkpointing: true`, or add a "
+                "`lora:` section."
+            ) from error
+        raise
+    finally:
+        log.close()
+
+
+def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> TrainingSummary:
+    rows = [row for row in read_rows(run.training_log, TrainingRow) if row.kind == "evaluation"]
+    state, model = trainer.state, trainer.model
+    return TrainingSummary(
+        seconds=round(seconds, 1),
+        steps=state.global_step,
+        epochs=round(state.epoch or 0.0, 4),
+        tokens_seen=int(state.num_input_tokens_seen),
+        tokens_per_second=round(state.num_input_tokens_seen / max(seconds, 1e-9), 1),
+        peak_memory_bytes=_peak_memory_bytes(),
+        device=trainer.args.device.type,
+        precision="bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
+        num_processes=trainer.accelerator.num_processes,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        train_loss=rows[-1].train_loss if rows else None,
+        validation_loss=rows[-1].validation_loss if rows else None,
+        validation_loss_before=rows[0].validation_loss if rows else None,
+    )
+
+
+def _peak_memory_bytes() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

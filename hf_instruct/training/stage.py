@@ -1,0 +1,51 @@
+"""The fine-tuning stage: from `data/` to `model/`."""
+
+import logging
+
+from hf_instruct.config import Experiment
+from hf_instruct.records import Example, Splits, read_rows
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.training.finetune import TrainingSummary, train
+
+logger = logging.getLogger(__name__)
+
+
+def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
+    """Fine-tune the experiment's model on the run's data, and return what it took.
+
+    Raises:
+        InstructError: The model cannot be loaded, or `train` raised.
+    """
+    from hf_instruct.models import load_model
+
+    splits = Splits(*(read_rows(run.split(name), Example) for name in ("train", "test", "validation")))
+    section = experiment.model
+    model, tokenizer = load_model(
+        section.name,
+        revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
+        dropout=section.dropout,
+    )
+    method = "LoRA" if experiment.lora is not None else "all weights"
+    logger.info("Fine-tuning %s (%s) on %d examples", section.name, method, len(splits.train))
+    summary = train(
+        model,
+        tokenizer,
+        splits,
+        output_dir=run.path,
+        prompt_format=experiment.data.prompt_format,
+        settings=experiment.train,
+        lora=experiment.lora,
+        resume=resume,
+    )
+    logger.info(
+        "Trained %d steps in %.0f s (%s on %s); validation loss %.3f -> %.3f; peak memory %.1f GB",
+        summary.steps,
+        summary.seconds,
+        summary.precision,
+        summary.device,
+        summary.validation_loss_before or float("nan"),
+        summary.validation_loss or float("nan"),
+        summary.peak_memory_bytes / 1e9,
+    )
+    return summary

@@ -1,0 +1,59 @@
+"""Fixtures that more than one test module uses, and the rule that no test reaches the network."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+# Before any Hugging Face library is imported: they read these once.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def course_file() -> Path:
+    """The course's 1,100 examples."""
+    return _shared("instruction-data.json")
+
+
+@pytest.fixture(scope="session")
+def course_responses_file() -> Path:
+    """The course's 110 test examples with the answers of its own model."""
+    return _shared("instruction-data-with-response.json")
+
+
+def _shared(name: str) -> Path:
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"needs the course's data at {path}")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer GPT-2 with random weights, in a folder that `load_model` takes."""
+    import tiny_models
+
+    return tiny_models.save_tiny(tmp_path_factory.mktemp("models") / "tiny-gpt2", tiny_models.gpt2_config(), scale=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random weights and GPT-2's tokenizer."""
+    import tiny_models
+
+    return tiny_models.save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_models.llama_config(), scale=8)

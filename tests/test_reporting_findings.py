@@ -1,0 +1,145 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reporting_run import write_run
+
+from hf_instruct.records import TrainingRow, write_json, write_rows
+from hf_instruct.reporting.facts import RunFacts, Scores, parse_scores, read_facts
+from hf_instruct.reporting.findings import (
+    Difference,
+    find_difference,
+    format_judge,
+    format_mean,
+    format_method,
+    list_missing,
+    list_notes,
+    measure_difference,
+)
+from hf_instruct.run_folder import RunFolder
+
+
+def _read(run: RunFolder) -> RunFacts:
+    return read_facts(run, run.load_experiment())
+
+
+def _with_scores(facts: RunFacts, owner: str, **changes: Any) -> RunFacts:
+    side = getattr(facts, owner)
+    side = dataclasses.replace(side, scores=dataclasses.replace(side.scores, **changes))
+    return dataclasses.replace(facts, **{owner: side})
+
+
+def test_difference_needs_two_pairs() -> None:
+    assert measure_difference({"a": 1}, {"a": 2}) is None
+    assert measure_difference({"a": 1, "b": 2}, {"c": 2}) is None
+
+
+@pytest.mark.parametrize(("low", "high", "shown"), [(-1, 3, False), (0, 3, False), (0.1, 3, True), (-3, -1, True)])
+def test_an_interval_with_zero_shows_no_difference(low: float, high: float, shown: bool) -> None:
+    assert Difference(1, low, high, 9).is_shown is shown
+
+
+def test_texts_of_scores() -> None:
+    scores = parse_scores({"mean": 49.449, "standard_error": 2.81, "n": 110, "rubric": "course"})
+    assert format_mean(scores) == "49.4 ± 2.8"
+    assert format_mean(Scores(50.0, None, 1, 0, 1)) == "50.0"
+    assert format_mean(Scores(None, None, 0, 3, 3)) == "no score"
+    assert format_judge(scores) == "unnamed judge, rubric course"
+    judge = {"backend": "local", "model": "/home/me/models/SmolLM2", "digest": "sha256:0123456789abcdef"}
+    assert format_judge(Scores(1, 1, 1, 0, 1, judge)) == "SmolLM2 (local, digest 0123456789ab)"
+
+
+def test_method(tmp_path: Path) -> None:
+    assert format_method(_read(write_run(tmp_path / "full"))) == "full fine-tuning"
+    assert format_method(_read(write_run(tmp_path / "lora", lora={"r": 8}))) == "LoRA (r 8, alpha 256)"
+
+
+def test_nothing_is_missing_from_a_whole_run(tmp_path: Path) -> None:
+    assert list_missing(_read(write_run(tmp_path / "demo"))) == []
+
+
+def test_missing_parts_and_their_commands(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my run", stages=())
+    where = f"'{run.path}'"
+    assert [(part.what, part.command) for part in list_missing(_read(run))] == [
+        ("the examples and the training log", f"hf-instruct train EXPERIMENT.yaml --run-dir {where} --resume"),
+        ("the tuned model's answers", f"hf-instruct generate {where}"),
+        ("the base model's answers, to compare with", f"hf-instruct generate {where}"),
+    ]
+
+
+def test_a_half_done_stage_is_missing_its_rest(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    run.scores.unlink()
+    lines = run.responses.read_text().splitlines(keepends=True)
+    run.responses.write_text("".join(lines[:3]))
+    assert [part.what for part in list_missing(_read(run))] == [
+        "1 of the tuned model's answers",
+        "the scores of the tuned model's answers (3 of 3 are judged)",
+    ]
+
+
+def test_base_answers_that_nobody_asked_for_are_not_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo", stages=("data", "train"), generate={"base": False})
+    assert [part.what for part in list_missing(_read(run))] == ["the tuned model's answers"]
+
+
+def test_notes_of_a_small_sample_with_failures(tmp_path: Path) -> None:
+    facts = _read(write_run(tmp_path / "demo"))
+    assert list_notes(facts) == [
+        "No difference shown: tuned less base is +35.0 points, 95 % interval -68.9 to +138.9, over the 3 examples "
+        "scored on both sides. The interval includes zero.",
+        "Only 3 answers have a score: the standard error itself is uncertain.",
+        "The judge gave no readable verdict on 1 of 4 tuned answers. The means are over the others.",
+    ]
+
+
+def test_notes_on_judges(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo", judge={"base": False})
+    run.base.scores.unlink()
+    facts = _with_scores(_read(run), "tuned", n=110, failures=0, total=110)
+    assert list_notes(facts) == []
+    small = _with_scores(facts, "tuned", judge={"backend": "local", "model": "SmolLM2-135M-Instruct"})
+    assert list_notes(small) == [
+        "The judge is a small model (135 million parameters), so its scores are rough: read the answers themselves, "
+        "and quote scores of a larger judge only."
+    ]
+    unknown = _with_scores(facts, "tuned", judge={"backend": "local", "model": "mine"})
+    assert list_notes(unknown)[0].startswith("The judge ran locally and its name does not tell its size.")
+    big = _with_scores(facts, "tuned", judge={"backend": "local", "model": "Qwen3-8B"})
+    assert list_notes(big) == []
+
+
+def test_sides_judged_differently_have_no_difference(tmp_path: Path) -> None:
+    facts = _with_scores(_read(write_run(tmp_path / "demo")), "tuned", rubric="critique", n=110, failures=0)
+    assert find_difference(facts) is None
+    assert list_notes(facts) == [
+        "The two sides were judged differently: base by llama3 (ollama, digest 365c0bd3c000), rubric course@7777777, "
+        "tuned by llama3 (ollama, digest 365c0bd3c000), rubric critique@7777777. Their scores cannot be compared."
+    ]
+
+
+def test_note_on_getting_worse(tmp_path: Path) -> None:
+    facts = _read(write_run(tmp_path / "demo"))
+    worse = dataclasses.replace(facts, tuned=facts.base, base=facts.tuned)
+    judgments = {id: dataclasses.replace(judgment, score=99) for id, judgment in worse.base.judgments.items()}
+    worse = dataclasses.replace(worse, base=dataclasses.replace(worse.base, judgments=judgments))
+    assert list_notes(worse)[0] == (
+        "The tuned model scores lower than the base model: -72.8 points, 95 % interval -114.6 to -30.9 (n=4)."
+    )
+
+
+def test_notes_on_answers_and_training(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo", stages=("data", "generate"))
+    run.responses.write_text(run.responses.read_text().replace('"stopped": true', '"stopped": false', 1))
+    write_json(run.preflight, {"seen_in_train": {"test": [{"id": "a", "train_ids": ["1"]}]}})
+    losses = {0: 1.2, 4: 0.7, 8: 0.9}
+    rows = [TrainingRow(s, s / 4, s * 9, "evaluation", validation_loss=loss) for s, loss in losses.items()]
+    write_rows(run.training_log, rows)
+    assert list_notes(_read(run)) == [
+        "1 of 4 test examples have the same instruction and input as a training example.",
+        "25% of the tuned model's answers did not end by themselves and were cut off at `generate.max_new_tokens` "
+        "(256).",
+        "The validation loss was lowest at step 4 (0.700) and has risen to 0.900: overfitting.",
+    ]
