@@ -1,0 +1,268 @@
+"""`hf-instruct data`: check, show and measure a source of examples, without training."""
+
+import argparse
+import functools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_instruct.data.checks import Fault
+    from hf_instruct.data.statistics import DataStatistics
+    from hf_instruct.prompts import PromptFormat
+
+_DESCRIPTION = """\
+Look at a source of examples without training on it.
+
+SOURCE is `instruction-data` (the course's 1,100 examples), `everyday` (packaged), `alpaca`, a local .json, .jsonl,
+.csv or .parquet file, or the id of a dataset on the Hub (`owner/name`)."""
+
+_EPILOG = """\
+examples:
+  hf-instruct data check my-examples.jsonl
+  hf-instruct data check support.csv --map instruction=question,output=answer
+  hf-instruct data show instruction-data 50
+  hf-instruct data stats everyday --tokenizer gpt2-medium --plot lengths.png"""
+
+_MOST_CATEGORIES = 30
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "data",
+        help="check, show and measure a source of examples",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    shared = _build_shared_options()
+
+    check = _add_action(actions, "check", "validate every row and list all faults", shared, _check)
+    check.add_argument(
+        "--max-length",
+        type=_natural,
+        metavar="N",
+        help="warn of rows longer than this many tokens (default with `--tokenizer`: 1024)",
+    )
+    show = _add_action(actions, "show", "print one example as fields and as the text a model sees", shared, _show)
+    show.add_argument("number", nargs="?", type=_count, default=0, metavar="N", help="counted from 0 (default: 0)")
+    stats = _add_action(actions, "stats", "count the examples and measure their lengths", shared, _stats)
+    stats.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths as histograms")
+
+
+def _add_action(actions: Any, name: str, help: str, shared: argparse.ArgumentParser, handler: Any) -> Any:
+    parser = actions.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared], allow_abbrev=False
+    )
+    parser.set_defaults(handler=handler, resume_hint="Nothing was changed; start it again.")
+    return parser
+
+
+def _build_shared_options() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    shared.add_argument("source", metavar="SOURCE", help="a named source, a local file or a Hub dataset")
+    shared.add_argument(
+        "--map",
+        type=_parse_map,
+        metavar="OURS=THEIRS,...",
+        help="columns of other names, as in `instruction=question,output=answer`; ours are instruction, input, output, "
+        "category and id",
+    )
+    shared.add_argument("--hub-config", metavar="NAME", help="configuration of a Hub dataset")
+    shared.add_argument("--hub-split", default="train", metavar="NAME", help="split of a Hub dataset (default: train)")
+    shared.add_argument("--revision", metavar="NAME", help="commit, tag or branch of a Hub dataset")
+    shared.add_argument("--limit", type=_natural, metavar="N", help="use only the first N rows")
+    shared.add_argument("--tokenizer", metavar="MODEL", help="count tokens as this model does: alias, Hub id or folder")
+    shared.add_argument(
+        "--prompt-format",
+        "--format",
+        default="alpaca",
+        metavar="NAME",
+        help="alpaca, alpaca-stanford, phi3, chat or a Jinja file (default: alpaca)",
+    )
+    return shared
+
+
+def _parse_map(text: str) -> dict[str, str]:
+    """Return `a=b,c=d` as a mapping.
+
+    >>> _parse_map("instruction=question,output=answer")
+    {'instruction': 'question', 'output': 'answer'}
+    """
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
+        if not (ours and equals and theirs):
+            raise argparse.ArgumentTypeError(f"`{part}` is not OURS=THEIRS, as in `output=answer`")
+        if ours in pairs:
+            raise argparse.ArgumentTypeError(f"`{ours}` is given twice")
+        pairs[ours] = theirs
+    return pairs
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number; examples are counted from 0")
+    return int(text)
+
+
+def _source_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("map", "hub_config", "hub_split", "revision", "limit")
+    return {name: getattr(options, name) for name in names}
+
+
+def _check(options: argparse.Namespace) -> None:
+    from hf_instruct.data.checks import check_examples, raise_faults
+    from hf_instruct.data.sources import collect_examples
+    from hf_instruct.errors import ConfigError
+
+    if options.max_length and not options.tokenizer:
+        raise ConfigError(
+            f"`--max-length` {options.max_length} counts tokens, which needs a tokenizer; name the model you mean to "
+            "tune with `--tokenizer`, as in `--tokenizer gpt2-medium`."
+        )
+    checked = collect_examples(options.source, **_source_options(options))
+    for notice in checked.notices:
+        print(notice)
+    encode = _load_encode(options, _load_format(options)) if options.tokenizer else None
+    max_length = (options.max_length or 1024) if encode else None
+    warnings = check_examples(
+        checked.examples, file=options.source, places=checked.places, max_length=max_length, encode=encode
+    )
+    _print_warnings(options.source, warnings)
+    raise_faults(options.source, checked.faults)
+    _print_summary(options.source, checked.examples, [warning.problem for warning in warnings], max_length)
+
+
+def _print_warnings(source: str, warnings: "list[Fault]") -> None:
+    """Print warnings with one remedy together, because what to do about the first is what to do about all."""
+    from hf_instruct.data.checks import MOST_PRINTED
+
+    for remedy in dict.fromkeys(warning.remedy for warning in warnings):
+        alike = [warning for warning in warnings if warning.remedy == remedy]
+        print(f"{_plural(len(alike), 'warning')} in `{source}`:")
+        for warning in alike[:MOST_PRINTED]:
+            print(f"  - {warning.row} {warning.problem}")
+        if len(alike) > MOST_PRINTED:
+            print(f"  - and {len(alike) - MOST_PRINTED:,} more")
+        print(f"  What to do: {remedy}.")
+
+
+def _print_summary(source: str, examples: list[Any], problems: list[str], max_length: int | None) -> None:
+    repeated = sum(problem.startswith("has the same") for problem in problems)
+    with_input = sum(bool(example.input) for example in examples)
+    print(
+        f"{source}: {_plural(len(examples), 'example')} ({with_input:,} with an input), no faults; "
+        f"{_plural(repeated, 'repeated prompt')}"
+    )
+    if max_length is not None:
+        print(f"{_plural(len(problems) - repeated, 'example')} longer than {max_length:,} tokens")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from hf_instruct.data.sources import load_examples
+    from hf_instruct.errors import DataError
+
+    prompt_format = _load_format(options)
+    examples = load_examples(options.source, **_source_options(options))
+    if options.number >= len(examples):
+        raise DataError(
+            f"`{options.source}` has no example {options.number:,}; it has {len(examples):,}, counted from 0 to "
+            f"{len(examples) - 1:,}."
+        )
+    example = examples[options.number]
+    print(f"example {options.number:,} of {len(examples):,} in {options.source}, counted from 0")
+    for name in ("id", "category", "instruction", "input", "output"):
+        if (value := getattr(example, name)) is not None:
+            print(f"{name + ':':<13}{_printable(value) or '(empty)'}")
+    tokenizer = _load_tokenizer(options) if options.tokenizer else None
+    prompt = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
+    print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
+    if tokenizer is None:
+        print(f"--- completion, which the model's end-of-text token ends ---\n{_printable(example.output)}")
+        return
+    print(f"--- completion ---\n{_printable(prompt_format.format_completion(example.output, tokenizer=tokenizer))}")
+    prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
+    print(f"\n{len(prompt_ids)} prompt tokens, {len(completion_ids)} completion tokens ({options.tokenizer})")
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from hf_instruct.data.checks import shorten
+    from hf_instruct.data.sources import load_examples
+    from hf_instruct.data.statistics import compute_statistics, plot_lengths
+
+    prompt_format = _load_format(options)
+    examples = load_examples(options.source, **_source_options(options))
+    encode = _load_encode(options, prompt_format) if options.tokenizer else None
+    result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
+    _print_statistics(options.source, result)
+    if not options.tokenizer:
+        print("\nLengths in tokens need a tokenizer: add `--tokenizer MODEL`, as in `--tokenizer gpt2-medium`.")
+    if options.plot:
+        plot_lengths(result, options.plot, title=f"{shorten(options.source, 80)}, {result.num_examples:,} examples")
+        print(f"\nHistogram: {options.plot}")
+
+
+def _print_statistics(source: str, result: "DataStatistics") -> None:
+    print(
+        f"{source}: {_plural(result.num_examples, 'example')}, {result.num_with_input:,} with an input, "
+        f"{_plural(result.num_repeated_prompts, 'repeated prompt')}\n"
+    )
+    print(f"{'length of':<13}{'in':<12}{'mean':>9}{'median':>9}{'95 %':>9}{'longest':>9}")
+    for lengths in result.lengths:
+        text = "whole row" if lengths.text == "both" else lengths.text
+        print(
+            f"{text:<13}{lengths.unit:<12}{lengths.mean:>9,.1f}{lengths.median:>9,g}{lengths.percentile_95:>9,}"
+            f"{lengths.max:>9,}"
+        )
+    if result.categories:
+        print(f"\n{'category':<34}{'examples':>9}")
+        for name, count in list(result.categories.items())[:_MOST_CATEGORIES]:
+            print(f"{_printable(name):<34}{count:>9,}")
+        if (more := len(result.categories) - _MOST_CATEGORIES) > 0:
+            print(f"and {_plural(more, 'more category', 'more categories')}")
+
+
+def _load_format(options: argparse.Namespace) -> "PromptFormat":
+    from hf_instruct.errors import ConfigError
+    from hf_instruct.prompts import CHAT, PromptFormat
+
+    if options.prompt_format == CHAT and not options.tokenizer:
+        raise ConfigError(
+            "The prompt format `chat` is a tokenizer's own; name the model with `--tokenizer`, as in `--tokenizer "
+            "smollm2-135m`."
+        )
+    return PromptFormat.named(options.prompt_format)
+
+
+def _load_tokenizer(options: argparse.Namespace) -> Any:
+    from hf_instruct.models import load_tokenizer
+
+    return load_tokenizer(options.tokenizer)
+
+
+def _load_encode(options: argparse.Namespace, prompt_format: "PromptFormat") -> Any:
+    return functools.partial(prompt_format.encode_example, _load_tokenizer(options))
+
+
+def _plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """Return a count with its noun.
+
+    >>> _plural(1, "row"), _plural(1100, "row")
+    ('1 row', '1,100 rows')
+    """
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def _printable(text: str) -> str:
+    """Return a text without the control characters by which data could steer a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found.group()):02x}", text)

@@ -1,0 +1,353 @@
+"""What can be wrong with rows, found all at once: raw rows in, examples and faults out, no I/O."""
+
+import dataclasses
+import difflib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hf_instruct.errors import DataError
+from hf_instruct.records import Example, build_example_id
+
+FIELDS = ("instruction", "input", "output", "category", "id")
+REQUIRED = ("instruction", "output")
+MOST_PRINTED = 50
+
+Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
+"""Turns an example into the token ids of its prompt and of its completion."""
+
+_MISSING = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One thing wrong with the data, and how to mend it.
+
+    Attributes:
+        file: The source as the user named it.
+        row: Where in it: `line 4` (counted from 1) of JSON Lines or CSV, `row 3` (counted from 0, as `data show`
+            counts) of a list or table; None for the file as a whole.
+        field: The column, by the source's name; None for the row as a whole.
+        problem: What is wrong, with the value seen.
+        remedy: What to do.
+    """
+
+    file: str
+    row: str | None
+    field: str | None
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        place = f"`{self.file}`{f' {self.row}' if self.row else ''}{f', `{self.field}`' if self.field else ''}"
+        return f"{place} {self.problem}; {self.remedy}"
+
+
+class RawRow(NamedTuple):
+    """One row as it was read: where it stands, and its columns."""
+
+    place: str
+    fields: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawTable:
+    """All rows of a source as they were read, and what could not be read.
+
+    Attributes:
+        file: The source as the user named it.
+        rows: The rows that could be read, in order.
+        columns: Every column name seen, in order of appearance.
+        faults: What could not be read.
+    """
+
+    file: str
+    rows: list[RawRow]
+    columns: list[str]
+    faults: list[Fault]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What came of reading a source.
+
+    Attributes:
+        examples: The usable examples.
+        places: Where each of them stands, as `Fault.row` says it.
+        faults: What is wrong with the other rows, or with the source as a whole.
+        notices: What a user may want to know about how it was read.
+    """
+
+    examples: list[Example]
+    places: list[str]
+    faults: list[Fault]
+    notices: list[str]
+
+
+def build_examples(
+    table: RawTable, *, map: Mapping[str, str] | None = None, drop_without_output: bool = False
+) -> Checked:
+    """Return the examples in raw rows, and every fault of those rows.
+
+    `input`, `category` and `id` are optional; a null or absent `input` is an empty one. Texts are kept as they are.
+
+    Args:
+        table: The rows.
+        map: Our field = the source's column, for columns that have other names.
+        drop_without_output: Leave rows without an output out, with a notice, for a source that is known to have some.
+    """
+    map = map or {}
+    columns = {ours: map.get(ours, ours) for ours in FIELDS}
+    column_faults = _find_column_faults(table, columns, required={*REQUIRED, *map})
+    faults = [*table.faults, *column_faults]
+    if not table.rows and not faults:
+        faults.append(Fault(table.file, None, None, "holds no rows", "add rows, or name another source"))
+    present = {ours: theirs for ours, theirs in columns.items() if theirs in table.columns}
+    rows = table.rows
+    if drop_without_output:
+        rows = [row for row in rows if str(row.fields.get(columns["output"]) or "").strip()]
+    drafts, places = [], []
+    for row in rows:
+        found = _find_row_faults(table.file, row, present)
+        faults += found
+        if not found:
+            drafts.append({ours: row.fields.get(theirs) for ours, theirs in present.items()})
+            places.append(row.place)
+    faults.sort(key=_find_position)
+    # Where a column is missing, the faults list what columns there are.
+    notices = [] if column_faults else _find_notices(table, columns)
+    if len(rows) < len(table.rows):
+        notices.append(f"`{table.file}`: {len(table.rows) - len(rows):,} rows without an output are left out.")
+    if not set(REQUIRED) <= set(present):
+        return Checked([], [], faults, notices)
+    ids, id_problem = _choose_ids(drafts)
+    if id_problem and "id" in map:
+        remedy = "map another column, or leave `id` out of the map: ids are then made from the text"
+        faults.append(Fault(table.file, None, columns["id"], id_problem, remedy))
+    elif id_problem:
+        notices.append(f"`{table.file}`: column `{columns['id']}` {id_problem}; ids are made from the text instead.")
+    examples = [_build_example(draft, id) for draft, id in zip(drafts, ids, strict=True)]
+    return Checked(examples, places, faults, notices)
+
+
+def check_examples(
+    examples: Sequence[Example],
+    *,
+    file: str,
+    places: Sequence[str] | None = None,
+    max_length: int | None = None,
+    encode: Encode | None = None,
+) -> list[Fault]:
+    """Return warnings about examples that can be used but may not be what the user means.
+
+    They are: equal instruction + input pairs, one warning for each such pair, and rows that training would cut off.
+
+    Args:
+        examples: The examples, in the source's order.
+        file: The source as the user named it.
+        places: Where each example stands in it; `row 0` and so on by default.
+        max_length: Longest training row, in tokens of prompt and completion together.
+        encode: Needed for `max_length`.
+    """
+    places = places or [f"row {number}" for number in range(len(examples))]
+    warnings = []
+    for numbers in group_by_prompt(examples).values():
+        if len(numbers) > 1:
+            first, *others = numbers
+            equal = "and output" if len({examples[number].output for number in numbers}) == 1 else "but not output"
+            problem = f"has the same instruction and input ({equal}) as {_enumerate([places[n] for n in others])}"
+            remedy = "keep one, or split with `--data.split grouped` so that they stay together"
+            warnings.append(Fault(file, places[first], None, problem, remedy))
+    if max_length is not None and encode is not None:
+        for number, example in enumerate(examples):
+            prompt_ids, completion_ids = encode(example)
+            if (length := len(prompt_ids) + len(completion_ids)) > max_length:
+                problem = f"has {length:,} tokens, more than `max_length` {max_length:,}"
+                remedy = "shorten it or raise `max_length`, else training cuts its end off"
+                warnings.append(Fault(file, places[number], None, problem, remedy))
+    return warnings
+
+
+def group_by_prompt(examples: Iterable[Example]) -> dict[tuple[str, str], list[int]]:
+    """Return, for each pair of instruction and input, the positions (from 0) of its examples."""
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place, example in enumerate(examples):
+        groups[example.instruction, example.input].append(place)
+    return dict(groups)
+
+
+def raise_faults(source: str, faults: Sequence[Fault]) -> None:
+    """Raise one error with all faults, at most 50 of them printed; do nothing where there are none.
+
+    Raises:
+        DataError: There are faults.
+    """
+    if not faults:
+        return
+    shown = [str(fault) for fault in faults[:MOST_PRINTED]]
+    if len(faults) > MOST_PRINTED:
+        shown.append(f"and {len(faults) - MOST_PRINTED:,} more")
+    raise DataError(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'} in `{source}`:", shown)
+
+
+def describe_nearest(name: str, names: Iterable[str], *, most: int = 12) -> str:
+    """Return names as a list for a message, those most like `name` first.
+
+    >>> describe_nearest("output", ["question", "outputs"])
+    '`outputs`, `question`'
+    """
+
+    def unlikeness(other: str) -> float:
+        return -difflib.SequenceMatcher(None, other.lower()[:100], name.lower()).ratio()
+
+    ordered = sorted(names, key=unlikeness)
+    more = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
+    return ", ".join(f"`{shorten(other)}`" for other in ordered[:most]) + more
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """Return a text fit for one line of a message: control characters and lone surrogates escaped, the rest cut.
+
+    >>> shorten("two\\nlines")
+    'two\\\\nlines'
+    """
+    visible = text if text.isprintable() else repr(text[: length + 1])[1:-1]
+    return visible if len(visible) <= length else visible[: length - 1] + "…"
+
+
+def _find_column_faults(table: RawTable, columns: Mapping[str, str], required: Iterable[str]) -> list[Fault]:
+    """Return a fault for each column that has to be there and is on no row, instead of one for each row."""
+    if not table.columns:
+        return []
+    faults = []
+    for ours in sorted(required, key=FIELDS.index):
+        if columns[ours] not in table.columns:
+            header = " (a CSV's first line names them)" if table.file.lower().endswith(".csv") else ""
+            remedy = (
+                f"the columns are {describe_nearest(columns[ours], table.columns)}{header}: name the right one with "
+                f"`--map {ours}=COLUMN`"
+            )
+            faults.append(Fault(table.file, None, shorten(columns[ours]), "is not a column", remedy))
+    return faults
+
+
+def _find_row_faults(file: str, row: RawRow, present: Mapping[str, str]) -> list[Fault]:
+    faults = []
+    for ours, theirs in present.items():
+        if ours == "id":
+            continue
+        found = _find_value_fault(ours, row.fields.get(theirs, _MISSING))
+        if found:
+            faults.append(Fault(file, row.place, shorten(theirs), *found))
+    return faults
+
+
+def _find_value_fault(ours: str, value: Any) -> tuple[str, str] | None:
+    """Return what is wrong with a value and its remedy, or None."""
+    if isinstance(value, str):
+        if (place := value.find("\0")) >= 0:
+            return f"has a NUL character at position {place}", "delete that character"
+        if not _is_unicode(value):
+            return "has half of a surrogate pair, which no UTF-8 file can hold", "replace it by the whole character"
+        if ours in REQUIRED and not value.strip():
+            return "is empty", f"write the {ours}, or delete the row"
+        return None
+    if ours not in REQUIRED and (value is None or value is _MISSING):
+        return None
+    if value is _MISSING:
+        return "is missing", "add it, or delete the row"
+    if value is None:
+        return "is null", f"write the {ours}, or delete the row"
+    if ours == "category" and type(value) is int:
+        return None
+    kind = describe_type(value)
+    return f"is {kind}, not text", "write it as one text"
+
+
+def describe_type(value: Any) -> str:
+    """Return what a value is, in JSON's words, with the value where it is short.
+
+    >>> describe_type(42), describe_type({"a": 1}), describe_type(True)
+    ('a number (42)', 'an object', 'a boolean (true)')
+    """
+    if isinstance(value, bool):
+        return f"a boolean ({str(value).lower()})"
+    if isinstance(value, int | float):
+        return f"a number ({shorten(str(value))})"
+    if isinstance(value, str):
+        return f'text ("{shorten(value)}")'
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, Sequence) and not isinstance(value, bytes) else f"a {type(value).__name__}"
+
+
+def _find_position(fault: Fault) -> int:
+    number = re.search(r"\d+", fault.row or "")
+    return int(number.group()) if number else -1
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _find_notices(table: RawTable, columns: Mapping[str, str]) -> list[str]:
+    unused = [name for name in table.columns if name not in columns.values()]
+    if not unused:
+        return []
+    listed = ", ".join(f"`{shorten(name)}`" for name in unused[:12])
+    more = f" and {len(unused) - 12:,} more" if len(unused) > 12 else ""
+    notice = f"`{table.file}`: columns not used: {listed}{more}."
+    if columns["input"] not in table.columns and (near := difflib.get_close_matches("input", unused, n=1, cutoff=0.7)):
+        notice += f" If `{near[0]}` is the input, add `--map input={near[0]}`."
+    return [notice]
+
+
+def _choose_ids(drafts: Sequence[Mapping[str, Any]]) -> tuple[list[str], str | None]:
+    """Return an id for every row, and why the rows' own ids do not serve, where they have some that do not."""
+    own = [_read_id(draft.get("id")) for draft in drafts]
+    nameless, distinct = own.count(None), len({id for id in own if id is not None})
+    if drafts and not nameless and distinct == len(own):
+        return [id for id in own if id is not None], None
+    problem = None
+    if any("id" in draft for draft in drafts):
+        repeats = len(own) - nameless - distinct
+        problem = f"is no id of its own on every row ({nameless:,} without, {repeats:,} repeated)"
+    seen: Counter[str] = Counter()
+    ids = []
+    for draft in drafts:
+        id = build_example_id(draft["instruction"], draft.get("input") or "", draft["output"])
+        seen[id] += 1
+        ids.append(id if seen[id] == 1 else f"{id}-{seen[id]}")
+    return ids, problem
+
+
+def _read_id(value: Any) -> str | None:
+    if type(value) is int:
+        return str(value)
+    if isinstance(value, str) and value.strip() and value.isprintable():
+        return value
+    return None
+
+
+def _build_example(draft: Mapping[str, Any], id: str) -> Example:
+    category = draft.get("category")
+    return Example(
+        id=id,
+        instruction=draft["instruction"],
+        input=draft.get("input") or "",
+        output=draft["output"],
+        category=None if category is None or category == "" else str(category),
+    )
+
+
+def _enumerate(places: Sequence[str]) -> str:
+    if len(places) > 10:
+        return f"{', '.join(places[:10])} and {len(places) - 10:,} more"
+    return " and ".join(part for part in (", ".join(places[:-1]), places[-1]) if part)

@@ -1,0 +1,86 @@
+"""The course's data: downloaded once, checked, kept in the user's cache."""
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from hf_instruct.errors import DataError
+from hf_instruct.models import cache_folder
+from hf_instruct.records import write_text
+
+logger = logging.getLogger(__name__)
+
+# Source: https://github.com/rasbt/LLMs-from-scratch/tree/28c65cdfbc3338e2e040016eea4b7fdf556e4d57/ch07 (Apache-2.0)
+COURSE_URL = (
+    "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/28c65cdfbc3338e2e040016eea4b7fdf556e4d57/"
+    "ch07/01_main-chapter-code/instruction-data.json"
+)
+COURSE_SHA256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
+
+_MOST_BYTES = 16 * 2**20
+
+
+def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256, timeout_seconds: float = 30.0) -> bytes:
+    """Return the bytes of `instruction-data.json`, from the cache or from its public address.
+
+    Args:
+        url: Where it is.
+        sha256: What it is; bytes with another hash are never used.
+        timeout_seconds: Longest silence of the server.
+
+    Raises:
+        DataError: It is not in the cache and cannot be downloaded, or what came is something else.
+    """
+    cached = cache_folder() / "instruction-data.json"
+    with contextlib.suppress(OSError):
+        content = cached.read_bytes()
+        if hashlib.sha256(content).hexdigest() == sha256:
+            return content
+        logger.warning("`%s` is damaged; downloading it again.", cached)
+    content = _download(url, timeout_seconds)
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"What came from {url} is not the course's data (SHA-256 {found}, not {sha256}): a proxy's page, or a "
+            f"download cut off. Try again, or {_by_hand(url)}"
+        )
+    _keep(cached, content)
+    return content
+
+
+def _download(url: str, timeout_seconds: float) -> bytes:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise DataError(
+            "`instruction-data` is not in the cache, and `HF_HUB_OFFLINE` forbids to download it. Unset that, use the "
+            f"packaged source `everyday`, or {_by_hand(url)}"
+        )
+    logger.info("Downloading %s", url)
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_seconds) as response:
+            content: bytes = response.read(_MOST_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        if isinstance(error, urllib.error.HTTPError):
+            reason = f"the server answered {error.code} {error.reason}"
+        raise DataError(
+            f"`instruction-data` cannot be downloaded ({reason}). Check the network, use the packaged "
+            f"source `everyday`, or {_by_hand(url)}"
+        ) from error
+    return content
+
+
+def _by_hand(url: str) -> str:
+    return f"download {url} elsewhere and name the file as the source."
+
+
+def _keep(path: Path, content: bytes) -> None:
+    try:
+        write_text(path, content.decode("utf-8"))
+    except OSError as error:
+        # The cache only saves a download; without one the data is as good.
+        logger.warning("`%s` cannot be written (%s); the data is not cached.", path, error.strerror or error)

@@ -1,0 +1,130 @@
+"""Split examples into those to train on, to answer and score, and to validate on."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from hf_instruct.data.checks import group_by_prompt
+from hf_instruct.errors import DataError
+from hf_instruct.records import SPLIT_NAMES, Example, Splits
+
+SplitMethod = Literal["sequential", "shuffled", "grouped"]
+SPLIT_METHODS: tuple[SplitMethod, ...] = ("sequential", "shuffled", "grouped")
+
+# 0.29 * 100 is 28.999999999999996 in floating point: a product this near below a whole number means that number.
+_TOLERANCE = 1e-9
+
+
+def split_examples(
+    examples: Sequence[Example],
+    *,
+    split: SplitMethod = "sequential",
+    train_fraction: float = 0.85,
+    test_fraction: float = 0.10,
+    validation_fraction: float | None = None,
+    seed: int = 123,
+) -> Splits:
+    """Return the examples in three splits; the sizes of train and test are rounded down, validation has the rest.
+
+    Args:
+        examples: All examples.
+        split: `sequential` keeps their order (the course's split: 935/110/55 of 1,100); `shuffled` draws by a hash of
+            `seed` and id, so that the result is the same on every machine and whatever the order of the file;
+            `grouped` does so too and keeps equal instruction + input pairs in one split.
+        train_fraction: Share to train on, between 0 and 1.
+        test_fraction: Share to answer and score.
+        validation_fraction: Share to validate on; None gives it the rest. All three sum to 1.
+        seed: Seed of `shuffled` and `grouped`.
+
+    Raises:
+        DataError: The fractions do not sum to 1, one is not between 0 and 1, or a split would be empty.
+    """
+    if split not in SPLIT_METHODS:
+        allowed = ", ".join(f"`{method}`" for method in SPLIT_METHODS)
+        raise DataError(f"`split` is `{split}`; allowed are {allowed}.")
+    fractions = _complete_fractions(train_fraction, test_fraction, validation_fraction)
+    sizes = _choose_sizes(len(examples), fractions)
+    if split == "grouped":
+        return _split_groups(examples, sizes, seed)
+    ordered = list(examples) if split == "sequential" else [examples[place] for place in _shuffle(examples, seed)]
+    first, second = sizes["train"], sizes["train"] + sizes["test"]
+    return Splits(ordered[:first], ordered[first:second], ordered[second:])
+
+
+def _complete_fractions(train: float, test: float, validation: float | None) -> dict[str, float]:
+    """Return all three fractions, having checked that they are sound."""
+    given = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
+    faults = [
+        f"`{name}_fraction` is {value}; it should be above 0 and below 1, so that no split is empty"
+        for name, value in given.items()
+        if not 0 < value < 1
+    ]
+    total = math.fsum(given.values())
+    listed = ", ".join(f"`{name}_fraction` {value:g}" for name, value in given.items())
+    if validation is None and total >= 1 - _TOLERANCE:
+        faults.append(f"{listed} sum to {total:.6g} and leave nothing for validation; lower one of them")
+    elif validation is not None and abs(total - 1) > _TOLERANCE:
+        faults.append(
+            f"{listed} sum to {total:.6g}; they should sum to 1 (leave `validation_fraction` out to give it the rest)"
+        )
+    if faults:
+        raise DataError("The examples cannot be split:", faults)
+    return {**given, "validation": 1 - train - test}
+
+
+def _choose_sizes(count: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    # The course's arithmetic. Source:
+    # https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
+    sizes = {name: math.floor(count * fractions[name] + _TOLERANCE) for name in ("train", "test")}
+    sizes["validation"] = count - sizes["train"] - sizes["test"]
+    _refuse_empty(sizes, f"{count:,} {'example' if count == 1 else 'examples'}", fractions)
+    return sizes
+
+
+def _refuse_empty(sizes: Mapping[str, int], what: str, fractions: Mapping[str, float] | None = None) -> None:
+    empty = [name for name, size in sizes.items() if size == 0]
+    if empty:
+        seen = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+        at = f" at fractions {', '.join(f'{fractions[name]:g}' for name in SPLIT_NAMES)}" if fractions else ""
+        raise DataError(
+            f"{what} would split into {seen}{at}, and no split may be empty. Add examples, or change "
+            f"{', '.join(f'`{name}_fraction`' for name in empty)}."
+        )
+
+
+def _shuffle(examples: Sequence[Example], seed: int) -> list[int]:
+    """Return the positions of the examples in an order that only `seed` and their ids decide."""
+
+    def draw(place: int) -> bytes:
+        return hashlib.sha256(f"{seed}\0{examples[place].id}".encode()).digest()
+
+    return sorted(range(len(examples)), key=draw)
+
+
+def _split_groups(examples: Sequence[Example], sizes: Mapping[str, int], seed: int) -> Splits:
+    """Return splits of about these sizes in which equal instruction + input pairs stand together."""
+    order = _shuffle(examples, seed)
+    groups = list(group_by_prompt(examples[place] for place in order).values())
+    # The largest first, while there is room for them; single examples then fill the splits exactly. Sorting is stable,
+    # so that groups of one size stay shuffled.
+    groups.sort(key=len, reverse=True)
+    left = dict(sizes)
+    split_of: dict[int, str] = {}
+    for done, group in enumerate(groups):
+        empty = [name for name in SPLIT_NAMES if left[name] == sizes[name]]
+        # The last groups go where there is nothing yet.
+        candidates = empty if empty and len(groups) - done <= len(empty) else list(SPLIT_NAMES)
+        fitting = [name for name in candidates if left[name] >= len(group)]
+        if fitting:
+            chosen = max(fitting, key=lambda name: left[name] / sizes[name])
+        else:
+            chosen = max(candidates, key=lambda name: left[name])
+        left[chosen] -= len(group)
+        split_of.update(dict.fromkeys(group, chosen))
+    splits: dict[str, list[Example]] = {name: [] for name in SPLIT_NAMES}
+    for rank, place in enumerate(order):
+        splits[split_of[rank]].append(examples[place])
+    what = f"{len(examples):,} examples in {len(groups):,} groups of equal instruction and input"
+    _refuse_empty({name: len(rows) for name, rows in splits.items()}, what)
+    return Splits(**splits)

@@ -1,0 +1,170 @@
+"""How many examples there are, of what kind, and how long."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_instruct.data.checks import Encode, group_by_prompt
+from hf_instruct.errors import DataError
+from hf_instruct.plots import COLORS
+from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.records import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The lengths of one text of every example, in one unit.
+
+    Attributes:
+        text: `prompt`, `completion`, or `both` for the row that is trained on.
+        unit: `characters`, `words` or `tokens`.
+        values: One for each example, in order.
+    """
+
+    text: str
+    unit: str
+    values: list[int]
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def median(self) -> float:
+        """The middle value, or the mean of the two middle ones."""
+        return statistics.median(self.values)
+
+    @property
+    def percentile_95(self) -> int:
+        """The smallest length that at least 95 % of the examples do not exceed."""
+        return sorted(self.values)[math.ceil(0.95 * len(self.values)) - 1]
+
+    @property
+    def max(self) -> int:
+        """The largest."""
+        return max(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataStatistics:
+    """What `data stats` shows.
+
+    Attributes:
+        num_examples: All examples.
+        num_with_input: Those with an input.
+        num_repeated_prompts: Instruction + input pairs that stand on more than one row.
+        categories: Examples by category, most frequent first; empty where the data has none.
+        lengths: Of prompts and completions; tokens only where they were encoded.
+    """
+
+    num_examples: int
+    num_with_input: int
+    num_repeated_prompts: int
+    categories: dict[str, int]
+    lengths: list[Lengths]
+
+
+def compute_statistics(
+    examples: Sequence[Example], *, prompt_format: PromptFormat, encode: Encode | None = None
+) -> DataStatistics:
+    """Return counts and lengths of examples.
+
+    Args:
+        examples: At least one.
+        prompt_format: What makes an example a prompt. The text of `chat` is the tokenizer's, so that its prompts have
+            a length in tokens only.
+        encode: Adds lengths in tokens, the end-of-text token included.
+    """
+    texts = (
+        {}
+        if prompt_format.name == CHAT
+        else {"prompt": [prompt_format.format_prompt(example.instruction, example.input) for example in examples]}
+    )
+    texts["completion"] = [example.output for example in examples]
+    lengths = [Lengths(name, "characters", [len(text) for text in values]) for name, values in texts.items()]
+    lengths += [Lengths(name, "words", [len(text.split()) for text in values]) for name, values in texts.items()]
+    if encode is not None:
+        encoded = [encode(example) for example in examples]
+        prompts, completions = [len(ids) for ids, _ in encoded], [len(ids) for _, ids in encoded]
+        both = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        named = {"prompt": prompts, "completion": completions, "both": both}
+        lengths += [Lengths(name, "tokens", values) for name, values in named.items()]
+    categories = Counter(example.category for example in examples if example.category is not None)
+    return DataStatistics(
+        num_examples=len(examples),
+        num_with_input=sum(bool(example.input) for example in examples),
+        num_repeated_prompts=sum(len(places) > 1 for places in group_by_prompt(examples).values()),
+        categories=dict(categories.most_common()),
+        lengths=lengths,
+    )
+
+
+def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None:
+    """Draw the lengths of prompts and completions as a histogram PNG: tokens where they are known, else characters.
+
+    Raises:
+        DataError: The path does not end in `.png`, or cannot be written.
+    """
+    if path.suffix.lower() != ".png":
+        raise DataError(f"`{path}` does not end in `.png`, the only format of the plot; name it `{path.stem}.png`.")
+    # Without pyplot nothing global changes, and the figure is drawn by Agg whatever the machine's backend.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    unit = result.lengths[-1].unit if result.lengths[-1].unit == "tokens" else "characters"
+    shown = [lengths for lengths in result.lengths if lengths.unit == unit and lengths.text != "both"]
+    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    for axes, lengths, color in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown, (COLORS["validation"], COLORS["train"]), strict=False
+    ):
+        # One bin for each length while that is legible: a token count is a whole number.
+        span = lengths.max - min(lengths.values) + 1
+        width = max(1, math.ceil(span / 40))
+        low = min(lengths.values)
+        edges = [edge - 0.5 for edge in range(low, lengths.max + width + 1, width)]
+        axes.hist(lengths.values, bins=edges, color=color)
+        axes.axvline(lengths.median, color=COLORS["text"], linewidth=1, label=f"median {lengths.median:g}")
+        axes.axvline(
+            lengths.percentile_95,
+            color=COLORS["text"],
+            linewidth=1,
+            linestyle="--",
+            label=f"95 % {lengths.percentile_95:g}",
+        )
+        axes.set_title(f"{lengths.text} (longest {lengths.max:,})", fontsize=10)
+        axes.set_xlabel(unit)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.axes[0].set_ylabel("examples")
+    if title:
+        figure.suptitle(title, fontsize=11, parse_math=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    _write_bytes(path, image.getvalue())
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+    except OSError as error:
+        raise DataError(f"`{path}` cannot be written ({error.strerror or error}); choose another place.") from error

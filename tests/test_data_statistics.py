@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from hf_instruct.data.statistics import Lengths, compute_statistics, plot_lengths
+from hf_instruct.errors import DataError
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example
+
+PHI3 = PromptFormat.named("phi3")
+EXAMPLES = [
+    Example("1", "Say one.", "", "One it is.", "say"),
+    Example("2", "Say one.", "", "1", "say"),
+    Example("3", "Add.", "1 2", "3", "sums"),
+]
+
+
+def test_lengths_are_summarised() -> None:
+    lengths = Lengths("prompt", "tokens", list(range(100, 0, -1)))
+    assert (lengths.mean, lengths.median, lengths.percentile_95, lengths.max) == (50.5, 50.5, 95, 100)
+    one = Lengths("prompt", "tokens", [7])
+    assert (one.mean, one.median, one.percentile_95, one.max) == (7, 7, 7, 7)
+
+
+def test_counts_and_lengths_without_a_tokenizer() -> None:
+    result = compute_statistics(EXAMPLES, prompt_format=PHI3)
+    assert (result.num_examples, result.num_with_input, result.num_repeated_prompts) == (3, 1, 1)
+    assert result.categories == {"say": 2, "sums": 1}
+    assert [(lengths.text, lengths.unit, lengths.values) for lengths in result.lengths] == [
+        ("prompt", "characters", [32, 32, 32]),
+        ("completion", "characters", [10, 1, 1]),
+        ("prompt", "words", [4, 4, 5]),
+        ("completion", "words", [3, 1, 1]),
+    ]
+
+
+def test_tokens_where_they_can_be_counted() -> None:
+    result = compute_statistics(EXAMPLES, prompt_format=PHI3, encode=lambda e: ([0] * 5, [0] * len(e.output)))
+    assert [(lengths.text, lengths.values) for lengths in result.lengths if lengths.unit == "tokens"] == [
+        ("prompt", [5, 5, 5]),
+        ("completion", [10, 1, 1]),
+        ("both", [15, 6, 6]),
+    ]
+
+
+def test_the_chat_format_has_no_characters_of_its_own() -> None:
+    result = compute_statistics(EXAMPLES, prompt_format=PromptFormat.named("chat"))
+    assert [lengths.text for lengths in result.lengths] == ["completion", "completion"]
+
+
+def test_the_histogram_is_a_png(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "new" / "lengths.png"
+    for encode in (None, lambda e: ([0] * 5, [0] * len(e.output))):
+        plot_lengths(compute_statistics(EXAMPLES, prompt_format=PHI3, encode=encode), path, title="costs $5_ and $6")
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert image.size == (1104, 432)
+    assert [file.name for file in path.parent.iterdir()] == ["lengths.png"]
+
+
+def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:
+    result = compute_statistics(EXAMPLES, prompt_format=PHI3)
+    with pytest.raises(DataError) as caught:
+        plot_lengths(result, tmp_path / "plot.jpg")
+    assert str(caught.value) == (
+        f"`{tmp_path / 'plot.jpg'}` does not end in `.png`, the only format of the plot; name it `plot.png`."
+    )
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError) as caught:
+        plot_lengths(result, tmp_path / "file" / "plot.png")
+    assert str(caught.value) == (
+        f"`{tmp_path / 'file' / 'plot.png'}` cannot be written (File exists); choose another place."
+    )
