@@ -141,6 +141,11 @@ _OURS_TO_SET = {
     "padding_free": "it needs kernels that most machines here lack",
     "eval_strategy": "set `train.eval_steps`",
 }
+_NOT_TO_GENERATE = {
+    "num_return_sequences": "each prompt gets one answer",
+    "return_dict_in_generate": "only the tokens are kept",
+    "max_length": "set `generate.max_new_tokens`",
+}
 
 
 def load_experiment(path: Path | None, overrides: Mapping[str, Any] | None = None, *, deep: bool = True) -> Experiment:
@@ -302,6 +307,7 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
 
         allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
         faults += [f"`generate.{n}` is unknown; {_nearest(str(n), allowed)}" for n in generate if n not in allowed]
+        faults += [f"`generate.{n}` is not for you to set; {_NOT_TO_GENERATE[n]}" for n in generate if n in _NOT_TO_GENERATE]
     return faults
 
 

@@ -43,7 +43,7 @@ def generate_completions(
 
     Args:
         prompts: Token ids of each prompt, not empty.
-        end_id: The token that ends a response; the tokenizer's end-of-text ends it too.
+        end_id: The token that ends a response; the tokenizer's end-of-text and the model's own ends end it too.
         max_new_tokens: Longest response, in tokens.
         **generation: Any field of `GenerationConfig`.
     """
@@ -55,7 +55,8 @@ def generate_completions(
     masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     input_ids = torch.tensor(rows, device=model.device)  # [batch, width]
     attention_mask = torch.tensor(masks, device=model.device)  # [batch, width]
-    ends = {end_id, tokenizer.eos_token_id} - {None}
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = {end_id, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad_id, "eos_token_id": sorted(ends), **generation}
     with _generating(model), torch.inference_mode():
         sequences = model.generate(  # type: ignore[operator]  # seen as a buffer

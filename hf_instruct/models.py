@@ -95,7 +95,9 @@ def load_model(
     adapter = Path(location) / "adapter_config.json"
     with _translated_errors(name):
         if adapter.is_file():
-            return _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer
+            tuned = _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code)
+            configure_stop(tuned, tokenizer)
+            return tuned, tokenizer
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             location,
             revision=revision,
@@ -130,13 +132,17 @@ def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     """Make `generate()` stop, here and in any program that loads the model: name the end and pad ids in its config.
 
     Args:
-        end: The id that ends a completion; the tokenizer's end-of-text token by default.
+        end: The id that ends a completion; the tokenizer's end-of-text token by default. Ids that the model names as
+            ends already stay.
     """
     end = tokenizer.eos_token_id if end is None else end
     if model.generation_config is None:
         return
-    ends = [end] if tokenizer.eos_token_id in (None, end) else [end, tokenizer.eos_token_id]
-    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    # What the model ended with before stays an end: an instruction-tuned one ends its turn with a token of its own.
+    own = model.generation_config.eos_token_id
+    known = [end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    ends = [token for token in dict.fromkeys(known) if token is not None]
+    model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
 

@@ -1,6 +1,7 @@
 """The walk of an experiment through its stages, over one run folder."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ def run(
         raise ConfigError("`run` needs the path of a run folder when it is given an `Experiment`.")
     check_experiment(experiment)
     folder = RunFolder(Path(path))
-    with _one_process_first() as is_first:
+    with _one_process_first(experiment) as is_first:
         # Launched on several processes, one opens the folder and prepares the data while the others wait.
         if is_first:
             open_folder(folder, experiment, resume=resume, force=force)
@@ -137,7 +138,8 @@ def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str], *, re
             from hf_instruct.data.stage import prepare
 
             prepare(folder, experiment)
-            folder.add_provenance(data_sha256=_data_sha256(folder))
+            preflight = json.loads(folder.preflight.read_text(encoding="utf-8"))
+            folder.add_provenance(data_sha256=preflight["data_sha256"])
         elif stage == "train" and not is_done(folder, "train"):
             from hf_instruct.training.stage import fine_tune
 
@@ -226,28 +228,22 @@ def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[
         yield from (f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key))
 
 
-def _data_sha256(folder: RunFolder) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name in ("train", "test", "validation"):
-        digest.update(folder.split(name).read_bytes())
-    return digest.hexdigest()
-
-
 def _is_main_process() -> bool:
     # Set by `accelerate launch` and `torchrun`.
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
-def _one_process_first() -> Iterator[bool]:
+def _one_process_first(experiment: Experiment) -> Iterator[bool]:
     """Yield whether this process is the first of those launched together; the others wait until it is through."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield True
         return
     from accelerate import PartialState
 
-    state = PartialState()
+    from hf_instruct.models import best_device
+
+    # Without `cpu`, processes on a machine without a GPU would not find each other.
+    state = PartialState(cpu=bool(experiment.train.get("use_cpu", best_device() == "cpu")))
     with state.main_process_first():
         yield state.is_main_process

@@ -35,6 +35,9 @@ class Example:
     category: str | None = None
 
 
+SPLIT_NAMES = ("train", "test", "validation")
+
+
 @dataclasses.dataclass(frozen=True)
 class Splits:
     """Examples by what they are for; no example is in two of them.
@@ -48,6 +51,10 @@ class Splits:
     train: list[Example]
     test: list[Example]
     validation: list[Example]
+
+    def named(self) -> dict[str, list[Example]]:
+        """Return the splits by name, in the order of `SPLIT_NAMES`."""
+        return {name: getattr(self, name) for name in SPLIT_NAMES}
 
 
 @dataclasses.dataclass(frozen=True)

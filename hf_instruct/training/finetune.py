@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
-from hf_instruct.errors import TrainingError
+from hf_instruct.errors import DataError, TrainingError
 from hf_instruct.models import configure_stop, context_length, no_shard_bars
 from hf_instruct.plots import write_loss_plot
 from hf_instruct.prompts import PromptFormat
@@ -101,12 +101,14 @@ def train(
 
     Raises:
         ConfigError: TRL or PEFT refuse the settings.
-        DataError: Some rows have no label left within `max_length`.
+        DataError: A split is empty, or some rows have no label left within `max_length`.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
     from hf_instruct.training.checkpoints import check_disk_space, find_checkpoint
 
     run = RunFolder(Path(output_dir))
+    if empty := [name for name in ("train", "validation") if not getattr(splits, name)]:
+        raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
@@ -117,6 +119,8 @@ def train(
     checkpoint = find_checkpoint(run.checkpoints) if resume else None
     if checkpoint:
         logger.info("Going on from %s", checkpoint)
+        # The losses at this step are in the log already.
+        trainer.args.eval_on_start = False
     with _translated_errors(run, log), no_shard_bars():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save_model(trainer, tokenizer, run)

@@ -3,7 +3,7 @@
 import logging
 
 from hf_instruct.config import Experiment
-from hf_instruct.records import Example, Splits, read_rows
+from hf_instruct.records import SPLIT_NAMES, Example, Splits, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import TrainingSummary, train
 
@@ -18,7 +18,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     """
     from hf_instruct.models import load_model
 
-    splits = Splits(*(read_rows(run.split(name), Example) for name in ("train", "test", "validation")))
+    splits = Splits(**{name: read_rows(run.split(name), Example) for name in SPLIT_NAMES})
     section = experiment.model
     model, tokenizer = load_model(
         section.name,

@@ -1,0 +1,151 @@
+"""What a user launches, in processes of its own: `accelerate launch`, and kills at the worst moments."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.slow
+# Left out of comparisons: these depend on the clock.
+CLOCK = {"seconds", "tokens_per_second"}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    changes = {"HF_HUB_OFFLINE": "1", "HF_INSTRUCT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **changes}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, tiny_gpt2: Path) -> Path:
+    """An experiment on 60 examples (48 to train on: whole batches of 8) and a tiny GPT-2."""
+    animals = ["cat", "dog", "owl", "hen", "fox", "cow", "bee", "ant", "elk", "emu"]
+    rows = [
+        {"instruction": f"Say {animal} {count} times.", "input": "loudly" * (count % 2), "output": f"{animal} " * count}
+        for animal in animals
+        for count in range(1, 7)
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    values = {
+        "data": {"source": str(tmp_path / "data.json"), "train_fraction": 0.8, "test_fraction": 0.15},
+        "model": {"name": str(tiny_gpt2)},
+        "train": {"learning_rate": 1e-3, "bf16": False, "logging_steps": 1, "eval_steps": 3, "save_steps": 2},
+        "generate": {"max_new_tokens": 12, "batch_size": 2},
+    }
+    path = tmp_path / "experiment.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+def training_rows(run: Path) -> list[dict[str, object]]:
+    rows = [vars(row) for row in read_rows(run / "training.jsonl", TrainingRow)]
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
+
+
+def call(command: list[str | Path], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path, environment, tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--run-dir"]
+    call([BIN / "python", *common, one, "--train.per_device_train_batch_size", "8"], environment)
+    launcher = [BIN / "accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
+    call([*launcher, *common, two, "--train.per_device_train_batch_size", "4"], environment)
+    expected, found = training_rows(one), training_rows(two)
+    assert [(row["step"], row["kind"]) for row in found] == [(row["step"], row["kind"]) for row in expected]
+    for left, right in zip(expected, found, strict=True):
+        assert right["tokens_seen"] == left["tokens_seen"]
+        for name in ("loss", "train_loss", "validation_loss"):
+            assert (right[name] is None) == (left[name] is None)
+            assert right[name] is None or right[name] == pytest.approx(left[name], rel=1e-4)
+    assert (two / "model" / "model.safetensors").stat().st_size == (one / "model" / "model.safetensors").stat().st_size
+    assert json.loads((two / "training.json").read_text())["num_processes"] == 2
+
+
+def kill_when(command: list[str | Path], environment: dict[str, str], ready, delay: float) -> None:
+    """Start a command, wait until `ready()`, wait on, and kill it with SIGKILL."""
+    process = subprocess.Popen(
+        [str(c) for c in command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not ready() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_killed_three_times_in_training_and_answering_ends_like_unbroken(experiment: Path, environment, tmp_path: Path):
+    chance = random.Random(7)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    walk = [
+        BIN / "python",
+        "-c",
+        "from hf_instruct.pipeline import run; import sys; "
+        "run(sys.argv[1], sys.argv[2], resume=True, stages=('data', 'train', 'generate'))",
+        experiment,
+    ]
+    call([*walk, unbroken], environment)
+    log, answers, base = broken / "training.jsonl", broken / "responses.jsonl", broken / "base" / "responses.jsonl"
+    for lines in (2, 7, 13):
+        kill_when([*walk, broken], environment, lambda lines=lines: num_lines(log) >= lines, chance.random() * 0.2)
+    for path, lines in ((base, 2), (base, 8), (answers, 4)):
+        kill_when([*walk, broken], environment, lambda p=path, n=lines: num_lines(p) >= n, chance.random() * 0.02)
+    call([*walk, broken], environment)
+    assert training_rows(broken) == training_rows(unbroken)
+    for name in ("responses.jsonl", "base/responses.jsonl"):
+        assert read_rows(broken / name, Response) == read_rows(unbroken / name, Response)
+    assert (broken / "model/model.safetensors").read_bytes() == (unbroken / "model/model.safetensors").read_bytes()
+
+
+def test_killed_three_times_while_judging_ends_with_every_judgment_once(
+    course_responses_file: Path, environment, tmp_path
+):
+    from fake_ollama import Answer, FakeOllama
+
+    server = FakeOllama()
+    server.latency_seconds = 0.02
+    # A verdict of its own for each response, so that a mixed-up row would show.
+    server.reply = lambda body: Answer(json.dumps({"score": len(body["messages"][-1]["content"]) % 101}))
+    server.start()
+    try:
+        command = [BIN / "hf-instruct", "judge", course_responses_file, "--judge", "ollama", "--base-url", server.url]
+        broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+        for lines in (5, 40, 90):
+            ready = lambda lines=lines: num_lines(broken / "judgments.jsonl") >= lines  # noqa: E731
+            kill_when([*command, "--no-cache", "--out", broken], environment, ready, 0.01)
+        calls = len(server.chats)
+        call([*command, "--no-cache", "--out", broken], environment)
+        # At most the calls under way at each kill were asked again.
+        assert calls < 110
+        assert len(server.chats) <= 110 + 3 * 4
+        call([*command, "--no-cache", "--out", unbroken], environment)
+    finally:
+        server.stop()
+    rows = [
+        [(row.id, row.score, row.replies) for row in read_rows(folder / "judgments.jsonl", Judgment)]
+        for folder in (broken, unbroken)
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 110
+    scores = [json.loads((folder / "scores.json").read_text())["mean"] for folder in (broken, unbroken)]
+    assert scores[0] == scores[1]
