@@ -1,0 +1,143 @@
+"""`hf-instruct judge`: score responses with a language model as the judge."""
+
+import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_instruct.config import JudgeSection
+    from hf_instruct.judging.engine import JudgeOptions
+
+_EXAMPLES = """\
+examples:
+  hf-instruct judge runs/my-run                              again, or with another judge, over a run folder
+  hf-instruct judge instruction-data-with-response.json      a file of responses; --out DIR for where the scores go
+  hf-instruct judge runs/my-run --judge ollama --pull        Llama 3 through Ollama, downloaded if it is missing
+  hf-instruct judge runs/my-run --judge openai --base-url http://127.0.0.1:8000/v1 --concurrency 32
+
+What is judged already is not judged again; interrupted, the same command goes on. Judgments by another judge or rubric
+stay beside the new ones, under a name of their own. Fields of an experiment's `judge` section without a flag of their
+own are set as in `--judge.num_ctx 8192`.
+"""
+
+# Flag -> field of the experiment's `judge` section.
+_FIELDS = {
+    "judge": "backend",
+    "model": "model",
+    "rubric": "rubric",
+    "base_url": "base_url",
+    "concurrency": "concurrency",
+    "timeout_seconds": "timeout_seconds",
+    "pull": "pull",
+}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "judge",
+        help="score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",
+        description="Put each response, with its task and its reference, to a language model that scores it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
+    parser.add_argument(
+        "--judge",
+        choices=("auto", "ollama", "local", "openai"),
+        help="who judges; `auto`: Ollama if it runs, else local",
+    )
+    parser.add_argument("--model", metavar="TAG", help="the judge's model: a tag of Ollama's, a Hub id, a folder")
+    parser.add_argument("--rubric", metavar="R", help="course, critique, five-point, or a YAML file")
+    parser.add_argument(
+        "--base-url", metavar="URL", help="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)"
+    )
+    parser.add_argument("--concurrency", metavar="N", type=int, help="calls under way at once")
+    parser.add_argument("--timeout-seconds", metavar="S", type=float, help="longest wait for one reply")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the judgments of a file go (default: beside it)")
+    parser.add_argument("--pull", action="store_true", default=None, help="let Ollama download a model that it lacks")
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
+    parser.add_argument("--force", action="store_true", help="judge anew what is judged already")
+    parser.set_defaults(
+        handler=_judge, takes_overrides=True, resume_hint="What was judged is kept; the same command goes on."
+    )
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from hf_instruct.errors import DataError
+
+    settings = _collect_settings(options)
+    if not options.source.exists():
+        raise DataError(f"`{options.source}` does not exist; name a run folder or a file of responses.")
+    if options.source.is_dir():
+        _judge_run(options, settings)
+    else:
+        _judge_file(options, settings)
+
+
+def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the `judge` section that the flags set."""
+    from hf_instruct.errors import ConfigError
+
+    settings = {field: value for flag, field in _FIELDS.items() if (value := getattr(options, flag)) is not None}
+    faults = []
+    for dotted, value in getattr(options, "overrides", {}).items():
+        section, _, field = dotted.partition(".")
+        if section != "judge":
+            faults.append(f"`--{dotted}` is not a setting of judging; only `--judge.FIELD` is allowed here")
+        else:
+            settings[field] = value
+    if faults:
+        raise ConfigError(f"{len(faults)} fault(s) in the flags:", faults)
+    return settings
+
+
+def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from hf_instruct.errors import ConfigError
+    from hf_instruct.judging.stage import judge
+    from hf_instruct.run_folder import RunFolder
+
+    if options.out:
+        raise ConfigError("`--out` is for files of responses; a run's judgments belong in its folder. Leave it out.")
+    run = RunFolder(options.source)
+    experiment = run.load_experiment()
+    section = _build_section({**experiment.judge.model_dump(), **settings})
+    judged = judge(run, experiment.model_copy(update={"judge": section}), options=_build_options(options))
+    for name, folder in (("tuned", run), ("base", run.base)):
+        if name in judged:
+            print(f"{name:5}  {judged[name]}")
+            print(f"       {folder.judgments}\n       {folder.scores}")
+
+
+def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from hf_instruct.judging.files import choose_files, load_responses
+    from hf_instruct.judging.stage import judge_sets
+
+    section = _build_section(settings)
+    responses = load_responses(options.source)
+    files = choose_files(options.source, options.out)
+    judged = judge_sets({"file": (responses, files)}, section, options=_build_options(options))
+    print(judged["file"])
+    print(f"{files.judgments}\n{files.scores}")
+
+
+def _build_section(values: dict[str, Any]) -> "JudgeSection":
+    from hf_instruct.config import build_experiment
+
+    return build_experiment({"judge": values}, where="the flags", deep=False).judge
+
+
+def _build_options(options: argparse.Namespace) -> "JudgeOptions":
+    from hf_instruct.judging.engine import JudgeOptions
+
+    # `--force` would throw away what was judged before the interruption.
+    command = shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")])
+    # An address may carry a user and a password.
+    command = re.sub(r"://[^/\s@]+@", "://", command)
+    return JudgeOptions(
+        use_cache=not options.no_cache, force=options.force, go_on=f"Go on with the same command: `{command}`."
+    )

@@ -1,0 +1,79 @@
+"""The judge stage: scores the responses in a run folder."""
+
+import shlex
+from collections.abc import Mapping
+
+from hf_instruct.config import Experiment, JudgeSection
+from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_with, run_sync
+from hf_instruct.judging.files import JudgmentFiles, load_responses
+from hf_instruct.judging.judges import choose_judge, open_judge
+from hf_instruct.judging.rubrics import load_rubric
+from hf_instruct.records import Response
+from hf_instruct.run_folder import RunFolder
+
+
+def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
+    """Judge the responses of the tuned model, and of the untuned one where there are any and the experiment asks.
+
+    Judgments that are in the run already and would come out the same are kept; those by another judge, or of other
+    responses, move to a file of their own.
+
+    Returns:
+        The judgments of `run.responses` under `tuned` and, where made, of `run.base.responses` under `base`.
+
+    Raises:
+        DataError: There are no responses.
+        JudgeError: Judging cannot go on; what was judged is kept.
+    """
+    options = options or JudgeOptions(go_on=f"Go on with `hf-instruct judge {shlex.quote(str(run.path))}`.")
+    sets = {"tuned": (load_responses(run.responses), JudgmentFiles(run.path))}
+    if experiment.judge.base and run.base.responses.exists():
+        sets["base"] = (load_responses(run.base.responses), JudgmentFiles(run.base.path))
+    return judge_sets(sets, experiment.judge, options=options)
+
+
+def judge_sets(
+    sets: Mapping[str, tuple[list[Response], JudgmentFiles]], settings: JudgeSection, *, options: JudgeOptions
+) -> dict[str, JudgmentSet]:
+    """Judge several sets of responses with one judge, opened once; what a set's name means is the caller's.
+
+    Raises:
+        ConfigError: The rubric is not usable.
+        JudgeError: Judging cannot go on; what was judged is kept.
+    """
+    # A fault in the rubric comes to light before a model is loaded or a server asked.
+    load_rubric(settings.rubric)
+
+    async def work() -> dict[str, JudgmentSet]:
+        judge = await open_judge(settings)
+        try:
+            judged = {}
+            for name, (responses, files) in sets.items():
+                judged[name] = await judge_with(judge, responses, settings, files=files, options=options)
+            return judged
+        finally:
+            await judge.close()
+
+    return run_sync(work())
+
+
+def check_judge(settings: JudgeSection) -> None:
+    """Make sure now that judging will work later: the rubric is usable, the server runs and has the model.
+
+    A local judge's weights are not loaded for this; that it can be found is.
+
+    Raises:
+        ConfigError: The rubric is not usable.
+        ModelLoadError: The local judge's model cannot be found.
+        JudgeUnavailable: The server does not answer, or lacks the model.
+    """
+    load_rubric(settings.rubric)
+
+    async def work() -> None:
+        judge = await choose_judge(settings)
+        try:
+            await judge.check()
+        finally:
+            await judge.close()
+
+    run_sync(work())

@@ -1,0 +1,313 @@
+"""The judging loop: resuming, caching, asking once more, and what a dying judge leaves behind."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_ollama import Answer, FakeOllama
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
+from hf_instruct.judging.cache import VerdictCache
+from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_responses, judge_with
+from hf_instruct.judging.files import JudgmentFiles
+from hf_instruct.judging.judges import Reply
+from hf_instruct.judging.rubrics import Question
+from hf_instruct.records import Judgment, Response, read_rows
+
+RESPONSES = [
+    Response(f"id{i}", f"Task {i}.", "", "Done.", f"Answer {i}.", "even" if i % 2 == 0 else "odd") for i in range(6)
+]
+SETTINGS = JudgeSection(concurrency=2)
+
+
+class FakeJudge:
+    """Replies from a queue, then `{"score": 50}`; keeps what it was asked."""
+
+    def __init__(self, *replies: Reply | Exception, model: str = "fake") -> None:
+        self.replies = list(replies)
+        self.model = model
+        self.asked: list[Question] = []
+        self.interrupt_after: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "backend": "fake",
+            "model": self.model,
+            "digest": "d" * 12,
+            "server_version": "1",
+            "options": {"seed": 1},
+        }
+
+    async def prepare(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ask(self, question: Question) -> Reply:
+        self.asked.append(question)
+        await asyncio.sleep(0)
+        if len(self.asked) == self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        reply = self.replies.pop(0) if self.replies else Reply('{"score": 50}', 0.25)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOllama]:
+    fake = FakeOllama()
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+def run(
+    judge: FakeJudge, files: JudgmentFiles | None = None, *, responses: list[Response] = RESPONSES, **options: Any
+) -> JudgmentSet:
+    settings = options.pop("settings", SETTINGS)
+    return asyncio.run(judge_with(judge, responses, settings, files=files, options=JudgeOptions(**options)))
+
+
+def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    judged = run(FakeJudge(Reply("10", 0.5), Reply("20", 0.5)), files)
+    assert [row.id for row in judged.judgments] == [row.id for row in RESPONSES]
+    assert sorted(row.score or 0 for row in judged.judgments) == [10, 20, 50, 50, 50, 50]
+    assert read_rows(files.judgments, Judgment) == judged.judgments
+    assert json.loads(files.scores.read_text()) == judged.scores
+    assert set(judged.scores["by_category"]) == {"even", "odd"}
+    assert str(judged).startswith("38.3 ± ")
+    first = judged.judgments[0]
+    assert (first.judge, first.rubric, first.cached, first.failure) == (FakeJudge().identity(), "course", False, None)
+    assert first.replies == ["10"]
+    assert first.seconds == 0.5
+
+
+def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
+    judge = FakeJudge(Reply("good", 1.0), Reply("85", 1.0), Reply("bad", 1.0), Reply("worse \ud83d", 2.0))
+    judged = run(judge, settings=JudgeSection(concurrency=1), responses=RESPONSES[:2])
+    first, second = judged.judgments
+    assert (first.score, first.replies, first.seconds) == (85, ["good", "85"], 2.0)
+    assert (second.score, second.replies) == (None, ["bad", "worse ?"])
+    assert second.failure == "The reply 'worse \\ud83d' holds no number."
+    assert (judged.scores["n"], judged.scores["failures"], judged.scores["mean"]) == (1, 1, 85.0)
+
+
+def test_failed_call_is_asked_once_more_unless_that_is_pointless() -> None:
+    judge = FakeJudge(Reply("", 1.0, "no reply within 1 s"), Reply("85", 1.0), Reply("", 0.0, "too long", final=True))
+    judged = run(judge, settings=JudgeSection(concurrency=1), responses=RESPONSES[:2])
+    assert [row.score for row in judged.judgments] == [85, None]
+    assert judged.judgments[1].failure == "too long"
+    assert len(judge.asked) == 3
+
+
+def test_judge_that_computes_the_score_is_believed() -> None:
+    judged = run(
+        FakeJudge(Reply('{"score": 33, "probabilities": {}}', 0.1, final=True, score=33)), responses=RESPONSES[:1]
+    )
+    assert judged.judgments[0].score == 33
+
+
+def test_judging_again_costs_no_call(tmp_path: Path) -> None:
+    judge = FakeJudge()
+    first = run(judge, JudgmentFiles(tmp_path / "a"))
+    again = run(judge, JudgmentFiles(tmp_path / "a"))
+    assert again.judgments == first.judgments
+    elsewhere = run(judge, JudgmentFiles(tmp_path / "b"))
+    assert len(judge.asked) == 6
+    assert elsewhere.judgments == [dataclasses.replace(row, cached=True, seconds=0.0) for row in first.judgments]
+    assert elsewhere.scores["cached"] == 6
+
+
+def test_cache_can_be_left_out(tmp_path: Path, cache_home: Path) -> None:
+    judge = FakeJudge()
+    for _ in range(2):
+        run(judge, use_cache=False)
+    assert len(judge.asked) == 12
+    assert not cache_home.exists()
+
+
+def test_cache_depends_on_judge_and_question() -> None:
+    run(FakeJudge())
+    for other in (FakeJudge(model="other"), FakeJudge()):
+        changed = (
+            [dataclasses.replace(row, response="New.") for row in RESPONSES] if other.model == "fake" else RESPONSES
+        )
+        run(other, responses=changed)
+        assert len(other.asked) == 6
+
+
+def test_failures_are_not_cached() -> None:
+    judge = FakeJudge(Reply("no", 0.1), Reply("no", 0.1))
+    run(judge, responses=RESPONSES[:1])
+    assert run(judge, responses=RESPONSES[:1]).judgments[0].score == 50
+
+
+def test_unusable_cache_is_a_warning(cache_home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (cache_home / "judgments").mkdir(parents=True)
+    (cache_home / "judgments" / "verdicts.sqlite").write_bytes(b"not a database, but long enough to look at" * 50)
+    assert run(FakeJudge()).scores["n"] == 6
+    assert "cannot be used (file is not a database); judging goes on without it." in caplog.text
+
+
+def _fill_cache(folder: Path, start: int) -> None:
+    cache = VerdictCache(folder)
+    for number in range(start, start + 50):
+        cache.add([(f"key{number}", {"score": number})])
+    cache.close()
+
+
+def test_two_processes_share_the_cache(cache_home: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_fill_cache, args=(cache_home, start)) for start in (0, 50)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    cache = VerdictCache(cache_home)
+    assert [cache.find(f"key{number}") for number in range(100)] == [{"score": number} for number in range(100)]
+    cache.close()
+
+
+def test_dying_judge_leaves_what_was_judged(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    judge = FakeJudge(*[Reply("70", 0.1)] * 4, JudgeUnavailable("The server is gone."))
+    with pytest.raises(JudgeUnavailable) as caught:
+        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False, go_on="Go on with `again`.")
+    assert str(caught.value) == (
+        f"The server is gone. 4 of 6 responses are judged, kept in `{files.judgments}`. Go on with `again`."
+    )
+    assert [row.score for row in read_rows(files.judgments, Judgment)] == [70] * 4
+    assert not files.scores.exists()
+    judge = FakeJudge()
+    judged = run(judge, files, use_cache=False)
+    assert len(judge.asked) == 2
+    assert [row.score for row in judged.judgments] == [70, 70, 70, 70, 50, 50]
+
+
+def test_interruption_leaves_what_was_judged(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    judge = FakeJudge()
+    judge.interrupt_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False)
+    assert len(read_rows(files.judgments, Judgment)) == 3
+
+
+def test_torn_row_of_a_kill_is_judged_again(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    whole = run(FakeJudge(), files, use_cache=False).judgments
+    lines = files.judgments.read_text().splitlines(keepends=True)
+    files.judgments.write_text("".join(lines[:3]) + lines[3][:40])
+    judge = FakeJudge()
+    assert run(judge, files, use_cache=False).judgments == whole
+    assert len(judge.asked) == 3
+
+
+def test_call_without_a_reply_is_made_again_and_an_unreadable_reply_is_not(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    silent = Reply("", 1.0, "no reply within 1 s")
+    first = FakeJudge(silent, silent, Reply("no", 0.1), Reply("no", 0.1))
+    run(first, files, responses=RESPONSES[:3], settings=JudgeSection(concurrency=1))
+    again = FakeJudge()
+    judged = run(again, files, responses=RESPONSES[:3])
+    assert [row.score for row in judged.judgments] == [50, None, 50]
+    assert len(again.asked) == 1
+
+
+def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = JudgmentFiles(tmp_path)
+    first = run(FakeJudge(), files)
+    second = run(FakeJudge(model="me/other:8b"), files)
+    (kept,) = tmp_path.glob("judgments.fake-course-*.jsonl")
+    assert caplog.messages == [f"Judging anew; the judgments that were there are kept as `{kept}`."]
+    assert read_rows(kept, Judgment) == first.judgments
+    assert json.loads(next(tmp_path.glob("scores.fake-course-*.json")).read_text()) == first.scores
+    assert read_rows(files.judgments, Judgment) == second.judgments
+    run(FakeJudge(), files)
+    assert len(list(tmp_path.glob("judgments.me-other-8b-course-*.jsonl"))) == 1
+
+
+def test_only_changed_responses_are_judged_again(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(FakeJudge(), files, use_cache=False)
+    changed = [dataclasses.replace(RESPONSES[0], response="Better."), *RESPONSES[1:]]
+    judge = FakeJudge(Reply("99", 0.1))
+    judged = run(judge, files, responses=changed, use_cache=False)
+    assert len(judge.asked) == 1
+    assert [row.score for row in judged.judgments] == [99, 50, 50, 50, 50, 50]
+
+
+def test_force_judges_everything_anew(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(FakeJudge(), files)
+    judge = FakeJudge()
+    run(judge, files, force=True)
+    assert len(judge.asked) == 6
+    assert len(list(tmp_path.glob("judgments.fake-course-*.jsonl"))) == 1
+
+
+def test_silent_judge_is_given_up(tmp_path: Path) -> None:
+    judge = FakeJudge(*[Reply("", 1.0, "no reply within 1 s")] * 40)
+    responses = [dataclasses.replace(RESPONSES[0], id=str(i)) for i in range(20)]
+    with pytest.raises(JudgeError) as caught:
+        run(judge, JudgmentFiles(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
+    assert str(caught.value).startswith(
+        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 8 of 20 responses"
+    )
+
+
+def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JudgeError, match=r"^The judgments cannot be written: "):
+        run(FakeJudge(), JudgmentFiles(tmp_path / "file"))
+
+
+def test_calls_stay_under_way(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
+    server.latency_seconds = 0.05
+    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(80)]
+    with caplog.at_level(logging.INFO, logger="hf_instruct"):
+        judged = judge_responses(responses, judge="ollama", base_url=server.url, concurrency=8, cache=False)
+    assert judged.scores["n"] == 80
+    assert server.peak == 8
+    assert len(server.chats) == 80
+    assert "judging: 80/80, mean 85.0" in caplog.text
+
+
+def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
+    rows = [{"instruction": "Do.", "input": "", "output": "Done.", "model_response": "No."}]
+    server.reply = lambda body: Answer('{"reasons": "Not done.", "score": 10}')
+    judged = judge_responses(rows, judge="auto", rubric="critique", base_url=server.url, out=tmp_path)
+    assert (judged.judgments[0].score, judged.judgments[0].reasons) == (10, "Not done.")
+    assert (tmp_path / "scores.json").exists()
+    with pytest.raises(ConfigError, match=r"`judge\.concurency` is unknown; did you mean `concurrency`"):
+        judge_responses(rows, concurency=3)
+    with pytest.raises(DataError, match="row 1 has no `output`"):
+        judge_responses([{"instruction": "Do.", "input": "", "response": ""}])
+
+
+def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
+    async def notebook() -> JudgmentSet:
+        return judge_responses(RESPONSES, judge="ollama", base_url=server.url)
+
+    assert asyncio.run(notebook()).scores["n"] == 6
+
+
+def test_judge_of_the_users_own() -> None:
+    assert judge_responses(RESPONSES, judge=FakeJudge()).scores["judge"]["backend"] == "fake"

@@ -1,0 +1,197 @@
+"""The judge behind OpenAI's API, against a small server that answers as such servers do."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import JudgeError, JudgeUnavailable
+from hf_instruct.judging.judges import Reply
+from hf_instruct.judging.openai import OpenAIJudge
+from hf_instruct.judging.rubrics import load_rubric
+from hf_instruct.records import Response
+
+pytest.importorskip("openai")
+
+QUESTION = load_rubric("course").build_question(Response("a", "Name a color.", "", "Red.", "Blue."))
+Outcome = tuple[int, Any]
+
+
+def completion(content: str | None = '{"score": 85}', **message: Any) -> Outcome:
+    reason = message.pop("finish_reason", "stop")
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": content, **message}}
+    return 200, {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+
+
+def fault(status: int, message: str) -> Outcome:
+    return status, {"error": {"message": message, "type": "error"}}
+
+
+class FakeServer:
+    def __init__(self) -> None:
+        self.models: Outcome = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
+        self.reply: Callable[[dict[str, Any]], Outcome] = lambda body: completion()
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._build_handler())
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    def _build_handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: object) -> None: ...
+
+            def do_GET(self) -> None:
+                self._send(*fake.models)
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                fake.bodies.append(body)
+                fake.keys.add(self.headers["Authorization"])
+                self._send(*fake.reply(body))
+
+            def _send(self, status: int, value: Any) -> None:
+                page = isinstance(value, str)
+                data = value.encode() if page else json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/html" if page else "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        return Handler
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    fake = FakeServer()
+    fake.thread.start()
+    yield fake
+    if fake.thread.is_alive():
+        fake.stop()
+
+
+def ask(server: FakeServer, before: Callable[[], None] = lambda: None, **settings: Any) -> tuple[Reply, dict[str, Any]]:
+    """Return the reply of a prepared judge to one question, and its identity; `before` runs between the two."""
+
+    async def work() -> tuple[Reply, dict[str, Any]]:
+        judge = OpenAIJudge(JudgeSection(backend="openai", base_url=server.url, **settings), retries=0)
+        try:
+            await judge.prepare()
+            before()
+            return await judge.ask(QUESTION), judge.identity()
+        finally:
+            await judge.close()
+
+    return asyncio.run(work())
+
+
+def test_request_and_identity(server: FakeServer) -> None:
+    reply, identity = ask(server, model="m")
+    assert (reply.text, reply.failure) == ('{"score": 85}', None)
+    body = server.bodies[-1]
+    assert body["messages"] == QUESTION.messages
+    assert {name: body[name] for name in ("model", "temperature", "seed", "max_completion_tokens")} == {
+        "model": "m",
+        "temperature": 0.0,
+        "seed": 123,
+        "max_completion_tokens": 512,
+    }
+    assert body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "verdict", "schema": QUESTION.schema, "strict": True},
+    }
+    assert identity["options"]["base_url"] == server.url
+    assert server.keys == {"Bearer EMPTY"}
+
+
+def test_address_without_its_password(server: FakeServer) -> None:
+    server.url = server.url.replace("http://", "http://me:secret@")
+    _, identity = ask(server, model="m")
+    assert "secret" not in json.dumps(identity)
+
+
+def test_only_model_is_taken(server: FakeServer) -> None:
+    assert ask(server)[1]["model"] == "m"
+    server.models = (200, {"object": "list", "data": [{"id": name, "object": "model"} for name in ("b", "a")]})
+    with pytest.raises(JudgeUnavailable) as caught:
+        ask(server)
+    assert str(caught.value) == (
+        f"Name the model that {server.url} should judge with: `--model NAME`. It has: `a`, `b`."
+    )
+
+
+def test_server_without_schemas_is_used_and_said(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    def reply(body: dict[str, Any]) -> Outcome:
+        return fault(400, "response_format is not supported") if "response_format" in body else completion("85")
+
+    server.reply = reply
+    answer, identity = ask(server, model="m")
+    assert answer.text == "85"
+    assert identity["options"]["response_format"] is None
+    assert "does not take a JSON schema" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("outcome", "failure"),
+    [
+        (completion('{"score": 8', finish_reason="length"), "the reply was cut at 512 tokens (`judge.max_new_tokens`)"),
+        (completion(None, refusal="I may not."), "the judge refused: I may not"),
+        (fault(500, "out of memory"), "the server failed: Error code: 500"),
+        ((200, "<html>Log in</html>"), "the server's answer is not a chat completion: <html>Log in</html>"),
+        (
+            fault(400, "This model's maximum context length is 128 tokens"),
+            "the server refuses the question: Error code",
+        ),
+    ],
+)
+def test_failures_of_one_question(server: FakeServer, outcome: Outcome, failure: str) -> None:
+    def fail() -> None:
+        server.reply = lambda body: outcome
+
+    reply, _ = ask(server, before=fail, model="m")
+    assert reply.failure is not None
+    assert reply.failure.startswith(failure)
+
+
+def test_faults_that_end_judging(server: FakeServer) -> None:
+    with pytest.raises(JudgeUnavailable, match=r"^The server at .* no longer answers \("):
+        ask(server, before=server.stop, model="m")
+    with pytest.raises(
+        JudgeUnavailable, match=r"^No server answers at .* with `--base-url` \(it mostly ends in /v1\)\.$"
+    ):
+        ask(server, model="m")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        (fault(404, "no such model"), "has no model `m`, or no chat: "),
+        (fault(401, "bad key"), "refuses the question for the model `m`: "),
+        (fault(400, "temperature is unsupported"), "refuses the question for the model `m`: "),
+    ],
+)
+def test_refusals_before_the_first_question(server: FakeServer, outcome: Outcome, text: str) -> None:
+    server.reply = lambda body: outcome
+    with pytest.raises(JudgeError) as caught:
+        ask(server, model="m")
+    assert text in str(caught.value)
+
+
+def test_key_is_needed_for_openai_itself(server: FakeServer) -> None:
+    with pytest.raises(JudgeUnavailable, match=r"^OPENAI_API_KEY is not set\."):
+        OpenAIJudge(JudgeSection(backend="openai"))

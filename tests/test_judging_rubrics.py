@@ -1,0 +1,143 @@
+"""Rubrics: the packaged ones to the letter, and the faults of users' own."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_instruct.errors import ConfigError
+from hf_instruct.judging.rubrics import list_rubrics, load_rubric
+from hf_instruct.records import Response
+
+WITH_INPUT = Response("a", "Fix the spelling.", "freind", "friend", "{{ 7 * 7 }} {response} {0}")
+WITHOUT_INPUT = Response("b", "Name a color.", "", "Red.", "")
+
+
+def test_packaged_rubrics() -> None:
+    assert list_rubrics() == ["course", "critique", "five-point"]
+    for name in list_rubrics():
+        rubric = load_rubric(name)
+        assert rubric.name == name
+        assert rubric.description
+        assert rubric.question
+        assert (min(rubric.levels), max(rubric.levels)) == (0, 100)
+
+
+def test_course_prompt() -> None:
+    (message,) = load_rubric("course").build_question(WITH_INPUT).messages
+    assert message == {
+        "role": "user",
+        "content": (
+            "A model was given this input:\n"
+            "`Below is an instruction that describes a task. Write a response that appropriately completes the "
+            "request.\n\n### Instruction:\nFix the spelling.\n\n### Input:\nfreind`\n\n"
+            "The correct output is:\n`friend`\n\n"
+            "The model's response is:\n`{{ 7 * 7 }} {response} {0}`\n\n"
+            "Score the model's response on a scale from 0 to 100, where 100 is the best score. "
+            "Reply with the integer alone."
+        ),
+    }
+
+
+def test_course_prompt_without_input() -> None:
+    (message,) = load_rubric("course").build_question(WITHOUT_INPUT).messages
+    assert "### Instruction:\nName a color.`\n\nThe correct output is:\n`Red.`\n" in message["content"]
+    assert "Input:" not in message["content"]
+    assert "response is:\n``\n" in message["content"]
+
+
+def test_critique_asks_for_reasons_before_the_score() -> None:
+    question = load_rubric("critique").build_question(WITH_INPUT)
+    assert [message["role"] for message in question.messages] == ["system", "user"]
+    assert question.schema["required"] == ["reasons", "score"]
+    assert list(question.schema["properties"]) == ["reasons", "score"]
+
+
+def test_five_point_shows_its_levels() -> None:
+    question = load_rubric("five-point").build_question(WITHOUT_INPUT)
+    content = question.messages[0]["content"]
+    assert "### Levels\n1: Wrong, empty, off the task, or a copy of the task\n2: On the task" in content
+    assert content.endswith('Reply in JSON: {"score": 1 to 5}')
+    assert question.schema["properties"]["score"] == {"type": "integer", "minimum": 1, "maximum": 5}
+
+
+def test_question_for_the_local_judge() -> None:
+    question = load_rubric("course").build_question(WITH_INPUT)
+    assert question.state == (
+        "Task: Fix the spelling.\nInput: freind\nCorrect answer: friend\nStudent's answer: {{ 7 * 7 }} {response} {0}"
+    )
+    assert [score for score, _ in question.levels] == [0, 20, 40, 60, 80, 100]
+
+
+def test_question_hash_depends_on_every_part() -> None:
+    hashes = {
+        load_rubric(name).build_question(response).sha256
+        for name in list_rubrics()
+        for response in (WITH_INPUT, WITHOUT_INPUT)
+    }
+    assert len(hashes) == 6
+    again = load_rubric("course").build_question(WITH_INPUT).sha256
+    assert again == load_rubric("course").build_question(WITH_INPUT).sha256
+
+
+def test_unknown_rubric() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_rubric("curse")
+    assert str(caught.value) == (
+        "Unknown rubric `curse`; did you mean `course`? Allowed are `course`, `critique`, `five-point`, or the path of "
+        "a YAML file with at least `prompt`."
+    )
+    with pytest.raises(ConfigError, match=r"^`none\.yaml` does not exist\."):
+        load_rubric("none.yaml")
+
+
+def test_rubric_of_the_users_own(tmp_path: Path) -> None:
+    path = tmp_path / "politeness.yaml"
+    path.write_text('prompt: "{{ instruction }}{{ input }}{{ output }}{{ response }} How polite, 0 to 100?"\n')
+    rubric = load_rubric(str(path))
+    assert (rubric.name, rubric.scale, rubric.highest) == ("politeness", "integer", 100)
+    assert rubric.build_question(WITHOUT_INPUT).messages[0]["content"] == "Name a color.Red. How polite, 0 to 100?"
+
+
+def test_all_faults_of_a_rubric_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "promt: x\nprompt: '{{ instruction }} {{ response }} {{ input }}'\nscale: stars\nreasons: maybe\n"
+        "levels: {50: Half, 0: '', 120: More}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_rubric(str(path))
+    assert str(caught.value).splitlines() == [
+        f"7 fault(s) in the rubric `{path}`:",
+        "  - `scale` is 'stars'; input should be 'integer' or 'levels'",
+        "  - `reasons` is 'maybe'; input should be a valid boolean",
+        "  - `levels.0` is ''; string should have at least 1 character",
+        "  - `levels.120` is 120; input should be less than or equal to 100",
+        "  - `promt` is unknown; did you mean `prompt`?",
+        "  - `prompt` never uses `output`; write {{ output }}",
+        "  - `levels` has the scores 50, 0, 120; write them lowest first",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("name: x\n", "`prompt` is missing"),
+        ("prompt: '{{ instruction'\n", "`prompt` is not a usable Jinja template: "),
+        ("prompt: '{{ answer }}'\n", "'answer' is undefined; it may use `instruction`, `input`, `output`, `response`"),
+        (
+            "prompt: '{{ instruction }}{{ input }}{{ output }}{{ response.__class__.__mro__ }}'\n",
+            "is not a usable Jinja template: access to attribute '__class__'",
+        ),
+        (
+            "scale: levels\nprompt: '{{ instruction }}{{ input }}{{ output }}{{ response }}'\n",
+            "`levels` has 0 level(s); it needs 2 to 10, as `score: description`",
+        ),
+    ],
+)
+def test_single_faults(tmp_path: Path, text: str, fault: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_rubric(str(path))
+    assert caught.value.summary == f"1 fault(s) in the rubric `{path}`:"
+    assert fault in caught.value.faults[0]

@@ -1,0 +1,71 @@
+"""Scores: never averaged over failures, never NaN."""
+
+import json
+import math
+
+import pytest
+
+from hf_instruct.judging.rubrics import Rubric
+from hf_instruct.judging.scores import build_scores, format_scores
+from hf_instruct.records import Judgment
+
+RUBRIC = Rubric("course", "x")
+JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "server_version": "0.33.0", "options": {}}
+
+
+def judgments(*scores: int | None) -> list[Judgment]:
+    return [Judgment(str(i), score, [], JUDGE, "course", f"hash{i}", 0.5) for i, score in enumerate(scores)]
+
+
+def test_scores_with_failures() -> None:
+    scores = build_scores(judgments(80, None, 60, 10), rubric=RUBRIC, judge=JUDGE)
+    assert scores["mean"] == 50.0
+    assert scores["standard_error"] == pytest.approx(math.sqrt((30**2 + 10**2 + 40**2) / 2 / 3))
+    assert {name: scores[name] for name in ("n", "failures", "total", "coverage")} == {
+        "n": 3,
+        "failures": 1,
+        "total": 4,
+        "coverage": 0.75,
+    }
+    assert (scores["minimum"], scores["median"], scores["maximum"]) == (10, 60, 80)
+    assert scores["judge"] == JUDGE
+    assert scores["rubric"] == {"name": "course", "sha256": RUBRIC.sha256}
+    assert scores["seconds"] == 2.0
+    assert "by_category" not in scores
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "error"), [((), None, None), ((None, None), None, None), ((70,), 70.0, None)]
+)
+def test_too_few_scores_give_none_not_nan(values: tuple[int | None, ...], mean: float | None, error: None) -> None:
+    scores = build_scores(judgments(*values), rubric=RUBRIC, judge=JUDGE)
+    assert (scores["mean"], scores["standard_error"]) == (mean, error)
+    json.dumps(scores, allow_nan=False)
+
+
+def test_scores_by_category() -> None:
+    categories = {"0": "grammar", "1": "units", "2": "units", "3": None}
+    scores = build_scores(judgments(80, None, 60, 10), rubric=RUBRIC, judge=JUDGE, categories=categories)
+    assert list(scores["by_category"]) == ["grammar", "units"]
+    units = scores["by_category"]["units"]
+    assert (units["mean"], units["n"], units["failures"], units["standard_error"]) == (60.0, 1, 1, None)
+
+
+def test_prompts_hash_changes_with_any_prompt() -> None:
+    one, other = judgments(1, 2), judgments(1, 2, 3)
+    hashes = {build_scores(rows, rubric=RUBRIC, judge=JUDGE)["prompts_sha256"] for rows in (one, one[:1], other)}
+    assert len(hashes) == 3
+
+
+def test_one_line() -> None:
+    scores = build_scores(judgments(80, None, 60, 10), rubric=RUBRIC, judge=JUDGE)
+    assert format_scores(scores) == (
+        "50.0 ± 20.8 (standard error; n 3 of 4, 1 failed; judge llama3@365c0bd, rubric course)"
+    )
+    assert format_scores(build_scores(judgments(None), rubric=RUBRIC, judge=JUDGE)) == (
+        "no score (no verdict could be read; n 0 of 1, 1 failed; judge llama3@365c0bd, rubric course)"
+    )
+    nameless = {**JUDGE, "digest": None}
+    assert format_scores(build_scores(judgments(70), rubric=RUBRIC, judge=nameless)) == (
+        "70.0 (one verdict has no standard error; n 1 of 1, 0 failed; judge llama3, rubric course)"
+    )
