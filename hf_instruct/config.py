@@ -163,7 +163,8 @@ def load_experiment(path: Path | None, overrides: Mapping[str, Any] | None = Non
     values = read_yaml(path) if path is not None else {}
     for dotted, value in (overrides or {}).items():
         _set_dotted(values, dotted, value)
-    return build_experiment(values, where=str(path) if path else "the flags", deep=deep)
+    origins = [f"`{path}`"] * (path is not None) + ["the flags"] * bool(overrides)
+    return build_experiment(values, where=" and ".join(origins) or "the defaults", deep=deep)
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True) -> Experiment:
@@ -183,7 +184,7 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
     if experiment is not None:
         faults += _check_across(experiment)
     if faults or experiment is None:
-        raise ConfigError(f"{len(faults)} fault(s) in {where}:", faults)
+        raise ConfigError(f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} in {where}:", faults)
     return experiment
 
 
@@ -307,7 +308,9 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
 
         allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
         faults += [f"`generate.{n}` is unknown; {_nearest(str(n), allowed)}" for n in generate if n not in allowed]
-        faults += [f"`generate.{n}` is not for you to set; {_NOT_TO_GENERATE[n]}" for n in generate if n in _NOT_TO_GENERATE]
+        faults += [
+            f"`generate.{n}` is not for you to set; {_NOT_TO_GENERATE[n]}" for n in generate if n in _NOT_TO_GENERATE
+        ]
     return faults
 
 

@@ -1,6 +1,7 @@
 """The walk of an experiment through its stages, over one run folder."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -42,16 +43,18 @@ def run(
         experiment = load_experiment(Path(experiment))
     if path is None:
         raise ConfigError("`run` needs the path of a run folder when it is given an `Experiment`.")
-    check_experiment(experiment)
+    check_experiment(experiment, stages)
     folder = RunFolder(Path(path))
-    with _one_process_first(experiment) as is_first:
-        # Launched on several processes, one opens the folder and prepares the data while the others wait.
-        if is_first:
-            open_folder(folder, experiment, resume=resume, force=force)
-        if is_first and "data" in stages:
-            walk(folder, experiment, ["data"])
-    with folder.locked() if _is_main_process() else contextlib.nullcontext():
-        walk(folder, experiment, [stage for stage in stages if stage != "data"])
+    with _translated_disk_errors(folder):
+        with _one_process_first(experiment) as is_first:
+            # Launched on several processes, one opens the folder and prepares the data while the others wait.
+            if is_first:
+                open_folder(folder, experiment, resume=resume, force=force)
+            if is_first and "data" in stages:
+                with folder.locked():
+                    walk(folder, experiment, ["data"])
+        with folder.locked() if _is_main_process() else contextlib.nullcontext():
+            walk(folder, experiment, [stage for stage in stages if stage != "data"])
     return folder
 
 
@@ -78,7 +81,7 @@ def rerun_stage(
     for name, value in (overrides or {}).items():
         values[stage][name.partition(".")[2]] = value
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
-    with folder.locked():
+    with _translated_disk_errors(folder), folder.locked():
         if force:
             clear_from(folder, stage)
         _accept_changes(folder, experiment)
@@ -93,15 +96,20 @@ def default_path(experiment_file: Path) -> Path:
     return Path("runs") / "-".join(names)
 
 
-def check_experiment(experiment: Experiment) -> None:
-    """Raise for what would fail only hours later: an unusable prompt format.
+def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> None:
+    """Raise now for what would fail only hours later: an unusable prompt format or rubric, a judge that is not there.
 
     Raises:
-        ConfigError: The prompt format cannot be used.
+        ConfigError: The prompt format or the rubric cannot be used.
+        JudgeUnavailable: The judge is not there.
     """
     from hf_instruct.prompts import PromptFormat
 
     PromptFormat.named(experiment.data.prompt_format)
+    if "judge" in stages and _is_main_process():
+        from hf_instruct.judging.stage import check_judge
+
+        check_judge(experiment.judge)
 
 
 def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = False, force: bool = False) -> None:
@@ -115,8 +123,13 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
         if force:
             with folder.locked():
                 _empty(folder)
+        elif not is_done(folder, "data"):
+            # A first try that stopped at its first stage: there is nothing to lose.
+            pass
         elif resume:
-            _accept_changes(folder, experiment)
+            # Not while another process goes by the settings that stand there.
+            with folder.locked():
+                _accept_changes(folder, experiment)
             return
         else:
             raise RunError(
@@ -127,8 +140,8 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
         raise RunError(
             f"`{path}` exists and is not a run folder, so nothing is written there. Name another `--run-dir`."
         )
-    path.mkdir(parents=True, exist_ok=True)
-    folder.save_experiment(experiment)
+    with folder.locked():
+        folder.save_experiment(experiment)
 
 
 def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str], *, resume: bool = True) -> None:
@@ -199,7 +212,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         RunError: The folder is of another experiment.
     """
     old, new = plain_values(folder.load_experiment()), plain_values(experiment)
-    section_stage = {"data": "data", "model": "data", "train": "train", "lora": "train"}
+    section_stage = {"data": "data", "model": "train", "train": "train", "lora": "train"}
     changed = sorted(dotted for dotted in _differing_keys(old, new))
     begun = {
         "data": is_done(folder, "data"),
@@ -211,7 +224,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     if refused:
         names = ", ".join(f"`{key}`" for key in refused)
         raise RunError(
-            f"`{folder.path}` is a run of another experiment: {names} differ(s) from `{folder.config}`, and that stage "
+            f"`{folder.path}` is a run of another experiment: {names} differ from `{folder.config}`, and that stage "
             "has begun. Give the same settings, name another `--run-dir`, or delete the run with `--force`."
         )
     if changed:
@@ -226,6 +239,20 @@ def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[
                 yield section
             continue
         yield from (f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key))
+
+
+@contextlib.contextmanager
+def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
+    """Turn a full or read-only disk into a `RunError`; other errors of the system keep their traceback."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise
+        raise RunError(
+            f"`{error.filename or folder.path}` cannot be written: {error.strerror}. Make room or choose another "
+            "`--run-dir`; what is finished stays, and `--resume` goes on from there."
+        ) from error
 
 
 def _is_main_process() -> bool:

@@ -87,7 +87,7 @@ class Judgment:
         replies: The judge's raw replies, one for each attempt.
         judge: Which judge, exactly: `backend`, `model`, `digest`, `server_version`, `options`.
         rubric: Name of the rubric.
-        prompt_sha256: Hash of the messages sent.
+        prompt_sha256: Hash of what the judge was asked: messages, reply schema, levels.
         seconds: Time the judge took, all attempts together; 0 when the judgment came from the cache.
         failure: Why there is no score; None when there is one.
         reasons: The judge's reasons, where the rubric asks for them.

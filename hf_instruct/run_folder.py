@@ -132,7 +132,9 @@ class RunFolder:
             "python": sys.version.split()[0],
             "versions": _library_versions(),
         }
-        write_text(self.config, dump_yaml(provenance))
+        # What was added later, such as the data's checksum, is still true when settings of a later stage change.
+        known = read_yaml(self.config) if self.config.is_file() else {}
+        write_text(self.config, dump_yaml({**known, **provenance}))
 
     def add_provenance(self, **values: str) -> None:
         """Add to `run.yaml` what became known only after it was first written."""

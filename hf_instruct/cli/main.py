@@ -4,8 +4,11 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from hf_instruct import __version__
 from hf_instruct.errors import InstructError
@@ -13,15 +16,19 @@ from hf_instruct.errors import InstructError
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
 VERBS = ("run", "data", "train", "generate", "judge", "report")
 
+# `--train.learning_rate`, and any other field of a section.
+_SETTING = re.compile(r"--\w+(\.\w+)+")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 an error the user can mend, 2 usage, 130 interrupted."""
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    words, settings = _split_settings(sys.argv[1:] if arguments is None else arguments, parser)
+    options = parser.parse_args(words)
     try:
-        if rest:
-            options.overrides = {**getattr(options, "overrides", {}), **_parse_overrides(rest, options, parser)}
-        _configure(options)
+        if settings:
+            options.overrides = {**getattr(options, "overrides", {}), **_parse_overrides(settings, options, parser)}
+        _configure()
         options.handler(options)
     except InstructError as error:
         print(f"hf-instruct: {error}", file=sys.stderr)
@@ -52,34 +59,57 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _split_settings(
+    arguments: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the words that argparse knows, and the `--section.field VALUE` flags among them as pairs.
+
+    They are taken out first: argparse would take the value of a flag that it does not know for the verb's own argument.
+    """
+    rest: list[str] = []
+    settings: list[tuple[str, str]] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not _SETTING.fullmatch(name):
+            rest.append(word)
+            continue
+        if not equals and ((value := next(words, "")) == "" or value.startswith("--")):
+            parser.error(f"{word} needs a value")
+        settings.append((name.removeprefix("--"), value))
+    return rest, settings
+
+
 def _parse_overrides(
-    rest: list[str], options: argparse.Namespace, parser: argparse.ArgumentParser
+    settings: list[tuple[str, str]], options: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> dict[str, object]:
-    """Return `--section.field VALUE` flags as dotted names and values; anything else is a usage error."""
+    """Return settings as dotted names and values; one of an unknown section, or that the verb lacks, is a usage error."""
     from hf_instruct.config import Experiment, parse_flag_value
 
     overrides: dict[str, object] = {}
-    words = iter(rest)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
+    for name, value in settings:
         section = name.partition(".")[0]
-        if not word.startswith("--") or "." not in name or not getattr(options, "takes_overrides", False):
-            parser.error(f"unrecognized argument: {word}")
+        if not getattr(options, "takes_overrides", False):
+            parser.error(f"unrecognized argument: --{name}")
         if section not in Experiment.model_fields:
-            parser.error(f"unknown section in {word}; allowed are {', '.join(Experiment.model_fields)}")
-        if not equals:
-            try:
-                value = next(words)
-            except StopIteration:
-                parser.error(f"{word} needs a value")
+            parser.error(f"unknown section in --{name}; allowed are {', '.join(Experiment.model_fields)}")
         overrides[name] = parse_flag_value(value)
     return overrides
 
 
-def _configure(options: argparse.Namespace) -> None:
+def _configure() -> None:
     """Set up logging and keep the libraries below from calling home; nothing of this happens at import."""
-    level = logging.DEBUG if getattr(options, "verbose", False) else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hf_instruct").setLevel(level)
+    logging.getLogger("hf_instruct").setLevel(logging.INFO)
+    # Ours says in one sentence what a dozen of its retries would.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        # What the libraries tell their own developers; `python -W default -m hf_instruct.cli` shows it.
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        # A model may write what the terminal's encoding lacks.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "1")

@@ -10,7 +10,7 @@ examples:
   hf-instruct run recipes/gpt2-medium/full.yaml --resume
 
 Any field of the experiment can be set as --SECTION.FIELD VALUE; it beats the file. `train` takes the fields of TRL's
-SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig. The sections' own fields:
+SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig; `hf-instruct run --fields` lists ours.
 """
 
 
@@ -20,12 +20,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "run",
         help="prepare, train, answer, judge and report: one experiment from end to end",
         description="Walk an experiment through all stages, in one run folder.",
-        epilog=_EPILOG + "  hf-instruct run --fields lists them",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_run_options(parser)
-    parser.set_defaults(handler=_run, takes_overrides=True)
+    parser.set_defaults(handler=_run, verb="run", takes_overrides=True)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -55,11 +55,26 @@ def run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> None:
 
     if options.fields:
         for name, default, text in describe_fields():
-            print(f"--{name:28} {text} (default: {default})")
+            print(f"--{name:25} {text}" + ("" if default is None else f" (default: {default})"))
         raise SystemExit(0)
     if options.experiment is None:
         raise ConfigError("Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`.")
     options.run_dir = options.run_dir or default_path(options.experiment)
-    options.resume_hint = f"Go on with: hf-instruct run {options.experiment} --run-dir {options.run_dir} --resume"
+    options.resume_hint = f"Go on with: {_format_resume_command(options)}"
     experiment = load_experiment(options.experiment, getattr(options, "overrides", {}))
     run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages)
+
+
+def _format_resume_command(options: argparse.Namespace) -> str:
+    """Return the command that goes on: with the same settings, since others would be another experiment."""
+    import json
+    import shlex
+
+    from hf_instruct.config import parse_flag_value
+
+    words = ["hf-instruct", options.verb, str(options.experiment), "--run-dir", str(options.run_dir), "--resume"]
+    for name, value in getattr(options, "overrides", {}).items():
+        # JSON is YAML; a text stands as it is unless it would be read as something else.
+        text = value if isinstance(value, str) and parse_flag_value(value) == value else json.dumps(value)
+        words.append(f"--{name}={text}")
+    return shlex.join(words)

@@ -22,7 +22,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         allow_abbrev=False,
     )
     add_run_options(parser)
-    parser.set_defaults(handler=_train, takes_overrides=True)
+    parser.set_defaults(handler=_train, verb="train", takes_overrides=True)
 
 
 def _train(options: argparse.Namespace) -> None:
