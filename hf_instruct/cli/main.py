@@ -83,7 +83,7 @@ def _split_settings(
 def _parse_overrides(
     settings: list[tuple[str, str]], options: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> dict[str, object]:
-    """Return settings as dotted names and values; one of an unknown section, or that the verb lacks, is a usage error."""
+    """Return settings as dotted names and values; an unknown section, or a verb without any, is a usage error."""
     from hf_instruct.config import Experiment, parse_flag_value
 
     overrides: dict[str, object] = {}

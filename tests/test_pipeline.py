@@ -1,0 +1,249 @@
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from hf_instruct import pipeline
+from hf_instruct.config import Experiment, build_experiment, read_yaml
+from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.pipeline import clear_from, default_path, is_done, open_folder, rerun_stage, run
+from hf_instruct.records import Response, read_rows
+from hf_instruct.run_folder import RunFolder
+
+
+def experiment(**sections: object) -> Experiment:
+    return build_experiment(sections, where="here", deep=False)
+
+
+def write_whole_run(folder: RunFolder, settings: Experiment) -> None:
+    """Write every file of a run, as empty as may be."""
+    open_folder(folder, settings)
+    files = [
+        *(folder.split(name) for name in ("train", "test", "validation")),
+        folder.preflight,
+        folder.checkpoints / "checkpoint-2" / "trainer_state.json",
+        folder.model / "model.safetensors",
+        folder.training_log,
+        folder.training_summary,
+        folder.loss_plot,
+        *(path for part in (folder, folder.base) for path in (part.responses, part.judgments, part.scores)),
+        folder.course_file,
+        folder.report,
+    ]
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+
+def files_in(path: Path) -> set[str]:
+    return {str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file() and entry.name != ".lock"}
+
+
+def test_default_path() -> None:
+    assert default_path(Path("recipes/gpt2-medium/full.yaml")) == Path("runs/gpt2-medium-full")
+    assert default_path(Path("recipes/mine.yaml")) == Path("runs/mine")
+
+
+def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "deep" / "run")
+    open_folder(folder, experiment(data={"limit": 9}))
+    assert folder.load_experiment().data.limit == 9
+    assert not any(is_done(folder, stage) for stage in pipeline.STAGES)
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    before = files_in(folder.path)
+    with pytest.raises(RunError) as caught:
+        open_folder(folder, experiment())
+    assert str(caught.value) == (
+        f"`{folder.path}` holds a run already. `--resume` goes on with it, `--force` deletes it and starts anew, "
+        "`--run-dir` names another folder."
+    )
+    assert files_in(folder.path) == before
+
+
+def test_force_empties_a_run_of_what_is_the_runs(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    (folder.path / "notes.txt").write_text("mine")
+    open_folder(folder, experiment(data={"limit": 5}), force=True)
+    assert files_in(folder.path) == {"run.yaml", "notes.txt"}
+    assert folder.load_experiment().data.limit == 5
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="exists and is not a run folder, so nothing is written there") as caught:
+        open_folder(RunFolder(tmp_path), experiment(), force=force)
+    assert "Name another `--run-dir`." in str(caught.value)
+    assert files_in(tmp_path) == {"thesis.tex"}
+    with pytest.raises(RunError, match="is not a run folder"):
+        open_folder(RunFolder(tmp_path / "thesis.tex"), experiment(), force=force)
+
+
+def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").write_text("")
+    open_folder(RunFolder(tmp_path), experiment())
+    assert files_in(tmp_path) == {"run.yaml", ".hidden"}
+
+
+def test_resuming_with_other_settings_names_the_keys(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment(train={"learning_rate": 1e-4}))
+    before = folder.config.read_bytes()
+    other = experiment(train={"learning_rate": 1e-5}, lora={}, data={"limit": 3}, model={"name": "gpt2-small"})
+    with pytest.raises(RunError) as caught:
+        open_folder(folder, other, resume=True)
+    assert str(caught.value) == (
+        f"`{folder.path}` is a run of another experiment: `data.limit`, `lora`, `model.name`, `train.learning_rate` "
+        f"differ from `{folder.config}`, and that stage has begun. Give the same settings, name another `--run-dir`, "
+        "or delete the run with `--force`."
+    )
+    assert folder.config.read_bytes() == before
+
+
+def test_resuming_takes_over_settings_of_stages_not_begun(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    clear_from(folder, "generate")
+    changed = experiment(generate={"max_new_tokens": 9, "top_p": 0.5}, judge={"retries": 0})
+    open_folder(folder, changed, resume=True)
+    assert folder.load_experiment() == changed
+    clear_from(folder, "train")
+    changed = experiment(lora={"r": 2}, train={"learning_rate": 1e-5})
+    open_folder(folder, changed, resume=True)
+    assert folder.load_experiment() == changed
+    with pytest.raises(RunError, match=r"another experiment: `data.seed` differ"):
+        open_folder(folder, experiment(data={"seed": 1}), resume=True)
+
+
+def test_resuming_with_the_same_settings_writes_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment(lora={}))
+    stamp = folder.config.stat().st_mtime_ns
+    open_folder(folder, experiment(lora={}), resume=True)
+    assert folder.config.stat().st_mtime_ns == stamp
+
+
+def test_a_first_try_that_stopped_before_its_data_may_be_tried_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    open_folder(folder, experiment(data={"source": "mispelt.json"}))
+    open_folder(folder, experiment(data={"source": "misspelt.json"}))
+    assert folder.load_experiment().data.source == "misspelt.json"
+
+
+def test_resuming_what_never_began_begins(tmp_path: Path) -> None:
+    open_folder(RunFolder(tmp_path / "run"), experiment(), resume=True)
+    assert files_in(tmp_path) == {"run/run.yaml"}
+
+
+@pytest.mark.parametrize("data_done", [False, True])
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"force": True}])
+def test_a_run_in_progress_is_not_touched(tmp_path: Path, how: dict, data_done: bool) -> None:
+    folder = RunFolder(tmp_path / "run")
+    open_folder(folder, experiment())
+    if data_done:
+        write_whole_run(folder, experiment())
+    before = folder.config.read_bytes()
+    with folder.locked(), pytest.raises(RunError, match=r"Another process|holds a run"):
+        open_folder(folder, experiment(generate={"max_new_tokens": 9}), **how)
+    assert folder.config.read_bytes() == before
+
+
+def test_clearing_a_stage_clears_those_after_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    gone = {"report": {"report.html"}}
+    gone["judge"] = gone["report"] | {"judgments.jsonl", "scores.json", "base/judgments.jsonl", "base/scores.json"}
+    gone["generate"] = gone["judge"] | {
+        "responses.jsonl",
+        "base/responses.jsonl",
+        "instruction-data-with-response.json",
+    }
+    gone["train"] = gone["generate"] | {
+        "checkpoints/checkpoint-2/trainer_state.json",
+        "model/model.safetensors",
+        "training.jsonl",
+        "training.json",
+        "loss.png",
+    }
+    whole = files_in(folder.path)
+    gone["data"] = whole - {"run.yaml"}
+    for stage in reversed(pipeline.STAGES):
+        clear_from(folder, stage)
+        assert files_in(folder.path) == whole - gone[stage], stage
+
+
+def test_a_stage_run_again_takes_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    walked: list[object] = []
+    monkeypatch.setattr(
+        pipeline, "walk", lambda folder, settings, stages: walked.append((settings.generate.batch_size, stages))
+    )
+    with pytest.raises(RunError, match=r"another experiment: `generate.batch_size` differ"):
+        rerun_stage(folder, "generate", {"generate.batch_size": 3})
+    rerun_stage(folder, "generate", {"generate.batch_size": 3}, force=True)
+    assert walked == [(3, ["generate"])]
+    assert not folder.responses.exists()
+    assert folder.model.exists()
+    with pytest.raises(ConfigError, match="`generate` over a run takes settings of its own section only:"):
+        rerun_stage(folder, "generate", {"train.seed": 3})
+
+
+def test_an_unusable_format_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Unknown prompt format `nope`"):
+        run(experiment(data={"prompt_format": "nope"}), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_needs_a_folder() -> None:
+    with pytest.raises(ConfigError, match="needs the path of a run folder"):
+        run(experiment())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(pipeline, "walk", full)
+    with pytest.raises(RunError) as caught:
+        run(experiment(), tmp_path / "run")
+    assert str(caught.value).startswith(
+        f"`{tmp_path / 'run'}` cannot be written: no. Make room or choose another `--run-dir`"
+    )
+
+
+def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """The walk with its real stages: data, train and generate, then the same again with `resume`."""
+    rows = [
+        {"instruction": example.instruction, "input": example.input, "output": example.output}
+        for example in tiny_models.tiny_examples(20)
+    ]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 2}
+    values = {
+        "data": {"source": str(tmp_path / "mine.json"), "train_fraction": 0.6, "test_fraction": 0.2},
+        "model": {"name": str(tiny_gpt2)},
+        "train": settings,
+        "generate": {"max_new_tokens": 5},
+    }
+    stages = ("data", "train", "generate")
+    folder = run(build_experiment(values, where="here"), tmp_path / "run", stages=stages)
+    assert [is_done(folder, stage) for stage in pipeline.STAGES] == [True, True, True, False, False]
+    tuned, base = read_rows(folder.responses, Response), read_rows(folder.base.responses, Response)
+    assert [row.instruction for row in tuned] == [f"Say the word {n}." for n in range(12, 16)]
+    assert [row.response for row in tuned] != [row.response for row in base]
+    assert len(read_yaml(folder.config)["data_sha256"]) == 64
+
+    before = {name: (folder.path / name).read_bytes() for name in files_in(folder.path)}
+    run(build_experiment(values, where="here"), tmp_path / "run", stages=stages, resume=True)
+    assert {name: (folder.path / name).read_bytes() for name in files_in(folder.path)} == before

@@ -1,0 +1,249 @@
+import copy
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from hf_instruct.decoding import generate_completions
+from hf_instruct.errors import ConfigError
+from hf_instruct.generation.answers import generate_responses
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example
+from hf_instruct.training.dataset import IGNORED, tokenize_examples
+
+PREAMBLE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\nFix the spelling."
+)
+WITH_CONTEXT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\nFix the spelling."
+)
+END = tiny_models.END
+
+EXAMPLES = [
+    Example("a", "Fix the spelling.", "freind", "friend"),
+    Example("b", "Name a color.", "", "Red."),
+    Example("c", "Write a poem.", "", "\n\nRoses are red,\n"),
+    Example("d", "Repeat.", "x ", " leading space"),
+    Example("e", "Übersetze ins Englische: Straße", "\n", "street \N{ROCKET}"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_gpt2: Path):
+    return tiny_models.load_copy(tiny_gpt2)[1]
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tokenizer):
+    return with_chat(copy.deepcopy(tokenizer))
+
+
+def with_chat(tokenizer, template: str = tiny_models.CHAT_TEMPLATE, tokens=("<|im_start|>", "<|im_end|>")):
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "input", "text"),
+    [
+        ("alpaca", "", PREAMBLE + "\n\n### Response:\n"),
+        ("alpaca", "freind", PREAMBLE + "\n\n### Input:\nfreind\n\n### Response:\n"),
+        ("alpaca-stanford", "", PREAMBLE + "\n\n### Response:\n"),
+        ("alpaca-stanford", "freind", WITH_CONTEXT + "\n\n### Input:\nfreind\n\n### Response:\n"),
+        ("phi3", "", "<|user|>\nFix the spelling.\n<|assistant|>\n"),
+        ("phi3", "freind", "<|user|>\nFix the spelling.\nfreind\n<|assistant|>\n"),
+    ],
+)
+def test_golden_texts(name: str, input: str, text: str) -> None:
+    assert PromptFormat.named(name).format_prompt("Fix the spelling.", input) == text
+
+
+def test_texts_are_not_read_as_templates_or_escaped() -> None:
+    text = PromptFormat.named("phi3").format_prompt("{{ 7 * 7 }} & <b>", "{% if %} \"'")
+    assert text == "<|user|>\n{{ 7 * 7 }} & <b>\n{% if %} \"'\n<|assistant|>\n"
+
+
+def test_completion_is_the_output_and_one_end(tokenizer) -> None:
+    for name in ("alpaca", "alpaca-stanford", "phi3"):
+        prompt_format = PromptFormat.named(name)
+        assert prompt_format.format_completion("Red.", tokenizer=tokenizer) == "Red.<|endoftext|>"
+        assert prompt_format.end_token_id(tokenizer) == END
+
+
+def test_jinja_file(tmp_path: Path) -> None:
+    path = tmp_path / "format.jinja"
+    path.write_text("Q: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n", encoding="utf-8")
+    prompt_format = PromptFormat.named(str(path))
+    assert prompt_format.name == str(path)
+    assert prompt_format.format_prompt("What?", "this") == "Q: What? (this)\nA: \n"
+    assert prompt_format.format_prompt("What?") == "Q: What?\nA: \n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{{ instruction }}\n", "The prompt format `{path}` never uses `input`."),
+        (b"Say something.\n", "The prompt format `{path}` never uses `instruction` and `input`."),
+        (b"{{ instruction } {{ input }}", "The prompt format `{path}` is not a usable Jinja template: "),
+        (b"{{ instruction }} {{ inputs }}", "is not a usable Jinja template: 'inputs' is undefined."),
+        (b"{{ instruction }} {{ input }} caf\xe9", "The prompt format `{path}` is not UTF-8 text (byte 33)."),
+        (b"{{ instruction.__class__.__mro__ }}{{ input }}", "is not a usable Jinja template: access to attribute"),
+        (b"{{ instruction }}{{ input }}{{ 1 / 0 }}", "is not a usable Jinja template: "),
+        (b"{{ instruction }}{{ input + 1 }}", "is not a usable Jinja template: "),
+        (b"{{ instruction }}{{ input or nothing }}", "is not a usable Jinja template: 'nothing' is undefined."),
+        (b"{% include 'other' %}{{ instruction }}{{ input }}", "is not a usable Jinja template: "),
+    ],
+)
+def test_faults_of_a_jinja_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "format.jinja"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        PromptFormat.named(str(path))
+    assert message.format(path=path) in str(caught.value)
+
+
+def test_unknown_format_lists_the_known(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PromptFormat.named("alpacca")
+    assert str(caught.value) == (
+        "Unknown prompt format `alpacca`. Allowed are `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of a "
+        "Jinja file that uses `instruction` and `input`."
+    )
+    with pytest.raises(ConfigError, match="Unknown prompt format"):
+        PromptFormat.named(str(tmp_path))
+
+
+def test_chat_uses_the_tokenizers_template(chat_tokenizer) -> None:
+    prompt_format = PromptFormat.named("chat")
+    text = prompt_format.format_prompt("Fix the spelling.", "freind", tokenizer=chat_tokenizer)
+    assert text == "<|im_start|>user\nFix the spelling.\nfreind<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt_format.format_completion("friend", tokenizer=chat_tokenizer) == "friend<|im_end|>"
+    assert prompt_format.end_token_id(chat_tokenizer) == chat_tokenizer.convert_tokens_to_ids("<|im_end|>") == 50258
+
+
+@pytest.mark.parametrize(
+    ("after", "end"),
+    [
+        ("<|end|>\n", "<|end|>"),
+        (" <|end|>", "<|end|>"),
+        ("<|endoftext|>", "<|endoftext|>"),
+        # As Phi-3's own: the end of turn, then end-of-text after the last message.
+        ("<|end|>\n<|endoftext|>", "<|end|>"),
+        ("\n", "<|endoftext|>"),
+        ("\nbye", "<|endoftext|>"),
+    ],
+)
+def test_chat_ends_with_the_templates_end_of_turn(tokenizer, after: str, end: str) -> None:
+    messages = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    template = messages + "{% if not add_generation_prompt %}" + after + "{% endif %}"
+    tokenizer = with_chat(copy.deepcopy(tokenizer), template, ["<|end|>"])
+    assert PromptFormat.named("chat").end_token(tokenizer) == end
+
+
+def test_chat_without_a_template_says_so(tokenizer) -> None:
+    prompt_format = PromptFormat.named("chat")
+    with pytest.raises(ConfigError, match="needs a tokenizer with a chat template, and no tokenizer given"):
+        prompt_format.format_prompt("Hello")
+    with pytest.raises(ConfigError, match=r"needs a tokenizer with a chat template, and `.*tiny-gpt2` has none\."):
+        prompt_format.encode_prompt(tokenizer, "Hello")
+
+
+def test_a_tokenizer_without_an_end_is_refused(tiny_gpt2: Path) -> None:
+    tokenizer = tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2)
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="has no end-of-text token, so a model could never learn to stop"):
+        PromptFormat.named("alpaca").end_token(tokenizer)
+
+
+class CapturedModel:
+    """Stands in front of a model and keeps the prompts that `generate` is called with."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+        self.prompts: list[list[int]] = []
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def generate(self, *, input_ids, attention_mask, **settings):
+        rows = zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+        self.prompts += [[id for id, mask in zip(*row, strict=True) if mask] for row in rows]
+        return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **settings)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3", "chat", "jinja"])
+def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name: str) -> None:
+    """Contract 1: training, samples while training and answers condition on the same ids."""
+    from hf_instruct.training.finetune import _build_sampler
+
+    if name == "jinja":
+        (tmp_path / "f.jinja").write_text("{{ instruction }}|{{ input }}|Answer: ")  # ends in a space that could merge
+    prompt_format = PromptFormat.named(str(tmp_path / "f.jinja") if name == "jinja" else name)
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    if name == "chat":
+        tokenizer = with_chat(copy.deepcopy(tokenizer))
+        model.resize_token_embeddings(len(tokenizer))
+    end = prompt_format.end_token_id(tokenizer)
+
+    answering, sampling = CapturedModel(model), CapturedModel(model)
+    generate_responses(answering, tokenizer, EXAMPLES, prompt_format=prompt_format, batch_size=1, max_new_tokens=1)
+    _build_sampler(sampling, tokenizer, EXAMPLES, prompt_format)()
+    longest_first = sorted(range(len(EXAMPLES)), key=lambda index: -len(sampling.prompts[index]))
+    assert answering.prompts == [sampling.prompts[index] for index in longest_first]
+
+    rows = tokenize_examples(EXAMPLES, tokenizer, prompt_format, max_length=None)
+    for example, row, prompt in zip(EXAMPLES, rows, sampling.prompts, strict=True):
+        text = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
+        assert prompt == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert row.input_ids[: len(prompt)] == prompt
+        completion = row.input_ids[len(prompt) :]
+        assert row.labels == [IGNORED] * len(prompt) + completion
+        assert tokenizer.decode(completion[:-1]) == example.output
+        assert completion[-1] == end
+        assert completion.count(end) == 1
+
+
+@pytest.mark.parametrize("output", ["x", "\nx", " x", "\n\n\nx", "  "])
+def test_outputs_do_not_change_prompt_ids(tokenizer, output: str) -> None:
+    prompt_format = PromptFormat.named("alpaca")
+    prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, Example("a", "Go.", "", output))
+    assert prompt_ids == prompt_format.encode_prompt(tokenizer, "Go.")
+    assert tokenizer.decode(completion_ids) == output + "<|endoftext|>"
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tiny_gpt2: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    from hf_instruct.models import load_tokenizer
+
+    tokenizer = load_tokenizer(str(tiny_gpt2))
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <|endoftext|>", special_tokens=[("<s>", begin), ("<|endoftext|>", END)]
+    )
+    prompt, completion = PromptFormat.named("phi3").encode_example(tokenizer, Example("a", "Go.", "", "Gone."))
+    assert (prompt[0], prompt[-1]) == (begin, tokenizer("\n", add_special_tokens=False)["input_ids"][-1])
+    assert completion.count(END) == 1
+    assert begin not in completion
+
+
+def test_samples_are_what_generate_completions_says(tiny_gpt2: Path) -> None:
+    from hf_instruct.training.finetune import SAMPLE_TOKENS, _build_sampler
+
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    prompt_format = PromptFormat.named("alpaca")
+    samples = _build_sampler(model, tokenizer, EXAMPLES[:2], prompt_format)()
+    prompts = [prompt_format.encode_prompt(tokenizer, e.instruction, e.input) for e in EXAMPLES[:2]]
+    completions = generate_completions(model, tokenizer, prompts, end_id=END, max_new_tokens=SAMPLE_TOKENS)
+    assert [sample["response"] for sample in samples] == [completion.text for completion in completions]
+    assert samples[0] | {"response": ""} == {
+        "id": "a",
+        "instruction": "Fix the spelling.",
+        "input": "freind",
+        "output": "friend",
+        "response": "",
+    }

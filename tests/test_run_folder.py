@@ -1,0 +1,97 @@
+import multiprocessing
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_instruct.config import build_experiment, read_yaml
+from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.run_folder import RunFolder, plain_values
+
+
+def experiment(**sections: object):
+    return build_experiment({"model": {"name": "gpt2-small"}, **sections}, where="here", deep=False)
+
+
+def test_an_experiment_comes_back(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for values in ({}, {"lora": {}}, {"lora": {"r": 2}, "train": {"learning_rate": 5e-5}, "generate": {"top_p": 0.5}}):
+        run.save_experiment(experiment(**values))
+        assert run.load_experiment() == experiment(**values)
+        assert ("lora" in read_yaml(run.config)["experiment"]) == ("lora" in values)
+
+
+def test_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/hf-instruct", "run", "a.yaml", "--judge.model", "m"])
+    run = RunFolder(tmp_path)
+    run.save_experiment(experiment())
+    run.add_provenance(data_sha256="0f")
+    stored = read_yaml(run.config)
+    assert list(stored) == ["experiment", "created_at", "command", "git_commit", "python", "versions", "data_sha256"]
+    assert stored["command"] == "hf-instruct run a.yaml --judge.model m"
+    assert {"torch", "transformers", "trl", "peft", "accelerate", "datasets"} <= set(stored["versions"])
+    assert run.load_experiment() == experiment()
+    # Settings of a later stage may change; the data does not.
+    run.save_experiment(experiment(generate={"top_p": 0.5}))
+    assert read_yaml(run.config)["data_sha256"] == "0f"
+
+
+def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://user:passw0rd@127.0.0.1:1/v1"
+    tokens = ["hf_" + "aB3" * 11, "sk-" + "0123456789ab" * 3]
+    monkeypatch.setattr(sys, "argv", ["hf-instruct", "run", f"--judge.base_url={url}", *tokens])
+    run = RunFolder(tmp_path)
+    run.save_experiment(experiment(judge={"base_url": url}, train={"run_name": tokens[0]}))
+    text = run.config.read_text()
+    for secret in ("passw0rd", "user:", "aB3aB3", "0123456789ab"):
+        assert secret not in text
+    assert plain_values(experiment(judge={"base_url": url}))["judge"]["base_url"] == "http://127.0.0.1:1/v1"
+
+
+def test_folders_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"missing` does not exist\. `hf-instruct run EXPERIMENT.yaml` makes one\."):
+        RunFolder(tmp_path / "missing").load_experiment()
+    with pytest.raises(RunError, match=r"is not a run folder \(no `run.yaml` in it\)"):
+        RunFolder(tmp_path).load_experiment()
+    RunFolder(tmp_path / "gpt2-full").save_experiment(experiment())
+    with pytest.raises(RunError, match=rf"does not exist\. Did you mean `{tmp_path}/gpt2-full`\?"):
+        RunFolder(tmp_path / "gpt2-fll").load_experiment()
+
+
+@pytest.mark.parametrize(
+    "content", ["experiment: {daat: {}}\n", "experiment: [1]\n", "- 1\n", "experiment: {data: [}\n"]
+)
+def test_a_damaged_run_file_is_named(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path)
+    run.config.write_text(content)
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        run.load_experiment()
+
+
+def test_the_untuned_models_files_have_the_same_names(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.base.responses == tmp_path / "base" / "responses.jsonl"
+    assert run.split("test") == tmp_path / "data" / "test.jsonl"
+
+
+def _hold(path: Path, held, release) -> None:
+    with RunFolder(path).locked():
+        held.set()
+        release.wait(30)
+
+
+def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held, release))
+    process.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(RunError, match="Another process is working on") as caught, RunFolder(tmp_path).locked():
+            pass
+        assert str(caught.value).endswith("Wait for it, stop it, or name another `--run-dir`.")
+    finally:
+        release.set()
+        process.join()
+    with RunFolder(tmp_path).locked():
+        assert process.exitcode == 0

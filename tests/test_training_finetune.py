@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+
+from hf_instruct.errors import ConfigError, DataError, TrainingError
+from hf_instruct.models import load_model
+from hf_instruct.records import Splits, TrainingRow, read_rows
+from hf_instruct.training.finetune import TrainingSummary, train
+
+SPLITS = Splits(tiny_models.tiny_examples(12), [], tiny_models.tiny_examples(3, start=12))
+
+
+def train_tiny(folder: Path, output_dir: Path, *, dropout: float = 0.0, **options) -> TrainingSummary:
+    settings = {**tiny_models.TINY_SETTINGS, **options.pop("settings", {})}
+    splits = options.pop("splits", SPLITS)
+    model, tokenizer = tiny_models.load_copy(folder, dropout=dropout)
+    return train(model, tokenizer, splits, output_dir=output_dir, settings=settings, **options)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([[5, 6, 7, 8]])).logits
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run of six steps, its summary and the model; with dropout, so that resuming must restore the random numbers."""
+    path = tmp_path_factory.mktemp("runs") / "unbroken"
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.1)
+    return path, train(model, tokenizer, SPLITS, output_dir=path, settings=tiny_models.TINY_SETTINGS), model
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A LoRA run, the model object it trained and that object's weights before."""
+    path = tmp_path_factory.mktemp("runs") / "lora"
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 3}
+    summary = train(model, tokenizer, SPLITS, output_dir=path, settings=settings, lora={"r": 4, "lora_alpha": 8})
+    return path, model, before, summary
+
+
+def test_loss_falls_and_everything_is_written(unbroken) -> None:
+    path, summary, _ = unbroken
+    assert summary.validation_loss < summary.validation_loss_before - 1
+    assert (summary.steps, summary.epochs, summary.device, summary.precision) == (6, 2.0, "cpu", "fp32")
+    assert summary.num_parameters == summary.num_trainable_parameters
+    assert json.loads((path / "training.json").read_text()) == dataclasses.asdict(summary)
+    assert (path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        "checkpoints",
+        "loss.png",
+        "model",
+        "training.json",
+        "training.jsonl",
+    ]
+
+
+def test_the_log_holds_every_step_and_the_samples_of_every_epoch(unbroken) -> None:
+    path, summary, _ = unbroken
+    rows = read_rows(path / "training.jsonl", TrainingRow)
+    steps = {kind: [row.step for row in rows if row.kind == kind] for kind in ("train", "evaluation", "samples")}
+    assert steps == {"train": [1, 2, 3, 4, 5, 6], "evaluation": [0, 2, 4, 6], "samples": [0, 3, 6]}
+    assert [sample["id"] for sample in rows[0].samples or []] == ["e12", "e13", "e14"]
+    assert all(row.train_loss and row.validation_loss for row in rows if row.kind == "evaluation")
+    assert [row.epoch for row in rows if row.kind == "train"] == pytest.approx(
+        [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2], abs=1e-3
+    )
+    assert rows[-1].tokens_seen == summary.tokens_seen
+
+
+def test_tokens_seen_are_those_of_the_examples_without_padding(tiny_gpt2: Path, unbroken) -> None:
+    from hf_instruct.prompts import PromptFormat
+
+    _, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    lengths = [sum(map(len, PromptFormat.named("alpaca").encode_example(tokenizer, e))) for e in SPLITS.train]
+    assert unbroken[1].tokens_seen == 2 * sum(lengths)
+
+
+def test_the_saved_model_stops_in_any_program(unbroken) -> None:
+    settings = json.loads((unbroken[0] / "model" / "generation_config.json").read_text())
+    assert (settings["eos_token_id"], settings["pad_token_id"]) == (50256, 50256)
+    assert (unbroken[0] / "model" / "tokenizer.json").is_file()
+
+
+def test_the_saved_model_reloads_with_equal_logits(tiny_gpt2: Path, unbroken) -> None:
+    path, _, model = unbroken
+    reloaded, _ = load_model(str(path / "model"))
+    assert torch.equal(logits(model.eval()), logits(reloaded))
+    assert not torch.equal(logits(reloaded), logits(tiny_models.load_copy(tiny_gpt2)[0]))
+
+
+@pytest.mark.parametrize("checkpoint", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_a_resumed_run_ends_as_an_unbroken_one(tiny_gpt2: Path, unbroken, tmp_path: Path, checkpoint: int) -> None:
+    """Contract 5: as if killed while the checkpoint at step 6 was written."""
+    path = tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    shutil.rmtree(path / "model")
+    (path / "training.json").unlink()
+    for name in {2: ("checkpoint-4",), 4: ()}[checkpoint]:
+        shutil.rmtree(path / "checkpoints" / name)
+    (path / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()
+    with (path / "training.jsonl").open("a") as log:
+        log.write('{"step": 7, "ep')
+
+    summary = train_tiny(tiny_gpt2, path, dropout=0.1, resume=True)
+
+    def rows(folder: Path) -> list[TrainingRow]:
+        found = read_rows(folder / "training.jsonl", TrainingRow)
+        return [dataclasses.replace(row, seconds=None, tokens_per_second=None) for row in found]
+
+    assert rows(path) == rows(unbroken[0])
+    expected = weights(unbroken[0] / "model")
+    assert weights(path / "model").keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights(path / "model").items())
+    own = {"seconds", "tokens_per_second", "peak_memory_bytes"}
+    assert all(
+        value == getattr(unbroken[1], name) for name, value in dataclasses.asdict(summary).items() if name not in own
+    )
+
+
+def test_resuming_without_a_checkpoint_starts_anew(tiny_gpt2: Path, tmp_path: Path) -> None:
+    (tmp_path / "training.jsonl").write_text(
+        '{"step": 1, "epoch": 0.1, "tokens_seen": 9, "kind": "train", "loss": 9.0}\n'
+    )
+    train_tiny(tiny_gpt2, tmp_path, resume=True, settings={"max_steps": 1})
+    rows = read_rows(tmp_path / "training.jsonl", TrainingRow)
+    assert [(row.step, row.kind) for row in rows] == [
+        (0, "samples"),
+        (0, "evaluation"),
+        (1, "samples"),
+        (1, "train"),
+        (1, "evaluation"),
+    ]
+
+
+def test_only_the_adapter_is_trained(adapter) -> None:
+    path, model, before, summary = adapter
+    after = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(value.abs().max() > 0 for name, value in after.items() if "lora_B" in name)
+    assert summary.num_trainable_parameters == sum(value.numel() for name, value in after.items() if "lora_" in name)
+    assert summary.validation_loss < summary.validation_loss_before
+    settings = json.loads((path / "model" / "adapter_config.json").read_text())
+    assert sorted(settings["target_modules"]) == ["c_attn", "c_fc", "c_proj"]
+    assert settings["fan_in_fan_out"] is True
+    assert all("lora_" in name for name in weights(path / "model"))
+
+
+def test_the_saved_adapter_reloads_with_equal_logits(adapter, tiny_gpt2: Path) -> None:
+    path, model, _, _ = adapter
+    reloaded, tokenizer = load_model(str(path / "model"))
+    torch.testing.assert_close(logits(reloaded), logits(model.eval()), rtol=0, atol=0)
+    assert not torch.equal(logits(reloaded), logits(tiny_models.load_copy(tiny_gpt2)[0]))
+    assert reloaded.generation_config.pad_token_id == tokenizer.pad_token_id == 50256
+
+
+def test_samples_come_from_the_adapted_model(adapter) -> None:
+    from hf_instruct.prompts import PromptFormat
+    from hf_instruct.training.finetune import _build_sampler
+
+    path, *_ = adapter
+    reloaded, tokenizer = load_model(str(path / "model"))
+    last = [row for row in read_rows(path / "training.jsonl", TrainingRow) if row.kind == "samples"][-1]
+    assert last.samples == _build_sampler(reloaded, tokenizer, SPLITS.validation, PromptFormat.named("alpaca"))()
+
+
+def test_the_whole_text_can_carry_loss(tiny_gpt2: Path, unbroken, tmp_path: Path) -> None:
+    settings = {"max_steps": 1, "save_steps": 100, "completion_only_loss": False}
+    whole = train_tiny(tiny_gpt2, tmp_path, settings=settings)
+    assert whole.validation_loss_before != unbroken[1].validation_loss_before
+
+
+def test_max_length_above_the_context_is_lowered(
+    tiny_gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = tiny_models.Example("long", "Repeat.", "", "word " * 400)
+    splits = Splits([*SPLITS.train, long], [], SPLITS.validation)
+    with caplog.at_level("INFO", logger="hf_instruct"):
+        summary = train_tiny(tiny_gpt2, tmp_path, splits=splits, settings={"max_steps": 1, "save_steps": 100})
+    assert summary.steps == 1
+    assert "`train.max_length` 1024 is more than the model's 256 positions; using 256." in caplog.messages
+
+
+def test_refusals_leave_no_model(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"12 of 12 examples have no label left within `train.max_length` 16"):
+        train_tiny(tiny_gpt2, tmp_path, settings={"max_length": 16})
+    with pytest.raises(ConfigError, match="layers that GPT2LMHeadModel does not have"):
+        train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": ["q_proj"]})
+    with pytest.raises(ConfigError, match="The `train` section is refused by TRL"):
+        train_tiny(tiny_gpt2, tmp_path, settings={"optim": "sgdd"})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**6))
+    with pytest.raises(TrainingError, match=r"has 0\.0 GB free and this run can need"):
+        train_tiny(tiny_gpt2, tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_empty_splits_are_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        train_tiny(tiny_gpt2, tmp_path, splits=Splits([], [], []))
+    assert str(caught.value) == "There is nothing to train on: the split(s) train and validation hold no examples."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_message(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_instruct.training.callbacks.append_rows", full)
+        with pytest.raises(TrainingError) as caught:
+            train_tiny(tiny_gpt2, tmp_path, settings={"max_steps": 1})
+    assert f"Writing to `{tmp_path}` failed: [Errno 28] No space left on device. Free some disk space, then" in str(
+        caught.value
+    )
+    assert not (tmp_path / "model").exists()

