@@ -56,7 +56,7 @@ def test_rows_are_complete_and_hold_text_only():
     for row in ROWS:
         assert list(row) == KEYS
         assert all(isinstance(value, str) and value == value.strip() for value in row.values()), row
-        assert row["instruction"] and row["output"] and row["category"], row
+        assert all(row[name] for name in ("instruction", "output", "category")), row
 
 
 def test_rows_are_varied():
@@ -116,7 +116,8 @@ def test_spelling_rows_replace_one_unknown_word_by_a_known_one():
     for row in rows:
         unknown, corrected = misspelled_and_corrected(row)
         assert len(unknown) == 1, (row, unknown)
-        assert corrected and not SPELLING.unknown(corrected), row
+        assert corrected, row
+        assert not SPELLING.unknown(corrected), row
         assert get_close_matches(unknown[0], map(str.lower, corrected), cutoff=0.7), row
         assert not contains(row["output"].lower(), unknown[0]), row
 
