@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
-from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.errors import ConfigError, DataError, RunError
 from hf_instruct.run_folder import RunFolder, plain_values
 
 STAGES = ("data", "train", "generate", "judge", "report")
@@ -85,7 +85,13 @@ def rerun_stage(
         if force:
             clear_from(folder, stage)
         _accept_changes(folder, experiment)
-        walk(folder, experiment, [stage])
+        try:
+            walk(folder, experiment, [stage])
+        except (ConfigError, DataError):
+            if not is_done(folder, stage):
+                # Refused before it began: settings that cannot be used do not stay.
+                folder.save_experiment(stored)
+            raise
     return experiment
 
 
@@ -222,9 +228,9 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     }
     refused = [key for key in changed if begun[section_stage.get(key.partition(".")[0], key.partition(".")[0])]]
     if refused:
-        names = ", ".join(f"`{key}`" for key in refused)
+        names = ", ".join(f"`{key}`" for key in refused) + (" differs" if len(refused) == 1 else " differ")
         raise RunError(
-            f"`{folder.path}` is a run of another experiment: {names} differ from `{folder.config}`, and that stage "
+            f"`{folder.path}` is a run of another experiment: {names} from `{folder.config}`, and that stage "
             "has begun. Give the same settings, name another `--run-dir`, or delete the run with `--force`."
         )
     if changed:

@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 import torch
 
-from hf_instruct.errors import ConfigError, DataError, TrainingError
+from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
 from hf_instruct.models import load_model
 from hf_instruct.records import Splits, TrainingRow, read_rows
 from hf_instruct.training.finetune import TrainingSummary, train
@@ -228,3 +228,20 @@ def test_a_full_disk_is_a_message(tiny_gpt2: Path, tmp_path: Path, monkeypatch: 
         caught.value
     )
     assert not (tmp_path / "model").exists()
+
+
+def test_a_diverged_loss_stops_training_with_advice(tiny_gpt2: Path, tmp_path: Path) -> None:
+    settings = {"learning_rate": 1e30, "max_grad_norm": 0}
+    with pytest.raises(TrainingError, match=r"training has diverged. Lower `train.learning_rate` \(1e\+30\)"):
+        train_tiny(tiny_gpt2, tmp_path / "run", settings=settings)
+    rows = read_rows(tmp_path / "run" / "training.jsonl", TrainingRow)
+    assert all(row.loss is None or row.loss < 1e9 for row in rows)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_folder_with_a_model_is_not_trained_over(unbroken, tiny_gpt2: Path) -> None:
+    path, _, _ = unbroken
+    before = weights(path / "model")
+    with pytest.raises(RunError, match="holds a model or checkpoints already"):
+        train_tiny(tiny_gpt2, path)
+    assert all(torch.equal(before[name], value) for name, value in weights(path / "model").items())

@@ -46,6 +46,8 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
         # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot.
         "include_num_input_tokens_seen": "non_padding",
         "disable_tqdm": True,
+        # It would hide a diverged loss behind the mean of the others.
+        "logging_nan_inf_filter": False,
         "dataloader_pin_memory": settings.get("dataloader_pin_memory", best_device() == "cuda"),
         # What the accelerator's workers log is ours to show.
         "log_level": settings.get("log_level", "error"),

@@ -1,5 +1,6 @@
 """What a user sees and keeps while a model trains: the progress bar, `training.jsonl` and sample answers."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -8,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_instruct.errors import TrainingError
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import TrainingRow, append_rows, recover_rows, write_rows
 
@@ -63,6 +65,7 @@ class RunLog(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         """Write a row of training losses."""
         logs: dict[str, float] = event["logs"]
+        _refuse_diverged(logs.get("loss", 0.0), state, args)
         if not state.is_world_process_zero or "loss" not in logs:
             return
         now = time.monotonic()
@@ -75,6 +78,7 @@ class RunLog(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         """Write a row of losses on fixed examples."""
         metrics: dict[str, float] = event["metrics"]
+        _refuse_diverged(metrics["eval_loss"], state, args)
         if not state.is_world_process_zero:
             return
         losses = {"train_loss": metrics.get("eval_train_loss"), "validation_loss": metrics["eval_loss"]}
@@ -108,6 +112,15 @@ class RunLog(TrainerCallback):
             **fields,
         )
         append_rows(self.path, [row])
+
+
+def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) -> None:
+    """Stop on every process alike: the loss was gathered, so all see the same."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The loss is {loss} at step {state.global_step}: training has diverged. Lower `train.learning_rate` "
+            f"({args.learning_rate:g}), or raise `train.warmup_steps`, and start anew with `--force`."
+        )
 
 
 def _ends_epoch(state: TrainerState) -> bool:

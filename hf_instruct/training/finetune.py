@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
-from hf_instruct.errors import DataError, TrainingError
+from hf_instruct.errors import DataError, RunError, TrainingError
 from hf_instruct.models import configure_stop, context_length, no_shard_bars
 from hf_instruct.plots import write_loss_plot
 from hf_instruct.prompts import PromptFormat
@@ -101,6 +101,7 @@ def train(
 
     Raises:
         ConfigError: TRL or PEFT refuse the settings.
+        RunError: `output_dir` holds a model or checkpoints already, and `resume` is off.
         DataError: A split is empty, or some rows have no label left within `max_length`.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
@@ -110,6 +111,11 @@ def train(
     if empty := [name for name in ("train", "validation") if not getattr(splits, name)]:
         raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    if not resume and (run.model.exists() or any(run.checkpoints.glob("checkpoint-*"))):
+        raise RunError(
+            f"`{run.path}` holds a model or checkpoints already. Go on with them (`resume=True`), or name another "
+            "`output_dir`."
+        )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     trainer, log = _build_trainer(
