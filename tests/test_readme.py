@@ -1,0 +1,60 @@
+"""What the README and the docs tell a user to type exists."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import hf_instruct
+from hf_instruct.cli.main import _split_settings, build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"(?:^|\s|`)(?:\.venv/bin/)?(hf-instruct [^`#\n\\]*(?:\\\n[^`#\n\\]*)*)")
+
+
+def find_commands() -> list[str]:
+    found = {match.strip() for page in PAGES for match in COMMAND.findall(page.read_text(encoding="utf-8"))}
+    return sorted(" ".join(command.replace("\\\n", " ").split()) for command in found)
+
+
+@pytest.mark.parametrize("command", find_commands())
+def test_commands_parse(command: str):
+    parser = build_parser()
+    words, _ = _split_settings(shlex.split(command)[1:], parser)
+    assert parser.parse_args(words).handler
+
+
+def test_there_are_commands_to_check():
+    assert len(find_commands()) > 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_are_there(page: Path):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:recipes|accelerate_configs|docs|hf_instruct)/[\w./-]+\.(?:py|yaml|md|png)\b", text))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_python_of_the_readme_uses_the_public_names():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    imported = {
+        alias.name
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.ImportFrom) and node.module == "hf_instruct"
+        for alias in node.names
+    }
+    assert imported <= set(hf_instruct.__all__)
+    assert "train" in imported
+
+
+def test_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 230
+
+
+def test_version_is_in_the_changelog_or_unreleased():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## Unreleased" in text or f"## {hf_instruct.__version__}" in text
