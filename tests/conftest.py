@@ -1,12 +1,15 @@
 """Fixtures that more than one test module uses, and the rule that no test reaches the network."""
 
+import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# Before any Hugging Face library is imported: they read these once.
+# Before torch or any Hugging Face library is imported: they read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose much on a busy machine
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -57,3 +60,13 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_models
 
     return tiny_models.save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_models.llama_config(), scale=8)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_kept() -> Iterator[None]:
+    """Undo what the command line sets for its own process, so that the order of tests does not matter."""
+    loggers = [logging.getLogger(name) for name in ("hf_instruct", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
