@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_ollama import FakeOllama
 
 # Before torch or any Hugging Face library is imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose much on a busy machine
@@ -70,3 +71,12 @@ def _log_levels_kept() -> Iterator[None]:
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOllama]:
+    """A fake Ollama on loopback."""
+    fake = FakeOllama()
+    fake.start()
+    yield fake
+    fake.stop()

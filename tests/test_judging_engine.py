@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,6 @@ class FakeJudge:
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def server() -> Iterator[FakeOllama]:
-    fake = FakeOllama()
-    fake.start()
-    yield fake
-    fake.stop()
 
 
 def run(

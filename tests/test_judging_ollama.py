@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 from fake_ollama import DIGEST, Answer, FakeOllama
@@ -26,14 +25,6 @@ CONTEXT_ERROR = json.dumps(
         }
     }
 )
-
-
-@pytest.fixture
-def server() -> Iterator[FakeOllama]:
-    fake = FakeOllama()
-    fake.start()
-    yield fake
-    fake.stop()
 
 
 def ask(server: FakeOllama, *, times: int = 1, **settings: object) -> list[Reply]:

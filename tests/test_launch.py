@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
 
@@ -118,29 +119,22 @@ def test_killed_three_times_in_training_and_answering_ends_like_unbroken(experim
 
 
 def test_killed_three_times_while_judging_ends_with_every_judgment_once(
-    course_responses_file: Path, environment, tmp_path
+    course_responses_file: Path, environment, server: FakeOllama, tmp_path
 ):
-    from fake_ollama import Answer, FakeOllama
-
-    server = FakeOllama()
     server.latency_seconds = 0.02
     # A verdict of its own for each response, so that a mixed-up row would show.
     server.reply = lambda body: Answer(json.dumps({"score": len(body["messages"][-1]["content"]) % 101}))
-    server.start()
-    try:
-        command = [BIN / "hf-instruct", "judge", course_responses_file, "--judge", "ollama", "--base-url", server.url]
-        broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-        for lines in (5, 40, 90):
-            ready = lambda lines=lines: num_lines(broken / "judgments.jsonl") >= lines  # noqa: E731
-            kill_when([*command, "--no-cache", "--out", broken], environment, ready, 0.01)
-        calls = len(server.chats)
-        call([*command, "--no-cache", "--out", broken], environment)
-        # At most the calls under way at each kill were asked again.
-        assert calls < 110
-        assert len(server.chats) <= 110 + 3 * 4
-        call([*command, "--no-cache", "--out", unbroken], environment)
-    finally:
-        server.stop()
+    command = [BIN / "hf-instruct", "judge", course_responses_file, "--judge", "ollama", "--base-url", server.url]
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    for lines in (5, 40, 90):
+        ready = lambda lines=lines: num_lines(broken / "judgments.jsonl") >= lines  # noqa: E731
+        kill_when([*command, "--no-cache", "--out", broken], environment, ready, 0.01)
+    calls = len(server.chats)
+    call([*command, "--no-cache", "--out", broken], environment)
+    # At most the calls under way at each kill were asked again.
+    assert calls < 110
+    assert len(server.chats) <= 110 + 3 * 4
+    call([*command, "--no-cache", "--out", unbroken], environment)
     rows = [
         [(row.id, row.score, row.replies) for row in read_rows(folder / "judgments.jsonl", Judgment)]
         for folder in (broken, unbroken)
