@@ -245,3 +245,9 @@ def test_a_folder_with_a_model_is_not_trained_over(unbroken, tiny_gpt2: Path) ->
     with pytest.raises(RunError, match="holds a model or checkpoints already"):
         train_tiny(tiny_gpt2, path)
     assert all(torch.equal(before[name], value) for name, value in weights(path / "model").items())
+
+
+def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_instruct.training.callbacks.SAVE_SECONDS", 0.0)
+    train_tiny(tiny_gpt2, tmp_path, settings={"max_steps": 2, "save_steps": 100, "save_total_limit": 5})
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-2"]

@@ -13,6 +13,9 @@ from hf_instruct.errors import TrainingError
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import TrainingRow, append_rows, recover_rows, write_rows
 
+# A slow machine saves more often than every `train.save_steps`, so that a kill costs minutes and not an hour.
+SAVE_SECONDS = 300.0
+
 Sampler = Callable[[], list[dict[str, str]]]
 """Returns the model's present answers to a few fixed prompts."""
 
@@ -29,7 +32,7 @@ class RunLog(TrainerCallback):
         self.path = path
         self.sampler = sampler
         self.seconds = 0.0
-        self._started = 0.0
+        self._started = self._last_save = 0.0
         self._last_tokens, self._last_time = 0, 0.0
         self._note = ""
         self._advance: Advance = lambda count, note: None
@@ -38,7 +41,7 @@ class RunLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Drop the rows after the checkpoint gone on from; open the bar."""
         # Every process stops the clock, since every process returns the summary; only the main one writes.
-        self._started = self._last_time = time.monotonic()
+        self._started = self._last_time = self._last_save = time.monotonic()
         self._last_tokens = state.num_input_tokens_seen
         if not state.is_world_process_zero:
             return
@@ -56,6 +59,9 @@ class RunLog(TrainerCallback):
     ) -> TrainerControl:
         """Advance the bar; after an epoch take the samples; at the end see that the last step is logged and scored."""
         self._advance(1, self._note)
+        # Processes would have to agree on the clock; where there are several, `train.save_steps` alone decides.
+        if args.world_size == 1 and time.monotonic() - self._last_save >= SAVE_SECONDS:
+            control.should_save = True
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = True
         if state.is_world_process_zero and _ends_epoch(state):
@@ -85,6 +91,10 @@ class RunLog(TrainerCallback):
         self._write(state, "evaluation", **losses)
         # Evaluation is not training: leave it out of the tokens a second.
         self._last_tokens, self._last_time = state.num_input_tokens_seen, time.monotonic()
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """Start the clock to the next checkpoint anew."""
+        self._last_save = time.monotonic()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Close the bar."""
