@@ -224,14 +224,16 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         "data": is_done(folder, "data"),
         "train": is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*")),
         "generate": is_done(folder, "generate") or folder.base.responses.exists(),
-        "judge": folder.judgments.exists() or folder.base.judgments.exists(),
+        # Judging again with another judge is a matter of course: the judge stage keeps the older judgments apart.
+        "judge": False,
     }
     refused = [key for key in changed if begun[section_stage.get(key.partition(".")[0], key.partition(".")[0])]]
     if refused:
         names = ", ".join(f"`{key}`" for key in refused) + (" differs" if len(refused) == 1 else " differ")
         raise RunError(
             f"`{folder.path}` is a run of another experiment: {names} from `{folder.config}`, and that stage "
-            "has begun. Give the same settings, name another `--run-dir`, or delete the run with `--force`."
+            "has begun. Give the same settings, name another `--run-dir`, or delete what was made with the old ones: "
+            "`--force`."
         )
     if changed:
         folder.save_experiment(experiment)

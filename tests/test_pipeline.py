@@ -102,7 +102,7 @@ def test_resuming_with_other_settings_names_the_keys(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"`{folder.path}` is a run of another experiment: `data.limit`, `lora`, `model.name`, `train.learning_rate` "
         f"differ from `{folder.config}`, and that stage has begun. Give the same settings, name another `--run-dir`, "
-        "or delete the run with `--force`."
+        "or delete what was made with the old ones: `--force`."
     )
     assert folder.config.read_bytes() == before
 
@@ -120,6 +120,14 @@ def test_resuming_takes_over_settings_of_stages_not_begun(tmp_path: Path) -> Non
     assert folder.load_experiment() == changed
     with pytest.raises(RunError, match=r"another experiment: `data.seed` differ"):
         open_folder(folder, experiment(data={"seed": 1}), resume=True)
+
+
+def test_another_judge_may_go_on_with_a_judged_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    changed = experiment(judge={"backend": "local", "rubric": "critique"})
+    open_folder(folder, changed, resume=True)
+    assert folder.load_experiment() == changed
 
 
 def test_resuming_with_the_same_settings_writes_nothing(tmp_path: Path) -> None:
