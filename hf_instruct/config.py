@@ -140,6 +140,16 @@ _OURS_TO_SET = {
     "packing": "it would cross the borders between examples",
     "padding_free": "it needs kernels that most machines here lack",
     "eval_strategy": "set `train.eval_steps`",
+    "eval_on_start": "the loss before the first step is always taken",
+    "disable_tqdm": "the progress bar is ours",
+    "remove_unused_columns": "rows hold only what is used",
+    "dataset_kwargs": "rows are prepared by hf_instruct, from the `data` section",
+    "dataset_text_field": "map columns with `data.map`",
+    "dataset_num_proc": "rows are prepared in one pass",
+    "assistant_only_loss": "set `train.completion_only_loss`",
+    "pad_to_multiple_of": "batches are padded to their longest row",
+    "logging_nan_inf_filter": "a loss that is not a number ends the run",
+    "include_num_input_tokens_seen": "example tokens are always counted",
 }
 _NOT_TO_GENERATE = {
     "num_return_sequences": "each prompt gets one answer",

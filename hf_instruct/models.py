@@ -197,7 +197,7 @@ def _load_adapter(location: str, *, dtype: str, trust_remote_code: bool) -> "Pre
     from peft import AutoPeftModelForCausalLM
 
     model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(
-        location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, low_cpu_mem_usage=False
+        location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
     )
     model.eval()
     return model

@@ -54,7 +54,10 @@ def run(
                 with folder.locked():
                     walk(folder, experiment, ["data"])
         with folder.locked() if _is_main_process() else contextlib.nullcontext():
-            walk(folder, experiment, [stage for stage in stages if stage != "data"])
+            if "train" in stages:
+                walk(folder, experiment, ["train"])
+            if _is_main_process():
+                walk(folder, experiment, [stage for stage in stages if stage not in ("data", "train")])
     return folder
 
 
@@ -190,15 +193,18 @@ def is_done(folder: RunFolder, stage: str) -> bool:
 
 
 def clear_from(folder: RunFolder, stage: str) -> None:
-    """Delete what a stage and all stages after it have written."""
+    """Delete what a stage and all stages after it have written.
+
+    Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
+    """
     written = {
-        "data": [folder.data],
-        "train": [folder.checkpoints, folder.model, folder.training_log, folder.training_summary, folder.loss_plot],
-        "generate": [folder.responses, folder.base.path, folder.course_file],
+        "data": [folder.preflight, folder.data],
+        "train": [folder.training_summary, folder.model, folder.checkpoints, folder.training_log, folder.loss_plot],
+        "generate": [folder.responses, folder.base.responses, folder.course_file],
         "judge": [folder.judgments, folder.scores, folder.base.judgments, folder.base.scores],
         "report": [folder.report, folder.score_plot],
     }
-    for name in STAGES[STAGES.index(stage) :]:
+    for name in reversed(STAGES[STAGES.index(stage) :]):
         for path in written[name]:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -208,6 +214,11 @@ def clear_from(folder: RunFolder, stage: str) -> None:
 
 def _empty(folder: RunFolder) -> None:
     clear_from(folder, "data")
+    for pattern in ("judgments.*.jsonl", "scores.*.json"):
+        for path in folder.path.glob(pattern):
+            path.unlink()
+    for path in (folder.base.path, folder.path / "model.partial"):
+        shutil.rmtree(path, ignore_errors=True)
     folder.config.unlink()
 
 

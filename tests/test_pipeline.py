@@ -255,3 +255,27 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
     before = {name: (folder.path / name).read_bytes() for name in files_in(folder.path)}
     run(build_experiment(values, where="here"), tmp_path / "run", stages=stages, resume=True)
     assert {name: (folder.path / name).read_bytes() for name in files_in(folder.path)} == before
+
+
+def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    monkeypatch.setattr("hf_instruct.pipeline.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_folder(folder, experiment(), force=True)
+    assert is_done(folder, "data")
+    assert not any(is_done(folder, stage) for stage in ("train", "generate", "judge", "report"))
+    # The data still stands, so the run cannot be mistaken for a first try with other data.
+    with pytest.raises(RunError, match=r"another experiment: `data.seed` differs"):
+        open_folder(folder, experiment(data={"seed": 1}), resume=True)
+
+
+def test_force_also_deletes_what_other_judges_said(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_whole_run(folder, experiment())
+    for name in ("judgments.llama3-course-abc.jsonl", "scores.llama3-course-abc.json", "base/scores.x.json"):
+        (folder.path / name).write_text("{}")
+    open_folder(folder, experiment(), force=True)
+    assert [path.name for path in folder.path.iterdir() if not path.name.startswith(".")] == ["run.yaml"]

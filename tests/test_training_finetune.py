@@ -251,3 +251,10 @@ def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monk
     monkeypatch.setattr("hf_instruct.training.callbacks.SAVE_SECONDS", 0.0)
     train_tiny(tiny_gpt2, tmp_path, settings={"max_steps": 2, "save_steps": 100, "save_total_limit": 5})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_the_models_forward_is_its_own_again_afterwards(unbroken, adapter) -> None:
+    for model in (unbroken[2], adapter[1]):
+        assert "forward" not in vars(model)
+        assert "_original_forward" not in vars(model)
+        assert logits(model).dtype == torch.float32

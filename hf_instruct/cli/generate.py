@@ -30,7 +30,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="`course` also writes the answers as the course's instruction-data-with-response.json",
     )
     parser.set_defaults(
-        handler=_generate, takes_overrides=True, resume_hint="The same command goes on where this one stopped."
+        handler=_generate,
+        takes_overrides=True,
+        resume_hint="What was answered is kept; the same command without `--force` goes on.",
     )
 
 

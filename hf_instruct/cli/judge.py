@@ -63,7 +63,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
     parser.add_argument("--force", action="store_true", help="judge anew what is judged already")
     parser.set_defaults(
-        handler=_judge, takes_overrides=True, resume_hint="What was judged is kept; the same command goes on."
+        handler=_judge,
+        takes_overrides=True,
+        resume_hint="What was judged is kept; the same command without `--force` goes on.",
     )
 
 
@@ -106,7 +108,8 @@ def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     run = RunFolder(options.source)
     experiment = run.load_experiment()
     section = _build_section({**experiment.judge.model_dump(), **settings})
-    judged = judge(run, experiment.model_copy(update={"judge": section}), options=_build_options(options))
+    with run.locked():
+        judged = judge(run, experiment.model_copy(update={"judge": section}), options=_build_options(options))
     for name, folder in (("tuned", run), ("base", run.base)):
         if name in judged:
             print(f"{name:5}  {judged[name]}")

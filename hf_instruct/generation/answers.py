@@ -42,7 +42,7 @@ def generate_responses(
 
     Raises:
         DataError: A prompt and `max_new_tokens` do not fit the model's context.
-        ConfigError: Transformers refuses the generation settings.
+        ConfigError: Transformers refuses the generation settings, or memory runs out.
     """
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
     end_id = prompt_format.end_token_id(tokenizer)
@@ -57,6 +57,13 @@ def generate_responses(
             )
         except ValueError as error:
             raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
+        except RuntimeError as error:
+            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+                raise
+            raise ConfigError(
+                f"The machine ran out of memory with {len(batch)} prompts at once. Lower `generate.batch_size` "
+                f"({batch_size}), or set `generate.dtype: bfloat16`."
+            ) from error
         done = {
             index: _build_response(examples[index], completion.text, completion.stopped, completion.num_tokens)
             for index, completion in zip(indices, completions, strict=True)

@@ -184,8 +184,11 @@ def _build_response(row: Mapping[str, Any], taken: Mapping[str, str]) -> Respons
 
 def set_aside(files: JudgmentFiles, label: str) -> Path:
     """Move a judgments file and its scores to names of their own, and return the new name of the judgments."""
-    kept = files.folder / f"judgments.{label}.jsonl"
+    kept, number = files.folder / f"judgments.{label}.jsonl", 1
+    while kept.exists():
+        number += 1
+        kept = files.folder / f"judgments.{label}-{number}.jsonl"
     files.judgments.replace(kept)
     with contextlib.suppress(FileNotFoundError):
-        files.scores.replace(files.folder / f"scores.{label}.json")
+        files.scores.replace(kept.with_name(kept.name.replace("judgments", "scores", 1)).with_suffix(".json"))
     return kept

@@ -226,7 +226,8 @@ class OllamaJudge:
                     )
                 )
 
-        return await retry(call, delays=self._delays, transient=_count_retries)
+        delays = self._delays[: self._settings.retries]
+        return await retry(call, delays=delays, transient=_count_retries)
 
     def _fault(self, answer: ChatResponse) -> str | None:
         """Return why an answer that came whole is not a whole reply."""

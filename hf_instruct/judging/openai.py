@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RETRIES = 3
 _SHOWN_CHARACTERS = 200
 _SCHEMA_PROBE = {
     "type": "object",
@@ -30,10 +29,10 @@ class OpenAIJudge:
 
     Args:
         settings: Model, address, options, timeout. The key comes from OPENAI_API_KEY and is written nowhere.
-        retries: Further tries of a call that failed for a passing reason.
+        retries: Further tries of a call that failed for a passing reason; the settings' by default.
     """
 
-    def __init__(self, settings: JudgeSection, *, retries: int = _RETRIES) -> None:
+    def __init__(self, settings: JudgeSection, *, retries: int | None = None) -> None:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
@@ -51,7 +50,10 @@ class OpenAIJudge:
             )
         # A timed-out call is asked again by the judging loop, as an unreadable one is.
         self._client: AsyncOpenAI = AsyncOpenAI(
-            api_key=key, base_url=base_url, max_retries=retries, timeout=settings.timeout_seconds
+            api_key=key,
+            base_url=base_url,
+            max_retries=settings.retries if retries is None else retries,
+            timeout=settings.timeout_seconds,
         )
 
     @property

@@ -1,5 +1,6 @@
 """From the `train` and `lora` sections to TRL's and PEFT's own objects, with this machine's defaults filled in."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
     from trl import SFTConfig
+
+logger = logging.getLogger(__name__)
 
 
 def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
@@ -53,9 +56,18 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
         "log_level": settings.get("log_level", "error"),
     }
     try:
-        return SFTConfig(**settings)
+        arguments = SFTConfig(**settings)
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError("The `train` section is refused by TRL:", [str(error)]) from error
+    if arguments.n_gpu > 1:
+        logger.info(
+            "Using one of %d GPUs; for all: accelerate launch --config_file accelerate_configs/multi_gpu.yaml "
+            "recipes/sft.py EXPERIMENT.yaml",
+            arguments.n_gpu,
+        )
+        # One process with several GPUs would be `nn.DataParallel`, which TRL refuses.
+        arguments._n_gpu = 1
+    return arguments
 
 
 def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "LoraConfig":

@@ -30,21 +30,27 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def check_disk_space(model: "PreTrainedModel", folder: Path) -> None:
+def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:
     """Refuse to start a run whose checkpoints cannot fit.
 
     While a checkpoint is written its predecessor still stands: twice the trained weights with Adam's two moments
     (fp32), and the model itself once.
 
+    Args:
+        model: The model, with what is trained marked so.
+        folder: Where they are written.
+        num_checkpoints: How many of these two are still to come; 1 where one stands already.
+
     Raises:
         TrainingError: Less than that is free.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    needed = trained * 4 * (2 * 3 + 1)
+    needed = trained * 4 * (num_checkpoints * 3 + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
+        checkpoints = "one checkpoint" if num_checkpoints == 1 else "two checkpoints"
         raise TrainingError(
-            f"`{folder}` has {free / 1e9:.1f} GB free and this run can need {needed / 1e9:.1f} GB: two checkpoints of "
+            f"`{folder}` has {free / 1e9:.1f} GB free and this run can need {needed / 1e9:.1f} GB: {checkpoints} of "
             "the trained weights with the optimizer's state, and the model. Free some space, or set `--run-dir` to a "
             "larger disk."
         )

@@ -1,6 +1,7 @@
 """Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
 
 import dataclasses
+import errno
 import logging
 import shutil
 import sys
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 PROBE_ROWS = 40
 SAMPLE_ROWS = 3
 SAMPLE_TOKENS = 60
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +123,13 @@ def train(
     trainer, log = _build_trainer(
         model, tokenizer, splits, run=run, prompt_format=prompt_format, settings=settings or {}, lora=lora
     )
-    check_disk_space(trainer.model, run.path)
     checkpoint = find_checkpoint(run.checkpoints) if resume else None
+    check_disk_space(trainer.model, run.path, num_checkpoints=1 if checkpoint else 2)
     if checkpoint:
         logger.info("Going on from %s", checkpoint)
         # The losses at this step are in the log already.
         trainer.args.eval_on_start = False
-    with _translated_errors(run, log), no_shard_bars():
+    with _translated_errors(run, log), _plain_forward_afterwards(model), no_shard_bars():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save_model(trainer, tokenizer, run)
     summary = _summarize(trainer, run, log.seconds)
@@ -245,6 +247,16 @@ def _save_model(trainer: "InstructTrainer", tokenizer: "PreTrainedTokenizerBase"
 
 
 @contextmanager
+def _plain_forward_afterwards(model: "PreTrainedModel") -> "Iterator[None]":
+    """Take away what trainer and accelerator put before the model's forward, above all its automatic bf16."""
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward"):
+            model.__dict__.pop(name, None)
+
+
+@contextmanager
 def _translated_errors(run: RunFolder, log: "RunLog") -> "Iterator[None]":
     """Turn a full disk, exhausted memory and a diverged loss into a `TrainingError`; close the bar whatever happens."""
     from safetensors import SafetensorError
@@ -253,6 +265,8 @@ def _translated_errors(run: RunFolder, log: "RunLog") -> "Iterator[None]":
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _DISK_ERRORS:
+            raise
         raise TrainingError(f"Writing to `{run.path}` failed: {error}. Free some disk space, then {resume}") from error
     except RuntimeError as error:
         # PyTorch's file writer and its CPU allocator raise a bare RuntimeError.
@@ -262,7 +276,7 @@ def _translated_errors(run: RunFolder, log: "RunLog") -> "Iterator[None]":
         if "out of memory" in text or "can't allocate memory" in text:
             raise TrainingError(
                 "The machine ran out of memory. Lower `train.per_device_train_batch_size` (and raise "
-                "`train.gradient_accumulation_steps` by as much), set `train.gradient_checkpointing: true`, or add a "
+                "`train.gradient_accumulation_steps` by as much), set `train.activation_checkpointing: true`, or add a "
                 "`lora:` section."
             ) from error
         raise

@@ -26,7 +26,11 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         trust_remote_code=section.trust_remote_code,
         dropout=section.dropout,
     )
-    method = "LoRA" if experiment.lora is not None else "all weights"
+    lora = experiment.lora
+    if lora is not None and section.revision:
+        # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
+        lora = {"revision": section.revision, **lora}
+    method = "LoRA" if lora is not None else "all weights"
     logger.info("Fine-tuning %s (%s) on %d examples", section.name, method, len(splits.train))
     summary = train(
         model,
@@ -35,7 +39,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         output_dir=run.path,
         prompt_format=experiment.data.prompt_format,
         settings=experiment.train,
-        lora=experiment.lora,
+        lora=lora,
         resume=resume,
     )
     logger.info(
