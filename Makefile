@@ -7,7 +7,6 @@ PIP_ARGS ?=
 INSTALLED := $(VENV)/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
-export PYTHONWARNINGS ?= ignore::SyntaxWarning
 
 .PHONY: help setup demo test unit slow check format clean
 
@@ -16,7 +15,7 @@ help:  ## show this list
 
 setup: $(INSTALLED)  ## make .venv and install into it, at tested versions
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt data-packages.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hf_instruct needs Python 3.11 or later; name one: make setup PYTHON=python3.12")'
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
