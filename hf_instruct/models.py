@@ -169,6 +169,11 @@ def context_length(model: "PreTrainedModel") -> int | None:
     return int(length) if length else None
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether PyTorch raised this for want of memory: on a GPU, or, as a bare RuntimeError, on a CPU."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
 def best_device() -> str:
     """Return `cuda`, `mps` or `cpu`: the fastest device this machine has."""
     import torch

@@ -5,14 +5,13 @@ from the Okabe-Ito set, which stays apart in the common kinds of colour blindnes
 Source of the colours: https://jfly.uni-koeln.de/color/ (Okabe and Ito, "Color Universal Design")
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.records import TrainingRow
+from hf_instruct.records import TrainingRow, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,14 +207,7 @@ def _format_count(number: float) -> str:
 
 
 def _write(figure: "Figure", path: Path) -> None:
-    """Save a figure whole: into a temporary file beside it, then renamed over it."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(descriptor)
-    try:
-        figure.savefig(name, dpi=_PNG_DOTS_PER_INCH)
-        # A temporary file is readable by its owner alone.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Save a figure whole, in the format that the suffix of `path` names."""
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix.removeprefix("."), dpi=_PNG_DOTS_PER_INCH)
+    write_bytes(path, image.getvalue())

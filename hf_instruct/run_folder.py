@@ -127,7 +127,7 @@ class RunFolder:
         provenance = {
             "experiment": plain_values(experiment),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": _redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            "command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
             "git_commit": _git_commit(),
             "python": sys.version.split()[0],
             "versions": _library_versions(),
@@ -169,16 +169,16 @@ def plain_values(experiment: Experiment) -> dict[str, Any]:
     if values["lora"] is None:
         # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
         del values["lora"]
-    redacted: dict[str, Any] = _redact(values)
+    redacted: dict[str, Any] = redact(values)
     return redacted
 
 
-def _redact(value: Any) -> Any:
+def redact(value: Any) -> Any:
     """Return a plain value whose texts hold no user:password part of an address and no Hub or API token."""
     if isinstance(value, dict):
-        return {key: _redact(part) for key, part in value.items()}
+        return {key: redact(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_redact(part) for part in value]
+        return [redact(part) for part in value]
     if not isinstance(value, str):
         return value
     text = re.sub(r"://[^/\s@]+@", "://", value)

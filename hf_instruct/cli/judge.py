@@ -1,7 +1,6 @@
 """`hf-instruct judge`: score responses with a language model as the judge."""
 
 import argparse
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -136,11 +135,11 @@ def _build_section(values: dict[str, Any]) -> "JudgeSection":
 
 def _build_options(options: argparse.Namespace) -> "JudgeOptions":
     from hf_instruct.judging.engine import JudgeOptions
+    from hf_instruct.run_folder import redact
 
     # `--force` would throw away what was judged before the interruption.
     command = shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")])
-    # An address may carry a user and a password.
-    command = re.sub(r"://[^/\s@]+@", "://", command)
+    command = redact(command)
     return JudgeOptions(
         use_cache=not options.no_cache, force=options.force, go_on=f"Go on with the same command: `{command}`."
     )

@@ -1,12 +1,9 @@
 """How many examples there are, of what kind, and how long."""
 
-import contextlib
 import dataclasses
 import io
 import math
-import os
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +12,7 @@ from hf_instruct.data.checks import Encode, group_by_prompt
 from hf_instruct.errors import DataError
 from hf_instruct.plots import COLORS
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.records import Example
+from hf_instruct.records import Example, write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,21 +147,7 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
         figure.suptitle(title, fontsize=11, parse_math=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
-    _write_bytes(path, image.getvalue())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
+        write_bytes(path, image.getvalue())
     except OSError as error:
         raise DataError(f"`{path}` cannot be written ({error.strerror or error}); choose another place.") from error

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.models import context_length
+from hf_instruct.models import context_length, is_out_of_memory
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response
 
@@ -58,7 +58,7 @@ def generate_responses(
         except ValueError as error:
             raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
         except RuntimeError as error:
-            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise ConfigError(
                 f"The machine ran out of memory with {len(batch)} prompts at once. Lower `generate.batch_size` "

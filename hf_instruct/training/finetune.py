@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import DataError, RunError, TrainingError
-from hf_instruct.models import configure_stop, context_length, no_shard_bars
+from hf_instruct.models import configure_stop, context_length, is_out_of_memory, no_shard_bars
 from hf_instruct.plots import write_loss_plot
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json
@@ -273,7 +273,7 @@ def _translated_errors(run: RunFolder, log: "RunLog") -> "Iterator[None]":
         text = str(error)
         if "enforce fail" in text or "No space left" in text or "unexpected pos" in text:
             raise TrainingError(f"Writing to `{run.path}` failed: {text.splitlines()[0]}. {resume}") from error
-        if "out of memory" in text or "can't allocate memory" in text:
+        if is_out_of_memory(error):
             raise TrainingError(
                 "The machine ran out of memory. Lower `train.per_device_train_batch_size` (and raise "
                 "`train.gradient_accumulation_steps` by as much), set `train.activation_checkpointing: true`, or add a "
