@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from hf_instruct.models import load_model
     from hf_instruct.pipeline import run
     from hf_instruct.prompts import PromptFormat
+    from hf_instruct.training.collators import PrefixSharingCollator
     from hf_instruct.training.finetune import train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PrefixSharingCollator",
     "PromptFormat",
     "generate_responses",
     "judge_responses",
@@ -27,6 +29,7 @@ __all__ = [
 
 # Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
+    "PrefixSharingCollator": "training.collators",
     "PromptFormat": "prompts",
     "generate_responses": "generation.answers",
     "judge_responses": "judging.engine",

@@ -58,7 +58,9 @@ class GenerateSection(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    batch_size: Natural = Field(32, description="prompts generated from at once")
+    batch_size: Natural | None = Field(
+        None, description="prompts generated from at once; by default as many as fit the memory"
+    )
     max_new_tokens: Natural = Field(256, description="longest answer, in tokens")
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
     base: bool = Field(True, description="answer with the untuned model too, for the before/after table")
@@ -118,7 +120,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "max_length": 1024,
     "completion_only_loss": True,
     "lr_scheduler_type": "constant",
-    "max_grad_norm": 1.0,
+    "max_grad_norm": 0.0,
     "logging_steps": 5,
     "eval_steps": 20,
     "save_steps": 50,

@@ -113,3 +113,7 @@ def _configure() -> None:
             stream.reconfigure(errors="backslashreplace")
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "1")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that wait for each other spin for milliseconds by default, and so keep off the processor the very one
+        # they wait for as soon as another program wants its share. Read when torch is imported, by GNU OpenMP.
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")

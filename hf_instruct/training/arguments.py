@@ -36,8 +36,7 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
     )
     settings["gradient_checkpointing"] = None
     settings["use_cpu"] = settings.get("use_cpu", best_device() == "cpu")
-    if not settings.get("fp16"):
-        settings.setdefault("bf16", computes_bf16())
+    settings["bf16"] = trains_in_bf16(values)
     settings |= {
         "output_dir": str(output_dir),
         "eval_strategy": "steps",
@@ -68,6 +67,12 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
         # One process with several GPUs would be `nn.DataParallel`, which TRL refuses.
         arguments._n_gpu = 1
     return arguments
+
+
+def trains_in_bf16(values: Mapping[str, Any]) -> bool:
+    """Return whether a run with this `train` section computes in bf16: as told, else where the device does natively."""
+    told = values.get("bf16")
+    return bool(told) if told is not None else not values.get("fp16") and computes_bf16()
 
 
 def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "LoraConfig":

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_instruct.errors import TrainingError
+from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import TrainingRow, append_rows, recover_rows, write_rows
 
@@ -18,6 +19,22 @@ SAVE_SECONDS = 300.0
 
 Sampler = Callable[[], list[dict[str, str]]]
 """Returns the model's present answers to a few fixed prompts."""
+
+
+class KeepMemory(TrainerCallback):
+    """Keeps freed memory from step to step, but not what evaluation leaves behind, which is of other sizes."""
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Prepare for what the first step, or a checkpoint gone on from, brings to stay."""
+        place_large_blocks_apart()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Change the C library's setting, once: after the first step what stays for good has its place."""
+        keep_freed_memory()
+
+    def on_evaluate(self, *_: Any, **__: Any) -> None:
+        """Start the next step with no more than it needs."""
+        give_back_freed_memory()
 
 
 class RunLog(TrainerCallback):

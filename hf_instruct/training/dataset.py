@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
+from hf_instruct.training.collators import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
 _SHOWN = 5
 
 
@@ -73,25 +73,3 @@ def build_dataset(rows: Sequence[TokenizedExample]) -> "Dataset":
     from datasets import Dataset
 
     return Dataset.from_list([dataclasses.asdict(row) for row in rows])
-
-
-class PaddingCollator:
-    """Pads a batch on the right to its longest row; padding is masked and carries no loss."""
-
-    def __init__(self, pad_id: int) -> None:
-        """Pad with this id; which one does not matter, since it is masked."""
-        self.pad_id = pad_id
-
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        """Return `input_ids`, `attention_mask` and `labels`, each [batch, longest row]."""
-        import torch
-
-        width = max(len(row["input_ids"]) for row in rows)
-        batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-        for row in rows:
-            length = len(row["input_ids"])
-            padding = width - length
-            batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
-            batch["attention_mask"].append([1] * length + [0] * padding)
-            batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
-        return {name: torch.tensor(values) for name, values in batch.items()}

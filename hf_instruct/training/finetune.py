@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import DataError, RunError, TrainingError
-from hf_instruct.models import configure_stop, context_length, is_out_of_memory, no_shard_bars
+from hf_instruct.models import (
+    configure_stop,
+    context_length,
+    fuse_activations,
+    is_out_of_memory,
+    matching_precision,
+    no_shard_bars,
+)
 from hf_instruct.plots import write_loss_plot
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json
@@ -108,7 +115,9 @@ def train(
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
     from hf_instruct.training.checkpoints import check_disk_space, find_checkpoint
+    from hf_instruct.training.precision import casting_linear_layers
 
+    fuse_activations(model)
     run = RunFolder(Path(output_dir))
     if empty := [name for name in ("train", "validation") if not getattr(splits, name)]:
         raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
@@ -129,7 +138,13 @@ def train(
         logger.info("Going on from %s", checkpoint)
         # The losses at this step are in the log already.
         trainer.args.eval_on_start = False
-    with _translated_errors(run, log), _plain_forward_afterwards(model), no_shard_bars():
+    casts = lora is None and trainer.args.bf16 and trainer.args.device.type == "cpu"
+    with (
+        _translated_errors(run, log),
+        _plain_forward_afterwards(model),
+        casting_linear_layers(model, enabled=casts),
+        no_shard_bars(),
+    ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save_model(trainer, tokenizer, run)
     summary = _summarize(trainer, run, log.seconds)
@@ -151,8 +166,10 @@ def _build_trainer(
     lora: Mapping[str, Any] | None,
 ) -> tuple["InstructTrainer", "RunLog"]:
     from hf_instruct.training.arguments import build_arguments, build_lora_config
-    from hf_instruct.training.callbacks import RunLog
-    from hf_instruct.training.dataset import PaddingCollator, build_dataset, tokenize_examples
+    from hf_instruct.training.callbacks import KeepMemory, RunLog
+    from hf_instruct.training.dataset import build_dataset, tokenize_examples
+    from hf_instruct.training.optimizer import build_optimizer
+    from hf_instruct.training.sharing import build_collator
     from hf_instruct.training.trainer import InstructTrainer
 
     arguments = build_arguments(settings, run.checkpoints)
@@ -173,13 +190,14 @@ def _build_trainer(
     trainer = InstructTrainer(
         model=model,
         args=arguments,
-        data_collator=PaddingCollator(int(tokenizer.pad_token_id or 0)),
+        data_collator=build_collator(model, arguments, int(tokenizer.pad_token_id or 0)),
         train_dataset=build_dataset(train_rows),
         eval_dataset=build_dataset(validation_rows),
         probe_dataset=build_dataset(train_rows[::spacing][:PROBE_ROWS]),
         processing_class=tokenizer,
         peft_config=build_lora_config(lora, model) if lora is not None else None,
-        callbacks=[log],
+        callbacks=[log, KeepMemory()],
+        optimizer_cls_and_kwargs=build_optimizer(arguments),
     )
     # Replaced by the progress bar: the trainer's own prints a dictionary a log.
     from transformers import PrinterCallback
@@ -212,7 +230,8 @@ def _build_sampler(
     def sample() -> list[dict[str, str]]:
         end_id = prompt_format.end_token_id(tokenizer)
         # The original model object: LoRA layers are put into it, so it always answers with the weights of now.
-        completions = generate_completions(model, tokenizer, prompts, end_id=end_id, max_new_tokens=SAMPLE_TOKENS)
+        with matching_precision(model):
+            completions = generate_completions(model, tokenizer, prompts, end_id=end_id, max_new_tokens=SAMPLE_TOKENS)
         rows = [
             {"id": e.id, "instruction": e.instruction, "input": e.input, "output": e.output, "response": c.text}
             for e, c in zip(examples, completions, strict=True)

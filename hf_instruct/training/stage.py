@@ -16,7 +16,11 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     Raises:
         InstructError: The model cannot be loaded, or `train` raised.
     """
-    from hf_instruct.models import load_model
+    from accelerate import PartialState
+
+    from hf_instruct.memory import give_back_freed_memory
+    from hf_instruct.models import halve_linear_weights, load_model
+    from hf_instruct.training.arguments import trains_in_bf16
 
     splits = Splits(**{name: read_rows(run.split(name), Example) for name in SPLIT_NAMES})
     section = experiment.model
@@ -30,6 +34,10 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     if lora is not None and section.revision:
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
         lora = {"revision": section.revision, **lora}
+    if lora is not None and trains_in_bf16(experiment.train) and PartialState().num_processes == 1:
+        # This model object ends with the stage, so its frozen weights need not survive in full. (FSDP wants one dtype.)
+        halve_linear_weights(model)
+        give_back_freed_memory()
     method = "LoRA" if lora is not None else "all weights"
     logger.info("Fine-tuning %s (%s) on %d examples", section.name, method, len(splits.train))
     summary = train(

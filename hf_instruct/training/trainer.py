@@ -1,35 +1,35 @@
 """TRL's `SFTTrainer` with the loss computed once, at the label positions only, and exact mean losses."""
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
 from transformers import TrainerControl
 from trl import SFTTrainer
 
-from hf_instruct.training.dataset import IGNORED
+from hf_instruct.training.collators import IGNORED, PaddingCollator
+from hf_instruct.training.loss import add_label_losses, has_plain_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from torch.utils.data import DataLoader
 
-# Models whose head does more than one matrix product: their logits stay TRL's business.
-_HEAD_FIELDS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+_NOT_THE_MODELS = ("labels", "label_weights", "num_tokens")
 
 
 class InstructTrainer(SFTTrainer):
-    """`SFTTrainer` that computes logits only where there is a label.
+    """`SFTTrainer` that computes logits only where there is a label, once, and counts what shared tokens stand for.
 
     TRL scores every position on a CPU and computes entropy and accuracy beside the loss; on the course's data only a
     third of the positions carry a label, and GPT-2's head is a third of its arithmetic. The loss is the same number.
 
     Args:
         probe_dataset: A fixed part of the training rows, whose mean loss is logged as `eval_train_loss`.
-        **arguments: As `SFTTrainer`'s.
+        **arguments: As `SFTTrainer`'s; `data_collator` may be a weighted `PrefixSharingCollator`.
     """
+
+    data_collator: Any
 
     def __init__(self, *, probe_dataset: "Dataset | None" = None, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -38,7 +38,7 @@ class InstructTrainer(SFTTrainer):
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         self._plain_head = has_plain_head(inner) and self.args.loss_type == "nll" and not self.label_smoother
         if self._plain_head:
-            add_label_logits(inner)
+            add_label_losses(inner)
 
     def compute_loss(
         self,
@@ -60,16 +60,15 @@ class InstructTrainer(SFTTrainer):
     def sum_losses(
         self, model: torch.nn.Module, inputs: "Mapping[str, torch.Tensor]"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return each row's summed loss in nats, [batch], and its number of labels, [batch]."""
-        labels = inputs["labels"][:, 1:]  # [batch, seq - 1]
-        mask = labels != IGNORED
-        others = {name: value for name, value in inputs.items() if name != "labels"}
-        logits = model(**others, use_cache=False, label_mask=mask)  # [labels, vocabulary]
-        # In fp32, as every trainer computes it: bf16 would round the sum over 50,000 exponentials.
-        losses = functional.cross_entropy(logits.float(), labels[mask], reduction="none")  # [labels]
+        """Return each row's summed loss in nats, [rows], and how many labels of examples that is, [rows]."""
+        labels = inputs["labels"]  # [rows, seq]
+        mask = labels[:, 1:] != IGNORED
+        weights = inputs["label_weights"][:, 1:] if "label_weights" in inputs else mask
+        others = {name: value for name, value in inputs.items() if name not in _NOT_THE_MODELS}
+        losses = model(**others, use_cache=False, loss_labels=labels)  # [labels]
         owners = mask.nonzero()[:, 0]  # the row each label is in
-        sums = losses.new_zeros(len(labels)).index_add(0, owners, losses)
-        return sums, mask.sum(dim=1)
+        sums = losses.new_zeros(len(labels)).index_add(0, owners, losses * weights[mask])
+        return sums, weights.sum(dim=1)
 
     def mean_loss(self, dataset: "Dataset") -> float:
         """Return the mean loss over all labels of a dataset, in nats a label token; the same on any number of GPUs."""
@@ -99,35 +98,41 @@ class InstructTrainer(SFTTrainer):
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def get_eval_dataloader(self, eval_dataset: "Dataset | str | None" = None) -> "DataLoader[Any]":
+        """Return the batches of a dataset; padded where there are several processes.
+
+        They repeat rows to make the last batch even, which can be left out again only if each example has a row.
+        """
+        training = self.data_collator
+        if self.accelerator.num_processes > 1:
+            self.data_collator = PaddingCollator(int(self.processing_class.pad_token_id or 0))
+        try:
+            batches: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
+        return batches
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        if not batch_samples or "label_weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        count = sum(batch["label_weights"].sum() for batch in batch_samples).to(device)
+        # As for labels that are not shared: over all processes, where the gradients are averaged over them.
+        return self.accelerator.gather(count).sum() if self.args.average_tokens_across_devices else count
+
+    def _track_num_input_tokens(self, inputs: "Mapping[str, torch.Tensor]") -> None:
+        if "num_tokens" not in inputs:
+            super()._track_num_input_tokens(inputs)
+            return
+        # The sum of a 4-D mask, which `Trainer` would take, is no number of tokens.
+        count = inputs["num_tokens"].to(self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum().item())
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        # `Trainer` asks for the norm to log it, even where nothing is clipped: two passes over all gradients.
+        return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm else None
+
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
         """Write no card into checkpoints: publishing writes the model's own."""
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report the trainer's class to the Hub."""
-
-
-def has_plain_head(model: "PreTrainedModel") -> bool:
-    """Return whether a model's logits are its output layer applied to its last hidden state, and nothing else."""
-    config = model.config.get_text_config()
-    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _HEAD_FIELDS)
-    routed = hasattr(config, "output_router_logits")
-    return not scaled and not routed and model.base_model is not model and model.get_output_embeddings() is not None
-
-
-def add_label_logits(model: "PreTrainedModel") -> None:
-    """Let a causal language model's forward take `label_mask` and return logits at those positions only.
-
-    It is a keyword of `forward`, rather than a function beside it, so that DDP, FSDP and PEFT, which wrap the call,
-    still see it. Without the keyword the forward is the original one.
-    """
-    original = model.forward
-
-    # `generate` checks its arguments against the class's signature, so that must stay visible.
-    @functools.wraps(type(model).forward)
-    def forward(*arguments: Any, label_mask: torch.Tensor | None = None, **keywords: Any) -> Any:
-        if label_mask is None:
-            return original(*arguments, **keywords)
-        hidden = model.base_model(*arguments, **keywords).last_hidden_state[:, :-1]  # [batch, seq - 1, width]
-        return model.get_output_embeddings()(hidden[label_mask])
-
-    model.forward = forward

@@ -1,0 +1,229 @@
+"""Turn tokenized examples into batches: padded, or packed with their common prompt prefix computed once."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+# Widths are rounded up to a multiple of this, so that few matrix shapes occur: a CPU builds a kernel for each.
+WIDTH_MULTIPLE = 16
+_PREFIX, _PADDING = 0, -1
+
+
+class PaddingCollator:
+    """Pads a batch on the right to its longest row; padding is masked and carries no loss."""
+
+    def __init__(self, pad_id: int) -> None:
+        """Pad with this id; which one does not matter, since it is masked."""
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        """Return `input_ids`, `attention_mask` and `labels`, each [batch, longest row]."""
+        import torch
+
+        width = max(len(row["input_ids"]) for row in rows)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+        for row in rows:
+            length = len(row["input_ids"])
+            padding = width - length
+            batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
+            batch["attention_mask"].append([1] * length + [0] * padding)
+            batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
+        return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+class PrefixSharingCollator:
+    """Lays the examples of a batch end to end in few rows, the prompt prefix that a row's examples share only once.
+
+    A 4-D mask lets each example see the prefix and itself, and its positions go on from the prefix, so every token is
+    computed from exactly what it would see alone; the loss is that of the padded batch. Half of the tokens of a batch
+    of Alpaca prompts are preamble or padding, and both go. Examples are sorted by their tokens first, so that those of
+    one template, or with one instruction, land in one row and share more.
+
+    It serves any causal language model that obeys a 4-D mask and `position_ids` under SDPA or eager attention, and as
+    the `data_collator` of any trainer whose rows carry `input_ids` and `labels` (TRL's do). With dropout, examples
+    that share a prefix share its noise.
+
+    Args:
+        pad_id: Fills rows up; which id does not matter, since it is masked.
+        row_length: Tokens a row may hold; a longer example has a row of its own. Attention costs the square of it.
+        additive_mask: Return the mask as numbers to add to the scores, which eager attention needs, and not as
+            booleans, which SDPA takes as they are.
+        weighted: Let tokens that carry a label be shared too (they do when the loss is on the whole text), and return
+            `label_weights` and `num_tokens` for a trainer that reads them, as `InstructTrainer` does.
+    """
+
+    def __init__(
+        self, pad_id: int, *, row_length: int = 256, additive_mask: bool = False, weighted: bool = False
+    ) -> None:
+        if row_length < 1:
+            raise ValueError(f"`row_length` is {row_length}; it is a number of tokens, 1 or more.")
+        self.pad_id = pad_id
+        self.row_length = row_length
+        self.additive_mask = additive_mask
+        self.weighted = weighted
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, "torch.Tensor"]:
+        """Return a batch.
+
+        Returns:
+            `input_ids`, `position_ids` and `labels`, each [rows, width]; `attention_mask`, [rows, 1, width, width];
+            if `weighted`, also `label_weights`, [rows, width], the number of examples for which a label counts (0
+            where there is none), and `num_tokens`, the tokens of all examples.
+        """
+        import torch
+
+        examples = _sort(rows)
+        packed = [_pack(row.members, row.shared) for row in _balance(examples, self.row_length, self.weighted)]
+        width = -(-max(len(row.ids) for row in packed) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+        def fill(values: list[list[int]], value: int) -> "torch.Tensor":
+            return torch.tensor([row + [value] * (width - len(row)) for row in values])  # [rows, width]
+
+        batch = {
+            "input_ids": fill([row.ids for row in packed], self.pad_id),
+            "position_ids": fill([row.positions for row in packed], 0),
+            "attention_mask": _build_mask(fill([row.owners for row in packed], _PADDING), self.additive_mask),
+            "labels": fill([row.labels for row in packed], IGNORED),
+        }
+        if self.weighted:
+            batch["label_weights"] = fill([row.weights for row in packed], 0)
+            batch["num_tokens"] = torch.tensor(sum(len(example.ids) for example in examples))
+        return batch
+
+
+@dataclasses.dataclass
+class _Example:
+    """One example of a sorted batch.
+
+    Attributes:
+        ids: Its tokens.
+        labels: Its labels, without that of the first token, which nothing predicts.
+        common: First tokens, labels included, that it has in common with the example before it.
+        free: First tokens that can be shared without a thought to labels: all before the one that predicts the first.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    common: int
+    free: int
+
+
+@dataclasses.dataclass
+class _Row:
+    """Which examples a row holds, how many first tokens they have in common, and how many of those it shares."""
+
+    members: list[_Example]
+    common: int
+    shared: int
+
+    @property
+    def length(self) -> int:
+        return self.shared + sum(len(example.ids) - self.shared for example in self.members)
+
+
+@dataclasses.dataclass
+class _PackedRow:
+    ids: list[int]
+    positions: list[int]
+    owners: list[int]
+    labels: list[int]
+    weights: list[int]
+
+
+def _sort(rows: Sequence[dict[str, list[int]]]) -> list[_Example]:
+    """Return examples such that those with most tokens in common stand beside each other."""
+    tokens = []
+    for row in rows:
+        labels = row["labels"] if "labels" in row else row["input_ids"]
+        tokens.append((list(row["input_ids"]), [IGNORED, *labels[1:]]))
+    tokens.sort()
+    pairs = zip(tokens, [tokens[0], *tokens], strict=False)
+    return [_Example(*one, _common_length(one, before), _first_label(one[1]) - 1) for one, before in pairs]
+
+
+def _balance(examples: Sequence[_Example], row_length: int, weighted: bool) -> list[_Row]:
+    """Return the rows for sorted examples: as few as `row_length` allows, then as even as that number allows."""
+    best = _fill_rows(examples, row_length, weighted)
+    low, high = 1, min(row_length, max(row.length for row in best))
+    while low < high:
+        middle = (low + high) // 2
+        candidate = _fill_rows(examples, middle, weighted)
+        if len(candidate) <= len(best):
+            best, high = candidate, middle
+        else:
+            low = middle + 1
+    return best
+
+
+def _fill_rows(examples: Sequence[_Example], limit: int, weighted: bool) -> list[_Row]:
+    rows: list[_Row] = []
+    for example in examples:
+        if rows:
+            joined = _join(rows[-1], example, weighted)
+            # Apart where that is shorter: an example of another template would take the others' prefix from them.
+            if joined.length <= min(limit, rows[-1].length + len(example.ids)):
+                rows[-1] = joined
+                continue
+        rows.append(_Row([example], len(example.ids), 0))
+    return rows
+
+
+def _join(row: _Row, example: _Example, weighted: bool) -> _Row:
+    members = [*row.members, example]
+    common = min(row.common, example.common)
+    free = min(member.free for member in members)
+    # With weights labels are shared as well; all but the last token in common, which stands before the first own one.
+    return _Row(members, common, max(min(common, free), common - 1 if weighted else 0))
+
+
+def _common_length(one: tuple[list[int], list[int]], other: tuple[list[int], list[int]]) -> int:
+    pairs = zip(zip(*one, strict=True), zip(*other, strict=True), strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one[0]), len(other[0])))
+
+
+def _first_label(labels: Sequence[int]) -> int:
+    return next((n for n, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
+def _pack(examples: Sequence[_Example], shared: int) -> _PackedRow:
+    """Return a row's tokens: the first `shared` ones once, then the rest of each example."""
+    ids, labels = examples[0].ids, examples[0].labels
+    row = _PackedRow(
+        ids[:shared],
+        list(range(shared)),
+        [_PREFIX] * shared,
+        labels[:shared],
+        [len(examples) * (label != IGNORED) for label in labels[:shared]],
+    )
+    for owner, example in enumerate(examples, start=1):
+        own = example.labels[shared:]
+        weights = [int(label != IGNORED) for label in own]
+        if own[0] != IGNORED:
+            # A label that all have in common and the last prefix token predicts: only the first example's stands
+            # right behind that token, so it counts for all of them.
+            weights[0] = len(examples) if owner == 1 else 0
+            own[0] = own[0] if owner == 1 else IGNORED
+        row.ids += example.ids[shared:]
+        row.positions += range(shared, len(example.ids))
+        row.owners += [owner] * len(own)
+        row.labels += own
+        row.weights += weights
+    return row
+
+
+def _build_mask(owners: "torch.Tensor", additive: bool) -> "torch.Tensor":
+    """Return which tokens each token sees, [rows, 1, width, width], from the example each belongs to, [rows, width]."""
+    import torch
+
+    width = owners.shape[1]
+    queries, keys = owners[:, :, None], owners[:, None, :]
+    # Padding sees padding: a token that saw nothing would be a division of zero by zero.
+    sees = (queries == keys) | ((keys == _PREFIX) & (queries != _PADDING))
+    sees = (sees & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
+    if not additive:
+        return sees
+    return torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)

@@ -1,0 +1,110 @@
+"""The loss of a causal language model at its label positions only, in one pass over the vocabulary."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_instruct.training.collators import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Models whose head does more than one matrix product: their logits stay TRL's business.
+_HEAD_FIELDS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+# Label positions are filled up to a multiple of this: a CPU builds a kernel, a quarter of a second for a head of 50,000
+# rows, for each new number of them.
+_POSITIONS_MULTIPLE = 32
+# Rows of logits handled in fp32 at once: few enough to stay in the cache.
+_CHUNK = 16
+
+
+class _LabelLosses(torch.autograd.Function):
+    """Cross entropy of `hidden @ weight.T`, without the logits ever being whole in fp32.
+
+    The gradient with respect to the logits takes the logits' place as soon as their loss is known, in the training
+    precision, so that neither they nor their logarithms are kept or computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the losses in nats, [positions], for hidden [positions, width], weight [vocabulary, width]."""
+        logits = torch.mm(hidden, weight.t())  # [positions, vocabulary]
+        losses = torch.empty(len(hidden), device=hidden.device)
+        for start in range(0, len(hidden), _CHUNK):
+            chunk, target = logits[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+            # In fp32, as every trainer computes it: bf16 would round the sum over the vocabulary.
+            scores = torch.log_softmax(chunk.float(), dim=-1)  # [chunk, vocabulary]
+            losses[start : start + _CHUNK] = -scores.gather(1, target)[:, 0]
+            if any(ctx.needs_input_grad):
+                chunk.copy_(scores.exp_().scatter_add_(1, target, scores.new_full(target.shape, -1.0)))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(hidden, weight, logits)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Return the gradients of hidden and weight, where they are needed."""
+        hidden, weight, logits_gradient = ctx.saved_tensors
+        scale = gradients[0][:, None]  # [positions, 1]
+        for_hidden = for_weight = None
+        if ctx.needs_input_grad[0]:
+            for_hidden = torch.mm(logits_gradient, weight) * scale.to(hidden.dtype)
+        if ctx.needs_input_grad[1]:
+            for_weight = torch.mm(logits_gradient.t(), hidden * scale.to(hidden.dtype))
+        return for_hidden, for_weight, None
+
+
+def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
+    """Return the loss at each label, in nats, [labels], in the order of the labels.
+
+    Args:
+        hidden: The model's last hidden states, [rows, seq, width].
+        labels: Token ids, `IGNORED` where there is no loss, [rows, seq]; each is predicted by the position before it.
+        head: The output layer, from width to vocabulary.
+    """
+    rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    count = len(rows)
+    if not count:
+        return hidden.sum(dim=(1, 2))[:0].float()
+    padding = (0, -count % _POSITIONS_MULTIPLE)
+    positions = functional.pad(rows * labels.shape[1] + columns, padding)  # [positions]
+    states = hidden.flatten(0, 1).index_select(0, positions)  # [positions, width]
+    targets = functional.pad(labels[rows, columns + 1], padding)
+    kind = torch.get_autocast_dtype(hidden.device.type)
+    dtype = kind if torch.is_autocast_enabled(hidden.device.type) else head.weight.dtype
+    if type(head) is nn.Linear and head.bias is None and dtype != torch.float16:
+        losses: Tensor = _LabelLosses.apply(states.to(dtype), head.weight.to(dtype), targets)
+    else:
+        # fp16 would lose small gradients before the scaler can lift them.
+        losses = functional.cross_entropy(head(states).float(), targets, reduction="none")
+    return losses[:count]
+
+
+def has_plain_head(model: "PreTrainedModel") -> bool:
+    """Return whether a model's logits are its output layer applied to its last hidden state, and nothing else."""
+    config = model.config.get_text_config()
+    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _HEAD_FIELDS)
+    routed = hasattr(config, "output_router_logits")
+    return not scaled and not routed and model.base_model is not model and model.get_output_embeddings() is not None
+
+
+def add_label_losses(model: "PreTrainedModel") -> None:
+    """Let a causal language model's forward take `loss_labels` and return the loss at each of them.
+
+    It is a keyword of `forward`, rather than a function beside it, so that DDP, FSDP and PEFT, which wrap the call,
+    still see it. Without the keyword the forward is the original one.
+    """
+    original = model.forward
+
+    # `generate` checks its arguments against the class's signature, so that must stay visible.
+    @functools.wraps(type(model).forward)
+    def forward(*arguments: Any, loss_labels: Tensor | None = None, **keywords: Any) -> Any:
+        if loss_labels is None:
+            return original(*arguments, **keywords)
+        hidden = model.base_model(*arguments, **keywords).last_hidden_state  # [rows, seq, width]
+        return label_losses(hidden, loss_labels, model.get_output_embeddings())
+
+    model.forward = forward

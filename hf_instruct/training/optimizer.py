@@ -1,0 +1,62 @@
+"""AdamW that steps each weight as soon as its gradient is known, so that the gradients never stand side by side."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import AdamW
+from transformers import Trainer
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+
+class BackwardAdamW(AdamW):
+    """`torch.optim.AdamW` whose steps happen during the backward pass.
+
+    Each weight is updated by the same arithmetic and with the same state as in `AdamW`, only earlier, and its gradient
+    is freed at once: GPT-2 medium needs 1.4 GB less. For one backward pass a step, and nothing that must see all
+    gradients before the first update: no accumulation, no clipping by norm, no gradient scaler, one process.
+
+    The idea: https://docs.pytorch.org/tutorials/intermediate/optimizer_step_in_backward_tutorial.html
+    """
+
+    def __init__(self, params: Any, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        for index, group in enumerate(self.param_groups):
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(self._hook(index))
+
+    def _hook(self, index: int) -> Callable[[Tensor], None]:
+        def step_one(parameter: Tensor) -> None:
+            groups = self.param_groups
+            # The group as it is now: a scheduler changes its learning rate from step to step.
+            self.param_groups = [{**groups[index], "params": [parameter]}]
+            try:
+                super(BackwardAdamW, self).step()
+            finally:
+                self.param_groups = groups
+            parameter.grad = None
+
+        return step_one
+
+    def step(self, closure: Any = None) -> Any:
+        """Do nothing: the steps are taken already."""
+        return None if closure is None else closure()
+
+
+def build_optimizer(arguments: "SFTConfig") -> tuple[type[AdamW], dict[str, Any]] | None:
+    """Return `BackwardAdamW` and its settings where nothing needs all gradients at once, else None for TRL's choice.
+
+    On a GPU one fused call for all weights is faster, and memory is dealt with by other means.
+    """
+    if (
+        arguments.device.type != "cpu"
+        or arguments.world_size > 1
+        or arguments.optim not in ("adamw_torch", "adamw_torch_fused")
+        or arguments.gradient_accumulation_steps > 1
+        or arguments.max_grad_norm
+        or arguments.fp16
+    ):
+        return None
+    return BackwardAdamW, Trainer.get_optimizer_cls_and_kwargs(arguments)[1]

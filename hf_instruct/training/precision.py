@@ -1,0 +1,68 @@
+"""Linear layers that cast their weights to bf16 when they need them, so that no second copy of the model is kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class _CastLinear(torch.autograd.Function):
+    """What autocast computes for a linear layer, except that backward casts the weight again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `inputs @ weight + bias` in bf16, [tokens, out], for inputs [tokens, in] and weight [in, out]."""
+        half = inputs.to(torch.bfloat16)
+        ctx.save_for_backward(half, weight)
+        ctx.input_dtype = inputs.dtype
+        product = weight.to(torch.bfloat16)
+        return torch.mm(half, product) if bias is None else torch.addmm(bias.to(torch.bfloat16), half, product)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the gradients of inputs, weight and bias."""
+        half, weight = ctx.saved_tensors
+        gradient = gradients[0]  # [tokens, out]
+        for_inputs = torch.mm(gradient, weight.to(torch.bfloat16).t()).to(ctx.input_dtype)
+        for_bias = gradient.sum(dim=0).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return for_inputs, torch.mm(half.t(), gradient).to(weight.dtype), for_bias
+
+
+@contextmanager
+def casting_linear_layers(model: "PreTrainedModel", *, enabled: bool) -> Iterator[None]:
+    """Let a model's fp32 linear layers, the output head left out, cast their weights anew at each use under autocast.
+
+    Autocast keeps a bf16 copy of every weight from the forward to the backward pass: 0.6 GB for GPT-2 medium. The
+    numbers are the same; the second cast costs what reading the copy from memory would.
+    """
+    head = model.get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    for layer in layers if enabled else ():
+        layer.forward = _build_forward(layer)  # type: ignore[method-assign]  # taken away again below
+    try:
+        yield
+    finally:
+        for layer in layers if enabled else ():
+            layer.__dict__.pop("forward", None)
+
+
+def _build_forward(layer: nn.Module) -> Any:
+    original = layer.forward
+    is_transposed = isinstance(layer, nn.Linear)
+
+    def forward(inputs: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(inputs.device.type):
+            return original(inputs)  # type: ignore[no-any-return]
+        weight: Any = layer.weight
+        bias: Any = layer.bias
+        apply: Any = _CastLinear.apply
+        product: Tensor = apply(inputs.flatten(0, -2), weight.t() if is_transposed else weight, bias)
+        return product.view(*inputs.shape[:-1], product.shape[-1])
+
+    return forward

@@ -1,0 +1,100 @@
+"""Choose the batches of a run: rows that share their prefix where the model computes them exactly, else padded ones."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_instruct.models import matching_precision
+from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
+from hf_instruct.training.loss import has_plain_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from trl import SFTConfig
+
+logger = logging.getLogger(__name__)
+
+# Tokens a row of shared examples may hold. Longer rows repeat the prefix less often, but attention costs their square.
+# Measured on a CPU (docs/performance.md); elsewhere attention is cheap beside the rest up to about a thousand.
+_ROW_LENGTHS = {"cpu": 256}
+_ROW_LENGTH = 1024
+# What a model may raise when given a 4-D mask that it does not know.
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, AssertionError)
+
+
+def build_collator(
+    model: "PreTrainedModel", arguments: "SFTConfig", pad_id: int
+) -> PaddingCollator | PrefixSharingCollator:
+    """Return the collator for training a model: one that shares prefixes if the model computes them exactly.
+
+    A model whose loss must be TRL's own, that ignores a 4-D mask, or whose window is shorter than the rows gets padded
+    batches, and a line in the log says why.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    reason = _reason_to_pad(model, arguments)
+    sharing = PrefixSharingCollator(
+        pad_id,
+        row_length=_ROW_LENGTHS.get(arguments.device.type, _ROW_LENGTH),
+        additive_mask=model.config._attn_implementation == "eager",
+        weighted=True,
+    )
+    if not reason:
+        # On the main process only: the others' weights may not be there yet.
+        answer = [obeys_shared_rows(model, sharing) if PartialState().is_main_process else None]
+        broadcast_object_list(answer)
+        reason = "" if answer[0] else "it does not keep the examples of a row apart by a 4-D mask"
+    if reason:
+        logger.info("Training %s on padded batches, several times slower: %s.", type(model).__name__, reason)
+        return PaddingCollator(pad_id)
+    return sharing
+
+
+def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig") -> str:
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if not has_plain_head(model) or arguments.loss_type != "nll" or arguments.label_smoothing_factor:
+        return "its loss is more than the cross entropy of one matrix product"
+    if window and (arguments.max_length is None or arguments.max_length > window):
+        return f"its attention window of {window} tokens is less than `train.max_length` {arguments.max_length}"
+    return ""
+
+
+def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator) -> bool:
+    """Return whether a model computes the same for two examples that share a row as for the two in padded rows.
+
+    State-space layers, ALiBi and some attention kernels pay no heed to a 4-D mask, and would train on text that mixes
+    the examples of a row.
+    """
+    size = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(size, (40,), generator=generator).tolist()
+    # A prefix of 8 tokens, then 12 and 20 of their own, in the order in which the collator lays them out.
+    examples = sorted([ids[:8] + ids[8:20], ids[:8] + ids[20:40]])
+    rows = [{"input_ids": example, "labels": [-100] * 12 + example[12:]} for example in examples]
+    shared = PrefixSharingCollator(0, row_length=40, additive_mask=collator.additive_mask)(rows)
+    padded = PaddingCollator(0)(rows)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), matching_precision(model):
+            one, other = (
+                model.base_model(
+                    **{name: value.to(model.device) for name, value in batch.items() if name != "labels"},
+                    use_cache=False,
+                ).last_hidden_state.float()
+                for batch in (shared, padded)
+            )
+    except _REFUSALS as error:
+        logger.debug("Refused shared rows: %s", error)
+        return False
+    finally:
+        model.train(was_training)
+    first, second = len(examples[0]), len(examples[1])
+    expected = torch.cat([other[0, :first], other[1, 8:second]])  # [tokens, width]
+    difference = (one[0, : len(expected)] - expected).norm() / expected.norm()
+    logger.debug("Shared rows differ by %.1e", difference)
+    # Rounding is far below these, and what leaks from another example far above.
+    exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    return bool(difference < (1e-3 if exact else 5e-2))

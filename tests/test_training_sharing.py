@@ -1,0 +1,120 @@
+"""Which models get rows that share their prefix, and which are told that they do not."""
+
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_models
+import torch
+from transformers import BloomConfig, Gemma2Config, MambaConfig, MistralConfig
+
+from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
+from hf_instruct.training.sharing import build_collator, obeys_shared_rows
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def arguments(**changes: object) -> SimpleNamespace:
+    settings = {"loss_type": "nll", "label_smoothing_factor": 0.0, "max_length": 64, "device": torch.device("cpu")}
+    return SimpleNamespace(**settings | changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", [tiny_models.gpt2_config(), tiny_models.llama_config()], ids=["gpt2", "llama"])
+def test_models_that_obey_a_mask_share(config, attention: str, dtype: torch.dtype) -> None:
+    model = tiny_models.build_model(config).to(dtype)
+    model.set_attn_implementation(attention)
+    model.train()
+    collator = build_collator(model, arguments(), 7)
+    assert isinstance(collator, PrefixSharingCollator)
+    assert (collator.pad_id, collator.weighted, collator.row_length) == (7, True, 256)
+    assert collator.additive_mask == (attention == "eager")
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "reason"),
+    [
+        (
+            MambaConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, state_size=4),
+            {},
+            "it does not keep the examples of a row apart by a 4-D mask",
+        ),
+        (
+            # Its positions are biases that it derives from a 2-D mask.
+            BloomConfig(vocab_size=500, hidden_size=32, n_layer=2, n_head=2),
+            {},
+            "it does not keep the examples of a row apart by a 4-D mask",
+        ),
+        (
+            MistralConfig(vocab_size=500, num_key_value_heads=2, intermediate_size=64, sliding_window=32, **SIZES),
+            {},
+            "its attention window of 32 tokens is less than `train.max_length` 64",
+        ),
+        (
+            Gemma2Config(
+                vocab_size=500, num_key_value_heads=2, intermediate_size=64, head_dim=16, sliding_window=512, **SIZES
+            ),
+            {},
+            "its loss is more than the cross entropy of one matrix product",
+        ),
+        (
+            tiny_models.gpt2_config(),
+            {"label_smoothing_factor": 0.1},
+            "its loss is more than the cross entropy of one matrix product",
+        ),
+    ],
+    ids=["state space", "alibi", "window", "soft cap", "smoothing"],
+)
+def test_others_are_padded_and_told_so(config, changes, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_models.build_model(config)
+    with caplog.at_level(logging.INFO, logger="hf_instruct"):
+        assert isinstance(build_collator(model, arguments(**changes), 0), PaddingCollator)
+    name = type(model).__name__
+    assert caplog.messages == [f"Training {name} on padded batches, several times slower: {reason}."]
+
+
+def test_a_mask_that_eager_attention_would_add_as_ones_is_noticed() -> None:
+    """Booleans added to scores hide nothing: what the probe is for."""
+    model = tiny_models.build_model(tiny_models.gpt2_config(), scale=4)
+    model.set_attn_implementation("eager")
+    assert not obeys_shared_rows(model, PrefixSharingCollator(0))
+    assert obeys_shared_rows(model, PrefixSharingCollator(0, additive_mask=True))
+
+
+def test_a_window_as_long_as_the_rows_does_no_harm() -> None:
+    config = MistralConfig(vocab_size=500, num_key_value_heads=2, intermediate_size=64, sliding_window=64, **SIZES)
+    assert isinstance(build_collator(tiny_models.build_model(config), arguments(), 0), PrefixSharingCollator)
+
+
+def test_training_shares_by_default(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """The same losses and weights as on padded batches, and example tokens counted as if each had its own row."""
+    from hf_instruct.records import Splits, TrainingRow, read_rows
+    from hf_instruct.training.finetune import train
+
+    examples = tiny_models.tiny_examples(16)
+    splits = Splits(examples[:12], [], examples[12:])
+
+    def run(name: str, *, padded: bool) -> tuple[list[TrainingRow], dict[str, torch.Tensor], int]:
+        model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+        if padded:
+            # Any loss but the plain one is TRL's, on padded batches; this much smoothing is none.
+            settings = {"label_smoothing_factor": 1e-12}
+        folder = tmp_path / name
+        settings = {**tiny_models.TINY_SETTINGS, "optim": "sgd", **(settings if padded else {})}
+        with pytest.warns(FutureWarning) if padded else nullcontext():
+            summary = train(model, tokenizer, splits, output_dir=folder, settings=settings)
+        return read_rows(folder / "training.jsonl", TrainingRow), model.state_dict(), summary.tokens_seen
+
+    shared, shared_weights, shared_tokens = run("shared", padded=False)
+    padded, padded_weights, padded_tokens = run("padded", padded=True)
+    assert shared_tokens == padded_tokens
+    assert [row.kind for row in shared] == [row.kind for row in padded]
+    for one, other in zip(shared, padded, strict=True):
+        for name in ("loss", "train_loss", "validation_loss"):
+            assert (getattr(one, name) or 0.0) == pytest.approx(getattr(other, name) or 0.0, rel=1e-5)
+    for name, weight in padded_weights.items():
+        torch.testing.assert_close(shared_weights[name], weight, rtol=1e-4, atol=1e-6)
