@@ -14,6 +14,8 @@ from hf_instruct.errors import ConfigError, DataError, RunError
 from hf_instruct.run_folder import RunFolder, plain_values
 
 STAGES = ("data", "train", "generate", "judge", "report")
+# Processes launched together work on these together; on the others, the first alone.
+_SHARED_STAGES = ("train", "generate")
 
 
 def run(
@@ -53,11 +55,8 @@ def run(
             if is_first and "data" in stages:
                 with folder.locked():
                     walk(folder, experiment, ["data"])
-        with folder.locked() if _is_main_process() else contextlib.nullcontext():
-            if "train" in stages:
-                walk(folder, experiment, ["train"])
-            if _is_main_process():
-                walk(folder, experiment, [stage for stage in stages if stage not in ("data", "train")])
+        with folder.locked() if is_main_process() else contextlib.nullcontext():
+            walk(folder, experiment, [stage for stage in stages if stage in _SHARED_STAGES or is_main_process()])
     return folder
 
 
@@ -84,18 +83,31 @@ def rerun_stage(
     for name, value in (overrides or {}).items():
         values[stage][name.partition(".")[2]] = value
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
-    with _translated_disk_errors(folder), folder.locked():
-        if force:
-            clear_from(folder, stage)
-        _accept_changes(folder, experiment)
+    is_main = is_main_process()
+    with _translated_disk_errors(folder), folder.locked() if is_main else contextlib.nullcontext():
+        with _one_process_first(experiment) as is_first:
+            if is_first:
+                if force:
+                    _check_before_clearing(folder, stage, experiment)
+                    clear_from(folder, stage)
+                _accept_changes(folder, experiment)
         try:
-            walk(folder, experiment, [stage])
+            if is_main or stage in _SHARED_STAGES:
+                walk(folder, experiment, [stage])
         except (ConfigError, DataError):
-            if not is_done(folder, stage):
+            if is_main and not (_has_begun_to_answer(folder) if stage == "generate" else is_done(folder, stage)):
                 # Refused before it began: settings that cannot be used do not stay.
                 folder.save_experiment(stored)
             raise
     return experiment
+
+
+def _check_before_clearing(folder: RunFolder, stage: str, experiment: Experiment) -> None:
+    """Refuse settings that cannot work while what was made with others is still there."""
+    if stage == "generate":
+        from hf_instruct.generation.stage import check_answering
+
+        check_answering(folder, experiment)
 
 
 def default_path(experiment_file: Path) -> Path:
@@ -115,7 +127,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     from hf_instruct.prompts import PromptFormat
 
     PromptFormat.named(experiment.data.prompt_format)
-    if "judge" in stages and _is_main_process():
+    if "judge" in stages and is_main_process():
         from hf_instruct.judging.stage import check_judge
 
         check_judge(experiment.judge)
@@ -200,7 +212,14 @@ def clear_from(folder: RunFolder, stage: str) -> None:
     written = {
         "data": [folder.preflight, folder.data],
         "train": [folder.training_summary, folder.model, folder.checkpoints, folder.training_log, folder.loss_plot],
-        "generate": [folder.responses, folder.base.responses, folder.course_file],
+        # The processes' own files first: left behind, they would be merged into the next answers.
+        "generate": [
+            *folder.response_parts(),
+            *folder.base.response_parts(),
+            folder.responses,
+            folder.base.responses,
+            folder.course_file,
+        ],
         "judge": [folder.judgments, folder.scores, folder.base.judgments, folder.base.scores],
         "report": [folder.report, folder.score_plot],
     }
@@ -234,7 +253,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     begun = {
         "data": is_done(folder, "data"),
         "train": is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*")),
-        "generate": is_done(folder, "generate") or folder.base.responses.exists(),
+        "generate": _has_begun_to_answer(folder),
         # Judging again with another judge is a matter of course: the judge stage keeps the older judgments apart.
         "judge": False,
     }
@@ -248,6 +267,10 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         )
     if changed:
         folder.save_experiment(experiment)
+
+
+def _has_begun_to_answer(folder: RunFolder) -> bool:
+    return any(part.responses.exists() or part.response_parts() for part in (folder, folder.base))
 
 
 def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
@@ -274,7 +297,8 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """Return whether this is the first of the processes launched together, or the only one."""
     # Set by `accelerate launch` and `torchrun`.
     return os.environ.get("RANK", "0") == "0"
 

@@ -80,6 +80,14 @@ class RunFolder:
         """`Response` rows of the tuned model."""
         return self.path / "responses.jsonl"
 
+    def response_part(self, rank: int) -> Path:
+        """Return the file of the `Response` rows that one of several processes has finished."""
+        return self.path / f"responses.part-{rank}.jsonl"
+
+    def response_parts(self) -> list[Path]:
+        """Return the files of processes that are there: several are at work, or were cut off."""
+        return sorted(self.path.glob("responses.part-*.jsonl"))
+
     @property
     def course_file(self) -> Path:
         """The responses under the keys and the file name the course gives them, where asked for."""

@@ -3,8 +3,11 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from transformers import MistralConfig, PreTrainedModel
 
+from hf_instruct import decoding_loop
 from hf_instruct.decoding import Completion, generate_completions
+from hf_instruct.decoding_loop import decode_greedily, decodes_greedily
 
 END = tiny_models.END
 # Ragged: from 1 to 40 tokens.
@@ -41,7 +44,7 @@ def greedy(model, prompt: list[int], count: int = 8) -> list[int]:
     ids = list(prompt)
     for _ in range(count):
         with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(int(model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
@@ -114,3 +117,187 @@ def test_the_model_stays_in_its_mode(gpt2, training: bool) -> None:
     complete(gpt2, PROMPTS[:1], max_new_tokens=1)
     assert model.training is training
     model.eval()
+
+
+PREFIX = list(range(2000, 2037))
+
+
+def decode(model: PreTrainedModel, prompts: list[list[int]], ends: set[int], count: int = 40) -> list[list[int]]:
+    return decode_greedily(model, prompts, ends=ends, max_new_tokens=count, pad_id=END)
+
+
+def plain(model: PreTrainedModel, prompts: list[list[int]], ends: set[int], count: int = 40) -> list[list[int]]:
+    """Return what `decode` should: no batch, no cache."""
+    rows = [greedy(model, prompt, count) for prompt in prompts]
+    stops = [next((i for i, token in enumerate(row) if token in ends), count) for row in rows]
+    return [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        pytest.param([PREFIX + prompt for prompt in PROMPTS], id="a common prefix"),
+        pytest.param(PROMPTS, id="no common prefix"),
+        pytest.param([PREFIX] * 3, id="identical"),
+        pytest.param([[7]] * 2, id="identical, of one token"),
+        pytest.param([PREFIX], id="one"),
+        pytest.param([[7]], id="one, of one token"),
+        pytest.param([[*PREFIX, 5, 6], PREFIX, [*PREFIX, 5]], id="one is the prefix of the others"),
+        pytest.param([[*PREFIX, 1], [*PREFIX, *range(3000, 3060)]], id="much padding"),
+        pytest.param([PREFIX[:32], [*PREFIX[:31], 4]], id="a whole block"),
+        pytest.param([[END, 5, END], [END, 6, END, 7]], id="ends in the prompt"),
+    ],
+)
+def test_the_loop_decodes_as_without_batch_and_cache(tiny, prompts: list[list[int]]) -> None:
+    """Over 40 tokens, so that the cache grows by blocks."""
+    model, _ = tiny
+    assert decode(model, prompts, {END}) == plain(model, prompts, {END})
+
+
+def test_rows_that_end_leave_the_batch(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny
+    prompts = [PREFIX + prompt for prompt in PROMPTS]
+    # Ends that some of the rows reach, each at its own time.
+    ends = {row[4 * n + 1] for n, row in enumerate(plain(model, prompts[:6], set()))}
+    expected = plain(model, prompts, ends)
+    assert len({len(row) for row in expected}) > 3
+    kept: list[int] = []
+    keep = decoding_loop._Batch.keep
+    monkeypatch.setattr(decoding_loop._Batch, "keep", lambda self, rows: (kept.append(len(rows)), keep(self, rows))[1])
+    assert decode(model, prompts, ends) == expected
+    assert len(kept) > 1
+    assert kept == sorted(kept, reverse=True)
+
+
+def test_all_rows_may_end_at_once(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny
+    steps: list[int] = []
+    monkeypatch.setattr(decoding_loop._Batch, "advance", lambda self, latest: steps.append(len(latest)))
+    first = {greedy(model, prompt, 1)[0] for prompt in PROMPTS}
+    assert decode(model, PROMPTS, first) == [greedy(model, prompt, 1) for prompt in PROMPTS]
+    assert steps == []
+
+
+def test_the_common_prefix_is_computed_once(gpt2, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = gpt2
+    shapes: list[tuple[int, ...]] = []
+    forward = decoding_loop._Batch._forward
+
+    def recorded(self, input_ids, mask, positions):
+        shapes.append(tuple(input_ids.shape))
+        logits = forward(self, input_ids, mask, positions)
+        # A copy at every step is what the layout of the cache is there to save.
+        assert all(layer.keys.is_contiguous() and layer.values.is_contiguous() for layer in self._cache.layers)
+        assert logits.shape == (len(input_ids), tiny_models.VOCABULARY)
+        return logits
+
+    monkeypatch.setattr(decoding_loop._Batch, "_forward", recorded)
+    decode(model, [PREFIX + prompt for prompt in PROMPTS], set(), count=3)
+    assert shapes == [(1, 37), (8, 40), (8, 1), (8, 1)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_key_heads_may_be_fewer_than_heads(attention: str, key_heads: int) -> None:
+    config = tiny_models.llama_config(num_key_value_heads=key_heads)
+    config.num_attention_heads = 4
+    config.head_dim = 8
+    model = tiny_models.build_model(config, scale=8)
+    model.set_attn_implementation(attention)
+    assert decode(model, PROMPTS, {END}, 12) == plain(model, PROMPTS, {END}, 12)
+    assert model.config._attn_implementation == attention
+
+
+def test_a_lora_model_goes_through_the_loop(tiny_gpt2: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    before = complete((model, tokenizer), PROMPTS)
+    tuned = get_peft_model(
+        model, LoraConfig(init_lora_weights=False, target_modules=["c_attn"], fan_in_fan_out=True)
+    ).eval()
+    assert decodes_greedily(tuned, {})
+    after = complete((tuned, tokenizer), PROMPTS)
+    assert after != before
+    assert after == [complete((tuned, tokenizer), [prompt])[0] for prompt in PROMPTS]
+    assert decode(tuned, PROMPTS, {END}, 12) == plain(tuned, PROMPTS, {END}, 12)
+
+
+def test_bf16_decodes_nearly_as_generate_does(tiny_gpt2: Path) -> None:
+    model, _ = tiny_models.load_copy(tiny_gpt2)
+    model.to(torch.bfloat16)
+    prompts = [PREFIX + prompt for prompt in PROMPTS]
+    rows = decode(model, prompts, {END}, 2)
+    expected = [model.generate(torch.tensor([p]), max_new_tokens=2, do_sample=False)[0, len(p) :] for p in prompts]
+    assert sum(row == other.tolist() for row, other in zip(rows, expected, strict=True)) >= 6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 2},
+        {"do_sample": True},
+        {"repetition_penalty": 1.1},
+        {"min_new_tokens": 3},
+        {"suppress_tokens": [5]},
+        {"forced_eos_token_id": 0},
+        {"num_return_sequences": 2},
+        {"cache_implementation": "static"},
+        {"unheard_of": 1},
+    ],
+)
+def test_other_settings_go_through_generate(gpt2, tiny_gpt2: Path, settings: dict) -> None:
+    model, _ = gpt2
+    assert decodes_greedily(model, {})
+    assert decodes_greedily(model, {"do_sample": False, "num_beams": 1, "temperature": 0.7, "repetition_penalty": 1.0})
+    assert not decodes_greedily(model, settings)
+    # The same, where the model itself asks for it.
+    own, _ = tiny_models.load_copy(tiny_gpt2)
+    for name, value in settings.items():
+        setattr(own.generation_config, name, value)
+    assert not decodes_greedily(own, {})
+    # What the caller says comes first.
+    assert decodes_greedily(own, dict.fromkeys(settings))
+
+
+def test_a_penalty_counts(gpt2) -> None:
+    assert complete(gpt2, PROMPTS, repetition_penalty=9.0) != complete(gpt2, PROMPTS)
+
+
+def test_models_that_the_loop_does_not_know_go_through_generate(tiny_gpt2: Path) -> None:
+    from peft import IA3Config, PromptTuningConfig, get_peft_model
+
+    _, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    mistral = MistralConfig(
+        vocab_size=tiny_models.VOCABULARY, **sizes, num_key_value_heads=1, sliding_window=8, max_position_embeddings=256
+    )
+    windowed = tiny_models.build_model(mistral, scale=8)
+    assert not decodes_greedily(windowed, {})
+    assert complete((windowed, tokenizer), PROMPTS[:1])[0].num_tokens == 12
+    mistral.sliding_window = None
+    assert decodes_greedily(tiny_models.build_model(mistral), {})
+    varying = tiny_models.llama_config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    assert not decodes_greedily(tiny_models.build_model(varying), {})
+    for adapter in (
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+        IA3Config(task_type="CAUSAL_LM", target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True),
+    ):
+        model, _ = tiny_models.load_copy(tiny_gpt2)
+        assert not decodes_greedily(get_peft_model(model, adapter), {})
+
+
+def test_ends_that_are_asked_for_end_an_answer(gpt2) -> None:
+    model, _ = gpt2
+    first = greedy(model, PROMPTS[0], 1)[0]
+    assert complete(gpt2, PROMPTS[:1], eos_token_id=first) == [Completion("", True, 1)]
+    # And by `generate()`.
+    assert complete(gpt2, PROMPTS[:1], eos_token_id=[5, first], min_length=1) == [Completion("", True, 1)]
+
+
+def test_the_attention_of_the_model_stays_as_it_was(gpt2) -> None:
+    model, _ = gpt2
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(IndexError):
+        decode(model, [[tiny_models.VOCABULARY]], {END})
+    assert model.config._attn_implementation == "sdpa"

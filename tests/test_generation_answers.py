@@ -4,7 +4,9 @@ import pytest
 import tiny_models
 
 from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.generation import answers, batches
 from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.batches import choose_batch_size
 from hf_instruct.records import Example, Response
 
 EXAMPLES = [
@@ -77,3 +79,78 @@ def test_an_unknown_format(tiny) -> None:
         generate_responses(*tiny, EXAMPLES, prompt_format="nope")
     with pytest.raises(ConfigError, match="needs a tokenizer with a chat template"):
         generate_responses(*tiny, EXAMPLES, prompt_format="chat")
+
+
+GREEDY = {"max_new_tokens": 100, "generation": {}}
+
+
+def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny
+    free = [0]
+    monkeypatch.setattr(batches, "_free_bytes", lambda device: free[0])
+    prompts = [[1] * 28, [1] * 8]
+    # 128 tokens in float32: keys and values of two layers and one to copy, activations, logits.
+    row = 3 * 2 * 32 * 4 * 128 + 28 * (16 * 32 * 4 + 4 * 128) + 50257 * 8
+    sizes = []
+    for count in (0.5, 1.01, 50.01, 10_000):
+        free[0] = int(count * row / 0.4)
+        sizes.append(choose_batch_size(model, prompts, **GREEDY))
+    assert sizes == [1, 1, 50, 128]
+    assert choose_batch_size(model, [[1] * 28] * 3, max_new_tokens=10, generation={"num_beams": 1}) == 128
+
+
+def test_the_batch_size_of_samples_does_not_depend_on_the_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_free_bytes", lambda device: 1)
+    for generation in ({"do_sample": True}, {"num_beams": 2}):
+        assert choose_batch_size(tiny[0], [[1]], max_new_tokens=10, generation=generation) == 32
+
+
+def test_processes_launched_together_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = batches._free_bytes("cpu")
+    assert alone > 2**20
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert batches._free_bytes("cpu") == pytest.approx(alone / 4, rel=0.2)
+
+
+def out_of_memory_above(most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = answers.generate_completions
+
+    def limited(model, tokenizer, prompts, **settings):
+        sizes.append(len(prompts))
+        if len(prompts) > most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return complete(model, tokenizer, prompts, **settings)
+
+    monkeypatch.setattr(answers, "generate_completions", limited)
+
+
+def test_a_batch_that_does_not_fit_is_halved(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate_responses(*tiny, EXAMPLES, max_new_tokens=4)
+    sizes: list[int] = []
+    out_of_memory_above(2, sizes, monkeypatch)
+    rows: list[str] = []
+    found = generate_responses(
+        *tiny, EXAMPLES, max_new_tokens=4, on_batch=lambda batch: rows.extend(row.id for row in batch)
+    )
+    assert found == expected
+    assert sizes == [5, 2, 2, 1]
+    assert sorted(rows) == ["e0", "e1", "e2", "e3", "e4"]
+
+
+def test_memory_that_runs_out_is_an_error_where_nothing_is_left_to_try(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    out_of_memory_above(0, sizes, monkeypatch)
+    with pytest.raises(ConfigError, match=r"ran out of memory with 1 prompts at once. Lower `generate.max_new_tokens`"):
+        generate_responses(*tiny, EXAMPLES, max_new_tokens=4)
+    assert sizes == [5, 2, 1]
+    with pytest.raises(ConfigError, match=r"with 3 prompts at once. Lower `generate.batch_size` \(3\) or leave it out"):
+        generate_responses(*tiny, EXAMPLES, max_new_tokens=4, batch_size=3)
+
+
+def test_an_error_of_another_kind_is_not_about_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(answers, "generate_completions", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        generate_responses(*tiny, EXAMPLES, max_new_tokens=4)

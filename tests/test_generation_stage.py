@@ -6,8 +6,9 @@ import pytest
 import tiny_models
 
 from hf_instruct.config import Experiment, build_experiment
-from hf_instruct.errors import DataError, InstructError
+from hf_instruct.errors import ConfigError, DataError, InstructError
 from hf_instruct.generation.stage import answer, write_course_file
+from hf_instruct.pipeline import clear_from, rerun_stage
 from hf_instruct.records import Response, append_rows, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 
@@ -98,3 +99,79 @@ def test_nothing_to_answer_with_or_for(run: RunFolder, tiny_llama: Path) -> None
     with pytest.raises(DataError, match=r"test.jsonl` does not exist; run the stage that writes it first"):
         answer(run, experiment(tiny_llama))
     assert not run.responses.exists()
+
+
+def test_files_of_processes_that_were_cut_off_are_merged(run: RunFolder, tiny_llama: Path) -> None:
+    """However many they were, and wherever they stopped."""
+    settings = experiment(tiny_llama, base=False)
+    answer(run, settings)
+    whole = run.responses.read_bytes()
+    rows = read_rows(run.responses, Response)
+    # As after three processes: one cut off in a row, one by the kill of the merge, of which all is written already.
+    write_rows(run.responses, [rows[1]])
+    write_rows(run.response_part(0), [rows[4], rows[1]])
+    run.response_part(1).write_bytes(whole.splitlines()[3][:30])
+    write_rows(run.response_part(2), [rows[0]])
+    answer(run, settings)
+    assert run.responses.read_bytes() == whole
+    assert run.response_parts() == []
+    # As killed after the last batch, before the rows were put in order.
+    write_rows(run.responses, [rows[3], *rows[:3], rows[4]])
+    answer(run, settings)
+    assert run.responses.read_bytes() == whole
+
+
+def test_answering_again_keeps_nothing_of_the_processes_before(run: RunFolder) -> None:
+    for part in (run, run.base):
+        append_rows(part.response_part(3), [Response("e0", "i", "", "o", "old")])
+    clear_from(run, "generate")
+    assert run.response_parts() == run.base.response_parts() == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"generate.do_sample": True, "generate.temperature": -1.0}, "`temperature`"),
+        (
+            {"generate.max_new_tokens": 250},
+            "5 of 5 prompts with `generate.max_new_tokens` 250 do not fit the model's 256",
+        ),
+        ({"generate.stop_strings": ["x"]}, "refused by Transformers"),
+        ({"generate.temperatur": 1.0}, "did you mean `temperature`"),
+    ],
+)
+def test_settings_that_cannot_work_delete_nothing(
+    run: RunFolder, tiny_llama: Path, overrides: dict, message: str
+) -> None:
+    settings = experiment(tiny_llama, base=False)
+    run.save_experiment(settings)
+    answer(run, settings)
+    before = {path: path.read_bytes() for path in (run.responses, run.config)}
+    with pytest.raises((ConfigError, DataError)) as caught:
+        rerun_stage(run, "generate", overrides, force=True)
+    assert message in str(caught.value)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_settings_that_work_answer_anew(run: RunFolder, tiny_llama: Path) -> None:
+    settings = experiment(tiny_llama, base=False)
+    run.save_experiment(settings)
+    answer(run, settings)
+    rerun_stage(run, "generate", {"generate.max_new_tokens": 3, "generate.repetition_penalty": 1.3}, force=True)
+    assert [row.num_tokens for row in read_rows(run.responses, Response)] == [3] * 5
+    assert run.load_experiment().generate.max_new_tokens == 3
+
+
+def test_an_adapter_has_the_context_of_its_base_model(run: RunFolder, tiny_gpt2: Path, tiny_llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    run.model.unlink()
+    get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)).save_pretrained(run.model)
+    tokenizer.save_pretrained(run.model)
+    settings = experiment(tiny_gpt2, base=False)
+    run.save_experiment(settings)
+    with pytest.raises(DataError, match="the model's 256 positions"):
+        rerun_stage(run, "generate", {"generate.max_new_tokens": 250}, force=True)
+    rerun_stage(run, "generate", {"generate.max_new_tokens": 2}, force=True)
+    assert len(read_rows(run.responses, Response)) == 5

@@ -8,6 +8,7 @@ examples:
   hf-instruct generate runs/gpt2-medium-full
   hf-instruct generate runs/gpt2-medium-full --generate.max_new_tokens 64 --force
   hf-instruct generate runs/gpt2-medium-full --format course
+  accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/generate.py runs/gpt2-medium-full
 """
 
 
@@ -37,11 +38,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from hf_instruct.pipeline import rerun_stage
+    from hf_instruct.pipeline import is_main_process, rerun_stage
     from hf_instruct.run_folder import RunFolder
 
     run = RunFolder(options.run)
     rerun_stage(run, "generate", getattr(options, "overrides", {}), force=options.force)
+    if not is_main_process():
+        return
     print(run.responses)
     if options.format == "course":
         from hf_instruct.generation.stage import write_course_file

@@ -1,16 +1,20 @@
 """Answer examples with a model, in batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.decoding import generate_completions
+from hf_instruct.decoding import Completion, generate_completions
 from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.generation.batches import choose_batch_size, even_batch_size, order_by_length
 from hf_instruct.models import context_length, is_out_of_memory
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def generate_responses(
@@ -19,23 +23,22 @@ def generate_responses(
     examples: Sequence[Example],
     *,
     prompt_format: PromptFormat | str = "alpaca",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     max_new_tokens: int = 256,
     on_batch: Callable[[list[Response]], None] | None = None,
     **generation: Any,
 ) -> list[Response]:
     """Return a model's response to each example, in the order of the examples.
 
-    Prompts are batched by length, longest first, so that little is padded and a batch too large for the memory fails
-    at once rather than at the end. Greedy unless told otherwise; with a float32 model a greedy response does not
-    depend on `batch_size`.
+    Prompts are batched by length, and a prefix that all of a batch begin with is computed once. Greedy unless told
+    otherwise; with a float32 model a greedy response does not depend on `batch_size`.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
         examples: What to answer; their `output` is not shown to the model.
         prompt_format: The format the model was trained on, or its name.
-        batch_size: Prompts generated from at once.
+        batch_size: Prompts generated from at once; by default as many as fit the memory.
         max_new_tokens: Longest response, in tokens.
         on_batch: Called with each batch of responses as it is done.
         **generation: Any field of `GenerationConfig`.
@@ -47,25 +50,30 @@ def generate_responses(
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
     end_id = prompt_format.end_token_id(tokenizer)
     prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
-    _check_lengths(examples, prompts, max_new_tokens, context_length(model))
+    check_lengths(examples, prompts, max_new_tokens, context_length(model))
+    size = batch_size or choose_batch_size(model, prompts, max_new_tokens=max_new_tokens, generation=generation)
+    waiting = order_by_length(prompts)
     responses: dict[int, Response] = {}
-    for indices in _batches_by_length(prompts, batch_size):
-        batch = [prompts[index] for index in indices]
+    while waiting:
+        indices = waiting[: batch_size or even_batch_size(len(waiting), size)]
         try:
-            completions = generate_completions(
-                model, tokenizer, batch, end_id=end_id, max_new_tokens=max_new_tokens, **generation
+            completions = _complete(
+                model,
+                tokenizer,
+                [prompts[index] for index in indices],
+                end_id=end_id,
+                max_new_tokens=max_new_tokens,
+                **generation,
             )
-        except ValueError as error:
-            raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"The machine ran out of memory with {len(batch)} prompts at once. Lower `generate.batch_size` "
-                f"({batch_size}), or set `generate.dtype: bfloat16`."
-            ) from error
+        except MemoryError as error:
+            if batch_size or len(indices) == 1:
+                raise ConfigError(_advise_on_memory(len(indices), batch_size)) from error
+            size = len(indices) // 2
+            logger.info("Out of memory with %d prompts at once; going on with %d.", len(indices), size)
+            continue
+        waiting = waiting[len(indices) :]
         done = {
-            index: _build_response(examples[index], completion.text, completion.stopped, completion.num_tokens)
+            index: _build_response(examples[index], completion)
             for index, completion in zip(indices, completions, strict=True)
         }
         responses |= done
@@ -74,28 +82,57 @@ def generate_responses(
     return [responses[index] for index in range(len(examples))]
 
 
-def _build_response(example: Example, text: str, stopped: bool, num_tokens: int) -> Response:
+def _complete(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: list[list[int]], **settings: Any
+) -> list[Completion]:
+    """Return completions, with what is raised for the user's settings and for memory told apart.
+
+    Raises:
+        ConfigError: Transformers refuses the settings.
+        MemoryError: There is not enough, on whatever device.
+    """
+    try:
+        return generate_completions(model, tokenizer, prompts, **settings)
+    except ValueError as error:
+        raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        raise
+
+
+def _advise_on_memory(num_prompts: int, batch_size: int | None) -> str:
+    problem = f"The machine ran out of memory with {num_prompts} prompts at once."
+    if batch_size is None:
+        return f"{problem} Lower `generate.max_new_tokens`, or set `generate.dtype: bfloat16`."
+    return f"{problem} Lower `generate.batch_size` ({batch_size}) or leave it out, or set `generate.dtype: bfloat16`."
+
+
+def _build_response(example: Example, completion: Completion) -> Response:
     return Response(
         id=example.id,
         instruction=example.instruction,
         input=example.input,
         output=example.output,
         category=example.category,
-        response=text,
-        stopped=stopped,
-        num_tokens=num_tokens,
+        response=completion.text,
+        stopped=completion.stopped,
+        num_tokens=completion.num_tokens,
     )
 
 
-def _batches_by_length(prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def _check_lengths(
+def check_lengths(
     examples: Sequence[Example], prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None
 ) -> None:
+    """Refuse prompts that leave no room for their response.
+
+    Args:
+        prompts: Token ids of each example's prompt.
+        limit: Tokens the model can attend to; None where it does not say.
+
+    Raises:
+        DataError: A prompt and `max_new_tokens` together are longer than `limit`.
+    """
     if limit is None:
         return
     long = [

@@ -1,12 +1,23 @@
-"""The answer stage: the test split answered by the untuned and by the tuned model."""
+"""The answer stage: the test split answered by the untuned and by the tuned model.
 
+Launched on several processes, each answers its share of the examples into a file of its own beside `responses.jsonl`,
+and the first merges them. Whatever is cut off, the next start merges what it finds, however many processes wrote it.
+"""
+
+import contextlib
 import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hf_instruct.config import Experiment, GenerateSection
-from hf_instruct.generation.answers import generate_responses
-from hf_instruct.models import best_device, load_model
-from hf_instruct.progress import progress_bar
+from hf_instruct.errors import ConfigError
+from hf_instruct.generation.answers import check_lengths, generate_responses
+from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer
+from hf_instruct.progress import Advance, progress_bar
+from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response, append_rows, read_rows, recover_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
 
@@ -20,29 +31,54 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
     """Answer the test split into `responses.jsonl`, and with the untuned model into `base/responses.jsonl`.
 
     Rows are appended as batches finish; a stage that was cut off goes on with the examples that have no row yet, and a
-    whole file is left alone.
+    whole file is left alone. Processes launched together all call this, and it returns in all when the files are whole.
 
     Raises:
         InstructError: The data or the model is missing, or `generate_responses` raised.
     """
     examples = read_rows(run.split("test"), Example)
-    section = experiment.generate
-    if section.base:
+    if experiment.generate.base:
         name = experiment.model.name
-        _answer_into(run.base.responses, examples, experiment, name, f"Answering, untuned ({name})")
-    _answer_into(run.responses, examples, experiment, str(run.model), "Answering, tuned")
+        _answer_into(run.base, examples, experiment, name, f"Answering, untuned ({name})")
+    _answer_into(run, examples, experiment, str(run.model), "Answering, tuned")
 
 
-def _answer_into(path: Path, examples: list[Example], experiment: Experiment, name: str, description: str) -> None:
-    finished = {row.id: row for row in recover_rows(path, Response)}
+def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment, name: str, description: str) -> None:
+    rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if rank == 0:
+        _merge(run, examples)
+    _wait_for_others(num_processes)
+    finished = {row.id for row in recover_rows(run.responses, Response)}
     remaining = [example for example in examples if example.id not in finished]
     if not remaining:
-        logger.info("%s: all %d answers are in %s", description, len(examples), path)
+        if rank == 0:
+            logger.info("%s: all %d answers are in %s", description, len(examples), run.responses)
         return
-    if finished:
+    if finished and rank == 0:
         logger.info("%s: going on after %d of %d answers", description, len(finished), len(examples))
-    section = experiment.generate
-    is_base = name == experiment.model.name
+    share = remaining[rank::num_processes]
+    # Nobody writes into the file that the others may still be reading.
+    path = run.responses if num_processes == 1 else run.response_part(rank)
+    if share:
+        done = len(examples) - len(remaining) if num_processes == 1 else 0
+        bar = progress_bar(description, done + len(share), done=done) if rank == 0 else _no_bar()
+        with bar as advance:
+
+            def keep(batch: list[Response]) -> None:
+                append_rows(path, batch)
+                advance(len(batch), "")
+
+            _answer_share(share, experiment, name, rank=rank, on_batch=keep)
+    _wait_for_others(num_processes)
+    if rank == 0:
+        _merge(run, examples)
+    _wait_for_others(num_processes)
+
+
+def _answer_share(
+    examples: list[Example], experiment: Experiment, name: str, *, rank: int, on_batch: Callable[[list[Response]], None]
+) -> None:
+    section, is_base = experiment.generate, name == experiment.model.name
     model, tokenizer = load_model(
         name,
         revision=experiment.model.revision if is_base else None,
@@ -51,28 +87,88 @@ def _answer_into(path: Path, examples: list[Example], experiment: Experiment, na
     )
     from transformers import set_seed
 
-    set_seed(section.seed)
+    # Each process draws numbers of its own.
+    set_seed(section.seed + rank)
     # Typed as a wrapper that hides the argument.
     model.to(best_device())  # type: ignore[arg-type]
-    with progress_bar(description, len(examples), done=len(finished)) as advance:
+    generate_responses(
+        model,
+        tokenizer,
+        examples,
+        prompt_format=experiment.data.prompt_format,
+        batch_size=section.batch_size,
+        max_new_tokens=section.max_new_tokens,
+        on_batch=on_batch,
+        **_generation_fields(section),
+    )
 
-        def keep(batch: list[Response]) -> None:
-            append_rows(path, batch)
-            advance(len(batch), "")
 
-        responses = generate_responses(
-            model,
-            tokenizer,
-            remaining,
-            prompt_format=experiment.data.prompt_format,
-            batch_size=section.batch_size,
-            max_new_tokens=section.max_new_tokens,
-            on_batch=keep,
-            **_generation_fields(section),
-        )
-    finished |= {row.id: row for row in responses}
-    # Batches finish in order of length; the file ends in the order of the test split.
-    write_rows(path, [finished[example.id] for example in examples])
+def _merge(run: RunFolder, examples: list[Example]) -> None:
+    """Write what is answered into `responses.jsonl`, in the order of the test split, and delete the processes' files.
+
+    Cut off in between, the files that are left hold rows that are there already, and are merged again.
+    """
+    parts = run.response_parts()
+    found = recover_rows(run.responses, Response)
+    rows = {row.id: row for row in found} | {row.id: row for path in parts for row in recover_rows(path, Response)}
+    ordered = [rows[example.id] for example in examples if example.id in rows]
+    if ordered != found:
+        write_rows(run.responses, ordered)
+    for path in parts:
+        path.unlink()
+
+
+def _wait_for_others(num_processes: int) -> None:
+    if num_processes == 1:
+        return
+    from accelerate import PartialState
+
+    # Without `cpu`, processes on a machine without a GPU would not find each other.
+    PartialState(cpu=best_device() == "cpu").wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _no_bar() -> Iterator[Advance]:
+    yield lambda count, note: None
+
+
+def check_answering(run: RunFolder, experiment: Experiment) -> None:
+    """Raise now what answering would raise later, before the answers there are get deleted.
+
+    Raises:
+        ConfigError: Transformers refuses the generation settings.
+        DataError: A prompt of the test split and `generate.max_new_tokens` do not fit the model's context.
+        InstructError: The data or the model is missing.
+    """
+    section, base = experiment.generate, experiment.model
+    tokenizer = load_tokenizer(str(run.model), trust_remote_code=base.trust_remote_code)
+    _try_settings(_generation_fields(section), len(tokenizer))
+    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    examples = read_rows(run.split("test"), Example)
+    prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
+    is_whole = (run.model / "config.json").is_file()
+    # An adapter has the context of the model below it.
+    limit = load_context_length(
+        str(run.model) if is_whole else base.name,
+        revision=None if is_whole else base.revision,
+        trust_remote_code=base.trust_remote_code,
+    )
+    check_lengths(examples, prompts, section.max_new_tokens, limit)
+
+
+def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
+    """Generate a token with a model of one tiny layer: what the settings do wrong, they do at the first token."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=vocabulary, n_positions=8, n_embd=2, n_layer=1, n_head=1)
+    model = GPT2LMHeadModel(config).eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.generate(torch.zeros(1, 1, dtype=torch.long), **{**settings, "max_new_tokens": 1, "pad_token_id": 0})
+    except ValueError as error:
+        raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
 
 
 def _generation_fields(section: GenerateSection) -> dict[str, object]:

@@ -1,0 +1,92 @@
+"""Which prompts are answered at once: as many as fit the memory, of about one length."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# For all but greedy search, and where the config does not tell what a row takes.
+_DEFAULT_SIZE = 32
+# A CPU's matrix products gain little beyond, and rows that have ended wait for fewer others.
+_MOST_ON_CPU = 128
+_MOST = 512
+# Shares of the free memory to plan with: the estimate is rough, and a CPU's memory serves other programs too.
+_SHARE_ON_CPU = 0.4
+_SHARE = 0.8
+
+
+def order_by_length(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return the indices of prompts, longest first.
+
+    So little is padded, and a batch too large for the memory fails at once rather than at the end.
+    """
+    return sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+
+
+def even_batch_size(num_prompts: int, most: int) -> int:
+    """Return the size of batches that are about equal, rather than full but for a short last one.
+
+    >>> even_batch_size(130, most=128)
+    65
+    """
+    return math.ceil(num_prompts / math.ceil(num_prompts / most))
+
+
+def choose_batch_size(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, generation: Mapping[str, Any]
+) -> int:
+    """Return how many prompts to answer at once, where the user does not say.
+
+    Greedy search takes as many as the free memory holds. What is sampled depends on what is sampled beside it, so
+    there the number is fixed: the same seed gives the same answers whatever the memory.
+
+    Args:
+        generation: Fields of `GenerationConfig`.
+    """
+    if generation.get("do_sample") or generation.get("num_beams", 1) != 1:
+        return _DEFAULT_SIZE
+    return _fitting_batch_size(model, max((len(prompt) for prompt in prompts), default=0), max_new_tokens)
+
+
+def _fitting_batch_size(model: "PreTrainedModel", prompt: int, max_new_tokens: int) -> int:
+    """Return how many rows of `prompt` tokens fit, at least 1 and at most what still pays.
+
+    Counted are a row's keys and values, what computing its prompt takes, and its logits.
+    """
+    config = model.config.get_text_config()
+    layers, heads, width = (
+        getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    )
+    if not (layers and heads and width):
+        return _DEFAULT_SIZE
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or width // heads
+    length = prompt + max_new_tokens
+    itemsize = model.dtype.itemsize
+    # One layer's more, because a layer's cache is copied when it grows.
+    cache = (layers + 1) * 2 * key_heads * head_size * itemsize * length
+    # A layer's inner width is about four times the outer, with a few results alive at once; the mask as 32-bit numbers.
+    activations = prompt * (16 * width * itemsize + 4 * length)
+    logits = config.vocab_size * (itemsize + 4)
+    on_cpu = model.device.type == "cpu"
+    free = _free_bytes(model.device.type) * (_SHARE_ON_CPU if on_cpu else _SHARE)
+    return max(1, min(_MOST_ON_CPU if on_cpu else _MOST, int(free / (cache + activations + logits))))
+
+
+def _free_bytes(device: str) -> int:
+    """Return the bytes that this process may still take on a kind of device."""
+    import psutil  # type: ignore[import-untyped]  # ships no types
+    import torch
+
+    if device == "cuda":
+        # What PyTorch holds but does not use is free for it too.
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + kept
+    if device == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    available: int = psutil.virtual_memory().available
+    # Processes launched together on this machine take as much each.
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
