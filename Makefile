@@ -4,11 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # For a machine-specific torch: make setup PIP_ARGS="--index-url ..." (see Installation in the README).
 PIP_ARGS ?=
+# More options for the benchmark: make bench BENCH_ARGS="--only generate"; `python -m benchmarks --help` lists them.
+BENCH_ARGS ?=
 INSTALLED := $(VENV)/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo test unit slow check format clean
+.PHONY: help setup demo bench test unit slow check format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt data-packages.txt
 demo: setup  ## tune a small model on packaged data, answer, score and report: 5 to 8 minutes on a laptop, no account, no network
 	@HF_HUB_OFFLINE=1 $(BIN)/hf-instruct run recipes/smollm2-135m/demo.yaml --run-dir runs/demo --force
 	@echo && echo "The report: $(CURDIR)/runs/demo/report.html"
+
+bench: setup  ## measure speed and memory beside TRL and the course, about 35 minutes; QUICK=1: ten
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH_ARGS)
 
 test: check unit slow  ## everything CI runs
 
