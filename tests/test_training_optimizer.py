@@ -76,3 +76,12 @@ def test_it_is_used_where_no_step_needs_all_gradients(tmp_path, settings, expect
         assert chosen[0] is BackwardAdamW
         assert chosen[1]["betas"] == (0.9, 0.9)
         assert chosen[1]["lr"] == 5e-5
+
+
+def test_detached_it_leaves_the_weights_to_others() -> None:
+    model = build_model()
+    build(BackwardAdamW, model).detach()
+    before = [parameter.clone() for parameter in model.parameters()]
+    model(torch.tensor([1])).sum().backward()
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is not None for parameter in model.parameters())

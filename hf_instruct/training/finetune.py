@@ -143,6 +143,7 @@ def train(
         _translated_errors(run, log),
         _plain_forward_afterwards(model),
         casting_linear_layers(model, enabled=casts),
+        _detached_optimizer_afterwards(trainer),
         no_shard_bars(),
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -273,6 +274,20 @@ def _plain_forward_afterwards(model: "PreTrainedModel") -> "Iterator[None]":
     finally:
         for name in ("forward", "_original_forward"):
             model.__dict__.pop(name, None)
+
+
+@contextmanager
+def _detached_optimizer_afterwards(trainer: "InstructTrainer") -> "Iterator[None]":
+    """Take away the hooks by which the weights are stepped during a backward pass."""
+    from hf_instruct.training.optimizer import BackwardAdamW
+
+    try:
+        yield
+    finally:
+        # Wrapped by accelerate, or not there yet if training never began.
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        if isinstance(optimizer, BackwardAdamW):
+            optimizer.detach()
 
 
 @contextmanager

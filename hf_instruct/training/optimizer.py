@@ -23,9 +23,11 @@ class BackwardAdamW(AdamW):
 
     def __init__(self, params: Any, **settings: Any) -> None:
         super().__init__(params, **settings)
-        for index, group in enumerate(self.param_groups):
-            for parameter in group["params"]:
-                parameter.register_post_accumulate_grad_hook(self._hook(index))
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(self._hook(index))
+            for index, group in enumerate(self.param_groups)
+            for parameter in group["params"]
+        ]
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def step_one(parameter: Tensor) -> None:
@@ -39,6 +41,11 @@ class BackwardAdamW(AdamW):
             parameter.grad = None
 
         return step_one
+
+    def detach(self) -> None:
+        """Step no more: what trains these weights next has an optimizer of its own."""
+        for handle in self._handles:
+            handle.remove()
 
     def step(self, closure: Any = None) -> Any:
         """Do nothing: the steps are taken already."""
