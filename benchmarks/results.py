@@ -244,7 +244,8 @@ def _draw_bars(axis: Any, case: str, contestants: Mapping[str, Any]) -> None:
     for side in ("top", "right", "bottom"):
         axis.spines[side].set_visible(False)
     axis.spines["left"].set_color(_PEER_COLOR)
-    axis.set_title(TITLES[case], fontsize=9.5, loc="left", color=_TEXT_COLOR, fontweight="bold")
+    # From the names' left edge: from the bars' a long title would leave the picture.
+    axis.set_title(TITLES[case], fontsize=9.5, loc="left", x=-0.4, color=_TEXT_COLOR, fontweight="bold")
 
 
 def select_cases(names: Iterable[str], prefixes: Iterable[str]) -> list[str]:

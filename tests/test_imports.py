@@ -15,6 +15,7 @@ STAGES = {"data", "training", "generation", "judging", "reporting", "publishing"
 DOORS = {"cli", "pipeline"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
+    "PrefixSharingCollator",
     "PromptFormat",
     "generate_responses",
     "judge_responses",

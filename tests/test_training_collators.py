@@ -105,7 +105,7 @@ def model(request: pytest.FixtureRequest):
     return adapted
 
 
-@pytest.mark.parametrize("row_length", [30, 64, 1000])
+@pytest.mark.parametrize("row_length", [30, 1000])
 @pytest.mark.parametrize("everywhere", [False, True], ids=["completion", "whole text"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_equal_the_padded_ones(model, shape: str, everywhere: bool, row_length: int) -> None:

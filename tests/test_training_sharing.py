@@ -90,6 +90,7 @@ def test_a_window_as_long_as_the_rows_does_no_harm() -> None:
     assert isinstance(build_collator(tiny_models.build_model(config), arguments(), 0), PrefixSharingCollator)
 
 
+@pytest.mark.slow
 def test_training_shares_by_default(tiny_gpt2: Path, tmp_path: Path) -> None:
     """The same losses and weights as on padded batches, and example tokens counted as if each had its own row."""
     from hf_instruct.records import Splits, TrainingRow, read_rows
