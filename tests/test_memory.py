@@ -38,8 +38,8 @@ def test_freed_memory_is_used_again_until_it_is_given_back() -> None:
     first, second = process.stdout.splitlines()
     told, told_again, before, after = first.split()
     assert (told, told_again) == ("True", "True")
-    # Once more for the pages of the heap itself, then never.
-    assert int(after) < int(before) / 5
+    # Once more for the pages of the heap itself; then seldom, where small blocks have come to lie between.
+    assert int(after) < int(before) / 2
     assert int(second) * 4096 > 5_000_000
 
 
