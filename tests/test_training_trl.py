@@ -47,7 +47,7 @@ def test_any_sft_trainer_takes_the_collator(tiny_gpt2: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_fifty_bf16_steps_follow_trls(tiny_gpt2: Path, tmp_path: Path) -> None:
-    settings = {"max_steps": 50, "bf16": True, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
+    settings = {"max_steps": 50, "bf16": True, "per_device_train_batch_size": 8, "learning_rate": 2e-3}
     plain = train_losses(SFTTrainer, PaddingCollator(0), tiny_gpt2, tmp_path / "plain", **settings)
     collator = PrefixSharingCollator(0, weighted=True)
     ours = train_losses(InstructTrainer, collator, tiny_gpt2, tmp_path / "ours", **settings)
