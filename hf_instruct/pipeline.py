@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
 from hf_instruct.errors import ConfigError, DataError, RunError
+from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.run_folder import RunFolder, plain_values
 
 STAGES = ("data", "train", "generate", "judge", "report")
@@ -297,16 +297,10 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def is_main_process() -> bool:
-    """Return whether this is the first of the processes launched together, or the only one."""
-    # Set by `accelerate launch` and `torchrun`.
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextlib.contextmanager
 def _one_process_first(experiment: Experiment) -> Iterator[bool]:
     """Yield whether this process is the first of those launched together; the others wait until it is through."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if count_processes() == 1:
         yield True
         return
     from accelerate import PartialState

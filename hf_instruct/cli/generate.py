@@ -38,7 +38,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from hf_instruct.pipeline import is_main_process, rerun_stage
+    from hf_instruct.pipeline import rerun_stage
+    from hf_instruct.processes import is_main_process
     from hf_instruct.run_folder import RunFolder
 
     run = RunFolder(options.run)

@@ -6,7 +6,6 @@ and the first merges them. Whatever is cut off, the next start merges what it fi
 
 import contextlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from hf_instruct.config import Experiment, GenerateSection
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
 from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer
+from hf_instruct.processes import count_processes, process_rank
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response, append_rows, read_rows, recover_rows, write_json, write_rows
@@ -44,7 +44,7 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
 
 
 def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment, name: str, description: str) -> None:
-    rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, num_processes = process_rank(), count_processes()
     if rank == 0:
         _merge(run, examples)
     _wait_for_others(num_processes)

@@ -3,6 +3,7 @@
 import logging
 
 from hf_instruct.config import Experiment
+from hf_instruct.processes import count_processes
 from hf_instruct.records import SPLIT_NAMES, Example, Splits, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import TrainingSummary, train
@@ -16,8 +17,6 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     Raises:
         InstructError: The model cannot be loaded, or `train` raised.
     """
-    from accelerate import PartialState
-
     from hf_instruct.memory import give_back_freed_memory
     from hf_instruct.models import halve_linear_weights, load_model
     from hf_instruct.training.arguments import trains_in_bf16
@@ -34,7 +33,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     if lora is not None and section.revision:
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
         lora = {"revision": section.revision, **lora}
-    if lora is not None and trains_in_bf16(experiment.train) and PartialState().num_processes == 1:
+    if lora is not None and trains_in_bf16(experiment.train) and count_processes() == 1:
         # This model object ends with the stage, so its frozen weights need not survive in full. (FSDP wants one dtype.)
         halve_linear_weights(model)
         give_back_freed_memory()
