@@ -224,6 +224,9 @@ def halve_linear_weights(model: "PreTrainedModel") -> None:
         is_halved = isinstance(module, nn.Linear | Conv1D) and module is not head
         for parameter in module.parameters(recurse=False):
             original = parameter.data
+            if original.dtype == torch.bfloat16:
+                # As it should be already, and shared by two layers perhaps.
+                continue
             # The others are copied: all together map the file of the weights, which can go when none does.
             parameter.data = original.to(torch.bfloat16) if is_halved else original.clone()
             if is_halved:

@@ -82,6 +82,23 @@ def test_halved_weights_compute_the_same_under_autocast(model) -> None:
         assert torch.equal(model(input_ids=IDS).logits, expected)
 
 
+def test_weights_that_are_halved_already_stay(model) -> None:
+    halve_linear_weights(model)
+    first = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    halve_linear_weights(model)
+    assert all(torch.equal(parameter, first[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_weight_of_two_layers_is_halved_once() -> None:
+    model = tiny_models.build_model(tiny_models.llama_config())
+    first, second = model.model.layers
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    expected = first.mlp.up_proj.weight.to(torch.bfloat16)
+    halve_linear_weights(model)
+    assert torch.equal(second.mlp.up_proj.weight, expected)
+    assert first.mlp.up_proj.weight is second.mlp.up_proj.weight
+
+
 def test_a_model_of_one_precision_computes_in_it() -> None:
     layer = nn.Linear(3, 3)
     with matching_precision(layer):
