@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.inputs import choose_training_examples
-from benchmarks.processes import answer_job, own_peak_bytes, read_clock
+from benchmarks.processes import answer_job, read_clock
+from hf_instruct.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +101,7 @@ def run_training(**values: Any) -> dict[str, Any]:
         "label_tokens": [sum(completion for _, completion in batch) for batch in batches[chosen]],
         "computed_tokens": measured.computed_tokens[chosen],
         "precision": measured.precision,
-        "peak_memory_bytes": own_peak_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.inputs import load_splits
-from benchmarks.processes import answer_job, own_peak_bytes, read_clock
+from benchmarks.processes import answer_job, read_clock
+from hf_instruct.memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +65,7 @@ def run_generation(**values: Any) -> dict[str, Any]:
         "new_tokens": job.new_tokens,
         "responses": {example.id: text for example, text in zip(chosen, texts, strict=True)},
         "precision": precision,
-        "peak_memory_bytes": own_peak_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 

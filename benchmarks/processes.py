@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_instruct.memory import resident_bytes
+
 PROJECT = Path(__file__).resolve().parents[1]
 _SHOWN_LINES = 12
 # Less is not enough to import the libraries and run a step.
@@ -116,8 +118,7 @@ def run_command(command: Sequence[str], *, deadline: Deadline | None = None) -> 
     if process.returncode:
         tail = "\n".join(["", *(errors or output).rstrip().splitlines()[-_SHOWN_LINES:]]).replace("\n", "\n    ")
         raise BenchmarkError(f"`{' '.join(command[1:4])}` ended with status {process.returncode}:{tail}")
-    # Kilobytes on Linux, bytes on macOS.
-    return Finished(output, seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Finished(output, seconds, resident_bytes(usage))
 
 
 def run_job(module: str, job: Any, *, deadline: Deadline | None = None) -> dict[str, Any]:
@@ -141,17 +142,6 @@ def answer_job(work: Callable[..., dict[str, Any]]) -> None:
     """Do the job in the command line's argument and print its report: the other side of `run_job`."""
     report = work(**json.loads(sys.argv[1]))
     print(f"\n{json.dumps(report)}", flush=True)
-
-
-def own_peak_bytes() -> int:
-    """Return the most memory this process held: the GPU's where it computes there, else its resident memory."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def read_clock() -> float:

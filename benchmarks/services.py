@@ -50,8 +50,8 @@ def measure_judge(url: str, calls: int, concurrency: int) -> dict[str, Any]:
 def measure_data(model: str, data: str, rows: int) -> dict[str, Any]:
     """Format and tokenize rows as training does, a chunk at a time, and report `rows`, `seconds` and memory growth."""
     from benchmarks.inputs import load_splits
-    from benchmarks.processes import own_peak_bytes
     from hf_instruct import PromptFormat
+    from hf_instruct.memory import peak_memory_bytes
     from hf_instruct.models import load_tokenizer
     from hf_instruct.training.dataset import tokenize_examples
 
@@ -65,9 +65,9 @@ def measure_data(model: str, data: str, rows: int) -> dict[str, Any]:
         tokenize_examples(chunk, tokenizer, prompt_format, max_length=1024)
         done += count
         # The first chunk fills caches; from then on memory has to stay flat.
-        before = own_peak_bytes() if before is None else before
+        before = peak_memory_bytes() if before is None else before
     seconds = time.perf_counter() - start
-    return {"rows": rows, "seconds": seconds, "memory_growth_bytes": own_peak_bytes() - (before or 0)}
+    return {"rows": rows, "seconds": seconds, "memory_growth_bytes": peak_memory_bytes() - (before or 0)}
 
 
 def measure_help(deadline: Deadline) -> list[float]:

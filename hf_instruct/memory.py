@@ -1,10 +1,13 @@
-"""Deal with the C library and the system about memory: what to keep, what to give back."""
+"""Deal with the C library and the system about memory: what to keep, to give back, and how much there was."""
 
 import functools
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ctypes
+    import resource
+
     from torch import Tensor
 
 # Parameters of glibc's mallopt, from its malloc.h.
@@ -36,25 +39,24 @@ def keep_freed_memory() -> bool:
 
 
 def _set_malloc(settings: dict[int, int]) -> bool:
-    if sys.platform != "linux":
-        return False
-    import ctypes
-
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
+    library = _load_library()
+    if library is None or not hasattr(library, "gnu_get_libc_version"):
         return False
     # Each call returns 1 when the value was taken.
     return all(library.mallopt(name, value) == 1 for name, value in settings.items())
 
 
-def give_back_freed_memory() -> None:
-    """Return to the system the memory that is free now, where `keep_freed_memory` could keep it."""
-    if sys.platform != "linux":
-        return
+def _load_library() -> "ctypes.CDLL | None":
+    """Return Linux's C library, or None on another system."""
     import ctypes
 
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system the memory that is free now, where `keep_freed_memory` could keep it."""
+    library = _load_library()
+    if library is not None and hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 
@@ -64,7 +66,8 @@ def drop_pages(tensor: "Tensor") -> None:
     Weights are read by mapping their file, which stays mapped, and its pages in memory, while a single tensor of it is
     in use. On Linux alone; elsewhere the memory goes with the last tensor.
     """
-    if sys.platform != "linux" or tensor.device.type != "cpu":
+    library = _load_library()
+    if library is None or tensor.device.type != "cpu":
         return
     import ctypes
     import mmap
@@ -72,4 +75,23 @@ def drop_pages(tensor: "Tensor") -> None:
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+        library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory held so far: the GPU's where there is one, else this process's; 0 on Windows."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resident_bytes(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def resident_bytes(usage: "resource.struct_rusage") -> int:
+    """Return the largest resident memory in what the system tells of a process."""
+    # Kilobytes on Linux, bytes on macOS.
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import logging
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import DataError, RunError, TrainingError
+from hf_instruct.memory import peak_memory_bytes
 from hf_instruct.models import (
     configure_stop,
     context_length,
@@ -141,9 +141,8 @@ def train(
     casts = lora is None and trainer.args.bf16 and trainer.args.device.type == "cpu"
     with (
         _translated_errors(run, log),
-        _plain_forward_afterwards(model),
+        _plain_model_afterwards(model, trainer),
         casting_linear_layers(model, enabled=casts),
-        _detached_optimizer_afterwards(trainer),
         no_shard_bars(),
     ):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -267,23 +266,15 @@ def _save_model(trainer: "InstructTrainer", tokenizer: "PreTrainedTokenizerBase"
 
 
 @contextmanager
-def _plain_forward_afterwards(model: "PreTrainedModel") -> "Iterator[None]":
-    """Take away what trainer and accelerator put before the model's forward, above all its automatic bf16."""
-    try:
-        yield
-    finally:
-        for name in ("forward", "_original_forward"):
-            model.__dict__.pop(name, None)
-
-
-@contextmanager
-def _detached_optimizer_afterwards(trainer: "InstructTrainer") -> "Iterator[None]":
-    """Take away the hooks by which the weights are stepped during a backward pass."""
+def _plain_model_afterwards(model: "PreTrainedModel", trainer: "InstructTrainer") -> "Iterator[None]":
+    """Take away what trainer, accelerator and optimizer put on a model: its automatic bf16, the steps in backward."""
     from hf_instruct.training.optimizer import BackwardAdamW
 
     try:
         yield
     finally:
+        for name in ("forward", "_original_forward"):
+            model.__dict__.pop(name, None)
         # Wrapped by accelerate, or not there yet if training never began.
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         if isinstance(optimizer, BackwardAdamW):
@@ -327,7 +318,7 @@ def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> Tr
         epochs=round(state.epoch or 0.0, 4),
         tokens_seen=int(state.num_input_tokens_seen),
         tokens_per_second=round(state.num_input_tokens_seen / max(seconds, 1e-9), 1),
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
         device=trainer.args.device.type,
         precision="bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
         num_processes=trainer.accelerator.num_processes,
@@ -337,16 +328,3 @@ def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> Tr
         validation_loss=rows[-1].validation_loss if rows else None,
         validation_loss_before=rows[0].validation_loss if rows else None,
     )
-
-
-def _peak_memory_bytes() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
