@@ -11,6 +11,7 @@ from hf_instruct.training.collators import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from trl import SFTConfig
 
 # Models whose head does more than one matrix product: their logits stay TRL's business.
 _HEAD_FIELDS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -33,14 +34,15 @@ class _LabelLosses(torch.autograd.Function):
         """Return the losses in nats, [positions], for hidden [positions, width], weight [vocabulary, width]."""
         logits = torch.mm(hidden, weight.t())  # [positions, vocabulary]
         losses = torch.empty(len(hidden), device=hidden.device)
+        is_training = any(ctx.needs_input_grad)
         for start in range(0, len(hidden), _CHUNK):
             chunk, target = logits[start : start + _CHUNK], targets[start : start + _CHUNK, None]
             # In fp32, as every trainer computes it: bf16 would round the sum over the vocabulary.
             scores = torch.log_softmax(chunk.float(), dim=-1)  # [chunk, vocabulary]
             losses[start : start + _CHUNK] = -scores.gather(1, target)[:, 0]
-            if any(ctx.needs_input_grad):
+            if is_training:
                 chunk.copy_(scores.exp_().scatter_add_(1, target, scores.new_full(target.shape, -1.0)))
-        if any(ctx.needs_input_grad):
+        if is_training:
             ctx.save_for_backward(hidden, weight, logits)
         return losses
 
@@ -73,14 +75,20 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
     positions = functional.pad(rows * labels.shape[1] + columns, padding)  # [positions]
     states = hidden.flatten(0, 1).index_select(0, positions)  # [positions, width]
     targets = functional.pad(labels[rows, columns + 1], padding)
-    kind = torch.get_autocast_dtype(hidden.device.type)
-    dtype = kind if torch.is_autocast_enabled(hidden.device.type) else head.weight.dtype
+    device = hidden.device.type
+    # What a matrix product would compute in here.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if type(head) is nn.Linear and head.bias is None and dtype != torch.float16:
         losses: Tensor = _LabelLosses.apply(states.to(dtype), head.weight.to(dtype), targets)
     else:
         # fp16 would lose small gradients before the scaler can lift them.
         losses = functional.cross_entropy(head(states).float(), targets, reduction="none")
     return losses[:count]
+
+
+def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
+    """Return whether a run's loss is the cross entropy of a model's plain head, which `add_label_losses` computes."""
+    return has_plain_head(model) and arguments.loss_type == "nll" and not arguments.label_smoothing_factor
 
 
 def has_plain_head(model: "PreTrainedModel") -> bool:

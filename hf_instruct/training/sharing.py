@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_instruct.models import matching_precision
-from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
-from hf_instruct.training.loss import has_plain_head
+from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator
+from hf_instruct.training.loss import has_plain_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +54,7 @@ def build_collator(
 
 def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig") -> str:
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if not has_plain_head(model) or arguments.loss_type != "nll" or arguments.label_smoothing_factor:
+    if not has_plain_loss(model, arguments):
         return "its loss is more than the cross entropy of one matrix product"
     if window and (arguments.max_length is None or arguments.max_length > window):
         return f"its attention window of {window} tokens is less than `train.max_length` {arguments.max_length}"
@@ -72,7 +72,7 @@ def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator)
     ids = torch.randint(size, (40,), generator=generator).tolist()
     # A prefix of 8 tokens, then 12 and 20 of their own, in the order in which the collator lays them out.
     examples = sorted([ids[:8] + ids[8:20], ids[:8] + ids[20:40]])
-    rows = [{"input_ids": example, "labels": [-100] * 12 + example[12:]} for example in examples]
+    rows = [{"input_ids": example, "labels": [IGNORED] * 12 + example[12:]} for example in examples]
     shared = PrefixSharingCollator(0, row_length=40, additive_mask=collator.additive_mask)(rows)
     padded = PaddingCollator(0)(rows)
     was_training = model.training

@@ -7,7 +7,7 @@ from transformers import TrainerControl
 from trl import SFTTrainer
 
 from hf_instruct.training.collators import IGNORED, PaddingCollator
-from hf_instruct.training.loss import add_label_losses, has_plain_head
+from hf_instruct.training.loss import add_label_losses, has_plain_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,8 +36,8 @@ class InstructTrainer(SFTTrainer):
         self.probe_dataset = probe_dataset
         inner = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        self._plain_head = has_plain_head(inner) and self.args.loss_type == "nll" and not self.label_smoother
-        if self._plain_head:
+        self._has_plain_loss = has_plain_loss(inner, self.args)
+        if self._has_plain_loss:
             add_label_losses(inner)
 
     def compute_loss(
@@ -48,7 +48,7 @@ class InstructTrainer(SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the loss of a batch: the sum over labels divided by `num_items_in_batch` (this batch's, if None)."""
-        if return_outputs or not self._plain_head:
+        if return_outputs or not self._has_plain_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         sums, counts = self.sum_losses(model, inputs)
         if num_items_in_batch is None:
@@ -77,7 +77,7 @@ class InstructTrainer(SFTTrainer):
         for batch in self.get_eval_dataloader(dataset):
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                if self._plain_head:
+                if self._has_plain_loss:
                     sums, counts = self.sum_losses(self.model_wrapped, inputs)
                 else:
                     counts = (inputs["labels"][:, 1:] != IGNORED).sum(dim=1)
