@@ -11,8 +11,8 @@ import pytest
 import hf_instruct
 
 PACKAGE = Path(hf_instruct.__file__).parent
-STAGES = {"data", "training", "generation", "judging", "reporting", "publishing"}
-DOORS = {"cli", "pipeline"}
+STAGES = {"data", "training", "generation", "judging", "comparing", "reporting", "publishing"}
+DOORS = {"cli", "pipeline", "sweep"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
     "PrefixSharingCollator",
@@ -37,6 +37,13 @@ HEAVY = [
     "pydantic",
     "httpx",
     "jinja2",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "gradio",
+    "lm_eval",
+    "optuna",
 ]
 
 
