@@ -1,0 +1,102 @@
+"""How sure a number is: bootstrap intervals and the sign test, for scores, differences, agreement and ratings alike."""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy
+
+LEVEL = 0.95
+# The ends of an interval over 110 scores move by about 0.05 of 100 from seed to seed at this many.
+_RESAMPLES = 10_000
+# A statistic that Python computes costs more than a mean.
+_SLOW_RESAMPLES = 1_000
+# Resampled values held at once.
+_BLOCK = 2_000_000
+
+
+class Interval(NamedTuple):
+    """The ends of a 95 % interval, in the unit of the number it belongs to."""
+
+    low: float
+    high: float
+
+    def spans(self, value: float) -> bool:
+        """Return whether a value lies in the interval, its ends included."""
+        return self.low <= value <= self.high
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None:
+    """Return the percentile bootstrap interval of a mean; None for fewer than two values.
+
+    Examples are drawn with replacement, as often as there are any, 10,000 times over; the interval holds the middle
+    95 % of the means. The same values give the same interval.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+
+    >>> bootstrap_mean([50.0, 50.0, 50.0])
+    Interval(low=50.0, high=50.0)
+    """
+    import numpy
+
+    count = len(values)
+    if count < 2:
+        return None
+    sample = numpy.asarray(values, dtype=float)
+    generator = numpy.random.default_rng(seed)
+    means: list[numpy.ndarray] = []
+    left = _RESAMPLES
+    while left:
+        rounds = min(left, max(1, _BLOCK // count))
+        means.append(sample[generator.integers(count, size=(rounds, count))].mean(axis=1))
+        left -= rounds
+    return _middle(numpy.concatenate(means))
+
+
+def bootstrap_statistic(
+    statistic: Callable[["numpy.ndarray"], float], count: int, *, seed: int = 0, resamples: int = _SLOW_RESAMPLES
+) -> Interval | None:
+    """Return the percentile bootstrap interval of any number computed from examples; None for fewer than two.
+
+    Args:
+        statistic: Computes the number from the examples at the given positions, [count], some of them several times;
+            NaN where these do not define it.
+        count: How many examples there are.
+        seed: Of the draws.
+        resamples: How many draws.
+
+    Returns:
+        The interval, or None where more than one draw in twenty does not define the number.
+    """
+    import numpy
+
+    if count < 2:
+        return None
+    generator = numpy.random.default_rng(seed)
+    values = numpy.array([statistic(generator.integers(count, size=count)) for _ in range(resamples)], dtype=float)
+    defined = values[~numpy.isnan(values)]
+    return _middle(defined) if len(defined) >= LEVEL * resamples else None
+
+
+def _middle(values: "numpy.ndarray") -> Interval:
+    import numpy
+
+    low, high = numpy.percentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval(float(low), float(high))
+
+
+def sign_test(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p value of the exact sign test, equal pairs left out; None where all pairs are equal.
+
+    >>> sign_test([1, 2, 3, -1, 0]), sign_test([0, 0])
+    (0.625, None)
+    """
+    positive = sum(difference > 0 for difference in differences)
+    count = positive + sum(difference < 0 for difference in differences)
+    if not count:
+        return None
+    tail = sum(math.comb(count, k) for k in range(min(positive, count - positive) + 1))
+    # In whole numbers as far as they go: 2**count alone may be too large for a float.
+    return float(min(1, Fraction(2 * tail, 2**count)))
