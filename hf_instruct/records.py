@@ -107,6 +107,43 @@ class Judgment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preference:
+    """Which of two responses to one example a judge or a person prefers.
+
+    Attributes:
+        id: The example's id.
+        first: Name of the one set of responses, such as its run folder.
+        second: Name of the other.
+        score: 1 for the first, 0 for the second, 0.5 for a tie; None when no verdict could be read.
+        judge: Who prefers, exactly: as in `Judgment`; `backend` is `person` for a vote.
+        rubric: Name of what was asked.
+        orders: The score by each order shown, the first response first, then the second first; empty for a vote.
+        replies: The judge's raw replies, in the order of `orders`; empty for a vote.
+        first_length: Characters of the first response.
+        second_length: Characters of the second.
+        prompt_sha256: Hash of all that was asked; empty for a vote.
+        seconds: From the first question to the verdict.
+        failure: Why there is no verdict.
+        category: The example's category, where it has one.
+    """
+
+    id: str
+    first: str
+    second: str
+    score: float | None
+    judge: dict[str, Any]
+    rubric: str
+    orders: list[float | None]
+    replies: list[str]
+    first_length: int
+    second_length: int
+    prompt_sha256: str = ""
+    seconds: float = 0.0
+    failure: str | None = None
+    category: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainingRow:
     """One line of `training.jsonl`: what was known at an optimizer step.
 
@@ -137,7 +174,7 @@ class TrainingRow:
     samples: list[dict[str, str]] | None = None
 
 
-Row = TypeVar("Row", Example, Response, Judgment, TrainingRow)
+Row = TypeVar("Row", Example, Response, Judgment, Preference, TrainingRow)
 
 
 def build_example_id(instruction: str, input: str, output: str) -> str:
@@ -199,7 +236,7 @@ def _parse_lines(path: Path, row_type: type[Row]) -> list[tuple[Row, int]]:
     return rows
 
 
-def append_rows(path: Path, rows: Iterable[Example | Response | Judgment | TrainingRow]) -> None:
+def append_rows(path: Path, rows: Iterable[Example | Response | Judgment | Preference | TrainingRow]) -> None:
     """Append rows to a JSON Lines file in one write, and wait until they are on disk."""
     text = "".join(_format_row(row) for row in rows)
     if not text:
@@ -222,7 +259,7 @@ def append_rows(path: Path, rows: Iterable[Example | Response | Judgment | Train
         os.close(descriptor)
 
 
-def write_rows(path: Path, rows: Iterable[Example | Response | Judgment | TrainingRow]) -> None:
+def write_rows(path: Path, rows: Iterable[Example | Response | Judgment | Preference | TrainingRow]) -> None:
     """Write a JSON Lines file whole; readers see the old file or the new one, never a part."""
     write_text(path, "".join(_format_row(row) for row in rows))
 
@@ -253,6 +290,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def _format_row(row: Example | Response | Judgment | TrainingRow) -> str:
+def _format_row(row: Example | Response | Judgment | Preference | TrainingRow) -> str:
     fields = {name: value for name, value in dataclasses.asdict(row).items() if value is not None or name == "score"}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

@@ -104,6 +104,21 @@ class RunFolder:
         return self.path / "scores.json"
 
     @property
+    def metrics(self) -> Path:
+        """The reference metrics of the responses: computed, not judged."""
+        return self.path / "metrics.json"
+
+    @property
+    def self_check(self) -> Path:
+        """What the judge made of answers of known worth, where it was checked."""
+        return self.path / "self_check.json"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Results of the tuned model on tasks of lm-eval, where it was asked."""
+        return self.path / "benchmarks.json"
+
+    @property
     def score_plot(self) -> Path:
         """Histogram of the scores."""
         return self.path / "scores.png"
