@@ -39,6 +39,7 @@ class DataSection(_Section):
     test_fraction: Fraction = Field(0.10, description="share held out for answers and scores")
     validation_fraction: Fraction | None = Field(None, description="share for validation loss; the rest by default")
     seed: int = Field(123, description="seed of the shuffled and grouped splits")
+    strict: bool = Field(False, description="refuse data whose test or validation prompts also stand in train")
     prompt_format: str = Field("alpaca", description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file")
 
 
@@ -77,7 +78,7 @@ class JudgeSection(_Section):
         "auto", description="`auto` takes Ollama where a server answers, else `local`"
     )
     model: str | None = Field(None, description="the judge's tag, Hub id or folder; each backend has a default")
-    rubric: str = Field("course", description="`course`, `critique`, `five-point` or a YAML file")
+    rubric: str = Field("course", description="`course`, `fenced`, `critique`, `five-point` or a YAML file")
     base: bool = Field(True, description="judge the untuned model's answers too")
     base_url: str | None = Field(None, description="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)")
     pull: bool = Field(False, description="let Ollama download a model that it lacks")
@@ -85,6 +86,7 @@ class JudgeSection(_Section):
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(120.0, description="longest wait for one reply")
     retries: Annotated[int, Field(ge=0)] = Field(3, description="further tries when the server is busy or fails")
     seed: int = Field(123, description="seed given to the judge")
+    repeats: Natural = Field(1, description="how often each answer is judged, each time with another seed")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 for the likeliest verdict")
     num_ctx: Natural = Field(4096, description="the judge's context window, in tokens")
     max_new_tokens: Natural = Field(512, description="longest reply, in tokens")

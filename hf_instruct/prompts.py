@@ -5,6 +5,7 @@ asked in exactly the words it was trained on.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,49 @@ TEMPLATES = {
     "phi3": "<|user|>\n{{ instruction }}{% if input %}\n{{ input }}{% endif %}\n<|assistant|>\n",
 }
 CHAT = "chat"
+# The label of a token that carries no loss; PyTorch's cross entropy skips it.
+IGNORED = -100
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedExample:
+    """One training row.
+
+    Attributes:
+        input_ids: Prompt and completion.
+        labels: The ids that carry loss, `IGNORED` elsewhere; as long as `input_ids`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels carry loss; never the first token of a row, because nothing predicts it."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+def build_row(
+    prompt_ids: Sequence[int],
+    completion_ids: Sequence[int],
+    *,
+    max_length: int | None,
+    completion_only_loss: bool = True,
+) -> TokenizedExample:
+    """Return the training row of an example, cut to `max_length` tokens at the end.
+
+    Args:
+        prompt_ids: As `PromptFormat.encode_example` returns them.
+        completion_ids: The same.
+        max_length: Most tokens in a row; None for no limit.
+        completion_only_loss: Whether prompt tokens are left out of the loss.
+
+    >>> build_row([1, 2], [3, 4], max_length=3)
+    TokenizedExample(input_ids=[1, 2, 3], labels=[-100, -100, 3])
+    """
+    labels = [IGNORED] * len(prompt_ids) if completion_only_loss else list(prompt_ids)
+    labels += completion_ids
+    return TokenizedExample([*prompt_ids, *completion_ids][:max_length], labels[:max_length])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,9 +43,78 @@ def test_check_of_the_courses_data(command: Command, course_file: Path) -> None:
     lines = command("check", course_file)
     assert lines[0] == f"20 warnings in `{course_file}`:"
     assert lines[1] == "  - row 29 has the same instruction and input (but not output) as row 1068"
-    assert lines[-2] == ("  What to do: keep one, or split with `--data.split grouped` so that they stay together.")
-    assert lines[-1] == f"{course_file}: 1,100 examples (325 with an input), no faults; 20 repeated prompts"
-    assert len(lines) == 23
+    assert lines[21:] == [
+        "  What to do: keep one, or split with `--data.split grouped` so that they stay together.",
+        f"{course_file}: 1,100 examples (325 with an input), no faults; 20 repeated prompts",
+        "",
+        "split `sequential`                                  train       test validation      total",
+        "examples                                              935        110         55      1,100",
+        "  without an input                                    657         80         38        775",
+        "  without an output                                     0          0          0          0",
+        "rows that repeat another whole                                                           0",
+        "rows that repeat an instruction + input                                                 25",
+        "instruction + input also in train                                  2          4          6",
+        "instruction in train with another input                           16          8         24",
+        "near-duplicate in train (cosine >= 0.9)                            6          3          9",
+        "",
+        "Near-duplicates: instruction + input of test and validation against train, repeats left out;",
+        "TF-IDF of character 3- to 5-grams within words, case ignored; cosine. The nearest:",
+        "  0.980  Convert 3 kilometers to meters. ~ Convert 5 kilometers to meters.",
+        "  0.976  Convert 7 kilometers to meters. ~ Convert 5 kilometers to meters.",
+        "  0.959  Convert 50 miles per hour to kilometers per… ~ Convert 20 miles per hour to kilometers per…",
+        "Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`.",
+        "What to do: `--split grouped` keeps what stands in train out of test.",
+    ]
+
+
+def test_check_of_another_split(command: Command, course_file: Path) -> None:
+    lines = command("check", course_file, "--split", "grouped", "--strict", "--near", "0.95")
+    assert lines[24] == "split `grouped`                                     train       test validation      total"
+    assert lines[30] == "instruction + input also in train                                  0          0          0"
+    assert lines[32] == "near-duplicate in train (cosine >= 0.95)                           1          1          2"
+    assert lines[-1] == "What to do: read the near-duplicates before you trust a score on them."
+
+
+def test_strict_names_the_rows_of_the_file(command: Command, course_file: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        command("check", course_file, "--strict")
+    assert caught.value.summary == (
+        f"2 test and 4 validation examples of `{course_file}` have the same instruction and input as a training "
+        "example, so that a score on them would measure memory; `--strict` refuses such data. Split with `--split "
+        "grouped`, which keeps equal pairs in one split, or delete the repeats:"
+    )
+    assert caught.value.faults[2:] == [
+        "validation, row 1050 (\"Provide a synonym for 'quick'.\"): also row 719 of train",
+        'validation, row 1060 ("Classify the following statement into one of these labels: …"): also row 708 of train',
+        "validation, row 1068 (\"What is the past tense of 'draw'?\"): also row 29 of train",
+        "and 1 more",
+    ]
+
+
+def test_check_as_json_is_what_a_run_writes(command: Command, small_file: Path) -> None:
+    fractions = ("--train-fraction", 0.4, "--test-fraction", 0.34, "--validation-fraction", 0.26)
+    preflight = json.loads("\n".join(command("check", small_file, *fractions, "--json")))
+    assert preflight["examples"] == {"train": 1, "test": 1, "validation": 1, "total": 3}
+    assert [len(preflight["seen_in_train"][name]) for name in ("test", "validation")] == [0, 1]
+    assert preflight["tokens"] is None
+
+
+def test_a_split_that_was_asked_for_has_to_be_possible(command: Command, small_file: Path) -> None:
+    with pytest.raises(DataError, match="3 examples would split into 2 train, 0 test, 1 validation"):
+        command("check", small_file, "--split", "shuffled")
+
+
+def test_the_defaults_are_those_of_a_run() -> None:
+    import inspect
+
+    from hf_instruct.config import TRAIN_DEFAULTS, DataSection
+    from hf_instruct.data.splits import split_examples
+
+    section = DataSection()
+    parameters = inspect.signature(split_examples).parameters
+    for name in ("split", "train_fraction", "test_fraction", "validation_fraction", "seed"):
+        assert parameters[name].default == getattr(section, name)
+    assert TRAIN_DEFAULTS["max_length"] == data._MAX_LENGTH
 
 
 def test_check_names_lines_of_the_file(command: Command, small_file: Path) -> None:
@@ -54,6 +123,17 @@ def test_check_names_lines_of_the_file(command: Command, small_file: Path) -> No
         "  - line 1 has the same instruction and input (but not output) as line 3",
         "  What to do: keep one, or split with `--data.split grouped` so that they stay together.",
         f"{small_file}: 3 examples (1 with an input), no faults; 1 repeated prompt",
+        "",
+        "not split                                           total",
+        "examples                                                3",
+        "  without an input                                      2",
+        "  without an output                                     0",
+        "rows that repeat another whole                          0",
+        "rows that repeat an instruction + input                 1",
+        "",
+        "3 examples would split into 2 train, 0 test, 1 validation at fractions 0.85, 0.1, 0.05, and no split may be "
+        "empty. Add examples, or change `test_fraction`.",
+        "Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`.",
     ]
 
 
@@ -75,18 +155,16 @@ def test_check_needs_a_tokenizer_to_count_tokens(command: Command, small_file: P
     with pytest.raises(ConfigError) as caught:
         command("check", small_file, "--max-length", 5)
     assert str(caught.value) == (
-        "`--max-length` 5 counts tokens, which needs a tokenizer; name the model you mean to tune with `--tokenizer`, "
-        "as "
-        "in `--tokenizer gpt2-medium`."
+        "`--max-length` 5 counts tokens, which needs a tokenizer; name the model you mean to tune with `--model`, as "
+        "in `--model gpt2-medium`."
     )
 
 
 def test_check_with_a_map(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "qa.csv"
     path.write_text("question,answer\nWho?,Me.\n")
-    assert command("check", path, "--map", "instruction=question, output = answer") == [
-        f"{path}: 1 example (0 with an input), no faults; 0 repeated prompts"
-    ]
+    lines = command("check", path, "--map", "instruction=question, output = answer")
+    assert lines[0] == f"{path}: 1 example (0 with an input), no faults; 0 repeated prompts"
 
 
 def test_show_counts_from_0(command: Command, course_file: Path) -> None:
@@ -136,8 +214,7 @@ def test_the_chat_format_needs_a_tokenizer(command: Command, small_file: Path) -
     with pytest.raises(ConfigError) as caught:
         command("show", small_file, "--format", "chat")
     assert str(caught.value) == (
-        "The prompt format `chat` is a tokenizer's own; name the model with `--tokenizer`, as in `--tokenizer "
-        "smollm2-135m`."
+        "The prompt format `chat` is a tokenizer's own; name the model with `--model`, as in `--model smollm2-135m`."
     )
 
 
@@ -156,7 +233,7 @@ def test_stats(command: Command, small_file: Path, tmp_path: Path) -> None:
         "facts                                     2",
         "sums                                      1",
         "",
-        "Lengths in tokens need a tokenizer: add `--tokenizer MODEL`, as in `--tokenizer gpt2-medium`.",
+        "Lengths in tokens need a tokenizer: add `--model MODEL`, as in `--model gpt2-medium`.",
         "",
         f"Histogram: {plot}",
     ]
@@ -169,6 +246,10 @@ def test_stats(command: Command, small_file: Path, tmp_path: Path) -> None:
         (["check", "f.json", "--map", "output"], "argument --map: `output` is not OURS=THEIRS, as in `output=answer`"),
         (["check", "f.json", "--map", "output=a,output=b"], "argument --map: `output` is given twice"),
         (["check", "f.json", "--limit", "0"], "argument --limit: `0` is not a whole number of at least 1"),
+        (
+            ["check", "f.json", "--near", "1.5"],
+            "argument --near: `1.5` is not a number above 0 and at most 1, as in `0.9`",
+        ),
         (["show", "f.json", "-1"], "argument N: `-1` is not a whole number; examples are counted from 0"),
         (["show", "f.json", "x"], "argument N: `x` is not a whole number; examples are counted from 0"),
         ([], "the following arguments are required: ACTION"),
@@ -192,6 +273,12 @@ def test_checking_a_file_loads_no_heavy_library(small_file: Path) -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "options = parser.parse_args(['data', 'check', sys.argv[1]])\n"
         "options.handler(options)\n"
+        "assert not (heavy | {'sklearn'}) & set(sys.modules), heavy & set(sys.modules)\n"
+        "fractions = ['--train-fraction', '0.4', '--test-fraction', '0.34']\n"
+        "options = parser.parse_args(['data', 'check', sys.argv[1], *fractions])\n"
+        "options.handler(options)\n"
+        "assert 'sklearn' in sys.modules\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'trl', 'pydantic'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(small_file)], capture_output=True, text=True, check=False)
@@ -216,6 +303,13 @@ def test_tokens_are_counted_with_a_models_tokenizer(command: Command, small_file
     ]
     lines = command("check", small_file, "--prompt-format", "phi3", "--tokenizer", folder, "--max-length", 6)
     assert "  - line 2 has 7 tokens, more than `max_length` 6" in lines
-    assert lines[-1] == "3 examples longer than 6 tokens"
+    assert lines[-8:-4] == [
+        "label tokens                                            3",
+        "rows that repeat another whole                          0",
+        "rows that repeat an instruction + input                 1",
+        "rows that lose their end at `max_length` 6              3",
+    ]
+    assert lines[-4] == "rows that lose all labels                               0"
+    assert lines[-1] == "What to do: shorten 3 rows or raise `--max-length` (longest: 7)."
     lines = command("show", small_file, 1, "--format", "phi3", "--tokenizer", folder)
     assert lines[-4:] == ["--- completion ---", "3<end>", "", f"5 prompt tokens, 2 completion tokens ({folder})"]

@@ -164,9 +164,7 @@ def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
 def test_warnings_name_repeated_prompts_and_long_rows() -> None:
     examples = [Example(str(n), "a", "", output) for n, output in enumerate(["x", "x", "y"])]
     examples += [Example("3", "b", "i", "z"), Example("4", "b", "i", "z")]
-    warnings = check_examples(
-        examples, file="f.json", max_length=4, encode=lambda e: ([0] * 3, [0] * (2 if e.output == "y" else 1))
-    )
+    warnings = check_examples(examples, file="f.json", max_length=4, count_tokens=lambda e: 5 if e.output == "y" else 4)
     assert texts(warnings) == [
         "`f.json` row 0 has the same instruction and input (but not output) as row 1 and row 2; keep one, or split "
         "with "

@@ -1,15 +1,18 @@
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import pytest
+from tiny_models import load_copy
 
 from hf_instruct.config import build_experiment
-from hf_instruct.data.preflight import build_preflight
 from hf_instruct.data.stage import prepare
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.records import SPLIT_NAMES, Example, Splits, read_rows
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import SPLIT_NAMES, Example, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.training.dataset import tokenize_examples
 
 
 def build_rows(count: int) -> list[dict[str, str]]:
@@ -22,24 +25,6 @@ def prepare_file(folder: Path, rows: list[dict[str, str]], **data: object) -> Ru
     run = RunFolder(folder / "run")
     prepare(run, build_experiment({"data": {"source": str(source), **data}}, where="a test", deep=False))
     return run
-
-
-def test_preflight_counts_exactly() -> None:
-    train = [Example("1", "a", "", "x"), Example("2", "a", "", "y"), Example("3", "b", "i", "z")]
-    test = [Example("4", "a", "", "w"), Example("5", "b", "", "z")]
-    validation = [Example("6", "b", "i", "v")]
-    assert build_preflight(Splits(train, test, validation), source="mine", data_sha256="abc") == {
-        "source": "mine",
-        "data_sha256": "abc",
-        "examples": {"train": 3, "test": 2, "validation": 1, "total": 6},
-        "empty_inputs": {"train": 2, "test": 2, "validation": 0, "total": 4},
-        "repeated_prompts": 2,
-        "repeated_rows": 3,
-        "seen_in_train": {
-            "test": [{"id": "4", "train_ids": ["1", "2"]}],
-            "validation": [{"id": "6", "train_ids": ["3"]}],
-        },
-    }
 
 
 def test_the_stage_writes_the_splits_and_what_is_known_of_them(tmp_path: Path) -> None:
@@ -82,6 +67,79 @@ def test_grouped_leaves_nothing_seen_in_train(course_file: Path, tmp_path: Path)
     preflight = json.loads(run.preflight.read_text(encoding="utf-8"))
     assert preflight["examples"] == {"train": 935, "test": 110, "validation": 55, "total": 1100}
     assert preflight["seen_in_train"] == {"test": [], "validation": []}
+
+
+def test_the_stage_logs_what_it_found_in_few_lines(
+    course_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        prepare(
+            RunFolder(tmp_path / "run"),
+            build_experiment({"data": {"source": str(course_file)}}, where="a test", deep=False),
+        )
+    assert "\n".join(caplog.messages).splitlines() == [
+        "Tokens are not counted: the tokenizer of `gpt2-medium` cannot be loaded.",
+        f"{course_file}: 935 train, 110 test, 55 validation",
+        "split `sequential`                                  train       test validation      total",
+        "rows that repeat an instruction + input                                                 25",
+        "instruction + input also in train                                  2          4          6",
+        "instruction in train with another input                           16          8         24",
+        "near-duplicate in train (cosine >= 0.9)                            6          3          9",
+        "What to do: `--data.split grouped` keeps what stands in train out of test.",
+    ]
+
+
+def test_where_nothing_is_found_the_sizes_are_all_that_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "jay", "kiwi", "lynx", "mole", "newt", "owl"]
+    with caplog.at_level(logging.INFO):
+        prepare_file(tmp_path, [{"instruction": f"{word} {word}", "output": word} for word in words])
+    assert caplog.messages[1:] == [f"{tmp_path / 'mine.json'}: 11 train, 1 test, 2 validation"]
+
+
+def test_strict_refuses_leaks_before_anything_is_written(course_file: Path, tmp_path: Path) -> None:
+    data = {"source": str(course_file), "strict": True}
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(DataError) as caught:
+        prepare(run, build_experiment({"data": data}, where="a test", deep=False))
+    assert str(caught.value).startswith(
+        f"2 test and 4 validation examples of `{course_file}` have the same instruction and input as a training "
+        "example, so that a score on them would measure memory; `data.strict` refuses such data. Split with "
+        "`--data.split grouped`, which keeps equal pairs in one split, or delete the repeats:\n"
+        "  - test, example `3d4809b651ea` (\"Generate a sentence using the word 'innovative'.\"): also example "
+        "`5ad32ae4fdca` of train\n"
+    )
+    assert not run.data.exists()
+    prepare(run, build_experiment({"data": {**data, "split": "grouped"}}, where="a test", deep=False))
+    assert run.preflight.exists()
+
+
+def test_tokens_are_counted_as_training_will(tiny_gpt2: Path, tmp_path: Path) -> None:
+    run = prepare_file_for(tmp_path, tiny_gpt2, {"max_length": 1000, "completion_only_loss": False})
+    tokens = json.loads(run.preflight.read_text(encoding="utf-8"))["tokens"]
+    # The tiny model has 256 positions, and training takes no more.
+    assert (tokens["model"], tokens["max_length"]) == (str(tiny_gpt2), 256)
+    _, tokenizer = load_copy(tiny_gpt2)
+    for name in SPLIT_NAMES:
+        rows = tokenize_examples(
+            read_rows(run.split(name), Example),
+            tokenizer,
+            PromptFormat.named("alpaca"),
+            max_length=256,
+            completion_only_loss=False,
+        )
+        assert tokens["label_tokens"][name] == sum(row.num_labels for row in rows) > 0
+        assert tokens["cut"][name] == 0
+
+
+def prepare_file_for(folder: Path, model: Path, train: dict[str, object]) -> RunFolder:
+    source = folder / "mine.json"
+    source.write_text(json.dumps(build_rows(20)), encoding="utf-8")
+    run = RunFolder(folder / "run")
+    values = {"data": {"source": str(source)}, "model": {"name": str(model)}, "train": train}
+    prepare(run, build_experiment(values, where="a test", deep=False))
+    return run
 
 
 def test_settings_reach_the_source_and_the_split(tmp_path: Path) -> None:

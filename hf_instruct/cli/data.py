@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_instruct.data.checks import Fault
     from hf_instruct.data.statistics import DataStatistics
+    from hf_instruct.data.tokens import TokenCounter
     from hf_instruct.prompts import PromptFormat
+    from hf_instruct.records import Example, Splits
 
 _DESCRIPTION = """\
 Look at a source of examples without training on it.
@@ -21,10 +24,13 @@ _EPILOG = """\
 examples:
   hf-instruct data check my-examples.jsonl
   hf-instruct data check support.csv --map instruction=question,output=answer
+  hf-instruct data check my-examples.jsonl --model gpt2-medium --split grouped --strict
   hf-instruct data show instruction-data 50
   hf-instruct data stats everyday --tokenizer gpt2-medium --plot lengths.png"""
 
 _MOST_CATEGORIES = 30
+# As in `TRAIN_DEFAULTS`, which a check without a model would load pydantic for.
+_MAX_LENGTH = 1024
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,17 +46,41 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     shared = _build_shared_options()
 
-    check = _add_action(actions, "check", "validate every row and list all faults", shared, _check)
-    check.add_argument(
-        "--max-length",
-        type=_natural,
-        metavar="N",
-        help="warn of rows longer than this many tokens (default with `--tokenizer`: 1024)",
-    )
+    check = _add_action(actions, "check", "list all faults, duplicates and leaks from train to test", shared, _check)
+    _add_check_options(check)
     show = _add_action(actions, "show", "print one example as fields and as the text a model sees", shared, _show)
     show.add_argument("number", nargs="?", type=_count, default=0, metavar="N", help="counted from 0 (default: 0)")
     stats = _add_action(actions, "stats", "count the examples and measure their lengths", shared, _stats)
     stats.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths as histograms")
+
+
+def _add_check_options(check: argparse.ArgumentParser) -> None:
+    check.add_argument(
+        "--max-length",
+        type=_natural,
+        metavar="N",
+        help="warn of rows longer than this many tokens (default with `--model`: 1024, or the model's context)",
+    )
+    check.add_argument(
+        "--split",
+        choices=("sequential", "shuffled", "grouped"),
+        help="how a run would split the examples (default: sequential)",
+    )
+    for name, default in (("train", "0.85"), ("test", "0.1"), ("validation", "the rest")):
+        check.add_argument(
+            f"--{name}-fraction", type=float, metavar="X", help=f"share of the {name} split (default: {default})"
+        )
+    check.add_argument("--seed", type=int, metavar="N", help="seed of `--split shuffled` and `grouped` (default: 123)")
+    check.add_argument(
+        "--strict", action="store_true", help="fail where a test or validation prompt also stands in train"
+    )
+    check.add_argument(
+        "--near",
+        type=_similarity,
+        metavar="COSINE",
+        help="least similarity of near-duplicates, above 0 and at most 1 (default: 0.9)",
+    )
+    check.add_argument("--json", action="store_true", help="print what a run writes to `data/preflight.json` instead")
 
 
 def _add_action(actions: Any, name: str, help: str, shared: argparse.ArgumentParser, handler: Any) -> Any:
@@ -75,7 +105,13 @@ def _build_shared_options() -> argparse.ArgumentParser:
     shared.add_argument("--hub-split", default="train", metavar="NAME", help="split of a Hub dataset (default: train)")
     shared.add_argument("--revision", metavar="NAME", help="commit, tag or branch of a Hub dataset")
     shared.add_argument("--limit", type=_natural, metavar="N", help="use only the first N rows")
-    shared.add_argument("--tokenizer", metavar="MODEL", help="count tokens as this model does: alias, Hub id or folder")
+    shared.add_argument(
+        "--model",
+        "--tokenizer",
+        dest="tokenizer",
+        metavar="MODEL",
+        help="count tokens as this model does: alias, Hub id or folder",
+    )
     shared.add_argument(
         "--prompt-format",
         "--format",
@@ -109,6 +145,16 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _similarity(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number above 0 and at most 1, as in `0.9`")
+    return value
+
+
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number; examples are counted from 0")
@@ -122,25 +168,98 @@ def _source_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _check(options: argparse.Namespace) -> None:
     from hf_instruct.data.checks import check_examples, raise_faults
+    from hf_instruct.data.preflight import refuse_leaks
     from hf_instruct.data.sources import collect_examples
     from hf_instruct.errors import ConfigError
 
     if options.max_length and not options.tokenizer:
         raise ConfigError(
             f"`--max-length` {options.max_length} counts tokens, which needs a tokenizer; name the model you mean to "
-            "tune with `--tokenizer`, as in `--tokenizer gpt2-medium`."
+            "tune with `--model`, as in `--model gpt2-medium`."
         )
     checked = collect_examples(options.source, **_source_options(options))
-    for notice in checked.notices:
-        print(notice)
-    encode = _load_encode(options, _load_format(options)) if options.tokenizer else None
-    max_length = (options.max_length or 1024) if encode else None
-    warnings = check_examples(
-        checked.examples, file=options.source, places=checked.places, max_length=max_length, encode=encode
-    )
-    _print_warnings(options.source, warnings)
+    counter = _load_counter(options) if options.tokenizer else None
+    if not options.json:
+        for notice in checked.notices:
+            print(notice)
+        warnings = check_examples(
+            checked.examples,
+            file=options.source,
+            places=checked.places,
+            max_length=counter.max_length if counter else None,
+            count_tokens=(lambda example: counter.count(example).length) if counter else None,
+        )
+        _print_warnings(options.source, warnings)
+        if checked.faults and checked.num_without_output:
+            print(f"{_plural(checked.num_without_output, 'row')} without an output")
     raise_faults(options.source, checked.faults)
-    _print_summary(options.source, checked.examples, [warning.problem for warning in warnings], max_length)
+    splits, unsplit = _split(options, checked.examples)
+    if not options.json:
+        _print_summary(options.source, checked.examples)
+    _print_preflight(options, splits, unsplit=unsplit, counter=counter, num_left_out=checked.num_without_output)
+    if options.strict:
+        places = {example.id: place for example, place in zip(checked.examples, checked.places, strict=True)}
+        refuse_leaks(
+            splits,
+            source=options.source,
+            strict="`--strict`",
+            remedy="--split grouped",
+            name_place=places.__getitem__,
+        )
+
+
+def _split(options: argparse.Namespace, examples: "list[Example]") -> "tuple[Splits, str | None]":
+    """Return the examples as a run would split them, or all in one and the reason where they are too few for that."""
+    from hf_instruct.data.splits import split_examples
+    from hf_instruct.errors import DataError
+    from hf_instruct.records import Splits
+
+    names = ("split", "train_fraction", "test_fraction", "validation_fraction", "seed")
+    told = {name: value for name in names if (value := getattr(options, name)) is not None}
+    try:
+        return split_examples(examples, **told), None
+    except DataError as error:
+        if told or options.strict:
+            raise
+        return Splits(examples, [], []), str(error)
+
+
+def _print_preflight(
+    options: argparse.Namespace,
+    splits: "Splits",
+    *,
+    unsplit: str | None,
+    counter: "TokenCounter | None",
+    num_left_out: int,
+) -> None:
+    from hf_instruct.data.preflight import build_preflight
+    from hf_instruct.data.tables import advise, format_near_duplicates, format_table
+
+    preflight = build_preflight(
+        splits,
+        source=options.source,
+        split=None if unsplit else options.split or "sequential",
+        threshold=options.near,
+        counter=counter,
+        num_left_out=num_left_out,
+    )
+    if options.json:
+        print(json.dumps(preflight, indent=2, ensure_ascii=False))
+        return
+    print(f"\n{format_table(preflight)}")
+    near = preflight["near_duplicates"]
+    if unsplit:
+        print(f"\n{unsplit}")
+    elif near["skipped"]:
+        print(f"\nNear-duplicates were not looked for: {near['skipped']}; `--near {near['threshold']:g}` does.")
+    else:
+        print("\nNear-duplicates: instruction + input of test and validation against train, repeats left out;")
+        shown = format_near_duplicates(preflight, splits)
+        print(_printable("\n".join([f"{near['method']}.{' The nearest:' if shown else ''}", *shown])))
+    if counter is None:
+        print("Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`.")
+    if advice := advise(preflight):
+        print(advice)
 
 
 def _print_warnings(source: str, warnings: "list[Fault]") -> None:
@@ -157,15 +276,15 @@ def _print_warnings(source: str, warnings: "list[Fault]") -> None:
         print(f"  What to do: {remedy}.")
 
 
-def _print_summary(source: str, examples: list[Any], problems: list[str], max_length: int | None) -> None:
-    repeated = sum(problem.startswith("has the same") for problem in problems)
+def _print_summary(source: str, examples: "list[Example]") -> None:
+    from hf_instruct.data.checks import group_by_prompt
+
+    repeated = sum(len(places) > 1 for places in group_by_prompt(examples).values())
     with_input = sum(bool(example.input) for example in examples)
     print(
         f"{source}: {_plural(len(examples), 'example')} ({with_input:,} with an input), no faults; "
         f"{_plural(repeated, 'repeated prompt')}"
     )
-    if max_length is not None:
-        print(f"{_plural(len(problems) - repeated, 'example')} longer than {max_length:,} tokens")
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -206,7 +325,7 @@ def _stats(options: argparse.Namespace) -> None:
     result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
-        print("\nLengths in tokens need a tokenizer: add `--tokenizer MODEL`, as in `--tokenizer gpt2-medium`.")
+        print("\nLengths in tokens need a tokenizer: add `--model MODEL`, as in `--model gpt2-medium`.")
     if options.plot:
         plot_lengths(result, options.plot, title=f"{shorten(options.source, 80)}, {result.num_examples:,} examples")
         print(f"\nHistogram: {options.plot}")
@@ -238,7 +357,7 @@ def _load_format(options: argparse.Namespace) -> "PromptFormat":
 
     if options.prompt_format == CHAT and not options.tokenizer:
         raise ConfigError(
-            "The prompt format `chat` is a tokenizer's own; name the model with `--tokenizer`, as in `--tokenizer "
+            "The prompt format `chat` is a tokenizer's own; name the model with `--model`, as in `--model "
             "smollm2-135m`."
         )
     return PromptFormat.named(options.prompt_format)
@@ -252,6 +371,14 @@ def _load_tokenizer(options: argparse.Namespace) -> Any:
 
 def _load_encode(options: argparse.Namespace, prompt_format: "PromptFormat") -> Any:
     return functools.partial(prompt_format.encode_example, _load_tokenizer(options))
+
+
+def _load_counter(options: argparse.Namespace) -> "TokenCounter":
+    from hf_instruct.data.tokens import load_counter
+
+    return load_counter(
+        options.tokenizer, prompt_format=_load_format(options), max_length=options.max_length or _MAX_LENGTH
+    )
 
 
 def _plural(count: int, noun: str, nouns: str | None = None) -> str:

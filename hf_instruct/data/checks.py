@@ -77,12 +77,14 @@ class Checked:
         places: Where each of them stands, as `Fault.row` says it.
         faults: What is wrong with the other rows, or with the source as a whole.
         notices: What a user may want to know about how it was read.
+        num_without_output: Rows that are no example, for want of an output.
     """
 
     examples: list[Example]
     places: list[str]
     faults: list[Fault]
     notices: list[str]
+    num_without_output: int = 0
 
 
 def build_examples(
@@ -104,9 +106,8 @@ def build_examples(
     if not table.rows and not faults:
         faults.append(Fault(table.file, None, None, "holds no rows", "add rows, or name another source"))
     present = {ours: theirs for ours, theirs in columns.items() if theirs in table.columns}
-    rows = table.rows
-    if drop_without_output:
-        rows = [row for row in rows if str(row.fields.get(columns["output"]) or "").strip()]
+    with_output = [row for row in table.rows if not _is_blank(row.fields.get(columns["output"]))]
+    rows = with_output if drop_without_output else table.rows
     drafts, places = [], []
     for row in rows:
         found = _find_row_faults(table.file, row, present)
@@ -128,7 +129,7 @@ def build_examples(
     elif id_problem:
         notices.append(f"`{table.file}`: column `{columns['id']}` {id_problem}; ids are made from the text instead.")
     examples = [_build_example(draft, id) for draft, id in zip(drafts, ids, strict=True)]
-    return Checked(examples, places, faults, notices)
+    return Checked(examples, places, faults, notices, len(table.rows) - len(with_output))
 
 
 def check_examples(
@@ -137,7 +138,7 @@ def check_examples(
     file: str,
     places: Sequence[str] | None = None,
     max_length: int | None = None,
-    encode: Encode | None = None,
+    count_tokens: Callable[[Example], int] | None = None,
 ) -> list[Fault]:
     """Return warnings about examples that can be used but may not be what the user means.
 
@@ -148,7 +149,7 @@ def check_examples(
         file: The source as the user named it.
         places: Where each example stands in it; `row 0` and so on by default.
         max_length: Longest training row, in tokens of prompt and completion together.
-        encode: Needed for `max_length`.
+        count_tokens: Needed for `max_length`: the tokens of prompt and completion together.
     """
     places = places or [f"row {number}" for number in range(len(examples))]
     warnings = []
@@ -159,10 +160,9 @@ def check_examples(
             problem = f"has the same instruction and input ({equal}) as {_enumerate([places[n] for n in others])}"
             remedy = "keep one, or split with `--data.split grouped` so that they stay together"
             warnings.append(Fault(file, places[first], None, problem, remedy))
-    if max_length is not None and encode is not None:
+    if max_length is not None and count_tokens is not None:
         for number, example in enumerate(examples):
-            prompt_ids, completion_ids = encode(example)
-            if (length := len(prompt_ids) + len(completion_ids)) > max_length:
+            if (length := count_tokens(example)) > max_length:
                 problem = f"has {length:,} tokens, more than `max_length` {max_length:,}"
                 remedy = "shorten it or raise `max_length`, else training cuts its end off"
                 warnings.append(Fault(file, places[number], None, problem, remedy))
@@ -282,6 +282,10 @@ def describe_type(value: Any) -> str:
     if isinstance(value, Mapping):
         return "an object"
     return "a list" if isinstance(value, Sequence) and not isinstance(value, bytes) else f"a {type(value).__name__}"
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _find_position(fault: Fault) -> int:

@@ -3,12 +3,16 @@
 import hashlib
 import logging
 
-from hf_instruct.config import Experiment
-from hf_instruct.data.preflight import build_preflight
-from hf_instruct.data.sources import load_examples
+from hf_instruct.config import TRAIN_DEFAULTS, Experiment
+from hf_instruct.data.checks import raise_faults
+from hf_instruct.data.preflight import build_preflight, refuse_leaks
+from hf_instruct.data.sources import collect_examples
 from hf_instruct.data.splits import split_examples
-from hf_instruct.errors import RunError
-from hf_instruct.records import SPLIT_NAMES, write_json, write_rows
+from hf_instruct.data.tables import format_findings
+from hf_instruct.data.tokens import TokenCounter, load_counter
+from hf_instruct.errors import ModelLoadError, RunError
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import write_json, write_rows
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -18,11 +22,13 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     """Write `data/{train,test,validation}.jsonl` and, last, `data/preflight.json` into the run folder.
 
     Raises:
-        DataError: The source cannot be read, has faults, or cannot be split.
+        DataError: The source cannot be read, has faults or cannot be split; or `data.strict` is on and test or
+            validation examples also stand in train.
+        ConfigError: The prompt format does not go with the model's tokenizer.
         RunError: The files cannot be written.
     """
     settings = experiment.data
-    examples = load_examples(
+    checked = collect_examples(
         settings.source,
         map=settings.map,
         hub_config=settings.hub_config,
@@ -30,13 +36,25 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         revision=settings.revision,
         limit=settings.limit,
     )
+    raise_faults(settings.source, checked.faults)
+    for notice in checked.notices:
+        logger.info("%s", notice)
     splits = split_examples(
-        examples,
+        checked.examples,
         split=settings.split,
         train_fraction=settings.train_fraction,
         test_fraction=settings.test_fraction,
         validation_fraction=settings.validation_fraction,
         seed=settings.seed,
+    )
+    if settings.strict:
+        refuse_leaks(splits, source=settings.source, strict="`data.strict`", remedy="--data.split grouped")
+    preflight = build_preflight(
+        splits,
+        source=settings.source,
+        split=settings.split,
+        counter=_load_counter(experiment),
+        num_left_out=checked.num_without_output,
     )
     try:
         # Its presence says that the splits beside it are whole, so it goes before they change.
@@ -45,19 +63,30 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         for name, rows in splits.named().items():
             write_rows(run.split(name), rows)
             digest.update(run.split(name).read_bytes())
-        preflight = build_preflight(splits, source=settings.source, data_sha256=digest.hexdigest())
-        write_json(run.preflight, preflight)
+        # Of the bytes of the three files, in this order.
+        write_json(run.preflight, {"data_sha256": digest.hexdigest(), **preflight})
     except OSError as error:
         raise RunError(
             f"The data cannot be written to `{run.data}` ({error.strerror or error}). Make room or choose another "
             "folder with `--run-dir`, and start again."
         ) from error
-    sizes = ", ".join(f"{preflight['examples'][name]:,} {name}" for name in SPLIT_NAMES)
-    logger.info("%s: %s", settings.source, sizes)
-    if seen := preflight["seen_in_train"]["test"]:
-        logger.info(
-            "%d of the %d test examples have an instruction and input that also stand in train; `--data.split grouped` "
-            "keeps such pairs together.",
-            len(seen),
-            len(splits.test),
+    logger.info("%s", format_findings(preflight))
+
+
+def _load_counter(experiment: Experiment) -> TokenCounter | None:
+    """Return what counts tokens as the training of this experiment will; None where its model cannot be loaded."""
+    model = experiment.model
+    training = {**TRAIN_DEFAULTS, **experiment.train}
+    try:
+        return load_counter(
+            model.name,
+            prompt_format=PromptFormat.named(experiment.data.prompt_format),
+            max_length=training["max_length"],
+            completion_only_loss=training["completion_only_loss"] is not False,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
         )
+    except ModelLoadError:
+        # The data are good without it; training, which cannot do without, says what is wrong.
+        logger.info("Tokens are not counted: the tokenizer of `%s` cannot be loaded.", model.name)
+        return None

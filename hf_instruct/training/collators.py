@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.prompts import IGNORED
+
 if TYPE_CHECKING:
     import torch
 
-IGNORED = -100
 # Widths are rounded up to a multiple of this, so that few matrix shapes occur: a CPU builds a kernel for each.
 WIDTH_MULTIPLE = 16
 _PREFIX, _PADDING = 0, -1

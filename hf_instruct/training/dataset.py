@@ -5,28 +5,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import DataError
-from hf_instruct.prompts import PromptFormat
+from hf_instruct.prompts import PromptFormat, TokenizedExample, build_row
 from hf_instruct.records import Example
-from hf_instruct.training.collators import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizedExample:
-    """One training row.
-
-    Attributes:
-        input_ids: Prompt and completion.
-        labels: The ids that carry loss, `IGNORED` elsewhere; as long as `input_ids`.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
 
 
 def tokenize_examples(
@@ -49,11 +35,8 @@ def tokenize_examples(
     rows, robbed = [], []
     for example in examples:
         prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
-        labels = [IGNORED] * len(prompt_ids) if completion_only_loss else list(prompt_ids)
-        labels += completion_ids
-        row = TokenizedExample((prompt_ids + completion_ids)[:max_length], labels[:max_length])
-        # The first token of a row is never predicted, so a label there carries no loss.
-        if all(label == IGNORED for label in row.labels[1:]):
+        row = build_row(prompt_ids, completion_ids, max_length=max_length, completion_only_loss=completion_only_loss)
+        if not row.num_labels:
             robbed.append(
                 f"example `{example.id}`: {len(prompt_ids)} prompt and {len(completion_ids)} completion tokens"
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_instruct.training.collators import IGNORED
+from hf_instruct.prompts import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_instruct.models import matching_precision
-from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator
+from hf_instruct.prompts import IGNORED
+from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
 from hf_instruct.training.loss import has_plain_loss
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import torch
 from transformers import TrainerControl
 from trl import SFTTrainer
 
-from hf_instruct.training.collators import IGNORED, PaddingCollator
+from hf_instruct.prompts import IGNORED
+from hf_instruct.training.collators import PaddingCollator
 from hf_instruct.training.loss import add_label_losses, has_plain_loss
 
 if TYPE_CHECKING:

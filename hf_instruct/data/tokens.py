@@ -1,0 +1,104 @@
+"""How many tokens of each example training would use: counted by the prompt object and the cut that training uses."""
+
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+from hf_instruct.errors import ModelLoadError
+from hf_instruct.prompts import PromptFormat, build_row
+from hf_instruct.records import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TokenCount(NamedTuple):
+    """The tokens of one example.
+
+    Attributes:
+        length: Of its whole training row, before anything is cut off.
+        labels: Those that carry loss, after the cut.
+    """
+
+    length: int
+    labels: int
+
+
+class TokenCounter:
+    """Counts the tokens of examples as training with one model and its settings would; each example once.
+
+    Attributes:
+        model: The model's name, as the user gave it.
+        prompt_format: What makes an example a prompt.
+        max_length: Most tokens in a training row; None for no limit.
+        completion_only_loss: Whether prompt tokens carry no loss.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        prompt_format: PromptFormat,
+        max_length: int | None,
+        completion_only_loss: bool = True,
+    ) -> None:
+        """Count with this tokenizer; the rest are the attributes."""
+        self.model = model
+        self.prompt_format = prompt_format
+        self.max_length = max_length
+        self.completion_only_loss = completion_only_loss
+        self._encode = functools.partial(prompt_format.encode_example, tokenizer)
+        self._counted: dict[Example, TokenCount] = {}
+
+    def count(self, example: Example) -> TokenCount:
+        """Return the tokens of an example."""
+        if example not in self._counted:
+            prompt_ids, completion_ids = self._encode(example)
+            row = build_row(
+                prompt_ids,
+                completion_ids,
+                max_length=self.max_length,
+                completion_only_loss=self.completion_only_loss,
+            )
+            self._counted[example] = TokenCount(len(prompt_ids) + len(completion_ids), row.num_labels)
+        return self._counted[example]
+
+
+def load_counter(
+    model: str,
+    *,
+    prompt_format: PromptFormat,
+    max_length: int | None,
+    completion_only_loss: bool = True,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> TokenCounter:
+    """Return the counter of a model; its `max_length` is no more than the model's context, as in training.
+
+    Args:
+        model: An alias, a Hub id or a local folder; of the folder only the tokenizer has to be there.
+        prompt_format: What makes an example a prompt.
+        max_length: Most tokens in a training row; None for the model's context.
+        completion_only_loss: Whether prompt tokens carry no loss.
+        revision: Commit, tag or branch on the Hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelLoadError: The tokenizer cannot be loaded.
+    """
+    from hf_instruct.models import load_context_length, load_tokenizer
+
+    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        context = load_context_length(model, revision=revision, trust_remote_code=trust_remote_code)
+    except ModelLoadError:
+        # A tokenizer alone, or an adapter, whose config is its base model's.
+        context = None
+    limits = [limit for limit in (max_length, context) if limit is not None]
+    return TokenCounter(
+        model,
+        tokenizer,
+        prompt_format=prompt_format,
+        max_length=min(limits, default=None),
+        completion_only_loss=completion_only_loss,
+    )

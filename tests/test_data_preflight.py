@@ -1,0 +1,252 @@
+import json
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hf_instruct.data import build_preflight, load_examples, split_examples
+from hf_instruct.data.near_duplicates import METHOD, find_near_duplicates
+from hf_instruct.data.preflight import refuse_leaks
+from hf_instruct.data.tables import advise, format_findings, format_table
+from hf_instruct.data.tokens import TokenCounter
+from hf_instruct.errors import DataError
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example, Splits
+
+TRAIN = [Example("1", "a", "", "x"), Example("2", "a", "", "y"), Example("3", "b", "i", "z")]
+TEST = [Example("4", "a", "", "w"), Example("5", "b", "", "z")]
+VALIDATION = [Example("6", "b", "i", "v")]
+
+
+def course_splits(course_file: Path, **settings: object) -> Splits:
+    return split_examples(load_examples(str(course_file)), **settings)  # type: ignore[arg-type]
+
+
+class SplitTokenizer:
+    """One id for each blank-separated word; as much of a tokenizer as counting needs."""
+
+    eos_token, eos_token_id, name_or_path = "<end>", 0, "words"
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1] * len(text.replace("<end>", " <end>").split())}
+
+
+def build_counter(max_length: int | None, **settings: bool) -> TokenCounter:
+    return TokenCounter(
+        "words",
+        SplitTokenizer(),  # type: ignore[arg-type]
+        prompt_format=PromptFormat("words", "{{ instruction }} {{ input }}"),
+        max_length=max_length,
+        **settings,
+    )
+
+
+def test_everything_is_counted_exactly() -> None:
+    splits = Splits(TRAIN, TEST, VALIDATION)
+    assert build_preflight(splits, source="mine", split="sequential", num_left_out=4) == {
+        "source": "mine",
+        "split": "sequential",
+        "examples": {"train": 3, "test": 2, "validation": 1, "total": 6},
+        "empty_inputs": {"train": 2, "test": 2, "validation": 0, "total": 4},
+        "empty_outputs": {"train": 0, "test": 0, "validation": 0, "left_out": 4, "total": 4},
+        "duplicate_rows": 0,
+        "repeated_prompts": 2,
+        "repeated_rows": 3,
+        "seen_in_train": {
+            "test": [{"id": "4", "train_ids": ["1", "2"]}],
+            "validation": [{"id": "6", "train_ids": ["3"]}],
+        },
+        "instruction_seen_in_train": {"test": [{"id": "5", "num_train": 1}], "validation": []},
+        "near_duplicates": {
+            "threshold": 0.9,
+            "method": METHOD,
+            "compared": "instruction and input of each test and validation example with those of every training "
+            "example",
+            "skipped": None,
+            "test": [],
+            "validation": [],
+        },
+        "tokens": None,
+    }
+
+
+def test_duplicates_and_empty_outputs() -> None:
+    row = Example("1", "a", "", "x")
+    twin, blank = Example("2", "a", "", "x"), Example("3", "c", "", " ")
+    preflight = build_preflight(Splits([row, twin], [twin], [blank]), source="mine")
+    assert (preflight["duplicate_rows"], preflight["repeated_rows"], preflight["repeated_prompts"]) == (2, 2, 1)
+    assert preflight["empty_outputs"] == {"train": 0, "test": 0, "validation": 1, "left_out": 0, "total": 1}
+
+
+def test_the_courses_data_in_the_courses_split(course_file: Path) -> None:
+    preflight = build_preflight(course_splits(course_file), source="course", split="sequential")
+    rows = [tuple(row.values()) for row in json.loads(course_file.read_text(encoding="utf-8"))]
+    assert preflight["duplicate_rows"] == len(rows) - len(set(rows)) == 0
+    assert preflight["repeated_rows"] == len(rows) - len({row[:2] for row in rows}) == 25
+    assert preflight["repeated_prompts"] == sum(n > 1 for n in Counter(row[:2] for row in rows).values()) == 20
+    expected = {"test": (rows[935:1045], 2, 16, 6), "validation": (rows[1045:], 4, 8, 3)}
+    for name, (held_out, leaks, others, near) in expected.items():
+        seen = [any(row[:2] == other[:2] for other in rows[:935]) for row in held_out]
+        known = [any(row[0] == other[0] for other in rows[:935]) for row in held_out]
+        assert len(preflight["seen_in_train"][name]) == sum(seen) == leaks
+        both = zip(known, seen, strict=True)
+        assert len(preflight["instruction_seen_in_train"][name]) == sum(k and not s for k, s in both) == others
+        assert len(preflight["near_duplicates"][name]) == near
+
+
+def test_the_grouped_split_has_no_leaks(course_file: Path) -> None:
+    for seed in range(5):
+        splits = course_splits(course_file, split="grouped", seed=seed)
+        assert build_preflight(splits, source="course")["seen_in_train"] == {"test": [], "validation": []}
+        refuse_leaks(splits, source="course", strict="`--strict`", remedy="--split grouped")
+
+
+def split_ngrams(text: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for word in text.lower().split():
+        padded = f" {word} "
+        for size in (3, 4, 5):
+            counts.update(padded[start : start + size] for start in range(max(1, len(padded) - size + 1)))
+            if len(padded) <= size:
+                break
+    return counts
+
+
+def test_near_duplicates_equal_a_computation_by_hand(course_file: Path) -> None:
+    splits = course_splits(course_file)
+    held_out = [*splits.test, *splits.validation]
+    train_pairs = {(e.instruction, e.input) for e in splits.train}
+    places = [n for n, e in enumerate(held_out) if (e.instruction, e.input) not in train_pairs]
+    examples = [*(held_out[n] for n in places), *splits.train]
+    documents = [split_ngrams(f"{e.instruction}\n{e.input}") for e in examples]
+    frequency = Counter(gram for document in documents for gram in document)
+    postings: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    vectors = []
+    for number, document in enumerate(documents):
+        weights = {g: n * (math.log((1 + len(documents)) / (1 + frequency[g])) + 1) for g, n in document.items()}
+        norm = math.sqrt(math.fsum(weight**2 for weight in weights.values()))
+        vectors.append({gram: weight / norm for gram, weight in weights.items()})
+        if number >= len(places):
+            for gram, weight in vectors[-1].items():
+                postings[gram].append((number - len(places), weight))
+    expected = []
+    for place, vector in zip(places, vectors, strict=False):
+        cosines: Counter[int] = Counter()
+        for gram, weight in vector.items():
+            for other, other_weight in postings[gram]:
+                cosines[other] += weight * other_weight  # type: ignore[assignment]
+        best = max(cosines.values(), default=0)
+        if best >= 0.8:
+            expected.append((place, min(n for n, cosine in cosines.items() if cosine > best - 1e-9), best))
+    found = find_near_duplicates(held_out, splits.train, threshold=0.8)
+    assert len(found) == 18
+    assert [near[:2] for near in found] == [near[:2] for near in expected]
+    assert [near.cosine for near in found] == pytest.approx([near[2] for near in expected], abs=1e-8)
+    assert [near for near in found if near.cosine >= 0.9] == find_near_duplicates(held_out, splits.train)
+
+
+def test_near_duplicates_are_no_exact_repeats_and_ignore_case_and_blanks() -> None:
+    train = [Example("t0", "Name a color.", "", "Red."), Example("t1", "Add the numbers.", "1 2", "3")]
+    held_out = [
+        Example("e0", "Name a color.", "", "Blue."),
+        Example("e1", "name  a Color.", "", "Blue."),
+        Example("e2", "Add the numbers. 1 2", "", "3"),
+        Example("e3", "Whistle!", "", "…"),
+    ]
+    found = find_near_duplicates(held_out, train, threshold=1.0)
+    assert found == [(1, 0, 1.0), (2, 1, 1.0)]
+    assert find_near_duplicates(held_out, [], threshold=0.5) == []
+    assert find_near_duplicates([Example("e", " ", "", "x")], train) == []
+
+
+def test_many_blocks_of_held_out_rows_give_the_same(course_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = course_splits(course_file)
+    whole = find_near_duplicates(splits.test, splits.train, threshold=0.7)
+    monkeypatch.setattr("hf_instruct.data.near_duplicates._BLOCK", 7)
+    assert find_near_duplicates(splits.test, splits.train, threshold=0.7) == whole
+
+
+def test_very_many_rows_are_compared_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_instruct.data.preflight.MOST_ROWS", 2)
+    splits = Splits([Example("1", "Name a color.", "", "Red.")], [Example("2", "name a color.", "", "Red.")], [])
+    preflight = build_preflight(splits, source="mine", split="sequential")
+    assert preflight["near_duplicates"]["test"] == [{"id": "2", "train_id": "1", "cosine": 1.0}]
+    monkeypatch.setattr("hf_instruct.data.preflight.MOST_ROWS", 1)
+    preflight = build_preflight(splits, source="mine", split="sequential")
+    assert (preflight["near_duplicates"]["skipped"], preflight["near_duplicates"]["test"]) == ("more than 1 rows", [])
+    assert format_findings(preflight) == (
+        "mine: 1 train, 1 test, 0 validation\nNear-duplicates were not looked for: more than 1 rows."
+    )
+    assert "near-duplicate" not in format_table(preflight)
+    asked = build_preflight(splits, source="mine", split="sequential", threshold=0.95)
+    assert len(asked["near_duplicates"]["test"]) == 1
+
+
+def test_tokens_are_counted_after_the_cut() -> None:
+    train = [Example("1", "one two", "", "a b c"), Example("2", "one two", "three four", "a")]
+    splits = Splits(train, [Example("3", "one", "", "a")], [Example("4", "one two three four five", "", "a")])
+    tokens = build_preflight(splits, source="mine", counter=build_counter(4))["tokens"]
+    assert tokens == {
+        "model": "words",
+        "prompt_format": "words",
+        "max_length": 4,
+        "completion_only_loss": True,
+        "longest": 7,
+        "label_tokens": {"train": 2, "test": 2, "validation": 0, "total": 4},
+        "cut": {"train": 2, "test": 0, "validation": 1, "total": 3},
+        "without_labels": {"train": 1, "test": 0, "validation": 1, "total": 2},
+    }
+    # The first token of a row is predicted by nothing, so that it is no label.
+    counter = build_counter(None, completion_only_loss=False)
+    tokens = build_preflight(splits, source="mine", counter=counter)["tokens"]
+    assert tokens["label_tokens"] == {"train": 5 + 5, "test": 2, "validation": 6, "total": 18}
+    assert tokens["cut"]["total"] == tokens["without_labels"]["total"] == 0
+
+
+def test_the_table_and_its_advice() -> None:
+    train = [Example("1", "one two", "", "a b c"), Example("2", "one two three four", "", "a")]
+    splits = Splits(train, [Example("3", "one two", "", "a")], [Example("4", "one two", "", "a b c")])
+    preflight = build_preflight(splits, source="mine", split="sequential", counter=build_counter(4))
+    assert format_findings(preflight).splitlines() == [
+        "mine: 2 train, 1 test, 1 validation; label tokens: 2, 2, 2",
+        "split `sequential`                                  train       test validation      total",
+        "rows that repeat another whole                                                           1",
+        "rows that repeat an instruction + input                                                  2",
+        "instruction + input also in train                                  1          1          2",
+        "rows that lose their end at `max_length` 4              2          0          1          3",
+        "rows that lose all labels                               1          0          0          1",
+        "What to do: `--data.split grouped` keeps what stands in train out of test; delete 1 row that repeats another; "
+        "shorten 1 row or raise `--train.max_length`, else training stops.",
+    ]
+    assert advise(build_preflight(Splits(train, [], []), source="mine")) is None
+
+
+def test_refused_leaks_are_counted_and_the_first_are_named() -> None:
+    test = [Example(f"e{n}", "Name\ta color.", "", str(n)) for n in range(7)]
+    splits = Splits([Example("t1", "Name\ta color.", "", "x"), Example("t2", "Name\ta color.", "", "y")], test, [])
+    with pytest.raises(DataError) as caught:
+        refuse_leaks(splits, source="mine", strict="`--strict`", remedy="--split grouped")
+    assert caught.value.summary.startswith("7 test and 0 validation examples of `mine` have the same instruction")
+    assert caught.value.faults == [
+        *(f'test, example `e{n}` ("Name\\ta color."): also example `t1` and 1 more of train' for n in range(5)),
+        "and 2 more",
+    ]
+
+
+def test_a_tokenizer_without_a_config_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hf_instruct.data.tokens import load_counter
+    from hf_instruct.errors import ModelLoadError
+
+    def refuse(name: str, **_: object) -> int:
+        raise ModelLoadError("no config")
+
+    monkeypatch.setattr("hf_instruct.models.load_tokenizer", lambda name, **_: SplitTokenizer())
+    monkeypatch.setattr("hf_instruct.models.load_context_length", refuse)
+    settings = SimpleNamespace(prompt_format=PromptFormat.named("alpaca"), max_length=None)
+    assert load_counter("mine", **vars(settings)).max_length is None
+    monkeypatch.setattr("hf_instruct.models.load_context_length", lambda name, **_: 64)
+    assert load_counter("mine", **vars(settings)).max_length == 64
+    settings.max_length = 1024
+    assert load_counter("mine", **vars(settings)).max_length == 64
