@@ -65,6 +65,9 @@ class Response:
         response: Generated text: no prompt, no special tokens.
         stopped: Whether the model ended the answer itself; None where that is not known (files made elsewhere).
         num_tokens: Generated tokens, the end-of-text token included; None where that is not known.
+        reference_nll: Loss of the reference as a completion, under the same model: the sum over its tokens, the one
+            that ends it included, in nats. None where that is not known, or the reference does not fit the context.
+        reference_tokens: How many tokens that sum is over.
     """
 
     id: str
@@ -75,6 +78,8 @@ class Response:
     category: str | None = None
     stopped: bool | None = None
     num_tokens: int | None = None
+    reference_nll: float | None = None
+    reference_tokens: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

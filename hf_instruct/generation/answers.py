@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.decoding import Completion, generate_completions
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.batches import choose_batch_size, even_batch_size, order_by_length
+from hf_instruct.generation.references import ReferenceLoss, measure_references
 from hf_instruct.models import context_length, is_out_of_memory
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response
@@ -25,6 +26,7 @@ def generate_responses(
     prompt_format: PromptFormat | str = "alpaca",
     batch_size: int | None = None,
     max_new_tokens: int = 256,
+    reference_loss: bool = False,
     on_batch: Callable[[list[Response]], None] | None = None,
     **generation: Any,
 ) -> list[Response]:
@@ -40,6 +42,7 @@ def generate_responses(
         prompt_format: The format the model was trained on, or its name.
         batch_size: Prompts generated from at once; by default as many as fit the memory.
         max_new_tokens: Longest response, in tokens.
+        reference_loss: Whether to compute how likely the model finds each example's `output`, for its perplexity.
         on_batch: Called with each batch of responses as it is done.
         **generation: Any field of `GenerationConfig`.
 
@@ -57,10 +60,12 @@ def generate_responses(
     while waiting:
         indices = waiting[: batch_size or even_batch_size(len(waiting), size)]
         try:
-            completions = _complete(
+            answered = _answer_batch(
                 model,
                 tokenizer,
+                [examples[index] for index in indices],
                 [prompts[index] for index in indices],
+                reference_format=prompt_format if reference_loss else None,
                 end_id=end_id,
                 max_new_tokens=max_new_tokens,
                 **generation,
@@ -72,33 +77,43 @@ def generate_responses(
             logger.info("Out of memory with %d prompts at once; going on with %d.", len(indices), size)
             continue
         waiting = waiting[len(indices) :]
-        done = {
-            index: _build_response(examples[index], completion)
-            for index, completion in zip(indices, completions, strict=True)
-        }
-        responses |= done
+        responses |= zip(indices, answered, strict=True)
         if on_batch is not None:
-            on_batch(list(done.values()))
+            on_batch(answered)
     return [responses[index] for index in range(len(examples))]
 
 
-def _complete(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: list[list[int]], **settings: Any
-) -> list[Completion]:
-    """Return completions, with what is raised for the user's settings and for memory told apart.
+def _answer_batch(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: list[Example],
+    prompts: list[list[int]],
+    *,
+    reference_format: PromptFormat | None,
+    **settings: Any,
+) -> list[Response]:
+    """Return responses, with what is raised for the user's settings and for memory told apart.
+
+    Args:
+        reference_format: The format of prompts and references, where the references' loss is asked for.
 
     Raises:
         ConfigError: Transformers refuses the settings.
         MemoryError: There is not enough, on whatever device.
     """
+    losses: list[ReferenceLoss | None] = [None] * len(examples)
     try:
-        return generate_completions(model, tokenizer, prompts, **settings)
-    except ValueError as error:
-        raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
+        try:
+            completions = generate_completions(model, tokenizer, prompts, **settings)
+        except ValueError as error:
+            raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
+        if reference_format is not None:
+            losses = measure_references(model, tokenizer, examples, prompt_format=reference_format)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise
+    return [_build_response(*parts) for parts in zip(examples, completions, losses, strict=True)]
 
 
 def _advise_on_memory(num_prompts: int, batch_size: int | None) -> str:
@@ -108,7 +123,7 @@ def _advise_on_memory(num_prompts: int, batch_size: int | None) -> str:
     return f"{problem} Lower `generate.batch_size` ({batch_size}) or leave it out, or set `generate.dtype: bfloat16`."
 
 
-def _build_response(example: Example, completion: Completion) -> Response:
+def _build_response(example: Example, completion: Completion, loss: ReferenceLoss | None) -> Response:
     return Response(
         id=example.id,
         instruction=example.instruction,
@@ -118,6 +133,8 @@ def _build_response(example: Example, completion: Completion) -> Response:
         response=completion.text,
         stopped=completion.stopped,
         num_tokens=completion.num_tokens,
+        reference_nll=loss and loss.nll,
+        reference_tokens=loss and loss.tokens,
     )
 
 

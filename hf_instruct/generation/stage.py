@@ -98,6 +98,7 @@ def _answer_share(
         prompt_format=experiment.data.prompt_format,
         batch_size=section.batch_size,
         max_new_tokens=section.max_new_tokens,
+        reference_loss=True,
         on_batch=on_batch,
         **_generation_fields(section),
     )

@@ -2,19 +2,28 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import math
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.errors import DataError, RunError
-from hf_instruct.records import Response, build_example_id
+from hf_instruct.errors import DataError, JudgeError, RunError
+from hf_instruct.records import Judgment, Response, build_example_id, write_json
 
 _TEXTS = ("instruction", "input", "output")
 _ANSWERS = ("response", "model_response")
 _MAY_BE_EMPTY = ("input", "response", "model_response")
+_KINDS: dict[str, tuple[Any, str]] = {
+    "stopped": (bool, "true or false"),
+    "num_tokens": (int, "a whole number"),
+    "reference_nll": (int | float, "a number"),
+    "reference_tokens": (int, "a whole number"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,19 +32,40 @@ class JudgmentFiles:
 
     Attributes:
         folder: Where they lie.
+        repeat: Which repeat this is, counted from 1; the first has the plain name, for whoever reads only one.
     """
 
     folder: Path
+    repeat: int = 1
 
     @property
     def judgments(self) -> Path:
         """`Judgment` rows."""
-        return self.folder / "judgments.jsonl"
+        return self.folder / f"judgments{self._suffix}.jsonl"
 
     @property
     def scores(self) -> Path:
-        """Their summary."""
+        """Their summary, that of all repeats together."""
         return self.folder / "scores.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The reference metrics of the responses: computed, not judged."""
+        return self.folder / "metrics.json"
+
+    def list_repeats(self) -> "list[JudgmentFiles]":
+        """Return the files of the further repeats that are there, in their order."""
+        numbers = [path.name.split(".")[1].removeprefix("repeat-") for path in self.folder.glob("judgments.repeat-*")]
+        found = sorted({int(number) for number in numbers if number.isdecimal()})
+        return [JudgmentFiles(self.folder, number) for number in found]
+
+    def kept(self, label: str) -> Path:
+        """Return the name under which judgments are kept that others replace."""
+        return self.folder / f"judgments.{label}{self._suffix}.jsonl"
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.repeat == 1 else f".repeat-{self.repeat}"
 
 
 def choose_files(source: Path, out: Path | None) -> JudgmentFiles:
@@ -159,6 +189,12 @@ def _check_row(row: Any) -> list[str]:
     for name in ("id", "category"):
         if not isinstance(row.get(name), str | None):
             faults.append(f"has {_show(row[name])} as `{name}`, which should be text")
+    for name, (kinds, kind) in _KINDS.items():
+        value = row.get(name)
+        # To Python, true and false are whole numbers.
+        is_right = isinstance(value, bool) == (kinds is bool) and isinstance(value, kinds)
+        if value is not None and not (is_right and math.isfinite(value)):
+            faults.append(f"has {_show(value)} as `{name}`, which should be {kind}")
     return faults
 
 
@@ -178,17 +214,41 @@ def _build_response(row: Mapping[str, Any], taken: Mapping[str, str]) -> Respons
             copies += 1
             identifier = f"{base}-{copies}"
     answer = row["response"] if "response" in row else row["model_response"]
-    extra: dict[str, Any] = {name: row.get(name) for name in ("category", "stopped", "num_tokens")}
+    extra: dict[str, Any] = {name: row.get(name) for name in ("category", *_KINDS)}
     return Response(id=identifier, response=answer, **texts, **extra)
 
 
 def set_aside(files: JudgmentFiles, label: str) -> Path:
-    """Move a judgments file and its scores to names of their own, and return the new name of the judgments."""
-    kept, number = files.folder / f"judgments.{label}.jsonl", 1
+    """Move a judgments file, and its scores with the first of its repeats, to names of their own.
+
+    Returns:
+        The new name of the judgments.
+    """
+    kept, number = files.kept(label), 1
     while kept.exists():
         number += 1
-        kept = files.folder / f"judgments.{label}-{number}.jsonl"
+        kept = files.kept(f"{label}-{number}")
     files.judgments.replace(kept)
-    with contextlib.suppress(FileNotFoundError):
-        files.scores.replace(kept.with_name(kept.name.replace("judgments", "scores", 1)).with_suffix(".json"))
+    if files.repeat == 1:
+        with contextlib.suppress(FileNotFoundError):
+            files.scores.replace(kept.with_name(kept.name.replace("judgments", "scores", 1)).with_suffix(".json"))
     return kept
+
+
+def label_judgments(rows: Sequence[Judgment]) -> str:
+    """Return a file name's part for judgments: who made them, and a hash that tells apart what was judged."""
+    first = rows[0]
+    asked = hashlib.sha256("\n".join(sorted(f"{row.prompt_sha256}{row.judge}" for row in rows)).encode()).hexdigest()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{first.judge.get('model', 'judge')}-{first.rubric}-{asked[:6]}")
+
+
+def write_scores(files: JudgmentFiles, scores: Mapping[str, Any]) -> None:
+    """Write what judgments amount to.
+
+    Raises:
+        JudgeError: It cannot be written.
+    """
+    try:
+        write_json(files.scores, scores)
+    except OSError as error:
+        raise JudgeError(f"The scores cannot be written: {error}.") from error
