@@ -99,4 +99,14 @@ def sign_test(differences: Sequence[float]) -> float | None:
         return None
     tail = sum(math.comb(count, k) for k in range(min(positive, count - positive) + 1))
     # In whole numbers as far as they go: 2**count alone may be too large for a float.
-    return float(min(1, Fraction(2 * tail, 2**count)))
+    return float(min(Fraction(1), Fraction(2 * tail, 2**count)))
+
+
+def format_points(number: float) -> str:
+    """Return a number of points with one decimal, halves up, as the means of whole scores often meet.
+
+    >>> format_points(49.45), format_points(0.25), format_points(-0.04)
+    ('49.5', '0.3', '0.0')
+    """
+    # Ten digits: 49.45 is a little less than that in binary.
+    return f"{math.floor(round(number * 10, 9) + 0.5) / 10:.1f}"

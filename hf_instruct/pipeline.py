@@ -211,7 +211,14 @@ def clear_from(folder: RunFolder, stage: str) -> None:
     """
     written = {
         "data": [folder.preflight, folder.data],
-        "train": [folder.training_summary, folder.model, folder.checkpoints, folder.training_log, folder.loss_plot],
+        "train": [
+            folder.training_summary,
+            folder.model,
+            folder.checkpoints,
+            folder.training_log,
+            folder.loss_plot,
+            folder.benchmarks,
+        ],
         # The processes' own files first: left behind, they would be merged into the next answers.
         "generate": [
             *folder.response_parts(),
@@ -220,7 +227,16 @@ def clear_from(folder: RunFolder, stage: str) -> None:
             folder.base.responses,
             folder.course_file,
         ],
-        "judge": [folder.judgments, folder.scores, folder.base.judgments, folder.base.scores],
+        "judge": [
+            *folder.judgment_repeats(),
+            *folder.base.judgment_repeats(),
+            folder.judgments,
+            folder.scores,
+            folder.base.judgments,
+            folder.base.scores,
+            folder.metrics,
+            folder.base.metrics,
+        ],
         "report": [folder.report, folder.score_plot],
     }
     for name in reversed(STAGES[STAGES.index(stage) :]):

@@ -98,6 +98,10 @@ class RunFolder:
         """`Judgment` rows of the tuned model's responses."""
         return self.path / "judgments.jsonl"
 
+    def judgment_repeats(self) -> list[Path]:
+        """Return the files of the further repeats, where the answers were judged several times."""
+        return sorted(self.path.glob("judgments.repeat-*.jsonl"))
+
     @property
     def scores(self) -> Path:
         """The summary of the judgments."""

@@ -28,6 +28,7 @@ class Answer:
         done_reason: `stop`, or `length` when the reply was cut.
         cut: Close the connection without an answer.
         seconds: How long the answer takes.
+        prompt_tokens: How many tokens of the prompt the model has read, as the server tells.
     """
 
     content: str = '{"score": 85}'
@@ -37,6 +38,7 @@ class Answer:
     done_reason: str = "stop"
     cut: bool = False
     seconds: float = 0.0
+    prompt_tokens: int = 101
 
 
 class FakeOllama:
@@ -197,5 +199,5 @@ def _build_chat(model: str, answer: Answer) -> dict[str, Any]:
         "done": answer.done,
     }
     if answer.done:
-        chat |= {"done_reason": answer.done_reason, "prompt_eval_count": 131, "eval_count": 7}
+        chat |= {"done_reason": answer.done_reason, "prompt_eval_count": answer.prompt_tokens, "eval_count": 7}
     return chat

@@ -40,10 +40,13 @@ def judge(*arguments: object) -> int:
 def test_file(server: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert judge(file, "--judge", "ollama", "--base-url", server.url) == 0
     folder = file.parent
-    assert capsys.readouterr().out == (
-        "85.0 ± 0.0 (standard error; n 3 of 3, 0 failed; judge llama3@365c0bd, rubric course)\n"
-        f"{folder}/judgments.jsonl\n{folder}/scores.json\n"
+    score, metrics, *paths = capsys.readouterr().out.splitlines()
+    assert score == (
+        "85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 3 of 3, 0 failed; judge llama3@365c0bd, rubric "
+        "course)"
     )
+    assert metrics.startswith("metrics  exact match 0 %, ")
+    assert paths == [f"{folder}/{name}" for name in ("judgments.jsonl", "scores.json", "metrics.json")]
     assert [row.score for row in read_rows(folder / "judgments.jsonl", Judgment)] == [85, 85, 85]
 
 
@@ -66,12 +69,14 @@ def test_run_folder(server: FakeOllama, tmp_path: Path, capsys: pytest.CaptureFi
     write_rows(run.base.responses, rows[:2])
     assert judge(run.path, "--no-cache") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("tuned  85.0 ± 0.0 (standard error; n 3 of 3, ")
-    assert lines[3].startswith("base   85.0 ± 0.0 (standard error; n 2 of 2, ")
-    assert [line.strip() for line in lines[1:3]] == [str(run.judgments), str(run.scores)]
-    assert [line.strip() for line in lines[4:]] == [str(run.base.judgments), str(run.base.scores)]
+    assert lines[0].startswith("tuned  85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 3 of 3, ")
+    assert lines[5].startswith("base   85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 2 of 2, ")
+    for side, start in ((run, 1), (run.base, 6)):
+        assert lines[start].startswith("       metrics  exact match 0 %, ")
+        shown = [line.strip() for line in lines[start + 1 : start + 4]]
+        assert shown == [str(side.judgments), str(side.scores), str(side.metrics)]
     assert judge(run.path, "--judge.base", "false", "--rubric", "critique") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_dying_server_says_how_to_go_on(

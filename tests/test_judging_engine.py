@@ -90,6 +90,19 @@ def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
     assert first.seconds == 0.5
 
 
+def test_judge_of_one_mind_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = JudgmentFiles(tmp_path)
+    assert run(FakeJudge(), files).scores["constant"] is True
+    assert caplog.messages == [
+        "The judge gave all 6 answers the score 50, which tells none from another. Read its replies in "
+        "`judgments.jsonl`, test it with `hf-instruct judge --self-check`, or take another judge."
+    ]
+    assert json.loads(files.scores.read_text())["constant"] is True
+    caplog.clear()
+    run(FakeJudge(Reply("51", 0.1)), use_cache=False)
+    assert caplog.messages == []
+
+
 def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
     judge = FakeJudge(Reply("good", 1.0), Reply("85", 1.0), Reply("bad", 1.0), Reply("worse \ud83d", 2.0))
     judged = run(judge, settings=JudgeSection(concurrency=1), responses=RESPONSES[:2])
@@ -227,7 +240,8 @@ def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.
     first = run(FakeJudge(), files)
     second = run(FakeJudge(model="me/other:8b"), files)
     (kept,) = tmp_path.glob("judgments.fake-course-*.jsonl")
-    assert caplog.messages == [f"Judging anew; the judgments that were there are kept as `{kept}`."]
+    anew = [message for message in caplog.messages if message.startswith("Judging anew")]
+    assert anew == [f"Judging anew; the judgments that were there are kept as `{kept}`."]
     assert read_rows(kept, Judgment) == first.judgments
     assert json.loads(next(tmp_path.glob("scores.fake-course-*.json")).read_text()) == first.scores
     assert read_rows(files.judgments, Judgment) == second.judgments

@@ -237,6 +237,28 @@ def test_too_long_question_is_a_failure_of_its_own(server: FakeOllama) -> None:
     assert len(server.chats) == 2
 
 
+@pytest.mark.parametrize(
+    ("num_ctx", "read", "is_cut"),
+    [
+        (128, 128, True),
+        (128, 127, False),
+        # Half the window and two tokens, of a question that such a number of tokens cannot hold, and of one it can.
+        (96, 50, True),
+        (204, 104, False),
+    ],
+)
+def test_question_that_the_server_cut_is_a_failure(server: FakeOllama, num_ctx: int, read: int, is_cut: bool) -> None:
+    server.reply = lambda body: Answer(prompt_tokens=read)
+    (reply,) = ask(server, num_ctx=num_ctx)
+    characters = len(QUESTION.messages[0]["content"])
+    assert 6 * 50 < characters < 6 * 104
+    failure = (
+        f"the question of {characters} characters does not fit: the server cut it and the judge read {read} tokens of "
+        f"it (`judge.num_ctx` is {num_ctx})"
+    )
+    assert (reply.failure, reply.final) == ((failure, True) if is_cut else (None, False))
+
+
 def test_refused_question_ends_judging(server: FakeOllama) -> None:
     server.script = [Answer('"llama3" does not support chat', status=400)]
     with pytest.raises(JudgeError) as caught:

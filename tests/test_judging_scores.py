@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from hf_instruct.intervals import bootstrap_mean
 from hf_instruct.judging.rubrics import Rubric
 from hf_instruct.judging.scores import build_scores, format_scores
 from hf_instruct.records import Judgment
@@ -57,13 +58,44 @@ def test_prompts_hash_changes_with_any_prompt() -> None:
     assert len(hashes) == 3
 
 
+def test_failures_leave_a_range_open() -> None:
+    scores = build_scores(judgments(80, None, 60, 10), rubric=RUBRIC, judge=JUDGE, categories={"0": "a", "1": "a"})
+    assert (scores["mean_failures_as_0"], scores["mean_failures_as_100"]) == (37.5, 62.5)
+    whole = scores["by_category"]["a"]
+    assert (whole["mean_failures_as_0"], whole["mean"], whole["mean_failures_as_100"]) == (40.0, 80.0, 90.0)
+    none = build_scores(judgments(None, None), rubric=RUBRIC, judge=JUDGE)
+    assert (none["mean_failures_as_0"], none["mean_failures_as_100"], none["interval"]) == (0.0, 100.0, None)
+    nothing = build_scores([], rubric=RUBRIC, judge=JUDGE)
+    assert (nothing["mean_failures_as_0"], nothing["mean_failures_as_100"]) == (None, None)
+
+
+def test_interval_is_the_bootstrap_interval_of_the_scores_alone() -> None:
+    values = [80, 60, 10, 95, 40, 70]
+    scores = build_scores(judgments(*values, None), rubric=RUBRIC, judge=JUDGE)
+    assert scores["interval"] == list(bootstrap_mean(values) or ())
+    low, high = scores["interval"]
+    assert 30 < low < scores["mean"] < high < 85
+
+
+@pytest.mark.parametrize(
+    ("values", "constant"),
+    [((50,) * 5, True), ((50,) * 4, False), ((50,) * 5 + (None,), True), ((50,) * 5 + (51,), False), ((), False)],
+)
+def test_judge_of_one_mind_is_called_out(values: tuple[int | None, ...], constant: bool) -> None:
+    scores = build_scores(judgments(*values), rubric=RUBRIC, judge=JUDGE)
+    assert scores["constant"] is constant
+    assert ("every answer got the same score" in format_scores(scores)) is constant
+
+
 def test_one_line() -> None:
     scores = build_scores(judgments(80, None, 60, 10), rubric=RUBRIC, judge=JUDGE)
     assert format_scores(scores) == (
-        "50.0 ± 20.8 (standard error; n 3 of 4, 1 failed; judge llama3@365c0bd, rubric course)"
+        "50.0 ± 20.8 (standard error; 95 % interval 10.0 to 80.0; n 3 of 4, 1 failed; 37.5 to 62.5 with each failure "
+        "counted as 0 or as 100; judge llama3@365c0bd, rubric course)"
     )
     assert format_scores(build_scores(judgments(None), rubric=RUBRIC, judge=JUDGE)) == (
-        "no score (no verdict could be read; n 0 of 1, 1 failed; judge llama3@365c0bd, rubric course)"
+        "no score (no verdict could be read; n 0 of 1, 1 failed; 0.0 to 100.0 with each failure counted as 0 or as "
+        "100; judge llama3@365c0bd, rubric course)"
     )
     nameless = {**JUDGE, "digest": None}
     assert format_scores(build_scores(judgments(70), rubric=RUBRIC, judge=nameless)) == (

@@ -14,6 +14,8 @@ _EXAMPLES = """\
 examples:
   hf-instruct judge runs/my-run                              again, or with another judge, over a run folder
   hf-instruct judge instruction-data-with-response.json      a file of responses; --out DIR for where the scores go
+  hf-instruct judge runs/a --pairwise --baseline runs/b      which of two answers is better, asked in both orders
+  hf-instruct judge runs/my-run --metrics-only               no judge at all: exact match, ROUGE-L, chrF and the like
   hf-instruct judge runs/my-run --judge ollama --pull        Llama 3 through Ollama, downloaded if it is missing
   hf-instruct judge runs/my-run --judge openai --base-url http://127.0.0.1:8000/v1 --concurrency 32
 
@@ -31,6 +33,7 @@ _FIELDS = {
     "concurrency": "concurrency",
     "timeout_seconds": "timeout_seconds",
     "pull": "pull",
+    "repeats": "repeats",
 }
 
 
@@ -44,19 +47,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
+    parser.add_argument(
+        "source", metavar="RUN_OR_FILE", type=Path, nargs="?", help="a run folder, or a file of responses"
+    )
     parser.add_argument(
         "--judge",
         choices=("auto", "ollama", "local", "openai"),
         help="who judges; `auto`: Ollama if it runs, else local",
     )
     parser.add_argument("--model", metavar="TAG", help="the judge's model: a tag of Ollama's, a Hub id, a folder")
-    parser.add_argument("--rubric", metavar="R", help="course, critique, five-point, or a YAML file")
+    parser.add_argument("--rubric", metavar="R", help="course, fenced, critique, five-point, or a YAML file")
     parser.add_argument(
         "--base-url", metavar="URL", help="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)"
     )
     parser.add_argument("--concurrency", metavar="N", type=int, help="calls under way at once")
     parser.add_argument("--timeout-seconds", metavar="S", type=float, help="longest wait for one reply")
+    parser.add_argument("--repeats", metavar="K", type=int, help="judge K times with different seeds (default: 1)")
+    parser.add_argument("--pairwise", action="store_true", help="which of two answers is better, asked in both orders")
+    parser.add_argument("--baseline", metavar="RUN_OR_FILE", type=Path, help="the other answers, with `--pairwise`")
+    parser.add_argument("--self-check", action="store_true", help="test the judge itself with answers of known worth")
+    parser.add_argument("--limit", metavar="N", type=int, help="with `--self-check`: examples to use (default: 20)")
+    parser.add_argument("--strict", action="store_true", help="with `--self-check`: exit 1 when the judge fails it")
+    parser.add_argument("--metrics-only", action="store_true", help="no judge: only compare with the references")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the judgments of a file go (default: beside it)")
     parser.add_argument("--pull", action="store_true", default=None, help="let Ollama download a model that it lacks")
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
@@ -69,19 +81,48 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _judge(options: argparse.Namespace) -> None:
-    from hf_instruct.errors import DataError
+    from hf_instruct.errors import ConfigError, DataError
 
-    settings = _collect_settings(options)
+    settings = collect_settings(options)
+    if options.pairwise and options.self_check:
+        raise ConfigError("`--pairwise` and `--self-check` are two different jobs; give one of them.")
+    if options.metrics_only and (options.pairwise or options.self_check):
+        raise ConfigError("`--metrics-only` asks no judge; leave out `--pairwise` and `--self-check`.")
+    if options.baseline and not options.pairwise:
+        raise ConfigError("`--baseline` names the other answers of `--pairwise`; add `--pairwise`, or leave it out.")
+    if not options.self_check and (options.limit is not None or options.strict):
+        flag = "--strict" if options.limit is None else "--limit"
+        raise ConfigError(f"`{flag}` belongs to `--self-check`; add `--self-check`, or leave it out.")
+    if options.self_check:
+        from hf_instruct.cli.judge_check import check_judge
+
+        check_judge(options, settings)
+        return
+    if options.source is None:
+        raise ConfigError("Name what to judge: a run folder, or a file of responses.")
+    if options.pairwise:
+        from hf_instruct.cli.judge_pairs import judge_pairs
+
+        judge_pairs(options, settings)
+        return
     if not options.source.exists():
         raise DataError(f"`{options.source}` does not exist; name a run folder or a file of responses.")
-    if options.source.is_dir():
+    if options.metrics_only:
+        from hf_instruct.cli.judge_metrics import measure
+
+        measure(options, settings)
+    elif options.source.is_dir():
         _judge_run(options, settings)
     else:
         _judge_file(options, settings)
 
 
-def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the `judge` section that the flags set."""
+def collect_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the `judge` section that the flags set.
+
+    Raises:
+        ConfigError: A flag belongs to another section.
+    """
     from hf_instruct.errors import ConfigError
 
     settings = {field: value for flag, field in _FIELDS.items() if (value := getattr(options, flag)) is not None}
@@ -98,6 +139,7 @@ def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from hf_instruct.cli.judge_metrics import format_line
     from hf_instruct.errors import ConfigError
     from hf_instruct.judging.stage import judge
     from hf_instruct.run_folder import RunFolder
@@ -106,34 +148,46 @@ def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise ConfigError("`--out` is for files of responses; a run's judgments belong in its folder. Leave it out.")
     run = RunFolder(options.source)
     experiment = run.load_experiment()
-    section = _build_section({**experiment.judge.model_dump(), **settings})
+    section = build_section({**experiment.judge.model_dump(), **settings})
     with run.locked():
-        judged = judge(run, experiment.model_copy(update={"judge": section}), options=_build_options(options))
+        judged = judge(run, experiment.model_copy(update={"judge": section}), options=build_options(options))
     for name, folder in (("tuned", run), ("base", run.base)):
         if name in judged:
-            print(f"{name:5}  {judged[name]}")
-            print(f"       {folder.judgments}\n       {folder.scores}")
+            lines = str(judged[name]).replace("\n", "\n       ")
+            print(f"{name:5}  {lines}")
+            print(f"       {format_line(folder.metrics)}")
+            print(f"       {folder.judgments}\n       {folder.scores}\n       {folder.metrics}")
 
 
 def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from hf_instruct.cli.judge_metrics import format_line
     from hf_instruct.judging.files import choose_files, load_responses
+    from hf_instruct.judging.metrics import write_metrics
     from hf_instruct.judging.stage import judge_sets
 
-    section = _build_section(settings)
+    section = build_section(settings)
     responses = load_responses(options.source)
     files = choose_files(options.source, options.out)
-    judged = judge_sets({"file": (responses, files)}, section, options=_build_options(options))
+    judged = judge_sets({"file": (responses, files)}, section, options=build_options(options))
+    write_metrics(files.metrics, responses)
     print(judged["file"])
-    print(f"{files.judgments}\n{files.scores}")
+    print(format_line(files.metrics))
+    print(f"{files.judgments}\n{files.scores}\n{files.metrics}")
 
 
-def _build_section(values: dict[str, Any]) -> "JudgeSection":
+def build_section(values: dict[str, Any]) -> "JudgeSection":
+    """Return the `judge` section with these values.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
     from hf_instruct.config import build_experiment
 
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
 
 
-def _build_options(options: argparse.Namespace) -> "JudgeOptions":
+def build_options(options: argparse.Namespace) -> "JudgeOptions":
+    """Return how to judge, from the flags that are not of the `judge` section."""
     from hf_instruct.judging.engine import JudgeOptions
     from hf_instruct.run_folder import redact
 

@@ -4,20 +4,29 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.judging.rubrics import Question
+from hf_instruct.judging.rubrics import Question, Rubric
+from hf_instruct.models import cache_folder
+from hf_instruct.records import write_json
 
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 30.0
 
 
-def cache_key(question: Question, identity: dict[str, Any]) -> str:
-    """Return the hash of a question and the judge it is put to: digest, server version and options included."""
-    text = json.dumps({"question": question.sha256, "judge": identity}, sort_keys=True)
+def cache_key(question: Question, identity: dict[str, Any], *, repeat: int = 1) -> str:
+    """Return the hash of a question and the judge it is put to: digest, server version and options included.
+
+    Each further repeat is a question of its own, even to a judge without a seed: a verdict that was copied would show
+    nothing of how far the judge agrees with itself.
+    """
+    asked: dict[str, Any] = {"question": question.sha256, "judge": identity}
+    if repeat > 1:
+        asked["repeat"] = repeat
+    text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,3 +84,48 @@ class VerdictCache:
     def _give_up(self, error: Exception) -> None:
         logger.warning("The cache of verdicts `%s` cannot be used (%s); judging goes on without it.", self._path, error)
         self.close()
+
+
+def find_self_check(identity: Mapping[str, Any], rubric: Rubric) -> dict[str, Any] | None:
+    """Return what is known of how a judge did when it was checked under a rubric: `passed`, `failed`, `n`.
+
+    Returns:
+        None where it was never checked on this machine, or the file cannot be read.
+    """
+    try:
+        kept = json.loads(_self_check_path(identity, rubric).read_bytes())
+        return {name: kept[name] for name in ("passed", "failed", "n")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep_self_check(identity: Mapping[str, Any], rubric: Rubric, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep how a judge did under a rubric, for `find_self_check`.
+
+    Returns:
+        What counts from now on: this result, or an earlier one over more examples, which it does not replace.
+    """
+    known = find_self_check(identity, rubric)
+    if known and known["n"] > result["n"]:
+        logger.warning(
+            "Scores of this judge go on to show its earlier self-check, over %d examples; this one is over %d.",
+            known["n"],
+            result["n"],
+        )
+        return known
+    path = _self_check_path(identity, rubric)
+    kept = {name: result[name] for name in ("passed", "failed", "n")}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**kept, "judge": dict(identity), "rubric": {"name": rubric.name, "sha256": rubric.sha256}})
+    except OSError as error:
+        logger.warning("`%s` cannot be written (%s); later scores will not show this self-check.", path, error)
+    return kept
+
+
+def _self_check_path(identity: Mapping[str, Any], rubric: Rubric) -> Path:
+    options = identity.get("options") or {}
+    # Judging several times changes the seed, and with it nothing that a self-check is about.
+    judge = {**identity, "options": {name: value for name, value in options.items() if name != "seed"}}
+    text = json.dumps({"judge": judge, "rubric": rubric.sha256}, sort_keys=True)
+    return cache_folder() / "self_checks" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

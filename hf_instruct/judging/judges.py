@@ -61,6 +61,9 @@ class Judge(Protocol):
         `options`. Two judges of equal identity give the same question the same verdict, as far as anybody can know.
         """
 
+    def reseed(self, seed: int) -> None:
+        """Give the judge another seed, which its identity then tells; one that draws nothing at random ignores it."""
+
     async def ask(self, question: Question) -> Reply:
         """Return the reply to one question; what went wrong with this question alone is the reply's `failure`.
 

@@ -26,6 +26,8 @@ _CONNECT_SECONDS = 10.0
 # Loading a large model from a slow disk; the server itself gives up after as long without progress.
 _LOAD_SECONDS = 300.0
 _KEEP_LOADED = "10m"
+# No prompt of prose, code or numbers has as many characters to a token, on average; of plain English it has 4 to 5.
+_MOST_CHARACTERS_A_TOKEN = 6
 _SHOWN_CHARACTERS = 200
 
 # Further tries after each HTTP status. 500 is mostly a fault of the request or the model, and rarely passes.
@@ -149,6 +151,11 @@ class OllamaJudge:
             "options": self._options,
         }
 
+    def reseed(self, seed: int) -> None:
+        """Ask with another seed from now on."""
+        # A new dictionary: the old one is part of identities that were given out.
+        self._options = {**self._options, "seed": seed}
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
@@ -197,7 +204,9 @@ class OllamaJudge:
         try:
             answer = await self._retried_chat(question)
             text = answer.message.content or ""
-            failure = self._fault(answer)
+            cut = self._cut_prompt(question, answer.prompt_eval_count or 0)
+            # Asked again, the same would be cut off again.
+            failure, final = cut or self._fault(answer), cut is not None
         except TimeoutError:
             failure = f"no reply within {self._settings.timeout_seconds:g} s"
         except ConnectionError as error:
@@ -236,6 +245,22 @@ class OllamaJudge:
         if answer.done_reason == "length":
             return f"the reply was cut at {self._settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
         return None
+
+    def _cut_prompt(self, question: Question, num_read: int) -> str | None:
+        """Return the failure of a prompt that the server cut to its context window although told not to, else None.
+
+        Servers that know no `truncate` (before 0.12) fill the window with what is left of the prompt, or, as those that
+        render templates themselves still do without it, half of it and two tokens.
+        """
+        characters = sum(len(message["content"]) for message in question.messages)
+        window = self._settings.num_ctx
+        is_half = abs(num_read - (window // 2 + 2)) <= 1 and characters > _MOST_CHARACTERS_A_TOKEN * num_read
+        if num_read < window and not is_half:
+            return None
+        return (
+            f"the question of {characters:,} characters does not fit: the server cut it and the judge read "
+            f"{num_read:,} tokens of it (`judge.num_ctx` is {window:,})"
+        )
 
     def _judge_error(self, error: ResponseError) -> str:
         """Return what was wrong with one question, or raise what will be wrong with every one."""

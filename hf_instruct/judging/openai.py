@@ -41,6 +41,7 @@ class OpenAIJudge:
             ) from error
         self._settings = settings
         self._model = settings.model or ""
+        self._seed = settings.seed
         self._takes_schema = True
         base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or None
         key = os.environ.get("OPENAI_API_KEY") or ("EMPTY" if base_url else "")
@@ -71,11 +72,15 @@ class OpenAIJudge:
             "options": {
                 "base_url": self._url,
                 "temperature": self._settings.temperature,
-                "seed": self._settings.seed,
+                "seed": self._seed,
                 "max_completion_tokens": self._settings.max_new_tokens,
                 "response_format": "json_schema" if self._takes_schema else None,
             },
         }
+
+    def reseed(self, seed: int) -> None:
+        """Ask with another seed from now on."""
+        self._seed = seed
 
     async def close(self) -> None:
         """Close the connections."""
@@ -194,7 +199,7 @@ class OpenAIJudge:
             model=self._model,
             messages=messages,  # type: ignore[arg-type]  # the client wants a TypedDict for each role
             temperature=self._settings.temperature,
-            seed=self._settings.seed,
+            seed=self._seed,
             max_completion_tokens=self._settings.max_new_tokens,
             **extra,
         )

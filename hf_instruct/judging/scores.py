@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hf_instruct.intervals import bootstrap_mean, format_points
 from hf_instruct.judging.rubrics import Rubric
 from hf_instruct.records import Judgment
 
 _SHOWN_DIGEST_CHARACTERS = 7
+# Fewer equal scores in a row may well be chance.
+_LEAST_CONSTANT = 5
 
 
 def build_scores(
@@ -21,8 +24,11 @@ def build_scores(
 ) -> dict[str, Any]:
     """Return the content of `scores.json`.
 
-    Failures are counted and never averaged: `mean`, `standard_error` and the others are over the `n` judgments that
-    hold a score, and are None where there are too few for them (1 for a mean, 2 for its error).
+    Failures are counted and never averaged: `mean`, `standard_error`, `interval` (the 95 % bootstrap interval of the
+    mean, low and high) and the others are over the `n` judgments that hold a score, and are None where there are too
+    few for them (1 for a mean, 2 for its error). `mean_failures_as_0` and `mean_failures_as_100` are over all: the mean
+    can lie anywhere between them, depending on what the answers without a verdict are worth. `constant` says whether
+    the judge gave every answer the same score, 5 answers at least.
 
     Args:
         judgments: One for each response.
@@ -43,6 +49,7 @@ def build_scores(
     asked = "\n".join(judgment.prompt_sha256 for judgment in judgments)
     scores: dict[str, Any] = {
         **_summarize(judgments),
+        "constant": _is_constant(judgments),
         "judge": dict(judge),
         "rubric": {"name": rubric.name, "sha256": rubric.sha256},
         "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
@@ -58,10 +65,14 @@ def _summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
     all_scores = [judgment.score for judgment in judgments]
     scores = [score for score in all_scores if score is not None]
     n, total = len(scores), len(all_scores)
+    interval = bootstrap_mean(scores)
     return {
         "mean": statistics.fmean(scores) if scores else None,
         # Of the mean: sample standard deviation over the root of n.
         "standard_error": statistics.stdev(scores) / math.sqrt(n) if n > 1 else None,
+        "interval": list(interval) if interval else None,
+        "mean_failures_as_0": sum(scores) / total if total else None,
+        "mean_failures_as_100": (sum(scores) + 100 * (total - n)) / total if total else None,
         "n": n,
         "failures": total - n,
         "total": total,
@@ -72,29 +83,45 @@ def _summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
     }
 
 
+def _is_constant(judgments: Sequence[Judgment]) -> bool:
+    scores = [judgment.score for judgment in judgments if judgment.score is not None]
+    return len(scores) >= _LEAST_CONSTANT and len(set(scores)) == 1
+
+
 def format_scores(scores: Mapping[str, Any]) -> str:
     """Return a score with everything that it should not be quoted without, in one line.
 
-    >>> format_scores({"mean": 49.45, "standard_error": 2.88, "n": 110, "failures": 0, "total": 110,
-    ...                "judge": {"model": "llama3", "digest": "365c0bd3c000"}, "rubric": {"name": "course"}})
-    '49.5 ± 2.9 (standard error; n 110 of 110, 0 failed; judge llama3@365c0bd, rubric course)'
+    >>> format_scores({"mean": 49.45, "standard_error": 2.88, "interval": [43.8, 55.01], "n": 110, "failures": 0,
+    ...                "total": 110, "judge": {"model": "phi3", "digest": "365c0bd3c000"},
+    ...                "rubric": {"name": "course"}})
+    '49.5 ± 2.9 (standard error; 95 % interval 43.8 to 55.0; n 110 of 110, 0 failed; judge phi3@365c0bd, rubric course)'
     """
-    judge = scores["judge"]
-    name = judge["model"] + (f"@{judge['digest'][:_SHOWN_DIGEST_CHARACTERS]}" if judge.get("digest") else "")
     if scores["mean"] is None:
-        value, kind = "no score", "no verdict could be read"
+        value, about = "no score", ["no verdict could be read"]
     elif scores["standard_error"] is None:
-        value, kind = _round(scores["mean"]), "one verdict has no standard error"
+        value, about = format_points(scores["mean"]), ["one verdict has no standard error"]
     else:
-        value, kind = f"{_round(scores['mean'])} ± {_round(scores['standard_error'])}", "standard error"
-    counts = f"n {scores['n']} of {scores['total']}, {scores['failures']} failed"
-    return f"{value} ({kind}; {counts}; judge {name}, rubric {scores['rubric']['name']})"
+        value = f"{format_points(scores['mean'])} ± {format_points(scores['standard_error'])}"
+        about = ["standard error"]
+    if interval := scores.get("interval"):
+        about.append(f"95 % interval {_format_range(interval)}")
+    about.append(f"n {scores['n']} of {scores['total']}, {scores['failures']} failed")
+    if scores["failures"]:
+        ends = [scores["mean_failures_as_0"], scores["mean_failures_as_100"]]
+        about.append(f"{_format_range(ends)} with each failure counted as 0 or as 100")
+    if scores.get("constant"):
+        about.append("every answer got the same score")
+    about.append(f"judge {format_judge(scores['judge'])}, rubric {scores['rubric']['name']}")
+    if failed := (scores.get("self_check") or {}).get("failed"):
+        about.append(f"judge FAILED its self-check: {', '.join(failed)}")
+    return f"{value} ({'; '.join(about)})"
 
 
-def _round(value: float) -> str:
-    """Return a number with one decimal, halves up, as the means of integers meet them often.
+def format_judge(judge: Mapping[str, Any]) -> str:
+    """Return a judge's model and the start of its digest, as in `llama3@365c0bd`."""
+    digest = judge.get("digest")
+    return str(judge["model"]) + (f"@{digest[:_SHOWN_DIGEST_CHARACTERS]}" if digest else "")
 
-    >>> _round(49.45), _round(0.25)
-    ('49.5', '0.3')
-    """
-    return f"{math.floor(round(value * 10, 9) + 0.5) / 10:.1f}"
+
+def _format_range(ends: Sequence[float]) -> str:
+    return f"{format_points(ends[0])} to {format_points(ends[1])}"

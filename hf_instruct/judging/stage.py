@@ -7,6 +7,7 @@ from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_with, run_sync
 from hf_instruct.judging.files import JudgmentFiles, load_responses
 from hf_instruct.judging.judges import choose_judge, open_judge
+from hf_instruct.judging.metrics import write_metrics
 from hf_instruct.judging.rubrics import load_rubric
 from hf_instruct.records import Response
 from hf_instruct.run_folder import RunFolder
@@ -15,6 +16,7 @@ from hf_instruct.run_folder import RunFolder
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
     """Judge the responses of the tuned model, and of the untuned one where there are any and the experiment asks.
 
+    What needs no judge, the reference metrics, is written first, for both and whether or not a judge can be reached.
     Judgments that are in the run already and would come out the same are kept; those by another judge, or of other
     responses, move to a file of their own.
 
@@ -27,8 +29,13 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
     """
     options = options or JudgeOptions(go_on=f"Go on with `hf-instruct judge {shlex.quote(str(run.path))}`.")
     sets = {"tuned": (load_responses(run.responses), JudgmentFiles(run.path))}
-    if experiment.judge.base and run.base.responses.exists():
+    if run.base.responses.exists():
         sets["base"] = (load_responses(run.base.responses), JudgmentFiles(run.base.path))
+    load_rubric(experiment.judge.rubric)
+    for responses, files in sets.values():
+        write_metrics(files.metrics, responses)
+    if not experiment.judge.base:
+        sets.pop("base", None)
     return judge_sets(sets, experiment.judge, options=options)
 
 
