@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.judging.judges import Reply
+from hf_instruct.judging.pairs import PairQuestion
 from hf_instruct.judging.rubrics import Question
 
 if TYPE_CHECKING:
@@ -33,11 +34,24 @@ def expected_score(probabilities: list[float], scores: list[int]) -> int:
     return int(round(mean / sum(probabilities), 12) + 0.5)
 
 
+def choose_better(probabilities: dict[str, float], choices: dict[str, str]) -> str:
+    """Return the reply of a judge that gives its options these probabilities; equal ones are a tie.
+
+    >>> choose_better({"Answer A": 0.75, "Answer B": 0.25}, {"Answer A": "A", "Answer B": "B"})
+    '{"better": "A", "probabilities": {"A": 0.75, "B": 0.25}}'
+    """
+    best = max(probabilities.values())
+    likeliest = [choices[option] for option, probability in probabilities.items() if probability == best]
+    shown = {choices[option]: round(probability, 4) for option, probability in probabilities.items()}
+    return json.dumps({"better": likeliest[0] if len(likeliest) == 1 else "tie", "probabilities": shown})
+
+
 class LocalJudge:
     """Any chat model of Transformers, in this process, asked through its `DecisionPipeline`.
 
     The model sees the example, the response, the rubric's question and its levels with a letter each; the score is the
-    mean of the levels' scores under the probabilities of the letters. One forward pass a response, one at a time.
+    mean of the levels' scores under the probabilities of the letters. Of two responses it chooses the likelier letter.
+    One forward pass a question, one at a time.
 
     Args:
         settings: Model: an alias, Hub id or folder.
@@ -63,6 +77,9 @@ class LocalJudge:
             "server_version": f"transformers {__version__}",
             "options": {"dtype": "float32"},
         }
+
+    def reseed(self, seed: int) -> None:
+        """Do nothing: probabilities are read, and nothing is drawn."""
 
     async def check(self) -> None:
         """Check that the model's tokenizer is there and knows chats.
@@ -110,12 +127,12 @@ class LocalJudge:
             )
 
     async def ask(self, question: Question) -> Reply:
-        """Return the score of one response, with the levels' probabilities as the raw reply.
+        """Return the score of one response, or which of two is better, with the probabilities in the raw reply.
 
         Raises:
             JudgeUnavailable: The rubric has nothing for this judge.
         """
-        if not question.question or not question.levels:
+        if not isinstance(question, PairQuestion) and not (question.question and question.levels):
             raise JudgeUnavailable(
                 "The local judge chooses between levels, and this rubric has no `question` or no `levels`; add both to "
                 "its file, or judge with `--judge ollama` or `--judge openai`."
@@ -131,13 +148,17 @@ class LocalJudge:
 
     def _decide(self, question: Question) -> tuple[str, str | None, int | None]:
         assert self._pipeline is not None, "prepare() comes first"
-        asked = {"type": "score", "instructions": question.question, "criteria": [text for _, text in question.levels]}
-        request = {"state": question.state, "questions": {"score": asked}}
+        asked: dict[str, Any] = {"type": "score", "criteria": [text for _, text in question.levels]}
+        if isinstance(question, PairQuestion):
+            asked = {"type": "choice", "criteria": dict.fromkeys(question.choices)}
+        request = {"state": question.state, "questions": {"verdict": {**asked, "instructions": question.question}}}
         inputs = self._pipeline.preprocess(request)
         num_tokens = inputs["prompts"][0][0]["input_ids"].shape[-1]
         if self._longest and num_tokens > self._longest:
             return "", f"the question has {num_tokens} tokens; the judge reads at most {self._longest}", None
-        answer = self._pipeline.postprocess(self._pipeline.forward(inputs))["score"]
+        answer = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]
+        if isinstance(question, PairQuestion):
+            return choose_better(answer["probabilities"], question.choices), None, None
         scores = [score for score, _ in question.levels]
         probabilities = [answer["probabilities"][str(level)] for level in range(len(scores))]
         score = expected_score(probabilities, scores)

@@ -1,4 +1,4 @@
-"""Read a score out of a judge's reply, or say why it cannot be read. Text in, number out."""
+"""Read a score or a preference out of a judge's reply, or say why it cannot be read. Text in, number out."""
 
 import dataclasses
 import json
@@ -16,6 +16,10 @@ _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL | re.IGNORECASE
 # Any number in any script: `\d` also matches digits such as those of Arabic, which no accepted form has.
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _WHOLE = r"(?P<number>[0-9]{1,9})(?:\.0{1,9})?"
+_PREFERENCE = re.compile(
+    r"(?:(?:better|verdict)\s*(?:is|:)?\s*)?(?:answer\s+)?\[{0,2}(?P<better>a|b|tie)\]{0,2}(?:\s+is\s+better)?\s*\.?",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +59,68 @@ def parse_verdict(text: str, rubric: Rubric) -> Verdict:
     Traceback (most recent call last):
     hf_instruct.errors.VerdictError: The reply '101' gives 101; allowed are the integers from 0 to 100.
     """
-    text = _THINKING.sub("", text).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1].strip()
-    if not text:
-        raise VerdictError("The reply is empty.")
+    text = _strip(text)
     if text.startswith("{"):
         return _parse_json(text, rubric)
     return _parse_prose(text, rubric)
 
 
-def _parse_json(text: str, rubric: Rubric) -> Verdict:
+def parse_preference(text: str) -> float:
+    """Return what a judge prefers: 1 for the answer it knows as A, 0 for B, 0.5 for a tie.
+
+    Accepted are a JSON object with `better`, and `A`, `B` or `tie` alone, also as in `Answer A` or `[[A]]`.
+
+    Args:
+        text: The whole reply.
+
+    Raises:
+        VerdictError: The reply names none of the three, or more than that.
+
+    >>> [parse_preference(text) for text in ('{"better": "A"}', "B", "**Tie**", "Better: answer B.", "[[A]]")]
+    [1.0, 0.0, 0.5, 0.0, 1.0]
+    >>> parse_preference("A, or perhaps B")
+    Traceback (most recent call last):
+    hf_instruct.errors.VerdictError: The reply 'A, or perhaps B' is none of A, B and tie.
+    """
+    text = _strip(text)
+    plain: Any = _MARKUP.sub("", text)
+    if text.startswith("{"):
+        value = _load_object(text)
+        if "better" not in value:
+            raise VerdictError(f"The reply {_show(text)} is JSON without `better`.")
+        plain = value["better"]
+    match = _PREFERENCE.fullmatch(plain.strip()) if isinstance(plain, str) else None
+    if match is None:
+        raise VerdictError(f"The reply {_show(text)} is none of A, B and tie.")
+    return {"a": 1.0, "b": 0.0, "tie": 0.5}[match["better"].lower()]
+
+
+def _strip(text: str) -> str:
+    """Return a reply without its thinking and without the fence of a code block around it.
+
+    Raises:
+        VerdictError: Nothing is left.
+    """
+    text = _THINKING.sub("", text).strip()
+    if fenced := _FENCE.match(text):
+        text = fenced[1].strip()
+    if not text:
+        raise VerdictError("The reply is empty.")
+    return text
+
+
+def _load_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_refuse_repeats)
+        value: dict[str, Any] = json.loads(text, object_pairs_hook=_refuse_repeats)
     # Besides what is not JSON: ValueError for a number of more than 4,300 digits, RecursionError for deep nesting.
     except (ValueError, RecursionError) as error:
-        # Never a number out of half an object: the reply may have been cut within it.
+        # Never a verdict out of half an object: the reply may have been cut within it.
         raise VerdictError(f"The reply {_show(text)} begins like JSON and is not JSON.") from error
+    return value
+
+
+def _parse_json(text: str, rubric: Rubric) -> Verdict:
+    value = _load_object(text)
     if "score" not in value:
         raise VerdictError(f"The reply {_show(text)} is JSON without `score`.")
     number = value["score"]

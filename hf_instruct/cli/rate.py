@@ -1,0 +1,43 @@
+"""`hf-instruct rate`: ratings of several sets of answers by the preferences between them."""
+
+import argparse
+from pathlib import Path
+
+_DESCRIPTION = """\
+Rate sets of answers on one scale (Bradley-Terry) by the preferences between them: of a judge, from `hf-instruct judge
+--pairwise`, or of people, from `hf-instruct vote`. Each set needs a chain of comparisons to each other one."""
+
+_EPILOG = """\
+examples:
+  hf-instruct judge runs/full --pairwise --baseline runs/full/base
+  hf-instruct judge runs/lora --pairwise --baseline runs/full/base
+  hf-instruct rate runs/full runs/lora                       all preferences in these folders
+  hf-instruct rate runs/full/votes.lora.jsonl                the votes of people
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "rate",
+        help="rate several runs on one scale by the preferences of a judge or of people",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "sources", metavar="FILE_OR_RUN", type=Path, nargs="+", help="a file of preferences or votes, or a run folder"
+    )
+    parser.add_argument("--force", action="store_true", help="put different judges together; the table says so")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.set_defaults(handler=_rate, resume_hint="Nothing was changed; start it again.")
+
+
+def _rate(options: argparse.Namespace) -> None:
+    import json
+
+    from hf_instruct.comparing.rating import rate_preferences
+
+    table = rate_preferences(options.sources, force=options.force)
+    print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) if options.json else table)
