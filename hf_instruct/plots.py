@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+# A run's name, its mean and the mean's interval; its difference from the baseline with interval, or None if it is that.
+Ends = tuple[float, float] | None
+ComparisonRow = tuple[str, float, Ends, tuple[float, Ends] | None]
+
 # By role, so that `format_inline_svg` can hand each to a page as a CSS variable of the same name.
 COLORS = {
     "text": "#3b4048",
@@ -32,6 +37,8 @@ BACKGROUND = "#ffffff"
 _SIZE_INCHES = (4.8, 3.1)
 _PNG_DOTS_PER_INCH = 220
 SCORE_BIN_WIDTH = 10
+_ROW_INCHES = 0.32
+_SHOWN_NAME = 32
 
 
 def write_loss_plot(rows: Sequence[TrainingRow], path: Path, *, title: str | None = None) -> None:
@@ -54,6 +61,17 @@ def write_score_histogram(scores: Mapping[str, Sequence[int]], path: Path, *, ti
         title: A line above the plot, taken literally.
     """
     _write(draw_score_histogram(scores, title=title), path)
+
+
+def write_comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str | None = None) -> None:
+    """Write the means of runs and their differences from one of them, with intervals; see `draw_comparison_plot`.
+
+    Args:
+        rows: One a run, in the order from top to bottom.
+        path: The file; its suffix decides the format (`.png` or `.svg`).
+        title: A line above the plot, taken literally.
+    """
+    _write(draw_comparison_plot(rows, title=title), path)
 
 
 def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> "Figure":
@@ -116,6 +134,49 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
     return figure
 
 
+def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = None) -> "Figure":
+    """Return the plot of a comparison: means on the left, differences from the baseline on the right.
+
+    Differences are paired, so their intervals are narrower than those of the means suggest; those that exclude zero are
+    drawn in colour.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(
+        figsize=(1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)),
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),  # inches
+        facecolor=BACKGROUND,
+    )
+    left, right = figure.subplots(1, 2, sharey=True)
+    right.axvline(0, color=COLORS["base"], linewidth=1.2, linestyle=(0, (4, 3)))
+    for place, (_, mean, interval, difference) in enumerate(rows):
+        _draw_interval(left, place, mean, interval, COLORS["base" if difference is None else "tuned"])
+        if difference is not None:
+            is_shown = difference[1] is not None and not difference[1][0] <= 0 <= difference[1][1]
+            _draw_interval(right, place, *difference, COLORS["tuned" if is_shown else "base"])
+        else:
+            right.text(0, place, "baseline ", ha="right", va="center", color=COLORS["text"], fontsize=9)
+    names = [name if len(name) <= _SHOWN_NAME else "…" + name[1 - _SHOWN_NAME :] for name, *_ in rows]
+    left.set_yticks(range(len(rows)), names, parse_math=False)
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set_xlabel("mean score, 95 % interval")
+    right.set_xlabel("difference from the baseline, 95 % interval")
+    for axes in (left, right):
+        _style(axes)
+        axes.grid(axis="x", color=COLORS["grid"], linewidth=0.8)
+        axes.locator_params(axis="x", nbins=6)
+    if title:
+        figure.suptitle(title, color=COLORS["text"], fontsize=10.5, parse_math=False)
+    return figure
+
+
+def _draw_interval(axes: "Axes", place: int, mean: float, ends: tuple[float, float] | None, color: str) -> None:
+    if ends is not None:
+        axes.plot(ends, [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([mean], [place], color=color, marker="o", markersize=5)
+
+
 def count_scores(scores: Sequence[int]) -> list[int]:
     """Return how many scores fall into each of the ten bins; 100 belongs to the last.
 
@@ -165,15 +226,19 @@ def _build_axes(title: str | None) -> "tuple[Figure, Axes]":
     figure = Figure(figsize=_SIZE_INCHES, layout=layout, facecolor=BACKGROUND)
     axes = figure.add_subplot()
     axes.locator_params(axis="y", nbins=6)
+    _style(axes)
+    if title:
+        figure.suptitle(title, color=COLORS["text"], fontsize=10.5, parse_math=False)
+    return figure, axes
+
+
+def _style(axes: "Axes") -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(COLORS["grid"])
     axes.tick_params(colors=COLORS["text"], length=0, labelsize=9, pad=5)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=COLORS["text"], fontsize=9)
-    if title:
-        figure.suptitle(title, color=COLORS["text"], fontsize=10.5, parse_math=False)
-    return figure, axes
 
 
 def _add_token_axis(axes: "Axes", rows: Sequence[TrainingRow]) -> None:

@@ -1,0 +1,56 @@
+"""`hf-instruct agree`: how far two judges, or a judge and people, agree."""
+
+import argparse
+from pathlib import Path
+
+_DESCRIPTION = """\
+Measure the agreement of two judges, or of a judge with people, on the same answers.
+
+A and B are run folders (their `judgments.jsonl`), files of judgments, preferences or votes, JSON lists of numbers,
+JSON objects of ids and numbers, or .jsonl or .csv files with `id` and `score`. They are joined by id; without ids, by
+order. Scores: Pearson, Spearman and Kendall correlation, differences, the share within 10 points. Preferences: the
+share that agrees, and Cohen's kappa."""
+
+_EPILOG = """\
+examples:
+  hf-instruct agree gpt4-scores.json llama3-scores.json
+  hf-instruct agree runs/my-run runs/my-run/judgments.llama3-course-1f2e3d.jsonl
+  hf-instruct agree runs/my-run/votes.base.jsonl runs/my-run/pairwise/base.jsonl
+  hf-instruct agree votes.jsonl votes.jsonl --voter-a Ann --voter-b Ben"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "agree",
+        help="how far two judges, or a judge and people, agree",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("a", metavar="A", type=Path, help="a run folder or a file of verdicts")
+    parser.add_argument("b", metavar="B", type=Path, help="the other")
+    parser.add_argument("--voter-a", metavar="NAME", help="of the votes in A, only this voter's")
+    parser.add_argument("--voter-b", metavar="NAME", help="of the votes in B, only this voter's")
+    parser.add_argument("--seed", metavar="S", type=_natural, default=0, help="of the resampling (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.set_defaults(handler=_agree, resume_hint="Nothing was changed; start it again.")
+
+
+def _agree(options: argparse.Namespace) -> None:
+    import json
+
+    from hf_instruct.comparing.agreement import compare_verdicts
+    from hf_instruct.comparing.verdict_files import load_verdicts
+
+    first = load_verdicts(options.a, voter=options.voter_a)
+    second = load_verdicts(options.b, voter=options.voter_b)
+    agreement = compare_verdicts(first, second, seed=options.seed)
+    print(json.dumps(agreement.to_dict(), indent=2, allow_nan=False) if options.json else agreement)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
+    return int(text)

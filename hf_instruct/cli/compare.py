@@ -1,0 +1,61 @@
+"""`hf-instruct compare`: runs side by side, example by example."""
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+
+_PLOT_TITLE = 110
+
+_EXAMPLES = """\
+examples:
+  hf-instruct compare runs/my-run/base runs/my-run           the tuned model against the untuned
+  hf-instruct compare runs/full runs/lora runs/lora-r64      a table, each run against the first
+  hf-instruct compare runs/* --baseline runs/full --plot runs.png
+  hf-instruct compare a/judgments.jsonl b/judgments.jsonl    files of scores; lists of numbers are joined by order
+
+A run folder stands for its tuned side, RUN/base for the untuned one. Examples are joined by id, and everything is over
+those that all runs have a score for. Differences are from the first run named, or from `--baseline`: a baseline chosen
+for its score (the best, say) would make the differences look larger than they are.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="put judged runs side by side: paired differences with intervals, a table, a plot",
+        description="Compare the scores of two or more runs example by example.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", metavar="RUN_OR_FILE", nargs="+", help="a run folder, RUN/base, or a file of scores")
+    parser.add_argument("--baseline", metavar="RUN_OR_FILE", help="what the differences are from (default: the first)")
+    parser.add_argument("--force", action="store_true", help="compare what was judged differently; the table says so")
+    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw means and differences with their intervals")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    parser.set_defaults(handler=_compare, resume_hint="Nothing was changed; start it again.")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from hf_instruct.comparing.comparison import compare_runs
+    from hf_instruct.errors import ConfigError, RunError
+
+    if options.plot and options.plot.suffix not in (".png", ".svg"):
+        raise ConfigError(f"`--plot` is `{options.plot}`; its name should end in .png or .svg.")
+    comparison = compare_runs(options.runs, baseline=options.baseline, force=options.force)
+    if options.plot:
+        from hf_instruct.plots import write_comparison_plot
+
+        title = f"NOT COMPARABLE: {comparison.judge}" if comparison.judging_differences else comparison.judge
+        try:
+            write_comparison_plot(comparison.list_plot_rows(), options.plot, title=textwrap.shorten(title, _PLOT_TITLE))
+        except OSError as error:
+            raise RunError(f"`{options.plot}` cannot be written: {error.strerror}. Name another `--plot`.") from error
+    if options.json:
+        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print(comparison)
+        if options.plot:
+            print(f"\nPlot: {options.plot}")

@@ -1,0 +1,130 @@
+"""`hf-instruct vote`: a page where people say which of two answers is better."""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_instruct.comparing.votes import VoteBook
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Serve a page on this machine where people see an instruction and two answers without names, in random order, and say
+which one is better. Each vote is stored at once; the same command goes on where each voter was."""
+
+_EPILOG = """\
+examples:
+  hf-instruct vote runs/my-run runs/my-run/base              the tuned model against the untuned one
+  hf-instruct vote runs/full runs/lora --limit 40 --voter Ann
+  hf-instruct rate runs/full/votes.lora.jsonl                 ratings from the votes
+  hf-instruct judge runs/full --pairwise --baseline runs/lora
+  hf-instruct agree runs/full/votes.lora.jsonl runs/full/pairwise/lora.jsonl
+                                                              do people and that judge agree?
+
+Ctrl-C ends it."""
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "vote",
+        help="serve a page where people say which of two answers is better",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("a", metavar="RUN_A", type=Path, help="a run folder, or a file of responses")
+    parser.add_argument("b", metavar="RUN_B", type=Path, help="the other")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="where votes go (default: RUN_A/votes.<RUN_B>.jsonl)")
+    parser.add_argument("--voter", metavar="NAME", help="whose votes these are (default: the page asks)")
+    parser.add_argument("--limit", metavar="N", type=_natural, help="vote on N examples, drawn with the seed")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of sample, order and sides (default: 0)")
+    parser.add_argument("--host", default=_LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="N", type=_port, default=7860, help="default: 7860; 0 takes any free one")
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command goes on.")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a port, a whole number from 0 to 65535")
+    return int(text)
+
+
+def _vote(options: argparse.Namespace) -> None:
+    from hf_instruct.comparing.vote_page import check_gradio, open_socket, serve_page
+    from hf_instruct.comparing.votes import VoteBook, check_voter, locked_votes, pair_responses
+    from hf_instruct.judging.files import load_responses
+
+    check_gradio()
+    voter = None if options.voter is None else check_voter(options.voter)
+    files = [path / "responses.jsonl" if path.is_dir() else path for path in (options.a, options.b)]
+    responses = [load_responses(file) for file in files]
+    pairs = pair_responses(*responses)
+    out = options.out or _choose_file(options.a, options.b)
+    with locked_votes(out):
+        names = (str(options.a), str(options.b))
+        book = VoteBook(pairs, out, names=names, seed=options.seed, limit=options.limit)
+        with open_socket(options.host, options.port) as server:
+            alone = sum(map(len, responses)) - 2 * len(pairs)
+            _announce(book, options, server.getsockname()[1], alone)
+            try:
+                serve_page(book, server, voter=voter)
+            except KeyboardInterrupt:
+                # How one ends it; there is nothing to mend.
+                pass
+            finally:
+                _print_end(book)
+
+
+def _choose_file(a: Path, b: Path) -> Path:
+    """Return where the votes go by default: into the first run's folder, under the second's name."""
+    other = b.resolve().name if b.is_dir() else b.stem
+    return a / f"votes.{other}.jsonl" if a.is_dir() else a.with_name(f"votes.{a.stem}.{other}.jsonl")
+
+
+def _announce(book: "VoteBook", options: argparse.Namespace, port: int, alone: int) -> None:
+    if alone:
+        logger.warning("%d answers to examples that only one side has are left out.", alone)
+    if options.host not in _LOOPBACK:
+        logger.warning("`--host %s`: whoever reaches this machine can read the answers and vote.", options.host)
+    equal = f" ({book.num_equal} more with equal answers: ties)" if book.num_equal else ""
+    print(f"Pairs of answers to vote on: {book.num_different}{equal}")
+    already = f" (there already: {book.count_votes()} by {', '.join(book.voters())})" if book.count_votes() else ""
+    print(f"Votes go to {book.path}{already}")
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{host}:{port}/"
+    print(f"Vote at {url}   (Ctrl-C ends)", flush=True)
+    # Without a desktop Python would start a text browser in this terminal.
+    desktop = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not options.no_browser and desktop:
+        import webbrowser
+
+        webbrowser.open(url)
+
+
+def _print_end(book: "VoteBook") -> None:
+    kept = book.count_votes()
+    if not kept:
+        print("\nNo votes stored.")
+        return
+    voters = book.voters()
+    file = shlex.quote(str(book.path))
+    by = voters[0] if len(voters) == 1 else f"{len(voters)} voters"
+    print(f"\n{kept} {'vote' if kept == 1 else 'votes'} by {by} stored in {book.path}")
+    print(f"Go on with:  hf-instruct rate {file}")
+    print(f"             hf-instruct agree {file} PREFERENCES_OF_A_JUDGE")

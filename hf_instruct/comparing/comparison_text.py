@@ -1,0 +1,175 @@
+"""Comparisons as text: aligned tables that fit a terminal of 100 columns."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+from hf_instruct.comparing.comparison import Breakdown, Comparison, Difference, Row
+from hf_instruct.intervals import Interval, format_points
+
+WIDTH = 100
+_GAP = "  "
+_SHORTEST_NAME = 16
+_MOST_COLUMNS = 9
+# Metrics from this value on, as chrF from 0 to 100, are shown with one decimal.
+_LARGE = 10
+# Examples from which on a difference in one category is marked.
+_FEWEST = 10
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Return a comparison as text: who judged, the table, each difference in words, categories, metrics, notes."""
+    what = "examples" if comparison.n > 1 else "example"
+    intro = f"{comparison.judge}; {comparison.n:,} {what} that all runs have a score for"
+    parts = []
+    if comparison.judging_differences:
+        differences = "; ".join(comparison.judging_differences)
+        parts.append(_wrap(f"NOT COMPARABLE: judged differently, compared with `--force`. {differences}"))
+    parts += [_wrap(intro), _format_table(comparison), *_list_differences(comparison)]
+    parts += _format_breakdowns("by category", comparison.categories, comparison, is_score=True)
+    parts += _format_breakdowns("metric", comparison.metrics, comparison, is_score=False)
+    notes = [_wrap(f"! {note}", indent="  ") for note in [*comparison.notes, *_note_failures(comparison.rows)]]
+    return "\n\n".join(part for part in [*parts, "\n".join(notes)] if part)
+
+
+def format_interval(interval: Interval | None, *, signed: bool = False) -> str:
+    """Return the ends of an interval, as in `-0.5 to +1.0`."""
+    if interval is None:
+        return "-"
+    show = format_signed if signed else format_points
+    return f"{show(interval.low)} to {show(interval.high)}"
+
+
+def format_signed(number: float) -> str:
+    """Return a number of points with its sign.
+
+    >>> format_signed(0.25), format_signed(-3), format_signed(0)
+    ('+0.3', '-3.0', '+0.0')
+    """
+    text = format_points(number)
+    return text if text.startswith("-") and text != "-0.0" else f"+{text.removeprefix('-')}"
+
+
+def describe_difference(name: str, baseline: str, difference: Difference) -> str:
+    """Return a run's difference from the baseline in one sentence."""
+    n = difference.wins + difference.ties + difference.losses
+    counts = f"higher on {difference.wins}, equal on {difference.ties}, lower on {difference.losses} of {n}"
+    if difference.interval is None:
+        return f"{name} less {baseline}: {format_signed(difference.mean)} points on one example, which shows nothing."
+    p_value = "" if difference.p_value is None else f"; sign test p {_format_p(difference.p_value)}"
+    verdict = ("higher" if difference.mean > 0 else "lower") if difference.is_shown else "no difference shown"
+    return (
+        f"{name} less {baseline}: {format_signed(difference.mean)} points, 95 % interval "
+        f"{format_interval(difference.interval, signed=True)} ({counts}{p_value}): {verdict}."
+    )
+
+
+def _format_p(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _format_table(comparison: Comparison) -> str:
+    header = ["#", "run", "mean", "95 % interval", "difference", "95 % interval", "scored", "validation loss"]
+    table = [header]
+    for number, row in enumerate(comparison.rows, start=1):
+        difference = row.difference
+        table.append(
+            [
+                str(number),
+                row.name,
+                format_points(row.mean),
+                format_interval(row.interval),
+                format_signed(difference.mean) if difference else "baseline",
+                format_interval(difference.interval, signed=True) if difference else "",
+                f"{row.n} of {row.n + row.failures}",
+                f"{row.validation_loss:.3f}" if row.validation_loss is not None else "",
+            ]
+        )
+    if not any(line[-1] for line in table[1:]):
+        table = [line[:-1] for line in table]
+    return _align(table, name_column=1)
+
+
+def _align(table: Sequence[Sequence[str]], *, name_column: int) -> str:
+    """Return rows as aligned lines; names are cut to what the width leaves, and stand left, all else right."""
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    rest = sum(widths) - widths[name_column] + len(_GAP) * (len(widths) - 1)
+    widths[name_column] = min(widths[name_column], max(_SHORTEST_NAME, WIDTH - rest))
+    lines = []
+    for line in table:
+        cells = [
+            _shorten(cell, width).ljust(width) if column == name_column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append(_GAP.join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _shorten(name: str, width: int) -> str:
+    """Return a name without what does not fit, cut at its start: runs differ at the end of their paths."""
+    name = "".join(character if character.isprintable() else "?" for character in name)
+    return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
+
+
+def _list_differences(comparison: Comparison) -> list[str]:
+    lines = [
+        _wrap(describe_difference(row.name, comparison.baseline, row.difference), indent="  ")
+        for row in comparison.rows
+        if row.difference is not None
+    ]
+    return ["\n".join(lines)]
+
+
+def _format_breakdowns(
+    title: str, breakdowns: Sequence[Breakdown], comparison: Comparison, *, is_score: bool
+) -> list[str]:
+    """Return a table of means by run, with the difference for two runs, and marks for it for several."""
+    if not breakdowns:
+        return []
+    count = len(comparison.rows)
+    base = next(number for number, row in enumerate(comparison.rows) if row.difference is None)
+    if count > _MOST_COLUMNS:
+        return [f"{title}: {len(breakdowns)} rows for {count} runs do not fit here; `--json` has them."]
+    header = [title, "n", *(str(number) for number in range(1, count + 1))]
+    if two := count == 2:
+        header += [f"{2 - base} less {base + 1}", "95 % interval"]
+    table = [header]
+    any_marked = False
+    for part in breakdowns:
+        show, show_signed = (format_points, format_signed) if is_score else _choose_format(part.means)
+        # The bootstrap of a handful of values that happen to have one sign always excludes 0.
+        marks = [
+            part.n >= _FEWEST and difference is not None and difference.is_shown for difference in part.differences
+        ]
+        any_marked |= any(marks)
+        if two:
+            (difference,) = [difference for difference in part.differences if difference is not None]
+            ends = difference.interval
+            interval = f"{show_signed(ends.low)} to {show_signed(ends.high)}" if ends else "-"
+            extra = [show_signed(difference.mean), interval + ("*" if any(marks) else " ")]
+            table.append([part.name, str(part.n), *map(show, part.means), *extra])
+        else:
+            means = [show(mean) + ("*" if mark else " ") for mean, mark in zip(part.means, marks, strict=True)]
+            table.append([part.name, str(part.n), *means])
+    text = _align(table, name_column=0)
+    return [f"{text}\n* the interval of the difference from {base + 1} excludes 0" if any_marked else text]
+
+
+def _choose_format(values: Sequence[float]) -> tuple[Callable[[float], str], Callable[[float], str]]:
+    """Return how to show values, and differences between them: three decimals where all are small."""
+    if max(map(abs, values)) >= _LARGE:
+        return format_points, format_signed
+    return "{:.3f}".format, "{:+.3f}".format
+
+
+def _note_failures(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{row.failures} {'answer' if row.failures == 1 else 'answers'} of {row.name} "
+        f"{'has' if row.failures == 1 else 'have'} no score: counted as 0 or as 100, its mean would be "
+        f"{format_points(row.mean_failures_as_0)} or {format_points(row.mean_failures_as_100)}."
+        for row in rows
+        if row.failures
+    ]
+
+
+def _wrap(text: str, *, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

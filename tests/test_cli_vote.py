@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+
+from hf_instruct.cli.main import main
+from hf_instruct.cli.vote import _choose_file
+from hf_instruct.comparing import vote_page
+from hf_instruct.comparing.votes import TIE, VoteBook
+from hf_instruct.records import Response, write_rows
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    # As on a machine without a desktop, or with one: no test opens a browser.
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("a", "a/base", "c"):
+        rows = [Response(f"id{number}", "Do it.", "", "ref", f"{name} {number}") for number in range(4)]
+        write_rows(tmp_path / name / "responses.jsonl", rows if name != "c" else rows[2:])
+    return tmp_path
+
+
+def serve_votes(monkeypatch: pytest.MonkeyPatch, votes: int) -> None:
+    """Put somebody who votes so often, and then ends it with Ctrl-C, in the page's place."""
+
+    def serve(book: VoteBook, server: object, *, voter: str | None = None) -> None:
+        for number in range(1, votes + 1):
+            assert book.vote(voter or "Ann", number, TIE)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vote_page, "serve_page", serve)
+
+
+def test_it_says_where_votes_go_and_how_to_go_on(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_votes(monkeypatch, 1)
+    assert main(["vote", "a", "a/base", "--port", "0", "--voter", " Ann "]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["Pairs of answers to vote on: 4", "Votes go to a/votes.base.jsonl"]
+    assert said[2].startswith("Vote at http://127.0.0.1:")
+    assert said[2].endswith("/   (Ctrl-C ends)")
+    assert said[3:] == [
+        "",
+        "1 vote by Ann stored in a/votes.base.jsonl",
+        "Go on with:  hf-instruct rate a/votes.base.jsonl",
+        "             hf-instruct agree a/votes.base.jsonl PREFERENCES_OF_A_JUDGE",
+    ]
+    serve_votes(monkeypatch, 0)
+    assert main(["vote", "a", "a/base", "--port", "0", "--voter", "Ann"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "Votes go to a/votes.base.jsonl (there already: 1 by Ann)"
+    # The votes are what `agree` reads.
+    assert main(["agree", "a/votes.base.jsonl", "a/votes.base.jsonl"]) == 1
+    assert "share 1 examples, 1 of them with a verdict on both sides" in capsys.readouterr().err
+
+
+def test_no_votes_and_examples_of_one_side_only(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    serve_votes(monkeypatch, 0)
+    assert main(["vote", "a", "c", "--port", "0", "--host", "0.0.0.0", "--out", "new/votes.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Pairs of answers to vote on: 2\nVotes go to new/votes.jsonl\nVote at http://0.0.0.0:")
+    assert said.endswith("\nNo votes stored.\n")
+    assert caplog.messages == [
+        "2 answers to examples that only one side has are left out.",
+        "`--host 0.0.0.0`: whoever reaches this machine can read the answers and vote.",
+    ]
+    assert not Path("new/votes.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "nowhere"], "`nowhere` does not exist"),
+        (["a", "."], "`responses.jsonl` does not exist"),
+        (["a", "a/"], "`a` is named twice; name two different runs or files."),
+        (["a", "c", "--voter", " "], "Please give a name"),
+        (["a", "c", "--out", "a"], "`a` is a folder"),
+    ],
+)
+def test_mistakes_are_one_message_and_leave_nothing(
+    runs: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in runs.rglob("*") if not path.name.startswith("."))
+    assert main(["vote", *words, "--port", "0"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert message in shown.err
+    assert sorted(path.name for path in runs.rglob("*") if not path.name.startswith(".")) == before
+
+
+def test_a_port_in_use(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with vote_page.open_socket("127.0.0.1", 0) as taken:
+        assert main(["vote", "a", "c", "--port", str(taken.getsockname()[1])]) == 1
+    assert "name another port with `--port`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--port", "70000"), ("--limit", "0")])
+def test_numbers_that_cannot_be(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["vote", "a", "b", option, value])
+    assert f"`{value}` is not a" in capsys.readouterr().err
+
+
+def test_where_votes_go_by_default(runs: Path) -> None:
+    assert _choose_file(Path("a"), Path("c")) == Path("a/votes.c.jsonl")
+    assert _choose_file(Path("a/base"), Path("a/base/..")) == Path("a/base/votes.a.jsonl")
+    assert _choose_file(Path("x/course.json"), Path("a/responses.jsonl")) == Path("x/votes.course.responses.jsonl")

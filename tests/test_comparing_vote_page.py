@@ -1,0 +1,278 @@
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_instruct.comparing import vote_page
+from hf_instruct.comparing.vote_page import open_socket
+from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.records import Preference, Response, read_rows, write_rows
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** <b>fat</b> ${1+1} {{7*7}}\n\n# head"
+
+
+def test_a_port_in_use_is_an_error_that_says_what_to_do() -> None:
+    with open_socket("127.0.0.1", 0) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(RunError) as caught:
+            open_socket("127.0.0.1", port)
+    assert str(caught.value) == (
+        f"The page cannot be served at 127.0.0.1:{port} (Address already in use). Stop what runs there, or name "
+        "another port with `--port`; `--port 0` takes any free one."
+    )
+    open_socket("127.0.0.1", port).close()
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(RunError, match=r"The page cannot be served at 203\.0\.113\.1:0 \(Cannot assign"):
+        open_socket("203.0.113.1", 0)
+    with pytest.raises(RunError, match="`--host no such host` is no address of this machine"):
+        open_socket("no such host", 0)
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
+    with pytest.raises(ConfigError, match=r"install it with `pip install 'hf-instruct\[vote\]'`\."):
+        vote_page.check_gradio()
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+def test_every_reply_says_that_nothing_is_fetched_from_elsewhere() -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(vote_page._Headers(app)({"type": "http"}, None, send))
+    headers = dict(sent[0]["headers"])
+    assert headers[b"a"] == b"b"
+    assert headers[b"content-security-policy"].startswith(b"default-src 'self' ")
+    assert b"http" not in headers[b"content-security-policy"]
+    assert sent[1] == {"type": "http.response.body", "body": b"x"}
+
+
+class Server:
+    """`hf-instruct vote` as a user starts it."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "hf_instruct.cli", "vote", "secret-tuned", "secret-base", "--no-browser"]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(port), *words],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # As if somebody had a proxy and wanted it for everything.
+            env={**os.environ, "http_proxy": "http://127.0.0.1:9", "GRADIO_SHARE": "True"},
+        )
+        self.url = f"http://127.0.0.1:{port}/"
+        assert self.process.stdout is not None
+        self.said = ""
+        for line in self.process.stdout:
+            self.said += line
+            if line.startswith("Vote at"):
+                break
+
+    def stop(self) -> str:
+        self.process.send_signal(signal.SIGINT)
+        said, _ = self.process.communicate(timeout=30)
+        return str(said)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A folder with two runs: seven examples, of which one is answered the same by both."""
+    for name in ("secret-tuned", "secret-base"):
+        rows = []
+        for number in range(7):
+            answer = f"{HOSTILE} answer {number}" if name == "secret-tuned" else f"Plain answer {number}."
+            text = "The same." if number == 6 else answer
+            rows.append(Response(f"id{number}", f"Task {number} <i>x</i>?", "an input" * (number % 2), "ref", text))
+        write_rows(tmp_path / name / "responses.jsonl", rows)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: chromium, chromium-browser or google-chrome on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
+
+
+class Person:
+    """Somebody with a browser of their own; notes what the page asks for."""
+
+    def __init__(self, browser: Any, url: str, bodies: list[str] | None = None) -> None:
+        self.context = browser.new_context(viewport={"width": 1200, "height": 800})
+        self.page = self.context.new_page()
+        self.asked: list[str] = []
+        self.faults: list[str] = []
+        self.url = url
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("console", lambda said: self.faults.append(said.text) if said.type == "error" else None)
+        if bodies is not None:
+            self.page.on("requestfinished", lambda request: bodies.append(read_body(request)))
+        self.page.goto(url)
+
+    def start(self, name: str) -> None:
+        self.page.locator("#vote-name").get_by_role("textbox").fill(name)
+        self.page.locator("#vote-start").click()
+        self.wait_for(1)
+
+    def wait_for(self, number: int, total: int = 6) -> None:
+        self.page.locator("#vote-progress").get_by_text(f"{number} of {total}", exact=True).wait_for(timeout=20_000)
+
+    def text(self, name: str) -> str:
+        return str(self.page.locator(f"#vote-{name} textarea").input_value())
+
+
+@pytest.mark.slow
+def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> None:
+    server = Server(runs)
+    votes = runs / "secret-tuned" / "votes.secret-base.jsonl"
+    try:
+        assert server.said.splitlines()[:2] == [
+            "Pairs of answers to vote on: 6 (1 more with equal answers: ties)",
+            "Votes go to secret-tuned/votes.secret-base.jsonl",
+        ]
+        ann = Person(browser, server.url)
+        ann.page.locator("#vote-start").click()
+        ann.page.get_by_text("Please give a name").wait_for()
+        ann.start("Ann")
+        assert not votes.exists()
+
+        # By button: prefers the tuned run's answer, wherever it is.
+        side = "left" if "onerror" in ann.text("left-text") else "right"
+        ann.page.locator(f"#vote-{side}").click()
+        ann.wait_for(2)
+        assert [row.score for row in read_asked(votes)] == [1.0]
+        # By key: prefers the other run's answer.
+        side = "ArrowRight" if "onerror" in ann.text("left-text") else "ArrowLeft"
+        ann.page.keyboard.press(side)
+        ann.wait_for(3)
+        ann.page.keyboard.press("t")
+        ann.wait_for(4)
+        ann.page.keyboard.press("s")
+        ann.wait_for(5)
+        assert [row.score for row in read_asked(votes)] == [1.0, 0.0, 0.5, None]
+        ann.page.keyboard.press("u")
+        ann.wait_for(4)
+        assert len(read_asked(votes)) == 3
+
+        # What the answers say is text: no element of theirs, no code of theirs, no Markdown.
+        texts = [ann.text("left-text"), ann.text("right-text")]
+        assert any(HOSTILE in text for text in texts)
+        assert ann.page.title() == "Which answer is better?"
+        assert ann.page.locator("img[src=x], b:text-is('fat'), strong:text-is('bold'), h1:text-is('head')").count() == 0
+        ann.page.screenshot(path=tmp_path / "vote.png")
+        assert (tmp_path / "vote.png").stat().st_size > 10_000
+
+        # A second person, at the same time, has a count of their own.
+        ben = Person(browser, server.url)
+        ben.start("<b>Ben</b>")
+        ben.page.locator("#vote-tie").click()
+        ben.wait_for(2)
+        ann.page.keyboard.press("t")
+        ann.wait_for(5)
+        assert ben.page.locator("#vote-change").inner_text() == "<b>Ben</b> (change)"
+
+        # After a reload the page knows who it was and goes on.
+        shown = ann.text("instruction")
+        ann.page.reload()
+        ann.wait_for(5)
+        assert ann.text("instruction") == shown
+        counts = {name: sum(row.judge["model"] == name for row in read_asked(votes)) for name in ("Ann", "<b>Ben</b>")}
+        assert counts == {"Ann": 4, "<b>Ben</b>": 1}
+
+        for person in (ann, ben):
+            assert person.faults == []
+            assert [url for url in person.asked if not url.startswith((server.url, "data:", "blob:"))] == []
+    finally:
+        said = server.stop()
+    assert server.process.returncode == 0
+    assert said.strip().splitlines()[-3:] == [
+        "5 votes by 2 voters stored in secret-tuned/votes.secret-base.jsonl",
+        "Go on with:  hf-instruct rate secret-tuned/votes.secret-base.jsonl",
+        "             hf-instruct agree secret-tuned/votes.secret-base.jsonl PREFERENCES_OF_A_JUDGE",
+    ]
+
+
+@pytest.mark.slow
+def test_a_restart_resumes_and_ends_and_names_are_nowhere_in_the_traffic(runs: Path, browser: Any) -> None:
+    words = ("--voter", "Cas", "--out", "cas.jsonl", "--limit", "4")
+    bodies: list[str] = []
+    server = Server(runs, *words)
+    total = int(server.said.split()[6])
+    person = Person(browser, server.url, bodies)
+    try:
+        person.wait_for(1, total)
+        person.page.keyboard.press("ArrowLeft")
+        person.wait_for(2, total)
+        # A page that is not up to date: the same ballot in another tab.
+        other = person.context.new_page()
+        other.goto(server.url)
+        other.locator("#vote-progress").get_by_text(f"2 of {total}", exact=True).wait_for()
+        person.page.keyboard.press("ArrowLeft")
+        person.wait_for(3, total)
+        other.locator("#vote-left").click()
+        other.locator("#vote-progress").get_by_text(f"3 of {total}", exact=True).wait_for()
+        assert len(read_asked(runs / "cas.jsonl")) == 2
+    finally:
+        assert "2 votes by Cas stored in cas.jsonl" in server.stop()
+    server = Server(runs, *words)
+    try:
+        assert "Votes go to cas.jsonl (there already: 2 by Cas)" in server.said
+        person = Person(browser, server.url, bodies)
+        for number in range(3, total + 1):
+            person.wait_for(number, total)
+            person.page.keyboard.press("ArrowRight")
+        person.page.get_by_text(f"All {total} done. Thank you! You can close this page.").wait_for()
+        assert not person.page.locator("#vote-left").is_visible()
+        assert not person.page.locator("#vote-change").is_visible()
+    finally:
+        server.stop()
+    assert sum("Plain answer" in body for body in bodies) >= total
+    assert not any("secret-" in body or "cas.jsonl" in body for body in bodies)
+    assert {row.judge["model"] for row in read_rows(runs / "cas.jsonl", Preference)} == {"Cas"}
+
+
+def read_asked(path: Path) -> list[Preference]:
+    """Return the votes, without the ties of equal answers."""
+    return [row for row in read_rows(path, Preference) if "equal_answers" not in row.judge["options"]]
+
+
+def read_body(request: Any) -> str:
+    from playwright.sync_api import Error
+
+    if request.resource_type not in ("document", "fetch", "xhr"):
+        return ""
+    try:
+        return f"{request.url} {request.response().text()}"
+    except Error as error:
+        logging.getLogger(__name__).info("no body: %s", error)
+        return ""
