@@ -1,0 +1,154 @@
+"""`hf-instruct benchmark`: a run, or any model, on tasks of lm-eval."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_instruct.judging.harness import Benchmark, BenchmarkResult
+
+_DESCRIPTION = """\
+Ask a model the questions of public benchmarks, through lm-eval, and print each metric with its standard error.
+
+RUN_OR_MODEL is a run folder, or an alias, Hub id or folder of a model. A run's results are kept in its
+benchmarks.json, those of the untuned model in base/benchmarks.json. Questions stand as plain text, as lm-eval and
+published numbers have them by default, not in the prompt format of the run."""
+
+_EPILOG = """\
+examples:
+  hf-instruct benchmark runs/demo --tasks everyday_choice --base
+  hf-instruct benchmark runs/gpt2-medium-full --tasks mmlu,hellaswag --limit 100
+  hf-instruct benchmark gpt2-medium --tasks arc_easy --num-fewshot 5 --json
+  hf-instruct benchmark runs/demo --tasks my_task --include-path my-tasks
+
+`everyday_choice` is packaged and needs no network: 40 easy questions with four answers each. Other tasks download
+their data from the Hub on first use, unless their YAML names local `data_files`."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "benchmark",
+        help="ask a model the questions of public benchmarks (lm-eval)",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="run folder; or an alias, Hub id or folder of a model")
+    parser.add_argument("--tasks", required=True, metavar="NAME,...", help="tasks, groups or tags of lm-eval")
+    parser.add_argument("--limit", type=_natural, metavar="N", help="only the first N questions of each task")
+    parser.add_argument(
+        "--num-fewshot", type=_count, metavar="N", help="solved examples before each question (default: the task's)"
+    )
+    parser.add_argument("--batch-size", type=_natural, default=8, metavar="N", help="requests at once (default: 8)")
+    parser.add_argument("--base", action="store_true", help="also ask the model that the run started from")
+    parser.add_argument(
+        "--include-path",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder with task YAMLs of your own; may be given several times",
+    )
+    parser.add_argument(
+        "--apply-chat-template", action="store_true", help="put questions into the tokenizer's chat template"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="precision of the weights (default: float32)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(handler=_benchmark, resume_hint="Results of models asked to the end are kept.")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
+    return int(text)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from hf_instruct.judging.harness import BenchmarkOptions, benchmark_run
+
+    settings = BenchmarkOptions(
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        batch_size=options.batch_size,
+        apply_chat_template=options.apply_chat_template,
+        include=tuple(options.include_path),
+        dtype=options.dtype,
+    )
+    tasks = [name.strip() for name in options.tasks.split(",")]
+    found = benchmark_run(options.model, tasks, options=settings, base=options.base)
+    if options.json:
+        _print_json(found)
+    else:
+        _print_table(found)
+
+
+def _print_json(found: "dict[str, Benchmark]") -> None:
+    import dataclasses
+    import json
+
+    rows = {kind: [dataclasses.asdict(row) for row in benchmark.results] for kind, benchmark in found.items()}
+    print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print_table(found: "dict[str, Benchmark]") -> None:
+    """Print what was asked for by name; the members of groups are in the file."""
+    tuned = found["tuned"]
+    base = {(row.task, row.metric, row.filter): row for row in found["base"].results} if "base" in found else {}
+    rows = [row for row in tuned.results if row.task in tuned.shown]
+    heads = ["task", "metric", "n", "few-shot", *(["base"] if base else []), "tuned" if base else "value ± error"]
+    table = [[*heads, *(["difference, 95 %"] if base else [])]]
+    for row in rows:
+        name = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
+        cells = [row.task, name, f"{row.n:,}", "mixed" if row.num_fewshot is None else str(row.num_fewshot)]
+        if base:
+            cells.append(_format_value(base[row.task, row.metric, row.filter]))
+        table.append([*cells, _format_value(row), *([_format_difference(row.difference)] if base else [])])
+    for line in _align(table, right={2, 3}):
+        print(line)
+    same = [f"{row.task} {row.metric}" for row in rows if row.difference and _spans_zero(row.difference)]
+    if same:
+        print(f"\nNo difference shown (the interval holds 0): {', '.join(same)}")
+    asked = "in the tokenizer's chat template" if rows[0].chat_template else "as plain text"
+    limited = f"; the first {rows[0].limit:,} questions of each task" if rows[0].limit else ""
+    print(f"\nlm-eval {rows[0].lm_eval_version}, {rows[0].dtype}, questions {asked}{limited}; ± is the standard error")
+    if more := len({row.task for row in tuned.results}) - len(tuned.shown):
+        print(f"and {more} member{'s' if more > 1 else ''} of groups, in the results")
+
+
+def _format_value(row: "BenchmarkResult") -> str:
+    if row.value is None:
+        return "no number"
+    return f"{row.value:.3f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.3f}")
+
+
+def _format_difference(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
+    return f"{difference['mean']:+.3f}, {difference['low']:+.3f} to {difference['high']:+.3f}"
+
+
+def _spans_zero(difference: dict[str, Any]) -> bool:
+    return bool(difference["low"] <= 0 <= difference["high"])
+
+
+def _align(table: list[list[str]], *, right: set[int]) -> list[str]:
+    """Return rows of cells as lines; columns in `right` are aligned to the right."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = []
+    for row in table:
+        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]  # noqa: B905
+        lines.append("  ".join(cells).rstrip())
+    return lines
