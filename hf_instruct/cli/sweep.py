@@ -1,0 +1,164 @@
+"""`hf-instruct sweep`: many runs of one experiment; validation chooses, the test is looked at once."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_instruct.sweeping.files import Candidate, Sweep
+
+_DESCRIPTION = """\
+Train an experiment once for every combination of some settings, choose the run with the lowest validation loss, and
+answer and judge the test split with that run only. With `--trials`, search instead of trying every combination.
+
+Each run has a folder in the sweep's folder, beside sweep.json and sweep.csv. A run that fails is noted and the others
+go on; --SECTION.FIELD VALUE sets a field of all runs, as in `run`."""
+
+_EPILOG = """\
+examples:
+  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set train.learning_rate=1e-5,5e-5,1e-4 --set lora.r=8,16
+  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set lora.r=8,16,32 --dry-run
+  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set lora.r=8,16 --resume
+  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set train.learning_rate=1e-5..1e-3 --set lora.r=4..64 --trials 12
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "sweep",
+        help="train with many settings, choose by validation loss, test the chosen run once",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("experiment", type=Path, help="YAML file of the experiment")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="FIELD=VALUES",
+        help="what to vary: SECTION.FIELD=VALUE,VALUE,… or, with `--trials`, SECTION.FIELD=LOW..HIGH, by logarithm "
+        "where real numbers span a factor of 10; may be given several times",
+    )
+    parser.add_argument("--sweep-dir", type=Path, help="folder of the sweep (default: runs/MODEL-EXPERIMENT-sweep)")
+    parser.add_argument("--trials", type=_natural, metavar="N", help="search with N runs in all (Optuna)")
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the search (default: 0)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a sweep that was cut off, or add values to it"
+    )
+    parser.add_argument("--judge-all", action="store_true", help="answer and judge the test split with every run")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, and write nothing")
+    parser.set_defaults(handler=_sweep, takes_overrides=True)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
+    return int(text)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from hf_instruct.sweeping.files import read_sweep
+    from hf_instruct.sweeping.sweep import plan_sweep, run_sweep
+
+    sweep = plan_sweep(
+        options.experiment,
+        options.settings,
+        options.sweep_dir,
+        overrides=getattr(options, "overrides", {}),
+        trials=options.trials,
+        seed=options.seed,
+    )
+    if options.dry_run:
+        _print_plan(sweep, {c.name: c for c in read_sweep(sweep.path).get("candidates", [])})
+        return
+    options.resume_hint = "Finished runs are kept; the same command with `--resume` goes on."
+    run_sweep(sweep, resume=options.resume, judge_all=options.judge_all)
+    print("\n".join(_format_table(sweep)))
+    _print_choice(sweep, judge_all=options.judge_all)
+
+
+def _print_plan(sweep: "Sweep", known: "dict[str, Candidate]") -> None:
+    from hf_instruct.sweeping.space import Choices
+
+    if sweep.trials:
+        print(f"{sweep.trials} trials in {sweep.path}, seed {sweep.seed}, of which {len(known)} are there:")
+        for axis in sweep.axes:
+            if isinstance(axis, Choices):
+                print(f"  {axis.name}  one of {', '.join(map(str, axis.values))}")
+            else:
+                how = "by logarithm" if axis.is_log else "whole numbers" if axis.is_whole else "evenly"
+                print(f"  {axis.name}  {axis.low:g} to {axis.high:g}, {how}")
+        return
+    count = len(sweep.candidates)
+    print(f"{count} run{'s' if count > 1 else ''} in {sweep.path}:")
+    for candidate in sweep.candidates:
+        status = known[candidate.name].status if candidate.name in known else "to run"
+        print(f"  {candidate.name:<60}  {status}")
+
+
+def _format_table(sweep: "Sweep") -> list[str]:
+    """Return the runs as aligned lines, best first, the chosen one marked."""
+    ranked = sweep.ranked()
+    names = list(dict.fromkeys(name for candidate in ranked for name in candidate.settings))
+    heads = [name.rpartition(".")[2] for name in names]
+    heads = [head if heads.count(head) == 1 else name for head, name in zip(heads, names, strict=True)]
+    table = [["", *heads, "validation loss", "training loss", "seconds", "folder"]]
+    for candidate in ranked:
+        loss = candidate.status if candidate.validation_loss is None else f"{candidate.validation_loss:.4f}"
+        numbers = [_format_number(candidate.train_loss, 4), _format_number(candidate.seconds, 0)]
+        values = [_format_value(candidate.settings.get(name, "-")) for name in names]
+        mark = "*" if candidate.name == sweep.selected else ""
+        table.append([mark, *values, loss, *numbers, candidate.name])
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(w) if i in (0, len(row) - 1) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    errors = [f"failed: {candidate.name}: {candidate.error}" for candidate in ranked if candidate.error]
+    return [f"{sweep.path}, by validation loss:", *lines, *errors]
+
+
+def _format_value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _format_number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
+    from hf_instruct.judging.scores import format_scores
+
+    best = sweep.ranked()[0]
+    print(f"\n* chosen, validation loss {best.validation_loss:.4f}: {sweep.folder(best).path}")
+    if sweep.scores:
+        print(f"  test score {format_scores(sweep.scores)}")
+    print(f"  report {sweep.folder(best).report}")
+    if judge_all:
+        _print_comparison(sweep)
+    else:
+        print("  The others were not tested: hf-instruct sweep … --resume --judge-all")
+
+
+def _print_comparison(sweep: "Sweep") -> None:
+    """Print the test scores side by side, against the untuned model: a run chosen for its score is no yardstick."""
+    from hf_instruct.comparing.comparison import compare_runs
+
+    folders = [sweep.folder(c) for c in sweep.candidates if c.status == "finished" and c.name in sweep.tested]
+    base = folders[0].base
+    runs = [base.path] * base.judgments.exists() + [folder.path for folder in folders]
+    if len(runs) > 1:
+        print(f"\n{compare_runs(runs)}")

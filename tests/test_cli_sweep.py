@@ -1,0 +1,94 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_models
+from transformers import AutoTokenizer
+
+from hf_instruct.cli.main import main
+
+TRAIN = "{use_cpu: true, bf16: false, per_device_train_batch_size: 4, eval_steps: 3, save_steps: 1, logging_steps: 1}"
+
+
+@pytest.fixture
+def file(tmp_path: Path, tiny_gpt2: Path) -> Path:
+    """An experiment on a tiny model, judged by another one."""
+    examples = tiny_models.tiny_examples(24)
+    rows = [{"instruction": e.instruction, "input": e.input, "output": e.output} for e in examples]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    judge = shutil.copytree(tiny_gpt2, tmp_path / "judge")
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
+    tokenizer.save_pretrained(judge)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"data: {{source: {tmp_path}/mine.json, train_fraction: 0.6, test_fraction: 0.2}}\n"
+        f"model: {{name: {tiny_gpt2}}}\ntrain: {TRAIN}\ngenerate: {{max_new_tokens: 3}}\n"
+        f"judge: {{backend: local, model: {judge}}}\n"
+    )
+    return path
+
+
+def test_a_dry_run_lists_and_writes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(file.parent.iterdir())
+    path = file.parent / "sweep"
+    words = ["sweep", str(file), "--sweep-dir", str(path), "--dry-run", "--set"]
+    assert main([*words, "train.learning_rate=1e-2,1e-3", "--set", "lora.r=4"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"2 runs in {path}:",
+        f"  {'learning_rate=0.01,r=4':<60}  to run",
+        f"  {'learning_rate=0.001,r=4':<60}  to run",
+    ]
+    assert main([*words, "train.learning_rate=1e-4..1e-2", "--set", "lora.r=4..8", "--trials", "5"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"5 trials in {path}, seed 0, of which 0 are there:",
+        "  train.learning_rate  0.0001 to 0.01, by logarithm",
+        "  lora.r  4 to 8, whole numbers",
+    ]
+    assert sorted(file.parent.iterdir()) == before
+
+
+def test_a_fault_is_one_message(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(file), "--set", "train.learning_rat=1,2"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "hf-instruct: 1 fault in what to sweep:\n  - `train.learning_rat` is unknown; did you mean `learning_rate`?\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_ends_in_a_table(file: Path) -> None:
+    path = file.parent / "sweep"
+    command = [sys.executable, "-m", "hf_instruct.cli", "sweep", str(file), "--sweep-dir", str(path)]
+    command += ["--set", "train.learning_rate=1e-2,1e-30", "--train.num_train_epochs", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    second = path / "learning_rate=1e-30"
+    deadline = time.monotonic() + 200
+    while not any(second.glob("checkpoints/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (path / "learning_rate=0.01" / "training.json").exists()
+    stamp = (path / "learning_rate=0.01" / "training.json").stat().st_mtime_ns
+    # The process of the run ends with the one that was killed, and lets go of its folder.
+    time.sleep(2)
+
+    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert lines[0] == f"{path}, by validation loss:"
+    assert lines[2].split()[:2] == ["*", "0.01"]
+    assert lines[3].split()[0] == "1e-30"
+    assert "test score " in finished.stdout
+    assert "95 % interval" in finished.stdout
+    assert (path / "learning_rate=0.01" / "training.json").stat().st_mtime_ns == stamp
+    assert (path / "learning_rate=0.01" / "report.html").exists()
+    assert not (second / "responses.jsonl").exists()
+    assert not any(path.glob("*/checkpoints"))
+    assert "Going on from" in finished.stderr

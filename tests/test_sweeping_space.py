@@ -1,0 +1,112 @@
+from typing import Any
+
+import pytest
+
+from hf_instruct.errors import ConfigError
+from hf_instruct.sweeping.space import Choices, Range, build_grid, folder_name, parse_axes, probe_points
+
+
+def faults_of(*texts: str, searched: bool = False) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_axes(texts, searched=searched)
+    return caught.value.faults
+
+
+def test_values_are_read_as_yaml_reads_them() -> None:
+    axes = parse_axes(
+        ["train.learning_rate=1e-5, 5e-5", "lora.target_modules=all-linear,[q_proj, v_proj]", "train.bf16=true,null"],
+        searched=False,
+    )
+    assert axes == [
+        Choices("train.learning_rate", (1e-5, 5e-5)),
+        Choices("lora.target_modules", ("all-linear", ["q_proj", "v_proj"])),
+        Choices("train.bf16", (True, None)),
+    ]
+
+
+def test_equal_values_count_once() -> None:
+    assert parse_axes(["lora.r=8,16,8"], searched=False) == [Choices("lora.r", (8, 16))]
+    assert parse_axes(["train.learning_rate=1e-4,0.0001"], searched=False)[0].values == (1e-4,)
+    # Equal in Python, and not the same setting.
+    assert len(parse_axes(["train.logging_steps=1,true"], searched=False)[0].values) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-5..1e-3", Range("lora.x", 1e-5, 1e-3, is_log=True)),
+        ("0.1..0.5", Range("lora.x", 0.1, 0.5, is_log=False)),
+        ("0.0..1.0", Range("lora.x", 0.0, 1.0, is_log=False)),
+        ("4..64", Range("lora.x", 4, 64, is_log=False)),
+        ("-2..2.5", Range("lora.x", -2.0, 2.5, is_log=False)),
+    ],
+)
+def test_ranges(text: str, expected: Range) -> None:
+    (axis,) = parse_axes([f"lora.x={text}"], searched=True)
+    assert axis == expected
+    assert isinstance(axis, Range)
+    assert axis.is_whole == (text == "4..64")
+
+
+def test_all_faults_at_once() -> None:
+    assert faults_of(
+        "train.learning_rate=", "foo=1", "lora.r=4,,8", "train.seed=1", "train.seed=2", "lora.r=4..8", "train.x=.inf"
+    ) == [
+        "`--set train.learning_rate=` has an empty value; separate values by one comma",
+        "`--set foo=1` is not SECTION.FIELD=VALUE,VALUE, as in `--set lora.r=8,16`",
+        "`--set lora.r=4,,8` has an empty value; separate values by one comma",
+        "`--set train.seed` is given twice; list all its values in one",
+        "`--set lora.r=4..8` is a range, which needs `--trials N`; a grid takes values: 4,8",
+        "`--set train.x` holds `.inf`, which is not a finite number",
+    ]
+    assert faults_of() == ["there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,5e-5,1e-4`"]
+    assert faults_of("lora.r=8..8", searched=True) == [
+        "`--set lora.r=8..8` goes nowhere; the first end is to be below the second"
+    ]
+
+
+@pytest.mark.parametrize("name", ["judge.seed", "generate.max_new_tokens", "data.limit", "train.max_length"])
+def test_what_validation_cannot_choose(name: str) -> None:
+    assert faults_of(f"{name}=1,2")[0].startswith(f"`{name}` is not for a sweep: it ")
+
+
+def test_the_prompt_format_can_be_swept() -> None:
+    assert parse_axes(["data.prompt_format=alpaca,phi3"], searched=False)[0].values == ("alpaca", "phi3")
+
+
+def test_the_grid_has_every_combination() -> None:
+    assert build_grid([Choices("a.x", (1, 2)), Choices("b.y", ("u", "v"))]) == [
+        {"a.x": 1, "b.y": "u"},
+        {"a.x": 1, "b.y": "v"},
+        {"a.x": 2, "b.y": "u"},
+        {"a.x": 2, "b.y": "v"},
+    ]
+
+
+def test_a_search_is_checked_at_every_value_and_both_ends() -> None:
+    axes = [Range("a.x", 1, 9, is_log=False), Choices("b.y", ("u", "v", "w"))]
+    assert probe_points(axes) == [{"a.x": 1, "b.y": "u"}, {"a.x": 9, "b.y": "v"}, {"a.x": 1, "b.y": "w"}]
+
+
+@pytest.mark.parametrize(
+    ("point", "name"),
+    [
+        ({"train.learning_rate": 1e-5, "lora.r": 8}, "learning_rate=1e-05,r=8"),
+        ({"train.seed": 1, "data.seed": 2}, "train.seed=1,data.seed=2"),
+        ({"train.bf16": None}, "bf16=null"),
+        ({"model.name": "../a b"}, "name=.._a_b-"),
+        ({"train.learning_rate": 0.123456}, "learning_rate=0.1235-"),
+        ({"lora.target_modules": ["q", "v"]}, "target_modules=q+v-"),
+    ],
+)
+def test_folder_names(point: dict[str, Any], name: str) -> None:
+    found = folder_name(point)
+    # What the name does not show in full gets six digits of a hash.
+    assert found == name or (name.endswith("-") and found[:-6] == name)
+
+
+def test_different_points_have_different_folders() -> None:
+    values = [0.123456, 0.123457, "a/b", "a b", "8", 8, True, "true", ["x"], "x" * 300]
+    names = [folder_name({"train.x": value}) for value in values]
+    assert len(set(names)) == len(values)
+    assert all("/" not in name and len(name) < 120 for name in names)
