@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,8 @@ def test_base_answers_that_nobody_asked_for_are_not_missing(tmp_path: Path) -> N
 def test_notes_of_a_small_sample_with_failures(tmp_path: Path) -> None:
     facts = _read(write_run(tmp_path / "demo"))
     assert list_notes(facts) == [
-        "No difference shown: tuned less base is +35.0 points, 95 % interval -68.9 to +138.9, over the 3 examples "
-        "scored on both sides. The interval includes zero.",
+        "No difference shown in the scores: tuned less base is +35.0 points, 95 % interval -70.0 to +100.0, over the "
+        "3 examples scored on both sides. The interval includes zero.",
         "Only 3 answers have a score: the standard error itself is uncertain.",
         "The judge gave no readable verdict on 1 of 4 tuned answers. The means are over the others.",
     ]
@@ -111,6 +112,39 @@ def test_notes_on_judges(tmp_path: Path) -> None:
     assert list_notes(big) == []
 
 
+def test_notes_on_a_judge_that_was_checked_and_asked_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    repeats = {"count": 3, "spread": 4.71, "changed": 0.5}
+    told = {"self_check": {"passed": False, "failed": ["order", "injection"]}, "constant": True, "repeats": repeats}
+    write_json(run.scores, {**json.loads(run.scores.read_text()), **told, "mean": 60.0})
+    facts = _with_scores(_read(run), "tuned", n=110, failures=0, total=110)
+    assert list_notes(dataclasses.replace(facts, base=facts.tuned))[1:] == [
+        "The judge failed its self-check (order, injection): its scores do not tell good answers from bad ones as they "
+        "should.",
+        "The judge gave every answer the same score, 60.0: it tells nothing.",
+        "Each answer was judged 3 times: the judge's own spread is 4.7 points an answer, and 50% of its verdicts "
+        "changed.",
+    ]
+
+
+def test_failures_leave_a_range_open(tmp_path: Path) -> None:
+    facts = _with_scores(_read(write_run(tmp_path / "demo")), "tuned", as_zero=51.25, as_full=76.25)
+    assert list_notes(facts)[-1] == (
+        "The judge gave no readable verdict on 1 of 4 tuned answers. The means are over the others. With every failure "
+        "counted as 0 or as 100 the tuned mean would be 51.3 or 76.3."
+    )
+
+
+def test_leaks_are_told_with_near_duplicates(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo", stages=("data",))
+    seen = {"test": [{"id": "a", "train_ids": ["1"]}], "validation": []}
+    write_json(run.preflight, {"seen_in_train": seen, "near_duplicates": {"test": [{}, {}], "validation": []}})
+    assert list_notes(_read(run)) == [
+        "1 of 4 test examples have the same instruction and input as a training example, and 2 more are "
+        "near-duplicates of one."
+    ]
+
+
 def test_sides_judged_differently_have_no_difference(tmp_path: Path) -> None:
     facts = _with_scores(_read(write_run(tmp_path / "demo")), "tuned", rubric="critique", n=110, failures=0)
     assert find_difference(facts) is None
@@ -126,7 +160,7 @@ def test_note_on_getting_worse(tmp_path: Path) -> None:
     judgments = {id: dataclasses.replace(judgment, score=99) for id, judgment in worse.base.judgments.items()}
     worse = dataclasses.replace(worse, base=dataclasses.replace(worse.base, judgments=judgments))
     assert list_notes(worse)[0] == (
-        "The tuned model scores lower than the base model: -72.8 points, 95 % interval -114.6 to -30.9 (n=4)."
+        "The tuned model scores lower than the base model: -72.8 points, 95 % interval -96.5 to -30.2 (n=4)."
     )
 
 

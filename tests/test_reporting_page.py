@@ -79,7 +79,7 @@ def test_a_whole_run_is_told(whole_html: str) -> None:
         "n=4 of 4",
         "n=3 of 4, 1 failed",
         "Judged by llama3 (ollama, digest 365c0bd3c000), rubric course@7777777.",
-        "+35.0 points, 95 % interval -68.9 to +138.9",
+        "+35.0 points, 95 % interval -70.0 to +100.0",
         "1.193 → 0.722 first → last of 3 evaluations",
         "25 % → 100 % of the answers, base → tuned",
         "5 min 14 s peak memory 2.1 GB · 412 tokens/s · cpu · bf16",

@@ -11,9 +11,9 @@ demo: gpt2-small, full fine-tuning
 
                   before        after
 score of 100      26.3 ± 2.5    68.3 ± 2.5    n=4 of 4 / n=3 of 4, 1 failure
+  difference      +35.0 points, 95 % interval -70.0 to +100.0 (paired, n=3)
 validation loss   1.193         0.722         first, last
 ended by itself   25%           100%          of the answers
-difference        +35.0 points, 95 % interval -68.9 to +138.9 (paired, n=3)
 judge             llama3 (ollama, digest 365c0bd3c000), rubric course@7777777
 fine-tuning       5 min 14 s
 
@@ -32,8 +32,8 @@ Name a cloud.  [the worst score]
   after      20   Cumulus.
   reference       Cumulonimbus.
 
-! No difference shown: tuned less base is +35.0 points, 95 % interval -68.9 to +138.9,
-  over the 3 examples scored on both sides. The interval includes zero.
+! No difference shown in the scores: tuned less base is +35.0 points, 95 % interval
+  -70.0 to +100.0, over the 3 examples scored on both sides. The interval includes zero.
 ! Only 3 answers have a score: the standard error itself is uncertain.
 ! The judge gave no readable verdict on 1 of 4 tuned answers. The means are over the
   others.

@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_instruct.config import Experiment, read_yaml
 from hf_instruct.errors import DataError
+from hf_instruct.intervals import Interval
 from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
 from hf_instruct.run_folder import RunFolder
 
@@ -29,6 +30,12 @@ class Scores:
         rubric_sha256: Hash of what the rubric asks.
         prompts_sha256: Hash of all prompts that the judge was sent.
         by_category: The same numbers for each category, where the examples have one.
+        interval: Ends of the mean's 95 % interval.
+        as_zero: Mean with every failure counted as 0; None where that is not known.
+        as_full: Mean with every failure counted as 100.
+        failed_checks: What this judge failed when it was checked itself.
+        constant: The score that the judge gave to every answer; None where it did tell them apart.
+        repeats: How often each answer was judged, and what differed; empty for once.
     """
 
     mean: float | None
@@ -41,6 +48,12 @@ class Scores:
     rubric_sha256: str = ""
     prompts_sha256: str = ""
     by_category: "dict[str, Scores]" = dataclasses.field(default_factory=dict)
+    interval: Interval | None = None
+    as_zero: float | None = None
+    as_full: float | None = None
+    failed_checks: tuple[str, ...] = ()
+    constant: float | None = None
+    repeats: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +64,13 @@ class Side:
         responses: In the order of the test split.
         judgments: By the example's id; the latest where there are several.
         scores: None when the judge has not finished.
+        metrics: What `metrics.json` holds; empty where it is not there.
     """
 
     responses: list[Response]
     judgments: dict[str, Judgment]
     scores: Scores | None
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def score_by_id(self) -> dict[str, int]:
@@ -84,6 +99,8 @@ class RunFacts:
         training: Seconds, memory, tokens and device of fine-tuning.
         tuned: The tuned model's answers.
         base: The untuned model's answers.
+        self_check: What the judge made of answers of known worth; empty where it was not checked.
+        benchmarks: Results on tasks of lm-eval; empty where it was not asked.
     """
 
     folder: RunFolder
@@ -95,6 +112,8 @@ class RunFacts:
     training: dict[str, Any]
     tuned: Side
     base: Side
+    self_check: dict[str, Any] = dataclasses.field(default_factory=dict)
+    benchmarks: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -126,6 +145,8 @@ def read_facts(run: RunFolder, experiment: Experiment) -> RunFacts:
         training=_read_json(run.training_summary),
         tuned=_read_side(run),
         base=_read_side(run.base),
+        self_check=_read_json(run.self_check),
+        benchmarks=_read_json(run.benchmarks),
     )
 
 
@@ -135,7 +156,7 @@ def parse_scores(values: Mapping[str, Any]) -> Scores:
     >>> parse_scores({"mean": 50, "n": 3, "total": 4, "failures": 1}).mean
     50.0
     """
-    judge, rubric, categories = (values.get(name) for name in ("judge", "rubric", "by_category"))
+    judge, rubric, categories, check = (values.get(n) for n in ("judge", "rubric", "by_category", "self_check"))
     if not isinstance(rubric, Mapping):
         rubric = {"name": rubric}
     n, failures = (_whole(values.get(name)) for name in ("n", "failures"))
@@ -154,7 +175,19 @@ def parse_scores(values: Mapping[str, Any]) -> Scores:
             for name, numbers in (categories.items() if isinstance(categories, Mapping) else ())
             if isinstance(numbers, Mapping)
         },
+        interval=parse_interval(values.get("interval")),
+        as_zero=as_number(values.get("mean_failures_as_0")),
+        as_full=as_number(values.get("mean_failures_as_100")),
+        constant=as_number(values.get("mean")) if values.get("constant") is True else None,
+        repeats=dict(repeats) if isinstance(repeats := values.get("repeats"), Mapping) else {},
+        failed_checks=tuple(map(str, check.get("failed") or ())) if isinstance(check, Mapping) else (),
     )
+
+
+def parse_interval(value: Any) -> Interval | None:
+    """Return a pair of numbers as the interval that it stands for, and None for anything else."""
+    ends = [as_number(end) for end in value] if isinstance(value, list) else []
+    return Interval(*ends) if len(ends) == 2 and None not in ends else None  # type: ignore[arg-type]  # no None in it
 
 
 def as_number(value: Any) -> float | None:
@@ -173,6 +206,7 @@ def _read_side(run: RunFolder) -> Side:
         responses=read_rows(run.responses, Response) if run.responses.is_file() else [],
         judgments={judgment.id: judgment for judgment in judgments},
         scores=parse_scores(_read_json(run.scores)) if run.scores.is_file() else None,
+        metrics=_read_json(run.metrics),
     )
 
 

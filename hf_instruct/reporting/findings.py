@@ -1,17 +1,15 @@
 """What the numbers of a run say, and what they do not: pure functions over `RunFacts`."""
 
 import dataclasses
-import math
 import re
 import shlex
 import statistics
 from collections.abc import Mapping
 
 from hf_instruct.config import LORA_DEFAULTS
-from hf_instruct.reporting.facts import RunFacts, Scores, Side
+from hf_instruct.intervals import bootstrap_mean, format_points
+from hf_instruct.reporting.facts import RunFacts, Scores, Side, as_number
 
-# Half the width of a 95 % interval, in standard errors.
-_Z95 = 1.96
 _FEW_ANSWERS = 30
 _SMALL_JUDGE_PARAMETERS = 3e9
 _OVERFIT_RISE = 1.02
@@ -20,7 +18,7 @@ _MANY_CUT_OFF = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Mean of tuned less base score over the examples scored on both sides, with its 95 % interval, in points."""
+    """Mean of tuned less base over the examples with a number on both sides, and its 95 % interval, in their unit."""
 
     mean: float
     low: float
@@ -44,19 +42,17 @@ class Missing:
     command: str
 
 
-def measure_difference(base: Mapping[str, int], tuned: Mapping[str, int]) -> Difference | None:
+def measure_difference(base: Mapping[str, float], tuned: Mapping[str, float]) -> Difference | None:
     """Return by how much the tuned scores exceed the base scores of the same examples; None below two examples.
 
     The examples differ in difficulty far more than the two models do, so pairing them narrows the interval.
 
     >>> str(measure_difference({"a": 10, "b": 20, "c": 5}, {"a": 50, "b": 70, "d": 1}))
-    '+45.0 points, 95 % interval +35.2 to +54.8'
+    '+45.0 points, 95 % interval +40.0 to +50.0'
     """
     gains = [tuned[id] - score for id, score in base.items() if id in tuned]
-    if len(gains) < 2:
-        return None
-    mean, half = statistics.fmean(gains), _Z95 * statistics.stdev(gains) / len(gains) ** 0.5
-    return Difference(mean, mean - half, mean + half, len(gains))
+    interval = bootstrap_mean(gains)
+    return interval and Difference(statistics.fmean(gains), *interval, len(gains))
 
 
 def find_difference(facts: RunFacts) -> Difference | None:
@@ -73,15 +69,6 @@ def format_mean(scores: Scores) -> str:
         return "no score"
     error = "" if scores.standard_error is None else f" ± {format_points(scores.standard_error)}"
     return f"{format_points(scores.mean)}{error}"
-
-
-def format_points(number: float) -> str:
-    """Return a number of points with one decimal, halves up, which means of whole scores often meet.
-
-    >>> format_points(26.25), format_points(49.449), format_points(0.0)
-    ('26.3', '49.4', '0.0')
-    """
-    return f"{math.floor(round(number * 10, 9) + 0.5) / 10:.1f}"
 
 
 def format_judge(scores: Scores) -> str:
@@ -188,8 +175,8 @@ def _note_difference(facts: RunFacts) -> list[str]:
     if difference.is_shown:
         return [f"The tuned model scores lower than the base model: {difference} (n={difference.n})."]
     return [
-        f"No difference shown: tuned less base is {difference}, over the {difference.n} examples scored on both sides. "
-        "The interval includes zero."
+        f"No difference shown in the scores: tuned less base is {difference}, over the {difference.n} examples scored "
+        "on both sides. The interval includes zero."
     ]
 
 
@@ -197,6 +184,14 @@ def _note_judge(scores: Scores | None) -> list[str]:
     if scores is None:
         return []
     notes = []
+    if scores.failed_checks:
+        notes.append(
+            f"The judge failed its self-check ({', '.join(scores.failed_checks)}): its scores do not tell good answers "
+            "from bad ones as they should."
+        )
+    if scores.constant is not None:
+        notes.append(f"The judge gave every answer the same score, {format_points(scores.constant)}: it tells nothing.")
+    notes += _note_repeats(scores)
     size = parse_num_parameters(str(scores.judge.get("model") or ""))
     if size is None and scores.judge.get("backend") == "local":
         notes.append(
@@ -215,6 +210,16 @@ def _note_judge(scores: Scores | None) -> list[str]:
     return notes
 
 
+def _note_repeats(scores: Scores) -> list[str]:
+    count, spread, changed = (as_number(scores.repeats.get(name)) for name in ("count", "spread", "changed"))
+    if count is None or spread is None or changed is None:
+        return []
+    return [
+        f"Each answer was judged {count:.0f} times: the judge's own spread is {format_points(spread)} points an "
+        f"answer, and {changed:.0%} of its verdicts changed."
+    ]
+
+
 def _note_failures(facts: RunFacts) -> list[str]:
     counts = [
         f"{side.scores.failures} of {side.scores.total} {owner} answers"
@@ -223,7 +228,12 @@ def _note_failures(facts: RunFacts) -> list[str]:
     ]
     if not counts:
         return []
-    return [f"The judge gave no readable verdict on {' and '.join(counts)}. The means are over the others."]
+    scores = facts.tuned.scores
+    bounds = ""
+    if scores is not None and scores.failures and scores.as_zero is not None and scores.as_full is not None:
+        low, high = format_points(scores.as_zero), format_points(scores.as_full)
+        bounds = f" With every failure counted as 0 or as 100 the tuned mean would be {low} or {high}."
+    return [f"The judge gave no readable verdict on {' and '.join(counts)}. The means are over the others.{bounds}"]
 
 
 def _note_leaks(facts: RunFacts) -> list[str]:
@@ -231,9 +241,12 @@ def _note_leaks(facts: RunFacts) -> list[str]:
     found = seen.get("test") if isinstance(seen, Mapping) else None
     if not isinstance(found, list) or not found:
         return []
+    near = facts.preflight.get("near_duplicates")
+    nearly = near.get("test") if isinstance(near, Mapping) else None
+    more = f", and {len(nearly)} more are near-duplicates of one" if isinstance(nearly, list) and nearly else ""
     return [
         f"{len(found)} of {facts.split_sizes.get('test', len(found))} test examples have the same instruction and "
-        "input as a training example."
+        f"input as a training example{more}."
     ]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct import __version__
 from hf_instruct.config import dump_yaml
+from hf_instruct.intervals import format_points
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, sort_worst_first
 from hf_instruct.reporting.facts import RunFacts, Scores, as_number
@@ -21,11 +22,11 @@ from hf_instruct.reporting.findings import (
     find_difference,
     format_judge,
     format_method,
-    format_points,
     format_seconds,
     list_missing,
     list_notes,
 )
+from hf_instruct.reporting.measures import list_checks, list_metrics, list_tasks
 from hf_instruct.run_folder import plain_values
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def render_page(facts: RunFacts) -> str:
         **_describe_run(facts),
         **_describe_plots(facts),
         **_describe_answers(facts),
+        "metrics": list_metrics(facts),
+        "checks": list_checks(facts),
+        "tasks": list_tasks(facts),
     }
     return _build_environment().get_template("report.html.jinja").render(context)
 

@@ -14,10 +14,12 @@ from hf_instruct.reporting.findings import (
     list_missing,
     list_notes,
 )
+from hf_instruct.reporting.measures import list_metrics
 from hf_instruct.run_folder import RunFolder
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3
+_SHOWN_METRICS = frozenset({"exact_match", "rouge_l", "chrf", "perplexity"})
 
 
 def format_summary(run: RunFolder, *, width: int = 88) -> str:
@@ -82,6 +84,8 @@ def _list_numbers(facts: RunFacts, width: int) -> list[str]:
         before, after = (format_mean(side.scores) if side.scores else "-" for side in (base, tuned))
         counts = [_format_counts(side.scores) for side in (base, tuned) if side.scores]
         rows.append(("score of 100", before, after, " / ".join(dict.fromkeys(counts))))
+    if (difference := find_difference(facts)) is not None:
+        rows.append(("  difference", f"{difference} (paired, n={difference.n})", "", ""))
     if losses:
         rows.append(("validation loss", losses[0], losses[-1] if len(losses) > 1 else "-", "first, last"))
     if tuned.stopped_share is not None or base.stopped_share is not None:
@@ -90,10 +94,8 @@ def _list_numbers(facts: RunFacts, width: int) -> list[str]:
     if not rows:
         return []
     lines = ["", f"{'':{_LABEL_WIDTH}}{'before':<14}after", *(_format_columns(*row) for row in rows)]
-    difference = find_difference(facts)
+    lines += _list_metric_lines(facts)
     scores = tuned.scores or base.scores
-    if difference is not None:
-        lines.append(f"{'difference':{_LABEL_WIDTH}}{difference} (paired, n={difference.n})")
     if scores is not None:
         lines += _wrap(clean_line(format_judge(scores)), "judge", width)
     if isinstance(facts.training.get("seconds"), int | float):
@@ -101,7 +103,22 @@ def _list_numbers(facts: RunFacts, width: int) -> list[str]:
     return lines
 
 
+def _list_metric_lines(facts: RunFacts) -> list[str]:
+    """Return the few reference metrics that say most, base and tuned side by side."""
+    lines = []
+    for row in list_metrics(facts):
+        if row.name not in _SHOWN_METRICS:
+            continue
+        before, after = (
+            row.show(side.mean) if side and side.mean is not None else "-" for side in (row.base, row.tuned)
+        )
+        lines.append(_format_columns(row.label, before, after, row.show_difference()))
+    return lines
+
+
 def _format_columns(label: str, before: str, after: str, note: str) -> str:
+    if not after:
+        return f"{label:{_LABEL_WIDTH}}{before}"
     return f"{label:{_LABEL_WIDTH}}{before:<14}{after:<14}{note}".rstrip()
 
 

@@ -1,0 +1,192 @@
+"""What was measured of a run besides the judge's scores: reference metrics, benchmark tasks, the check of the judge."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from hf_instruct.intervals import Interval
+from hf_instruct.reporting.facts import RunFacts, Side, as_number, parse_interval
+from hf_instruct.reporting.findings import Difference, measure_difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One number of a model's answers.
+
+    Attributes:
+        mean: In the metric's own unit; None where it is not known.
+        interval: Its 95 % interval; None where it has none.
+        n: How many answers it is over.
+    """
+
+    mean: float | None
+    interval: Interval | None
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricRow:
+    """One reference metric, before and after.
+
+    Attributes:
+        name: As in `metrics.json`.
+        label: As shown.
+        meaning: What it says, in a few words.
+        base: Of the untuned model's answers.
+        tuned: Of the tuned model's answers.
+        difference: Of the same examples, tuned less base; None where one side lacks them.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    base: Measure | None
+    tuned: Measure | None
+    difference: Difference | None
+
+    def show(self, value: float, *, signed: bool = False) -> str:
+        """Return a value of this metric as it is printed."""
+        pattern = "%+" if signed else "%"
+        if self.name in _SHARES:
+            return f"{pattern}.0f %%" % (100 * value)
+        return f"{pattern}.{1 if abs(value) >= 10 else 2}f" % value
+
+    def show_difference(self) -> str:
+        """Return the paired difference with its interval; empty where there is none."""
+        if self.difference is None:
+            return ""
+        ends = " to ".join(self.show(end, signed=True) for end in (self.difference.low, self.difference.high))
+        return f"{self.show(self.difference.mean, signed=True)} ({ends})"
+
+
+_LABELS = {
+    "exact_match": ("exact match", "equal to the reference"),
+    "token_f1": ("token F1", "words shared with the reference, 0 to 1"),
+    "rouge_l": ("ROUGE-L", "longest common run of words with the reference, 0 to 1"),
+    "chrf": ("chrF", "character n-grams shared with the reference, 0 to 100"),
+    "length_ratio": ("length ratio", "characters for each of the reference's"),
+    "stopped": ("ended by itself", "not cut off"),
+    "repetitive": ("repeats itself", "says the same again and again"),
+    "perplexity": ("perplexity", "of the reference under the model; lower is better"),
+}
+_SHARES = frozenset({"exact_match", "stopped", "repetitive"})
+# Not means over examples, so a mean of differences would be another number.
+_RATIOS = frozenset({"length_ratio", "perplexity"})
+
+
+def list_metrics(facts: RunFacts) -> list[MetricRow]:
+    """Return the reference metrics that either side has, in a fixed order; those that are not ours come last."""
+    sides = [_read_measures(side) for side in (facts.base, facts.tuned)]
+    found = dict.fromkeys([*_LABELS, *sides[0], *sides[1]])
+    rows = []
+    for name in found:
+        base, tuned = (measures.get(name) for measures in sides)
+        if base is None and tuned is None:
+            continue
+        label, meaning = _LABELS.get(name, (name.replace("_", " "), ""))
+        difference = None
+        if name not in _RATIOS:
+            difference = measure_difference(_read_values(facts.base, name), _read_values(facts.tuned, name))
+        rows.append(MetricRow(name, label, meaning, base, tuned, difference))
+    return rows
+
+
+def _read_measures(side: Side) -> dict[str, Measure]:
+    metrics = side.metrics.get("metrics")
+    return {
+        str(name): Measure(as_number(values.get("mean")), parse_interval(values.get("interval")), values.get("n") or 0)
+        for name, values in (metrics.items() if isinstance(metrics, Mapping) else ())
+        if isinstance(values, Mapping) and as_number(values.get("mean")) is not None
+    }
+
+
+def _read_values(side: Side, name: str) -> dict[str, float]:
+    examples: Any = side.metrics.get("examples")
+    rows = examples.items() if isinstance(examples, Mapping) else ()
+    return {
+        str(id): value
+        for id, values in rows
+        if isinstance(values, Mapping) and (value := as_number(values.get(name))) is not None
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckRow:
+    """One thing that was checked of the judge.
+
+    Attributes:
+        pair: Which two kinds of answers it scored.
+        expected: Where the first should lie.
+        seen: Where it lay, in points, with the interval.
+        result: `passed`, `failed`, or empty where nothing was expected.
+    """
+
+    pair: str
+    expected: str
+    seen: str
+    result: str
+
+
+def list_checks(facts: RunFacts) -> list[CheckRow]:
+    """Return what the judge made of answers of known worth; empty where it was not checked."""
+    checks = facts.self_check.get("checks")
+    rows = []
+    for check in checks if isinstance(checks, list) else ():
+        if not isinstance(check, Mapping) or (mean := as_number(check.get("difference"))) is None:
+            continue
+        interval = parse_interval(check.get("interval"))
+        ends = f" ({interval.low:+.1f} to {interval.high:+.1f})" if interval else ""
+        pair = f"{str(check.get('first', '')).removeprefix('injection:')} less {check.get('second', '')}"
+        passed = check.get("passed")
+        result = "passed" if passed is True else "failed" if passed is False else ""
+        rows.append(CheckRow(pair, str(check.get("expected") or ""), f"{mean:+.1f}{ends}", result))
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRow:
+    """The tuned model's result on one task of lm-eval.
+
+    Attributes:
+        task: The task's name.
+        metric: What was measured of it.
+        value: With its standard error.
+        difference: From the base model's, with its 95 % interval; empty where that was not asked.
+        n: Questions asked.
+    """
+
+    task: str
+    metric: str
+    value: str
+    difference: str
+    n: str
+
+
+def list_tasks(facts: RunFacts) -> list[TaskRow]:
+    """Return the tuned model's results on tasks of lm-eval; empty where it was not asked."""
+    results = facts.benchmarks.get("results")
+    rows = []
+    for result in results if isinstance(results, list) else ():
+        if not isinstance(result, Mapping) or (value := as_number(result.get("value"))) is None:
+            continue
+        error, total = as_number(result.get("standard_error")), as_number(result.get("total"))
+        asked, of = f"{result.get('n', '')}", f" of {total:,.0f}" if total else ""
+        rows.append(
+            TaskRow(
+                task=str(result.get("task") or ""),
+                metric=str(result.get("metric") or ""),
+                value=f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else ""),
+                difference=_format_task_difference(result.get("difference")),
+                n=asked + of,
+            )
+        )
+    return rows
+
+
+def _format_task_difference(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return ""
+    mean, low, high = (as_number(value.get(name)) for name in ("mean", "low", "high"))
+    if mean is None or low is None or high is None:
+        return ""
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
