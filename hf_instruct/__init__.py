@@ -3,10 +3,25 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_instruct.comparing.agreement import measure_agreement
+    from hf_instruct.comparing.comparison import compare_runs
+    from hf_instruct.comparing.rating import rate_preferences
     from hf_instruct.data.sources import load_examples
     from hf_instruct.data.splits import split_examples
     from hf_instruct.generation.answers import generate_responses
     from hf_instruct.judging.engine import judge_responses
+    from hf_instruct.judging.metric_classes import (
+        ChrF,
+        ExactMatch,
+        LengthRatio,
+        ReferencePerplexity,
+        RepetitiveShare,
+        RougeL,
+        StoppedShare,
+        TokenF1,
+    )
+    from hf_instruct.judging.metrics import measure_responses
+    from hf_instruct.judging.pairwise import judge_pairs
     from hf_instruct.models import load_model
     from hf_instruct.pipeline import run
     from hf_instruct.prompts import PromptFormat
@@ -16,12 +31,25 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChrF",
+    "ExactMatch",
+    "LengthRatio",
     "PrefixSharingCollator",
     "PromptFormat",
+    "ReferencePerplexity",
+    "RepetitiveShare",
+    "RougeL",
+    "StoppedShare",
+    "TokenF1",
+    "compare_runs",
     "generate_responses",
+    "judge_pairs",
     "judge_responses",
     "load_examples",
     "load_model",
+    "measure_agreement",
+    "measure_responses",
+    "rate_preferences",
     "run",
     "split_examples",
     "train",
@@ -29,12 +57,25 @@ __all__ = [
 
 # Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
+    "ChrF": "judging.metric_classes",
+    "ExactMatch": "judging.metric_classes",
+    "LengthRatio": "judging.metric_classes",
     "PrefixSharingCollator": "training.collators",
     "PromptFormat": "prompts",
+    "ReferencePerplexity": "judging.metric_classes",
+    "RepetitiveShare": "judging.metric_classes",
+    "RougeL": "judging.metric_classes",
+    "StoppedShare": "judging.metric_classes",
+    "TokenF1": "judging.metric_classes",
+    "compare_runs": "comparing.comparison",
     "generate_responses": "generation.answers",
+    "judge_pairs": "judging.pairwise",
     "judge_responses": "judging.engine",
     "load_examples": "data.sources",
     "load_model": "models",
+    "measure_agreement": "comparing.agreement",
+    "measure_responses": "judging.metrics",
+    "rate_preferences": "comparing.rating",
     "run": "pipeline",
     "split_examples": "data.splits",
     "train": "training.finetune",

@@ -1,5 +1,6 @@
 import argparse
 import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"\n    {verb} " in text for verb in VERBS)
+    assert all(re.search(rf"^    {verb}\b", text, re.MULTILINE) for verb in VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -85,8 +86,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "hf-instruct: error: the following arguments are required: VERB"),
-        (["--nope"], "hf-instruct: error: the following arguments are required: VERB"),
+        ([], "hf-instruct: error: the following arguments are required: VERB [OPTION]"),
+        (["--nope"], "hf-instruct: error: the following arguments are required: VERB [OPTION]"),
         (["generate"], "hf-instruct generate: error: the following arguments are required: run"),
         (["report", "a", "--nope"], "hf-instruct: error: unrecognized arguments: --nope"),
         (["report", "a", "--train.seed=1"], "hf-instruct: error: unrecognized argument: --train.seed"),

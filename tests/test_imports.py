@@ -12,15 +12,28 @@ import hf_instruct
 
 PACKAGE = Path(hf_instruct.__file__).parent
 STAGES = {"data", "training", "generation", "judging", "comparing", "reporting", "publishing"}
-DOORS = {"cli", "pipeline", "sweep"}
+DOORS = {"cli", "pipeline", "sweeping"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
+    "ChrF",
+    "ExactMatch",
+    "LengthRatio",
     "PrefixSharingCollator",
     "PromptFormat",
+    "ReferencePerplexity",
+    "RepetitiveShare",
+    "RougeL",
+    "StoppedShare",
+    "TokenF1",
+    "compare_runs",
     "generate_responses",
+    "judge_pairs",
     "judge_responses",
     "load_examples",
     "load_model",
+    "measure_agreement",
+    "measure_responses",
+    "rate_preferences",
     "run",
     "split_examples",
     "train",

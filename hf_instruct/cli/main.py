@@ -14,7 +14,20 @@ from hf_instruct import __version__
 from hf_instruct.errors import InstructError
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
-VERBS = ("run", "data", "train", "generate", "judge", "report")
+VERBS = (
+    "run",
+    "data",
+    "train",
+    "sweep",
+    "generate",
+    "judge",
+    "compare",
+    "rate",
+    "agree",
+    "vote",
+    "benchmark",
+    "report",
+)
 
 # `--train.learning_rate`, and any other field of a section.
 _SETTING = re.compile(r"--\w+(\.\w+)+")
@@ -53,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    # As long as the longest verb and more: argparse lays out the column of help texts by it.
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB [OPTION]", required=True)
     for verb in VERBS:
         importlib.import_module(f"hf_instruct.cli.{verb}").add_parser(subparsers)
     return parser
