@@ -1,7 +1,7 @@
 """The answers before and after fine-tuning, side by side."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hf_instruct.records import Judgment, Response
 from hf_instruct.reporting.facts import RunFacts, Side
@@ -85,19 +85,23 @@ def sort_worst_first(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
     return sorted(rows, key=lambda row: (row.score is None, row.score or 0))
 
 
-def pick_telling(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[list[AnswerRow], AnswerRow | None]:
+def pick_telling(
+    rows: Sequence[AnswerRow], *, gains: Mapping[str, float] | None = None, num_gains: int = 3
+) -> tuple[list[AnswerRow], AnswerRow | None]:
     """Return the rows that say most about a run in least space.
 
     Args:
         rows: All rows.
+        gains: By example id, by how much the tuned answer is better; by default the gain in score.
         num_gains: How many of the first kind.
 
     Returns:
         The rows with the biggest gains (without scores: the first rows whose answer changed), and the worst-scored row
         that is not among them, or None where nothing has a score.
     """
-    gained = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))
-    if not any(row.score is not None for row in rows):
+    known = {row.id: row.gain or 0 for row in rows} if gains is None else gains
+    gained = sorted((row for row in rows if known.get(row.id, 0) > 0), key=lambda row: -known[row.id])
+    if gains is None and not any(row.score is not None for row in rows):
         gained = [row for row in rows if row.tuned and (row.base is None or row.base.text != row.tuned.text)]
     best = gained[:num_gains]
     scored = [row for row in sort_worst_first(rows) if row.score is not None and row not in best]

@@ -86,7 +86,7 @@ def list_metrics(facts: RunFacts) -> list[MetricRow]:
         label, meaning = _LABELS.get(name, (name.replace("_", " "), ""))
         difference = None
         if name not in _RATIOS:
-            difference = measure_difference(_read_values(facts.base, name), _read_values(facts.tuned, name))
+            difference = measure_difference(read_values(facts.base, name), read_values(facts.tuned, name))
         rows.append(MetricRow(name, label, meaning, base, tuned, difference))
     return rows
 
@@ -100,7 +100,8 @@ def _read_measures(side: Side) -> dict[str, Measure]:
     }
 
 
-def _read_values(side: Side, name: str) -> dict[str, float]:
+def read_values(side: Side, name: str) -> dict[str, float]:
+    """Return a reference metric's values by example id; empty where there are none."""
     examples: Any = side.metrics.get("examples")
     rows = examples.items() if isinstance(examples, Mapping) else ()
     return {

@@ -14,7 +14,7 @@ from hf_instruct.reporting.findings import (
     list_missing,
     list_notes,
 )
-from hf_instruct.reporting.measures import list_metrics
+from hf_instruct.reporting.measures import list_metrics, read_values
 from hf_instruct.run_folder import RunFolder
 
 _LABEL_WIDTH = 18
@@ -34,10 +34,13 @@ def format_summary(run: RunFolder, *, width: int = 88) -> str:
         DataError: A file of the run cannot be read as what it should be.
     """
     facts = read_facts(run, run.load_experiment())
-    best, worst = pick_telling(pair_answers(facts))
+    nearer = _list_nearer(facts)
+    best, worst = pick_telling(
+        pair_answers(facts), gains={id: after - before for id, (before, after) in nearer.items()} or None
+    )
     parts = [
         [_format_title(facts), *_list_numbers(facts, width)],
-        *(_format_row(row, "after fine-tuning" if row.gain is None else f"gain {row.gain:+d}", width) for row in best),
+        *(_format_row(row, _title_row(row, nearer.get(row.id)), width) for row in best),
         *([_format_row(worst, "the worst score", width)] if worst else []),
         _list_notes(facts, width),
         _list_paths(run),
@@ -64,6 +67,24 @@ def format_summary_line(run: RunFolder) -> str:
         parts.append(f"validation loss {' -> '.join(f'{loss:.3f}' for loss in ends)}")
     parts += [f"missing: {part.what} (`{part.command}`)" for part in list_missing(facts)[:1]]
     return clean_line("; ".join(parts))
+
+
+def _list_nearer(facts: RunFacts) -> dict[str, tuple[float, float]]:
+    """Return each example's ROUGE-L before and after, where it shows a gain that the judge's scores do not show."""
+    scores = find_difference(facts)
+    if scores is not None and scores.is_shown:
+        return {}
+    row = next((row for row in list_metrics(facts) if row.name == "rouge_l"), None)
+    if row is None or row.difference is None or not row.difference.is_shown:
+        return {}
+    before, after = (read_values(side, "rouge_l") for side in (facts.base, facts.tuned))
+    return {id: (value, after[id]) for id, value in before.items() if id in after}
+
+
+def _title_row(row: AnswerRow, nearness: tuple[float, float] | None) -> str:
+    if nearness is not None:
+        return "ROUGE-L {:.2f} -> {:.2f}".format(*nearness)
+    return "after fine-tuning" if row.gain is None else f"gain {row.gain:+d}"
 
 
 def _format_title(facts: RunFacts) -> str:
