@@ -44,10 +44,11 @@ def measure(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
 
 
 def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
-    from hf_instruct.judging.metrics import LABELS, format_interval, format_value
+    from hf_instruct.judging.metrics import format_interval
+    from hf_instruct.metric_names import METRICS, format_metric
 
     rows = [["", *(f"{name}, n {measured['total']}" for name, measured in sides.items())]]
-    for metric, label in LABELS.items():
+    for metric, (label, _) in METRICS.items():
         found = [measured["metrics"].get(metric) for measured in sides.values()]
         if not any(found):
             continue
@@ -55,7 +56,7 @@ def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
         for measured, values in zip(sides.values(), found, strict=True):
             text = "not known"
             if values:
-                text = f"{format_value(metric, values['mean'])} {format_interval(metric, values['interval'])}".rstrip()
+                text = f"{format_metric(metric, values['mean'])} {format_interval(metric, values['interval'])}".rstrip()
                 text += f", n {values['n']}" if values["n"] != measured["total"] else ""
             row.append(text)
         rows.append(row)

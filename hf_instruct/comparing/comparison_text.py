@@ -1,17 +1,17 @@
 """Comparisons as text: aligned tables that fit a terminal of 100 columns."""
 
+import functools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from hf_instruct.comparing.comparison import Breakdown, Comparison, Difference, Row
 from hf_instruct.intervals import Interval, format_points
+from hf_instruct.metric_names import format_metric, label_metric
 
 WIDTH = 100
 _GAP = "  "
 _SHORTEST_NAME = 16
 _MOST_COLUMNS = 9
-# Metrics from this value on, as chrF from 0 to 100, are shown with one decimal.
-_LARGE = 10
 # Examples from which on a difference in one category is marked.
 _FEWEST = 10
 
@@ -135,7 +135,10 @@ def _format_breakdowns(
     table = [header]
     any_marked = False
     for part in breakdowns:
-        show, show_signed = (format_points, format_signed) if is_score else _choose_format(part.means)
+        show, show_signed, label = format_points, format_signed, part.name
+        if not is_score:
+            show = functools.partial(format_metric, part.name)
+            show_signed, label = functools.partial(show, signed=True), label_metric(part.name)
         # The bootstrap of a handful of values that happen to have one sign always excludes 0.
         marks = [
             part.n >= _FEWEST and difference is not None and difference.is_shown for difference in part.differences
@@ -146,19 +149,12 @@ def _format_breakdowns(
             ends = difference.interval
             interval = f"{show_signed(ends.low)} to {show_signed(ends.high)}" if ends else "-"
             extra = [show_signed(difference.mean), interval + ("*" if any(marks) else " ")]
-            table.append([part.name, str(part.n), *map(show, part.means), *extra])
+            table.append([label, str(part.n), *map(show, part.means), *extra])
         else:
             means = [show(mean) + ("*" if mark else " ") for mean, mark in zip(part.means, marks, strict=True)]
-            table.append([part.name, str(part.n), *means])
+            table.append([label, str(part.n), *means])
     text = _align(table, name_column=0)
     return [f"{text}\n* the interval of the difference from {base + 1} excludes 0" if any_marked else text]
-
-
-def _choose_format(values: Sequence[float]) -> tuple[Callable[[float], str], Callable[[float], str]]:
-    """Return how to show values, and differences between them: three decimals where all are small."""
-    if max(map(abs, values)) >= _LARGE:
-        return format_points, format_signed
-    return "{:.3f}".format, "{:+.3f}".format
 
 
 def _note_failures(rows: Sequence[Row]) -> list[str]:

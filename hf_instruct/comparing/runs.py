@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_instruct.comparing.verdict_files import SCORES, Key, Verdicts, build_verdicts, load_verdicts
 from hf_instruct.errors import DataError
+from hf_instruct.metric_names import QUOTIENTS
 from hf_instruct.records import Judgment, Response, TrainingRow, build_example_id, read_rows
 from hf_instruct.run_folder import RunFolder
 
@@ -181,17 +182,15 @@ def _add_run_files(run: ScoredRun, file: Path, *, is_folder: bool) -> ScoredRun:
 
 
 def _parse_metrics(examples: Mapping[str, Any]) -> dict[Key, dict[str, float]]:
-    """Return the numbers of each example; a perplexity, which spans orders of magnitude, as its logarithm."""
-    found: dict[Key, dict[str, float]] = {}
-    for key, values in examples.items():
-        numbers = {
+    """Return the numbers of each example, but for those whose mean over examples is not the metric."""
+    return {
+        str(key): {
             name: float(value)
             for name, value in (values.items() if isinstance(values, Mapping) else ())
-            if isinstance(value, int | float) and math.isfinite(value)
+            if name not in QUOTIENTS and isinstance(value, int | float) and math.isfinite(value)
         }
-        perplexity = numbers.pop("perplexity", 0.0)
-        found[str(key)] = {**numbers, **({"log perplexity": math.log(perplexity)} if perplexity > 0 else {})}
-    return found
+        for key, values in examples.items()
+    }
 
 
 def _find_validation_loss(folder: RunFolder) -> float | None:

@@ -6,21 +6,15 @@ and where the votes go stay on the server. Texts are shown in text boxes, which 
 
 import dataclasses
 import functools
-import importlib.util
-import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 from hf_instruct.comparing.votes import LEFT, RIGHT, SKIP, TIE, Ballot, VoteBook, check_voter
-from hf_instruct.errors import ConfigError, DataError, RunError
+from hf_instruct.errors import DataError
+from hf_instruct.pages import build_app, serve_app
 
-# Nothing but the page itself, should any part of Gradio ever ask for more.
-_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
-_STYLE = """
-.gradio-container {max-width: 1100px !important; width: 100% !important; margin: 0 auto !important;}
-.gradio-container main, .gradio-container main > div {width: 100%;}
+STYLE = """
 .vote-text textarea {font-size: 1.05rem; line-height: 1.55; opacity: 1 !important; cursor: text;
   -webkit-text-fill-color: var(--body-text-color) !important; color: var(--body-text-color) !important;}
 .vote-head {align-items: center;}
@@ -29,11 +23,10 @@ _STYLE = """
 .vote-count {margin-bottom: 6px; color: var(--body-text-color);}
 button.vote-big {min-height: 64px; font-size: 1.1rem;}
 #vote-number {display: none !important;}
-footer {display: none !important;}
 """
 # A text box that grows with its text at any width: Gradio measures only when the text changes. In the head, because
 # Gradio drops such rules from its `css`.
-_HEAD = """
+HEAD = """
 <style>
 @supports (field-sizing: content) {
   .vote-text textarea {field-sizing: content; height: auto !important; max-height: 70vh; overflow-y: auto !important;}
@@ -45,7 +38,7 @@ _WELCOME = """\
 You will see an instruction and two answers to it, and say which one you prefer. Which is on the left is drawn by lot.
 Each vote is kept at once: stop whenever you like, and go on later under the same name."""
 # The buttons do the work; keys only press them.
-_KEYS = """
+KEYS = """
 () => {
   const names = {arrowleft: "left", arrowright: "right", t: "tie", s: "skip", u: "undo"};
   document.addEventListener("keydown", (event) => {
@@ -75,142 +68,61 @@ class Session:
     shown_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
-def check_gradio() -> None:
-    """Keep Gradio from calling home, and see that it is there.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    # Read when Gradio is imported, which is why it must not be before.
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError(
-            "The vote page needs Gradio, which is not installed; install it with `pip install 'hf-instruct[vote]'`."
-        )
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 takes any free one.
-
-    Raises:
-        RunError: The port is taken, or the address is not this machine's.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise RunError(f"`--host {host}` is no address of this machine ({error.strerror}).") from error
-    try:
-        if os.name == "posix":
-            # A port of a server that ended a moment ago is free; on Windows the option would share one in use.
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(address)
-        server.listen()
-    except OSError as error:
-        server.close()
-        raise RunError(
-            f"The page cannot be served at {host}:{port} ({error.strerror}). Stop what runs there, or name another "
-            "port with `--port`; `--port 0` takes any free one."
-        ) from error
-    return server
-
-
 def serve_page(book: VoteBook, server: socket.socket, *, voter: str | None = None) -> None:
     """Serve the page on a bound socket until interrupted.
 
     Args:
         book: The ballots and their votes.
-        server: From `open_socket`.
+        server: From `hf_instruct.pages.open_socket`.
         voter: Whose votes these are; None asks on the page.
 
     Raises:
-        ConfigError: Gradio is not installed.
         KeyboardInterrupt: Somebody ended it.
     """
-    app = build_app(book, voter=voter)
-    import uvicorn
-
-    # The page keeps a connection open for as long as it is in a browser; there is nothing to wait for.
-    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[server])
-
-
-def build_app(book: VoteBook, *, voter: str | None = None) -> Any:
-    """Return the page as an ASGI app.
-
-    Raises:
-        ConfigError: Gradio is not installed.
-    """
-    check_gradio()
-    import fastapi
     import gradio
 
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_Headers)
-    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    return gradio.mount_gradio_app(
-        app,
-        _Page(gradio, book, voter).blocks,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        theme=gradio.themes.Default(primary_hue="blue", font=fonts, font_mono=("ui-monospace", "monospace")),
-        css=_STYLE,
-        js=_KEYS,
-        head=_HEAD,
-    )
+    with gradio.Blocks(title="Which answer is better?", analytics_enabled=False) as blocks:
+        VotePanel(gradio, blocks, book, voter=voter)
+    serve_app(build_app(blocks, style=STYLE, keys=KEYS, head=HEAD), server)
 
 
-class _Headers:
-    """Add to every reply the rule that the page may fetch from nowhere else."""
+class VotePanel:
+    """The parts of the page, and what its buttons do; made inside the page or the tab that is to hold it.
 
-    def __init__(self, app: Callable[..., Any]) -> None:
-        self._app = app
+    Args:
+        gradio: The module.
+        blocks: The whole page.
+        book: The ballots and their votes.
+        voter: Whose votes these are; None asks on the page.
+    """
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                added = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
-                message = {**message, "headers": [*message["headers"], *added]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)
-
-
-class _Page:
-    """The parts of the page, and what its buttons do."""
-
-    def __init__(self, gradio: Any, book: VoteBook, voter: str | None) -> None:
+    def __init__(self, gradio: Any, blocks: Any, book: VoteBook, *, voter: str | None = None) -> None:
         self._gradio = gradio
+        self._blocks = blocks
         self._book = book
         self._voter = voter
-        with gradio.Blocks(title="Which answer is better?", analytics_enabled=False) as self.blocks:
-            # Stays on the server, one for each tab, so that several people do not mix.
-            self._session = gradio.State(None)
-            # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
-            self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
-            with gradio.Column(visible=False) as self._welcome:
-                gradio.Markdown(_WELCOME)
-                self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, elem_id="vote-name")
-                start = gradio.Button("Start", variant="primary", elem_id="vote-start", elem_classes="vote-big")
-            with gradio.Column(visible=False) as self._main:
-                with gradio.Row(elem_classes="vote-head"):
-                    self._progress = gradio.HTML(elem_id="vote-progress")
-                    self._change = gradio.Button("", size="sm", scale=0, min_width=140, elem_id="vote-change")
-                with gradio.Column() as self._ballot:
-                    choices = self._build_ballot()
-                with gradio.Row():
-                    with gradio.Column(min_width=120) as self._skip:
-                        choices[SKIP] = gradio.Button("Skip (S)", size="sm", elem_id="vote-skip")
-                    undo = gradio.Button("Undo my last vote (U)", size="sm", min_width=120, elem_id="vote-undo")
-                with gradio.Column(elem_id="vote-number"):
-                    # Says which ballot a click was on, as the browser saw it.
-                    self._number = gradio.Textbox(show_label=False)
-            self._connect(start, undo, choices)
+        # Stays on the server, one for each tab, so that several people do not mix.
+        self._session = gradio.State(None)
+        # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
+        self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
+        with gradio.Column(visible=False) as self._welcome:
+            gradio.Markdown(_WELCOME)
+            self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, elem_id="vote-name")
+            start = gradio.Button("Start", variant="primary", elem_id="vote-start", elem_classes="vote-big")
+        with gradio.Column(visible=False) as self._main:
+            with gradio.Row(elem_classes="vote-head"):
+                self._progress = gradio.HTML(elem_id="vote-progress")
+                self._change = gradio.Button("", size="sm", scale=0, min_width=140, elem_id="vote-change")
+            with gradio.Column() as self._ballot:
+                choices = self._build_ballot()
+            with gradio.Row():
+                with gradio.Column(min_width=120) as self._skip:
+                    choices[SKIP] = gradio.Button("Skip (S)", size="sm", elem_id="vote-skip")
+                undo = gradio.Button("Undo my last vote (U)", size="sm", min_width=120, elem_id="vote-undo")
+            with gradio.Column(elem_id="vote-number"):
+                # Says which ballot a click was on, as the browser saw it.
+                self._number = gradio.Textbox(show_label=False)
+        self._connect(start, undo, choices)
 
     def _build_ballot(self) -> dict[str, Any]:
         """Add the texts of a ballot and the buttons under them, and return the buttons by choice."""
@@ -243,7 +155,7 @@ class _Page:
         outputs += [self._progress, self._change, self._number]
         # Not queued: each takes milliseconds. Not in the API that Gradio offers to programs.
         settings: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.blocks.load(self._load, [self._remembered], outputs, **settings)
+        self._blocks.load(self._load, [self._remembered], outputs, **settings)
         for event in (start.click, self._name.submit):
             event(self._begin, [self._name], outputs, **settings)
         for choice, button in choices.items():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.intervals import Interval, bootstrap_mean, bootstrap_statistic
 from hf_instruct.judging.files import build_responses
+from hf_instruct.metric_names import format_metric, label_metric
 from hf_instruct.records import Response, write_json
 
 if TYPE_CHECKING:
@@ -289,17 +290,6 @@ _TERMS: dict[str, Callable[[Response], Term | None]] = {
 }
 _LOGARITHMIC = {"perplexity"}
 _IN_LINE = {"exact_match", "rouge_l", "chrf", "stopped", "perplexity"}
-_SHARES = {"exact_match", "stopped", "repetitive"}
-LABELS = {
-    "exact_match": "exact match",
-    "token_f1": "F1",
-    "rouge_l": "ROUGE-L",
-    "chrf": "chrF",
-    "length_ratio": "length",
-    "stopped": "stopped",
-    "repetitive": "repeats",
-    "perplexity": "perplexity",
-}
 
 
 def format_metrics(measured: Mapping[str, Any]) -> str:
@@ -313,22 +303,11 @@ def format_metrics(measured: Mapping[str, Any]) -> str:
     for name, values in measured["metrics"].items():
         if name not in _IN_LINE:
             continue
-        text = f"{LABELS[name]} {format_value(name, values['mean'])}"
+        text = f"{label_metric(name)} {format_metric(name, values['mean'])}"
         parts.append(f"{text} {format_interval(name, values['interval'])}".rstrip() if name == "rouge_l" else text)
     return ", ".join(parts)
 
 
 def format_interval(name: str, interval: Sequence[float] | None) -> str:
     """Return an interval of a metric as it is printed, empty where there is none."""
-    return "[" + ", ".join(format_value(name, end) for end in interval) + "]" if interval else ""
-
-
-def format_value(name: str, value: float) -> str:
-    """Return a value of a metric as it is printed.
-
-    >>> format_value("stopped", 0.916), format_value("chrf", 48.13), format_value("token_f1", 0.514)
-    ('92 %', '48.1', '0.51')
-    """
-    if name in _SHARES:
-        return f"{100 * value:.0f} %"
-    return f"{value:.1f}" if name == "chrf" or value >= 10 else f"{value:.2f}"
+    return "[" + ", ".join(format_metric(name, end) for end in interval) + "]" if interval else ""

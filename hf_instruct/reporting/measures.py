@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_instruct.intervals import Interval
+from hf_instruct.metric_names import METRICS, QUOTIENTS, format_metric, label_metric
 from hf_instruct.reporting.facts import RunFacts, Side, as_number, parse_interval
 from hf_instruct.reporting.findings import Difference, measure_difference
 
@@ -46,10 +47,7 @@ class MetricRow:
 
     def show(self, value: float, *, signed: bool = False) -> str:
         """Return a value of this metric as it is printed."""
-        pattern = "%+" if signed else "%"
-        if self.name in _SHARES:
-            return f"{pattern}.0f %%" % (100 * value)
-        return f"{pattern}.{1 if abs(value) >= 10 else 2}f" % value
+        return format_metric(self.name, value, signed=signed)
 
     def show_difference(self) -> str:
         """Return the paired difference with its interval; empty where there is none."""
@@ -59,35 +57,20 @@ class MetricRow:
         return f"{self.show(self.difference.mean, signed=True)} ({ends})"
 
 
-_LABELS = {
-    "exact_match": ("exact match", "equal to the reference"),
-    "token_f1": ("token F1", "words shared with the reference, 0 to 1"),
-    "rouge_l": ("ROUGE-L", "longest common run of words with the reference, 0 to 1"),
-    "chrf": ("chrF", "character n-grams shared with the reference, 0 to 100"),
-    "length_ratio": ("length ratio", "characters for each of the reference's"),
-    "stopped": ("ended by itself", "not cut off"),
-    "repetitive": ("repeats itself", "says the same again and again"),
-    "perplexity": ("perplexity", "of the reference under the model; lower is better"),
-}
-_SHARES = frozenset({"exact_match", "stopped", "repetitive"})
-# Not means over examples, so a mean of differences would be another number.
-_RATIOS = frozenset({"length_ratio", "perplexity"})
-
-
 def list_metrics(facts: RunFacts) -> list[MetricRow]:
     """Return the reference metrics that either side has, in a fixed order; those that are not ours come last."""
     sides = [_read_measures(side) for side in (facts.base, facts.tuned)]
-    found = dict.fromkeys([*_LABELS, *sides[0], *sides[1]])
+    found = dict.fromkeys([*METRICS, *sides[0], *sides[1]])
     rows = []
     for name in found:
         base, tuned = (measures.get(name) for measures in sides)
         if base is None and tuned is None:
             continue
-        label, meaning = _LABELS.get(name, (name.replace("_", " "), ""))
+        meaning = METRICS[name].meaning if name in METRICS else ""
         difference = None
-        if name not in _RATIOS:
+        if name not in QUOTIENTS:
             difference = measure_difference(read_values(facts.base, name), read_values(facts.tuned, name))
-        rows.append(MetricRow(name, label, meaning, base, tuned, difference))
+        rows.append(MetricRow(name, label_metric(name), meaning, base, tuned, difference))
     return rows
 
 
