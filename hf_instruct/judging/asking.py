@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from hf_instruct.errors import JudgeError, VerdictError
-from hf_instruct.judging.judges import Judge
+from hf_instruct.judging.judges import Judge, Reply
 from hf_instruct.judging.rubrics import Question
 
 _ATTEMPTS = 2
@@ -21,13 +21,13 @@ class Answer(NamedTuple, Generic[Value]):
 
     Attributes:
         value: The verdict; None where none could be read.
-        reply: The judge's last raw reply; empty where there was none.
+        replies: The judge's raw replies, one for each attempt that brought any.
         seconds: Time the judge took, all attempts together.
         failure: Why there is no verdict.
     """
 
     value: Value | None
-    reply: str
+    replies: list[str]
     seconds: float = 0.0
     failure: str | None = None
 
@@ -43,7 +43,7 @@ class Asker:
         self._judge = judge
         self._silent = 0
 
-    async def ask(self, question: Question, read: Callable[[str], Value]) -> Answer[Value]:
+    async def ask(self, question: Question, read: Callable[[Reply], Value]) -> Answer[Value]:
         """Return what the judge says to a question.
 
         Args:
@@ -53,28 +53,29 @@ class Asker:
         Raises:
             JudgeError: The judge cannot go on, or has not replied at all to eight questions in a row.
         """
-        seconds, text, failure = 0.0, "", ""
+        seconds, texts, failure = 0.0, [], ""
         for _ in range(_ATTEMPTS):
             reply = await self._judge.ask(question)
             seconds += reply.seconds
-            text = to_printable(reply.text) or text
+            if reply.text:
+                texts.append(to_printable(reply.text))
             failure = reply.failure or ""
             if not failure:
                 try:
-                    answer = Answer(read(reply.text), text, seconds)
+                    value = read(reply)
                 except VerdictError as error:
                     failure = str(error)
                 else:
                     self._silent = 0
-                    return answer
+                    return Answer(value, texts, seconds)
             if reply.final:
                 break
-        self._silent = 0 if text else self._silent + 1
+        self._silent = 0 if texts else self._silent + 1
         if self._silent >= _FAILURES_IN_A_ROW:
             raise JudgeError(
                 f"The judge left {self._silent} questions in a row without a reply; the last time, {failure}."
             )
-        return Answer(None, text, seconds, to_printable(failure))
+        return Answer(None, texts, seconds, to_printable(failure))
 
 
 async def work_through(
@@ -113,7 +114,8 @@ async def work_through(
         while True:
             await arrived.wait()
             arrived.clear()
-            # Shielded: a cancelled write goes on in its thread, and nothing else may write until it ends.
+            # In a thread: questions are sent while the disk takes its time. Shielded: a cancelled write goes on in its
+            # thread, and nothing else may write until it ends.
             saving = asyncio.create_task(asyncio.to_thread(save_batch))
             try:
                 await asyncio.shield(saving)

@@ -1,24 +1,21 @@
 """The judging loop: many questions at once, each judgment kept as soon as it is there."""
 
-import asyncio
 import dataclasses
 import logging
 from collections.abc import Sequence
 
-from hf_instruct.errors import JudgeError, VerdictError
+from hf_instruct.errors import JudgeError
+from hf_instruct.judging.asking import Asker, to_printable, work_through
 from hf_instruct.judging.cache import VerdictCache, cache_key
 from hf_instruct.judging.files import JudgmentFiles, label_judgments, set_aside
 from hf_instruct.judging.judges import Judge, Reply
 from hf_instruct.judging.rubrics import Question, Rubric
 from hf_instruct.judging.verdicts import parse_verdict
 from hf_instruct.models import cache_folder
-from hf_instruct.progress import Advance, progress_bar
+from hf_instruct.progress import progress_bar
 from hf_instruct.records import Judgment, Response, append_rows, recover_rows, write_rows
 
 logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 2
-_FAILURES_IN_A_ROW = 8
 
 
 class JudgingLoop:
@@ -45,7 +42,7 @@ class JudgingLoop:
         repeat: int = 1,
         repeats: int = 1,
     ) -> None:
-        self._judge = judge
+        self._asker = Asker(judge)
         self._rubric = rubric
         self._identity = judge.identity()
         self._files = files
@@ -53,8 +50,6 @@ class JudgingLoop:
         self._repeat = repeat
         self._repeats = repeats
         self._questions: dict[str, Question] = {row.id: rubric.build_question(row) for row in responses}
-        self._unsaved: list[tuple[Judgment, str]] = []
-        self._failures_in_a_row = 0
         self._cache = VerdictCache(cache_folder() / "judgments" if use_cache else None)
         self._done: dict[str, Judgment] = {}
 
@@ -155,100 +150,51 @@ class JudgingLoop:
         Raises:
             JudgeError: Judging cannot go on. What was judged until then is saved, also when the task is cancelled.
         """
-        waiting = iter([name for name in self._questions if name not in self._done])
+        waiting = [name for name in self._questions if name not in self._done]
         total, done = len(self._questions), len(self._done)
         if done == total:
             return
         what = "judging" if self._repeats == 1 else f"judging, repeat {self._repeat} of {self._repeats}"
         with progress_bar(what, total, done=done) as advance:
 
-            async def worker() -> None:
-                # All workers draw from one iterator, so a slow reply holds up nobody else.
-                for name in waiting:
-                    self._finish(name, await self._judge_one(name), advance)
-                    arrived.set()
+            async def judge(name: str) -> Judgment:
+                judgment = await self._judge_one(name)
+                self._done[name] = judgment
+                advance(1, self._note())
+                return judgment
 
-            arrived = asyncio.Event()
-            workers = [asyncio.create_task(worker()) for _ in range(min(concurrency, total - done))]
-            writer = asyncio.create_task(self._save_arrivals(arrived))
-            try:
-                await _wait_for_all(workers, writer)
-            finally:
-                for task in (*workers, writer):
-                    task.cancel()
-                await asyncio.gather(*workers, writer, return_exceptions=True)
-                self._save()
+            await work_through(waiting, judge, save=self._save, concurrency=concurrency)
 
-    async def _save_arrivals(self, arrived: asyncio.Event) -> None:
-        while True:
-            await arrived.wait()
-            arrived.clear()
-            # In a thread: the loop sends questions while the disk takes its time. Shielded: a cancelled write goes on
-            # in its thread, and nothing else may write until it ends.
-            saving = asyncio.create_task(asyncio.to_thread(self._save))
-            try:
-                await asyncio.shield(saving)
-            except asyncio.CancelledError:
-                await saving
-                raise
-
-    def _save(self) -> None:
+    def _save(self, batch: list[Judgment]) -> None:
         """Write what arrived since the last time: to the file, and what is a verdict to the cache."""
-        batch = self._unsaved[:]
-        if not batch:
-            return
         if self._files:
-            append_rows(self._files.judgments, [judgment for judgment, _ in batch])
-        del self._unsaved[: len(batch)]
+            append_rows(self._files.judgments, batch)
         self._cache.add(
-            (key, {"score": judgment.score, "reasons": judgment.reasons, "replies": judgment.replies})
-            for judgment, key in batch
-            if judgment.score is not None
+            (self._key(row.id), {"score": row.score, "reasons": row.reasons, "replies": row.replies})
+            for row in batch
+            if row.score is not None
         )
 
-    def _finish(self, name: str, judgment: Judgment, advance: Advance) -> None:
-        self._done[name] = judgment
-        self._unsaved.append((judgment, self._key(name)))
-        if judgment.score is None:
-            logger.debug("%s: %s", name, judgment.failure)
+    def _note(self) -> str:
         scores = [row.score for row in self._done.values() if row.score is not None]
         failed = len(self._done) - len(scores)
-        note = f"mean {sum(scores) / len(scores):.1f}" if scores else ""
-        advance(1, f"{note}, {failed} failed".lstrip(", ") if failed else note)
-        self._failures_in_a_row = 0 if judgment.replies else self._failures_in_a_row + 1
-        if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
-            raise JudgeError(
-                f"The judge left {self._failures_in_a_row} questions in a row without a reply; the last time, "
-                f"{judgment.failure}."
-            )
+        mean = [f"mean {sum(scores) / len(scores):.1f}"] if scores else []
+        return ", ".join([*mean, *([f"{failed} failed"] if failed else [])])
 
     async def _judge_one(self, name: str) -> Judgment:
-        """Return the judgment of one response; an unreadable reply is asked for once more."""
-        question = self._questions[name]
-        replies: list[Reply] = []
-        failure = None
-        for _ in range(_ATTEMPTS):
-            reply = await self._judge.ask(question)
-            replies.append(reply)
-            texts = [_printable(reply.text) for reply in replies if reply.text]
-            seconds = sum(reply.seconds for reply in replies)
-            failure = reply.failure
-            if failure is None:
-                try:
-                    score, reasons = self._read(reply)
-                    return self._build(name, texts, score, reasons, seconds=seconds)
-                except VerdictError as error:
-                    failure = str(error)
-            if reply.final:
-                break
-        judgment = self._build(name, texts, None, None, seconds=seconds)
-        return dataclasses.replace(judgment, failure=_printable(failure or ""))
+        answer = await self._asker.ask(self._questions[name], self._read)
+        score, reasons = answer.value or (None, None)
+        judgment = self._build(name, answer.replies, score, reasons, seconds=answer.seconds)
+        if answer.failure is None:
+            return judgment
+        logger.debug("%s: %s", name, answer.failure)
+        return dataclasses.replace(judgment, failure=answer.failure)
 
     def _read(self, reply: Reply) -> tuple[int, str | None]:
         if reply.score is not None:
             return reply.score, None
         verdict = parse_verdict(reply.text, self._rubric)
-        return verdict.score, _printable(verdict.reasons) if verdict.reasons else None
+        return verdict.score, to_printable(verdict.reasons) if verdict.reasons else None
 
     def _build(
         self, name: str, replies: list[str], score: int | None, reasons: str | None, *, seconds: float = 0.0
@@ -263,18 +209,3 @@ class JudgingLoop:
             seconds=round(seconds, 4),
             reasons=reasons,
         )
-
-
-async def _wait_for_all(workers: list[asyncio.Task[None]], writer: asyncio.Task[None]) -> None:
-    """Return when all workers are done; raise what any of them or the writer raises, as soon as it does."""
-    left: set[asyncio.Task[None]] = set(workers)
-    while left:
-        finished, _ = await asyncio.wait({*left, writer}, return_when=asyncio.FIRST_COMPLETED)
-        for task in finished:
-            task.result()
-        left -= finished
-
-
-def _printable(text: str) -> str:
-    """Return a text without halves of surrogate pairs, which a reply that was cut may end in and UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")

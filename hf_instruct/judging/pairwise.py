@@ -280,7 +280,7 @@ class _PairLoop:
             judge=self._describe_judge(identical=pair.identical),
             rubric=RUBRIC,
             orders=orders,
-            replies=[answer.reply for answer in answers],
+            replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
             first_length=len(pair.first),
             second_length=len(pair.second),
             prompt_sha256=_hash(questions),
@@ -294,10 +294,10 @@ class _PairLoop:
         key = cache_key(question, self._identity)
         known = None if self._options.force else self._cache.find(key)
         if known:
-            return Answer(float(known["score"]), known["replies"][0])
-        answer = await self._asker.ask(question, parse_preference)
+            return Answer(float(known["score"]), known["replies"])
+        answer = await self._asker.ask(question, lambda reply: parse_preference(reply.text))
         if answer.value is not None:
-            self._cache.add([(key, {"score": answer.value, "replies": [answer.reply]})])
+            self._cache.add([(key, {"score": answer.value, "replies": answer.replies})])
         return answer
 
     def _save(self, rows: list[Preference]) -> None:
