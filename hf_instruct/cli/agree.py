@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from hf_instruct.cli.numbers import whole
+
 _DESCRIPTION = """\
 Measure the agreement of two judges, or of a judge with people, on the same answers.
 
@@ -33,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("b", metavar="B", type=Path, help="the other")
     parser.add_argument("--voter-a", metavar="NAME", help="of the votes in A, only this voter's")
     parser.add_argument("--voter-b", metavar="NAME", help="of the votes in B, only this voter's")
-    parser.add_argument("--seed", metavar="S", type=_natural, default=0, help="of the resampling (default: 0)")
+    parser.add_argument("--seed", metavar="S", type=whole, default=0, help="of the resampling (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.set_defaults(handler=_agree, resume_hint="Nothing was changed; start it again.")
 
@@ -48,9 +50,3 @@ def _agree(options: argparse.Namespace) -> None:
     second = load_verdicts(options.b, voter=options.voter_b)
     agreement = compare_verdicts(first, second, seed=options.seed)
     print(json.dumps(agreement.to_dict(), indent=2, allow_nan=False) if options.json else agreement)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
-    return int(text)

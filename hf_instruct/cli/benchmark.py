@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.numbers import natural, whole
+
 if TYPE_CHECKING:
     from hf_instruct.judging.harness import Benchmark, BenchmarkResult
 
@@ -37,11 +39,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="run folder; or an alias, Hub id or folder of a model")
     parser.add_argument("--tasks", required=True, metavar="NAME,...", help="tasks, groups or tags of lm-eval")
-    parser.add_argument("--limit", type=_natural, metavar="N", help="only the first N questions of each task")
+    parser.add_argument("--limit", type=natural, metavar="N", help="only the first N questions of each task")
     parser.add_argument(
-        "--num-fewshot", type=_count, metavar="N", help="solved examples before each question (default: the task's)"
+        "--num-fewshot", type=whole, metavar="N", help="solved examples before each question (default: the task's)"
     )
-    parser.add_argument("--batch-size", type=_natural, default=8, metavar="N", help="requests at once (default: 8)")
+    parser.add_argument("--batch-size", type=natural, default=8, metavar="N", help="requests at once (default: 8)")
     parser.add_argument("--base", action="store_true", help="also ask the model that the run started from")
     parser.add_argument(
         "--include-path",
@@ -62,18 +64,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.set_defaults(handler=_benchmark, resume_hint="Results of models asked to the end are kept.")
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
-    return int(text)
 
 
 def _benchmark(options: argparse.Namespace) -> None:

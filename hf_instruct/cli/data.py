@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.numbers import natural
+
 if TYPE_CHECKING:
     from hf_instruct.data.checks import Fault
     from hf_instruct.data.statistics import DataStatistics
@@ -57,7 +59,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_check_options(check: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--max-length",
-        type=_natural,
+        type=natural,
         metavar="N",
         help="warn of rows longer than this many tokens (default with `--model`: 1024, or the model's context)",
     )
@@ -104,7 +106,7 @@ def _build_shared_options() -> argparse.ArgumentParser:
     shared.add_argument("--hub-config", metavar="NAME", help="configuration of a Hub dataset")
     shared.add_argument("--hub-split", default="train", metavar="NAME", help="split of a Hub dataset (default: train)")
     shared.add_argument("--revision", metavar="NAME", help="commit, tag or branch of a Hub dataset")
-    shared.add_argument("--limit", type=_natural, metavar="N", help="use only the first N rows")
+    shared.add_argument("--limit", type=natural, metavar="N", help="use only the first N rows")
     shared.add_argument(
         "--model",
         "--tokenizer",
@@ -137,12 +139,6 @@ def _parse_map(text: str) -> dict[str, str]:
             raise argparse.ArgumentTypeError(f"`{ours}` is given twice")
         pairs[ours] = theirs
     return pairs
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
-    return int(text)
 
 
 def _similarity(text: str) -> float:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.numbers import natural, whole
+
 if TYPE_CHECKING:
     from hf_instruct.sweeping.files import Candidate, Sweep
 
@@ -44,26 +46,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "where real numbers span a factor of 10; may be given several times",
     )
     parser.add_argument("--sweep-dir", type=Path, help="folder of the sweep (default: runs/MODEL-EXPERIMENT-sweep)")
-    parser.add_argument("--trials", type=_natural, metavar="N", help="search with N runs in all (Optuna)")
-    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the search (default: 0)")
+    parser.add_argument("--trials", type=natural, metavar="N", help="search with N runs in all (Optuna)")
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the search (default: 0)")
     parser.add_argument(
         "--resume", action="store_true", help="go on with a sweep that was cut off, or add values to it"
     )
     parser.add_argument("--judge-all", action="store_true", help="answer and judge the test split with every run")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, and write nothing")
     parser.set_defaults(handler=_sweep, takes_overrides=True)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
-    return int(text)
 
 
 def _sweep(options: argparse.Namespace) -> None:
