@@ -63,16 +63,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--concurrency", metavar="N", type=int, help="calls under way at once")
     parser.add_argument("--timeout-seconds", metavar="S", type=float, help="longest wait for one reply")
     parser.add_argument("--repeats", metavar="K", type=int, help="judge K times with different seeds (default: 1)")
-    parser.add_argument("--pairwise", action="store_true", help="which of two answers is better, asked in both orders")
-    parser.add_argument("--baseline", metavar="RUN_OR_FILE", type=Path, help="the other answers, with `--pairwise`")
-    parser.add_argument("--self-check", action="store_true", help="test the judge itself with answers of known worth")
-    parser.add_argument("--limit", metavar="N", type=int, help="with `--self-check`: examples to use (default: 20)")
-    parser.add_argument("--strict", action="store_true", help="with `--self-check`: exit 1 when the judge fails it")
-    parser.add_argument("--metrics-only", action="store_true", help="no judge: only compare with the references")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the judgments of a file go (default: beside it)")
     parser.add_argument("--pull", action="store_true", default=None, help="let Ollama download a model that it lacks")
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
     parser.add_argument("--force", action="store_true", help="judge anew what is judged already")
+    other = parser.add_argument_group("instead of a score for each response")
+    other.add_argument("--metrics-only", action="store_true", help="no judge: only compare with the references")
+    other.add_argument("--pairwise", action="store_true", help="which of two answers is better, asked in both orders")
+    other.add_argument("--baseline", metavar="RUN_OR_FILE", type=Path, help="the other answers, with `--pairwise`")
+    other.add_argument("--self-check", action="store_true", help="test the judge itself with answers of known worth")
+    other.add_argument("--limit", metavar="N", type=int, help="with `--self-check`: examples to use (default: 20)")
+    other.add_argument("--strict", action="store_true", help="with `--self-check`: exit 1 when the judge fails it")
     parser.set_defaults(
         handler=_judge,
         takes_overrides=True,
