@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.intervals import format_points
 from hf_instruct.records import TrainingRow, write_bytes
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
         counts = count_scores(scores[name])
         left = [start + 0.08 * SCORE_BIN_WIDTH + place * width for start in range(0, 100, SCORE_BIN_WIDTH)]
         mean = sum(scores[name]) / len(scores[name])
-        axes.bar(left, counts, width, align="edge", color=COLORS[name], label=f"{name} (mean {mean:.1f})")
+        axes.bar(left, counts, width, align="edge", color=COLORS[name], label=f"{name} (mean {format_points(mean)})")
         axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_xlim(0, 100)
     axes.set_xticks(range(0, 101, 2 * SCORE_BIN_WIDTH))
