@@ -6,6 +6,7 @@ from hf_instruct.cli.main import main
 from hf_instruct.cli.vote import _choose_file
 from hf_instruct.comparing import vote_page
 from hf_instruct.comparing.votes import TIE, VoteBook
+from hf_instruct.pages import open_socket
 from hf_instruct.records import Response, write_rows
 
 
@@ -92,7 +93,7 @@ def test_mistakes_are_one_message_and_leave_nothing(
 
 
 def test_a_port_in_use(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with vote_page.open_socket("127.0.0.1", 0) as taken:
+    with open_socket("127.0.0.1", 0) as taken:
         assert main(["vote", "a", "c", "--port", str(taken.getsockname()[1])]) == 1
     assert "name another port with `--port`" in capsys.readouterr().err
 

@@ -1,4 +1,3 @@
-import asyncio
 import logging
 import os
 import shutil
@@ -12,58 +11,10 @@ from typing import Any
 
 import pytest
 
-from hf_instruct.comparing import vote_page
-from hf_instruct.comparing.vote_page import open_socket
-from hf_instruct.errors import ConfigError, RunError
 from hf_instruct.records import Preference, Response, read_rows, write_rows
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** <b>fat</b> ${1+1} {{7*7}}\n\n# head"
-
-
-def test_a_port_in_use_is_an_error_that_says_what_to_do() -> None:
-    with open_socket("127.0.0.1", 0) as server:
-        port = server.getsockname()[1]
-        with pytest.raises(RunError) as caught:
-            open_socket("127.0.0.1", port)
-    assert str(caught.value) == (
-        f"The page cannot be served at 127.0.0.1:{port} (Address already in use). Stop what runs there, or name "
-        "another port with `--port`; `--port 0` takes any free one."
-    )
-    open_socket("127.0.0.1", port).close()
-
-
-def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(RunError, match=r"The page cannot be served at 203\.0\.113\.1:0 \(Cannot assign"):
-        open_socket("203.0.113.1", 0)
-    with pytest.raises(RunError, match="`--host no such host` is no address of this machine"):
-        open_socket("no such host", 0)
-
-
-def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
-    with pytest.raises(ConfigError, match=r"install it with `pip install 'hf-instruct\[vote\]'`\."):
-        vote_page.check_gradio()
-    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
-
-
-def test_every_reply_says_that_nothing_is_fetched_from_elsewhere() -> None:
-    sent: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
-        await send({"type": "http.response.body", "body": b"x"})
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    asyncio.run(vote_page._Headers(app)({"type": "http"}, None, send))
-    headers = dict(sent[0]["headers"])
-    assert headers[b"a"] == b"b"
-    assert headers[b"content-security-policy"].startswith(b"default-src 'self' ")
-    assert b"http" not in headers[b"content-security-policy"]
-    assert sent[1] == {"type": "http.response.body", "body": b"x"}
 
 
 class Server:

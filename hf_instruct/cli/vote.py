@@ -2,11 +2,12 @@
 
 import argparse
 import logging
-import os
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hf_instruct.cli.numbers import natural
+from hf_instruct.pages import DEFAULT_PORT, LOOPBACK, check_gradio, format_url, open_browser, open_socket
 
 if TYPE_CHECKING:
     from hf_instruct.comparing.votes import VoteBook
@@ -28,8 +29,6 @@ examples:
 
 Ctrl-C ends it."""
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
@@ -45,32 +44,29 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("b", metavar="RUN_B", type=Path, help="the other")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where votes go (default: RUN_A/votes.<RUN_B>.jsonl)")
     parser.add_argument("--voter", metavar="NAME", help="whose votes these are (default: the page asks)")
-    parser.add_argument("--limit", metavar="N", type=_natural, help="vote on N examples, drawn with the seed")
+    parser.add_argument("--limit", metavar="N", type=natural, help="vote on N examples, drawn with the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of sample, order and sides (default: 0)")
-    parser.add_argument("--host", default=_LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="N", type=_port, default=7860, help="default: 7860; 0 takes any free one")
+    parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", metavar="N", type=parse_port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
+    )
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command goes on.")
 
 
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
-    return int(text)
-
-
-def _port(text: str) -> int:
+def parse_port(text: str) -> int:
+    """Return a port as a number; `argparse` prints what is wrong with it."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"`{text}` is not a port, a whole number from 0 to 65535")
     return int(text)
 
 
 def _vote(options: argparse.Namespace) -> None:
-    from hf_instruct.comparing.vote_page import check_gradio, open_socket, serve_page
+    from hf_instruct.comparing.vote_page import serve_page
     from hf_instruct.comparing.votes import VoteBook, check_voter, locked_votes, pair_responses
     from hf_instruct.judging.files import load_responses
 
-    check_gradio()
+    check_gradio("The vote page", "vote")
     voter = None if options.voter is None else check_voter(options.voter)
     files = [path / "responses.jsonl" if path.is_dir() else path for path in (options.a, options.b)]
     responses = [load_responses(file) for file in files]
@@ -100,21 +96,16 @@ def _choose_file(a: Path, b: Path) -> Path:
 def _announce(book: "VoteBook", options: argparse.Namespace, port: int, alone: int) -> None:
     if alone:
         logger.warning("%d answers to examples that only one side has are left out.", alone)
-    if options.host not in _LOOPBACK:
+    if options.host not in LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can read the answers and vote.", options.host)
     equal = f" ({book.num_equal} more with equal answers: ties)" if book.num_equal else ""
     print(f"Pairs of answers to vote on: {book.num_different}{equal}")
     already = f" (there already: {book.count_votes()} by {', '.join(book.voters())})" if book.count_votes() else ""
     print(f"Votes go to {book.path}{already}")
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    url = f"http://{host}:{port}/"
+    url = format_url(options.host, port)
     print(f"Vote at {url}   (Ctrl-C ends)", flush=True)
-    # Without a desktop Python would start a text browser in this terminal.
-    desktop = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if not options.no_browser and desktop:
-        import webbrowser
-
-        webbrowser.open(url)
+    if not options.no_browser:
+        open_browser(url)
 
 
 def _print_end(book: "VoteBook") -> None:
