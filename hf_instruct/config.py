@@ -156,7 +156,6 @@ _OURS_TO_SET = {
     "include_num_input_tokens_seen": "example tokens are always counted",
 }
 _NOT_TO_GENERATE = {
-    "num_return_sequences": "each prompt gets one answer",
     "return_dict_in_generate": "only the tokens are kept",
     "max_length": "set `generate.max_new_tokens`",
 }

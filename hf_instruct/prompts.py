@@ -205,6 +205,51 @@ class PromptFormat:
         # Some tokenizers end every text with end-of-text; a prompt that has ended has no response.
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether a prompt can hold earlier turns; without, each question stands alone."""
+        return self.name == CHAT
+
+    def encode_turns(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        system: str = "",
+    ) -> list[int]:
+        """Return the token ids of a conversation, up to where the next response begins.
+
+        Without history and system text they are those of `encode_prompt`.
+
+        Args:
+            question: The newest, not yet answered.
+            history: Earlier questions with their answers, oldest first.
+            system: What the model is told beforehand.
+
+        Raises:
+            ConfigError: There is a history or a system text, and the format or the chat template has no place for it.
+        """
+        if not history and not system:
+            return self.encode_prompt(tokenizer, question)
+        if not self.has_turns:
+            raise ConfigError(
+                f"The prompt format `{self.name}` has no place for {'earlier turns' if history else 'a system text'}: "
+                "only `chat` has. Leave it out."
+            )
+        from jinja2 import TemplateError
+
+        messages = [{"role": "system", "content": system}] * bool(system)
+        for user, assistant in history:
+            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        messages.append({"role": "user", "content": question})
+        try:
+            text = _apply_chat_template(tokenizer, messages, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ConfigError(f"The chat template of `{tokenizer.name_or_path}` refuses this: {error}") from error
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def encode_example(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> tuple[list[int], list[int]]:
         """Return the token ids of the prompt and of the completion.
 

@@ -68,6 +68,7 @@ class Response:
         reference_nll: Loss of the reference as a completion, under the same model: the sum over its tokens, the one
             that ends it included, in nats. None where that is not known, or the reference does not fit the context.
         reference_tokens: How many tokens that sum is over.
+        further_responses: What else was generated for the example, where several answers were asked for; never judged.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Response:
     num_tokens: int | None = None
     reference_nll: float | None = None
     reference_tokens: int | None = None
+    further_responses: list[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

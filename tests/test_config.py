@@ -112,8 +112,8 @@ def test_fractions_that_sum_to_one_in_floating_point_are_right() -> None:
         ),
         ({"lora": {"lora_aplha": 4}}, "`lora.lora_aplha` is unknown; did you mean `lora_alpha`?"),
         (
-            {"generate": {"num_return_sequences": 2}},
-            "`generate.num_return_sequences` is not for you to set; each prompt gets one answer",
+            {"generate": {"return_dict_in_generate": True}},
+            "`generate.return_dict_in_generate` is not for you to set; only the tokens are kept",
         ),
         ({"generate": {"top_q": 4}}, "`generate.top_q` is unknown; did you mean `top_p`?"),
     ],

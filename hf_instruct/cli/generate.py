@@ -2,13 +2,21 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 _EPILOG = """\
 examples:
   hf-instruct generate runs/gpt2-medium-full
   hf-instruct generate runs/gpt2-medium-full --generate.max_new_tokens 64 --force
   hf-instruct generate runs/gpt2-medium-full --format course
+  hf-instruct generate runs/gpt2-medium-full --strategy beam --force
+  hf-instruct generate runs/gpt2-medium-full --preset creative --num-return 5 --seed 7 --force
+  hf-instruct generate --presets
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/generate.py runs/gpt2-medium-full
+
+strategies: greedy (the default), beam, sample, top-k, top-p, min-p, typical, beam-sample, contrastive.
+Any field of `GenerationConfig` beats them, as in `--generate.temperature 0.5`. What was answered with other
+settings is deleted by `--force` only, its scores with it. `hf-instruct explore` shows what a strategy does.
 """
 
 
@@ -22,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("run", type=Path, nargs="?", help="run folder; `--presets` alone needs none")
     parser.add_argument("--force", action="store_true", help="delete the answers there are, and answer anew")
     parser.add_argument(
         "--format",
@@ -30,20 +38,45 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default="jsonl",
         help="`course` also writes the answers as the course's instruction-data-with-response.json",
     )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--strategy", metavar="NAME", help="how tokens are chosen; see below")
+    how.add_argument("--preset", metavar="NAME", help="settings for a kind of task; `--presets` lists them")
+    parser.add_argument(
+        "--presets", action="store_true", help="list strategies and presets with their sources, and end"
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="of sampling: the same seed gives the same answers")
+    parser.add_argument(
+        "--num-return",
+        type=_natural,
+        metavar="N",
+        help="answers an example, drawn or of beams: the first is judged, the others are its `further_responses`",
+    )
     parser.set_defaults(
         handler=_generate,
+        usage_error=parser.error,
         takes_overrides=True,
         resume_hint="What was answered is kept; the same command without `--force` goes on.",
     )
 
 
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
+    return int(text)
+
+
 def _generate(options: argparse.Namespace) -> None:
+    if options.presets:
+        _print_presets()
+        return
+    if options.run is None:
+        options.usage_error("the following arguments are required: run")
     from hf_instruct.pipeline import rerun_stage
     from hf_instruct.processes import is_main_process
     from hf_instruct.run_folder import RunFolder
 
     run = RunFolder(options.run)
-    rerun_stage(run, "generate", getattr(options, "overrides", {}), force=options.force)
+    rerun_stage(run, "generate", _build_overrides(options, run), force=options.force)
     if not is_main_process():
         return
     print(run.responses)
@@ -51,3 +84,48 @@ def _generate(options: argparse.Namespace) -> None:
         from hf_instruct.generation.stage import write_course_file
 
         print(write_course_file(run))
+
+
+def _build_overrides(options: argparse.Namespace, run: Any) -> dict[str, Any]:
+    """Return what the flags set, by dotted name: preset or strategy, over it `--seed` and `--num-return`, then fields.
+
+    Raises:
+        RunError: The folder is not a run.
+        ConfigError: There is no such strategy or preset, or fields are set that have no effect with it.
+    """
+    from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_preset
+
+    given = dict(getattr(options, "overrides", {}))
+    flags = {"seed": options.seed, "num_return_sequences": options.num_return}
+    flags = {name: value for name, value in flags.items() if value is not None and f"generate.{name}" not in given}
+    if not (options.strategy or options.preset):
+        return {**{f"generate.{name}": value for name, value in flags.items()}, **given}
+    # Fields of other sections are refused where every verb refuses them.
+    fields = {name.partition(".")[2]: value for name, value in given.items() if name.startswith("generate.")}
+    seed = {"seed": flags.pop("seed")} if "seed" in flags else {}
+    over = {**flags, **fields}
+    if options.preset:
+        settings = find_preset(options.preset).build_settings(**over)
+    else:
+        settings = build_generation_settings(options.strategy, **over)
+    # What another strategy had set in this run does not stay.
+    stored = run.load_experiment().generate.model_dump()
+    stale = {name: None for name in STRATEGY_FIELDS if stored.get(name) is not None and name not in settings}
+    return {**given, **{f"generate.{name}": value for name, value in {**stale, **settings, **seed}.items()}}
+
+
+def _print_presets() -> None:
+    from hf_instruct.generation.strategies import STRATEGIES, load_presets
+
+    print("strategies (`--strategy NAME`)\n")
+    for strategy in STRATEGIES.values():
+        print(f"  {strategy.name:<13}{strategy.description}")
+        print(f"{'':<15}{_format(strategy.settings)}\n{'':<15}{strategy.source}")
+    print("\npresets (`--preset NAME`)\n")
+    for preset in load_presets().values():
+        print(f"  {preset.name:<13}{preset.description}")
+        print(f"{'':<15}{preset.strategy}  {_format(preset.settings)}".rstrip() + f"\n{'':<15}{preset.source}")
+
+
+def _format(settings: Any) -> str:
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in settings.items())

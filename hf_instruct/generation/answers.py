@@ -1,5 +1,6 @@
 """Answer examples with a model, in batches."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ def generate_responses(
         max_new_tokens: Longest response, in tokens.
         reference_loss: Whether to compute how likely the model finds each example's `output`, for its perplexity.
         on_batch: Called with each batch of responses as it is done.
-        **generation: Any field of `GenerationConfig`.
+        **generation: Any field of `GenerationConfig`, and `seed`: with it, what is sampled for an example depends on
+            the seed and the example's id, not on the batch. With `num_return_sequences`, the first is the response and
+            the others are its `further_responses`.
 
     Raises:
         DataError: A prompt and `max_new_tokens` do not fit the model's context.
@@ -102,6 +105,8 @@ def _answer_batch(
         MemoryError: There is not enough, on whatever device.
     """
     losses: list[ReferenceLoss | None] = [None] * len(examples)
+    if (seed := settings.pop("seed", None)) is not None:
+        settings["seeds"] = [_seed_of(example, seed) for example in examples]
     try:
         try:
             completions = generate_completions(model, tokenizer, prompts, **settings)
@@ -113,7 +118,15 @@ def _answer_batch(
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise
-    return [_build_response(*parts) for parts in zip(examples, completions, losses, strict=True)]
+    each = len(completions) // len(examples)
+    groups = [completions[start : start + each] for start in range(0, len(completions), each)]
+    return [_build_response(*parts) for parts in zip(examples, groups, losses, strict=True)]
+
+
+def _seed_of(example: Example, seed: int) -> int:
+    """Return a number of 63 bits that differs from example to example and from seed to seed."""
+    digest = hashlib.sha256(f"{seed}\0{example.id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _advise_on_memory(num_prompts: int, batch_size: int | None) -> str:
@@ -123,7 +136,8 @@ def _advise_on_memory(num_prompts: int, batch_size: int | None) -> str:
     return f"{problem} Lower `generate.batch_size` ({batch_size}) or leave it out, or set `generate.dtype: bfloat16`."
 
 
-def _build_response(example: Example, completion: Completion, loss: ReferenceLoss | None) -> Response:
+def _build_response(example: Example, completions: Sequence[Completion], loss: ReferenceLoss | None) -> Response:
+    completion, *further = completions
     return Response(
         id=example.id,
         instruction=example.instruction,
@@ -135,6 +149,7 @@ def _build_response(example: Example, completion: Completion, loss: ReferenceLos
         num_tokens=completion.num_tokens,
         reference_nll=loss and loss.nll,
         reference_tokens=loss and loss.tokens,
+        further_responses=[other.text for other in further] or None,
     )
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 # For all but greedy search, and where the config does not tell what a row takes.
 _DEFAULT_SIZE = 32
+# Rows a prompt, as beams or as further answers, up to which that holds.
+_FEW_ROWS = 5
 # A CPU's matrix products gain little beyond, and rows that have ended wait for fewer others.
 _MOST_ON_CPU = 128
 _MOST = 512
@@ -40,14 +42,16 @@ def choose_batch_size(
 ) -> int:
     """Return how many prompts to answer at once, where the user does not say.
 
-    Greedy search takes as many as the free memory holds. What is sampled depends on what is sampled beside it, so
-    there the number is fixed: the same seed gives the same answers whatever the memory.
+    Greedy search takes as many as the free memory holds; else the number is fixed, smaller where each prompt takes
+    several rows.
 
     Args:
         generation: Fields of `GenerationConfig`.
     """
     if generation.get("do_sample") or generation.get("num_beams", 1) != 1:
-        return _DEFAULT_SIZE
+        beams = generation.get("num_beams") or 1
+        rows = max(beams, generation.get("num_return_sequences") or 1)
+        return max(1, _DEFAULT_SIZE // max(1, rows // _FEW_ROWS))
     return _fitting_batch_size(model, max((len(prompt) for prompt in prompts), default=0), max_new_tokens)
 
 

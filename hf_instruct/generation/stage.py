@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, GenerateSection
+from hf_instruct.decoding import own_methods
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
 from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer
@@ -68,7 +69,7 @@ def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment
                 append_rows(path, batch)
                 advance(len(batch), "")
 
-            _answer_share(share, experiment, name, rank=rank, on_batch=keep)
+            _answer_share(share, experiment, name, on_batch=keep)
     _wait_for_others(num_processes)
     if rank == 0:
         _merge(run, examples)
@@ -76,7 +77,7 @@ def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment
 
 
 def _answer_share(
-    examples: list[Example], experiment: Experiment, name: str, *, rank: int, on_batch: Callable[[list[Response]], None]
+    examples: list[Example], experiment: Experiment, name: str, *, on_batch: Callable[[list[Response]], None]
 ) -> None:
     section, is_base = experiment.generate, name == experiment.model.name
     model, tokenizer = load_model(
@@ -85,10 +86,6 @@ def _answer_share(
         trust_remote_code=experiment.model.trust_remote_code,
         dtype=section.dtype,
     )
-    from transformers import set_seed
-
-    # Each process draws numbers of its own.
-    set_seed(section.seed + rank)
     # Typed as a wrapper that hides the argument.
     model.to(best_device())  # type: ignore[arg-type]
     generate_responses(
@@ -100,6 +97,7 @@ def _answer_share(
         max_new_tokens=section.max_new_tokens,
         reference_loss=True,
         on_batch=on_batch,
+        seed=section.seed,
         **_generation_fields(section),
     )
 
@@ -167,7 +165,8 @@ def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.generate(torch.zeros(1, 1, dtype=torch.long), **{**settings, "max_new_tokens": 1, "pad_token_id": 0})
+            options = {**settings, "max_new_tokens": 1, "pad_token_id": 0, **own_methods(settings)}
+            model.generate(torch.zeros(1, 1, dtype=torch.long), **options)
     except ValueError as error:
         raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
 

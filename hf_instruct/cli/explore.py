@@ -1,0 +1,318 @@
+"""`hf-instruct explore`: how a model picks its words."""
+
+import argparse
+import json
+import logging
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_instruct.generation.exploring import BeamTree, NextTokens, StrategyAnswer
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Show how a model picks its words after a prompt: the probabilities of the next token and what top-k, top-p and
+temperature make of them; the tree that beam search goes through; and the text that each strategy writes, with how much
+of it repeats. The prompt is continued as it is, unless `--instruction` puts it into the prompt of a run."""
+
+_EPILOG = """\
+examples:
+  hf-instruct explore "I enjoy walking with my cute dog"
+  hf-instruct explore "I enjoy walking with my cute dog" --plot next.png --top-k 5 --top-p 0.5 --temperature 0.7
+  hf-instruct explore "Name a color." --model runs/my-run --instruction --beams 4 --depth 8
+  hf-instruct explore "Once upon a time" --strategies greedy,contrastive --beams 0 --length 80
+  hf-instruct explore "Once upon a time" --json | jq .next.tokens
+
+strategies: greedy, beam, sample, top-k, top-p, min-p, typical, beam-sample, contrastive; `none` writes no texts.
+`hf-instruct generate --presets` says what each is and where it comes from."""
+
+_DEFAULT_STRATEGIES = "greedy,beam,sample,top-k,top-p,contrastive"
+_WIDTH = 100
+_TOKEN_COLUMNS = 18
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "explore",
+        help="show how a model picks its words",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        metavar="RUN_OR_MODEL",
+        help="run folder, alias, Hub id or local folder (default: smollm2-135m)",
+    )
+    parser.add_argument(
+        "--instruction",
+        action="store_true",
+        help="ask it as an instruction: in the run's prompt format, else in the model's own chat format, else alpaca",
+    )
+    parser.add_argument("--top", type=_natural, default=20, metavar="N", help="next tokens to list (default: 20)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="above 0 (default: 1)")
+    # Small, so that the table shows where they cut.
+    parser.add_argument("--top-k", type=_count, default=10, metavar="K", help="0 is off (default: 10)")
+    parser.add_argument("--top-p", type=float, default=0.7, metavar="P", help="1 is off (default: 0.7)")
+    parser.add_argument("--beams", type=_count, default=3, metavar="N", help="of the beam tree; 0: none (default: 3)")
+    parser.add_argument("--depth", type=_natural, default=5, metavar="N", help="tokens of the beam tree (default: 5)")
+    parser.add_argument(
+        "--strategies",
+        default=_DEFAULT_STRATEGIES,
+        metavar="A,B,...",
+        help=f"to write a text with each (default: {_DEFAULT_STRATEGIES})",
+    )
+    parser.add_argument("--length", type=_natural, default=40, metavar="N", help="tokens of these texts (default: 40)")
+    parser.add_argument("--seed", type=int, default=123, metavar="S", help="of those that sample (default: 123)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the next token's probabilities")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
+    parser.set_defaults(handler=_explore, resume_hint="Nothing was changed; start it again.")
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
+    return int(text)
+
+
+def _explore(options: argparse.Namespace) -> None:
+    from hf_instruct.generation.strategies import find_strategy
+    from hf_instruct.generation.token_text import check_text, encode_text
+    from hf_instruct.plots_decoding import check_plot_path
+
+    # What can be known before a model is read.
+    check_text(options.prompt)
+    names = [] if options.strategies.strip() in ("", "none") else options.strategies.split(",")
+    names = list(dict.fromkeys(find_strategy(name).name for name in names))
+    if options.plot:
+        check_plot_path(options.plot)
+    model, tokenizer, prompt_format = _load(options)
+    text: str | list[int] = options.prompt
+    end_id = None
+    if options.instruction:
+        text = prompt_format.encode_prompt(tokenizer, options.prompt)
+        end_id = prompt_format.end_token_id(tokenizer)
+    elif options.prompt.endswith(" "):
+        logger.warning("The prompt ends in a space. Most tokens begin with theirs, so few words can follow it.")
+    # Before anything is printed or drawn.
+    room = max(options.length if names else 0, options.depth if options.beams else 0)
+    text = encode_text(model, tokenizer, text, room=room)
+    _show(options, model, tokenizer, text, names, end_id=end_id, format_name=prompt_format.name)
+
+
+def _show(
+    options: argparse.Namespace,
+    model: Any,
+    tokenizer: Any,
+    ids: list[int],
+    names: list[str],
+    *,
+    end_id: int | None,
+    format_name: str,
+) -> None:
+    """Print each part as soon as it is computed, or all as JSON."""
+    from hf_instruct.generation.exploring import compare_strategies, explore_beams, explore_next
+
+    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    following = explore_next(model, tokenizer, ids, top=options.top, **sampling)
+    say = not options.json
+    if say:
+        _print_head(options, following, format_name if options.instruction else None)
+        _print_next(following)
+    tree = None
+    if options.beams:
+        tree = explore_beams(model, tokenizer, ids, num_beams=options.beams, length=options.depth)
+        if say:
+            _print_tree(tree)
+    if options.plot:
+        _plot(following, options)
+    if say and names:
+        print(f"\nThe same prompt, {options.length} tokens by each strategy (seed {options.seed})")
+        print(f"\n{'strategy':<13}{'tokens':>6}{'repeats':>9}{'perplexity':>12}   text")
+    answers = []
+    length, seed = options.length, options.seed
+    for name in names:
+        answers += compare_strategies(
+            model, tokenizer, ids, names=[name], max_new_tokens=length, seed=seed, end_id=end_id
+        )
+        if say:
+            _print_answer(answers[-1])
+    if not say:
+        _print_json(options, following, tree, answers)
+    elif names:
+        print(_LEGEND)
+    if options.plot:
+        logger.info("Plot: %s", options.plot)
+
+
+_LEGEND = """\
+repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how
+surprising the model finds its own text; low is likely, which is not the same as good."""
+
+
+def _load(options: argparse.Namespace) -> Any:
+    """Return model, tokenizer and the prompt format of a run or a model.
+
+    Raises:
+        RunError: A run folder is missing, or has no model yet.
+    """
+    from hf_instruct.errors import RunError
+    from hf_instruct.models import best_device, load_model
+    from hf_instruct.prompts import CHAT, PromptFormat
+    from hf_instruct.run_folder import RunFolder
+
+    name, path = options.model, Path(options.model)
+    if not name.strip():
+        raise RunError("`--model` is empty; name a run folder or a model, as in `--model smollm2-135m`.")
+    experiment = None
+    is_missing = not path.exists() and path.parent != Path() and path.parent.is_dir()
+    if is_missing or (path / "run.yaml").is_file():
+        # Says what is missing, and which run is meant perhaps.
+        experiment = RunFolder(path).load_experiment()
+        if not RunFolder(path).model.is_dir():
+            raise RunError(
+                f"The run `{path}` has no tuned model yet (no `model/` in it). Finish it with `hf-instruct run "
+                f"EXPERIMENT.yaml --run-dir {path} --resume`, or name its base model: `--model "
+                f"{experiment.model.name}`."
+            )
+    trust = bool(experiment and experiment.model.trust_remote_code)
+    model, tokenizer = load_model(name, trust_remote_code=trust)
+    # Typed as a wrapper that hides the argument.
+    model.to(best_device())  # type: ignore[arg-type]
+    own = CHAT if tokenizer.chat_template else "alpaca"
+    return model, tokenizer, PromptFormat.named(experiment.data.prompt_format if experiment else own)
+
+
+def _print_head(options: argparse.Namespace, following: "NextTokens", format_name: str | None) -> None:
+    tokens = following.prompt_tokens
+    how = f", in the prompt format `{format_name}`" if format_name else ""
+    print(f"{options.model} continues {len(tokens)} tokens{how}:\n")
+    shown = " ".join(tokens) if len(tokens) <= 60 else f"{' '.join(tokens[:30])} ... {' '.join(tokens[-30:])}"
+    print(textwrap.indent(textwrap.fill(shown, _WIDTH - 2, break_on_hyphens=False), "  "))
+
+
+def _print_next(following: "NextTokens") -> None:
+    from hf_instruct.generation.exploring import TEMPERATURES
+    from hf_instruct.generation.token_text import pad_text
+
+    t = following.temperature
+    print(
+        f"\nThe next token, of {following.vocabulary:,}   (␣ is a space; sum and what follows: at temperature {t:g})\n"
+    )
+    others = [value for value in TEMPERATURES if value != 1]
+    head = "".join(f"{f'T={value:g}':>8}" for value in others)
+    print(
+        f"{'':>3}  {'token':<{_TOKEN_COLUMNS}}{'probability':>11}{head}{'sum':>9}{'top-k':>7}{'top-p':>7}{'drawn':>9}"
+    )
+    for token in following.tokens:
+        at = dict(zip(TEMPERATURES, token.at, strict=True))
+        cells = "".join(f"{at[value]:>8.1%}" for value in others)
+        drawn = f"{token.drawn:>9.1%}" if token.drawn else f"{'-':>9}"
+        print(
+            f"{token.rank:>3}  {pad_text(token.text, _TOKEN_COLUMNS - 1)} {token.probability:>11.2%}{cells}"
+            f"{token.cumulative:>9.1%}{'yes' if token.in_top_k else '-':>7}{'yes' if token.in_top_p else '-':>7}{drawn}"
+        )
+    print()
+    for line in _say_kept(following):
+        print(line)
+    print("\ntemperature   likeliest token   half of the probability   entropy")
+    for row in following.temperatures:
+        half = f"{row.num_half:,} token{'s' if row.num_half > 1 else ''}"
+        print(f"{row.temperature:<14g}{row.top:>15.1%}   {half:>23}   {row.entropy:>5.2f} bits")
+
+
+def _say_kept(following: "NextTokens") -> list[str]:
+    lines = []
+    if following.top_k:
+        lines.append(
+            f"top-k {following.top_k:<5,} keeps {following.num_top_k:>7,} tokens with {following.share_top_k:.1%} "
+            "of the probability"
+        )
+    if following.top_p < 1:
+        lines.append(
+            f"top-p {following.top_p:<5g} keeps {following.num_top_p:>7,} tokens with {following.share_top_p:.1%}"
+        )
+    if following.top_k and following.top_p < 1:
+        lines.append(f"both        keep  {following.num_drawn:>7,}: top-p looks at what top-k left, scaled up to 100 %")
+    return lines or [f"Neither top-k nor top-p is on: all {following.vocabulary:,} tokens can be drawn."]
+
+
+def _print_tree(tree: "BeamTree") -> None:
+    from hf_instruct.generation.exploring import format_beam_tree
+
+    print(f"\nBeam search with {tree.num_beams} beams, {tree.length} tokens\n")
+    print(format_beam_tree(tree))
+    best, greedy = tree.texts[0], tree.greedy
+    print(f"\nbest    {_probability(best.log_probability)}  {_one_line(best.text)}")
+    same = "the same" if best.token_ids == greedy.token_ids else _one_line(greedy.text)
+    print(f"greedy  {_probability(greedy.log_probability)}  {same}")
+
+
+def _probability(log_probability: float) -> str:
+    import math
+
+    return f"{math.exp(log_probability):>8.4%}" if log_probability > -18 else f"   e^{log_probability:.1f}"
+
+
+def _print_answer(answer: "StrategyAnswer") -> None:
+    repeats = "-" if answer.repeated is None else f"{answer.repeated:.0%}"
+    perplexity = "-" if answer.perplexity is None else f"{min(answer.perplexity, 1e9):,.1f}"
+    indent = " " * 43
+    text = _one_line(answer.text) + ("" if answer.stopped else " …")
+    lines = textwrap.wrap(text, _WIDTH - len(indent)) or ["(nothing)"]
+    print(f"{answer.name:<13}{answer.num_tokens:>6}{repeats:>9}{perplexity:>12}   {lines[0]}")
+    for line in lines[1:]:
+        print(indent + line)
+    print(flush=True)
+
+
+def _one_line(text: str) -> str:
+    from hf_instruct.generation.token_text import SPACE, show_text
+
+    return show_text(text).replace(SPACE, " ")
+
+
+def _print_json(
+    options: argparse.Namespace, following: "NextTokens", tree: "BeamTree | None", answers: "list[StrategyAnswer]"
+) -> None:
+    import dataclasses
+
+    values = {
+        "model": options.model,
+        "prompt": options.prompt,
+        "instruction": options.instruction,
+        "seed": options.seed,
+        "next": dataclasses.asdict(following),
+        "beams": None if tree is None else dataclasses.asdict(tree),
+        "strategies": [dataclasses.asdict(answer) for answer in answers],
+    }
+    print(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _plot(following: "NextTokens", options: argparse.Namespace) -> None:
+    from hf_instruct.errors import ConfigError
+    from hf_instruct.generation.exploring import TEMPERATURES
+    from hf_instruct.plots_decoding import TokenBar, write_next_token_plot
+
+    bars = [
+        TokenBar(token.text, token.tempered, token.in_top_k, token.in_top_p, token.at) for token in following.tokens
+    ]
+    settings = f"top-k {following.top_k or 'off'}, top-p {following.top_p:g}, temperature {following.temperature:g}"
+    prompt = " ".join(options.prompt.split())
+    prompt = prompt if len(prompt) <= 50 else "…" + prompt[-49:]
+    try:
+        write_next_token_plot(bars, options.plot, temperatures=TEMPERATURES, title=f"“{prompt} …”   {settings}")
+    except OSError as error:
+        raise ConfigError(f"`{options.plot}` cannot be written: {error.strerror}. Name another file.") from error

@@ -1,0 +1,140 @@
+"""The plot of `hf-instruct explore`: the likeliest next tokens, what top-k and top-p keep, what temperature does."""
+
+import functools
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hf_instruct.errors import ConfigError
+from hf_instruct.plots import BACKGROUND, COLORS
+from hf_instruct.records import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = (".png", ".svg")
+_WIDTH_INCHES = 8.2
+_ROW_INCHES = 0.23
+_PNG_DOTS_PER_INCH = 200
+_LONGEST_LABEL = 18
+# By whether top-k and whether top-p keep a token; of the Okabe-Ito set, as `plots.COLORS`.
+_KEPT = {
+    (True, True): ("kept by top-k and top-p", "tuned"),
+    (True, False): ("kept by top-k only", "train"),
+    (False, True): ("kept by top-p only", "batch"),
+    (False, False): ("kept by neither", "base"),
+}
+_MARKERS = "v^osDP"
+
+
+class TokenBar(NamedTuple):
+    """A token of the plot.
+
+    Attributes:
+        label: Readable, on one line.
+        probability: A fraction, at the temperature asked for.
+        in_top_k: Whether top-k keeps it.
+        in_top_p: Whether top-p keeps it.
+        at: Its probability at each of the temperatures compared.
+    """
+
+    label: str
+    probability: float
+    in_top_k: bool
+    in_top_p: bool
+    at: tuple[float, ...]
+
+
+def check_plot_path(path: Path) -> Path:
+    """Return the path of a plot, after a look at its suffix.
+
+    Raises:
+        ConfigError: It names no format that can be drawn, or a folder.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"`{path}` does not end in {' or '.join(FORMATS)}, so its format is not known; rename it.")
+    if path.is_dir():
+        raise ConfigError(f"`{path}` is a folder; name a file in it.")
+    return path
+
+
+def write_next_token_plot(
+    bars: Sequence[TokenBar], path: Path, *, temperatures: Sequence[float], title: str | None = None
+) -> None:
+    """Write the plot of `draw_next_token_plot`; the suffix of `path` decides the format (`.png` or `.svg`)."""
+    image = BytesIO()
+    figure = draw_next_token_plot(bars, temperatures=temperatures, title=title)
+    figure.savefig(image, format=path.suffix.lower().removeprefix("."), dpi=_PNG_DOTS_PER_INCH)
+    write_bytes(path, image.getvalue())
+
+
+def draw_next_token_plot(
+    bars: Sequence[TokenBar], *, temperatures: Sequence[float], title: str | None = None
+) -> "Figure":
+    """Return the plot of the next token.
+
+    On the left a bar a token, coloured by what top-k and top-p keep; on the right its probability at each temperature.
+
+    Args:
+        bars: One a token, the likeliest first.
+        temperatures: What `TokenBar.at` is at.
+        title: A line above the plot, taken literally.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(
+        figsize=(_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(bars)),
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),  # inches
+        facecolor=BACKGROUND,
+    )
+    left, right = figure.subplots(1, 2, sharey=True)
+    for kept, (label, color) in _KEPT.items():
+        places = [place for place, bar in enumerate(bars) if (bar.in_top_k, bar.in_top_p) == kept]
+        if places:
+            widths = [100 * bars[place].probability for place in places]
+            left.barh(places, widths, 0.72, color=COLORS[color], label=label)
+    left.set_yticks(range(len(bars)), [_printable(bar.label) for bar in bars], parse_math=False)
+    left.set_ylim(len(bars) - 0.4, -0.6)
+    left.set_xlabel("probability of the next token, %")
+    for place, temperature in enumerate(temperatures):
+        # On a logarithmic axis what is all but impossible would squeeze the rest.
+        points = [(100 * bar.at[place], row) for row, bar in enumerate(bars) if bar.at[place] >= 1e-6]
+        if points:
+            marker = _MARKERS[place % len(_MARKERS)]
+            right.plot(
+                *zip(*points, strict=True), marker=marker, markersize=4.5, linewidth=0.8, label=f"{temperature:g}"
+            )
+    right.set_xscale("log")
+    right.set_xlabel("probability at each temperature, % (logarithmic)")
+    for axes, name in ((left, None), (right, "temperature")):
+        _style(axes)
+        axes.legend(loc="best", frameon=False, fontsize=8, title=name, title_fontsize=8, labelcolor=COLORS["text"])
+    if title:
+        figure.suptitle(_printable(title, longest=90), color=COLORS["text"], fontsize=10.5, parse_math=False)
+    return figure
+
+
+def _style(axes: "Axes") -> None:
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color=COLORS["grid"], linewidth=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(COLORS["grid"])
+    axes.tick_params(which="both", colors=COLORS["text"], length=0, labelsize=8, pad=4)
+    axes.xaxis.label.set(color=COLORS["text"], fontsize=9)
+
+
+def _printable(text: str, *, longest: int = _LONGEST_LABEL) -> str:
+    """Return a label cut to length, with characters that the font lacks as their numbers."""
+    known = _drawable()
+    label = "".join(character if ord(character) in known else f"U+{ord(character):04X}" for character in text)
+    return label if len(label) <= longest else label[: longest - 1] + "…"
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

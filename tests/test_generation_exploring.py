@@ -1,0 +1,233 @@
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+
+from hf_instruct.decoding import generate_completions
+from hf_instruct.errors import ConfigError
+from hf_instruct.generation.exploring import (
+    TEMPERATURES,
+    compare_strategies,
+    explore_beams,
+    explore_next,
+    format_beam_tree,
+    repeated_share,
+)
+from hf_instruct.generation.token_text import encode_text, pad_text, show_text, show_token
+
+TEXT = "I enjoy walking with my cute dog"
+END = tiny_models.END
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def tiny(request: pytest.FixtureRequest, tiny_gpt2: Path, tiny_llama: Path):
+    return tiny_models.load_copy(tiny_gpt2 if request.param == "gpt2" else tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tiny_gpt2: Path):
+    return tiny_models.load_copy(tiny_gpt2)
+
+
+def next_logits(tiny) -> torch.Tensor:
+    model, tokenizer = tiny
+    with torch.no_grad():
+        return model(torch.tensor([tokenizer(TEXT)["input_ids"]])).logits[0, -1].double()
+
+
+def test_probabilities_are_the_softmax(tiny) -> None:
+    logits = next_logits(tiny)
+    found = explore_next(*tiny, TEXT, top=50, temperature=0.5)
+    plain, halved = logits.softmax(-1), (logits * 2).softmax(-1)
+    ids = [token.token_id for token in found.tokens]
+    assert ids == logits.topk(50).indices.tolist()
+    assert [token.rank for token in found.tokens] == list(range(1, 51))
+    assert [token.probability for token in found.tokens] == pytest.approx(plain[ids].tolist(), abs=1e-9)
+    assert [token.tempered for token in found.tokens] == pytest.approx(halved[ids].tolist(), abs=1e-9)
+    assert found.tokens[-1].cumulative == pytest.approx(float(halved.topk(50).values.sum()), abs=1e-9)
+    for place, value in enumerate(TEMPERATURES):
+        expected = (logits / value).softmax(-1)
+        assert [token.at[place] for token in found.tokens] == pytest.approx(expected[ids].tolist(), abs=1e-9)
+        row = found.temperatures[place]
+        assert row.entropy == pytest.approx(-float((expected * expected.log2()).nansum()), abs=1e-6)
+        descending = expected.sort(descending=True).values
+        assert float(descending[: row.num_half].sum()) >= 0.5 > float(descending[: row.num_half - 1].sum())
+    # Nothing is cut where nothing is asked for.
+    assert (found.num_top_k, found.num_top_p, found.num_drawn) == (50257, 50257, 50257)
+    assert all(token.drawn == pytest.approx(token.tempered) for token in found.tokens)
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 7, 0.9), (0.3, 40, 0.4), (1.5, 3, 0.99)])
+def test_kept_tokens_are_those_that_generate_keeps(tiny, temperature: float, top_k: int, top_p: float) -> None:
+    model, tokenizer = tiny
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    found = explore_next(*tiny, TEXT, top=60, **settings)
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    options = {"do_sample": True, "max_new_tokens": 1, "output_scores": True, "return_dict_in_generate": True}
+    scores = model.generate(ids, pad_token_id=END, **options, **settings).scores[0][0]
+    drawn = scores.softmax(-1)
+    assert found.num_drawn == int((drawn > 0).sum())
+    assert [token.drawn for token in found.tokens] == pytest.approx(
+        [float(drawn[token.token_id]) for token in found.tokens], abs=1e-6
+    )
+    # Each alone, by its definition.
+    descending = (next_logits(tiny) / temperature).softmax(-1).sort(descending=True).values
+    nucleus = next(count for count in range(1, 50258) if float(descending[:count].sum()) >= top_p)
+    assert (found.num_top_k, found.num_top_p) == (top_k, nucleus)
+    assert found.share_top_k == pytest.approx(float(descending[:top_k].sum()))
+    assert found.share_top_p == pytest.approx(float(descending[:nucleus].sum()))
+    assert [token.in_top_k for token in found.tokens] == [rank <= top_k for rank in range(1, 61)]
+    assert [token.in_top_p for token in found.tokens] == [rank <= nucleus for rank in range(1, 61)]
+
+
+@pytest.mark.parametrize(("num_beams", "length"), [(2, 6), (4, 5), (5, 1)])
+def test_the_tree_is_what_generate_searches(tiny, num_beams: int, length: int) -> None:
+    model, tokenizer = tiny
+    tree = explore_beams(*tiny, TEXT, num_beams=num_beams, length=length)
+    ids = tokenizer(TEXT)["input_ids"]
+    expected = model.generate(
+        torch.tensor([ids]), num_beams=num_beams, max_new_tokens=length, do_sample=False, pad_token_id=END
+    )
+    assert list(tree.texts[0].token_ids) == expected[0, len(ids) :].tolist()
+    assert len(tree.texts) == num_beams
+    assert [text.score for text in tree.texts] == sorted([text.score for text in tree.texts], reverse=True)
+    for rank, text in enumerate(tree.texts, start=1):
+        # The probabilities down a path are those of its tokens, computed without a search.
+        with torch.no_grad():
+            steps = model(torch.tensor([[*ids, *text.token_ids]])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        logs = [float(step[token]) for step, token in zip(steps, text.token_ids, strict=True)]
+        assert text.log_probability == pytest.approx(sum(logs), abs=1e-3)
+        assert text.score == pytest.approx(sum(logs) / len(logs), abs=1e-3)
+        nodes, path = tree.roots, 0.0
+        for token, log in zip(text.token_ids, logs, strict=True):
+            (node,) = [node for node in nodes if node.token_id == token]
+            path += log
+            assert node.kept
+            assert node.probability == pytest.approx(math.exp(log), rel=1e-3)
+            assert node.path_probability == pytest.approx(math.exp(path), rel=1e-2)
+            nodes = node.children
+        assert node.rank == rank
+    greedy = generate_completions(model, tokenizer, [ids], end_id=END, max_new_tokens=length)[0]
+    assert tree.greedy.token_ids == greedy.token_ids
+
+
+def test_a_tree_with_an_end_in_it(tiny_gpt2: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    first = explore_beams(model, tokenizer, TEXT, num_beams=3, length=3)
+    second = first.texts[0].token_ids[1]
+    model.generation_config.eos_token_id = [END, second]
+    tree = explore_beams(model, tokenizer, TEXT, num_beams=3, length=6)
+    ended = [text for text in tree.texts if text.stopped]
+    assert ended
+    assert all(text.token_ids[-1] == second and second not in text.token_ids[:-1] for text in ended)
+    ids = tokenizer(TEXT)["input_ids"]
+    expected = model.generate(torch.tensor([ids]), num_beams=3, max_new_tokens=6, do_sample=False, pad_token_id=END)
+    best = expected[0, len(ids) :].tolist()
+    assert list(tree.texts[0].token_ids) == best[: len(tree.texts[0].token_ids)]
+    assert "best" in format_beam_tree(tree)
+
+
+def test_the_tree_as_text(gpt2) -> None:
+    tree = explore_beams(*gpt2, TEXT, num_beams=2, length=2)
+    a, b = tree.roots
+    lines = format_beam_tree(tree).splitlines()
+    assert lines[0].split() == ["token", "path"]
+    assert [line.split()[0] for line in lines[1:] if line[0] in "├└"] == ["├─", "└─"]
+    assert sum(node.kept for node in (a, b)) == len({text.token_ids[0] for text in tree.texts})
+    assert a.probability >= b.probability
+    assert f"{a.probability:>8.2%}  {a.path_probability:>8.3%}" in lines[1]
+    assert sum(line.endswith("  best") for line in lines) == sum(line.endswith("  number 2") for line in lines) == 1
+    assert len({len(line.split("%")[0]) for line in lines[1:]}) == 1
+
+
+def test_strategies_side_by_side(tiny) -> None:
+    model, tokenizer = tiny
+    names = ["greedy", "beam", "top-p", "contrastive", "greedy"]
+    answers = compare_strategies(*tiny, TEXT, names=names, max_new_tokens=12, seed=5)
+    assert [answer.name for answer in answers] == ["greedy", "beam", "top-p", "contrastive"]
+    ids = tokenizer(TEXT)["input_ids"]
+    plain = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=END)[0, len(ids) :]
+    assert list(answers[0].token_ids) == plain.tolist()
+    assert answers[0].text == tokenizer.decode(plain)
+    for answer in answers:
+        with torch.no_grad():
+            output = model(torch.tensor([[*ids, *answer.token_ids]]), labels=None).logits[0, len(ids) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(output, torch.tensor(answer.token_ids))
+        assert answer.perplexity == pytest.approx(math.exp(float(loss)), rel=1e-3)
+        assert answer.repeated == repeated_share(answer.token_ids)
+    json.dumps([asdict(answer) for answer in answers], allow_nan=False)
+    again = compare_strategies(*tiny, TEXT, names=["top-p"], max_new_tokens=12, seed=5)
+    assert again == answers[2:3]
+    assert compare_strategies(*tiny, TEXT, names=["top-p"], max_new_tokens=12, seed=6) != again
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "The prompt is empty; give the text to continue"),
+        (" \n", "The prompt is empty"),
+        ("a\x1b[2J", "The prompt has the control character U+001B at character 2; a prompt is text"),
+        ([], "The prompt has no tokens"),
+        ("dog " * 260, "tokens and 3 are to follow, but the model has 256 positions. Shorten the prompt, or ask for"),
+    ],
+)
+def test_prompts_that_cannot_be_continued(gpt2, text, message: str) -> None:
+    for call in (
+        lambda: explore_beams(*gpt2, text, num_beams=2, length=3),
+        lambda: compare_strategies(*gpt2, text, names=["greedy"], max_new_tokens=3),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert message in str(caught.value)
+
+
+def test_a_prompt_may_fill_the_context_for_one_look(gpt2) -> None:
+    assert len(explore_next(*gpt2, [5] * 256).prompt_tokens) == 256
+    with pytest.raises(ConfigError, match=r"The prompt has 257 tokens, but the model has 256 positions\. Shorten"):
+        explore_next(*gpt2, [5] * 257)
+
+
+def test_numbers_out_of_range(gpt2) -> None:
+    with pytest.raises(ConfigError) as caught:
+        explore_next(*gpt2, TEXT, top=0, temperature=0.0, top_k=-1, top_p=1.5)
+    assert [fault.split(" ")[0] for fault in caught.value.faults] == ["`top`", "`temperature`", "`top_k`", "`top_p`"]
+    with pytest.raises(ConfigError, match="`num_beams` is 1; a beam tree takes 2 to 50,257"):
+        explore_beams(*gpt2, TEXT, num_beams=1, length=3)
+    with pytest.raises(ConfigError, match="`temperature` is nan"):
+        explore_next(*gpt2, TEXT, temperature=math.nan)
+
+
+def test_tokens_are_readable(gpt2) -> None:
+    _, tokenizer = gpt2
+    shown = [show_token(tokenizer, token) for token in tokenizer("A dog\n\t🙂 é")["input_ids"]]
+    assert shown[:4] == ["A", "␣dog", "\\n", "\\t"]
+    # A character of several tokens is shown as its bytes.
+    assert "".join(shown[4:]) == "".join(f"\\x{byte:02x}" for byte in "🙂".encode()) + "␣é"
+    assert len(shown) > 6
+    assert show_token(tokenizer, END) == "<|endoftext|>"
+    assert show_token(tokenizer, 60000) == "<id 60000>"
+    for token in range(0, 50257, 7):
+        text = show_token(tokenizer, token)
+        assert text
+        assert text.isprintable()
+
+
+def test_text_for_a_terminal() -> None:
+    assert show_text("a\u202eb\u00a0c") == "a\\u202eb\\u00a0c"
+    assert pad_text("東京タワー", 7) == "東京タ…"
+    assert pad_text("dog", 5) == "dog  "
+
+
+def test_a_prompt_begins_as_the_tokenizer_has_it(gpt2) -> None:
+    model, tokenizer = gpt2
+    assert encode_text(model, tokenizer, TEXT, room=5) == tokenizer(TEXT)["input_ids"]
+
+
+def test_repetition() -> None:
+    assert repeated_share([1, 2, 3, 4] * 3) == pytest.approx(5 / 9)
+    assert repeated_share(range(10)) == 0
+    assert repeated_share([]) is None

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from hf_instruct.errors import ConfigError
+from hf_instruct.plots_decoding import TokenBar, check_plot_path, draw_next_token_plot, write_next_token_plot
+
+BARS = [
+    TokenBar("␣dog", 0.5, True, True, (0.9, 0.4)),
+    TokenBar("東京$x$", 0.25, True, False, (0.1, 0.3)),
+    TokenBar("a" * 30, 0.1, False, True, (1e-9, 0.2)),
+    TokenBar("\\n", 0.0, False, False, (0.0, 0.1)),
+]
+
+
+def test_bars_are_the_probabilities_and_say_what_is_kept() -> None:
+    figure = draw_next_token_plot(BARS, temperatures=(0.5, 1.0), title="a $title$")
+    left, right = figure.axes
+    assert {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in left.patches} == {
+        0: 50,
+        1: 25,
+        2: 10,
+        3: 0,
+    }
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["kept by top-k and top-p", "kept by top-k only", "kept by top-p only", "kept by neither"]
+    assert [line.get_xdata().tolist() for line in right.lines] == [
+        pytest.approx([90, 10]),  # what is all but impossible is left out
+        pytest.approx([40, 30, 20, 10]),
+    ]
+    names = [label.get_text() for label in left.get_yticklabels()]
+    # What the font lacks would be drawn as empty boxes, with a warning for each.
+    assert names == ["␣dog", "U+6771U+4EAC$x$", "a" * 17 + "…", "\\n"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.SVG"])
+def test_files_of_both_kinds(tmp_path: Path, name: str) -> None:
+    write_next_token_plot(BARS, check_plot_path(tmp_path / name), temperatures=(0.5, 1.0))
+    assert (tmp_path / name).read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_paths_that_cannot_be_plots(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not end in \.png or \.svg"):
+        check_plot_path(tmp_path / "a.jpg")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        check_plot_path(tmp_path / "b.png")
