@@ -1,0 +1,206 @@
+"""`hf-instruct chat`: talk to a model."""
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_instruct.cli.chat_session import ChatSession
+    from hf_instruct.generation.chatting import ChatModel, ChatSettings
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Talk to the tuned model of a run, or to any model, in the words it was trained on. Ctrl-C stops an answer; /help lists
+what else can be typed. Where input is no terminal, each of its lines is a question."""
+
+_EPILOG = """\
+examples:
+  hf-instruct chat runs/smollm2-135m-demo
+  hf-instruct chat runs/smollm2-135m-demo --compare                  the untuned model's answers beside it
+  hf-instruct chat runs/smollm2-135m-demo --message "Name a color."  one answer, and done
+  hf-instruct chat smollm2-135m --temperature 0.7 --seed 1           a model that is no run's
+  hf-instruct chat runs/smollm2-135m-demo < questions.txt > answers.txt
+"""
+
+_SETTINGS = {
+    "temperature": "0 takes the likeliest token, above tokens are drawn (default: 0)",
+    "top_p": "draw from the likeliest tokens that together have this probability (default: 1)",
+    "top_k": "draw from so many likeliest tokens (default: 0, all)",
+    "max_new_tokens": "longest answer, in tokens (default: 256)",
+    "repetition_penalty": "above 1, makes tokens seen before less likely (default: 1)",
+    "seed": "makes what is drawn repeatable",
+}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "chat",
+        help="talk to a model",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, alias, Hub id, or folder of a model")
+    parser.add_argument("--message", metavar="TEXT", help="ask this one question, print the answer and end")
+    parser.add_argument("--json", action="store_true", help="with `--message`: print question and answer as JSON")
+    parser.add_argument("--system", metavar="TEXT", default="", help="what the model is told beforehand (`chat` only)")
+    parser.add_argument("--base", action="store_true", help="talk to the model that the run began with")
+    parser.add_argument(
+        "--compare", action="store_true", help="show the untuned model's answers beside the tuned one's"
+    )
+    parser.add_argument(
+        "--prompt-format",
+        metavar="NAME",
+        help="of a model that is no run's: `alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file "
+        "(default: `chat` where the model has a chat template, else `alpaca`)",
+    )
+    for name, text in _SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=text)
+    parser.set_defaults(handler=_chat)
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from hf_instruct.cli.chat_session import ChatSession
+    from hf_instruct.errors import ConfigError
+
+    settings = _read_settings(options)
+    if options.json and options.message is None:
+        raise ConfigError("`--json` goes with `--message TEXT`: it prints one question and its answer.")
+    # Before torch is loaded and a model is read, which takes seconds.
+    from hf_instruct.generation.chatting import ChatModel, Conversation, check_text, find_run
+
+    if options.message is not None:
+        check_text(options.message)
+    can_compare = find_run(options.model) is not None and not options.base
+    if options.compare and not can_compare:
+        raise ConfigError("`--compare` needs a run, without `--base`: it shows untuned and tuned answers side by side.")
+
+    def load_base() -> "ChatModel":
+        logger.info("Loading the untuned model of %s ...", options.model)
+        return ChatModel.load(options.model, base=True)
+
+    logger.info("Loading %s ...", options.model)
+    model = ChatModel.load(options.model, base=options.base, prompt_format=options.prompt_format)
+    conversation = Conversation(model, system=options.system, settings=settings)
+    is_terminal = options.message is None and sys.stdin.isatty()
+    session = ChatSession(conversation, load_base=load_base if can_compare else None, is_terminal=is_terminal)
+    if options.compare:
+        session.turn_on_comparing()
+    try:
+        if options.message is not None:
+            _answer_once(session, options.message, as_json=options.json)
+        elif is_terminal:
+            _talk(session)
+        else:
+            _answer_lines(session)
+    finally:
+        session.stop()
+
+
+def _read_settings(options: argparse.Namespace) -> "ChatSettings":
+    from hf_instruct.generation.chat_settings import ChatSettings
+
+    settings = ChatSettings()
+    for name in _SETTINGS:
+        if (text := getattr(options, name)) is not None:
+            settings = settings.with_text(name, text)
+    return settings
+
+
+def _answer_once(session: "ChatSession", question: str, *, as_json: bool) -> None:
+    import json
+    import os
+
+    with contextlib.ExitStack() as stack:
+        if as_json:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123  (no path of ours)
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        session.ask(question)
+    if not as_json:
+        return
+    turn, base = session.conversation.turns[-1], session.compared_turn()
+    fields = {"question": turn.user, "answer": turn.assistant, "ended_by": turn.ended_by}
+    fields |= {"untuned_answer": base.assistant, "untuned_ended_by": base.ended_by} if base is not None else {}
+    print(json.dumps(fields, indent=2, ensure_ascii=False))
+
+
+def _answer_lines(session: "ChatSession") -> None:
+    """Answer each line of the input; the first that cannot be answered ends the program."""
+    from io import TextIOWrapper
+
+    if isinstance(sys.stdin, TextIOWrapper):
+        # Bytes that are no text get a message instead of a traceback.
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    for line in sys.stdin:
+        if not session.handle(line):
+            return
+
+
+def _talk(session: "ChatSession") -> None:
+    """Read and answer until the user ends it."""
+    from hf_instruct.errors import InstructError
+
+    model = session.conversation.model
+    context = "" if model.context is None else f", {model.context:,} tokens"
+    logger.info(
+        "%s (prompt format %s%s). /help lists commands, Ctrl-D ends.", model.name, model.prompt_format.name, context
+    )
+    if not model.has_turns:
+        logger.info("The prompt format %s has no turns: each question stands alone.", model.prompt_format.name)
+    _edit_lines()
+    for line in _read_lines():
+        try:
+            if not session.handle(line):
+                return
+        except InstructError as error:
+            logger.info("%s", error)
+        except KeyboardInterrupt:
+            logger.info("\nInterrupted.")
+
+
+def _edit_lines() -> None:
+    """Give the prompt arrow keys, a history and completion of commands, where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+    from hf_instruct.cli.chat_session import COMMANDS
+
+    def complete(text: str, state: int) -> str | None:
+        matches = [command for command in COMMANDS if command.startswith(text)] if text.startswith("/") else []
+        return matches[state] if state < len(matches) else None
+
+    readline.set_completer_delims(" \t\n")
+    readline.set_completer(complete)
+    readline.parse_and_bind("tab: complete")
+
+
+def _read_lines() -> Iterator[str]:
+    """Yield what the user types until Ctrl-D, or Ctrl-C twice."""
+    held, was_interrupted = "", False
+    while True:
+        prompt = ("... " if held else "> ") if sys.stdout.isatty() else ""
+        try:
+            line = input(prompt)
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            if was_interrupted:
+                return
+            held, was_interrupted = "", True
+            logger.info("Ctrl-C again ends, and so does Ctrl-D or /quit.")
+            continue
+        was_interrupted = False
+        if line.endswith("\\"):
+            held += line.removesuffix("\\") + "\n"
+            continue
+        yield held + line
+        held = ""

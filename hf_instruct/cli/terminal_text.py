@@ -1,0 +1,95 @@
+"""Text of a model on a terminal: harmless, and in columns while it grows."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+_BORDER = " | "
+# Joiners that several scripts and emoji are spelt with; they steer nothing.
+_JOINERS = "\u200c\u200d"
+
+
+def clean_text(text: str) -> str:
+    r"""Return a text without what could steer a terminal: line breaks stay, tabs and odd spaces become spaces.
+
+    >>> clean_text("a\n\tb \x1b[31mred\u202e\xa0c")
+    'a\n    b [31mred c'
+    """
+    return "".join(_clean_char(char) for char in text)
+
+
+def _clean_char(char: str) -> str:
+    if char == "\n" or char in _JOINERS or char.isprintable():
+        return char
+    if char == "\t":
+        return "    "
+    return " " if unicodedata.category(char) == "Zs" else ""
+
+
+def iterate_columns(columns: Sequence[Iterator[str]], width: int) -> Iterator[str]:
+    """Yield lines that show several growing texts side by side, each as soon as all columns are that far.
+
+    Args:
+        columns: The pieces of each text.
+        width: Longest line, in terminal cells.
+    """
+    inner = (width - len(_BORDER) * (len(columns) - 1)) // len(columns)
+    texts, growing = [""] * len(columns), [True] * len(columns)
+    shown = 0
+    while any(growing):
+        for place, pieces in enumerate(columns):
+            piece = next(pieces, None) if growing[place] else None
+            growing[place] = piece is not None
+            texts[place] += clean_text(piece or "")
+        wrapped = [wrap_text(text, inner) for text in texts]
+        # The last line of a text that grows may still change.
+        whole = [len(lines) - 1 for lines, grows in zip(wrapped, growing, strict=True) if grows]
+        ready = min(whole) if whole else max(map(len, wrapped))
+        for number in range(shown, ready):
+            cells = [lines[number] if number < len(lines) else "" for lines in wrapped]
+            yield _BORDER.join(cell + " " * (inner - _count_cells(cell)) for cell in cells).rstrip()
+        shown = max(shown, ready)
+
+
+def wrap_text(text: str, width: int) -> list[str]:
+    """Return the lines of a text, none wider than so many terminal cells.
+
+    More text changes the last line only: a word too long for a line begins on a new one.
+
+    >>> wrap_text("one two  three\\n\\nabcdefgh", 5)
+    ['one', 'two', 'three', '', 'abcde', 'fgh']
+    """
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split(" "):
+            joined = f"{line} {word}" if line else word
+            if _count_cells(joined) <= width:
+                line = joined
+                continue
+            if line:
+                lines.append(line.rstrip())
+            *full, line = _break_word(word, width)
+            lines += full
+        lines.append(line.rstrip())
+    return lines
+
+
+def _break_word(word: str, width: int) -> list[str]:
+    parts = [""]
+    for char in word:
+        if parts[-1] and _count_cells(parts[-1] + char) > width:
+            parts.append("")
+        parts[-1] += char
+    return parts
+
+
+def _count_cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes: East Asian characters two, marks on others none."""
+    return sum(
+        0
+        if unicodedata.category(char) in ("Mn", "Me", "Cf")
+        else 2
+        if unicodedata.east_asian_width(char) in "WF"
+        else 1
+        for char in text
+    )

@@ -1,0 +1,338 @@
+"""`hf-instruct chat`: what a line does, what is printed where, and Ctrl-C on a real terminal."""
+
+import argparse
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from hf_instruct.cli import chat as cli_chat
+from hf_instruct.cli.chat_session import ChatSession, append_examples
+from hf_instruct.data.sources import load_examples
+from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.generation.chatting import ChatModel, ChatSettings, Conversation, Turn
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example
+
+
+@pytest.fixture(scope="module")
+def model(tiny_gpt2: Path) -> ChatModel:
+    loaded, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    return ChatModel("tuned", loaded, tokenizer, prompt_format=PromptFormat.named("alpaca"))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama: Path) -> ChatModel:
+    loaded, tokenizer = tiny_models.load_copy(tiny_llama)
+    return ChatModel("base", loaded, tokenizer, prompt_format=PromptFormat.named("alpaca"))
+
+
+@pytest.fixture
+def session(model: ChatModel, base: ChatModel, caplog: pytest.LogCaptureFixture) -> ChatSession:
+    caplog.set_level(logging.INFO, "hf_instruct")
+    return ChatSession(Conversation(model, settings=ChatSettings(max_new_tokens=6)), load_base=lambda: base)
+
+
+def _run(*arguments: str) -> None:
+    parser = argparse.ArgumentParser(prog="hf-instruct")
+    cli_chat.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["chat", *arguments])
+    options.handler(options)
+
+
+def test_a_question_and_its_retry(session: ChatSession, capsys: pytest.CaptureFixture[str]) -> None:
+    assert session.handle("Name a color.\n")
+    answer = session.conversation.turns[0].assistant
+    assert capsys.readouterr().out.rstrip("\n") == "".join(c for c in answer if c.isprintable() or c == "\n")
+    assert session.handle("/set temperature=1.0")
+    assert session.handle("/set seed 5")
+    assert session.handle("/retry")
+    assert len(session.conversation.turns) == 1
+    assert session.conversation.turns[0].assistant != answer
+
+
+def test_notices_are_not_in_the_answers(
+    session: ChatSession, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    session.handle("Name a color.")
+    capsys.readouterr()
+    session.handle("/set top_p 0.9")
+    session.handle("/undo")
+    session.handle("")
+    assert capsys.readouterr().out == ""
+    assert caplog.messages == [
+        "[cut: an answer has at most 6 tokens; `/set max_new_tokens N` changes it]",
+        "top_p is now 0.9.",
+        "It has no effect at temperature 0; `/set temperature 0.7` draws tokens.",
+        "Taken back: Name a color.",
+    ]
+    with pytest.raises(DataError, match="There is nothing to take back"):
+        session.handle("/undo")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/retri", "There is no command `/retri`. Did you mean `/retry`? `/help` lists them"),
+        ("/\x1b[31m", "There is no command `/[31m`. `/help` lists them"),
+        (
+            "/set temperature hot",
+            "`temperature` cannot be `hot`; allowed is 0 (always the likeliest token) or a number",
+        ),
+        ("/set temperature", "`temperature` cannot be ``; allowed is 0"),
+        ("/set heat 1", "There is no setting `heat`. Settings are `temperature`,"),
+        ("/system Be brief.", "The prompt format `alpaca` has no place for a system text"),
+        ("/save", "`/save` needs the name of a file"),
+        ("/save x.jsonl", "There is nothing to save yet."),
+        ("/retry", "There is no question to ask again yet."),
+        ("a\x1b", "The question holds the control character U+001B"),
+    ],
+)
+def test_what_cannot_be_done(session: ChatSession, line: str, message: str) -> None:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        session.handle(line)
+    assert str(caught.value).startswith(message)
+
+
+def test_lists_and_the_end(session: ChatSession, capsys: pytest.CaptureFixture[str]) -> None:
+    session.handle("/help")
+    session.handle("/set")
+    session.handle("/system")
+    out = capsys.readouterr().out
+    assert "  /retry    answer the latest question anew\n" in out
+    assert "  max_new_tokens     6        a whole number from 1 to 1,000,000\n" in out
+    assert out.endswith("(nothing)\n")
+    assert max(map(len, out.splitlines())) <= 110
+    assert [session.handle(line) for line in ("/quit", "/exit")] == [False, False]
+
+
+def test_a_question_that_begins_with_a_slash(session: ChatSession) -> None:
+    session.handle("//etc is what?")
+    assert session.conversation.turns[0].user == "/etc is what?"
+
+
+def test_compare_once_and_always(
+    session: ChatSession, model: ChatModel, base: ChatModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(side: ChatModel) -> str:
+        conversation = Conversation(side, settings=session.conversation.settings)
+        return "".join(conversation.stream("Name a bird."))
+
+    session.handle("/compare Name a bird.")
+    once = capsys.readouterr().out
+    assert session.conversation.turns == [Turn("Name a bird.", answer(model), "length")]
+    assert session.compared_turn() == Turn("Name a bird.", answer(base), "length")
+    assert once.startswith("untuned (base):\n")
+    assert "\ntuned (tuned):\n" in once
+    session.handle("/compare")
+    session.handle("Name a bird.")
+    assert capsys.readouterr().out == once
+    session.handle("/compare")
+    session.handle("Name a bird.")
+    assert "untuned" not in capsys.readouterr().out
+
+
+def test_compare_without_a_base(model: ChatModel) -> None:
+    session = ChatSession(Conversation(model), load_base=None)
+    with pytest.raises(ConfigError, match="`tuned` has no untuned model to compare with: name a run"):
+        session.handle("/compare")
+
+
+def test_save_appends_what_data_check_accepts(
+    session: ChatSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"instruction": "Old?", "output": "Yes."}', encoding="utf-8")
+    session.conversation.turns = [Turn("One?", "Eins\n\x1b ü."), Turn("Two?", "Zw", "user"), Turn("Old?", "Yes.")]
+    session.handle(f"/save {path}")
+    session.conversation.turns.append(Turn("Three?", "Drei."))
+    session.handle(f"/save {path}")
+    rows = load_examples(str(path))
+    assert [(row.instruction, row.input, row.output) for row in rows] == [
+        ("Old?", "", "Yes."),
+        ("One?", "", "Eins\n\x1b ü."),
+        ("Three?", "", "Drei."),
+    ]
+    assert caplog.messages == [
+        f"Saved 1 into {path}: 1 left out (empty or cut), 1 there already.",
+        f"Saved 1 into {path}: 1 left out (empty or cut), 2 there already.",
+    ]
+
+
+def test_save_leaves_other_files_alone(tmp_path: Path) -> None:
+    examples = [Example("x", "One?", "", "Eins.")]
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text('{"instruction": "Old?", "out', encoding="utf-8")
+    with pytest.raises(DataError, match="line 1"):
+        append_examples(torn, examples)
+    assert torn.read_text(encoding="utf-8") == '{"instruction": "Old?", "out'
+    with pytest.raises(DataError, match=r"should end in `.jsonl`"):
+        append_examples(tmp_path / "x.json", examples)
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataError, match="cannot be written: Is a directory"):
+        append_examples(tmp_path / "folder.jsonl", examples)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written: "):
+        append_examples(tmp_path / "file" / "x.jsonl", examples)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.jsonl", "torn.jsonl"]
+
+
+def test_lines_of_a_pipe(
+    tiny_gpt2: Path, model: ChatModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "Name a color.\n\n/set max_new_tokens 3\nName a bird.\n/quit\nNever asked.\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    _run(str(tiny_gpt2), "--max-new-tokens", "6")
+    expected = ""
+    for question, most in (("Name a color.", 6), ("Name a bird.", 3)):
+        pieces = Conversation(model, settings=ChatSettings(max_new_tokens=most)).stream(question)
+        expected += "".join(c for c in "".join(pieces) if c.isprintable() or c == "\n") + "\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_a_line_that_cannot_be_answered_ends_a_pipe(
+    tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\nName a color.\n")))
+    with pytest.raises(DataError, match="The question is not UTF-8 text"):
+        _run(str(tiny_gpt2))
+    assert capsys.readouterr().out == ""
+
+
+def test_one_message(tiny_gpt2: Path, model: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(str(tiny_gpt2), "--message", "Name a color.", "--max-new-tokens", "6", "--json")
+    answer = "".join(Conversation(model, settings=ChatSettings(max_new_tokens=6)).stream("Name a color."))
+    assert json.loads(capsys.readouterr().out) == {
+        "question": "Name a color.",
+        "answer": answer,
+        "ended_by": "length",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--message", " "], "The question is empty"),
+        (["--message", "a\x07"], "The question holds the control character U+0007"),
+        (["--json"], "`--json` goes with `--message TEXT`"),
+        (["--top-p", "2"], "`top_p` cannot be `2`"),
+        (["--compare"], "`--compare` needs a run, without `--base`"),
+        (["--prompt-format", "chat", "--message", "x"], "needs a tokenizer with a chat template"),
+        (["--system", "Be brief.", "--message", "x"], "has no place for a system text"),
+        (["--message", "word " * 300], "The question is too long: with the prompt format it takes "),
+    ],
+)
+def test_bad_options(tiny_gpt2: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        _run(str(tiny_gpt2), *arguments)
+    assert message in str(caught.value)
+
+
+def test_ctrl_c_stops_the_answer_even_before_it_begins(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hf_instruct")
+    conversation = Conversation(model, settings=ChatSettings(max_new_tokens=150))
+    session = ChatSession(conversation, load_base=None, is_terminal=True)
+    encode = model.encode
+
+    def interrupted(*arguments: object, **options: object) -> list[int]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return encode(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "encode", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    session.handle("Go on.")
+    assert conversation.turns[0].ended_by == "user"
+    assert caplog.messages == ["[stopped]"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_prompt_ends_on_ctrl_c_twice_and_joins_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[str | type[BaseException]] = ["a", KeyboardInterrupt, "b\\", "c", KeyboardInterrupt, KeyboardInterrupt]
+
+    def read(prompt: str) -> str:
+        word = typed.pop(0)
+        if isinstance(word, str):
+            return word
+        raise word
+
+    monkeypatch.setattr("builtins.input", read)
+    assert list(cli_chat._read_lines()) == ["a", "b\nc"]
+    assert typed == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal(tmp_path: Path, tiny_gpt2: Path) -> None:
+    """The answer stops, the program goes on, and Ctrl-D ends it."""
+    pty = pytest.importorskip("pty")
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "hf_instruct.cli", "chat", str(tiny_gpt2), "--max-new-tokens", "240"]
+    process = subprocess.Popen(
+        command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True, preexec_fn=_take_terminal
+    )
+    os.close(follower)
+    screen = _Screen(leader)
+    try:
+        screen.wait_for("> ")
+        screen.type("Write for long.\r")
+        # The echo of the line, then the first words.
+        screen.wait_for("Write for long.\r\n")
+        screen.wait_for_more(20)
+        screen.type("\x03")
+        screen.wait_for("[stopped]")
+        screen.type("/set max_new_tokens 2\r")
+        screen.wait_for("max_new_tokens is now 2.")
+        screen.type("Name a color.\r")
+        screen.wait_for("[cut: an answer has at most 2 tokens")
+        screen.wait_for("> ")
+        screen.type("\x04")
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+    assert "Traceback" not in screen.text
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class _Screen:
+    """What a program wrote to a terminal, and the keys typed there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._seen = descriptor, 0
+        self.text = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._descriptor, keys.encode())
+
+    def wait_for(self, marker: str) -> None:
+        self._read_until(lambda: marker in self.text[self._seen :], marker)
+        self._seen = self.text.index(marker, self._seen) + len(marker)
+
+    def wait_for_more(self, count: int) -> None:
+        self._read_until(lambda: len(self.text) >= self._seen + count, f"{count} characters")
+
+    def _read_until(self, is_there, what: str) -> None:
+        import select
+
+        deadline = time.monotonic() + 60
+        while not is_there():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no {what!r} on the terminal: {self.text!r}")
+            if select.select([self._descriptor], [], [], 0.2)[0]:
+                self.text += os.read(self._descriptor, 4096).decode(errors="replace")

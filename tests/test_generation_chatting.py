@@ -1,0 +1,415 @@
+"""Conversations on tiny models: the same answers as everywhere, cut, stopped, asked again, and never mixed."""
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from hf_instruct.errors import ConfigError, DataError, RunError
+from hf_instruct.generation import chatting
+from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.chatting import ChatModel, ChatSettings, Conversation, Turn, build_examples
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example
+from hf_instruct.run_folder import RunFolder
+
+QUESTIONS = ["Name a color.", "Übersetze: Straße 🚀", "Write\nthree lines."]
+SHORT = ChatSettings(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_gpt2: Path) -> ChatModel:
+    """A model whose format has no turns."""
+    return _build(tiny_gpt2, "alpaca")
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_llama: Path) -> ChatModel:
+    """A model whose format has turns, and that reads 256 tokens."""
+    return _build(tiny_llama, "chat")
+
+
+def _build(folder: Path, prompt_format: str) -> ChatModel:
+    model, tokenizer = tiny_models.load_copy(folder)
+    if prompt_format == "chat":
+        tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
+    return ChatModel("tiny", model, tokenizer, prompt_format=PromptFormat.named(prompt_format))
+
+
+def _ask(conversation: Conversation, question: str) -> str:
+    return "".join(conversation.stream(question))
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("name", ["alone", "chat"])
+def test_pieces_join_to_the_answer_of_generate(name: str, question: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    conversation = Conversation(model, settings=ChatSettings(max_new_tokens=24))
+    pieces = list(conversation.stream(question))
+    expected = generate_responses(
+        model.model,
+        model.tokenizer,
+        [Example("x", question, "", "")],
+        prompt_format=model.prompt_format,
+        max_new_tokens=24,
+    )[0]
+    assert "".join(pieces) == expected.response
+    assert len(pieces) > 5
+    assert conversation.turns == [Turn(question, expected.response, "model" if expected.stopped else "length")]
+
+
+class _Bytes:
+    """A tokenizer that has a token for every byte."""
+
+    def decode(self, ids: list[int], **settings: object) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+def test_characters_come_whole_and_white_space_late() -> None:
+    from hf_instruct.generation.streaming import _Listener
+
+    pieces: list[str] = []
+    listener = _Listener(_Bytes(), {0}, start=1, on_text=pieces.append)  # type: ignore[arg-type]
+    ids = [7]
+    for byte in " é🚀 \n x \ufffd \0".encode():
+        ids.append(byte)
+        listener.read(ids)
+    # What looks like a character that is not whole waits for what comes next.
+    assert pieces == ["é", "🚀", " \n x", " \ufffd"]
+
+
+def test_turns_are_in_the_prompt_where_the_format_has_them(chat: ChatModel) -> None:
+    conversation = Conversation(chat, system="Be brief.", settings=SHORT)
+    conversation.turns = [Turn("One?", "Eins.")]
+    _ask(conversation, "Two?")
+    history = [Turn("One?", "Eins.")]
+    text = chat.tokenizer.decode(chat.encode("Two?", history=history, system="Be brief."))
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
+        "Eins.<|im_end|>\n"
+        "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    fresh = Conversation(chat, system="Be brief.", settings=SHORT)
+    assert _ask(fresh, "Two?") != conversation.turns[-1].assistant
+    assert chat.encode("Two?") == chat.prompt_format.encode_prompt(chat.tokenizer, "Two?")
+
+
+def test_each_question_stands_alone_where_the_format_has_no_turns(alone: ChatModel) -> None:
+    conversation = Conversation(alone, settings=SHORT)
+    first = _ask(conversation, "Name a color.")
+    _ask(conversation, "Name a bird.")
+    assert _ask(conversation, "Name a color.") == first
+    assert (len(conversation.turns), conversation.notice, alone.has_turns) == (3, "", False)
+    with pytest.raises(ConfigError, match="`alpaca` has no place for a system text: only `chat` has"):
+        conversation.system = "Be brief."
+
+
+def test_the_oldest_turns_are_cut_and_the_question_never(chat: ChatModel) -> None:
+    conversation = Conversation(chat, settings=ChatSettings(max_new_tokens=100))
+    turns = [Turn(f"question {number} " + "word " * 20, "answer " * 10) for number in range(5)]
+    conversation.turns = list(turns)
+    kept = next(n for n in range(5, -1, -1) if len(chat.encode("Why?", history=turns[5 - n :])) + 100 <= 256)
+    assert 0 < kept < 5
+    expected = Conversation(chat, settings=conversation.settings)
+    expected.turns = turns[5 - kept :]
+    assert _ask(conversation, "Why?") == _ask(expected, "Why?")
+    assert expected.notice == ""
+    assert conversation.notice == f"The {5 - kept} oldest of 5 turns no longer fit the model's 256 tokens: left out."
+    # What is cut from the prompt is not forgotten.
+    assert conversation.turns[:5] == turns
+
+
+def test_a_question_that_leaves_little_room_shortens_the_answer(alone: ChatModel) -> None:
+    frame = len(alone.encode("word")) - 1
+    conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=100))
+    question = " ".join(["word"] * (256 - frame - 3))
+    list(conversation.stream(question))
+    assert conversation.notice == ("The question leaves room for 3 tokens of the model's 256: the answer may be cut.")
+    assert conversation.turns[0].ended_by == "length"
+    with pytest.raises(DataError) as caught:
+        conversation.stream(question + " word word word")
+    assert str(caught.value) == (
+        "The question is too long: with the prompt format it takes 256 tokens, and the model reads 256, its answer "
+        "included. Shorten it by at least 1 tokens."
+    )
+    assert len(conversation.turns) == 1
+
+
+def test_settings_that_fill_the_context_still_leave_half_of_it(chat: ChatModel) -> None:
+    conversation = Conversation(chat, settings=ChatSettings(max_new_tokens=256))
+    conversation.turns = [Turn("One?", "Eins.")]
+    stream = conversation.stream("Two?")
+    conversation.stop()
+    list(stream)
+    assert conversation.notice == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "The question is empty; type some words."),
+        (" \n\t", "The question is empty; type some words."),
+        (
+            "a\x1b[31m",
+            "The question holds the control character U+001B (character 2); line breaks and tabs are allowed.",
+        ),
+        ("a\0", "The question holds the control character U+0000 (character 2); line breaks and tabs are allowed."),
+        ("caf\udce9", "The question is not UTF-8 text (character 4). Type or save it as UTF-8."),
+    ],
+)
+def test_questions_that_cannot_be_asked(alone: ChatModel, text: str, message: str) -> None:
+    conversation = Conversation(alone, settings=SHORT)
+    with pytest.raises(DataError) as caught:
+        conversation.stream(text)
+    assert str(caught.value).startswith(message)
+    assert conversation.turns == []
+
+
+def test_line_ends_become_plain() -> None:
+    assert chatting.check_text("  a\r\nb\rc\td\n") == "a\nb\nc\td"
+
+
+def test_stop_keeps_what_was_written(alone: ChatModel) -> None:
+    whole = generate_responses(alone.model, alone.tokenizer, [Example("x", "Go on.", "", "")], max_new_tokens=100)[0]
+    conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=100))
+    stream = conversation.stream("Go on.")
+    pieces = [next(stream), next(stream)]
+    conversation.stop()
+    pieces += stream
+    turn = conversation.turns[0]
+    assert turn == Turn("Go on.", "".join(pieces), "user")
+    assert whole.response.startswith(turn.assistant)
+    assert 0 < len(turn.assistant) < len(whole.response)
+
+
+def test_a_reader_who_leaves_stops_the_answer(alone: ChatModel) -> None:
+    conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=150))
+    stream = conversation.stream("Go on.")
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]  # a generator
+    assert conversation.turns[0].ended_by == "user"
+    # The model is free again.
+    assert _ask(Conversation(alone, settings=SHORT), "Name a color.")
+
+
+def test_asking_anew_ends_an_answer_that_is_being_written(alone: ChatModel) -> None:
+    conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=150))
+    conversation.stream("First?")
+    conversation.settings = SHORT
+    _ask(conversation, "Second?")
+    assert [(turn.user, turn.ended_by) for turn in conversation.turns] == [("First?", "user"), ("Second?", "length")]
+
+
+def test_retry_replaces_the_latest_answer(chat: ChatModel) -> None:
+    conversation = Conversation(chat, settings=SHORT)
+    with pytest.raises(DataError, match="There is no question to ask again yet"):
+        conversation.retry()
+    _ask(conversation, "One?")
+    second = _ask(conversation, "Two?")
+    assert "".join(conversation.retry()) == second
+    conversation.settings = dataclasses.replace(SHORT, temperature=1.0, seed=4)
+    answers = {"".join(conversation.retry()) for _ in range(3)}
+    assert len(answers) == 3
+    assert [turn.user for turn in conversation.turns] == ["One?", "Two?"]
+    assert conversation.undo() == conversation.turns[0] or len(conversation.turns) == 1
+    conversation.clear()
+    assert (conversation.turns, conversation.undo()) == ([], None)
+
+
+def test_a_retry_stopped_before_its_first_word_keeps_the_answer(chat: ChatModel) -> None:
+    conversation = Conversation(chat, settings=SHORT)
+    answer = _ask(conversation, "One?")
+    with chat._lock:
+        stream = conversation.retry()
+        conversation.stop()
+        assert list(stream) == []
+    assert [turn.assistant for turn in conversation.turns] == [answer]
+
+
+def test_a_seed_repeats_a_conversation(chat: ChatModel) -> None:
+    def talk(seed: int | None) -> list[str]:
+        conversation = Conversation(chat, settings=dataclasses.replace(SHORT, temperature=1.0, seed=seed))
+        return [_ask(conversation, "One?"), _ask(conversation, "One?")]
+
+    assert talk(1) == talk(1)
+    assert len({*talk(1), *talk(2), *talk(None), *talk(None)}) == 8
+    assert _sample(chat, top_k=1) == _sample(chat, temperature=0.0)
+    assert talk(2**32 - 1) == talk(2**32 - 1)
+
+
+def _sample(model: ChatModel, **settings: float) -> str:
+    changes = {"temperature": 1.0, "seed": 3, **settings}
+    return _ask(Conversation(model, settings=dataclasses.replace(SHORT, **changes)), "Three?")  # type: ignore[arg-type]
+
+
+def test_conversations_on_one_model_do_not_mix(chat: ChatModel) -> None:
+    settings = ChatSettings(max_new_tokens=6, temperature=0.9, seed=7)
+    names = ["ann", "bob", "eve"]
+
+    def talk(name: str) -> list[Turn]:
+        conversation = Conversation(chat, system=f"You are {name}.", settings=settings)
+        for number in range(3):
+            list(conversation.stream(f"{name} asks {number}?"))
+        return conversation.turns
+
+    expected = {name: talk(name) for name in names}
+    found: dict[str, list[Turn]] = {}
+    threads = [threading.Thread(target=lambda name=name: found.update({name: talk(name)})) for name in names]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+    # Read piece by piece, in turn, while the one waits for the other.
+    conversations = [Conversation(chat, system=f"You are {name}.", settings=settings) for name in names]
+    streams: list[Iterator[str]] = [
+        conversation.stream(f"{name} asks 0?") for name, conversation in zip(names, conversations, strict=True)
+    ]
+    texts = [next(stream, "") for stream in streams]
+    for place, stream in enumerate(streams):
+        texts[place] += "".join(stream)
+    assert texts == [expected[name][0].assistant for name in names]
+
+
+def test_what_fails_is_raised_and_no_turn_is_added(alone: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = Conversation(alone, settings=SHORT)
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise ConfigError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chatting, "stream_completion", fail)
+        with pytest.raises(ConfigError, match="refused"):
+            _ask(conversation, "One?")
+    assert conversation.turns == []
+    assert _ask(conversation, "One?")
+
+
+def test_a_template_that_refuses_system_texts(chat: ChatModel) -> None:
+    tokenizer = chat.tokenizer
+    before = tokenizer.chat_template
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    try:
+        with pytest.raises(ConfigError, match="refuses this: System role not supported"):
+            Conversation(chat, system="Be brief.")
+    finally:
+        tokenizer.chat_template = before
+
+
+def test_examples_are_whole_answers_only() -> None:
+    turns = [Turn("One?", "Eins."), Turn("Two?", "Zw", "user"), Turn("Three?", "Dre", "length"), Turn("Four?", "")]
+    examples = build_examples(turns)
+    assert [(row.instruction, row.input, row.output) for row in examples] == [("One?", "", "Eins.")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("temperature", "0.7", 0.7),
+        ("temperature", "0", 0.0),
+        ("top_p", "1", 1.0),
+        ("top_k", "50", 50),
+        ("max_new_tokens", "1", 1),
+        ("seed", "none", None),
+        ("seed", "0", 0),
+    ],
+)
+def test_settings_as_typed(name: str, text: str, value: float | None) -> None:
+    assert ChatSettings.parse(name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("temperature", text) for text in ("-1", "nan", "inf", "0.001", "hot", "", "none")),
+        *(("top_p", text) for text in ("0", "1.1")),
+        *(("top_k", text) for text in ("-1", "1.5")),
+        *(("max_new_tokens", text) for text in ("0", "1e3")),
+        *(("repetition_penalty", text) for text in ("0", "11")),
+        *(("seed", text) for text in ("-1", "4294967296")),
+    ],
+)
+def test_settings_that_are_refused(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{name}` cannot be `.*`; allowed is .+[0-9]"):
+        ChatSettings.parse(name, text)
+
+
+def test_a_setting_that_there_is_not() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ChatSettings.parse("heat", "1")
+    assert str(caught.value) == (
+        "There is no setting `heat`. Settings are `temperature`, `top_p`, `top_k`, `max_new_tokens`, "
+        "`repetition_penalty`, `seed`."
+    )
+    with pytest.raises(ConfigError, match="`top_k` cannot be `True`"):
+        ChatSettings(top_k=True)
+
+
+def _save_run(folder: Path, base: Path, *, prompt_format: str = "phi3", model: Path | None = None) -> Path:
+    from hf_instruct.config import Experiment
+
+    values = {"data": {"prompt_format": prompt_format}, "model": {"name": str(base)}}
+    folder.mkdir()
+    RunFolder(folder).save_experiment(Experiment.model_validate(values))
+    if model is not None:
+        (folder / "model").symlink_to(model)
+    return folder
+
+
+def test_loading_a_run_its_base_and_a_plain_model(tmp_path: Path, tiny_gpt2: Path, tiny_llama: Path) -> None:
+    run = _save_run(tmp_path / "run", tiny_llama, model=tiny_gpt2)
+    tuned, base = ChatModel.load(str(run)), ChatModel.load(str(run), base=True)
+    assert (tuned.name, tuned.prompt_format.name, tuned.model.config.model_type) == (str(run), "phi3", "gpt2")
+    assert (base.name, base.prompt_format.name, base.model.config.model_type) == (str(tiny_llama), "phi3", "llama")
+    assert ChatModel.load(str(run / "model")).prompt_format.name == "phi3"
+    plain = ChatModel.load(str(tiny_gpt2))
+    assert (plain.prompt_format.name, plain.context) == ("alpaca", 256)
+
+
+def test_loading_an_adapter(tmp_path: Path, tiny_llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny_models.load_copy(tiny_llama)
+    adapter = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False))
+    adapter.peft_config["default"].base_model_name_or_path = str(tiny_llama)
+    adapter.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    run = _save_run(tmp_path / "run", tiny_llama, prompt_format="alpaca", model=tmp_path / "adapter")
+    tuned, base = ChatModel.load(str(run)), ChatModel.load(str(run), base=True)
+    answers = [_ask(Conversation(side, settings=SHORT), "Name a color.") for side in (tuned, base)]
+    assert answers[0] != answers[1]
+    assert (
+        answers[0]
+        == generate_responses(tuned.model, tuned.tokenizer, [Example("x", "Name a color.", "", "")], max_new_tokens=6)[
+            0
+        ].response
+    )
+
+
+def test_what_cannot_be_loaded(tmp_path: Path, tiny_gpt2: Path) -> None:
+    run = _save_run(tmp_path / "run", tiny_gpt2)
+    (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    cases: list[tuple[str, dict[str, object], type[Exception], str]] = [
+        (str(tmp_path / "rum"), {}, RunError, f"does not exist. Did you mean `{run}`?"),
+        (str(tmp_path / "file.txt"), {}, RunError, "is a file; name a run folder"),
+        (str(tmp_path / "empty"), {}, RunError, "is not a run folder (no `run.yaml` in it)"),
+        (
+            str(run),
+            {},
+            RunError,
+            f"has no tuned model yet. Finish it with `hf-instruct run`, or talk to its base model, `{tiny_gpt2}`.",
+        ),
+        (str(run), {"prompt_format": "alpaca"}, ConfigError, "was trained on the prompt format `phi3`"),
+        (str(tiny_gpt2), {"base": True}, ConfigError, "is no run, so there is no base model to compare it with"),
+        (str(tiny_gpt2), {"prompt_format": "chat"}, ConfigError, "needs a tokenizer with a chat template"),
+        (str(tiny_gpt2), {"prompt_format": "nope"}, ConfigError, "Unknown prompt format `nope`"),
+    ]
+    for name, options, kind, message in cases:
+        with pytest.raises(kind) as caught:
+            ChatModel.load(name, **options)  # type: ignore[arg-type]
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
