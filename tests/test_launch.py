@@ -131,9 +131,9 @@ def test_killed_three_times_while_judging_ends_with_every_judgment_once(
         kill_when([*command, "--no-cache", "--out", broken], environment, ready, 0.01)
     calls = len(server.chats)
     call([*command, "--no-cache", "--out", broken], environment)
-    # At most the calls under way at each kill were asked again.
+    # At most the calls under way at each kill were asked again, and the replies that a busy disk had not taken yet.
     assert calls < 110
-    assert len(server.chats) <= 110 + 3 * 4
+    assert len(server.chats) <= 110 + 3 * 8
     call([*command, "--no-cache", "--out", unbroken], environment)
     rows = [
         [(row.id, row.score, row.replies) for row in read_rows(folder / "judgments.jsonl", Judgment)]
