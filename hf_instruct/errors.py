@@ -6,6 +6,7 @@ InstructError              anything below; the command line prints its text as o
 ├── ModelLoadError         a model or tokenizer cannot be loaded
 ├── TrainingError          fine-tuning cannot start or go on
 ├── RunError               a run folder is missing, belongs to another experiment or cannot be written
+├── PublishError           a model cannot be published as it is, or the Hub refuses it
 └── JudgeError             judging cannot go on
     ├── JudgeUnavailable   no judge server answers, or it lacks the model
     └── VerdictError       one reply of the judge cannot be read as a verdict
@@ -45,6 +46,10 @@ class TrainingError(InstructError):
 
 class RunError(InstructError):
     """A run folder is missing, belongs to another experiment, or cannot be written."""
+
+
+class PublishError(InstructError):
+    """A model cannot be published as it is, or the Hub refuses it; nothing of it was published."""
 
 
 class JudgeError(InstructError):

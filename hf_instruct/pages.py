@@ -42,8 +42,13 @@ def check_gradio(what: str, extra: str) -> None:
         )
 
 
-def open_socket(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socket:
     """Return a socket bound to an address; port 0 takes any free one.
+
+    Args:
+        host: The address.
+        port: The port.
+        what: What is to be served there, as the start of a sentence.
 
     Raises:
         RunError: The port is taken, or the address is not this machine's.
@@ -62,7 +67,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         server.close()
         raise RunError(
-            f"The page cannot be served at {host}:{port} ({error.strerror}). Stop what runs there, or name another "
+            f"{what} cannot be served at {host}:{port} ({error.strerror}). Stop what runs there, or name another "
             "port with `--port`; `--port 0` takes any free one."
         ) from error
     return server

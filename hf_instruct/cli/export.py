@@ -1,0 +1,149 @@
+"""`hf-instruct export`: a run's model for other programs."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_instruct.errors import InstructError
+
+if TYPE_CHECKING:
+    from hf_instruct.publishing.export import Export
+    from hf_instruct.publishing.gguf_check import GgufCheck
+    from hf_instruct.publishing.ollama_model import OllamaServer
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Write a run's tuned model for other programs; an adapter is merged into its base model first. A GGUF file is read back
+and compared with the model, tensor by tensor and on ten prompts, before it is called done."""
+
+_EPILOG = """\
+formats:
+  merged   a folder that `from_pretrained`, vLLM and other converters take
+  gguf     one file for llama.cpp, LM Studio and others; GPT-2 and Llama family
+  ollama   that file and a Modelfile whose template is the training prompt
+
+examples:
+  hf-instruct export runs/my-run --format merged --out my-model
+  hf-instruct export runs/my-run --format gguf --type F16
+  hf-instruct export runs/my-run --format ollama --create my-model      then: ollama run my-model"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write the tuned model as merged weights, GGUF, or for Ollama",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--format", required=True, choices=["merged", "gguf", "ollama"], help="see below")
+    parser.add_argument(
+        "--type",
+        choices=["F32", "F16", "Q8_0"],
+        type=str.upper,
+        help="how a GGUF stores matrices: as they are, in half or in about a quarter of the size (default: Q8_0)",
+    )
+    parser.add_argument("--out", metavar="PATH", type=Path, help="folder or .gguf file (default: in RUN/export/)")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument("--create", metavar="NAME", help="also create this model in a running Ollama")
+    parser.add_argument("--base-url", metavar="URL", help="its address (default: OLLAMA_HOST, else this machine)")
+    parser.add_argument("--json", action="store_true", help="print the paths and the check's numbers as JSON")
+    parser.set_defaults(handler=_export, usage_error=parser.error)
+
+
+def _export(options: argparse.Namespace) -> None:
+    if options.create is not None and options.format != "ollama":
+        options.usage_error(f"--create is for `--format ollama`, not `{options.format}`")
+    if options.base_url is not None and options.create is None:
+        options.usage_error("--base-url is for `--create NAME`")
+    if options.type is not None and options.format == "merged":
+        options.usage_error("--type is for `--format gguf` and `ollama`")
+    from hf_instruct.publishing.export import export_run
+    from hf_instruct.run_folder import RunFolder
+
+    # A server that is not there is found out before minutes of work.
+    server = None if options.create is None else _find_server(options.create, options.base_url)
+    run = RunFolder(options.run)
+    export = export_run(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
+    if options.json:
+        print(json.dumps(_plain(export), indent=2))
+    else:
+        _print(export)
+    if server is not None:
+        _create(server, export, options.create, to_stdout=not options.json)
+    elif export.modelfile is not None and not options.json:
+        print(f"Next: ollama create {run.path.resolve().name} -f {export.path / 'Modelfile'}")
+
+
+def _find_server(name: str, base_url: str | None) -> "OllamaServer":
+    from hf_instruct.publishing.ollama_model import OllamaServer, check_name
+
+    check_name(name)
+    server = OllamaServer(base_url)
+    server.check()
+    return server
+
+
+def _create(server: "OllamaServer", export: "Export", name: str, *, to_stdout: bool) -> None:
+    if export.weights is None or export.modelfile is None:
+        return
+    try:
+        logger.info("Uploading %s to Ollama at %s", export.weights.name, server.url)
+        digest = server.upload(export.weights)
+        server.create(name, export.modelfile, digest=digest, on_status=lambda status: logger.info("Ollama: %s", status))
+    except InstructError:
+        logger.warning("The export itself is whole: `ollama create %s -f %s/Modelfile` uses it.", name, export.path)
+        raise
+    if to_stdout:
+        print(f"Created in Ollama: {name}. Try it: ollama run {name}")
+
+
+def _print(export: "Export") -> None:
+    from hf_instruct.publishing.targets import format_size
+
+    files = (
+        [export.path] if export.path.is_file() else sorted(path for path in export.path.rglob("*") if path.is_file())
+    )
+    size = format_size(sum(file.stat().st_size for file in files))
+    print(f"{export.path}  ({size}{', adapter merged' if export.merged else ''})")
+    if export.check is not None:
+        _print_check(export.check)
+    if export.modelfile is not None:
+        stop = ", ".join(json.dumps(word) for word in export.modelfile.parameters["stop"])
+        print(f"  Modelfile      num_ctx {export.modelfile.parameters['num_ctx']}, temperature 0, stops at {stop}")
+
+
+def _print_check(check: "GgufCheck") -> None:
+    from hf_instruct.publishing.gguf_check import LOGIT_TOLERANCE, TENSOR_TOLERANCE
+
+    kind = check.tensor_type
+    worst = f" (`{check.worst_tensor}`)" if check.worst_tensor else ""
+    print("  read back and compared with the model:")
+    print(
+        f"  {check.num_tensors} tensors".ljust(17)
+        + f"largest difference {check.tensor_error:.2g} of a tensor's largest weight{worst};"
+    )
+    print(f"{'':17}{kind} allows {TENSOR_TOLERANCE[kind]:.2g}")
+    print(
+        f"  {check.num_prompts} prompts".ljust(17)
+        + f"logits differ by {check.logit_error:.2g} of their spread; {kind} allows {LOGIT_TOLERANCE[kind]:g}"
+    )
+    print(f"{'':17}same best token at {check.same_tokens} of {check.num_tokens} positions")
+    print(f"{'':17}same greedy answer to {check.same_answers} of {check.num_prompts}")
+
+
+def _plain(export: "Export") -> dict[str, object]:
+    import dataclasses
+
+    return {
+        "path": str(export.path),
+        "merged": export.merged,
+        "weights": None if export.weights is None else str(export.weights),
+        "check": None if export.check is None else dataclasses.asdict(export.check),
+    }

@@ -1,0 +1,91 @@
+"""`hf-instruct push`: publish a run's model on the Hugging Face Hub."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  hf-instruct push runs/my-run --to me/my-assistant --dry-run       write RUN/publish, look at it; no network
+  hf-instruct push runs/my-run --to me/my-assistant --private
+  hf-instruct push runs/my-lora --to me/my-assistant --merge        one model in place of an adapter
+  hf-instruct push runs/my-run --to me/my-assistant --license apache-2.0 --data-license cc-by-4.0
+
+Log in once with `hf auth login`. Pushing again updates the repository; files of your own in it are left alone.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "push",
+        help="publish the tuned model on the Hugging Face Hub, with a model card",
+        description="Publish a run's model on the Hugging Face Hub: weights or adapter, tokenizer, prompt format and a "
+        "model card with data, settings, scores and limits. One commit: all of it, or nothing.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
+    parser.add_argument("--to", metavar="ID", required=True, help="the repository, as in me/my-assistant")
+    parser.add_argument("--merge", action="store_true", help="merge the LoRA adapter into its base model first")
+    parser.add_argument("--private", action="store_true", help="make a new repository that only you see")
+    parser.add_argument("--license", metavar="L", help="licence of the weights (default: unknown)")
+    parser.add_argument("--data-license", metavar="L", help="licence of the data, where it is not known")
+    parser.add_argument("--base-model", metavar="ID", help="the base model's id on the Hub, if the run's is a folder")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
+    parser.add_argument("--message", metavar="TEXT", help="message of the commit")
+    parser.add_argument("--force", action="store_true", help="replace a model made of another base model")
+    parser.add_argument("--dry-run", action="store_true", help="only write the files, without any network")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where `--dry-run` writes them (default: RUN/publish)")
+    parser.set_defaults(handler=_push, resume_hint="Nothing was published; give the same command again.")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from hf_instruct.errors import ConfigError
+    from hf_instruct.publishing.folder import PublishOptions
+    from hf_instruct.publishing.push import PushTarget, push, write_publication
+    from hf_instruct.publishing.targets import format_size
+    from hf_instruct.run_folder import RunFolder
+
+    if not sys.stderr.isatty():
+        # Read when huggingface_hub is imported: bars of an upload are noise in a log.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if options.out and not options.dry_run:
+        raise ConfigError("`--out` is where `--dry-run` writes; add `--dry-run`, or leave it out.")
+    run = RunFolder(options.run)
+    chosen = PublishOptions(options.merge, options.license, options.data_license, options.base_model)
+    if options.dry_run:
+        folder = write_publication(run, options.out or run.path / "publish", repo_id=options.to, options=chosen)
+        _print_files(folder.sizes)
+        print(f"{folder.path}   nothing was published; the card is {folder.path / 'README.md'}")
+    else:
+        target = PushTarget(options.to, options.private, options.revision, options.message, options.force)
+        published = push(run, target, options=chosen)
+        total = format_size(sum(published.sizes.values()))
+        if published.changed:
+            _print_files(published.sizes)
+            for name in published.removed:
+                print(f"{'removed':>10}  {name}")
+            print(f"{published.url}   commit {published.commit[:7]}, {len(published.sizes)} files, {total}")
+        else:
+            print(f"{published.url}   is up to date: commit {published.commit[:7]}, {len(published.sizes)} files")
+    if options.license is None:
+        _notice_license()
+
+
+def _print_files(sizes: dict[str, int]) -> None:
+    from hf_instruct.publishing.targets import format_size
+
+    for name, size in sizes.items():
+        print(f"{format_size(size):>10}  {name}")
+
+
+def _notice_license() -> None:
+    import logging
+
+    logging.getLogger(__name__).info(
+        "The card says that the licence of the weights is unknown; `--license` names one that fits the base model's "
+        "and the data's."
+    )

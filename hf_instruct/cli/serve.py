@@ -1,0 +1,84 @@
+"""`hf-instruct serve`: a run's model over OpenAI's API."""
+
+import argparse
+import logging
+import signal
+from pathlib import Path
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Serve a run's tuned model on this machine over OpenAI's API, by `transformers serve`. An adapter is merged first, into
+the cache, and the chat template is the prompt the model was trained on. Each question stands alone where the prompt
+format has no turns; a system text goes in front of the instruction."""
+
+_EPILOG = """\
+examples:
+  hf-instruct serve runs/my-run
+  hf-instruct serve runs/my-run --port 8001 --device cpu
+
+Ctrl-C ends it."""
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve the tuned model over OpenAI's API",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--host", default=_LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
+    parser.add_argument("--port", metavar="N", type=_port, default=8000, help="default: 8000; 0 takes any free one")
+    parser.add_argument("--device", metavar="D", default="auto", help="`auto` (default), `cpu`, `cuda:0`, `mps`")
+    parser.set_defaults(handler=_serve)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a port, a whole number from 0 to 65535")
+    return int(text)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from hf_instruct.errors import PublishError
+    from hf_instruct.publishing.serving import build_snippet, check_serving, prepare_served_model, serving
+    from hf_instruct.run_folder import RunFolder
+
+    check_serving()
+    # Found out before a model is loaded; the server binds the same one in a moment.
+    port = _check_port(options.host, options.port)
+    served = prepare_served_model(RunFolder(options.run))
+    if options.host not in _LOOPBACK:
+        logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
+    logger.info("Loading %s", served.folder)
+    # Whoever ends this process ends the server with it.
+    signal.signal(signal.SIGTERM, _interrupt)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    try:
+        with serving(served, host=options.host, port=port, device=options.device) as process:
+            url = f"http://{host}:{port}/v1"
+            print(f"`{served.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(served.name, url)}", flush=True)
+            status = process.wait()
+            raise PublishError(f"The server ended by itself, with status {status}; what it said stands above.")
+    except KeyboardInterrupt:
+        # How one ends it; there is nothing to mend.
+        print("\nEnded.")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_port(host: str, port: int) -> int:
+    """Return the port that can be bound: the one asked for, or a free one for 0."""
+    from hf_instruct.pages import open_socket
+
+    with open_socket(host, port, what="The model") as server:
+        return int(server.getsockname()[1])

@@ -1,0 +1,245 @@
+"""What a run's files tell of its model's answers, read for the model card; what was not measured is simply absent."""
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_instruct.errors import DataError
+from hf_instruct.intervals import bootstrap_mean, format_points
+from hf_instruct.records import Judgment, read_rows
+from hf_instruct.run_folder import RunFolder
+
+_FEW_ANSWERS = 30
+_SMALL_JUDGE_PARAMETERS = 3e9
+_LEAST_STOPPED = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The files of a run, each an object of named values or empty where there is no such file.
+
+    Attributes:
+        scores: `scores.json`.
+        base_scores: The untuned model's.
+        metrics: `metrics.json`.
+        base_metrics: The untuned model's.
+        preflight: What was found in the data.
+        self_check: What the judge made of answers of known worth.
+        training: What fine-tuning took.
+        difference: Mean of the tuned scores less the base scores of the same examples, and its 95 % interval, in
+            points; None where they were not judged by the same judge.
+    """
+
+    scores: dict[str, Any]
+    base_scores: dict[str, Any]
+    metrics: dict[str, Any]
+    base_metrics: dict[str, Any]
+    preflight: dict[str, Any]
+    self_check: dict[str, Any]
+    training: dict[str, Any]
+    difference: tuple[float, float, float] | None = None
+
+    @property
+    def judges_agree(self) -> bool:
+        """Whether the same judge scored both sides under the same rubric."""
+        return bool(self.base_scores) and _identify(self.scores) == _identify(self.base_scores)
+
+
+def read_measured(run: RunFolder) -> Measured:
+    """Return what the run's files tell.
+
+    Raises:
+        DataError: A file is there but is not a JSON object.
+    """
+    measured = Measured(
+        scores=_read_object(run.scores),
+        base_scores=_read_object(run.base.scores),
+        metrics=_read_metrics(run.metrics),
+        base_metrics=_read_metrics(run.base.metrics),
+        preflight=_read_object(run.preflight),
+        self_check=_read_object(run.self_check),
+        training=_read_object(run.training_summary),
+    )
+    if measured.scores and measured.judges_agree:
+        return dataclasses.replace(measured, difference=_measure_difference(run))
+    return measured
+
+
+def as_number(value: Any) -> float | None:
+    """Return a finite number as a float, and None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def as_interval(value: Any) -> tuple[float, float] | None:
+    """Return a pair of numbers, and None for anything else."""
+    ends = [as_number(end) for end in value] if isinstance(value, list) and len(value) == 2 else []
+    return (ends[0], ends[1]) if ends and ends[0] is not None and ends[1] is not None else None
+
+
+def describe_judge(judge: Mapping[str, Any]) -> str:
+    """Return a judge's model, backend and digest; a model that is a local folder stays unnamed.
+
+    >>> describe_judge({"model": "llama3", "backend": "ollama", "digest": "sha256:365c0bd3c000a25d"})
+    'llama3 (ollama, digest 365c0bd3c000)'
+    """
+    details = [str(judge["backend"])] if judge.get("backend") else []
+    if judge.get("digest"):
+        details.append(f"digest {str(judge['digest']).removeprefix('sha256:')[:12]}")
+    return public_name(judge.get("model"), "a model of the publisher's own") + (
+        f" ({', '.join(details)})" if details else ""
+    )
+
+
+def public_name(name: Any, instead: str) -> str:
+    """Return a name, or `instead` where it is the path of a local file or folder, or missing."""
+    text = str(name or "")
+    is_path = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1
+    return instead if not text or is_path or ("/" in text and Path(text).exists()) else text
+
+
+def list_limits(measured: Measured) -> list[str]:
+    """Return what the numbers do not say: a sentence or two each."""
+    scores = measured.scores
+    return [
+        *_note_leaks(measured.preflight),
+        *(_note_judge(scores, measured.self_check) if scores else ["Its answers were not scored by a judge."]),
+        *_note_difference(measured),
+        *_note_failures([("", scores), ("base model's ", measured.base_scores)]),
+        *_note_stopped(measured.metrics),
+    ]
+
+
+def _note_leaks(preflight: Mapping[str, Any]) -> list[str]:
+    sizes = preflight.get("examples")
+    total = sizes.get("test") if isinstance(sizes, Mapping) else None
+    of = f" of the {total}" if total else ""
+    notes = []
+    if seen := _count_test(preflight, "seen_in_train"):
+        notes.append(
+            f"{seen}{of} test examples have the same instruction and input as a training example: the scores flatter "
+            "the model."
+        )
+    if near := _count_test(preflight, "near_duplicates"):
+        are = "is a near-duplicate" if near == 1 else "are near-duplicates"
+        notes.append(f"{near}{of} test examples {are} of a training example.")
+    return notes
+
+
+def _count_test(preflight: Mapping[str, Any], name: str) -> int:
+    found = preflight.get(name)
+    rows = found.get("test") if isinstance(found, Mapping) else None
+    return len(rows) if isinstance(rows, list) else 0
+
+
+def _note_judge(scores: Mapping[str, Any], self_check: Mapping[str, Any]) -> list[str]:
+    notes = []
+    known = scores.get("self_check")
+    failed = (known.get("failed") if isinstance(known, Mapping) else None) or self_check.get("failed")
+    if isinstance(failed, list) and failed:
+        notes.append(
+            f"**The judge failed its self-check** ({', '.join(map(str, failed))}): its scores do not tell good answers "
+            "from bad ones as they should."
+        )
+    if scores.get("constant") is True:
+        notes.append("The judge gave every answer the same score, which tells nothing.")
+    judge = scores.get("judge")
+    judge = judge if isinstance(judge, Mapping) else {}
+    size = _parse_num_parameters(str(judge.get("model") or ""))
+    if size is not None and size < _SMALL_JUDGE_PARAMETERS:
+        unit = f"{size / 1e9:.3g} billion" if size >= 1e9 else f"{size / 1e6:.3g} million"
+        notes.append(f"The judge is a small model ({unit} parameters), so its scores are rough.")
+    elif size is None and judge.get("backend") == "local":
+        notes.append("The judge was a local model whose name does not tell its size; a small one scores roughly.")
+    n = as_number(scores.get("n")) or 0
+    if n < _FEW_ANSWERS:
+        notes.append(f"Only {n:.0f} answers have a score, so the interval itself is uncertain.")
+    return notes
+
+
+def _note_difference(measured: Measured) -> list[str]:
+    if measured.scores and measured.base_scores and not measured.judges_agree:
+        return ["The two models were judged by different judges or rubrics; their scores cannot be compared."]
+    if measured.difference is None or measured.difference[1] > 0:
+        return []
+    mean, low, high = measured.difference
+    said = f"{mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    if high < 0:
+        return [f"The judge scores this model lower than its base model: {said}."]
+    return [f"The scores show no difference from the base model: {said}."]
+
+
+def _note_failures(sides: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    notes = []
+    for owner, scores in sides:
+        if failures := as_number(scores.get("failures")):
+            ends = [as_number(scores.get(f"mean_failures_as_{worth}")) for worth in (0, 100)]
+            low, high = ends
+            bounds = ""
+            if low is not None and high is not None:
+                bounds = (
+                    f"; counted as 0 or as 100 they would make the mean {format_points(low)} or {format_points(high)}"
+                )
+            notes.append(
+                f"The judge gave no readable verdict on {failures:.0f} of {scores.get('total')} {owner}answers{bounds}."
+            )
+    return notes
+
+
+def _note_stopped(metrics: Mapping[str, Any]) -> list[str]:
+    values = metrics.get("stopped")
+    share = as_number(values.get("mean")) if isinstance(values, Mapping) else None
+    if share is None or share >= _LEAST_STOPPED:
+        return []
+    return [f"{1 - share:.0%} of its answers did not end by themselves and were cut off."]
+
+
+def _measure_difference(run: RunFolder) -> tuple[float, float, float] | None:
+    if not (run.judgments.is_file() and run.base.judgments.is_file()):
+        return None
+    tuned, base = (
+        {row.id: row.score for row in read_rows(folder.judgments, Judgment) if row.score is not None}
+        for folder in (run, run.base)
+    )
+    # The examples differ in difficulty far more than the two models do, so pairing them narrows the interval.
+    gains = [tuned[id] - score for id, score in base.items() if id in tuned]
+    interval = bootstrap_mean(gains)
+    return (statistics.fmean(gains), interval.low, interval.high) if interval else None
+
+
+def _identify(scores: Mapping[str, Any]) -> tuple[Any, ...]:
+    judge = scores.get("judge")
+    judge = judge if isinstance(judge, Mapping) else {}
+    return (*(judge.get(name) for name in ("backend", "model", "digest", "options")), scores.get("rubric"))
+
+
+def _parse_num_parameters(tag: str) -> float | None:
+    match = re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z])", tag, flags=re.IGNORECASE)
+    return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()] if match else None
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    metrics = _read_object(path).get("metrics")
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"`{path}` is not JSON ({error}); delete the file and run the stage that writes it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise DataError(
+            f"`{path}` holds a {type(value).__name__}, not an object with named values; "
+            "delete the file and run the stage that writes it again."
+        )
+    return value

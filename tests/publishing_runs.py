@@ -1,0 +1,73 @@
+"""Run folders with a tiny model or adapter, for the tests of exporting and serving."""
+
+import json
+from pathlib import Path
+
+import tiny_models
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_instruct.config import build_experiment
+from hf_instruct.models import load_model
+from hf_instruct.records import write_rows
+from hf_instruct.run_folder import RunFolder
+
+MERGES = 1000
+# Each byte, each merge, end-of-text.
+VOCABULARY = 256 + MERGES + 1
+END = VOCABULARY - 1
+
+
+def save_small(folder: Path, config: PretrainedConfig) -> Path:
+    """Save a tiny model with the first merges of GPT-2's tokenizer: a GGUF's vocabulary is slow to read back.
+
+    The model has a few rows more than there are tokens, as many have.
+    """
+    build_small_tokenizer(folder)
+    config.vocab_size = VOCABULARY + 7
+    config.bos_token_id = config.eos_token_id = END
+    tiny_models.build_model(config, scale=8).save_pretrained(folder)
+    return folder
+
+
+def build_small_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Save the tokenizer of `save_small`."""
+    tiny_models.build_tokenizer(folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    model = content["model"]
+    model["vocab"] = {token: index for token, index in model["vocab"].items() if index < END}
+    model["vocab"]["<|endoftext|>"] = END
+    model["merges"] = model["merges"][:MERGES]
+    content["added_tokens"][0]["id"] = END
+    small = folder / "small.json"
+    small.write_text(json.dumps(content))
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(small), bos_token=end, eos_token=end, unk_token=end)
+    small.unlink()
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def write_run(folder: Path, model: Path, *, prompt_format: str = "alpaca", examples: int = 12) -> RunFolder:
+    """Return a run whose tuned model is the given folder."""
+    run = RunFolder(folder)
+    values = {"model": {"name": str(model)}, "data": {"prompt_format": prompt_format}}
+    run.save_experiment(build_experiment(values, where="here", deep=False))
+    write_rows(run.split("test"), tiny_models.tiny_examples(examples))
+    run.model.symlink_to(model)
+    return run
+
+
+def save_adapter(folder: Path, base: Path) -> Path:
+    """Save a LoRA adapter with random weights, large enough to change every answer, beside the base's tokenizer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    model, tokenizer = load_model(str(base))
+    set_seed(1)
+    # GPT-2 keeps its matrices transposed.
+    kind = {"fan_in_fan_out": model.config.model_type == "gpt2", "task_type": "CAUSAL_LM"}
+    config = LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, **kind)
+    get_peft_model(model, config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,78 @@
+"""Runs with a tiny model each, as training leaves them, with scores; the tests of pushing publish them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reporting_run import write_run
+from tiny_models import build_model
+from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
+
+from hf_instruct.models import configure_stop, load_model
+from hf_instruct.plots import write_loss_plot
+from hf_instruct.records import TrainingRow, read_rows, write_json
+from hf_instruct.run_folder import RunFolder
+
+BASE_ID = "openai-community/gpt2"
+END = 256
+
+
+def save_byte_model(folder: Path) -> Path:
+    """Save a two-layer GPT-2 that reads single bytes: its tokenizer is loaded in no time."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE({**alphabet, "<|endoftext|>": END}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    ends = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=core, **ends).save_pretrained(folder)
+    ids = {"bos_token_id": END, "eos_token_id": END}
+    config = GPT2Config(vocab_size=END + 1, n_positions=512, n_embd=32, n_layer=2, n_head=2, **ids)
+    build_model(config, scale=8).save_pretrained(folder)
+    return folder
+
+
+def write_full_run(path: Path, tiny: Path, **overrides: Any) -> RunFolder:
+    """Write a run of which `model/` is the tiny model, with all weights tuned."""
+    run = write_run(path, **overrides)
+    model, tokenizer = load_model(str(tiny))
+    configure_stop(model, tokenizer)
+    model.config.use_cache = False
+    model.save_pretrained(run.model)
+    tokenizer.save_pretrained(run.model)
+    _add_what_training_leaves(run)
+    return run
+
+
+def write_adapter_run(path: Path, tiny: Path, **overrides: Any) -> RunFolder:
+    """Write a run of which `model/` is a LoRA adapter of the tiny model, which it names by its local folder."""
+    from peft import LoraConfig, get_peft_model
+
+    run = write_run(path, lora={"r": 4}, **{"model": {"name": str(tiny)}, **overrides})
+    model, tokenizer = load_model(str(tiny))
+    settings = LoraConfig(r=4, lora_alpha=64, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
+    get_peft_model(model, settings).save_pretrained(run.model)
+    tokenizer.save_pretrained(run.model)
+    _add_what_training_leaves(run)
+    return run
+
+
+def _add_what_training_leaves(run: RunFolder) -> None:
+    (run.model / "training_args.bin").write_bytes(b"/home/somebody/secret")
+    losses = {"validation_loss_before": 1.193, "validation_loss": 0.722}
+    write_json(run.training_summary, {**json.loads(run.training_summary.read_text()), **losses})
+    write_loss_plot(read_rows(run.training_log, TrainingRow), run.loss_plot)
+
+
+def read_base(tiny: Path) -> dict[str, bytes]:
+    """Return the files of the base model, for a repository of it."""
+    return {path.name: path.read_bytes() for path in tiny.iterdir() if path.is_file()}
+
+
+def save_chat_tokenizer(run: RunFolder, template: str) -> None:
+    """Give the run's tokenizer a chat template of its own."""
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(run.model)

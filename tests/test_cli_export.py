@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import publishing_runs
+import pytest
+import tiny_models
+from fake_ollama import FakeOllama
+
+from hf_instruct.cli.main import main
+from hf_instruct.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publishing_runs.save_small(tmp_path_factory.mktemp("models") / "gpt2", tiny_models.gpt2_config())
+
+
+@pytest.fixture
+def run(model: Path, tmp_path: Path) -> RunFolder:
+    return publishing_runs.write_run(tmp_path / "mine", model)
+
+
+def test_a_gguf_with_its_check(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.path), "--format", "gguf", "--type", "f32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{run.path}/export/mine-F32.gguf  (")
+    assert lines[1:4] == [
+        "  read back and compared with the model:",
+        "  29 tensors     largest difference 0 of a tensor's largest weight;",
+        "                 F32 allows 0",
+    ]
+    assert lines[4] == "  10 prompts     logits differ by 0 of their spread; F32 allows 0.0001"
+    assert lines[6] == "                 same greedy answer to 10 of 10"
+    assert all(len(line) <= 100 for line in lines[1:])
+    assert main(["export", str(run.path), "--format", "gguf", "--type", "F32"]) == 1
+    assert "exists already. Replace it with `--force`" in capsys.readouterr().err
+
+
+def test_ollama_as_json(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.path), "--format", "ollama", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["weights"] == str(run.path / "export/ollama/model-Q8_0.gguf")
+    assert printed["merged"] is False
+    assert printed["check"]["num_tensors"] == 29
+
+
+def test_merged(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.path), "--format", "merged"]) == 0
+    assert capsys.readouterr().out.startswith(f"{run.path}/export/merged  (")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "merged", "--create", "x"], "--create is for `--format ollama`, not `merged`"),
+        (["--format", "ollama", "--base-url", "x"], "--base-url is for `--create NAME`"),
+        (["--format", "merged", "--type", "F16"], "--type is for `--format gguf` and `ollama`"),
+        (["--format", "onnx"], "argument --format: invalid choice: 'onnx' (choose from 'merged', 'gguf', 'ollama')"),
+        ([], "the following arguments are required: --format"),
+    ],
+)
+def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["export", "runs/mine", *arguments])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"hf-instruct export: error: {message}\n")
+
+
+def test_a_server_is_looked_for_before_any_work(
+    run: RunFolder, server: FakeOllama, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(run.path), "--format", "ollama"]
+    assert main([*command, "--create", "../x"]) == 1
+    assert "`--create ../x` is not a name for an Ollama model" in capsys.readouterr().err
+    assert main([*command, "--create", "x", "--base-url", "http://127.0.0.1:9"]) == 1
+    assert "No Ollama server answers at http://127.0.0.1:9" in capsys.readouterr().err
+    assert not (run.path / "export").exists()
+    # This fake knows no blobs: the upload fails, and the export stays.
+    server.version = "0.33.0"
+    assert main([*command, "--create", "x", "--base-url", server.url]) == 1
+    assert (run.path / "export/ollama/Modelfile").is_file()

@@ -1,0 +1,100 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_hub import TOKEN, FakeHub
+from pushed_runs import BASE_ID, save_byte_model, write_full_run
+
+from hf_instruct.cli.main import main
+from hf_instruct.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = tmp_path_factory.mktemp("runs")
+    return write_full_run(folder / "zeppelin", save_byte_model(folder / "tiny-bytes"))
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    fake = FakeHub()
+    fake.add_repo(BASE_ID, {"config.json": b"{}"})
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+def test_a_dry_run_writes_the_folder_and_needs_no_network(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was used"))
+    assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:-1]] == sorted(path.name for path in (tmp_path / "out").iterdir())
+    out = tmp_path / "out"
+    assert lines[-1] == f"{out}   nothing was published; the card is {out / 'README.md'}"
+    assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--license", "mit"]) == 0
+    assert "\nlicense: mit\n" in (run.path / "publish" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "me/a", "--out", "x"], "`--out` is where `--dry-run` writes; add `--dry-run`, or leave it out."),
+        (["--to", "me/a b", "--dry-run"], "`--to me/a b` is not a name for a repository: "),
+        (["--to", "me/a", "--dry-run", "--merge"], "trained all weights, so there is nothing to merge"),
+        (["--to", "me/a"], "`HF_HUB_OFFLINE` forbids to reach the Hub. "),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["push", str(run.path), *arguments]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.startswith("hf-instruct: ")
+    assert said.err.count("\n") == 1
+
+
+def test_the_repository_has_to_be_named(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["push", str(run.path)])
+    assert caught.value.code == 2
+    assert "the following arguments are required: --to" in capsys.readouterr().err
+
+
+def _push(run: RunFolder, hub: FakeHub, home: Path, *arguments: str, token: str = TOKEN) -> tuple[int, str, str]:
+    """Push as a user does, in a process of its own."""
+    known = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", **({"HF_TOKEN": token} if token else {})}
+    command = [sys.executable, "-m", "hf_instruct.cli", "push", str(run.path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**known, **settings})
+    assert TOKEN not in done.stdout + done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_push_as_a_user_does(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
+    code, out, error = _push(run, hub, tmp_path, "--to", "me/a")
+    assert code == 0, error
+    commit = hub.repos["me/a"].branches["main"][:7]
+    lines = out.splitlines()
+    assert [line.split()[-1] for line in lines[:-1]] == sorted(set(hub.repos["me/a"].files) - {".gitattributes"})
+    assert lines[-1].startswith(f"{hub.url}/me/a   commit {commit}, 9 files, ")
+    # No bars where nobody watches: one notice alone.
+    assert error == (
+        "The card says that the licence of the weights is unknown; `--license` names one that fits the base model's "
+        "and the data's.\n"
+    )
+    code, out, _ = _push(run, hub, tmp_path, "--to", "me/a")
+    assert (code, out) == (0, f"{hub.url}/me/a   is up to date: commit {commit}, 9 files\n")
+    code, out, error = _push(run, hub, tmp_path, "--to", "me/a", token="")
+    assert (code, out) == (1, "")
+    assert error == (
+        f"hf-instruct: You are not logged in to {hub.url}. Log in with `hf auth login` (a token that may write), or "
+        "set `HF_TOKEN`. Nothing was published.\n"
+    )

@@ -1,0 +1,120 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import judge_servers
+import publishing_runs
+import pytest
+import tiny_models
+from transformers import AutoTokenizer, GenerationConfig
+
+from hf_instruct.cli.main import main
+from hf_instruct.generation.answers import generate_responses
+from hf_instruct.models import load_model
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.publishing.serving import ServedModel, build_command, build_snippet, prepare_served_model
+from hf_instruct.records import Example
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publishing_runs.save_small(tmp_path_factory.mktemp("models") / "gpt2", tiny_models.gpt2_config())
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "my run", model)
+    served = prepare_served_model(run)
+    assert served.name == "my-run"
+    assert (served.folder / "model.safetensors").resolve() == (model / "model.safetensors").resolve()
+    written, original = AutoTokenizer.from_pretrained(served.folder), AutoTokenizer.from_pretrained(model)
+    assert original.chat_template is None
+    asked = written.apply_chat_template([{"role": "user", "content": "Why?\n"}], add_generation_prompt=True)
+    assert asked["input_ids"] == PromptFormat.named("alpaca").encode_prompt(original, "Why?\n")
+    assert GenerationConfig.from_pretrained(served.folder).eos_token_id == [publishing_runs.END]
+    # The model of the run stays as it was.
+    assert not (model / "chat_template.jinja").exists()
+
+
+def test_a_folder_is_made_once_and_again_when_the_run_changes(model: Path, tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", publishing_runs.save_adapter(tmp_path / "adapter", model))
+    served = prepare_served_model(run)
+    inode = (served.folder / "model.safetensors").stat().st_ino
+    assert prepare_served_model(run) == served
+    assert (served.folder / "model.safetensors").stat().st_ino == inode
+    os.utime(tmp_path / "adapter/adapter_model.safetensors", (1, 1))
+    again = prepare_served_model(run)
+    assert again.folder != served.folder
+    assert not served.folder.exists()
+
+
+def test_command_and_snippet() -> None:
+    command = build_command(ServedModel(Path("/cache/x/mine")), host="127.0.0.1", port=8000, device="cpu")
+    assert command[1:3] == ["-P", "-c"]
+    assert " ".join(command[4:]) == "serve mine --host 127.0.0.1 --port 8000 --device cpu --log-level error"
+    snippet = build_snippet("mine", "http://127.0.0.1:8000/v1")
+    curl, _, python = snippet.partition("\n\n")
+    compile(python, "snippet", "exec")
+    assert curl.startswith("curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json'")
+    assert '"model": "mine"' in curl
+    assert 'model="mine"' in python
+
+
+def test_a_port_in_use(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", model)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", str(run.path), "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert f"The model cannot be served at 127.0.0.1:{port} (Address already in use). Stop what runs there" in error
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_without_a_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", model)
+    run.model.unlink()
+    assert main(["serve", str(run.path), "--port", "0"]) == 1
+    assert "has no tuned model yet" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_question_over_the_wire(adapter: bool, model: Path, tmp_path: Path) -> None:
+    from openai import OpenAI
+
+    tuned = publishing_runs.save_adapter(tmp_path / "adapter", model) if adapter else model
+    run = publishing_runs.write_run(tmp_path / "mine", tuned)
+    port = judge_servers.find_free_port()
+    command = [sys.executable, "-m", "hf_instruct.cli", "serve", str(run.path), "--port", str(port), "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first == f"`mine` answers at http://127.0.0.1:{port}/v1   (Ctrl-C ends)\n"
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        question = "Name the capital of France."
+        answer = client.chat.completions.create(
+            model="mine", messages=[{"role": "user", "content": question}], temperature=0, max_tokens=16
+        )
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    loaded, tokenizer = load_model(str(tuned))
+    expected = generate_responses(loaded, tokenizer, [Example("e", question, "", "")], max_new_tokens=16)[0]
+    assert (answer.choices[0].message.content or "").strip() == expected.response != ""
+    prompt = PromptFormat.named("alpaca").encode_prompt(tokenizer, question)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(prompt)
+    assert (process.returncode, rest.splitlines()[-1]) == (0, "Ended.")
+    assert "Traceback" not in errors
