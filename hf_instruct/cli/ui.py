@@ -1,0 +1,65 @@
+"""`hf-instruct ui`: a page to chat with models, see how they pick their words, and read runs side by side."""
+
+import argparse
+import logging
+
+from hf_instruct.cli.vote import parse_port
+from hf_instruct.pages import DEFAULT_PORT, LOOPBACK, check_gradio, format_url, open_browser, open_socket
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Serve a page on this machine with a tab each to chat with the models of the runs (tuned and untuned side by side), to
+see how they pick their words, to read losses, scores and answers of the runs, and to vote."""
+
+_EPILOG = """\
+examples:
+  hf-instruct ui runs/my-run                   chat with it, and with the model that it began with
+  hf-instruct ui runs/full runs/lora           two runs side by side
+  hf-instruct ui smollm2-135m                  a model of no run: chat and explore
+  hf-instruct ui runs/my-run --host 0.0.0.0    for everybody who reaches this machine
+
+A model is loaded when it is first asked. Votes are between the first two runs, or a lone run's answers and those of its
+untuned model, and are kept where `hf-instruct vote` keeps them. Ctrl-C ends it."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser(
+        "ui",
+        help="serve a page to chat with models, look inside them and read runs side by side",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder; or a model: alias, Hub id or folder")
+    parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port", metavar="N", type=parse_port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.set_defaults(handler=_serve, resume_hint="Nothing is lost; start it again.")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from hf_instruct.ui.app import serve_ui
+    from hf_instruct.ui.sources import find_sources
+
+    check_gradio("The page", "ui")
+    sources = find_sources(options.runs)
+    for source in sources:
+        if not source.is_trained:
+            logger.warning("`%s` has no tuned model yet; only its untuned one can be asked.", source.name)
+    if options.host not in LOOPBACK:
+        logger.warning("`--host %s`: whoever reaches this machine can use the models and read the runs.", options.host)
+    with open_socket(options.host, options.port) as server:
+        url = format_url(options.host, server.getsockname()[1])
+        print(f"Open {url}   (Ctrl-C ends)", flush=True)
+        if not options.no_browser:
+            open_browser(url)
+        try:
+            serve_ui(sources, server)
+        except KeyboardInterrupt:
+            # How one ends it; there is nothing to mend.
+            print()
