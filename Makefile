@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo bench test unit slow check format clean
+.PHONY: help setup demo bench docs test unit slow check format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: setup  ## tune a small model on packaged data, answer, score and report: 4
 
 bench: setup  ## measure speed and memory beside TRL and the course, about 35 minutes; QUICK=1: ten
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH_ARGS)
+
+docs: setup  ## build the pages of docs/ into site/; open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: check unit slow  ## everything CI runs
 

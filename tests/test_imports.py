@@ -12,7 +12,7 @@ import hf_instruct
 
 PACKAGE = Path(hf_instruct.__file__).parent
 STAGES = {"data", "training", "generation", "judging", "comparing", "reporting", "publishing"}
-DOORS = {"cli", "pipeline", "sweeping"}
+DOORS = {"cli", "pipeline", "sweeping", "ui"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
     "ChrF",

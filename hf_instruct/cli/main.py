@@ -27,6 +27,12 @@ VERBS = (
     "vote",
     "benchmark",
     "report",
+    "chat",
+    "explore",
+    "ui",
+    "push",
+    "export",
+    "serve",
 )
 
 # `--train.learning_rate`, and any other field of a section.
@@ -115,8 +121,8 @@ def _configure() -> None:
     """Set up logging and keep the libraries below from calling home; nothing of this happens at import."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hf_instruct").setLevel(logging.INFO)
-    # Ours says in one sentence what a dozen of its retries would.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Ours says in one sentence what a dozen of its retries would. It sets its level from this when it is imported.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:
         # What the libraries tell their own developers; `python -W default -m hf_instruct.cli` shows it.

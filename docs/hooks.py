@@ -1,0 +1,162 @@
+"""Write the reference while the site is built, from the code itself: nothing of it is kept by hand."""
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import hf_instruct
+from hf_instruct import config as settings
+from hf_instruct import errors, records
+
+# Of the help texts; argparse asks the terminal otherwise, and a page should not depend on where it was built.
+_COLUMNS = 100
+# What the first part of a module's path is called on the page, in the order of the work.
+_STAGES = {
+    "data": "Data",
+    "prompts": "Prompts",
+    "models": "Models",
+    "training": "Fine-tuning",
+    "generation": "Answers",
+    "judging": "Judging and metrics",
+    "comparing": "Comparing",
+    "publishing": "Publishing",
+    "pipeline": "All stages at once",
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to the site."""
+    pages = {
+        "commands": write_commands(),
+        "settings": write_settings(),
+        "python": write_python(),
+        "records": write_records(),
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    return files
+
+
+def write_commands() -> str:
+    """Return the page of all verbs: what `--help` prints."""
+    parser = importlib.import_module("hf_instruct.cli.main").build_parser()
+    lines = [
+        "# Commands",
+        "",
+        f"What `{parser.prog} VERB --help` prints. An error that you can mend is one message and exit status 1; wrong "
+        "usage is 2; Ctrl-C is 130.",
+    ]
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
+    os.environ.update(COLUMNS=str(_COLUMNS), NO_COLOR="1")
+    try:
+        for level, verb in _walk(parser, 1):
+            name = verb.prog.removeprefix(f"{parser.prog} ")
+            title = name if level > 1 else "Verbs"
+            lines += ["", f"{'#' * max(2, level)} {title}", "", "```text", verb.format_help().rstrip(), "```"]
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return "\n".join(lines) + "\n"
+
+
+def _walk(parser: argparse.ArgumentParser, level: int) -> Iterator[tuple[int, argparse.ArgumentParser]]:
+    yield level, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from _walk(child, level + 1)
+
+
+def write_settings() -> str:
+    """Return the page of all fields of an experiment."""
+    sections: dict[str, list[tuple[str, Any, str]]] = {}
+    for name, default, text in settings.describe_fields():
+        sections.setdefault(name.partition(".")[0], []).append((name, default, text))
+    lines = [
+        "# Settings",
+        "",
+        "Fields of an experiment file, section by section. On the command line each is `--SECTION.FIELD VALUE`; a flag "
+        "beats the file, the file beats the default. A key that is not known is an error that names the nearest one.",
+    ]
+    for section, model in settings.Experiment.model_fields.items():
+        lines += ["", f"## {section}", ""]
+        if section in sections:
+            if inspect.isclass(model.annotation):
+                lines += [_unwrap(model.annotation.__doc__ or ""), ""]
+            lines += ["| field | default | what it says |", "|---|---|---|"]
+            lines += [f"| `{name}` | {_format_default(value)} | {text} |" for name, value, text in sections[section]]
+        elif section == "train":
+            lines += ["Any field of TRL's `SFTConfig`. These defaults are not TRL's but the course's, or ours:", ""]
+            lines += _table_of_defaults("train", settings.TRAIN_DEFAULTS)
+        elif section == "lora":
+            lines += ["Any field of PEFT's `LoraConfig`; without this section all weights are trained. An empty one,"]
+            lines += ["`lora:`, means these defaults over PEFT's:", ""]
+            lines += _table_of_defaults("lora", settings.LORA_DEFAULTS)
+    return "\n".join(lines) + "\n"
+
+
+def _table_of_defaults(section: str, values: Mapping[str, Any]) -> list[str]:
+    rows = [f"| `{section}.{name}` | {_format_default(value)} |" for name, value in values.items()]
+    return ["| field | default |", "|---|---|", *rows]
+
+
+def _format_default(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _unwrap(text: str) -> str:
+    return " ".join(inspect.cleandoc(text).split())
+
+
+def write_python() -> str:
+    """Return the page of the public names, each from the module that it lives in."""
+    by_stage: dict[str, list[str]] = {}
+    for name in sorted(hf_instruct.__all__):
+        home = hf_instruct._HOMES[name]
+        by_stage.setdefault(home.partition(".")[0], []).append(f"hf_instruct.{home}.{name}")
+    order = [*_STAGES, *(stage for stage in by_stage if stage not in _STAGES)]
+    lines = [
+        "# Python",
+        "",
+        "What `from hf_instruct import …` offers. Importing the package loads neither torch nor TRL: a name is looked "
+        "up when it is first used.",
+    ]
+    for stage in order:
+        if stage in by_stage:
+            lines += ["", f"## {_STAGES.get(stage, stage.capitalize())}"]
+            lines += [line for path in by_stage[stage] for line in ("", f"::: {path}")]
+    return "\n".join(lines) + "\n"
+
+
+def write_records() -> str:
+    """Return the page of the rows of our files, and of the errors."""
+    rows = [
+        name
+        for name, value in vars(records).items()
+        if dataclasses.is_dataclass(value) and value.__module__ == records.__name__
+    ]
+    tree = inspect.cleandoc(errors.__doc__ or "").partition("\n\n")[2]
+    lines = [
+        "# Rows and errors",
+        "",
+        "## Rows",
+        "",
+        "Every `.jsonl` file of a run folder holds rows of one of these, one JSON object a line. `Splits` is how three "
+        "such files come in Python.",
+    ]
+    lines += [line for name in rows for line in ("", f"::: {records.__name__}.{name}")]
+    lines += ["", "## Errors", "", "What a user can cause, in one tree; `except InstructError` catches all of it.", ""]
+    lines += ["```text", tree, "```"]
+    return "\n".join(lines) + "\n"
