@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -367,3 +368,13 @@ def _wheel_folder() -> Path:
         if (Path(place) / _WHEEL_FILE).is_file():
             return Path(place)
     raise ModelLoadError(f"The model `{WHEEL_MODEL}` comes in a Python package that is not installed: {_WHEEL_COMMAND}")
+
+
+def parse_num_parameters(tag: str) -> float | None:
+    """Return the parameters that a model's name tells of, or None.
+
+    >>> parse_num_parameters("SmolLM2-135M-Instruct"), parse_num_parameters("llama3:8b"), parse_num_parameters("llama3")
+    (135000000.0, 8000000000.0, None)
+    """
+    match = re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z])", tag, flags=re.IGNORECASE)
+    return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()] if match else None

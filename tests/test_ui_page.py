@@ -136,10 +136,16 @@ class Person:
         return self.page.locator(f"#hi-{name}")
 
     def set_longest(self, tokens: int) -> None:
-        if not self.find("longest input").is_visible():
+        field = self.find("longest input")
+        if not field.is_visible():
             self.page.get_by_text("How answers are written").click()
-        self.find("longest input").fill(str(tokens))
-        self.find("longest input").blur()
+            field.wait_for()
+            # A field that has just been drawn takes its first value a moment later, over what is typed before.
+            self.page.wait_for_timeout(500)
+        field.fill(str(tokens))
+        field.blur()
+        self.page.wait_for_timeout(200)
+        assert field.input_value() == str(tokens)
 
     def send(self, text: str) -> None:
         self.find("box textarea").fill(text)

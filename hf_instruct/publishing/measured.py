@@ -1,17 +1,15 @@
 """What a run's files tell of its model's answers, read for the model card; what was not measured is simply absent."""
 
 import dataclasses
-import json
 import math
-import re
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.errors import DataError
 from hf_instruct.intervals import bootstrap_mean, format_points
-from hf_instruct.records import Judgment, read_rows
+from hf_instruct.models import parse_num_parameters
+from hf_instruct.records import Judgment, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
 
 _FEW_ANSWERS = 30
@@ -57,13 +55,13 @@ def read_measured(run: RunFolder) -> Measured:
         DataError: A file is there but is not a JSON object.
     """
     measured = Measured(
-        scores=_read_object(run.scores),
-        base_scores=_read_object(run.base.scores),
+        scores=read_json_object(run.scores),
+        base_scores=read_json_object(run.base.scores),
         metrics=_read_metrics(run.metrics),
         base_metrics=_read_metrics(run.base.metrics),
-        preflight=_read_object(run.preflight),
-        self_check=_read_object(run.self_check),
-        training=_read_object(run.training_summary),
+        preflight=read_json_object(run.preflight),
+        self_check=read_json_object(run.self_check),
+        training=read_json_object(run.training_summary),
     )
     if measured.scores and measured.judges_agree:
         return dataclasses.replace(measured, difference=_measure_difference(run))
@@ -150,7 +148,7 @@ def _note_judge(scores: Mapping[str, Any], self_check: Mapping[str, Any]) -> lis
         notes.append("The judge gave every answer the same score, which tells nothing.")
     judge = scores.get("judge")
     judge = judge if isinstance(judge, Mapping) else {}
-    size = _parse_num_parameters(str(judge.get("model") or ""))
+    size = parse_num_parameters(str(judge.get("model") or ""))
     if size is not None and size < _SMALL_JUDGE_PARAMETERS:
         unit = f"{size / 1e9:.3g} billion" if size >= 1e9 else f"{size / 1e6:.3g} million"
         notes.append(f"The judge is a small model ({unit} parameters), so its scores are rough.")
@@ -218,28 +216,6 @@ def _identify(scores: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*(judge.get(name) for name in ("backend", "model", "digest", "options")), scores.get("rubric"))
 
 
-def _parse_num_parameters(tag: str) -> float | None:
-    match = re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z])", tag, flags=re.IGNORECASE)
-    return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()] if match else None
-
-
 def _read_metrics(path: Path) -> dict[str, Any]:
-    metrics = _read_object(path).get("metrics")
+    metrics = read_json_object(path).get("metrics")
     return metrics if isinstance(metrics, dict) else {}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"`{path}` is not JSON ({error}); delete the file and run the stage that writes it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f"`{path}` holds a {type(value).__name__}, not an object with named values; "
-            "delete the file and run the stage that writes it again."
-        )
-    return value

@@ -1,15 +1,13 @@
 """What a run folder holds, read for the report; whatever a stage has not written yet is simply absent."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, read_yaml
-from hf_instruct.errors import DataError
 from hf_instruct.intervals import Interval
-from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
+from hf_instruct.records import Judgment, Response, TrainingRow, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
 
 SPLITS = ("train", "validation", "test")
@@ -139,14 +137,14 @@ def read_facts(run: RunFolder, experiment: Experiment) -> RunFacts:
         folder=run,
         experiment=experiment,
         provenance=provenance,
-        preflight=_read_json(run.preflight),
+        preflight=read_json_object(run.preflight),
         split_sizes={name: _count_lines(run.split(name)) for name in SPLITS if run.split(name).is_file()},
         training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],
-        training=_read_json(run.training_summary),
+        training=read_json_object(run.training_summary),
         tuned=_read_side(run),
         base=_read_side(run.base),
-        self_check=_read_json(run.self_check),
-        benchmarks=_read_json(run.benchmarks),
+        self_check=read_json_object(run.self_check),
+        benchmarks=read_json_object(run.benchmarks),
     )
 
 
@@ -205,27 +203,9 @@ def _read_side(run: RunFolder) -> Side:
     return Side(
         responses=read_rows(run.responses, Response) if run.responses.is_file() else [],
         judgments={judgment.id: judgment for judgment in judgments},
-        scores=parse_scores(_read_json(run.scores)) if run.scores.is_file() else None,
-        metrics=_read_json(run.metrics),
+        scores=parse_scores(read_json_object(run.scores)) if run.scores.is_file() else None,
+        metrics=read_json_object(run.metrics),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"`{path}` is not JSON ({error}); delete the file and run the stage that writes it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f"`{path}` holds a {type(value).__name__}, not an object with named values; "
-            "delete the file and run the stage that writes it again."
-        )
-    return value
 
 
 def _count_lines(path: Path) -> int:

@@ -1,13 +1,13 @@
 """What the numbers of a run say, and what they do not: pure functions over `RunFacts`."""
 
 import dataclasses
-import re
 import shlex
 import statistics
 from collections.abc import Mapping
 
 from hf_instruct.config import LORA_DEFAULTS
 from hf_instruct.intervals import bootstrap_mean, format_points
+from hf_instruct.models import parse_num_parameters
 from hf_instruct.reporting.facts import RunFacts, Scores, Side, as_number
 
 _FEW_ANSWERS = 30
@@ -106,16 +106,6 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def parse_num_parameters(tag: str) -> float | None:
-    """Return the parameters that a model's name tells of, or None.
-
-    >>> parse_num_parameters("SmolLM2-135M-Instruct"), parse_num_parameters("llama3:8b"), parse_num_parameters("llama3")
-    (135000000.0, 8000000000.0, None)
-    """
-    match = re.search(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z])", tag, flags=re.IGNORECASE)
-    return float(match[1]) * {"b": 1e9, "m": 1e6}[match[2].lower()] if match else None
 
 
 def list_missing(facts: RunFacts) -> list[Missing]:
