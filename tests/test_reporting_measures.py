@@ -7,7 +7,7 @@ from reporting_run import write_run
 
 from hf_instruct.records import write_json
 from hf_instruct.reporting.facts import read_facts
-from hf_instruct.reporting.measures import CheckRow, TaskRow, list_checks, list_metrics, list_tasks
+from hf_instruct.reporting.measures import CheckRow, PairRow, TaskRow, list_checks, list_metrics, list_pairs, list_tasks
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.summary import format_summary
 from hf_instruct.run_folder import RunFolder
@@ -94,6 +94,20 @@ def test_benchmark_tasks_keep_their_standard_error(tmp_path: Path) -> None:
         TaskRow("x", "acc", "0.525 ± 0.080", "", "40"),
     ]
     assert "0.525 ± 0.080" in render_page(read(run))
+
+
+def test_preferences_stand_with_what_makes_them_doubtful(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    assert list_pairs(read(run)) == []
+    summary = {
+        **{"second": "runs/x", "win_rate": 0.4864, "win_rate_interval": [0.464, 0.509], "n": 110},
+        **{"length_controlled_win_rate": 0.5, "length_controlled_win_rate_interval": None},
+        **{"consistency": {"share": 0.0707, "pairs": 99}, "judge": {"model": "llama3"}},
+    }
+    write_json(run.path / "pairwise" / "x.json", summary)
+    write_json(run.path / "pairwise" / "y.json", {"win_rate": None})
+    assert list_pairs(read(run)) == [PairRow("runs/x", "48.6 % (46.4 to 50.9)", "50.0 %", "7 %", 110, "llama3")]
+    assert "48.6 % (46.4 to 50.9)" in render_page(read(run))
 
 
 def test_files_of_another_shape_say_nothing(tmp_path: Path) -> None:

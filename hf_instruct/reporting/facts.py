@@ -99,6 +99,7 @@ class RunFacts:
         base: The untuned model's answers.
         self_check: What the judge made of answers of known worth; empty where it was not checked.
         benchmarks: Results on tasks of lm-eval; empty where it was not asked.
+        pairwise: Summaries of pairwise judging, one for each baseline.
     """
 
     folder: RunFolder
@@ -112,6 +113,7 @@ class RunFacts:
     base: Side
     self_check: dict[str, Any] = dataclasses.field(default_factory=dict)
     benchmarks: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pairwise: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -145,6 +147,7 @@ def read_facts(run: RunFolder, experiment: Experiment) -> RunFacts:
         base=_read_side(run.base),
         self_check=read_json_object(run.self_check),
         benchmarks=read_json_object(run.benchmarks),
+        pairwise=[read_json_object(path) for path in sorted(run.path.glob("pairwise/*.json"))],
     )
 
 

@@ -174,3 +174,53 @@ def _format_task_difference(value: Any) -> str:
     if mean is None or low is None or high is None:
         return ""
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+@dataclasses.dataclass(frozen=True)
+class PairRow:
+    """How often the tuned model's answers were preferred to those of one baseline.
+
+    Attributes:
+        baseline: The other answers.
+        win_rate: Ties as halves, with its 95 % interval.
+        at_equal_length: The same with the effect of length taken out.
+        consistency: Share of pairs with the same verdict in both orders; empty where none was asked.
+        n: Pairs with a verdict.
+        judge: Who judged.
+    """
+
+    baseline: str
+    win_rate: str
+    at_equal_length: str
+    consistency: str
+    n: int
+    judge: str
+
+
+def list_pairs(facts: RunFacts) -> list[PairRow]:
+    """Return the results of pairwise judging, one for each baseline; empty where there was none."""
+    rows = []
+    for summary in facts.pairwise:
+        consistency, judge = summary.get("consistency"), summary.get("judge")
+        share = as_number(consistency.get("share")) if isinstance(consistency, Mapping) else None
+        if not (rate := _format_rate(summary, "win_rate")):
+            continue
+        rows.append(
+            PairRow(
+                baseline=str(summary.get("second") or ""),
+                win_rate=rate,
+                at_equal_length=_format_rate(summary, "length_controlled_win_rate"),
+                consistency="" if share is None else f"{100 * share:.0f} %",
+                n=int(as_number(summary.get("n")) or 0),
+                judge=str(judge.get("model") or "") if isinstance(judge, Mapping) else "",
+            )
+        )
+    return rows
+
+
+def _format_rate(summary: Mapping[str, Any], name: str) -> str:
+    rate, interval = as_number(summary.get(name)), parse_interval(summary.get(f"{name}_interval"))
+    if rate is None:
+        return ""
+    ends = f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})" if interval else ""
+    return f"{100 * rate:.1f} %{ends}"

@@ -26,7 +26,7 @@ from hf_instruct.reporting.findings import (
     list_missing,
     list_notes,
 )
-from hf_instruct.reporting.measures import list_checks, list_metrics, list_tasks
+from hf_instruct.reporting.measures import list_checks, list_metrics, list_pairs, list_tasks
 from hf_instruct.run_folder import plain_values
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def render_page(facts: RunFacts) -> str:
         "metrics": list_metrics(facts),
         "checks": list_checks(facts),
         "tasks": list_tasks(facts),
+        "pairs": list_pairs(facts),
     }
     return _build_environment().get_template("report.html.jinja").render(context)
 
