@@ -62,7 +62,7 @@ def check_serving() -> None:
     if missing:
         raise ConfigError(
             f"`hf-instruct serve` needs {', '.join(missing)}, which is not installed; install it with "
-            "`pip install 'transformers[serving]'`."
+            "`pip install 'hf-instruct[serve]'`."
         )
 
 
