@@ -23,3 +23,14 @@ def whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
     return int(text)
+
+
+def port(text: str) -> int:
+    """Return the number of a port; 0 stands for any free one.
+
+    Raises:
+        ArgumentTypeError: The text is none.
+    """
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a port, a whole number from 0 to 65535")
+    return int(text)

@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from types import FrameType
 
+from hf_instruct.cli.numbers import port
+
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
@@ -35,15 +37,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     parser.add_argument("--host", default=_LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="N", type=_port, default=8000, help="default: 8000; 0 takes any free one")
+    parser.add_argument("--port", metavar="N", type=port, default=8000, help="default: 8000; 0 takes any free one")
     parser.add_argument("--device", metavar="D", default="auto", help="`auto` (default), `cpu`, `cuda:0`, `mps`")
     parser.set_defaults(handler=_serve)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a port, a whole number from 0 to 65535")
-    return int(text)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -53,7 +49,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     check_serving()
     # Found out before a model is loaded; the server binds the same one in a moment.
-    port = _check_port(options.host, options.port)
+    bound = _check_port(options.host, options.port)
     served = prepare_served_model(RunFolder(options.run))
     if options.host not in _LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
@@ -62,8 +58,8 @@ def _serve(options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     host = f"[{options.host}]" if ":" in options.host else options.host
     try:
-        with serving(served, host=options.host, port=port, device=options.device) as process:
-            url = f"http://{host}:{port}/v1"
+        with serving(served, host=options.host, port=bound, device=options.device) as process:
+            url = f"http://{host}:{bound}/v1"
             print(f"`{served.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(served.name, url)}", flush=True)
             status = process.wait()
             raise PublishError(f"The server ended by itself, with status {status}; what it said stands above.")
@@ -76,9 +72,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _check_port(host: str, port: int) -> int:
+def _check_port(host: str, number: int) -> int:
     """Return the port that can be bound: the one asked for, or a free one for 0."""
     from hf_instruct.pages import open_socket
 
-    with open_socket(host, port, what="The model") as server:
+    with open_socket(host, number, what="The model") as server:
         return int(server.getsockname()[1])

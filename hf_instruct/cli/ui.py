@@ -3,7 +3,7 @@
 import argparse
 import logging
 
-from hf_instruct.cli.vote import parse_port
+from hf_instruct.cli.numbers import port
 from hf_instruct.pages import DEFAULT_PORT, LOOPBACK, check_gradio, format_url, open_browser, open_socket
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder; or a model: alias, Hub id or folder")
     parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
     parser.add_argument(
-        "--port", metavar="N", type=parse_port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
+        "--port", metavar="N", type=port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.set_defaults(handler=_serve, resume_hint="Nothing is lost; start it again.")

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.numbers import natural
+from hf_instruct.cli.numbers import natural, port
 from hf_instruct.pages import DEFAULT_PORT, LOOPBACK, check_gradio, format_url, open_browser, open_socket
 
 if TYPE_CHECKING:
@@ -48,17 +48,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of sample, order and sides (default: 0)")
     parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
     parser.add_argument(
-        "--port", metavar="N", type=parse_port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
+        "--port", metavar="N", type=port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command goes on.")
-
-
-def parse_port(text: str) -> int:
-    """Return a port as a number; `argparse` prints what is wrong with it."""
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a port, a whole number from 0 to 65535")
-    return int(text)
 
 
 def _vote(options: argparse.Namespace) -> None:
