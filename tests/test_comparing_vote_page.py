@@ -1,11 +1,9 @@
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 
 from hf_instruct.records import Preference, Response, read_rows, write_rows
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** <b>fat</b> ${1+1} {{7*7}}\n\n# head"
 
 
@@ -58,20 +55,6 @@ def runs(tmp_path: Path) -> Path:
             rows.append(Response(f"id{number}", f"Task {number} <i>x</i>?", "an input" * (number % 2), "ref", text))
         write_rows(tmp_path / name / "responses.jsonl", rows)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: chromium, chromium-browser or google-chrome on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
-        yield chromium
-        chromium.close()
 
 
 class Person:

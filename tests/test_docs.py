@@ -2,8 +2,6 @@
 
 import logging
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from hf_instruct.cli.main import VERBS
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, describe_fields
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # What a browser fetches by itself; a link is only followed when somebody clicks on it.
 FETCHED = {
     ("script", "src"),
@@ -113,20 +110,6 @@ def test_the_reference_has_every_public_name_verb_and_field(site: Path, pages: d
     names = [name for name, _, _ in describe_fields()]
     names += [f"train.{name}" for name in TRAIN_DEFAULTS] + [f"lora.{name}" for name in LORA_DEFAULTS]
     assert [name for name in names if f"<code>{name}</code>" not in settings] == []
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: chromium, chromium-browser or google-chrome on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("name", ["index.html", "course/4-fine-tuning.html", "reference/commands.html"])

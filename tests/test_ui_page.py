@@ -19,7 +19,6 @@ from transformers import GPT2Config
 from hf_instruct.cli.main import main
 from hf_instruct.pages import open_socket
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** <b>fat</b> $$x$$ ${1+1} {{7*7}} @children\n\n# head"
 WAIT = 30_000  # milliseconds; the machine may be busy
 
@@ -101,19 +100,6 @@ def server(runs: Path) -> Iterator[Server]:
     yield started
     assert started.stop().strip() == ""
     assert started.process.returncode == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: chromium, chromium-browser or google-chrome on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield chromium
-        chromium.close()
 
 
 class Person:
