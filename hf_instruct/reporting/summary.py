@@ -14,7 +14,7 @@ from hf_instruct.reporting.findings import (
     list_missing,
     list_notes,
 )
-from hf_instruct.reporting.measures import list_metrics, read_values
+from hf_instruct.reporting.measures import MetricRow, list_metrics, read_values
 from hf_instruct.run_folder import RunFolder
 
 _LABEL_WIDTH = 18
@@ -34,12 +34,13 @@ def format_summary(run: RunFolder, *, width: int = 88) -> str:
         DataError: A file of the run cannot be read as what it should be.
     """
     facts = read_facts(run, run.load_experiment())
-    nearer = _list_nearer(facts)
+    metrics = list_metrics(facts)
+    nearer = _list_nearer(facts, metrics)
     best, worst = pick_telling(
         pair_answers(facts), gains={id: after - before for id, (before, after) in nearer.items()} or None
     )
     parts = [
-        [_format_title(facts), *_list_numbers(facts, width)],
+        [_format_title(facts), *_list_numbers(facts, metrics, width)],
         *(_format_row(row, _title_row(row, nearer.get(row.id)), width) for row in best),
         *([_format_row(worst, "the worst score", width)] if worst else []),
         _list_notes(facts, width),
@@ -69,12 +70,12 @@ def format_summary_line(run: RunFolder) -> str:
     return clean_line("; ".join(parts))
 
 
-def _list_nearer(facts: RunFacts) -> dict[str, tuple[float, float]]:
+def _list_nearer(facts: RunFacts, metrics: Sequence[MetricRow]) -> dict[str, tuple[float, float]]:
     """Return each example's ROUGE-L before and after, where it shows a gain that the judge's scores do not show."""
     scores = find_difference(facts)
     if scores is not None and scores.is_shown:
         return {}
-    row = next((row for row in list_metrics(facts) if row.name == "rouge_l"), None)
+    row = next((row for row in metrics if row.name == "rouge_l"), None)
     if row is None or row.difference is None or not row.difference.is_shown:
         return {}
     before, after = (read_values(side, "rouge_l") for side in (facts.base, facts.tuned))
@@ -96,7 +97,7 @@ def _format_counts(scores: Scores) -> str:
     return f"n={scores.n} of {scores.total}{failures}"
 
 
-def _list_numbers(facts: RunFacts, width: int) -> list[str]:
+def _list_numbers(facts: RunFacts, metrics: Sequence[MetricRow], width: int) -> list[str]:
     """Return a line for each number that the run has, base and tuned side by side."""
     tuned, base = facts.tuned, facts.base
     losses = [f"{row.validation_loss:.3f}" for row in facts.evaluations]
@@ -115,7 +116,7 @@ def _list_numbers(facts: RunFacts, width: int) -> list[str]:
     if not rows:
         return []
     lines = ["", f"{'':{_LABEL_WIDTH}}{'before':<14}after", *(_format_columns(*row) for row in rows)]
-    lines += _list_metric_lines(facts)
+    lines += _list_metric_lines(metrics)
     scores = tuned.scores or base.scores
     if scores is not None:
         lines += _wrap(clean_line(format_judge(scores)), "judge", width)
@@ -124,10 +125,10 @@ def _list_numbers(facts: RunFacts, width: int) -> list[str]:
     return lines
 
 
-def _list_metric_lines(facts: RunFacts) -> list[str]:
+def _list_metric_lines(metrics: Sequence[MetricRow]) -> list[str]:
     """Return the few reference metrics that say most, base and tuned side by side."""
     lines = []
-    for row in list_metrics(facts):
+    for row in metrics:
         if row.name not in _SHOWN_METRICS:
             continue
         before, after = (
