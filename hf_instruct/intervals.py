@@ -1,9 +1,13 @@
 """How sure a number is: bootstrap intervals and the sign test, for scores, differences, agreement and ratings alike."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_instruct.records import as_number
 
 if TYPE_CHECKING:
     import numpy
@@ -87,6 +91,37 @@ def _middle(values: "numpy.ndarray") -> Interval:
     return Interval(float(low), float(high))
 
 
+@dataclasses.dataclass(frozen=True)
+class MeanDifference:
+    """Mean of numbers less a baseline's over the examples that both have, and its 95 % interval, in their unit."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} points, 95 % interval {self.low:+.1f} to {self.high:+.1f}"
+
+
+def measure_difference(base: Mapping[str, float], other: Mapping[str, float]) -> MeanDifference | None:
+    """Return by how much numbers exceed a baseline's, by example id; None for fewer than two common examples.
+
+    Examples differ in difficulty far more than two models do, so pairing them narrows the interval.
+
+    >>> str(measure_difference({"a": 10, "b": 20, "c": 5}, {"a": 50, "b": 70, "d": 1}))
+    '+45.0 points, 95 % interval +40.0 to +50.0'
+    """
+    gains = [other[id] - number for id, number in base.items() if id in other]
+    interval = bootstrap_mean(gains)
+    return interval and MeanDifference(statistics.fmean(gains), *interval, len(gains))
+
+
 def sign_test(differences: Sequence[float]) -> float | None:
     """Return the two-sided p value of the exact sign test, equal pairs left out; None where all pairs are equal.
 
@@ -100,6 +135,16 @@ def sign_test(differences: Sequence[float]) -> float | None:
     tail = sum(math.comb(count, k) for k in range(min(positive, count - positive) + 1))
     # In whole numbers as far as they go: 2**count alone may be too large for a float.
     return float(min(Fraction(1), Fraction(2 * tail, 2**count)))
+
+
+def parse_interval(value: Any) -> Interval | None:
+    """Return a pair of numbers of a JSON file as the interval that it stands for, and None for anything else.
+
+    >>> parse_interval([1, 2.5]), parse_interval([1]), parse_interval(None)
+    (Interval(low=1.0, high=2.5), None, None)
+    """
+    ends = [as_number(end) for end in value] if isinstance(value, list) else []
+    return Interval(*ends) if len(ends) == 2 and None not in ends else None  # type: ignore[arg-type]  # no None in it
 
 
 def format_points(number: float) -> str:

@@ -7,6 +7,7 @@ off before a stage goes on.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -291,6 +292,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
             "delete the file and run the stage that writes it again."
         )
     return value
+
+
+def as_number(value: Any) -> float | None:
+    """Return a finite number of a JSON file as a float, and None for anything else.
+
+    >>> as_number(3), as_number(True), as_number("3"), as_number(float("nan"))
+    (3.0, None, None, None)
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def write_json(path: Path, value: Any) -> None:

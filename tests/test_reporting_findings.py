@@ -6,17 +6,16 @@ from typing import Any
 import pytest
 from reporting_run import write_run
 
+from hf_instruct.intervals import MeanDifference, measure_difference
 from hf_instruct.records import TrainingRow, write_json, write_rows
 from hf_instruct.reporting.facts import RunFacts, Scores, parse_scores, read_facts
 from hf_instruct.reporting.findings import (
-    Difference,
     find_difference,
     format_judge,
     format_mean,
     format_method,
     list_missing,
     list_notes,
-    measure_difference,
 )
 from hf_instruct.run_folder import RunFolder
 
@@ -38,7 +37,7 @@ def test_difference_needs_two_pairs() -> None:
 
 @pytest.mark.parametrize(("low", "high", "shown"), [(-1, 3, False), (0, 3, False), (0.1, 3, True), (-3, -1, True)])
 def test_an_interval_with_zero_shows_no_difference(low: float, high: float, shown: bool) -> None:
-    assert Difference(1, low, high, 9).is_shown is shown
+    assert MeanDifference(1, low, high, 9).is_shown is shown
 
 
 def test_texts_of_scores() -> None:

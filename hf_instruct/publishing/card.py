@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
-from hf_instruct.intervals import format_points
+from hf_instruct.intervals import format_points, parse_interval
 from hf_instruct.metric_names import format_metric, label_metric
 from hf_instruct.prompts import CHAT
 from hf_instruct.publishing.measured import (
     Measured,
-    as_interval,
-    as_number,
     describe_judge,
     list_limits,
     public_name,
 )
 from hf_instruct.publishing.origins import UNKNOWN, BaseModel, Data
 from hf_instruct.publishing.usage import PROMPT_FILE, build_snippet, fence
+from hf_instruct.records import as_number
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -308,18 +307,14 @@ def _name_judge(measured: Measured) -> str:
         f"{scores.get('total')} answers have a score, {scores.get('failures')} failed."
     )
     if measured.difference is not None:
-        mean, low, high = measured.difference
-        said += (
-            f" This model less its base model, on the same examples: {mean:+.1f} points, 95 % interval {low:+.1f} to "
-            f"{high:+.1f}."
-        )
+        said += f" This model less its base model, on the same examples: {measured.difference}."
     return said
 
 
 def _show_score(scores: Mapping[str, Any]) -> str:
     if (mean := as_number(scores.get("mean"))) is None:
         return ""
-    ends = as_interval(scores.get("interval"))
+    ends = parse_interval(scores.get("interval"))
     error = as_number(scores.get("standard_error"))
     spread = f" ± {format_points(error)} standard error" if error is not None and ends is None else ""
     between = f" ({format_points(ends[0])} to {format_points(ends[1])})" if ends else ""
@@ -329,7 +324,7 @@ def _show_score(scores: Mapping[str, Any]) -> str:
 def _show_metric(name: str, values: Mapping[str, Any]) -> str:
     if (mean := as_number(values.get("mean"))) is None:
         return ""
-    ends = as_interval(values.get("interval"))
+    ends = parse_interval(values.get("interval"))
     between = f" ({format_metric(name, ends[0])} to {format_metric(name, ends[1])})" if ends else ""
     return f"{format_metric(name, mean)}{between}, n={values.get('n')}"
 
@@ -361,7 +356,7 @@ def _show(value: Any) -> str:
 
 
 def _round_ends(value: Any) -> list[float] | None:
-    ends = as_interval(value)
+    ends = parse_interval(value)
     return [round(end, 4) for end in ends] if ends else None
 
 

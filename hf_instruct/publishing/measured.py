@@ -1,15 +1,13 @@
 """What a run's files tell of its model's answers, read for the model card; what was not measured is simply absent."""
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.intervals import bootstrap_mean, format_points
+from hf_instruct.intervals import MeanDifference, format_points, measure_difference
 from hf_instruct.models import parse_num_parameters
-from hf_instruct.records import Judgment, read_json_object, read_rows
+from hf_instruct.records import Judgment, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
 
 _FEW_ANSWERS = 30
@@ -40,7 +38,7 @@ class Measured:
     preflight: dict[str, Any]
     self_check: dict[str, Any]
     training: dict[str, Any]
-    difference: tuple[float, float, float] | None = None
+    difference: MeanDifference | None = None
 
     @property
     def judges_agree(self) -> bool:
@@ -66,18 +64,6 @@ def read_measured(run: RunFolder) -> Measured:
     if measured.scores and measured.judges_agree:
         return dataclasses.replace(measured, difference=_measure_difference(run))
     return measured
-
-
-def as_number(value: Any) -> float | None:
-    """Return a finite number as a float, and None for anything else."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
-def as_interval(value: Any) -> tuple[float, float] | None:
-    """Return a pair of numbers, and None for anything else."""
-    ends = [as_number(end) for end in value] if isinstance(value, list) and len(value) == 2 else []
-    return (ends[0], ends[1]) if ends and ends[0] is not None and ends[1] is not None else None
 
 
 def describe_judge(judge: Mapping[str, Any]) -> str:
@@ -163,13 +149,12 @@ def _note_judge(scores: Mapping[str, Any], self_check: Mapping[str, Any]) -> lis
 def _note_difference(measured: Measured) -> list[str]:
     if measured.scores and measured.base_scores and not measured.judges_agree:
         return ["The two models were judged by different judges or rubrics; their scores cannot be compared."]
-    if measured.difference is None or measured.difference[1] > 0:
+    difference = measured.difference
+    if difference is None or difference.low > 0:
         return []
-    mean, low, high = measured.difference
-    said = f"{mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
-    if high < 0:
-        return [f"The judge scores this model lower than its base model: {said}."]
-    return [f"The scores show no difference from the base model: {said}."]
+    if difference.high < 0:
+        return [f"The judge scores this model lower than its base model: {difference}."]
+    return [f"The scores show no difference from the base model: {difference}."]
 
 
 def _note_failures(sides: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -197,17 +182,14 @@ def _note_stopped(metrics: Mapping[str, Any]) -> list[str]:
     return [f"{1 - share:.0%} of its answers did not end by themselves and were cut off."]
 
 
-def _measure_difference(run: RunFolder) -> tuple[float, float, float] | None:
+def _measure_difference(run: RunFolder) -> MeanDifference | None:
     if not (run.judgments.is_file() and run.base.judgments.is_file()):
         return None
     tuned, base = (
         {row.id: row.score for row in read_rows(folder.judgments, Judgment) if row.score is not None}
         for folder in (run, run.base)
     )
-    # The examples differ in difficulty far more than the two models do, so pairing them narrows the interval.
-    gains = [tuned[id] - score for id, score in base.items() if id in tuned]
-    interval = bootstrap_mean(gains)
-    return (statistics.fmean(gains), interval.low, interval.high) if interval else None
+    return measure_difference(base, tuned)
 
 
 def _identify(scores: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, read_yaml
-from hf_instruct.intervals import Interval
-from hf_instruct.records import Judgment, Response, TrainingRow, read_json_object, read_rows
+from hf_instruct.intervals import Interval, parse_interval
+from hf_instruct.records import Judgment, Response, TrainingRow, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
 
 SPLITS = ("train", "validation", "test")
@@ -183,17 +183,6 @@ def parse_scores(values: Mapping[str, Any]) -> Scores:
         repeats=dict(repeats) if isinstance(repeats := values.get("repeats"), Mapping) else {},
         failed_checks=tuple(map(str, check.get("failed") or ())) if isinstance(check, Mapping) else (),
     )
-
-
-def parse_interval(value: Any) -> Interval | None:
-    """Return a pair of numbers as the interval that it stands for, and None for anything else."""
-    ends = [as_number(end) for end in value] if isinstance(value, list) else []
-    return Interval(*ends) if len(ends) == 2 and None not in ends else None  # type: ignore[arg-type]  # no None in it
-
-
-def as_number(value: Any) -> float | None:
-    """Return a JSON number as a float, and None for anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _whole(value: Any) -> int:

@@ -2,36 +2,18 @@
 
 import dataclasses
 import shlex
-import statistics
 from collections.abc import Mapping
 
 from hf_instruct.config import LORA_DEFAULTS
-from hf_instruct.intervals import bootstrap_mean, format_points
+from hf_instruct.intervals import MeanDifference, format_points, measure_difference
 from hf_instruct.models import parse_num_parameters
-from hf_instruct.reporting.facts import RunFacts, Scores, Side, as_number
+from hf_instruct.records import as_number
+from hf_instruct.reporting.facts import RunFacts, Scores, Side
 
 _FEW_ANSWERS = 30
 _SMALL_JUDGE_PARAMETERS = 3e9
 _OVERFIT_RISE = 1.02
 _MANY_CUT_OFF = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Mean of tuned less base over the examples with a number on both sides, and its 95 % interval, in their unit."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} points, 95 % interval {self.low:+.1f} to {self.high:+.1f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +24,7 @@ class Missing:
     command: str
 
 
-def measure_difference(base: Mapping[str, float], tuned: Mapping[str, float]) -> Difference | None:
-    """Return by how much the tuned scores exceed the base scores of the same examples; None below two examples.
-
-    The examples differ in difficulty far more than the two models do, so pairing them narrows the interval.
-
-    >>> str(measure_difference({"a": 10, "b": 20, "c": 5}, {"a": 50, "b": 70, "d": 1}))
-    '+45.0 points, 95 % interval +40.0 to +50.0'
-    """
-    gains = [tuned[id] - score for id, score in base.items() if id in tuned]
-    interval = bootstrap_mean(gains)
-    return interval and Difference(statistics.fmean(gains), *interval, len(gains))
-
-
-def find_difference(facts: RunFacts) -> Difference | None:
+def find_difference(facts: RunFacts) -> MeanDifference | None:
     """Return by how much the tuned model scores higher; None where the two sides were not both judged, and alike."""
     tuned, base = facts.tuned.scores, facts.base.scores
     if tuned is None or base is None or _identify_judge(tuned) != _identify_judge(base):

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from hf_instruct.intervals import Interval
+from hf_instruct.intervals import Interval, MeanDifference, measure_difference, parse_interval
 from hf_instruct.metric_names import METRICS, QUOTIENTS, format_metric, label_metric
-from hf_instruct.reporting.facts import RunFacts, Side, as_number, parse_interval
-from hf_instruct.reporting.findings import Difference, measure_difference
+from hf_instruct.records import as_number
+from hf_instruct.reporting.facts import RunFacts, Side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MetricRow:
     meaning: str
     base: Measure | None
     tuned: Measure | None
-    difference: Difference | None
+    difference: MeanDifference | None
 
     def show(self, value: float, *, signed: bool = False) -> str:
         """Return a value of this metric as it is printed."""

@@ -16,8 +16,9 @@ from hf_instruct import __version__
 from hf_instruct.config import dump_yaml
 from hf_instruct.intervals import format_points
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg
+from hf_instruct.records import as_number
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, sort_worst_first
-from hf_instruct.reporting.facts import RunFacts, Scores, as_number
+from hf_instruct.reporting.facts import RunFacts, Scores
 from hf_instruct.reporting.findings import (
     find_difference,
     format_judge,

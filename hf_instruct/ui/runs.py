@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import InstructError
-from hf_instruct.intervals import Interval, bootstrap_mean
-from hf_instruct.records import Response, TrainingRow
+from hf_instruct.intervals import Interval, MeanDifference, bootstrap_mean, measure_difference
+from hf_instruct.records import Response, TrainingRow, as_number
 from hf_instruct.ui.sources import Source
 
 if TYPE_CHECKING:
@@ -70,19 +70,17 @@ class RunsView:
                 found.setdefault(id, response)
         return found
 
-    def difference(self, answers: AnswerSet) -> tuple[float, Interval] | None:
+    def difference(self, answers: AnswerSet) -> MeanDifference | None:
         """Return by how much a set scores above the first, on the examples that both have a score for.
 
         Returns:
-            The mean difference in points and its 95 % interval; None for the first set itself, where the two were
-            judged differently, or for fewer than two common examples.
+            The difference in points; None for the first set itself, where the two were judged differently, or for
+            fewer than two common examples.
         """
         first = self.sets[0]
         if answers is first or answers.judge != first.judge or not answers.judge:
             return None
-        gains = [score - first.known[id] for id, score in answers.known.items() if id in first.known]
-        interval = bootstrap_mean(gains)
-        return (sum(gains) / len(gains), interval) if interval else None
+        return measure_difference(first.known, answers.known)
 
 
 def read_runs(sources: Sequence[Source]) -> RunsView:
@@ -117,7 +115,6 @@ def _add_run(view: RunsView, label: str, facts: "RunFacts") -> None:
 
 def _build_set(label: str, side: "Side", loss: float | None) -> AnswerSet:
     from hf_instruct.comparing.runs import describe_judge
-    from hf_instruct.reporting.facts import as_number
 
     scores = {id: judgment.score for id, judgment in side.judgments.items()}
     summary = side.scores

@@ -135,9 +135,8 @@ def _format_difference(view: RunsView, answers: AnswerSet) -> str:
     found = view.difference(answers)
     if found is None:
         return _NONE
-    mean, interval = found
-    sign = "+" if mean >= 0 else ""
-    return f"{sign}{format_points(mean)} <small>({_format_interval(interval)})</small>"
+    sign = "+" if found.mean >= 0 else ""
+    return f"{sign}{format_points(found.mean)} <small>({_format_interval(Interval(found.low, found.high))})</small>"
 
 
 def _format_interval(interval: Interval) -> str:
