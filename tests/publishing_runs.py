@@ -1,10 +1,9 @@
 """Run folders with a tiny model or adapter, for the tests of exporting and serving."""
 
-import json
 from pathlib import Path
 
 import tiny_models
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_instruct.config import build_experiment
 from hf_instruct.models import load_model
@@ -18,7 +17,7 @@ END = VOCABULARY - 1
 
 
 def save_small(folder: Path, config: PretrainedConfig) -> Path:
-    """Save a tiny model with the first merges of GPT-2's tokenizer: a GGUF's vocabulary is slow to read back.
+    """Save a tiny model with an even smaller tokenizer: a GGUF's vocabulary is slow to read back.
 
     The model has a few rows more than there are tokens, as many have.
     """
@@ -31,21 +30,7 @@ def save_small(folder: Path, config: PretrainedConfig) -> Path:
 
 def build_small_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Save the tokenizer of `save_small`."""
-    tiny_models.build_tokenizer(folder)
-    file = folder / "tokenizer.json"
-    content = json.loads(file.read_text())
-    model = content["model"]
-    model["vocab"] = {token: index for token, index in model["vocab"].items() if index < END}
-    model["vocab"]["<|endoftext|>"] = END
-    model["merges"] = model["merges"][:MERGES]
-    content["added_tokens"][0]["id"] = END
-    small = folder / "small.json"
-    small.write_text(json.dumps(content))
-    end = "<|endoftext|>"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(small), bos_token=end, eos_token=end, unk_token=end)
-    small.unlink()
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    return tiny_models.build_tokenizer(folder, merges=MERGES)
 
 
 def write_run(folder: Path, model: Path, *, prompt_format: str = "alpaca", examples: int = 12) -> RunFolder:

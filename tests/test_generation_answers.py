@@ -90,7 +90,7 @@ def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.Monkey
     monkeypatch.setattr(batches, "_free_bytes", lambda device: free[0])
     prompts = [[1] * 28, [1] * 8]
     # 128 tokens in float32: keys and values of two layers and one to copy, activations, logits.
-    row = 3 * 2 * 32 * 4 * 128 + 28 * (16 * 32 * 4 + 4 * 128) + 50257 * 8
+    row = 3 * 2 * 32 * 4 * 128 + 28 * (16 * 32 * 4 + 4 * 128) + tiny_models.VOCABULARY * 8
     sizes = []
     for count in (0.5, 1.01, 50.01, 10_000):
         free[0] = int(count * row / 0.4)

@@ -57,7 +57,7 @@ def test_probabilities_are_the_softmax(tiny) -> None:
         descending = expected.sort(descending=True).values
         assert float(descending[: row.num_half].sum()) >= 0.5 > float(descending[: row.num_half - 1].sum())
     # Nothing is cut where nothing is asked for.
-    assert (found.num_top_k, found.num_top_p, found.num_drawn) == (50257, 50257, 50257)
+    assert (found.num_top_k, found.num_top_p, found.num_drawn) == (tiny_models.VOCABULARY,) * 3
     assert all(token.drawn == pytest.approx(token.tempered) for token in found.tokens)
 
 
@@ -195,7 +195,7 @@ def test_numbers_out_of_range(gpt2) -> None:
     with pytest.raises(ConfigError) as caught:
         explore_next(*gpt2, TEXT, top=0, temperature=0.0, top_k=-1, top_p=1.5)
     assert [fault.split(" ")[0] for fault in caught.value.faults] == ["`top`", "`temperature`", "`top_k`", "`top_p`"]
-    with pytest.raises(ConfigError, match="`num_beams` is 1; a beam tree takes 2 to 50,257"):
+    with pytest.raises(ConfigError, match="`num_beams` is 1; a beam tree takes 2 to 5,257"):
         explore_beams(*gpt2, TEXT, num_beams=1, length=3)
     with pytest.raises(ConfigError, match="`temperature` is nan"):
         explore_next(*gpt2, TEXT, temperature=math.nan)
@@ -210,7 +210,7 @@ def test_tokens_are_readable(gpt2) -> None:
     assert len(shown) > 6
     assert show_token(tokenizer, END) == "<|endoftext|>"
     assert show_token(tokenizer, 60000) == "<id 60000>"
-    for token in range(0, 50257, 7):
+    for token in range(tiny_models.VOCABULARY):
         text = show_token(tokenizer, token)
         assert text
         assert text.isprintable()

@@ -96,7 +96,8 @@ def test_the_packaged_questions() -> None:
     assert not {row["question"] for row in shots} & {row["question"] for row in rows}
 
 
-@pytest.mark.parametrize("num_fewshot", [None, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_fewshot", [None, 2])
 def test_results_are_those_of_lm_eval(tiny_gpt2: Path, num_fewshot: int | None) -> None:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -145,6 +146,7 @@ def test_a_lora_adapter_counts(tiny_gpt2: Path, tmp_path: Path) -> None:
     assert tuned.values != raw.values
 
 
+@pytest.mark.slow
 def test_a_run_and_its_base_side_by_side(
     run: RunFolder,
     capfd: pytest.CaptureFixture[str],
@@ -277,7 +279,11 @@ def test_yaml_that_lm_eval_passes_over(tmp_path: Path, monkeypatch: pytest.Monke
         (["--tasks", "x", "--include-path", "nowhere"], "`--include-path` `nowhere` is not a folder; name one that"),
         (["--tasks", "x", "--base"], "`--base` needs a run folder, which says what it started from; `"),
         (["--tasks", "everyday_choice", "--apply-chat-template"], "The tokenizer of `"),
-        (["--tasks", "everyday_choice", "--num-fewshot", "6"], "lm-eval cannot run `everyday_choice` with this model"),
+        pytest.param(
+            ["--tasks", "everyday_choice", "--num-fewshot", "6"],
+            "lm-eval cannot run `everyday_choice` with this model",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_mistakes(tiny_gpt2: Path, words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:

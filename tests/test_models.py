@@ -24,7 +24,7 @@ from hf_instruct.models import (
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tiny_gpt2: Path) -> None:
     assert tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2).pad_token is None
     tokenizer = load_tokenizer(str(tiny_gpt2))
-    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|endoftext|>", 50256)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|endoftext|>", tiny_models.END)
 
 
 def test_a_pad_token_of_its_own_is_kept(tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -38,8 +38,8 @@ def test_a_model_comes_ready_to_answer(tiny_gpt2: Path) -> None:
     model, tokenizer = load_model(str(tiny_gpt2))
     assert not model.training
     assert str(model.dtype) == "torch.float32"
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 50256
-    assert model.generation_config.pad_token_id == 50256
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == tiny_models.END
+    assert model.generation_config.pad_token_id == tiny_models.END
     assert context_length(model) == 256
 
 
@@ -67,10 +67,10 @@ def test_dropout_is_set_everywhere_or_left_alone(tiny_gpt2: Path, tiny_llama: Pa
 def test_configure_stop_adds_to_the_ends_of_the_model(tiny_gpt2: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(str(tiny_gpt2))
     configure_stop(model, tokenizer, 198)
-    assert model.generation_config.eos_token_id == [198, 50256]
+    assert model.generation_config.eos_token_id == [198, tiny_models.END]
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert set(load_model(str(tmp_path))[0].generation_config.eos_token_id) == {198, 50256}
+    assert set(load_model(str(tmp_path))[0].generation_config.eos_token_id) == {198, tiny_models.END}
 
 
 def test_names_stand_for_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_an_adapter_whose_base_is_gone(tiny_gpt2: Path, tmp_path: Path) -> None:
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True)
     get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
-    assert load_model(str(tmp_path / "adapter"))[0].generation_config.pad_token_id == 50256
+    assert load_model(str(tmp_path / "adapter"))[0].generation_config.pad_token_id == tiny_models.END
     shutil.rmtree(base)
     with pytest.raises(ModelLoadError, match=r"base"):
         load_model(str(tmp_path / "adapter"))

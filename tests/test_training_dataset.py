@@ -36,9 +36,9 @@ def test_the_whole_text_carries_loss_where_asked_for(tokenizer) -> None:
 
 def test_rows_are_cut_at_the_end(tokenizer) -> None:
     whole = tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=None)
-    cut = tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=23)
+    cut = tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=26)
     for before, after in zip(whole, cut, strict=True):
-        assert (after.input_ids, after.labels) == (before.input_ids[:23], before.labels[:23])
+        assert (after.input_ids, after.labels) == (before.input_ids[:26], before.labels[:26])
 
 
 def test_rows_that_cutting_robs_of_every_label_are_refused(tokenizer) -> None:
@@ -58,7 +58,7 @@ def test_rows_that_cutting_robs_of_every_label_are_refused(tokenizer) -> None:
 def test_one_label_is_enough_and_none_is_not(tokenizer) -> None:
     prompt = len(FORMAT.encode_prompt(tokenizer, EXAMPLES[0].instruction))
     assert len(tokenize_examples(EXAMPLES[:1], tokenizer, FORMAT, max_length=prompt + 1)) == 1
-    with pytest.raises(DataError, match=rf"example `a`: {prompt} prompt and 3 completion tokens"):
+    with pytest.raises(DataError, match=rf"example `a`: {prompt} prompt and 4 completion tokens"):
         tokenize_examples(EXAMPLES[:1], tokenizer, FORMAT, max_length=prompt)
 
 

@@ -92,7 +92,7 @@ def test_tokens_seen_are_those_of_the_examples_without_padding(tiny_gpt2: Path, 
 
 def test_the_saved_model_stops_in_any_program(unbroken) -> None:
     settings = json.loads((unbroken[0] / "model" / "generation_config.json").read_text())
-    assert (settings["eos_token_id"], settings["pad_token_id"]) == (50256, 50256)
+    assert (settings["eos_token_id"], settings["pad_token_id"]) == (tiny_models.END, tiny_models.END)
     assert (unbroken[0] / "model" / "tokenizer.json").is_file()
 
 
@@ -165,7 +165,7 @@ def test_the_saved_adapter_reloads_with_equal_logits(adapter, tiny_gpt2: Path) -
     reloaded, tokenizer = load_model(str(path / "model"))
     torch.testing.assert_close(logits(reloaded), logits(model.eval()), rtol=0, atol=0)
     assert not torch.equal(logits(reloaded), logits(tiny_models.load_copy(tiny_gpt2)[0]))
-    assert reloaded.generation_config.pad_token_id == tokenizer.pad_token_id == 50256
+    assert reloaded.generation_config.pad_token_id == tokenizer.pad_token_id == tiny_models.END
 
 
 def test_samples_come_from_the_adapted_model(adapter) -> None:
