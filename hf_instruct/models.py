@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ModelLoadError
+from hf_instruct.hub import cache_alone_if_unreachable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,9 +55,10 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    with _translated_errors(name):
+    location = resolve_model(name)
+    with _translated_errors(name), cache_alone_if_unreachable(location):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            resolve_model(name), revision=revision, trust_remote_code=trust_remote_code
+            location, revision=revision, trust_remote_code=trust_remote_code
         )
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
         # Without its files, Transformers makes an empty tokenizer of the config's kind and says nothing.
@@ -95,7 +97,7 @@ def load_model(
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     location = resolve_model(name)
     adapter = Path(location) / "adapter_config.json"
-    with _translated_errors(name):
+    with _translated_errors(name), cache_alone_if_unreachable(location):
         if adapter.is_file():
             tuned = _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code)
             configure_stop(tuned, tokenizer)
