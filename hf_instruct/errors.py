@@ -49,7 +49,7 @@ class RunError(InstructError):
 
 
 class PublishError(InstructError):
-    """A model cannot be published as it is, or the Hub refuses it; nothing of it was published."""
+    """A model cannot be published as it is, or the Hub refuses it; it says whether nothing was published."""
 
 
 class JudgeError(InstructError):

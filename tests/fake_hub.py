@@ -7,6 +7,7 @@ in `requests`; a request that it does not know is answered with 501, so that no 
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import threading
@@ -46,24 +47,34 @@ class File:
         return self.sha256 if self.is_lfs else self.blob_id
 
 
+_NUMBERS = itertools.count()
+
+
 @dataclasses.dataclass
 class Repo:
-    """One repository: each commit holds all files, and branches name commits."""
+    """One repository: each commit holds all files and knows the one before it, and branches name commits."""
 
     private: bool = False
+    parents: dict[str, str | None] = dataclasses.field(default_factory=dict)
     commits: dict[str, dict[str, File]] = dataclasses.field(default_factory=dict)
     messages: list[str] = dataclasses.field(default_factory=list)
     branches: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def commit(self, branch: str, files: dict[str, File], message: str) -> str:
         self.messages.append(message)
-        sha = hashlib.sha1(f"{branch}{len(self.messages)}{message}".encode()).hexdigest()
+        # As with git, where the time goes in: no two commits share their hash.
+        sha = hashlib.sha1(f"{next(_NUMBERS)}{message}".encode()).hexdigest()
         self.commits[sha] = files
+        self.parents[sha] = self.branches.get(branch)
         self.branches[branch] = sha
         return sha
 
     def find(self, revision: str) -> str | None:
         return self.branches.get(revision) or (revision if revision in self.commits else None)
+
+    def history(self, sha: str | None) -> list[str]:
+        """Return a commit and all before it, the newest first."""
+        return [sha, *self.history(self.parents[sha])] if sha else []
 
     @property
     def files(self) -> dict[str, File]:
@@ -76,14 +87,22 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.users = {TOKEN: "write", READ_TOKEN: "read"}
+        self.orgs = {"my-org": "write"}
         self.repos: dict[str, Repo] = {}
+        self.renamed: dict[str, str] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.put_headers: list[dict[str, str]] = []
-        self.cut_uploads = False
-        self.cut_commits = False
+        self.deleted: list[str] = []
+        self.full = False
+        # Routes, by the name of their method, at which the connection breaks before anything is done.
+        self.cut: set[str] = set()
+        # Routes at which it breaks after all was done, or at which a gateway gives up waiting by then.
+        self.cut_answer: set[str] = set()
+        self.late_answer: set[str] = set()
         self.fail: dict[str, tuple[int, str]] = {}
-        self.before_commit: Callable[[], None] = lambda: None
+        self.fail_headers: dict[str, str] = {}
+        self.before: dict[str, Callable[[], None]] = {}
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.fake = self
@@ -132,13 +151,18 @@ _REPO = r"(?P<repo>[\w.-]+/[\w.-]+|[\w.-]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
+    ("DELETE", r"/api/repos/delete", "delete"),
     ("POST", r"/api/validate-yaml", "validate"),
     ("POST", rf"/api/models/{_REPO}/branch/(?P<branch>.+)", "branch"),
+    ("DELETE", rf"/api/models/{_REPO}/branch/(?P<branch>.+)", "delete_branch"),
+    ("GET", rf"/api/models/{_REPO}/refs", "refs"),
+    ("GET", rf"/api/models/{_REPO}/commits/(?P<revision>[^/]+)", "commits"),
     ("POST", rf"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
     ("POST", rf"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", "commit"),
     ("GET", rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<path>.*))?", "tree"),
     ("GET", rf"/api/models/{_REPO}/revision/(?P<revision>[^/]+)", "info"),
     ("GET", rf"/api/models/{_REPO}", "info"),
+    ("GET", rf"/api/models/{_REPO}/xet-write-token/(?P<revision>[^/]+)", "xet_token"),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", "batch"),
     ("PUT", r"/lfs/upload/(?P<oid>\w+)", "upload"),
     ("POST", r"/lfs/verify", "verify"),
@@ -151,6 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     wbufsize = -1
+    # The route that is being answered.
+    answering = ""
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet."""
@@ -167,6 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._route("PUT")
 
+    def do_DELETE(self) -> None:
+        self._route("DELETE")
+
     def _route(self, method: str) -> None:
         parts = urlsplit(self.path)
         path, self.query = unquote(parts.path), parse_qs(parts.query)
@@ -174,15 +203,27 @@ class _Handler(BaseHTTPRequestHandler):
         for verb, pattern, name in _ROUTES:
             # Revisions are quoted once more where they hold a slash.
             if verb == method and (match := re.fullmatch(pattern, parts.path)):
-                if name in self.fake.fail and not (name == "resolve" and self.command == "HEAD"):
-                    self._body()
-                    status, text = self.fake.fail[name]
-                    return self._send_json({"error": text}, status)
                 values = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
-                getattr(self, f"_{name}")(**values)
-                return None
+                return self._answer(name, values)
         self._body()
         return self._send_json({"error": f"the fake does not know {self.command} {path}"}, 501)
+
+    def _answer(self, name: str, values: dict[str, str]) -> None:
+        self.answering = name
+        if name in self.fake.cut:
+            self.rfile.read(1000 if name == "upload" else 0)
+            return self._cut()
+        if name in self.fake.before:
+            self.fake.before[name]()
+        if name in self.fake.fail and not (name == "resolve" and self.command == "HEAD"):
+            self._body()
+            status, text = self.fake.fail[name]
+            return self._send_json({"error": text}, status, self.fake.fail_headers)
+        if (new := self.fake.renamed.get(values.get("repo", ""))) is not None:
+            self._body()
+            path = self.path.replace(values["repo"], new)
+            return self._send(b"", 307, {"Location": f"{self.fake.url}{path}"})
+        return getattr(self, f"_{name}")(**values)
 
     @property
     def fake(self) -> FakeHub:
@@ -197,7 +238,8 @@ class _Handler(BaseHTTPRequestHandler):
         if (role := self._role()) is None:
             return self._send_json({"error": "Invalid credentials in Authorization header"}, 401)
         access = {"displayName": "test", "role": role}
-        who = {"type": "user", "name": "me", "orgs": [{"type": "org", "name": "my-org"}]}
+        orgs = [{"type": "org", "name": name, "roleInOrg": role} for name, role in self.fake.orgs.items()]
+        who = {"type": "user", "name": "me", "orgs": orgs}
         return self._send_json({**who, "auth": {"type": "access_token", "accessToken": access}})
 
     def _create(self) -> None:
@@ -210,6 +252,17 @@ class _Handler(BaseHTTPRequestHandler):
         private = body.get("visibility") == "private" or body.get("private") is True
         self.fake.add_repo(repo_id, {".gitattributes": b"*.safetensors filter=lfs\n"}, private=private)
         return self._send_json({"url": f"{self.fake.url}/{repo_id}", "name": repo_id, "id": repo_id})
+
+    def _delete(self) -> None:
+        body = json.loads(self._body())
+        repo_id = f"{body.get('organization') or 'me'}/{body['name']}"
+        if self._role() != "write":
+            return self._send_json({"error": "You don't have the rights to delete it"}, 403)
+        if self._find(repo_id) is None:
+            return None
+        del self.fake.repos[repo_id]
+        self.fake.deleted.append(repo_id)
+        return self._send(b"OK")
 
     def _find(self, repo: str, revision: str = "main") -> tuple[Repo, str] | None:
         """Return a repository and the commit of a revision, or answer that there is none."""
@@ -231,10 +284,41 @@ class _Handler(BaseHTTPRequestHandler):
         known, sha = found
         files = known.commits[sha]
         info: dict[str, Any] = {"id": repo, "modelId": repo, "sha": sha, "private": known.private, "tags": []}
-        info["siblings"] = [{"rfilename": name} for name in sorted(files)]
+        info["siblings"] = [self._describe(name, files[name]) for name in sorted(files)]
         if "README.md" in files:
             info["cardData"] = _read_card(files["README.md"].content.decode())
         return self._send_json(info)
+
+    def _describe(self, name: str, file: File) -> dict[str, Any]:
+        if "blobs" not in self.query:
+            return {"rfilename": name}
+        told: dict[str, Any] = {"rfilename": name, "size": len(file.content), "blobId": file.blob_id}
+        if file.is_lfs:
+            # Git holds a pointer in its place, of which this is the name.
+            told["blobId"] = hashlib.sha1(file.sha256.encode()).hexdigest()
+            told["lfs"] = {"sha256": file.sha256, "size": len(file.content), "pointerSize": 130}
+        return told
+
+    def _refs(self, repo: str) -> None:
+        if (found := self._find(repo)) is None:
+            return None
+        rows = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha}
+            for name, sha in found[0].branches.items()
+            if not name.startswith("refs/")
+        ]
+        answer: dict[str, Any] = {"branches": rows, "converts": [], "tags": []}
+        if "include_prs" in self.query:
+            asked = {name: sha for name, sha in found[0].branches.items() if name.startswith("refs/pr/")}
+            answer["pullRequests"] = [{"name": n, "ref": n, "targetCommit": sha} for n, sha in asked.items()]
+        return self._send_json(answer)
+
+    def _commits(self, repo: str, revision: str) -> None:
+        if (found := self._find(repo, revision)) is None:
+            return None
+        known, sha = found
+        row = {"authors": [{"user": "me"}], "date": "2026-01-02T03:04:05.000Z", "title": "a commit", "message": ""}
+        return self._send_json([{"id": each, **row} for each in known.history(sha)])
 
     def _tree(self, repo: str, revision: str, path: str = "") -> None:
         if (found := self._find(repo, revision)) is None:
@@ -289,17 +373,27 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def _branch(self, repo: str, branch: str) -> None:
-        self._body()
-        if (found := self._find(repo)) is None:
+        start = json.loads(self._body() or b"{}").get("startingPoint", "main")
+        if (found := self._find(repo, start)) is None:
             return None
         known, sha = found
+        if branch.startswith("refs/"):
+            return self._send_json({"error": f'Invalid branch name "{branch}"'}, 400)
         if branch in known.branches:
             return self._send_json({"error": "Reference already exists"}, 409)
         known.branches[branch] = sha
         return self._send_json({})
 
+    def _delete_branch(self, repo: str, branch: str) -> None:
+        if (found := self._find(repo, branch)) is None:
+            return None
+        del found[0].branches[branch]
+        return self._send(b"OK")
+
     def _preupload(self, repo: str, revision: str) -> None:
         body = json.loads(self._body())
+        if self._role() != "write":
+            return self._send_json({"error": "Forbidden: pass a token that may write"}, 403)
         if (found := self._find(repo, revision)) is None:
             return None
         known, sha = found
@@ -311,14 +405,20 @@ class _Handler(BaseHTTPRequestHandler):
             answer.append({**mode, "oid": there.etag if there else None})
         return self._send_json({"files": answer})
 
+    def _xet_token(self, repo: str, revision: str) -> None:
+        """Refuse: what is uploaded by that protocol goes to servers of its own kind."""
+        self._send_json({"error": f"no token for {repo} at {revision}"}, 403)
+
     def _batch(self, repo: str) -> None:
         body = json.loads(self._body())
         if self._role() != "write":
             return self._send_json({"error": "Forbidden"}, 403)
         objects = []
         for wanted in body["objects"]:
-            answer = {"oid": wanted["oid"], "size": wanted["size"]}
-            if wanted["oid"] not in self.fake.objects:
+            answer: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
+            if self.fake.full:
+                answer["error"] = {"code": 507, "message": "The storage quota is used up"}
+            elif wanted["oid"] not in self.fake.objects:
                 upload = {"href": f"{self.fake.store}/lfs/upload/{wanted['oid']}?signature=secret", "header": {}}
                 answer["actions"] = {"upload": upload, "verify": {"href": f"{self.fake.url}/lfs/verify", "header": {}}}
             objects.append(answer)
@@ -326,9 +426,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _upload(self, oid: str) -> None:
         self.fake.put_headers.append({name.lower(): value for name, value in self.headers.items()})
-        if self.fake.cut_uploads:
-            self.rfile.read(1000)
-            return self._cut()
         content = self._body()
         if hashlib.sha256(content).hexdigest() != oid:
             return self._send_json({"error": "The content is not what was announced"}, 422)
@@ -342,9 +439,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, revision: str) -> None:
         lines = [json.loads(line) for line in self._body().splitlines()]
-        if self.fake.cut_commits:
-            return self._cut()
-        self.fake.before_commit()
         if (found := self._find(repo, revision)) is None:
             return None
         if self._role() != "write":
@@ -386,6 +480,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         extra = dict(headers or {})
+        if status == 200 and self.answering in self.fake.cut_answer:
+            return self._cut()
+        if status == 200 and self.answering in self.fake.late_answer:
+            return self._send(b"<html>504 Gateway Time-out</html>", 504)
         if isinstance(value, dict) and "error" in value:
             extra["X-Error-Message"] = value["error"]
         self._send(json.dumps(value).encode(), status, {"Content-Type": "application/json", **extra})

@@ -1,15 +1,25 @@
 """Runs with a tiny model each, as training leaves them, with scores; the tests of pushing publish them."""
 
 import json
+import logging
+import time
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+from fake_hub import TOKEN, FakeHub
 from reporting_run import write_run
 from tiny_models import build_model
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
+from hf_instruct.errors import PublishError
 from hf_instruct.models import configure_stop, load_model
 from hf_instruct.plots import write_loss_plot
+from hf_instruct.publishing.folder import PublishOptions
+from hf_instruct.publishing.push import Published, PushTarget, push
 from hf_instruct.records import TrainingRow, read_rows, write_json
 from hf_instruct.run_folder import RunFolder
 
@@ -76,3 +86,55 @@ def save_chat_tokenizer(run: RunFolder, template: str) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = template
     tokenizer.save_pretrained(run.model)
+
+
+@contextmanager
+def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """Run a Hub that knows the base model and a user, who is logged in, and no pauses between tries."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    fake = FakeHub()
+    fake.add_repo(BASE_ID, {"config.json": b"{}"})
+    fake.start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # The fake speaks LFS; the other protocol needs servers of its own kind.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # Between its tries the client waits for up to 8 seconds.
+    monkeypatch.setattr(_http, "time", types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
+    monkeypatch.setattr("hf_instruct.publishing.uploading.PAUSES", (0.0, 0.01))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        yield fake
+    finally:
+        _http.close_session()
+        fake.stop()
+
+
+def push_to(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **options: Any) -> Published:
+    """Push, with the options of `PublishOptions` and `PushTarget` by their names."""
+    from huggingface_hub import HfApi
+
+    chosen = {name: options.pop(name) for name in ("merge", "license", "base_model") if name in options}
+    target = PushTarget(repo_id, **options)
+    return push(run, target, options=PublishOptions(**chosen), api=HfApi(endpoint=hub.url))
+
+
+def snapshot(hub: FakeHub) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return what a Hub holds: of each repository its commits, and its branches."""
+    return {name: (list(repo.commits), dict(repo.branches)) for name, repo in hub.repos.items()}
+
+
+def refuse(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **options: Any) -> str:
+    """Push, and return the text of the refusal, once nothing has changed on the Hub or is left in the run's folder."""
+    before = snapshot(hub)
+    files = sorted(run.path.iterdir()) if run.path.exists() else []
+    with pytest.raises(PublishError) as caught:
+        push_to(run, hub, repo_id, **options)
+    assert snapshot(hub) == before
+    assert (sorted(run.path.iterdir()) if run.path.exists() else []) == files
+    text = str(caught.value)
+    assert TOKEN not in text
+    assert "signature" not in text
+    return text

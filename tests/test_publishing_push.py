@@ -1,19 +1,24 @@
-import logging
 import os
 import subprocess
 import sys
-import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_hub import READ_TOKEN, TOKEN, FakeHub
-from pushed_runs import BASE_ID, read_base, save_byte_model, write_adapter_run, write_full_run
+from pushed_runs import (
+    BASE_ID,
+    open_hub,
+    push_to,
+    read_base,
+    refuse,
+    save_byte_model,
+    write_adapter_run,
+    write_full_run,
+)
 
-from hf_instruct.errors import PublishError, RunError
+from hf_instruct.errors import RunError
 from hf_instruct.publishing.folder import PublishOptions, write_folder
-from hf_instruct.publishing.push import Published, PushTarget, push
 from hf_instruct.run_folder import RunFolder
 
 # huggingface_hub 2.4 sends LFS files by the old name of an argument of httpx2's.
@@ -37,52 +42,12 @@ def adapter_run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> R
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub that knows the base model and a user, who is logged in."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _http
-
-    fake = FakeHub()
-    fake.add_repo(BASE_ID, {"config.json": b"{}"})
-    fake.start()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # The fake speaks LFS; the other protocol needs servers of its own kind.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # Between its tries the client waits for up to 8 seconds.
-    monkeypatch.setattr(_http, "time", types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    yield fake
-    _http.close_session()
-    fake.stop()
-
-
-def _push(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **options: object) -> Published:
-    from huggingface_hub import HfApi
-
-    chosen = {name: options.pop(name) for name in ("merge", "license", "base_model") if name in options}
-    target = PushTarget(repo_id, **options)
-    return push(run, target, options=PublishOptions(**chosen), api=HfApi(endpoint=hub.url))
-
-
-def _refuse(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **options: object) -> str:
-    """Push, and return the text of the refusal, once nothing has changed on the Hub or is left in the run's folder."""
-    before = {name: list(repo.commits) for name, repo in hub.repos.items()}
-    files = sorted(run.path.iterdir()) if run.path.exists() else []
-    with pytest.raises(PublishError) as caught:
-        _push(run, hub, repo_id, **options)
-    now = {name: list(repo.commits) for name, repo in hub.repos.items()}
-    assert {name: now[name] for name in before} == before
-    # At most the empty repository.
-    assert all(len(commits) == 1 for name, commits in now.items() if name not in before)
-    assert (sorted(run.path.iterdir()) if run.path.exists() else []) == files
-    text = str(caught.value)
-    assert TOKEN not in text
-    assert "signature" not in text
-    return text
+    with open_hub(monkeypatch) as fake:
+        yield fake
 
 
 def test_a_push_is_one_commit_of_every_file(run: RunFolder, hub: FakeHub) -> None:
-    published = _push(run, hub)
+    published = push_to(run, hub)
     repo = hub.repos["me/assistant"]
     assert repo.messages == ["initial commit", "Publish the model with hf_instruct"]
     assert sorted(repo.files) == [
@@ -114,8 +79,8 @@ def test_a_push_is_one_commit_of_every_file(run: RunFolder, hub: FakeHub) -> Non
 
 
 def test_pushing_again_changes_what_has_changed(run: RunFolder, hub: FakeHub) -> None:
-    first = _push(run, hub)
-    again = _push(run, hub)
+    first = push_to(run, hub)
+    again = push_to(run, hub)
     assert (again.commit, again.changed) == (first.commit, False)
     repo = hub.repos["me/assistant"]
     files = dict(repo.files)
@@ -124,7 +89,7 @@ def test_pushing_again_changes_what_has_changed(run: RunFolder, hub: FakeHub) ->
     stale = {"model-00001-of-00002.safetensors": old, "vocab.json": old, "adapter_config.json": old}
     repo.commit("main", {**files, **kept, **stale}, "by hand")
     uploads = hub.count("PUT", "/lfs/upload/")
-    published = _push(run, hub, license="mit", message="Say the licence")
+    published = push_to(run, hub, license="mit", message="Say the licence")
     assert published.changed
     assert published.removed == ["adapter_config.json", "model-00001-of-00002.safetensors", "vocab.json"]
     assert set(repo.files) == set(files) | set(kept)
@@ -135,43 +100,49 @@ def test_pushing_again_changes_what_has_changed(run: RunFolder, hub: FakeHub) ->
 
 
 def test_private_revision_and_a_name_alone(run: RunFolder, hub: FakeHub) -> None:
-    published = _push(run, hub, "assistant", private=True, revision="v2/try")
+    published = push_to(run, hub, "assistant", private=True, revision="v2/try")
     repo = hub.repos["me/assistant"]
     assert published.repo_id == "me/assistant"
     assert repo.private
     assert published.url == f"{hub.url}/me/assistant/tree/v2/try"
     assert list(repo.files) == [".gitattributes"]
     assert "model.safetensors" in repo.commits[repo.branches["v2/try"]]
-    assert _push(run, hub, "My-Org/assistant").repo_id == "My-Org/assistant"
+    assert push_to(run, hub, "My-Org/assistant").repo_id == "My-Org/assistant"
 
 
 def test_an_adapter_takes_the_place_of_a_model_and_back(run: RunFolder, adapter_run: RunFolder, hub: FakeHub) -> None:
-    _push(adapter_run, hub, base_model=BASE_ID)
+    push_to(adapter_run, hub, base_model=BASE_ID)
     repo = hub.repos["me/assistant"]
     assert repo.messages[-1] == "Publish the adapter with hf_instruct"
     assert "adapter_model.safetensors" in repo.files
-    published = _push(run, hub)
+    published = push_to(run, hub)
     assert published.removed == ["adapter_config.json", "adapter_model.safetensors"]
     assert "model.safetensors" in repo.files
 
 
 def test_who_may_not(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _refuse(run, hub, "google/assistant") == (
+    assert refuse(run, hub, "google/assistant") == (
         "`--to google/assistant`: you are `me`, who may not write to the namespace `google`. Yours: `me`, `my-org`. "
         "Nothing was published."
     )
-    log_in = "Log in with `hf auth login` (a token that may write), or set `HF_TOKEN`. Nothing was published."
+    log_in = (
+        "`HF_TOKEN` goes before any login: set it to a token that may write, or unset it and `hf auth login`. "
+        "Nothing was published."
+    )
     hub.fail["create"] = (403, "You need a role of contributor")
-    assert _refuse(run, hub, "my-org/a") == (
-        f"The Hub does not let your token do this: You need a role of contributor {log_in}"
+    assert refuse(run, hub, "my-org/a") == (
+        f"The Hub does not let your token do this: You need a role of contributor. {log_in}"
     )
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    assert _refuse(run, hub) == f"The token of `me` may only read. {log_in}"
+    assert refuse(run, hub) == f"The token of `me` may only read. {log_in}"
     monkeypatch.setenv("HF_TOKEN", "hf_" + "gone" * 8)
-    assert _refuse(run, hub) == f"The Hub does not know your token. {log_in}"
+    assert refuse(run, hub) == f"The Hub does not know your token. {log_in}"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
-    assert _refuse(run, hub) == f"You are not logged in to {hub.url}. {log_in}"
+    assert refuse(run, hub) == (
+        f"You are not logged in to {hub.url}. Log in with `hf auth login` (a token that may write), or set `HF_TOKEN`. "
+        "Nothing was published."
+    )
     assert hub.count("POST", "commit") == 0
 
 
@@ -179,108 +150,42 @@ def test_another_base_model_is_not_written_over(run: RunFolder, hub: FakeHub) ->
     card = b"---\nbase_model: google/gemma-3-1b-it\n---\n# Theirs\n"
     hub.add_repo("me/assistant", {"README.md": card, "model.safetensors": b"theirs"})
     ours = f"this one is made of `{BASE_ID}`. Name another repository with `--to`, or replace it with `--force`. "
-    assert _refuse(run, hub) == (
+    assert refuse(run, hub) == (
         "`me/assistant` exists and holds a model made of the base model `google/gemma-3-1b-it`; "
         f"{ours}Nothing was published."
     )
     hub.add_repo("me/other", {"README.md": b"# Mine\n", "pytorch_model.bin": b"theirs"})
-    assert _refuse(run, hub, "me/other") == (
+    assert refuse(run, hub, "me/other") == (
         "`me/other` exists and holds a model made of a base model that its card does not name; "
         f"{ours}Nothing was published."
     )
-    assert _push(run, hub, force=True).changed
+    assert push_to(run, hub, force=True).changed
     # Without a model in it there is nothing to lose.
     hub.add_repo("me/empty", {"README.md": card})
-    assert _push(run, hub, "me/empty").changed
+    assert push_to(run, hub, "me/empty").changed
 
 
 def test_private_is_not_ignored_for_a_public_repository(run: RunFolder, hub: FakeHub) -> None:
     hub.add_repo("me/assistant", {})
-    assert _refuse(run, hub, private=True) == (
+    assert refuse(run, hub, private=True) == (
         "`me/assistant` exists and is public; `--private` is for new repositories. Make it private in its settings "
         "first, or leave out `--private`. Nothing was published."
     )
 
 
 def test_a_base_model_that_is_not_there(adapter_run: RunFolder, hub: FakeHub) -> None:
-    assert _refuse(adapter_run, hub, base_model="models/my-folder") == (
+    assert refuse(adapter_run, hub, base_model="models/my-folder") == (
         "The base model `models/my-folder` is not on the Hub, or not for you to see. Name its id there with "
         "`--base-model`. Nothing was published."
     )
-
-
-def test_a_connection_that_drops_while_uploading(run: RunFolder, hub: FakeHub) -> None:
-    hub.cut_uploads = True
-    text = _refuse(run, hub)
-    assert text.startswith(f"The connection to {hub.url} failed (")
-    assert text.endswith("). Nothing was published. The same command tries again.")
-    assert hub.count("PUT", "/lfs/upload/") > 1
-    assert hub.count("POST", "/commit/") == 0
-    assert list(hub.repos["me/assistant"].files) == [".gitattributes"]
-    hub.cut_uploads = False
-    assert _push(run, hub).changed
-    assert "model.safetensors" in hub.repos["me/assistant"].files
-
-
-def test_a_connection_that_drops_at_the_commit(run: RunFolder, hub: FakeHub) -> None:
-    hub.cut_commits = True
-    assert _refuse(run, hub).startswith(f"The connection to {hub.url} failed (")
-
-
-def test_somebody_else_commits_meanwhile(run: RunFolder, hub: FakeHub) -> None:
-    repo = hub.add_repo("me/assistant", {"a.txt": b"a"})
-
-    def interfere() -> None:
-        hub.before_commit = lambda: None
-        repo.commit("main", repo.files, "theirs")
-
-    hub.before_commit = interfere
-    with pytest.raises(PublishError) as caught:
-        _push(run, hub)
-    assert str(caught.value) == (
-        "The repository was changed while this was being uploaded. Give the same command again. Nothing was published."
-    )
-    assert repo.messages == ["initial commit", "theirs"]
-    assert _push(run, hub).changed
-
-
-def test_what_the_hub_refuses(run: RunFolder, hub: FakeHub) -> None:
-    assert _refuse(run, hub, license="apache2") == (
-        'The Hub refuses the card (README.md): Invalid metadata in README.md. - "license" must be one of the known '
-        "licences Nothing was published."
-    )
-    for route, status, text in [
-        ("info", 500, f"The Hub at {hub.url} fails (status 500). Nothing was published. The same command tries again."),
-        ("whoami", 429, "The Hub asks for fewer requests. Wait some minutes, then give the same command again."),
-        ("commit", 403, "The Hub does not let your token do this: no & "),
-        ("preupload", 418, "The Hub refuses (status 418): no & "),
-        ("batch", 402, "The Hub wants to be paid for this: no & "),
-    ]:
-        hub.fail = {route: (status, f"no & {TOKEN}")}
-        # What is stored already would not be asked for.
-        hub.objects.clear()
-        assert _refuse(run, hub).startswith(text), route
-        hub.fail = {}
-
-
-def test_offline_and_unreachable(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert _refuse(run, hub) == (
-        "`HF_HUB_OFFLINE` forbids to reach the Hub. Unset it to publish, or see what would be published with "
-        "`--dry-run`."
-    )
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert hub.requests == []
-    hub.stop()
-    assert _refuse(run, hub).startswith(f"The connection to {hub.url} failed (")
 
 
 def test_nobody_is_asked_about_a_run_that_cannot_be_published(
     adapter_run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError):
-        _push(RunFolder(tmp_path / "none"), hub)
-    assert "base model in a local folder" in _refuse(adapter_run, hub)
+        push_to(RunFolder(tmp_path / "none"), hub)
+    assert "base model in a local folder" in refuse(adapter_run, hub)
     assert hub.requests == []
     assert list(tmp_path.iterdir()) == []
 
@@ -340,7 +245,7 @@ def _code_of_card(hub: FakeHub) -> str:
 
 @pytest.mark.slow
 def test_a_full_model_is_loaded_back_over_http(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
-    _push(run, hub)
+    push_to(run, hub)
     assert _in_fresh_process(_LOADED_FULL + _ASKED, hub, tmp_path).strip() == _local_logits(run.model)
     assert hub.count("GET", "/resolve/.*/model.safetensors|/lfs/[0-9a-f]{64}") > 0
     assert _in_fresh_process(_code_of_card(hub).replace("=256", "=5"), hub, tmp_path).strip()
@@ -351,7 +256,7 @@ def test_an_adapter_is_loaded_back_over_http(
     adapter_run: RunFolder, byte_model: Path, hub: FakeHub, tmp_path: Path
 ) -> None:
     hub.add_repo(BASE_ID, read_base(byte_model))
-    _push(adapter_run, hub, base_model=BASE_ID)
+    push_to(adapter_run, hub, base_model=BASE_ID)
     expected = _local_logits(adapter_run.model)
     assert expected != _local_logits(byte_model)
     for code in (_LOADED_ADAPTER, _LOADED_AUTO):
@@ -361,7 +266,7 @@ def test_an_adapter_is_loaded_back_over_http(
 
 @pytest.mark.slow
 def test_a_merged_adapter_is_loaded_back_over_http(adapter_run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
-    _push(adapter_run, hub, base_model=BASE_ID, merge=True)
+    push_to(adapter_run, hub, base_model=BASE_ID, merge=True)
     logits = _in_fresh_process(_LOADED_FULL + _ASKED, hub, tmp_path).split()
     for number, expected in zip(logits, _local_logits(adapter_run.model).split(), strict=True):
         assert float(number) == pytest.approx(float(expected), abs=0.01)

@@ -62,7 +62,12 @@ def _push(options: argparse.Namespace) -> None:
         print(f"{folder.path}   nothing was published; the card is {folder.path / 'README.md'}")
     else:
         target = PushTarget(options.to, options.private, options.revision, options.message, options.force)
-        published = push(run, target, options=chosen)
+        try:
+            published = push(run, target, options=chosen)
+        except KeyboardInterrupt as stop:
+            # Its text, where it has one, says what became of the publication by then.
+            options.resume_hint = str(stop) or options.resume_hint
+            raise
         total = format_size(sum(published.sizes.values()))
         if published.changed:
             _print_files(published.sizes)

@@ -1,26 +1,19 @@
 """Publish a run's model on the Hugging Face Hub: everything in one commit, or nothing."""
 
+import contextlib
 import dataclasses
 import logging
-import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_instruct.errors import PublishError
-from hf_instruct.publishing.folder import (
-    CARD,
-    PublishedFolder,
-    PublishOptions,
-    is_ours,
-    plan_folder,
-    write_folder,
-)
+from hf_instruct.publishing.folder import CARD, PublishedFolder, PublishOptions, plan_folder, write_folder
+from hf_instruct.publishing.hub_errors import NOTHING, OFFLINE, advise_log_in, hide_tokens, translated_errors
 from hf_instruct.publishing.origins import BaseModel
 from hf_instruct.publishing.targets import building
-from hf_instruct.run_folder import RunFolder, redact
+from hf_instruct.publishing.uploading import Place, RemovedOnFailure, commit_folder, find_state, make_place
+from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -28,12 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LOG_IN = "Log in with `hf auth login` (a token that may write), or set `HF_TOKEN`."
-_NOTHING = "Nothing was published."
-_OFFLINE = (
-    "`HF_HUB_OFFLINE` forbids to reach the Hub. Unset it to publish, or see what would be published with `--dry-run`."
-)
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".h5", ".msgpack", ".onnx")
+# On the cards that we write.
+_TAG = "hf-instruct"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +90,9 @@ def push(
 ) -> Published:
     """Publish a run's model on the Hub, or bring what was published up to date.
 
-    All files go in one commit, so that whatever breaks off on the way, readers see the old state or the new. The token
-    is the one that huggingface_hub finds in its own places.
+    All files go in one commit, so that whatever breaks off on the way, readers see the old state or the new; and a
+    repository or branch that was made for a commit which then fails, is removed again. The token is the one that
+    huggingface_hub finds in its own places.
 
     Args:
         run: A run with a tuned model.
@@ -112,7 +103,9 @@ def push(
     Raises:
         RunError: The run does not exist.
         PublishError: The run cannot be published as it is; nobody is logged in; the namespace is another's; the
-            repository holds something else; or the Hub cannot be reached or refuses.
+            repository holds something else; or the Hub cannot be reached or refuses. The text says whether anything
+            was published, or that it is not known.
+        KeyboardInterrupt: Ctrl-C; it has a text where something else holds than that nothing was published.
         ModelLoadError: The tokenizer, or with `merge` the base model, cannot be loaded.
     """
     from huggingface_hub import HfApi, is_offline_mode
@@ -121,25 +114,29 @@ def push(
     options = options or PublishOptions()
     base = plan_folder(run, options).base
     if is_offline_mode():
-        raise PublishError(_OFFLINE)
+        raise PublishError(OFFLINE)
     api = api or HfApi()
     # All that can be asked is asked first, because merging and hashing weights take their time.
-    with _translated_errors(api):
-        repo_id = _find_repo(api, target.repo_id)
-        there = _look(api, repo_id)
+    with translated_errors(api):
+        there, place = _look(api, target)
         _check_base(api, base)
-        if there is not None:
-            check_existing(there, base, target)
-    try:
-        with tempfile.TemporaryDirectory(dir=run.path, prefix=".publish-") as name:
-            folder = write_folder(run, Path(name) / "model", repo_id=repo_id, options=options, link=True)
-            with _translated_errors(api):
-                return _commit(api, repo_id, folder, target=target, is_new=there is None)
-    except OSError as error:
-        raise PublishError(
-            f"`{run.path}` has no room for what is made ready to be published ({error.strerror or error}). Free some "
-            f"space. {_NOTHING}"
-        ) from error
+    check_existing(there, place.head, base=base, target=target)
+    with contextlib.ExitStack() as stack:
+        folder = _prepare(stack, run, repo_id=place.repo_id, options=options)
+        with translated_errors(api):
+            _check_card(api, folder)
+        with RemovedOnFailure(api, place):
+            make_place(api, place, there=there, private=target.private)
+            before = place.head.sha if place.head else None
+            commit, removed = commit_folder(api, place, folder, message=target.message)
+    return Published(
+        repo_id=place.repo_id,
+        url=place.url(api),
+        commit=commit,
+        changed=commit != before,
+        removed=removed,
+        sizes=folder.sizes,
+    )
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -155,35 +152,59 @@ def check_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PublishError(
-            f"`--to {repo_id}` is not a name for a repository: letters, digits, `-`, `_` and `.`, at most 96, as in "
-            "`me/gpt2-assistant`."
+            f"`--to {repo_id}` is not a name for a repository: that is `namespace/name`, as in `me/gpt2-assistant`, of "
+            "letters from a to z, digits, `-`, `_` and `.`, at most 96 in all, no `-` or `.` at either end, no `--` "
+            "or `..`, and no `.git` at the end."
         ) from error
 
 
-def check_existing(there: "ModelInfo", base: BaseModel, target: PushTarget) -> None:
-    """Refuse to write over a repository that was made of something else, or that is open where it should not be.
+def check_existing(there: "ModelInfo | None", head: "ModelInfo | None", *, base: BaseModel, target: PushTarget) -> None:
+    """Refuse to write over what was made of something else, or into the open where that is not wanted.
+
+    Args:
+        there: The repository; None where there is none.
+        head: What the branch of the target holds; None where there is none.
+        base: The model that was tuned.
+        target: Where the user wants to publish, and how.
 
     Raises:
-        PublishError: It was, or is.
+        PublishError: It was made of something else, or is public against `private`.
     """
-    if target.private and there.private is False:
+    if there is not None and target.private and there.private is False:
         raise PublishError(
             f"`{there.id}` exists and is public; `--private` is for new repositories. Make it private in its settings "
-            f"first, or leave out `--private`. {_NOTHING}"
+            f"first, or leave out `--private`. {NOTHING}"
         )
-    files = [sibling.rfilename for sibling in there.siblings or []]
-    has_weights = any(name.endswith(_WEIGHTS) for name in files)
-    known = there.card_data.base_model if there.card_data else None
+    if head is None or target.force:
+        return
+    has_weights = any(sibling.rfilename.endswith(_WEIGHTS) for sibling in head.siblings or [])
+    card = head.card_data
+    known = card.base_model if card else None
     bases = [known] if isinstance(known, str) else list(known or [])
-    is_same = bases == [base.hub_id] if base.hub_id else not bases
-    if target.force or not has_weights or is_same:
+    # A base model that is nowhere but on the user's disk has no name on the card either, as the cards of others.
+    is_same = bases == [base.hub_id] if base.hub_id else not bases and card is not None and _TAG in (card.tags or [])
+    if not has_weights or is_same:
         return
     theirs = f"the base model `{bases[0]}`" if bases else "a base model that its card does not name"
     ours = f"`{base.hub_id}`" if base.hub_id else "one that is not on the Hub"
+    where = f"The branch `{target.revision}` of `{head.id}`" if target.revision else f"`{head.id}` exists and"
     raise PublishError(
-        f"`{there.id}` exists and holds a model made of {theirs}; this one is made of {ours}. Name another repository "
-        f"with `--to`, or replace it with `--force`. {_NOTHING}"
+        f"{where} holds a model made of {theirs}; this one is made of {ours}. Name another repository with `--to`, or "
+        f"replace it with `--force`. {NOTHING}"
     )
+
+
+def _look(api: "HfApi", target: PushTarget) -> tuple["ModelInfo | None", Place]:
+    """Return the repository as it is, None where there is none, and where in it the model goes."""
+    repo_id = _find_repo(api, target.repo_id)
+    there = find_state(api, repo_id)
+    if there is None:
+        return None, Place(repo_id, target.revision)
+    if there.id != repo_id:
+        # The Hub sends old names on to new ones; requests that write would not all follow.
+        logger.info("`%s` is called `%s` on the Hub; it goes there.", repo_id, there.id)
+    head = find_state(api, there.id, target.revision) if target.revision else there
+    return there, Place(there.id, target.revision, head)
 
 
 def _find_repo(api: "HfApi", repo_id: str) -> str:
@@ -192,137 +213,55 @@ def _find_repo(api: "HfApi", repo_id: str) -> str:
     user = str(who["name"])
     access = (who.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
-        raise PublishError(f"The token of `{user}` may only read. {_LOG_IN} {_NOTHING}")
+        raise PublishError(f"The token of `{user}` may only read. {advise_log_in()} {NOTHING}")
     namespace, _, name = repo_id.rpartition("/")
-    allowed = [user, *(str(org.get("name")) for org in who.get("orgs") or [])]
+    roles = {user: "", **{str(org.get("name")): org.get("roleInOrg") for org in who.get("orgs") or []}}
+    allowed = [place for place, role in roles.items() if role != "read"]
     if namespace and namespace.lower() not in {place.lower() for place in allowed}:
         places = ", ".join(f"`{place}`" for place in allowed)
         raise PublishError(
             f"`--to {repo_id}`: you are `{user}`, who may not write to the namespace `{namespace}`. Yours: {places}. "
-            f"{_NOTHING}"
+            f"{NOTHING}"
         )
     return f"{namespace or user}/{name}"
-
-
-def _look(api: "HfApi", repo_id: str, revision: str | None = None) -> "ModelInfo | None":
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return api.model_info(repo_id, revision=revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return None
 
 
 def _check_base(api: "HfApi", base: BaseModel) -> None:
     # Without its base model an adapter is of no use; and a name that is not there was a folder of the user's.
     hub_id = base.hub_id
-    if hub_id is not None and _look(api, hub_id, base.revision) is None:
+    if hub_id is not None and find_state(api, hub_id, base.revision) is None:
         at = f" at `{base.revision}`" if base.revision else ""
         raise PublishError(
             f"The base model `{hub_id}`{at} is not on the Hub, or not for you to see. Name its id there with "
-            f"`--base-model`. {_NOTHING}"
+            f"`--base-model`. {NOTHING}"
         )
 
 
-def _commit(api: "HfApi", repo_id: str, folder: PublishedFolder, *, target: PushTarget, is_new: bool) -> Published:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+def _check_card(api: "HfApi", folder: PublishedFolder) -> None:
+    """Have the Hub check the card before anything is made there; the client asks the same, but later."""
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
-    if is_new:
-        api.create_repo(repo_id, private=target.private or None, exist_ok=True)
-    if target.revision:
-        api.create_branch(repo_id, branch=target.revision, exist_ok=True)
-    head = api.model_info(repo_id, revision=target.revision)
-    there = [sibling.rfilename for sibling in head.siblings or []]
-    removed = sorted(name for name in there if name not in folder.sizes and is_ours(name))
-    operations: list[Any] = [CommitOperationAdd(name, folder.path / name) for name in folder.sizes]
-    operations += [CommitOperationDelete(name) for name in removed]
-    kind = "adapter" if folder.is_adapter else "model"
-    verb = "Update" if any(is_ours(name) for name in there) else "Publish"
-    commit = api.create_commit(
-        repo_id,
-        operations,
-        commit_message=target.message or f"{verb} the {kind} with hf_instruct",
-        revision=target.revision,
-        # Somebody else's commit meanwhile is not to be overwritten unseen.
-        parent_commit=head.sha,
-    )
-    at = f"/tree/{target.revision}" if target.revision else ""
-    return Published(
-        repo_id=repo_id,
-        url=f"{api.endpoint}/{repo_id}{at}",
-        commit=commit.oid,
-        changed=commit.oid != head.sha,
-        removed=removed,
-        sizes=folder.sizes,
-    )
+    content = (folder.path / CARD).read_text(encoding="utf-8")
+    asked = {"content": content, "repoType": "model"}
+    answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json=asked)
+    if answer.status_code == 400:
+        said = "; ".join(str(fault.get("message")).rstrip(".") for fault in answer.json().get("errors", []))
+        raise PublishError(f"The Hub refuses the card ({CARD}): {hide_tokens(said)}. {NOTHING}")
+    hf_raise_for_status(answer)
 
 
-@contextmanager
-def _translated_errors(api: "HfApi") -> Iterator[None]:
-    """Turn what huggingface_hub raises into a `PublishError` that says what to do, and never holds a token."""
-    from huggingface_hub import errors
+def _prepare(stack: contextlib.ExitStack, run: RunFolder, *, repo_id: str, options: PublishOptions) -> PublishedFolder:
+    """Write what is published into a folder inside the run's, where weights can be linked; it goes with the stack."""
+    from safetensors import SafetensorError
 
-    # Each version has the HTTP library of its time; uploads in threads wrap what went wrong in a RuntimeError.
-    transport = errors.HTTPError  # type: ignore[attr-defined]
     try:
-        yield
-    except errors.OfflineModeIsEnabled as error:
-        raise PublishError(_OFFLINE) from error
-    except errors.LocalTokenNotFoundError as error:
-        raise PublishError(f"You are not logged in to {api.endpoint}. {_LOG_IN} {_NOTHING}") from error
-    except (transport, ConnectionError, RuntimeError, ValueError) as error:
-        reason = _find_cause(error)
-        if reason is None:
-            raise
-        raise PublishError(_explain(api, reason)) from error
-
-
-def _find_cause(error: BaseException | None) -> BaseException | None:
-    """Return the error of the connection or of the Hub that another error was raised for; None where there is none."""
-    from huggingface_hub import errors
-
-    while error is not None:
-        is_xet = type(error).__module__.startswith("hf_xet")
-        is_metadata = isinstance(error, ValueError) and "Invalid metadata in README.md" in str(error)
-        if isinstance(error, errors.HTTPError | ConnectionError) or is_xet or is_metadata:  # type: ignore[attr-defined]
-            return error
-        error = error.__cause__
-    return None
-
-
-def _explain(api: "HfApi", error: BaseException) -> str:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    text = " ".join(_hide_tokens(str(error)).split())
-    if isinstance(error, ValueError):
-        return f"The Hub refuses the card ({CARD}): {text} {_NOTHING}"
-    if not isinstance(error, HfHubHTTPError):
-        return (
-            f"The connection to {api.endpoint} failed ({text or type(error).__name__}). {_NOTHING} The same command "
-            "tries again."
-        )
-    status = error.response.status_code if error.response is not None else 0
-    said = _hide_tokens(error.server_message or text)
-    advice = {
-        401: f"The Hub does not know your token. {_LOG_IN}",
-        402: f"The Hub wants to be paid for this: {said}",
-        403: f"The Hub does not let your token do this: {said} {_LOG_IN}",
-        409: f"The repository is being changed by somebody else: {said} Give the same command again.",
-        412: "The repository was changed while this was being uploaded. Give the same command again.",
-        429: "The Hub asks for fewer requests. Wait some minutes, then give the same command again.",
-    }
-    if status >= 500:
-        return f"The Hub at {api.endpoint} fails (status {status}). {_NOTHING} The same command tries again."
-    return f"{advice.get(status, f'The Hub refuses (status {status}): {said}')} {_NOTHING}"
-
-
-def _hide_tokens(text: str) -> str:
-    from huggingface_hub import get_token
-
-    token = get_token()
-    hidden = text.replace(token, "[token removed]") if token else text
-    # Addresses of uploads carry signatures that let anybody write for a while.
-    return str(redact(re.sub(r"\?\S+", "", hidden)))
+        name = stack.enter_context(tempfile.TemporaryDirectory(dir=run.path, prefix=".publish-"))
+        return write_folder(run, Path(name) / "model", repo_id=repo_id, options=options, link=True)
+    except (OSError, SafetensorError) as error:
+        raise PublishError(
+            f"What is published is made ready in `{run.path}`, which cannot be written "
+            f"({getattr(error, 'strerror', None) or error}). Free some space there, or make it writable. {NOTHING}"
+        ) from error
 
 
 def _is_publication(folder: Path) -> bool:
