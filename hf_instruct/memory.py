@@ -1,6 +1,7 @@
 """Deal with the C library and the system about memory: what to keep, to give back, and how much there was."""
 
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,32 @@ def drop_pages(tensor: "Tensor") -> None:
     end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
         library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+
+
+def free_bytes(device: str) -> int:
+    """Return the bytes that this process may still take on a kind of device."""
+    import psutil  # type: ignore[import-untyped]  # ships no types
+    import torch
+
+    if device == "cuda":
+        # What PyTorch holds but does not use is free for it too.
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0]) + kept
+    if device == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    available: int = psutil.virtual_memory().available
+    # Processes launched together on this machine take as much each.
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def mapped_bytes() -> int:
+    """Return the memory that holds files which this process has mapped, weights most of all; 0 where it is not told.
+
+    The system counts it as free, for it could be read from the files again: at a disk's pace, at each token.
+    """
+    import psutil
+
+    return int(getattr(psutil.Process().memory_info(), "shared", 0))
 
 
 def peak_memory_bytes() -> int:

@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.cli.main import main
-from hf_instruct.cli.vote import _choose_file
 from hf_instruct.comparing import vote_page
-from hf_instruct.comparing.votes import TIE, VoteBook
+from hf_instruct.comparing.votes import TIE, VoteBook, choose_vote_file
 from hf_instruct.pages import open_socket
 from hf_instruct.records import Response, write_rows
 
@@ -106,6 +105,6 @@ def test_numbers_that_cannot_be(option: str, value: str, capsys: pytest.CaptureF
 
 
 def test_where_votes_go_by_default(runs: Path) -> None:
-    assert _choose_file(Path("a"), Path("c")) == Path("a/votes.c.jsonl")
-    assert _choose_file(Path("a/base"), Path("a/base/..")) == Path("a/base/votes.a.jsonl")
-    assert _choose_file(Path("x/course.json"), Path("a/responses.jsonl")) == Path("x/votes.course.responses.jsonl")
+    assert choose_vote_file(Path("a"), Path("c")) == Path("a/votes.c.jsonl")
+    assert choose_vote_file(Path("a/base"), Path("a/base/..")) == Path("a/base/votes.a.jsonl")
+    assert choose_vote_file(Path("x/course.json"), Path("a/responses.jsonl")) == Path("x/votes.course.responses.jsonl")

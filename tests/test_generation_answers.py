@@ -87,7 +87,7 @@ GREEDY = {"max_new_tokens": 100, "generation": {}}
 def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny
     free = [0]
-    monkeypatch.setattr(batches, "_free_bytes", lambda device: free[0])
+    monkeypatch.setattr(batches, "free_bytes", lambda device: free[0])
     prompts = [[1] * 28, [1] * 8]
     # 128 tokens in float32: keys and values of two layers and one to copy, activations, logits.
     row = 3 * 2 * 32 * 4 * 128 + 28 * (16 * 32 * 4 + 4 * 128) + tiny_models.VOCABULARY * 8
@@ -100,16 +100,16 @@ def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.Monkey
 
 
 def test_the_batch_size_of_samples_does_not_depend_on_the_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_free_bytes", lambda device: 1)
+    monkeypatch.setattr(batches, "free_bytes", lambda device: 1)
     for generation in ({"do_sample": True}, {"num_beams": 2}):
         assert choose_batch_size(tiny[0], [[1]], max_new_tokens=10, generation=generation) == 32
 
 
 def test_processes_launched_together_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = batches._free_bytes("cpu")
+    alone = batches.free_bytes("cpu")
     assert alone > 2**20
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert batches._free_bytes("cpu") == pytest.approx(alone / 4, rel=0.2)
+    assert batches.free_bytes("cpu") == pytest.approx(alone / 4, rel=0.2)
 
 
 def out_of_memory_above(most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 from reporting_run import JUDGE, write_run
 
-from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.errors import ConfigError, DataError, RunError
 from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.ui.app import open_votes
 from hf_instruct.ui.chat_tab import _build_settings
 from hf_instruct.ui.look import escape, format_card, format_chat, format_notice, format_table
 from hf_instruct.ui.runs import read_runs
@@ -15,6 +15,7 @@ from hf_instruct.ui.runs_html import describe_comparability, format_answers, for
 from hf_instruct.ui.runs_tab import list_choices
 from hf_instruct.ui.shelf import ModelShelf
 from hf_instruct.ui.sources import Speaker, find_sources, list_speakers
+from hf_instruct.ui.vote_tab import VoteShelf, choose_second
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** ${1+1} {{7*7}} & 'it'"
 
@@ -140,23 +141,34 @@ def test_a_broken_or_unfinished_run_leaves_the_others_shown(run: RunFolder, tmp_
     assert format_losses({}) == ""
 
 
-def test_votes_are_between_the_first_two_runs_or_the_sides_of_one(run: RunFolder, tmp_path: Path) -> None:
-    with open_votes(find_sources([str(run.path)])) as (book, reason):
-        assert book is not None
-        assert (book.path, book.num_different, reason) == (run.path / "votes.base.jsonl", 4, "")
-        # Another page at the same time goes without.
-        with open_votes(find_sources([str(run.path)])) as (none, why):
-            assert none is None
-            assert why.startswith("There is nothing to vote on: Another vote page keeps its votes in `")
+def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other")
-    with open_votes(find_sources([str(run.path), str(other.path)])) as (book, reason):
-        assert (book, reason[:61]) == (
-            None,
-            "There is nothing to vote on: All 4 pairs of answers of `" + str(run.path)[:5],
-        )
-    (other.path / "responses.jsonl").unlink()
-    with open_votes(find_sources([str(run.path), str(other.path)])) as found:
-        assert found == (None, "")
+    third = write_run(tmp_path / "third", stages=("data", "train"))
+    sources = find_sources([str(folder.path) for folder in (run, third, other)])
+    with contextlib.ExitStack() as stack:
+        shelf = VoteShelf(sources, stack)
+        assert [side.label for side in shelf.sides] == ["mine", "mine, untuned", "other", "other, untuned"]
+        assert choose_second(shelf.sides) == "other"
+        assert choose_second(shelf.sides[:2]) == "mine, untuned"
+        book = shelf.open("mine", "mine, untuned")
+        assert (book.path, book.num_different) == (run.path / "votes.base.jsonl", 4)
+        assert shelf.open("mine", "mine, untuned") is book
+        assert shelf.open("other", "mine, untuned").path == other.path / "votes.base.jsonl"
+        with pytest.raises(DataError, match="Choose two different ones to compare"):
+            shelf.open("mine", "mine")
+        with pytest.raises(DataError, match="All 4 pairs of answers"):
+            shelf.open("mine", "other")
+        # The one file would be rewritten by two books.
+        with pytest.raises(DataError, match="keeps those on another pair now"):
+            shelf.open("mine", "other, untuned")
+        # Another page at the same time goes without.
+        with (
+            contextlib.ExitStack() as others,
+            pytest.raises(RunError, match="Another vote page keeps its votes in `"),
+        ):
+            VoteShelf(sources, others).open("mine", "mine, untuned")
+    with contextlib.ExitStack() as stack:
+        VoteShelf(sources, stack).open("mine", "mine, untuned")
 
 
 @pytest.mark.parametrize(

@@ -264,9 +264,8 @@ def append_examples(path: Path, examples: "list[Example]") -> int:
     Raises:
         DataError: The file is no file of examples, or cannot be written.
     """
-    import json
-
     from hf_instruct.data.sources import load_examples
+    from hf_instruct.generation.chatting import format_examples
     from hf_instruct.records import build_example_id, write_text
 
     if path.suffix.lower() != ".jsonl":
@@ -275,15 +274,13 @@ def append_examples(path: Path, examples: "list[Example]") -> int:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         there = load_examples(str(path)) if text.strip() else []
         known = {build_example_id(row.instruction, row.input, row.output) for row in there}
-        new = {row.id: row for row in examples if row.id not in known}
-        rows = [{"instruction": row.instruction, "input": row.input, "output": row.output} for row in new.values()]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        lines = format_examples([row for row in examples if row.id not in known])
         if lines:
             write_text(path.resolve(), text + ("\n" if text and not text.endswith("\n") else "") + lines)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
         raise DataError(f"`{path}` cannot be written: {reason}. Name another file.") from error
-    return len(rows)
+    return lines.count("\n")
 
 
 def _explain_unknown(command: str) -> str:

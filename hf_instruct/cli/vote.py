@@ -56,7 +56,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _vote(options: argparse.Namespace) -> None:
     from hf_instruct.comparing.vote_page import serve_page
-    from hf_instruct.comparing.votes import VoteBook, check_voter, locked_votes, pair_responses
+    from hf_instruct.comparing.votes import VoteBook, check_voter, choose_vote_file, locked_votes, pair_responses
     from hf_instruct.judging.files import load_responses
 
     check_gradio("The vote page", "vote")
@@ -64,7 +64,7 @@ def _vote(options: argparse.Namespace) -> None:
     files = [path / "responses.jsonl" if path.is_dir() else path for path in (options.a, options.b)]
     responses = [load_responses(file) for file in files]
     pairs = pair_responses(*responses)
-    out = options.out or _choose_file(options.a, options.b)
+    out = options.out or choose_vote_file(options.a, options.b)
     with locked_votes(out):
         names = (str(options.a), str(options.b))
         book = VoteBook(pairs, out, names=names, seed=options.seed, limit=options.limit)
@@ -78,12 +78,6 @@ def _vote(options: argparse.Namespace) -> None:
                 pass
             finally:
                 _print_end(book)
-
-
-def _choose_file(a: Path, b: Path) -> Path:
-    """Return where the votes go by default: into the first run's folder, under the second's name."""
-    other = b.resolve().name if b.is_dir() else b.stem
-    return a / f"votes.{other}.jsonl" if a.is_dir() else a.with_name(f"votes.{a.stem}.{other}.jsonl")
 
 
 def _announce(book: "VoteBook", options: argparse.Namespace, port: int, alone: int) -> None:

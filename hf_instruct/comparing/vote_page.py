@@ -6,12 +6,14 @@ and where the votes go stay on the server. Texts are shown in text boxes, which 
 
 import dataclasses
 import functools
+import html
 import socket
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_instruct.comparing.votes import LEFT, RIGHT, SKIP, TIE, Ballot, VoteBook, check_voter
-from hf_instruct.errors import DataError
+from hf_instruct.errors import DataError, InstructError
 from hf_instruct.pages import build_app, serve_app
 
 STYLE = """
@@ -61,10 +63,12 @@ class Session:
 
     Attributes:
         voter: Whose votes it sends.
+        book: What it votes on.
         shown_at: When its ballot was shown, in seconds of a clock that never goes back.
     """
 
     voter: str
+    book: VoteBook
     shown_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -82,7 +86,7 @@ def serve_page(book: VoteBook, server: socket.socket, *, voter: str | None = Non
     import gradio
 
     with gradio.Blocks(title="Which answer is better?", analytics_enabled=False) as blocks:
-        VotePanel(gradio, blocks, book, voter=voter)
+        VotePanel(gradio, blocks, lambda: book, voter=voter)
     serve_app(build_app(blocks, style=STYLE, keys=KEYS, head=HEAD), server)
 
 
@@ -92,19 +96,30 @@ class VotePanel:
     Args:
         gradio: The module.
         blocks: The whole page.
-        book: The ballots and their votes.
+        pick: Gives the ballots to vote on, from the values of `choice`.
+        choice: The components that say which; none where there is no choice.
         voter: Whose votes these are; None asks on the page.
     """
 
-    def __init__(self, gradio: Any, blocks: Any, book: VoteBook, *, voter: str | None = None) -> None:
+    def __init__(
+        self,
+        gradio: Any,
+        blocks: Any,
+        pick: Callable[..., VoteBook],
+        *,
+        choice: Sequence[Any] = (),
+        voter: str | None = None,
+    ) -> None:
         self._gradio = gradio
         self._blocks = blocks
-        self._book = book
+        self._pick = pick
+        self._choice = list(choice)
         self._voter = voter
         # Stays on the server, one for each tab, so that several people do not mix.
         self._session = gradio.State(None)
         # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
         self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
+        self._fault = gradio.HTML(visible=False, elem_id="vote-fault")
         with gradio.Column(visible=False) as self._welcome:
             gradio.Markdown(_WELCOME)
             self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, elem_id="vote-name")
@@ -150,43 +165,59 @@ class VotePanel:
         return choices
 
     def _connect(self, start: Any, undo: Any, choices: dict[str, Any]) -> None:
-        outputs = [self._session, self._remembered, self._welcome, self._name, self._main, self._ballot, self._skip]
+        outputs = [
+            self._session,
+            self._remembered,
+            self._fault,
+            self._welcome,
+            self._name,
+            self._main,
+            self._ballot,
+            self._skip,
+        ]
         outputs += [self._instruction, self._input, self._left, self._right]
         outputs += [self._progress, self._change, self._number]
         # Not queued: each takes milliseconds. Not in the API that Gradio offers to programs.
         settings: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self._blocks.load(self._load, [self._remembered], outputs, **settings)
+        known = [self._remembered, *self._choice]
+        for event in (self._blocks.load, *(part.input for part in self._choice)):
+            event(self._load, known, outputs, **settings)
         for event in (start.click, self._name.submit):
-            event(self._begin, [self._name], outputs, **settings)
+            event(self._begin, [self._name, *self._choice], outputs, **settings)
         for choice, button in choices.items():
             answer = functools.partial(self._answer, choice)
-            button.click(answer, [self._session, self._remembered, self._number], outputs, **settings)
-        undo.click(self._undo, [self._session, self._remembered], outputs, **settings)
+            button.click(answer, [self._session, self._number, *known], outputs, **settings)
+        undo.click(self._undo, [self._session, *known], outputs, **settings)
         self._change.click(self._show_welcome, None, outputs, **settings)
 
-    def _load(self, remembered: Any) -> dict[Any, Any]:
-        voter = self._find_voter(remembered)
-        return self._show(voter) if voter else self._show_welcome()
-
-    def _begin(self, name: str) -> dict[Any, Any]:
+    def _load(self, remembered: Any, *chosen: Any) -> dict[Any, Any]:
         try:
-            return self._show(check_voter(name))
+            book = self._pick(*chosen)
+        except InstructError as error:
+            return self._show_fault(error)
+        voter = self._find_voter(remembered)
+        return self._show(voter, book) if voter else self._show_welcome()
+
+    def _begin(self, name: str, *chosen: Any) -> dict[Any, Any]:
+        try:
+            voter = check_voter(name)
         except DataError as error:
             return {self._name: self._gradio.update(info=str(error))}
+        return self._load(voter, *chosen)
 
-    def _answer(self, choice: str, session: Session | None, remembered: Any, number: str) -> dict[Any, Any]:
+    def _answer(self, choice: str, session: Session | None, number: str, *known: Any) -> dict[Any, Any]:
         if session is None:
             # The server was started anew under an open page: show what comes next rather than guess what was seen.
-            return self._load(remembered)
+            return self._load(*known)
         seconds = time.monotonic() - session.shown_at
-        self._book.vote(session.voter, int(number) if number.isdecimal() else 0, choice, seconds=seconds)
-        return self._show(session.voter)
+        session.book.vote(session.voter, int(number) if number.isdecimal() else 0, choice, seconds=seconds)
+        return self._show(session.voter, session.book)
 
-    def _undo(self, session: Session | None, remembered: Any) -> dict[Any, Any]:
+    def _undo(self, session: Session | None, *known: Any) -> dict[Any, Any]:
         if session is None:
-            return self._load(remembered)
-        self._book.undo(session.voter)
-        return self._show(session.voter)
+            return self._load(*known)
+        session.book.undo(session.voter)
+        return self._show(session.voter, session.book)
 
     def _find_voter(self, remembered: Any) -> str | None:
         if self._voter:
@@ -201,19 +232,31 @@ class VotePanel:
         return {
             self._session: None,
             self._remembered: "",
+            self._fault: update(visible=False),
             self._welcome: update(visible=True),
             self._name: update(value="", info=" "),
             self._main: update(visible=False),
         }
 
-    def _show(self, voter: str) -> dict[Any, Any]:
+    def _show_fault(self, error: InstructError) -> dict[Any, Any]:
+        update = self._gradio.update
+        text = html.escape(f"There is nothing to vote on: {error}")
+        return {
+            self._session: None,
+            self._fault: update(value=f'<div class="vote-count" role="status">{text}</div>', visible=True),
+            self._welcome: update(visible=False),
+            self._main: update(visible=False),
+        }
+
+    def _show(self, voter: str, book: VoteBook) -> dict[Any, Any]:
         """Return what a voter sees next."""
         update = self._gradio.update
-        ballot = self._book.next_ballot(voter)
-        texts = ballot or Ballot(0, self._book.num_different, "", "", "", "")
+        ballot = book.next_ballot(voter)
+        texts = ballot or Ballot(0, book.num_different, "", "", "", "")
         return {
-            self._session: Session(voter),
+            self._session: Session(voter, book),
             self._remembered: "" if self._voter else voter,
+            self._fault: update(visible=False),
             self._welcome: update(visible=False),
             self._main: update(visible=True),
             self._ballot: update(visible=ballot is not None),

@@ -91,6 +91,19 @@ def pair_responses(first: Sequence[Response], second: Sequence[Response]) -> lis
     ]
 
 
+def choose_vote_file(first: Path, second: Path) -> Path:
+    """Return where votes go by default: into the first run's folder, under the second's name.
+
+    Args:
+        first: A run folder, or a file of responses.
+        second: The other.
+    """
+    other = second.resolve().name if second.is_dir() else second.stem
+    if first.is_dir():
+        return first / f"votes.{other}.jsonl"
+    return first.with_name(f"votes.{first.stem}.{other}.jsonl")
+
+
 def check_voter(name: str) -> str:
     """Return a voter's name without white space around it.
 
@@ -299,7 +312,7 @@ def locked_votes(path: Path) -> Iterator[None]:
 
     if path.is_dir():
         raise RunError(f"`{path}` is a folder; name the file for the votes with `--out`, such as `{path}/votes.jsonl`.")
-    lock = FileLock(path.parent / f".{path.name}.lock", blocking=False)
+    lock = FileLock(path.parent / f".{path.name}.lock", blocking=False, thread_local=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -1,9 +1,10 @@
 """Which prompts are answered at once: as many as fit the memory, of about one length."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from hf_instruct.memory import free_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,21 +77,5 @@ def _fitting_batch_size(model: "PreTrainedModel", prompt: int, max_new_tokens: i
     activations = prompt * (16 * width * itemsize + 4 * length)
     logits = config.vocab_size * (itemsize + 4)
     on_cpu = model.device.type == "cpu"
-    free = _free_bytes(model.device.type) * (_SHARE_ON_CPU if on_cpu else _SHARE)
+    free = free_bytes(model.device.type) * (_SHARE_ON_CPU if on_cpu else _SHARE)
     return max(1, min(_MOST_ON_CPU if on_cpu else _MOST, int(free / (cache + activations + logits))))
-
-
-def _free_bytes(device: str) -> int:
-    """Return the bytes that this process may still take on a kind of device."""
-    import psutil  # type: ignore[import-untyped]  # ships no types
-    import torch
-
-    if device == "cuda":
-        # What PyTorch holds but does not use is free for it too.
-        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0]) + kept
-    if device == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    available: int = psutil.virtual_memory().available
-    # Processes launched together on this machine take as much each.
-    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

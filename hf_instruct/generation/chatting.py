@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import json
 import logging
 import threading
 import unicodedata
@@ -23,7 +24,7 @@ from hf_instruct.run_folder import RunFolder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ChatModel", "ChatSettings", "Conversation", "Turn", "build_examples", "check_text"]
+__all__ = ["ChatModel", "ChatSettings", "Conversation", "Turn", "build_examples", "check_text", "format_examples"]
 
 logger = logging.getLogger(__name__)
 
@@ -332,6 +333,12 @@ def build_examples(turns: Sequence[Turn]) -> list[Example]:
         for turn in turns
         if turn.assistant and turn.ended_by == "model"
     ]
+
+
+def format_examples(examples: Sequence[Example]) -> str:
+    """Return examples as a file of JSON Lines that `data check` accepts, each once."""
+    rows = {row.id: {"instruction": row.instruction, "input": row.input, "output": row.output} for row in examples}
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
 
 
 def check_text(text: str, *, what: str = "question") -> str:

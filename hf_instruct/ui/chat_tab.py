@@ -1,123 +1,31 @@
 """The chat tab: questions, and answers as they are written; of one model, or of two side by side."""
 
-import contextlib
-import dataclasses
-import time
-from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+import functools
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import InstructError
+from hf_instruct.errors import DataError, InstructError
+from hf_instruct.ui.chat_session import ChatSession, Column
 from hf_instruct.ui.look import format_chat, format_notice
 from hf_instruct.ui.shelf import ModelShelf
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chatting import ChatSettings, Conversation, Turn
+    from hf_instruct.generation.chatting import ChatSettings
 
 _NOBODY = "nobody"
-# A fast model writes more often than a browser needs to draw.
-_SECONDS_BETWEEN_UPDATES = 0.05
-_PENDING = "…"
-
-
-@dataclasses.dataclass
-class Column:
-    """One model's side of a session.
-
-    Attributes:
-        label: What the model is called.
-        conversation: None until the model is loaded.
-        asked: The question that is being answered; None where none is.
-        before: The turns before that question.
-        answer: What is there of the answer.
-    """
-
-    label: str
-    conversation: "Conversation | None" = None
-    asked: str | None = None
-    before: "Sequence[Turn]" = ()
-    answer: str = ""
-
-    def list_turns(self) -> list[tuple[str, str]]:
-        """Return the questions and answers to show."""
-        # A turn is added a moment before its last piece is read: until then, what was there before counts.
-        said = self.before if self.asked is not None else self.conversation.turns if self.conversation else []
-        turns = [(turn.user, turn.assistant) for turn in said]
-        return turns if self.asked is None else [*turns, (self.asked, self.answer or _PENDING)]
-
-
-class ChatSession:
-    """One browser tab: nothing in it is shared with another but the models."""
-
-    def __init__(self) -> None:
-        self.columns: list[Column] = []
-        self._is_stopped = False
-
-    def take(self, labels: list[str]) -> None:
-        """Talk to these models; a change of any begins anew, because an answer belongs to what was said before."""
-        if [column.label for column in self.columns] != labels:
-            self.stop()
-            self.columns = [Column(label) for label in labels]
-
-    def stop(self) -> None:
-        """End what is being written soon; what there is of it stays."""
-        self._is_stopped = True
-        for column in self.columns:
-            if column.conversation:
-                column.conversation.stop()
-
-    def clear(self) -> None:
-        """Forget what was said."""
-        self.stop()
-        self.columns = [Column(column.label) for column in self.columns]
-
-    def undo(self) -> str | None:
-        """Take back the last turn and return its question; None where there is none."""
-        taken = [turn for column in self.columns if column.conversation and (turn := column.conversation.undo())]
-        return taken[0].user if taken else None
-
-    def answer(self, question: str, *, again: bool = False) -> Iterator[None]:
-        """Have each model answer, one after the other, and yield when there is something new to show.
-
-        On a processor two models at once would each take more than twice as long.
-
-        Args:
-            question: What is asked.
-            again: Whether it is the latest question once more, for an answer in the place of the latest.
-
-        Raises:
-            InstructError: The question cannot be asked, or generation failed.
-        """
-        self._is_stopped = False
-        columns = self.columns
-        for column in columns:
-            talk = column.conversation
-            if talk is None or self._is_stopped or self.columns is not columns:
-                continue
-            before = talk.turns[:-1] if again else talk.turns
-            pieces = cast("Generator[str]", talk.retry() if again else talk.stream(question))
-            column.asked, column.before, column.answer = question, before, ""
-            try:
-                # Another conversation may have the model: the question is there while it waits.
-                yield
-                with contextlib.closing(pieces):
-                    yield from _follow(column, pieces)
-            except GeneratorExit:
-                # The browser is gone, and nobody reads the answer.
-                talk.stop()
-                raise
-            finally:
-                column.asked = None
-            yield
-
-
-def _follow(column: Column, pieces: Iterator[str]) -> Iterator[None]:
-    """Yield while an answer is written into its column."""
-    shown_at = 0.0
-    for piece in pieces:
-        column.answer += piece
-        if time.monotonic() - shown_at >= _SECONDS_BETWEEN_UPDATES:
-            shown_at = time.monotonic()
-            yield
+_SAVE = "Save as examples"
+# The browser makes the file: the server writes none.
+_DOWNLOAD = """
+(name, text) => {
+  if (!text) return;
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/jsonl"}));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+"""
 
 
 class ChatTab:
@@ -168,6 +76,12 @@ class ChatTab:
             retry = gradio.Button("Retry", size="sm", min_width=80, elem_id="hi-retry")
             undo = gradio.Button("Undo", size="sm", min_width=80, elem_id="hi-undo")
             clear = gradio.Button("Clear", size="sm", min_width=80, elem_id="hi-clear")
+            self._saves = [
+                gradio.Button(_SAVE, size="sm", min_width=80, visible=not place, elem_id=f"hi-save-{name}")
+                for place, name in enumerate(("first", "second"))
+            ]
+        # What the browser is to keep, and under which name.
+        self._file = [gradio.Textbox(visible="hidden") for _ in range(2)]
         with gradio.Accordion("How answers are written", open=False, elem_id="hi-settings"):
             self._settings = self._build_settings()
         self._connect(retry, undo, clear)
@@ -209,32 +123,38 @@ class ChatTab:
 
     def _connect(self, retry: Any, undo: Any, clear: Any) -> None:
         outputs = [self._session, *self._chats, self._second, self._box, self._notice, self._send, self._stop]
+        outputs += self._saves
         choice = [self._session, self._model, self._other_model]
         settings = list(self._settings.values())
         # Not in the API that Gradio offers to programs.
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        # Many may wait at once: each model answers one question at a time anyway.
-        slow: dict[str, Any] = {**quick, "queue": True, "concurrency_limit": None}
+        # Many may wait at once: each model answers one question at a time anyway. By itself Gradio would drop a click
+        # that comes between the end of an answer and its own taking note of it; the session sees to what is too much.
+        slow: dict[str, Any] = {**quick, "queue": True, "concurrency_limit": None, "trigger_mode": "multiple"}
         for event in (self._send.click, self._box.submit):
             event(self._ask, [*choice, self._box, *settings], outputs, **slow)
         retry.click(self._retry, [*choice, *settings], outputs, **slow)
         self._stop.click(self._end, [self._session], None, **quick)
         undo.click(self._undo, choice, outputs, **quick)
         clear.click(self._clear, choice, outputs, **quick)
+        for place, save in enumerate(self._saves):
+            write = functools.partial(self._save, place)
+            made = save.click(write, [self._session], [*self._file, self._notice], **quick)
+            made.success(None, self._file, None, js=_DOWNLOAD, **quick)
         for dropdown in (self._model, self._other_model):
             dropdown.input(self._choose, choice, outputs, **quick)
 
     def _ask(self, session: ChatSession | None, model: str, other: str, text: str, *values: Any) -> Iterator[Any]:
         session = session or ChatSession()
         session.take(_list_labels(model, other))
-        yield from self._answer(session, values, text, box="")
+        if session.begin():
+            yield from self._answer(session, values, text, box="")
 
     def _retry(self, session: ChatSession | None, model: str, other: str, *values: Any) -> Iterator[Any]:
         session = session or ChatSession()
         session.take(_list_labels(model, other))
-        talks = [column.conversation for column in session.columns if column.conversation]
-        question = next((talk.turns[-1].user for talk in talks if talk.turns), "")
-        yield from self._answer(session, values, question, again=True)
+        if session.begin(instead=True):
+            yield from self._answer(session, values, session.latest_question(), again=True)
 
     def _answer(
         self,
@@ -245,21 +165,43 @@ class ChatTab:
         again: bool = False,
         box: str | None = None,
     ) -> Iterator[dict[Any, Any]]:
-        """Yield what to show while the models answer."""
+        """Yield what to show while the models answer, one after the other; to be called between `begin` and `end`.
+
+        On a processor two models at once would each take more than twice as long, and the memory may do for one only.
+        """
         try:
-            for column in session.columns:
-                if not self._shelf.is_loaded(column.label):
-                    yield self._show(session, f"Loading {column.label} …", busy=True)
-                self._prepare(column, dict(zip(self._settings, values, strict=True)))
-            shown = {} if box is None else {self._box: box}
-            for _ in session.answer(question, again=again):
-                yield {**self._show(session, busy=True), **shown}
-                # Cleared once: what is typed meanwhile stays.
-                shown = {}
-        except InstructError as error:
-            yield self._show(session, str(error), error=True)
-        else:
-            yield self._show(session, _describe_end(session))
+            try:
+                yield from self._write_answers(session, values, question, again=again, box=box)
+            except InstructError as error:
+                end = self._show(session, str(error), error=True)
+            else:
+                end = self._show(session, _describe_end(session))
+            # Who asks once the page shows the end waits for it here, rather than being turned away.
+            session.stop()
+            yield end
+        finally:
+            session.end()
+
+    def _write_answers(
+        self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool, box: str | None
+    ) -> Iterator[dict[Any, Any]]:
+        shown = {} if box is None else {self._box: box}
+        columns = session.columns
+        for column in columns:
+            if column.conversation is None:
+                yield self._show_loading(session, column)
+            self._prepare(column, dict(zip(self._settings, values, strict=True)))
+        for column in columns:
+            if not self._shelf.is_loaded(column.label):
+                yield self._show_loading(session, column)
+            with self._shelf.lend(column.label):
+                for _ in session.answer(column, question, again=again):
+                    yield {**self._show(session, busy=True), **shown}
+                    # Cleared once: what is typed meanwhile stays.
+                    shown = {}
+
+    def _show_loading(self, session: ChatSession, column: Column) -> dict[Any, Any]:
+        return self._show(session, f"Loading {column.label} …", busy=True)
 
     def _prepare(self, column: Column, values: dict[str, Any]) -> None:
         """Load a column's model, and set how it answers.
@@ -272,7 +214,8 @@ class ChatTab:
         system = values.pop("system") or ""
         settings = _build_settings(values)
         if column.conversation is None:
-            column.conversation = Conversation(self._shelf.load(column.label))
+            with self._shelf.lend(column.label) as model:
+                column.conversation = Conversation(model)
         column.conversation.settings = settings
         if column.conversation.system != system.strip():
             column.conversation.system = system
@@ -285,8 +228,15 @@ class ChatTab:
         session = session or ChatSession()
         session.take(_list_labels(model, other))
         question = session.undo()
-        shown = {} if question is None else {self._box: question}
-        return {**self._show(session), **shown}
+        return {**self._show(session), **({self._box: question} if question else {})}
+
+    def _save(self, place: int, session: ChatSession | None) -> tuple[str, str, str]:
+        """Return a file's name, its text, and a notice; no text where there is nothing to save."""
+        try:
+            name, text, said = save_turns(session.columns[place] if session and session.columns else None)
+        except InstructError as error:
+            return "", "", format_notice(str(error), error=True)
+        return name, text, format_notice(said)
 
     def _clear(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = session or ChatSession()
@@ -310,7 +260,11 @@ class ChatTab:
             self._send: update(visible=not busy),
             self._stop: update(visible=busy),
             self._second: update(visible=len(session.columns) > 1),
+            self._saves[1]: update(visible=len(session.columns) > 1),
         }
+        for save, column in zip(self._saves, session.columns, strict=False):
+            name = f"{_SAVE}: {column.label}" if len(session.columns) > 1 else _SAVE
+            shown[save] = update(value=name, visible=True)
         for chat, column in zip(self._chats, session.columns, strict=False):
             shown[chat] = format_chat(column.label, column.list_turns(), aside=_describe_memory(column))
         return shown
@@ -342,10 +296,38 @@ def _describe_end(session: ChatSession) -> str:
     """Return what a reader should know of the latest answers."""
     said = []
     for column in session.columns:
-        if column.conversation is None or not column.conversation.turns:
+        if column.conversation is None or not column.turns:
             continue
-        last = column.conversation.turns[-1]
+        last = column.turns[-1]
         ended = {"length": "The answer was cut off at the longest allowed.", "user": "Stopped."}.get(last.ended_by, "")
         if text := " ".join(filter(None, (column.conversation.notice, ended))):
             said.append(f"{column.label}: {text}" if len(session.columns) > 1 else text)
     return "\n".join(said)
+
+
+def save_turns(column: Column | None) -> tuple[str, str, str]:
+    """Return the whole answers of a conversation as a file of training examples, as the terminal's `/save` writes it.
+
+    Returns:
+        What to call the file, its text, and what to say of it.
+
+    Raises:
+        DataError: There is nothing to save.
+    """
+    from hf_instruct.generation.chatting import build_examples, format_examples
+
+    turns = list(column.turns) if column else []
+    if column is None or column.conversation is None or not turns:
+        raise DataError("There is nothing to save yet.")
+    text = format_examples(build_examples(turns))
+    num_saved, num_whole = text.count("\n"), len(build_examples(turns))
+    if not text:
+        raise DataError("There is nothing to save: no answer is whole. A longer `longest answer` lets them end.")
+    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', column.label).strip('-.') or 'chat'}.jsonl"
+    said = f"Saved {num_saved} into {name}"
+    parts = [f"{len(turns) - num_whole:,} left out (empty or cut)"] * (num_whole < len(turns))
+    parts += [f"{num_whole - num_saved:,} said twice"] * (num_saved < num_whole)
+    said += f": {', '.join(parts)}." if parts else "."
+    if column.conversation.system or (column.conversation.model.has_turns and num_saved > 1):
+        said += " Each example stands alone: earlier turns and the system text are not in it."
+    return name, text, said

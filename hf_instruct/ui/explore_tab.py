@@ -91,10 +91,10 @@ class ExploreTab:
                 check_text(text, what="text")
                 wait = "Working …" if self._shelf.is_loaded(label) else f"Loading {label} …"
                 yield format_notice(wait)
-                model = self._shelf.load(label)
-                prompt_ids = model.encode(check_text(text)) if way == _AS_QUESTION else text
-                yield format_notice("Working …")
-                yield show(model, prompt_ids, *values)
+                with self._shelf.lend(label) as model:
+                    prompt_ids = model.encode(check_text(text)) if way == _AS_QUESTION else text
+                    yield format_notice("Working …")
+                    yield show(model, prompt_ids, *values)
             except InstructError as error:
                 yield format_notice(str(error), error=True)
 

@@ -1,13 +1,46 @@
-"""The models of the page: each loaded when it is first asked, then shared by all who talk to it."""
+"""The models of the page: each loaded when it is asked, shared by all who talk to it, kept while the memory lasts."""
 
+import contextlib
+import dataclasses
+import gc
+import itertools
+import logging
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from hf_instruct.memory import free_bytes, give_back_freed_memory, mapped_bytes
 from hf_instruct.ui.sources import Source, Speaker, list_speakers
+from hf_instruct.ui.weights import estimate_bytes, measure_bytes
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chatting import ChatModel
+
+logger = logging.getLogger(__name__)
+
+# What a model takes while it is loaded and while it answers, beside its weights, in shares of these.
+_LEEWAY = 1.25
+
+
+@dataclasses.dataclass
+class _Kept:
+    """A model that was loaded once.
+
+    Attributes:
+        model: Without its weights while they are dropped: conversations hold on to it, so that it has to stay.
+        label: What it was called by who asked for it first.
+        size: Its weights in bytes.
+        num_users: How many are using the weights now.
+        used: A number that grows with every use.
+        is_loaded: Whether the weights are there.
+    """
+
+    model: "ChatModel"
+    label: str
+    size: int
+    num_users: int = 0
+    used: int = 0
+    is_loaded: bool = True
 
 
 class ModelShelf:
@@ -20,8 +53,9 @@ class ModelShelf:
     def __init__(self, sources: Sequence[Source]) -> None:
         self._speakers = {speaker.label: speaker for speaker in list_speakers(sources)}
         self._sources = {source.name: source for source in sources}
-        self._loaded: dict[Hashable, ChatModel] = {}
+        self._kept: dict[Hashable, _Kept] = {}
         self._lock = threading.Lock()
+        self._uses = itertools.count(1)
 
     @property
     def labels(self) -> list[str]:
@@ -29,24 +63,77 @@ class ModelShelf:
         return list(self._speakers)
 
     def is_loaded(self, label: str) -> bool:
-        """Return whether a model is there already."""
-        return self._key(self._speakers[label]) in self._loaded
+        """Return whether a model can answer at once."""
+        kept = self._kept.get(self._key(self._speakers[label]))
+        return kept is not None and kept.is_loaded
 
-    def load(self, label: str) -> "ChatModel":
-        """Return a model, loaded on its first use: that takes seconds.
+    @contextlib.contextmanager
+    def lend(self, label: str) -> "Iterator[ChatModel]":
+        """Give a model for as long as it is used; where it is not there it is loaded, which takes seconds.
+
+        Where the memory would not do, models that nobody uses are dropped first, the one unused for longest before
+        others; they are loaded again when they are asked again.
 
         Raises:
             InstructError: It cannot be loaded.
         """
-        from hf_instruct.generation.chatting import ChatModel
-
         speaker = self._speakers[label]
-        key = self._key(speaker)
         # One after the other: two at once would need the memory for both weights files besides.
         with self._lock:
-            if key not in self._loaded:
-                self._loaded[key] = ChatModel.load(speaker.name, base=speaker.base)
-            return self._loaded[key]
+            kept = self._load(speaker)
+            kept.num_users += 1
+            kept.used = next(self._uses)
+        try:
+            yield kept.model
+        finally:
+            with self._lock:
+                kept.num_users -= 1
+
+    def _load(self, speaker: Speaker) -> _Kept:
+        from hf_instruct.generation.chatting import ChatModel
+
+        key = self._key(speaker)
+        kept = self._kept.get(key)
+        if kept is not None and kept.is_loaded:
+            return kept
+        self._make_room(speaker.label, self._estimate(speaker) if kept is None else kept.size)
+        loaded = ChatModel.load(speaker.name, base=speaker.base)
+        if kept is None:
+            kept = self._kept[key] = _Kept(loaded, speaker.label, measure_bytes(loaded.model))
+        else:
+            kept.model.model, kept.is_loaded = loaded.model, True
+        return kept
+
+    def _make_room(self, label: str, size: int) -> None:
+        """Drop models until there is room for another, or none is left that could go."""
+        from hf_instruct.models import best_device
+
+        device = best_device()
+        unused = [kept for kept in self._kept.values() if kept.is_loaded and not kept.num_users]
+        for kept in sorted(unused, key=lambda kept: kept.used):
+            mapped = mapped_bytes() if device == "cpu" else 0
+            if free_bytes(device) - mapped >= size * _LEEWAY:
+                return
+            logger.info(
+                "Dropped %s (%s) from memory, to load %s (%s).",
+                kept.label,
+                _format_size(kept.size),
+                label,
+                _format_size(size),
+            )
+            _drop_weights(kept)
+
+    def _estimate(self, speaker: Speaker) -> int:
+        """Return the bytes to expect of a model's weights; where nothing tells, those of the largest there was."""
+        source = self._sources[speaker.name]
+        name, dtype, revision = speaker.name, "float32", None
+        if source.folder is not None and source.experiment is not None:
+            dtype = source.experiment.generate.dtype
+            name = str(source.folder.model)
+            if speaker.base:
+                name, revision = source.experiment.model.name, source.experiment.model.revision
+        found = estimate_bytes(name, dtype=dtype, revision=revision)
+        return max((kept.size for kept in self._kept.values()), default=0) if found is None else found
 
     def _key(self, speaker: Speaker) -> Hashable:
         """Return what tells a model apart: runs that began with the same one share it."""
@@ -55,3 +142,18 @@ class ModelShelf:
             return speaker.name
         model = experiment.model
         return (model.name, model.revision, experiment.generate.dtype, experiment.data.prompt_format)
+
+
+def _drop_weights(kept: _Kept) -> None:
+    import torch
+
+    kept.is_loaded = False
+    del kept.model.model
+    gc.collect()
+    give_back_freed_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _format_size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
