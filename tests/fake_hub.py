@@ -103,6 +103,8 @@ class FakeHub:
         self.fail: dict[str, tuple[int, str]] = {}
         self.fail_headers: dict[str, str] = {}
         self.before: dict[str, Callable[[], None]] = {}
+        # Called once all is done, before it is answered.
+        self.after: dict[str, Callable[[], None]] = {}
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.fake = self
@@ -480,6 +482,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         extra = dict(headers or {})
+        if status == 200 and self.answering in self.fake.after:
+            self.fake.after.pop(self.answering)()
         if status == 200 and self.answering in self.fake.cut_answer:
             return self._cut()
         if status == 200 and self.answering in self.fake.late_answer:

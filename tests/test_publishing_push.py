@@ -125,6 +125,8 @@ def test_who_may_not(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPat
         "`--to google/assistant`: you are `me`, who may not write to the namespace `google`. Yours: `me`, `my-org`. "
         "Nothing was published."
     )
+    hub.orgs = {"my-org": "write", "reading": "read"}
+    assert "may not write to the namespace `reading`. Yours: `me`, `my-org`. " in refuse(run, hub, "reading/a")
     log_in = (
         "`HF_TOKEN` goes before any login: set it to a token that may write, or unset it and `hf auth login`. "
         "Nothing was published."
@@ -163,6 +165,37 @@ def test_another_base_model_is_not_written_over(run: RunFolder, hub: FakeHub) ->
     # Without a model in it there is nothing to lose.
     hub.add_repo("me/empty", {"README.md": card})
     assert push_to(run, hub, "me/empty").changed
+
+
+def test_the_branch_counts_and_not_the_rest(run: RunFolder, hub: FakeHub) -> None:
+    theirs = {"README.md": b"---\nbase_model: google/gemma-3-1b-it\n---\n", "model.safetensors": b"theirs"}
+    repo = hub.add_repo("me/assistant", theirs)
+    # A new branch takes nothing away.
+    assert push_to(run, hub, revision="ours").changed
+    assert repo.files["model.safetensors"].content == b"theirs"
+    repo.branches["v2"] = repo.branches["main"]
+    assert refuse(run, hub, revision="v2").startswith(
+        "The branch `v2` of `me/assistant` holds a model made of the base model `google/gemma-3-1b-it`; "
+    )
+
+
+def test_a_model_of_others_without_a_name_for_its_base(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
+    hub.add_repo("me/assistant", {"README.md": b"# Theirs\n", "model.safetensors": b"theirs"})
+    local = write_full_run(tmp_path / "local", run.model, model={"name": str(run.model)})
+    assert "; this one is made of one that is not on the Hub. " in refuse(local, hub)
+    # Of our own making is what our card says.
+    assert push_to(local, hub, "me/mine").changed
+    assert push_to(local, hub, "me/mine", license="mit").changed
+
+
+def test_an_old_name_of_a_repository(run: RunFolder, hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+    push_to(run, hub, "me/new")
+    hub.renamed["me/old"] = "me/new"
+    with caplog.at_level("INFO", "hf_instruct"):
+        published = push_to(run, hub, "me/old", license="mit")
+    assert (published.repo_id, published.url) == ("me/new", f"{hub.url}/me/new")
+    assert "`me/old` is called `me/new` on the Hub; it goes there." in caplog.messages
+    assert b"me/old" not in hub.repos["me/new"].files["README.md"].content
 
 
 def test_private_is_not_ignored_for_a_public_repository(run: RunFolder, hub: FakeHub) -> None:

@@ -15,6 +15,7 @@ from fake_hub import TOKEN, FakeHub
 from pushed_runs import BASE_ID, open_hub, push_to, refuse, save_byte_model, snapshot, write_full_run
 
 from hf_instruct.errors import PublishError
+from hf_instruct.publishing.push import PushTarget, push
 from hf_instruct.run_folder import RunFolder
 
 # huggingface_hub 2.4 sends LFS files by the old name of an argument of httpx2's.
@@ -253,8 +254,8 @@ def test_only_the_answer_is_lost(
     assert len(repo.messages) == 2
     assert (hub.deleted, _deletions(hub)) == ([], 0)
     assert caplog.messages == [
-        "No answer came to the commit; asking the Hub whether it was made ...",
-        "It was made: only the answer was lost.",
+        "The Hub has not confirmed the commit; asking it whether it was made ...",
+        "It was made: only the answer got lost.",
     ]
     _mend(hub)
     assert not push_to(run, hub).changed
@@ -373,10 +374,8 @@ def test_ctrl_c_before_the_commit_is_made(run: RunFolder, hub: FakeHub) -> None:
 
 
 @pytest.mark.usefixtures("_seeing")
-def test_ctrl_c_once_the_commit_is_made(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The main thread asks before the Hub is done, and asks again.
-    monkeypatch.setattr("hf_instruct.publishing.uploading.PAUSES", (0.0, 0.5, 1.0))
-    _once(hub, "commit", _interrupt)
+def test_ctrl_c_once_the_commit_is_made(run: RunFolder, hub: FakeHub) -> None:
+    hub.after["commit"] = _interrupt
     text = _stop(run, hub)
     commit = hub.repos[ID].branches["main"]
     assert text == f"It was published all the same: {hub.url}/{ID}, commit {commit[:7]}."
@@ -453,6 +452,13 @@ def test_what_is_not_the_hub(run: RunFolder, hub: FakeHub, monkeypatch: pytest.M
     )
 
 
+def test_an_address_without_its_beginning(run: RunFolder, hub: FakeHub) -> None:
+    from huggingface_hub import HfApi
+
+    with pytest.raises(PublishError, match=r"^`HF_ENDPOINT` is `localhost:9`, which is no address"):
+        push(run, PushTarget(ID), api=HfApi(endpoint="localhost:9"))
+
+
 def test_a_token_that_cannot_be_one(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_é")
     text = refuse(run, hub)
@@ -492,7 +498,8 @@ def test_ctrl_c_as_a_user_presses_it(run: RunFolder, hub: FakeHub, tmp_path: Pat
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**known, **settings}
         )
-        _once(hub, route, lambda process=process: (process.send_signal(signal.SIGINT), time.sleep(0.3)))
+        # Long enough for it to be seen before the answer comes.
+        hub.after[route] = lambda process=process: (process.send_signal(signal.SIGINT), time.sleep(3))
         out, error = process.communicate(timeout=60)
         assert (process.returncode, out) == (130, "")
         assert f"hf-instruct: interrupted. {said}" in error

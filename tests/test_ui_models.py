@@ -103,7 +103,7 @@ def test_whole_answers_are_saved_as_the_terminal_does(model: ChatModel) -> None:
     name, text, said = save_turns(_column("runs/my run, untuned", model, *turns))
     assert name == "runs-my-run-untuned.jsonl"
     assert [json.loads(line) for line in text.splitlines()] == [{"instruction": "Q\n1", "input": "", "output": "Ä1"}]
-    assert said == f"Saved 1 into {name}: 2 left out (empty or cut), 1 said twice."
+    assert said == f"Saved 1 training example into {name}: 2 left out (empty or cut), 1 said twice."
     for nothing in (None, Column("x"), _column("x", model)):
         with pytest.raises(DataError, match="There is nothing to save yet"):
             save_turns(nothing)

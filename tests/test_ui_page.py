@@ -216,6 +216,10 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
     ann.page.get_by_text("The question is empty; type some words.").wait_for()
     assert ann.said() == [question, answer]
 
+    # What the browser saves are the whole answers; these were all cut.
+    ann.find("save-first").click()
+    ann.page.get_by_text("There is nothing to save: no answer is whole.").wait_for()
+
     # Beside one another: each model answers by itself, and the conversation begins anew.
     ann.find("other-model input").click()
     ann.page.get_by_role("option", name="two, untuned").click()
@@ -223,8 +227,6 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
     assert ann.said() == []
     ann.ask("And you?")
     assert ann.said()[0] == ann.said("other")[0] == "And you?"
-    ann.find("save-second").click()
-    ann.page.get_by_text("There is nothing to save: no answer is whole.").wait_for()
     assert len(ann.said()) == len(ann.said("other")) == 2
     assert ann.page.locator("#hi-other .hi-chat-head").inner_text() == "two, untuned\neach question stands alone"
     ann.find("undo").click()
@@ -371,4 +373,11 @@ def test_runs_and_votes_in_a_browser(server: Server, runs: Path, browser: Any, t
     fay.page.keyboard.press("t")
     fay.page.get_by_text("All 1 done. Thank you!").wait_for()
     assert (runs / "one" / "votes.two.jsonl").read_text().count('"score": 0.5') == 4
+    for second, shown in (("two, untuned", "1 of 4"), ("one", "Choose two different ones to compare.")):
+        fay.find("vote-second input").click()
+        fay.page.get_by_role("listbox").last.get_by_role("option", name=second, exact=True).click()
+        fay.page.get_by_text(shown).wait_for()
+    fay.find("vote-second input").click()
+    fay.page.get_by_role("listbox").last.get_by_role("option", name="two", exact=True).click()
+    fay.page.get_by_text("All 1 done. Thank you!").wait_for()
     fay.check_and_leave()

@@ -19,8 +19,8 @@ examples:
   hf-instruct ui smollm2-135m                  a model of no run: chat and explore
   hf-instruct ui runs/my-run --host 0.0.0.0    for everybody who reaches this machine
 
-A model is loaded when it is first asked. Votes are between the first two runs, or a lone run's answers and those of its
-untuned model, and are kept where `hf-instruct vote` keeps them. Ctrl-C ends it."""
+A model is loaded when it is asked, and dropped again where the memory would not do for the next. Votes are between any
+two sets of answers, and are kept where `hf-instruct vote` keeps them. Ctrl-C ends it."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

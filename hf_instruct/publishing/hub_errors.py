@@ -111,6 +111,11 @@ def _explain(api: "HfApi", error: BaseException) -> str:
             f"What answers at {api.endpoint} does not speak as the Hub does. Look whether `HF_ENDPOINT` is right, and "
             f"whether the network wants you to log in first. {NOTHING}"
         )
+    if type(error).__name__ == "UnsupportedProtocol":
+        return (
+            f"`HF_ENDPOINT` is `{api.endpoint}`, which is no address of a server: it begins with `https://` or "
+            f"`http://`. Mend it, or unset it for the Hub itself. {NOTHING}"
+        )
     if isinstance(error, UnicodeEncodeError):
         return f"Your token holds letters that no token has. {advise_log_in()} {NOTHING}"
     if isinstance(error, ValueError):

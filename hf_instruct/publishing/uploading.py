@@ -193,7 +193,7 @@ def _settle(
 ) -> str:
     """Ask the Hub whether a commit was made of which no answer came; return it, or raise what holds then."""
     url = place.url(api)
-    logger.info("No answer came to the commit; asking the Hub whether it was made ...")
+    logger.info("The Hub has not confirmed the commit; asking it whether it was made ...")
     try:
         oid = _ask(api, place, folder, removed)
     except (PublishError, KeyboardInterrupt) as failure:
@@ -212,7 +212,7 @@ def _settle(
     place.made = None
     if isinstance(error, KeyboardInterrupt):
         raise KeyboardInterrupt(f"It was published all the same: {url}, commit {oid[:7]}.") from error
-    logger.info("It was made: only the answer was lost.")
+    logger.info("It was made: only the answer got lost.")
     return oid
 
 

@@ -101,10 +101,11 @@ class ChatTab:
                     0,
                     step=0.05,
                     label="temperature",
+                    min_width=220,
                     info="0: always the likeliest token",
                     elem_id="hi-temperature",
                 ),
-                "top_p": gradio.Slider(0.05, 1, 1, step=0.05, label="top-p", info="1: all tokens"),
+                "top_p": gradio.Slider(0.05, 1, 1, step=0.05, label="top-p", info="1: all tokens", min_width=220),
                 "top_k": gradio.Number(0, precision=0, label="top-k", info="0: all tokens", min_width=110),
             }
         with gradio.Row():
@@ -263,7 +264,7 @@ class ChatTab:
             self._saves[1]: update(visible=len(session.columns) > 1),
         }
         for save, column in zip(self._saves, session.columns, strict=False):
-            name = f"{_SAVE}: {column.label}" if len(session.columns) > 1 else _SAVE
+            name = f"Save {column.label}" if len(session.columns) > 1 else _SAVE
             shown[save] = update(value=name, visible=True)
         for chat, column in zip(self._chats, session.columns, strict=False):
             shown[chat] = format_chat(column.label, column.list_turns(), aside=_describe_memory(column))
@@ -324,7 +325,7 @@ def save_turns(column: Column | None) -> tuple[str, str, str]:
     if not text:
         raise DataError("There is nothing to save: no answer is whole. A longer `longest answer` lets them end.")
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', column.label).strip('-.') or 'chat'}.jsonl"
-    said = f"Saved {num_saved} into {name}"
+    said = f"Saved {num_saved} training {'example' if num_saved == 1 else 'examples'} into {name}"
     parts = [f"{len(turns) - num_whole:,} left out (empty or cut)"] * (num_whole < len(turns))
     parts += [f"{num_whole - num_saved:,} said twice"] * (num_saved < num_whole)
     said += f": {', '.join(parts)}." if parts else "."

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 SERIES_COLORS = ("#2f7fd1", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b929b")
 
 STYLE = """
-:root, .gradio-container {--plot-text: var(--body-text-color); --plot-grid: var(--border-color-primary);
+:root, .gradio-container {
+  --block-info-text-color: color-mix(in srgb, var(--body-text-color) 66%, transparent);
+  --input-placeholder-color: color-mix(in srgb, var(--body-text-color) 60%, transparent);
+  --plot-text: var(--body-text-color); --plot-grid: var(--border-color-primary);
   --plot-validation: #2f7fd1; --plot-tuned: #2f7fd1; --plot-base: #8b929b;}
 .hi-title {font-size: 1.2rem; font-weight: 650; color: var(--body-text-color);}
 .hi-notice, .hi-table th, .hi-table small, .hi-card h4, .hi-chat-head, .hi-foot, .hi-tokens summary, .hi-empty {
@@ -34,6 +37,7 @@ table.hi-texts th:first-child, table.hi-texts td:first-child {min-width: 2em;}
   margin-top: 5px; min-width: 110px;}
 .hi-track i {position: absolute; top: 0; height: 5px; border-radius: 3px; background: var(--plot-tuned);}
 .hi-cards {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 12px;}
+.hi-card h4 span:first-child {flex: none; max-width: 70%; overflow-wrap: anywhere;}
 .hi-card h4 span:last-child {font-weight: 400; text-align: right;}
 .hi-cards + .hi-cards, .hi-wide + .hi-wide {margin-top: 12px;}
 .hi-card {border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 14px;
@@ -76,7 +80,12 @@ table.hi-texts th:first-child, table.hi-texts td:first-child {min-width: 2em;}
   background: color-mix(in srgb, var(--button-primary-background-fill) 17%, transparent);}
 .hi-empty {padding: 28px 0; text-align: center;}
 button.hi-step {align-self: end;}
-@media (max-width: 640px) {.gradio-container {padding: 8px !important;} .hi-table {font-size: .85rem;}}
+@media (max-width: 640px) {
+  .gradio-container main {padding: 12px 8px !important;}
+  .hi-table {font-size: .85rem;}
+  table.hi-texts td:nth-child(2) {min-width: 11em;}
+  .hi-log {height: min(38vh, 300px);}
+}
 """
 
 

@@ -40,6 +40,7 @@ def _format_metrics(view: RunsView) -> str:
             *(format_metric(name, answers.metrics[name]) if name in answers.metrics else _NONE for name in names),
         ]
         for answers in view.sets
+        if answers.metrics
     ]
     return format_table(["reference metrics", *(_keep_together(label_metric(name)) for name in names)], rows)
 
