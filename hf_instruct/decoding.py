@@ -75,8 +75,8 @@ def generate_completions(
     return [_read_completion(tokenizer, row, ends) for row in rows]
 
 
-def find_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end_id: int) -> set[int]:
-    """Return the ids that end a response: this one, the tokenizer's end-of-text and the model's own ends."""
+def find_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end_id: int | None = None) -> set[int]:
+    """Return the ids that end a response: this one if given, the tokenizer's end-of-text and the model's own ends."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     return {token for token in (end_id, tokenizer.eos_token_id, *_as_list(own)) if token is not None}
 

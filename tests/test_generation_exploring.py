@@ -131,6 +131,13 @@ def test_a_tree_with_an_end_in_it(tiny_gpt2: Path) -> None:
     assert "best" in format_beam_tree(tree)
 
 
+def test_an_end_that_the_model_cannot_write(tiny_gpt2: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    expected = explore_beams(model, tokenizer, TEXT)
+    model.generation_config.eos_token_id = tiny_models.VOCABULARY
+    assert explore_beams(model, tokenizer, TEXT) == expected
+
+
 def test_the_tree_as_text(gpt2) -> None:
     tree = explore_beams(*gpt2, TEXT, num_beams=2, length=2)
     a, b = tree.roots

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.decoding import generating
+from hf_instruct.decoding import find_ends, generating
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.token_text import display_width, encode_text, show_token
 
@@ -109,7 +109,8 @@ def explore_beams(
     if length < 1:
         raise ConfigError(f"`length` is {length}; it should be at least 1.")
     ids = encode_text(model, tokenizer, text, room=length)
-    ends = _end_ids(model, tokenizer)
+    # A model made smaller may still name the end of the one it was made from, which it cannot write.
+    ends = sorted(end for end in find_ends(model, tokenizer) if end < vocabulary)
     watcher = _Watcher(len(ids), ends)
     shared: dict[str, Any] = {"do_sample": False, "max_new_tokens": length, "pad_token_id": _pad_id(tokenizer)}
     shared |= {"eos_token_id": ends or None}
@@ -247,12 +248,6 @@ def _remark(node: BeamNode) -> str:
     if node.rank is not None:
         return "  best" if node.rank == 1 else f"  number {node.rank}"
     return "" if node.kept or node.children else "  dropped"
-
-
-def _end_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    return sorted({token for token in ids if isinstance(token, int)})
 
 
 def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
