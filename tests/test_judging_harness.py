@@ -137,7 +137,7 @@ def test_a_lora_adapter_counts(tiny_gpt2: Path, tmp_path: Path) -> None:
     options = BenchmarkOptions(limit=8)
     raw = benchmark_model(model, tokenizer, ["everyday_choice"], options=options)
     adapted = get_peft_model(
-        model, LoraConfig(r=4, init_lora_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM")
+        model, LoraConfig(r=4, lora_alpha=256, init_lora_weights=False, fan_in_fan_out=True, task_type="CAUSAL_LM")
     )
     adapted.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from reporting_run import write_run
-from transformers import GPT2Config
 
 from hf_instruct.cli.main import main
 from hf_instruct.pages import open_socket
@@ -89,7 +88,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_models
 
     folder = tmp_path_factory.mktemp("ui")
-    config = GPT2Config(vocab_size=tiny_models.VOCABULARY, n_positions=8192, n_embd=32, n_layer=2, n_head=2)
+    config = tiny_models.gpt2_config()
+    config.n_positions = 8192
     base = tiny_models.save_tiny(folder / "tiny", config, scale=8)
     for name in ("one", "two"):
         run = write_run(folder / name, model={"name": str(base)})
