@@ -1,9 +1,11 @@
 """Whether the Hub is within reach: its client tries for half a minute, file by file, before it says that it is not."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +18,8 @@ def cache_alone_if_unreachable(location: str) -> Iterator[None]:
     """Load from the cache at once where the Hub cannot be reached, as `HF_HUB_OFFLINE=1` does.
 
     Args:
-        location: A Hub id or a local folder. A folder asks the Hub for nothing, unless it is that of an adapter, whose
-            base model may be there.
+        location: Hub id of a model or a data set, or a local folder. A folder asks the Hub for nothing, unless it is
+            that of an adapter, whose base model may be there.
     """
     from huggingface_hub import constants
 
@@ -27,21 +29,42 @@ def cache_alone_if_unreachable(location: str) -> Iterator[None]:
         yield
         return
     logger.info("%s cannot be reached; looking for `%s` in the cache alone.", constants.ENDPOINT, location)
-    constants.HF_HUB_OFFLINE = True
+    with _offline():
+        yield
+
+
+def transport_error() -> type[Exception]:
+    """Return what a request to the Hub raises when it fails: each huggingface_hub has the HTTP library of its time."""
+    from huggingface_hub import errors
+
+    error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # imported there, not declared
+    return error
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    from huggingface_hub import constants
+
+    modules: list[Any] = [constants]
+    # Which keeps a flag of its own.
+    if "datasets" in sys.modules:
+        modules.append(sys.modules["datasets"].config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = False
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _is_reachable(endpoint: str) -> bool:
-    from huggingface_hub import errors, get_session
+    from huggingface_hub import get_session
 
-    # Of the HTTP library that this version of huggingface_hub has.
-    transport = errors.HTTPError  # type: ignore[attr-defined]  # imported there, not declared
     try:
         get_session().head(endpoint, timeout=_SECONDS)
-    except (transport, OSError) as error:
+    except (transport_error(), OSError) as error:
         logger.debug("%s: %s", endpoint, error)
         return False
     return True

@@ -3,11 +3,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 from huggingface_hub import constants
 from judge_servers import find_free_port
 
-from hf_instruct.errors import ModelLoadError
+from hf_instruct.data.sources import collect_examples
+from hf_instruct.errors import DataError, ModelLoadError
 from hf_instruct.hub import cache_alone_if_unreachable
 from hf_instruct.models import load_tokenizer
 
@@ -15,6 +17,7 @@ from hf_instruct.models import load_tokenizer
 @pytest.fixture(autouse=True)
 def _not_told_to_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{find_free_port()}")
 
 
@@ -48,6 +51,14 @@ def test_without_a_network_the_cache_alone_is_looked_at(caplog: pytest.LogCaptur
         load_tokenizer("some/model")
     assert caplog.messages == [f"{constants.ENDPOINT} cannot be reached; looking for `some/model` in the cache alone."]
     assert not constants.HF_HUB_OFFLINE
+
+
+def test_without_a_network_data_is_looked_for_in_the_cache_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "hf_instruct")
+    with pytest.raises(DataError, match=r"Couldn't reach 'some/data' on the Hub .* Check the network"):
+        collect_examples("some/data")
+    assert caplog.messages == [f"{constants.ENDPOINT} cannot be reached; looking for `some/data` in the cache alone."]
+    assert not datasets.config.HF_HUB_OFFLINE
 
 
 def test_a_hub_that_answers_is_used(asked: list[str], tmp_path: Path) -> None:

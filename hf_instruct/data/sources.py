@@ -20,6 +20,7 @@ from hf_instruct.data.checks import (
 from hf_instruct.data.download import load_course_data
 from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, convert_dataset, parse_json, parse_jsonl, read_file
 from hf_instruct.errors import DataError
+from hf_instruct.hub import cache_alone_if_unreachable, transport_error
 from hf_instruct.records import Example
 
 if TYPE_CHECKING:
@@ -168,13 +169,11 @@ def _load_everyday() -> RawTable:
 
 def _load_from_hub(location: str, *, file: str, name: str | None, split: str, revision: str | None) -> "Dataset":
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # What the HTTP library below raises for a connection cut half-way; which library that is changed once already.
-    transport_error: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
-        return datasets.load_dataset(location, name, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, transport_error) as error:
+        with cache_alone_if_unreachable(location):
+            return datasets.load_dataset(location, name, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, transport_error()) as error:
         raise DataError(_advise_on_hub(error, file, split)) from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.hub import cache_alone_if_unreachable, transport_error
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -141,7 +142,7 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> LoadedTask
     shown: list[str] = []
     owners: dict[str, str] = {}
     for name in names:
-        with _translated_errors(name, manager.task_index):
+        with _translated_errors(name, manager.task_index), _hub_for(name, manager.task_index):
             loaded = manager.load([name])
         groups, leaves = loaded.get("groups", {}), loaded["tasks"]
         for leaf, task in leaves.items():
@@ -239,7 +240,6 @@ def _unreadable_tasks(include: Sequence[Path]) -> list[str]:
 @contextlib.contextmanager
 def _translated_errors(name: str, index: Mapping[str, Any]) -> Iterator[None]:
     """Turn what loading a task raises for missing data or a faulty YAML into one message."""
-    import httpx
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
     from yaml import YAMLError
@@ -252,7 +252,7 @@ def _translated_errors(name: str, index: Mapping[str, Any]) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ConfigError(f"The task `{name}` needs a package that is not installed: {_first_line(error)}") from error
-    except (OSError, httpx.HTTPError, DatasetsError, *faulty, TemplateError, YAMLError) as error:
+    except (OSError, transport_error(), DatasetsError, *faulty, TemplateError, YAMLError) as error:
         reason = _first_line(error)
         if path and not _is_local(path) and _means_unreachable(error):
             what = f"`{path}`" + (f" ({subset})" if subset else "")
@@ -268,6 +268,12 @@ def _translated_errors(name: str, index: Mapping[str, Any]) -> Iterator[None]:
         ) from error
 
 
+def _hub_for(name: str, index: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Keep a task whose data is on the Hub from waiting for one out of reach."""
+    path, _ = _first_dataset(name, index)
+    return cache_alone_if_unreachable(path) if path and not _is_local(path) else contextlib.nullcontext()
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0].strip()
@@ -275,11 +281,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _means_unreachable(error: BaseException) -> bool:
-    import httpx
     from datasets.exceptions import DatasetNotFoundError
 
     # Offline, `datasets` raises a ConnectionError, or a ValueError when another subset is in the cache.
-    is_missing = isinstance(error, ConnectionError | httpx.HTTPError | DatasetNotFoundError)
+    is_missing = isinstance(error, (ConnectionError, transport_error(), DatasetNotFoundError))
     return is_missing or "find cache" in str(error) or "offline" in str(error).lower()
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import PublishError
+from hf_instruct.hub import transport_error
 from hf_instruct.run_folder import redact
 
 if TYPE_CHECKING:
@@ -28,15 +29,14 @@ def translated_errors(api: "HfApi") -> Iterator[None]:
     """Turn what huggingface_hub raises into a `PublishError`; what is no fault of the Hub or the way to it, goes on."""
     from huggingface_hub import errors
 
-    # Each version has the HTTP library of its time; uploads in threads wrap what went wrong in a RuntimeError.
-    transport = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield
     except errors.OfflineModeIsEnabled as error:
         raise PublishError(OFFLINE) from error
     except errors.LocalTokenNotFoundError as error:
         raise PublishError(f"You are not logged in to {api.endpoint}. {advise_log_in()} {NOTHING}") from error
-    except (transport, OSError, RuntimeError, ValueError) as error:
+    # Uploads in threads wrap what went wrong in a RuntimeError.
+    except (transport_error(), OSError, RuntimeError, ValueError) as error:
         cause = _find_cause(error)
         if cause is None:
             raise
@@ -86,15 +86,12 @@ def hide_tokens(text: str) -> str:
 
 def _find_cause(error: BaseException | None) -> BaseException | None:
     """Return the error of the connection or of the Hub that another error was raised for; None where there is none."""
-    from huggingface_hub import errors
-
-    transport = errors.HTTPError  # type: ignore[attr-defined]
     answers = (json.JSONDecodeError, UnicodeEncodeError)
     texts = ("Invalid metadata in README.md", "LFS batch API returned errors")
     while error is not None:
         is_xet = type(error).__module__.startswith("hf_xet")
         is_known = isinstance(error, ValueError) and str(error).startswith(texts)
-        if isinstance(error, (transport, ConnectionError, TimeoutError, *answers)) or is_xet or is_known:
+        if isinstance(error, (transport_error(), ConnectionError, TimeoutError, *answers)) or is_xet or is_known:
             return error
         error = error.__cause__
     return None
