@@ -1,6 +1,44 @@
-"""Which of the processes that were launched together this is; read from what `accelerate launch` and `torchrun` set."""
+"""Which of the processes that were launched together this is, and how one is ended.
+
+The first is read from what `accelerate launch` and `torchrun` set.
+"""
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: from `kill`, `timeout`, a container's stop or a batch system. As Ctrl-C, but from no person."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, so that whatever is under way is put in order as after Ctrl-C.
+
+    Left as it is in one of several processes launched together, whose launcher ends them while they may wait for each
+    other within a collective operation, where no Python runs; in a thread; and where somebody has set a handler.
+    """
+    is_ours = threading.current_thread() is threading.main_thread() and count_processes() == 1
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def terminate(number: int, frame: object) -> None:
+        if os.getpid() != owner:
+            # A copy of this process, as those that load data: to be gone at once.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def process_rank() -> int:

@@ -19,6 +19,7 @@ from hf_instruct.cli.chat_session import ChatSession, append_examples
 from hf_instruct.data.sources import load_examples
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.chatting import ChatModel, ChatSettings, Conversation, Turn
+from hf_instruct.processes import Terminated
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 
@@ -254,6 +255,20 @@ def test_ctrl_c_stops_the_answer_even_before_it_begins(
     assert conversation.turns[0].ended_by == "user"
     assert caplog.messages == ["[stopped]"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_ends_the_program_wherever_it_is(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: object) -> str:
+        raise Terminated
+
+    session = ChatSession(Conversation(model), load_base=None, is_terminal=True)
+    monkeypatch.setattr("builtins.input", end)
+    with pytest.raises(Terminated):
+        cli_chat._talk(session)
+    monkeypatch.setattr("builtins.input", lambda prompt: "Go on.")
+    monkeypatch.setattr(session, "handle", end)
+    with pytest.raises(Terminated):
+        cli_chat._talk(session)
 
 
 def test_the_prompt_ends_on_ctrl_c_twice_and_joins_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 import hf_instruct
 from hf_instruct.cli.main import VERBS, main
 from hf_instruct.errors import InstructError
+from hf_instruct.processes import Terminated
 
 RECIPE = "data: {limit: 20}\nmodel: {name: ./nowhere}\n"
 
@@ -158,6 +159,16 @@ def test_ctrl_c_says_how_to_go_on(verb, capsys: pytest.CaptureFixture[str], name
     verb.error = KeyboardInterrupt()
     assert main([name]) == 130
     assert capsys.readouterr().err == f"\nhf-instruct: interrupted.{hint}\n"
+
+
+def test_sigterm_is_said_and_has_its_own_status(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    verb.error = Terminated()
+    assert main(["try"]) == 143
+    assert capsys.readouterr().err == "\nhf-instruct: interrupted. Go on with: it.\n"
+    # As `push` does, which has more to say.
+    verb.error = KeyboardInterrupt("Nothing was published.")
+    verb.error.__cause__ = Terminated()
+    assert main(["try"]) == 143
 
 
 def test_ctrl_c_in_a_run_names_the_command(

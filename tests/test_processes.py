@@ -1,8 +1,63 @@
-"""Which of several launched processes this is."""
+"""Which of several launched processes this is, and how one is ended."""
+
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from hf_instruct.processes import count_processes, is_main_process, process_rank
+from hf_instruct.processes import Terminated, count_processes, is_main_process, process_rank, sigterm_interrupts
+
+FORK = """
+import os, signal
+from hf_instruct.processes import sigterm_interrupts
+with sigterm_interrupts():
+    if (copy := os.fork()) == 0:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            os._exit(7)
+    print(os.WTERMSIG(os.waitpid(copy, 0)[1]))
+"""
+
+
+def _handler() -> object:
+    return signal.getsignal(signal.SIGTERM)
+
+
+def test_sigterm_interrupts() -> None:
+    with pytest.raises(Terminated), sigterm_interrupts():
+        signal.raise_signal(signal.SIGTERM)
+    assert _handler() is signal.SIG_DFL
+
+
+def test_sigterm_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[object] = []
+
+    def look() -> None:
+        with sigterm_interrupts():
+            found.append(_handler())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    look()
+    monkeypatch.delenv("WORLD_SIZE")
+    assert found == [signal.SIG_DFL] * 2
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        look()
+        assert (found[2], _handler()) == (signal.SIG_IGN, signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
+def test_a_forked_copy_ends_at_once() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{int(signal.SIGTERM)}\n"
 
 
 def test_a_process_alone_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -487,23 +487,24 @@ def test_offline_and_unreachable(run: RunFolder, hub: FakeHub, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_ctrl_c_as_a_user_presses_it(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
+def test_ctrl_c_and_sigterm_as_they_come(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
     known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "hf_instruct.cli", "push", str(run.path), "--to", ID]
-    for route, said in [
-        ("preupload", "Nothing was published; give the same command again."),
-        ("commit", f"It was published all the same: {hub.url}/{ID}, commit "),
+    for route, number, status, said in [
+        ("preupload", signal.SIGINT, 130, "Nothing was published; give the same command again."),
+        ("preupload", signal.SIGTERM, 143, "Nothing was published; give the same command again."),
+        ("commit", signal.SIGINT, 130, f"It was published all the same: {hub.url}/{ID}, commit "),
     ]:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**known, **settings}
         )
         # Long enough for it to be seen before the answer comes.
-        hub.after[route] = lambda process=process: (process.send_signal(signal.SIGINT), time.sleep(3))
+        hub.after[route] = lambda process=process, number=number: (process.send_signal(number), time.sleep(3))
         out, error = process.communicate(timeout=60)
-        assert (process.returncode, out) == (130, "")
+        assert (process.returncode, out) == (status, "")
         assert f"hf-instruct: interrupted. {said}" in error
         assert "Traceback" not in error
         assert (ID in hub.repos) == (route == "commit")
-    assert hub.deleted == [ID]
+    assert hub.deleted == [ID, ID]
     assert BASE_ID in hub.repos

@@ -87,8 +87,8 @@ def test_a_run_without_a_model(model: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-def test_a_question_over_the_wire(adapter: bool, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("adapter", "end"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["full", "lora"])
+def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path: Path) -> None:
     from openai import OpenAI
 
     tuned = publishing_runs.save_adapter(tmp_path / "adapter", model) if adapter else model
@@ -105,7 +105,7 @@ def test_a_question_over_the_wire(adapter: bool, model: Path, tmp_path: Path) ->
         answer = client.chat.completions.create(
             model="mine", messages=[{"role": "user", "content": question}], temperature=0, max_tokens=16
         )
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         rest, errors = process.communicate(timeout=60)
     finally:
         process.kill()

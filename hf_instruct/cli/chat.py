@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hf_instruct.processes import Terminated
+
 if TYPE_CHECKING:
     from hf_instruct.cli.chat_session import ChatSession
     from hf_instruct.generation.chatting import ChatModel, ChatSettings
@@ -160,6 +162,8 @@ def _talk(session: "ChatSession") -> None:
                 return
         except InstructError as error:
             logger.info("%s", error)
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             logger.info("\nInterrupted.")
 
@@ -191,6 +195,8 @@ def _read_lines() -> Iterator[str]:
         except EOFError:
             print()
             return
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             print()
             if was_interrupted:

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 
 from hf_instruct import __version__
 from hf_instruct.errors import InstructError
+from hf_instruct.processes import Terminated, sigterm_interrupts
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
 VERBS = (
@@ -40,7 +41,11 @@ _SETTING = re.compile(r"--\w+(\.\w+)+")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 an error the user can mend, 2 usage, 130 interrupted."""
+    """Run one command and return its exit status.
+
+    Returns:
+        0 done, 1 an error the user can mend, 2 usage, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+    """
     parser = build_parser()
     words, settings = _split_settings(sys.argv[1:] if arguments is None else arguments, parser)
     options = parser.parse_args(words)
@@ -48,19 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings:
             options.overrides = {**getattr(options, "overrides", {}), **_parse_overrides(settings, options, parser)}
         _configure()
-        options.handler(options)
+        with sigterm_interrupts():
+            options.handler(options)
     except InstructError as error:
         print(f"hf-instruct: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         hint = getattr(options, "resume_hint", "")
         print(f"\nhf-instruct: interrupted.{' ' + hint if hint else ''}", file=sys.stderr)
-        return 130
+        return 143 if _is_termination(stop) else 130
     except BrokenPipeError:
         # The reader (`head`, say) has all it wanted; keep the interpreter from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _is_termination(stop: BaseException | None) -> bool:
+    """Return whether SIGTERM is at the bottom of an interruption that was given a text on its way up."""
+    return stop is not None and (isinstance(stop, Terminated) or _is_termination(stop.__cause__))
 
 
 def build_parser() -> argparse.ArgumentParser:

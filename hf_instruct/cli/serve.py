@@ -2,9 +2,7 @@
 
 import argparse
 import logging
-import signal
 from pathlib import Path
-from types import FrameType
 
 from hf_instruct.cli.numbers import port
 
@@ -54,8 +52,6 @@ def _serve(options: argparse.Namespace) -> None:
     if options.host not in _LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
     logger.info("Loading %s", served.folder)
-    # Whoever ends this process ends the server with it.
-    signal.signal(signal.SIGTERM, _interrupt)
     host = f"[{options.host}]" if ":" in options.host else options.host
     try:
         with serving(served, host=options.host, port=bound, device=options.device) as process:
@@ -66,10 +62,6 @@ def _serve(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         # How one ends it; there is nothing to mend.
         print("\nEnded.")
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _check_port(host: str, number: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 from hf_instruct.config import Experiment
 from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, run
+from hf_instruct.processes import Terminated, sigterm_interrupts
 from hf_instruct.run_folder import RunFolder, plain_values
 from hf_instruct.sweeping.files import (
     Candidate,
@@ -247,8 +248,10 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
     sender.close()
     try:
         process.join()
-    except BaseException:
+    except BaseException as stop:
         # The terminal's Ctrl-C has reached it as well; it is given time to finish the row it writes.
+        if isinstance(stop, Terminated):
+            process.terminate()
         process.join(timeout=20)
         process.kill()
         raise
@@ -268,7 +271,8 @@ def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Con
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _configure()
     try:
-        folder = run(experiment, path, resume=True, stages=stages)
+        with sigterm_interrupts():
+            folder = run(experiment, path, resume=True, stages=stages)
         if is_done(folder, "train"):
             # As large as several models, and of no more use.
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
