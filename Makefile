@@ -30,7 +30,7 @@ demo: setup  ## tune a small model on packaged data, answer, score and report: 4
 	@HF_HUB_OFFLINE=1 $(BIN)/hf-instruct run recipes/smollm2-135m/demo.yaml --run-dir runs/demo --force
 	@echo && echo "The report: $(CURDIR)/runs/demo/report.html"
 
-bench: setup  ## measure speed and memory beside TRL and the course, about 40 minutes; QUICK=1: ten
+bench: setup  ## measure speed and memory beside TRL and the course, about 45 minutes; QUICK=1: ten
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH_ARGS)
 
 docs: setup  ## build the pages of docs/ into site/; open site/index.html

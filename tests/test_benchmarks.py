@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bench, contestants, generation, inputs, others, results, services
+from benchmarks import bench, contestants, generation, inputs, others, results, services, training
 from benchmarks.bench import Bench, Outcome
 from benchmarks.inputs import block_weights, choose_training_examples, head_weights, join_answers, load_splits
 from benchmarks.memory import MEMORY_CASES, check_room
@@ -300,7 +300,7 @@ def test_a_failed_case_keeps_the_others_and_fails_the_run(
 
 
 def test_the_examples_in_docstrings_hold() -> None:
-    tried = [doctest.testmod(module) for module in (bench, inputs, others, results)]
+    tried = [doctest.testmod(module) for module in (bench, inputs, others, results, training)]
     assert all(count.attempted for count in tried)
     assert not any(count.failed for count in tried)
 
