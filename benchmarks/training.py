@@ -98,7 +98,7 @@ def run_training_case(case: TrainingCase, bench: Bench) -> Outcome:
         plan = dataclasses.replace(plan, contestants=case.full.contestants)
         case = dataclasses.replace(case, shape=bench.shape(case.shape), batch_size=_DRY_BATCH_SIZE)
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.contestants}
-    for name in order_turns(plan) if bench.mode != "dry" else plan.contestants:
+    for name in order_turns(plan) if bench.mode == "full" else plan.contestants:
         report = run_job("contestants", _build_job(case, plan, name, bench), deadline=bench.deadline)
         reports[name].append(report)
         tell(f"{case.name}: {name}: {statistics.median(report['seconds']):.2f} s/step")
