@@ -94,23 +94,25 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     location = resolve_model(name)
     adapter = Path(location) / "adapter_config.json"
-    with _translated_errors(name), cache_alone_if_unreachable(location):
-        if adapter.is_file():
-            tuned = _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code)
-            configure_stop(tuned, tokenizer)
-            fuse_activations(tuned)
-            return tuned, tokenizer
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            **({} if dropout is None else _dropout_settings(location, dropout, revision, trust_remote_code)),
-        )
+    # Around both: a Hub out of reach is waited for, and told of, once.
+    with cache_alone_if_unreachable(location):
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+        with _translated_errors(name):
+            if adapter.is_file():
+                tuned = _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code)
+                configure_stop(tuned, tokenizer)
+                fuse_activations(tuned)
+                return tuned, tokenizer
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                location,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                **({} if dropout is None else _dropout_settings(location, dropout, revision, trust_remote_code)),
+            )
     configure_stop(model, tokenizer)
     fuse_activations(model)
     return model.eval(), tokenizer
