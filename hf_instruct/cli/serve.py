@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from hf_instruct.cli.numbers import port
+from hf_instruct.pages import LOOPBACK, format_url, open_socket
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +21,6 @@ examples:
 
 Ctrl-C ends it."""
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb."""
@@ -34,7 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--host", default=_LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
+    parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="N", type=port, default=8000, help="default: 8000; 0 takes any free one")
     parser.add_argument("--device", metavar="D", default="auto", help="`auto` (default), `cpu`, `cuda:0`, `mps`")
     parser.set_defaults(handler=_serve)
@@ -49,13 +48,12 @@ def _serve(options: argparse.Namespace) -> None:
     # Found out before a model is loaded; the server binds the same one in a moment.
     bound = _check_port(options.host, options.port)
     served = prepare_served_model(RunFolder(options.run))
-    if options.host not in _LOOPBACK:
+    if options.host not in LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
     logger.info("Loading %s", served.folder)
-    host = f"[{options.host}]" if ":" in options.host else options.host
     try:
         with serving(served, host=options.host, port=bound, device=options.device) as process:
-            url = f"http://{host}:{bound}/v1"
+            url = f"{format_url(options.host, bound)}v1"
             print(f"`{served.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(served.name, url)}", flush=True)
             status = process.wait()
             raise PublishError(f"The server ended by itself, with status {status}; what it said stands above.")
@@ -66,7 +64,5 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _check_port(host: str, number: int) -> int:
     """Return the port that can be bound: the one asked for, or a free one for 0."""
-    from hf_instruct.pages import open_socket
-
     with open_socket(host, number, what="The model") as server:
         return int(server.getsockname()[1])
