@@ -22,7 +22,7 @@ class Plan:
     """How much of a case is run.
 
     Attributes:
-        rounds: How often each peer has its turn, with one of ours beside it; the order alternates.
+        rounds: How often each peer has its turn; the order alternates.
         steps: Measured steps of a turn.
         warm_up: Steps before them, in which memory and kernels are set up: pages that a process touches for the first
             time are dear in a virtual machine, and it takes the shorter steps some more turns to have touched all.
@@ -98,7 +98,7 @@ def run_training_case(case: TrainingCase, bench: Bench) -> Outcome:
         plan = dataclasses.replace(plan, contestants=case.full.contestants)
         case = dataclasses.replace(case, shape=bench.shape(case.shape), batch_size=_DRY_BATCH_SIZE)
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.contestants}
-    for name in order_turns(plan) if bench.mode == "full" else plan.contestants:
+    for name in order_turns(plan, beside_each=bench.mode == "full"):
         report = run_job("contestants", _build_job(case, plan, name, bench), deadline=bench.deadline)
         reports[name].append(report)
         tell(f"{case.name}: {name}: {statistics.median(report['seconds']):.2f} s/step")
@@ -113,17 +113,21 @@ def run_training_case(case: TrainingCase, bench: Bench) -> Outcome:
     return outcome
 
 
-def order_turns(plan: Plan) -> list[str]:
-    """Return who has a turn when: ours beside every turn of a peer, before it in one round and after it in the next.
+def order_turns(plan: Plan, *, beside_each: bool) -> list[str]:
+    """Return who has a turn when; the order turns round every round.
 
-    A machine that others share has better and worse minutes, and a turn of ours is over in a fraction of a peer's.
+    Args:
+        plan: Of the case.
+        beside_each: Whether ours has a turn beside every turn of a peer, rather than one a round: a machine that others
+            share has better and worse minutes, and a turn of ours is over in a fraction of a peer's.
 
-    >>> order_turns(Plan(2, 5, contestants=("ours", "a", "b")))
+    >>> order_turns(Plan(2, 5, contestants=("ours", "a", "b")), beside_each=True)
     ['ours', 'a', 'ours', 'b', 'b', 'ours', 'a', 'ours']
     """
-    peers = [name for name in plan.contestants if name != "ours"]
-    pairs = [name for peer in peers for name in ("ours", peer)]
-    return [name for turn in range(plan.rounds) for name in (pairs if turn % 2 == 0 else reversed(pairs))]
+    names = list(plan.contestants)
+    if beside_each:
+        names = [name for peer in names if peer != "ours" for name in ("ours", peer)]
+    return [name for turn in range(plan.rounds) for name in (names if turn % 2 == 0 else reversed(names))]
 
 
 def _build_job(case: TrainingCase, plan: Plan, contestant: str, bench: Bench) -> TrainingJob:
