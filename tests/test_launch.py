@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from fake_ollama import Answer, FakeOllama
 
+from hf_instruct.models import load_model
 from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,21 +62,58 @@ def call(command: list[str | Path], environment: dict[str, str]) -> subprocess.C
     return done
 
 
-def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path, environment, tmp_path: Path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    common = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--run-dir"]
-    call([BIN / "python", *common, one, "--train.per_device_train_batch_size", "8"], environment)
-    launcher = [BIN / "accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
-    call([*launcher, *common, two, "--train.per_device_train_batch_size", "4"], environment)
-    expected, found = training_rows(one), training_rows(two)
+def check_equal_training(one: Path, two: Path) -> None:
+    """Two processes have logged the losses that one did, up to the order in which floats were added."""
+    expected, found = ([row for row in training_rows(run) if row["kind"] != "samples"] for run in (one, two))
     assert [(row["step"], row["kind"]) for row in found] == [(row["step"], row["kind"]) for row in expected]
     for left, right in zip(expected, found, strict=True):
         assert right["tokens_seen"] == left["tokens_seen"]
         for name in ("loss", "train_loss", "validation_loss"):
             assert (right[name] is None) == (left[name] is None)
             assert right[name] is None or right[name] == pytest.approx(left[name], rel=1e-4)
-    assert (two / "model" / "model.safetensors").stat().st_size == (one / "model" / "model.safetensors").stat().st_size
     assert json.loads((two / "training.json").read_text())["num_processes"] == 2
+
+
+def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path, environment, tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--run-dir"]
+    call([BIN / "python", *common, one, "--train.per_device_train_batch_size", "8"], environment)
+    launcher = [BIN / "accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
+    done = call([*launcher, *common, two, "--train.per_device_train_batch_size", "4"], environment)
+    check_equal_training(one, two)
+    assert (two / "model" / "model.safetensors").stat().st_size == (one / "model" / "model.safetensors").stat().st_size
+    assert any(row["kind"] == "samples" for row in training_rows(two))
+    # Told by one of them.
+    assert done.stderr.count("Trained 6 steps") == 1
+    assert done.stdout.count(str(two / "model")) == 1
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_spread_over_two_processes_trains_like_a_whole_one(
+    method: str, experiment: Path, environment, tmp_path: Path
+):
+    one, two = tmp_path / "one", tmp_path / "two"
+    config = yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text())
+    (tmp_path / "fsdp2.yaml").write_text(json.dumps({**config, "use_cpu": True}))
+    common = [
+        experiment,
+        "--train.num_train_epochs",
+        "1",
+        *(["--lora.r", "4"] if method == "lora" else []),
+        "--run-dir",
+    ]
+    call([BIN / "python", "recipes/sft.py", *common, one, "--train.per_device_train_batch_size", "8"], environment)
+    launcher = [BIN / "accelerate", "launch", "--config_file", tmp_path / "fsdp2.yaml", "tests/sft_fsdp_on_cpu.py"]
+    environment = {**environment, "PYTHONPATH": str(ROOT)}
+    call([*launcher, *common, two, "--train.per_device_train_batch_size", "4"], environment)
+    # It was spread: this is how Accelerate saves such a model's weights beside Transformers'.
+    assert list(two.glob("checkpoints/*/pytorch_model_fsdp.bin"))
+    check_equal_training(one, two)
+    # Not weight by weight: attention's key bias has no effect, so Adam moves it by rounding errors.
+    ids = torch.arange(64)[None]
+    with torch.no_grad():
+        left, right = (load_model(str(run))[0](ids).logits for run in (one, two))
+    torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 
 def kill_when(command: list[str | Path], environment: dict[str, str], ready, delay: float) -> None:

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 
 from hf_instruct import __version__
 from hf_instruct.errors import InstructError
-from hf_instruct.processes import Terminated, sigterm_interrupts
+from hf_instruct.processes import Terminated, is_main_process, sigterm_interrupts
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
 VERBS = (
@@ -131,7 +131,8 @@ def _parse_overrides(
 def _configure() -> None:
     """Set up logging and keep the libraries below from calling home; nothing of this happens at import."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hf_instruct").setLevel(logging.INFO)
+    # Processes launched together tell the same story: one of them tells it.
+    logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     # Ours says in one sentence what a dozen of its retries would. It sets its level from this when it is imported.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

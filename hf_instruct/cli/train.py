@@ -3,6 +3,7 @@
 import argparse
 
 from hf_instruct.cli.run import add_run_options, run_stages
+from hf_instruct.processes import is_main_process
 
 _EPILOG = """\
 examples:
@@ -27,4 +28,5 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _train(options: argparse.Namespace) -> None:
     run_stages(options, ("data", "train"))
-    print(options.run_dir / "model")
+    if is_main_process():
+        print(options.run_dir / "model")

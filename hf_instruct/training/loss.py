@@ -18,8 +18,10 @@ _HEAD_FIELDS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "
 # Label positions are filled up to a multiple of this: a CPU builds a kernel, a quarter of a second for a head of 50,000
 # rows, for each new number of them.
 _POSITIONS_MULTIPLE = 32
-# Rows of logits handled in fp32 at once: few enough to stay in the cache.
-_CHUNK = 16
+# Rows of logits handled in fp32 at once on a CPU: few enough to stay in its cache.
+_CPU_CHUNK = 16
+# Elsewhere each row more costs no time and each pass more does: as many as fit these fp32 numbers, 256 MB.
+_CHUNK_ELEMENTS = 2**26
 
 
 class _LabelLosses(torch.autograd.Function):
@@ -35,11 +37,12 @@ class _LabelLosses(torch.autograd.Function):
         logits = torch.mm(hidden, weight.t())  # [positions, vocabulary]
         losses = torch.empty(len(hidden), device=hidden.device)
         is_training = any(ctx.needs_input_grad)
-        for start in range(0, len(hidden), _CHUNK):
-            chunk, target = logits[start : start + _CHUNK], targets[start : start + _CHUNK, None]
+        size = _CPU_CHUNK if hidden.device.type == "cpu" else max(_CHUNK_ELEMENTS // len(weight), 1)
+        for start in range(0, len(hidden), size):
+            chunk, target = logits[start : start + size], targets[start : start + size, None]
             # In fp32, as every trainer computes it: bf16 would round the sum over the vocabulary.
             scores = torch.log_softmax(chunk.float(), dim=-1)  # [chunk, vocabulary]
-            losses[start : start + _CHUNK] = -scores.gather(1, target)[:, 0]
+            losses[start : start + size] = -scores.gather(1, target)[:, 0]
             if is_training:
                 chunk.copy_(scores.exp_().scatter_add_(1, target, scores.new_full(target.shape, -1.0)))
         if is_training:
