@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
-from hf_instruct.errors import ConfigError, DataError, RunError
+from hf_instruct.errors import ConfigError, DataError, InstructError, RunError
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.run_folder import RunFolder, plain_values
 
@@ -48,7 +48,7 @@ def run(
     check_experiment(experiment, stages)
     folder = RunFolder(Path(path))
     with _translated_disk_errors(folder):
-        with _one_process_first(experiment) as is_first:
+        with _one_process_first(experiment) as is_first, _translated_disk_errors(folder):
             # Launched on several processes, one opens the folder and prepares the data while the others wait.
             if is_first:
                 open_folder(folder, experiment, resume=resume, force=force)
@@ -85,7 +85,7 @@ def rerun_stage(
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
     is_main = is_main_process()
     with _translated_disk_errors(folder), folder.locked() if is_main else contextlib.nullcontext():
-        with _one_process_first(experiment) as is_first:
+        with _one_process_first(experiment) as is_first, _translated_disk_errors(folder):
             if is_first:
                 if force:
                     _check_before_clearing(folder, stage, experiment)
@@ -315,15 +315,31 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_process_first(experiment: Experiment) -> Iterator[bool]:
-    """Yield whether this process is the first of those launched together; the others wait until it is through."""
+    """Yield whether this process is the first of those launched together; the others wait until it is through.
+
+    An error that stops the first is raised in all of them: left waiting, they would end in tracebacks of their own.
+    """
     if count_processes() == 1:
         yield True
         return
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
     from hf_instruct.models import best_device
 
     # Without `cpu`, processes on a machine without a GPU would not find each other.
-    state = PartialState(cpu=bool(experiment.train.get("use_cpu", best_device() == "cpu")))
-    with state.main_process_first():
-        yield state.is_main_process
+    is_first = PartialState(cpu=bool(experiment.train.get("use_cpu", best_device() == "cpu"))).is_main_process
+    outcome: list[InstructError | None] = [None]
+    if not is_first:
+        broadcast_object_list(outcome)
+        if outcome[0] is not None:
+            raise outcome[0]
+        yield False
+        return
+    try:
+        yield True
+    except InstructError as error:
+        outcome = [error]
+        raise
+    finally:
+        broadcast_object_list(outcome)

@@ -88,6 +88,23 @@ def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path,
     assert done.stdout.count(str(two / "model")) == 1
 
 
+def test_a_mistake_is_told_once_whatever_the_number_of_processes(experiment: Path, environment, tmp_path: Path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("not a run")
+    config = ["--config_file", "accelerate_configs/cpu_2proc.yaml"]
+    # The second fails in a stage that both work on; the first before it, while one waits for the other.
+    for mistake, text in (
+        (["--run-dir", tmp_path / "taken"], "is not a run"),
+        (["--run-dir", tmp_path / "new", "--model.name", "gpt7"], "`gpt7` cannot be loaded"),
+    ):
+        command = [BIN / "accelerate", "launch", *config, "recipes/sft.py", experiment, *mistake]
+        done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 1
+        assert done.stderr.count("hf-instruct: ") == 1, done.stderr
+        assert text in done.stderr
+        assert "[rank" not in done.stderr  # a traceback of one of ours
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_model_spread_over_two_processes_trains_like_a_whole_one(
     method: str, experiment: Path, environment, tmp_path: Path

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -36,6 +37,7 @@ VERBS = (
     "serve",
 )
 
+_SECONDS_FOR_THE_FIRST = 5.0
 # `--train.learning_rate`, and any other field of a section.
 _SETTING = re.compile(r"--\w+(\.\w+)+")
 
@@ -56,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with sigterm_interrupts():
             options.handler(options)
     except InstructError as error:
+        if not is_main_process():
+            # The first process most likely stops for the same reason; the launcher then ends this one, and the reason
+            # stands there once and not once a GPU.
+            time.sleep(_SECONDS_FOR_THE_FIRST)
         print(f"hf-instruct: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
