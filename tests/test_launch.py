@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.models import load_model
@@ -105,26 +104,28 @@ def test_a_mistake_is_told_once_whatever_the_number_of_processes(experiment: Pat
         assert "[rank" not in done.stderr  # a traceback of one of ours
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("config", "saved_by_it", "lora"),
+    [
+        ("fsdp2.yaml", "pytorch_model_fsdp.bin", []),
+        ("fsdp2.yaml", "pytorch_model_fsdp.bin", ["--lora.r", "4"]),
+        ("zero2.yaml", "zero_to_fp32.py", []),
+        ("zero3.yaml", "zero_to_fp32.py", []),
+        ("zero3.yaml", "zero_to_fp32.py", ["--lora.r", "4"]),
+    ],
+)
 def test_a_model_spread_over_two_processes_trains_like_a_whole_one(
-    method: str, experiment: Path, environment, tmp_path: Path
+    config: str, saved_by_it: str, lora: list[str], experiment: Path, environment, tmp_path: Path
 ):
+    if config.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     one, two = tmp_path / "one", tmp_path / "two"
-    config = yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text())
-    (tmp_path / "fsdp2.yaml").write_text(json.dumps({**config, "use_cpu": True}))
-    common = [
-        experiment,
-        "--train.num_train_epochs",
-        "1",
-        *(["--lora.r", "4"] if method == "lora" else []),
-        "--run-dir",
-    ]
+    common = [experiment, "--train.num_train_epochs", "1", *lora, "--run-dir"]
     call([BIN / "python", "recipes/sft.py", *common, one, "--train.per_device_train_batch_size", "8"], environment)
-    launcher = [BIN / "accelerate", "launch", "--config_file", tmp_path / "fsdp2.yaml", "tests/sft_fsdp_on_cpu.py"]
-    environment = {**environment, "PYTHONPATH": str(ROOT)}
-    call([*launcher, *common, two, "--train.per_device_train_batch_size", "4"], environment)
-    # It was spread: this is how Accelerate saves such a model's weights beside Transformers'.
-    assert list(two.glob("checkpoints/*/pytorch_model_fsdp.bin"))
+    launcher = [BIN / "accelerate", "launch", "--config_file", f"accelerate_configs/{config}"]
+    command = [*launcher, "tests/sft_as_on_gpus.py", *common, two, "--train.per_device_train_batch_size", "4"]
+    call(command, {**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "DS_ACCELERATOR": "cpu"})
+    assert list(two.glob(f"checkpoints/*/{saved_by_it}"))
     check_equal_training(one, two)
     # Not weight by weight: attention's key bias has no effect, so Adam moves it by rounding errors.
     ids = torch.arange(64)[None]
