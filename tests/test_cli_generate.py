@@ -75,6 +75,7 @@ def test_a_strategy_after_another(run: RunFolder, capsys: pytest.CaptureFixture[
         (["--strategy", "greedy", "--num-return", "3"], "3 answers a prompt would all be the same one"),
         (["--strategy", "top-p", "--generate.top_p", "1.5"], "`top_p` is 1.5; it should be above 0 and at most 1"),
         (["--strategy", "beam", "--generate.num_return_sequences", "9"], "need at least as many beams"),
+        (["--strategy", "beam", "--generate.strategy", "beam"], "`generate.strategy`"),
         (["--strategy", "sample", "--train.learning_rate", "1"], "settings of its own section only"),
     ],
 )

@@ -1,13 +1,13 @@
 """`hf-instruct data`: check, show and measure a source of examples, without training."""
 
 import argparse
-import functools
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.numbers import natural
+from hf_instruct.cli.numbers import natural, whole
 
 if TYPE_CHECKING:
     from hf_instruct.data.checks import Fault
@@ -31,8 +31,6 @@ examples:
   hf-instruct data stats everyday --tokenizer gpt2-medium --plot lengths.png"""
 
 _MOST_CATEGORIES = 30
-# As in `TRAIN_DEFAULTS`, which a check without a model would load pydantic for.
-_MAX_LENGTH = 1024
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -51,7 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     check = _add_action(actions, "check", "list all faults, duplicates and leaks from train to test", shared, _check)
     _add_check_options(check)
     show = _add_action(actions, "show", "print one example as fields and as the text a model sees", shared, _show)
-    show.add_argument("number", nargs="?", type=_count, default=0, metavar="N", help="counted from 0 (default: 0)")
+    show.add_argument("number", nargs="?", type=whole, default=0, metavar="N", help="counted from 0 (default: 0)")
     stats = _add_action(actions, "stats", "count the examples and measure their lengths", shared, _stats)
     stats.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths as histograms")
 
@@ -149,12 +147,6 @@ def _similarity(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"`{text}` is not a number above 0 and at most 1, as in `0.9`")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number; examples are counted from 0")
-    return int(text)
 
 
 def _source_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -286,6 +278,7 @@ def _print_summary(source: str, examples: "list[Example]") -> None:
 def _show(options: argparse.Namespace) -> None:
     from hf_instruct.data.sources import load_examples
     from hf_instruct.errors import DataError
+    from hf_instruct.models import load_tokenizer
 
     prompt_format = _load_format(options)
     examples = load_examples(options.source, **_source_options(options))
@@ -299,7 +292,7 @@ def _show(options: argparse.Namespace) -> None:
     for name in ("id", "category", "instruction", "input", "output"):
         if (value := getattr(example, name)) is not None:
             print(f"{name + ':':<13}{_printable(value) or '(empty)'}")
-    tokenizer = _load_tokenizer(options) if options.tokenizer else None
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     prompt = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
     print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
     if tokenizer is None:
@@ -314,10 +307,11 @@ def _stats(options: argparse.Namespace) -> None:
     from hf_instruct.data.checks import shorten
     from hf_instruct.data.sources import load_examples
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
+    from hf_instruct.models import load_tokenizer
 
     prompt_format = _load_format(options)
     examples = load_examples(options.source, **_source_options(options))
-    encode = _load_encode(options, prompt_format) if options.tokenizer else None
+    encode = partial(prompt_format.encode_example, load_tokenizer(options.tokenizer)) if options.tokenizer else None
     result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
@@ -359,22 +353,12 @@ def _load_format(options: argparse.Namespace) -> "PromptFormat":
     return PromptFormat.named(options.prompt_format)
 
 
-def _load_tokenizer(options: argparse.Namespace) -> Any:
-    from hf_instruct.models import load_tokenizer
-
-    return load_tokenizer(options.tokenizer)
-
-
-def _load_encode(options: argparse.Namespace, prompt_format: "PromptFormat") -> Any:
-    return functools.partial(prompt_format.encode_example, _load_tokenizer(options))
-
-
 def _load_counter(options: argparse.Namespace) -> "TokenCounter":
+    from hf_instruct.config import TRAIN_DEFAULTS
     from hf_instruct.data.tokens import load_counter
 
-    return load_counter(
-        options.tokenizer, prompt_format=_load_format(options), max_length=options.max_length or _MAX_LENGTH
-    )
+    max_length = options.max_length or TRAIN_DEFAULTS["max_length"]
+    return load_counter(options.tokenizer, prompt_format=_load_format(options), max_length=max_length)
 
 
 def _plural(count: int, noun: str, nouns: str | None = None) -> str:

@@ -7,6 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.numbers import natural, whole
+
 if TYPE_CHECKING:
     from hf_instruct.generation.exploring import BeamTree, NextTokens, StrategyAnswer
 
@@ -55,36 +57,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="ask it as an instruction: in the run's prompt format, else in the model's own chat format, else alpaca",
     )
-    parser.add_argument("--top", type=_natural, default=20, metavar="N", help="next tokens to list (default: 20)")
+    parser.add_argument("--top", type=natural, default=20, metavar="N", help="next tokens to list (default: 20)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="above 0 (default: 1)")
     # Small, so that the table shows where they cut.
-    parser.add_argument("--top-k", type=_count, default=10, metavar="K", help="0 is off (default: 10)")
+    parser.add_argument("--top-k", type=whole, default=10, metavar="K", help="0 is off (default: 10)")
     parser.add_argument("--top-p", type=float, default=0.7, metavar="P", help="1 is off (default: 0.7)")
-    parser.add_argument("--beams", type=_count, default=3, metavar="N", help="of the beam tree; 0: none (default: 3)")
-    parser.add_argument("--depth", type=_natural, default=5, metavar="N", help="tokens of the beam tree (default: 5)")
+    parser.add_argument("--beams", type=whole, default=3, metavar="N", help="of the beam tree; 0: none (default: 3)")
+    parser.add_argument("--depth", type=natural, default=5, metavar="N", help="tokens of the beam tree (default: 5)")
     parser.add_argument(
         "--strategies",
         default=_DEFAULT_STRATEGIES,
         metavar="A,B,...",
         help=f"to write a text with each (default: {_DEFAULT_STRATEGIES})",
     )
-    parser.add_argument("--length", type=_natural, default=40, metavar="N", help="tokens of these texts (default: 40)")
+    parser.add_argument("--length", type=natural, default=40, metavar="N", help="tokens of these texts (default: 40)")
     parser.add_argument("--seed", type=int, default=123, metavar="S", help="of those that sample (default: 123)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the next token's probabilities")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
     parser.set_defaults(handler=_explore, resume_hint="Nothing was changed; start it again.")
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 0")
-    return int(text)
 
 
 def _explore(options: argparse.Namespace) -> None:

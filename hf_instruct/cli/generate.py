@@ -2,7 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.cli.numbers import natural
+
+if TYPE_CHECKING:
+    from hf_instruct.run_folder import RunFolder
 
 _EPILOG = """\
 examples:
@@ -47,7 +52,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--seed", type=int, metavar="S", help="of sampling: the same seed gives the same answers")
     parser.add_argument(
         "--num-return",
-        type=_natural,
+        type=natural,
         metavar="N",
         help="answers an example, drawn or of beams: the first is judged, the others are its `further_responses`",
     )
@@ -57,12 +62,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         takes_overrides=True,
         resume_hint="What was answered is kept; the same command without `--force` goes on.",
     )
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of at least 1")
-    return int(text)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -86,8 +85,8 @@ def _generate(options: argparse.Namespace) -> None:
         print(write_course_file(run))
 
 
-def _build_overrides(options: argparse.Namespace, run: Any) -> dict[str, Any]:
-    """Return what the flags set, by dotted name: preset or strategy, over it `--seed` and `--num-return`, then fields.
+def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str, Any]:
+    """Return what the flags set, by dotted name: preset or strategy, then `--seed` and `--num-return`, then fields.
 
     Raises:
         RunError: The folder is not a run.
@@ -97,21 +96,19 @@ def _build_overrides(options: argparse.Namespace, run: Any) -> dict[str, Any]:
 
     given = dict(getattr(options, "overrides", {}))
     flags = {"seed": options.seed, "num_return_sequences": options.num_return}
-    flags = {name: value for name, value in flags.items() if value is not None and f"generate.{name}" not in given}
+    flags = {name: value for name, value in flags.items() if value is not None}
     if not (options.strategy or options.preset):
         return {**{f"generate.{name}": value for name, value in flags.items()}, **given}
     # Fields of other sections are refused where every verb refuses them.
     fields = {name.partition(".")[2]: value for name, value in given.items() if name.startswith("generate.")}
-    seed = {"seed": flags.pop("seed")} if "seed" in flags else {}
-    over = {**flags, **fields}
     if options.preset:
-        settings = find_preset(options.preset).build_settings(**over)
+        settings = find_preset(options.preset).build_settings(**{**flags, **fields})
     else:
-        settings = build_generation_settings(options.strategy, **over)
+        settings = build_generation_settings(options.strategy, **{**flags, **fields})
     # What another strategy had set in this run does not stay.
     stored = run.load_experiment().generate.model_dump()
     stale = {name: None for name in STRATEGY_FIELDS if stored.get(name) is not None and name not in settings}
-    return {**given, **{f"generate.{name}": value for name, value in {**stale, **settings, **seed}.items()}}
+    return {**given, **{f"generate.{name}": value for name, value in {**stale, **settings}.items()}}
 
 
 def _print_presets() -> None:

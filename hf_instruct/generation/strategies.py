@@ -142,7 +142,7 @@ class Preset:
     strategy: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def build_settings(self, **overrides: Any) -> dict[str, Any]:
+    def build_settings(self, /, **overrides: Any) -> dict[str, Any]:
         """Return the fields of `GenerationConfig` to generate with; see `build_generation_settings`."""
         return build_generation_settings(self.strategy, **{**self.settings, **overrides})
 
@@ -184,7 +184,7 @@ def find_strategy(name: str) -> Strategy:
     return STRATEGIES[known]
 
 
-def build_generation_settings(strategy: str, **overrides: Any) -> dict[str, Any]:
+def build_generation_settings(strategy: str, /, **overrides: Any) -> dict[str, Any]:
     """Return the fields of `GenerationConfig` that a strategy sets, with others over them.
 
     Args:
