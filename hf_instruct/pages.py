@@ -4,6 +4,7 @@ Gradio draws the pages. Left to its defaults it would load fonts, ask for its la
 the page carries a rule that the browser enforces: nothing but the page's own server is asked for anything.
 """
 
+import errno
 import importlib.util
 import os
 import socket
@@ -51,26 +52,19 @@ def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socke
         what: What is to be served there, as the start of a sentence.
 
     Raises:
-        RunError: The port is taken, or the address is not this machine's.
+        RunError: The port is taken or not to be had, or the address is not this machine's.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.socket(family, kind, protocol)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, dualstack_ipv6=both)
     except OSError as error:
-        raise RunError(f"`--host {host}` is no address of this machine ({error.strerror}).") from error
-    try:
-        if os.name == "posix":
-            # A port of a server that ended a moment ago is free; on Windows the option would share one in use.
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(address)
-        server.listen()
-    except OSError as error:
-        server.close()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise RunError(f"`--host {host}` is no address of this machine; `--host 127.0.0.1` is its own.") from error
         raise RunError(
-            f"{what} cannot be served at {host}:{port} ({error.strerror}). Stop what runs there, or name another "
-            "port with `--port`; `--port 0` takes any free one."
+            f"{what} cannot be served at {host}:{port} ({os.strerror(error.errno or 0)}). Stop what runs there, or "
+            "name another port with `--port`; `--port 0` takes any free one."
         ) from error
-    return server
 
 
 def build_app(blocks: Any, *, style: str = "", keys: str | None = None, head: str = "") -> Any:

@@ -22,10 +22,9 @@ def test_a_port_in_use_is_an_error_that_says_what_to_do() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(RunError, match=r"The page cannot be served at 203\.0\.113\.1:0 \(Cannot assign"):
-        open_socket("203.0.113.1", 0)
-    with pytest.raises(RunError, match="`--host no such host` is no address of this machine"):
-        open_socket("no such host", 0)
+    for host in ("203.0.113.1", "no such host"):
+        with pytest.raises(RunError, match=f"`--host {host}` is no address of this machine; `--host 127.0.0.1` is"):
+            open_socket(host, 0)
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
