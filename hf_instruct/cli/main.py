@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _configure()
         with sigterm_interrupts():
             options.handler(options)
+        # Here, where a reader that has left can still be told from a fault.
+        sys.stdout.flush()
     except InstructError as error:
         if not is_main_process():
             # The first process most likely stops for the same reason; the launcher then ends this one, and the reason

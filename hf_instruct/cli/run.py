@@ -38,9 +38,20 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fields", action="store_true", help="list every field that can be set, and exit")
 
 
+def print_fields() -> None:
+    """Print every field of ours that an experiment can set, with its default."""
+    from hf_instruct.config import describe_fields
+
+    for name, default, text in describe_fields():
+        print(f"--{name:25} {text}" + ("" if default is None else f" (default: {default})"))
+
+
 def _run(options: argparse.Namespace) -> None:
     from hf_instruct.pipeline import STAGES
 
+    if options.fields:
+        print_fields()
+        return
     run_stages(options, STAGES)
     from hf_instruct.reporting.summary import format_summary
     from hf_instruct.run_folder import RunFolder
@@ -50,14 +61,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> None:
     """Walk the experiment that the options name through some stages."""
-    from hf_instruct.config import describe_fields, load_experiment
+    from hf_instruct.config import load_experiment
     from hf_instruct.errors import ConfigError
     from hf_instruct.pipeline import default_path, run
 
-    if options.fields:
-        for name, default, text in describe_fields():
-            print(f"--{name:25} {text}" + ("" if default is None else f" (default: {default})"))
-        raise SystemExit(0)
     if options.experiment is None:
         raise ConfigError("Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`.")
     options.run_dir = options.run_dir or default_path(options.experiment)

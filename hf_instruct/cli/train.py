@@ -2,7 +2,7 @@
 
 import argparse
 
-from hf_instruct.cli.run import add_run_options, run_stages
+from hf_instruct.cli.run import add_run_options, print_fields, run_stages
 from hf_instruct.processes import is_main_process
 
 _EPILOG = """\
@@ -27,6 +27,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.fields:
+        print_fields()
+        return
     run_stages(options, ("data", "train"))
     if is_main_process():
         print(options.run_dir / "model")
