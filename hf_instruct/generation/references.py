@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from hf_instruct.decoding import generating
 from hf_instruct.models import context_length
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -91,21 +92,16 @@ def _measure_batch(model: "PreTrainedModel", rows: Sequence[tuple[list[int], lis
     padded = [prompt + completion + [0] * (width - len(prompt) - len(completion)) for prompt, completion in rows]
     masks = [[1] * (len(p) + len(c)) + [0] * (width - len(p) - len(c)) for p, c in rows]
     ids = torch.tensor(padded, device=model.device)  # [rows, width]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            logits = _last_logits(model, ids, torch.tensor(masks, device=model.device), kept)
-            losses = []
-            for row, (start, (prompt, completion)) in enumerate(zip(starts, rows, strict=True)):
-                end = len(prompt) + len(completion)
-                scores = logits[row, start - 1 - (width - kept) : end - 1 - (width - kept)].float()
-                nll = float(cross_entropy(scores, ids[row, start:end], reduction="sum"))
-                is_known = math.isfinite(nll) and end > start
-                losses.append(ReferenceLoss(round(nll, _DECIMALS), end - start) if is_known else None)
-            return losses
-    finally:
-        model.train(was_training)
+    losses = []
+    with generating(model), torch.inference_mode():
+        logits = _last_logits(model, ids, torch.tensor(masks, device=model.device), kept)
+        for row, (start, (prompt, completion)) in enumerate(zip(starts, rows, strict=True)):
+            end = len(prompt) + len(completion)
+            scores = logits[row, start - 1 - (width - kept) : end - 1 - (width - kept)].float()
+            nll = float(cross_entropy(scores, ids[row, start:end], reduction="sum"))
+            is_known = math.isfinite(nll) and end > start
+            losses.append(ReferenceLoss(round(nll, _DECIMALS), end - start) if is_known else None)
+    return losses
 
 
 def _last_logits(model: "PreTrainedModel", ids: "Tensor", mask: "Tensor", kept: int) -> "Tensor":

@@ -7,7 +7,7 @@ and the first merges them. Whatever is cut off, the next start merges what it fi
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
 from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer
 from hf_instruct.processes import count_processes, process_rank
-from hf_instruct.progress import Advance, progress_bar
+from hf_instruct.progress import progress_bar
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response, append_rows, read_rows, recover_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
@@ -62,12 +62,13 @@ def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment
     path = run.responses if num_processes == 1 else run.response_part(rank)
     if share:
         done = len(examples) - len(remaining) if num_processes == 1 else 0
-        bar = progress_bar(description, done + len(share), done=done) if rank == 0 else _no_bar()
+        bar = progress_bar(description, done + len(share), done=done) if rank == 0 else contextlib.nullcontext()
         with bar as advance:
 
             def keep(batch: list[Response]) -> None:
                 append_rows(path, batch)
-                advance(len(batch), "")
+                if advance is not None:
+                    advance(len(batch), "")
 
             _answer_share(share, experiment, name, on_batch=keep)
     _wait_for_others(num_processes)
@@ -124,11 +125,6 @@ def _wait_for_others(num_processes: int) -> None:
 
     # Without `cpu`, processes on a machine without a GPU would not find each other.
     PartialState(cpu=best_device() == "cpu").wait_for_everyone()
-
-
-@contextlib.contextmanager
-def _no_bar() -> Iterator[Advance]:
-    yield lambda count, note: None
 
 
 def check_answering(run: RunFolder, experiment: Experiment) -> None:
