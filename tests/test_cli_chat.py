@@ -15,10 +15,12 @@ import pytest
 import tiny_models
 
 from hf_instruct.cli import chat as cli_chat
-from hf_instruct.cli.chat_session import ChatSession, append_examples
+from hf_instruct.cli.chat_terminal import TerminalChat, append_examples
 from hf_instruct.data.sources import load_examples
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.generation.chatting import ChatModel, ChatSettings, Conversation, Turn
+from hf_instruct.generation.chat_model import ChatModel
+from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.conversation import Conversation, Turn
 from hf_instruct.processes import Terminated
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -37,9 +39,9 @@ def base(tiny_llama: Path) -> ChatModel:
 
 
 @pytest.fixture
-def session(model: ChatModel, base: ChatModel, caplog: pytest.LogCaptureFixture) -> ChatSession:
+def session(model: ChatModel, base: ChatModel, caplog: pytest.LogCaptureFixture) -> TerminalChat:
     caplog.set_level(logging.INFO, "hf_instruct")
-    return ChatSession(Conversation(model, settings=ChatSettings(max_new_tokens=6)), load_base=lambda: base)
+    return TerminalChat(Conversation(model, settings=ChatSettings(max_new_tokens=6)), load_base=lambda: base)
 
 
 def _run(*arguments: str) -> None:
@@ -49,7 +51,7 @@ def _run(*arguments: str) -> None:
     options.handler(options)
 
 
-def test_a_question_and_its_retry(session: ChatSession, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_question_and_its_retry(session: TerminalChat, capsys: pytest.CaptureFixture[str]) -> None:
     assert session.handle("Name a color.\n")
     answer = session.conversation.turns[0].assistant
     assert capsys.readouterr().out.rstrip("\n") == "".join(c for c in answer if c.isprintable() or c == "\n")
@@ -61,7 +63,7 @@ def test_a_question_and_its_retry(session: ChatSession, capsys: pytest.CaptureFi
 
 
 def test_notices_are_not_in_the_answers(
-    session: ChatSession, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    session: TerminalChat, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     session.handle("Name a color.")
     capsys.readouterr()
@@ -77,6 +79,14 @@ def test_notices_are_not_in_the_answers(
     ]
     with pytest.raises(DataError, match="There is nothing to take back"):
         session.handle("/undo")
+
+
+def test_what_cut_an_answer_is_told(session: TerminalChat, model: ChatModel, caplog: pytest.LogCaptureFixture) -> None:
+    session.conversation.settings = ChatSettings(max_new_tokens=250)
+    session.handle("Name a color.")
+    assert session.conversation.turns[0].ended_by == "length"
+    room = 256 - len(model.encode("Name a color."))
+    assert caplog.messages == [f"[cut: after the prompt, the model had room for {room} tokens]"]
 
 
 @pytest.mark.parametrize(
@@ -97,13 +107,13 @@ def test_notices_are_not_in_the_answers(
         ("a\x1b", "The question holds the control character U+001B"),
     ],
 )
-def test_what_cannot_be_done(session: ChatSession, line: str, message: str) -> None:
+def test_what_cannot_be_done(session: TerminalChat, line: str, message: str) -> None:
     with pytest.raises((ConfigError, DataError)) as caught:
         session.handle(line)
     assert str(caught.value).startswith(message)
 
 
-def test_lists_and_the_end(session: ChatSession, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_and_the_end(session: TerminalChat, capsys: pytest.CaptureFixture[str]) -> None:
     session.handle("/help")
     session.handle("/set")
     session.handle("/system")
@@ -115,13 +125,13 @@ def test_lists_and_the_end(session: ChatSession, capsys: pytest.CaptureFixture[s
     assert [session.handle(line) for line in ("/quit", "/exit")] == [False, False]
 
 
-def test_a_question_that_begins_with_a_slash(session: ChatSession) -> None:
+def test_a_question_that_begins_with_a_slash(session: TerminalChat) -> None:
     session.handle("//etc is what?")
     assert session.conversation.turns[0].user == "/etc is what?"
 
 
 def test_compare_once_and_always(
-    session: ChatSession, model: ChatModel, base: ChatModel, capsys: pytest.CaptureFixture[str]
+    session: TerminalChat, model: ChatModel, base: ChatModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(side: ChatModel) -> str:
         conversation = Conversation(side, settings=session.conversation.settings)
@@ -142,13 +152,13 @@ def test_compare_once_and_always(
 
 
 def test_compare_without_a_base(model: ChatModel) -> None:
-    session = ChatSession(Conversation(model), load_base=None)
+    session = TerminalChat(Conversation(model), load_base=None)
     with pytest.raises(ConfigError, match="`tuned` has no untuned model to compare with: name a run"):
         session.handle("/compare")
 
 
 def test_save_appends_what_data_check_accepts(
-    session: ChatSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    session: TerminalChat, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"instruction": "Old?", "output": "Yes."}', encoding="utf-8")
@@ -242,7 +252,7 @@ def test_ctrl_c_stops_the_answer_even_before_it_begins(
 ) -> None:
     caplog.set_level(logging.INFO, "hf_instruct")
     conversation = Conversation(model, settings=ChatSettings(max_new_tokens=150))
-    session = ChatSession(conversation, load_base=None, is_terminal=True)
+    session = TerminalChat(conversation, load_base=None, is_terminal=True)
     encode = model.encode
 
     def interrupted(*arguments: object, **options: object) -> list[int]:
@@ -261,7 +271,7 @@ def test_sigterm_ends_the_program_wherever_it_is(model: ChatModel, monkeypatch: 
     def end(*_: object) -> str:
         raise Terminated
 
-    session = ChatSession(Conversation(model), load_base=None, is_terminal=True)
+    session = TerminalChat(Conversation(model), load_base=None, is_terminal=True)
     monkeypatch.setattr("builtins.input", end)
     with pytest.raises(Terminated):
         cli_chat._talk(session)

@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny_models
 
+from hf_instruct.cli.explore import _format_beam_tree
 from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
+from hf_instruct.generation.beam_tree import explore_beams
 from hf_instruct.run_folder import RunFolder
 
 SMALL = ["--length", "6", "--depth", "3"]
@@ -47,6 +50,10 @@ def test_json_holds_all_numbers(run: RunFolder, capsys: pytest.CaptureFixture[st
     assert len(values["beams"]["texts"]) == 3
     assert main([*arguments, "--json", "--seed", "4", *SMALL]) == 0
     assert json.loads(capsys.readouterr().out) == values
+    # The folder of its model is as good a name of the run.
+    arguments[3] = str(run.model)
+    assert main([*arguments, "--json", "--seed", "4", *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out) == {**values, "model": str(run.model)}
 
 
 def test_parts_can_be_left_out(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,15 +65,28 @@ def test_parts_can_be_left_out(tiny_gpt2: Path, capsys: pytest.CaptureFixture[st
     assert "strategy" not in text
 
 
+def test_the_tree_as_text(tiny_gpt2: Path) -> None:
+    tree = explore_beams(*tiny_models.load_copy(tiny_gpt2), "I enjoy walking", num_beams=2, length=2)
+    a, b = tree.roots
+    lines = _format_beam_tree(tree).splitlines()
+    assert lines[0].split() == ["token", "path"]
+    assert [line.split()[0] for line in lines[1:] if line[0] in "├└"] == ["├─", "└─"]
+    assert sum(node.kept for node in (a, b)) == len({text.token_ids[0] for text in tree.texts})
+    assert a.probability >= b.probability
+    assert f"{a.probability:>8.2%}  {a.path_probability:>8.3%}" in lines[1]
+    assert sum(line.endswith("  best") for line in lines) == sum(line.endswith("  number 2") for line in lines) == 1
+    assert len({len(line.split("%")[0]) for line in lines[1:]}) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([""], "The prompt is empty"),
-        (["a\x07"], "control character U+0007 at character 2"),
+        (["a\x07"], "The prompt holds the control character U+0007 (character 2)"),
         (["a", "--strategies", "greedy,beem"], "Unknown strategy `beem`; did you mean `beam`?"),
         (["a", "--plot", "next.gif"], "`next.gif` does not end in .png or .svg"),
         (["a", "--temperature", "0"], "`temperature` is 0; it should be above 0"),
-        (["a", "--beams", "1"], "`num_beams` is 1"),
+        (["a", "--beams", "1"], "`--beams` is 1, which is greedy search"),
         (["a", "--plot", "/dev/null/x.png", "--beams", "0"], "`/dev/null/x.png` cannot be written: File exists."),
         (["dog " * 300], "the model has 256 positions. Shorten the prompt, or ask for fewer tokens"),
     ],

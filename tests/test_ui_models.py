@@ -9,7 +9,9 @@ import tiny_models
 from peft import LoraConfig, get_peft_model
 
 from hf_instruct.errors import DataError
-from hf_instruct.generation.chatting import ChatModel, ChatSettings, Conversation, Turn
+from hf_instruct.generation.chat_model import ChatModel
+from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.conversation import Conversation, Turn
 from hf_instruct.memory import free_bytes, mapped_bytes
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.ui import shelf as shelf_module

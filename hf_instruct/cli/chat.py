@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import io
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING
 from hf_instruct.processes import Terminated
 
 if TYPE_CHECKING:
-    from hf_instruct.cli.chat_session import ChatSession
-    from hf_instruct.generation.chatting import ChatModel, ChatSettings
+    from hf_instruct.cli.chat_terminal import TerminalChat
+    from hf_instruct.generation.chat_model import ChatModel
+    from hf_instruct.generation.chat_settings import ChatSettings
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +71,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from hf_instruct.cli.chat_session import ChatSession
+    from hf_instruct.cli.chat_terminal import TerminalChat
     from hf_instruct.errors import ConfigError
 
     settings = _read_settings(options)
     if options.json and options.message is None:
         raise ConfigError("`--json` goes with `--message TEXT`: it prints one question and its answer.")
     # Before torch is loaded and a model is read, which takes seconds.
-    from hf_instruct.generation.chatting import ChatModel, Conversation, check_text, find_run
+    from hf_instruct.generation.chat_model import ChatModel, find_run
+    from hf_instruct.generation.conversation import Conversation
+    from hf_instruct.generation.token_text import check_text
 
     if options.message is not None:
         check_text(options.message)
@@ -91,7 +96,7 @@ def _chat(options: argparse.Namespace) -> None:
     model = ChatModel.load(options.model, base=options.base, prompt_format=options.prompt_format)
     conversation = Conversation(model, system=options.system, settings=settings)
     is_terminal = options.message is None and sys.stdin.isatty()
-    session = ChatSession(conversation, load_base=load_base if can_compare else None, is_terminal=is_terminal)
+    session = TerminalChat(conversation, load_base=load_base if can_compare else None, is_terminal=is_terminal)
     if options.compare:
         session.turn_on_comparing()
     try:
@@ -115,14 +120,8 @@ def _read_settings(options: argparse.Namespace) -> "ChatSettings":
     return settings
 
 
-def _answer_once(session: "ChatSession", question: str, *, as_json: bool) -> None:
-    import json
-    import os
-
-    with contextlib.ExitStack() as stack:
-        if as_json:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123  (no path of ours)
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+def _answer_once(session: "TerminalChat", question: str, *, as_json: bool) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext():
         session.ask(question)
     if not as_json:
         return
@@ -132,11 +131,9 @@ def _answer_once(session: "ChatSession", question: str, *, as_json: bool) -> Non
     print(json.dumps(fields, indent=2, ensure_ascii=False))
 
 
-def _answer_lines(session: "ChatSession") -> None:
+def _answer_lines(session: "TerminalChat") -> None:
     """Answer each line of the input; the first that cannot be answered ends the program."""
-    from io import TextIOWrapper
-
-    if isinstance(sys.stdin, TextIOWrapper):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         # Bytes that are no text get a message instead of a traceback.
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     for line in sys.stdin:
@@ -144,7 +141,7 @@ def _answer_lines(session: "ChatSession") -> None:
             return
 
 
-def _talk(session: "ChatSession") -> None:
+def _talk(session: "TerminalChat") -> None:
     """Read and answer until the user ends it."""
     from hf_instruct.errors import InstructError
 
@@ -174,7 +171,7 @@ def _edit_lines() -> None:
         import readline
     except ImportError:
         return
-    from hf_instruct.cli.chat_session import COMMANDS
+    from hf_instruct.cli.chat_terminal import COMMANDS
 
     def complete(text: str, state: int) -> str | None:
         matches = [command for command in COMMANDS if command.startswith(text)] if text.startswith("/") else []

@@ -1,16 +1,22 @@
 """`hf-instruct explore`: how a model picks its words."""
 
 import argparse
+import dataclasses
 import json
 import logging
+import math
 import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.cli.terminal_text import count_cells, pad_text
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.exploring import BeamTree, NextTokens, StrategyAnswer
+    from hf_instruct.generation.beam_tree import BeamNode, BeamTree
+    from hf_instruct.generation.chat_model import ChatModel
+    from hf_instruct.generation.exploring import NextTokens, StrategyAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +37,10 @@ strategies: greedy, beam, sample, top-k, top-p, min-p, typical, beam-sample, con
 `hf-instruct generate --presets` says what each is and where it comes from."""
 
 _DEFAULT_STRATEGIES = "greedy,beam,sample,top-k,top-p,contrastive"
+_LEGEND = """\
+repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how
+surprising the model finds its own text; low is likely, which is not the same as good."""
+_SAMPLING = ("top", "temperature", "top_k", "top_p")
 _WIDTH = 100
 _TOKEN_COLUMNS = 18
 
@@ -78,48 +88,43 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _explore(options: argparse.Namespace) -> None:
+    from hf_instruct.errors import ConfigError
+    from hf_instruct.generation.chat_model import ChatModel
+    from hf_instruct.generation.exploring import check_numbers
+    from hf_instruct.generation.next_token_plot import check_plot_path
     from hf_instruct.generation.strategies import find_strategy
     from hf_instruct.generation.token_text import check_text, encode_text
-    from hf_instruct.plots_decoding import check_plot_path
 
     # What can be known before a model is read.
-    check_text(options.prompt)
+    text: str | list[int] = check_text(options.prompt, what="prompt")
     names = [] if options.strategies.strip() in ("", "none") else options.strategies.split(",")
     names = list(dict.fromkeys(find_strategy(name).name for name in names))
     if options.plot:
         check_plot_path(options.plot)
-    model, tokenizer, prompt_format = _load(options)
-    text: str | list[int] = options.prompt
-    end_id = None
+    check_numbers(**{name: getattr(options, name) for name in _SAMPLING})
+    if options.beams == 1:
+        raise ConfigError("`--beams` is 1, which is greedy search; a beam tree takes 2 or more, and 0 leaves it out.")
+    model = ChatModel.load(options.model, dtype="float32")
     if options.instruction:
-        text = prompt_format.encode_prompt(tokenizer, options.prompt)
-        end_id = prompt_format.end_token_id(tokenizer)
+        text = model.encode(options.prompt.strip())
     elif options.prompt.endswith(" "):
         logger.warning("The prompt ends in a space. Most tokens begin with theirs, so few words can follow it.")
     # Before anything is printed or drawn.
     room = max(options.length if names else 0, options.depth if options.beams else 0)
-    text = encode_text(model, tokenizer, text, room=room)
-    _show(options, model, tokenizer, text, names, end_id=end_id, format_name=prompt_format.name)
+    _show(options, model, encode_text(model.model, model.tokenizer, text, room=room), names)
 
 
-def _show(
-    options: argparse.Namespace,
-    model: Any,
-    tokenizer: Any,
-    ids: list[int],
-    names: list[str],
-    *,
-    end_id: int | None,
-    format_name: str,
-) -> None:
+def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], names: list[str]) -> None:
     """Print each part as soon as it is computed, or all as JSON."""
-    from hf_instruct.generation.exploring import compare_strategies, explore_beams, explore_next
+    from hf_instruct.generation.beam_tree import explore_beams
+    from hf_instruct.generation.exploring import compare_strategies, explore_next
 
-    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-    following = explore_next(model, tokenizer, ids, top=options.top, **sampling)
+    model, tokenizer = chat_model.model, chat_model.tokenizer
+    end_id = chat_model.end_id if options.instruction else None
+    following = explore_next(model, tokenizer, ids, **{name: getattr(options, name) for name in _SAMPLING})
     say = not options.json
     if say:
-        _print_head(options, following, format_name if options.instruction else None)
+        _print_head(options, following, chat_model.prompt_format.name if options.instruction else None)
         _print_next(following)
     tree = None
     if options.beams:
@@ -147,44 +152,6 @@ def _show(
         logger.info("Plot: %s", options.plot)
 
 
-_LEGEND = """\
-repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how
-surprising the model finds its own text; low is likely, which is not the same as good."""
-
-
-def _load(options: argparse.Namespace) -> Any:
-    """Return model, tokenizer and the prompt format of a run or a model.
-
-    Raises:
-        RunError: A run folder is missing, or has no model yet.
-    """
-    from hf_instruct.errors import RunError
-    from hf_instruct.models import best_device, load_model
-    from hf_instruct.prompts import CHAT, PromptFormat
-    from hf_instruct.run_folder import RunFolder
-
-    name, path = options.model, Path(options.model)
-    if not name.strip():
-        raise RunError("`--model` is empty; name a run folder or a model, as in `--model smollm2-135m`.")
-    experiment = None
-    is_missing = not path.exists() and path.parent != Path() and path.parent.is_dir()
-    if is_missing or (path / "run.yaml").is_file():
-        # Says what is missing, and which run is meant perhaps.
-        experiment = RunFolder(path).load_experiment()
-        if not RunFolder(path).model.is_dir():
-            raise RunError(
-                f"The run `{path}` has no tuned model yet (no `model/` in it). Finish it with `hf-instruct run "
-                f"EXPERIMENT.yaml --run-dir {path} --resume`, or name its base model: `--model "
-                f"{experiment.model.name}`."
-            )
-    trust = bool(experiment and experiment.model.trust_remote_code)
-    model, tokenizer = load_model(name, trust_remote_code=trust)
-    # Typed as a wrapper that hides the argument.
-    model.to(best_device())  # type: ignore[arg-type]
-    own = CHAT if tokenizer.chat_template else "alpaca"
-    return model, tokenizer, PromptFormat.named(experiment.data.prompt_format if experiment else own)
-
-
 def _print_head(options: argparse.Namespace, following: "NextTokens", format_name: str | None) -> None:
     tokens = following.prompt_tokens
     how = f", in the prompt format `{format_name}`" if format_name else ""
@@ -195,7 +162,6 @@ def _print_head(options: argparse.Namespace, following: "NextTokens", format_nam
 
 def _print_next(following: "NextTokens") -> None:
     from hf_instruct.generation.exploring import TEMPERATURES
-    from hf_instruct.generation.token_text import pad_text
 
     t = following.temperature
     print(
@@ -240,19 +206,40 @@ def _say_kept(following: "NextTokens") -> list[str]:
 
 
 def _print_tree(tree: "BeamTree") -> None:
-    from hf_instruct.generation.exploring import format_beam_tree
-
     print(f"\nBeam search with {tree.num_beams} beams, {tree.length} tokens\n")
-    print(format_beam_tree(tree))
+    print(_format_beam_tree(tree))
     best, greedy = tree.texts[0], tree.greedy
     print(f"\nbest    {_probability(best.log_probability)}  {_one_line(best.text)}")
     same = "the same" if best.token_ids == greedy.token_ids else _one_line(greedy.text)
     print(f"greedy  {_probability(greedy.log_probability)}  {same}")
 
 
-def _probability(log_probability: float) -> str:
-    import math
+def _format_beam_tree(tree: "BeamTree") -> str:
+    """Return the tree as text: a token a line, with its probability and that of the path down to it."""
+    lines = [(guide + node.text, node) for guide, node in _walk(tree.roots, "")]
+    width = max(count_cells(start) for start, _ in lines)
+    head = f"{'':<{width}}  {'token':>8}  {'path':>8}"
+    rows = [
+        f"{pad_text(start, width)}  {node.probability:>8.2%}  {node.path_probability:>8.3%}{_remark(node)}"
+        for start, node in lines
+    ]
+    return "\n".join([head, *rows])
 
+
+def _walk(nodes: "Sequence[BeamNode]", indent: str) -> "Iterator[tuple[str, BeamNode]]":
+    for place, node in enumerate(nodes):
+        is_last = place == len(nodes) - 1
+        yield indent + ("└─ " if is_last else "├─ "), node
+        yield from _walk(node.children, indent + ("   " if is_last else "│  "))
+
+
+def _remark(node: "BeamNode") -> str:
+    if node.rank is not None:
+        return "  best" if node.rank == 1 else f"  number {node.rank}"
+    return "" if node.kept or node.children else "  dropped"
+
+
+def _probability(log_probability: float) -> str:
     return f"{math.exp(log_probability):>8.4%}" if log_probability > -18 else f"   e^{log_probability:.1f}"
 
 
@@ -277,8 +264,6 @@ def _one_line(text: str) -> str:
 def _print_json(
     options: argparse.Namespace, following: "NextTokens", tree: "BeamTree | None", answers: "list[StrategyAnswer]"
 ) -> None:
-    import dataclasses
-
     values = {
         "model": options.model,
         "prompt": options.prompt,
@@ -293,16 +278,12 @@ def _print_json(
 
 def _plot(following: "NextTokens", options: argparse.Namespace) -> None:
     from hf_instruct.errors import ConfigError
-    from hf_instruct.generation.exploring import TEMPERATURES
-    from hf_instruct.plots_decoding import TokenBar, write_next_token_plot
+    from hf_instruct.generation.next_token_plot import write_next_token_plot
 
-    bars = [
-        TokenBar(token.text, token.tempered, token.in_top_k, token.in_top_p, token.at) for token in following.tokens
-    ]
     settings = f"top-k {following.top_k or 'off'}, top-p {following.top_p:g}, temperature {following.temperature:g}"
     prompt = " ".join(options.prompt.split())
     prompt = prompt if len(prompt) <= 50 else "…" + prompt[-49:]
     try:
-        write_next_token_plot(bars, options.plot, temperatures=TEMPERATURES, title=f"“{prompt} …”   {settings}")
+        write_next_token_plot(following, options.plot, title=f"“{prompt} …”   {settings}")
     except OSError as error:
         raise ConfigError(f"`{options.plot}` cannot be written: {error.strerror}. Name another file.") from error

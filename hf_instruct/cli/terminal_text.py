@@ -46,7 +46,7 @@ def iterate_columns(columns: Sequence[Iterator[str]], width: int) -> Iterator[st
         ready = min(whole) if whole else max(map(len, wrapped))
         for number in range(shown, ready):
             cells = [lines[number] if number < len(lines) else "" for lines in wrapped]
-            yield _BORDER.join(cell + " " * (inner - _count_cells(cell)) for cell in cells).rstrip()
+            yield _BORDER.join(pad_text(cell, inner) for cell in cells).rstrip()
         shown = max(shown, ready)
 
 
@@ -63,7 +63,7 @@ def wrap_text(text: str, width: int) -> list[str]:
         line = ""
         for word in paragraph.split(" "):
             joined = f"{line} {word}" if line else word
-            if _count_cells(joined) <= width:
+            if count_cells(joined) <= width:
                 line = joined
                 continue
             if line:
@@ -77,19 +77,24 @@ def wrap_text(text: str, width: int) -> list[str]:
 def _break_word(word: str, width: int) -> list[str]:
     parts = [""]
     for char in word:
-        if parts[-1] and _count_cells(parts[-1] + char) > width:
+        if parts[-1] and count_cells(parts[-1] + char) > width:
             parts.append("")
         parts[-1] += char
     return parts
 
 
-def _count_cells(text: str) -> int:
+def pad_text(text: str, width: int) -> str:
+    """Return a text filled with spaces to so many terminal cells, or cut to them with an ellipsis.
+
+    >>> pad_text("dog", 5), pad_text("東京タワー", 7)
+    ('dog  ', '東京タ…')
+    """
+    while count_cells(text) > width:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text + " " * (width - count_cells(text))
+
+
+def count_cells(text: str) -> int:
     """Return how many cells of a terminal a text takes: East Asian characters two, marks on others none."""
-    return sum(
-        0
-        if unicodedata.category(char) in ("Mn", "Me", "Cf")
-        else 2
-        if unicodedata.east_asian_width(char) in "WF"
-        else 1
-        for char in text
-    )
+    shown = [char for char in text if unicodedata.category(char) not in ("Mn", "Me", "Cf")]
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in shown)

@@ -5,12 +5,12 @@ Nothing is searched here: a `LogitsProcessor` that changes nothing looks on whil
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import find_ends, generating
 from hf_instruct.errors import ConfigError
-from hf_instruct.generation.token_text import display_width, encode_text, show_token
+from hf_instruct.generation.token_text import decode_tokens, encode_text, show_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,8 @@ def explore_beams(
         length: Most tokens to write.
 
     Raises:
-        ConfigError: The prompt cannot be used, or a number is out of range.
+        DataError: The prompt cannot be used.
+        ConfigError: A number is out of range.
     """
     import torch
     from transformers import LogitsProcessorList
@@ -129,11 +130,11 @@ def explore_beams(
         )
         plain = model.generate(input_ids, attention_mask=mask, num_beams=1, **shared)  # type: ignore[operator]
         greedy = _until_end(plain[0, len(ids) :].tolist(), ends)
-        greedy_log_probability = _sum_log_probabilities(model, ids, greedy)
+        greedy_log_probability = math.fsum(log_probabilities(model, ids, greedy))
     rows = [_until_end(row, ends) for row in found.sequences[:, len(ids) :].tolist()]
     watcher.add_last(rows)
     texts = [
-        BeamText(row, _decode(tokenizer, row), watcher.path(row), float(score), bool(row) and row[-1] in ends)
+        BeamText(row, decode_tokens(tokenizer, row), watcher.path(row), float(score), bool(row) and row[-1] in ends)
         for row, score in zip(rows, found.sequences_scores, strict=True)
     ]
     return BeamTree(
@@ -142,7 +143,7 @@ def explore_beams(
         length=length,
         roots=_build_nodes(tokenizer, watcher, rows),
         texts=texts,
-        greedy=BeamText(greedy, _decode(tokenizer, greedy), greedy_log_probability, None, greedy[-1] in ends),
+        greedy=BeamText(greedy, decode_tokens(tokenizer, greedy), greedy_log_probability, None, greedy[-1] in ends),
     )
 
 
@@ -209,10 +210,6 @@ def _build_nodes(tokenizer: "PreTrainedTokenizerBase", watcher: _Watcher, rows: 
     return roots
 
 
-def _sum_log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequence[int]) -> float:
-    return math.fsum(log_probabilities(model, prompt, new))
-
-
 def log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequence[int]) -> list[float]:
     """Return the log-probability in nats of each of some tokens after a prompt and those before it."""
     import torch
@@ -224,32 +221,6 @@ def log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequ
     return chosen
 
 
-def format_beam_tree(tree: BeamTree) -> str:
-    """Return the tree as text: a token a line, with its probability and that of the path down to it."""
-    lines = [(guide + node.text, node) for guide, node in _walk(tree.roots, "")]
-    width = max(display_width(start) for start, _ in lines)
-    head = f"{'':<{width}}  {'token':>8}  {'path':>8}"
-    rows = [
-        f"{start}{' ' * (width - display_width(start))}  {node.probability:>8.2%}  {node.path_probability:>8.3%}"
-        f"{_remark(node)}"
-        for start, node in lines
-    ]
-    return "\n".join([head, *rows])
-
-
-def _walk(nodes: Sequence[BeamNode], indent: str) -> Iterator[tuple[str, BeamNode]]:
-    for place, node in enumerate(nodes):
-        is_last = place == len(nodes) - 1
-        yield indent + ("└─ " if is_last else "├─ "), node
-        yield from _walk(node.children, indent + ("   " if is_last else "│  "))
-
-
-def _remark(node: BeamNode) -> str:
-    if node.rank is not None:
-        return "  best" if node.rank == 1 else f"  number {node.rank}"
-    return "" if node.kept or node.children else "  dropped"
-
-
 def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(pad) if isinstance(pad, int) else 0
@@ -257,7 +228,3 @@ def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 def _until_end(row: Sequence[int], ends: Sequence[int]) -> Prefix:
     return tuple(row[: next((place for place, token in enumerate(row) if token in ends), len(row)) + 1])
-
-
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,4 +1,4 @@
-"""How a model picks its words: the next token's probabilities, the beam tree, a text under each strategy.
+"""How a model picks its words: the next token's probabilities, and a text under each strategy.
 
 Everything is what Transformers computes: its own warpers say which tokens stay, its own `generate()` writes.
 """
@@ -10,27 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions, generating
 from hf_instruct.errors import ConfigError
-from hf_instruct.generation.beam_tree import BeamTree, explore_beams, format_beam_tree, log_probabilities
+from hf_instruct.generation.beam_tree import log_probabilities
 from hf_instruct.generation.strategies import find_strategy
-from hf_instruct.generation.token_text import encode_text, show_token
+from hf_instruct.generation.token_text import decode_tokens, encode_text, show_token
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = [
-    "TEMPERATURES",
-    "BeamTree",
-    "NextToken",
-    "NextTokens",
-    "StrategyAnswer",
-    "Temperature",
-    "compare_strategies",
-    "explore_beams",
-    "explore_next",
-    "format_beam_tree",
-    "repeated_share",
-]
 
 # Of these the effect is shown beside the one that is asked for.
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
@@ -167,11 +153,12 @@ def explore_next(
         top_p: Keep the likeliest that together have this probability, above 0; 1 for all.
 
     Raises:
-        ConfigError: The prompt cannot be used, or numbers are out of range; all are listed.
+        DataError: The prompt cannot be used.
+        ConfigError: Numbers are out of range; all are listed.
     """
     import torch
 
-    _check_numbers(top=top, temperature=temperature, top_k=top_k, top_p=top_p)
+    check_numbers(top=top, temperature=temperature, top_k=top_k, top_p=top_p)
     ids = encode_text(model, tokenizer, text, room=0)
     with generating(model), torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].double().cpu()  # [vocabulary]
@@ -214,7 +201,12 @@ def explore_next(
     )
 
 
-def _check_numbers(*, top: int, temperature: float, top_k: int, top_p: float) -> None:
+def check_numbers(*, top: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Refuse what `explore_next` cannot show.
+
+    Raises:
+        ConfigError: Numbers are out of range; all are listed.
+    """
     faults = []
     if top < 1:
         faults.append(f"`top` is {top}; it should be at least 1")
@@ -280,7 +272,8 @@ def compare_strategies(
         end_id: A token that ends a text, besides the model's own.
 
     Raises:
-        ConfigError: The prompt cannot be used, there is no such strategy, or Transformers refuses one for this model.
+        DataError: The prompt cannot be used.
+        ConfigError: There is no such strategy, or Transformers refuses one for this model.
     """
     strategies = [find_strategy(name) for name in dict.fromkeys(names)]
     if max_new_tokens < 1:
@@ -305,7 +298,7 @@ def compare_strategies(
                 name=strategy.name,
                 description=strategy.description,
                 settings=strategy.settings,
-                text=_decode(tokenizer, completion.token_ids),
+                text=decode_tokens(tokenizer, completion.token_ids),
                 token_ids=completion.token_ids,
                 stopped=completion.stopped,
                 repeated=repeated_share(completion.token_ids),
@@ -333,7 +326,3 @@ def _perplexity(log_probabilities: Sequence[float]) -> float | None:
     except (OverflowError, ValueError, ZeroDivisionError):
         return None
     return value if math.isfinite(value) else None
-
-
-def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

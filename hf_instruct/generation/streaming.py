@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.decoding import Completion, find_ends, generate_completions
 from hf_instruct.errors import ConfigError, InstructError
 from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.token_text import decode_tokens
 from hf_instruct.models import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ class _Listener:
         """Take note of the ids of prompt and answer after one more token."""
         if ids[-1] in self._ends:
             return
-        text = self._tokenizer.decode(ids[self._start :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = decode_tokens(self._tokenizer, ids[self._start :])
         # The bytes of a character may come in several tokens; the answer as a whole has no white space around it.
-        self.finish(str(text).rstrip(_UNKNOWN).strip())
+        self.finish(text.rstrip(_UNKNOWN).strip())
 
     def finish(self, text: str) -> None:
         """Hand on what is new in the whole text."""

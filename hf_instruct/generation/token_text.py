@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import DataError
 from hf_instruct.models import context_length
 
 if TYPE_CHECKING:
@@ -20,19 +20,27 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _REPLACEMENT = "\ufffd"
 
 
-def check_text(text: str) -> str:
-    """Return a prompt that can be continued, as it is.
+def check_text(text: str, *, what: str = "question") -> str:
+    """Return what a user typed, with plain line ends.
+
+    Args:
+        text: The text.
+        what: What it is, for the message.
 
     Raises:
-        ConfigError: It is empty, or holds control characters.
+        DataError: It is empty, holds control characters, or was no UTF-8 text.
     """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise ConfigError("The prompt is empty; give the text to continue, as in `hf-instruct explore 'Once upon a'`.")
-    for place, character in enumerate(text):
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
-            raise ConfigError(
-                f"The prompt has the control character U+{ord(character):04X} at character {place + 1}; a prompt is "
-                "text with spaces, tabs and line ends. Take it out."
+        raise DataError(f"The {what} is empty; type some words.")
+    for place, char in enumerate(text, start=1):
+        category = unicodedata.category(char)
+        if category == "Cs":
+            raise DataError(f"The {what} is not UTF-8 text (character {place:,}). Type or save it as UTF-8.")
+        if category == "Cc" and char not in "\n\t":
+            raise DataError(
+                f"The {what} holds the control character U+{ord(char):04X} (character {place:,}); line breaks and tabs "
+                "are allowed. Remove it."
             )
     return text
 
@@ -47,20 +55,20 @@ def encode_text(
         room: Tokens that are to follow.
 
     Raises:
-        ConfigError: The text is empty, holds control characters, or does not fit the model's context with `room`.
+        DataError: The text is empty, holds control characters, or does not fit the model's context with `room`.
     """
     if isinstance(text, str):
-        ids: list[int] = tokenizer(check_text(text))["input_ids"]
+        ids: list[int] = tokenizer(check_text(text, what="prompt"))["input_ids"]
         # Some tokenizers end every text with end-of-text, after which there is nothing to continue.
         ids = ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
     else:
         ids = list(text)
         if not ids:
-            raise ConfigError("The prompt has no tokens; give at least one.")
+            raise DataError("The prompt has no tokens; give at least one.")
     limit = context_length(model)
     if limit is not None and len(ids) + room > limit:
         problem = f"The prompt has {len(ids):,} tokens" + (f" and {room:,} are to follow" if room else "")
-        raise ConfigError(
+        raise DataError(
             f"{problem}, but the model has {limit:,} positions. Shorten the prompt"
             + (", or ask for fewer tokens to follow." if room else ".")
         )
@@ -122,18 +130,6 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
-def display_width(text: str) -> int:
-    """Return how many columns a terminal takes for a text.
-
-    >>> display_width("dog"), display_width("東京")
-    (3, 4)
-    """
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(bool(unicodedata.combining(character)) for character in text)
-
-
-def pad_text(text: str, width: int) -> str:
-    """Return a text filled with spaces to a number of columns, or cut to it with an ellipsis."""
-    while display_width(text) > width:
-        text = text.removesuffix("…")[:-1] + "…"
-    return text + " " * (width - display_width(text))
+def decode_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """Return tokens as the text they stand for, without special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

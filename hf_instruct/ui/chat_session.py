@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chatting import Conversation, Turn
+    from hf_instruct.generation.conversation import Conversation, Turn
 
 # A fast model writes more often than a browser needs to draw.
 _SECONDS_BETWEEN_UPDATES = 0.05

@@ -11,7 +11,7 @@ from hf_instruct.ui.look import format_chat, format_notice
 from hf_instruct.ui.shelf import ModelShelf
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chatting import ChatSettings
+    from hf_instruct.generation.chat_settings import ChatSettings
 
 _NOBODY = "nobody"
 _SAVE = "Save as examples"
@@ -146,14 +146,12 @@ class ChatTab:
             dropdown.input(self._choose, choice, outputs, **quick)
 
     def _ask(self, session: ChatSession | None, model: str, other: str, text: str, *values: Any) -> Iterator[Any]:
-        session = session or ChatSession()
-        session.take(_list_labels(model, other))
+        session = _open(session, model, other)
         if session.begin():
             yield from self._answer(session, values, text, box="")
 
     def _retry(self, session: ChatSession | None, model: str, other: str, *values: Any) -> Iterator[Any]:
-        session = session or ChatSession()
-        session.take(_list_labels(model, other))
+        session = _open(session, model, other)
         if session.begin(instead=True):
             yield from self._answer(session, values, session.latest_question(), again=True)
 
@@ -210,7 +208,7 @@ class ChatTab:
         Raises:
             InstructError: It cannot be loaded, or a setting is none of those allowed.
         """
-        from hf_instruct.generation.chatting import Conversation
+        from hf_instruct.generation.conversation import Conversation
 
         system = values.pop("system") or ""
         settings = _build_settings(values)
@@ -226,8 +224,7 @@ class ChatTab:
             session.stop()
 
     def _undo(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
-        session = session or ChatSession()
-        session.take(_list_labels(model, other))
+        session = _open(session, model, other)
         question = session.undo()
         return {**self._show(session), **({self._box: question} if question else {})}
 
@@ -240,16 +237,13 @@ class ChatTab:
         return name, text, format_notice(said)
 
     def _clear(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
-        session = session or ChatSession()
-        session.take(_list_labels(model, other))
+        session = _open(session, model, other)
         session.clear()
         return self._show(session)
 
     def _choose(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         """Begin anew with other models."""
-        session = session or ChatSession()
-        session.take(_list_labels(model, other))
-        return self._show(session)
+        return self._show(_open(session, model, other))
 
     def _show(
         self, session: ChatSession, notice: str = "", *, busy: bool = False, error: bool = False
@@ -271,8 +265,11 @@ class ChatTab:
         return shown
 
 
-def _list_labels(model: str, other: str) -> list[str]:
-    return [model] if other in (_NOBODY, model) else [model, other]
+def _open(session: ChatSession | None, model: str, other: str) -> ChatSession:
+    """Return the browser tab's session, with the models chosen."""
+    session = session or ChatSession()
+    session.take([model] if other in (_NOBODY, model) else [model, other])
+    return session
 
 
 def _describe_memory(column: Column) -> str:
@@ -287,7 +284,7 @@ def _build_settings(values: dict[str, Any]) -> "ChatSettings":
     Raises:
         ConfigError: One is none of those allowed.
     """
-    from hf_instruct.generation.chatting import ChatSettings
+    from hf_instruct.generation.chat_settings import ChatSettings
 
     seed = ChatSettings.parse("seed", str(values["seed"] or "").strip() or "none")
     return ChatSettings(**{**values, "seed": seed})
@@ -315,13 +312,14 @@ def save_turns(column: Column | None) -> tuple[str, str, str]:
     Raises:
         DataError: There is nothing to save.
     """
-    from hf_instruct.generation.chatting import build_examples, format_examples
+    from hf_instruct.generation.conversation import build_examples, format_examples
 
     turns = list(column.turns) if column else []
     if column is None or column.conversation is None or not turns:
         raise DataError("There is nothing to save yet.")
-    text = format_examples(build_examples(turns))
-    num_saved, num_whole = text.count("\n"), len(build_examples(turns))
+    examples = build_examples(turns)
+    text = format_examples(examples)
+    num_saved, num_whole = text.count("\n"), len(examples)
     if not text:
         raise DataError("There is nothing to save: no answer is whole. A longer `longest answer` lets them end.")
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', column.label).strip('-.') or 'chat'}.jsonl"

@@ -9,7 +9,7 @@ from hf_instruct.ui.look import format_notice
 from hf_instruct.ui.shelf import ModelShelf
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chatting import ChatModel
+    from hf_instruct.generation.chat_model import ChatModel
 
 # Source: https://huggingface.co/blog/how-to-generate
 _EXAMPLE = "I enjoy walking with my cute dog"
@@ -39,14 +39,14 @@ class ExploreTab:
                 [_AS_IT_IS, _AS_QUESTION], value=_AS_IT_IS, label="The text", scale=3, min_width=260, elem_id="hi-way"
             )
         text = gradio.Textbox(_EXAMPLE, show_label=False, lines=2, max_lines=8, elem_id="hi-prompt")
-        prompt = [model, way, text]
+        chosen = [model, way, text]
         with gradio.Tabs():
             with gradio.Tab("Next token", id="next"):
-                self._connect(self._build_next(gradio), prompt, self._show_next)
+                self._connect(self._build_next(gradio), chosen, self._show_next)
             with gradio.Tab("Beams", id="beams"):
-                self._connect(self._build_beams(gradio), prompt, self._show_beams)
+                self._connect(self._build_beams(gradio), chosen, self._show_beams)
             with gradio.Tab("Strategies", id="strategies"):
-                self._connect(self._build_strategies(gradio), prompt, self._show_strategies)
+                self._connect(self._build_strategies(gradio), chosen, self._show_strategies)
 
     def _build_next(self, gradio: Any) -> list[Any]:
         """Add the settings of the next token's distribution, and return them, the button and its output."""
@@ -80,28 +80,28 @@ class ExploreTab:
             ]
         return [*settings, *_build_result(gradio, "Write with each", "strategies")]
 
-    def _connect(self, parts: list[Any], prompt: list[Any], show: "Callable[..., str]") -> None:
+    def _connect(self, parts: list[Any], chosen: list[Any], show: "Callable[..., str]") -> None:
         *settings, button, result = parts
 
         def run(label: str, way: str, text: str, *values: Any) -> Iterator[str]:
             """Yield what is done, then the result."""
-            from hf_instruct.generation.chatting import check_text
+            from hf_instruct.generation.token_text import check_text
 
             try:
-                check_text(text, what="text")
+                text = check_text(text, what="text")
                 wait = "Working …" if self._shelf.is_loaded(label) else f"Loading {label} …"
                 yield format_notice(wait)
                 with self._shelf.lend(label) as model:
-                    prompt_ids = model.encode(check_text(text)) if way == _AS_QUESTION else text
+                    prompt = model.encode(text.strip()) if way == _AS_QUESTION else text
                     yield format_notice("Working …")
-                    yield show(model, prompt_ids, *values)
+                    yield show(model, prompt, *values)
             except InstructError as error:
                 yield format_notice(str(error), error=True)
 
         # One at a time, for they take all cores.
         button.click(
             run,
-            [*prompt, *settings],
+            [*chosen, *settings],
             [result],
             concurrency_id="explore",
             concurrency_limit=1,
@@ -126,7 +126,7 @@ class ExploreTab:
         return format_next_tokens(found)
 
     def _show_beams(self, model: "ChatModel", prompt: str | Sequence[int], num_beams: float, length: float) -> str:
-        from hf_instruct.generation.exploring import explore_beams
+        from hf_instruct.generation.beam_tree import explore_beams
 
         tree = explore_beams(model.model, model.tokenizer, prompt, num_beams=int(num_beams), length=int(length))
         return format_beams(tree)
@@ -137,7 +137,13 @@ class ExploreTab:
         from hf_instruct.generation.exploring import compare_strategies
 
         answers = compare_strategies(
-            model.model, model.tokenizer, prompt, names=names, max_new_tokens=int(length), seed=int(seed or 0)
+            model.model,
+            model.tokenizer,
+            prompt,
+            names=names,
+            max_new_tokens=int(length),
+            seed=int(seed or 0),
+            end_id=None if isinstance(prompt, str) else model.end_id,
         )
         return format_strategies(answers)
 

@@ -14,7 +14,7 @@ from hf_instruct.ui.sources import Source, Speaker, list_speakers
 from hf_instruct.ui.weights import estimate_bytes, measure_bytes
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chatting import ChatModel
+    from hf_instruct.generation.chat_model import ChatModel
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class ModelShelf:
                 kept.num_users -= 1
 
     def _load(self, speaker: Speaker) -> _Kept:
-        from hf_instruct.generation.chatting import ChatModel
+        from hf_instruct.generation.chat_model import ChatModel
 
         key = self._key(speaker)
         kept = self._kept.get(key)
@@ -115,11 +115,11 @@ class ModelShelf:
             if free_bytes(device) - mapped >= size * _LEEWAY:
                 return
             logger.info(
-                "Dropped %s (%s) from memory, to load %s (%s).",
+                "Dropped %s (%.1f GB) from memory, to load %s (%.1f GB).",
                 kept.label,
-                _format_size(kept.size),
+                kept.size / 1e9,
                 label,
-                _format_size(size),
+                size / 1e9,
             )
             _drop_weights(kept)
 
@@ -153,7 +153,3 @@ def _drop_weights(kept: _Kept) -> None:
     give_back_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _format_size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -3,18 +3,36 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.plots_decoding import TokenBar, check_plot_path, draw_next_token_plot, write_next_token_plot
+from hf_instruct.generation.exploring import NextToken, NextTokens
+from hf_instruct.generation.next_token_plot import check_plot_path, draw_next_token_plot, write_next_token_plot
 
-BARS = [
-    TokenBar("␣dog", 0.5, True, True, (0.9, 0.4)),
-    TokenBar("東京$x$", 0.25, True, False, (0.1, 0.3)),
-    TokenBar("a" * 30, 0.1, False, True, (1e-9, 0.2)),
-    TokenBar("\\n", 0.0, False, False, (0.0, 0.1)),
+ROWS = [
+    ("␣dog", 0.5, True, True, (0.9, 0.4, 0.4, 0.4)),
+    ("東京$x$", 0.25, True, False, (0.1, 0.3, 0.3, 0.3)),
+    ("a" * 30, 0.1, False, True, (1e-9, 0.2, 0.2, 0.2)),
+    ("\\n", 0.0, False, False, (0.0, 0.1, 0.1, 0.1)),
 ]
+FOUND = NextTokens(
+    ["I"],
+    9,
+    1.0,
+    2,
+    0.6,
+    num_top_k=2,
+    share_top_k=0.75,
+    num_top_p=2,
+    share_top_p=0.6,
+    num_drawn=1,
+    temperatures=[],
+    tokens=[
+        NextToken(rank, 7, text, 0.3, tempered, at, 0.5, in_top_k, in_top_p, 0.1)
+        for rank, (text, tempered, in_top_k, in_top_p, at) in enumerate(ROWS, start=1)
+    ],
+)
 
 
 def test_bars_are_the_probabilities_and_say_what_is_kept() -> None:
-    figure = draw_next_token_plot(BARS, temperatures=(0.5, 1.0), title="a $title$")
+    figure = draw_next_token_plot(FOUND, title="a $title$")
     left, right = figure.axes
     assert {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in left.patches} == {
         0: 50,
@@ -24,7 +42,7 @@ def test_bars_are_the_probabilities_and_say_what_is_kept() -> None:
     }
     labels = [text.get_text() for text in left.get_legend().get_texts()]
     assert labels == ["kept by top-k and top-p", "kept by top-k only", "kept by top-p only", "kept by neither"]
-    assert [line.get_xdata().tolist() for line in right.lines] == [
+    assert [line.get_xdata().tolist() for line in right.lines[:2]] == [
         pytest.approx([90, 10]),  # what is all but impossible is left out
         pytest.approx([40, 30, 20, 10]),
     ]
@@ -35,7 +53,7 @@ def test_bars_are_the_probabilities_and_say_what_is_kept() -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "b.SVG"])
 def test_files_of_both_kinds(tmp_path: Path, name: str) -> None:
-    write_next_token_plot(BARS, check_plot_path(tmp_path / name), temperatures=(0.5, 1.0))
+    write_next_token_plot(FOUND, check_plot_path(tmp_path / name), title="x")
     assert (tmp_path / name).read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
 

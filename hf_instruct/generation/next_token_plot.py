@@ -1,12 +1,12 @@
 """The plot of `hf-instruct explore`: the likeliest next tokens, what top-k and top-p keep, what temperature does."""
 
 import functools
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ConfigError
+from hf_instruct.generation.exploring import TEMPERATURES, NextTokens
 from hf_instruct.plots import BACKGROUND, COLORS
 from hf_instruct.records import write_bytes
 
@@ -29,24 +29,6 @@ _KEPT = {
 _MARKERS = "v^osDP"
 
 
-class TokenBar(NamedTuple):
-    """A token of the plot.
-
-    Attributes:
-        label: Readable, on one line.
-        probability: A fraction, at the temperature asked for.
-        in_top_k: Whether top-k keeps it.
-        in_top_p: Whether top-p keeps it.
-        at: Its probability at each of the temperatures compared.
-    """
-
-    label: str
-    probability: float
-    in_top_k: bool
-    in_top_p: bool
-    at: tuple[float, ...]
-
-
 def check_plot_path(path: Path) -> Path:
     """Return the path of a plot, after a look at its suffix.
 
@@ -60,48 +42,45 @@ def check_plot_path(path: Path) -> Path:
     return path
 
 
-def write_next_token_plot(
-    bars: Sequence[TokenBar], path: Path, *, temperatures: Sequence[float], title: str | None = None
-) -> None:
+def write_next_token_plot(found: NextTokens, path: Path, *, title: str) -> None:
     """Write the plot of `draw_next_token_plot`; the suffix of `path` decides the format (`.png` or `.svg`)."""
     image = BytesIO()
-    figure = draw_next_token_plot(bars, temperatures=temperatures, title=title)
+    figure = draw_next_token_plot(found, title=title)
     figure.savefig(image, format=path.suffix.lower().removeprefix("."), dpi=_PNG_DOTS_PER_INCH)
     write_bytes(path, image.getvalue())
 
 
-def draw_next_token_plot(
-    bars: Sequence[TokenBar], *, temperatures: Sequence[float], title: str | None = None
-) -> "Figure":
+def draw_next_token_plot(found: NextTokens, *, title: str) -> "Figure":
     """Return the plot of the next token.
 
-    On the left a bar a token, coloured by what top-k and top-p keep; on the right its probability at each temperature.
+    On the left a bar a token at the temperature asked for, coloured by what top-k and top-p keep; on the right its
+    probability at each of some temperatures.
 
     Args:
-        bars: One a token, the likeliest first.
-        temperatures: What `TokenBar.at` is at.
+        found: Which tokens may come next.
         title: A line above the plot, taken literally.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    tokens = found.tokens
     figure = Figure(
-        figsize=(_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(bars)),
+        figsize=(_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(tokens)),
         layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),  # inches
         facecolor=BACKGROUND,
     )
     left, right = figure.subplots(1, 2, sharey=True)
     for kept, (label, color) in _KEPT.items():
-        places = [place for place, bar in enumerate(bars) if (bar.in_top_k, bar.in_top_p) == kept]
+        places = [place for place, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept]
         if places:
-            widths = [100 * bars[place].probability for place in places]
+            widths = [100 * tokens[place].tempered for place in places]
             left.barh(places, widths, 0.72, color=COLORS[color], label=label)
-    left.set_yticks(range(len(bars)), [_printable(bar.label) for bar in bars], parse_math=False)
-    left.set_ylim(len(bars) - 0.4, -0.6)
+    left.set_yticks(range(len(tokens)), [_printable(token.text) for token in tokens], parse_math=False)
+    left.set_ylim(len(tokens) - 0.4, -0.6)
     left.set_xlabel("probability of the next token, %")
-    for place, temperature in enumerate(temperatures):
+    for place, temperature in enumerate(TEMPERATURES):
         # On a logarithmic axis what is all but impossible would squeeze the rest.
-        points = [(100 * bar.at[place], row) for row, bar in enumerate(bars) if bar.at[place] >= 1e-6]
+        points = [(100 * token.at[place], row) for row, token in enumerate(tokens) if token.at[place] >= 1e-6]
         if points:
             marker = _MARKERS[place % len(_MARKERS)]
             right.plot(
@@ -112,8 +91,7 @@ def draw_next_token_plot(
     for axes, name in ((left, None), (right, "temperature")):
         _style(axes)
         axes.legend(loc="best", frameon=False, fontsize=8, title=name, title_fontsize=8, labelcolor=COLORS["text"])
-    if title:
-        figure.suptitle(_printable(title, longest=90), color=COLORS["text"], fontsize=10.5, parse_math=False)
+    figure.suptitle(_printable(title, longest=90), color=COLORS["text"], fontsize=10.5, parse_math=False)
     return figure
 
 

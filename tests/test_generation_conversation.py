@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from hf_instruct.errors import ConfigError, DataError, RunError
-from hf_instruct.generation import chatting
+from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.generation import chat_model
 from hf_instruct.generation.answers import generate_responses
-from hf_instruct.generation.chatting import ChatModel, ChatSettings, Conversation, Turn, build_examples
+from hf_instruct.generation.chat_model import ChatModel
+from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.conversation import Conversation, Turn, build_examples
+from hf_instruct.generation.token_text import check_text
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
-from hf_instruct.run_folder import RunFolder
 
 QUESTIONS = ["Name a color.", "Übersetze: Straße 🚀", "Write\nthree lines."]
 SHORT = ChatSettings(max_new_tokens=6)
@@ -85,7 +87,7 @@ def test_turns_are_in_the_prompt_where_the_format_has_them(chat: ChatModel) -> N
     conversation = Conversation(chat, system="Be brief.", settings=SHORT)
     conversation.turns = [Turn("One?", "Eins.")]
     _ask(conversation, "Two?")
-    history = [Turn("One?", "Eins.")]
+    history = [("One?", "Eins.")]
     text = chat.tokenizer.decode(chat.encode("Two?", history=history, system="Be brief."))
     assert text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
@@ -111,7 +113,8 @@ def test_the_oldest_turns_are_cut_and_the_question_never(chat: ChatModel) -> Non
     conversation = Conversation(chat, settings=ChatSettings(max_new_tokens=100))
     turns = [Turn(f"question {number} " + "word " * 20, "answer " * 10) for number in range(5)]
     conversation.turns = list(turns)
-    kept = next(n for n in range(5, -1, -1) if len(chat.encode("Why?", history=turns[5 - n :])) + 100 <= 256)
+    pairs = [(turn.user, turn.assistant) for turn in turns]
+    kept = next(n for n in range(5, -1, -1) if len(chat.encode("Why?", history=pairs[5 - n :])) + 100 <= 256)
     assert 0 < kept < 5
     expected = Conversation(chat, settings=conversation.settings)
     expected.turns = turns[5 - kept :]
@@ -133,7 +136,7 @@ def test_a_question_that_leaves_little_room_shortens_the_answer(alone: ChatModel
         conversation.stream(question + " word word word")
     assert str(caught.value) == (
         "The question is too long: with the prompt format it takes 256 tokens, and the model reads 256, its answer "
-        "included. Shorten it by at least 1 tokens."
+        "included. Shorten it by at least 1 token."
     )
     assert len(conversation.turns) == 1
 
@@ -169,7 +172,7 @@ def test_questions_that_cannot_be_asked(alone: ChatModel, text: str, message: st
 
 
 def test_line_ends_become_plain() -> None:
-    assert chatting.check_text("  a\r\nb\rc\td\n") == "a\nb\nc\td"
+    assert check_text("  a\r\nb\rc\td\n") == "  a\nb\nc\td\n"
 
 
 def test_stop_keeps_what_was_written(alone: ChatModel) -> None:
@@ -281,7 +284,7 @@ def test_what_fails_is_raised_and_no_turn_is_added(alone: ChatModel, monkeypatch
         raise ConfigError("refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(chatting, "stream_completion", fail)
+        patch.setattr(chat_model, "stream_completion", fail)
         with pytest.raises(ConfigError, match="refused"):
             _ask(conversation, "One?")
     assert conversation.turns == []
@@ -346,70 +349,3 @@ def test_a_setting_that_there_is_not() -> None:
     )
     with pytest.raises(ConfigError, match="`top_k` cannot be `True`"):
         ChatSettings(top_k=True)
-
-
-def _save_run(folder: Path, base: Path, *, prompt_format: str = "phi3", model: Path | None = None) -> Path:
-    from hf_instruct.config import Experiment
-
-    values = {"data": {"prompt_format": prompt_format}, "model": {"name": str(base)}}
-    folder.mkdir()
-    RunFolder(folder).save_experiment(Experiment.model_validate(values))
-    if model is not None:
-        (folder / "model").symlink_to(model)
-    return folder
-
-
-def test_loading_a_run_its_base_and_a_plain_model(tmp_path: Path, tiny_gpt2: Path, tiny_llama: Path) -> None:
-    run = _save_run(tmp_path / "run", tiny_llama, model=tiny_gpt2)
-    tuned, base = ChatModel.load(str(run)), ChatModel.load(str(run), base=True)
-    assert (tuned.name, tuned.prompt_format.name, tuned.model.config.model_type) == (str(run), "phi3", "gpt2")
-    assert (base.name, base.prompt_format.name, base.model.config.model_type) == (str(tiny_llama), "phi3", "llama")
-    assert ChatModel.load(str(run / "model")).prompt_format.name == "phi3"
-    plain = ChatModel.load(str(tiny_gpt2))
-    assert (plain.prompt_format.name, plain.context) == ("alpaca", 256)
-
-
-def test_loading_an_adapter(tmp_path: Path, tiny_llama: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model, tokenizer = tiny_models.load_copy(tiny_llama)
-    adapter = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False))
-    adapter.peft_config["default"].base_model_name_or_path = str(tiny_llama)
-    adapter.save_pretrained(tmp_path / "adapter")
-    tokenizer.save_pretrained(tmp_path / "adapter")
-    run = _save_run(tmp_path / "run", tiny_llama, prompt_format="alpaca", model=tmp_path / "adapter")
-    tuned, base = ChatModel.load(str(run)), ChatModel.load(str(run), base=True)
-    answers = [_ask(Conversation(side, settings=SHORT), "Name a color.") for side in (tuned, base)]
-    assert answers[0] != answers[1]
-    assert (
-        answers[0]
-        == generate_responses(tuned.model, tuned.tokenizer, [Example("x", "Name a color.", "", "")], max_new_tokens=6)[
-            0
-        ].response
-    )
-
-
-def test_what_cannot_be_loaded(tmp_path: Path, tiny_gpt2: Path) -> None:
-    run = _save_run(tmp_path / "run", tiny_gpt2)
-    (tmp_path / "file.txt").write_text("x")
-    (tmp_path / "empty").mkdir()
-    cases: list[tuple[str, dict[str, object], type[Exception], str]] = [
-        (str(tmp_path / "rum"), {}, RunError, f"does not exist. Did you mean `{run}`?"),
-        (str(tmp_path / "file.txt"), {}, RunError, "is a file; name a run folder"),
-        (str(tmp_path / "empty"), {}, RunError, "is not a run folder (no `run.yaml` in it)"),
-        (
-            str(run),
-            {},
-            RunError,
-            f"has no tuned model yet. Finish it with `hf-instruct run`, or talk to its base model, `{tiny_gpt2}`.",
-        ),
-        (str(run), {"prompt_format": "alpaca"}, ConfigError, "was trained on the prompt format `phi3`"),
-        (str(tiny_gpt2), {"base": True}, ConfigError, "is no run, so there is no base model to compare it with"),
-        (str(tiny_gpt2), {"prompt_format": "chat"}, ConfigError, "needs a tokenizer with a chat template"),
-        (str(tiny_gpt2), {"prompt_format": "nope"}, ConfigError, "Unknown prompt format `nope`"),
-    ]
-    for name, options, kind, message in cases:
-        with pytest.raises(kind) as caught:
-            ChatModel.load(name, **options)  # type: ignore[arg-type]
-        assert message in str(caught.value)
-        assert "\n" not in str(caught.value)

@@ -15,7 +15,8 @@ from hf_instruct.cli.terminal_text import clean_text, iterate_columns
 from hf_instruct.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chatting import ChatModel, Conversation, Turn
+    from hf_instruct.generation.chat_model import ChatModel
+    from hf_instruct.generation.conversation import Conversation, Turn
     from hf_instruct.records import Example
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ COMMANDS = {
 }
 
 
-class ChatSession:
+class TerminalChat:
     """What the lines that a user types do.
 
     Attributes:
@@ -139,10 +140,7 @@ class ChatSession:
 
     def _show(self, streams: list[Iterator[str]], conversations: "list[Conversation]") -> None:
         width = shutil.get_terminal_size().columns
-        labels = [
-            f"{label} ({conversation.model.name})"
-            for label, conversation in zip(("untuned", "tuned"), conversations, strict=False)
-        ]
+        labels = [f"{who} ({talk.model.name})" for who, talk in zip(("untuned", "tuned"), conversations, strict=False)]
         if len(streams) == 1:
             _print_pieces(streams[0])
         elif self._is_terminal and sys.stdout.isatty() and width >= _LEAST_COLUMNS:
@@ -174,7 +172,7 @@ class ChatSession:
             signal.signal(signal.SIGINT, before)
 
     def _require_base(self) -> "Conversation":
-        from hf_instruct.generation.chatting import Conversation
+        from hf_instruct.generation.conversation import Conversation
 
         if self._base is None:
             if self._load_base is None:
@@ -239,7 +237,7 @@ class ChatSession:
             logger.info("Every question is now answered by the untuned model too.")
 
     def _save(self, argument: str) -> None:
-        from hf_instruct.generation.chatting import build_examples
+        from hf_instruct.generation.conversation import build_examples
 
         if not argument:
             raise ConfigError("`/save` needs the name of a file, as in `/save examples.jsonl`.")
@@ -265,7 +263,7 @@ def append_examples(path: Path, examples: "list[Example]") -> int:
         DataError: The file is no file of examples, or cannot be written.
     """
     from hf_instruct.data.sources import load_examples
-    from hf_instruct.generation.chatting import format_examples
+    from hf_instruct.generation.conversation import format_examples
     from hf_instruct.records import build_example_id, write_text
 
     if path.suffix.lower() != ".jsonl":
@@ -309,7 +307,10 @@ def _note_ending(conversation: "Conversation", *, named: bool) -> None:
     if turn.ended_by == "user":
         logger.info("%s[stopped]", who)
     elif turn.ended_by == "length":
-        most = conversation.settings.max_new_tokens
-        logger.info("%s[cut: an answer has at most %s tokens; `/set max_new_tokens N` changes it]", who, f"{most:,}")
+        longest = f"{conversation.longest:,}"
+        if conversation.longest < conversation.settings.max_new_tokens:
+            logger.info("%s[cut: after the prompt, the model had room for %s tokens]", who, longest)
+        else:
+            logger.info("%s[cut: an answer has at most %s tokens; `/set max_new_tokens N` changes it]", who, longest)
     elif not turn.assistant:
         logger.info("%s[the model ended at once, without a word]", who)

@@ -1,0 +1,84 @@
+"""What a name stands for: a run, its base model, an adapter or a plain model, each with its prompt format."""
+
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.chat_model import ChatModel
+from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.conversation import Conversation
+from hf_instruct.records import Example
+from hf_instruct.run_folder import RunFolder
+
+SHORT = ChatSettings(max_new_tokens=6)
+
+
+def _save_run(folder: Path, base: Path, *, prompt_format: str = "phi3", model: Path | None = None) -> Path:
+    from hf_instruct.config import Experiment
+
+    values = {"data": {"prompt_format": prompt_format}, "model": {"name": str(base)}}
+    folder.mkdir()
+    RunFolder(folder).save_experiment(Experiment.model_validate(values))
+    if model is not None:
+        (folder / "model").symlink_to(model)
+    return folder
+
+
+def test_loading_a_run_its_base_and_a_plain_model(tmp_path: Path, tiny_gpt2: Path, tiny_llama: Path) -> None:
+    run = _save_run(tmp_path / "run", tiny_llama, model=tiny_gpt2)
+    tuned, base = ChatModel.load(str(run)), ChatModel.load(str(run), base=True)
+    assert (tuned.name, tuned.prompt_format.name, tuned.model.config.model_type) == (str(run), "phi3", "gpt2")
+    assert (base.name, base.prompt_format.name, base.model.config.model_type) == (str(tiny_llama), "phi3", "llama")
+    assert ChatModel.load(str(run / "model")).prompt_format.name == "phi3"
+    plain = ChatModel.load(str(tiny_gpt2))
+    assert (plain.prompt_format.name, plain.context) == ("alpaca", 256)
+
+
+def test_loading_an_adapter(tmp_path: Path, tiny_llama: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny_models.load_copy(tiny_llama)
+    adapter = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False))
+    adapter.peft_config["default"].base_model_name_or_path = str(tiny_llama)
+    adapter.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    run = _save_run(tmp_path / "run", tiny_llama, prompt_format="alpaca", model=tmp_path / "adapter")
+    tuned, base = ChatModel.load(str(run)), ChatModel.load(str(run), base=True)
+    answers = ["".join(Conversation(side, settings=SHORT).stream("Name a color.")) for side in (tuned, base)]
+    assert answers[0] != answers[1]
+    assert (
+        answers[0]
+        == generate_responses(tuned.model, tuned.tokenizer, [Example("x", "Name a color.", "", "")], max_new_tokens=6)[
+            0
+        ].response
+    )
+
+
+def test_what_cannot_be_loaded(tmp_path: Path, tiny_gpt2: Path) -> None:
+    run = _save_run(tmp_path / "run", tiny_gpt2)
+    (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    cases: list[tuple[str, dict[str, object], type[Exception], str]] = [
+        (str(tmp_path / "rum"), {}, RunError, f"does not exist. Did you mean `{run}`?"),
+        (" ", {}, RunError, "The name of the model is empty"),
+        (str(tmp_path / "file.txt"), {}, RunError, "is a file; name a run folder"),
+        (str(tmp_path / "empty"), {}, RunError, "is not a run folder (no `run.yaml` in it)"),
+        (
+            str(run),
+            {},
+            RunError,
+            f"--run-dir {run} --resume`, or name its base model, `{tiny_gpt2}`.",
+        ),
+        (str(run), {"prompt_format": "alpaca"}, ConfigError, "was trained on the prompt format `phi3`"),
+        (str(tiny_gpt2), {"base": True}, ConfigError, "is no run, so there is no base model to compare it with"),
+        (str(tiny_gpt2), {"prompt_format": "chat"}, ConfigError, "needs a tokenizer with a chat template"),
+        (str(tiny_gpt2), {"prompt_format": "nope"}, ConfigError, "Unknown prompt format `nope`"),
+    ]
+    for name, options, kind, message in cases:
+        with pytest.raises(kind) as caught:
+            ChatModel.load(name, **options)  # type: ignore[arg-type]
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
