@@ -43,6 +43,9 @@ def test_sources_are_runs_or_models_each_once_and_called_differently(run: RunFol
         Speaker(f"{other.path}, untuned", str(other.path), base=True),
     ]
     assert find_sources([str(run.path)])[0].label == "mine"
+    # Asked by its model's folder, a run keeps its prompt format and its untuned model.
+    (source,) = find_sources([str(run.path / "model")])
+    assert source.folder == run
 
 
 def test_a_name_that_is_nothing_is_an_error(run: RunFolder) -> None:
@@ -54,6 +57,8 @@ def test_a_name_that_is_nothing_is_an_error(run: RunFolder) -> None:
     )
     with pytest.raises(RunError, match=r"is not a run folder \(no `run\.yaml` in it\)"):
         find_sources([str(run.base.path)])
+    with pytest.raises(RunError, match="`demmo` does not exist"):
+        find_sources(["demmo"])
 
 
 def test_a_base_model_is_loaded_once_for_all_runs_that_began_with_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The explore tab as HTML: the next token's probabilities, the beam tree, strategies side by side."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -93,8 +94,6 @@ def _format_rank(node: "BeamNode") -> str:
 
 
 def _format_text(text: "BeamText", name: str) -> list[str]:
-    import math
-
     score = "" if text.score is None else f"{text.score:.3f}"
     shown = f'<span class="hi-token">{escape(text.text)}</span>'
     return [escape(name), shown, f"{math.exp(text.log_probability):.3%}", score]

@@ -1,5 +1,6 @@
 """The runs tab: scores, losses and answers of the runs, read from their folders each time the tab is opened."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,8 +57,8 @@ class RunsTab:
         for dropdown in (self._category, self._order):
             dropdown.input(self._sort, chosen, [self._example, self._answers], **quick)
         self._example.input(self._show_example, [self._example], [self._answers], **quick)
-        before.click(self._step_back, chosen, [self._example, self._answers], **quick)
-        after.click(self._step_on, chosen, [self._example, self._answers], **quick)
+        for button, by in ((before, -1), (after, 1)):
+            button.click(functools.partial(self._step, by), chosen, [self._example, self._answers], **quick)
 
     def _show_all(self, category: str, order: str, id: str | None) -> dict[Any, Any]:
         view = read_runs(self._sources)
@@ -88,13 +89,7 @@ class RunsTab:
             self._answers: format_answers(view, first) if first else "",
         }
 
-    def _step_back(self, category: str, order: str, id: str | None) -> dict[Any, Any]:
-        return self._step(category, order, id, by=-1)
-
-    def _step_on(self, category: str, order: str, id: str | None) -> dict[Any, Any]:
-        return self._step(category, order, id, by=1)
-
-    def _step(self, category: str, order: str, id: str | None, *, by: int) -> dict[Any, Any]:
+    def _step(self, by: int, category: str, order: str, id: str | None) -> dict[Any, Any]:
         view = read_runs(self._sources)
         choices = list_choices(view, category, order)
         ids = [value for _, value in choices]
@@ -120,9 +115,9 @@ def list_choices(view: RunsView, category: str, order: str) -> list[tuple[str, s
         order: One of the tab's.
     """
     examples = view.examples
-    known = any(example.category == category for example in examples.values())
-    ids = [id for id, example in examples.items() if not known or example.category == category]
-    scores = {id: [answers.known[id] for answers in view.sets if id in answers.known] for id in ids}
+    ids = [id for id, example in examples.items() if example.category == category] or list(examples)
+    known = [answers.known for answers in view.sets]
+    scores = {id: [of[id] for of in known if id in of] for id in ids}
     if order == _BY_GAIN:
         ids.sort(key=lambda id: -(max(scores[id]) - min(scores[id])) if scores[id] else 1)
     elif order == _BY_SCORE:

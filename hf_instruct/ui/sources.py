@@ -1,7 +1,6 @@
 """What the page is about: the runs and models that the user named, and what can be asked of each."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +8,6 @@ from hf_instruct.config import Experiment
 from hf_instruct.errors import RunError
 from hf_instruct.models import ALIASES, WHEEL_MODEL
 from hf_instruct.run_folder import RunFolder
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +64,15 @@ def find_sources(names: Sequence[str]) -> list[Source]:
 
 
 def _find_source(name: str, label: str) -> Source:
-    path = Path(name).expanduser()
-    is_model_folder = (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
-    if is_model_folder or name in ALIASES or name == WHEEL_MODEL:
-        return Source(name, label)
-    # With the folder before it there, a name such as `runs/demmo` is a run misspelt rather than a model on the Hub.
-    if _HUB_ID.fullmatch(name) and not path.exists() and not path.parent.is_dir():
-        return Source(name, label)
-    folder = RunFolder(path)
+    from hf_instruct.generation.chat_model import find_run
+
     try:
+        folder = find_run(name)
+        if folder is None:
+            if name.count("/") == 1 or name in ALIASES or name == WHEEL_MODEL or Path(name).exists():
+                return Source(name, label)
+            # One word may be an old model on the Hub, but is likelier a run misspelt; better told now than when asked.
+            folder = RunFolder(Path(name))
         return Source(name, label, folder, folder.load_experiment())
     except RunError as error:
         raise RunError(f"{error} A model is named by its alias, its Hub id or its folder.") from error

@@ -112,6 +112,6 @@ def _find_sides(sources: Sequence[Source]) -> list[Side]:
         if source.folder is None:
             continue
         for label, folder in ((source.label, source.folder), (f"{source.label}, untuned", source.folder.base)):
-            if folder.responses.is_file() and folder.responses.read_text(encoding="utf-8", errors="replace").strip():
+            if folder.responses.is_file() and folder.responses.stat().st_size:
                 sides.append(Side(label, folder.path, is_base=folder is not source.folder))
     return sides
