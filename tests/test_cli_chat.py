@@ -72,7 +72,7 @@ def test_notices_are_not_in_the_answers(
     session.handle("")
     assert capsys.readouterr().out == ""
     assert caplog.messages == [
-        "[cut: an answer has at most 6 tokens; `/set max_new_tokens N` changes it]",
+        "[cut: an answer has at most 6 tokens; `--max-new-tokens N` or `/set max_new_tokens N` changes it]",
         "top_p is now 0.9.",
         "It has no effect at temperature 0; `/set temperature 0.7` draws tokens.",
         "Taken back: Name a color.",

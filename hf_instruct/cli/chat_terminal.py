@@ -311,6 +311,7 @@ def _note_ending(conversation: "Conversation", *, named: bool) -> None:
         if conversation.longest < conversation.settings.max_new_tokens:
             logger.info("%s[cut: after the prompt, the model had room for %s tokens]", who, longest)
         else:
-            logger.info("%s[cut: an answer has at most %s tokens; `/set max_new_tokens N` changes it]", who, longest)
+            how = "`--max-new-tokens N` or `/set max_new_tokens N` changes it"
+            logger.info("%s[cut: an answer has at most %s tokens; %s]", who, longest, how)
     elif not turn.assistant:
         logger.info("%s[the model ended at once, without a word]", who)
