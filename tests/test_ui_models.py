@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,28 @@ def test_models_stay_while_there_is_room(shelf: ModelShelf, monkeypatch: pytest.
     with shelf.lend("a") as again:
         assert again is first
     assert [shelf.is_loaded(label) for label in "abc"] == [True, True, False]
+
+
+def test_a_model_that_is_there_does_not_wait_for_another(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shelf.lend("a") as first:
+        pass
+    began, may_end = threading.Event(), threading.Event()
+
+    def load(*arguments: object, **options: object) -> ChatModel:
+        began.set()
+        assert may_end.wait(30)
+        return first
+
+    monkeypatch.setattr(ChatModel, "load", load)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(lambda: shelf.lend("b").__enter__())
+        assert began.wait(30)
+        with shelf.lend("a") as again:
+            assert again is first
+        assert not shelf.is_loaded("b")
+        may_end.set()
+        loading.result()
+    assert shelf.is_loaded("b")
 
 
 def test_the_model_unused_for_longest_makes_room_and_comes_back(

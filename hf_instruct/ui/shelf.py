@@ -54,6 +54,9 @@ class ModelShelf:
         self._speakers = {speaker.label: speaker for speaker in list_speakers(sources)}
         self._sources = {source.name: source for source in sources}
         self._kept: dict[Hashable, _Kept] = {}
+        # Held while a model is loaded: two at once would need the memory for both weights files besides.
+        self._loading = threading.Lock()
+        # Held for a moment: who uses what, and whether its weights are there.
         self._lock = threading.Lock()
         self._uses = itertools.count(1)
 
@@ -78,30 +81,40 @@ class ModelShelf:
             InstructError: It cannot be loaded.
         """
         speaker = self._speakers[label]
-        # One after the other: two at once would need the memory for both weights files besides.
-        with self._lock:
-            kept = self._load(speaker)
-            kept.num_users += 1
-            kept.used = next(self._uses)
+        kept = self._take(speaker)
+        if kept is None:
+            with self._loading:
+                # Somebody else may have asked for it meanwhile.
+                kept = self._take(speaker) or self._load(speaker)
         try:
             yield kept.model
         finally:
             with self._lock:
                 kept.num_users -= 1
 
+    def _take(self, speaker: Speaker) -> _Kept | None:
+        """Return a model, noted as in use; None where it has to be loaded."""
+        with self._lock:
+            kept = self._kept.get(self._key(speaker))
+            if kept is None or not kept.is_loaded:
+                return None
+            kept.num_users += 1
+            kept.used = next(self._uses)
+            return kept
+
     def _load(self, speaker: Speaker) -> _Kept:
+        """Load a model and return it, noted as in use."""
         from hf_instruct.generation.chat_model import ChatModel
 
-        key = self._key(speaker)
-        kept = self._kept.get(key)
-        if kept is not None and kept.is_loaded:
-            return kept
+        kept = self._kept.get(self._key(speaker))
         self._make_room(speaker.label, self._estimate(speaker) if kept is None else kept.size)
         loaded = ChatModel.load(speaker.name, base=speaker.base)
         if kept is None:
-            kept = self._kept[key] = _Kept(loaded, speaker.label, measure_bytes(loaded.model))
-        else:
+            kept = _Kept(loaded, speaker.label, measure_bytes(loaded.model))
+        with self._lock:
             kept.model.model, kept.is_loaded = loaded.model, True
+            kept.num_users, kept.used = 1, next(self._uses)
+            self._kept[self._key(speaker)] = kept
         return kept
 
     def _make_room(self, label: str, size: int) -> None:
@@ -114,6 +127,10 @@ class ModelShelf:
             mapped = mapped_bytes() if device == "cpu" else 0
             if free_bytes(device) - mapped >= size * _LEEWAY:
                 return
+            with self._lock:
+                if kept.num_users:
+                    continue
+                kept.is_loaded = False
             logger.info(
                 "Dropped %s (%.1f GB) from memory, to load %s (%.1f GB).",
                 kept.label,
@@ -147,7 +164,6 @@ class ModelShelf:
 def _drop_weights(kept: _Kept) -> None:
     import torch
 
-    kept.is_loaded = False
     del kept.model.model
     gc.collect()
     give_back_freed_memory()
