@@ -4,12 +4,13 @@ A row is written whole or not at all: a killed process can leave at most one tor
 off before a stage goes on.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -198,12 +199,20 @@ def build_example_id(instruction: str, input: str, output: str) -> str:
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """Return the rows of a JSON Lines file, in file order.
 
-    A last line without its newline was torn by a kill and is left out.
+    A last line that a kill has torn is left out; one that only lacks its newline, as other programs write it, is not.
 
     Raises:
         DataError: The file is missing, or a line is not a row of this type (file and line are named).
     """
-    return [row for row, _ in _parse_lines(path, row_type)]
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError as error:
+        raise DataError(f"`{path}` does not exist; run the stage that writes it first.") from error
+    with contextlib.suppress(ValueError):
+        # A torn object is never JSON.
+        json.loads(last)
+        lines.append(last)
+    return _parse_lines(path, lines, row_type)
 
 
 def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
@@ -214,28 +223,20 @@ def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """
     if not path.exists():
         return []
-    rows = _parse_lines(path, row_type)
-    end = rows[-1][1] if rows else 0
-    if path.stat().st_size > end:
-        os.truncate(path, end)
-    return [row for row, _ in rows]
+    *lines, torn = path.read_bytes().split(b"\n")
+    rows = _parse_lines(path, lines, row_type)
+    if torn:
+        os.truncate(path, path.stat().st_size - len(torn))
+    return rows
 
 
-def _parse_lines(path: Path, row_type: type[Row]) -> list[tuple[Row, int]]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"`{path}` does not exist; run the stage that writes it first.") from error
-    rows: list[tuple[Row, int]] = []
+def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> list[Row]:
     names = {field.name for field in dataclasses.fields(row_type)}
-    end = 0
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            break
-        end += len(line)
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
-            rows.append((row_type(**{name: value for name, value in fields.items() if name in names}), end))
+            rows.append(row_type(**{name: value for name, value in fields.items() if name in names}))
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError(
                 f"`{path}` line {number} is not a {row_type.__name__} row ({error}); "
@@ -244,13 +245,13 @@ def _parse_lines(path: Path, row_type: type[Row]) -> list[tuple[Row, int]]:
     return rows
 
 
-def append_rows(path: Path, rows: Iterable[Example | Response | Judgment | Preference | TrainingRow]) -> None:
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Append rows to a JSON Lines file in one write, and wait until they are on disk."""
     text = "".join(_format_row(row) for row in rows)
     if not text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         start = os.fstat(descriptor).st_size
         data = text.encode("utf-8")
@@ -267,7 +268,7 @@ def append_rows(path: Path, rows: Iterable[Example | Response | Judgment | Prefe
         os.close(descriptor)
 
 
-def write_rows(path: Path, rows: Iterable[Example | Response | Judgment | Preference | TrainingRow]) -> None:
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a JSON Lines file whole; readers see the old file or the new one, never a part."""
     write_text(path, "".join(_format_row(row) for row in rows))
 
@@ -317,19 +318,18 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole: into a temporary file beside it, then renamed over it; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        partial.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
-def _format_row(row: Example | Response | Judgment | Preference | TrainingRow) -> str:
+def _format_row(row: Row) -> str:
     fields = {name: value for name, value in dataclasses.asdict(row).items() if value is not None or name == "score"}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

@@ -67,6 +67,17 @@ def test_a_torn_last_line_is_recovered(tmp_path: Path, torn: str) -> None:
     assert read_rows(path, Example) == [*ROWS, ROWS[0]]
 
 
+def test_a_last_row_without_a_newline_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, ROWS)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert read_rows(path, Example) == ROWS
+    # What is appended next would stand on the same line.
+    assert recover_rows(path, Example) == ROWS[:2]
+    append_rows(path, ROWS[2:])
+    assert read_rows(path, Example) == ROWS
+
+
 def test_a_file_with_only_a_torn_line_becomes_empty(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id"')
@@ -135,10 +146,20 @@ def test_json_holds_no_nan(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_text_files_are_readable_by_all_and_keep_their_line_ends(tmp_path: Path) -> None:
+def test_text_files_keep_their_line_ends(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "é\nb\r\n")
     assert (tmp_path / "a.txt").read_bytes() == "é\nb\r\n".encode()
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_are_as_open_as_the_user_lets_them_be(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "a.txt", "a")
+        append_rows(tmp_path / "rows.jsonl", ROWS)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
 
 
 def test_ids_depend_on_all_three_texts_and_their_borders() -> None:
