@@ -19,6 +19,9 @@ from hf_instruct.errors import RunError
 from hf_instruct.records import write_text
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+# Of the Hub and of OpenAI and those who write keys its way. Names such as `hf_finetuning_experiments` have no such row
+# of letters and digits.
+_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk[_-][A-Za-z0-9_-]*[A-Za-z0-9]{16}[A-Za-z0-9_-]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,12 +211,15 @@ def redact(value: Any) -> Any:
         return [redact(part) for part in value]
     if not isinstance(value, str):
         return value
-    text = re.sub(r"://[^/\s@]+@", "://", value)
-    return re.sub(r"\b(hf|sk)[_-][A-Za-z0-9_-]{20,}", "[token removed]", text)
+    return _TOKEN.sub("[token removed]", re.sub(r"://[^/\s@]+@", "://", value))
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    clone = Path(__file__).parents[1]
+    if not (clone / ".git").exists():
+        # Installed: git would name the commit of whatever repository the environment stands in.
+        return None
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

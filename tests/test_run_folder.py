@@ -1,4 +1,5 @@
 import multiprocessing
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 
 from hf_instruct.config import build_experiment, read_yaml
 from hf_instruct.errors import ConfigError, RunError
-from hf_instruct.run_folder import RunFolder, plain_values
+from hf_instruct.run_folder import RunFolder, _git_commit, plain_values, redact
 
 
 def experiment(**sections: object):
@@ -46,6 +47,27 @@ def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for secret in ("passw0rd", "user:", "aB3aB3", "0123456789ab"):
         assert secret not in text
     assert plain_values(experiment(judge={"base_url": url}))["judge"]["base_url"] == "http://127.0.0.1:1/v1"
+
+
+def test_names_that_only_begin_like_a_token_stay() -> None:
+    for text in ("runs/hf_finetuning_experiments_2026", "hf-internal-testing-tiny-models", "sk-learn-baselines-of-may"):
+        assert redact(text) == text
+    assert redact(f"key sk-proj-a_b-{'0aB' * 8}_c.") == "key [token removed]."
+
+
+def test_the_commit_is_of_the_toolkit_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "m")
+    git("tag", "-a", "v1", "-m", "m")
+    for home, commit in (("hf_instruct", git("rev-parse", "HEAD")), (".venv/site-packages/hf_instruct", None)):
+        monkeypatch.setattr("hf_instruct.run_folder.__file__", str(tmp_path / home / "run_folder.py"))
+        assert _git_commit() == commit
 
 
 def test_folders_without_a_run(tmp_path: Path) -> None:
