@@ -7,7 +7,7 @@ Source of the colours: https://jfly.uni-koeln.de/color/ (Okabe and Ito, "Color U
 
 import re
 from collections.abc import Mapping, Sequence
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,41 +42,20 @@ _ROW_INCHES = 0.32
 _SHOWN_NAME = 32
 
 
-def write_loss_plot(rows: Sequence[TrainingRow], path: Path, *, title: str | None = None) -> None:
-    """Write the plot of the losses; the suffix of `path` decides the format (`.png` or `.svg`).
-
-    Args:
-        rows: A training log; rows of kind `train` and `evaluation` are drawn, in the order of their steps.
-        path: The file; its folder has to exist.
-        title: A line above the plot, taken literally.
-    """
-    _write(draw_loss_plot(rows, title=title), path)
-
-
-def write_score_histogram(scores: Mapping[str, Sequence[int]], path: Path, *, title: str | None = None) -> None:
-    """Write the histogram of scores; the suffix of `path` decides the format (`.png` or `.svg`).
-
-    Args:
-        scores: The scores from 0 to 100 of each side: `base`, `tuned` or both.
-        path: The file; its folder has to exist.
-        title: A line above the plot, taken literally.
-    """
-    _write(draw_score_histogram(scores, title=title), path)
-
-
-def write_comparison_plot(rows: Sequence[ComparisonRow], path: Path, *, title: str | None = None) -> None:
-    """Write the means of runs and their differences from one of them, with intervals; see `draw_comparison_plot`.
-
-    Args:
-        rows: One a run, in the order from top to bottom.
-        path: The file; its suffix decides the format (`.png` or `.svg`).
-        title: A line above the plot, taken literally.
-    """
-    _write(draw_comparison_plot(rows, title=title), path)
+def write_figure(figure: "Figure", path: Path) -> None:
+    """Save a figure whole, in the format that the suffix of `path` names (`.png` or `.svg`); makes its folder."""
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix.lower().removeprefix("."), dpi=_PNG_DOTS_PER_INCH)
+    write_bytes(path, image.getvalue())
 
 
 def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> "Figure":
-    """Return the plot of the losses over steps (below) and example tokens (above); see `write_loss_plot`."""
+    """Return the plot of the losses over steps (below) and example tokens (above).
+
+    Args:
+        rows: A training log; rows of kind `train` and `evaluation` are drawn, in the order of their steps.
+        title: A line above the plot, taken literally.
+    """
     figure, axes = _build_axes(title)
     # A resumed run may log a step again: the later row is the one that the model went through.
     ordered = [row for _, row in sorted({(row.step, row.kind): row for row in rows}.items())]
@@ -109,7 +88,12 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
 
 
 def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | None = None) -> "Figure":
-    """Return the histogram of scores in bins of ten points, the last one 90 to 100; see `write_score_histogram`."""
+    """Return the histogram of scores in bins of ten points, the last one 90 to 100.
+
+    Args:
+        scores: The scores from 0 to 100 of each side: `base`, `tuned` or both.
+        title: A line above the plot, taken literally.
+    """
     figure, axes = _build_axes(title)
     sides = [name for name in ("base", "tuned") if scores.get(name)]
     width = 0.84 * SCORE_BIN_WIDTH / max(len(sides), 1)
@@ -140,15 +124,12 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
 
     Differences are paired, so their intervals are narrower than those of the means suggest; those that exclude zero are
     drawn in colour.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(
-        figsize=(1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)),
-        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),  # inches
-        facecolor=BACKGROUND,
-    )
+    Args:
+        rows: One a run, in the order from top to bottom.
+        title: A line above the plot, taken literally.
+    """
+    figure = _build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
     left, right = figure.subplots(1, 2, sharey=True)
     right.axvline(0, color=COLORS["base"], linewidth=1.2, linestyle=(0, (4, 3)))
     for place, (_, mean, interval, difference) in enumerate(rows):
@@ -167,8 +148,6 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
         _style(axes)
         axes.grid(axis="x", color=COLORS["grid"], linewidth=0.8)
         axes.locator_params(axis="x", nbins=6)
-    if title:
-        figure.suptitle(title, color=COLORS["text"], fontsize=10.5, parse_math=False)
     return figure
 
 
@@ -200,8 +179,6 @@ def format_inline_svg(figure: "Figure", prefix: str) -> str:
         figure: The figure.
         prefix: Put before every id, because two figures on a page may not share any.
     """
-    from io import StringIO
-
     import matplotlib
 
     stream = StringIO()
@@ -219,17 +196,22 @@ def format_inline_svg(figure: "Figure", prefix: str) -> str:
     return svg.strip()
 
 
-def _build_axes(title: str | None) -> "tuple[Figure, Axes]":
+def _build_figure(size_inches: tuple[float, float], title: str | None) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
-    figure = Figure(figsize=_SIZE_INCHES, layout=layout, facecolor=BACKGROUND)
+    figure = Figure(figsize=size_inches, layout=layout, facecolor=BACKGROUND)
+    if title:
+        figure.suptitle(title, color=COLORS["text"], fontsize=10.5, parse_math=False)
+    return figure
+
+
+def _build_axes(title: str | None) -> "tuple[Figure, Axes]":
+    figure = _build_figure(_SIZE_INCHES, title)
     axes = figure.add_subplot()
     axes.locator_params(axis="y", nbins=6)
     _style(axes)
-    if title:
-        figure.suptitle(title, color=COLORS["text"], fontsize=10.5, parse_math=False)
     return figure, axes
 
 
@@ -270,10 +252,3 @@ def _format_count(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"
-
-
-def _write(figure: "Figure", path: Path) -> None:
-    """Save a figure whole, in the format that the suffix of `path` names."""
-    image = BytesIO()
-    figure.savefig(image, format=path.suffix.removeprefix("."), dpi=_PNG_DOTS_PER_INCH)
-    write_bytes(path, image.getvalue())

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from hf_instruct.errors import PublishError
 from hf_instruct.models import configure_stop, load_model
-from hf_instruct.plots import write_loss_plot
+from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.publishing.folder import PublishOptions
 from hf_instruct.publishing.push import Published, PushTarget, push
 from hf_instruct.records import TrainingRow, read_rows, write_json
@@ -72,7 +72,7 @@ def _add_what_training_leaves(run: RunFolder) -> None:
     (run.model / "training_args.bin").write_bytes(b"/home/somebody/secret")
     losses = {"validation_loss_before": 1.193, "validation_loss": 0.722}
     write_json(run.training_summary, {**json.loads(run.training_summary.read_text()), **losses})
-    write_loss_plot(read_rows(run.training_log, TrainingRow), run.loss_plot)
+    write_figure(draw_loss_plot(read_rows(run.training_log, TrainingRow)), run.loss_plot)
 
 
 def read_base(tiny: Path) -> dict[str, bytes]:

@@ -10,8 +10,7 @@ from hf_instruct.plots import (
     draw_loss_plot,
     draw_score_histogram,
     format_inline_svg,
-    write_loss_plot,
-    write_score_histogram,
+    write_figure,
 )
 from hf_instruct.records import TrainingRow
 
@@ -49,22 +48,22 @@ def test_a_resumed_step_is_drawn_once_as_last_logged() -> None:
 
 @pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS[1:2], ROWS[3:]])
 def test_loss_plot_of_little(rows: list[TrainingRow], tmp_path: Path) -> None:
-    write_loss_plot(rows, tmp_path / "loss.png")
+    write_figure(draw_loss_plot(rows), tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_title_is_not_mathematics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        write_loss_plot(ROWS, tmp_path / "loss.svg", title=r"a $\nope$ <b>")
+        write_figure(draw_loss_plot(ROWS, title=r"a $\nope$ <b>"), tmp_path / "loss.svg")
     assert ElementTree.parse(tmp_path / "loss.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert caplog.text == ""
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Format 'nope' is not supported"):
-        write_loss_plot(ROWS, tmp_path / "loss.nope")
+        write_figure(draw_loss_plot(ROWS), tmp_path / "loss.nope")
     assert list(tmp_path.iterdir()) == []
-    write_score_histogram({"tuned": [50]}, tmp_path / "scores.png", title="t")
+    write_figure(draw_score_histogram({"tuned": [50]}, title="t"), tmp_path / "scores.png")
     assert [path.name for path in tmp_path.iterdir()] == ["scores.png"]
 
 

@@ -46,11 +46,12 @@ def _compare(options: argparse.Namespace) -> None:
         raise ConfigError(f"`--plot` is `{options.plot}`; its name should end in .png or .svg.")
     comparison = compare_runs(options.runs, baseline=options.baseline, force=options.force)
     if options.plot:
-        from hf_instruct.plots import write_comparison_plot
+        from hf_instruct.plots import draw_comparison_plot, write_figure
 
         title = f"NOT COMPARABLE: {comparison.judge}" if comparison.judging_differences else comparison.judge
+        figure = draw_comparison_plot(comparison.list_plot_rows(), title=textwrap.shorten(title, _PLOT_TITLE))
         try:
-            write_comparison_plot(comparison.list_plot_rows(), options.plot, title=textwrap.shorten(title, _PLOT_TITLE))
+            write_figure(figure, options.plot)
         except OSError as error:
             raise RunError(f"`{options.plot}` cannot be written: {error.strerror}. Name another `--plot`.") from error
     if options.json:

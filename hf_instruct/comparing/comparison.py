@@ -146,7 +146,7 @@ class Comparison:
         return format_comparison(self)
 
     def list_plot_rows(self) -> "list[ComparisonRow]":
-        """Return what `write_comparison_plot` draws."""
+        """Return what `draw_comparison_plot` draws."""
         drawn: list[ComparisonRow] = []
         for row in self.rows:
             difference = (row.difference.mean, row.difference.interval) if row.difference else None

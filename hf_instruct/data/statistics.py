@@ -1,7 +1,6 @@
 """How many examples there are, of what kind, and how long."""
 
 import dataclasses
-import io
 import math
 import statistics
 from collections import Counter
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from hf_instruct.data.checks import Encode, group_by_prompt
 from hf_instruct.errors import DataError
-from hf_instruct.plots import COLORS
+from hf_instruct.plots import COLORS, write_figure
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.records import Example, write_bytes
+from hf_instruct.records import Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +144,7 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
     figure.axes[0].set_ylabel("examples")
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
     try:
-        write_bytes(path, image.getvalue())
+        write_figure(figure, path)
     except OSError as error:
         raise DataError(f"`{path}` cannot be written ({error.strerror or error}); choose another place.") from error

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from hf_instruct.config import Experiment
-from hf_instruct.plots import write_score_histogram
+from hf_instruct.plots import draw_score_histogram, write_figure
 from hf_instruct.records import write_text
 from hf_instruct.reporting.facts import read_facts
 from hf_instruct.reporting.page import render_page
@@ -29,7 +29,7 @@ def report(run: RunFolder, experiment: Experiment) -> Path:
     facts = read_facts(run, experiment)
     scores = {"base": list(facts.base.score_by_id.values()), "tuned": list(facts.tuned.score_by_id.values())}
     if any(scores.values()):
-        write_score_histogram(scores, run.score_plot, title=facts.name)
+        write_figure(draw_score_histogram(scores, title=facts.name), run.score_plot)
     write_text(run.report, render_page(facts))
     logger.debug("wrote %s", run.report)
     return run.report

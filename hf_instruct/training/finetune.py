@@ -20,7 +20,7 @@ from hf_instruct.models import (
     matching_precision,
     no_shard_bars,
 )
-from hf_instruct.plots import write_loss_plot
+from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json
 from hf_instruct.run_folder import RunFolder
@@ -149,7 +149,7 @@ def train(
         _save_model(trainer, tokenizer, run)
     summary = _summarize(trainer, run, log.seconds)
     if trainer.is_world_process_zero():
-        write_loss_plot(read_rows(run.training_log, TrainingRow), run.loss_plot)
+        write_figure(draw_loss_plot(read_rows(run.training_log, TrainingRow)), run.loss_plot)
         write_json(run.training_summary, dataclasses.asdict(summary))
     trainer.accelerator.wait_for_everyone()
     return summary
