@@ -19,7 +19,7 @@ _SHARED_STAGES = ("train", "generate")
 
 
 def run(
-    experiment: Experiment | str | Path,
+    experiment: Experiment | Mapping[str, Any] | str | Path,
     path: str | Path | None = None,
     *,
     resume: bool = False,
@@ -29,22 +29,27 @@ def run(
     """Walk an experiment through its stages, and return its run folder.
 
     Args:
-        experiment: The experiment, or the YAML file that holds it.
+        experiment: The experiment, as such or as plain values by section, or the YAML file that holds it.
         path: The run folder; for a file, `runs/` and its name by default.
         resume: Go on with a run that was cut off; stages that are whole are left alone.
         force: Delete what stands in the run folder first.
         stages: Which stages to walk, in the order of `STAGES`.
 
     Raises:
-        ConfigError: The experiment has faults.
+        ConfigError: The experiment has faults, or there is no such stage.
         RunError: The folder holds a run already, another experiment's run, or something else.
         InstructError: A stage failed; what it finished stays, and `resume` goes on from there.
     """
-    if not isinstance(experiment, Experiment):
+    if isinstance(experiment, str | Path):
         path = path or default_path(Path(experiment))
         experiment = load_experiment(Path(experiment))
+    elif not isinstance(experiment, Experiment):
+        experiment = build_experiment(experiment, where="the experiment")
     if path is None:
-        raise ConfigError("`run` needs the path of a run folder when it is given an `Experiment`.")
+        raise ConfigError("`run` needs the path of a run folder, unless the experiment is a YAML file.")
+    if unknown := set(stages) - set(STAGES):
+        listed, allowed = (", ".join(f"`{name}`" for name in names) for names in (sorted(unknown), STAGES))
+        raise ConfigError(f"`stages` names {listed}; the stages are {allowed}.")
     check_experiment(experiment, stages)
     folder = RunFolder(Path(path))
     with _translated_disk_errors(folder):
@@ -60,54 +65,45 @@ def run(
     return folder
 
 
-def rerun_stage(
-    folder: RunFolder, stage: str, overrides: Mapping[str, Any] | None = None, *, force: bool = False
-) -> Experiment:
-    """Run one stage over a run folder again, and return the experiment as it now is.
+def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *, force: bool = False) -> None:
+    """Answer the test split of a run with other settings, or go on where answering was cut off.
 
     Args:
-        overrides: Settings of that stage's section, by dotted name, over those of `run.yaml`.
-        force: Delete what this stage and those after it have written, first.
+        overrides: Settings of the `generate` section, by dotted name, over those of `run.yaml`.
+        force: Delete the answers and what was made from them, first.
 
     Raises:
-        RunError: The folder is not a run, or the settings differ from those that its files were made with.
+        RunError: The folder is not a run, or the settings differ from those that its answers were made with.
         ConfigError: An override has a fault, or belongs to another stage.
     """
     stored = folder.load_experiment()
-    if foreign := [name for name in overrides or {} if name.partition(".")[0] != stage]:
+    if foreign := [name for name in overrides or {} if not name.startswith("generate.")]:
         raise ConfigError(
-            f"`{stage}` over a run takes settings of its own section only:",
+            "`generate` over a run takes settings of its own section only:",
             [f"`--{name}` would need another run: hf-instruct run EXPERIMENT.yaml --{name} …" for name in foreign],
         )
     values = plain_values(stored)
     for name, value in (overrides or {}).items():
-        values[stage][name.partition(".")[2]] = value
+        values["generate"][name.removeprefix("generate.")] = value
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
     is_main = is_main_process()
     with _translated_disk_errors(folder), folder.locked() if is_main else contextlib.nullcontext():
         with _one_process_first(experiment) as is_first, _translated_disk_errors(folder):
             if is_first:
                 if force:
-                    _check_before_clearing(folder, stage, experiment)
-                    clear_from(folder, stage)
+                    from hf_instruct.generation.stage import check_answering
+
+                    # Settings that cannot work are refused while what was made with others is still there.
+                    check_answering(folder, experiment)
+                    clear_from(folder, "generate")
                 _accept_changes(folder, experiment)
         try:
-            if is_main or stage in _SHARED_STAGES:
-                walk(folder, experiment, [stage])
+            walk(folder, experiment, ["generate"])
         except (ConfigError, DataError):
-            if is_main and not (_has_begun_to_answer(folder) if stage == "generate" else is_done(folder, stage)):
+            if is_main and not _has_begun_to_answer(folder):
                 # Refused before it began: settings that cannot be used do not stay.
                 folder.save_experiment(stored)
             raise
-    return experiment
-
-
-def _check_before_clearing(folder: RunFolder, stage: str, experiment: Experiment) -> None:
-    """Refuse settings that cannot work while what was made with others is still there."""
-    if stage == "generate":
-        from hf_instruct.generation.stage import check_answering
-
-        check_answering(folder, experiment)
 
 
 def default_path(experiment_file: Path) -> Path:
@@ -165,7 +161,7 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
         folder.save_experiment(experiment)
 
 
-def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str], *, resume: bool = True) -> None:
+def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:
     """Run stages over a run folder, in the order of `STAGES`; data and training that are whole are left alone."""
     for stage in (name for name in STAGES if name in stages):
         if stage == "data" and not is_done(folder, "data"):
@@ -177,7 +173,7 @@ def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str], *, re
         elif stage == "train" and not is_done(folder, "train"):
             from hf_instruct.training.stage import fine_tune
 
-            fine_tune(folder, experiment, resume=resume)
+            fine_tune(folder, experiment, resume=True)
         elif stage == "generate":
             from hf_instruct.generation.stage import answer
 
@@ -264,16 +260,16 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         RunError: The folder is of another experiment.
     """
     old, new = plain_values(folder.load_experiment()), plain_values(experiment)
-    section_stage = {"data": "data", "model": "train", "train": "train", "lora": "train"}
-    changed = sorted(dotted for dotted in _differing_keys(old, new))
+    changed = sorted(_differing_keys(old, new))
+    has_trained = is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*"))
     begun = {
         "data": is_done(folder, "data"),
-        "train": is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*")),
+        **dict.fromkeys(("model", "train", "lora"), has_trained),
         "generate": _has_begun_to_answer(folder),
         # Judging again with another judge is a matter of course: the judge stage keeps the older judgments apart.
         "judge": False,
     }
-    refused = [key for key in changed if begun[section_stage.get(key.partition(".")[0], key.partition(".")[0])]]
+    refused = [key for key in changed if begun[key.partition(".")[0]]]
     if refused:
         names = ", ".join(f"`{key}`" for key in refused) + (" differs" if len(refused) == 1 else " differ")
         raise RunError(

@@ -8,7 +8,7 @@ import tiny_models
 from hf_instruct import pipeline
 from hf_instruct.config import Experiment, build_experiment, read_yaml
 from hf_instruct.errors import ConfigError, RunError
-from hf_instruct.pipeline import clear_from, default_path, is_done, open_folder, rerun_stage, run
+from hf_instruct.pipeline import answer_again, clear_from, default_path, is_done, open_folder, run
 from hf_instruct.records import Response, read_rows
 from hf_instruct.run_folder import RunFolder
 
@@ -195,15 +195,15 @@ def test_a_stage_run_again_takes_settings_of_its_own(tmp_path: Path, monkeypatch
         pipeline, "walk", lambda folder, settings, stages: walked.append((settings.generate.batch_size, stages))
     )
     with pytest.raises(RunError, match=r"another experiment: `generate.batch_size` differ"):
-        rerun_stage(folder, "generate", {"generate.batch_size": 3})
+        answer_again(folder, {"generate.batch_size": 3})
     # The files of this run hold nothing that could be checked.
-    monkeypatch.setattr(pipeline, "_check_before_clearing", lambda folder, stage, experiment: None)
-    rerun_stage(folder, "generate", {"generate.batch_size": 3}, force=True)
+    monkeypatch.setattr("hf_instruct.generation.stage.check_answering", lambda folder, experiment: None)
+    answer_again(folder, {"generate.batch_size": 3}, force=True)
     assert walked == [(3, ["generate"])]
     assert not folder.responses.exists()
     assert folder.model.exists()
     with pytest.raises(ConfigError, match="`generate` over a run takes settings of its own section only:"):
-        rerun_stage(folder, "generate", {"train.seed": 3})
+        answer_again(folder, {"train.seed": 3})
 
 
 def test_an_unusable_format_is_found_before_anything_is_written(tmp_path: Path) -> None:
@@ -215,6 +215,15 @@ def test_an_unusable_format_is_found_before_anything_is_written(tmp_path: Path) 
 def test_an_experiment_needs_a_folder() -> None:
     with pytest.raises(ConfigError, match="needs the path of a run folder"):
         run(experiment())
+
+
+def test_stages_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(experiment(), tmp_path / "run", stages=("data", "trian"))
+    assert str(caught.value) == (
+        "`stages` names `trian`; the stages are `data`, `train`, `generate`, `judge`, `report`."
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
@@ -255,7 +264,7 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
     assert len(read_yaml(folder.config)["data_sha256"]) == 64
 
     before = {name: (folder.path / name).read_bytes() for name in files_in(folder.path)}
-    run(build_experiment(values, where="here"), tmp_path / "run", stages=stages, resume=True)
+    run(values, tmp_path / "run", stages=stages, resume=True)
     assert {name: (folder.path / name).read_bytes() for name in files_in(folder.path)} == before
 
 

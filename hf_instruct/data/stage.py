@@ -10,7 +10,7 @@ from hf_instruct.data.sources import collect_examples
 from hf_instruct.data.splits import split_examples
 from hf_instruct.data.tables import format_findings
 from hf_instruct.data.tokens import TokenCounter, load_counter
-from hf_instruct.errors import ModelLoadError, RunError
+from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import write_json, write_rows
 from hf_instruct.run_folder import RunFolder
@@ -25,7 +25,6 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         DataError: The source cannot be read, has faults or cannot be split; or `data.strict` is on and test or
             validation examples also stand in train.
         ConfigError: The prompt format does not go with the model's tokenizer.
-        RunError: The files cannot be written.
     """
     settings = experiment.data
     checked = collect_examples(
@@ -56,20 +55,14 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         counter=_load_counter(experiment),
         num_left_out=checked.num_without_output,
     )
-    try:
-        # Its presence says that the splits beside it are whole, so it goes before they change.
-        run.preflight.unlink(missing_ok=True)
-        digest = hashlib.sha256()
-        for name, rows in splits.named().items():
-            write_rows(run.split(name), rows)
-            digest.update(run.split(name).read_bytes())
-        # Of the bytes of the three files, in this order.
-        write_json(run.preflight, {"data_sha256": digest.hexdigest(), **preflight})
-    except OSError as error:
-        raise RunError(
-            f"The data cannot be written to `{run.data}` ({error.strerror or error}). Make room or choose another "
-            "folder with `--run-dir`, and start again."
-        ) from error
+    # Its presence says that the splits beside it are whole, so it goes before they change.
+    run.preflight.unlink(missing_ok=True)
+    digest = hashlib.sha256()
+    for name, rows in splits.named().items():
+        write_rows(run.split(name), rows)
+        digest.update(run.split(name).read_bytes())
+    # Of the bytes of the three files, in this order.
+    write_json(run.preflight, {"data_sha256": digest.hexdigest(), **preflight})
     logger.info("%s", format_findings(preflight))
 
 
