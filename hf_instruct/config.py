@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hf_instruct.errors import ConfigError
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+# No split may be empty.
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 Natural = Annotated[int, Field(ge=1)]
 
 
@@ -102,14 +103,6 @@ class Experiment(_Section):
     generate: GenerateSection = Field(default_factory=lambda: GenerateSection())
     judge: JudgeSection = Field(default_factory=lambda: JudgeSection())
 
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_sections_are_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        # `lora:` with nothing below it is a user's way to say "LoRA at the defaults".
-        return {name: {} if section is None else section for name, section in values.items()}
-
 
 # The course's settings. `output_dir` and reporting belong to the run folder, so they are not for the user to set here.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
@@ -188,6 +181,9 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
     """
     experiment: Experiment | None = None
     faults: list[str] = []
+    if isinstance(values, Mapping):
+        # `lora:` with nothing below it is a user's way to say "LoRA at the defaults".
+        values = {name: {} if section is None else section for name, section in values.items()}
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
@@ -222,7 +218,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"`{path}` cannot be read: {error.strerror or error}.") from error
     try:
         values = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
+        # A ValueError is a date that there is not, such as 2024-02-30.
         reason = " ".join(str(error).split("To suppress")[0].split())
         raise ConfigError(f"`{path}` is not valid YAML: {reason}") from error
     if values is None:
@@ -259,7 +256,7 @@ def parse_flag_value(text: str) -> Any:
 
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+    except (YAMLError, ValueError):
         return text
 
 
@@ -352,12 +349,13 @@ def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> lis
 
 def _check_across(experiment: Experiment) -> list[str]:
     data = experiment.data
-    fractions = [data.train_fraction, data.test_fraction]
-    if data.validation_fraction is None:
-        if sum(fractions) > 1 + 1e-9:
-            return [f"`data.train_fraction` and `data.test_fraction` sum to {sum(fractions):g}; they may not exceed 1"]
-    elif abs(sum(fractions) + data.validation_fraction - 1) > 1e-9:
-        total = sum(fractions) + data.validation_fraction
+    total = data.train_fraction + data.test_fraction + (data.validation_fraction or 0)
+    if data.validation_fraction is None and total >= 1 - 1e-9:
+        return [
+            f"`data.train_fraction` and `data.test_fraction` sum to {total:g} and leave nothing for validation; lower "
+            "one of them"
+        ]
+    if data.validation_fraction is not None and abs(total - 1) > 1e-9:
         return [
             f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they should "
             "sum to 1 (leave the last out to give it the rest)"

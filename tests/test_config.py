@@ -77,8 +77,15 @@ def test_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
         ({"lora": 5}, "`lora` is 5; input should be a valid dictionary"),
         (
             {"data": {"train_fraction": 0.8, "test_fraction": 0.5}},
-            "`data.train_fraction` and `data.test_fraction` sum to 1.3; they may not exceed 1",
+            "`data.train_fraction` and `data.test_fraction` sum to 1.3 and leave nothing for validation; lower one of "
+            "them",
         ),
+        (
+            {"data": {"train_fraction": 0.9}},
+            "`data.train_fraction` and `data.test_fraction` sum to 1 and leave nothing for validation; lower one of "
+            "them",
+        ),
+        ({"data": {"test_fraction": 0}}, "`data.test_fraction` is 0; input should be greater than 0"),
         (
             {"data": {"train_fraction": 0.8, "test_fraction": 0.1, "validation_fraction": 0.2}},
             "`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to 1.1; they should sum "
@@ -169,6 +176,11 @@ def test_invalid_yaml_names_line_and_column(tmp_path: Path) -> None:
         read_yaml(write(tmp_path, "data:\n  source: [a\n"))
 
 
+def test_a_date_that_there_is_not_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"experiment.yaml` is not valid YAML: day is out of range for month"):
+        read_yaml(write(tmp_path, "model:\n  revision: 2024-02-30\n"))
+
+
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='found duplicate key "seed"') as caught:
         read_yaml(write(tmp_path, "data:\n  seed: 1\n  seed: 2\n"))
@@ -207,6 +219,12 @@ def test_lora_is_on_where_its_section_is(tmp_path: Path, text: str, lora: dict |
     assert load_experiment(stored, deep=False) == experiment
 
 
+def test_none_in_python_is_no_lora() -> None:
+    experiment = Experiment(lora=None)
+    assert experiment.lora is None
+    assert Experiment.model_validate(experiment.model_dump()) == experiment
+
+
 def test_values_survive_the_file(tmp_path: Path) -> None:
     values = {
         "data": {"source": "dätä: #1.json", "map": {"output": "answer"}},
@@ -233,6 +251,7 @@ def test_values_survive_the_file(tmp_path: Path) -> None:
         ("../data/a.json", "../data/a.json"),
         ("@odd", "@odd"),
         ("'12'", "12"),
+        ("2024-02-30", "2024-02-30"),
     ],
 )
 def test_flag_values_are_yaml(text: str, value: object) -> None:
