@@ -97,27 +97,27 @@ class PromptFormat:
     template: str
 
     @classmethod
-    def named(cls, name: str) -> "PromptFormat":
+    def named(cls, name: str | Path) -> "PromptFormat":
         """Return a built-in format by its name, or the format in a Jinja file by its path.
 
         Raises:
             ConfigError: There is no such format and no such file, or the file is not a usable template.
         """
-        if name == CHAT:
-            return cls(name, "")
-        if name in TEMPLATES:
-            return cls(name, TEMPLATES[name])
-        path = Path(name)
-        if not path.is_file():
+        name = str(name)
+        if name in (CHAT, *TEMPLATES):
+            return cls(name, TEMPLATES.get(name, ""))
+        try:
+            prompt_format = cls(name, Path(name).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"The prompt format `{name}` is not UTF-8 text (byte {error.start}).") from error
+        except (OSError, ValueError) as error:
+            # No file of this name, or no name of a file: the template itself, say.
+            shown = name if len(name) <= 200 else name[:199] + "…"
             known = ", ".join(f"`{known}`" for known in [*TEMPLATES, CHAT])
             raise ConfigError(
-                f"Unknown prompt format `{name}`. Allowed are {known}, or the "
+                f"Unknown prompt format `{shown}`. Allowed are {known}, or the "
                 "path of a Jinja file that uses `instruction` and `input`."
-            )
-        try:
-            prompt_format = cls(str(path), path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"The prompt format `{path}` is not UTF-8 text (byte {error.start}).") from error
+            ) from error
         prompt_format._check()
         return prompt_format
 

@@ -77,7 +77,8 @@ def test_completion_is_the_output_and_one_end(tokenizer) -> None:
 def test_jinja_file(tmp_path: Path) -> None:
     path = tmp_path / "format.jinja"
     path.write_text("Q: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n", encoding="utf-8")
-    prompt_format = PromptFormat.named(str(path))
+    prompt_format = PromptFormat.named(path)
+    assert prompt_format == PromptFormat.named(str(path))
     assert prompt_format.name == str(path)
     assert prompt_format.format_prompt("What?", "this") == "Q: What? (this)\nA: \n"
     assert prompt_format.format_prompt("What?") == "Q: What?\nA: \n"
@@ -113,8 +114,9 @@ def test_unknown_format_lists_the_known(tmp_path: Path) -> None:
         "Unknown prompt format `alpacca`. Allowed are `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of a "
         "Jinja file that uses `instruction` and `input`."
     )
-    with pytest.raises(ConfigError, match="Unknown prompt format"):
-        PromptFormat.named(str(tmp_path))
+    for name in (tmp_path, "Answer. {{ instruction }} {{ input }} " * 30, "a\0b"):
+        with pytest.raises(ConfigError, match="Unknown prompt format"):
+            PromptFormat.named(name)
 
 
 def test_chat_uses_the_tokenizers_template(chat_tokenizer) -> None:
