@@ -196,13 +196,13 @@ def test_groups_hold_positions() -> None:
 def test_at_most_fifty_faults_are_listed_and_all_are_counted() -> None:
     faults = [Fault("f.json", f"row {n}", "output", "is empty", "write it") for n in range(1234)]
     with pytest.raises(DataError) as caught:
-        raise_faults("f.json", faults)
+        raise_faults(faults)
     lines = str(caught.value).splitlines()
     assert lines[0] == "1,234 faults in `f.json`:"
     assert lines[1] == "  - `f.json` row 0, `output` is empty; write it"
     assert lines[-1] == "  - and 1,184 more"
     assert len(lines) == 52
-    raise_faults("f.json", [])
+    raise_faults([])
 
 
 def test_long_names_are_cut() -> None:

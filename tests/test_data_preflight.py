@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_instruct.data import build_preflight, load_examples, split_examples
 from hf_instruct.data.near_duplicates import METHOD, find_near_duplicates
-from hf_instruct.data.preflight import refuse_leaks
+from hf_instruct.data.preflight import build_preflight, refuse_leaks
+from hf_instruct.data.sources import load_examples
+from hf_instruct.data.splits import split_examples
 from hf_instruct.data.tables import advise, format_findings, format_table
 from hf_instruct.data.tokens import TokenCounter
 from hf_instruct.errors import DataError

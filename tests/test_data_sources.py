@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import logging
@@ -67,7 +68,7 @@ def write_rows(name: str, rows: object = ROWS) -> str:
     return name
 
 
-def error_of(source: str, **options: object) -> str:
+def error_of(source: object, **options: object) -> str:
     with pytest.raises(DataError) as caught:
         load_examples(source, **options)  # type: ignore[arg-type]
     return str(caught.value)
@@ -189,6 +190,37 @@ def test_a_dataset_is_read_only_where_it_is_used() -> None:
     table = convert_dataset(dataset, file="a/b", columns=["question", "answer"])
     assert [(row.place, row.fields) for row in table.rows] == [("row 0", {"question": "a", "answer": "b"})]
     assert table.columns == ["question", "answer", "image"]
+
+
+def test_a_limit_spares_the_rest_of_a_dataset() -> None:
+    import datasets
+
+    dataset = datasets.Dataset.from_list(ROWS)
+    for limit, count in ((2, 2), (9, 5), (None, 5)):
+        assert len(convert_dataset(dataset, file="a/b", limit=limit).rows) == count
+
+
+def test_a_dataset_or_a_path_is_a_source() -> None:
+    import datasets
+
+    examples = load_examples(write_rows("mine.json"))
+    assert load_examples(Path("mine.json")) == examples
+    dataset = datasets.Dataset.from_list(ROWS)
+    assert load_examples(dataset) == examples
+    assert load_examples(dataset.rename_column("output", "a"), map={"output": "a"}, limit=2) == examples[:2]
+    # What comes out of it goes in again.
+    again = datasets.Dataset.from_list([dataclasses.asdict(example) for example in examples])
+    assert load_examples(again) == examples
+    assert error_of(datasets.Dataset.from_list([*ROWS, {"instruction": "a"}])).splitlines() == [
+        "1 fault in `dataset`:",
+        "  - `dataset` row 5, `output` is null; write the output, or delete the row",
+    ]
+    assert error_of(dataset, revision="main").startswith("`revision` applies to a dataset on the Hub; `dataset` is")
+    for other, name in ((ROWS, "list"), (datasets.DatasetDict(train=dataset), "DatasetDict")):
+        assert error_of(other) == (
+            f"The source is a `{name}`; it should be a name, a file or a `datasets.Dataset`. Take one split of a "
+            "`DatasetDict`; `Dataset.from_list` makes a dataset of rows."
+        )
 
 
 def test_the_download_is_checked_and_kept(server: HTTPServer, online: None, tmp_path: Path) -> None:

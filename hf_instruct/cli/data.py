@@ -180,7 +180,7 @@ def _check(options: argparse.Namespace) -> None:
         _print_warnings(options.source, warnings)
         if checked.faults and checked.num_without_output:
             print(f"{_plural(checked.num_without_output, 'row')} without an output")
-    raise_faults(options.source, checked.faults)
+    raise_faults(checked.faults)
     splits, unsplit = _split(options, checked.examples)
     if not options.json:
         _print_summary(options.source, checked.examples)

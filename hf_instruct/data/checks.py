@@ -14,9 +14,6 @@ FIELDS = ("instruction", "input", "output", "category", "id")
 REQUIRED = ("instruction", "output")
 MOST_PRINTED = 50
 
-Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
-"""Turns an example into the token ids of its prompt and of its completion."""
-
 _MISSING = object()
 
 
@@ -177,8 +174,8 @@ def group_by_prompt(examples: Iterable[Example]) -> dict[tuple[str, str], list[i
     return dict(groups)
 
 
-def raise_faults(source: str, faults: Sequence[Fault]) -> None:
-    """Raise one error with all faults, at most 50 of them printed; do nothing where there are none.
+def raise_faults(faults: Sequence[Fault]) -> None:
+    """Raise one error with all faults of a source, at most 50 of them printed; do nothing where there are none.
 
     Raises:
         DataError: There are faults.
@@ -188,7 +185,7 @@ def raise_faults(source: str, faults: Sequence[Fault]) -> None:
     shown = [str(fault) for fault in faults[:MOST_PRINTED]]
     if len(faults) > MOST_PRINTED:
         shown.append(f"and {len(faults) - MOST_PRINTED:,} more")
-    raise DataError(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'} in `{source}`:", shown)
+    raise DataError(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'} in `{faults[0].file}`:", shown)
 
 
 def describe_nearest(name: str, names: Iterable[str], *, most: int = 12) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hf_instruct.errors import DataError
 from hf_instruct.models import cache_folder
-from hf_instruct.records import write_text
+from hf_instruct.records import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _by_hand(url: str) -> str:
 
 def _keep(path: Path, content: bytes) -> None:
     try:
-        write_text(path, content.decode("utf-8"))
+        write_bytes(path, content)
     except OSError as error:
         # The cache only saves a download; without one the data is as good.
         logger.warning("`%s` cannot be written (%s); the data is not cached.", path, error.strerror or error)

@@ -100,7 +100,8 @@ def refuse_leaks(
     Raises:
         DataError: There are some; their number and the first of them are named.
     """
-    leaks = [(name, leak) for name, found in find_leaks(splits).items() for leak in found]
+    found = find_leaks(splits)
+    leaks = [(name, leak) for name in HELD_OUT for leak in found[name]]
     if not leaks:
         return
     name_place = name_place or (lambda id: f"example `{id}`")
@@ -113,7 +114,7 @@ def refuse_leaks(
         faults.append(f'{name}, {name_place(leak["id"])} ("{quoted}"): also {name_place(first)}{more} of train')
     if len(leaks) > _SHOWN:
         faults.append(f"and {len(leaks) - _SHOWN:,} more")
-    counts = " and ".join(f"{len(found):,} {name}" for name, found in find_leaks(splits).items())
+    counts = " and ".join(f"{len(found[name]):,} {name}" for name in HELD_OUT)
     raise DataError(
         f"{counts} examples of `{source}` have the same instruction and input as a training example, so that a score "
         f"on them would measure memory; {strict} refuses such data. Split with `{remedy}`, which keeps equal pairs in "

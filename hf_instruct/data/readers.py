@@ -8,12 +8,13 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.checks import Fault, RawRow, RawTable, describe_type, shorten
 from hf_instruct.errors import DataError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` or `.parquet`"
@@ -38,6 +39,8 @@ def read_file(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTable
             f"`{file}` ends in `{path.suffix}`; a data file ends in {SUFFIX_LIST}. "
             "Convert it, or rename it if it is one of these."
         )
+    if suffix == ".parquet":
+        return read_parquet(path, file=file, columns=columns)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -45,8 +48,6 @@ def read_file(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTable
         raise DataError(f"`{file}` cannot be read ({reason}); check its permissions, or name another file.") from error
     if not content.strip():
         raise DataError(f"`{file}` is empty; a data file holds one example a row. Write some, or name another file.")
-    if suffix == ".parquet":
-        return read_parquet(path, file=file, columns=columns)
     return {".json": parse_json, ".jsonl": parse_jsonl, ".csv": parse_csv}[suffix](content, file)
 
 
@@ -137,12 +138,16 @@ def read_parquet(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTa
     return convert_dataset(dataset, file=file, columns=columns)
 
 
-def convert_dataset(dataset: Any, *, file: str, columns: Iterable[str] = ()) -> RawTable:
-    """Return the rows of a `datasets.Dataset`; only these columns, so that images and the like are not decoded."""
+def convert_dataset(
+    dataset: "Dataset", *, file: str, columns: Iterable[str] = (), limit: int | None = None
+) -> RawTable:
+    """Return the rows of a dataset, only the first `limit`; only these columns, so that no images are decoded."""
     names = list(dataset.column_names)
     used = [name for name in names if name in set(columns)] if columns else names
-    rows = dataset.select_columns(used).to_list()
-    return RawTable(file, [RawRow(f"row {number}", row) for number, row in enumerate(rows)], names, [])
+    shown = dataset.select_columns(used)
+    if limit is not None:
+        shown = shown.take(min(limit, len(shown)))
+    return RawTable(file, [RawRow(f"row {number}", row) for number, row in enumerate(shown.to_list())], names, [])
 
 
 def _decode(content: bytes, file: str) -> tuple[list[str], list[Fault]]:
@@ -182,11 +187,7 @@ def _parse_integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= 4000 else float(digits)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_parse_integer)
-
-
-def _loads(text: str) -> Any:
-    return _DECODER.decode(text)
+_loads = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_parse_integer).decode
 
 
 def _collect(file: str, values: Iterable[tuple[str, Any]], faults: list[Fault]) -> RawTable:

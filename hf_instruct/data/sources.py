@@ -1,12 +1,13 @@
 """Find a source of examples by its name, read it, and return its examples or all of its faults."""
 
+import dataclasses
 import difflib
 import importlib.resources
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.checks import (
     FIELDS,
@@ -40,7 +41,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def load_examples(
-    source: str = COURSE,
+    source: "str | Path | Dataset" = COURSE,
     *,
     map: Mapping[str, str] | None = None,
     hub_config: str | None = None,
@@ -51,8 +52,8 @@ def load_examples(
     """Return the examples of a source, in its order.
 
     Args:
-        source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv` or `.parquet` file; or the
-            id of a dataset on the Hub.
+        source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv` or `.parquet` file; the id
+            of a dataset on the Hub; or a `datasets.Dataset`.
         map: Our field (`instruction`, `input`, `output`, `category`, `id`) = the source's column.
         hub_config: Configuration name of a Hub dataset.
         hub_split: Split of a Hub dataset to read.
@@ -65,14 +66,14 @@ def load_examples(
     checked = collect_examples(
         source, map=map, hub_config=hub_config, hub_split=hub_split, revision=revision, limit=limit
     )
-    raise_faults(source, checked.faults)
+    raise_faults(checked.faults)
     for notice in checked.notices:
         logger.info("%s", notice)
     return checked.examples
 
 
 def collect_examples(
-    source: str,
+    source: "str | Path | Dataset",
     *,
     map: Mapping[str, str] | None = None,
     hub_config: str | None = None,
@@ -87,22 +88,36 @@ def collect_examples(
     """
     _check_arguments(map, limit)
     columns = [(map or {}).get(ours, ours) for ours in FIELDS]
-    location = HUB_ALIASES.get(source, source)
-    path = None if source in NAMED_SOURCES else _find_file(source)
-    on_hub = source in HUB_ALIASES or (source not in NAMED_SOURCES and path is None)
+    dataset = None if isinstance(source, str | Path) else _check_dataset(source)
+    file = str(source) if dataset is None else "dataset"
+    location = HUB_ALIASES.get(file, file)
+    path = None if dataset is not None or file in NAMED_SOURCES else _find_file(file)
+    on_hub = dataset is None and path is None and file not in (COURSE, EVERYDAY)
     if not on_hub and (hub_config or revision):
         name = "hub_config" if hub_config else "revision"
-        raise DataError(f"`{name}` applies to a dataset on the Hub; `{source}` is none. Leave it out.")
+        raise DataError(f"`{name}` applies to a dataset on the Hub; `{file}` is none. Leave it out.")
     if on_hub:
-        dataset = _load_from_hub(location, file=source, name=hub_config, split=hub_split, revision=revision)
-        table = convert_dataset(dataset, file=source, columns=columns)
+        dataset = _load_from_hub(location, file=file, name=hub_config, split=hub_split, revision=revision)
+    if dataset is not None:
+        table = convert_dataset(dataset, file=file, columns=columns, limit=limit)
     elif path is not None:
-        table = read_file(path, file=source, columns=columns)
+        table = read_file(path, file=file, columns=columns)
     else:
-        table = parse_json(load_course_data(), source) if source == COURSE else _load_everyday()
+        table = parse_json(load_course_data(), file) if file == COURSE else _load_everyday()
     if limit is not None:
-        table = RawTable(table.file, table.rows[:limit], table.columns, table.faults)
+        table = dataclasses.replace(table, rows=table.rows[:limit])
     return build_examples(table, map=map, drop_without_output=location in _KNOWN_GAPS)
+
+
+def _check_dataset(source: Any) -> "Dataset":
+    import datasets
+
+    if not isinstance(source, datasets.Dataset):
+        raise DataError(
+            f"The source is a `{type(source).__name__}`; it should be a name, a file or a `datasets.Dataset`. Take one "
+            "split of a `DatasetDict`; `Dataset.from_list` makes a dataset of rows."
+        )
+    return source
 
 
 def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:

@@ -35,7 +35,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         revision=settings.revision,
         limit=settings.limit,
     )
-    raise_faults(settings.source, checked.faults)
+    raise_faults(checked.faults)
     for notice in checked.notices:
         logger.info("%s", notice)
     splits = split_examples(

@@ -4,14 +4,17 @@ import dataclasses
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hf_instruct.data.checks import Encode, group_by_prompt
+from hf_instruct.data.checks import group_by_prompt
 from hf_instruct.errors import DataError
 from hf_instruct.plots import COLORS, write_figure
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.records import Example
+
+Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
+"""Turns an example into the token ids of its prompt and of its completion."""
 
 
 @dataclasses.dataclass(frozen=True)
