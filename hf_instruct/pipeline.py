@@ -232,6 +232,7 @@ def clear_from(folder: RunFolder, stage: str) -> None:
             folder.base.scores,
             folder.metrics,
             folder.base.metrics,
+            folder.pairwise,
         ],
         "report": [folder.report, folder.score_plot],
     }
@@ -248,8 +249,10 @@ def _empty(folder: RunFolder) -> None:
     for pattern in ("judgments.*.jsonl", "scores.*.json"):
         for path in folder.path.glob(pattern):
             path.unlink()
-    for path in (folder.base.path, folder.path / "model.partial"):
+    for path in (folder.base.path, folder.path / "model.partial", folder.self_check.with_suffix("")):
         shutil.rmtree(path, ignore_errors=True)
+    # Of a judge that the new run may not have.
+    folder.self_check.unlink(missing_ok=True)
     folder.config.unlink()
 
 

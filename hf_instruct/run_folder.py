@@ -116,6 +116,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def pairwise(self) -> Path:
+        """Folder of what judges preferred, these answers or another run's, where that was asked."""
+        return self.path / "pairwise"
+
+    @property
     def self_check(self) -> Path:
         """What the judge made of answers of known worth, where it was checked."""
         return self.path / "self_check.json"

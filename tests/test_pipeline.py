@@ -30,6 +30,7 @@ def write_whole_run(folder: RunFolder, settings: Experiment) -> None:
         folder.loss_plot,
         *(path for part in (folder, folder.base) for path in (part.responses, part.judgments, part.scores)),
         folder.course_file,
+        folder.pairwise / "other.json",
         folder.report,
     ]
     for path in files:
@@ -168,6 +169,8 @@ def test_clearing_a_stage_clears_those_after_it(tmp_path: Path) -> None:
     write_whole_run(folder, experiment())
     gone = {"report": {"report.html"}}
     gone["judge"] = gone["report"] | {"judgments.jsonl", "scores.json", "base/judgments.jsonl", "base/scores.json"}
+    # The report would show who had preferred answers that are no longer there.
+    gone["judge"] |= {"pairwise/other.json"}
     gone["generate"] = gone["judge"] | {
         "responses.jsonl",
         "base/responses.jsonl",
@@ -273,7 +276,12 @@ def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     write_whole_run(folder, experiment())
-    monkeypatch.setattr("hf_instruct.pipeline.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def cut_off(path: Path) -> None:
+        if path == folder.model:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_instruct.pipeline.shutil.rmtree", cut_off)
     with pytest.raises(KeyboardInterrupt):
         open_folder(folder, experiment(), force=True)
     assert is_done(folder, "data")
@@ -286,7 +294,9 @@ def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
 def test_force_also_deletes_what_other_judges_said(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     write_whole_run(folder, experiment())
-    for name in ("judgments.llama3-course-abc.jsonl", "scores.llama3-course-abc.json", "base/scores.x.json"):
+    (folder.path / "self_check").mkdir()
+    names = ("judgments.llama3-course-abc.jsonl", "scores.llama3-course-abc.json", "base/scores.x.json")
+    for name in (*names, "self_check.json", "self_check/responses.jsonl"):
         (folder.path / name).write_text("{}")
     open_folder(folder, experiment(), force=True)
     assert [path.name for path in folder.path.iterdir() if not path.name.startswith(".")] == ["run.yaml"]
