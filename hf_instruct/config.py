@@ -154,7 +154,9 @@ _NOT_TO_GENERATE = {
 }
 
 
-def load_experiment(path: Path | None, overrides: Mapping[str, Any] | None = None, *, deep: bool = True) -> Experiment:
+def load_experiment(
+    path: str | Path | None, overrides: Mapping[str, Any] | None = None, *, deep: bool = True
+) -> Experiment:
     """Return the experiment in a YAML file, with flags laid over it.
 
     Args:
@@ -166,7 +168,7 @@ def load_experiment(path: Path | None, overrides: Mapping[str, Any] | None = Non
     Raises:
         ConfigError: The file is missing or not YAML, or holds faults; all of them are listed.
     """
-    values = read_yaml(path) if path is not None else {}
+    values = read_yaml(Path(path)) if path is not None else {}
     for dotted, value in (overrides or {}).items():
         _set_dotted(values, dotted, value)
     origins = [f"`{path}`"] * (path is not None) + ["the flags"] * bool(overrides)

@@ -42,7 +42,7 @@ def run(
     """
     if isinstance(experiment, str | Path):
         path = path or default_path(Path(experiment))
-        experiment = load_experiment(Path(experiment))
+        experiment = load_experiment(experiment)
     elif not isinstance(experiment, Experiment):
         experiment = build_experiment(experiment, where="the experiment")
     if path is None:

@@ -41,6 +41,7 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
     experiment = load_experiment(path, {"data.seed": 2, "train.learning_rate": 2e-3, "lora.r": 4}, deep=False)
     assert (experiment.data.limit, experiment.data.seed, experiment.data.split) == (7, 2, "sequential")
     assert experiment.train == {"learning_rate": 2e-3}
+    assert load_experiment(str(path), deep=False).data.seed == 1
     assert experiment.lora == {"r": 4}
 
 
