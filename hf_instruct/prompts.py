@@ -91,10 +91,17 @@ class PromptFormat:
     Attributes:
         name: `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of the Jinja file the template came from.
         template: Jinja source; empty for `chat`, which uses the tokenizer's own chat template.
+
+    Raises:
+        ConfigError: The template is not usable.
     """
 
     name: str
     template: str
+
+    def __post_init__(self) -> None:
+        if self.name not in (CHAT, *TEMPLATES):
+            self._check()
 
     @classmethod
     def named(cls, name: str | Path) -> "PromptFormat":
@@ -107,7 +114,7 @@ class PromptFormat:
         if name in (CHAT, *TEMPLATES):
             return cls(name, TEMPLATES.get(name, ""))
         try:
-            prompt_format = cls(name, Path(name).read_text(encoding="utf-8"))
+            template = Path(name).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ConfigError(f"The prompt format `{name}` is not UTF-8 text (byte {error.start}).") from error
         except (OSError, ValueError) as error:
@@ -118,8 +125,7 @@ class PromptFormat:
                 f"Unknown prompt format `{shown}`. Allowed are {known}, or the "
                 "path of a Jinja file that uses `instruction` and `input`."
             ) from error
-        prompt_format._check()
-        return prompt_format
+        return cls(name, template)
 
     @cached_property
     def _compiled(self) -> "Template":
@@ -142,7 +148,7 @@ class PromptFormat:
                 f"The prompt format `{self.name}` is not a usable Jinja template: {error}. It may use `instruction` "
                 "and `input`, and ends where the response begins."
             ) from error
-        missing = [name for name in ("instruction", "input") if f"AN {name.upper()}" not in text]
+        missing = [name for name in ("instruction", "input") if f"AN {name.upper()}" not in text.upper()]
         if missing:
             raise ConfigError(f"The prompt format `{self.name}` never uses `{'` and `'.join(missing)}`.")
 

@@ -40,7 +40,7 @@ class Example:
 SPLIT_NAMES = ("train", "test", "validation")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Splits:
     """Examples by what they are for; no example is in two of them.
 
@@ -57,6 +57,10 @@ class Splits:
     def named(self) -> dict[str, list[Example]]:
         """Return the splits by name, in the order of `SPLIT_NAMES`."""
         return {name: getattr(self, name) for name in SPLIT_NAMES}
+
+    def __repr__(self) -> str:
+        # A notebook would print every example.
+        return f"Splits({', '.join(f'{name}: {len(rows):,} examples' for name, rows in self.named().items())})"
 
 
 @dataclasses.dataclass(frozen=True)

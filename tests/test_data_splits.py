@@ -22,6 +22,7 @@ def test_the_courses_split() -> None:
     splits = split_examples(examples)
     assert sizes(splits) == (935, 110, 55)
     assert splits.train + splits.test + splits.validation == examples
+    assert repr(splits) == "Splits(train: 935 examples, test: 110 examples, validation: 55 examples)"
     assert splits.named() == {"train": splits.train, "test": splits.test, "validation": splits.validation}
 
 

@@ -107,6 +107,14 @@ def test_faults_of_a_jinja_file(tmp_path: Path, content: bytes, message: str) ->
     assert message.format(path=path) in str(caught.value)
 
 
+def test_a_template_of_ones_own_is_checked_like_a_file() -> None:
+    prompt_format = PromptFormat("mine", "Q: {{ instruction }} {{ input }}\nA:")
+    assert prompt_format.format_prompt("What?", "this") == "Q: What? this\nA:"
+    PromptFormat("mine", "q: {{ instruction | lower }} {{ input | lower }}\nA:")
+    with pytest.raises(ConfigError, match="The prompt format `mine` never uses `input`"):
+        PromptFormat("mine", "Q: {{ instruction }}\nA:")
+
+
 def test_unknown_format_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         PromptFormat.named("alpacca")
