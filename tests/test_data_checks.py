@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from hf_instruct.data.checks import (
@@ -10,6 +12,7 @@ from hf_instruct.data.checks import (
     raise_faults,
     shorten,
 )
+from hf_instruct.data.tokens import TokenCount
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example, build_example_id
 
@@ -164,7 +167,8 @@ def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
 def test_warnings_name_repeated_prompts_and_long_rows() -> None:
     examples = [Example(str(n), "a", "", output) for n, output in enumerate(["x", "x", "y"])]
     examples += [Example("3", "b", "i", "z"), Example("4", "b", "i", "z")]
-    warnings = check_examples(examples, file="f.json", max_length=4, count_tokens=lambda e: 5 if e.output == "y" else 4)
+    counter = SimpleNamespace(max_length=4, count=lambda e: TokenCount(5 if e.output == "y" else 4, 1))
+    warnings = check_examples(examples, file="f.json", counter=counter)  # type: ignore[arg-type]
     assert texts(warnings) == [
         "`f.json` row 0 has the same instruction and input (but not output) as row 1 and row 2; keep one, or split "
         "with "

@@ -170,13 +170,7 @@ def _check(options: argparse.Namespace) -> None:
     if not options.json:
         for notice in checked.notices:
             print(notice)
-        warnings = check_examples(
-            checked.examples,
-            file=options.source,
-            places=checked.places,
-            max_length=counter.max_length if counter else None,
-            count_tokens=(lambda example: counter.count(example).length) if counter else None,
-        )
+        warnings = check_examples(checked.examples, file=options.source, places=checked.places, counter=counter)
         _print_warnings(options.source, warnings)
         if checked.faults and checked.num_without_output:
             print(f"{_plural(checked.num_without_output, 'row')} without an output")

@@ -4,11 +4,14 @@ import dataclasses
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example, build_example_id
+
+if TYPE_CHECKING:
+    from hf_instruct.data.tokens import TokenCounter
 
 FIELDS = ("instruction", "input", "output", "category", "id")
 REQUIRED = ("instruction", "output")
@@ -134,8 +137,7 @@ def check_examples(
     *,
     file: str,
     places: Sequence[str] | None = None,
-    max_length: int | None = None,
-    count_tokens: Callable[[Example], int] | None = None,
+    counter: "TokenCounter | None" = None,
 ) -> list[Fault]:
     """Return warnings about examples that can be used but may not be what the user means.
 
@@ -145,8 +147,7 @@ def check_examples(
         examples: The examples, in the source's order.
         file: The source as the user named it.
         places: Where each example stands in it; `row 0` and so on by default.
-        max_length: Longest training row, in tokens of prompt and completion together.
-        count_tokens: Needed for `max_length`: the tokens of prompt and completion together.
+        counter: Counts tokens as training will; without it no row is said to be cut off.
     """
     places = places or [f"row {number}" for number in range(len(examples))]
     warnings = []
@@ -157,10 +158,10 @@ def check_examples(
             problem = f"has the same instruction and input ({equal}) as {_enumerate([places[n] for n in others])}"
             remedy = "keep one, or split with `--data.split grouped` so that they stay together"
             warnings.append(Fault(file, places[first], None, problem, remedy))
-    if max_length is not None and count_tokens is not None:
+    if counter is not None and (limit := counter.max_length) is not None:
         for number, example in enumerate(examples):
-            if (length := count_tokens(example)) > max_length:
-                problem = f"has {length:,} tokens, more than `max_length` {max_length:,}"
+            if (length := counter.count(example).length) > limit:
+                problem = f"has {length:,} tokens, more than `max_length` {limit:,}"
                 remedy = "shorten it or raise `max_length`, else training cuts its end off"
                 warnings.append(Fault(file, places[number], None, problem, remedy))
     return warnings
@@ -188,7 +189,7 @@ def raise_faults(faults: Sequence[Fault]) -> None:
     raise DataError(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'} in `{faults[0].file}`:", shown)
 
 
-def describe_nearest(name: str, names: Iterable[str], *, most: int = 12) -> str:
+def describe_nearest(name: str, names: Iterable[str]) -> str:
     """Return names as a list for a message, those most like `name` first.
 
     >>> describe_nearest("output", ["question", "outputs"])
@@ -199,8 +200,13 @@ def describe_nearest(name: str, names: Iterable[str], *, most: int = 12) -> str:
         return -difflib.SequenceMatcher(None, other.lower()[:100], name.lower()).ratio()
 
     ordered = sorted(names, key=unlikeness)
-    more = f" and {len(ordered) - most:,} more" if len(ordered) > most else ""
-    return ", ".join(f"`{shorten(other)}`" for other in ordered[:most]) + more
+    return _list_names(ordered)
+
+
+def _list_names(names: Sequence[str]) -> str:
+    """Return column names for a message, a dozen at most."""
+    more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
+    return ", ".join(f"`{shorten(name)}`" for name in names[:12]) + more
 
 
 def shorten(text: str, length: int = 40) -> str:
@@ -302,9 +308,7 @@ def _find_notices(table: RawTable, columns: Mapping[str, str]) -> list[str]:
     unused = [name for name in table.columns if name not in columns.values()]
     if not unused:
         return []
-    listed = ", ".join(f"`{shorten(name)}`" for name in unused[:12])
-    more = f" and {len(unused) - 12:,} more" if len(unused) > 12 else ""
-    notice = f"`{table.file}`: columns not used: {listed}{more}."
+    notice = f"`{table.file}`: columns not used: {_list_names(unused)}."
     if columns["input"] not in table.columns and (near := difflib.get_close_matches("input", unused, n=1, cutoff=0.7)):
         notice += f" If `{near[0]}` is the input, add `--map input={near[0]}`."
     return [notice]

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import http.client
 import logging
-import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -23,15 +22,16 @@ COURSE_URL = (
 COURSE_SHA256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
 
 _MOST_BYTES = 16 * 2**20
+# Longest silence of the server.
+_SECONDS = 30.0
 
 
-def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256, timeout_seconds: float = 30.0) -> bytes:
+def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256) -> bytes:
     """Return the bytes of `instruction-data.json`, from the cache or from its public address.
 
     Args:
         url: Where it is.
         sha256: What it is; bytes with another hash are never used.
-        timeout_seconds: Longest silence of the server.
 
     Raises:
         DataError: It is not in the cache and cannot be downloaded, or what came is something else.
@@ -42,7 +42,7 @@ def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256, time
         if hashlib.sha256(content).hexdigest() == sha256:
             return content
         logger.warning("`%s` is damaged; downloading it again.", cached)
-    content = _download(url, timeout_seconds)
+    content = _download(url)
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise DataError(
@@ -53,15 +53,17 @@ def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256, time
     return content
 
 
-def _download(url: str, timeout_seconds: float) -> bytes:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+def _download(url: str) -> bytes:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
         raise DataError(
             "`instruction-data` is not in the cache, and `HF_HUB_OFFLINE` forbids to download it. Unset that, use the "
             f"packaged source `everyday`, or {_by_hand(url)}"
         )
     logger.info("Downloading %s", url)
     try:
-        with urllib.request.urlopen(url, timeout=timeout_seconds) as response:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as response:
             content: bytes = response.read(_MOST_BYTES)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__

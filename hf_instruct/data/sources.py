@@ -175,11 +175,7 @@ def _advise_on_name(source: str) -> str:
 
 def _load_everyday() -> RawTable:
     packaged = importlib.resources.files("hf_instruct.data") / f"{EVERYDAY}.jsonl"
-    try:
-        content = packaged.read_bytes()
-    except OSError as error:
-        raise DataError(f"`{EVERYDAY}` is missing from this installation; install `hf-instruct` again.") from error
-    return parse_jsonl(content, EVERYDAY)
+    return parse_jsonl(packaged.read_bytes(), EVERYDAY)
 
 
 def _load_from_hub(location: str, *, file: str, name: str | None, split: str, revision: str | None) -> "Dataset":

@@ -125,19 +125,12 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
         figure.subplots(1, len(shown), squeeze=False)[0], shown, (COLORS["validation"], COLORS["train"]), strict=False
     ):
         # One bin for each length while that is legible: a token count is a whole number.
-        span = lengths.max - min(lengths.values) + 1
-        width = max(1, math.ceil(span / 40))
         low = min(lengths.values)
+        width = max(1, math.ceil((lengths.max - low + 1) / 40))
         edges = [edge - 0.5 for edge in range(low, lengths.max + width + 1, width)]
         axes.hist(lengths.values, bins=edges, color=color)
-        axes.axvline(lengths.median, color=COLORS["text"], linewidth=1, label=f"median {lengths.median:g}")
-        axes.axvline(
-            lengths.percentile_95,
-            color=COLORS["text"],
-            linewidth=1,
-            linestyle="--",
-            label=f"95 % {lengths.percentile_95:g}",
-        )
+        for name, value, style in (("median", lengths.median, "-"), ("95 %", lengths.percentile_95, "--")):
+            axes.axvline(value, color=COLORS["text"], linewidth=1, linestyle=style, label=f"{name} {value:g}")
         axes.set_title(f"{lengths.text} (longest {lengths.max:,})", fontsize=10)
         axes.set_xlabel(unit)
         for axis in (axes.xaxis, axes.yaxis):

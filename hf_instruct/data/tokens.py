@@ -1,6 +1,6 @@
 """How many tokens of each example training would use: counted by the prompt object and the cut that training uses."""
 
-import functools
+import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from hf_instruct.errors import ModelLoadError
@@ -23,37 +23,29 @@ class TokenCount(NamedTuple):
     labels: int
 
 
+@dataclasses.dataclass(frozen=True)
 class TokenCounter:
     """Counts the tokens of examples as training with one model and its settings would; each example once.
 
     Attributes:
         model: The model's name, as the user gave it.
+        tokenizer: Its tokenizer.
         prompt_format: What makes an example a prompt.
         max_length: Most tokens in a training row; None for no limit.
         completion_only_loss: Whether prompt tokens carry no loss.
     """
 
-    def __init__(
-        self,
-        model: str,
-        tokenizer: "PreTrainedTokenizerBase",
-        *,
-        prompt_format: PromptFormat,
-        max_length: int | None,
-        completion_only_loss: bool = True,
-    ) -> None:
-        """Count with this tokenizer; the rest are the attributes."""
-        self.model = model
-        self.prompt_format = prompt_format
-        self.max_length = max_length
-        self.completion_only_loss = completion_only_loss
-        self._encode = functools.partial(prompt_format.encode_example, tokenizer)
-        self._counted: dict[Example, TokenCount] = {}
+    model: str
+    tokenizer: "PreTrainedTokenizerBase"
+    prompt_format: PromptFormat
+    max_length: int | None
+    completion_only_loss: bool = True
+    _counted: dict[Example, TokenCount] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def count(self, example: Example) -> TokenCount:
         """Return the tokens of an example."""
         if example not in self._counted:
-            prompt_ids, completion_ids = self._encode(example)
+            prompt_ids, completion_ids = self.prompt_format.encode_example(self.tokenizer, example)
             row = build_row(
                 prompt_ids,
                 completion_ids,
