@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from hf_instruct.config import Experiment, build_experiment, load_experiment
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError
 from hf_instruct.processes import count_processes, is_main_process
+from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder, plain_values
 
 STAGES = ("data", "train", "generate", "judge", "report")
@@ -168,8 +168,7 @@ def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> No
             from hf_instruct.data.stage import prepare
 
             prepare(folder, experiment)
-            preflight = json.loads(folder.preflight.read_text(encoding="utf-8"))
-            folder.add_provenance(data_sha256=preflight["data_sha256"])
+            folder.add_provenance(data_sha256=read_json_object(folder.preflight)["data_sha256"])
         elif stage == "train" and not is_done(folder, "train"):
             from hf_instruct.training.stage import fine_tune
 

@@ -4,7 +4,6 @@ A row is written whole or not at all: a killed process can leave at most one tor
 off before a stage goes on.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -209,29 +208,39 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
         DataError: The file is missing, or a line is not a row of this type (file and line are named).
     """
     try:
-        *lines, last = path.read_bytes().split(b"\n")
+        lines, _ = _split_lines(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"`{path}` does not exist; run the stage that writes it first.") from error
-    with contextlib.suppress(ValueError):
-        # A torn object is never JSON.
-        json.loads(last)
-        lines.append(last)
     return _parse_lines(path, lines, row_type)
 
 
 def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """Cut a torn last line off the file and return its rows; an absent file has none.
+    """Make a file ready for more rows, a torn last line cut off, and return its rows; an absent file has none.
 
     Raises:
         DataError: A whole line is not a row of this type.
     """
     if not path.exists():
         return []
-    *lines, torn = path.read_bytes().split(b"\n")
+    content = path.read_bytes()
+    lines, torn = _split_lines(content)
     rows = _parse_lines(path, lines, row_type)
     if torn:
-        os.truncate(path, path.stat().st_size - len(torn))
+        os.truncate(path, len(content) - len(torn))
+    elif content and not content.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
     return rows
+
+
+def _split_lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """Return the whole lines, and what is left of a torn one: that is never JSON, as a line begins with a brace."""
+    *lines, last = content.split(b"\n")
+    try:
+        json.loads(last)
+    except ValueError:
+        return lines, last
+    return [*lines, last], b""
 
 
 def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> list[Row]:
