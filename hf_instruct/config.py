@@ -6,7 +6,6 @@ the first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats 
 """
 
 import difflib
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -96,12 +95,12 @@ class JudgeSection(_Section):
 class Experiment(_Section):
     """One experiment: everything a run depends on. `train` takes TRL's `SFTConfig`, `lora` PEFT's `LoraConfig`."""
 
-    data: DataSection = Field(default_factory=lambda: DataSection())
-    model: ModelSection = Field(default_factory=lambda: ModelSection())
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
     train: dict[str, Any] = {}
     lora: dict[str, Any] | None = None
-    generate: GenerateSection = Field(default_factory=lambda: GenerateSection())
-    judge: JudgeSection = Field(default_factory=lambda: JudgeSection())
+    generate: GenerateSection = GenerateSection()
+    judge: JudgeSection = JudgeSection()
 
 
 # The course's settings. `output_dir` and reporting belong to the run folder, so they are not for the user to set here.
@@ -369,7 +368,7 @@ def describe_fields() -> list[tuple[str, Any, str]]:
     """Return the dotted name, default and help text of every field that is ours, for `--help` and the docs."""
     rows = []
     for section_name, section in Experiment.model_fields.items():
-        if inspect.isclass(section.annotation) and issubclass(section.annotation, BaseModel):
-            for name, field in section.annotation.model_fields.items():
-                rows.append((f"{section_name}.{name}", field.default, field.description or ""))
+        # `train` and `lora` are mappings, whose fields are TRL's and PEFT's.
+        for name, field in getattr(section.annotation, "model_fields", {}).items():
+            rows.append((f"{section_name}.{name}", field.default, field.description or ""))
     return rows

@@ -46,21 +46,6 @@ def test_the_stage_writes_the_splits_and_what_is_known_of_them(tmp_path: Path) -
     ]
 
 
-def test_the_courses_data_in_the_courses_split(course_file: Path, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    prepare(run, build_experiment({"data": {"source": str(course_file)}}, where="a test", deep=False))
-    preflight = json.loads(run.preflight.read_text(encoding="utf-8"))
-    assert preflight["examples"] == {"train": 935, "test": 110, "validation": 55, "total": 1100}
-    assert preflight["empty_inputs"]["total"] == 775
-    assert (preflight["repeated_prompts"], preflight["repeated_rows"]) == (20, 25)
-    rows = json.loads(course_file.read_text(encoding="utf-8"))
-    pairs = [(row["instruction"], row["input"]) for row in rows]
-    seen = {"test": pairs[935:1045], "validation": pairs[1045:]}
-    for name, of_split in seen.items():
-        assert len(preflight["seen_in_train"][name]) == sum(pair in pairs[:935] for pair in of_split)
-    assert preflight["seen_in_train"]["test"]
-
-
 def test_grouped_leaves_nothing_seen_in_train(course_file: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     prepare(run, build_experiment({"data": {"source": str(course_file), "split": "grouped"}}, where="t", deep=False))
