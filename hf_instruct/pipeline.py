@@ -16,6 +16,7 @@ from hf_instruct.run_folder import RunFolder, plain_values
 STAGES = ("data", "train", "generate", "judge", "report")
 # Processes launched together work on these together; on the others, the first alone.
 _SHARED_STAGES = ("train", "generate")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def run(
@@ -299,11 +300,11 @@ def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[
 
 @contextlib.contextmanager
 def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
-    """Turn a full or read-only disk into a `RunError`; other errors of the system keep their traceback."""
+    """Turn a full, read-only or failing disk into a `RunError`; other errors of the system keep their traceback."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in _DISK_ERRORS:
             raise
         raise RunError(
             f"`{error.filename or folder.path}` cannot be written: {error.strerror}. Make room or choose another "
