@@ -12,7 +12,7 @@ import hf_instruct
 
 PACKAGE = Path(hf_instruct.__file__).parent
 STAGES = {"data", "training", "generation", "judging", "comparing", "reporting", "publishing"}
-DOORS = {"cli", "pipeline", "sweeping", "ui"}
+DOORS = {"__main__", "cli", "pipeline", "sweeping", "ui"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
     "ChrF",
@@ -149,3 +149,10 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     code += f"\nimport sys; print([name for name in {HEAVY} if name in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["hf_instruct", "hf_instruct.cli"])
+def test_the_package_is_the_command(module: str) -> None:
+    command = [sys.executable, "-m", module, "--version"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert finished.stdout == f"hf-instruct {hf_instruct.__version__}\n"

@@ -1,0 +1,8 @@
+"""`python -m hf_instruct`: the `hf-instruct` command where its script is not on the path."""
+
+import sys
+
+from hf_instruct.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())
