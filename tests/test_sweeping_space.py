@@ -65,7 +65,9 @@ def test_all_faults_at_once() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["judge.seed", "generate.max_new_tokens", "data.limit", "train.max_length"])
+@pytest.mark.parametrize(
+    "name", ["judge.seed", "generate.max_new_tokens", "data.limit", "train.max_length", "train.label_smoothing_factor"]
+)
 def test_what_validation_cannot_choose(name: str) -> None:
     assert faults_of(f"{name}=1,2")[0].startswith(f"`{name}` is not for a sweep: it ")
 

@@ -25,6 +25,8 @@ _NOT_TO_SWEEP = {
     "data": "it changes the validation examples, so their losses cannot be compared",
     "train.completion_only_loss": "it changes which tokens the validation loss is over, so losses cannot be compared",
     "train.max_length": "it changes which tokens the validation loss is over, so losses cannot be compared",
+    "train.loss_type": "it changes how the validation loss is computed, so losses cannot be compared",
+    "train.label_smoothing_factor": "it changes how the validation loss is computed, so losses cannot be compared",
 }
 
 
