@@ -142,6 +142,10 @@ def test_leaks_are_told_with_near_duplicates(tmp_path: Path) -> None:
         "1 of 4 test examples have the same instruction and input as a training example, and 2 more are "
         "near-duplicates of one."
     ]
+    write_json(run.preflight, {"seen_in_train": {"test": []}, "near_duplicates": {"test": [{}, {}]}})
+    assert list_notes(_read(run)) == ["2 of 4 test examples are near-duplicates of a training example."]
+    write_json(run.preflight, {"near_duplicates": {"test": [{}]}})
+    assert list_notes(_read(run)) == ["1 of 4 test examples is a near-duplicate of a training example."]
 
 
 def test_sides_judged_differently_have_no_difference(tmp_path: Path) -> None:

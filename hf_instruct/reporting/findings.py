@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from hf_instruct.config import LORA_DEFAULTS
 from hf_instruct.intervals import MeanDifference, format_points, measure_difference
@@ -196,17 +197,19 @@ def _note_failures(facts: RunFacts) -> list[str]:
 
 
 def _note_leaks(facts: RunFacts) -> list[str]:
-    seen = facts.preflight.get("seen_in_train")
-    found = seen.get("test") if isinstance(seen, Mapping) else None
-    if not isinstance(found, list) or not found:
-        return []
-    near = facts.preflight.get("near_duplicates")
-    nearly = near.get("test") if isinstance(near, Mapping) else None
-    more = f", and {len(nearly)} more are near-duplicates of one" if isinstance(nearly, list) and nearly else ""
-    return [
-        f"{len(found)} of {facts.split_sizes.get('test', len(found))} test examples have the same instruction and "
-        f"input as a training example{more}."
-    ]
+    seen, near = (_count_test(facts.preflight, name) for name in ("seen_in_train", "near_duplicates"))
+    total = facts.split_sizes.get("test", seen + near)
+    if seen:
+        more = f", and {near} more are near-duplicates of one" if near else ""
+        return [f"{seen} of {total} test examples have the same instruction and input as a training example{more}."]
+    are = "is a near-duplicate" if near == 1 else "are near-duplicates"
+    return [f"{near} of {total} test examples {are} of a training example."] if near else []
+
+
+def _count_test(preflight: Mapping[str, Any], name: str) -> int:
+    found = preflight.get(name)
+    rows = found.get("test") if isinstance(found, Mapping) else None
+    return len(rows) if isinstance(rows, list) else 0
 
 
 def _note_answers(tuned: Side, max_new_tokens: int) -> list[str]:
