@@ -451,6 +451,10 @@ def test_private_texts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "would publish the path of a folder on this machine" in check(f'{{"cache": "{Path.home()}/models"}}')
     assert "would publish the path of a folder" in check(f'{{"cache": "{run.path.resolve()}/model"}}')
     assert "would publish a token" in check('{"a": "' + "hf_" + "A" * 34 + '"}')
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/datasets"))
+    assert "would publish the path of a folder" in check('{"cache": "/datasets/mine"}')
+    file.write_text("[tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca)")
+    check_private(tmp_path, run)
     monkeypatch.setenv("HF_TOKEN", "not-shaped-like-one")
     assert "would publish a token" in check('{"a": "not-shaped-like-one"}')
 

@@ -217,13 +217,14 @@ def check_private(folder: Path, run: RunFolder) -> None:
     from huggingface_hub import get_token
 
     places = {Path.home(), Path.cwd(), run.path.resolve(), cache_folder().resolve()}
-    # With what comes after a folder's name, or `/root` would be found in any text on computers.
-    private = {f"{place}{os.sep}" for place in places if len(str(place)) > 1}
+    # From its first character to what comes after the folder's name: for somebody who works in `/datasets`, neither
+    # `/datasets` nor the address `https://huggingface.co/datasets/...` is a path on this machine.
+    private = [re.compile(rf"(?<![\w.-]){re.escape(f'{place}{os.sep}')}") for place in places if len(str(place)) > 1]
     token = get_token()
     for path in _list_texts(folder):
         text = path.read_text(encoding="utf-8", errors="replace")
         what = "a token" if _TOKEN.search(text) or (token and token in text) else ""
-        if not what and any(place in text for place in private):
+        if not what and any(place.search(text) for place in private):
             what = "the path of a folder on this machine"
         if what:
             raise PublishError(
