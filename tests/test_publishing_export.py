@@ -79,6 +79,11 @@ def test_what_is_there_is_replaced_only_when_told(models: dict[str, Path], tmp_p
         PublishError, match=r"`\S+out` exists already. Replace it with `--force`, or name another place"
     ):
         export_run(run, "merged", out=tmp_path / "out")
+    with pytest.raises(PublishError, match=r"out` is a folder that holds no export, so it is left alone, `--force` "):
+        export_run(run, "merged", out=tmp_path / "out", force=True)
+    with pytest.raises(PublishError, match=r"run` is a folder that holds no export"):
+        export_run(run, "merged", out=run.path, force=True)
+    (tmp_path / "out/config.json").touch()
     export_run(run, "merged", out=tmp_path / "out", force=True)
     assert "old" not in names(tmp_path / "out")
     assert "model.safetensors" in names(tmp_path / "out")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from hf_instruct.errors import PublishError
 
+# A folder that is exported holds one of these: merged weights the first, a model for Ollama the second.
+_MADE_HERE = ("config.json", "Modelfile")
+
 
 def check_target(target: Path, *, force: bool = False) -> None:
     """Refuse a place that is taken, or whose folder could not be made, before any work is done.
@@ -17,10 +20,15 @@ def check_target(target: Path, *, force: bool = False) -> None:
         force: Whether what is there may be replaced.
 
     Raises:
-        PublishError: It exists and `force` is off, or a part of its path is a file.
+        PublishError: It exists and `force` is off, or is a folder of something else; or a part of its path is a file.
     """
     if target.exists() and not force:
         raise PublishError(f"`{target}` exists already. Replace it with `--force`, or name another place with `--out`.")
+    if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in _MADE_HERE):
+        raise PublishError(
+            f"`{target}` is a folder that holds no export, so it is left alone, `--force` or not. Name another place "
+            "with `--out`."
+        )
     parent = nearest_folder(target.parent)
     if not parent.is_dir():
         raise PublishError(f"`{target}` cannot be written: `{parent}` is a file. Name another place with `--out`.")
@@ -79,7 +87,8 @@ def _replace(part: Path, target: Path, *, aside: Path) -> None:
         target.rename(aside)
     try:
         part.rename(target)
-    except OSError:
+    except BaseException:
+        # Ctrl-C as well: what was moved aside is deleted in a moment.
         if aside.exists():
             aside.rename(target)
         raise
