@@ -1,3 +1,5 @@
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import publishing_runs
@@ -13,8 +15,6 @@ from hf_instruct.publishing.templates import (
     build_chat_template,
     build_go_template,
     check_go_template,
-    render_go_conversation,
-    render_go_template,
     shape_prompt,
 )
 
@@ -32,6 +32,52 @@ CONVERSATION = [
     {"role": "assistant", "content": "Two."},
     {"role": "user", "content": "Three?"},
 ]
+
+
+def render_go_template(template: str, *, system: str = "", prompt: str = "", response: str | None = None) -> str:
+    """Return what Ollama makes of one turn, for the part of Go's templates that `build_go_template` writes.
+
+    Without a response it ends where that begins, as Ollama does for the last turn.
+    """
+    values = {".System": system, ".Prompt": prompt, ".Response": response}
+    written, shown = "", True
+    while template:
+        # As Go does, an action begins at the first two braces, whatever comes before them.
+        text, found, rest = template.partition("{{")
+        written += text if shown else ""
+        if not found:
+            break
+        match = re.match(r' (if \.System|end|\.System|\.Prompt|\.Response|"[^"\\]*") \}\}', rest)
+        assert match is not None, f"Go cannot read {rest!r}"
+        action, template = match[1], rest[match.end() :]
+        if action == ".Response" and response is None:
+            break
+        if action in ("if .System", "end"):
+            shown = action == "end" or bool(system)
+        elif shown:
+            written += values[action] or "" if action in values else action[1:-1]
+    return written
+
+
+def render_go_conversation(template: str, messages: Sequence[dict[str, str]], *, default_system: str = "") -> str:
+    """Return the prompt that Ollama makes of a conversation: finished turns one after another, then the open one.
+
+    Source: https://github.com/ollama/ollama, `template/template.go`, `Execute`, where a template has no `.Messages`.
+    """
+    written, system, prompt, answer = [], default_system, "", ""
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if (role == "system" and (prompt or answer)) or (role == "user" and answer):
+            written.append(render_go_template(template, system=system, prompt=prompt, response=answer))
+            system = prompt = answer = ""
+        if role == "system":
+            system = content
+        elif role == "user":
+            prompt = content
+        else:
+            answer = content
+    written.append(render_go_template(template, system=system, prompt=prompt))
+    return "".join(written)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +152,7 @@ def test_a_chat_template_in_go(chat: str, default: str, tokenizer: PreTrainedTok
         "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n{{ .Prompt }}"
         "<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"
     )
-    check_go_template(template, shape, prompt_format, tokenizer)
+    check_go_template(shape, prompt_format, tokenizer)
     for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[:2], CONVERSATION[3:]):
         expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert render_go_conversation(template, messages, default_system=default) == expected
@@ -141,12 +187,16 @@ def test_a_prompt_that_go_would_take_for_its_own(tokenizer: PreTrainedTokenizerB
     prompt_format = PromptFormat("mine", "{{ '{{ x }}' }} '\\\\' {{ instruction }}{{ input }}\nA:")
     shape = shape_prompt(prompt_format, tokenizer)
     template = build_go_template(shape)
-    check_go_template(template, shape, prompt_format, tokenizer)
+    check_go_template(shape, prompt_format, tokenizer)
     assert template.startswith('{{ "{{" }} x }} ')
+    assert render_go_template(template, prompt="Q") == prompt_format.format_prompt("Q")
     tokenizer.chat_template = build_chat_template(shape)
     written = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False)
     assert written == prompt_format.format_prompt("Q")
+    brace = PromptFormat("mine", "{{ '{{{' }}{{ instruction }}{{ input }}}\nA:")
+    template = build_go_template(shape_prompt(brace, tokenizer))
+    assert render_go_template(template, prompt="Q") == brace.format_prompt("Q") == "{{{Q}\nA:"
     quotes = PromptFormat("mine", '""" {{ instruction }}{{ input }}\nA:')
     shape = shape_prompt(quotes, tokenizer)
     with pytest.raises(PublishError, match=r"cannot be written as an Ollama template"):
-        check_go_template(build_go_template(shape), shape, quotes, tokenizer)
+        check_go_template(shape, quotes, tokenizer)

@@ -118,9 +118,8 @@ def export_run(
 
 def _build_modelfile(source: RunModel) -> Modelfile:
     shape = shape_prompt(source.prompt_format, source.tokenizer)
-    modelfile = build_modelfile(shape, context=context_length(source.model))
-    check_go_template(modelfile.template, shape, source.prompt_format, source.tokenizer)
-    return modelfile
+    check_go_template(shape, source.prompt_format, source.tokenizer)
+    return build_modelfile(shape, context=context_length(source.model))
 
 
 def collect_prompts(run: RunFolder, source: RunModel, *, count: int = NUM_PROMPTS) -> list[list[int]]:

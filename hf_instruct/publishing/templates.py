@@ -5,10 +5,9 @@ with it again, so that a prompt written elsewhere is, letter for letter, one the
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_instruct.errors import PublishError
 from hf_instruct.prompts import CHAT, PromptFormat
@@ -54,6 +53,11 @@ class PromptShape:
     default_system: str = ""
     begin: str = ""
     has_system: bool = True
+
+    def format_turn(self, text: str) -> str:
+        """Return the prompt of what a user writes, where nobody sends a system text; without `begin`."""
+        system = f"{self.system_before}{self.default_system}{self.system_after}" if self.default_system else ""
+        return f"{self.head}{system}{self.before}{text}{self.after}"
 
 
 def shape_prompt(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> PromptShape:
@@ -204,76 +208,22 @@ def build_go_template(shape: PromptShape) -> str:
 
 
 def _escape_go(text: str) -> str:
-    return text.replace("{{", '{{ "{{" }}')
+    # A brace at the end as well: Go would read it together with the two of the action that follows.
+    return re.sub(r"\{\{|\{\Z", lambda match: f'{{{{ "{match[0]}" }}}}', text)
 
 
-_GO_ACTION = re.compile(r'\{\{ (if \.System|end|\.System|\.Prompt|\.Response|"(?:[^"\\]|\\.)*") \}\}')
-
-
-def render_go_template(template: str, *, system: str = "", prompt: str = "", response: str | None = None) -> str:
-    """Return what Ollama makes of one turn, for the part of Go's templates that `build_go_template` writes.
-
-    Args:
-        response: The answer of a finished turn; None ends where the response begins, as Ollama does for the last turn.
-    """
-    written: list[str] = []
-    shown = True
-    for index, piece in enumerate(_GO_ACTION.split(template)):
-        if index % 2 == 0 or piece.startswith('"'):
-            text = piece if index % 2 == 0 else str(json.loads(piece))
-        elif piece == "if .System":
-            shown, text = bool(system), ""
-        elif piece == "end":
-            shown, text = True, ""
-        elif piece == ".Response":
-            if response is None:
-                break
-            text = response
-        else:
-            text = system if piece == ".System" else prompt
-        written.append(text if shown else "")
-    return "".join(written)
-
-
-def render_go_conversation(template: str, messages: Sequence[dict[str, str]], *, default_system: str = "") -> str:
-    """Return the prompt that Ollama makes of a conversation: finished turns one after another, then the open one.
-
-    Source: https://github.com/ollama/ollama, `template/template.go`, `Execute`, where a template has no `.Messages`.
-    """
-    written, system, prompt, answer = [], default_system, "", ""
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if (role == "system" and (prompt or answer)) or (role == "user" and answer):
-            written.append(render_go_template(template, system=system, prompt=prompt, response=answer))
-            system = prompt = answer = ""
-        if role == "system":
-            system = content
-        elif role == "user":
-            prompt = content
-        else:
-            answer = content
-    written.append(render_go_template(template, system=system, prompt=prompt))
-    return "".join(written)
-
-
-def check_go_template(
-    template: str, shape: PromptShape, prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase"
-) -> None:
+def check_go_template(shape: PromptShape, prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Compare what Ollama will write with what the model was trained on.
 
     Raises:
-        PublishError: A prompt differs.
+        PublishError: A prompt differs, or a text ends the quotation that it stands in.
     """
-
-    def written(text: str) -> str:
-        messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
-        return render_go_conversation(template, messages, default_system=shape.default_system)
-
     pairs = [(text, prompt_format.format_prompt(text, tokenizer=tokenizer)) for text in _TRIALS]
     if shape.joint is not None:
         pairs.append((f"A{shape.joint}B", prompt_format.format_prompt("A", "B", tokenizer=tokenizer)))
-    if '"""' in template + shape.default_system or any(
-        written(text) != expected.removeprefix(shape.begin if shape.name == CHAT else "") for text, expected in pairs
+    begin = shape.begin if shape.name == CHAT else ""
+    if '"""' in build_go_template(shape) + shape.default_system or any(
+        shape.format_turn(text) != expected.removeprefix(begin) for text, expected in pairs
     ):
         raise PublishError(
             f"The prompts of `{prompt_format.name}` cannot be written as an Ollama template: what Ollama would write "
