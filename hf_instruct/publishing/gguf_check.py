@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_instruct.decoding import Completion, generate_completions
 from hf_instruct.errors import PublishError
@@ -18,7 +18,6 @@ from hf_instruct.models import fuse_activations
 from hf_instruct.publishing.merging import RunModel
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 # Largest difference of a weight, relative to the largest weight of its tensor. F16 keeps 11 significant bits. Q8_0
@@ -223,51 +222,10 @@ def _compare_logits(
             total += len(expected)
     error = (squared / spread) ** 0.5 if spread else 0.0
     if not error <= LOGIT_TOLERANCE[tensor_type] or same < TOKEN_TOLERANCE[tensor_type] * total:
-        allowed = LOGIT_TOLERANCE[tensor_type]
-        layer = find_deviation(source, loaded, rows[0][0], tolerance=allowed)
         raise PublishError(
-            f"The GGUF computes otherwise than the model, from the layer type {layer} on: its logits differ by "
-            f"{error:.2g} of their spread ({tensor_type} explains {allowed:g}), and the best token is the same at "
-            f"{same} of {total} positions. The weights agree, so {tensor_type} is too coarse for this model (try "
+            f"The GGUF computes otherwise than the model: its logits differ by {error:.2g} of their spread "
+            f"({tensor_type} explains {LOGIT_TOLERANCE[tensor_type]:g}), and the best token is the same at {same} of "
+            f"{total} positions. The weights agree, so {tensor_type} is too coarse for this model (try "
             "`--type F32`), or the file's settings are wrong. The file is deleted."
         )
     return error, same, total
-
-
-def find_deviation(source: "PreTrainedModel", loaded: "PreTrainedModel", ids: list[int], *, tolerance: float) -> str:
-    """Return the class and name of the first layer whose output differs, in the order they are computed.
-
-    Args:
-        ids: Token ids to compute.
-        tolerance: Difference that is none: root mean square, relative to the output's own.
-    """
-    outputs = [_record_outputs(model, ids) for model in (source, loaded)]
-    for name, (kind, expected) in outputs[0].items():
-        got = outputs[1][name][1]
-        if not float((expected - got).norm()) <= tolerance * float(expected.norm()):
-            return f"`{kind}` (`{name}`)"
-    return "of the output head"
-
-
-def _record_outputs(model: "PreTrainedModel", ids: list[int]) -> dict[str, tuple[str, "Tensor"]]:
-    """Return each layer's class and output for one row, in the order they are computed."""
-    import torch
-
-    outputs: dict[str, tuple[str, Tensor]] = {}
-
-    def hook(name: str) -> Any:
-        def record(module: "nn.Module", inputs: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            if torch.is_tensor(value):
-                outputs.setdefault(name, (type(module).__name__, value.detach().double()))
-
-        return record
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
-    try:
-        with torch.inference_mode():
-            model(torch.tensor([ids]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
