@@ -1,7 +1,6 @@
 """Where a run's weights and data come from, in names that mean something on anybody else's machine."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ _BASE_LICENSES = {
     _WHEEL_ORIGIN: "apache-2.0",
 }
 UNKNOWN = "unknown"
-_HUB_ID = re.compile(r"[A-Za-z0-9](?:[\w.-]*[\w])?(?:/[A-Za-z0-9](?:[\w.-]*[\w])?)?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,4 +142,11 @@ def is_hub_id(name: str) -> bool:
     >>> is_hub_id("gpt2"), is_hub_id("me/gpt2"), is_hub_id("a/b/c"), is_hub_id("../gpt2"), is_hub_id("data.jsonl")
     (True, True, False, False, True)
     """
-    return bool(_HUB_ID.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hf_instruct.errors import PublishError
 from hf_instruct.publishing.folder import CARD, PublishedFolder, PublishOptions, plan_folder, write_folder
 from hf_instruct.publishing.hub_errors import NOTHING, OFFLINE, advise_log_in, hide_tokens, translated_errors
-from hf_instruct.publishing.origins import BaseModel
+from hf_instruct.publishing.origins import BaseModel, is_hub_id
 from hf_instruct.publishing.targets import building
 from hf_instruct.publishing.uploading import Place, RemovedOnFailure, commit_folder, find_state, make_place
 from hf_instruct.run_folder import RunFolder
@@ -145,17 +145,12 @@ def check_repo_id(repo_id: str) -> None:
     Raises:
         PublishError: It is one.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
+    if not is_hub_id(repo_id):
         raise PublishError(
             f"`--to {repo_id}` is not a name for a repository: that is `namespace/name`, as in `me/gpt2-assistant`, of "
             "letters from a to z, digits, `-`, `_` and `.`, at most 96 in all, no `-` or `.` at either end, no `--` "
             "or `..`, and no `.git` at the end."
-        ) from error
+        )
 
 
 def check_existing(there: "ModelInfo | None", head: "ModelInfo | None", *, base: BaseModel, target: PushTarget) -> None:
@@ -239,7 +234,7 @@ def _check_base(api: "HfApi", base: BaseModel) -> None:
 
 def _check_card(api: "HfApi", folder: PublishedFolder) -> None:
     """Have the Hub check the card before anything is made there; the client asks the same, but later."""
-    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+    from huggingface_hub import get_session, hf_raise_for_status
 
     content = (folder.path / CARD).read_text(encoding="utf-8")
     asked = {"content": content, "repoType": "model"}
