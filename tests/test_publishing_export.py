@@ -71,6 +71,19 @@ def test_an_ollama_folder_of_an_adapter(models: dict[str, Path], tmp_path: Path)
     assert "PARAMETER num_ctx 256\n" in text
 
 
+def test_a_prompt_that_no_chat_template_writes(
+    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
+    run = publishing_runs.write_run(tmp_path / "run", models["llama"], prompt_format=str(tmp_path / "shout.jinja"))
+    # What the refusal advises does work, and is without a template of the base model's.
+    with pytest.raises(PublishError, match=r"Export it with `--format merged`, and write the prompt in your program."):
+        export_run(run, "ollama")
+    exported = export_run(run, "merged")
+    assert AutoTokenizer.from_pretrained(exported.path).chat_template is None
+    assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
+
+
 def test_what_is_there_is_replaced_only_when_told(models: dict[str, Path], tmp_path: Path) -> None:
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     (tmp_path / "out").mkdir()
@@ -143,7 +156,7 @@ def test_runs_that_cannot_be_exported(models: dict[str, Path], tmp_path: Path) -
         export_run(RunFolder(tmp_path / "nowhere"), "merged")
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     run.model.unlink()
-    with pytest.raises(PublishError, match=r"has no tuned model yet .*Train it first: `hf-instruct run "):
+    with pytest.raises(PublishError, match=r"has no tuned model yet .*Train it first: `hf-instruct train EXP"):
         check_run(run)
     with pytest.raises(PublishError, match=r"is no name for a GGUF file; it ends in `.gguf`"):
         export_run(run, "gguf", out=tmp_path / "model.bin")

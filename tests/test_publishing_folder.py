@@ -422,7 +422,7 @@ def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
     folder = write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
     assert "chat_template.jinja" not in folder.sizes
     assert 'prompt = "NAME THREE' in (tmp_path / "out" / "README.md").read_text().replace("'", '"')
-    assert "cannot be written as a chat template, so the tokenizer is published without one" in caplog.text
+    assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
 
 
 def test_a_prompt_format_that_is_gone_is_an_error(full_run: RunFolder, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import tiny_models
 from transformers import AutoTokenizer, GenerationConfig
 
 from hf_instruct.cli.main import main
+from hf_instruct.errors import PublishError
 from hf_instruct.generation.answers import generate_responses
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.publishing.serving import ServedModel, build_command, build_snippet, prepare_served_model
+from hf_instruct.publishing.serving import build_command, build_snippet, prepare_served_model
 from hf_instruct.records import Example
 
 
@@ -33,12 +34,12 @@ def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path:
     run = publishing_runs.write_run(tmp_path / "my run", model)
     served = prepare_served_model(run)
     assert served.name == "my-run"
-    assert (served.folder / "model.safetensors").resolve() == (model / "model.safetensors").resolve()
-    written, original = AutoTokenizer.from_pretrained(served.folder), AutoTokenizer.from_pretrained(model)
+    assert (served / "model.safetensors").resolve() == (model / "model.safetensors").resolve()
+    written, original = AutoTokenizer.from_pretrained(served), AutoTokenizer.from_pretrained(model)
     assert original.chat_template is None
     asked = written.apply_chat_template([{"role": "user", "content": "Why?\n"}], add_generation_prompt=True)
     assert asked["input_ids"] == PromptFormat.named("alpaca").encode_prompt(original, "Why?\n")
-    assert GenerationConfig.from_pretrained(served.folder).eos_token_id == [publishing_runs.END]
+    assert GenerationConfig.from_pretrained(served).eos_token_id == publishing_runs.END
     # The model of the run stays as it was.
     assert not (model / "chat_template.jinja").exists()
 
@@ -46,17 +47,17 @@ def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path:
 def test_a_folder_is_made_once_and_again_when_the_run_changes(model: Path, tmp_path: Path) -> None:
     run = publishing_runs.write_run(tmp_path / "run", publishing_runs.save_adapter(tmp_path / "adapter", model))
     served = prepare_served_model(run)
-    inode = (served.folder / "model.safetensors").stat().st_ino
+    inode = (served / "model.safetensors").stat().st_ino
     assert prepare_served_model(run) == served
-    assert (served.folder / "model.safetensors").stat().st_ino == inode
+    assert (served / "model.safetensors").stat().st_ino == inode
     os.utime(tmp_path / "adapter/adapter_model.safetensors", (1, 1))
     again = prepare_served_model(run)
-    assert again.folder != served.folder
-    assert not served.folder.exists()
+    assert again != served
+    assert not served.exists()
 
 
 def test_command_and_snippet() -> None:
-    command = build_command(ServedModel(Path("/cache/x/mine")), host="127.0.0.1", port=8000, device="cpu")
+    command = build_command(Path("/cache/x/mine"), host="127.0.0.1", port=8000, device="cpu")
     assert command[1:3] == ["-P", "-c"]
     assert " ".join(command[4:]) == "serve mine --host 127.0.0.1 --port 8000 --device cpu --log-level error"
     snippet = build_snippet("mine", "http://127.0.0.1:8000/v1")
@@ -84,6 +85,14 @@ def test_a_run_without_a_model(model: Path, tmp_path: Path, capsys: pytest.Captu
     run.model.unlink()
     assert main(["serve", str(run.path), "--port", "0"]) == 1
     assert "has no tuned model yet" in capsys.readouterr().err
+
+
+def test_a_prompt_that_no_chat_template_writes(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
+    run = publishing_runs.write_run(tmp_path / "run", model, prompt_format=str(tmp_path / "shout.jinja"))
+    with pytest.raises(PublishError, match=r"no chat template and no Ollama template can be made of that"):
+        prepare_served_model(run)
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.slow

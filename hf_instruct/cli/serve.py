@@ -47,14 +47,14 @@ def _serve(options: argparse.Namespace) -> None:
     check_serving()
     # Found out before a model is loaded; the server binds the same one in a moment.
     bound = _check_port(options.host, options.port)
-    served = prepare_served_model(RunFolder(options.run))
+    folder = prepare_served_model(RunFolder(options.run))
     if options.host not in LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
-    logger.info("Loading %s", served.folder)
+    logger.info("Loading %s", folder)
     try:
-        with serving(served, host=options.host, port=bound, device=options.device) as process:
+        with serving(folder, host=options.host, port=bound, device=options.device) as process:
             url = f"{format_url(options.host, bound)}v1"
-            print(f"`{served.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(served.name, url)}", flush=True)
+            print(f"`{folder.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(folder.name, url)}", flush=True)
             status = process.wait()
             raise PublishError(f"The server ended by itself, with status {status}; what it said stands above.")
     except KeyboardInterrupt:

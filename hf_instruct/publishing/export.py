@@ -16,7 +16,7 @@ from hf_instruct.publishing.gguf_file import (
     read_tokenizer,
     write_gguf,
 )
-from hf_instruct.publishing.merging import RunModel, check_run, count_parameters, load_run_model, save_run_model
+from hf_instruct.publishing.merging import RunModel, check_run, load_run_model, save_run_model
 from hf_instruct.publishing.ollama_model import Modelfile, build_modelfile
 from hf_instruct.publishing.targets import building, check_space, check_target
 from hf_instruct.publishing.templates import check_go_template, shape_prompt
@@ -92,7 +92,7 @@ def export_run(
     if kind != "merged":
         check_gguf_package()
     source = load_run_model(run)
-    size = count_parameters(source.model)
+    size = source.model.num_parameters()
     if kind == "merged":
         check_space(target, size * 4 + 10_000_000)
         with building(target) as part:

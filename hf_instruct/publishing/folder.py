@@ -1,8 +1,6 @@
 """The folder that is published: weights, tokenizer, configs, prompt format and card, and nothing that is private."""
 
 import dataclasses
-import json
-import logging
 import os
 import re
 import shutil
@@ -12,24 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import Experiment, read_yaml
 from hf_instruct.errors import ModelLoadError, PublishError
-from hf_instruct.models import cache_folder, load_tokenizer, resolve_model
+from hf_instruct.models import cache_folder, resolve_model
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.publishing.card import LOSS_PLOT, CardFacts, build_card
 from hf_instruct.publishing.measured import Measured, read_measured
-from hf_instruct.publishing.merging import check_run, load_run_model, save_run_model, use_training_prompt
+from hf_instruct.publishing.merging import change_json, check_run, copy_files, write_tokenizer, write_whole_model
 from hf_instruct.publishing.origins import UNKNOWN, BaseModel, describe_data, find_base_model
 from hf_instruct.publishing.usage import PROMPT_FILE
-from hf_instruct.records import write_json, write_text
+from hf_instruct.records import read_json_object, write_json, write_text
 from hf_instruct.run_folder import RunFolder, redact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
 CARD = "README.md"
-# Of what a run's `model` folder holds, these are the model; `training_args.bin`, which holds paths, is not among them.
-_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.py")
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 # What any program that loads models may look for; a repository's other files are somebody's own.
 _OURS = re.compile(
@@ -96,7 +90,7 @@ def write_folder(
         folder: Where to write.
         repo_id: What the card calls it.
         options: What the user decided.
-        link: Share weights with the run's folder on the disk instead of copying them, where it can.
+        link: Link to the run's weights instead of copying them, where that can be done.
 
     Raises:
         RunError: The run does not exist.
@@ -106,9 +100,7 @@ def write_folder(
         OSError: The folder cannot be written.
     """
     plan = plan_folder(run, options)
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _write_model(plan, folder, link=link)
-    _complete_generation_config(folder, plan.prompt_format, tokenizer)
     if plan.prompt_format.name != CHAT:
         write_text(folder / PROMPT_FILE, plan.prompt_format.template)
     if run.loss_plot.is_file():
@@ -168,7 +160,7 @@ def plan_folder(run: RunFolder, options: PublishOptions) -> Plan:
     check_run(run)
     experiment = run.load_experiment()
     settings = run.model / "adapter_config.json"
-    adapter = _read_json(settings) if settings.is_file() else {}
+    adapter = read_json_object(settings)
     _check_options(run, options, bool(adapter))
     base = find_base_model(experiment, options.base_model)
     is_adapter = bool(adapter) and not options.merge
@@ -183,20 +175,13 @@ def plan_folder(run: RunFolder, options: PublishOptions) -> Plan:
 
 def _write_model(plan: Plan, folder: Path, *, link: bool) -> "PreTrainedTokenizerBase":
     """Write weights, configs and tokenizer, and return the tokenizer."""
-    if plan.adapter and not plan.is_adapter:
-        merged = load_run_model(plan.run)
-        save_run_model(merged, folder)
-        return merged.tokenizer
-    for source in _list_model_files(plan.run.model, is_adapter=plan.is_adapter):
-        _place(source, folder / source.name, link=link)
-    if plan.is_adapter:
-        changes = {"base_model_name_or_path": plan.base.hub_id, "revision": plan.base.revision}
-        _change_json(folder / "adapter_config.json", **changes)
-        _save_base_generation_config(plan.experiment, folder)
-    else:
-        # Training switches it off; without it every other program would compute each answer in quadratic time.
-        _change_json(folder / "config.json", use_cache=True)
-    return _save_tokenizer(plan, folder)
+    if not plan.is_adapter:
+        return write_whole_model(plan.run, folder, link=link)
+    copy_files(plan.run.model, folder, _ADAPTER_FILES, link=link)
+    changes = {"base_model_name_or_path": plan.base.hub_id, "revision": plan.base.revision}
+    change_json(folder / "adapter_config.json", **changes)
+    _save_base_generation_config(plan.experiment, folder)
+    return write_tokenizer(plan.run, folder)
 
 
 def is_ours(path: str) -> bool:
@@ -244,40 +229,6 @@ def _check_options(run: RunFolder, options: PublishOptions, has_adapter: bool) -
             )
 
 
-def _list_model_files(model: Path, *, is_adapter: bool) -> list[Path]:
-    patterns = _ADAPTER_FILES if is_adapter else _MODEL_FILES
-    return sorted(path for pattern in patterns for path in model.glob(pattern) if path.is_file())
-
-
-def _place(source: Path, target: Path, *, link: bool) -> None:
-    if link and source.suffix == ".safetensors":
-        try:
-            target.hardlink_to(source.resolve())
-        except OSError:
-            # Another disk, or one that knows no links.
-            logger.debug("%s is copied, not linked", source.name)
-        else:
-            return
-    shutil.copyfile(source, target)
-
-
-def _save_tokenizer(plan: Plan, folder: Path) -> "PreTrainedTokenizerBase":
-    trusted = plan.experiment.model.trust_remote_code
-    tokenizer = load_tokenizer(str(plan.run.model), trust_remote_code=trusted)
-    try:
-        use_training_prompt(tokenizer, plan.prompt_format)
-    except PublishError:
-        # The base model's own would write another prompt than the one trained on, so none is better.
-        logger.warning(
-            "The prompt format `%s` cannot be written as a chat template, so the tokenizer is published without one; "
-            "the card shows the prompt.",
-            plan.prompt_format.name,
-        )
-        tokenizer.chat_template = None
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
 def _save_base_generation_config(experiment: Experiment, folder: Path) -> None:
     """Save what the base model says of generating, where it is on this disk: an adapter has no such file."""
     from transformers import GenerationConfig
@@ -294,41 +245,13 @@ def _save_base_generation_config(experiment: Experiment, folder: Path) -> None:
     settings.save_pretrained(folder)
 
 
-def _complete_generation_config(folder: Path, prompt_format: PromptFormat, tokenizer: Any) -> None:
-    """Name the tokens that end an answer, so that `generate()` stops in any program; what is named already stays."""
-    from transformers import GenerationConfig
-
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        GenerationConfig().save_pretrained(folder)
-    known = _read_json(path).get("eos_token_id")
-    ends = [prompt_format.end_token_id(tokenizer), *(known if isinstance(known, list) else [known])]
-    ends = [*ends, tokenizer.eos_token_id]
-    unique = [end for end in dict.fromkeys(ends) if end is not None]
-    _change_json(path, eos_token_id=unique if len(unique) > 1 else unique[0], pad_token_id=tokenizer.pad_token_id)
-
-
 def _clean(folder: Path) -> None:
     """Take out of the configs where on this machine things were read from."""
     for path in folder.glob("*config.json"):
-        values = _read_json(path)
+        values = read_json_object(path)
         kept = {name: value for name, value in values.items() if name not in _PLACES}
         if kept != values:
             write_json(path, kept)
-
-
-def _change_json(path: Path, **changes: Any) -> None:
-    write_json(path, {**_read_json(path), **changes})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PublishError(f"`{path}` is not JSON ({error}). Train again, or mend the file.") from error
-    if not isinstance(value, dict):
-        raise PublishError(f"`{path}` holds a {type(value).__name__}, not named values. Train again, or mend the file.")
-    return value
 
 
 def _list_texts(folder: Path) -> Iterator[Path]:

@@ -1,17 +1,26 @@
 """A run's model as one whole: the adapter merged into its base model, and saved for any other program."""
 
 import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import PublishError
-from hf_instruct.models import configure_stop, load_model, no_shard_bars
+from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.publishing.templates import build_chat_template, shape_prompt
+from hf_instruct.records import read_json_object, write_json
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Of what a run's `model` folder holds, these are the model; `training_args.bin`, which holds paths, is not among them.
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +53,7 @@ def check_run(run: RunFolder) -> None:
     if not any((run.model / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise PublishError(
             f"`{run.path}` has no tuned model yet (no `{run.model.name}/`). Train it first: "
-            f"`hf-instruct run {run.config} --run-dir {run.path} --resume`."
+            f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
         )
 
 
@@ -89,17 +98,37 @@ def merge_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
     return whole
 
 
-def use_training_prompt(tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> None:
+def use_training_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, *, required: bool = False
+) -> None:
     """Give a tokenizer the chat template that writes a model's training prompt.
 
     A model tuned on `alpaca` is asked in alpaca's words by every program that goes through chat templates, whether its
-    base model had none (GPT-2) or one that the tuning did not use. For `chat` the tokenizer's own stays.
+    base model had none (GPT-2) or one that the tuning did not use. For `chat` the tokenizer's own stays. Where no chat
+    template can write the prompt, the tokenizer has none afterwards: the base model's would write another prompt than
+    the one trained on.
+
+    Args:
+        tokenizer: Changed in place.
+        prompt_format: The format of the prompts that the model was trained on.
+        required: Whether the model is of no use without.
 
     Raises:
-        PublishError: The prompt format cannot be written as a chat template.
+        PublishError: It is required, and the prompt format cannot be written as a chat template.
     """
-    if prompt_format.name != CHAT:
+    if prompt_format.name == CHAT:
+        return
+    try:
         tokenizer.chat_template = build_chat_template(shape_prompt(prompt_format, tokenizer))
+    except PublishError:
+        if required:
+            raise
+        logger.warning(
+            "The prompt format `%s` cannot be written as a chat template, so the tokenizer is without one; whoever "
+            "asks the model writes the prompt.",
+            prompt_format.name,
+        )
+        tokenizer.chat_template = None
 
 
 def save_run_model(source: RunModel, folder: Path) -> None:
@@ -112,11 +141,74 @@ def save_run_model(source: RunModel, folder: Path) -> None:
     with no_shard_bars():
         source.model.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         # Weights are written for their owner alone, and a server may run as somebody else.
         path.chmod(0o644)
 
 
-def count_parameters(model: "PreTrainedModel") -> int:
-    """Return how many numbers a model's weights are; tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def write_whole_model(run: RunFolder, folder: Path, *, link: bool = False) -> "PreTrainedTokenizerBase":
+    """Write a run's model as `save_run_model` does, without loading it where there is nothing to merge.
+
+    Args:
+        run: A run with a tuned model.
+        folder: Made where it is missing.
+        link: Link to weights instead of copying them, where that can be done.
+
+    Returns:
+        The tokenizer, as it was written.
+
+    Raises:
+        InstructError: As `load_run_model`.
+        OSError: The folder cannot be written.
+    """
+    if (run.model / "adapter_config.json").is_file():
+        source = load_run_model(run)
+        save_run_model(source, folder)
+        return source.tokenizer
+    copy_files(run.model, folder, _MODEL_FILES, link=link)
+    # Training switches it off; without it every other program would compute each answer in quadratic time.
+    change_json(folder / "config.json", use_cache=True)
+    return write_tokenizer(run, folder)
+
+
+def copy_files(source: Path, folder: Path, patterns: Sequence[str], *, link: bool) -> None:
+    """Copy the files that match; with `link`, link to weights instead where the disk knows links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(path for pattern in patterns for path in source.glob(pattern) if path.is_file()):
+        if link and path.suffix == ".safetensors":
+            try:
+                (folder / path.name).symlink_to(path.resolve())
+            except OSError:
+                # Windows allows links to some users only.
+                logger.debug("%s is copied, not linked", path.name)
+            else:
+                continue
+        shutil.copyfile(path, folder / path.name)
+
+
+def write_tokenizer(run: RunFolder, folder: Path) -> "PreTrainedTokenizerBase":
+    """Write a run's tokenizer with the training prompt, and into the generation config the tokens that end an answer.
+
+    `generate()` then stops in any program. Ends that the config names already stay.
+    """
+    from transformers import GenerationConfig
+
+    experiment = run.load_experiment()
+    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+    use_training_prompt(tokenizer, prompt_format)
+    tokenizer.save_pretrained(folder)
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        GenerationConfig().save_pretrained(folder)
+    known = read_json_object(path).get("eos_token_id")
+    named = known if isinstance(known, list) else [known]
+    ends = dict.fromkeys([prompt_format.end_token_id(tokenizer), *named, tokenizer.eos_token_id])
+    unique = [end for end in ends if end is not None]
+    change_json(path, eos_token_id=unique if len(unique) > 1 else unique[0], pad_token_id=tokenizer.pad_token_id)
+    return tokenizer
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Set values of a JSON object in a file."""
+    write_json(path, {**read_json_object(path), **changes})

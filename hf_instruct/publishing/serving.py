@@ -1,7 +1,6 @@
 """Serve a run's model over OpenAI's API, by `transformers serve`, asked in the words it was trained on."""
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -12,44 +11,28 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from hf_instruct.errors import ConfigError, PublishError
 from hf_instruct.models import cache_folder, load_tokenizer
+from hf_instruct.pages import format_url
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.publishing.merging import check_run, load_run_model, save_run_model, use_training_prompt
+from hf_instruct.publishing.merging import check_run, use_training_prompt, write_whole_model
 from hf_instruct.publishing.targets import building
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 # Bump when what is written below changes, so that nobody is served from an older folder.
-_LAYOUT = 1
+_LAYOUT = 2
 _START_SECONDS = 600.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 # Not `-m`: Transformers' own entry asks the network whether there is a newer version first.
 _PROGRAM = "from transformers.cli.transformers import app; app()"
 _NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
-
-
-@dataclasses.dataclass(frozen=True)
-class ServedModel:
-    """A folder that `transformers serve` takes.
-
-    Attributes:
-        folder: Weights, configs, tokenizer with the training prompt's chat template.
-    """
-
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """What clients call it: the folder's name."""
-        return self.folder.name
 
 
 def check_serving() -> None:
@@ -66,11 +49,11 @@ def check_serving() -> None:
         )
 
 
-def prepare_served_model(run: RunFolder) -> ServedModel:
+def prepare_served_model(run: RunFolder) -> Path:
     """Return a folder with a run's model as a server needs it, in the cache; made again when the run has changed.
 
-    An adapter is merged; the weights of a full model are linked to, not copied. The chat template is the training
-    prompt's.
+    Its name is what clients call the model. An adapter is merged; the weights of a full model are linked to, not
+    copied. The chat template is the training prompt's.
 
     Raises:
         InstructError: The run or its model is missing or cannot be loaded, or the disk is full.
@@ -79,23 +62,25 @@ def prepare_served_model(run: RunFolder) -> ServedModel:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.resolve().name).strip("-.") or "model"
     place = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:8]
     home = cache_folder() / "serve" / f"{name}-{place}"
-    served = ServedModel(home / _fingerprint(run) / name)
-    if served.folder.is_dir():
-        return served
-    for older in home.glob("*") if home.is_dir() else []:
+    experiment = run.load_experiment()
+    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    folder = home / _fingerprint(run, prompt_format) / name
+    if folder.is_dir():
+        return folder
+    # Before minutes of merging: a server writes all prompts by the chat template.
+    tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+    use_training_prompt(tokenizer, prompt_format, required=True)
+    for older in home.glob("*"):
         shutil.rmtree(older, ignore_errors=True)
-    with building(served.folder) as part:
-        if (run.model / "adapter_config.json").is_file():
-            logger.info("Merging the adapter once into %s", served.folder)
-            save_run_model(load_run_model(run), part)
-        else:
-            _link_model(run, part)
-    return served
+    if (run.model / "adapter_config.json").is_file():
+        logger.info("Merging the adapter once into %s", folder)
+    with building(folder) as part:
+        write_whole_model(run, part, link=True)
+    return folder
 
 
-def _fingerprint(run: RunFolder) -> str:
+def _fingerprint(run: RunFolder, prompt_format: PromptFormat) -> str:
     """Return what changes when the model or its prompt format does."""
-    prompt_format = PromptFormat.named(run.load_experiment().data.prompt_format)
     files = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(run.model.iterdir())
@@ -105,51 +90,21 @@ def _fingerprint(run: RunFolder) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def _link_model(run: RunFolder, folder: Path) -> None:
-    """Fill a folder with a whole model: links to its weights, and its tokenizer with the training prompt."""
-    from transformers import GenerationConfig
-
-    experiment = run.load_experiment()
-    prompt_format = PromptFormat.named(experiment.data.prompt_format)
-    folder.mkdir()
-    for path in run.model.iterdir():
-        if path.name in ("config.json", "generation_config.json") or path.suffix == ".py":
-            shutil.copy(path, folder)
-        elif path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
-            try:
-                (folder / path.name).symlink_to(path.resolve())
-            except OSError:
-                # Windows allows links to some users only.
-                shutil.copy(path, folder)
-    tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
-    use_training_prompt(tokenizer, prompt_format)
-    tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # Training switches it off; without it every answer takes quadratic time.
-    (folder / "config.json").write_text(json.dumps({**config, "use_cache": True}, indent=2), encoding="utf-8")
-    if (folder / "generation_config.json").is_file():
-        generation = GenerationConfig.from_pretrained(folder)
-        own = generation.eos_token_id
-        ends = [prompt_format.end_token_id(tokenizer), *(own if isinstance(own, list) else [own])]
-        generation.eos_token_id = [end for end in dict.fromkeys(ends) if end is not None]
-        generation.save_pretrained(folder)
-
-
-def build_command(served: ServedModel, *, host: str, port: int, device: str = "auto") -> list[str]:
+def build_command(folder: Path, *, host: str, port: int, device: str = "auto") -> list[str]:
     """Return the command that serves a model, to be run in the folder above it, so that its name is all of its path."""
     # `-P`: a folder beside the model must not be taken for a Python module.
     return [
-        *(sys.executable, "-P", "-c", _PROGRAM, "serve", served.name),
+        *(sys.executable, "-P", "-c", _PROGRAM, "serve", folder.name),
         *("--host", host, "--port", str(port), "--device", device, "--log-level", "error"),
     ]
 
 
 @contextlib.contextmanager
-def serving(served: ServedModel, *, host: str, port: int, device: str = "auto") -> Iterator["subprocess.Popen[bytes]"]:
+def serving(folder: Path, *, host: str, port: int, device: str = "auto") -> Iterator["subprocess.Popen[bytes]"]:
     """Run the server, enter the block once it answers, and end it with the block.
 
     Args:
-        served: What to serve.
+        folder: From `prepare_served_model`.
         host: Address to bind.
         port: A free port.
         device: As `transformers serve` takes it.
@@ -161,8 +116,8 @@ def serving(served: ServedModel, *, host: str, port: int, device: str = "auto") 
     # The model is on this disk: nothing is to be looked for elsewhere.
     environment["HF_HUB_OFFLINE"] = "1"
     process = subprocess.Popen(
-        build_command(served, host=host, port=port, device=device),
-        cwd=served.folder.parent,
+        build_command(folder, host=host, port=port, device=device),
+        cwd=folder.parent,
         env=environment,
         # What the server says is no result of ours.
         stdout=sys.stderr.fileno(),
@@ -185,14 +140,14 @@ def serving(served: ServedModel, *, host: str, port: int, device: str = "auto") 
 def _wait_until_it_answers(process: "subprocess.Popen[bytes]", host: str, port: int) -> None:
     # A server for every address is asked on this machine's own.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    address = f"[{host}]" if ":" in host else host
+    address = format_url(host, port)
     # Without a proxy that the environment may name.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end:
         with (
-            contextlib.suppress(OSError, urllib.error.URLError),
-            opener.open(f"http://{address}:{port}/health", timeout=5),
+            contextlib.suppress(OSError),
+            opener.open(f"{address}health", timeout=5),
         ):
             return
         if process.poll() is not None:
@@ -200,7 +155,7 @@ def _wait_until_it_answers(process: "subprocess.Popen[bytes]", host: str, port: 
                 f"The server ended with status {process.returncode} before it answered; what it said stands above."
             )
         time.sleep(_POLL_SECONDS)
-    raise PublishError(f"The server did not answer at {address}:{port} within {_START_SECONDS:.0f} s.")
+    raise PublishError(f"The server did not answer at {address} within {_START_SECONDS:.0f} s.")
 
 
 def build_snippet(name: str, base_url: str) -> str:
