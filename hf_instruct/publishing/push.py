@@ -12,7 +12,7 @@ from hf_instruct.publishing.folder import CARD, PublishedFolder, PublishOptions,
 from hf_instruct.publishing.hub_errors import NOTHING, OFFLINE, advise_log_in, hide_tokens, translated_errors
 from hf_instruct.publishing.origins import BaseModel, is_hub_id
 from hf_instruct.publishing.targets import building
-from hf_instruct.publishing.uploading import Place, RemovedOnFailure, commit_folder, find_state, make_place
+from hf_instruct.publishing.uploading import Place, commit_folder, find_state, make_place, removed_on_failure
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def push(
         folder = _prepare(stack, run, repo_id=place.repo_id, options=options)
         with translated_errors(api):
             _check_card(api, folder)
-        with RemovedOnFailure(api, place):
+        with removed_on_failure(api, place):
             make_place(api, place, there=there, private=target.private)
             before = place.head.sha if place.head else None
             commit, removed = commit_folder(api, place, folder, message=target.message)

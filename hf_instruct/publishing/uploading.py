@@ -1,11 +1,12 @@
 """Put a folder on the Hub as one commit; what was made there for it goes again if the commit does not come about."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import PublishError
@@ -48,33 +49,24 @@ class Place:
         return f"{api.endpoint}/{self.repo_id}{f'/tree/{self.revision}' if self.revision else ''}"
 
 
-class RemovedOnFailure:
+@contextlib.contextmanager
+def removed_on_failure(api: "HfApi", place: Place) -> Iterator[None]:
     """Remove what was made for a commit if the block fails, and say so where that fails too.
 
     It sees every way out, Ctrl-C among them. Only what this very call made is ever removed, and only while nobody has
     put anything there.
     """
-
-    def __init__(self, api: "HfApi", place: Place) -> None:
-        self.api = api
-        self.place = place
-
-    def __enter__(self) -> Place:
-        return self.place
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None or self.place.made is None:
-            return
-        left = _remove(self.api, self.place)
-        if not left:
-            return
-        if isinstance(error, PublishError):
+    try:
+        yield
+    except BaseException as error:
+        left = _remove(api, place) if place.made else ""
+        if left and isinstance(error, PublishError):
             raise PublishError(f"{error} {left}") from error.__cause__
-        if isinstance(error, KeyboardInterrupt):
+        if left and isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{error if error.args else NOTHING} {left}") from error
-        logger.warning(left)
+        if left:
+            logger.warning(left)
+        raise
 
 
 def find_state(api: "HfApi", repo_id: str, revision: str | None = None) -> "ModelInfo | None":
