@@ -25,7 +25,6 @@ from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("merged", "gguf", "ollama")
 NUM_PROMPTS = 10
 MODELFILE = "Modelfile"
 # Where a run has no test split to take prompts from.
@@ -62,12 +61,6 @@ class Export:
     modelfile: Modelfile | None = None
 
 
-def choose_target(run: RunFolder, kind: str, *, tensor_type: str = "Q8_0") -> Path:
-    """Return where an export goes by default: into the run's `export/`."""
-    name = f"{run.path.resolve().name}-{tensor_type}.gguf" if kind == "gguf" else kind
-    return run.path / "export" / name
-
-
 def export_run(
     run: RunFolder, kind: str, *, out: Path | None = None, tensor_type: str = "Q8_0", force: bool = False
 ) -> Export:
@@ -84,7 +77,8 @@ def export_run(
         InstructError: The run or its model is missing, the format cannot hold it, the place is taken or full, or the
             GGUF differs from the model by more than its type explains.
     """
-    target = out or choose_target(run, kind, tensor_type=tensor_type)
+    name = f"{run.path.resolve().name}-{tensor_type}.gguf" if kind == "gguf" else kind
+    target = out or run.path / "export" / name
     if kind == "gguf" and target.suffix != ".gguf":
         raise PublishError(f"`--out {target}` is no name for a GGUF file; it ends in `.gguf`.")
     check_target(target, force=force)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # How the matrices are stored; vectors, norms and GPT-2's positions stay in float32, as llama.cpp wants them.
-GGUF_TYPES = ("F32", "F16", "Q8_0")
-ARCHITECTURES = ("gpt2", "llama")
 _BYTES_A_WEIGHT = {"F32": 4.0, "F16": 2.0, "Q8_0": 34 / 32}
 # Q8_0 stores this many numbers of a row with one scale.
 _BLOCK = 32
@@ -52,7 +50,7 @@ def check_architecture(config: "PretrainedConfig") -> None:
     """
     kind = config.model_type
     known = "GPT-2 (`gpt2`) and Llama with its relatives, such as SmolLM2 (`llama`)"
-    if kind not in ARCHITECTURES:
+    if kind not in _FIXED_SETTINGS:
         raise PublishError(
             f"A model of architecture `{kind}` cannot be written as GGUF here; supported are {known}. "
             "Use `--format merged`, and llama.cpp's own converter on that folder."
@@ -84,13 +82,13 @@ def estimate_gguf_bytes(num_parameters: int, tensor_type: str) -> int:
     return int(num_parameters * _BYTES_A_WEIGHT[tensor_type] * 1.02) + 4_000_000
 
 
-def write_gguf(source: RunModel, path: Path, *, tensor_type: str = "Q8_0") -> None:
+def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
     """Write a model and its tokenizer as one GGUF file.
 
     Args:
         source: The model, its tokenizer and its chat template.
         path: The file; overwritten where there is one.
-        tensor_type: One of `GGUF_TYPES`.
+        tensor_type: `F32`, `F16` or `Q8_0`.
 
     Raises:
         PublishError: The architecture or the tokenizer is none that llama.cpp knows by this module's names.
