@@ -392,6 +392,8 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, float("nan")]}
     scores = {**numbers, "judge": judge, "rubric": {"name": str(tmp_path / "secret-client" / "r.yaml")}}
     run.scores.write_text(json.dumps(scores))
+    # Of another judge: how the one that gave the scores did would stand with them.
+    write_json(run.self_check, {"failed": ["verbosity"]})
     write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
     card, text = _read_card(tmp_path / "out")
     for path in ("README.md", "config.json", "tokenizer_config.json"):
@@ -403,6 +405,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     assert "Q: {{ instruction }}|{{ input }}\nA:" in text
     assert "| `optim` | adamw_torch |" in text
     assert " nan" not in text
+    assert "self-check" not in text
     args = card["model-index"][0]["results"][0]["metrics"][0]["args"]
     assert (args["judge"], args["rubric"]) == ("own-model", "own-rubric")
     assert "interval_95" not in args

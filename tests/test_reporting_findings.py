@@ -8,9 +8,8 @@ from reporting_run import write_run
 
 from hf_instruct.intervals import MeanDifference, measure_difference
 from hf_instruct.records import TrainingRow, write_json, write_rows
-from hf_instruct.reporting.facts import RunFacts, Scores, parse_scores, read_facts
+from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.reporting.findings import (
-    find_difference,
     format_judge,
     format_mean,
     format_method,
@@ -18,6 +17,7 @@ from hf_instruct.reporting.findings import (
     list_notes,
 )
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.score_summary import Scores, parse_scores
 
 
 def _read(run: RunFolder) -> RunFacts:
@@ -150,7 +150,7 @@ def test_leaks_are_told_with_near_duplicates(tmp_path: Path) -> None:
 
 def test_sides_judged_differently_have_no_difference(tmp_path: Path) -> None:
     facts = _with_scores(_read(write_run(tmp_path / "demo")), "tuned", rubric="critique", n=110, failures=0)
-    assert find_difference(facts) is None
+    assert facts.difference is None
     assert list_notes(facts) == [
         "The two sides were judged differently: base by llama3 (ollama, digest 365c0bd3c000), rubric course@7777777, "
         "tuned by llama3 (ollama, digest 365c0bd3c000), rubric critique@7777777. Their scores cannot be compared."

@@ -59,6 +59,8 @@ def test_the_check_of_the_judge_is_shown_wherever_its_score_is(tmp_path: Path) -
     write_json(
         run.self_check,
         {
+            "judge": {"backend": "ollama", "model": "phi3"},
+            "rubric": {"name": "course", "sha256": "7" * 64},
             "checks": [
                 {"first": "reference", "second": "shuffled", "expected": "above 0", "difference": 1.25, "passed": True},
                 {
@@ -80,7 +82,10 @@ def test_the_check_of_the_judge_is_shown_wherever_its_score_is(tmp_path: Path) -
     scores = run.scores.read_text()
     run.scores.write_text(scores.replace("{", '{"self_check": {"passed": false, "failed": ["injection"]},', 1))
     assert "! The judge failed its self-check (injection)" in format_summary(run)
-    assert "Is the judge any good?" in render_page(read(run))
+    # It is not the judge of the run's scores.
+    assert "Is the judge any good? <small>scores of answers of known worth, in points, by phi3 (ollama), rubric" in (
+        render_page(read(run))
+    )
 
 
 def test_benchmark_tasks_keep_their_standard_error(tmp_path: Path) -> None:

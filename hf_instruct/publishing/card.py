@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
-from hf_instruct.intervals import format_points, parse_interval
+from hf_instruct.intervals import Interval, MeanDifference, format_points, parse_interval
 from hf_instruct.metric_names import format_metric, label_metric
 from hf_instruct.prompts import CHAT
 from hf_instruct.publishing.measured import (
@@ -18,6 +18,7 @@ from hf_instruct.publishing.measured import (
 from hf_instruct.publishing.origins import UNKNOWN, BaseModel, Data
 from hf_instruct.publishing.usage import PROMPT_FILE, build_snippet, fence
 from hf_instruct.records import as_number
+from hf_instruct.score_summary import Scores
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -126,22 +127,21 @@ def build_results(facts: CardFacts) -> "list[EvalResult]":
         "dataset_split": "test",
     }
     results = []
-    if (mean := as_number(measured.scores.get("mean"))) is not None:
-        judge = _mapping(measured.scores.get("judge"))
+    if measured.scores is not None and measured.scores.mean is not None:
         results.append(
             EvalResult(
                 **where,
                 metric_type="judge-score",
-                metric_value=round(mean, 2),
-                metric_name=f"Mean score from 0 to 100 by {describe_judge(judge)}",
-                metric_args=_describe_score(measured),
+                metric_value=round(measured.scores.mean, 2),
+                metric_name=f"Mean score from 0 to 100 by {describe_judge(measured.scores)}",
+                metric_args=_describe_score(measured.scores, measured.base_scores if measured.judges_agree else None),
             )
         )
     for name, values in measured.metrics.items():
         row = _mapping(values)
         if (mean := as_number(row.get("mean"))) is None:
             continue
-        args = {"interval_95": _round_ends(row.get("interval")), "n": row.get("n")}
+        args = {"interval_95": _round_ends(parse_interval(row.get("interval"))), "n": row.get("n")}
         results.append(
             EvalResult(
                 **where,
@@ -154,26 +154,23 @@ def build_results(facts: CardFacts) -> "list[EvalResult]":
     return results
 
 
-def _describe_score(measured: Measured) -> dict[str, Any]:
+def _describe_score(scores: Scores, base: Scores | None) -> dict[str, Any]:
     """Return what a score should not be quoted without."""
-    scores = measured.scores
-    judge, rubric = _mapping(scores.get("judge")), _mapping(scores.get("rubric"))
-    error = as_number(scores.get("standard_error"))
     values = {
-        "interval_95": _round_ends(scores.get("interval")),
-        "standard_error": None if error is None else round(error, 2),
-        **{name: scores.get(name) for name in ("n", "failures", "total")},
-        "judge": public_name(judge.get("model"), "own-model"),
-        "judge_backend": judge.get("backend"),
-        "judge_digest": judge.get("digest"),
-        "rubric": public_name(rubric.get("name"), "own-rubric"),
-        "rubric_sha256": rubric.get("sha256"),
-        "prompts_sha256": scores.get("prompts_sha256"),
-        "repeats": _mapping(scores.get("repeats")).get("count"),
+        "interval_95": _round_ends(scores.interval),
+        "standard_error": None if scores.standard_error is None else round(scores.standard_error, 2),
+        "n": scores.n,
+        "failures": scores.failures,
+        "total": scores.total,
+        "judge": public_name(scores.judge.get("model"), "own-model"),
+        "judge_backend": scores.judge.get("backend"),
+        "judge_digest": scores.judge.get("digest"),
+        "rubric": public_name(scores.rubric, "own-rubric"),
+        "rubric_sha256": scores.rubric_sha256 or None,
+        "prompts_sha256": scores.prompts_sha256 or None,
+        "repeats": scores.repeats.get("count"),
+        "base_model_mean": None if base is None or base.mean is None else round(base.mean, 2),
     }
-    base = as_number(measured.base_scores.get("mean"))
-    if base is not None and measured.judges_agree:
-        values["base_model_mean"] = round(base, 2)
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -277,7 +274,7 @@ def _describe_scores(facts: CardFacts) -> str:
         return ""
     rows = []
     if measured.scores:
-        base = measured.base_scores if measured.judges_agree else {}
+        base = measured.base_scores if measured.judges_agree else None
         rows.append(("mean score, 0 to 100", *(_show_score(scores) for scores in (base, measured.scores))))
     for name in measured.metrics:
         sides = (measured.base_metrics, measured.metrics)
@@ -286,7 +283,7 @@ def _describe_scores(facts: CardFacts) -> str:
     intro = f"On the held-out test examples, answers {how} and at most {limit} tokens long; 95 % intervals in brackets."
     parts = [intro, _table(("", "base model", "this model"), rows)]
     if measured.scores:
-        parts.append(_name_judge(measured))
+        parts.append(_name_judge(measured.scores, measured.difference))
     return "## Scores\n\n" + "\n\n".join(parts)
 
 
@@ -297,28 +294,25 @@ def _show_sampling(experiment: Experiment) -> str:
     return f"{how} ({', '.join(given)})" if given else how
 
 
-def _name_judge(measured: Measured) -> str:
-    scores = measured.scores
-    rubric = _mapping(scores.get("rubric"))
-    digest = f" (SHA-256 {str(rubric['sha256'])[:12]})" if rubric.get("sha256") else ""
-    name = public_name(rubric.get("name"), "of the publisher's own")
+def _name_judge(scores: Scores, difference: MeanDifference | None) -> str:
+    digest = f" (SHA-256 {scores.rubric_sha256[:12]})" if scores.rubric_sha256 else ""
+    name = public_name(scores.rubric, "of the publisher's own")
     said = (
-        f"Judged by {describe_judge(_mapping(scores.get('judge')))}, rubric {name}{digest}: {scores.get('n')} of "
-        f"{scores.get('total')} answers have a score, {scores.get('failures')} failed."
+        f"Judged by {describe_judge(scores)}, rubric {name}{digest}: {scores.n} of {scores.total} answers have a "
+        f"score, {scores.failures} failed."
     )
-    if measured.difference is not None:
-        said += f" This model less its base model, on the same examples: {measured.difference}."
+    if difference is not None:
+        said += f" This model less its base model, on the same examples: {difference}."
     return said
 
 
-def _show_score(scores: Mapping[str, Any]) -> str:
-    if (mean := as_number(scores.get("mean"))) is None:
+def _show_score(scores: Scores | None) -> str:
+    if scores is None or scores.mean is None:
         return ""
-    ends = parse_interval(scores.get("interval"))
-    error = as_number(scores.get("standard_error"))
+    ends, error = scores.interval, scores.standard_error
     spread = f" ± {format_points(error)} standard error" if error is not None and ends is None else ""
-    between = f" ({format_points(ends[0])} to {format_points(ends[1])})" if ends else ""
-    return f"{format_points(mean)}{spread}{between}, n={scores.get('n')}"
+    between = f" ({format_points(ends.low)} to {format_points(ends.high)})" if ends else ""
+    return f"{format_points(scores.mean)}{spread}{between}, n={scores.n}"
 
 
 def _show_metric(name: str, values: Mapping[str, Any]) -> str:
@@ -355,8 +349,7 @@ def _show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _round_ends(value: Any) -> list[float] | None:
-    ends = parse_interval(value)
+def _round_ends(ends: Interval | None) -> list[float] | None:
     return [round(end, 4) for end in ends] if ends else None
 
 

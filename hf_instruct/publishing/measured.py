@@ -1,49 +1,45 @@
 """What a run's files tell of its model's answers, read for the model card; what was not measured is simply absent."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_instruct.intervals import MeanDifference, format_points, measure_difference
-from hf_instruct.models import parse_num_parameters
 from hf_instruct.records import Judgment, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.score_summary import FEW_ANSWERS, SMALL_JUDGE_PARAMETERS, Scores, format_parameters, read_scores
 
-_FEW_ANSWERS = 30
-_SMALL_JUDGE_PARAMETERS = 3e9
 _LEAST_STOPPED = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The files of a run, each an object of named values or empty where there is no such file.
+    """What the files of a run hold.
 
     Attributes:
-        scores: `scores.json`.
+        scores: `scores.json`; None where there is none.
         base_scores: The untuned model's.
-        metrics: `metrics.json`.
+        metrics: The reference metrics by name, as in `metrics.json`; empty where there is none.
         base_metrics: The untuned model's.
-        preflight: What was found in the data.
-        self_check: What the judge made of answers of known worth.
-        training: What fine-tuning took.
+        preflight: What was found in the data; empty where that was not looked at.
+        training: What fine-tuning took; empty where that is not known.
         difference: Mean of the tuned scores less the base scores of the same examples, and its 95 % interval, in
             points; None where they were not judged by the same judge.
     """
 
-    scores: dict[str, Any]
-    base_scores: dict[str, Any]
+    scores: Scores | None
+    base_scores: Scores | None
     metrics: dict[str, Any]
     base_metrics: dict[str, Any]
     preflight: dict[str, Any]
-    self_check: dict[str, Any]
     training: dict[str, Any]
     difference: MeanDifference | None = None
 
     @property
     def judges_agree(self) -> bool:
         """Whether the same judge scored both sides under the same rubric."""
-        return bool(self.base_scores) and _identify(self.scores) == _identify(self.base_scores)
+        return self.scores is not None and self.base_scores is not None and self.scores.judged_as(self.base_scores)
 
 
 def read_measured(run: RunFolder) -> Measured:
@@ -53,31 +49,26 @@ def read_measured(run: RunFolder) -> Measured:
         DataError: A file is there but is not a JSON object.
     """
     measured = Measured(
-        scores=read_json_object(run.scores),
-        base_scores=read_json_object(run.base.scores),
+        scores=read_scores(run.scores),
+        base_scores=read_scores(run.base.scores),
         metrics=_read_metrics(run.metrics),
         base_metrics=_read_metrics(run.base.metrics),
         preflight=read_json_object(run.preflight),
-        self_check=read_json_object(run.self_check),
         training=read_json_object(run.training_summary),
     )
-    if measured.scores and measured.judges_agree:
+    if measured.judges_agree:
         return dataclasses.replace(measured, difference=_measure_difference(run))
     return measured
 
 
-def describe_judge(judge: Mapping[str, Any]) -> str:
+def describe_judge(scores: Scores) -> str:
     """Return a judge's model, backend and digest; a model that is a local folder stays unnamed.
 
-    >>> describe_judge({"model": "llama3", "backend": "ollama", "digest": "sha256:365c0bd3c000a25d"})
+    >>> judge = {"model": "llama3", "backend": "ollama", "digest": "sha256:365c0bd3c000a25d"}
+    >>> describe_judge(Scores(50.0, None, 1, 0, 1, judge))
     'llama3 (ollama, digest 365c0bd3c000)'
     """
-    details = [str(judge["backend"])] if judge.get("backend") else []
-    if judge.get("digest"):
-        details.append(f"digest {str(judge['digest']).removeprefix('sha256:')[:12]}")
-    return public_name(judge.get("model"), "a model of the publisher's own") + (
-        f" ({', '.join(details)})" if details else ""
-    )
+    return public_name(scores.judge.get("model"), "a model of the publisher's own") + scores.judge_details
 
 
 def public_name(name: Any, instead: str) -> str:
@@ -89,12 +80,12 @@ def public_name(name: Any, instead: str) -> str:
 
 def list_limits(measured: Measured) -> list[str]:
     """Return what the numbers do not say: a sentence or two each."""
-    scores = measured.scores
     return [
         *_note_leaks(measured.preflight),
-        *(_note_judge(scores, measured.self_check) if scores else ["Its answers were not scored by a judge."]),
+        *(_note_judge(measured.scores) if measured.scores else ["Its answers were not scored by a judge."]),
         *_note_difference(measured),
-        *_note_failures([("", scores), ("base model's ", measured.base_scores)]),
+        *_note_failures("", measured.scores),
+        *_note_failures("base model's ", measured.base_scores),
         *_note_stopped(measured.metrics),
     ]
 
@@ -121,28 +112,22 @@ def _count_test(preflight: Mapping[str, Any], name: str) -> int:
     return len(rows) if isinstance(rows, list) else 0
 
 
-def _note_judge(scores: Mapping[str, Any], self_check: Mapping[str, Any]) -> list[str]:
+def _note_judge(scores: Scores) -> list[str]:
     notes = []
-    known = scores.get("self_check")
-    failed = (known.get("failed") if isinstance(known, Mapping) else None) or self_check.get("failed")
-    if isinstance(failed, list) and failed:
+    if scores.failed_checks:
         notes.append(
-            f"**The judge failed its self-check** ({', '.join(map(str, failed))}): its scores do not tell good answers "
-            "from bad ones as they should."
+            f"**The judge failed its self-check** ({', '.join(scores.failed_checks)}): its scores do not tell good "
+            "answers from bad ones as they should."
         )
-    if scores.get("constant") is True:
+    if scores.constant is not None:
         notes.append("The judge gave every answer the same score, which tells nothing.")
-    judge = scores.get("judge")
-    judge = judge if isinstance(judge, Mapping) else {}
-    size = parse_num_parameters(str(judge.get("model") or ""))
-    if size is not None and size < _SMALL_JUDGE_PARAMETERS:
-        unit = f"{size / 1e9:.3g} billion" if size >= 1e9 else f"{size / 1e6:.3g} million"
-        notes.append(f"The judge is a small model ({unit} parameters), so its scores are rough.")
-    elif size is None and judge.get("backend") == "local":
+    size = scores.judge_parameters
+    if size is not None and size < SMALL_JUDGE_PARAMETERS:
+        notes.append(f"The judge is a small model ({format_parameters(size)} parameters), so its scores are rough.")
+    elif size is None and scores.judge.get("backend") == "local":
         notes.append("The judge was a local model whose name does not tell its size; a small one scores roughly.")
-    n = as_number(scores.get("n")) or 0
-    if n < _FEW_ANSWERS:
-        notes.append(f"Only {n:.0f} answers have a score, so the interval itself is uncertain.")
+    if scores.n < FEW_ANSWERS:
+        notes.append(f"Only {scores.n} answers have a score, so the interval itself is uncertain.")
     return notes
 
 
@@ -157,21 +142,14 @@ def _note_difference(measured: Measured) -> list[str]:
     return [f"The scores show no difference from the base model: {difference}."]
 
 
-def _note_failures(sides: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    notes = []
-    for owner, scores in sides:
-        if failures := as_number(scores.get("failures")):
-            ends = [as_number(scores.get(f"mean_failures_as_{worth}")) for worth in (0, 100)]
-            low, high = ends
-            bounds = ""
-            if low is not None and high is not None:
-                bounds = (
-                    f"; counted as 0 or as 100 they would make the mean {format_points(low)} or {format_points(high)}"
-                )
-            notes.append(
-                f"The judge gave no readable verdict on {failures:.0f} of {scores.get('total')} {owner}answers{bounds}."
-            )
-    return notes
+def _note_failures(owner: str, scores: Scores | None) -> list[str]:
+    if scores is None or not scores.failures:
+        return []
+    bounds = ""
+    if scores.as_zero is not None and scores.as_full is not None:
+        low, high = format_points(scores.as_zero), format_points(scores.as_full)
+        bounds = f"; counted as 0 or as 100 they would make the mean {low} or {high}"
+    return [f"The judge gave no readable verdict on {scores.failures} of {scores.total} {owner}answers{bounds}."]
 
 
 def _note_stopped(metrics: Mapping[str, Any]) -> list[str]:
@@ -190,12 +168,6 @@ def _measure_difference(run: RunFolder) -> MeanDifference | None:
         for folder in (run, run.base)
     )
     return measure_difference(base, tuned)
-
-
-def _identify(scores: Mapping[str, Any]) -> tuple[Any, ...]:
-    judge = scores.get("judge")
-    judge = judge if isinstance(judge, Mapping) else {}
-    return (*(judge.get(name) for name in ("backend", "model", "digest", "options")), scores.get("rubric"))
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:

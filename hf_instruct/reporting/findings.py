@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_instruct.config import LORA_DEFAULTS
-from hf_instruct.intervals import MeanDifference, format_points, measure_difference
-from hf_instruct.models import parse_num_parameters
+from hf_instruct.intervals import format_points
 from hf_instruct.records import as_number
-from hf_instruct.reporting.facts import RunFacts, Scores, Side
+from hf_instruct.reporting.facts import RunFacts, Side
+from hf_instruct.score_summary import FEW_ANSWERS, SMALL_JUDGE_PARAMETERS, Scores, format_parameters
 
-_FEW_ANSWERS = 30
-_SMALL_JUDGE_PARAMETERS = 3e9
 _OVERFIT_RISE = 1.02
 _MANY_CUT_OFF = 0.1
 
@@ -25,14 +23,6 @@ class Missing:
     command: str
 
 
-def find_difference(facts: RunFacts) -> MeanDifference | None:
-    """Return by how much the tuned model scores higher; None where the two sides were not both judged, and alike."""
-    tuned, base = facts.tuned.scores, facts.base.scores
-    if tuned is None or base is None or _identify_judge(tuned) != _identify_judge(base):
-        return None
-    return measure_difference(facts.base.score_by_id, facts.tuned.score_by_id)
-
-
 def format_mean(scores: Scores) -> str:
     """Return a mean with its standard error, as in `49.6 ± 2.8`."""
     if scores.mean is None:
@@ -43,14 +33,9 @@ def format_mean(scores: Scores) -> str:
 
 def format_judge(scores: Scores) -> str:
     """Return the judge's tag, backend, digest and rubric on one line."""
-    judge = scores.judge
-    details = [str(judge["backend"])] if judge.get("backend") else []
-    if judge.get("digest"):
-        details.append(f"digest {str(judge['digest']).removeprefix('sha256:')[:12]}")
-    tag = str(judge.get("model") or "unnamed judge")
+    tag = str(scores.judge.get("model") or "unnamed judge")
     tag = tag.rstrip("/").rsplit("/", 1)[-1] if tag.startswith(("/", ".", "~")) else tag
-    if details:
-        tag += f" ({', '.join(details)})"
+    tag += scores.judge_details
     if not scores.rubric:
         return tag
     return f"{tag}, rubric {scores.rubric}" + (f"@{scores.rubric_sha256[:7]}" if scores.rubric_sha256 else "")
@@ -115,17 +100,9 @@ def list_notes(facts: RunFacts) -> list[str]:
     ]
 
 
-def _identify_judge(scores: Scores) -> tuple[object, ...]:
-    return (
-        *(scores.judge.get(name) for name in ("backend", "model", "digest", "options")),
-        scores.rubric,
-        scores.rubric_sha256,
-    )
-
-
 def _note_difference(facts: RunFacts) -> list[str]:
-    tuned, base, difference = facts.tuned.scores, facts.base.scores, find_difference(facts)
-    if tuned is not None and base is not None and _identify_judge(tuned) != _identify_judge(base):
+    tuned, base, difference = facts.tuned.scores, facts.base.scores, facts.difference
+    if tuned is not None and base is not None and not tuned.judged_as(base):
         return [
             f"The two sides were judged differently: base by {format_judge(base)}, tuned by {format_judge(tuned)}. "
             "Their scores cannot be compared."
@@ -152,19 +129,18 @@ def _note_judge(scores: Scores | None) -> list[str]:
     if scores.constant is not None:
         notes.append(f"The judge gave every answer the same score, {format_points(scores.constant)}: it tells nothing.")
     notes += _note_repeats(scores)
-    size = parse_num_parameters(str(scores.judge.get("model") or ""))
+    size = scores.judge_parameters
     if size is None and scores.judge.get("backend") == "local":
         notes.append(
             "The judge ran locally and its name does not tell its size. A small model is a rough judge: read the "
             "answers themselves, and quote scores of a larger judge only."
         )
-    elif size is not None and size < _SMALL_JUDGE_PARAMETERS:
-        unit = f"{size / 1e9:.3g} billion" if size >= 1e9 else f"{size / 1e6:.3g} million"
+    elif size is not None and size < SMALL_JUDGE_PARAMETERS:
         notes.append(
-            f"The judge is a small model ({unit} parameters), so its scores are rough: read the answers themselves, "
-            "and quote scores of a larger judge only."
+            f"The judge is a small model ({format_parameters(size)} parameters), so its scores are rough: read the "
+            "answers themselves, and quote scores of a larger judge only."
         )
-    if 0 < scores.n < _FEW_ANSWERS:
+    if 0 < scores.n < FEW_ANSWERS:
         answers = "1 answer has" if scores.n == 1 else f"{scores.n} answers have"
         notes.append(f"Only {answers} a score: the standard error itself is uncertain.")
     return notes

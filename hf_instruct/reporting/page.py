@@ -18,9 +18,8 @@ from hf_instruct.intervals import format_points
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg
 from hf_instruct.records import as_number
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, sort_worst_first
-from hf_instruct.reporting.facts import RunFacts, Scores
+from hf_instruct.reporting.facts import RunFacts
 from hf_instruct.reporting.findings import (
-    find_difference,
     format_judge,
     format_method,
     format_seconds,
@@ -29,6 +28,7 @@ from hf_instruct.reporting.findings import (
 )
 from hf_instruct.reporting.measures import list_checks, list_metrics, list_pairs, list_tasks
 from hf_instruct.run_folder import plain_values
+from hf_instruct.score_summary import Scores, parse_scores
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -62,6 +62,8 @@ def render_page(facts: RunFacts) -> str:
         **_describe_answers(facts),
         "metrics": list_metrics(facts),
         "checks": list_checks(facts),
+        # The judge that was checked may be another than the one that gave the scores.
+        "checked": format_judge(parse_scores(facts.self_check)),
         "tasks": list_tasks(facts),
         "pairs": list_pairs(facts),
     }
@@ -113,7 +115,6 @@ def _describe_run(facts: RunFacts) -> dict[str, Any]:
         "tuned": facts.tuned,
         "base": facts.base,
         "headline": _list_headline(facts),
-        "difference": find_difference(facts),
         "judge": format_judge(scores) if scores else "",
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if len(losses) > 1 else None,

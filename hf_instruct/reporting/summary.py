@@ -4,9 +4,8 @@ import textwrap
 from collections.abc import Sequence
 
 from hf_instruct.reporting.answers import Answer, AnswerRow, pair_answers, pick_telling
-from hf_instruct.reporting.facts import RunFacts, Scores, read_facts
+from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.reporting.findings import (
-    find_difference,
     format_judge,
     format_mean,
     format_method,
@@ -16,6 +15,7 @@ from hf_instruct.reporting.findings import (
 )
 from hf_instruct.reporting.measures import MetricRow, list_metrics, read_values
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.score_summary import Scores
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3
@@ -72,7 +72,7 @@ def format_summary_line(run: RunFolder) -> str:
 
 def _list_nearer(facts: RunFacts, metrics: Sequence[MetricRow]) -> dict[str, tuple[float, float]]:
     """Return each example's ROUGE-L before and after, where it shows a gain that the judge's scores do not show."""
-    scores = find_difference(facts)
+    scores = facts.difference
     if scores is not None and scores.is_shown:
         return {}
     row = next((row for row in metrics if row.name == "rouge_l"), None)
@@ -106,7 +106,7 @@ def _list_numbers(facts: RunFacts, metrics: Sequence[MetricRow], width: int) -> 
         before, after = (format_mean(side.scores) if side.scores else "-" for side in (base, tuned))
         counts = [_format_counts(side.scores) for side in (base, tuned) if side.scores]
         rows.append(("score of 100", before, after, " / ".join(dict.fromkeys(counts))))
-    if (difference := find_difference(facts)) is not None:
+    if (difference := facts.difference) is not None:
         rows.append(("  difference", f"{difference} (paired, n={difference.n})", "", ""))
     if losses:
         rows.append(("validation loss", losses[0], losses[-1] if len(losses) > 1 else "-", "first, last"))
