@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import signal
@@ -11,6 +12,8 @@ import tiny_models
 from transformers import AutoTokenizer
 
 from hf_instruct.cli.main import main
+from hf_instruct.cli.sweep import _print_choice
+from hf_instruct.sweeping.files import Candidate, Sweep
 
 TRAIN = "{use_cpu: true, bf16: false, per_device_train_batch_size: 4, eval_steps: 3, save_steps: 1, logging_steps: 1}"
 
@@ -60,6 +63,15 @@ def test_a_fault_is_one_message(file: Path, capsys: pytest.CaptureFixture[str]) 
     assert captured.err == (
         "hf-instruct: 1 fault in what to sweep:\n  - `train.learning_rat` is unknown; did you mean `learning_rate`?\n"
     )
+
+
+def test_the_others_are_named_where_there_are_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (Candidate(name, {}, "finished", loss) for name, loss in (("a", 1.0), ("b", 2.0)))
+    sweep = Sweep(tmp_path, tmp_path / "x.yaml", {}, [], candidates=[one], selected="a", tested=["a"])
+    _print_choice(sweep, judge_all=False)
+    assert "The others" not in capsys.readouterr().out
+    _print_choice(dataclasses.replace(sweep, candidates=[one, two]), judge_all=False)
+    assert "The others were not tested: hf-instruct sweep … --resume --judge-all" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
     print(f"  report {sweep.folder(best).report}")
     if judge_all:
         _print_comparison(sweep)
-    else:
+    elif any(c.status == "finished" and c.name not in sweep.tested for c in sweep.candidates):
         print("  The others were not tested: hf-instruct sweep … --resume --judge-all")
 
 
