@@ -44,6 +44,13 @@ def test_ollama_as_json(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> N
     assert printed["check"]["num_tensors"] == 29
 
 
+def test_the_next_command_can_be_pasted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = publishing_runs.write_run(tmp_path / "my run", model)
+    assert main(["export", str(run.path), "--format", "ollama"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Next: ollama create my-run -f '{run.path}/export/ollama/Modelfile'"
+
+
 def test_merged(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run.path), "--format", "merged"]) == 0
     assert capsys.readouterr().out.startswith(f"{run.path}/export/merged  (")

@@ -72,7 +72,7 @@ def test_the_check_of_the_judge_is_shown_wherever_its_score_is(tmp_path: Path) -
                     "passed": False,
                 },
                 {"first": "empty", "second": "shuffled", "expected": "", "difference": None, "passed": None},
-            ]
+            ],
         },
     )
     assert list_checks(read(run)) == [

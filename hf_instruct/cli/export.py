@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="how a GGUF stores matrices: as they are, in half or in about a quarter of the size (default: Q8_0)",
     )
     parser.add_argument("--out", metavar="PATH", type=Path, help="folder or .gguf file (default: in RUN/export/)")
-    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument("--create", metavar="NAME", help="also create this model in a running Ollama")
     parser.add_argument("--base-url", metavar="URL", help="its address (default: OLLAMA_HOST, else this machine)")
     parser.add_argument("--json", action="store_true", help="print the paths and the check's numbers as JSON")
@@ -65,6 +66,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.type is not None and options.format == "merged":
         options.usage_error("--type is for `--format gguf` and `ollama`")
     from hf_instruct.publishing.export import export_run
+    from hf_instruct.publishing.merging import name_run
     from hf_instruct.run_folder import RunFolder
 
     # A server that is not there is found out before minutes of work.
@@ -78,7 +80,7 @@ def _export(options: argparse.Namespace) -> None:
     if server is not None:
         _create(server, export, options.create, to_stdout=not options.json)
     elif export.modelfile is not None and not options.json:
-        print(f"Next: ollama create {run.path.resolve().name} -f {export.path / 'Modelfile'}")
+        print(f"Next: {_build_create_command(name_run(run), export)}")
 
 
 def _find_server(name: str, base_url: str | None) -> "OllamaServer":
@@ -98,10 +100,14 @@ def _create(server: "OllamaServer", export: "Export", name: str, *, to_stdout: b
         digest = server.upload(export.weights)
         server.create(name, export.modelfile, digest=digest, on_status=lambda status: logger.info("Ollama: %s", status))
     except InstructError:
-        logger.warning("The export itself is whole: `ollama create %s -f %s/Modelfile` uses it.", name, export.path)
+        logger.warning("The export itself is whole: `%s` uses it.", _build_create_command(name, export))
         raise
     if to_stdout:
         print(f"Created in Ollama: {name}. Try it: ollama run {name}")
+
+
+def _build_create_command(name: str, export: "Export") -> str:
+    return shlex.join(["ollama", "create", name, "-f", str(export.path / "Modelfile")])
 
 
 def _print(export: "Export") -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,11 @@ def check_run(run: RunFolder) -> None:
             f"`{run.path}` has no tuned model yet (no `{run.model.name}/`). Train it first: "
             f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
         )
+
+
+def name_run(run: RunFolder) -> str:
+    """Return what servers may call a run's model: its folder's name, in letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.resolve().name).strip("-.") or "model"
 
 
 def load_run_model(run: RunFolder) -> RunModel:

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from hf_instruct.errors import ConfigError, PublishError
 from hf_instruct.models import cache_folder, load_tokenizer
 from hf_instruct.pages import format_url
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.publishing.merging import check_run, use_training_prompt, write_whole_model
+from hf_instruct.publishing.merging import check_run, name_run, use_training_prompt, write_whole_model
 from hf_instruct.publishing.targets import building
 from hf_instruct.run_folder import RunFolder
 
@@ -59,7 +58,7 @@ def prepare_served_model(run: RunFolder) -> Path:
         InstructError: The run or its model is missing or cannot be loaded, or the disk is full.
     """
     check_run(run)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.resolve().name).strip("-.") or "model"
+    name = name_run(run)
     place = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:8]
     home = cache_folder() / "serve" / f"{name}-{place}"
     experiment = run.load_experiment()
