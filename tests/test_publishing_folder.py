@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pushed_runs import BASE_ID, END, save_byte_model, save_chat_tokenizer, write_adapter_run, write_full_run
+from reporting_run import build_judgment
 from tiny_models import CHAT_TEMPLATE
 
 from hf_instruct.config import dump_yaml, read_yaml
@@ -14,9 +15,10 @@ from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.publishing.folder import PublishOptions, check_private, write_folder
+from hf_instruct.publishing.measured import read_measured
 from hf_instruct.publishing.push import write_publication
 from hf_instruct.publishing.usage import build_snippet, fence
-from hf_instruct.records import write_json
+from hf_instruct.records import append_rows, write_json
 from hf_instruct.run_folder import RunFolder
 
 
@@ -182,6 +184,17 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
         "or 76.3.",
     ):
         assert f"\n{line}\n" in text, line
+
+
+def test_the_latest_judgment_counts(full_run: RunFolder) -> None:
+    judgments = full_run.judgments.read_text()
+    try:
+        append_rows(full_run.judgments, [build_judgment("a", None)])
+        difference = read_measured(full_run).difference
+    finally:
+        full_run.judgments.write_text(judgments)
+    assert difference is not None
+    assert difference.n == 2
 
 
 def _run_snippet(folder: Path, **replaced: Path) -> str:

@@ -11,6 +11,7 @@ from hf_instruct.metric_names import format_metric, label_metric
 from hf_instruct.prompts import CHAT
 from hf_instruct.publishing.measured import (
     Measured,
+    as_mapping,
     describe_judge,
     list_limits,
     public_name,
@@ -138,7 +139,7 @@ def build_results(facts: CardFacts) -> "list[EvalResult]":
             )
         )
     for name, values in measured.metrics.items():
-        row = _mapping(values)
+        row = as_mapping(values)
         if (mean := as_number(row.get("mean"))) is None:
             continue
         args = {"interval_95": _round_ends(parse_interval(row.get("interval"))), "n": row.get("n")}
@@ -176,7 +177,7 @@ def _describe_score(scores: Scores, base: Scores | None) -> dict[str, Any]:
 
 def _summarize(facts: CardFacts) -> str:
     base = f"[{facts.base.hub_id}](https://huggingface.co/{facts.base.hub_id})" if facts.base.hub_id else None
-    sizes = _mapping(facts.measured.preflight.get("examples"))
+    sizes = as_mapping(facts.measured.preflight.get("examples"))
     count = as_number(sizes.get("train"))
     examples = f" on {count:,.0f} examples" if count else ""
     how = "a LoRA adapter" if facts.adapter else "all weights"
@@ -204,7 +205,7 @@ def _describe_prompt(facts: CardFacts) -> str:
 
 
 def _describe_data(facts: CardFacts) -> str:
-    data, sizes = facts.data, _mapping(facts.measured.preflight.get("examples"))
+    data, sizes = facts.data, as_mapping(facts.measured.preflight.get("examples"))
     rows = [("data", data.description + (f", the first {data.limit:,}" if data.limit else ""))]
     rows.append(("licence of the data", _show_license(data.license)))
     parts = [
@@ -263,7 +264,7 @@ def _list_settings(facts: CardFacts) -> list[tuple[str, str]]:
             rows.append((f"`{name}`", _show(value)))
     if facts.experiment.model.dropout is not None:
         rows.append(("dropout", _show(facts.experiment.model.dropout)))
-    versions = _mapping(facts.provenance.get("versions"))
+    versions = as_mapping(facts.provenance.get("versions"))
     rows.append(("versions", ", ".join(f"{name} {versions[name]}" for name in _VERSIONS if versions.get(name))))
     return rows
 
@@ -278,7 +279,7 @@ def _describe_scores(facts: CardFacts) -> str:
         rows.append(("mean score, 0 to 100", *(_show_score(scores) for scores in (base, measured.scores))))
     for name in measured.metrics:
         sides = (measured.base_metrics, measured.metrics)
-        rows.append((label_metric(name), *(_show_metric(name, _mapping(side.get(name))) for side in sides)))
+        rows.append((label_metric(name), *(_show_metric(name, as_mapping(side.get(name))) for side in sides)))
     how = _show_sampling(facts.experiment)
     intro = f"On the held-out test examples, answers {how} and at most {limit} tokens long; 95 % intervals in brackets."
     parts = [intro, _table(("", "base model", "this model"), rows)]
@@ -351,7 +352,3 @@ def _show(value: Any) -> str:
 
 def _round_ends(ends: Interval | None) -> list[float] | None:
     return [round(end, 4) for end in ends] if ends else None
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

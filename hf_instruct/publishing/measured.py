@@ -78,6 +78,11 @@ def public_name(name: Any, instead: str) -> str:
     return instead if not text or is_path or ("/" in text and Path(text).exists()) else text
 
 
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return named values of a JSON file, and empty ones for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def list_limits(measured: Measured) -> list[str]:
     """Return what the numbers do not say: a sentence or two each."""
     return [
@@ -91,8 +96,7 @@ def list_limits(measured: Measured) -> list[str]:
 
 
 def _note_leaks(preflight: Mapping[str, Any]) -> list[str]:
-    sizes = preflight.get("examples")
-    total = sizes.get("test") if isinstance(sizes, Mapping) else None
+    total = as_mapping(preflight.get("examples")).get("test")
     of = f" of the {total}" if total else ""
     notes = []
     if seen := _count_test(preflight, "seen_in_train"):
@@ -107,8 +111,7 @@ def _note_leaks(preflight: Mapping[str, Any]) -> list[str]:
 
 
 def _count_test(preflight: Mapping[str, Any], name: str) -> int:
-    found = preflight.get(name)
-    rows = found.get("test") if isinstance(found, Mapping) else None
+    rows = as_mapping(preflight.get(name)).get("test")
     return len(rows) if isinstance(rows, list) else 0
 
 
@@ -153,8 +156,7 @@ def _note_failures(owner: str, scores: Scores | None) -> list[str]:
 
 
 def _note_stopped(metrics: Mapping[str, Any]) -> list[str]:
-    values = metrics.get("stopped")
-    share = as_number(values.get("mean")) if isinstance(values, Mapping) else None
+    share = as_number(as_mapping(metrics.get("stopped")).get("mean"))
     if share is None or share >= _LEAST_STOPPED:
         return []
     return [f"{1 - share:.0%} of its answers did not end by themselves and were cut off."]
@@ -163,10 +165,9 @@ def _note_stopped(metrics: Mapping[str, Any]) -> list[str]:
 def _measure_difference(run: RunFolder) -> MeanDifference | None:
     if not (run.judgments.is_file() and run.base.judgments.is_file()):
         return None
-    tuned, base = (
-        {row.id: row.score for row in read_rows(folder.judgments, Judgment) if row.score is not None}
-        for folder in (run, run.base)
-    )
+    # A later row of an example takes the place of an earlier one, with or without a score.
+    latest = ({row.id: row.score for row in read_rows(folder.judgments, Judgment)} for folder in (run.base, run))
+    base, tuned = ({id: score for id, score in scores.items() if score is not None} for scores in latest)
     return measure_difference(base, tuned)
 
 
