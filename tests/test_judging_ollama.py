@@ -9,8 +9,9 @@ from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.judging.judges import Reply, open_judge
+from hf_instruct.judging.judges import Reply
 from hf_instruct.judging.ollama import OllamaJudge
+from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.rubrics import load_rubric
 from hf_instruct.records import Response
 
@@ -76,11 +77,8 @@ def test_request_pins_everything_that_moves_the_reply(server: FakeOllama) -> Non
 
 def test_identity_names_digest_version_and_options(server: FakeOllama) -> None:
     async def work() -> dict[str, object]:
-        judge = await open_judge(JudgeSection(backend="auto", base_url=server.url, num_ctx=2048))
-        try:
+        async with opened_judge(JudgeSection(backend="auto", base_url=server.url, num_ctx=2048)) as judge:
             return judge.identity()
-        finally:
-            await judge.close()
 
     identity = asyncio.run(work())
     assert {name: identity[name] for name in ("backend", "model", "digest", "server_version")} == {
@@ -309,6 +307,10 @@ def test_pull_that_breaks_off(server: FakeOllama) -> None:
 
 
 def test_auto_with_an_address_does_not_fall_back(server: FakeOllama) -> None:
+    async def work() -> None:
+        async with opened_judge(JudgeSection(base_url=server.url)):
+            pass
+
     server.stop()
     with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} \(`base_url`\)"):
-        asyncio.run(open_judge(JudgeSection(base_url=server.url)))
+        asyncio.run(work())

@@ -89,7 +89,7 @@ def ask(server: FakeServer, before: Callable[[], None] = lambda: None, **setting
     """Return the reply of a prepared judge to one question, and its identity; `before` runs between the two."""
 
     async def work() -> tuple[Reply, dict[str, Any]]:
-        judge = OpenAIJudge(JudgeSection(backend="openai", base_url=server.url, **settings), retries=0)
+        judge = OpenAIJudge(JudgeSection(backend="openai", base_url=server.url, **{"retries": 0, **settings}))
         try:
             await judge.prepare()
             before()

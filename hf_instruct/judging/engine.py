@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.judging.cache import find_self_check
 from hf_instruct.judging.files import JudgmentFiles, build_responses, write_scores
-from hf_instruct.judging.judges import Judge, open_judge
+from hf_instruct.judging.judges import Judge
 from hf_instruct.judging.loop import JudgingLoop
+from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.repeats import build_repeats, format_repeats
 from hf_instruct.judging.rubrics import load_rubric
 from hf_instruct.judging.scores import build_scores, format_scores
@@ -93,12 +94,8 @@ def judge_responses(
     folder = None if out is None else JudgmentFiles(Path(out))
 
     async def work() -> JudgmentSet:
-        used = await open_judge(section) if isinstance(judge, str) else judge
-        try:
+        async with opened_judge(section, None if isinstance(judge, str) else judge) as used:
             return await judge_with(used, checked, section, files=folder, options=options)
-        finally:
-            if isinstance(judge, str):
-                await used.close()
 
     return run_sync(work())
 

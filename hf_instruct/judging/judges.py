@@ -1,21 +1,11 @@
-"""The seam between judging and whoever judges: one protocol, and the choice of who implements it."""
+"""The seam between judging and whoever judges: what any judge does, and what it replies."""
 
-import asyncio
 import dataclasses
-import logging
-import os
-import random
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Protocol
 
-from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeError, JudgeUnavailable
 from hf_instruct.judging.rubrics import Question
 
-logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
+_SHOWN_CHARACTERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,99 +65,11 @@ class Judge(Protocol):
         """Let go of connections and memory; safe to call at any time."""
 
 
-async def open_judge(settings: JudgeSection) -> Judge:
-    """Return the judge that the settings name, prepared.
+def shorten(value: object) -> str:
+    """Return what a server says on one line, for a message: at most 200 characters, without the full stop at its end.
 
-    Raises:
-        JudgeUnavailable: It does not answer, or lacks the model.
+    >>> shorten("model not found,   try pulling it.")
+    'model not found, try pulling it'
     """
-    judge = await choose_judge(settings)
-    try:
-        await judge.prepare()
-    except BaseException:
-        await judge.close()
-        raise
-    return judge
-
-
-async def choose_judge(settings: JudgeSection) -> Judge:
-    """Return the judge that the settings name, not prepared yet.
-
-    Raises:
-        JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
-    """
-    # The clients below take a while to import, so each is imported only where it is used.
-    if settings.backend in ("auto", "ollama"):
-        check_ollama_host()
-    backend: str = await _choose_backend(settings) if settings.backend == "auto" else settings.backend
-    if backend == "ollama":
-        from hf_instruct.judging.ollama import OllamaJudge
-
-        return OllamaJudge(settings)
-    if backend == "openai":
-        from hf_instruct.judging.openai import OpenAIJudge
-
-        return OpenAIJudge(settings)
-    from hf_instruct.judging.local import LocalJudge
-
-    return LocalJudge(settings)
-
-
-def check_ollama_host() -> None:
-    """Refuse an OLLAMA_HOST that is no address; with one, importing the `ollama` package (0.6.3) fails.
-
-    Raises:
-        JudgeError: It is not usable.
-    """
-    host = os.environ.get("OLLAMA_HOST", "")
-    try:
-        _ = urlsplit(host if "://" in host else f"http://{host}").port
-    except ValueError as error:
-        raise JudgeError(f"OLLAMA_HOST is `{host}`: {error}. It looks like http://127.0.0.1:11434.") from error
-
-
-async def _choose_backend(settings: JudgeSection) -> str:
-    from hf_instruct.judging.local import DEFAULT_MODEL
-    from hf_instruct.judging.ollama import find_server
-
-    found, url = await find_server(settings.base_url)
-    if found:
-        return "ollama"
-    if settings.base_url:
-        raise JudgeUnavailable(
-            f"No Ollama server answers at {url} (`base_url`). Start it there, or name what runs there with "
-            "`--judge openai`, or leave `base_url` out to judge with a local model."
-        )
-    logger.warning(
-        "No Ollama server answers at %s, so the local judge %s scores the answers. For the course's judge: start "
-        "`ollama serve`, run `ollama pull llama3`, and judge again.",
-        url,
-        settings.model or DEFAULT_MODEL,
-    )
-    return "local"
-
-
-async def retry(
-    call: Callable[[], Awaitable[Result]], *, delays: list[float], transient: Callable[[Exception], int]
-) -> Result:
-    """Return what a call returns, after trying again as often as its error deserves.
-
-    Args:
-        call: What to do.
-        delays: Seconds to wait before each further try; the real wait is up to half longer, so that many callers do
-            not return in one wave.
-        transient: Says how many further tries an error is worth, at most `len(delays)`; 0 for none.
-
-    Raises:
-        Exception: What the last try raised.
-    """
-    tries = 0
-    while True:
-        try:
-            return await call()
-        except Exception as error:
-            if tries >= min(transient(error), len(delays)):
-                raise
-            logger.debug("trying again after: %s", error)
-        await asyncio.sleep(delays[tries] * (1 + random.random() / 2))
-        tries += 1
+    text = " ".join(str(value).split())
+    return (text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…").rstrip(".")

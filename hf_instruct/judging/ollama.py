@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from ollama import AsyncClient, ChatResponse, ResponseError
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.judging.judges import Reply, retry
+from hf_instruct.judging.judges import Reply, shorten
 from hf_instruct.judging.rubrics import Question
 from hf_instruct.progress import progress_bar
 
@@ -28,7 +29,6 @@ _LOAD_SECONDS = 300.0
 _KEEP_LOADED = "10m"
 # No prompt of prose, code or numbers has as many characters to a token, on average; of plain English it has 4 to 5.
 _MOST_CHARACTERS_A_TOKEN = 6
-_SHOWN_CHARACTERS = 200
 
 # Further tries after each HTTP status. 500 is mostly a fault of the request or the model, and rarely passes.
 _RETRIES = {429: 4, 500: 1, 502: 4, 503: 4}
@@ -103,15 +103,10 @@ async def _translated(answer: Awaitable[Answer]) -> Answer:
         return await answer
     except (json.JSONDecodeError, UnicodeDecodeError, pydantic.ValidationError, KeyError, TypeError) as error:
         text = error.doc if isinstance(error, json.JSONDecodeError) else str(error)
-        raise _NotOllamaError(_shorten(text)) from error
+        raise _NotOllamaError(shorten(text)) from error
     except AttributeError as error:
         # The client (0.6.3) expects every error to be a JSON object.
         raise _NotOllamaError("an error that is not a JSON object") from error
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
 class OllamaJudge:
@@ -129,6 +124,7 @@ class OllamaJudge:
         self._delays = _DELAYS if delays is None else delays
         self._digest: str | None = None
         self._version: str | None = None
+        self._known: list[str] = []
         # Everything that moves a greedy reply, so that no server's or model file's default does: `repeat_penalty` was
         # 1.1 before Ollama 0.32.10.
         self._options = {
@@ -190,7 +186,7 @@ class OllamaJudge:
                 "another with `--base-url` or OLLAMA_HOST, or judge without a server: `--judge local`."
             ) from error
         except (ResponseError, _NotOllamaError) as error:
-            raise self._not_ollama(_shorten(str(error))) from error
+            raise self._not_ollama(shorten(error)) from error
 
     async def ask(self, question: Question) -> Reply:
         """Return the reply to one question.
@@ -221,22 +217,30 @@ class OllamaJudge:
         return Reply(text, time.monotonic() - start, failure, final)
 
     async def _retried_chat(self, question: Question) -> ChatResponse:
-        async def call() -> ChatResponse:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                return await _translated(
-                    self._client.chat_whole(
-                        model=self._model,
-                        messages=question.messages,
-                        format=question.schema,
-                        options=self._options,
-                        # On a model that can think, leaving this out means true.
-                        think=False,
-                        keep_alive=_KEEP_LOADED,
-                    )
-                )
-
+        """Return the answer to a question, asked again as often as what went wrong deserves."""
         delays = self._delays[: self._settings.retries]
-        return await retry(call, delays=delays, transient=_count_retries)
+        tries = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    return await _translated(
+                        self._client.chat_whole(
+                            model=self._model,
+                            messages=question.messages,
+                            format=question.schema,
+                            options=self._options,
+                            # On a model that can think, leaving this out means true.
+                            think=False,
+                            keep_alive=_KEEP_LOADED,
+                        )
+                    )
+            except (ResponseError, httpx.TransportError, ConnectionError) as error:
+                if tries >= min(_count_retries(error), len(delays)):
+                    raise
+                logger.debug("trying again after: %s", error)
+            # Up to half longer, so that many callers do not return in one wave.
+            await asyncio.sleep(delays[tries] * (1 + random.random() / 2))
+            tries += 1
 
     def _fault(self, answer: ChatResponse) -> str | None:
         """Return why an answer that came whole is not a whole reply."""
@@ -264,7 +268,7 @@ class OllamaJudge:
 
     def _judge_error(self, error: ResponseError) -> str:
         """Return what was wrong with one question, or raise what will be wrong with every one."""
-        text = _shorten(_read_nested(error.error))
+        text = shorten(_read_nested(error.error))
         if error.status_code == 404:
             raise JudgeUnavailable(f"Ollama at {self._client.url} says: {text}. Run `ollama pull {self._model}`.")
         if "exceeds the available context size" in text or "exceed_context_size" in text:
@@ -333,7 +337,7 @@ class OllamaJudge:
                         shown = percent
         except ResponseError as error:
             raise JudgeUnavailable(
-                f"Ollama at {self._client.url} cannot pull `{self._model}`: {_shorten(str(error.error))}. Check the "
+                f"Ollama at {self._client.url} cannot pull `{self._model}`: {shorten(error.error)}. Check the "
                 "name at https://ollama.com/library and the server's network."
             ) from error
         # The stream may end without an error and without having finished.
@@ -357,13 +361,11 @@ class OllamaJudge:
             logger.debug("loading the model ahead failed: %s", error)
 
 
-def _count_retries(error: Exception) -> int:
+def _count_retries(error: ResponseError | httpx.TransportError | ConnectionError) -> int:
     if isinstance(error, ResponseError):
         return _RETRIES.get(error.status_code, 0)
     # A timeout is not tried again here: the next attempt at the whole question does that, once.
-    if isinstance(error, httpx.TimeoutException):
-        return 0
-    return _CONNECTION_RETRIES if isinstance(error, httpx.TransportError | ConnectionError) else 0
+    return 0 if isinstance(error, httpx.TimeoutException) else _CONNECTION_RETRIES
 
 
 def _describe(error: Exception) -> str:
@@ -371,7 +373,7 @@ def _describe(error: Exception) -> str:
         return "timed out"
     # The client (0.6.3) replaces what the system says about a connection by advice of its own.
     cause = error.__context__ if isinstance(error, ConnectionError) and error.__context__ else error
-    return _shorten(str(cause)).rstrip(".") or type(cause).__name__
+    return shorten(cause) or type(cause).__name__
 
 
 def _read_nested(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.judging.judges import Reply
+from hf_instruct.judging.judges import Reply, shorten
 from hf_instruct.judging.rubrics import Question
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SHOWN_CHARACTERS = 200
 _SCHEMA_PROBE = {
     "type": "object",
     "properties": {"score": {"type": "integer"}},
@@ -28,11 +27,10 @@ class OpenAIJudge:
     """A model behind `/v1/chat/completions`.
 
     Args:
-        settings: Model, address, options, timeout. The key comes from OPENAI_API_KEY and is written nowhere.
-        retries: Further tries of a call that failed for a passing reason; the settings' by default.
+        settings: Model, address, options, timeout, retries. The key comes from OPENAI_API_KEY and is written nowhere.
     """
 
-    def __init__(self, settings: JudgeSection, *, retries: int | None = None) -> None:
+    def __init__(self, settings: JudgeSection) -> None:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
@@ -53,7 +51,7 @@ class OpenAIJudge:
         self._client: AsyncOpenAI = AsyncOpenAI(
             api_key=key,
             base_url=base_url,
-            max_retries=settings.retries if retries is None else retries,
+            max_retries=settings.retries,
             timeout=settings.timeout_seconds,
         )
 
@@ -107,7 +105,7 @@ class OpenAIJudge:
             models = [model.id async for model in self._client.with_options(max_retries=0).models.list()]
         except openai.APIConnectionError as error:
             raise JudgeUnavailable(
-                f"No server answers at {self._url} ({_shorten(error.__cause__ or error)}). Start it, or name another "
+                f"No server answers at {self._url} ({shorten(error.__cause__ or error)}). Start it, or name another "
                 "with `--base-url` (it mostly ends in /v1)."
             ) from error
         except openai.AuthenticationError as error:
@@ -140,7 +138,7 @@ class OpenAIJudge:
             return
         except openai.NotFoundError as error:
             raise JudgeUnavailable(
-                f"{self._url} has no model `{self._model}`, or no chat: {_shorten(error)}. Check `--model` and "
+                f"{self._url} has no model `{self._model}`, or no chat: {shorten(error)}. Check `--model` and "
                 "`--base-url`."
             ) from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -150,12 +148,12 @@ class OpenAIJudge:
             logger.warning(
                 "%s does not take a JSON schema (%s); replies are read as text, and more of them may be unreadable.",
                 self._url,
-                _shorten(error),
+                shorten(error),
             )
         except openai.APIStatusError as error:
             raise self._refused(error) from error
         except openai.APIError as error:
-            raise JudgeUnavailable(f"{self._url} does not answer a chat: {_shorten(error)}.") from error
+            raise JudgeUnavailable(f"{self._url} does not answer a chat: {shorten(error)}.") from error
 
     async def ask(self, question: Question) -> Reply:
         """Return the reply to one question.
@@ -175,19 +173,19 @@ class OpenAIJudge:
             failure = f"no reply within {self._settings.timeout_seconds:g} s"
         except openai.APIConnectionError as error:
             raise JudgeUnavailable(
-                f"The server at {self._url} no longer answers ({_shorten(error.__cause__ or error)})."
+                f"The server at {self._url} no longer answers ({shorten(error.__cause__ or error)})."
             ) from error
         except openai.BadRequestError as error:
             # Too long a question is one response's fault; anything else would be wrong with all of them.
             if not any(word in str(error) for word in ("context", "too long", "maximum")):
                 raise self._refused(error) from error
-            failure, final = f"the server refuses the question: {_shorten(error)}", True
+            failure, final = f"the server refuses the question: {shorten(error)}", True
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._refused(error) from error
         except openai.APIError as error:
-            failure = f"the server failed: {_shorten(error)}"
+            failure = f"the server failed: {shorten(error)}"
         except ValueError as error:
-            failure = f"the server's answer is not JSON: {_shorten(error)}"
+            failure = f"the server's answer is not JSON: {shorten(error)}"
         return Reply(text, time.monotonic() - start, failure, final)
 
     async def _complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> "ChatCompletion":
@@ -210,18 +208,13 @@ class OpenAIJudge:
         # The client passes on what it could not read: text (a web page, say), or an object without choices.
         choices = getattr(completion, "choices", None)
         if not choices:
-            return "", f"the server's answer is not a chat completion: {_shorten(completion)}"
+            return "", f"the server's answer is not a chat completion: {shorten(completion)}"
         text = choices[0].message.content or ""
         if choices[0].message.refusal:
-            return text, f"the judge refused: {_shorten(choices[0].message.refusal)}"
+            return text, f"the judge refused: {shorten(choices[0].message.refusal)}"
         if choices[0].finish_reason == "length":
             return text, f"the reply was cut at {self._settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
         return text, None
 
     def _refused(self, error: Exception) -> JudgeError:
-        return JudgeError(f"{self._url} refuses the question for the model `{self._model}`: {_shorten(error)}.")
-
-
-def _shorten(value: object) -> str:
-    text = " ".join(str(value).split())
-    return (text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…").rstrip(".")
+        return JudgeError(f"{self._url} refuses the question for the model `{self._model}`: {shorten(error)}.")

@@ -14,7 +14,8 @@ from hf_instruct.judging.asking import Answer, Asker, work_through
 from hf_instruct.judging.cache import VerdictCache, cache_key
 from hf_instruct.judging.engine import JudgeOptions, run_sync
 from hf_instruct.judging.files import build_responses
-from hf_instruct.judging.judges import Judge, open_judge
+from hf_instruct.judging.judges import Judge
+from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.pair_scores import build_pair_scores, format_pair_scores, is_identical
 from hf_instruct.judging.pairs import RUBRIC, JoinedPairs, Pair, PairQuestion, join_responses
 from hf_instruct.judging.verdicts import parse_preference
@@ -146,14 +147,10 @@ def prefer(
     options = options or JudgeOptions()
 
     async def work() -> PreferenceSet:
-        used = judge or await open_judge(settings)
-        try:
+        async with opened_judge(settings, judge) as used:
             loop = _PairLoop(used, joined.pairs, names=names, files=files, options=options)
             preferences = await loop.run(settings.concurrency)
             identity = used.identity()
-        finally:
-            if judge is None:
-                await used.close()
         summary = build_pair_scores(preferences, names=names, joined=joined, judge=identity)
         if files:
             write_json(files.summary, summary)

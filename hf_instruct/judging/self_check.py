@@ -14,7 +14,8 @@ from hf_instruct.intervals import Interval, bootstrap_mean
 from hf_instruct.judging.cache import keep_self_check
 from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_with, run_sync
 from hf_instruct.judging.files import JudgmentFiles, write_scores
-from hf_instruct.judging.judges import Judge, open_judge
+from hf_instruct.judging.judges import Judge
+from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.probes import (
     CONTROL,
     DOUBLED,
@@ -154,14 +155,10 @@ def _judge_probes(
     files = JudgmentFiles(out / "self_check") if out else None
 
     async def work() -> JudgmentSet:
-        used = judge or await open_judge(once)
-        try:
+        async with opened_judge(once, judge) as used:
             if files:
                 _write(files.folder / "responses.jsonl", responses)
             return await judge_with(used, responses, once, files=files, options=options)
-        finally:
-            if judge is None:
-                await used.close()
 
     return run_sync(work())
 

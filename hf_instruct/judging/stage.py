@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_with, run_sync
 from hf_instruct.judging.files import JudgmentFiles, load_responses
-from hf_instruct.judging.judges import choose_judge, open_judge
 from hf_instruct.judging.metrics import write_metrics
+from hf_instruct.judging.opening import choose_judge, opened_judge
 from hf_instruct.judging.rubrics import load_rubric
 from hf_instruct.records import Response
 from hf_instruct.run_folder import RunFolder
@@ -52,14 +52,11 @@ def judge_sets(
     load_rubric(settings.rubric)
 
     async def work() -> dict[str, JudgmentSet]:
-        judge = await open_judge(settings)
-        try:
-            judged = {}
-            for name, (responses, files) in sets.items():
-                judged[name] = await judge_with(judge, responses, settings, files=files, options=options)
-            return judged
-        finally:
-            await judge.close()
+        async with opened_judge(settings) as judge:
+            return {
+                name: await judge_with(judge, responses, settings, files=files, options=options)
+                for name, (responses, files) in sets.items()
+            }
 
     return run_sync(work())
 
