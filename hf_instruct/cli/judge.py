@@ -1,14 +1,10 @@
 """`hf-instruct judge`: score responses with a language model as the judge."""
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from hf_instruct.config import JudgeSection
-    from hf_instruct.judging.engine import JudgeOptions
+from hf_instruct.cli.judge_flags import build_options, build_section, collect_settings
 
 _EXAMPLES = """\
 examples:
@@ -23,18 +19,6 @@ What is judged already is not judged again; interrupted, the same command goes o
 stay beside the new ones, under a name of their own. Fields of an experiment's `judge` section without a flag of their
 own are set as in `--judge.num_ctx 8192`.
 """
-
-# Flag -> field of the experiment's `judge` section.
-_FIELDS = {
-    "judge": "backend",
-    "model": "model",
-    "rubric": "rubric",
-    "base_url": "base_url",
-    "concurrency": "concurrency",
-    "timeout_seconds": "timeout_seconds",
-    "pull": "pull",
-    "repeats": "repeats",
-}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -118,27 +102,6 @@ def _judge(options: argparse.Namespace) -> None:
         _judge_file(options, settings)
 
 
-def collect_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the `judge` section that the flags set.
-
-    Raises:
-        ConfigError: A flag belongs to another section.
-    """
-    from hf_instruct.errors import ConfigError
-
-    settings = {field: value for flag, field in _FIELDS.items() if (value := getattr(options, flag)) is not None}
-    faults = []
-    for dotted, value in getattr(options, "overrides", {}).items():
-        section, _, field = dotted.partition(".")
-        if section != "judge":
-            faults.append(f"`--{dotted}` is not a setting of judging; only `--judge.FIELD` is allowed here")
-        else:
-            settings[field] = value
-    if faults:
-        raise ConfigError(f"{len(faults)} fault(s) in the flags:", faults)
-    return settings
-
-
 def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     from hf_instruct.cli.judge_metrics import format_line
     from hf_instruct.errors import ConfigError
@@ -174,27 +137,3 @@ def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     print(judged["file"])
     print(format_line(files.metrics))
     print(f"{files.judgments}\n{files.scores}\n{files.metrics}")
-
-
-def build_section(values: dict[str, Any]) -> "JudgeSection":
-    """Return the `judge` section with these values.
-
-    Raises:
-        ConfigError: A value is not allowed.
-    """
-    from hf_instruct.config import build_experiment
-
-    return build_experiment({"judge": values}, where="the flags", deep=False).judge
-
-
-def build_options(options: argparse.Namespace) -> "JudgeOptions":
-    """Return how to judge, from the flags that are not of the `judge` section."""
-    from hf_instruct.judging.engine import JudgeOptions
-    from hf_instruct.run_folder import redact
-
-    # `--force` would throw away what was judged before the interruption.
-    command = shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")])
-    command = redact(command)
-    return JudgeOptions(
-        use_cache=not options.no_cache, force=options.force, go_on=f"Go on with the same command: `{command}`."
-    )

@@ -5,6 +5,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.judge_flags import build_options, build_section
+
 if TYPE_CHECKING:
     from hf_instruct.records import Example
 
@@ -21,7 +23,6 @@ def check_judge(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         DataError: The source is missing, has faults or too few examples.
         JudgeError: Judging cannot go on; or, with `--strict`, the judge failed.
     """
-    from hf_instruct.cli.judge import build_options, build_section
     from hf_instruct.errors import JudgeError
     from hf_instruct.judging.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
     from hf_instruct.run_folder import RunFolder

@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.judge_flags import build_options, build_section
+
 if TYPE_CHECKING:
     from hf_instruct.judging.pairwise import PairFiles
     from hf_instruct.records import Response
@@ -24,7 +26,6 @@ def judge_pairs(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     """
     from os.path import normpath
 
-    from hf_instruct.cli.judge import build_options, build_section
     from hf_instruct.judging.pairs import join_responses
     from hf_instruct.judging.pairwise import prefer
     from hf_instruct.run_folder import RunFolder
