@@ -3,14 +3,16 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from hf_instruct.records import as_number
 
 if TYPE_CHECKING:
     import numpy
+
+Key = TypeVar("Key", bound=Hashable)
 
 LEVEL = 0.95
 # The ends of an interval over 110 scores move by about 0.05 of 100 from seed to seed at this many.
@@ -106,11 +108,12 @@ class MeanDifference:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} points, 95 % interval {self.low:+.1f} to {self.high:+.1f}"
+        mean, low, high = map(format_signed, (self.mean, self.low, self.high))
+        return f"{mean} points, 95 % interval {low} to {high}"
 
 
-def measure_difference(base: Mapping[str, float], other: Mapping[str, float]) -> MeanDifference | None:
-    """Return by how much numbers exceed a baseline's, by example id; None for fewer than two common examples.
+def measure_difference(base: Mapping[Key, float], other: Mapping[Key, float]) -> MeanDifference | None:
+    """Return by how much numbers exceed a baseline's, by example; None for fewer than two common examples.
 
     Examples differ in difficulty far more than two models do, so pairing them narrows the interval.
 
@@ -155,3 +158,13 @@ def format_points(number: float) -> str:
     """
     # Ten digits: 49.45 is a little less than that in binary.
     return f"{math.floor(round(number * 10, 9) + 0.5) / 10:.1f}"
+
+
+def format_signed(number: float) -> str:
+    """Return a number of points with its sign and one decimal, halves away from zero: a difference and its opposite.
+
+    >>> format_signed(0.25), format_signed(-0.25), format_signed(0), format_signed(-0.04)
+    ('+0.3', '-0.3', '+0.0', '+0.0')
+    """
+    text = format_points(abs(number))
+    return f"-{text}" if number < 0 and text != "0.0" else f"+{text}"

@@ -8,9 +8,9 @@ import pytest
 
 import hf_instruct
 from hf_instruct.cli.main import main
-from hf_instruct.comparing.comparison import compare_runs, measure_difference
-from hf_instruct.comparing.comparison_text import WIDTH, format_comparison
+from hf_instruct.comparing.comparison import compare_runs, compare_values
 from hf_instruct.comparing.runs import load_run
+from hf_instruct.comparing.table import WIDTH, format_comparison
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.intervals import bootstrap_mean
 from hf_instruct.plots import COLORS, draw_comparison_plot
@@ -48,14 +48,14 @@ def pair(tmp_path: Path) -> list[Path]:
 
 
 def test_paired_difference_by_hand() -> None:
-    found = measure_difference([10.0, 20.0, 30.0, 5.0], [10.0, 15.0, 20.0, 4.0])
+    found = compare_values([10.0, 20.0, 30.0, 5.0], [10.0, 15.0, 20.0, 4.0])
     assert found.mean == 4.0
     assert (found.wins, found.ties, found.losses) == (3, 1, 0)
     assert found.p_value == 0.25
     assert found.interval == bootstrap_mean([0.0, 5.0, 10.0, 1.0])
     assert found.is_shown
-    assert not measure_difference([1.0, 0.0] * 10, [0.0, 1.0] * 10).is_shown
-    assert not measure_difference([5.0], [1.0]).is_shown
+    assert not compare_values([1.0, 0.0] * 10, [0.0, 1.0] * 10).is_shown
+    assert not compare_values([5.0], [1.0]).is_shown
 
 
 def test_runs_are_joined_by_id_and_sorted_by_mean(pair: list[Path]) -> None:

@@ -163,7 +163,7 @@ def test_note_on_getting_worse(tmp_path: Path) -> None:
     judgments = {id: dataclasses.replace(judgment, score=99) for id, judgment in worse.base.judgments.items()}
     worse = dataclasses.replace(worse, base=dataclasses.replace(worse.base, judgments=judgments))
     assert list_notes(worse)[0] == (
-        "The tuned model scores lower than the base model: -72.8 points, 95 % interval -96.5 to -30.2 (n=4)."
+        "The tuned model scores lower than the base model: -72.8 points, 95 % interval -96.5 to -30.3 (n=4)."
     )
 
 

@@ -1,163 +1,21 @@
 """Compare runs example by example: paired differences with intervals, over the examples that all runs have."""
 
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from os.path import normpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_instruct.comparing.runs import ScoredRun, describe_judge, find_judging_differences, load_run
+from hf_instruct.comparing.table import Breakdown, Comparison, Difference, Row
 from hf_instruct.comparing.verdict_files import Key
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.intervals import Interval, bootstrap_mean, sign_test
-
-if TYPE_CHECKING:
-    from hf_instruct.plots import ComparisonRow
+from hf_instruct.intervals import bootstrap_mean, sign_test
 
 _SHOWN_KEYS = 3
 # Below this the bootstrap's intervals are much too narrow.
 _FEWEST = 10
 _LEAST_CONSTANT = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """A run's values less the baseline's, example by example.
-
-    Attributes:
-        mean: In the values' unit.
-        interval: Its 95 % bootstrap interval; None for a single example.
-        wins: Examples on which the run's value is higher.
-        ties: Examples on which both are equal.
-        losses: Examples on which the baseline's is higher.
-        p_value: Of the two-sided sign test; None where all values are equal.
-    """
-
-    mean: float
-    interval: Interval | None
-    wins: int
-    ties: int
-    losses: int
-    p_value: float | None
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval is not None and not self.interval.spans(0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {**dataclasses.asdict(self), "interval": _plain(self.interval), "is_shown": self.is_shown}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One run of a comparison.
-
-    Attributes:
-        name: The run.
-        mean: Of its scores of the common examples.
-        interval: 95 % bootstrap interval of that mean; None for a single example.
-        n: Its examples with a score, common or not.
-        failures: Its examples without one.
-        mean_failures_as_0: Mean over all its examples with each failure counted as 0.
-        mean_failures_as_100: The same with each failure counted as 100.
-        difference: From the baseline, on the common examples; None for the baseline itself.
-        validation_loss: Of the model, in nats a token; None where that is not known.
-        repeats: How often each answer was judged.
-        self_check: What a check of its judge found; None where there was none.
-    """
-
-    name: str
-    mean: float
-    interval: Interval | None
-    n: int
-    failures: int
-    mean_failures_as_0: float
-    mean_failures_as_100: float
-    difference: Difference | None
-    validation_loss: float | None
-    repeats: int
-    self_check: dict[str, Any] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        difference = self.difference.to_dict() if self.difference else None
-        total = self.n + self.failures
-        coverage = {"total": total, "coverage": self.n / total}
-        return {**values, **coverage, "interval": _plain(self.interval), "difference": difference}
-
-
-@dataclasses.dataclass(frozen=True)
-class Breakdown:
-    """The runs on a part of the examples, or by another measure.
-
-    Attributes:
-        name: The category, or the metric.
-        n: Examples that all runs have a value for.
-        means: Mean of each run, in the order of the comparison's rows.
-        differences: From the baseline, in that order; None for the baseline itself.
-    """
-
-    name: str
-    n: int
-    means: list[float]
-    differences: list[Difference | None]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        differences = [difference.to_dict() if difference else None for difference in self.differences]
-        return {"name": self.name, "n": self.n, "means": self.means, "differences": differences}
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Runs side by side.
-
-    Attributes:
-        rows: One a run, highest mean first.
-        baseline: The run that the differences are from.
-        n: Examples that all runs have a score for; means and differences are over these.
-        num_dropped: Examples that only some of the runs have a score for.
-        keyed: Whether examples were joined by id, rather than by their order.
-        judge: Who judged, in words.
-        judging_differences: In what the runs were judged differently, where that was forced; mostly empty.
-        categories: The scores by category, where examples have one.
-        metrics: The reference metrics that all runs have.
-        notes: What a reader should know before quoting the numbers.
-    """
-
-    rows: list[Row]
-    baseline: str
-    n: int
-    num_dropped: int
-    keyed: bool
-    judge: str
-    judging_differences: list[str]
-    categories: list[Breakdown]
-    metrics: list[Breakdown]
-    notes: list[str]
-
-    def __str__(self) -> str:
-        from hf_instruct.comparing.comparison_text import format_comparison
-
-        return format_comparison(self)
-
-    def list_plot_rows(self) -> "list[ComparisonRow]":
-        """Return what `draw_comparison_plot` draws."""
-        drawn: list[ComparisonRow] = []
-        for row in self.rows:
-            difference = (row.difference.mean, row.difference.interval) if row.difference else None
-            drawn.append((row.name, row.mean, row.interval, difference))
-        return drawn
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as `--json` prints them."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        parts = {name: [part.to_dict() for part in values[name]] for name in ("rows", "categories", "metrics")}
-        return {**values, **parts, "alike": not self.judging_differences}
 
 
 def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = False) -> Comparison:
@@ -187,10 +45,10 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         load_run(source, name=None if isinstance(source, str | Path) else f"scores {number}")
         for number, source in enumerate(sources, start=1)
     ]
-    return compare_scored(loaded, baseline=place, force=force)
+    return _compare(loaded, baseline=place, force=force)
 
 
-def compare_scored(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool = False) -> Comparison:
+def _compare(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool = False) -> Comparison:
     """Return loaded runs side by side; see `compare_runs`.
 
     Args:
@@ -234,10 +92,10 @@ def compare_scored(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool 
     )
 
 
-def measure_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+def compare_values(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """Return how far values exceed a baseline's values of the same examples, one at least.
 
-    >>> found = measure_difference([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
+    >>> found = compare_values([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
     >>> found.mean, found.wins, found.ties, found.losses, found.p_value, found.is_shown
     (20.0, 2, 1, 1, 1.0, False)
     """
@@ -252,10 +110,6 @@ def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, str | Path) and isinstance(other, str | Path):
         return normpath(one) == normpath(other)
     return one is other
-
-
-def _plain(interval: Interval | None) -> list[float] | None:
-    return list(interval) if interval else None
 
 
 def _join(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
@@ -306,7 +160,7 @@ def _build_row(run: ScoredRun, values: Sequence[float], baseline: Sequence[float
         failures=failures,
         mean_failures_as_0=sum(known) / total,
         mean_failures_as_100=(sum(known) + 100 * failures) / total,
-        difference=None if baseline is None else measure_difference(values, baseline),
+        difference=None if baseline is None else compare_values(values, baseline),
         validation_loss=run.validation_loss,
         repeats=run.repeats,
         self_check=run.self_check,
@@ -346,7 +200,7 @@ def _compare_metrics(runs: Sequence[ScoredRun], base: int) -> list[Breakdown]:
 
 def _build_breakdown(name: str, columns: Sequence[Sequence[float]], base: int) -> Breakdown:
     differences = [
-        None if number == base else measure_difference(column, columns[base]) for number, column in enumerate(columns)
+        None if number == base else compare_values(column, columns[base]) for number, column in enumerate(columns)
     ]
     return Breakdown(name, len(columns[0]), [statistics.fmean(column) for column in columns], differences)
 

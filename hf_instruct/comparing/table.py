@@ -1,12 +1,16 @@
-"""Comparisons as text: aligned tables that fit a terminal of 100 columns."""
+"""The result of a comparison: its numbers, and aligned tables of them that fit a terminal of 100 columns."""
 
+import dataclasses
 import functools
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from hf_instruct.comparing.comparison import Breakdown, Comparison, Difference, Row
-from hf_instruct.intervals import Interval, format_points
+from hf_instruct.intervals import Interval, format_points, format_signed
 from hf_instruct.metric_names import format_metric, label_metric
+
+if TYPE_CHECKING:
+    from hf_instruct.plots import ComparisonRow
 
 WIDTH = 100
 _GAP = "  "
@@ -14,6 +18,147 @@ _SHORTEST_NAME = 16
 _MOST_COLUMNS = 9
 # Examples from which on a difference in one category is marked.
 _FEWEST = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A run's values less the baseline's, example by example.
+
+    Attributes:
+        mean: In the values' unit.
+        interval: Its 95 % bootstrap interval; None for a single example.
+        wins: Examples on which the run's value is higher.
+        ties: Examples on which both are equal.
+        losses: Examples on which the baseline's is higher.
+        p_value: Of the two-sided sign test; None where all values are equal.
+    """
+
+    mean: float
+    interval: Interval | None
+    wins: int
+    ties: int
+    losses: int
+    p_value: float | None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.interval is not None and not self.interval.spans(0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**dataclasses.asdict(self), "interval": _plain(self.interval), "is_shown": self.is_shown}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run of a comparison.
+
+    Attributes:
+        name: The run.
+        mean: Of its scores of the common examples.
+        interval: 95 % bootstrap interval of that mean; None for a single example.
+        n: Its examples with a score, common or not.
+        failures: Its examples without one.
+        mean_failures_as_0: Mean over all its examples with each failure counted as 0.
+        mean_failures_as_100: The same with each failure counted as 100.
+        difference: From the baseline, on the common examples; None for the baseline itself.
+        validation_loss: Of the model, in nats a token; None where that is not known.
+        repeats: How often each answer was judged.
+        self_check: What a check of its judge found; None where there was none.
+    """
+
+    name: str
+    mean: float
+    interval: Interval | None
+    n: int
+    failures: int
+    mean_failures_as_0: float
+    mean_failures_as_100: float
+    difference: Difference | None
+    validation_loss: float | None
+    repeats: int
+    self_check: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        difference = self.difference.to_dict() if self.difference else None
+        total = self.n + self.failures
+        coverage = {"total": total, "coverage": self.n / total}
+        return {**values, **coverage, "interval": _plain(self.interval), "difference": difference}
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """The runs on a part of the examples, or by another measure.
+
+    Attributes:
+        name: The category, or the metric.
+        n: Examples that all runs have a value for.
+        means: Mean of each run, in the order of the comparison's rows.
+        differences: From the baseline, in that order; None for the baseline itself.
+    """
+
+    name: str
+    n: int
+    means: list[float]
+    differences: list[Difference | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        differences = [difference.to_dict() if difference else None for difference in self.differences]
+        return {"name": self.name, "n": self.n, "means": self.means, "differences": differences}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        rows: One a run, highest mean first.
+        baseline: The run that the differences are from.
+        n: Examples that all runs have a score for; means and differences are over these.
+        num_dropped: Examples that only some of the runs have a score for.
+        keyed: Whether examples were joined by id, rather than by their order.
+        judge: Who judged, in words.
+        judging_differences: In what the runs were judged differently, where that was forced; mostly empty.
+        categories: The scores by category, where examples have one.
+        metrics: The reference metrics that all runs have.
+        notes: What a reader should know before quoting the numbers.
+    """
+
+    rows: list[Row]
+    baseline: str
+    n: int
+    num_dropped: int
+    keyed: bool
+    judge: str
+    judging_differences: list[str]
+    categories: list[Breakdown]
+    metrics: list[Breakdown]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        return format_comparison(self)
+
+    def list_plot_rows(self) -> "list[ComparisonRow]":
+        """Return what `draw_comparison_plot` draws."""
+        drawn: list[ComparisonRow] = []
+        for row in self.rows:
+            difference = (row.difference.mean, row.difference.interval) if row.difference else None
+            drawn.append((row.name, row.mean, row.interval, difference))
+        return drawn
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as `--json` prints them."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts = {name: [part.to_dict() for part in values[name]] for name in ("rows", "categories", "metrics")}
+        return {**values, **parts, "alike": not self.judging_differences}
+
+
+def _plain(interval: Interval | None) -> list[float] | None:
+    return list(interval) if interval else None
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -37,16 +182,6 @@ def format_interval(interval: Interval | None, *, signed: bool = False) -> str:
         return "-"
     show = format_signed if signed else format_points
     return f"{show(interval.low)} to {show(interval.high)}"
-
-
-def format_signed(number: float) -> str:
-    """Return a number of points with its sign.
-
-    >>> format_signed(0.25), format_signed(-3), format_signed(0)
-    ('+0.3', '-3.0', '+0.0')
-    """
-    text = format_points(number)
-    return text if text.startswith("-") and text != "-0.0" else f"+{text.removeprefix('-')}"
 
 
 def describe_difference(name: str, baseline: str, difference: Difference) -> str:
