@@ -216,6 +216,18 @@ def test_a_task_of_ones_own(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest
     assert [(row.task, row.n, row.total, row.version) for row in benchmark.results] == [("colours", 6, 6, None)]
 
 
+def test_a_group_without_a_result_of_its_own_shows_its_members(
+    tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_task(tmp_path / "tasks")
+    write_task(folder, name="shades")
+    (folder / "hues.yaml").write_text("group: hues\ntask: [colours, shades]\n")
+    assert main(["benchmark", str(tiny_gpt2), "--tasks", "hues", "--include-path", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["colours", "acc", "6"], ["shades", "acc", "6"]]
+    assert "members" not in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

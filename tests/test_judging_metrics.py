@@ -366,7 +366,7 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["judge", str(run.path), "--metrics-only"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["tuned,", "n", "4", "base,", "n", "2"]
-    assert lines[1].startswith("exact match       25 % [0 %, 75 %]")
+    assert lines[1].startswith("exact match      25 % [0 %, 75 %]")
     assert " ".join(lines[6].split()) == "ended by itself 67 % [0 %, 100 %], n 3 0 %, n 1"
     assert lines[8].split() == ["perplexity", "7.39", "[7.39,", "7.39],", "n", "2", "not", "known"]
     assert lines[-3:] == ["(95 % bootstrap intervals in brackets)", str(run.metrics), str(run.base.metrics)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.cli.tables import align
 
 if TYPE_CHECKING:
     from hf_instruct.judging.harness import Benchmark, BenchmarkResult
@@ -106,9 +107,13 @@ def _print_table(found: "dict[str, Benchmark]") -> None:
         if base:
             cells.append(_format_value(base[row.task, row.metric, row.filter]))
         table.append([*cells, _format_value(row), *([_format_difference(row.difference)] if base else [])])
-    for line in _align(table, right={2, 3}):
+    for line in align(table, right={2, 3}):
         print(line)
-    same = [f"{row.task} {row.metric}" for row in rows if row.difference and _spans_zero(row.difference)]
+    same = [
+        f"{row.task} {row.metric}"
+        for row in rows
+        if row.difference and row.difference["low"] <= 0 <= row.difference["high"]
+    ]
     if same:
         print(f"\nNo difference shown (the interval holds 0): {', '.join(same)}")
     asked = "in the tokenizer's chat template" if rows[0].chat_template else "as plain text"
@@ -128,17 +133,3 @@ def _format_difference(difference: dict[str, Any] | None) -> str:
     if difference is None:
         return "-"
     return f"{difference['mean']:+.3f}, {difference['low']:+.3f} to {difference['high']:+.3f}"
-
-
-def _spans_zero(difference: dict[str, Any]) -> bool:
-    return bool(difference["low"] <= 0 <= difference["high"])
-
-
-def _align(table: list[list[str]], *, right: set[int]) -> list[str]:
-    """Return rows of cells as lines; columns in `right` are aligned to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = []
-    for row in table:
-        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths))]  # noqa: B905
-        lines.append("  ".join(cells).rstrip())
-    return lines

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_instruct.cli.tables import align
+
 
 def measure(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Write `metrics.json` for a run folder or a file of responses, and print it as a table.
@@ -60,9 +62,7 @@ def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
                 text += f", n {values['n']}" if values["n"] != measured["total"] else ""
             row.append(text)
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(align(rows)))
     print("(95 % bootstrap intervals in brackets)")
 
 

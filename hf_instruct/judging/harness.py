@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.intervals import bootstrap_mean
+from hf_instruct.intervals import measure_difference
 from hf_instruct.judging.harness_tasks import LoadedTasks, load_tasks, quiet_harness, replaced
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import write_json
@@ -93,7 +93,7 @@ class Benchmark:
 
     Attributes:
         results: One row a task and metric, groups and their members included.
-        shown: The tasks and groups that were asked for by name.
+        shown: The tasks and groups that were asked for by name; the members of a group that has no result of its own.
         values: By task, metric and filter: the value of each question, by its number in the task.
     """
 
@@ -199,7 +199,7 @@ def benchmark_model(
         "seconds": round(time.monotonic() - start, 1),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return Benchmark(_collect_results(raw, common), loaded.shown, _collect_values(raw))
+    return Benchmark(_collect_results(raw, common), _choose_shown(loaded.shown, raw), _collect_values(raw))
 
 
 @quiet_harness()
@@ -263,6 +263,15 @@ def _collect_results(raw: Mapping[str, Any], common: Mapping[str, Any]) -> list[
     return rows
 
 
+def _choose_shown(names: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
+    """Return names with the members of a group in its place where its YAML does not say how to sum them up."""
+    shown: list[str] = []
+    for name in names:
+        has_result = any("," in key for key in raw["results"].get(name, {}))
+        shown += [name] if has_result else _choose_shown(raw["group_subtasks"].get(name, []), raw)
+    return shown
+
+
 def _collect_values(raw: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[int, float]]:
     values: dict[tuple[str, str, str], dict[int, float]] = {}
     for task, samples in raw["samples"].items():
@@ -292,13 +301,8 @@ def compare_benchmarks(tuned: Benchmark, base: Benchmark) -> Benchmark:
         key = (row.task, row.metric, row.filter)
         own, other = tuned.values.get(key, {}), base.values.get(key, {})
         is_mean = own and row.value is not None and math.isclose(sum(own.values()) / len(own), row.value, abs_tol=1e-9)
-        if is_mean and own.keys() == other.keys():
-            differences = [own[number] - other[number] for number in own]
-            interval = bootstrap_mean(differences)
-            if interval is not None:
-                mean = sum(differences) / len(differences)
-                found = {"mean": mean, "low": interval.low, "high": interval.high, "n": len(differences)}
-                row = dataclasses.replace(row, difference=found)
+        if is_mean and own.keys() == other.keys() and (found := measure_difference(other, own)):
+            row = dataclasses.replace(row, difference=dataclasses.asdict(found))
         results.append(row)
     return dataclasses.replace(tuned, results=results)
 
