@@ -74,7 +74,7 @@ def test_no_votes_and_examples_of_one_side_only(
     ("words", "message"),
     [
         (["a", "nowhere"], "`nowhere` does not exist"),
-        (["a", "."], "`responses.jsonl` does not exist"),
+        (["a", "."], "`.` is a folder without `responses.jsonl`"),
         (["a", "a/"], "`a` is named twice; name two different runs or files."),
         (["a", "c", "--voter", " "], "Please give a name"),
         (["a", "c", "--out", "a"], "`a` is a folder"),

@@ -12,13 +12,12 @@ from hf_instruct.comparing.votes import (
     SKIP,
     TIE,
     Ballot,
-    Pair,
     VoteBook,
     check_voter,
     locked_votes,
-    pair_responses,
 )
 from hf_instruct.errors import DataError, RunError
+from hf_instruct.pairing import Pair
 from hf_instruct.records import Preference, Response, append_rows, read_rows
 
 NAMES = ("runs/a", "runs/b")
@@ -26,7 +25,8 @@ NAMES = ("runs/a", "runs/b")
 
 def pair(number: int, second: str | None = None) -> Pair:
     answer = f"first {number}"
-    return Pair(f"id{number:02}", f"Task {number}?", "", answer, second or f"the second {number}", None)
+    example = Response(f"id{number:02}", f"Task {number}?", "", "ref", answer)
+    return Pair(example, answer, second or f"the second {number}")
 
 
 def open_book(path: Path, *, count: int = 10, equal: int = 0, seed: int = 0, limit: int | None = None) -> VoteBook:
@@ -208,7 +208,7 @@ def test_other_rows_of_the_file_are_kept(tmp_path: Path) -> None:
 def test_the_runs_may_be_named_the_other_way_round(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     prefer_first(open_book(path), "Ann", 10)
-    swapped = [Pair(p.id, p.instruction, p.input, p.second, p.first, None) for p in map(pair, range(10))]
+    swapped = [Pair(p.example, p.second, p.first) for p in map(pair, range(10))]
     assert VoteBook(swapped, path, names=("runs/b/", "./runs/a")).next_ballot("Ann") is None
 
 
@@ -251,19 +251,3 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="Nothing can be written in"), locked_votes(tmp_path / "file" / "votes.jsonl"):
         pass
-
-
-def test_answers_are_paired_by_id() -> None:
-    def answer(identifier: str, text: str, instruction: str = "Do.", category: str | None = None) -> Response:
-        return Response(identifier, instruction, "", "ref", text, category)
-
-    first = [answer("a", "1"), answer("b", "2"), answer("c", "3")]
-    second = [answer("c", "4", category="x"), answer("d", "5"), answer("a", "6")]
-    assert pair_responses(first, second) == [
-        Pair("a", "Do.", "", "1", "6", None),
-        Pair("c", "Do.", "", "3", "4", "x"),
-    ]
-    with pytest.raises(DataError, match=r"share no example \(their first ids are `a` and `z`\)"):
-        pair_responses(first, [answer("z", "1")])
-    with pytest.raises(DataError, match=r"`b` asks 'Do\.' in the first and 'Sing\.' in the second"):
-        pair_responses(first, [answer("b", "1", "Sing.")])

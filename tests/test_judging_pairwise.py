@@ -18,10 +18,11 @@ from hf_instruct.errors import ConfigError, DataError, JudgeError, VerdictError
 from hf_instruct.judging.engine import JudgeOptions
 from hf_instruct.judging.judges import Reply
 from hf_instruct.judging.local import choose_better
-from hf_instruct.judging.pairs import join_responses
+from hf_instruct.judging.pairs import build_questions
 from hf_instruct.judging.pairwise import PairFiles, PreferenceSet, judge_pairs, prefer
 from hf_instruct.judging.rubrics import Question
 from hf_instruct.judging.verdicts import parse_preference
+from hf_instruct.pairing import join_responses
 from hf_instruct.records import Preference, Response, read_rows
 
 ANSWERS = ["Red.", "Blue, as the sky.", "A longer answer about green.", "Grey", "Black and white are none."] * 4
@@ -258,14 +259,14 @@ def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
 def test_question_in_both_orders() -> None:
     example = Response("x", "Fix {it}.", "teh", "the", "the {0}", None)
     pair = join_responses([example], [dataclasses.replace(example, response="</answer-A> a")]).pairs[0]
-    forth, back = pair.build_questions()
+    forth, back = build_questions(pair)
     texts = {match["letter"]: match["text"] for match in _SHOWN.finditer(forth.messages[0]["content"])}
     assert texts == {"A": "the {0}", "B": "</answer-A> a"}
     assert "### Instruction\nFix {it}.\n\n### Input\nteh\n\n### Correct output\nthe\n" in forth.messages[0]["content"]
     assert forth.schema["properties"] == {"better": {"type": "string", "enum": ["A", "B", "tie"]}}
     assert back.state == "Task: Fix {it}.\nInput: teh\nAnswer A: </answer-A> a\nAnswer B: the {0}\nCorrect answer: the"
     assert forth.sha256 != back.sha256
-    assert pair.build_questions()[0].sha256 == forth.sha256
+    assert build_questions(pair)[0].sha256 == forth.sha256
 
 
 @pytest.mark.parametrize(
@@ -322,27 +323,6 @@ def test_sets_are_joined_by_id_and_the_rest_is_counted() -> None:
     assert str(found).splitlines()[1] == (
         "3 pairs joined by id, 0 failed; 2 of mine without a counterpart; 15 of base without a counterpart"
     )
-
-
-def test_without_common_ids_the_same_tasks_in_the_same_order_are_joined() -> None:
-    other = [dataclasses.replace(row, id=f"x{row.id}", output="Cyan.") for row in BASE]
-    joined = join_responses(BASE, other)
-    assert (joined.by, len(joined.pairs), joined.pairs[0].id) == ("order", 20, "id0")
-
-
-def test_no_overlap_is_an_error() -> None:
-    with pytest.raises(DataError) as caught:
-        join_responses(BASE[:2], BASE[2:5], names=("runs/a", "b.json"))
-    assert str(caught.value) == (
-        "`runs/a` (2 answers) and `b.json` (3) have no example in common: no id is in both (the first are `id0` and "
-        "`id2`), and the instructions are not the same ones in the same order. Name answers to the same examples."
-    )
-
-
-def test_one_id_for_two_examples_is_an_error() -> None:
-    other = [dataclasses.replace(BASE[0], instruction="Name a river."), *BASE[1:]]
-    with pytest.raises(DataError, match=r"1 id.* stand for different examples .*\n  - `id0` asks 'Name color 0\.' in"):
-        join_responses(BASE, other)
 
 
 def test_arguments_of_the_api() -> None:

@@ -9,7 +9,6 @@ from hf_instruct.cli.judge_flags import build_options, build_section
 
 if TYPE_CHECKING:
     from hf_instruct.judging.pairwise import PairFiles
-    from hf_instruct.records import Response
 
 
 def judge_pairs(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -26,12 +25,13 @@ def judge_pairs(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     """
     from os.path import normpath
 
-    from hf_instruct.judging.pairs import join_responses
+    from hf_instruct.judging.files import load_responses
     from hf_instruct.judging.pairwise import prefer
+    from hf_instruct.pairing import join_responses
     from hf_instruct.run_folder import RunFolder
 
     _check_flags(options, settings)
-    first, second = _load(options.source), _load(options.baseline)
+    first, second = load_responses(options.source), load_responses(options.baseline)
     names = normpath(options.source), normpath(options.baseline)
     joined = join_responses(first, second, names=names)
     run = RunFolder(options.source)
@@ -57,14 +57,6 @@ def _check_flags(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         faults.append("`--pairwise` needs the other answers: add `--baseline`, such as `--baseline RUN/base`")
     if faults:
         raise ConfigError(f"{len(faults)} fault(s) in the flags:", faults)
-
-
-def _load(path: Path) -> "list[Response]":
-    from hf_instruct.judging.files import load_responses
-    from hf_instruct.run_folder import RunFolder
-
-    responses = RunFolder(path).responses
-    return load_responses(responses if path.is_dir() and responses.is_file() else path)
 
 
 def _choose_files(source: Path, baseline: Path, out: Path | None) -> "PairFiles":

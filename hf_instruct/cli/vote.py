@@ -56,21 +56,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _vote(options: argparse.Namespace) -> None:
     from hf_instruct.comparing.vote_page import serve_page
-    from hf_instruct.comparing.votes import VoteBook, check_voter, choose_vote_file, locked_votes, pair_responses
+    from hf_instruct.comparing.votes import VoteBook, check_voter, choose_vote_file, locked_votes
     from hf_instruct.judging.files import load_responses
+    from hf_instruct.pairing import join_responses
 
     check_gradio("The vote page", "vote")
     voter = None if options.voter is None else check_voter(options.voter)
-    files = [path / "responses.jsonl" if path.is_dir() else path for path in (options.a, options.b)]
-    responses = [load_responses(file) for file in files]
-    pairs = pair_responses(*responses)
+    names = (str(options.a), str(options.b))
+    joined = join_responses(load_responses(options.a), load_responses(options.b), names=names)
     out = options.out or choose_vote_file(options.a, options.b)
     with locked_votes(out):
-        names = (str(options.a), str(options.b))
-        book = VoteBook(pairs, out, names=names, seed=options.seed, limit=options.limit)
+        book = VoteBook(joined.pairs, out, names=names, seed=options.seed, limit=options.limit)
         with open_socket(options.host, options.port) as server:
-            alone = sum(map(len, responses)) - 2 * len(pairs)
-            _announce(book, options, server.getsockname()[1], alone)
+            _announce(book, options, server.getsockname()[1], joined.first_alone + joined.second_alone)
             try:
                 serve_page(book, server, voter=voter)
             except KeyboardInterrupt:

@@ -6,7 +6,6 @@ the voter was, with the same answers on the same sides.
 """
 
 import contextlib
-import dataclasses
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,36 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.records import Preference, Response, append_rows, recover_rows, write_rows
+from hf_instruct.pairing import Pair
+from hf_instruct.records import Preference, append_rows, recover_rows, write_rows
 
 LEFT, RIGHT, TIE, SKIP = CHOICES = ("left", "right", "tie", "skip")
 BACKEND = "person"
 RUBRIC = "vote"
 SKIPPED = "skipped by the voter"
 _LONGEST_NAME = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """Two answers to one example.
-
-    Attributes:
-        id: The example's id.
-        first: The answer of the first set.
-        second: The answer of the second set.
-    """
-
-    id: str
-    instruction: str
-    input: str
-    first: str
-    second: str
-    category: str | None
-
-    @property
-    def equal(self) -> bool:
-        """Whether there is nothing to choose: the answers are the same but for white space around them."""
-        return self.first.strip() == self.second.strip()
 
 
 class Ballot(NamedTuple):
@@ -63,32 +40,6 @@ class Ballot(NamedTuple):
     input: str
     left: str
     right: str
-
-
-def pair_responses(first: Sequence[Response], second: Sequence[Response]) -> list[Pair]:
-    """Return the answers of two sets to the examples that both have, in the order of the first.
-
-    Raises:
-        DataError: They have no example in common, or give one id to different examples.
-    """
-    others = {response.id: response for response in second}
-    shared = [(response, others[response.id]) for response in first if response.id in others]
-    if not shared:
-        raise DataError(
-            f"The two sets of answers share no example (their first ids are `{first[0].id}` and `{second[0].id}`); "
-            "name runs over the same test split."
-        )
-    faults = [
-        f"`{one.id}` asks {one.instruction[:60]!r} in the first and {two.instruction[:60]!r} in the second"
-        for one, two in shared
-        if (one.instruction, one.input) != (two.instruction, two.input)
-    ]
-    if faults:
-        raise DataError("The two sets of answers use the same ids for different examples:", faults[:20])
-    return [
-        Pair(one.id, one.instruction, one.input, one.response, two.response, one.category or two.category)
-        for one, two in shared
-    ]
 
 
 def choose_vote_file(first: Path, second: Path) -> Path:
@@ -153,7 +104,7 @@ class VoteBook:
         sample = sorted(pairs, key=lambda pair: pair.id)
         random.Random(f"{seed}").shuffle(sample)
         self._pairs = sample[:limit]
-        if all(pair.equal for pair in self._pairs):
+        if all(pair.identical for pair in self._pairs):
             raise DataError(
                 f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so there "
                 "is nothing to vote on."
@@ -166,7 +117,7 @@ class VoteBook:
     @property
     def num_different(self) -> int:
         """Pairs that each voter is shown."""
-        return sum(not pair.equal for pair in self._pairs)
+        return sum(not pair.identical for pair in self._pairs)
 
     @property
     def num_equal(self) -> int:
@@ -181,7 +132,7 @@ class VoteBook:
                 return None
             number, pair = found
             sides = (pair.first, pair.second) if self._shows_first_left(voter, pair) else (pair.second, pair.first)
-            return Ballot(number, self.num_different, pair.instruction, pair.input, *sides)
+            return Ballot(number, self.num_different, pair.example.instruction, pair.example.input, *sides)
 
     def vote(self, voter: str, number: int, choice: str, *, seconds: float = 0.0) -> bool:
         """Keep what a voter says to a ballot, and return whether it was the one to answer next.
@@ -239,16 +190,16 @@ class VoteBook:
 
     def _find_next(self, voter: str) -> tuple[int, Pair] | None:
         done = self._find_done(voter)
-        left = [pair for pair in self._order(voter) if not pair.equal and pair.id not in done]
+        left = [pair for pair in self._order(voter) if not pair.identical and pair.id not in done]
         return (self.num_different - len(left) + 1, left[0]) if left else None
 
     def _find_equal(self, voter: str, until: Pair) -> list[Pair]:
         """Return the pairs of equal answers before `until` that are not kept yet; with the last ballot, all."""
         done = self._find_done(voter)
         order = self._order(voter)
-        last = all(pair.equal or pair.id in done or pair is until for pair in order)
+        last = all(pair.identical or pair.id in done or pair is until for pair in order)
         passed = order if last else order[: order.index(until)]
-        return [pair for pair in passed if pair.equal and pair.id not in done]
+        return [pair for pair in passed if pair.identical and pair.id not in done]
 
     def _find_done(self, voter: str) -> set[str]:
         return {row.id for row in self._rows if self._is_vote(row, voter)}
@@ -258,7 +209,7 @@ class VoteBook:
 
     def _build_row(self, voter: str, pair: Pair, score: float | None, *, seconds: float = 0.0) -> Preference:
         options: dict[str, int] = {"seed": self._seed}
-        if pair.equal:
+        if pair.identical:
             options["equal_answers"] = True
         return Preference(
             id=pair.id,
@@ -273,7 +224,7 @@ class VoteBook:
             second_length=len(pair.second),
             seconds=seconds,
             failure=SKIPPED if score is None else None,
-            category=pair.category,
+            category=pair.example.category,
         )
 
     def _is_vote(self, row: Preference, voter: str | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_instruct.errors import DataError, JudgeError, RunError
 from hf_instruct.records import Judgment, Response, build_example_id, write_json
+from hf_instruct.run_folder import RunFolder
 
 _TEXTS = ("instruction", "input", "output")
 _ANSWERS = ("response", "model_response")
@@ -90,7 +91,7 @@ def choose_files(source: Path, out: Path | None) -> JudgmentFiles:
 
 
 def load_responses(path: Path) -> list[Response]:
-    """Return the responses in a `responses.jsonl`, or in a JSON list like the course's.
+    """Return the responses in a run folder, in such a folder's `responses.jsonl`, or in a JSON list like the course's.
 
     Each object holds `instruction`, `input`, `output` and `response` or `model_response`; `id`, `category` and the
     other fields of a `Response` are kept where they are.
@@ -98,6 +99,8 @@ def load_responses(path: Path) -> list[Response]:
     Raises:
         DataError: The file cannot be read, or holds faults; all of them are listed.
     """
+    if path.is_dir() and RunFolder(path).responses.is_file():
+        path = RunFolder(path).responses
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:

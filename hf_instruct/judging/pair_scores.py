@@ -4,7 +4,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_instruct.judging.pairs import RUBRIC, RUBRIC_SHA256, JoinedPairs
+from hf_instruct.judging.pairs import RUBRIC, RUBRIC_SHA256
+from hf_instruct.judging.scores import format_judge
+from hf_instruct.pairing import JoinedPairs
 from hf_instruct.ratings import WinRate, length_controlled_win_rate, win_rate
 from hf_instruct.records import Preference
 
@@ -107,10 +109,8 @@ def format_pair_scores(scores: Mapping[str, Any]) -> str:
         f"{'shown first and preferred':<29}{_percent(position['first_share']):>8}   of "
         f"{position['first'] + position['second']} verdicts that are no tie; fair is 50.0 %"
     )
-    judge = scores["judge"]
-    name = judge["model"] + (f"@{judge['digest'][:_SHOWN_DIGEST_CHARACTERS]}" if judge.get("digest") else "")
     rubric = f"{scores['rubric']['name']}@{scores['rubric']['sha256'][:_SHOWN_DIGEST_CHARACTERS]}"
-    return "\n".join([*lines, f"judge {name}, rubric {rubric}", *_find_notes(scores)])
+    return "\n".join([*lines, f"judge {format_judge(scores['judge'])}, rubric {rubric}", *_find_notes(scores)])
 
 
 def _format_rates(scores: Mapping[str, Any]) -> list[str]:

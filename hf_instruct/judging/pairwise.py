@@ -17,9 +17,10 @@ from hf_instruct.judging.files import build_responses
 from hf_instruct.judging.judges import Judge
 from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.pair_scores import build_pair_scores, format_pair_scores, is_identical
-from hf_instruct.judging.pairs import RUBRIC, JoinedPairs, Pair, PairQuestion, join_responses
+from hf_instruct.judging.pairs import RUBRIC, PairQuestion, build_questions
 from hf_instruct.judging.verdicts import parse_preference
 from hf_instruct.models import cache_folder
+from hf_instruct.pairing import JoinedPairs, Pair, join_responses
 from hf_instruct.progress import progress_bar
 from hf_instruct.records import Preference, Response, append_rows, recover_rows, write_json, write_rows
 
@@ -183,7 +184,7 @@ class _PairLoop:
         self._asker = Asker(judge)
         self._identity = judge.identity()
         self._pairs = pairs
-        self._questions = {pair.id: pair.build_questions() for pair in pairs}
+        self._questions = {pair.id: build_questions(pair) for pair in pairs}
         self._names = names
         self._files = files
         self._options = options

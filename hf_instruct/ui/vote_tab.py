@@ -60,7 +60,8 @@ class VoteShelf:
             return self._books[first, second]
 
     def _build(self, first: Path, second: Path) -> "VoteBook":
-        from hf_instruct.comparing.votes import VoteBook, choose_vote_file, locked_votes, pair_responses
+        from hf_instruct.comparing.votes import VoteBook, choose_vote_file, locked_votes
+        from hf_instruct.pairing import join_responses
         from hf_instruct.records import Response, read_rows
 
         out = choose_vote_file(first, second)
@@ -70,10 +71,12 @@ class VoteShelf:
                 f"The votes would go to `{out}`, which keeps those on another pair now. Start the page anew for this "
                 f"pair, or use `hf-instruct vote {first} {second} --out FILE`."
             )
-        pairs = pair_responses(*(read_rows(folder / "responses.jsonl", Response) for folder in (first, second)))
+        names = (str(first), str(second))
+        answers = (read_rows(folder / "responses.jsonl", Response) for folder in (first, second))
+        pairs = join_responses(*answers, names=names).pairs
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_votes(out))
-            book = VoteBook(pairs, out, names=(str(first), str(second)))
+            book = VoteBook(pairs, out, names=names)
             self._stack.push(stack.pop_all())
         return book
 
