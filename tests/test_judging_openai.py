@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -166,6 +167,21 @@ def test_failures_of_one_question(server: FakeServer, outcome: Outcome, failure:
     reply, _ = ask(server, before=fail, model="m")
     assert reply.failure is not None
     assert reply.failure.startswith(failure)
+
+
+def test_a_timeout_is_not_waited_for_again_with_each_retry(server: FakeServer) -> None:
+    released = threading.Event()
+
+    def hang() -> None:
+        server.reply = lambda body: completion() if released.wait(30) else fault(500, "never")
+
+    start = time.monotonic()
+    reply, _ = ask(server, hang, retries=3, timeout_seconds=0.5)
+    released.set()
+    assert reply.failure == "no reply within 0.5 s"
+    assert time.monotonic() - start < 10
+    # One question finds out about schemas.
+    assert len(server.bodies) == 2
 
 
 def test_faults_that_end_judging(server: FakeServer) -> None:

@@ -1,5 +1,6 @@
 """A judge behind any server that speaks OpenAI's chat API: vLLM, llama.cpp, LM Studio, `transformers serve`, OpenAI."""
 
+import asyncio
 import logging
 import os
 import time
@@ -47,7 +48,6 @@ class OpenAIJudge:
             raise JudgeUnavailable(
                 "OPENAI_API_KEY is not set. Set it to a key of OpenAI, or name a server of your own with `--base-url`."
             )
-        # A timed-out call is asked again by the judging loop, as an unreadable one is.
         self._client: AsyncOpenAI = AsyncOpenAI(
             api_key=key,
             base_url=base_url,
@@ -133,7 +133,7 @@ class OpenAIJudge:
         messages = [{"role": "user", "content": 'Reply with {"score": 0}.'}]
         try:
             await self._complete(messages, _SCHEMA_PROBE)
-        except openai.APITimeoutError:
+        except (TimeoutError, openai.APITimeoutError):
             # Slow, perhaps because it is loading the model; the questions will tell.
             return
         except openai.NotFoundError as error:
@@ -169,7 +169,7 @@ class OpenAIJudge:
         try:
             completion = await self._complete(question.messages, question.schema)
             text, failure = self._read(completion)
-        except openai.APITimeoutError:
+        except (TimeoutError, openai.APITimeoutError):
             failure = f"no reply within {self._settings.timeout_seconds:g} s"
         except openai.APIConnectionError as error:
             raise JudgeUnavailable(
@@ -193,14 +193,16 @@ class OpenAIJudge:
         if self._takes_schema:
             form = {"name": "verdict", "schema": schema, "strict": True}
             extra["response_format"] = {"type": "json_schema", "json_schema": form}
-        completion: ChatCompletion = await self._client.chat.completions.create(
-            model=self._model,
-            messages=messages,  # type: ignore[arg-type]  # the client wants a TypedDict for each role
-            temperature=self._settings.temperature,
-            seed=self._seed,
-            max_completion_tokens=self._settings.max_new_tokens,
-            **extra,
-        )
+        # The client would try again after a timeout, and wait as long each time; the judging loop asks once more.
+        async with asyncio.timeout(self._settings.timeout_seconds):
+            completion: ChatCompletion = await self._client.chat.completions.create(
+                model=self._model,
+                messages=messages,  # type: ignore[arg-type]  # the client wants a TypedDict for each role
+                temperature=self._settings.temperature,
+                seed=self._seed,
+                max_completion_tokens=self._settings.max_new_tokens,
+                **extra,
+            )
         return completion
 
     def _read(self, completion: "ChatCompletion") -> tuple[str, str | None]:
