@@ -198,10 +198,10 @@ LENGTHS = {"first_length": 1, "second_length": 1}
         ('{"id": "1", "score": 85}\n', "name a file of preferences, as `hf-instruct judge --pairwise` and"),
         (
             json.dumps(ROW | LENGTHS | {"score": float("nan")}) + "\n",
-            "row 1 has nan as `score`; allowed are 0, 0.5, 1 and",
+            "row 1 has the score nan; allowed are 0, 0.5, 1 and",
         ),
         (json.dumps(ROW | LENGTHS | {"score": 85}) + "\n", "row 1 has the score 85; allowed are 0, 0.5, 1 and null"),
-        (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "row 1 has True as `score`"),
+        (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "row 1 has the score True"),
         (
             json.dumps(ROW | LENGTHS | {"score": 1, "first": 3}) + "\n",
             "row 1 compares 3 with 'b'; both should be names",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.comparing.verdict_files import PREFERENCES, SCORES, Key, Verdicts, build_verdicts
 from hf_instruct.errors import DataError
-from hf_instruct.intervals import Interval, bootstrap_mean, bootstrap_statistic
+from hf_instruct.intervals import Interval, bootstrap_mean, bootstrap_statistic, format_points, format_signed
 
 if TYPE_CHECKING:
     import numpy
@@ -16,8 +16,6 @@ NEAR = 10
 LABELS = ("loss", "tie", "win")
 # Below this an interval from resampling is too narrow.
 _FEW = 20
-# Above this many examples a table of all pairs of them no longer pays.
-_MOST_PAIRED = 1_000
 
 
 class Estimate(NamedTuple):
@@ -229,14 +227,14 @@ def _find_scale_notices(sides: Sequence[Side], a: "numpy.ndarray", b: "numpy.nda
 
 
 def _measure_scores(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[str, Estimate]:
-    from scipy.stats import rankdata
+    from scipy.stats import kendalltau, rankdata
 
     count = len(a)
     differences = b - a
     estimates = {
         "pearson": _estimate(lambda at: _correlate(a[at], b[at]), count, seed),
         "spearman": _estimate(lambda at: _correlate(rankdata(a[at]), rankdata(b[at])), count, seed),
-        "kendall": _estimate(_build_kendall(a, b), count, seed, resamples=1_000 if count <= _MOST_PAIRED else 200),
+        "kendall": _estimate(lambda at: kendalltau(a[at], b[at], method="asymptotic").statistic, count, seed),
     }
     for name, values in (
         ("mean_difference", differences),
@@ -247,15 +245,13 @@ def _measure_scores(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[s
     return estimates
 
 
-def _estimate(
-    statistic: Callable[["numpy.ndarray"], float], count: int, seed: int, *, resamples: int = 1_000
-) -> Estimate:
+def _estimate(statistic: Callable[["numpy.ndarray"], float], count: int, seed: int) -> Estimate:
     import numpy
 
     value = float(statistic(numpy.arange(count)))
     if numpy.isnan(value):
         return Estimate(None, None)
-    return Estimate(value, bootstrap_statistic(statistic, count, seed=seed, resamples=resamples))
+    return Estimate(value, bootstrap_statistic(statistic, count, seed=seed))
 
 
 def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
@@ -267,29 +263,6 @@ def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
         return numpy.nan
     a, b = a - a.mean(), b - b.mean()
     return float(numpy.clip((a @ b) / numpy.sqrt((a @ a) * (b @ b)), -1, 1))
-
-
-def _build_kendall(a: "numpy.ndarray", b: "numpy.ndarray") -> Callable[["numpy.ndarray"], float]:
-    """Return a function from positions to Kendall's tau-b of the examples there; NaN where one side is constant.
-
-    Which of two examples each side puts higher is worked out once; a resample only counts each pair another number of
-    times. Source: Kendall, The Treatment of Ties in Ranking Problems, Biometrika 33, 1945.
-    """
-    import numpy
-    from scipy.stats import kendalltau
-
-    count = len(a)
-    if count > _MOST_PAIRED:
-        return lambda at: float(kendalltau(a[at], b[at], method="asymptotic").statistic)
-    order_a, order_b = (numpy.sign(values[:, None] - values[None, :]) for values in (a, b))
-    agreeing, untied_a, untied_b = order_a * order_b, abs(order_a), abs(order_b)
-
-    def tau(at: "numpy.ndarray") -> float:
-        times = numpy.bincount(at, minlength=count).astype(float)
-        scale = (times @ untied_a @ times) * (times @ untied_b @ times)
-        return float(times @ agreeing @ times / numpy.sqrt(scale)) if scale else numpy.nan
-
-    return tau
 
 
 def _count_labels(a: "numpy.ndarray", b: "numpy.ndarray") -> tuple[tuple[int, ...], ...]:
@@ -340,7 +313,7 @@ def _format_lines(agreement: Agreement) -> list[str]:
     for letter, side in (("A", agreement.first), ("B", agreement.second)):
         facts = [f"{side.total} {agreement.kind}"] + [f"{side.failed} of them failed"] * bool(side.failed)
         facts += [f"{side.alone} without a counterpart"] * bool(side.alone)
-        facts += [] if side.mean is None else [f"mean {side.mean:.1f} where both have one"]
+        facts += [] if side.mean is None else [f"mean {format_points(side.mean)} where both have one"]
         lines += [f"{letter}  {side.name}", *([f"   {side.judge}"] if side.judge else []), f"   {'; '.join(facts)}"]
     lines += [f"\n{f'{agreement.n} examples, joined by {agreement.joined_by}':<34}{'value':>12}    95 % interval"]
     for name, (value, interval) in agreement.estimates.items():
@@ -358,5 +331,5 @@ def _format_number(name: str, value: float) -> str:
     if name in _PERCENT:
         return f"{100 * value:.0f} %"
     if name == "mean_difference":
-        return f"{value:+.1f}"
-    return f"{value:.1f}" if name == "mean_absolute_difference" else f"{value:.3f}"
+        return format_signed(value)
+    return format_points(value) if name == "mean_absolute_difference" else f"{value:.3f}"

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from os.path import normpath
 from pathlib import Path
 from typing import Any
 
+from hf_instruct.comparing.verdict_files import find_fault
 from hf_instruct.errors import DataError
 from hf_instruct.ratings import Rating, bradley_terry
 from hf_instruct.records import Preference, read_rows
@@ -99,7 +99,7 @@ def _find_files(sources: Iterable[Path | str | Preference]) -> list[Path | Prefe
 def _load(source: Path | Preference) -> list[Preference]:
     where = "the preferences" if isinstance(source, Preference) else f"`{source}`"
     rows = [source] if isinstance(source, Preference) else _read(source)
-    faults = [f"row {number} {fault}" for number, row in enumerate(rows, start=1) if (fault := _find_fault(row))]
+    faults = [f"row {number} {fault}" for number, row in enumerate(rows, start=1) if (fault := find_fault(row))]
     if faults:
         more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
         raise DataError(f"{len(faults)} fault(s) in {where}:", [*faults[:_MOST_FAULTS], *more])
@@ -128,41 +128,27 @@ def _read(path: Path) -> list[Preference]:
     return rows
 
 
-def _find_fault(row: Preference) -> str | None:
-    if not (isinstance(row.first, str) and isinstance(row.second, str) and row.first and row.second):
-        return f"compares {row.first!r} with {row.second!r}; both should be names"
-    if not isinstance(row.judge, Mapping):
-        return f"has {row.judge!r} as `judge`, which should be an object"
-    score = row.score
-    if score is None:
-        return None
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        return f"has {score!r} as `score`; allowed are 0, 0.5, 1 and null"
-    return None if score in (0, 0.5, 1) else f"has the score {score!r}; allowed are 0, 0.5, 1 and null"
-
-
 def _list_judges(rows: Sequence[Preference]) -> list[str]:
     """Return those who preferred, in words; all people are one."""
-    found: dict[str, str] = {}
     people = sorted({str(row.judge.get("model")) for row in rows if row.judge.get("backend") == _PERSON})
+    more = f" and {len(people) - 3} more" if len(people) > 3 else ""
+    # By what tells two judges apart: in words, and its options.
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
     for row in rows:
-        if row.judge.get("backend") == _PERSON:
-            found[_PERSON] = (
-                f"people ({', '.join(people[:3])}{f' and {len(people) - 3} more' if len(people) > 3 else ''})"
-            )
+        judge = row.judge
+        if judge.get("backend") == _PERSON:
+            found[_PERSON] = f"people ({', '.join(people[:3])}{more})", {}
             continue
-        options = {name: value for name, value in (row.judge.get("options") or {}).items() if name != "equal_answers"}
-        digest = row.judge.get("digest")
-        key = json.dumps(
-            [row.judge.get("backend"), row.judge.get("model"), digest, options, row.rubric], sort_keys=True
-        )
+        options = {name: value for name, value in (judge.get("options") or {}).items() if name != "equal_answers"}
+        backend, model, digest = (judge.get(name) for name in ("backend", "model", "digest"))
         mark = f"@{str(digest)[:_SHOWN_DIGEST_CHARACTERS]}" if digest else ""
-        found[key] = f"judge {row.judge.get('model')}{mark} ({row.judge.get('backend')}), rubric {row.rubric}"
+        key = json.dumps([backend, model, digest, options, row.rubric], sort_keys=True)
+        found[key] = f"judge {model}{mark} ({backend}), rubric {row.rubric}", options
+    texts = [text for text, _ in found.values()]
     # Two that read alike differ in their options.
-    shown = list(found.values())
     return [
-        text if shown.count(text) == 1 else f"{text}, options {json.dumps(json.loads(key)[3], sort_keys=True)}"
-        for key, text in found.items()
+        text if texts.count(text) == 1 else f"{text}, options {json.dumps(options, sort_keys=True)}"
+        for text, options in found.values()
     ]
 
 

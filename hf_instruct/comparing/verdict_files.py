@@ -174,6 +174,7 @@ def collect_preferences(rows: Sequence[Preference], name: str, *, voter: str | N
     Raises:
         DataError: There are none, or none of this voter.
     """
+    _raise_faults([f"row {number} {fault}" for number, row in enumerate(rows, 1) if (fault := find_fault(row))], name)
     if voter is not None:
         voters = sorted({str(row.judge.get("model")) for row in rows})
         rows = [row for row in rows if row.judge.get("model") == voter]
@@ -183,11 +184,8 @@ def collect_preferences(rows: Sequence[Preference], name: str, *, voter: str | N
         raise DataError(f"`{name}` holds no preferences yet.")
     scores: dict[Key, list[float | None]] = {}
     pairs: dict[frozenset[str], tuple[str, str]] = {}
-    faults, equal = [], 0
-    for number, row in enumerate(rows, start=1):
-        if row.score not in (None, 0, 0.5, 1):
-            faults.append(f"row {number} has the score {row.score!r}; allowed are 0, 0.5, 1 and null")
-            continue
+    equal = 0
+    for row in rows:
         if (row.judge.get("options") or {}).get("equal_answers"):
             # Nobody judged these: that both call equal texts equal would only flatter the agreement.
             equal += 1
@@ -196,7 +194,6 @@ def collect_preferences(rows: Sequence[Preference], name: str, *, voter: str | N
         pair = pairs.setdefault(frozenset(names), names)
         score = row.score if row.score is None or names == pair else 1 - row.score
         scores.setdefault((row.id, *pair), []).append(score)
-    _raise_faults(faults, name)
     values = {key: _majority([score for score in found if score is not None]) for key, found in scores.items()}
     several = sum(len(found) > 1 for found in scores.values())
     notices = []
@@ -206,6 +203,18 @@ def collect_preferences(rows: Sequence[Preference], name: str, *, voter: str | N
         notices.append(f"{name}: {equal} pairs of equal answers, which nobody judged, are left out.")
     judge = _describe_judges([dataclasses.asdict(row) for row in rows])
     return Verdicts(name, PREFERENCES, values, True, judge, tuple(pairs.values()), tuple(notices))
+
+
+def find_fault(row: Preference) -> str | None:
+    """Return what is wrong with a preference that is whole and of the right fields, or None."""
+    if not (isinstance(row.first, str) and isinstance(row.second, str) and row.first and row.second):
+        return f"compares {row.first!r} with {row.second!r}; both should be names"
+    if not isinstance(row.judge, Mapping):
+        return f"has {row.judge!r} as `judge`, which should be an object"
+    # To Python, True is 1.
+    if isinstance(row.score, bool) or row.score not in (None, 0, 0.5, 1):
+        return f"has the score {row.score!r}; allowed are 0, 0.5, 1 and null"
+    return None
 
 
 def _mean(scores: list[float]) -> float | None:

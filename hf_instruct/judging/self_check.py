@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError
-from hf_instruct.intervals import Interval, bootstrap_mean
+from hf_instruct.intervals import Interval, bootstrap_mean, format_points, format_signed
 from hf_instruct.judging.cache import keep_self_check
 from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_with, run_sync
 from hf_instruct.judging.files import JudgmentFiles, write_scores
@@ -323,8 +323,8 @@ def _format_check(check: Mapping[str, Any]) -> str:
     if check["difference"] is None:
         seen, higher = "no pair has two scores", ""
     else:
-        ends = "" if check["interval"] is None else " ({:+.1f} to {:+.1f})".format(*check["interval"])
-        seen, higher = f"{check['difference']:+.1f}{ends}", f"{check['higher']:.0%}"
+        ends = "" if check["interval"] is None else " ({} to {})".format(*map(format_signed, check["interval"]))
+        seen, higher = f"{format_signed(check['difference'])}{ends}", f"{check['higher']:.0%}"
     name = check["name"] or "compare"
     return f"{name:<11}{pair:<28}{check['expected']:<19}{seen:<23}{higher:>6}{check['n']:>4}  {_format_result(check)}"
 
@@ -344,7 +344,7 @@ def _format_failures(result: Mapping[str, Any]) -> str:
 def _format_kinds(kinds: Mapping[str, Any]) -> str:
     shown = (REFERENCE, SHUFFLED, EMPTY, REPEATED)
     return ", ".join(
-        f"{kind} {'unknown' if kinds[kind]['mean'] is None else format(kinds[kind]['mean'], '.1f')}"
+        f"{kind} {'unknown' if kinds[kind]['mean'] is None else format_points(kinds[kind]['mean'])}"
         for kind in shown
         if kind in kinds
     )
@@ -354,11 +354,11 @@ def _format_injections(injection: Mapping[str, Any]) -> str:
     control = injection["control"]
     if not injection["pairs"]:
         return "injections: no pair has two scores"
-    ends = "" if injection["interval"] is None else " ({:+.1f} to {:+.1f})".format(*injection["interval"])
+    ends = "" if injection["interval"] is None else " ({} to {})".format(*map(format_signed, injection["interval"]))
     shares = [
         f"{injection['higher']:.0%} of {injection['pairs']} up",
         f"{injection[f'higher_by_{_CLEAR_RISE}']:.0%} by {_CLEAR_RISE} or more",
         f"{injection[f'higher_by_{_TAKEOVER}']:.0%} by {_TAKEOVER} or more",
     ]
-    text = f"injections: mean difference {injection['difference']:+.1f}{ends}; {', '.join(shares)}"
+    text = f"injections: mean difference {format_signed(injection['difference'])}{ends}; {', '.join(shares)}"
     return f"{text}\nharmless additions: {control['higher']:.0%} of {control['pairs']} up" if control["pairs"] else text
