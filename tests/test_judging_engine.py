@@ -16,9 +16,10 @@ from fake_ollama import Answer, FakeOllama
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
 from hf_instruct.judging.cache import VerdictCache
-from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_responses, judge_with
+from hf_instruct.judging.engine import JudgmentSet, judge_responses, judge_with
 from hf_instruct.judging.files import JudgmentFiles
 from hf_instruct.judging.judges import Reply
+from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.rubrics import Question
 from hf_instruct.records import Judgment, Response, read_rows
 

@@ -15,9 +15,9 @@ import pytest
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError, VerdictError
-from hf_instruct.judging.engine import JudgeOptions
 from hf_instruct.judging.judges import Reply
 from hf_instruct.judging.local import choose_better
+from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.pairs import build_questions
 from hf_instruct.judging.pairwise import PairFiles, PreferenceSet, judge_pairs, prefer
 from hf_instruct.judging.rubrics import Question

@@ -11,9 +11,10 @@ from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
-from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_responses, judge_with
+from hf_instruct.judging.engine import JudgmentSet, judge_responses, judge_with
 from hf_instruct.judging.files import JudgmentFiles
 from hf_instruct.judging.judges import Reply
+from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.repeats import build_repeats, format_repeats
 from hf_instruct.judging.rubrics import Question
 from hf_instruct.pipeline import clear_from
@@ -174,6 +175,24 @@ def test_another_judge_sets_all_repeats_aside(tmp_path: Path) -> None:
         f"judgments.{label}.repeat-3.jsonl",
         "judgments.jsonl",
     ]
+
+
+def test_repeats_set_aside_keep_the_name_of_what_they_repeat(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(SeededJudge(), files, repeats=1)
+    run(SeededJudge(), files, repeats=2, force=True)
+    run(SeededJudge(), files, repeats=1, force=True)
+    label = next(path.name.split(".")[1] for path in tmp_path.glob("judgments.fake-*"))
+    base = label.removesuffix("-2")
+    assert {path.name for path in tmp_path.glob("*.json*")} == {
+        "judgments.jsonl",
+        "scores.json",
+        f"judgments.{base}.jsonl",
+        f"scores.{base}.json",
+        f"judgments.{base}-2.jsonl",
+        f"judgments.{base}-2.repeat-2.jsonl",
+        f"scores.{base}-2.json",
+    }
 
 
 def test_clearing_the_judge_stage_takes_the_repeats_along(tmp_path: Path) -> None:

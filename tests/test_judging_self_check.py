@@ -12,9 +12,10 @@ import pytest
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
 from hf_instruct.judging.cache import find_self_check, keep_self_check
-from hf_instruct.judging.engine import JudgeOptions, judge_responses, judge_with
+from hf_instruct.judging.engine import judge_responses, judge_with
 from hf_instruct.judging.files import JudgmentFiles
 from hf_instruct.judging.judges import Reply
+from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.probes import INJECTIONS
 from hf_instruct.judging.rubrics import Question, load_rubric
 from hf_instruct.judging.self_check import format_self_check, run_self_check

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_instruct.config import JudgeSection
-    from hf_instruct.judging.engine import JudgeOptions
+    from hf_instruct.judging.loop import JudgeOptions
 
 # Flag -> field of the experiment's `judge` section.
 _FIELDS = {
@@ -56,7 +56,7 @@ def build_section(values: dict[str, Any]) -> "JudgeSection":
 
 def build_options(options: argparse.Namespace) -> "JudgeOptions":
     """Return how to judge, from the flags that are not of the `judge` section."""
-    from hf_instruct.judging.engine import JudgeOptions
+    from hf_instruct.judging.loop import JudgeOptions
     from hf_instruct.run_folder import redact
 
     # `--force` would throw away what was judged before the interruption.

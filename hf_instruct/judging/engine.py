@@ -12,10 +12,11 @@ from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.judging.cache import find_self_check
 from hf_instruct.judging.files import JudgmentFiles, build_responses, write_scores
 from hf_instruct.judging.judges import Judge
-from hf_instruct.judging.loop import JudgingLoop
+from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.repeats import build_repeats, format_repeats
 from hf_instruct.judging.rubrics import load_rubric
+from hf_instruct.judging.score_loop import ScoreLoop
 from hf_instruct.judging.scores import build_scores, format_scores
 from hf_instruct.records import Judgment, Response
 
@@ -40,21 +41,6 @@ class JudgmentSet:
 
     def __str__(self) -> str:
         return "\n".join(text for text in (format_scores(self.scores), format_repeats(self.scores)) if text)
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeOptions:
-    """How to judge, beyond what an experiment says.
-
-    Attributes:
-        use_cache: Take verdicts from the cache and add to it.
-        force: Judge anew what is judged already, and do not take verdicts from the cache.
-        go_on: Tells the user how to go on after an interruption.
-    """
-
-    use_cache: bool = True
-    force: bool = False
-    go_on: str = "Judge again to go on."
 
 
 def judge_responses(
@@ -137,9 +123,9 @@ async def judge_with(
                 judge.reseed(seed)
             identities.append(judge.identity())
             place = dataclasses.replace(files, repeat=number) if files else None
-            passes: dict[str, Any] = {"use_cache": options.use_cache, "repeat": number, "repeats": len(seeds)}
-            loop = JudgingLoop(judge, rubric, responses=responses, files=place, **passes)
-            repeats.append(await loop.run(settings.concurrency, force=options.force, go_on=options.go_on))
+            passes = {"repeat": number, "repeats": len(seeds)}
+            loop = ScoreLoop(judge, rubric, responses=responses, files=place, options=options, **passes)
+            repeats.append(await loop.run(settings.concurrency))
     finally:
         if len(seeds) > 1:
             judge.reseed(settings.seed)

@@ -54,14 +54,32 @@ class JudgmentFiles:
         """The reference metrics of the responses: computed, not judged."""
         return self.folder / "metrics.json"
 
-    def list_repeats(self) -> "list[JudgmentFiles]":
-        """Return the files of the further repeats that are there, in their order."""
-        numbers = [path.name.split(".")[1].removeprefix("repeat-") for path in self.folder.glob("judgments.repeat-*")]
-        found = sorted({int(number) for number in numbers if number.isdecimal()})
-        return [JudgmentFiles(self.folder, number) for number in found]
+    def set_aside(self, rows: Sequence[Judgment]) -> Path:
+        """Move the judgments, which are these rows, to a file named after who made them.
 
-    def kept(self, label: str) -> Path:
-        """Return the name under which judgments are kept that others replace."""
+        Their scores go with those of the first repeat, and so do the further repeats: without them they repeat nothing.
+
+        Returns:
+            The new name of the judgments.
+        """
+        moved = [self, *self._list_repeats()] if self.repeat == 1 else [self]
+        label = base = _label(rows)
+        number = 1
+        while any(files._kept(label).exists() for files in moved):
+            number += 1
+            label = f"{base}-{number}"
+        for files in moved:
+            files.judgments.replace(files._kept(label))
+        if self.repeat == 1:
+            with contextlib.suppress(FileNotFoundError):
+                self.scores.replace(self.folder / f"scores.{label}.json")
+        return self._kept(label)
+
+    def _list_repeats(self) -> "list[JudgmentFiles]":
+        numbers = [path.name.split(".")[1].removeprefix("repeat-") for path in self.folder.glob("judgments.repeat-*")]
+        return [JudgmentFiles(self.folder, int(number)) for number in numbers if number.isdecimal()]
+
+    def _kept(self, label: str) -> Path:
         return self.folder / f"judgments.{label}{self._suffix}.jsonl"
 
     @property
@@ -221,24 +239,7 @@ def _build_response(row: Mapping[str, Any], taken: Mapping[str, str]) -> Respons
     return Response(id=identifier, response=answer, **texts, **extra)
 
 
-def set_aside(files: JudgmentFiles, label: str) -> Path:
-    """Move a judgments file, and its scores with the first of its repeats, to names of their own.
-
-    Returns:
-        The new name of the judgments.
-    """
-    kept, number = files.kept(label), 1
-    while kept.exists():
-        number += 1
-        kept = files.kept(f"{label}-{number}")
-    files.judgments.replace(kept)
-    if files.repeat == 1:
-        with contextlib.suppress(FileNotFoundError):
-            files.scores.replace(kept.with_name(kept.name.replace("judgments", "scores", 1)).with_suffix(".json"))
-    return kept
-
-
-def label_judgments(rows: Sequence[Judgment]) -> str:
+def _label(rows: Sequence[Judgment]) -> str:
     """Return a file name's part for judgments: who made them, and a hash that tells apart what was judged."""
     first = rows[0]
     asked = hashlib.sha256("\n".join(sorted(f"{row.prompt_sha256}{row.judge}" for row in rows)).encode()).hexdigest()

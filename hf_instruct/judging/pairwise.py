@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import JudgeSection, build_experiment
-from hf_instruct.errors import JudgeError
-from hf_instruct.judging.asking import Answer, Asker, work_through
-from hf_instruct.judging.cache import VerdictCache, cache_key
-from hf_instruct.judging.engine import JudgeOptions, run_sync
+from hf_instruct.judging.asking import Answer
+from hf_instruct.judging.cache import cache_key
+from hf_instruct.judging.engine import run_sync
 from hf_instruct.judging.files import build_responses
 from hf_instruct.judging.judges import Judge
+from hf_instruct.judging.loop import JudgeOptions, JudgingLoop
 from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.pair_scores import build_pair_scores, format_pair_scores, is_identical
 from hf_instruct.judging.pairs import RUBRIC, PairQuestion, build_questions
 from hf_instruct.judging.verdicts import parse_preference
-from hf_instruct.models import cache_folder
 from hf_instruct.pairing import JoinedPairs, Pair, join_responses
-from hf_instruct.progress import progress_bar
-from hf_instruct.records import Preference, Response, append_rows, recover_rows, write_json, write_rows
+from hf_instruct.records import Preference, Response, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +167,11 @@ def to_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pairs"
 
 
-class _PairLoop:
-    """One pass over the pairs that have no preference yet."""
+class _PairLoop(JudgingLoop[Preference]):
+    """One pass of a judge over pairs of answers."""
+
+    row_type = Preference
+    words = ("pairs", "preferences", "verdict")
 
     def __init__(
         self,
@@ -181,73 +182,24 @@ class _PairLoop:
         files: PairFiles | None,
         options: JudgeOptions,
     ) -> None:
-        self._asker = Asker(judge)
-        self._identity = judge.identity()
-        self._pairs = pairs
+        self._pairs = {pair.id: pair for pair in pairs}
+        super().__init__(
+            judge, list(self._pairs), file=files and files.preferences, options=options, title="judging pairs"
+        )
         self._questions = {pair.id: build_questions(pair) for pair in pairs}
         self._names = names
         self._files = files
-        self._options = options
-        self._cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
-        self._done: dict[str, Preference] = {}
 
-    async def run(self, concurrency: int) -> list[Preference]:
-        """Return a preference for each pair, in their order, and write them where there is a file for them.
-
-        Raises:
-            JudgeError: Judging cannot go on; what was judged until then is kept, also when the task is cancelled.
-        """
-        try:
-            self._reuse_rows()
-            waiting = [pair for pair in self._pairs if pair.id not in self._done]
-            with progress_bar("judging pairs", len(self._pairs), done=len(self._done)) as advance:
-
-                async def judge_pair(pair: Pair) -> Preference:
-                    row = await self._judge(pair)
-                    self._done[pair.id] = row
-                    advance(1, self._note())
-                    return row
-
-                await work_through(waiting, judge_pair, save=self._save, concurrency=concurrency)
-            preferences = [self._done[pair.id] for pair in self._pairs]
-            if self._files:
-                write_rows(self._files.preferences, preferences)
-        except JudgeError as error:
-            kept = f", kept in `{self._files.preferences}`" if self._files else ""
-            text = f"{error} {len(self._done)} of {len(self._pairs)} pairs are judged{kept}. {self._options.go_on}"
-            raise type(error)(text) from error
-        except OSError as error:
-            raise JudgeError(f"The preferences cannot be written: {error}. {self._options.go_on}") from error
-        finally:
-            self._cache.close()
-        if failed := [row for row in preferences if row.score is None]:
-            logger.warning(
-                "%d of %d pairs have no verdict; the first, `%s`, because: %s",
-                len(failed),
-                len(preferences),
-                failed[0].id,
-                failed[0].failure,
-            )
-        return preferences
-
-    def _reuse_rows(self) -> None:
-        """Take over the preferences in the file that this judge would state again; keep others under another name."""
-        if not self._files:
-            return
-        rows = recover_rows(self._files.preferences, Preference)
-        found = {} if self._options.force else {row.id: row for row in rows if self._would_repeat(row)}
+    def _reuse(self) -> None:
+        super()._reuse()
         # The file's own pair of names may be another way to write the same two paths.
-        reusable = {
-            id: dataclasses.replace(row, first=self._names[0], second=self._names[1]) for id, row in found.items()
-        }
-        if len(reusable) < len({row.id for row in rows}):
-            asked = hashlib.sha256("".join(f"{row.prompt_sha256}{row.judge}" for row in rows).encode()).hexdigest()
-            label = to_file_name(f"{rows[0].judge.get('model', 'judge')}-{asked[:6]}")
-            kept = self._files.set_aside(label)
-            logger.warning("Judging anew; the preferences that were there are kept as `%s`.", kept)
-            append_rows(self._files.preferences, reusable.values())
-        # A call that brought no reply at all is worth another try; an unreadable reply would be unreadable again.
-        self._done = {id: row for id, row in reusable.items() if row.score is not None or all(row.replies)}
+        first, second = self._names
+        self._done = {id: dataclasses.replace(row, first=first, second=second) for id, row in self._done.items()}
+
+    def _set_aside(self, rows: Sequence[Preference]) -> Path:
+        assert self._files is not None
+        asked = hashlib.sha256("".join(f"{row.prompt_sha256}{row.judge}" for row in rows).encode()).hexdigest()
+        return self._files.set_aside(to_file_name(f"{rows[0].judge.get('model', 'judge')}-{asked[:6]}"))
 
     def _would_repeat(self, row: Preference) -> bool:
         questions = self._questions.get(row.id)
@@ -261,8 +213,8 @@ class _PairLoop:
         # As votes mark them: nobody was asked, so measures of agreement leave these out.
         return {**self._identity, "options": {**(self._identity.get("options") or {}), "equal_answers": True}}
 
-    async def _judge(self, pair: Pair) -> Preference:
-        questions = self._questions[pair.id]
+    async def _judge(self, id: str) -> Preference:
+        pair, questions = self._pairs[id], self._questions[id]
         orders: list[float | None] = []
         answers: list[Answer[float]] = []
         if not pair.identical:
@@ -297,10 +249,6 @@ class _PairLoop:
         if answer.value is not None:
             self._cache.add([(key, {"score": answer.value, "replies": answer.replies})])
         return answer
-
-    def _save(self, rows: list[Preference]) -> None:
-        if self._files:
-            append_rows(self._files.preferences, rows)
 
     def _note(self) -> str:
         asked = [row for row in self._done.values() if not is_identical(row)]

@@ -12,9 +12,10 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError
 from hf_instruct.intervals import Interval, bootstrap_mean, format_points, format_signed
 from hf_instruct.judging.cache import keep_self_check
-from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_with, run_sync
+from hf_instruct.judging.engine import JudgmentSet, judge_with, run_sync
 from hf_instruct.judging.files import JudgmentFiles, write_scores
 from hf_instruct.judging.judges import Judge
+from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.opening import opened_judge
 from hf_instruct.judging.probes import (
     CONTROL,

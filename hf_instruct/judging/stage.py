@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Mapping
 
 from hf_instruct.config import Experiment, JudgeSection
-from hf_instruct.judging.engine import JudgeOptions, JudgmentSet, judge_with, run_sync
+from hf_instruct.judging.engine import JudgmentSet, judge_with, run_sync
 from hf_instruct.judging.files import JudgmentFiles, load_responses
+from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.metrics import write_metrics
 from hf_instruct.judging.opening import choose_judge, opened_judge
 from hf_instruct.judging.rubrics import load_rubric
