@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hf_instruct.errors import DataError
-from hf_instruct.records import Response
+from hf_instruct.records import Preference, Response
 
 _MOST_FAULTS = 20
 _SHOWN_CHARACTERS = 60
@@ -49,6 +49,11 @@ class JoinedPairs(NamedTuple):
     by: str
     first_alone: int
     second_alone: int
+
+
+def is_identical(row: Preference) -> bool:
+    """Return whether a preference is a tie between equal answers that nobody was asked about."""
+    return bool((row.judge.get("options") or {}).get("equal_answers"))
 
 
 def join_responses(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.errors import DataError
+from hf_instruct.pairing import is_identical
 from hf_instruct.records import Judgment, Preference, Response, read_rows
 from hf_instruct.run_folder import RunFolder
 
@@ -186,7 +187,7 @@ def collect_preferences(rows: Sequence[Preference], name: str, *, voter: str | N
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     equal = 0
     for row in rows:
-        if (row.judge.get("options") or {}).get("equal_answers"):
+        if is_identical(row):
             # Nobody judged these: that both call equal texts equal would only flatter the agreement.
             equal += 1
             continue

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.pairing import Pair
+from hf_instruct.pairing import Pair, is_identical
 from hf_instruct.records import Preference, append_rows, recover_rows, write_rows
 
 LEFT, RIGHT, TIE, SKIP = CHOICES = ("left", "right", "tie", "skip")
@@ -166,7 +166,7 @@ class VoteBook:
         with self._lock:
             for place in range(len(self._rows) - 1, -1, -1):
                 row = self._rows[place]
-                if self._is_vote(row, voter) and not _is_equal(row):
+                if self._is_vote(row, voter) and not is_identical(row):
                     kept = self._rows[:place] + self._rows[place + 1 :]
                     write_rows(self.path, kept)
                     self._rows = kept
@@ -175,7 +175,7 @@ class VoteBook:
 
     def count_votes(self, voter: str | None = None) -> int:
         """Return how many ballots a voter, or all of them, have answered, skipped ones included."""
-        return sum(self._is_vote(row, voter) and not _is_equal(row) for row in self._rows)
+        return sum(self._is_vote(row, voter) and not is_identical(row) for row in self._rows)
 
     def voters(self) -> list[str]:
         """Return the names of those who have voted."""
@@ -246,10 +246,6 @@ class VoteBook:
                     f"`{self.path}` holds votes on other answers of `{self._first}` and `{self._second}` (example "
                     f"`{row.id}`): they were generated anew since. Name another file with `--out`."
                 )
-
-
-def _is_equal(row: Preference) -> bool:
-    return bool((row.judge.get("options") or {}).get("equal_answers"))
 
 
 @contextlib.contextmanager

@@ -115,8 +115,6 @@ class OpenAIJudge:
             models = []
         if not self._model:
             self._model = self._only_model(models)
-        elif models and self._model not in models:
-            logger.debug("%s does not list %s", self._url, self._model)
         await self._probe_schema()
 
     def _only_model(self, models: list[str]) -> str:

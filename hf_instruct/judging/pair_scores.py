@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_instruct.judging.pairs import RUBRIC, RUBRIC_SHA256
 from hf_instruct.judging.scores import format_judge
-from hf_instruct.pairing import JoinedPairs
+from hf_instruct.pairing import JoinedPairs, is_identical
 from hf_instruct.ratings import WinRate, length_controlled_win_rate, win_rate
 from hf_instruct.records import Preference
 
@@ -60,11 +60,6 @@ def build_pair_scores(
         "prompts_sha256": hashlib.sha256("\n".join(row.prompt_sha256 for row in preferences).encode()).hexdigest(),
         "seconds": round(sum(row.seconds for row in preferences), 3),
     }
-
-
-def is_identical(row: Preference) -> bool:
-    """Return whether a preference is a tie between equal answers that nobody was asked about."""
-    return bool((row.judge.get("options") or {}).get("equal_answers"))
 
 
 def _plain(name: str, rate: WinRate | None) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from hf_instruct.judging.files import build_responses
 from hf_instruct.judging.judges import Judge
 from hf_instruct.judging.loop import JudgeOptions, JudgingLoop
 from hf_instruct.judging.opening import opened_judge
-from hf_instruct.judging.pair_scores import build_pair_scores, format_pair_scores, is_identical
+from hf_instruct.judging.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.judging.pairs import RUBRIC, PairQuestion, build_questions
 from hf_instruct.judging.verdicts import parse_preference
-from hf_instruct.pairing import JoinedPairs, Pair, join_responses
+from hf_instruct.pairing import JoinedPairs, Pair, is_identical, join_responses
 from hf_instruct.records import Preference, Response, write_json
 
 logger = logging.getLogger(__name__)
@@ -183,9 +183,8 @@ class _PairLoop(JudgingLoop[Preference]):
         options: JudgeOptions,
     ) -> None:
         self._pairs = {pair.id: pair for pair in pairs}
-        super().__init__(
-            judge, list(self._pairs), file=files and files.preferences, options=options, title="judging pairs"
-        )
+        file = files.preferences if files else None
+        super().__init__(judge, list(self._pairs), file=file, options=options, title="judging pairs")
         self._questions = {pair.id: build_questions(pair) for pair in pairs}
         self._names = names
         self._files = files
