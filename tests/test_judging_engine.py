@@ -260,6 +260,19 @@ def test_only_changed_responses_are_judged_again(tmp_path: Path) -> None:
     assert [row.score for row in judged.judgments] == [99, 50, 50, 50, 50, 50]
 
 
+def test_force_holds_after_an_interruption(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(FakeJudge(), files)
+    answered = [Reply('{"score": 60}', 0.1)] * 2
+    with pytest.raises(JudgeUnavailable):
+        run(FakeJudge(*answered, JudgeUnavailable("Gone.")), files, force=True, settings=JudgeSection(concurrency=1))
+    judge = FakeJudge(*[Reply('{"score": 70}', 0.1)] * 4)
+    judged = run(judge, files)
+    # What was in the cache before `force` is not taken for the rest.
+    assert [row.score for row in judged.judgments] == [60, 60, 70, 70, 70, 70]
+    assert judged.scores["cached"] == 0
+
+
 def test_force_judges_everything_anew(tmp_path: Path) -> None:
     files = JudgmentFiles(tmp_path)
     run(FakeJudge(), files)

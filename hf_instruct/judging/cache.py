@@ -75,6 +75,16 @@ class VerdictCache:
         except (sqlite3.Error, UnicodeEncodeError) as error:
             self._give_up(error)
 
+    def forget(self, keys: Iterable[str]) -> None:
+        """Drop what is kept under these keys."""
+        if self._database is None:
+            return
+        try:
+            with self._database as database:
+                database.executemany("DELETE FROM verdicts WHERE key = ?", [(key,) for key in keys])
+        except sqlite3.Error as error:
+            self._give_up(error)
+
     def close(self) -> None:
         """Close the file."""
         if self._database is not None:

@@ -25,7 +25,7 @@ class JudgeOptions:
 
     Attributes:
         use_cache: Take verdicts from the cache and add to it.
-        force: Judge anew what is judged already, and do not take verdicts from the cache.
+        force: Judge anew what is judged already, and drop its verdicts from the cache.
         go_on: Tells the user how to go on after an interruption.
     """
 

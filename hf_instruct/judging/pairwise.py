@@ -191,6 +191,11 @@ class _PairLoop(JudgingLoop[Preference]):
 
     def _reuse(self) -> None:
         super()._reuse()
+        if self._options.force:
+            # Forgotten, not passed over: whoever goes on after an interruption leaves `force` out.
+            self._cache.forget(
+                cache_key(question, self._identity) for both in self._questions.values() for question in both
+            )
         # The file's own pair of names may be another way to write the same two paths.
         first, second = self._names
         self._done = {id: dataclasses.replace(row, first=first, second=second) for id, row in self._done.items()}
@@ -241,8 +246,7 @@ class _PairLoop(JudgingLoop[Preference]):
     async def _ask(self, question: PairQuestion) -> Answer[float]:
         """Return whether the answer shown first is better: 1, 0, or 0.5 for a tie."""
         key = cache_key(question, self._identity)
-        known = None if self._options.force else self._cache.find(key)
-        if known:
+        if known := self._cache.find(key):
             return Answer(float(known["score"]), known["replies"])
         answer = await self._asker.ask(question, lambda reply: parse_preference(reply.text))
         if answer.value is not None:

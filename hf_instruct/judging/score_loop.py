@@ -72,7 +72,8 @@ class ScoreLoop(JudgingLoop[Judgment]):
         """Take over what the file and then the cache know."""
         super()._reuse()
         if self._options.force:
-            return
+            # Forgotten, not passed over: whoever goes on after an interruption leaves `force` out.
+            self._cache.forget(self._keys.values())
         found = []
         for id in self._ids:
             if id not in self._done and (verdict := self._cache.find(self._keys[id])):
