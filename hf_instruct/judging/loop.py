@@ -49,7 +49,9 @@ class JudgingLoop(Generic[Row]):
     row_type: type[Row]
     words: tuple[str, str, str]
 
-    def __init__(self, judge: Judge, ids: Sequence[str], *, file: Path | None, options: JudgeOptions, title: str):
+    def __init__(
+        self, judge: Judge, ids: Sequence[str], *, file: Path | None, options: JudgeOptions, title: str
+    ) -> None:
         self._asker = Asker(judge)
         self._identity = judge.identity()
         self._ids = ids

@@ -12,7 +12,7 @@ from hf_instruct.judging.files import JudgmentFiles
 from hf_instruct.judging.judges import Judge, Reply
 from hf_instruct.judging.loop import JudgeOptions, JudgingLoop
 from hf_instruct.judging.rubrics import Rubric
-from hf_instruct.judging.verdicts import parse_verdict
+from hf_instruct.judging.verdicts import Verdict, parse_verdict
 from hf_instruct.records import Judgment, Response, append_rows
 
 logger = logging.getLogger(__name__)
@@ -91,11 +91,11 @@ class ScoreLoop(JudgingLoop[Judgment]):
         row = self._build(id, answer.replies, score=score, reasons=reasons)
         return dataclasses.replace(row, seconds=round(answer.seconds, 4), failure=answer.failure)
 
-    def _read(self, reply: Reply) -> tuple[int, str | None]:
+    def _read(self, reply: Reply) -> Verdict:
         if reply.score is not None:
-            return reply.score, None
-        verdict = parse_verdict(reply.text, self._rubric)
-        return verdict.score, to_printable(verdict.reasons) if verdict.reasons else None
+            return Verdict(reply.score)
+        score, reasons = parse_verdict(reply.text, self._rubric)
+        return Verdict(score, reasons and to_printable(reasons))
 
     def _build(self, id: str, replies: list[str], *, score: int | None, reasons: str | None) -> Judgment:
         return Judgment(

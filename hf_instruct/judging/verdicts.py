@@ -1,9 +1,8 @@
 """Read a score or a preference out of a judge's reply, or say why it cannot be read. Text in, number out."""
 
-import dataclasses
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_instruct.errors import VerdictError
 from hf_instruct.judging.rubrics import Rubric
@@ -22,8 +21,7 @@ _PREFERENCE = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a judge decided.
 
     Attributes:
