@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_instruct.intervals import format_points
 from hf_instruct.records import TrainingRow, write_bytes
@@ -76,7 +76,6 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
         axes.plot(*zip(*points, strict=True), label=label, color=COLORS[color], marker=marker, clip_on=False, **style)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a label token)")
-    axes.grid(axis="y", color=COLORS["grid"], linewidth=0.8)
     if drawn:
         axes.set_xlim(0, max(axes.get_xlim()[1], 1))
         axes.locator_params(axis="x", integer=True)
@@ -108,7 +107,6 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
     axes.set_xlabel("score")
     axes.set_ylabel("answers")
     axes.locator_params(axis="y", integer=True)
-    axes.grid(axis="y", color=COLORS["grid"], linewidth=0.8)
     if sides:
         # Beside the plot, where it can hide no bar.
         figure.legend(
@@ -129,7 +127,7 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
         rows: One a run, in the order from top to bottom.
         title: A line above the plot, taken literally.
     """
-    figure = _build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
+    figure = build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
     left, right = figure.subplots(1, 2, sharey=True)
     right.axvline(0, color=COLORS["base"], linewidth=1.2, linestyle=(0, (4, 3)))
     for place, (_, mean, interval, difference) in enumerate(rows):
@@ -145,8 +143,7 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
     left.set_xlabel("mean score, 95 % interval")
     right.set_xlabel("difference from the baseline, 95 % interval")
     for axes in (left, right):
-        _style(axes)
-        axes.grid(axis="x", color=COLORS["grid"], linewidth=0.8)
+        style_axes(axes, grid="x")
         axes.locator_params(axis="x", nbins=6)
     return figure
 
@@ -196,7 +193,13 @@ def format_inline_svg(figure: "Figure", prefix: str) -> str:
     return svg.strip()
 
 
-def _build_figure(size_inches: tuple[float, float], title: str | None) -> "Figure":
+def build_figure(size_inches: tuple[float, float], title: str | None = None) -> "Figure":
+    """Return an empty figure.
+
+    Args:
+        size_inches: Width and height.
+        title: A line above the plot, taken literally.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -208,18 +211,20 @@ def _build_figure(size_inches: tuple[float, float], title: str | None) -> "Figur
 
 
 def _build_axes(title: str | None) -> "tuple[Figure, Axes]":
-    figure = _build_figure(_SIZE_INCHES, title)
+    figure = build_figure(_SIZE_INCHES, title)
     axes = figure.add_subplot()
     axes.locator_params(axis="y", nbins=6)
-    _style(axes)
+    style_axes(axes, grid="y")
     return figure, axes
 
 
-def _style(axes: "Axes") -> None:
+def style_axes(axes: "Axes", *, grid: Literal["x", "y"]) -> None:
+    """Give axes our colours and sizes, and lines behind the plot at the marks of one of them."""
+    axes.grid(axis=grid, color=COLORS["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(COLORS["grid"])
-    axes.tick_params(colors=COLORS["text"], length=0, labelsize=9, pad=5)
+    axes.tick_params(which="both", colors=COLORS["text"], length=0, labelsize=9, pad=5)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=COLORS["text"], fontsize=9)
 

@@ -4,7 +4,8 @@ import pytest
 
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.exploring import NextToken, NextTokens
-from hf_instruct.generation.next_token_plot import check_plot_path, draw_next_token_plot, write_next_token_plot
+from hf_instruct.generation.next_token_plot import check_plot_path, draw_next_token_plot
+from hf_instruct.plots import write_figure
 
 ROWS = [
     ("␣dog", 0.5, True, True, (0.9, 0.4, 0.4, 0.4)),
@@ -53,7 +54,7 @@ def test_bars_are_the_probabilities_and_say_what_is_kept() -> None:
 
 @pytest.mark.parametrize("name", ["a.png", "b.SVG"])
 def test_files_of_both_kinds(tmp_path: Path, name: str) -> None:
-    write_next_token_plot(FOUND, check_plot_path(tmp_path / name), title="x")
+    write_figure(draw_next_token_plot(FOUND, title="x"), check_plot_path(tmp_path / name))
     assert (tmp_path / name).read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
 
 

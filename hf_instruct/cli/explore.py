@@ -278,12 +278,13 @@ def _print_json(
 
 def _plot(following: "NextTokens", options: argparse.Namespace) -> None:
     from hf_instruct.errors import ConfigError
-    from hf_instruct.generation.next_token_plot import write_next_token_plot
+    from hf_instruct.generation.next_token_plot import draw_next_token_plot
+    from hf_instruct.plots import write_figure
 
     settings = f"top-k {following.top_k or 'off'}, top-p {following.top_p:g}, temperature {following.temperature:g}"
     prompt = " ".join(options.prompt.split())
     prompt = prompt if len(prompt) <= 50 else "…" + prompt[-49:]
     try:
-        write_next_token_plot(following, options.plot, title=f"“{prompt} …”   {settings}")
+        write_figure(draw_next_token_plot(following, title=f"“{prompt} …”   {settings}"), options.plot)
     except OSError as error:
         raise ConfigError(f"`{options.plot}` cannot be written: {error.strerror}. Name another file.") from error

@@ -1,23 +1,19 @@
 """The plot of `hf-instruct explore`: the likeliest next tokens, what top-k and top-p keep, what temperature does."""
 
 import functools
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.exploring import TEMPERATURES, NextTokens
-from hf_instruct.plots import BACKGROUND, COLORS
-from hf_instruct.records import write_bytes
+from hf_instruct.plots import COLORS, build_figure, style_axes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg")
 _WIDTH_INCHES = 8.2
 _ROW_INCHES = 0.23
-_PNG_DOTS_PER_INCH = 200
 _LONGEST_LABEL = 18
 # By whether top-k and whether top-p keep a token; of the Okabe-Ito set, as `plots.COLORS`.
 _KEPT = {
@@ -42,14 +38,6 @@ def check_plot_path(path: Path) -> Path:
     return path
 
 
-def write_next_token_plot(found: NextTokens, path: Path, *, title: str) -> None:
-    """Write the plot of `draw_next_token_plot`; the suffix of `path` decides the format (`.png` or `.svg`)."""
-    image = BytesIO()
-    figure = draw_next_token_plot(found, title=title)
-    figure.savefig(image, format=path.suffix.lower().removeprefix("."), dpi=_PNG_DOTS_PER_INCH)
-    write_bytes(path, image.getvalue())
-
-
 def draw_next_token_plot(found: NextTokens, *, title: str) -> "Figure":
     """Return the plot of the next token.
 
@@ -60,15 +48,8 @@ def draw_next_token_plot(found: NextTokens, *, title: str) -> "Figure":
         found: Which tokens may come next.
         title: A line above the plot, taken literally.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     tokens = found.tokens
-    figure = Figure(
-        figsize=(_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(tokens)),
-        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),  # inches
-        facecolor=BACKGROUND,
-    )
+    figure = build_figure((_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(tokens)), _printable(title, longest=90))
     left, right = figure.subplots(1, 2, sharey=True)
     for kept, (label, color) in _KEPT.items():
         places = [place for place, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept]
@@ -89,19 +70,10 @@ def draw_next_token_plot(found: NextTokens, *, title: str) -> "Figure":
     right.set_xscale("log")
     right.set_xlabel("probability at each temperature, % (logarithmic)")
     for axes, name in ((left, None), (right, "temperature")):
-        _style(axes)
+        style_axes(axes, grid="x")
+        axes.tick_params(which="both", labelsize=8, pad=4)
         axes.legend(loc="best", frameon=False, fontsize=8, title=name, title_fontsize=8, labelcolor=COLORS["text"])
-    figure.suptitle(_printable(title, longest=90), color=COLORS["text"], fontsize=10.5, parse_math=False)
     return figure
-
-
-def _style(axes: "Axes") -> None:
-    axes.set_axisbelow(True)
-    axes.grid(axis="x", color=COLORS["grid"], linewidth=0.8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(COLORS["grid"])
-    axes.tick_params(which="both", colors=COLORS["text"], length=0, labelsize=8, pad=4)
-    axes.xaxis.label.set(color=COLORS["text"], fontsize=9)
 
 
 def _printable(text: str, *, longest: int = _LONGEST_LABEL) -> str:

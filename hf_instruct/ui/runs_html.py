@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hf_instruct.intervals import Interval, format_points
+from hf_instruct.intervals import Interval, format_points, format_signed
 from hf_instruct.metric_names import METRICS, format_metric, label_metric
 from hf_instruct.records import TrainingRow
 from hf_instruct.ui.look import escape, format_card, format_cards, format_dot, format_table, series_color
@@ -136,8 +136,7 @@ def _format_difference(view: RunsView, answers: AnswerSet) -> str:
     found = view.difference(answers)
     if found is None:
         return _NONE
-    sign = "+" if found.mean >= 0 else ""
-    return f"{sign}{format_points(found.mean)} <small>({_format_interval(Interval(found.low, found.high))})</small>"
+    return f"{format_signed(found.mean)} <small>({_format_interval(Interval(found.low, found.high))})</small>"
 
 
 def _format_interval(interval: Interval) -> str:
@@ -151,26 +150,17 @@ def _points(rows: Sequence[TrainingRow], name: str) -> list[tuple[int, float]]:
 
 
 def _draw_losses(logs: Mapping[str, Sequence[TrainingRow]]) -> "Figure":
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from hf_instruct.plots import COLORS, build_figure, style_axes
 
-    from hf_instruct.plots import COLORS
-
-    figure = Figure(figsize=_SIZE_INCHES, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))  # inches
+    figure = build_figure(_SIZE_INCHES)
     axes = figure.add_subplot()
+    style_axes(axes, grid="y")
     for place, (label, rows) in enumerate(logs.items()):
         _draw_run(axes, label, rows, color=series_color(place))
     axes.set_xlabel("example tokens seen")
     axes.set_ylabel("loss (nats a label token)")
-    axes.grid(axis="y", color=COLORS["grid"], linewidth=0.8)
-    axes.set_axisbelow(True)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(COLORS["grid"])
-    axes.tick_params(colors=COLORS["text"], length=0, labelsize=9, pad=5)
-    for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set(color=COLORS["text"], fontsize=9)
     legend = axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=COLORS["text"], handlelength=1.6)
     for text in legend.get_texts():
         # A run may be called anything, dollar signs included.
