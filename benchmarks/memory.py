@@ -68,7 +68,7 @@ def measure_memory(case: MemoryCase, *, model: str, data: str, deadline: Deadlin
         # fmt: off
         finished = run_command(
             [
-                sys.executable, "-m", "hf_instruct.cli", "train", case.recipe,
+                sys.executable, "-m", "hf_instruct", "train", case.recipe,
                 "--run-dir", f"{folder}/run",
                 "--model.name", model,
                 "--data.source", data,

@@ -74,7 +74,7 @@ def measure_help(deadline: Deadline) -> list[float]:
     """Return the seconds that `hf-instruct --help` took, five times, after one that does not count."""
     command = [str(Path(sys.executable).with_name("hf-instruct"))]
     if not Path(command[0]).exists():
-        command = [sys.executable, "-m", "hf_instruct.cli"]
+        command = [sys.executable, "-m", "hf_instruct"]
     return [run_command([*command, "--help"], deadline=deadline).seconds for _ in range(_HELP_RUNS + 1)][1:]
 
 

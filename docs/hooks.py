@@ -28,7 +28,10 @@ _STAGES = {
     "comparing": "Comparing",
     "publishing": "Publishing",
     "pipeline": "All stages at once",
+    "run_folder": "The run folder",
 }
+# Shown on the page of rows and errors.
+_ELSEWHERE = ("records", "errors")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -131,10 +134,11 @@ def write_python() -> str:
         "# Python",
         "",
         "What `from hf_instruct import …` offers. Importing the package loads neither torch nor TRL: a name is looked "
-        "up when it is first used.",
+        "up when it is first used. `Example`, `Response`, `Splits` and `InstructError` are on the page "
+        "[Rows and errors](records.md).",
     ]
     for stage in order:
-        if stage in by_stage:
+        if stage in by_stage and stage not in _ELSEWHERE:
             lines += ["", f"## {_STAGES.get(stage, stage.capitalize())}"]
             lines += [line for path in by_stage[stage] for line in ("", f"::: {path}")]
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from hf_instruct.comparing.rating import rate_preferences
     from hf_instruct.data.sources import load_examples
     from hf_instruct.data.splits import split_examples
+    from hf_instruct.errors import InstructError
     from hf_instruct.generation.answers import generate_responses
     from hf_instruct.judging.engine import judge_responses
     from hf_instruct.judging.metric_classes import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hf_instruct.models import load_model
     from hf_instruct.pipeline import run
     from hf_instruct.prompts import PromptFormat
+    from hf_instruct.records import Example, Response, Splits
+    from hf_instruct.run_folder import RunFolder
     from hf_instruct.training.collators import PrefixSharingCollator
     from hf_instruct.training.finetune import train
 
@@ -33,12 +36,17 @@ __version__ = "0.1.0"
 __all__ = [
     "ChrF",
     "ExactMatch",
+    "Example",
+    "InstructError",
     "LengthRatio",
     "PrefixSharingCollator",
     "PromptFormat",
     "ReferencePerplexity",
     "RepetitiveShare",
+    "Response",
     "RougeL",
+    "RunFolder",
+    "Splits",
     "StoppedShare",
     "TokenF1",
     "compare_runs",
@@ -59,12 +67,17 @@ __all__ = [
 _HOMES = {
     "ChrF": "judging.metric_classes",
     "ExactMatch": "judging.metric_classes",
+    "Example": "records",
+    "InstructError": "errors",
     "LengthRatio": "judging.metric_classes",
     "PrefixSharingCollator": "training.collators",
     "PromptFormat": "prompts",
     "ReferencePerplexity": "judging.metric_classes",
     "RepetitiveShare": "judging.metric_classes",
+    "Response": "records",
     "RougeL": "judging.metric_classes",
+    "RunFolder": "run_folder",
+    "Splits": "records",
     "StoppedShare": "judging.metric_classes",
     "TokenF1": "judging.metric_classes",
     "compare_runs": "comparing.comparison",

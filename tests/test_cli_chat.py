@@ -300,7 +300,7 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path, tiny_gpt2: Path) -> None:
     """The answer stops, the program goes on, and Ctrl-D ends it."""
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "hf_instruct.cli", "chat", str(tiny_gpt2), "--max-new-tokens", "240"]
+    command = [sys.executable, "-m", "hf_instruct", "chat", str(tiny_gpt2), "--max-new-tokens", "240"]
     process = subprocess.Popen(
         command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True, preexec_fn=_take_terminal
     )

@@ -237,7 +237,7 @@ def test_fields_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_leaves_early_is_no_error(reader: str, read: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Kept back by Python, a few lines are written at its end only.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    command = f"{sys.executable} -m hf_instruct.cli run --fields | {reader}"
+    command = f"{sys.executable} -m hf_instruct run --fields | {reader}"
     finished = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert finished.stdout.startswith(read)

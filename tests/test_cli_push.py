@@ -71,7 +71,7 @@ def _push(run: RunFolder, hub: FakeHub, home: Path, *arguments: str, token: str 
     """Push as a user does, in a process of its own."""
     known = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", **({"HF_TOKEN": token} if token else {})}
-    command = [sys.executable, "-m", "hf_instruct.cli", "push", str(run.path), *arguments]
+    command = [sys.executable, "-m", "hf_instruct", "push", str(run.path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**known, **settings})
     assert TOKEN not in done.stdout + done.stderr
     return done.returncode, done.stdout, done.stderr

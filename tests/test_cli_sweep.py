@@ -77,7 +77,7 @@ def test_the_others_are_named_where_there_are_any(tmp_path: Path, capsys: pytest
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_in_a_table(file: Path) -> None:
     path = file.parent / "sweep"
-    command = [sys.executable, "-m", "hf_instruct.cli", "sweep", str(file), "--sweep-dir", str(path)]
+    command = [sys.executable, "-m", "hf_instruct", "sweep", str(file), "--sweep-dir", str(path)]
     command += ["--set", "train.learning_rate=1e-2,1e-30", "--train.num_train_epochs", "4"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     second = path / "learning_rate=1e-30"

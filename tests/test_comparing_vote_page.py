@@ -20,7 +20,7 @@ class Server:
     def __init__(self, folder: Path, *words: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "hf_instruct.cli", "vote", "secret-tuned", "secret-base", "--no-browser"]
+        command = [sys.executable, "-m", "hf_instruct", "vote", "secret-tuned", "secret-base", "--no-browser"]
         self.process = subprocess.Popen(
             [*command, "--port", str(port), *words],
             cwd=folder,

@@ -490,7 +490,7 @@ def test_offline_and_unreachable(run: RunFolder, hub: FakeHub, monkeypatch: pyte
 def test_ctrl_c_and_sigterm_as_they_come(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
     known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
-    command = [sys.executable, "-m", "hf_instruct.cli", "push", str(run.path), "--to", ID]
+    command = [sys.executable, "-m", "hf_instruct", "push", str(run.path), "--to", ID]
     for route, number, status, said in [
         ("preupload", signal.SIGINT, 130, "Nothing was published; give the same command again."),
         ("preupload", signal.SIGTERM, 143, "Nothing was published; give the same command again."),

@@ -103,7 +103,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
     tuned = publishing_runs.save_adapter(tmp_path / "adapter", model) if adapter else model
     run = publishing_runs.write_run(tmp_path / "mine", tuned)
     port = judge_servers.find_free_port()
-    command = [sys.executable, "-m", "hf_instruct.cli", "serve", str(run.path), "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-m", "hf_instruct", "serve", str(run.path), "--port", str(port), "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

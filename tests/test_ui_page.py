@@ -64,7 +64,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hf_instruct.cli", "ui", *names, "--no-browser", "--port", str(port)],
+            [sys.executable, "-m", "hf_instruct", "ui", *names, "--no-browser", "--port", str(port)],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,8 +1,0 @@
-"""`python -m hf_instruct.cli`: the `hf-instruct` command where its script is not on the path."""
-
-import sys
-
-from hf_instruct.cli.main import main
-
-if __name__ == "__main__":
-    sys.exit(main())
