@@ -263,6 +263,12 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def move_to_best_device(model: "PreTrainedModel") -> None:
+    """Move a model to `best_device()`; on several GPUs to the one that is this process's."""
+    # Typed as a wrapper that hides the argument.
+    model.to(best_device())  # type: ignore[arg-type]
+
+
 def computes_bf16() -> bool:
     """Return whether the device that training would use multiplies bf16 matrices natively."""
     import torch

@@ -11,7 +11,7 @@ from hf_instruct.config import Experiment, build_experiment, load_experiment
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.records import read_json_object
-from hf_instruct.run_folder import RunFolder, plain_values
+from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 
 STAGES = ("data", "train", "generate", "judge", "report")
 # Processes launched together work on these together; on the others, the first alone.
@@ -263,7 +263,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         RunError: The folder is of another experiment.
     """
     old, new = plain_values(folder.load_experiment()), plain_values(experiment)
-    changed = sorted(_differing_keys(old, new))
+    changed = differing_settings(old, new)
     has_trained = is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*"))
     begun = {
         "data": is_done(folder, "data"),
@@ -286,16 +286,6 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
 
 def _has_begun_to_answer(folder: RunFolder) -> bool:
     return any(part.responses.exists() or part.response_parts() for part in (folder, folder.base))
-
-
-def _differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for section in {*old, *new}:
-        before, after = old.get(section), new.get(section)
-        if before is None or after is None:
-            if before is not after:
-                yield section
-            continue
-        yield from (f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,22 @@ def plain_values(experiment: Experiment) -> dict[str, Any]:
         del values["lora"]
     redacted: dict[str, Any] = redact(values)
     return redacted
+
+
+def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of the settings in which two experiments' `plain_values` differ, in order.
+
+    >>> differing_settings({"train": {"seed": 1, "bf16": True}, "lora": None}, {"train": {"seed": 2}, "lora": {"r": 8}})
+    ['lora', 'train.bf16', 'train.seed']
+    """
+    names = []
+    for section in {*old, *new}:
+        before, after = old.get(section), new.get(section)
+        if before is None or after is None:
+            names += [section] if before is not after else []
+        else:
+            names += [f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key)]
+    return sorted(names)
 
 
 def redact(value: Any) -> Any:

@@ -9,6 +9,8 @@ from hf_instruct.intervals import Interval, parse_interval
 from hf_instruct.models import parse_num_parameters
 from hf_instruct.records import as_number, read_json_object
 
+# Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
+JUDGE_IDENTITY = ("backend", "model", "digest", "options")
 # With fewer answers the interval of their mean is itself uncertain.
 FEW_ANSWERS = 30
 # Judges below this tell good answers from bad ones roughly.
@@ -70,8 +72,7 @@ class Scores:
 
     def judged_as(self, other: "Scores") -> bool:
         """Return whether the same judge gave these scores and others, under the same rubric."""
-        named = ("backend", "model", "digest", "options")
-        same_judge = all(self.judge.get(name) == other.judge.get(name) for name in named)
+        same_judge = all(self.judge.get(name) == other.judge.get(name) for name in JUDGE_IDENTITY)
         return same_judge and (self.rubric, self.rubric_sha256) == (other.rubric, other.rubric_sha256)
 
 

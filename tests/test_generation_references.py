@@ -147,7 +147,9 @@ def test_a_template_without_a_prompt_before_the_completion(tiny) -> None:
         def encode_example(self, tokenizer, example):
             return [], super().encode_example(tokenizer, example)[1]
 
-    (loss,) = measure_references(model, tokenizer, EXAMPLES[:1], prompt_format=Bare("bare", "{{ instruction }}{{ input }}"))
+    (loss,) = measure_references(
+        model, tokenizer, EXAMPLES[:1], prompt_format=Bare("bare", "{{ instruction }}{{ input }}")
+    )
     ids = torch.tensor([tokenizer(EXAMPLES[0].output)["input_ids"] + [tiny_models.END]])
     assert loss.tokens == ids.shape[1] - 1
     assert loss.nll == pytest.approx(float(model(input_ids=ids, labels=ids).loss.detach()) * loss.tokens, rel=1e-5)

@@ -1,6 +1,7 @@
 """The judge behind OpenAI's API, against a small server that answers as such servers do."""
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -65,7 +66,9 @@ class FakeServer:
                 self.send_header("Content-Type", "text/html" if page else "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                # A client that has waited long enough is gone.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self.wfile.write(data)
 
         return Handler
 

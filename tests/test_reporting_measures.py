@@ -76,7 +76,7 @@ def test_the_check_of_the_judge_is_shown_wherever_its_score_is(tmp_path: Path) -
         },
     )
     assert list_checks(read(run)) == [
-        CheckRow("reference less shuffled", "above 0", "+1.2", "passed"),
+        CheckRow("reference less shuffled", "above 0", "+1.3", "passed"),
         CheckRow("plea less shuffled", "not above 0", "+40.0 (+31.0 to +49.0)", "failed"),
     ]
     scores = run.scores.read_text()

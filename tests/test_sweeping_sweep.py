@@ -135,7 +135,7 @@ def test_other_settings_are_refused(file: Path, workers: Workers) -> None:
     with pytest.raises(RunError) as caught:
         run_sweep(plan(file, "train.learning_rate=0.1", overrides={"train.seed": 1, "lora.r": 4}), resume=True)
     assert str(caught.value) == (
-        f"`{path}` is a sweep of another experiment: `train.seed`, `lora` changed. Give the same settings, or name "
+        f"`{path}` is a sweep of another experiment: `lora`, `train.seed` changed. Give the same settings, or name "
         "another `--sweep-dir`."
     )
     # What comes after training may change.

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if settings:
             options.overrides = {**getattr(options, "overrides", {}), **_parse_overrides(settings, options, parser)}
-        _configure()
+        configure()
         with sigterm_interrupts():
             options.handler(options)
         # Here, where a reader that has left can still be told from a fault.
@@ -136,7 +136,7 @@ def _parse_overrides(
     return overrides
 
 
-def _configure() -> None:
+def configure() -> None:
     """Set up logging and keep the libraries below from calling home; nothing of this happens at import."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Processes launched together tell the same story: one of them tells it.
@@ -145,7 +145,7 @@ def _configure() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:
-        # What the libraries tell their own developers; `python -W default -m hf_instruct.cli` shows it.
+        # What the libraries tell their own developers; `python -W default -m hf_instruct` shows it.
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         # A model may write what the terminal's encoding lacks.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.cli.tables import align
 
 if TYPE_CHECKING:
     from hf_instruct.sweeping.files import Candidate, Sweep
@@ -109,14 +110,7 @@ def _format_table(sweep: "Sweep") -> list[str]:
         values = [_format_value(candidate.settings.get(name, "-")) for name in names]
         mark = "*" if candidate.name == sweep.selected else ""
         table.append([mark, *values, loss, *numbers, candidate.name])
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = []
-    for row in table:
-        cells = [
-            cell.ljust(w) if i in (0, len(row) - 1) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    lines = align(table, right=range(1, len(table[0]) - 1))
     errors = [f"failed: {candidate.name}: {candidate.error}" for candidate in ranked if candidate.error]
     return [f"{sweep.path}, by validation loss:", *lines, *errors]
 

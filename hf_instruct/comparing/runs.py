@@ -13,9 +13,8 @@ from hf_instruct.errors import DataError
 from hf_instruct.metric_names import QUOTIENTS
 from hf_instruct.records import Judgment, Response, TrainingRow, build_example_id, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.score_summary import JUDGE_IDENTITY
 
-# Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
-_IDENTITY = ("backend", "model", "digest", "options")
 _SHOWN_DIGEST_CHARACTERS = 7
 
 
@@ -236,7 +235,7 @@ def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
     """
     known = [run for run in runs if run.judge]
     options = _shorten_options([run.judge.get("options") for run in known])
-    fields = {f"judge.{name}": [(run, run.judge.get(name)) for run in known] for name in _IDENTITY}
+    fields = {f"judge.{name}": [(run, run.judge.get(name)) for run in known] for name in JUDGE_IDENTITY}
     fields["judge.options"] = list(zip(known, options, strict=True))
     fields["rubric"] = [(run, run.rubric) for run in known]
     if len({run.rubric for run in known}) == 1:

@@ -9,7 +9,7 @@ from hf_instruct.decoding import Completion
 from hf_instruct.errors import ConfigError, RunError
 from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.generation.streaming import stream_completion
-from hf_instruct.models import best_device, context_length, load_model
+from hf_instruct.models import context_length, load_model, move_to_best_device
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
 
@@ -70,7 +70,8 @@ class ChatModel:
         chosen = None if prompt_format is None else PromptFormat.named(prompt_format)
         model, tokenizer = load_model(name_or_run, dtype=dtype or "float32")
         chosen = chosen or PromptFormat.named(CHAT if tokenizer.chat_template else "alpaca")
-        return cls(name_or_run, _place(model), tokenizer, prompt_format=chosen)
+        move_to_best_device(model)
+        return cls(name_or_run, model, tokenizer, prompt_format=chosen)
 
     @classmethod
     def _load_run(cls, run: RunFolder, *, base: bool, prompt_format: str | None, dtype: str | None) -> "ChatModel":
@@ -94,7 +95,8 @@ class ChatModel:
             dtype=dtype or experiment.generate.dtype,
         )
         shown = name if base else str(run.path)
-        return cls(shown, _place(model), tokenizer, prompt_format=PromptFormat.named(trained_on))
+        move_to_best_device(model)
+        return cls(shown, model, tokenizer, prompt_format=PromptFormat.named(trained_on))
 
     @property
     def has_turns(self) -> bool:
@@ -156,9 +158,3 @@ def find_run(name: str) -> RunFolder | None:
     if is_path and not is_model:
         RunFolder(path).load_experiment()
     return None
-
-
-def _place(model: "PreTrainedModel") -> "PreTrainedModel":
-    # Typed as a wrapper that hides the argument.
-    model.to(best_device())  # type: ignore[arg-type]
-    return model

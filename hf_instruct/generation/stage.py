@@ -15,7 +15,7 @@ from hf_instruct.config import Experiment, GenerateSection
 from hf_instruct.decoding import own_methods
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
-from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer
+from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, process_rank
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompts import PromptFormat
@@ -87,8 +87,7 @@ def _answer_share(
         trust_remote_code=experiment.model.trust_remote_code,
         dtype=section.dtype,
     )
-    # Typed as a wrapper that hides the argument.
-    model.to(best_device())  # type: ignore[arg-type]
+    move_to_best_device(model)
     generate_responses(
         model,
         tokenizer,

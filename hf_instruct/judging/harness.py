@@ -150,11 +150,10 @@ def benchmark_run(
 def _benchmark_named(
     name: str, tasks: LoadedTasks, options: BenchmarkOptions, settings: Mapping[str, Any]
 ) -> Benchmark:
-    from hf_instruct.models import best_device, load_model
+    from hf_instruct.models import load_model, move_to_best_device
 
     model, tokenizer = load_model(name, dtype=options.dtype, **settings)
-    # Typed as a wrapper that hides the argument.
-    model.to(best_device())  # type: ignore[arg-type]
+    move_to_best_device(model)
     return benchmark_model(model, tokenizer, tasks, name=name, options=options)
 
 

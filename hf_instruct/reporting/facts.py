@@ -115,7 +115,7 @@ def read_facts(run: RunFolder, experiment: Experiment) -> RunFacts:
         base=_read_side(run.base),
         self_check=read_json_object(run.self_check),
         benchmarks=read_json_object(run.benchmarks),
-        pairwise=[read_json_object(path) for path in sorted(run.path.glob("pairwise/*.json"))],
+        pairwise=[read_json_object(path) for path in sorted(run.pairwise.glob("*.json"))],
     )
 
 

@@ -129,18 +129,6 @@ def describe_search(search: Mapping[str, Any] | None) -> str:
     return f"{' '.join(parts)} with seed {search['seed']}"
 
 
-def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted names of settings in which two `training_values` differ."""
-    names = []
-    for section in _TRAINING_SECTIONS:
-        before, after = old.get(section), new.get(section)
-        if before is None or after is None:
-            names += [section] if before is not after else []
-        else:
-            names += [f"{section}.{key}" for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return names
-
-
 def save_sweep(sweep: Sweep) -> None:
     """Write `sweep.json` and `sweep.csv` into the folder of a sweep."""
     values = {

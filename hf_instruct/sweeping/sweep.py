@@ -20,12 +20,11 @@ from hf_instruct.config import Experiment
 from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, run
 from hf_instruct.processes import Terminated, sigterm_interrupts
-from hf_instruct.run_folder import RunFolder, plain_values
+from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.sweeping.files import (
     Candidate,
     Sweep,
     describe_search,
-    differing_settings,
     read_sweep,
     save_sweep,
     search_values,
@@ -266,10 +265,10 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
 
 def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Connection) -> None:
     """Walk stages; what runs in the process of a candidate."""
-    from hf_instruct.cli.main import _configure
+    from hf_instruct.cli.main import configure
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _configure()
+    configure()
     try:
         with sigterm_interrupts():
             folder = run(experiment, path, resume=True, stages=stages)
