@@ -1,9 +1,11 @@
 """A judge that an Ollama server runs."""
 
 import asyncio
+import functools
 import json
 import logging
 import random
+import ssl
 import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -70,9 +72,9 @@ class _NotOllamaError(Exception):
 def _open_client(base_url: str | None) -> _Client:
     # How many calls are under way is the judging loop's business, and so is how long each may take.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+    settings = {"timeout": httpx.Timeout(None, connect=_CONNECT_SECONDS), "limits": limits, "verify": _tls()}
     try:
-        client = _Client(base_url, timeout=timeout, limits=limits)
+        client = _Client(base_url, **settings)
     except (ValueError, httpx.InvalidURL) as error:
         raise JudgeError(
             f"The Ollama address {base_url or 'in OLLAMA_HOST'} is not usable: {error}. It looks like "
@@ -80,8 +82,14 @@ def _open_client(base_url: str | None) -> _Client:
         ) from error
     if urlsplit(client.url).hostname in ("127.0.0.1", "localhost", "::1"):
         # A proxy named in the environment would be asked for this machine's own server.
-        client = _Client(base_url, timeout=timeout, limits=limits, trust_env=False)
+        client = _Client(base_url, **settings, trust_env=False)
     return client
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    # Each client would read all certificates anew, 17 ms each, and finding and opening a judge makes four.
+    return httpx.create_ssl_context()
 
 
 async def find_server(base_url: str | None) -> tuple[bool, str]:
