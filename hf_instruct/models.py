@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.hub import cache_alone_if_unreachable
+from hf_instruct.processes import let_threads_sleep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,6 +92,7 @@ def load_model(
     Raises:
         ModelLoadError: There is no such model, it cannot be reached, or it is not a causal language model.
     """
+    let_threads_sleep()
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,10 +1,11 @@
-"""Which of the processes that were launched together this is, and how one is ended.
+"""Which of the processes that were launched together this is, how one is ended, and how its threads wait.
 
 The first is read from what `accelerate launch` and `torchrun` set.
 """
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,3 +55,13 @@ def count_processes() -> int:
 def is_main_process() -> bool:
     """Return whether this is the first of the processes launched together, or the only one."""
     return process_rank() == 0
+
+
+def let_threads_sleep() -> None:
+    """Let threads that wait for each other sleep after a short spin, unless the user has said how they wait.
+
+    They spin for milliseconds by default, and so keep off the processor the very one they wait for as soon as another
+    program wants its share. GNU OpenMP reads this once, when torch is imported; after that nothing is done.
+    """
+    if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")

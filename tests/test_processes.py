@@ -1,5 +1,6 @@
 """Which of several launched processes this is, and how one is ended."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,14 @@ import threading
 
 import pytest
 
-from hf_instruct.processes import Terminated, count_processes, is_main_process, process_rank, sigterm_interrupts
+from hf_instruct.processes import (
+    Terminated,
+    count_processes,
+    is_main_process,
+    let_threads_sleep,
+    process_rank,
+    sigterm_interrupts,
+)
 
 FORK = """
 import os, signal
@@ -70,3 +78,27 @@ def test_a_launched_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert (process_rank(), count_processes(), is_main_process()) == (2, 4, False)
+
+
+def test_threads_sleep_unless_the_user_says_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        # Set first, so that it is taken back afterwards whatever happens to it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    let_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "3000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    let_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    let_threads_sleep()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_where_torch_is_there_already_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    let_threads_sleep()
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 
 from hf_instruct import __version__
 from hf_instruct.errors import InstructError
-from hf_instruct.processes import Terminated, is_main_process, sigterm_interrupts
+from hf_instruct.processes import Terminated, is_main_process, let_threads_sleep, sigterm_interrupts
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
 VERBS = (
@@ -153,7 +153,4 @@ def configure() -> None:
             stream.reconfigure(errors="backslashreplace")
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "1")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Threads that wait for each other spin for milliseconds by default, and so keep off the processor the very one
-        # they wait for as soon as another program wants its share. Read when torch is imported, by GNU OpenMP.
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    let_threads_sleep()
