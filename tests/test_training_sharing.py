@@ -11,7 +11,7 @@ import torch
 from transformers import BloomConfig, Gemma2Config, MambaConfig, MistralConfig
 
 from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
-from hf_instruct.training.sharing import build_collator, obeys_shared_rows
+from hf_instruct.training.sharing import build_collator, has_plain_loss, obeys_shared_rows
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -21,6 +21,11 @@ def arguments(**changes: object) -> SimpleNamespace:
     return SimpleNamespace(**settings | changes)
 
 
+def choose(model, pad_id: int = 0, **changes: object) -> PaddingCollator | PrefixSharingCollator:
+    settings = arguments(**changes)
+    return build_collator(model, settings, pad_id, plain_loss=has_plain_loss(model, settings))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", [tiny_models.gpt2_config(), tiny_models.llama_config()], ids=["gpt2", "llama"])
@@ -28,7 +33,7 @@ def test_models_that_obey_a_mask_share(config, attention: str, dtype: torch.dtyp
     model = tiny_models.build_model(config).to(dtype)
     model.set_attn_implementation(attention)
     model.train()
-    collator = build_collator(model, arguments(), 7)
+    collator = choose(model, 7)
     assert isinstance(collator, PrefixSharingCollator)
     assert (collator.pad_id, collator.weighted, collator.row_length) == (7, True, 256)
     assert collator.additive_mask == (attention == "eager")
@@ -72,7 +77,7 @@ def test_models_that_obey_a_mask_share(config, attention: str, dtype: torch.dtyp
 def test_others_are_padded_and_told_so(config, changes, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_models.build_model(config)
     with caplog.at_level(logging.INFO, logger="hf_instruct"):
-        assert isinstance(build_collator(model, arguments(**changes), 0), PaddingCollator)
+        assert isinstance(choose(model, **changes), PaddingCollator)
     name = type(model).__name__
     assert caplog.messages == [f"Training {name} on padded batches, several times slower: {reason}."]
 
@@ -87,7 +92,7 @@ def test_a_mask_that_eager_attention_would_add_as_ones_is_noticed() -> None:
 
 def test_a_window_as_long_as_the_rows_does_no_harm() -> None:
     config = MistralConfig(vocab_size=500, num_key_value_heads=2, intermediate_size=64, sliding_window=64, **SIZES)
-    assert isinstance(build_collator(tiny_models.build_model(config), arguments(), 0), PrefixSharingCollator)
+    assert isinstance(choose(tiny_models.build_model(config)), PrefixSharingCollator)
 
 
 @pytest.mark.slow

@@ -131,10 +131,15 @@ def test_without_loss_labels_the_forward_is_the_models_own(tiny_gpt2, rows, tmp_
 
 
 def test_heads_that_do_more_are_left_to_trl() -> None:
-    from transformers import Gemma2Config, GPT2Model
+    from transformers import BertConfig, Gemma2Config, GPT2Model, RecurrentGemmaConfig
 
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
+    gemma = {"num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1, **sizes}
     assert has_plain_head(tiny_models.build_model(CONFIGS["gpt2"]))
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    gemma = Gemma2Config(vocab_size=50, num_key_value_heads=1, head_dim=16, final_logit_softcapping=30.0, **sizes)
-    assert not has_plain_head(tiny_models.build_model(gemma))
+    assert has_plain_head(tiny_models.build_model(Gemma2Config(**gemma, final_logit_softcapping=None)))
+    assert not has_plain_head(tiny_models.build_model(Gemma2Config(**gemma, final_logit_softcapping=30.0)))
+    # A soft cap by another name, and a head of several layers, the last of which is the output layer.
+    recurrent = RecurrentGemmaConfig(**sizes, num_hidden_layers=3, num_key_value_heads=1, lru_width=16, head_dim=16)
+    assert not has_plain_head(tiny_models.build_model(recurrent))
+    assert not has_plain_head(tiny_models.build_model(BertConfig(**sizes, num_hidden_layers=1, is_decoder=True)))
     assert not has_plain_head(GPT2Model(tiny_models.gpt2_config()))

@@ -169,7 +169,7 @@ def _build_trainer(
     from hf_instruct.training.callbacks import KeepMemory, RunLog
     from hf_instruct.training.dataset import build_dataset, tokenize_examples
     from hf_instruct.training.optimizer import build_optimizer
-    from hf_instruct.training.sharing import build_collator
+    from hf_instruct.training.sharing import build_collator, has_plain_loss
     from hf_instruct.training.trainer import InstructTrainer
 
     arguments = build_arguments(settings, run.checkpoints)
@@ -187,10 +187,12 @@ def _build_trainer(
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
     log = RunLog(run.training_log, _build_sampler(model, tokenizer, splits.validation[:SAMPLE_ROWS], prompt_format))
+    plain_loss = has_plain_loss(model, arguments)
     trainer = InstructTrainer(
         model=model,
         args=arguments,
-        data_collator=build_collator(model, arguments, int(tokenizer.pad_token_id or 0)),
+        plain_loss=plain_loss,
+        data_collator=build_collator(model, arguments, int(tokenizer.pad_token_id or 0), plain_loss=plain_loss),
         train_dataset=build_dataset(train_rows),
         eval_dataset=build_dataset(validation_rows),
         probe_dataset=build_dataset(train_rows[::spacing][:PROBE_ROWS]),

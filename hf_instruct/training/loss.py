@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_instruct.decoding import generating
+from hf_instruct.models import matching_precision
 from hf_instruct.prompts import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from trl import SFTConfig
 
-# Models whose head does more than one matrix product: their logits stay TRL's business.
-_HEAD_FIELDS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+# What a model may raise when it is called in a way that it does not know.
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, AssertionError)
 # Label positions are filled up to a multiple of this: a CPU builds a kernel, a quarter of a second for a head of 50,000
 # rows, for each new number of them.
 _POSITIONS_MULTIPLE = 32
@@ -89,17 +90,25 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
     return losses[:count]
 
 
-def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
-    """Return whether a run's loss is the cross entropy of a model's plain head, which `add_label_losses` computes."""
-    return has_plain_head(model) and arguments.loss_type == "nll" and not arguments.label_smoothing_factor
-
-
 def has_plain_head(model: "PreTrainedModel") -> bool:
-    """Return whether a model's logits are its output layer applied to its last hidden state, and nothing else."""
-    config = model.config.get_text_config()
-    scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in _HEAD_FIELDS)
-    routed = hasattr(config, "output_router_logits")
-    return not scaled and not routed and model.base_model is not model and model.get_output_embeddings() is not None
+    """Return whether a model's logits are its output layer applied to its last hidden state, and nothing else.
+
+    It is tried: soft caps, scales and layers in between have other names in each family. A loss on where a router sends
+    the tokens would be one more.
+    """
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model or hasattr(model.config.get_text_config(), "output_router_logits"):
+        return False
+    outputs: list[Any] = []
+    handle = model.base_model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        with generating(model), torch.no_grad(), matching_precision(model):
+            logits = model(input_ids=torch.arange(8, device=model.device)[None], use_cache=False).logits
+            return torch.equal(head(outputs[-1].last_hidden_state).float(), logits.float())
+    except REFUSALS:
+        return False
+    finally:
+        handle.remove()
 
 
 def add_label_losses(model: "PreTrainedModel") -> None:

@@ -1,14 +1,16 @@
 """Choose the batches of a run: rows that share their prefix where the model computes them exactly, else padded ones."""
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
+from hf_instruct.decoding import generating
 from hf_instruct.models import matching_precision
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
-from hf_instruct.training.loss import has_plain_loss
+from hf_instruct.training.loss import REFUSALS, has_plain_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,42 +22,53 @@ logger = logging.getLogger(__name__)
 # Measured on a CPU (docs/performance.md); elsewhere attention is cheap beside the rest up to about a thousand.
 _ROW_LENGTHS = {"cpu": 256}
 _ROW_LENGTH = 1024
-# What a model may raise when given a 4-D mask that it does not know.
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, AssertionError)
+
+
+def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
+    """Return whether a run's loss is the cross entropy of a model's plain head, which `add_label_losses` computes."""
+    is_plain = arguments.loss_type == "nll" and not arguments.label_smoothing_factor
+    return is_plain and _ask_main_process(lambda: has_plain_head(model))
 
 
 def build_collator(
-    model: "PreTrainedModel", arguments: "SFTConfig", pad_id: int
+    model: "PreTrainedModel", arguments: "SFTConfig", pad_id: int, *, plain_loss: bool
 ) -> PaddingCollator | PrefixSharingCollator:
     """Return the collator for training a model: one that shares prefixes if the model computes them exactly.
 
     A model whose loss must be TRL's own, that ignores a 4-D mask, or whose window is shorter than the rows gets padded
     batches, and a line in the log says why.
-    """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
-    reason = _reason_to_pad(model, arguments)
+    Args:
+        plain_loss: What `has_plain_loss` said.
+    """
+    reason = _reason_to_pad(model, arguments, plain_loss)
     sharing = PrefixSharingCollator(
         pad_id,
         row_length=_ROW_LENGTHS.get(arguments.device.type, _ROW_LENGTH),
         additive_mask=model.config._attn_implementation == "eager",
         weighted=True,
     )
-    if not reason:
-        # On the main process only: the others' weights may not be there yet.
-        answer = [obeys_shared_rows(model, sharing) if PartialState().is_main_process else None]
-        broadcast_object_list(answer)
-        reason = "" if answer[0] else "it does not keep the examples of a row apart by a 4-D mask"
+    if not reason and not _ask_main_process(lambda: obeys_shared_rows(model, sharing)):
+        reason = "it does not keep the examples of a row apart by a 4-D mask"
     if reason:
         logger.info("Training %s on padded batches, several times slower: %s.", type(model).__name__, reason)
         return PaddingCollator(pad_id)
     return sharing
 
 
-def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig") -> str:
+def _ask_main_process(question: Callable[[], bool]) -> bool:
+    """Return the main process's answer, on every one: the others' weights may not be there yet."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    answer = [question() if PartialState().is_main_process else False]
+    broadcast_object_list(answer)
+    return answer[0]
+
+
+def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig", plain_loss: bool) -> str:
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if not has_plain_loss(model, arguments):
+    if not plain_loss:
         return "its loss is more than the cross entropy of one matrix product"
     if window and (arguments.max_length is None or arguments.max_length > window):
         return f"its attention window of {window} tokens is less than `train.max_length` {arguments.max_length}"
@@ -76,10 +89,8 @@ def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator)
     rows = [{"input_ids": example, "labels": [IGNORED] * 12 + example[12:]} for example in examples]
     shared = PrefixSharingCollator(0, row_length=40, additive_mask=collator.additive_mask)(rows)
     padded = PaddingCollator(0)(rows)
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), matching_precision(model):
+        with generating(model), torch.no_grad(), matching_precision(model):
             one, other = (
                 model.base_model(
                     **{name: value.to(model.device) for name, value in batch.items() if name != "labels"},
@@ -87,11 +98,9 @@ def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator)
                 ).last_hidden_state.float()
                 for batch in (shared, padded)
             )
-    except _REFUSALS as error:
+    except REFUSALS as error:
         logger.debug("Refused shared rows: %s", error)
         return False
-    finally:
-        model.train(was_training)
     first, second = len(examples[0]), len(examples[1])
     expected = torch.cat([other[0, :first], other[1, 8:second]])  # [tokens, width]
     difference = (one[0, : len(expected)] - expected).norm() / expected.norm()

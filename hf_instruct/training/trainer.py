@@ -8,7 +8,8 @@ from trl import SFTTrainer
 
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.collators import PaddingCollator
-from hf_instruct.training.loss import add_label_losses, has_plain_loss
+from hf_instruct.training.loss import add_label_losses
+from hf_instruct.training.sharing import has_plain_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,19 +28,22 @@ class InstructTrainer(SFTTrainer):
 
     Args:
         probe_dataset: A fixed part of the training rows, whose mean loss is logged as `eval_train_loss`.
+        plain_loss: What `has_plain_loss` said of the model; asked here if None.
         **arguments: As `SFTTrainer`'s; `data_collator` may be a weighted `PrefixSharingCollator`.
     """
 
     data_collator: Any
 
-    def __init__(self, *, probe_dataset: "Dataset | None" = None, **arguments: Any) -> None:
+    def __init__(
+        self, *, probe_dataset: "Dataset | None" = None, plain_loss: bool | None = None, **arguments: Any
+    ) -> None:
+        model, args = arguments["model"], arguments["args"]
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._has_plain_loss = has_plain_loss(model, args) if plain_loss is None else plain_loss
         super().__init__(**arguments)
         self.probe_dataset = probe_dataset
-        inner = self.accelerator.unwrap_model(self.model)
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        self._has_plain_loss = has_plain_loss(inner, self.args)
         if self._has_plain_loss:
-            add_label_losses(inner)
+            add_label_losses(model)
 
     def compute_loss(
         self,
