@@ -143,3 +143,23 @@ def test_heads_that_do_more_are_left_to_trl() -> None:
     assert not has_plain_head(tiny_models.build_model(recurrent))
     assert not has_plain_head(tiny_models.build_model(BertConfig(**sizes, num_hidden_layers=1, is_decoder=True)))
     assert not has_plain_head(GPT2Model(tiny_models.gpt2_config()))
+
+
+def test_several_processes_look_for_unused_weights_only_where_there_can_be_some(tiny_gpt2, rows, tmp_path) -> None:
+    from transformers import DeepseekV3Config
+
+    def looks(config=None, **settings) -> bool | None:
+        return build_trainer(tiny_gpt2, rows, tmp_path, config=config, **settings).args.ddp_find_unused_parameters
+
+    assert looks() is False
+    assert looks(ddp_find_unused_parameters=True) is True
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    experts = {
+        "n_routed_experts": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 1,
+        "first_k_dense_replace": 0,
+    }
+    deepseek = DeepseekV3Config(vocab_size=tiny_models.VOCABULARY, **sizes, **experts)
+    assert looks(deepseek) is None

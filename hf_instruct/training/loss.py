@@ -111,6 +111,11 @@ def has_plain_head(model: "PreTrainedModel") -> bool:
         handle.remove()
 
 
+def uses_all_weights(model: "PreTrainedModel") -> bool:
+    """Return whether each weight takes part in every loss: not where a router leaves experts out, or an image lacks."""
+    return not model.config.sub_configs and not any("expert" in name for name, _ in model.named_modules())
+
+
 def add_label_losses(model: "PreTrainedModel") -> None:
     """Let a causal language model's forward take `loss_labels` and return the loss at each of them.
 

@@ -8,7 +8,7 @@ from trl import SFTTrainer
 
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.collators import PaddingCollator
-from hf_instruct.training.loss import add_label_losses
+from hf_instruct.training.loss import add_label_losses, uses_all_weights
 from hf_instruct.training.sharing import has_plain_loss
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class InstructTrainer(SFTTrainer):
         model, args = arguments["model"], arguments["args"]
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._has_plain_loss = has_plain_loss(model, args) if plain_loss is None else plain_loss
+        if self._has_plain_loss and args.ddp_find_unused_parameters is None and uses_all_weights(model):
+            # `Trainer` lets every process look for weights without a gradient, in every step.
+            args.ddp_find_unused_parameters = False
         super().__init__(**arguments)
         self.probe_dataset = probe_dataset
         if self._has_plain_loss:
