@@ -4,10 +4,11 @@ import pytest
 import tiny_models
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments, build_lora_config
-from hf_instruct.training.collators import IGNORED, PaddingCollator
+from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator
 from hf_instruct.training.dataset import build_dataset, tokenize_examples
 from hf_instruct.training.loss import has_plain_head
 from hf_instruct.training.trainer import InstructTrainer
@@ -82,6 +83,28 @@ def test_loss_and_gradients_equal_the_plain_ones(tiny_gpt2, rows, tmp_path, name
     assert all("lora_" in key for key in ours) == lora
     for key, gradient in plain.items():
         torch.testing.assert_close(ours[key], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()), msg=key)
+
+
+def test_nothing_is_asked_of_the_device_once_the_forward_pass_is_under_way(tiny_gpt2, rows, tmp_path) -> None:
+    """A GPU would first have to end what it was given, and stand idle while Python goes on."""
+    asked: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = str(func)
+            # Of unknown size or a Python number; so is what a mask of booleans picks.
+            waits = any(part in name for part in ("nonzero", "_local_scalar_dense", "masked_select"))
+            picks = "aten.index." in name and any(i is not None and i.dtype == torch.bool for i in args[1])
+            if waits or picks or (name == "aten.embedding.default" and "forward" not in asked):
+                asked.append("forward" if "embedding" in name else name)
+            return func(*args, **(kwargs or {}))
+
+    trainer = build_trainer(tiny_gpt2, rows, tmp_path)
+    batch = PrefixSharingCollator(tiny_models.END, weighted=True)(list(rows))
+    with Watch():
+        trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(9)).backward()
+        trainer._track_num_input_tokens(batch)
+    assert asked[-1] == "forward"
 
 
 @pytest.mark.parametrize("batch_size", [3, 7])

@@ -67,13 +67,13 @@ class PrefixSharingCollator:
         self.additive_mask = additive_mask
         self.weighted = weighted
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, "torch.Tensor"]:
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         """Return a batch.
 
         Returns:
             `input_ids`, `position_ids` and `labels`, each [rows, width]; `attention_mask`, [rows, 1, width, width];
             if `weighted`, also `label_weights`, [rows, width], the number of examples for which a label counts (0
-            where there is none), and `num_tokens`, the tokens of all examples.
+            where there is none), and `num_tokens`, the tokens of all examples, a plain number.
         """
         import torch
 
@@ -84,7 +84,7 @@ class PrefixSharingCollator:
         def fill(values: list[list[int]], value: int) -> "torch.Tensor":
             return torch.tensor([row + [value] * (width - len(row)) for row in values])  # [rows, width]
 
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": fill([row.ids for row in packed], self.pad_id),
             "position_ids": fill([row.positions for row in packed], 0),
             "attention_mask": _build_mask(fill([row.owners for row in packed], _PADDING), self.additive_mask),
@@ -92,7 +92,7 @@ class PrefixSharingCollator:
         }
         if self.weighted:
             batch["label_weights"] = fill([row.weights for row in packed], 0)
-            batch["num_tokens"] = torch.tensor(sum(len(example.ids) for example in examples))
+            batch["num_tokens"] = sum(len(example.ids) for example in examples)
         return batch
 
 

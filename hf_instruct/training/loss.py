@@ -63,15 +63,25 @@ class _LabelLosses(torch.autograd.Function):
         return for_hidden, for_weight, None
 
 
-def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module) -> Tensor:
+def find_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row and the column, less one, of each label in [rows, seq], in their order, [labels] each.
+
+    A GPU's answer has to be waited for, so it is best asked before the forward pass is under way.
+    """
+    rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return rows, columns
+
+
+def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, places: tuple[Tensor, Tensor]) -> Tensor:
     """Return the loss at each label, in nats, [labels], in the order of the labels.
 
     Args:
         hidden: The model's last hidden states, [rows, seq, width].
         labels: Token ids, `IGNORED` where there is no loss, [rows, seq]; each is predicted by the position before it.
         head: The output layer, from width to vocabulary.
+        places: What `find_labels` said of the labels.
     """
-    rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    rows, columns = places
     count = len(rows)
     if not count:
         return hidden.sum(dim=(1, 2))[:0].float()
@@ -129,7 +139,8 @@ def add_label_losses(model: "PreTrainedModel") -> None:
     def forward(*arguments: Any, loss_labels: Tensor | None = None, **keywords: Any) -> Any:
         if loss_labels is None:
             return original(*arguments, **keywords)
+        places = find_labels(loss_labels)
         hidden = model.base_model(*arguments, **keywords).last_hidden_state  # [rows, seq, width]
-        return label_losses(hidden, loss_labels, model.get_output_embeddings())
+        return label_losses(hidden, loss_labels, model.get_output_embeddings(), places=places)
 
     model.forward = forward

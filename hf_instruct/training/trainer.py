@@ -8,7 +8,7 @@ from trl import SFTTrainer
 
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.collators import PaddingCollator
-from hf_instruct.training.loss import add_label_losses, uses_all_weights
+from hf_instruct.training.loss import add_label_losses, find_labels, uses_all_weights
 from hf_instruct.training.sharing import has_plain_loss
 
 if TYPE_CHECKING:
@@ -70,12 +70,11 @@ class InstructTrainer(SFTTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each row's summed loss in nats, [rows], and how many labels of examples that is, [rows]."""
         labels = inputs["labels"]  # [rows, seq]
-        mask = labels[:, 1:] != IGNORED
-        weights = inputs["label_weights"][:, 1:] if "label_weights" in inputs else mask
+        weights = inputs["label_weights"][:, 1:] if "label_weights" in inputs else labels[:, 1:] != IGNORED
+        owners, columns = find_labels(labels)  # the row each label is in, and where
         others = {name: value for name, value in inputs.items() if name not in _NOT_THE_MODELS}
         losses = model(**others, use_cache=False, loss_labels=labels)  # [labels]
-        owners = mask.nonzero()[:, 0]  # the row each label is in
-        sums = losses.new_zeros(len(labels)).index_add(0, owners, losses * weights[mask])
+        sums = losses.new_zeros(len(labels)).index_add(0, owners, losses * weights[owners, columns])
         return sums, weights.sum(dim=1)
 
     def mean_loss(self, dataset: "Dataset") -> float:
@@ -132,8 +131,10 @@ class InstructTrainer(SFTTrainer):
             super()._track_num_input_tokens(inputs)
             return
         # The sum of a 4-D mask, which `Trainer` would take, is no number of tokens.
-        count = inputs["num_tokens"].to(self.args.device)
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(count).sum().item())
+        count = inputs["num_tokens"]
+        if self.accelerator.num_processes > 1:
+            count = int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), "sum"))
+        self.state.num_input_tokens_seen += count
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         # `Trainer` asks for the norm to log it, even where nothing is clipped: two passes over all gradients.
