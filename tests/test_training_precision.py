@@ -89,6 +89,27 @@ def test_weights_that_are_halved_already_stay(model) -> None:
     assert all(torch.equal(parameter, first[name]) for name, parameter in model.named_parameters())
 
 
+def test_neither_biases_nor_quantised_weights_are_halved() -> None:
+    """LoRA may train the first, where bf16 would lose small steps; the second are bytes, not numbers."""
+    model = tiny_models.build_model(tiny_models.llama_config(attention_bias=True))
+    first, second = model.model.layers
+    first.mlp.up_proj.weight = nn.Parameter(torch.arange(9, dtype=torch.uint8), requires_grad=False)
+    halve_linear_weights(model)
+    assert first.self_attn.q_proj.bias.dtype == torch.float32
+    assert torch.equal(first.mlp.up_proj.weight, torch.arange(9, dtype=torch.uint8))
+    assert second.mlp.up_proj.weight.dtype == torch.bfloat16
+
+
+def test_a_layer_that_computes_something_else_keeps_its_own_forward(model) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(inputs)
+
+    model.add_module("doubled", Doubled(3, 3))
+    with casting_linear_layers(model, enabled=True):
+        assert "forward" not in vars(model.doubled)
+
+
 def test_a_weight_of_two_layers_is_halved_once() -> None:
     model = tiny_models.build_model(tiny_models.llama_config())
     first, second = model.model.layers

@@ -117,6 +117,13 @@ def test_mean_loss_is_exact_over_uneven_batches(tiny_gpt2, rows, tmp_path, batch
     assert trainer.mean_loss(rows) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_workers_that_persist_read_the_data_asked_for(tiny_gpt2, rows, tmp_path) -> None:
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    plain, ours = (build_trainer(tiny_gpt2, rows, tmp_path, **settings) for settings in ({}, workers))
+    for data in (rows, rows.select([3])):
+        assert ours.mean_loss(data) == plain.mean_loss(data)
+
+
 @pytest.mark.slow
 def test_accumulated_steps_equal_one_large_step(tiny_gpt2, rows, tmp_path) -> None:
     def weights(**settings) -> dict[str, torch.Tensor]:

@@ -42,7 +42,8 @@ def casting_linear_layers(model: "PreTrainedModel", *, enabled: bool) -> Iterato
     numbers are the same; the second cast costs what reading the copy from memory would.
     """
     head = model.get_output_embeddings()
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    # Not what is derived from them: that may compute something else.
+    layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D) and module is not head]
     for layer in layers if enabled else ():
         layer.forward = _build_forward(layer)  # type: ignore[method-assign]  # taken away again below
     try:

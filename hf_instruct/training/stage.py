@@ -1,6 +1,8 @@
 """The fine-tuning stage: from `data/` to `model/`."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from hf_instruct.config import Experiment
 from hf_instruct.processes import count_processes
@@ -33,7 +35,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     if lora is not None and section.revision:
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
         lora = {"revision": section.revision, **lora}
-    if lora is not None and trains_in_bf16(experiment.train) and count_processes() == 1:
+    if lora is not None and _only_multiplies(lora) and trains_in_bf16(experiment.train) and count_processes() == 1:
         # This model object ends with the stage, so its frozen weights need not survive in full. (FSDP wants one dtype.)
         halve_linear_weights(model)
         give_back_freed_memory()
@@ -60,3 +62,13 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         summary.peak_memory_bytes / 1e9,
     )
     return summary
+
+
+def _only_multiplies(lora: Mapping[str, Any]) -> bool:
+    """Return whether an adapter needs the frozen weights for nothing but products with them.
+
+    DoRA takes their norms, some ways to begin take them apart, and `modules_to_save` trains copies.
+    """
+    begins = lora.get("init_lora_weights")
+    is_derived = isinstance(begins, str) and begins != "gaussian"
+    return not (is_derived or lora.get("use_dora") or lora.get("modules_to_save"))

@@ -110,6 +110,8 @@ class InstructTrainer(SFTTrainer):
 
         They repeat rows to make the last batch even, which can be left out again only if each example has a row.
         """
+        # `Trainer` keeps one for all data sets where workers persist: the probe would be the validation split.
+        self.__dict__.pop("_eval_dataloaders", None)
         training = self.data_collator
         if self.accelerator.num_processes > 1:
             self.data_collator = PaddingCollator(int(self.processing_class.pad_token_id or 0))
