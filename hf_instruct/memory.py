@@ -106,11 +106,11 @@ def mapped_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory held so far: the GPU's where there is one, else this process's; 0 on Windows."""
+    """Return the most memory held so far: the GPU's if it was used, else this process's; 0 on Windows."""
     import torch
 
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if torch.cuda.is_available() and (peak := int(torch.cuda.max_memory_allocated())):
+        return peak
     if sys.platform == "win32":
         return 0
     import resource

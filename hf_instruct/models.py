@@ -153,6 +153,9 @@ def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     known = [end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     ends = [token for token in dict.fromkeys(known) if token is not None]
     model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
+        # Added to the tokenizer alone, as in many repositories: what is masked is looked up all the same.
+        tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -272,11 +275,10 @@ def move_to_best_device(model: "PreTrainedModel") -> None:
     model.to(best_device())  # type: ignore[arg-type]
 
 
-def computes_bf16() -> bool:
-    """Return whether the device that training would use multiplies bf16 matrices natively."""
+def computes_bf16(device: str) -> bool:
+    """Return whether `cuda`, `mps` or `cpu`, as it is here, multiplies bf16 matrices natively."""
     import torch
 
-    device = best_device()
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "mps":

@@ -208,14 +208,21 @@ def test_bars_come_back() -> None:
 def test_bf16_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(models, "best_device", lambda: "cpu")
     for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported"):
         monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
-    assert not models.computes_bf16()
+    assert not models.computes_bf16("cpu")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert models.computes_bf16()
-    monkeypatch.setattr(models, "best_device", lambda: "mps")
-    assert not models.computes_bf16()
+    assert models.computes_bf16("cpu")
+    assert not models.computes_bf16("mps")
+
+
+def test_a_pad_token_without_an_embedding_gives_way_to_the_end(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(tiny_gpt2))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    loaded, tokenizer = load_model(str(tmp_path))
+    assert tokenizer.pad_token_id == loaded.generation_config.pad_token_id == tiny_models.END
 
 
 @pytest.mark.slow

@@ -32,6 +32,16 @@ def test_settings_beat_defaults_and_the_machine(tmp_path: Path) -> None:
     assert arguments.device.type == "cpu"
 
 
+def test_a_cpu_chosen_where_there_is_a_gpu_is_asked_what_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_instruct.training.arguments.best_device", lambda: "cuda")
+    monkeypatch.setattr("hf_instruct.training.arguments.computes_bf16", lambda device: device == "cuda")
+    arguments = build_arguments({"use_cpu": True}, tmp_path)
+    assert not arguments.bf16
+    assert not arguments.dataloader_pin_memory
+
+
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
 def test_recomputation_is_off_until_asked_for_by_either_name(tmp_path: Path, name: str) -> None:
     assert build_arguments({}, tmp_path).activation_checkpointing is False

@@ -1,7 +1,8 @@
 """From the `train` and `lora` sections to TRL's and PEFT's own objects, with this machine's defaults filled in."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
         settings.get("gradient_checkpointing") or settings["activation_checkpointing"]
     )
     settings["gradient_checkpointing"] = None
-    settings["use_cpu"] = settings.get("use_cpu", best_device() == "cpu")
+    device = _find_device(values)
+    settings["use_cpu"] = settings.get("use_cpu", device == "cpu")
     settings["bf16"] = trains_in_bf16(values)
     settings |= {
         "output_dir": str(output_dir),
@@ -50,14 +52,12 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
         "disable_tqdm": True,
         # It would hide a diverged loss behind the mean of the others.
         "logging_nan_inf_filter": False,
-        "dataloader_pin_memory": settings.get("dataloader_pin_memory", best_device() == "cuda"),
+        "dataloader_pin_memory": settings.get("dataloader_pin_memory", device == "cuda"),
         # What the accelerator's workers log is ours to show.
         "log_level": settings.get("log_level", "error"),
     }
-    try:
+    with translated_refusals("The `train` section is refused by TRL:"):
         arguments = SFTConfig(**settings)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError("The `train` section is refused by TRL:", [str(error)]) from error
     if arguments.n_gpu > 1:
         logger.info(
             "Using one of %d GPUs; for all: accelerate launch --config_file accelerate_configs/multi_gpu.yaml "
@@ -69,10 +69,23 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
     return arguments
 
 
+@contextmanager
+def translated_refusals(headline: str) -> Iterator[None]:
+    """Turn what TRL and PEFT raise for a setting that they do not take into a `ConfigError`."""
+    try:
+        yield
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(headline, [str(error)]) from error
+
+
 def trains_in_bf16(values: Mapping[str, Any]) -> bool:
     """Return whether a run with this `train` section computes in bf16: as told, else where the device does natively."""
     told = values.get("bf16")
-    return bool(told) if told is not None else not values.get("fp16") and computes_bf16()
+    return bool(told) if told is not None else not values.get("fp16") and computes_bf16(_find_device(values))
+
+
+def _find_device(values: Mapping[str, Any]) -> str:
+    return "cpu" if values.get("use_cpu") else best_device()
 
 
 def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "LoraConfig":
@@ -96,10 +109,17 @@ def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "L
             f"`lora.target_modules` names layers that {type(model).__name__} does not have:",
             [f"`{name}`; its linear layers are {', '.join(f'`{n}`' for n in sorted(layers))}" for name in missing],
         )
-    try:
+    begins = str(settings.get("init_lora_weights"))
+    if begins.startswith("pissa_niter"):
+        raise ConfigError(
+            "The `lora` section cannot be kept:",
+            [
+                f"`lora.init_lora_weights` is `{begins}`, which changes the base model at random: it would be "
+                "another one when the adapter is loaded; use `pissa`"
+            ],
+        )
+    with translated_refusals("The `lora` section is refused by PEFT:"):
         return LoraConfig(**settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigError("The `lora` section is refused by PEFT:", [str(error)]) from error
 
 
 def find_linear_layers(model: "PreTrainedModel") -> dict[str, str]:

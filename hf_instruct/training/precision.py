@@ -45,7 +45,7 @@ def casting_linear_layers(model: "PreTrainedModel", *, enabled: bool) -> Iterato
     # Not what is derived from them: that may compute something else.
     layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D) and module is not head]
     for layer in layers if enabled else ():
-        layer.forward = _build_forward(layer)  # type: ignore[method-assign]  # taken away again below
+        layer.forward = _build_forward(layer)
     try:
         yield
     finally:
