@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import shutil
@@ -202,11 +203,33 @@ def test_refusals_leave_no_model(tiny_gpt2: Path, tmp_path: Path, monkeypatch: p
         train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": ["q_proj"]})
     with pytest.raises(ConfigError, match="The `train` section is refused by TRL"):
         train_tiny(tiny_gpt2, tmp_path, settings={"optim": "sgdd"})
+    with pytest.raises(ConfigError, match="Invalid `loss_type` foo"):
+        train_tiny(tiny_gpt2, tmp_path, settings={"loss_type": "foo"})
+    # PEFT's, of tied weights and of a layer that is no `Conv1D`.
+    warned = pytest.warns(UserWarning, match="tied layer|fan_in_fan_out")
+    with warned, pytest.raises(ConfigError, match="PEFT adapter to `lm_head` is not supported"):
+        train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": ["c_attn", "lm_head"]})
+    with pytest.raises(ConfigError, match=r"Target modules nothing.\* not found"):
+        train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": "nothing.*"})
+    with pytest.raises(ConfigError, match="is `pissa_niter_4`, which changes the base model at random"):
+        train_tiny(tiny_gpt2, tmp_path, lora={"init_lora_weights": "pissa_niter_4"})
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**6))
     with pytest.raises(TrainingError, match=r"has 0\.0 GB free and this run can need"):
         train_tiny(tiny_gpt2, tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_a_token_that_the_model_lacks_is_a_message(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    splits = Splits([tiny_models.Example("a", "Say <new>.", "", "<new>")], [], SPLITS.validation)
+    with pytest.raises(DataError) as caught:
+        train(model, tokenizer, splits, output_dir=tmp_path, settings=tiny_models.TINY_SETTINGS)
+    assert f"writes token id {tiny_models.END + 1}, and the model knows the ids 0 to {tiny_models.END}." in str(
+        caught.value
+    )
 
 
 def test_empty_splits_are_refused(tiny_gpt2: Path, tmp_path: Path) -> None:

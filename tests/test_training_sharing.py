@@ -18,12 +18,13 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 def arguments(**changes: object) -> SimpleNamespace:
     settings = {"loss_type": "nll", "label_smoothing_factor": 0.0, "max_length": 64, "device": torch.device("cpu")}
+    settings["neftune_noise_alpha"] = None
     return SimpleNamespace(**settings | changes)
 
 
 def choose(model, pad_id: int = 0, **changes: object) -> PaddingCollator | PrefixSharingCollator:
     settings = arguments(**changes)
-    return build_collator(model, settings, pad_id, plain_loss=has_plain_loss(model, settings))
+    return build_collator(model, settings, pad_id=pad_id, plain_loss=has_plain_loss(model, settings))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -71,15 +72,21 @@ def test_models_that_obey_a_mask_share(config, attention: str, dtype: torch.dtyp
             {"label_smoothing_factor": 0.1},
             "its loss is more than the cross entropy of one matrix product",
         ),
+        (
+            tiny_models.gpt2_config(),
+            {"neftune_noise_alpha": 5.0},
+            "`train.neftune_noise_alpha` adds noise by the length of a row",
+        ),
     ],
-    ids=["state space", "alibi", "window", "soft cap", "smoothing"],
+    ids=["state space", "alibi", "window", "soft cap", "smoothing", "noise"],
 )
 def test_others_are_padded_and_told_so(config, changes, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_models.build_model(config)
     with caplog.at_level(logging.INFO, logger="hf_instruct"):
         assert isinstance(choose(model, **changes), PaddingCollator)
     name = type(model).__name__
-    assert caplog.messages == [f"Training {name} on padded batches, several times slower: {reason}."]
+    messages = [record.message for record in caplog.records if record.name.startswith("hf_instruct")]
+    assert messages == [f"Training {name} on padded batches, several times slower: {reason}."]
 
 
 def test_a_mask_that_eager_attention_would_add_as_ones_is_noticed() -> None:
@@ -88,6 +95,14 @@ def test_a_mask_that_eager_attention_would_add_as_ones_is_noticed() -> None:
     model.set_attn_implementation("eager")
     assert not obeys_shared_rows(model, PrefixSharingCollator(0))
     assert obeys_shared_rows(model, PrefixSharingCollator(0, additive_mask=True))
+
+
+def test_an_adapter_that_looks_for_a_token_gets_a_row_for_each_example() -> None:
+    from hf_instruct.training.arguments import build_lora_config
+
+    model = tiny_models.build_model(tiny_models.gpt2_config())
+    lora = build_lora_config({"alora_invocation_tokens": [5, 6]}, model)
+    assert isinstance(build_collator(model, arguments(), pad_id=0, plain_loss=True, lora=lora), PaddingCollator)
 
 
 def test_a_window_as_long_as_the_rows_does_no_harm() -> None:

@@ -21,7 +21,7 @@ from hf_instruct.models import (
     no_shard_bars,
 )
 from hf_instruct.plots import draw_loss_plot, write_figure
-from hf_instruct.prompts import PromptFormat
+from hf_instruct.prompts import PromptFormat, TokenizedExample
 from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json
 from hf_instruct.run_folder import RunFolder
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
 
     from hf_instruct.training.callbacks import RunLog, Sampler
     from hf_instruct.training.trainer import InstructTrainer
@@ -165,42 +166,38 @@ def _build_trainer(
     settings: Mapping[str, Any],
     lora: Mapping[str, Any] | None,
 ) -> tuple["InstructTrainer", "RunLog"]:
-    from hf_instruct.training.arguments import build_arguments, build_lora_config
+    from hf_instruct.training.arguments import build_arguments, build_lora_config, translated_refusals
     from hf_instruct.training.callbacks import KeepMemory, RunLog
-    from hf_instruct.training.dataset import build_dataset, tokenize_examples
+    from hf_instruct.training.dataset import build_dataset
     from hf_instruct.training.optimizer import build_optimizer
     from hf_instruct.training.sharing import build_collator, has_plain_loss
     from hf_instruct.training.trainer import InstructTrainer
 
     arguments = build_arguments(settings, run.checkpoints)
     arguments.max_length = _fit_max_length(arguments.max_length, model)
-    train_rows, validation_rows = (
-        tokenize_examples(
-            examples,
-            tokenizer,
-            prompt_format,
-            max_length=arguments.max_length,
-            completion_only_loss=arguments.completion_only_loss is not False,
-        )
-        for examples in (splits.train, splits.validation)
-    )
+    train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
     log = RunLog(run.training_log, _build_sampler(model, tokenizer, splits.validation[:SAMPLE_ROWS], prompt_format))
+    adapter = build_lora_config(lora, model) if lora is not None else None
     plain_loss = has_plain_loss(model, arguments)
-    trainer = InstructTrainer(
-        model=model,
-        args=arguments,
-        plain_loss=plain_loss,
-        data_collator=build_collator(model, arguments, int(tokenizer.pad_token_id or 0), plain_loss=plain_loss),
-        train_dataset=build_dataset(train_rows),
-        eval_dataset=build_dataset(validation_rows),
-        probe_dataset=build_dataset(train_rows[::spacing][:PROBE_ROWS]),
-        processing_class=tokenizer,
-        peft_config=build_lora_config(lora, model) if lora is not None else None,
-        callbacks=[log, KeepMemory()],
-        optimizer_cls_and_kwargs=build_optimizer(arguments),
-    )
+    pad_id = int(tokenizer.pad_token_id or 0)
+    collator = build_collator(model, arguments, pad_id=pad_id, plain_loss=plain_loss, lora=adapter)
+    # What has to do with the model is found only now, as a layer that is not to be adapted.
+    with translated_refusals("The `train` or the `lora` section is refused by TRL or PEFT:"):
+        trainer = InstructTrainer(
+            model=model,
+            args=arguments,
+            plain_loss=plain_loss,
+            data_collator=collator,
+            train_dataset=build_dataset(train_rows),
+            eval_dataset=build_dataset(validation_rows),
+            probe_dataset=build_dataset(train_rows[::spacing][:PROBE_ROWS]),
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[log, KeepMemory()],
+            optimizer_cls_and_kwargs=build_optimizer(arguments),
+        )
     # Replaced by the progress bar: the trainer's own prints a dictionary a log.
     from transformers import PrinterCallback
 
@@ -209,6 +206,38 @@ def _build_trainer(
         # One process alone cannot generate from weights that are spread over all of them.
         log.sampler = None
     return trainer, log
+
+
+def _tokenize(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    splits: Splits,
+    *,
+    prompt_format: PromptFormat,
+    arguments: "SFTConfig",
+) -> list[list["TokenizedExample"]]:
+    """Return the rows of the training and of the validation split, of ids that the model has embeddings for."""
+    from hf_instruct.training.dataset import tokenize_examples
+
+    rows = [
+        tokenize_examples(
+            examples,
+            tokenizer,
+            prompt_format,
+            max_length=arguments.max_length,
+            completion_only_loss=arguments.completion_only_loss is not False,
+        )
+        for examples in (splits.train, splits.validation)
+    ]
+    weight: Any = model.get_input_embeddings().weight
+    size = weight.shape[0]
+    highest = max(max(row.input_ids) for part in rows for row in part)
+    if highest >= size:
+        raise DataError(
+            f"The tokenizer writes token id {highest}, and the model knows the ids 0 to {size - 1}. Load both from one "
+            "folder; if tokens were added, save the model after `model.resize_token_embeddings(len(tokenizer))`."
+        )
+    return rows
 
 
 def _fit_max_length(max_length: int | None, model: "PreTrainedModel") -> int | None:
@@ -312,6 +341,8 @@ def _translated_errors(run: RunFolder, log: "RunLog") -> "Iterator[None]":
 
 
 def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> TrainingSummary:
+    from transformers.trainer_pt_utils import get_model_param_count
+
     rows = [row for row in read_rows(run.training_log, TrainingRow) if row.kind == "evaluation"]
     state, model = trainer.state, trainer.model
     return TrainingSummary(
@@ -324,8 +355,8 @@ def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> Tr
         device=trainer.args.device.type,
         precision="bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
         num_processes=trainer.accelerator.num_processes,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_parameters=get_model_param_count(model),
+        num_trainable_parameters=get_model_param_count(model, trainable_only=True),
         train_loss=rows[-1].train_loss if rows else None,
         validation_loss=rows[-1].validation_loss if rows else None,
         validation_loss_before=rows[0].validation_loss if rows else None,

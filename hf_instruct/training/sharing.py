@@ -13,6 +13,7 @@ from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollato
 from hf_instruct.training.loss import REFUSALS, has_plain_head
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
     from trl import SFTConfig
 
@@ -31,7 +32,12 @@ def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
 
 
 def build_collator(
-    model: "PreTrainedModel", arguments: "SFTConfig", pad_id: int, *, plain_loss: bool
+    model: "PreTrainedModel",
+    arguments: "SFTConfig",
+    *,
+    pad_id: int,
+    plain_loss: bool,
+    lora: "LoraConfig | None" = None,
 ) -> PaddingCollator | PrefixSharingCollator:
     """Return the collator for training a model: one that shares prefixes if the model computes them exactly.
 
@@ -40,8 +46,11 @@ def build_collator(
 
     Args:
         plain_loss: What `has_plain_loss` said.
+        lora: The adapter that the model will be given.
     """
     reason = _reason_to_pad(model, arguments, plain_loss)
+    if lora is not None and lora.alora_invocation_tokens:
+        reason = "`lora.alora_invocation_tokens` are looked for once a row"
     sharing = PrefixSharingCollator(
         pad_id,
         row_length=_ROW_LENGTHS.get(arguments.device.type, _ROW_LENGTH),
@@ -72,6 +81,8 @@ def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig", plain_loss:
         return "its loss is more than the cross entropy of one matrix product"
     if window and (arguments.max_length is None or arguments.max_length > window):
         return f"its attention window of {window} tokens is less than `train.max_length` {arguments.max_length}"
+    if arguments.neftune_noise_alpha:
+        return "`train.neftune_noise_alpha` adds noise by the length of a row"
     return ""
 
 

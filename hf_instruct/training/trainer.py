@@ -133,7 +133,7 @@ class InstructTrainer(SFTTrainer):
             super()._track_num_input_tokens(inputs)
             return
         # The sum of a 4-D mask, which `Trainer` would take, is no number of tokens.
-        count = inputs["num_tokens"]
+        count: Any = inputs["num_tokens"]
         if self.accelerator.num_processes > 1:
             count = int(self.accelerator.reduce(torch.tensor(count, device=self.args.device), "sum"))
         self.state.num_input_tokens_seen += count
