@@ -146,6 +146,10 @@ def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
             ends already stay.
     """
     end = tokenizer.eos_token_id if end is None else end
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        # As TRL leaves models of experts: to generate, they would compute a loss that no cached prompt has.
+        config.output_router_logits = False
     if model.generation_config is None:
         return
     # What the model ended with before stays an end: an instruction-tuned one ends its turn with a token of its own.
@@ -153,7 +157,7 @@ def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     known = [end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     ends = [token for token in dict.fromkeys(known) if token is not None]
     model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= model.config.get_text_config().vocab_size:
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= config.vocab_size:
         # Added to the tokenizer alone, as in many repositories: what is masked is looked up all the same.
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 
 from hf_instruct import models
+from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.models import (
     cache_folder,
@@ -214,6 +215,16 @@ def test_bf16_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert models.computes_bf16("cpu")
     assert not models.computes_bf16("mps")
+
+
+def test_a_model_of_experts_that_was_trained_by_trl_generates(tiny_gpt2: Path, tmp_path: Path) -> None:
+    from transformers import MixtralConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = MixtralConfig(vocab_size=tiny_models.VOCABULARY, num_key_value_heads=1, output_router_logits=True, **sizes)
+    loaded, tokenizer = load_model(str(tiny_models.save_tiny(tmp_path, config)))
+    ends = {"end_id": tiny_models.END, "max_new_tokens": 3}
+    assert len(generate_completions(loaded, tokenizer, [[1, 2, 3], [1, 2, 4, 5]], **ends)) == 2
 
 
 def test_a_pad_token_without_an_embedding_gives_way_to_the_end(tiny_gpt2: Path, tmp_path: Path) -> None:

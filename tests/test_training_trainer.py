@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_instruct.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments, build_lora_config
 from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator
@@ -161,18 +162,38 @@ def test_without_loss_labels_the_forward_is_the_models_own(tiny_gpt2, rows, tmp_
 
 
 def test_heads_that_do_more_are_left_to_trl() -> None:
-    from transformers import BertConfig, Gemma2Config, GPT2Model, RecurrentGemmaConfig
+    from transformers import BertConfig, Gemma2Config, GPT2Model, OPTConfig, RecurrentGemmaConfig
 
     sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1}
     gemma = {"num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 1, **sizes}
     assert has_plain_head(tiny_models.build_model(CONFIGS["gpt2"]))
     assert has_plain_head(tiny_models.build_model(Gemma2Config(**gemma, final_logit_softcapping=None)))
     assert not has_plain_head(tiny_models.build_model(Gemma2Config(**gemma, final_logit_softcapping=30.0)))
+    # Its forward goes past its base model.
+    assert has_plain_head(tiny_models.build_model(OPTConfig(vocab_size=50, hidden_size=16, num_attention_heads=1)))
     # A soft cap by another name, and a head of several layers, the last of which is the output layer.
     recurrent = RecurrentGemmaConfig(**sizes, num_hidden_layers=3, num_key_value_heads=1, lru_width=16, head_dim=16)
     assert not has_plain_head(tiny_models.build_model(recurrent))
     assert not has_plain_head(tiny_models.build_model(BertConfig(**sizes, num_hidden_layers=1, is_decoder=True)))
     assert not has_plain_head(GPT2Model(tiny_models.gpt2_config()))
+
+
+def test_a_model_of_experts_generates_while_it_is_trained_on_its_routers(tiny_gpt2, rows, tmp_path) -> None:
+    from transformers import MixtralConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = MixtralConfig(vocab_size=tiny_models.VOCABULARY, num_key_value_heads=1, num_local_experts=2, **sizes)
+    prompts = [[1, 2, 3], [1, 2, 4, 5]]
+    end = {"end_id": tiny_models.END, "max_new_tokens": 3}
+    tokenizer = tiny_models.load_copy(tiny_gpt2)[1]
+    trainer = build_trainer(tiny_gpt2, rows, tmp_path, config=config)
+    assert trainer.aux_loss_enabled
+    batch = PaddingCollator(tiny_models.END)(list(rows))
+    trainer.compute_loss(trainer.model, batch).backward()
+    assert trainer.model.model.layers[0].mlp.gate.weight.grad.abs().max() > 0
+    assert trainer.model.config.output_router_logits is False
+    found = generate_completions(trainer.model, tokenizer, prompts, **end)
+    assert len(found) == 2
 
 
 def test_several_processes_look_for_unused_weights_only_where_there_can_be_some(tiny_gpt2, rows, tmp_path) -> None:

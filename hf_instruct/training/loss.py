@@ -109,16 +109,13 @@ def has_plain_head(model: "PreTrainedModel") -> bool:
     head = model.get_output_embeddings()
     if head is None or model.base_model is model or hasattr(model.config.get_text_config(), "output_router_logits"):
         return False
-    outputs: list[Any] = []
-    handle = model.base_model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    ids = {"input_ids": torch.arange(8, device=model.device)[None], "use_cache": False}
     try:
         with generating(model), torch.no_grad(), matching_precision(model):
-            logits = model(input_ids=torch.arange(8, device=model.device)[None], use_cache=False).logits
-            return torch.equal(head(outputs[-1].last_hidden_state).float(), logits.float())
+            hidden = model.base_model(**ids).last_hidden_state
+            return torch.equal(head(hidden).float(), model(**ids).logits.float())
     except REFUSALS:
         return False
-    finally:
-        handle.remove()
 
 
 def uses_all_weights(model: "PreTrainedModel") -> bool:

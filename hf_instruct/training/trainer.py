@@ -43,7 +43,13 @@ class InstructTrainer(SFTTrainer):
         if self._has_plain_loss and args.ddp_find_unused_parameters is None and uses_all_weights(model):
             # `Trainer` lets every process look for weights without a gradient, in every step.
             args.ddp_find_unused_parameters = False
+        config = model.config.get_text_config()
+        routers = getattr(config, "output_router_logits", None)
         super().__init__(**arguments)
+        if routers is not None:
+            # TRL asks for them in each call of its own. By the config they would be asked for, with a loss on them that
+            # no cached prompt has, whenever the model generates, also when it is loaded again.
+            config.output_router_logits = routers
         self.probe_dataset = probe_dataset
         if self._has_plain_loss:
             add_label_losses(model)
