@@ -169,6 +169,13 @@ def test_the_saved_adapter_reloads_with_equal_logits(adapter, tiny_gpt2: Path) -
     assert reloaded.generation_config.pad_token_id == tokenizer.pad_token_id == tiny_models.END
 
 
+def test_an_adapter_is_not_trained_on(adapter, tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(adapter[0] / "model"))
+    for lora in (None, {"r": 4}):
+        with pytest.raises(ConfigError, match="is an adapter beside its base model"):
+            train(model, tokenizer, SPLITS, output_dir=tmp_path, settings=tiny_models.TINY_SETTINGS, lora=lora)
+
+
 def test_samples_come_from_the_adapted_model(adapter) -> None:
     from hf_instruct.prompts import PromptFormat
     from hf_instruct.training.finetune import _build_sampler

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
-from hf_instruct.errors import DataError, RunError, TrainingError
+from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
 from hf_instruct.memory import peak_memory_bytes
 from hf_instruct.models import (
     configure_stop,
@@ -110,9 +110,9 @@ def train(
         What it took.
 
     Raises:
-        ConfigError: TRL or PEFT refuse the settings.
+        ConfigError: TRL or PEFT refuse the settings, or the model is an adapter.
         RunError: `output_dir` holds a model or checkpoints already, and `resume` is off.
-        DataError: A split is empty, or some rows have no label left within `max_length`.
+        DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
     from hf_instruct.training.checkpoints import check_disk_space, find_checkpoint
@@ -122,6 +122,11 @@ def train(
     run = RunFolder(Path(output_dir))
     if empty := [name for name in ("train", "validation") if not getattr(splits, name)]:
         raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
+    if hasattr(model, "peft_config") and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "The model to train is an adapter beside its base model:",
+            ["training begins with whole weights: write them with `hf-instruct export RUN --format merged` first"],
+        )
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
     if not resume and (run.model.exists() or any(run.checkpoints.glob("checkpoint-*"))):
         raise RunError(
