@@ -17,7 +17,14 @@ from hf_instruct.run_folder import RunFolder
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
-LAUNCHER = [BIN / "accelerate", "launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
+LAUNCHER = [
+    BIN / "accelerate",
+    "launch",
+    "--main_process_port",
+    "0",
+    "--config_file",
+    "accelerate_configs/cpu_2proc.yaml",
+]
 EXAMPLES = tiny_models.tiny_examples(45)
 
 
