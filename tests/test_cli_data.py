@@ -44,7 +44,7 @@ def test_check_of_the_courses_data(command: Command, course_file: Path) -> None:
     assert lines[0] == f"20 warnings in `{course_file}`:"
     assert lines[1] == "  - row 29 has the same instruction and input (but not output) as row 1068"
     assert lines[21:] == [
-        "  What to do: keep one, or split with `--data.split grouped` so that they stay together.",
+        "  What to do: keep one, or choose the split `grouped`, which keeps them together.",
         f"{course_file}: 1,100 examples (325 with an input), no faults; 20 repeated prompts",
         "",
         "split `sequential`                                  train       test validation      total",
@@ -120,7 +120,7 @@ def test_check_names_lines_of_the_file(command: Command, small_file: Path) -> No
     assert command("check", small_file) == [
         f"1 warning in `{small_file}`:",
         "  - line 1 has the same instruction and input (but not output) as line 3",
-        "  What to do: keep one, or split with `--data.split grouped` so that they stay together.",
+        "  What to do: keep one, or choose the split `grouped`, which keeps them together.",
         f"{small_file}: 3 examples (1 with an input), no faults; 1 repeated prompt",
         "",
         "not split                                           total",

@@ -69,9 +69,9 @@ def test_run_folder(server: FakeOllama, tmp_path: Path, capsys: pytest.CaptureFi
     write_rows(run.base.responses, rows[:2])
     assert judge(run.path, "--no-cache") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("tuned  85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 3 of 3, ")
-    assert lines[5].startswith("base   85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 2 of 2, ")
-    for side, start in ((run, 1), (run.base, 6)):
+    assert lines[0].startswith("base   85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 2 of 2, ")
+    assert lines[5].startswith("tuned  85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 3 of 3, ")
+    for side, start in ((run.base, 1), (run, 6)):
         assert lines[start].startswith("       metrics  exact match 0 %, ")
         shown = [line.strip() for line in lines[start + 1 : start + 4]]
         assert shown == [str(side.judgments), str(side.scores), str(side.metrics)]

@@ -170,11 +170,10 @@ def test_warnings_name_repeated_prompts_and_long_rows() -> None:
     counter = SimpleNamespace(max_length=4, count=lambda e: TokenCount(5 if e.output == "y" else 4, 1))
     warnings = check_examples(examples, file="f.json", counter=counter)  # type: ignore[arg-type]
     assert texts(warnings) == [
-        "`f.json` row 0 has the same instruction and input (but not output) as row 1 and row 2; keep one, or split "
-        "with "
-        "`--data.split grouped` so that they stay together",
-        "`f.json` row 3 has the same instruction and input (and output) as row 4; keep one, or split with "
-        "`--data.split grouped` so that they stay together",
+        "`f.json` row 0 has the same instruction and input (but not output) as row 1 and row 2; keep one, or "
+        "choose the split `grouped`, which keeps them together",
+        "`f.json` row 3 has the same instruction and input (and output) as row 4; keep one, or choose the "
+        "split `grouped`, which keeps them together",
         "`f.json` row 2 has 5 tokens, more than `max_length` 4; shorten it or raise `max_length`, else training cuts "
         "its "
         "end off",

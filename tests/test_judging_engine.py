@@ -306,7 +306,7 @@ def test_calls_stay_under_way(server: FakeOllama, caplog: pytest.LogCaptureFixtu
     assert judged.scores["n"] == 80
     assert server.peak == 8
     assert len(server.chats) == 80
-    assert "judging: 80/80, mean 85.0" in caplog.text
+    assert "Judging: 80/80, mean 85.0" in caplog.text
 
 
 def test_public_function(server: FakeOllama, tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_pull(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="hf_instruct"):
         (reply,) = ask(server, model="phi3", pull=True)
     assert reply.failure is None
-    assert "pulling phi3 (percent): 100/100, success" in caplog.text
+    assert "Pulling phi3 (percent): 100/100, success" in caplog.text
     (body,) = [body for path, body in server.requests if path == "/api/pull"]
     assert (body["model"], body["stream"]) == ("phi3", True)
 

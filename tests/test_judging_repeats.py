@@ -121,7 +121,7 @@ def test_each_repeat_is_asked_with_its_own_seed_and_kept_in_its_own_file(tmp_pat
     assert str(judged).splitlines()[1:] == [
         "3 repeats (seeds 1, 2, 3): means 11.0, 21.0, 31.0",
         "mean over the repeats 21.0, 95 % interval 20.0 to 22.0",
-        "the judge's own spread: 10.0 points an example, 10.0 points a mean; 100% of the verdicts changed",
+        "the judge's own spread: 10.0 points an example, 10.0 points a mean; 100 % of the verdicts changed",
     ]
 
 

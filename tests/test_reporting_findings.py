@@ -121,7 +121,7 @@ def test_notes_on_a_judge_that_was_checked_and_asked_again(tmp_path: Path) -> No
         "The judge failed its self-check (order, injection): its scores do not tell good answers from bad ones as they "
         "should.",
         "The judge gave every answer the same score, 60.0: it tells nothing.",
-        "Each answer was judged 3 times: the judge's own spread is 4.7 points an answer, and 50% of its verdicts "
+        "Each answer was judged 3 times: the judge's own spread is 4.7 points an answer, and 50 % of its verdicts "
         "changed.",
     ]
 
@@ -176,7 +176,7 @@ def test_notes_on_answers_and_training(tmp_path: Path) -> None:
     write_rows(run.training_log, rows)
     assert list_notes(_read(run)) == [
         "1 of 4 test examples have the same instruction and input as a training example.",
-        "25% of the tuned model's answers did not end by themselves and were cut off at `generate.max_new_tokens` "
+        "25 % of the tuned model's answers did not end by themselves and were cut off at `generate.max_new_tokens` "
         "(256).",
         "The validation loss was lowest at step 4 (0.700) and has risen to 0.900: overfitting.",
     ]

@@ -13,7 +13,7 @@ demo: gpt2-small, full fine-tuning
 score of 100      26.3 ± 2.5    68.3 ± 2.5    n=4 of 4 / n=3 of 4, 1 failure
   difference      +35.0 points, 95 % interval -70.0 to +100.0 (paired, n=3)
 validation loss   1.193         0.722         first, last
-ended by itself   25%           100%          of the answers
+ended by itself   25 %          100 %         of the answers
 judge             llama3 (ollama, digest 365c0bd3c000), rubric course@7777777
 fine-tuning       5 min 14 s
 

@@ -115,7 +115,7 @@ def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     section = build_section({**experiment.judge.model_dump(), **settings})
     with run.locked():
         judged = judge(run, experiment.model_copy(update={"judge": section}), options=build_options(options))
-    for name, folder in (("tuned", run), ("base", run.base)):
+    for name, folder in (("base", run.base), ("tuned", run)):
         if name in judged:
             lines = str(judged[name]).replace("\n", "\n       ")
             print(f"{name:5}  {lines}")
@@ -132,8 +132,8 @@ def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     section = build_section(settings)
     responses = load_responses(options.source)
     files = choose_files(options.source, options.out)
-    judged = judge_sets({"file": (responses, files)}, section, options=build_options(options))
+    judged = judge_sets({"responses": (responses, files)}, section, options=build_options(options))
     write_metrics(files.metrics, responses)
-    print(judged["file"])
+    print(judged["responses"])
     print(format_line(files.metrics))
     print(f"{files.judgments}\n{files.scores}\n{files.metrics}")

@@ -39,7 +39,7 @@ def measure(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
         # All are read before any is written.
         sides = {"tuned": (run, load_responses(run.responses))}
         if run.base.responses.exists():
-            sides["base"] = (run.base, load_responses(run.base.responses))
+            sides = {"base": (run.base, load_responses(run.base.responses)), **sides}
         _print_table({name: write_metrics(folder.metrics, rows) for name, (folder, rows) in sides.items()})
     for folder, _ in sides.values():
         print(folder.metrics)

@@ -156,7 +156,7 @@ def check_examples(
             first, *others = numbers
             equal = "and output" if len({examples[number].output for number in numbers}) == 1 else "but not output"
             problem = f"has the same instruction and input ({equal}) as {_enumerate([places[n] for n in others])}"
-            remedy = "keep one, or split with `--data.split grouped` so that they stay together"
+            remedy = "keep one, or choose the split `grouped`, which keeps them together"
             warnings.append(Fault(file, places[first], None, problem, remedy))
     if counter is not None and (limit := counter.max_length) is not None:
         for number, example in enumerate(examples):

@@ -27,11 +27,13 @@ class JudgeOptions:
         use_cache: Take verdicts from the cache and add to it.
         force: Judge anew what is judged already, and drop its verdicts from the cache.
         go_on: Tells the user how to go on after an interruption.
+        title: Of the progress bar of a pass over responses.
     """
 
     use_cache: bool = True
     force: bool = False
     go_on: str = "Judge again to go on."
+    title: str = "Judging"
 
 
 class JudgingLoop(Generic[Row]):

@@ -332,7 +332,7 @@ class OllamaJudge:
         status = ""
         total, seen = 0, dict[str, int]()
         try:
-            with progress_bar(f"pulling {self._model} (percent)", 100) as advance:
+            with progress_bar(f"Pulling {self._model} (percent)", 100) as advance:
                 shown = 0
                 async for line in await self._client.pull(self._model, stream=True):
                     status = line.status or ""

@@ -184,7 +184,7 @@ class _PairLoop(JudgingLoop[Preference]):
     ) -> None:
         self._pairs = {pair.id: pair for pair in pairs}
         file = files.preferences if files else None
-        super().__init__(judge, list(self._pairs), file=file, options=options, title="judging pairs")
+        super().__init__(judge, list(self._pairs), file=file, options=options, title="Judging pairs")
         self._questions = {pair.id: build_questions(pair) for pair in pairs}
         self._names = names
         self._files = files

@@ -66,7 +66,7 @@ def format_repeats(scores: Mapping[str, Any]) -> str:
         spread = f"the judge's own spread: {format_points(repeats['spread'])} points an example"
         if repeats["means_standard_deviation"] is not None:
             spread += f", {format_points(repeats['means_standard_deviation'])} points a mean"
-        lines.append(f"{spread}; {repeats['changed']:.0%} of the verdicts changed")
+        lines.append(f"{spread}; {100 * repeats['changed']:.0f} % of the verdicts changed")
         lines += [note] if (note := _note_determinism(scores["judge"])) else []
     return "\n".join(lines)
 

@@ -45,7 +45,7 @@ class ScoreLoop(JudgingLoop[Judgment]):
         repeat: int = 1,
         repeats: int = 1,
     ) -> None:
-        title = "judging" if repeats == 1 else f"judging, repeat {repeat} of {repeats}"
+        title = options.title if repeats == 1 else f"{options.title}, repeat {repeat} of {repeats}"
         ids = [row.id for row in responses]
         super().__init__(judge, ids, file=files.judgments if files else None, options=options, title=title)
         self._files = files

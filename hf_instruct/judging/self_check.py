@@ -325,7 +325,7 @@ def _format_check(check: Mapping[str, Any]) -> str:
         seen, higher = "no pair has two scores", ""
     else:
         ends = "" if check["interval"] is None else " ({} to {})".format(*map(format_signed, check["interval"]))
-        seen, higher = f"{format_signed(check['difference'])}{ends}", f"{check['higher']:.0%}"
+        seen, higher = f"{format_signed(check['difference'])}{ends}", f"{100 * check['higher']:.0f} %"
     name = check["name"] or "compare"
     return f"{name:<11}{pair:<28}{check['expected']:<19}{seen:<23}{higher:>6}{check['n']:>4}  {_format_result(check)}"
 
@@ -339,7 +339,8 @@ def _format_result(check: Mapping[str, Any]) -> str:
 def _format_failures(result: Mapping[str, Any]) -> str:
     seen = f"{result['failures']} of {result['probes']}"
     verdict = "FAILED" if "failures" in result["failed"] else "passed"
-    return f"{'failures':<11}{'answers without a score':<28}{f'at most {_MOST_FAILURES:.0%}':<19}{seen:<33}  {verdict}"
+    most = f"at most {100 * _MOST_FAILURES:.0f} %"
+    return f"{'failures':<11}{'answers without a score':<28}{most:<19}{seen:<33}  {verdict}"
 
 
 def _format_kinds(kinds: Mapping[str, Any]) -> str:
@@ -357,9 +358,11 @@ def _format_injections(injection: Mapping[str, Any]) -> str:
         return "injections: no pair has two scores"
     ends = "" if injection["interval"] is None else " ({} to {})".format(*map(format_signed, injection["interval"]))
     shares = [
-        f"{injection['higher']:.0%} of {injection['pairs']} up",
-        f"{injection[f'higher_by_{_CLEAR_RISE}']:.0%} by {_CLEAR_RISE} or more",
-        f"{injection[f'higher_by_{_TAKEOVER}']:.0%} by {_TAKEOVER} or more",
+        f"{100 * injection['higher']:.0f} % of {injection['pairs']} up",
+        f"{100 * injection[f'higher_by_{_CLEAR_RISE}']:.0f} % by {_CLEAR_RISE}",
+        f"{100 * injection[f'higher_by_{_TAKEOVER}']:.0f} % by {_TAKEOVER} or more",
     ]
     text = f"injections: mean difference {format_signed(injection['difference'])}{ends}; {', '.join(shares)}"
-    return f"{text}\nharmless additions: {control['higher']:.0%} of {control['pairs']} up" if control["pairs"] else text
+    if control["pairs"]:
+        text += f"\nharmless additions: {100 * control['higher']:.0f} % of {control['pairs']} up"
+    return text

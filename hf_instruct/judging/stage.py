@@ -1,5 +1,6 @@
 """The judge stage: scores the responses in a run folder."""
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
 
@@ -31,7 +32,8 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
     options = options or JudgeOptions(go_on=f"Go on with `hf-instruct judge {shlex.quote(str(run.path))}`.")
     sets = {"tuned": (load_responses(run.responses), JudgmentFiles(run.path))}
     if run.base.responses.exists():
-        sets["base"] = (load_responses(run.base.responses), JudgmentFiles(run.base.path))
+        # Before tuning first, as in every table.
+        sets = {"base": (load_responses(run.base.responses), JudgmentFiles(run.base.path)), **sets}
     load_rubric(experiment.judge.rubric)
     for responses, files in sets.values():
         write_metrics(files.metrics, responses)
@@ -43,7 +45,7 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
 def judge_sets(
     sets: Mapping[str, tuple[list[Response], JudgmentFiles]], settings: JudgeSection, *, options: JudgeOptions
 ) -> dict[str, JudgmentSet]:
-    """Judge several sets of responses with one judge, opened once; what a set's name means is the caller's.
+    """Judge several sets of responses with one judge, opened once; the progress bar shows their names.
 
     Raises:
         ConfigError: The rubric is not usable.
@@ -55,7 +57,13 @@ def judge_sets(
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
             return {
-                name: await judge_with(judge, responses, settings, files=files, options=options)
+                name: await judge_with(
+                    judge,
+                    responses,
+                    settings,
+                    files=files,
+                    options=dataclasses.replace(options, title=f"Judging, {name}"),
+                )
                 for name, (responses, files) in sets.items()
             }
 

@@ -159,7 +159,7 @@ def _note_stopped(metrics: Mapping[str, Any]) -> list[str]:
     share = as_number(as_mapping(metrics.get("stopped")).get("mean"))
     if share is None or share >= _LEAST_STOPPED:
         return []
-    return [f"{1 - share:.0%} of its answers did not end by themselves and were cut off."]
+    return [f"{100 * (1 - share):.0f} % of its answers did not end by themselves and were cut off."]
 
 
 def _measure_difference(run: RunFolder) -> MeanDifference | None:

@@ -152,7 +152,7 @@ def _note_repeats(scores: Scores) -> list[str]:
         return []
     return [
         f"Each answer was judged {count:.0f} times: the judge's own spread is {format_points(spread)} points an "
-        f"answer, and {changed:.0%} of its verdicts changed."
+        f"answer, and {100 * changed:.0f} % of its verdicts changed."
     ]
 
 
@@ -193,7 +193,7 @@ def _note_answers(tuned: Side, max_new_tokens: int) -> list[str]:
     if share is None or 1 - share <= _MANY_CUT_OFF:
         return []
     return [
-        f"{1 - share:.0%} of the tuned model's answers did not end by themselves and were cut off at "
+        f"{100 * (1 - share):.0f} % of the tuned model's answers did not end by themselves and were cut off at "
         f"`generate.max_new_tokens` ({max_new_tokens})."
     ]
 

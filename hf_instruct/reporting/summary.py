@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
+from hf_instruct.metric_names import format_metric
 from hf_instruct.reporting.answers import Answer, AnswerRow, pair_answers, pick_telling
 from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.reporting.findings import (
@@ -111,7 +112,8 @@ def _list_numbers(facts: RunFacts, metrics: Sequence[MetricRow], width: int) -> 
     if losses:
         rows.append(("validation loss", losses[0], losses[-1] if len(losses) > 1 else "-", "first, last"))
     if tuned.stopped_share is not None or base.stopped_share is not None:
-        before, after = ("-" if s.stopped_share is None else f"{s.stopped_share:.0%}" for s in (base, tuned))
+        shares = [side.stopped_share for side in (base, tuned)]
+        before, after = ("-" if share is None else format_metric("stopped", share) for share in shares)
         rows.append(("ended by itself", before, after, "of the answers"))
     if not rows:
         return []
