@@ -77,6 +77,18 @@ def test_every_verb_says_more(verb: str, capsys: pytest.CaptureFixture[str]) -> 
     assert "examples:\n  hf-instruct " in text
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_prose_of_the_help_fits_the_terminal(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    # The commands of the examples stand on a line each, to be copied.
+    prose = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("  ")]
+    assert max(map(len, prose)) <= 70
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])

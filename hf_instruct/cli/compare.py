@@ -27,7 +27,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="put judged runs side by side: paired differences with intervals, a table, a plot",
         description="Compare the scores of two or more runs example by example.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("runs", metavar="RUN_OR_FILE", nargs="+", help="a run folder, RUN/base, or a file of scores")

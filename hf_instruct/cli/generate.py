@@ -32,7 +32,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="answer the held-out test split",
         description="Answer a run's test split with the untuned and the tuned model. Goes on where it was cut off.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, nargs="?", help="run folder; `--presets` alone needs none")

@@ -28,7 +28,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",
         description="Put each response, with its task and its reference, to a language model that scores it.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -6,10 +6,12 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
+from typing import Any
 
 from hf_instruct import __version__
 from hf_instruct.errors import InstructError
@@ -82,12 +84,30 @@ def _is_termination(stop: BaseException | None) -> bool:
     return stop is not None and (isinstance(stop, Terminated) or _is_termination(stop.__cause__))
 
 
+class _HelpText(argparse.HelpFormatter):
+    """Fills paragraphs to the terminal's width, and leaves those with indented lines, the examples, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = []
+        for part in text.strip().split("\n\n"):
+            is_laid_out = "\n " in part
+            parts.append(part if is_laid_out else textwrap.fill(part, width - len(indent), break_on_hyphens=False))
+        return textwrap.indent("\n\n".join(parts), indent)
+
+
+class _Parser(argparse.ArgumentParser):
+    """The parser of a verb, and of the verbs below it."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"formatter_class": _HelpText, **given})
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs; importing it loads neither torch nor transformers."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hf-instruct",
         description="Teach a language model to follow instructions, and get scores you can defend.",
-        epilog="`hf-instruct VERB --help` says more. Start with: hf-instruct run recipes/smollm2-135m/demo.yaml",
+        epilog="`hf-instruct VERB --help` says more. Start with\n  hf-instruct run recipes/smollm2-135m/demo.yaml",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")

@@ -24,7 +24,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Publish a run's model on the Hugging Face Hub: weights or adapter, tokenizer, prompt format and a "
         "model card with data, settings, scores and limits. One commit: all of it, or nothing.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")

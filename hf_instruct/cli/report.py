@@ -18,7 +18,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="write report.html: scores, losses and all answers, before and after",
         description="Write report.html in a run folder: scores, losses and all answers, before and after.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")

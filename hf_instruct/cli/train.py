@@ -19,7 +19,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="prepare the data and fine-tune",
         description="Prepare the data of an experiment and fine-tune its model; --SECTION.FIELD VALUE as in `run`.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_run_options(parser)
