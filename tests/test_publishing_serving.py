@@ -110,6 +110,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
         first = process.stdout.readline()
         assert first == f"`mine` answers at http://127.0.0.1:{port}/v1   (Ctrl-C ends)\n"
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        assert [listed.id for listed in client.models.list()] == ["mine"]
         question = "Name the capital of France."
         answer = client.chat.completions.create(
             model="mine", messages=[{"role": "user", "content": question}], temperature=0, max_tokens=16

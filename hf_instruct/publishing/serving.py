@@ -114,6 +114,7 @@ def serving(folder: Path, *, host: str, port: int, device: str = "auto") -> Iter
     environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
     # The model is on this disk: nothing is to be looked for elsewhere.
     environment["HF_HUB_OFFLINE"] = "1"
+    environment["HF_HUB_CACHE"] = str(_build_listing(folder))
     process = subprocess.Popen(
         build_command(folder, host=host, port=port, device=device),
         cwd=folder.parent,
@@ -134,6 +135,20 @@ def serving(folder: Path, *, host: str, port: int, device: str = "auto") -> Iter
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _build_listing(folder: Path) -> Path:
+    """Return a Hub cache that names this model alone.
+
+    `/v1/models` lists the models of the cache, and not the one that is served; without a cache it is a server error.
+    """
+    cache = folder.parent / ".hub"
+    place = cache / f"models--{folder.name}"
+    (place / "snapshots" / "main").mkdir(parents=True, exist_ok=True)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / "main").write_text("main", encoding="utf-8")
+    shutil.copyfile(folder / "config.json", place / "snapshots" / "main" / "config.json")
+    return cache
 
 
 def _wait_until_it_answers(process: "subprocess.Popen[bytes]", host: str, port: int) -> None:
