@@ -186,7 +186,7 @@ def test_unknown_rubric() -> None:
         "Unknown rubric `curse`; did you mean `course`? Allowed are `course`, `critique`, `fenced`, `five-point`, or "
         "the path of a YAML file with at least `prompt`."
     )
-    with pytest.raises(ConfigError, match=r"^`none\.yaml` does not exist\."):
+    with pytest.raises(ConfigError, match=r"^`none\.yaml` does not exist\. Allowed are `course`, "):
         load_rubric("none.yaml")
 
 

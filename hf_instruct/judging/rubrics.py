@@ -195,13 +195,14 @@ def load_rubric(name: str) -> Rubric:
     if name in list_rubrics():
         return _read_rubric(_FOLDER / f"{name}.yaml")
     path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.is_file():
         return _read_rubric(path)
+    fault = f"`{name}` does not exist" if path.suffix in (".yaml", ".yml") else f"Unknown rubric `{name}`"
     near = difflib.get_close_matches(name, list_rubrics(), n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`? " if near else ""
+    hint = f"; did you mean `{near[0]}`?" if near else "."
     raise ConfigError(
-        f"Unknown rubric `{name}`; {hint}Allowed are {', '.join(f'`{n}`' for n in list_rubrics())}, or the path of a "
-        "YAML file with at least `prompt`."
+        f"{fault}{hint} Allowed are {', '.join(f'`{n}`' for n in list_rubrics())}, or the path of a YAML file with at "
+        "least `prompt`."
     )
 
 
