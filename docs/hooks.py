@@ -162,5 +162,5 @@ def write_records() -> str:
     ]
     lines += [line for name in rows for line in ("", f"::: {records.__name__}.{name}")]
     lines += ["", "## Errors", "", "What a user can cause, in one tree; `except InstructError` catches all of it.", ""]
-    lines += ["```text", tree, "```"]
+    lines += ["```text", tree, "```", "", f"::: {errors.__name__}.InstructError"]
     return "\n".join(lines) + "\n"

@@ -102,7 +102,7 @@ def test_links_and_anchors_lead_somewhere(site: Path, pages: dict[Path, Page]) -
 
 
 def test_the_reference_has_every_public_name_verb_and_field(site: Path, pages: dict[Path, Page]) -> None:
-    anchors = pages[site / "reference" / "python.html"].anchors
+    anchors = set().union(*(pages[site / "reference" / f"{name}.html"].anchors for name in ("python", "records")))
     homes = {f"hf_instruct.{hf_instruct._HOMES[name]}.{name}" for name in hf_instruct.__all__}
     assert homes <= anchors
     assert {*VERBS, "data-check"} <= pages[site / "reference" / "commands.html"].anchors
