@@ -140,7 +140,7 @@ def test_who_may_not(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_TOKEN", "hf_" + "gone" * 8)
     assert refuse(run, hub) == f"The Hub does not know your token. {log_in}"
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(run.path / "no-token"))
     assert refuse(run, hub) == (
         f"You are not logged in to {hub.url}. Log in with `hf auth login` (a token that may write), or set `HF_TOKEN`. "
         "Nothing was published."
