@@ -122,3 +122,8 @@ def resident_bytes(usage: "resource.struct_rusage") -> int:
     """Return the largest resident memory in what the system tells of a process."""
     # Kilobytes on Linux, bytes on macOS.
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether PyTorch raised this for want of memory: on a GPU, or, as a bare RuntimeError, on a CPU."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.hub import cache_alone_if_unreachable
@@ -107,14 +108,21 @@ def load_model(
                 configure_stop(tuned, tokenizer)
                 fuse_activations(tuned)
                 return tuned, tokenizer
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel
+            found: dict[str, Any]
+            model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # typed as the model alone
                 location,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 **({} if dropout is None else _dropout_settings(location, dropout, revision, trust_remote_code)),
             )
+            # What it does not find, Transformers fills with random numbers, and only logs it.
+            if lost := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+                raise ValueError(f"{len(lost)} weights (`{lost[0]}` first) are not there in the shape its config says")
     configure_stop(model, tokenizer)
     fuse_activations(model)
     return model.eval(), tokenizer
@@ -259,11 +267,6 @@ def matching_precision(model: "nn.Module") -> Iterator[None]:
         yield
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether PyTorch raised this for want of memory: on a GPU, or, as a bare RuntimeError, on a CPU."""
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
-
-
 def best_device() -> str:
     """Return `cuda`, `mps` or `cpu`: the fastest device this machine has."""
     import torch
@@ -296,9 +299,12 @@ def _load_adapter(location: str, *, dtype: str, trust_remote_code: bool) -> "Pre
     import torch
     from peft import AutoPeftModelForCausalLM
 
-    model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(
-        location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-    )
+    with warnings.catch_warnings():
+        # Otherwise the answers would be the base model's.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(
+            location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+        )
     model.eval()
     return model
 
@@ -312,6 +318,10 @@ def _dropout_settings(name: str, dropout: float, revision: str | None, trust_rem
     return {field: dropout for field in fields if hasattr(config, field)}
 
 
+# For a missing repository, file or network, a config of no known kind, and files that hold what nobody expects there.
+_LOADING_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, UserWarning)
+
+
 @contextmanager
 def _translated_errors(name: str) -> Iterator[None]:
     """Turn what loading raises for a user's mistake into a `ModelLoadError` with advice."""
@@ -320,14 +330,13 @@ def _translated_errors(name: str) -> Iterator[None]:
     try:
         with no_shard_bars():
             yield
-    except (OSError, ValueError, SafetensorError) as error:
-        # Transformers and huggingface_hub raise OSError for a missing repository or file and for a missing network,
-        # and ValueError for a config they do not know; SafetensorError is a weights file that was cut off.
+    except (*_LOADING_ERRORS, SafetensorError) as error:
         raise ModelLoadError(_explain(name, error)) from error
 
 
 def _explain(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # PyTorch's first line ends in a colon and announces the next.
+    reason = " ".join(str(error).replace(":\n", ": ").strip().partition("\n")[0].split()) or repr(error)
     known = ", ".join(f"`{alias}`" for alias in [*ALIASES, WHEEL_MODEL])
     if "trust_remote_code" in str(error):
         return (

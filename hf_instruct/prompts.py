@@ -243,16 +243,11 @@ class PromptFormat:
                 f"The prompt format `{self.name}` has no place for {'earlier turns' if history else 'a system text'}: "
                 "only `chat` has. Leave it out."
             )
-        from jinja2 import TemplateError
-
         messages = [{"role": "system", "content": system}] * bool(system)
         for user, assistant in history:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
         messages.append({"role": "user", "content": question})
-        try:
-            text = _apply_chat_template(tokenizer, messages, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ConfigError(f"The chat template of `{tokenizer.name_or_path}` refuses this: {error}") from error
+        text = _apply_chat_template(tokenizer, messages, add_generation_prompt=True)
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -286,4 +281,9 @@ def _apply_chat_template(
             f"The prompt format `chat` needs a tokenizer with a chat template, and {name}. "
             "Use `alpaca`, `phi3` or a Jinja file, or an instruction-tuned model."
         )
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except TemplateError as error:
+        raise ConfigError(f"The chat template of `{tokenizer.name_or_path}` refuses this: {error}") from error

@@ -12,7 +12,8 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hf_instruct.errors import DataError
 
@@ -207,10 +208,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     Raises:
         DataError: The file is missing, or a line is not a row of this type (file and line are named).
     """
-    try:
-        lines, _ = _split_lines(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"`{path}` does not exist; run the stage that writes it first.") from error
+    lines, _ = _split_lines(_read_bytes(path))
     return _parse_lines(path, lines, row_type)
 
 
@@ -222,7 +220,7 @@ def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = _read_bytes(path)
     lines, torn = _split_lines(content)
     rows = _parse_lines(path, lines, row_type)
     if torn:
@@ -231,6 +229,15 @@ def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
         with path.open("ab") as file:
             file.write(b"\n")
     return rows
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"`{path}` does not exist; run the stage that writes it first.") from error
+    except OSError as error:
+        raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
 
 
 def _split_lines(content: bytes) -> tuple[list[bytes], bytes]:
@@ -244,18 +251,31 @@ def _split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> list[Row]:
-    names = {field.name for field in dataclasses.fields(row_type)}
+    types = {name: _plain_types(hint) for name, hint in get_type_hints(row_type).items()}
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            fields = json.loads(line)
-            rows.append(row_type(**{name: value for name, value in fields.items() if name in names}))
+            fields = {name: value for name, value in json.loads(line).items() if name in types}
+            # Now, as a text where a number is due would fail only later, and anywhere.
+            if odd := [name for name, value in fields.items() if not isinstance(value, types[name])]:
+                raise TypeError(f"`{odd[0]}` is a {type(fields[odd[0]]).__name__}")
+            rows.append(row_type(**fields))
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError(
                 f"`{path}` line {number} is not a {row_type.__name__} row ({error}); "
                 "mend the line, or delete the file and run the stage again."
             ) from error
     return rows
+
+
+def _plain_types(hint: Any) -> tuple[type, ...]:
+    """Return the classes that `isinstance` takes for a hint: of `list[str] | None`, `list` and that of None.
+
+    >>> _plain_types(float | None)
+    (<class 'float'>, <class 'NoneType'>, <class 'int'>)
+    """
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(get_origin(part) or part for part in parts) + ((int,) if float in parts else ())
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:

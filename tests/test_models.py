@@ -131,7 +131,8 @@ def broken(source: Path, target: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "damage", ["no config", "no weights", "torn weights", "torn config", "foreign", "no tokenizer"]
+    "damage",
+    ["no config", "no weights", "torn weights", "torn config", "foreign", "no tokenizer", "list", "layers", "shape"],
 )
 def test_damaged_folders_are_errors_of_ours(tiny_gpt2: Path, tmp_path: Path, damage: str) -> None:
     folder = broken(tiny_gpt2, tmp_path / "model")
@@ -148,6 +149,12 @@ def test_damaged_folders_are_errors_of_ours(tiny_gpt2: Path, tmp_path: Path, dam
         for path in folder.glob("*"):
             if path.name not in ("config.json", "model.safetensors", "generation_config.json"):
                 path.unlink()
+    elif damage == "list":
+        config.write_text("[]")
+    elif damage in ("layers", "shape"):
+        # Transformers makes up the weights that it does not find.
+        changed = {"n_layer": 3} if damage == "layers" else {"n_embd": 64}
+        config.write_text(json.dumps(json.loads(config.read_text()) | changed))
     else:
         config.write_text('{"model_type": "unheard-of"}')
     with pytest.raises(ModelLoadError) as caught:
@@ -156,6 +163,8 @@ def test_damaged_folders_are_errors_of_ours(tiny_gpt2: Path, tmp_path: Path, dam
         assert str(caught.value).startswith(f"The model `{folder}` has no tokenizer files (`tokenizer.json`, say).")
         return
     assert f"`{folder}` cannot be loaded as a causal language model with safetensors weights: " in str(caught.value)
+    if damage == "layers":
+        assert "12 weights (`transformer.h.2.attn.c_attn.bias` first) are not there" in str(caught.value)
 
 
 def test_pickled_weights_are_not_loaded(tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -185,6 +194,7 @@ def test_code_of_a_model_is_not_run(tiny_gpt2: Path, tmp_path: Path) -> None:
 
 def test_an_adapter_whose_base_is_gone(tiny_gpt2: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
 
     base = broken(tiny_gpt2, tmp_path / "base")
     model, tokenizer = load_model(str(base))
@@ -192,6 +202,12 @@ def test_an_adapter_whose_base_is_gone(tiny_gpt2: Path, tmp_path: Path) -> None:
     get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     assert load_model(str(tmp_path / "adapter"))[0].generation_config.pad_token_id == tiny_models.END
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(
+        dict(list(load_file(weights).items())[1:]), broken(tmp_path / "adapter", tmp_path / "gaps") / weights.name
+    )
+    with pytest.raises(ModelLoadError, match="Found missing adapter keys"):
+        load_model(str(tmp_path / "gaps"))
     shutil.rmtree(base)
     with pytest.raises(ModelLoadError, match=r"base"):
         load_model(str(tmp_path / "adapter"))

@@ -166,6 +166,12 @@ def test_chat_without_a_template_says_so(tokenizer) -> None:
         prompt_format.encode_prompt(tokenizer, "Hello")
 
 
+def test_a_broken_chat_template_says_so(tokenizer) -> None:
+    tokenizer = with_chat(copy.deepcopy(tokenizer), "{% for %}", [])
+    with pytest.raises(ConfigError, match=r"The chat template of `.*tiny-gpt2` refuses this: Expected an expression"):
+        PromptFormat.named("chat").encode_prompt(tokenizer, "Hello")
+
+
 def test_a_tokenizer_without_an_end_is_refused(tiny_gpt2: Path) -> None:
     tokenizer = tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2)
     tokenizer.eos_token = None

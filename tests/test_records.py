@@ -84,7 +84,10 @@ def test_a_file_with_only_a_torn_line_becomes_empty(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize("line", [b"not json", b"[1]", b"5", b'{"id": "a"}', b"\xff\xfe", b""])
+TYPES = b'{"id": "b", "instruction": 3, "input": "", "output": "o"}'
+
+
+@pytest.mark.parametrize("line", [b"not json", b"[1]", b"5", b'{"id": "a"}', TYPES, b"\xff\xfe", b""])
 @pytest.mark.parametrize("read", [read_rows, recover_rows])
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, read: object) -> None:
     path = tmp_path / "rows.jsonl"
@@ -101,6 +104,12 @@ def test_fields_of_later_versions_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "a", "instruction": "i", "input": "", "output": "o", "new": 1}\n')
     assert read_rows(path, Example) == [Example("a", "i", "", "o")]
+
+
+@pytest.mark.parametrize("read", [read_rows, recover_rows])
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path, read: object) -> None:
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read(tmp_path, Example)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hf_instruct.decoding import Completion, find_ends, generate_completions
 from hf_instruct.errors import ConfigError, InstructError
 from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.generation.token_text import decode_tokens
-from hf_instruct.models import is_out_of_memory
+from hf_instruct.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import FloatTensor, LongTensor, Tensor

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
-from hf_instruct.memory import peak_memory_bytes
+from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import (
     configure_stop,
     context_length,
     fuse_activations,
-    is_out_of_memory,
     matching_precision,
     no_shard_bars,
 )
