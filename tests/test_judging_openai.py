@@ -211,6 +211,13 @@ def test_refusals_before_the_first_question(server: FakeServer, outcome: Outcome
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("port", ["99999", "abc"])
+def test_an_address_that_cannot_be(port: str) -> None:
+    with pytest.raises(JudgeUnavailable, match=rf"address http://127.0.0.1:{port} is not usable: Port") as caught:
+        OpenAIJudge(JudgeSection(backend="openai", base_url=f"http://me:secret@127.0.0.1:{port}"))
+    assert "secret" not in str(caught.value)
+
+
 def test_key_is_needed_for_openai_itself(server: FakeServer) -> None:
     with pytest.raises(JudgeUnavailable, match=r"^OPENAI_API_KEY is not set\."):
         OpenAIJudge(JudgeSection(backend="openai"))

@@ -5,11 +5,13 @@ import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
 from hf_instruct.judging.judges import Reply, shorten
 from hf_instruct.judging.rubrics import Question
+from hf_instruct.run_folder import redact
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
@@ -48,6 +50,14 @@ class OpenAIJudge:
             raise JudgeUnavailable(
                 "OPENAI_API_KEY is not set. Set it to a key of OpenAI, or name a server of your own with `--base-url`."
             )
+        try:
+            # The client below would find out only when it connects, in a group of errors.
+            urlsplit(base_url or "").port  # noqa: B018
+        except ValueError as error:
+            raise JudgeUnavailable(
+                f"The judge's address {redact(base_url)} is not usable: {error}. It looks like "
+                "http://127.0.0.1:8000/v1."
+            ) from error
         self._client: AsyncOpenAI = AsyncOpenAI(
             api_key=key,
             base_url=base_url,
