@@ -3,6 +3,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from hf_instruct.errors import TrainingError
@@ -12,7 +14,8 @@ from hf_instruct.training.checkpoints import check_disk_space, find_checkpoint
 def make(folder: Path, step: int, state: str | None = "{}") -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir()
-    (path / "model.safetensors").write_text("weights")
+    save_file({"weight": torch.zeros(2)}, path / "model.safetensors")
+    torch.save({}, path / "optimizer.pt")
     if state is not None:
         (path / "trainer_state.json").write_text(state)
     return path
@@ -29,6 +32,14 @@ def test_the_last_whole_checkpoint_is_found(tmp_path: Path) -> None:
 def test_a_torn_checkpoint_is_ignored_and_deleted(tmp_path: Path, state: str | None) -> None:
     whole = make(tmp_path, 5)
     torn = make(tmp_path, 10, state)
+    assert find_checkpoint(tmp_path) == whole
+    assert not torn.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_that_a_power_failure_tore_is_no_better(tmp_path: Path, name: str) -> None:
+    whole, torn = make(tmp_path, 5), make(tmp_path, 10)
+    (torn / name).write_bytes((torn / name).read_bytes()[:-10])
     assert find_checkpoint(tmp_path) == whole
     assert not torn.exists()
 

@@ -1,8 +1,10 @@
 """Which checkpoints are whole, and whether there is room for another."""
 
 import json
+import logging
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,23 +13,37 @@ from hf_instruct.errors import TrainingError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def find_checkpoint(folder: Path) -> Path | None:
     """Return the last whole checkpoint, or None, and delete any newer one that a kill or a full disk left torn.
 
-    The trainer writes `trainer_state.json` last, so a checkpoint is whole when that file can be read.
+    The trainer writes `trainer_state.json` last. After a power failure the files before it may be torn all the same.
     """
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     for _, path in sorted(found, reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if _is_whole(path):
             return path
+        logger.warning("The checkpoint %s is torn, and is deleted.", path)
+        shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in checkpoint.glob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    # PyTorch's format, whose table of contents is at its end.
+    return all(zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt"))
 
 
 def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:
