@@ -6,6 +6,7 @@ the first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats 
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,6 +148,15 @@ _OURS_TO_SET = {
     "logging_nan_inf_filter": "a loss that is not a number ends the run",
     "include_num_input_tokens_seen": "example tokens are always counted",
 }
+# What TRL and PEFT take as it is, to stumble over it hours later or never.
+_BOUNDS = {
+    **dict.fromkeys(("seed", "data_seed"), Field(ge=0, lt=2**32)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Field(ge=1)),
+    **dict.fromkeys(("gradient_accumulation_steps", "max_length", "r"), Field(ge=1)),
+    "num_train_epochs": Field(gt=0),
+    "learning_rate": Field(ge=0),
+    "lora_dropout": Field(ge=0, lt=1),
+}
 _NOT_TO_GENERATE = {
     "return_dict_in_generate": "only the tokens are kept",
     "max_length": "set `generate.max_new_tokens`",
@@ -219,6 +229,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"`{path}` cannot be read: {error.strerror or error}.") from error
     try:
         values = YAML(typ="safe", pure=True).load(text)
+        # An anchor may make a value part of itself, and no file could hold that again.
+        json.dumps(values, skipkeys=True, default=str)
+    except RecursionError as error:
+        raise ConfigError(f"`{path}` is nested too deeply to be read.") from error
     except (YAMLError, ValueError) as error:
         # A ValueError is a date that there is not, such as 2024-02-30.
         reason = " ".join(str(error).split("To suppress")[0].split())
@@ -337,9 +351,12 @@ def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> lis
     for field in dataclasses.fields(owner):
         hint = hints[field.name]
         parts = set(typing.get_args(hint)) or {hint}
-        fields[field.name] = (hint if parts <= plain else Any, None)
+        is_plain = parts <= plain or typing.get_origin(hint) is Literal
+        fields[field.name] = (Annotated[hint if is_plain else Any, _BOUNDS.get(field.name)], None)
     model = create_model(
-        "Fields", __config__=ConfigDict(extra="forbid", strict=True, protected_namespaces=()), **fields
+        "Fields",
+        __config__=ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False),
+        **fields,
     )
     try:
         model.model_validate(dict(values))

@@ -12,7 +12,15 @@ InstructError              anything below; the command line prints its text as o
     └── VerdictError       one reply of the judge cannot be read as a verdict
 """
 
+import errno
 from collections.abc import Sequence
+
+# What the system says of a disk that is full or failing, and of paths that are not for this user or of another kind.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 class InstructError(Exception):

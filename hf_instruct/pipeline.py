@@ -1,14 +1,13 @@
 """The walk of an experiment through its stages, over one run folder."""
 
 import contextlib
-import errno
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
-from hf_instruct.errors import ConfigError, DataError, InstructError, RunError
+from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, InstructError, RunError
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
@@ -16,7 +15,6 @@ from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 STAGES = ("data", "train", "generate", "judge", "report")
 # Processes launched together work on these together; on the others, the first alone.
 _SHARED_STAGES = ("train", "generate")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def run(
@@ -118,12 +116,18 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     """Raise now for what would fail only hours later: an unusable prompt format or rubric, a judge that is not there.
 
     Raises:
-        ConfigError: The prompt format or the rubric cannot be used.
+        ConfigError: The prompt format or the rubric cannot be used, or the model to train is an adapter.
         JudgeUnavailable: The judge is not there.
     """
     from hf_instruct.prompts import PromptFormat
 
     PromptFormat.named(experiment.data.prompt_format)
+    name = experiment.model.name
+    if "train" in stages and any((Path(name) / part / "adapter_config.json").is_file() for part in ("", "model")):
+        raise ConfigError(
+            f"`model.name` is `{name}`, an adapter, and training starts from a whole model. Name a folder that "
+            "`hf-instruct export RUN --format merged --out FOLDER` makes, or the adapter's base model."
+        )
     if "judge" in stages and is_main_process():
         from hf_instruct.judging.stage import check_judge
 
@@ -173,6 +177,10 @@ def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> No
         elif stage == "train" and not is_done(folder, "train"):
             from hf_instruct.training.stage import fine_tune
 
+            if "generate" in stages:
+                from hf_instruct.generation.stage import check_answering
+
+                check_answering(folder, experiment)
             fine_tune(folder, experiment, resume=True)
         elif stage == "generate":
             from hf_instruct.generation.stage import answer
@@ -294,7 +302,7 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in DISK_ERRORS:
             raise
         raise RunError(
             f"`{error.filename or folder.path}` cannot be written: {error.strerror}. Make room or choose another "

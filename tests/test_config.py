@@ -108,6 +108,11 @@ def test_fractions_that_sum_to_one_in_floating_point_are_right() -> None:
     [
         ({"train": {"learning_rat": 1}}, "`train.learning_rat` is unknown; did you mean `learning_rate`?"),
         ({"train": {"learning_rate": "fast"}}, "`train.learning_rate` is 'fast'; input should be a valid number"),
+        ({"train": {"learning_rate": float("nan")}}, "`train.learning_rate` is nan; input should be a finite number"),
+        ({"train": {"seed": -1}}, "`train.seed` is -1; input should be greater than or equal to 0"),
+        ({"train": {"num_train_epochs": 0}}, "`train.num_train_epochs` is 0; input should be greater than 0"),
+        ({"lora": {"r": 0}}, "`lora.r` is 0; input should be greater than or equal to 1"),
+        ({"lora": {"bias": "some"}}, "`lora.bias` is 'some'; input should be 'none', 'all' or 'lora_only'"),
         ({"train": {"zzzzzz": 1}}, "`train.zzzzzz` is unknown; no such field"),
         (
             {"train": {"output_dir": "x"}},
@@ -180,6 +185,15 @@ def test_invalid_yaml_names_line_and_column(tmp_path: Path) -> None:
 def test_a_date_that_there_is_not_is_a_fault_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"experiment.yaml` is not valid YAML: day is out of range for month"):
         read_yaml(write(tmp_path, "model:\n  revision: 2024-02-30\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("train: &all {a: *all}", "is not valid YAML: Circular reference"), ("a: " + "[" * 2000, "nested too deeply")],
+)
+def test_a_file_that_never_ends_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(write(tmp_path, text))
 
 
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:

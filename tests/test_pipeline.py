@@ -7,7 +7,7 @@ import tiny_models
 
 from hf_instruct import pipeline
 from hf_instruct.config import Experiment, build_experiment, read_yaml
-from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.pipeline import answer_again, clear_from, default_path, is_done, open_folder, run
 from hf_instruct.records import Response, read_rows
 from hf_instruct.run_folder import RunFolder
@@ -215,6 +215,15 @@ def test_an_unusable_format_is_found_before_anything_is_written(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_adapter_is_nothing_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "lora" / "model").mkdir(parents=True)
+    (tmp_path / "lora" / "model" / "adapter_config.json").write_text("{}")
+    for name in ("lora", "lora/model"):
+        with pytest.raises(ConfigError, match="an adapter, and training starts from a whole model"):
+            run(experiment(model={"name": str(tmp_path / name)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_experiment_needs_a_folder() -> None:
     with pytest.raises(ConfigError, match="needs the path of a run folder"):
         run(experiment())
@@ -259,7 +268,13 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
         "generate": {"max_new_tokens": 5},
     }
     stages = ("data", "train", "generate")
-    folder = run(build_experiment(values, where="here"), tmp_path / "run", stages=stages)
+    # What cannot be answered with is found before training.
+    for field, value in [("max_new_tokens", 999), ("num_beams", "two"), ("temperature", -1)]:
+        odd = {**values, "generate": {"max_new_tokens": 5, "do_sample": True, field: value}}
+        with pytest.raises(InstructError, match="generate"):
+            run(odd, tmp_path / "run", stages=stages, resume=True)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    folder = run(build_experiment(values, where="here"), tmp_path / "run", stages=stages, resume=True)
     assert [is_done(folder, stage) for stage in pipeline.STAGES] == [True, True, True, False, False]
     tuned, base = read_rows(folder.responses, Response), read_rows(folder.base.responses, Response)
     assert [row.instruction for row in tuned] == [f"Say the word {n}." for n in range(12, 16)]

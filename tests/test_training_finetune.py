@@ -260,6 +260,18 @@ def test_a_full_disk_is_a_message(tiny_gpt2: Path, tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "model").exists()
 
 
+def test_exhausted_memory_is_not_taken_for_a_full_disk(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+    # As early as where the model moves to its device.
+    monkeypatch.setattr("trl.SFTTrainer.__init__", exhausted)
+    with pytest.raises(TrainingError, match="The machine ran out of memory"):
+        train_tiny(tiny_gpt2, tmp_path)
+
+
 def test_a_diverged_loss_stops_training_with_advice(tiny_gpt2: Path, tmp_path: Path) -> None:
     settings = {"learning_rate": 1e30, "max_grad_norm": 0}
     with pytest.raises(TrainingError, match=r"training has diverged. Lower `train.learning_rate` \(1e\+30\)"):

@@ -127,7 +127,7 @@ def _wait_for_others(num_processes: int) -> None:
 
 
 def check_answering(run: RunFolder, experiment: Experiment) -> None:
-    """Raise now what answering would raise later, before the answers there are get deleted.
+    """Raise what answering would raise, before hours of training or before the answers there are get deleted.
 
     Raises:
         ConfigError: Transformers refuses the generation settings.
@@ -135,7 +135,12 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
         InstructError: The data or the model is missing.
     """
     section, base = experiment.generate, experiment.model
-    tokenizer = load_tokenizer(str(run.model), trust_remote_code=base.trust_remote_code)
+    is_tuned = run.model.is_dir()
+    tokenizer = load_tokenizer(
+        str(run.model) if is_tuned else base.name,
+        revision=None if is_tuned else base.revision,
+        trust_remote_code=base.trust_remote_code,
+    )
     _try_settings(_generation_fields(section), len(tokenizer))
     prompt_format = PromptFormat.named(experiment.data.prompt_format)
     examples = read_rows(run.split("test"), Example)
@@ -162,7 +167,8 @@ def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
             warnings.simplefilter("ignore")
             options = {**settings, "max_new_tokens": 1, "pad_token_id": 0, **own_methods(settings)}
             model.generate(torch.zeros(1, 1, dtype=torch.long), **options)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        # On values of the wrong kind Transformers mostly stumbles instead of refusing them.
         raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
 
 

@@ -1,16 +1,15 @@
 """Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
 
 import dataclasses
-import errno
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
-from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
+from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import (
     configure_stop,
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 PROBE_ROWS = 40
 SAMPLE_ROWS = 3
 SAMPLE_TOKENS = 60
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +132,11 @@ def train(
         )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
-    trainer, log = _build_trainer(
-        model, tokenizer, splits, run=run, prompt_format=prompt_format, settings=settings or {}, lora=lora
-    )
+    # Here too: an adapter is made, and the model moves to the GPU.
+    with _translated_errors(run):
+        trainer, log = _build_trainer(
+            model, tokenizer, splits, run=run, prompt_format=prompt_format, settings=settings or {}, lora=lora
+        )
     checkpoint = find_checkpoint(run.checkpoints) if resume else None
     check_disk_space(trainer.model, run.path, num_checkpoints=1 if checkpoint else 2)
     if checkpoint:
@@ -145,7 +145,8 @@ def train(
         trainer.args.eval_on_start = False
     casts = lora is None and trainer.args.bf16 and trainer.args.device.type == "cpu"
     with (
-        _translated_errors(run, log),
+        _translated_errors(run),
+        closing(log),
         _plain_model_afterwards(model, trainer),
         casting_linear_layers(model, enabled=casts),
         no_shard_bars(),
@@ -317,31 +318,29 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: "InstructTrainer"
 
 
 @contextmanager
-def _translated_errors(run: RunFolder, log: "RunLog") -> "Iterator[None]":
-    """Turn a full disk, exhausted memory and a diverged loss into a `TrainingError`; close the bar whatever happens."""
+def _translated_errors(run: RunFolder) -> "Iterator[None]":
+    """Turn a full disk and exhausted memory into a `TrainingError`."""
     from safetensors import SafetensorError
 
     resume = f"`--resume` goes on from the last whole checkpoint in `{run.checkpoints}`."
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in _DISK_ERRORS:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
         raise TrainingError(f"Writing to `{run.path}` failed: {error}. Free some disk space, then {resume}") from error
     except RuntimeError as error:
-        # PyTorch's file writer and its CPU allocator raise a bare RuntimeError.
+        # PyTorch's file writer and its CPU allocator raise a bare RuntimeError, both of an enforcement that failed.
         text = str(error)
-        if "enforce fail" in text or "No space left" in text or "unexpected pos" in text:
-            raise TrainingError(f"Writing to `{run.path}` failed: {text.splitlines()[0]}. {resume}") from error
         if is_out_of_memory(error):
             raise TrainingError(
                 "The machine ran out of memory. Lower `train.per_device_train_batch_size` (and raise "
                 "`train.gradient_accumulation_steps` by as much), set `train.activation_checkpointing: true`, or add a "
                 "`lora:` section."
             ) from error
+        if "enforce fail" in text or "No space left" in text or "unexpected pos" in text:
+            raise TrainingError(f"Writing to `{run.path}` failed: {text.splitlines()[0]}. {resume}") from error
         raise
-    finally:
-        log.close()
 
 
 def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> TrainingSummary:
