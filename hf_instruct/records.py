@@ -258,7 +258,7 @@ def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> lis
             fields = {name: value for name, value in json.loads(line).items() if name in types}
             # Now, as a text where a number is due would fail only later, and anywhere.
             if odd := [name for name, value in fields.items() if not isinstance(value, types[name])]:
-                raise TypeError(f"`{odd[0]}` is a {type(fields[odd[0]]).__name__}")
+                raise TypeError(f"`{odd[0]}` is of type {type(fields[odd[0]]).__name__}")
             rows.append(row_type(**fields))
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError(

@@ -1,4 +1,5 @@
 import argparse
+import errno
 import logging
 import re
 import shlex
@@ -164,6 +165,12 @@ def test_a_bug_keeps_its_traceback(verb) -> None:
     verb.error = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
         main(["try"])
+
+
+def test_a_disk_that_refuses_is_no_bug(verb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verb.error = PermissionError(errno.EACCES, "Permission denied", "runs/a/.lock")
+    assert main(["try"]) == 1
+    assert capsys.readouterr().err == "hf-instruct: `runs/a/.lock` cannot be read or written: Permission denied.\n"
 
 
 @pytest.mark.parametrize(("name", "hint"), [("try", " Go on with: it."), ("plain", "")])

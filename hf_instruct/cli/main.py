@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from hf_instruct import __version__
-from hf_instruct.errors import InstructError
+from hf_instruct.errors import DISK_ERRORS, InstructError
 from hf_instruct.processes import Terminated, is_main_process, let_threads_sleep, sigterm_interrupts
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
@@ -76,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`head`, say) has all it wanted; keep the interpreter from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"`{error.filename}`" if error.filename else "A file"
+        print(f"hf-instruct: {where} cannot be read or written: {error.strerror}.", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -280,7 +280,7 @@ def _describe_judges(rows: list[dict[str, Any]]) -> str:
     """Return who judged: the model, where it ran, and the rubric; or the names of the voters."""
     models: dict[str, None] = {}
     for row in rows:
-        judge = row.get("judge") or {}
+        judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
         rubric = "" if judge.get("backend") == "person" else f", rubric {row.get('rubric')}"
         models[f"{judge.get('model')} ({judge.get('backend')}{rubric})"] = None
     text = ", ".join(list(models)[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
