@@ -29,10 +29,15 @@ class RunFolder:
     """The files of one run, by what they hold.
 
     Attributes:
-        path: The folder.
+        path: The folder; a `~` at its start is this user's home, also where no shell has seen to that.
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        # A home that cannot be found is left as it is written.
+        with contextlib.suppress(RuntimeError):
+            object.__setattr__(self, "path", Path(self.path).expanduser())
 
     @property
     def config(self) -> Path:

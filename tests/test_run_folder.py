@@ -70,6 +70,12 @@ def test_the_commit_is_of_the_toolkit_alone(tmp_path: Path, monkeypatch: pytest.
         assert _git_commit() == commit
 
 
+def test_a_home_that_no_shell_has_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder("~/run").path == tmp_path / "run"
+    assert RunFolder(Path("~nobody-of-that-name/run")).path == Path("~nobody-of-that-name/run")
+
+
 def test_folders_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"missing` does not exist\. `hf-instruct run EXPERIMENT.yaml` makes one\."):
         RunFolder(tmp_path / "missing").load_experiment()
