@@ -167,6 +167,14 @@ def test_a_bug_keeps_its_traceback(verb) -> None:
         main(["try"])
 
 
+@pytest.mark.parametrize(("closed", "verb"), [(">&-", "run --fields"), ("2>&-", "run --fields"), ("<&-", "report .")])
+def test_streams_may_be_closed(closed: str, verb: str, tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m hf_instruct {verb} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == (1 if verb == "report ." else 0)
+    assert "Traceback" not in done.stderr
+
+
 def test_a_disk_that_refuses_is_no_bug(verb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verb.error = PermissionError(errno.EACCES, "Permission denied", "runs/a/.lock")
     assert main(["try"]) == 1

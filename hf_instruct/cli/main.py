@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 from hf_instruct import __version__
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = f"`{error.filename}`" if error.filename else "A file"
+        where = f"`{error.filename}`" if error.filename else "A file, or this output,"
         print(f"hf-instruct: {where} cannot be read or written: {error.strerror}.", file=sys.stderr)
         return 1
     return 0
@@ -173,6 +174,10 @@ def configure() -> None:
     if not sys.warnoptions:
         # What the libraries tell their own developers; `python -W default -m hf_instruct` shows it.
         warnings.simplefilter("ignore")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # Closed by whoever started us, as some schedulers do.
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
         # A model may write what the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
