@@ -228,34 +228,6 @@ def fuse_activations(model: "PreTrainedModel") -> None:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
-def halve_linear_weights(model: "PreTrainedModel") -> None:
-    """Keep the weights of all linear layers but the output head in bf16, in place, at half their memory.
-
-    For a model whose weights (not biases) are frozen and that computes under bf16 autocast: that reads every such
-    weight as bf16 anyway, and would hold both kinds. Nothing it computes changes. The model is of no use without
-    autocast afterwards, and the tensors that it had are gone, other references to them included.
-    """
-    import torch
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    from hf_instruct.memory import drop_pages
-
-    head = model.get_output_embeddings()
-    for module in model.modules():
-        is_linear = isinstance(module, nn.Linear | Conv1D) and module is not head
-        for name, parameter in module.named_parameters(recurse=False):
-            is_halved = is_linear and name == "weight"
-            original = parameter.data
-            if original.dtype != torch.float32:
-                # Quantised; or as it should be already, and shared by two layers perhaps.
-                continue
-            # The others are copied: all together map the file of the weights, which can go when none does.
-            parameter.data = original.to(torch.bfloat16) if is_halved else original.clone()
-            if is_halved:
-                drop_pages(original)
-
-
 @contextmanager
 def matching_precision(model: "nn.Module") -> Iterator[None]:
     """Compute under bf16 autocast a model that has weights of several precisions, and any other as it is."""

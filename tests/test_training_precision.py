@@ -5,8 +5,8 @@ import tiny_models
 import torch
 from torch import nn
 
-from hf_instruct.models import halve_linear_weights, matching_precision
-from hf_instruct.training.precision import casting_linear_layers
+from hf_instruct.models import matching_precision
+from hf_instruct.training.precision import casting_linear_layers, halve_linear_weights
 
 CONFIGS = {
     "gpt2": tiny_models.gpt2_config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),

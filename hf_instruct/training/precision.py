@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_instruct.memory import drop_pages
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -67,3 +69,25 @@ def _build_forward(layer: nn.Module) -> Any:
         return product.view(*inputs.shape[:-1], product.shape[-1])
 
     return forward
+
+
+def halve_linear_weights(model: "PreTrainedModel") -> None:
+    """Keep the weights of all linear layers but the output head in bf16, in place, at half their memory.
+
+    For a model whose weights (not biases) are frozen and that computes under bf16 autocast: that reads every such
+    weight as bf16 anyway, and would hold both kinds. Nothing it computes changes. The model is of no use without
+    autocast afterwards, and the tensors that it had are gone, other references to them included.
+    """
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        is_linear = isinstance(module, nn.Linear | Conv1D) and module is not head
+        for name, parameter in module.named_parameters(recurse=False):
+            is_halved = is_linear and name == "weight"
+            original = parameter.data
+            if original.dtype != torch.float32:
+                # Quantised; or as it should be already, and shared by two layers perhaps.
+                continue
+            # The others are copied: all together map the file of the weights, which can go when none does.
+            parameter.data = original.to(torch.bfloat16) if is_halved else original.clone()
+            if is_halved:
+                drop_pages(original)

@@ -20,8 +20,9 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         InstructError: The model cannot be loaded, or `train` raised.
     """
     from hf_instruct.memory import give_back_freed_memory
-    from hf_instruct.models import halve_linear_weights, load_model
+    from hf_instruct.models import load_model
     from hf_instruct.training.arguments import trains_in_bf16
+    from hf_instruct.training.precision import halve_linear_weights
 
     splits = Splits(**{name: read_rows(run.split(name), Example) for name in SPLIT_NAMES})
     section = experiment.model
