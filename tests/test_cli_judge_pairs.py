@@ -203,10 +203,10 @@ LENGTHS = {"first_length": 1, "second_length": 1}
         (json.dumps(ROW | LENGTHS | {"score": 85}) + "\n", "row 1 has the score 85; allowed are 0, 0.5, 1 and null"),
         (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "row 1 has the score True"),
         (
-            json.dumps(ROW | LENGTHS | {"score": 1, "first": 3}) + "\n",
-            "row 1 compares 3 with 'b'; both should be names",
+            json.dumps(ROW | LENGTHS | {"score": 1, "first": ""}) + "\n",
+            "row 1 compares '' with 'b'; both should be names",
         ),
-        (json.dumps(ROW | LENGTHS | {"score": 1, "judge": "x"}) + "\n", "row 1 has 'x' as `judge`"),
+        (json.dumps(ROW | LENGTHS | {"score": 1, "judge": "x"}) + "\n", "Preference row (`judge` is of type str)"),
         (json.dumps(ROW | LENGTHS | {"score": None}) + "\n", "No verdict compares two different sets of responses"),
     ],
 )
