@@ -208,6 +208,7 @@ def test_differences_are_question_by_question() -> None:
     assert compare_benchmarks(odd, benchmark([1.0, 0.0])).results[0].difference is None
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     include = (write_task(tmp_path / "my tasks"),)
@@ -216,6 +217,7 @@ def test_a_task_of_ones_own(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest
     assert [(row.task, row.n, row.total, row.version) for row in benchmark.results] == [("colours", 6, 6, None)]
 
 
+@pytest.mark.slow
 def test_a_group_without_a_result_of_its_own_shows_its_members(
     tiny_gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
