@@ -123,6 +123,10 @@ def test_fractions_that_sum_to_one_in_floating_point_are_right() -> None:
             "`train.hub_token` is not for you to set; a token never belongs in a file or on a command line; "
             "log in with `hf auth login`",
         ),
+        (
+            {"train": {"eos_token": "<|im_end|>"}},
+            "`train.eos_token` is not for you to set; `data.prompt_format` decides how a completion ends",
+        ),
         ({"lora": {"lora_aplha": 4}}, "`lora.lora_aplha` is unknown; did you mean `lora_alpha`?"),
         (
             {"generate": {"return_dict_in_generate": True}},
