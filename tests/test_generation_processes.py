@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import tiny_models
+from launching import launcher
 
 from hf_instruct.config import build_experiment
 from hf_instruct.records import Response, read_rows, write_rows
@@ -16,15 +17,7 @@ from hf_instruct.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
-LAUNCHER = [
-    BIN / "accelerate",
-    "launch",
-    "--main_process_port",
-    "0",
-    "--config_file",
-    "accelerate_configs/cpu_2proc.yaml",
-]
+LAUNCHER = launcher("cpu_2proc.yaml")
 EXAMPLES = tiny_models.tiny_examples(45)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from fake_ollama import Answer, FakeOllama
+from launching import BIN, launcher
 
 from hf_instruct.models import load_model
 from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow
 # Left out of comparisons: these depend on the clock.
 CLOCK = {"seconds", "tokens_per_second"}
@@ -77,15 +77,7 @@ def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path,
     one, two = tmp_path / "one", tmp_path / "two"
     common = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--run-dir"]
     call([BIN / "python", *common, one, "--train.per_device_train_batch_size", "8"], environment)
-    launcher = [
-        BIN / "accelerate",
-        "launch",
-        "--main_process_port",
-        "0",
-        "--config_file",
-        "accelerate_configs/cpu_2proc.yaml",
-    ]
-    done = call([*launcher, *common, two, "--train.per_device_train_batch_size", "4"], environment)
+    done = call([*launcher("cpu_2proc.yaml"), *common, two, "--train.per_device_train_batch_size", "4"], environment)
     check_equal_training(one, two)
     assert (two / "model" / "model.safetensors").stat().st_size == (one / "model" / "model.safetensors").stat().st_size
     assert any(row["kind"] == "samples" for row in training_rows(two))
@@ -99,13 +91,12 @@ def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path,
 def test_a_mistake_is_told_once_whatever_the_number_of_processes(experiment: Path, environment, tmp_path: Path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("not a run")
-    config = ["--main_process_port", "0", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
     # The second fails in a stage that both work on; the first before it, while one waits for the other.
     for mistake, text in (
         (["--run-dir", tmp_path / "taken"], "is not a run"),
         (["--run-dir", tmp_path / "new", "--model.name", "gpt7"], "`gpt7` cannot be loaded"),
     ):
-        command = [BIN / "accelerate", "launch", *config, "recipes/sft.py", experiment, *mistake]
+        command = [*launcher("cpu_2proc.yaml"), "recipes/sft.py", experiment, *mistake]
         done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 1
         assert done.stderr.count("hf-instruct: ") == 1, done.stderr
@@ -131,15 +122,7 @@ def test_a_model_spread_over_two_processes_trains_like_a_whole_one(
     one, two = tmp_path / "one", tmp_path / "two"
     common = [experiment, "--train.num_train_epochs", "1", *lora, "--run-dir"]
     call([BIN / "python", "recipes/sft.py", *common, one, "--train.per_device_train_batch_size", "8"], environment)
-    launcher = [
-        BIN / "accelerate",
-        "launch",
-        "--main_process_port",
-        "0",
-        "--config_file",
-        f"accelerate_configs/{config}",
-    ]
-    command = [*launcher, "tests/sft_as_on_gpus.py", *common, two, "--train.per_device_train_batch_size", "4"]
+    command = [*launcher(config), "tests/sft_as_on_gpus.py", *common, two, "--train.per_device_train_batch_size", "4"]
     call(command, {**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "DS_ACCELERATOR": "cpu"})
     assert list(two.glob(f"checkpoints/*/{saved_by_it}"))
     check_equal_training(one, two)
