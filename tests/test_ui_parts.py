@@ -87,7 +87,7 @@ def test_what_is_shown_of_a_run(run: RunFolder) -> None:
     # 85 - 10, 100 - 0, 20 - 90; the failure is left out of both sides.
     assert found.mean == 35
     table = format_runs_tables(view)
-    assert "<td>+35.0 <small>(-70.0 to 100.0)</small></td><td>0.722</td>" in table
+    assert "<td>+35.0 <small>(-70.0 to +100.0)</small></td><td>0.722</td>" in table
     assert "<td>3 <small>(1 failed)</small></td>" in table
     assert "reference metrics" not in table
     assert describe_comparability(view) == f"Judge llama3@{JUDGE['digest'][:7]}, rubric course@7777777."

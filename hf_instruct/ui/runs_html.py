@@ -136,7 +136,8 @@ def _format_difference(view: RunsView, answers: AnswerSet) -> str:
     found = view.difference(answers)
     if found is None:
         return _NONE
-    return f"{format_signed(found.mean)} <small>({_format_interval(Interval(found.low, found.high))})</small>"
+    ends = f"{format_signed(found.low)} to {format_signed(found.high)}"
+    return f"{format_signed(found.mean)} <small>({ends})</small>"
 
 
 def _format_interval(interval: Interval) -> str:
