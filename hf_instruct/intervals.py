@@ -108,8 +108,8 @@ class MeanDifference:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        mean, low, high = map(format_signed, (self.mean, self.low, self.high))
-        return f"{mean} points, 95 % interval {low} to {high}"
+        ends = format_interval((self.low, self.high), signed=True)
+        return f"{format_signed(self.mean)} points, 95 % interval {ends}"
 
 
 def measure_difference(base: Mapping[Key, float], other: Mapping[Key, float]) -> MeanDifference | None:
@@ -168,3 +168,12 @@ def format_signed(number: float) -> str:
     """
     text = format_points(abs(number))
     return f"-{text}" if number < 0 and text != "0.0" else f"+{text}"
+
+
+def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
+    """Return the two ends of an interval, in points; with `signed`, of a difference.
+
+    >>> format_interval((49.45, 51)), format_interval((-0.5, 1), signed=True)
+    ('49.5 to 51.0', '-0.5 to +1.0')
+    """
+    return " to ".join(map(format_signed if signed else format_points, ends))

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.intervals import Interval, format_points, format_signed
+from hf_instruct.intervals import Interval, format_interval, format_points, format_signed
 from hf_instruct.metric_names import format_metric, label_metric
 
 if TYPE_CHECKING:
@@ -176,12 +176,8 @@ def format_comparison(comparison: Comparison) -> str:
     return "\n\n".join(part for part in [*parts, "\n".join(notes)] if part)
 
 
-def format_interval(interval: Interval | None, *, signed: bool = False) -> str:
-    """Return the ends of an interval, as in `-0.5 to +1.0`."""
-    if interval is None:
-        return "-"
-    show = format_signed if signed else format_points
-    return f"{show(interval.low)} to {show(interval.high)}"
+def _show_ends(difference: Difference) -> str:
+    return format_interval(difference.interval, signed=True) if difference.interval else "-"
 
 
 def describe_difference(name: str, baseline: str, difference: Difference) -> str:
@@ -212,9 +208,9 @@ def _format_table(comparison: Comparison) -> str:
                 str(number),
                 row.name,
                 format_points(row.mean),
-                format_interval(row.interval),
+                format_interval(row.interval) if row.interval else "-",
                 format_signed(difference.mean) if difference else "baseline",
-                format_interval(difference.interval, signed=True) if difference else "",
+                _show_ends(difference) if difference else "",
                 f"{row.n} of {row.n + row.failures}",
                 f"{row.validation_loss:.3f}" if row.validation_loss is not None else "",
             ]

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_instruct.intervals import bootstrap_mean, format_points
+from hf_instruct.intervals import bootstrap_mean, format_interval, format_points
 from hf_instruct.records import Judgment
 
 
@@ -60,7 +60,7 @@ def format_repeats(scores: Mapping[str, Any]) -> str:
     lines = [f"{repeats['count']} repeats (seeds {seeds}): means {means}"]
     if repeats["mean"] is not None:
         interval = repeats["interval"]
-        ends = f", 95 % interval {format_points(interval[0])} to {format_points(interval[1])}" if interval else ""
+        ends = f", 95 % interval {format_interval(interval)}" if interval else ""
         lines.append(f"mean over the repeats {format_points(repeats['mean'])}{ends}")
     if repeats["spread"] is not None:
         spread = f"the judge's own spread: {format_points(repeats['spread'])} points an example"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hf_instruct.intervals import bootstrap_mean, format_points
+from hf_instruct.intervals import bootstrap_mean, format_interval, format_points
 from hf_instruct.judging.rubrics import Rubric
 from hf_instruct.records import Judgment
 
@@ -104,11 +104,11 @@ def format_scores(scores: Mapping[str, Any]) -> str:
         value = f"{format_points(scores['mean'])} ± {format_points(scores['standard_error'])}"
         about = ["standard error"]
     if interval := scores.get("interval"):
-        about.append(f"95 % interval {_format_range(interval)}")
+        about.append(f"95 % interval {format_interval(interval)}")
     about.append(f"n {scores['n']} of {scores['total']}, {scores['failures']} failed")
     if scores["failures"]:
         ends = [scores["mean_failures_as_0"], scores["mean_failures_as_100"]]
-        about.append(f"{_format_range(ends)} with each failure counted as 0 or as 100")
+        about.append(f"{format_interval(ends)} with each failure counted as 0 or as 100")
     if scores.get("constant"):
         about.append("every answer got the same score")
     about.append(f"judge {format_judge(scores['judge'])}, rubric {scores['rubric']['name']}")
@@ -121,7 +121,3 @@ def format_judge(judge: Mapping[str, Any]) -> str:
     """Return a judge's model and the start of its digest, as in `llama3@365c0bd`."""
     digest = judge.get("digest")
     return str(judge["model"]) + (f"@{digest[:_SHOWN_DIGEST_CHARACTERS]}" if digest else "")
-
-
-def _format_range(ends: Sequence[float]) -> str:
-    return f"{format_points(ends[0])} to {format_points(ends[1])}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError
-from hf_instruct.intervals import Interval, bootstrap_mean, format_points, format_signed
+from hf_instruct.intervals import Interval, bootstrap_mean, format_interval, format_points, format_signed
 from hf_instruct.judging.cache import keep_self_check
 from hf_instruct.judging.engine import JudgmentSet, judge_with, run_sync
 from hf_instruct.judging.files import JudgmentFiles, write_scores
@@ -324,7 +324,7 @@ def _format_check(check: Mapping[str, Any]) -> str:
     if check["difference"] is None:
         seen, higher = "no pair has two scores", ""
     else:
-        ends = "" if check["interval"] is None else " ({} to {})".format(*map(format_signed, check["interval"]))
+        ends = f" ({format_interval(check['interval'], signed=True)})" if check["interval"] else ""
         seen, higher = f"{format_signed(check['difference'])}{ends}", f"{100 * check['higher']:.0f} %"
     name = check["name"] or "compare"
     return f"{name:<11}{pair:<28}{check['expected']:<19}{seen:<23}{higher:>6}{check['n']:>4}  {_format_result(check)}"
@@ -356,7 +356,7 @@ def _format_injections(injection: Mapping[str, Any]) -> str:
     control = injection["control"]
     if not injection["pairs"]:
         return "injections: no pair has two scores"
-    ends = "" if injection["interval"] is None else " ({} to {})".format(*map(format_signed, injection["interval"]))
+    ends = f" ({format_interval(injection['interval'], signed=True)})" if injection["interval"] else ""
     shares = [
         f"{100 * injection['higher']:.0f} % of {injection['pairs']} up",
         f"{100 * injection[f'higher_by_{_CLEAR_RISE}']:.0f} % by {_CLEAR_RISE}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
-from hf_instruct.intervals import Interval, MeanDifference, format_points, parse_interval
+from hf_instruct.intervals import Interval, MeanDifference, format_interval, format_points, parse_interval
 from hf_instruct.metric_names import format_metric, label_metric
 from hf_instruct.prompts import CHAT
 from hf_instruct.publishing.measured import (
@@ -312,7 +312,7 @@ def _show_score(scores: Scores | None) -> str:
         return ""
     ends, error = scores.interval, scores.standard_error
     spread = f" ± {format_points(error)} standard error" if error is not None and ends is None else ""
-    between = f" ({format_points(ends.low)} to {format_points(ends.high)})" if ends else ""
+    between = f" ({format_interval(ends)})" if ends else ""
     return f"{format_points(scores.mean)}{spread}{between}, n={scores.n}"
 
 

@@ -4,7 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from hf_instruct.intervals import Interval, MeanDifference, format_signed, measure_difference, parse_interval
+from hf_instruct.intervals import (
+    Interval,
+    MeanDifference,
+    format_interval,
+    format_signed,
+    measure_difference,
+    parse_interval,
+)
 from hf_instruct.metric_names import METRICS, QUOTIENTS, format_metric, label_metric
 from hf_instruct.records import as_number
 from hf_instruct.reporting.facts import RunFacts, Side
@@ -119,7 +126,7 @@ def list_checks(facts: RunFacts) -> list[CheckRow]:
         if not isinstance(check, Mapping) or (mean := as_number(check.get("difference"))) is None:
             continue
         interval = parse_interval(check.get("interval"))
-        ends = f" ({format_signed(interval.low)} to {format_signed(interval.high)})" if interval else ""
+        ends = f" ({format_interval(interval, signed=True)})" if interval else ""
         pair = f"{str(check.get('first', '')).removeprefix('injection:')} less {check.get('second', '')}"
         passed = check.get("passed")
         result = "passed" if passed is True else "failed" if passed is False else ""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hf_instruct.intervals import Interval, format_points, format_signed
+from hf_instruct.intervals import format_interval, format_points, format_signed
 from hf_instruct.metric_names import METRICS, format_metric, label_metric
 from hf_instruct.records import TrainingRow
 from hf_instruct.ui.look import escape, format_card, format_cards, format_dot, format_table, series_color
@@ -121,7 +121,7 @@ def _format_score(answers: AnswerSet) -> str:
     if answers.interval is None:
         return format_points(answers.mean)
     low, high = answers.interval
-    ends = f"<small>({_format_interval(answers.interval)})</small>"
+    ends = f"<small>({format_interval(answers.interval)})</small>"
     # As long as the interval, but visible.
     bar = f'<i style="left:{low:.1f}%;width:{max(high - low, 1):.1f}%"></i>'
     return f'{format_points(answers.mean)} {ends}<div class="hi-track">{bar}</div>'
@@ -136,12 +136,8 @@ def _format_difference(view: RunsView, answers: AnswerSet) -> str:
     found = view.difference(answers)
     if found is None:
         return _NONE
-    ends = f"{format_signed(found.low)} to {format_signed(found.high)}"
+    ends = format_interval((found.low, found.high), signed=True)
     return f"{format_signed(found.mean)} <small>({ends})</small>"
-
-
-def _format_interval(interval: Interval) -> str:
-    return " to ".join(map(format_points, interval))
 
 
 def _points(rows: Sequence[TrainingRow], name: str) -> list[tuple[int, float]]:
