@@ -46,8 +46,8 @@ def measure(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
 
 
 def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
-    from hf_instruct.judging.metrics import format_interval
-    from hf_instruct.metric_names import METRICS, format_metric
+    from hf_instruct.judging.metrics import format_mean
+    from hf_instruct.metric_names import METRICS
 
     rows = [["", *(f"{name}, n {measured['total']}" for name, measured in sides.items())]]
     for metric, (label, _) in METRICS.items():
@@ -56,11 +56,8 @@ def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
             continue
         row = [label]
         for measured, values in zip(sides.values(), found, strict=True):
-            text = "not known"
-            if values:
-                text = f"{format_metric(metric, values['mean'])} {format_interval(metric, values['interval'])}".rstrip()
-                text += f", n {values['n']}" if values["n"] != measured["total"] else ""
-            row.append(text)
+            text = format_mean(metric, values) if values else "not known"
+            row.append(f"{text}, n {values['n']}" if values and values["n"] != measured["total"] else text)
         rows.append(row)
     print("\n".join(align(rows)))
     print("(95 % bootstrap intervals in brackets)")

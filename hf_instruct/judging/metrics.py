@@ -303,11 +303,12 @@ def format_metrics(measured: Mapping[str, Any]) -> str:
     for name, values in measured["metrics"].items():
         if name not in _IN_LINE:
             continue
-        text = f"{label_metric(name)} {format_metric(name, values['mean'])}"
-        parts.append(f"{text} {format_interval(name, values['interval'])}".rstrip() if name == "rouge_l" else text)
+        value = format_mean(name, values) if name == "rouge_l" else format_metric(name, values["mean"])
+        parts.append(f"{label_metric(name)} {value}")
     return ", ".join(parts)
 
 
-def format_interval(name: str, interval: Sequence[float] | None) -> str:
-    """Return an interval of a metric as it is printed, empty where there is none."""
-    return "[" + ", ".join(format_metric(name, end) for end in interval) + "]" if interval else ""
+def format_mean(name: str, values: Mapping[str, Any]) -> str:
+    """Return a metric's mean as it is printed, with the ends of its interval where it has one."""
+    mean, interval = format_metric(name, values["mean"]), values["interval"]
+    return f"{mean} [{', '.join(format_metric(name, end) for end in interval)}]" if interval else mean
