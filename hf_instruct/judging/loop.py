@@ -1,5 +1,6 @@
 """The judging loop: many questions at once, each result kept as soon as it is there, whatever is judged."""
 
+import abc
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class JudgeOptions:
     title: str = "Judging"
 
 
-class JudgingLoop(Generic[Row]):
+class JudgingLoop(abc.ABC, Generic[Row]):
     """One pass of a judge over responses or pairs of them.
 
     Args:
@@ -63,21 +64,21 @@ class JudgingLoop(Generic[Row]):
         self._cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
         self._done: dict[str, Row] = {}
 
+    @abc.abstractmethod
     def _would_repeat(self, row: Row) -> bool:
         """Return whether this pass would make a row of the file again."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _set_aside(self, rows: Sequence[Row]) -> Path:
         """Move the file, which holds these rows, to a name of its own, and return that."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     async def _judge(self, id: str) -> Row:
         """Return the row of one response or pair."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _note(self) -> str:
         """Return what the progress bar says of the rows so far."""
-        raise NotImplementedError
 
     async def run(self, concurrency: int) -> list[Row]:
         """Return a row for each id, in their order, and write them where there is a file for them.
