@@ -4,7 +4,6 @@ Gradio draws the pages. Left to its defaults it would load fonts, ask for its la
 the page carries a rule that the browser enforces: nothing but the page's own server is asked for anything.
 """
 
-import errno
 import importlib.util
 import os
 import socket
@@ -12,9 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.errors import ConfigError
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DEFAULT_PORT = 7860
 # Nothing but the page itself, should any part of Gradio ever ask for more.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
@@ -41,30 +39,6 @@ def check_gradio(what: str, extra: str) -> None:
         raise ConfigError(
             f"{what} needs Gradio, which is not installed; install it with `pip install 'hf-instruct[{extra}]'`."
         )
-
-
-def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socket:
-    """Return a socket bound to an address; port 0 takes any free one.
-
-    Args:
-        host: The address.
-        port: The port.
-        what: What is to be served there, as the start of a sentence.
-
-    Raises:
-        RunError: The port is taken or not to be had, or the address is not this machine's.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
-        return socket.create_server(address, family=family, dualstack_ipv6=both)
-    except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise RunError(f"`--host {host}` is no address of this machine; `--host 127.0.0.1` is its own.") from error
-        raise RunError(
-            f"{what} cannot be served at {host}:{port} ({os.strerror(error.errno or 0)}). Stop what runs there, or "
-            "name another port with `--port`; `--port 0` takes any free one."
-        ) from error
 
 
 def build_app(blocks: Any, *, style: str = "", keys: str | None = None, head: str = "") -> Any:
@@ -132,15 +106,6 @@ class Headers:
             await send(message)
 
         await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)
-
-
-def format_url(host: str, port: int) -> str:
-    """Return the address of a page.
-
-    >>> format_url("::1", 7860)
-    'http://[::1]:7860/'
-    """
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def open_browser(url: str) -> None:

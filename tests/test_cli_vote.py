@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
 from hf_instruct.comparing import vote_page
 from hf_instruct.comparing.votes import TIE, VoteBook, choose_vote_file
-from hf_instruct.pages import open_socket
 from hf_instruct.records import Response, write_rows
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from reporting_run import write_run
 
+from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
-from hf_instruct.pages import open_socket
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** <b>fat</b> $$x$$ ${1+1} {{7*7}} @children\n\n# head"
 WAIT = 30_000  # milliseconds; the machine may be busy

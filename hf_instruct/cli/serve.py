@@ -4,8 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from hf_instruct.addresses import LOOPBACK, format_url, open_socket
 from hf_instruct.cli.numbers import port
-from hf_instruct.pages import LOOPBACK, format_url, open_socket
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,9 @@
 import argparse
 import logging
 
+from hf_instruct.addresses import LOOPBACK, format_url, open_socket
 from hf_instruct.cli.numbers import port
-from hf_instruct.pages import DEFAULT_PORT, LOOPBACK, check_gradio, format_url, open_browser, open_socket
+from hf_instruct.pages import DEFAULT_PORT, check_gradio, open_browser
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_instruct.addresses import LOOPBACK, format_url, open_socket
 from hf_instruct.cli.numbers import natural, port
-from hf_instruct.pages import DEFAULT_PORT, LOOPBACK, check_gradio, format_url, open_browser, open_socket
+from hf_instruct.pages import DEFAULT_PORT, check_gradio, open_browser
 
 if TYPE_CHECKING:
     from hf_instruct.comparing.votes import VoteBook

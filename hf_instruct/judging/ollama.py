@@ -5,16 +5,15 @@ import functools
 import json
 import logging
 import random
-import ssl
 import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import pydantic
 from ollama import AsyncClient, ChatResponse, ResponseError
 
+from hf_instruct.addresses import is_loopback
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
 from hf_instruct.judging.judges import Reply, shorten
@@ -36,6 +35,9 @@ _MOST_CHARACTERS_A_TOKEN = 6
 _RETRIES = {429: 4, 500: 1, 502: 4, 503: 4}
 _CONNECTION_RETRIES = 3
 _DELAYS = [0.5, 1.0, 2.0, 4.0]
+
+# Each client would read all certificates anew, 17 ms each, and finding and opening a judge makes four.
+_tls = functools.cache(httpx.create_ssl_context)
 
 Answer = TypeVar("Answer")
 
@@ -80,16 +82,10 @@ def _open_client(base_url: str | None) -> _Client:
             f"The Ollama address {base_url or 'in OLLAMA_HOST'} is not usable: {error}. It looks like "
             "http://127.0.0.1:11434."
         ) from error
-    if urlsplit(client.url).hostname in ("127.0.0.1", "localhost", "::1"):
+    if is_loopback(client.url):
         # A proxy named in the environment would be asked for this machine's own server.
         client = _Client(base_url, **settings, trust_env=False)
     return client
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    # Each client would read all certificates anew, 17 ms each, and finding and opening a judge makes four.
-    return httpx.create_ssl_context()
 
 
 async def find_server(base_url: str | None) -> tuple[bool, str]:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from ollama import Client
 
+from hf_instruct.addresses import is_loopback
 from hf_instruct.errors import PublishError
 from hf_instruct.prompts import CHAT
 from hf_instruct.publishing.templates import PromptShape, build_go_template
@@ -129,7 +129,7 @@ class OllamaServer:
                 f"The Ollama address {base_url or 'in OLLAMA_HOST'} is not usable: {error}. It looks like "
                 "http://127.0.0.1:11434."
             ) from error
-        if urlsplit(client.url).hostname in ("127.0.0.1", "localhost", "::1"):
+        if is_loopback(client.url):
             # A proxy named in the environment would be asked for this machine's own server.
             client = _Client(base_url, timeout=timeout, trust_env=False)
         self.url = client.url

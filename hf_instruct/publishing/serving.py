@@ -14,9 +14,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from hf_instruct.addresses import format_url
 from hf_instruct.errors import ConfigError, PublishError
 from hf_instruct.models import cache_folder, load_tokenizer
-from hf_instruct.pages import format_url
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.publishing.merging import check_run, name_run, use_training_prompt, write_whole_model
 from hf_instruct.publishing.targets import building
