@@ -123,6 +123,15 @@ def test_request_and_identity(server: FakeServer) -> None:
     assert server.keys == {"Bearer EMPTY"}
 
 
+def test_no_proxy_is_asked_for_this_machine(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    reply, _ = ask(server)
+    assert json.loads(reply.text) == {"score": 85}
+
+
 def test_address_without_its_password(server: FakeServer) -> None:
     server.url = server.url.replace("http://", "http://me:secret@")
     _, identity = ask(server, model="m")

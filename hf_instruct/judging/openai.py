@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from hf_instruct.addresses import is_loopback
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
 from hf_instruct.judging.judges import Reply, shorten
@@ -35,7 +36,7 @@ class OpenAIJudge:
 
     def __init__(self, settings: JudgeSection) -> None:
         try:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         except ImportError as error:
             raise JudgeError(
                 "`--judge openai` needs the `openai` package; install it with `pip install 'hf-instruct[openai]'`."
@@ -63,6 +64,8 @@ class OpenAIJudge:
             base_url=base_url,
             max_retries=settings.retries,
             timeout=settings.timeout_seconds,
+            # A proxy named in the environment would be asked for this machine's own server.
+            http_client=DefaultAsyncHttpxClient(trust_env=False) if is_loopback(base_url or "") else None,
         )
 
     @property
