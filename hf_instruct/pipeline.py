@@ -52,7 +52,7 @@ def run(
     check_experiment(experiment, stages)
     folder = RunFolder(Path(path))
     with _translated_disk_errors(folder):
-        with _one_process_first(experiment) as is_first, _translated_disk_errors(folder):
+        with _one_process_first(folder, experiment) as is_first:
             # Launched on several processes, one opens the folder and prepares the data while the others wait.
             if is_first:
                 open_folder(folder, experiment, resume=resume, force=force)
@@ -87,7 +87,7 @@ def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, 
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
     is_main = is_main_process()
     with _translated_disk_errors(folder), folder.locked() if is_main else contextlib.nullcontext():
-        with _one_process_first(experiment) as is_first, _translated_disk_errors(folder):
+        with _one_process_first(folder, experiment) as is_first:
             if is_first:
                 if force:
                     from hf_instruct.generation.stage import check_answering
@@ -311,7 +311,7 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_process_first(experiment: Experiment) -> Iterator[bool]:
+def _one_process_first(folder: RunFolder, experiment: Experiment) -> Iterator[bool]:
     """Yield whether this process is the first of those launched together; the others wait until it is through.
 
     An error that stops the first is raised in all of them: left waiting, they would end in tracebacks of their own.
@@ -334,7 +334,8 @@ def _one_process_first(experiment: Experiment) -> Iterator[bool]:
         yield False
         return
     try:
-        yield True
+        with _translated_disk_errors(folder):
+            yield True
     except InstructError as error:
         outcome = [error]
         raise
