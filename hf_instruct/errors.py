@@ -23,6 +23,16 @@ DISK_ERRORS = (
 )
 
 
+def disk_remedy(error: Exception) -> str:
+    """Return what is to be done about a disk error, as the start of a sentence.
+
+    >>> disk_remedy(OSError(errno.ENOSPC, "No space left on device")), disk_remedy(PermissionError(errno.EACCES, "no"))
+    ('Free some disk space', 'Mend that')
+    """
+    is_full = any(text in str(error) for text in ("No space left", "quota exceeded"))
+    return "Free some disk space" if is_full else "Mend that"
+
+
 class InstructError(Exception):
     """Base of all errors that a user can mend; its text says what is wrong, where, what is allowed and what to do."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
-from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, InstructError, RunError
+from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, InstructError, RunError, disk_remedy
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
@@ -305,8 +305,8 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         raise RunError(
-            f"`{error.filename or folder.path}` cannot be written: {error.strerror}. Make room or choose another "
-            "`--run-dir`; what is finished stays, and `--resume` goes on from there."
+            f"`{error.filename or folder.path}` cannot be written: {error.strerror}. {disk_remedy(error)}, or "
+            "choose another `--run-dir`; what is finished stays, and `--resume` goes on from there."
         ) from error
 
 

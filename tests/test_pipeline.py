@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -238,18 +239,20 @@ def test_stages_that_are_none_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "Free some disk space, or choose"), (errno.EACCES, "Mend that, or choose")]
+)
 def test_a_disk_that_takes_no_more_is_an_error_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
 ) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(number, "no")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(pipeline, "walk", full)
     with pytest.raises(RunError) as caught:
         run(experiment(), tmp_path / "run")
     assert str(caught.value).startswith(
-        f"`{tmp_path / 'run'}` cannot be written: no. Make room or choose another `--run-dir`"
+        f"`{tmp_path / 'run'}` cannot be written: {os.strerror(number)}. {remedy} another `--run-dir`"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
-from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError
+from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import (
     configure_stop,
@@ -328,7 +328,7 @@ def _translated_errors(run: RunFolder) -> "Iterator[None]":
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
-        raise TrainingError(f"Writing to `{run.path}` failed: {error}. Free some disk space, then {resume}") from error
+        raise TrainingError(f"Writing to `{run.path}` failed: {error}. {disk_remedy(error)}, then {resume}") from error
     except RuntimeError as error:
         # PyTorch's file writer and its CPU allocator raise a bare RuntimeError, both of an enforcement that failed.
         text = str(error)
