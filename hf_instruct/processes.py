@@ -1,14 +1,18 @@
-"""Which of the processes that were launched together this is, how one is ended, and how its threads wait.
+"""Which of the processes that were launched together this is, how one begins and ends, and how its threads wait.
 
 The first is read from what `accelerate launch` and `torchrun` set.
 """
 
+import logging
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
 
 
 class Terminated(KeyboardInterrupt):
@@ -65,3 +69,27 @@ def let_threads_sleep() -> None:
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def configure_process() -> None:
+    """Set up logging and keep the libraries below from calling home, for a program of ours; no import does so."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Processes launched together tell the same story: one of them tells it.
+    logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    # Ours says in one sentence what a dozen of its retries would. It sets its level from this when it is imported.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        # What the libraries tell their own developers; `python -W default -m hf_instruct` shows it.
+        warnings.simplefilter("ignore")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # Closed by whoever started us, as some schedulers do.
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the process lives)
+    for stream in (sys.stdout, sys.stderr):
+        # A model may write what the terminal's encoding lacks.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "1")
+    let_threads_sleep()

@@ -2,21 +2,17 @@
 
 import argparse
 import importlib
-import logging
 import os
 import re
 import sys
 import textwrap
 import time
-import warnings
 from collections.abc import Sequence
-from io import TextIOWrapper
-from pathlib import Path
 from typing import Any
 
 from hf_instruct import __version__
 from hf_instruct.errors import DISK_ERRORS, InstructError
-from hf_instruct.processes import Terminated, is_main_process, let_threads_sleep, sigterm_interrupts
+from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
 VERBS = (
@@ -57,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if settings:
             options.overrides = {**getattr(options, "overrides", {}), **_parse_overrides(settings, options, parser)}
-        configure()
+        configure_process()
         with sigterm_interrupts():
             options.handler(options)
         # Here, where a reader that has left can still be told from a fault.
@@ -161,27 +157,3 @@ def _parse_overrides(
             parser.error(f"unknown section in --{name}; allowed are {', '.join(Experiment.model_fields)}")
         overrides[name] = parse_flag_value(value)
     return overrides
-
-
-def configure() -> None:
-    """Set up logging and keep the libraries below from calling home; nothing of this happens at import."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    # Processes launched together tell the same story: one of them tells it.
-    logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    # Ours says in one sentence what a dozen of its retries would. It sets its level from this when it is imported.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.warnoptions:
-        # What the libraries tell their own developers; `python -W default -m hf_instruct` shows it.
-        warnings.simplefilter("ignore")
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        # Closed by whoever started us, as some schedulers do.
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the process lives)
-    for stream in (sys.stdout, sys.stderr):
-        # A model may write what the terminal's encoding lacks.
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, "1")
-    let_threads_sleep()

@@ -19,7 +19,7 @@ from typing import Any
 from hf_instruct.config import Experiment
 from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, run
-from hf_instruct.processes import Terminated, sigterm_interrupts
+from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.sweeping.files import (
     Candidate,
@@ -265,10 +265,8 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
 
 def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Connection) -> None:
     """Walk stages; what runs in the process of a candidate."""
-    from hf_instruct.cli.main import configure
-
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    configure()
+    configure_process()
     try:
         with sigterm_interrupts():
             folder = run(experiment, path, resume=True, stages=stages)
