@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def has_adapter(self) -> bool:
+        """Whether the tuned model is an adapter."""
+        return (self.model / "adapter_config.json").is_file()
+
+    @property
     def training_log(self) -> Path:
         """`TrainingRow` rows."""
         return self.path / "training.jsonl"

@@ -51,7 +51,7 @@ def check_run(run: RunFolder) -> None:
         PublishError: Nothing has been trained in it.
     """
     run.load_experiment()
-    if not any((run.model / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not run.has_adapter and not (run.model / "config.json").is_file():
         raise PublishError(
             f"`{run.path}` has no tuned model yet (no `{run.model.name}/`). Train it first: "
             f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
@@ -75,15 +75,14 @@ def load_run_model(run: RunFolder) -> RunModel:
     experiment = run.load_experiment()
     prompt_format = PromptFormat.named(experiment.data.prompt_format)
     model, tokenizer = load_model(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
-    merged = (run.model / "adapter_config.json").is_file()
-    if merged:
+    if run.has_adapter:
         model = merge_adapter(model)
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     # Training switches it off; without it every other program would compute each answer in quadratic time.
     model.config.use_cache = True
     use_training_prompt(tokenizer, prompt_format)
     name = run.path.resolve().name
-    return RunModel(model, tokenizer, prompt_format, name, merged)
+    return RunModel(model, tokenizer, prompt_format, name, run.has_adapter)
 
 
 def merge_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -167,7 +166,7 @@ def write_whole_model(run: RunFolder, folder: Path, *, link: bool = False) -> "P
         InstructError: As `load_run_model`.
         OSError: The folder cannot be written.
     """
-    if (run.model / "adapter_config.json").is_file():
+    if run.has_adapter:
         source = load_run_model(run)
         save_run_model(source, folder)
         return source.tokenizer

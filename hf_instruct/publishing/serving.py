@@ -71,7 +71,7 @@ def prepare_served_model(run: RunFolder) -> Path:
     use_training_prompt(tokenizer, prompt_format, required=True)
     for older in home.glob("*"):
         shutil.rmtree(older, ignore_errors=True)
-    if (run.model / "adapter_config.json").is_file():
+    if run.has_adapter:
         logger.info("Merging the adapter once into %s", folder)
     with building(folder) as part:
         write_whole_model(run, part, link=True)
