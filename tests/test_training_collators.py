@@ -1,5 +1,6 @@
 """Rows that share a prefix are exact: contract 2, in every shape a batch can take."""
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import tiny_models
 import torch
 from torch.nn import functional
 
-from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator
+from hf_instruct.training.attention import segment_attention
+from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator, SegmentCollator
 from hf_instruct.training.loss import add_label_losses
 
 Row = dict[str, list[int]]
@@ -65,10 +67,11 @@ def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_training(model, batch: list[Row], loss: torch.Tensor) -> None:
-    """The issue's measure: loss and all gradients within 1e-5, relative to their size."""
+    """Loss and all gradients are within 1e-5, relative to their size."""
+    ours = gradients(model, loss)
     expected = plain_sum(model, batch)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-    ours, plain = gradients(model, loss), gradients(model, expected)
+    plain = gradients(model, expected)
     assert ours.keys() == plain.keys()
     for name, gradient in plain.items():
         if (size := float(gradient.norm())) > 1e-6:
@@ -118,6 +121,28 @@ def test_loss_and_gradients_equal_the_padded_ones(model, shape: str, everywhere:
     assert shared.pop("num_tokens") == sum(len(one["input_ids"]) for one in batch)
     losses = model(**shared, use_cache=False, loss_labels=labels)
     assert_equal_training(model, batch, (losses * weights[labels != IGNORED]).sum())
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama", "gpt2 lora", "llama lora"], indirect=True)
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("everywhere", [False, True], ids=["completion", "whole text"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_segments_equal_the_padded_rows_too(model, shape: str, everywhere: bool, recomputed: bool) -> None:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    batch = batch_of(shape, everywhere)
+    shared = SegmentCollator(PAD)(batch)
+    weights, labels = shared.pop("label_weights"), shared.pop("labels")
+    assert int(weights.sum()) == count_labels(batch)
+    assert shared.pop("num_tokens") == sum(len(one["input_ids"]) for one in batch)
+    with contextlib.ExitStack() as changes:
+        changes.enter_context(segment_attention(base))
+        if recomputed:
+            base.activation_checkpointing_enable({"use_reentrant": False})
+            changes.callback(base.activation_checkpointing_disable)
+            changes.callback(base.train, base.training)
+            base.train()
+        losses = model(**shared, use_cache=False, loss_labels=labels)
+        assert_equal_training(model, batch, (losses * weights[labels != IGNORED]).sum())
 
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["completion", "whole text"])
@@ -176,6 +201,18 @@ def test_templates_are_not_mixed_where_that_costs_tokens() -> None:
     pairs = [([*template, n], [n]) for n in range(6) for template in (PREAMBLE, OTHER)]
     shared = PrefixSharingCollator(0, row_length=1000)([row(*pair) for pair in pairs])
     assert sorted(ids[0] for ids in shared["input_ids"].tolist()) == [PREAMBLE[0], OTHER[0]]
+
+
+def test_segments_stand_in_one_row_whatever_their_templates() -> None:
+    pairs = [([*template, n], [n]) for n in range(6) for template in (PREAMBLE, OTHER)]
+    shared = SegmentCollator(7)([row(*pair) for pair in pairs])
+    # Two prefixes and two own tokens of each of twelve examples; one token of padding at least.
+    tokens = len(PREAMBLE) + len(OTHER) + 2 * 12
+    assert shared["input_ids"].shape == (1, 64)
+    assert shared["input_ids"][0, tokens:].tolist() == [7] * (64 - tokens)
+    assert shared["position_ids"][0, :24].tolist() == [*range(20), 20, 21, 20, 21]
+    full = SegmentCollator(7)([row(list(range(30)), [1, 2])])
+    assert full["input_ids"].shape == (1, 48)
 
 
 def test_an_example_longer_than_a_row_has_its_own() -> None:

@@ -10,7 +10,7 @@ import tiny_models
 import torch
 from transformers import BloomConfig, Gemma2Config, MambaConfig, MistralConfig
 
-from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
+from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator, SegmentCollator
 from hf_instruct.training.sharing import build_collator, has_plain_loss, obeys_shared_rows
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -18,23 +18,36 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 def arguments(**changes: object) -> SimpleNamespace:
     settings = {"loss_type": "nll", "label_smoothing_factor": 0.0, "max_length": 64, "device": torch.device("cpu")}
-    settings["neftune_noise_alpha"] = None
+    settings |= {"neftune_noise_alpha": None, "torch_compile": False}
     return SimpleNamespace(**settings | changes)
 
 
-def choose(model, pad_id: int = 0, **changes: object) -> PaddingCollator | PrefixSharingCollator:
+def choose(model, pad_id: int = 0, **changes: object) -> PaddingCollator | PrefixSharingCollator | SegmentCollator:
     settings = arguments(**changes)
     return build_collator(model, settings, pad_id=pad_id, plain_loss=has_plain_loss(model, settings))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [tiny_models.gpt2_config(), tiny_models.llama_config()], ids=["gpt2", "llama"])
+def test_on_a_cpu_the_examples_of_a_batch_are_segments(config, dtype: torch.dtype) -> None:
+    model = tiny_models.build_model(config).to(dtype)
+    model.train()
+    collator = choose(model, 7)
+    assert isinstance(collator, SegmentCollator)
+    assert collator.pad_id == 7
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", [tiny_models.gpt2_config(), tiny_models.llama_config()], ids=["gpt2", "llama"])
-def test_models_that_obey_a_mask_share(config, attention: str, dtype: torch.dtype) -> None:
+def test_elsewhere_models_that_obey_a_mask_share(config, attention: str, dtype: torch.dtype) -> None:
+    """Where PyTorch compiles attention with the rest, or the model brings its own."""
     model = tiny_models.build_model(config).to(dtype)
     model.set_attn_implementation(attention)
     model.train()
-    collator = choose(model, 7)
+    collator = choose(model, 7, torch_compile=True)
     assert isinstance(collator, PrefixSharingCollator)
     assert (collator.pad_id, collator.weighted, collator.row_length) == (7, True, 256)
     assert collator.additive_mask == (attention == "eager")
@@ -107,7 +120,16 @@ def test_an_adapter_that_looks_for_a_token_gets_a_row_for_each_example() -> None
 
 def test_a_window_as_long_as_the_rows_does_no_harm() -> None:
     config = MistralConfig(vocab_size=500, num_key_value_heads=2, intermediate_size=64, sliding_window=64, **SIZES)
-    assert isinstance(choose(tiny_models.build_model(config)), PrefixSharingCollator)
+    assert isinstance(choose(tiny_models.build_model(config)), SegmentCollator)
+
+
+def test_attention_that_hears_of_no_segments_gets_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a model whose layers hand no keywords on: all would see all."""
+    from hf_instruct.training import attention
+
+    plain = attention._attend
+    monkeypatch.setattr(attention, "_attend", lambda *given, segments=None, **settings: plain(*given, **settings))
+    assert isinstance(choose(tiny_models.build_model(tiny_models.gpt2_config(), scale=4)), PrefixSharingCollator)
 
 
 @pytest.mark.slow

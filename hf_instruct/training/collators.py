@@ -1,6 +1,7 @@
 """Turn tokenized examples into batches: padded, or packed with their common prompt prefix computed once."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 # Widths are rounded up to a multiple of this, so that few matrix shapes occur: a CPU builds a kernel for each.
 WIDTH_MULTIPLE = 16
+# Of a batch, what is for the trainer and not for the model.
+TRAINER_KEYS = ("labels", "label_weights", "num_tokens")
 _PREFIX, _PADDING = 0, -1
 
 
@@ -96,6 +99,59 @@ class PrefixSharingCollator:
         return batch
 
 
+class SegmentCollator:
+    """Lays the examples of a batch end to end in one row, each prompt prefix that several have in common only once.
+
+    As `PrefixSharingCollator` with weights, for a model under `segment_attention`: what sees what is said by
+    `segments` and not by a mask, so a row may be of any length, and nothing is repeated or filled up.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        """Fill up with this id; which one does not matter, since nothing sees it."""
+        self.pad_id = pad_id
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        """Return a batch of one row.
+
+        Returns:
+            `input_ids`, `position_ids`, `labels` and `label_weights`, each [1, width]; `segments`, for attention;
+            `attention_mask`, [1, 1, 1, 1], which keeps models from making one; `num_tokens`, the tokens of all
+            examples, a plain number.
+        """
+        import torch
+
+        from hf_instruct.training.attention import Segment, build_segments
+
+        examples = _sort(rows)
+        whole = _PackedRow([], [], [], [], [])
+        segments = []
+        for row in _fill_rows(examples, sys.maxsize, weighted=True):
+            start = len(whole.ids)
+            prefix = range(start, start + row.shared)
+            if prefix:
+                segments.append(Segment(range(0), prefix.start, prefix.start, prefix.stop))
+            end = prefix.stop
+            for example in row.members:
+                start, end = end, end + len(example.ids) - row.shared
+                segments.append(Segment(prefix, start, start, end))
+            whole.extend(_pack(row.members, row.shared))
+        # Padding at the end, in any case: attention has it stand for what is not there.
+        width = (len(whole.ids) // WIDTH_MULTIPLE + 1) * WIDTH_MULTIPLE
+
+        def fill(values: list[int], value: int) -> "torch.Tensor":
+            return torch.tensor([values + [value] * (width - len(values))])  # [1, width]
+
+        return {
+            "input_ids": fill(whole.ids, self.pad_id),
+            "position_ids": fill(whole.positions, 0),
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+            "labels": fill(whole.labels, IGNORED),
+            "label_weights": fill(whole.weights, 0),
+            "num_tokens": sum(len(example.ids) for example in examples),
+            "segments": build_segments(segments, width),
+        }
+
+
 @dataclasses.dataclass
 class _Example:
     """One example of a sorted batch.
@@ -133,6 +189,10 @@ class _PackedRow:
     owners: list[int]
     labels: list[int]
     weights: list[int]
+
+    def extend(self, other: "_PackedRow") -> None:
+        for name, values in vars(self).items():
+            values += getattr(other, name)
 
 
 def _sort(rows: Sequence[dict[str, list[int]]]) -> list[_Example]:

@@ -1,5 +1,6 @@
 """Choose the batches of a run: rows that share their prefix where the model computes them exactly, else padded ones."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ import torch
 from hf_instruct.decoding import generating
 from hf_instruct.models import matching_precision
 from hf_instruct.prompts import IGNORED
-from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
+from hf_instruct.training.attention import segment_attention
+from hf_instruct.training.collators import TRAINER_KEYS, PaddingCollator, PrefixSharingCollator, SegmentCollator
 from hf_instruct.training.loss import REFUSALS, has_plain_head
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tokens a row of shared examples may hold. Longer rows repeat the prefix less often, but attention costs their square.
+# Tokens a row may hold under a mask. Longer rows repeat the prefix less often, but attention costs their square.
 # Measured on a CPU (docs/performance.md); elsewhere attention is cheap beside the rest up to about a thousand.
 _ROW_LENGTHS = {"cpu": 256}
 _ROW_LENGTH = 1024
@@ -38,11 +40,12 @@ def build_collator(
     pad_id: int,
     plain_loss: bool,
     lora: "LoraConfig | None" = None,
-) -> PaddingCollator | PrefixSharingCollator:
+) -> PaddingCollator | PrefixSharingCollator | SegmentCollator:
     """Return the collator for training a model: one that shares prefixes if the model computes them exactly.
 
-    A model whose loss must be TRL's own, that ignores a 4-D mask, or whose window is shorter than the rows gets padded
-    batches, and a line in the log says why.
+    On a CPU a batch is one row of segments; elsewhere, and under eager attention, it is a few rows with a mask. A model
+    whose loss must be TRL's own, that ignores a 4-D mask, or whose window is shorter than the rows gets padded batches,
+    and a line in the log says why.
 
     Args:
         plain_loss: What `has_plain_loss` said.
@@ -51,6 +54,12 @@ def build_collator(
     reason = _reason_to_pad(model, arguments, plain_loss)
     if lora is not None and lora.alora_invocation_tokens:
         reason = "`lora.alora_invocation_tokens` are looked for once a row"
+    takes_segments = arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    # A compiled step would be compiled anew for each number of blocks.
+    if not reason and takes_segments and not arguments.torch_compile:
+        segments = SegmentCollator(pad_id)
+        if _ask_main_process(lambda: obeys_shared_rows(model, segments)):
+            return segments
     sharing = PrefixSharingCollator(
         pad_id,
         row_length=_ROW_LENGTHS.get(arguments.device.type, _ROW_LENGTH),
@@ -86,7 +95,7 @@ def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig", plain_loss:
     return ""
 
 
-def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator) -> bool:
+def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator | SegmentCollator) -> bool:
     """Return whether a model computes the same for two examples that share a row as for the two in padded rows.
 
     State-space layers, ALiBi and some attention kernels pay no heed to a 4-D mask, and would train on text that mixes
@@ -98,16 +107,19 @@ def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator)
     # A prefix of 8 tokens, then 12 and 20 of their own, in the order in which the collator lays them out.
     examples = sorted([ids[:8] + ids[8:20], ids[:8] + ids[20:40]])
     rows = [{"input_ids": example, "labels": [IGNORED] * 12 + example[12:]} for example in examples]
-    shared = PrefixSharingCollator(0, row_length=40, additive_mask=collator.additive_mask)(rows)
-    padded = PaddingCollator(0)(rows)
+    attention = segment_attention(model) if isinstance(collator, SegmentCollator) else contextlib.nullcontext()
     try:
-        with generating(model), torch.no_grad(), matching_precision(model):
+        with attention, generating(model), torch.no_grad(), matching_precision(model):
             one, other = (
                 model.base_model(
-                    **{name: value.to(model.device) for name, value in batch.items() if name != "labels"},
+                    **{
+                        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+                        for name, value in collate(rows).items()
+                        if name not in TRAINER_KEYS
+                    },
                     use_cache=False,
                 ).last_hidden_state.float()
-                for batch in (shared, padded)
+                for collate in (collator, PaddingCollator(0))
             )
     except REFUSALS as error:
         logger.debug("Refused shared rows: %s", error)

@@ -1,5 +1,7 @@
 """TRL's `SFTTrainer` with the loss computed once, at the label positions only, and exact mean losses."""
 
+import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -7,7 +9,8 @@ from transformers import TrainerControl
 from trl import SFTTrainer
 
 from hf_instruct.prompts import IGNORED
-from hf_instruct.training.collators import PaddingCollator
+from hf_instruct.training.attention import segment_attention
+from hf_instruct.training.collators import TRAINER_KEYS, PaddingCollator, SegmentCollator
 from hf_instruct.training.loss import add_label_losses, find_labels, uses_all_weights
 from hf_instruct.training.sharing import has_plain_loss
 
@@ -16,8 +19,6 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
     from torch.utils.data import DataLoader
-
-_NOT_THE_MODELS = ("labels", "label_weights", "num_tokens")
 
 
 class InstructTrainer(SFTTrainer):
@@ -51,8 +52,16 @@ class InstructTrainer(SFTTrainer):
             # no cached prompt has, whenever the model generates, also when it is loaded again.
             config.output_router_logits = routers
         self.probe_dataset = probe_dataset
+        takes_segments = isinstance(self.data_collator, SegmentCollator)
+        self._attention = functools.partial(segment_attention, model) if takes_segments else contextlib.nullcontext
         if self._has_plain_loss:
             add_label_losses(model)
+
+    def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """Return the loss of a batch after its backward pass, which may compute activations again."""
+        with self._attention():
+            loss: torch.Tensor = super().training_step(*arguments, **keywords)
+        return loss
 
     def compute_loss(
         self,
@@ -78,7 +87,7 @@ class InstructTrainer(SFTTrainer):
         labels = inputs["labels"]  # [rows, seq]
         weights = inputs["label_weights"][:, 1:] if "label_weights" in inputs else labels[:, 1:] != IGNORED
         owners, columns = find_labels(labels)  # the row each label is in, and where
-        others = {name: value for name, value in inputs.items() if name not in _NOT_THE_MODELS}
+        others = {name: value for name, value in inputs.items() if name not in TRAINER_KEYS}
         losses = model(**others, use_cache=False, loss_labels=labels)  # [labels]
         sums = losses.new_zeros(len(labels)).index_add(0, owners, losses * weights[owners, columns])
         return sums, weights.sum(dim=1)
@@ -89,7 +98,7 @@ class InstructTrainer(SFTTrainer):
         self.model.eval()
         for batch in self.get_eval_dataloader(dataset):
             inputs = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager():
+            with torch.no_grad(), self._attention(), self.compute_loss_context_manager():
                 if self._has_plain_loss:
                     sums, counts = self.sum_losses(self.model_wrapped, inputs)
                 else:

@@ -1,0 +1,297 @@
+"""Attention within the segments of one long row: each sees the prefix that it shares, and itself.
+
+PyTorch's `scaled_dot_product_attention` is told by a mask what sees what, and on a CPU computes the whole square of a
+row, of which a row of examples needs a fifth or less. Here segments of about one length are laid in a block, with the
+keys that they see, and a block is a few batched matrix products.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NAME = "hf_instruct_segments"
+# What some models ask of attention beside the scores' scale, and this does not do.
+_UNKNOWN = ("cache", "position_bias", "s_aux", "softcap")
+# Tokens of a segment that are attended to at once: the keys that only the last of them sees are computed for all.
+_MOST_QUERIES = 64
+# Scores of a block, for each head: few enough for all heads' to stay in a CPU's cache.
+_MOST_SCORES = 48_000
+# Weights on more keys than this are computed again in the backward pass: kept, they would be the square of an example.
+_MOST_KEPT_KEYS = 512
+# Queries and keys of a block are filled up to a multiple of this: a CPU builds a kernel for each new shape.
+_MULTIPLE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Neighbouring tokens of a row.
+
+    Attributes:
+        prefix: Places in the row of the first tokens that they see.
+        start: Place of their example's first own token, which they see with all from there on.
+        first: Place of their first token.
+        end: Place behind their last token.
+    """
+
+    prefix: range
+    start: int
+    first: int
+    end: int
+
+    @property
+    def num_queries(self) -> int:
+        """How many tokens these are."""
+        return self.end - self.first
+
+    @property
+    def num_keys(self) -> int:
+        """How many tokens the last of them sees."""
+        return len(self.prefix) + self.end - self.start
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Segments of about one length.
+
+    Attributes:
+        queries: Places of their tokens, [segments, queries].
+        keys: Places of the tokens that they see, [segments, keys].
+        hidden: Which keys a query does not see, [segments, queries, keys].
+    """
+
+    queries: Tensor
+    keys: Tensor
+    hidden: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """The segments of a row, ready to be attended to.
+
+    Attributes:
+        blocks: Each segment is in one of them.
+        places: Where each token of the row is among the queries of all blocks, laid end to end, [row]; of padding,
+            right behind the end.
+    """
+
+    blocks: list[_Block]
+    places: Tensor
+
+
+def build_segments(segments: Sequence[Segment], width: int) -> Segments:
+    """Return the segments of a row of `width` tokens, of which the last at least is padding."""
+    parts = sorted(
+        (part for segment in segments for part in _split(segment)), key=lambda part: (part.num_queries, part.num_keys)
+    )
+    groups: list[list[Segment]] = []
+    for part in parts:
+        if groups and _count_scores([*groups[-1], part]) <= _MOST_SCORES:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+    places = torch.full((width,), -1)
+    blocks, begin = [], 0
+    for group in groups:
+        block = _build_block(group, padding=width - 1)
+        for segment in group:
+            places[segment.first : segment.end] = torch.arange(begin, begin + segment.num_queries)
+            begin += block.queries.shape[1]
+        blocks.append(block)
+    return Segments(blocks, places.where(places >= 0, begin))
+
+
+def _split(segment: Segment) -> Iterator[Segment]:
+    """Cut a long segment into parts of about one length, each of which sees those before it."""
+    count = -(-segment.num_queries // _MOST_QUERIES)
+    ends = [segment.first + segment.num_queries * part // count for part in range(count + 1)]
+    for first, end in itertools.pairwise(ends):
+        yield Segment(segment.prefix, segment.start, first, end)
+
+
+def _round_up(number: int) -> int:
+    return -(-number // _MULTIPLE) * _MULTIPLE
+
+
+def _size(group: Sequence[Segment]) -> tuple[int, int]:
+    return _round_up(max(part.num_queries for part in group)), _round_up(max(part.num_keys for part in group))
+
+
+def _count_scores(group: Sequence[Segment]) -> int:
+    queries, keys = _size(group)
+    return len(group) * queries * keys
+
+
+def _build_block(group: Sequence[Segment], *, padding: int) -> _Block:
+    num_queries, num_keys = _size(group)
+    queries = torch.full((len(group), num_queries), padding)
+    keys = torch.full((len(group), num_keys), padding)
+    for row, segment in enumerate(group):
+        queries[row, : segment.num_queries] = torch.arange(segment.first, segment.end)
+        own = range(segment.start, segment.end)
+        keys[row, : segment.num_keys] = torch.tensor([*segment.prefix, *own])
+    before = torch.tensor([segment.num_keys - segment.num_queries for segment in group])
+    last_seen = before[:, None] + torch.arange(num_queries)  # [segments, queries]
+    return _Block(queries, keys, torch.arange(num_keys) > last_seen[:, :, None])
+
+
+class _SegmentAttention(torch.autograd.Function):
+    """Softmax attention in blocks.
+
+    Products are in the training precision, but scores, their softmax and its gradient in fp32, as in fused kernels.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, dropout: float
+    ) -> Tensor:
+        """Return [heads, row, size] for query [heads, row, size] and key and value, [key heads, row, size]."""
+        outputs: list[Tensor] = []
+        saved: list[Tensor | None] = []
+        for block in segments.blocks:
+            queries, keys, values = _gather(query, key, value, block)
+            weights = _weigh(queries, keys, block, scale)
+            noise = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
+            products = torch.bmm(weights if noise is None else weights * noise, values)
+            outputs.append(_by_head(products, query, block))
+            saved += [weights if keys.shape[1] <= _MOST_KEPT_KEYS else None, noise]
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.segments, ctx.scale = segments, scale
+        return _collect(outputs, segments)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of query, key and value."""
+        query, key, value, *saved = ctx.saved_tensors
+        for_queries: list[Tensor] = []
+        # In fp32, because tokens of a prefix are keys of many segments.
+        for_key, for_value = torch.zeros(key.shape), torch.zeros(value.shape)
+        for block, kept, noise in zip(ctx.segments.blocks, saved[::2], saved[1::2], strict=True):
+            queries, keys, values = _gather(query, key, value, block)
+            weights = _weigh(queries, keys, block, ctx.scale) if kept is None else kept
+            for_products = _by_segment(gradients[0], len(key), block.queries)
+            for_values = torch.bmm((weights if noise is None else weights * noise).transpose(1, 2), for_products)
+            for_weights = _multiply_in_fp32(for_products, values.transpose(1, 2))
+            if noise is not None:
+                for_weights *= noise
+            for_scores = torch._softmax_backward_data(for_weights, weights.float(), -1, torch.float32)
+            for_scores = for_scores.mul_(ctx.scale).to(query.dtype)
+            for_queries.append(_by_head(torch.bmm(for_scores, keys), query, block))
+            for_keys = torch.bmm(for_scores.transpose(1, 2), queries)
+            places = block.keys.flatten()
+            for_key.index_add_(1, places, for_keys.float().view(len(key), len(places), -1))
+            for_value.index_add_(1, places, for_values.float().view(len(value), len(places), -1))
+        return _collect(for_queries, ctx.segments), for_key.to(key.dtype), for_value.to(value.dtype), None, None, None
+
+
+def _gather(query: Tensor, key: Tensor, value: Tensor, block: _Block) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a block's queries, keys and values, each [key heads x segments, tokens, size]."""
+    queries = _by_segment(query, len(key), block.queries)
+    return queries, _by_segment(key, len(key), block.keys), _by_segment(value, len(key), block.keys)
+
+
+def _weigh(queries: Tensor, keys: Tensor, block: _Block, scale: float) -> Tensor:
+    """Return what each key counts for each query, [key heads x segments, heads of a key x queries, keys]."""
+    scores = _multiply_in_fp32(queries, keys.transpose(1, 2)).mul_(scale)
+    num_segments, num_queries, num_keys = block.hidden.shape
+    by_head = scores.view(len(scores) // num_segments, num_segments, -1, num_queries, num_keys)
+    by_head.masked_fill_(block.hidden[:, None], float("-inf"))
+    return scores.softmax(-1).to(queries.dtype)
+
+
+def _by_segment(states: Tensor, num_key_heads: int, places: Tensor) -> Tensor:
+    """Return [key heads x segments, tokens, size] of [heads, row, size]; heads of one key head follow each other."""
+    heads, _, size = states.shape
+    chosen = states.index_select(1, places.flatten())  # [heads, segments x tokens, size]
+    by_key_head = chosen.view(num_key_heads, heads // num_key_heads, *places.shape, size).transpose(1, 2)
+    return by_key_head.reshape(num_key_heads * len(places), -1, size)
+
+
+def _by_head(products: Tensor, query: Tensor, block: _Block) -> Tensor:
+    """Return [heads, segments x queries, size] of [key heads x segments, heads of a key x queries, size]."""
+    num_segments, num_queries = block.queries.shape
+    by_key_head = products.view(len(products) // num_segments, num_segments, -1, num_queries, products.shape[2])
+    return by_key_head.transpose(1, 2).reshape(len(query), num_segments * num_queries, -1)
+
+
+def _collect(parts: Sequence[Tensor], segments: Segments) -> Tensor:
+    """Return [heads, row, size] of what all blocks hold for their queries, [heads, queries, size] each."""
+    padding = parts[0].new_zeros(parts[0].shape[0], 1, parts[0].shape[2])
+    return torch.cat([*parts, padding], dim=1).index_select(1, segments.places)
+
+
+def _multiply_in_fp32(one: Tensor, other: Tensor) -> Tensor:
+    """Return the batched matrix product of two in fp32, which loses nothing of what they hold."""
+    settings: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  (its types do not name it)
+    before = settings.fp32_precision
+    if one.dtype == torch.bfloat16:
+        # In fp32 they are bf16's numbers still: taken for such, nothing is lost, and it is several times faster.
+        settings.fp32_precision = "bf16"
+    try:
+        with torch.autocast("cpu", enabled=False):
+            return torch.bmm(one.float(), other.float())
+    finally:
+        settings.fp32_precision = before
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Attend as Transformers' `sdpa` does, or within segments where they are given.
+
+    Args:
+        module: The attention layer.
+        query: [1, heads, row, size].
+        key: [1, key heads, row, size]; each serves `heads / key heads` heads.
+        value: As `key`.
+        attention_mask: Not looked at where segments are given.
+        segments: What sees what.
+        scaling: Of the scores; one over the root of `size` by default.
+        dropout: Rate at which attention weights are dropped.
+
+    Returns:
+        [1, row, heads, size], and None for the weights.
+    """
+    if segments is None:
+        settings |= {"scaling": scaling, "dropout": dropout}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    if asked := [name for name in _UNKNOWN if settings.get(name) is not None]:
+        raise NotImplementedError(f"Attention within segments knows no `{asked[0]}`.")
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    apply: Any = _SegmentAttention.apply
+    output: Tensor = apply(query[0], key[0], value[0], segments, scale, dropout)  # [heads, row, size]
+    return output.transpose(0, 1)[None], None
+
+
+@contextlib.contextmanager
+def segment_attention(model: "PreTrainedModel") -> Iterator[None]:
+    """Let a model that attends by SDPA on a CPU take `segments` as a keyword, and attend within them."""
+    AttentionInterface.register(_NAME, _attend)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
