@@ -9,15 +9,15 @@ Imports torch and Transformers; imported where it is used.
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hf_instruct.models import attending_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -248,19 +248,11 @@ def _without_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
     return inner
 
 
-@contextlib.contextmanager
-def _fast_attention(model: "PreTrainedModel") -> Iterator[None]:
+def _fast_attention(model: "PreTrainedModel") -> contextlib.AbstractContextManager[None]:
     """On a CPU, take attention for single tokens out of `scaled_dot_product_attention`, which is slow at it."""
     if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
-        yield
-        return
-    ALL_ATTENTION_FUNCTIONS.register(_CPU_ATTENTION, _attend_on_cpu)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_CPU_ATTENTION, sdpa_mask)
-    model.set_attn_implementation(_CPU_ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation("sdpa")
+        return contextlib.nullcontext()
+    return attending_by(model, _CPU_ATTENTION, _attend_on_cpu)
 
 
 def _attend_on_cpu(

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,6 +237,22 @@ def matching_precision(model: "nn.Module") -> Iterator[None]:
     mixed = len({parameter.dtype for parameter in parameters}) > 1
     with torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=mixed):
         yield
+
+
+@contextmanager
+def attending_by(model: "PreTrainedModel", name: str, attend: Callable[..., Any]) -> Iterator[None]:
+    """Let a model attend by a function that takes what Transformers' `sdpa` takes, registered under a name."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def best_device() -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from hf_instruct.models import attending_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -284,14 +284,6 @@ def _attend(
     return output.transpose(0, 1)[None], None
 
 
-@contextlib.contextmanager
-def segment_attention(model: "PreTrainedModel") -> Iterator[None]:
+def segment_attention(model: "PreTrainedModel") -> contextlib.AbstractContextManager[None]:
     """Let a model that attends by SDPA on a CPU take `segments` as a keyword, and attend within them."""
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    return attending_by(model, _NAME, _attend)
