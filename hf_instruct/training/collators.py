@@ -78,24 +78,16 @@ class PrefixSharingCollator:
             if `weighted`, also `label_weights`, [rows, width], the number of examples for which a label counts (0
             where there is none), and `num_tokens`, the tokens of all examples, a plain number.
         """
-        import torch
 
         examples = _sort(rows)
         packed = [_pack(row.members, row.shared) for row in _balance(examples, self.row_length, self.weighted)]
         width = -(-max(len(row.ids) for row in packed) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-
-        def fill(values: list[list[int]], value: int) -> "torch.Tensor":
-            return torch.tensor([row + [value] * (width - len(row)) for row in values])  # [rows, width]
-
-        batch: dict[str, Any] = {
-            "input_ids": fill([row.ids for row in packed], self.pad_id),
-            "position_ids": fill([row.positions for row in packed], 0),
-            "attention_mask": _build_mask(fill([row.owners for row in packed], _PADDING), self.additive_mask),
-            "labels": fill([row.labels for row in packed], IGNORED),
-        }
+        batch = _fill_up(packed, width, self.pad_id)
+        batch["attention_mask"] = _build_mask(batch.pop("owners"), self.additive_mask)
         if self.weighted:
-            batch["label_weights"] = fill([row.weights for row in packed], 0)
             batch["num_tokens"] = sum(len(example.ids) for example in examples)
+        else:
+            del batch["label_weights"]
         return batch
 
 
@@ -137,19 +129,12 @@ class SegmentCollator:
             whole.extend(_pack(row.members, row.shared))
         # Padding at the end, in any case: attention has it stand for what is not there.
         width = (len(whole.ids) // WIDTH_MULTIPLE + 1) * WIDTH_MULTIPLE
-
-        def fill(values: list[int], value: int) -> "torch.Tensor":
-            return torch.tensor([values + [value] * (width - len(values))])  # [1, width]
-
-        return {
-            "input_ids": fill(whole.ids, self.pad_id),
-            "position_ids": fill(whole.positions, 0),
-            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
-            "labels": fill(whole.labels, IGNORED),
-            "label_weights": fill(whole.weights, 0),
-            "num_tokens": sum(len(example.ids) for example in examples),
-            "segments": build_segments(segments, width),
-        }
+        batch = _fill_up([whole], width, self.pad_id)
+        del batch["owners"]
+        batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        batch["num_tokens"] = sum(len(example.ids) for example in examples)
+        batch["segments"] = build_segments(segments, width)
+        return batch
 
 
 @dataclasses.dataclass
@@ -274,6 +259,22 @@ def _pack(examples: Sequence[_Example], shared: int) -> _PackedRow:
         row.labels += own
         row.weights += weights
     return row
+
+
+def _fill_up(rows: Sequence[_PackedRow], width: int, pad_id: int) -> dict[str, Any]:
+    """Return the tokens of rows, and what goes with each, filled up with padding, all [rows, width]."""
+    import torch
+
+    def fill(values: list[list[int]], value: int) -> torch.Tensor:
+        return torch.tensor([row + [value] * (width - len(row)) for row in values])
+
+    return {
+        "input_ids": fill([row.ids for row in rows], pad_id),
+        "position_ids": fill([row.positions for row in rows], 0),
+        "owners": fill([row.owners for row in rows], _PADDING),
+        "labels": fill([row.labels for row in rows], IGNORED),
+        "label_weights": fill([row.weights for row in rows], 0),
+    }
 
 
 def _build_mask(owners: "torch.Tensor", additive: bool) -> "torch.Tensor":
