@@ -9,7 +9,7 @@ from trl import SFTTrainer
 
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments
-from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator
+from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator, SegmentCollator
 from hf_instruct.training.dataset import build_dataset, tokenize_examples
 from hf_instruct.training.trainer import InstructTrainer
 
@@ -46,10 +46,12 @@ def test_any_sft_trainer_takes_the_collator(tiny_gpt2: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_fifty_bf16_steps_follow_trls(tiny_gpt2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "collator", [PrefixSharingCollator(0, weighted=True), SegmentCollator(0)], ids=["masked rows", "segments"]
+)
+def test_fifty_bf16_steps_follow_trls(collator, tiny_gpt2: Path, tmp_path: Path) -> None:
     settings = {"max_steps": 50, "bf16": True, "per_device_train_batch_size": 8, "learning_rate": 2e-3}
     plain = train_losses(SFTTrainer, PaddingCollator(0), tiny_gpt2, tmp_path / "plain", **settings)
-    collator = PrefixSharingCollator(0, weighted=True)
     ours = train_losses(InstructTrainer, collator, tiny_gpt2, tmp_path / "ours", **settings)
     assert len(plain) == 50
     assert plain[-1] < 0.5 * plain[0], "a curve that stays flat would prove nothing"
