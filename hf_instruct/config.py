@@ -164,6 +164,11 @@ _BOUNDS = {
 _NOT_TO_GENERATE = {
     "return_dict_in_generate": "only the tokens are kept",
     "max_length": "set `generate.max_new_tokens`",
+    "max_time": "answers would depend on the machine and on the batch; set `generate.max_new_tokens`",
+    **dict.fromkeys(
+        ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
+        "it answers one prompt at a time, and prompts are answered in batches",
+    ),
 }
 
 
@@ -337,10 +342,16 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
 
         allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
         faults += [f"`generate.{n}` is unknown; {_nearest(str(n), allowed)}" for n in generate if n not in allowed]
-        faults += [
-            f"`generate.{n}` is not for you to set; {_NOT_TO_GENERATE[n]}" for n in generate if n in _NOT_TO_GENERATE
-        ]
+        faults += find_refused_generation(generate)
     return faults
+
+
+def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with fields of `GenerationConfig` whose answers would depend on the batch or get lost."""
+    refused = {name: reason for name, reason in _NOT_TO_GENERATE.items() if settings.get(name)}
+    if settings.get("cache_implementation") == "quantized":
+        refused["cache_implementation"] = "a quantized cache rounds the prompts of a batch together; leave it out"
+    return [f"`generate.{name}` is not for you to set; {reason}" for name, reason in refused.items()]
 
 
 def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> list[str]:

@@ -44,6 +44,7 @@ def generate_completions(
     Greedy search goes through the loop of `decoding_loop` where that knows the model, all else through `generate()`.
     Positions are counted from each prompt's first token, so in float32 a greedy answer is the same at every batch
     size (GPT-2's positions are absolute: counted from the padding, a shorter prompt would read other embeddings).
+    Settings that may read the padding, such as `no_repeat_ngram_size`, get batches without any.
 
     Args:
         prompts: Token ids of each prompt, not empty.
@@ -68,10 +69,7 @@ def generate_completions(
         else:
             settings = {"pad_token_id": pad_id, "eos_token_id": sorted(ends), "max_new_tokens": max_new_tokens}
             settings |= generation
-            # What is ours to add continues one prompt at a time.
-            batches = [[prompt] for prompt in prompts] if own_methods(settings) else [prompts]
-            with _seeded_draws(seeds):
-                rows = [row for batch in batches for row in _generate(model, batch, settings)]
+            rows = _generate_apart(model, prompts, settings, seeds)
     return [_read_completion(tokenizer, row, ends) for row in rows]
 
 
@@ -79,6 +77,29 @@ def find_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", en
     """Return the ids that end a response: this one if given, the tokenizer's end-of-text and the model's own ends."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     return {token for token in (end_id, tokenizer.eos_token_id, *_as_list(own)) if token is not None}
+
+
+def _generate_apart(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settings: dict[str, Any], seeds: Sequence[int] | None
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, generated in as many batches as it takes to be independent of the others.
+
+    That is one batch as a rule; one for each length of prompts, without any padding, where a setting may read the
+    padding; and one for each prompt where the method is not Transformers' own.
+    """
+    from hf_instruct.decoding_loop import reads_padding
+
+    by_length = reads_padding(model, settings)
+    batches: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        batches.setdefault(index if own_methods(settings) else len(prompt) if by_length else 0, []).append(index)
+    rows: dict[int, list[list[int]]] = {}
+    for indices in batches.values():
+        with _seeded_draws(seeds and [seeds[index] for index in indices]):
+            new = _generate(model, [prompts[index] for index in indices], settings)
+        each = len(new) // len(indices)
+        rows |= {index: new[each * place :][:each] for place, index in enumerate(indices)}
+    return [row for index in range(len(prompts)) for row in rows[index]]
 
 
 def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settings: dict[str, Any]) -> list[list[int]]:

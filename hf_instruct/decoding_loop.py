@@ -36,6 +36,13 @@ _WITHOUT_EFFECT = {
     *("length_penalty", "early_stopping"),
     *("transformers_version", "_from_model_config"),
 }
+# Further fields to which padding before a prompt is nothing: they read logits alone, count from the first new token, or
+# leave padding out (`repetition_penalty`, since Transformers 5). All others may read the ids, padding included.
+_BLIND_TO_PADDING = {
+    *("do_sample", "num_beams", "num_return_sequences", "low_memory", "use_cache", "cache_implementation"),
+    *("repetition_penalty", "min_new_tokens", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
+    *("remove_invalid_values", "renormalize_logits"),
+}
 # What this loop does in place of: a model that has its own may prepare its inputs in some way of its own.
 _STANDARD_METHODS = ("generate", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
@@ -52,12 +59,8 @@ def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
     Args:
         generation: Fields of `GenerationConfig`.
     """
-    own = model.generation_config.to_dict() if model.generation_config is not None else {}
-    defaults = GenerationConfig._get_default_generation_params()
-    for name, value in {**own, **generation}.items():
-        neutral = value is None or value is False or (name in defaults and value == defaults[name])
-        if not neutral and name not in _WITHOUT_EFFECT:
-            return False
+    if _active_fields(model, generation):
+        return False
     inner = _without_adapter(model)
     adapters = getattr(model, "peft_config", {}).values()
     return (
@@ -67,6 +70,23 @@ def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
         and inspect.signature(inner.forward).parameters.keys() >= _NEEDED_ARGUMENTS
         and _attends_to_all(inner)
     )
+
+
+def reads_padding(model: "PreTrainedModel", generation: Mapping[str, Any]) -> bool:
+    """Return whether `generate()` with these settings may take padding for a part of the prompt."""
+    return not _active_fields(model, generation) <= _BLIND_TO_PADDING
+
+
+def _active_fields(model: "PreTrainedModel", generation: Mapping[str, Any]) -> set[str]:
+    """Return the fields, of the settings or of the model's own, that make generation anything but greedy search."""
+    own = model.generation_config.to_dict() if model.generation_config is not None else {}
+    defaults = GenerationConfig._get_default_generation_params()
+    return {
+        name
+        for name, value in {**own, **generation}.items()
+        if not (value is None or value is False or (name in defaults and value == defaults[name]))
+        and name not in _WITHOUT_EFFECT
+    }
 
 
 def _reads_prompt(adapter: Any) -> bool:

@@ -3,11 +3,14 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from transformers import MistralConfig, PreTrainedModel
+from transformers import GenerationConfig, MistralConfig, PreTrainedModel
 
 from hf_instruct import decoding_loop
 from hf_instruct.decoding import Completion, generate_completions
 from hf_instruct.decoding_loop import decode_greedily, decodes_greedily
+from hf_instruct.errors import ConfigError
+from hf_instruct.generation.answers import generate_responses
+from hf_instruct.records import Example
 
 END = tiny_models.END
 # Ragged: from 1 to 40 tokens.
@@ -258,6 +261,75 @@ def test_other_settings_go_through_generate(gpt2, tiny_gpt2: Path, settings: dic
     assert not decodes_greedily(own, {})
     # What the caller says comes first.
     assert decodes_greedily(own, dict.fromkeys(settings))
+
+
+# A value that acts, for each field that `generate()` reads but those of sampling and beams.
+ACTING = {
+    "repetition_penalty": 4.0,
+    "encoder_repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 1,
+    "encoder_no_repeat_ngram_size": 1,
+    "min_length": 7,
+    "min_new_tokens": 4,
+    "bad_words_ids": [[END]],
+    "sequence_bias": [[[END], -3.0]],
+    "exponential_decay_length_penalty": (2, 1.5),
+    "forced_bos_token_id": 3,
+    "forced_eos_token_id": 3,
+    "suppress_tokens": [END],
+    "begin_suppress_tokens": [END],
+    "guidance_scale": 1.5,
+    "watermarking_config": {"bias": 4.0, "context_width": 2, "seeding_scheme": "selfhash"},
+    "cache_implementation": "static",
+    "prefill_chunk_size": 3,
+}
+REFUSED = {
+    "max_time": 60.0,
+    "prompt_lookup_num_tokens": 3,
+    "assistant_early_exit": 1,
+    "use_mtp": True,
+    "return_dict_in_generate": True,
+    "max_length": 50,
+    "cache_implementation": "quantized",
+}
+
+
+@pytest.fixture(scope="module")
+def ending_gpt2(tiny_gpt2: Path):
+    """A model that may end at any token: what is done to padding, which is the end token too, then shows."""
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    bias = torch.zeros(tiny_models.VOCABULARY)
+    bias[END] = 5.0
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(("name", "value"), ACTING.items())
+def test_no_field_lets_an_answer_depend_on_the_batch(ending_gpt2, name: str, value) -> None:
+    settings = {name: value, "max_new_tokens": 6}
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[3][:5]]
+    alone = [complete(ending_gpt2, [prompt], **settings)[0] for prompt in prompts]
+    assert complete(ending_gpt2, prompts, **settings) == alone
+
+
+def test_every_field_of_generation_is_tried_or_refused() -> None:
+    known = {*ACTING, *REFUSED, *decoding_loop._WITHOUT_EFFECT, *decoding_loop._BLIND_TO_PADDING}
+    no_effect = {name for name in GenerationConfig().to_dict() if name.startswith(("output_", "assistant_", "num_ass"))}
+    # Moved to the Hub, refused by Transformers without a tokenizer, or a detail of a field above or of the speed.
+    no_effect |= {
+        *("penalty_alpha", "dola_layers", "diversity_penalty", "num_beam_groups", "constraints", "force_words_ids"),
+        *("stop_strings", "token_healing", "max_matching_ngram_size", "is_assistant", "target_lookbehind"),
+        *("cache_config", "max_cache_len", "compile_config", "disable_compile", "continuous_batching_config"),
+        *("decoder_start_token_id", "speculation_type"),
+    }
+    assert not set(GenerationConfig().to_dict()) - known - no_effect
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED.items())
+def test_a_field_that_would_depend_on_the_batch_is_refused(gpt2, name: str, value) -> None:
+    example = Example("1", "Name a color.", "", "Red.")
+    with pytest.raises(ConfigError, match=f"`generate.{name}` is not for you to set"):
+        generate_responses(*gpt2, [example], max_new_tokens=2, **{name: value})
 
 
 def test_a_penalty_counts(gpt2) -> None:

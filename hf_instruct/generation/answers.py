@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.config import find_refused_generation
 from hf_instruct.decoding import Completion, generate_completions
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.batches import choose_batch_size, even_batch_size, order_by_length
@@ -52,8 +53,11 @@ def generate_responses(
 
     Raises:
         DataError: A prompt and `max_new_tokens` do not fit the model's context.
-        ConfigError: Transformers refuses the generation settings, or memory runs out.
+        ConfigError: Transformers refuses the generation settings, an answer would depend on the batch, or memory runs
+            out.
     """
+    if refused := find_refused_generation(generation):
+        raise ConfigError("These settings do not answer in batches:", refused)
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
     end_id = prompt_format.end_token_id(tokenizer)
     prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
