@@ -270,19 +270,6 @@ def move_to_best_device(model: "PreTrainedModel") -> None:
     model.to(best_device())  # type: ignore[arg-type]
 
 
-def computes_bf16(device: str) -> bool:
-    """Return whether `cuda`, `mps` or `cpu`, as it is here, multiplies bf16 matrices natively."""
-    import torch
-
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device == "mps":
-        return False
-    # torch has no public question for this; emulated bf16 on other CPUs is slower than fp32.
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
-
-
 def _load_adapter(location: str, *, dtype: str, trust_remote_code: bool) -> "PreTrainedModel":
     import torch
     from peft import AutoPeftModelForCausalLM

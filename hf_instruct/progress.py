@@ -49,22 +49,29 @@ def _rich_bar(description: str, total: int, done: int) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # A step may take longer than the half-minute from which the speed is estimated by default.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
         yield lambda count, note: progress.update(task, advance=count, note=note)
 
 
 def _plain_lines(description: str, total: int, done: int) -> Iterator[Advance]:
-    start = last = time.monotonic()
-    first = done
+    last = time.monotonic()
+    # When the first units were done. What comes before, such as a first evaluation and a step that builds kernels, says
+    # nothing about the rest.
+    start, first = 0.0, 0
 
     def advance(count: int, note: str) -> None:
-        nonlocal done, last
+        nonlocal done, last, start, first
         done += count
         now = time.monotonic()
+        if not first:
+            start, first = now, done
         if now - last >= _PLAIN_LINE_SECONDS or done >= total:
             last = now
-            left = (now - start) / max(done - first, 1) * (total - done)
-            logger.info("%s: %d/%d%s, %.0f s left", description, done, total, f", {note}" if note else "", left)
+            parts = [f"{done}/{total}", note]
+            if done > first:
+                parts.append(f"{(now - start) / (done - first) * (total - done):.0f} s left")
+            logger.info("%s: %s", description, ", ".join(part for part in parts if part))
 
     yield advance

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from hf_instruct import models
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.models import (
@@ -220,17 +219,6 @@ def test_bars_come_back() -> None:
     with no_shard_bars():
         assert not logging.is_progress_bar_enabled()
     assert logging.is_progress_bar_enabled()
-
-
-def test_bf16_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
-    assert not models.computes_bf16("cpu")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert models.computes_bf16("cpu")
-    assert not models.computes_bf16("mps")
 
 
 def test_a_model_of_experts_that_was_trained_by_trl_generates(tiny_gpt2: Path, tmp_path: Path) -> None:

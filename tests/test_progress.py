@@ -17,8 +17,23 @@ def test_plain_lines_come_now_and_then_and_at_the_end(
         advance(2, "loss 2")
         advance(2, "")
         advance(3, "")
-    assert caplog.messages == ["Training: 5/10, loss 2, 35 s left", "Training: 10/10, 0 s left"]
+    assert caplog.messages == ["Training: 5/10, loss 2, 40 s left", "Training: 10/10, 0 s left"]
     assert capsys.readouterr().out == ""
+
+
+def test_the_first_estimate_leaves_out_what_comes_before_the_first_step(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on a slow machine: an evaluation and a first step of 52 s, then 5 s a step; 5,546 s were foretold once."""
+    times = [0.0, 52.0, *(52.0 + 5.0 * step for step in range(1, 107))]
+    clock = iter(times)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO, logger="hf_instruct"), progress_bar("Training", 107) as advance:
+        for _ in range(107):
+            advance(1, "")
+    first, second, *_ = caplog.messages
+    assert first == "Training: 1/107"
+    assert second == "Training: 5/107, 510 s left"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS
 from hf_instruct.errors import ConfigError
-from hf_instruct.models import best_device, computes_bf16
+from hf_instruct.models import best_device
+from hf_instruct.precision import prefers_bf16
+from hf_instruct.processes import count_processes, is_main_process
+from hf_instruct.records import read_json_object, write_json
+from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -19,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
-    """Return the `SFTConfig` of a run: the course's settings, this machine's precision, then the user's values.
+    """Return the `SFTConfig` of a run: the course's settings, then the user's values.
 
     Args:
-        values: The `train` section.
+        values: The `train` section, `bf16` decided (`settle_precision`).
         output_dir: Folder of the checkpoints.
 
     Raises:
@@ -38,7 +42,8 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
     settings["gradient_checkpointing"] = None
     device = _find_device(values)
     settings["use_cpu"] = settings.get("use_cpu", device == "cpu")
-    settings["bf16"] = trains_in_bf16(values)
+    # TRL would take bf16 wherever nothing is said.
+    settings["bf16"] = bool(settings.get("bf16"))
     settings |= {
         "output_dir": str(output_dir),
         "eval_strategy": "steps",
@@ -78,10 +83,27 @@ def translated_refusals(headline: str) -> Iterator[None]:
         raise ConfigError(headline, [str(error)]) from error
 
 
-def trains_in_bf16(values: Mapping[str, Any]) -> bool:
-    """Return whether a run with this `train` section computes in bf16: as told, else where the device does natively."""
-    told = values.get("bf16")
-    return bool(told) if told is not None else not values.get("fp16") and computes_bf16(_find_device(values))
+def settle_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: RunFolder) -> dict[str, Any]:
+    """Return a `train` section with `bf16` decided: as told, else as the run began, else what is faster here.
+
+    The first of several processes decides for all, and the decision is kept beside the checkpoints.
+    """
+    if values.get("bf16") is not None or values.get("fp16"):
+        return {**values, "bf16": bool(values.get("bf16"))}
+    path = run.checkpoints / "precision.json"
+    decided: list[bool | None] = [None]
+    if is_main_process():
+        begun = read_json_object(path).get("bf16")
+        decided = [begun if isinstance(begun, bool) else prefers_bf16(model, _find_device(values))]
+        write_json(path, {"bf16": decided[0]})
+    if count_processes() > 1:
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
+
+        # Without `cpu`, processes on a machine without a GPU would not find each other.
+        PartialState(cpu=_find_device(values) == "cpu")
+        broadcast_object_list(decided)
+    return {**values, "bf16": decided[0]}
 
 
 def _find_device(values: Mapping[str, Any]) -> str:

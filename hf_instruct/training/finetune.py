@@ -171,14 +171,14 @@ def _build_trainer(
     settings: Mapping[str, Any],
     lora: Mapping[str, Any] | None,
 ) -> tuple["InstructTrainer", "RunLog"]:
-    from hf_instruct.training.arguments import build_arguments, build_lora_config, translated_refusals
+    from hf_instruct.training.arguments import build_arguments, build_lora_config, settle_precision, translated_refusals
     from hf_instruct.training.callbacks import KeepMemory, RunLog
     from hf_instruct.training.dataset import build_dataset
     from hf_instruct.training.optimizer import build_optimizer
     from hf_instruct.training.sharing import build_collator, has_plain_loss
     from hf_instruct.training.trainer import InstructTrainer
 
-    arguments = build_arguments(settings, run.checkpoints)
+    arguments = build_arguments(settle_precision(settings, model, run), run.checkpoints)
     arguments.max_length = _fit_max_length(arguments.max_length, model)
     train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.

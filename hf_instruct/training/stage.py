@@ -21,7 +21,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     """
     from hf_instruct.memory import give_back_freed_memory
     from hf_instruct.models import load_model
-    from hf_instruct.training.arguments import trains_in_bf16
+    from hf_instruct.training.arguments import settle_precision
     from hf_instruct.training.precision import halve_linear_weights
 
     splits = Splits(**{name: read_rows(run.split(name), Example) for name in SPLIT_NAMES})
@@ -36,7 +36,8 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     if lora is not None and section.revision:
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
         lora = {"revision": section.revision, **lora}
-    if lora is not None and _only_multiplies(lora) and trains_in_bf16(experiment.train) and count_processes() == 1:
+    settings = settle_precision(experiment.train, model, run)
+    if lora is not None and _only_multiplies(lora) and settings["bf16"] and count_processes() == 1:
         # This model object ends with the stage, so its frozen weights need not survive in full. (FSDP wants one dtype.)
         halve_linear_weights(model)
         give_back_freed_memory()
@@ -48,7 +49,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         splits,
         output_dir=run.path,
         prompt_format=experiment.data.prompt_format,
-        settings=experiment.train,
+        settings=settings,
         lora=lora,
         resume=resume,
     )

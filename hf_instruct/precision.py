@@ -1,0 +1,126 @@
+"""Choose between float32 and bf16 by what is faster on this machine: a CPU may have bf16 and be slow at it.
+
+Imports torch; imported where it is used.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_instruct.models import cache_folder
+from hf_instruct.records import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+# What autocast costs besides the products must not eat the gain.
+_WORTHWHILE = 1.2
+# Tokens of the product that is timed, and the most weights: 2 GFLOP, some 20 ms on two cores.
+_TOKENS, _MOST_WEIGHTS = 256, 4_000_000
+_TURNS = 5
+
+
+def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
+    """Return whether a model computes clearly faster in bf16 than in float32 on a device, as measured on a CPU.
+
+    On a CPU a product of the model's own shape is timed in both precisions, and both figures are logged. They are kept
+    in the cache folder for this processor, number of threads and version of PyTorch, so that one machine always decides
+    alike.
+
+    Args:
+        device: `cuda`, `mps` or `cpu`.
+    """
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    shape = _find_shape(model)
+    if device != "cpu" or shape is None:
+        return False
+    full, half = _load_rates(shape) or _measure_rates(*shape)
+    _keep_rates(shape, full, half)
+    is_faster = half >= _WORTHWHILE * full
+    logger.info(
+        "A matrix product of this model's shape runs at %.0f GFLOP/s in float32 and %.0f in bf16: using %s.",
+        full,
+        half,
+        "bf16" if is_faster else "float32",
+    )
+    return is_faster
+
+
+def _find_shape(model: "PreTrainedModel") -> tuple[int, int] | None:
+    """Return inputs and outputs of the linear layers that do most of the work, or None where they are quantized."""
+    weights: Counter[tuple[int, int]] = Counter()
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point():
+            rows, columns = module.weight.shape
+            shape = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+            # The head, the largest by far, is computed at a few positions only.
+            weights[shape] += 0 if module is model.get_output_embeddings() else rows * columns
+    if not weights:
+        return None
+    (inputs, outputs), _ = weights.most_common(1)[0]
+    return inputs, max(1, min(outputs, _MOST_WEIGHTS // inputs))
+
+
+def _measure_rates(inputs: int, outputs: int) -> tuple[float, float]:
+    """Return the GFLOP/s of a product in float32 and in bf16: the best of a few turns of each, by turns."""
+    # Where bf16 is emulated it is a hundred times slower, and the whole product would take seconds.
+    trial = _time_products(16, min(inputs, 256), min(outputs, 256))
+    return trial if trial[1] < trial[0] / 4 else _time_products(_TOKENS, inputs, outputs)
+
+
+def _time_products(tokens: int, inputs: int, outputs: int) -> tuple[float, float]:
+    left, right = torch.ones(tokens, inputs), torch.ones(inputs, outputs)
+    best = {torch.float32: 0.0, torch.bfloat16: 0.0}
+    with torch.inference_mode():
+        for turn in range(_TURNS + 1):
+            for dtype in best:
+                start = time.perf_counter()
+                # Weights are kept in float32, and cast where they are used.
+                torch.mm(left.to(dtype), right.to(dtype))
+                seconds = time.perf_counter() - start
+                # The first turn builds kernels.
+                if turn:
+                    best[dtype] = max(best[dtype], 2e-9 * tokens * inputs * outputs / max(seconds, 1e-9))
+    return best[torch.float32], best[torch.bfloat16]
+
+
+def _load_rates(shape: tuple[int, int]) -> tuple[float, float] | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        full, half = json.loads(_rates_file(shape).read_text())
+        return float(full), float(half)
+    return None
+
+
+def _keep_rates(shape: tuple[int, int], full: float, half: float) -> None:
+    path = _rates_file(shape)
+    if not path.exists():
+        # Measured again next time where the folder cannot be written.
+        with contextlib.suppress(OSError):
+            write_json(path, [round(full, 2), round(half, 2)])
+
+
+def _rates_file(shape: tuple[int, int]) -> Path:
+    key = repr((_describe_processor(), torch.get_num_threads(), torch.__version__, shape))
+    return cache_folder() / "precision" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _describe_processor() -> str:
+    """Return what tells this processor from another: its name alone says little in a virtual machine."""
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        lasting = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU ")
+        return "\n".join(line for line in first if line.startswith(lasting))
+    return f"{platform.machine()} {platform.processor()}"
