@@ -10,7 +10,7 @@ from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import load_experiment
-from hf_instruct.records import Judgment, Response, read_rows, write_rows
+from hf_instruct.records import Judgment, Response, build_example_id, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 
 ROWS = [
@@ -124,6 +124,19 @@ def test_bad_input(arguments: list[str], text: str, file: Path, capsys: pytest.C
     assert streams.out == ""
     assert text in streams.err
     assert sorted(path.name for path in file.parent.iterdir() if path.name != "cache") == ["rows.json"]
+
+
+def test_rubric_that_fails_on_one_row_asks_nobody(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rubric = file.parent / "mine.yaml"
+    fields = "{{ instruction }}{{ input }}{{ output }}{{ response }}"
+    rubric.write_text(f"prompt: \"{fields}{{{{ 9 // (instruction != 'Task 2.')|int }}}}\"\n")
+    # Nobody listens there.
+    assert judge(file, "--rubric", rubric, "--judge", "ollama", "--base-url", "127.0.0.1:9") == 1
+    row = build_example_id("Task 2.", "", "Done.")
+    assert capsys.readouterr().err == (
+        f"hf-instruct: `prompt` of the rubric `mine` is not a usable Jinja template for the example `{row}`: integer "
+        "division or modulo by zero.\n"
+    )
 
 
 def test_unusable_address_in_the_environment(

@@ -223,6 +223,11 @@ def test_all_faults_of_a_rubric_are_listed(tmp_path: Path) -> None:
     [
         ("name: x\n", "`prompt` is missing"),
         ("prompt: '{{ instruction'\n", "`prompt` is not a usable Jinja template: "),
+        ("prompt: '{{ response + 1 }}'\n", 'can only concatenate str (not "int") to str; it may use `instruction`'),
+        ("prompt: '{{ 1 / 0 }}'\n", "`prompt` is not a usable Jinja template: division by zero; it may use"),
+        ("prompt: '{% include \"a.txt\" %}'\n", "it asks for the file `a.txt`, and a template must be complete by"),
+        ("prompt: '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}'\n", "it is nested too deeply, or calls itself"),
+        ("prompt: '{{ response * 10**10 }}'\n", "it needs more memory than any prompt could fill; it may use"),
         ("prompt: '{{ answer }}'\n", "'answer' is undefined; it may use `instruction`, `input`, `output`, `response`"),
         (
             "prompt: '{{ instruction }}{{ input }}{{ output }}{{ response.__class__.__mro__ }}'\n",
@@ -250,3 +255,16 @@ def test_single_faults(tmp_path: Path, text: str, fault: str) -> None:
         load_rubric(str(path))
     assert caught.value.summary == f"1 fault(s) in the rubric `{path}`:"
     assert fault in caught.value.faults[0]
+
+
+def test_rubric_that_fails_on_one_response_names_both(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("prompt: '{{ instruction }}{{ input }}{{ output }}{{ response }}{{ 100 // response|length }}'\n")
+    rubric = load_rubric(str(path))
+    assert rubric.build_question(WITH_INPUT).messages[0]["content"].endswith("{0}3")
+    with pytest.raises(ConfigError) as caught:
+        rubric.build_question(WITHOUT_INPUT)
+    assert str(caught.value) == (
+        "`prompt` of the rubric `mine` is not a usable Jinja template for the example `b`: "
+        "integer division or modulo by zero."
+    )

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hf_instruct.config import read_yaml
 from hf_instruct.errors import ConfigError
+from hf_instruct.templates import UserTemplate
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from hf_instruct.records import Response
 
 _FOLDER = Path(__file__).parent / "rubrics"
@@ -114,20 +113,20 @@ class Rubric:
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def _template(self) -> "Template":
-        from jinja2 import StrictUndefined
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        # A rubric may come from somebody else: the sandbox keeps it from reaching Python objects.
-        return ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(self.prompt)
+    def _template(self) -> UserTemplate:
+        return UserTemplate(f"`prompt` of the rubric `{self.name}`", self.prompt)
 
     def build_question(self, response: "Response") -> Question:
-        """Return what to ask about one response."""
+        """Return what to ask about one response.
+
+        Raises:
+            ConfigError: The prompt's template fails on this response.
+        """
         fields = {name: getattr(response, name) for name in _FIELDS}
         if self.fence:
             fence = build_fence(*fields.values())
             fields |= {"response": fence_off(response.response, fence), "fence": fence}
-        prompt = self._template.render(**fields, levels=list(self.levels.values()))
+        prompt = self._template.render({**fields, "levels": list(self.levels.values())}, row=response.id)
         messages = [{"role": "system", "content": self.system}] if self.system else []
         messages.append({"role": "user", "content": prompt})
         shown_input = f"\nInput: {response.input}" if response.input else ""
@@ -253,16 +252,14 @@ def _format_fault(fault: dict[str, Any], fields: list[str]) -> str:
 
 def _check_prompt(prompt: str, *, fenced: bool) -> list[str]:
     """Return the faults of a prompt: not a template, or blind to a part of what is judged."""
-    from jinja2 import TemplateError
-
     needed = (*_FIELDS, "fence") if fenced else _FIELDS
     marks = {name: f"{{{{ THE {name} }}}}" for name in needed}
     try:
-        text = Rubric("", prompt)._template.render(**marks, levels=["low", "high"])
-    except TemplateError as error:
+        text = UserTemplate("`prompt`", prompt).render({**marks, "levels": ["low", "high"]})
+    except ConfigError as error:
         names = ", ".join(f"`{name}`" for name in (*needed, "levels"))
         hint = "" if fenced else "; and `fence` with `fence: true`" if "'fence'" in str(error) else ""
-        return [f"`prompt` is not a usable Jinja template: {error}; it may use {names}{hint}"]
+        return [f"{str(error).rstrip('.')}; it may use {names}{hint}"]
     return [f"`prompt` never uses `{name}`; write {{{{ {name} }}}}" for name, mark in marks.items() if mark not in text]
 
 

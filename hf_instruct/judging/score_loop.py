@@ -47,10 +47,11 @@ class ScoreLoop(JudgingLoop[Judgment]):
     ) -> None:
         title = options.title if repeats == 1 else f"{options.title}, repeat {repeat} of {repeats}"
         ids = [row.id for row in responses]
+        # First: the rubric may fail on a response, and then nothing has been opened.
+        self._questions = {row.id: rubric.build_question(row) for row in responses}
         super().__init__(judge, ids, file=files.judgments if files else None, options=options, title=title)
         self._files = files
         self._rubric = rubric
-        self._questions = {row.id: rubric.build_question(row) for row in responses}
         self._keys = {
             id: cache_key(question, self._identity, repeat=repeat) for id, question in self._questions.items()
         }

@@ -48,11 +48,14 @@ def judge_sets(
     """Judge several sets of responses with one judge, opened once; the progress bar shows their names.
 
     Raises:
-        ConfigError: The rubric is not usable.
+        ConfigError: The rubric is not usable, or fails on a response.
         JudgeError: Judging cannot go on; what was judged is kept.
     """
-    # A fault in the rubric comes to light before a model is loaded or a server asked.
-    load_rubric(settings.rubric)
+    # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
+    rubric = load_rubric(settings.rubric)
+    for responses, _ in sets.values():
+        for response in responses:
+            rubric.build_question(response)
 
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
