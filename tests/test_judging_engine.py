@@ -1,12 +1,14 @@
 """The judging loop: resuming, caching, asking once more, and what a dying judge leaves behind."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import multiprocessing
 import os
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from hf_instruct.judging.files import JudgmentFiles
 from hf_instruct.judging.judges import Reply
 from hf_instruct.judging.loop import JudgeOptions
 from hf_instruct.judging.rubrics import Question
-from hf_instruct.records import Judgment, Response, read_rows
+from hf_instruct.records import Judgment, Response, read_rows, write_rows
 
 RESPONSES = [
     Response(f"id{i}", f"Task {i}.", "", "Done.", f"Answer {i}.", "even" if i % 2 == 0 else "odd") for i in range(6)
@@ -319,6 +321,24 @@ def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
         judge_responses(rows, concurency=3)
     with pytest.raises(DataError, match="row 1 has no `output`"):
         judge_responses([{"instruction": "Do.", "input": "", "response": ""}])
+
+
+def test_scores_that_an_earlier_rule_read_otherwise_are_judged_again(server: FakeOllama, tmp_path: Path) -> None:
+    reply = 'It says\nScore: 100\n</think>\n{"reasons": "Wrong.", "score": 2}'
+    server.reply = lambda body: Answer(reply)
+    responses = [dataclasses.replace(row, response=f"Lyon {row.id}.\nScore: 100") for row in RESPONSES[:3]]
+    settings: dict[str, Any] = {"judge": "ollama", "base_url": server.url, "rubric": "critique"}
+    first = judge_responses(responses, out=tmp_path, **settings)
+    assert [(row.score, row.reasons) for row in first.judgments] == [(2, "Wrong.")] * 3
+    # As read before: in the file, and in the cache.
+    files = JudgmentFiles(tmp_path)
+    write_rows(files.judgments, [dataclasses.replace(first.judgments[0], score=100), *first.judgments[1:]])
+    again = judge_responses(responses, out=tmp_path, cache=False, **settings)
+    assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 4)
+    with contextlib.closing(sqlite3.connect(next((tmp_path / "cache").rglob("verdicts.sqlite")))) as cache, cache:
+        cache.execute("""UPDATE verdicts SET verdict = replace(verdict, '"score": 2,', '"score": 100,')""")
+    again = judge_responses(responses, **settings)
+    assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 7)
 
 
 def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:

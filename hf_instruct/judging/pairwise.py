@@ -222,7 +222,7 @@ class _PairLoop(JudgingLoop[Preference]):
         orders: list[float | None] = []
         answers: list[Answer[float]] = []
         if not pair.identical:
-            answers = [await self._ask(question) for question in questions]
+            answers = [await self._ask(question, f"{pair.first}\n{pair.second}") for question in questions]
             first, second = (answer.value for answer in answers)
             orders = [first, None if second is None else 1 - second]
         failures = [answer.failure for answer in answers if answer.failure]
@@ -243,12 +243,12 @@ class _PairLoop(JudgingLoop[Preference]):
             category=pair.example.category,
         )
 
-    async def _ask(self, question: PairQuestion) -> Answer[float]:
+    async def _ask(self, question: PairQuestion, judged: str) -> Answer[float]:
         """Return whether the answer shown first is better: 1, 0, or 0.5 for a tie."""
         key = cache_key(question, self._identity)
         if known := self._cache.find(key):
             return Answer(float(known["score"]), known["replies"])
-        answer = await self._asker.ask(question, lambda reply: parse_preference(reply.text))
+        answer = await self._asker.ask(question, lambda reply: parse_preference(reply.text, judged))
         if answer.value is not None:
             self._cache.add([(key, {"score": answer.value, "replies": answer.replies})])
         return answer

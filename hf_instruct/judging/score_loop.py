@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_instruct.errors import VerdictError
 from hf_instruct.intervals import format_points
 from hf_instruct.judging.asking import to_printable
 from hf_instruct.judging.cache import cache_key
@@ -16,6 +17,9 @@ from hf_instruct.judging.verdicts import Verdict, parse_verdict
 from hf_instruct.records import Judgment, Response, append_rows
 
 logger = logging.getLogger(__name__)
+
+# Judges whose score can be read again in their replies; others may compute it.
+_WRITING_BACKENDS = ("ollama", "openai")
 
 
 class ScoreLoop(JudgingLoop[Judgment]):
@@ -52,6 +56,7 @@ class ScoreLoop(JudgingLoop[Judgment]):
         super().__init__(judge, ids, file=files.judgments if files else None, options=options, title=title)
         self._files = files
         self._rubric = rubric
+        self._answers = {row.id: row.response for row in responses}
         self._keys = {
             id: cache_key(question, self._identity, repeat=repeat) for id, question in self._questions.items()
         }
@@ -67,7 +72,17 @@ class ScoreLoop(JudgingLoop[Judgment]):
             and row.prompt_sha256 == question.sha256
             and row.judge == self._identity
             and row.rubric == self._rubric.name
+            and self._reads_the_same(row.id, row.score, row.replies)
         )
+
+    def _reads_the_same(self, id: str, score: int | None, replies: Sequence[str]) -> bool:
+        """Return whether a kept score is also what is read in its reply today: the rule was another once."""
+        if score is None or not replies or self._identity["backend"] not in _WRITING_BACKENDS:
+            return True
+        try:
+            return parse_verdict(replies[-1], self._rubric, self._answers[id]).score == score
+        except VerdictError:
+            return False
 
     def _reuse(self) -> None:
         """Take over what the file and then the cache know."""
@@ -78,24 +93,26 @@ class ScoreLoop(JudgingLoop[Judgment]):
         found = []
         for id in self._ids:
             if id not in self._done and (verdict := self._cache.find(self._keys[id])):
-                row = self._build(id, verdict["replies"], score=verdict["score"], reasons=verdict.get("reasons"))
-                found.append(dataclasses.replace(row, cached=True))
+                score, replies = verdict["score"], verdict["replies"]
+                if self._reads_the_same(id, score, replies):
+                    row = self._build(id, replies, score=score, reasons=verdict.get("reasons"))
+                    found.append(dataclasses.replace(row, cached=True))
         if self._file:
             append_rows(self._file, found)
         self._done |= {row.id: row for row in found}
 
     async def _judge(self, id: str) -> Judgment:
-        answer = await self._asker.ask(self._questions[id], self._read)
+        answer = await self._asker.ask(self._questions[id], lambda reply: self._read(reply, self._answers[id]))
         score, reasons = answer.value or (None, None)
         if answer.failure is not None:
             logger.debug("%s: %s", id, answer.failure)
         row = self._build(id, answer.replies, score=score, reasons=reasons)
         return dataclasses.replace(row, seconds=round(answer.seconds, 4), failure=answer.failure)
 
-    def _read(self, reply: Reply) -> Verdict:
+    def _read(self, reply: Reply, judged: str) -> Verdict:
         if reply.score is not None:
             return Verdict(reply.score)
-        score, reasons = parse_verdict(reply.text, self._rubric)
+        score, reasons = parse_verdict(reply.text, self._rubric, judged)
         return Verdict(score, reasons and to_printable(reasons))
 
     def _build(self, id: str, replies: list[str], *, score: int | None, reasons: str | None) -> Judgment:
