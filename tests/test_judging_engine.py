@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
 from hf_instruct.judging.cache import VerdictCache
 from hf_instruct.judging.engine import JudgmentSet, judge_responses, judge_with
-from hf_instruct.judging.files import JudgmentFiles
+from hf_instruct.judging.files import JudgmentFiles, build_responses
 from hf_instruct.judging.judges import Reply
 from hf_instruct.judging.loop import JudgeOptions
-from hf_instruct.judging.rubrics import Question
+from hf_instruct.judging.rubrics import Question, load_rubric
+from hf_instruct.judging.score_loop import ScoreLoop
 from hf_instruct.records import Judgment, Response, read_rows, write_rows
 
 RESPONSES = [
@@ -350,3 +352,28 @@ def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
 
 def test_judge_of_the_users_own() -> None:
     assert judge_responses(RESPONSES, judge=FakeJudge()).scores["judge"]["backend"] == "fake"
+
+
+def test_no_row_is_looked_at_again_for_the_progress_bar() -> None:
+    class Counted(dict[str, Judgment]):
+        looks = 0
+
+        def values(self) -> Any:
+            Counted.looks += 1
+            return super().values()
+
+    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(40)]
+    loop = ScoreLoop(FakeJudge(), load_rubric("course"), responses=responses, files=None, options=JudgeOptions())
+    loop._done = Counted()
+    assert len(asyncio.run(loop.run(2))) == 40
+    assert Counted.looks < 4
+
+
+def test_rows_without_ids_cost_linear_time() -> None:
+    def seconds(amount: int) -> float:
+        rows = [{"instruction": "Same.", "input": "", "output": "Done.", "response": str(n)} for n in range(amount)]
+        start = time.process_time()
+        assert build_responses(rows)[-1].id.endswith(f"-{amount}")
+        return time.process_time() - start
+
+    assert seconds(4_000) < 8 * seconds(1_000)

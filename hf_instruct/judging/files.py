@@ -8,6 +8,7 @@ import math
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,13 +179,14 @@ def _parse_list(text: str, path: Path) -> tuple[list[str], list[Any], list[str]]
 def _build_checked(rows: list[Any], places: list[str], faults: list[str], *, where: str) -> list[Response]:
     responses: list[Response] = []
     taken: dict[str, str] = {}
+    copies: Counter[str] = Counter()
     for row, place in zip(rows, places, strict=True):
         found = _check_row(row)
         if not found and row.get("id") in taken:
             found = [f"has the id `{row['id']}` of {taken[row['id']]}; ids must differ"]
         faults += [f"{place} {fault}" for fault in found]
         if not found:
-            responses.append(_build_response(row, taken))
+            responses.append(_build_response(row, taken, copies))
             taken[responses[-1].id] = place
     if faults:
         raise DataError(f"{len(faults)} fault(s) in {where}:", faults)
@@ -224,16 +226,15 @@ def _show(value: Any) -> str:
     return text if len(text) <= 40 else text[:40] + "…"
 
 
-def _build_response(row: Mapping[str, Any], taken: Mapping[str, str]) -> Response:
+def _build_response(row: Mapping[str, Any], taken: Mapping[str, str], copies: Counter[str]) -> Response:
     texts: dict[str, Any] = {name: row[name] for name in _TEXTS}
     identifier = row.get("id")
     if not identifier:
         identifier = base = build_example_id(**texts)
-        copies = 1
-        # The same example may occur twice, answered differently.
+        # The same example may occur twice, answered differently. Counted: from 2 up each time would be quadratic.
         while identifier in taken:
-            copies += 1
-            identifier = f"{base}-{copies}"
+            copies[base] += 1
+            identifier = f"{base}-{copies[base] + 1}"
     answer = row["response"] if "response" in row else row["model_response"]
     extra: dict[str, Any] = {name: row.get(name) for name in ("category", *_KINDS)}
     return Response(id=identifier, response=answer, **texts, **extra)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -63,6 +64,8 @@ class JudgingLoop(abc.ABC, Generic[Row]):
         self._title = title
         self._cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
         self._done: dict[str, Row] = {}
+        # What the progress bar needs of the rows so far; to look at all of them after each would be quadratic.
+        self._sums: Counter[str] = Counter()
 
     @abc.abstractmethod
     def _would_repeat(self, row: Row) -> bool:
@@ -75,6 +78,10 @@ class JudgingLoop(abc.ABC, Generic[Row]):
     @abc.abstractmethod
     async def _judge(self, id: str) -> Row:
         """Return the row of one response or pair."""
+
+    @abc.abstractmethod
+    def _add_to_sums(self, row: Row) -> None:
+        """Add a row to the sums that `_note` shows."""
 
     @abc.abstractmethod
     def _note(self) -> str:
@@ -136,10 +143,13 @@ class JudgingLoop(abc.ABC, Generic[Row]):
         waiting = [id for id in self._ids if id not in self._done]
         if not waiting:
             return
+        for row in self._done.values():
+            self._add_to_sums(row)
         with progress_bar(self._title, len(self._ids), done=len(self._done)) as advance:
 
             async def judge(id: str) -> Row:
                 row = self._done[id] = await self._judge(id)
+                self._add_to_sums(row)
                 advance(1, self._note())
                 return row
 

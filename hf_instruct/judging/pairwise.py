@@ -253,12 +253,14 @@ class _PairLoop(JudgingLoop[Preference]):
             self._cache.add([(key, {"score": answer.value, "replies": answer.replies})])
         return answer
 
+    def _add_to_sums(self, row: Preference) -> None:
+        if is_identical(row):
+            return
+        self._sums.update({"failed": 1} if row.score is None else {"read": 1, "same": row.orders[0] == row.orders[1]})
+
     def _note(self) -> str:
-        asked = [row for row in self._done.values() if not is_identical(row)]
-        same = sum(row.orders[0] == row.orders[1] for row in asked if row.score is not None)
-        read = sum(row.score is not None for row in asked)
+        read, same, failed = (self._sums[name] for name in ("read", "same", "failed"))
         note = f"{100 * same / read:.0f} % alike in both orders" if read else ""
-        failed = len(asked) - read
         return f"{note}, {failed} failed".lstrip(", ") if failed else note
 
 

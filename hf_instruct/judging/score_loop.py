@@ -136,8 +136,10 @@ class ScoreLoop(JudgingLoop[Judgment]):
             if row.score is not None
         )
 
+    def _add_to_sums(self, row: Judgment) -> None:
+        self._sums.update({"failed": 1} if row.score is None else {"scored": 1, "points": row.score})
+
     def _note(self) -> str:
-        scores = [row.score for row in self._done.values() if row.score is not None]
-        failed = len(self._done) - len(scores)
-        mean = [f"mean {format_points(sum(scores) / len(scores))}"] if scores else []
+        scored, failed = self._sums["scored"], self._sums["failed"]
+        mean = [f"mean {format_points(self._sums['points'] / scored)}"] if scored else []
         return ", ".join([*mean, *([f"{failed} failed"] if failed else [])])
