@@ -97,7 +97,8 @@ class Judgment:
     Attributes:
         id: The example's id.
         score: Integer from 0 to 100, or None when no verdict could be read.
-        replies: The judge's raw replies, one for each attempt.
+        replies: The judge's raw replies, one for each attempt that brought any; the last one is empty if the last
+            attempt brought none after one that did.
         judge: Which judge, exactly: `backend`, `model`, `digest`, `server_version`, `options`.
         rubric: Name of the rubric.
         prompt_sha256: Hash of what the judge was asked: messages, reply schema, levels.

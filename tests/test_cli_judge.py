@@ -50,6 +50,49 @@ def test_file(server: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]
     assert [row.score for row in read_rows(folder / "judgments.jsonl", Judgment)] == [85, 85, 85]
 
 
+def test_judge_without_any_verdict_fails_and_leaves_its_files(
+    server: FakeOllama, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.reply = lambda body: Answer("no idea")
+    assert judge(file, "--judge", "ollama", "--base-url", server.url) == 1
+    streams = capsys.readouterr()
+    assert streams.out.splitlines()[0].startswith("no score (no verdict could be read; n 0 of 3, 3 failed; ")
+    assert streams.err.endswith(
+        f"hf-instruct: The judge gave no verdict: all 3 failed. `{file.parent}/judgments.jsonl` has its replies and "
+        "the reasons. Choose another with `--judge` and `--model`.\n"
+    )
+    assert len(read_rows(file.parent / "judgments.jsonl", Judgment)) == 3
+    assert json.loads((file.parent / "scores.json").read_text())["failures"] == 3
+    # One side of a run is enough.
+    run = RunFolder(tmp_path / "run")
+    run.save_experiment(load_experiment(None, {"judge.base_url": server.url, "judge.backend": "ollama"}, deep=False))
+    write_rows(run.responses, [Response("a", "Do.", "", "Done.", "Bad.")])
+    write_rows(run.base.responses, [Response("a", "Do.", "", "Done.", "Good.")])
+    server.reply = lambda body: Answer("no idea" if "Bad." in str(body) else "90")
+    assert judge(run.path) == 1
+    streams = capsys.readouterr()
+    assert len(streams.out.splitlines()) == 10
+    assert f"all 1 failed. `{run.judgments}` has its replies" in streams.err
+
+
+def test_run_without_any_verdict_fails_after_its_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from reporting_run import write_run
+
+    run = write_run(tmp_path / "demo")
+    scores = json.loads(run.scores.read_text())
+    monkeypatch.setattr("hf_instruct.cli.run.run_stages", lambda options, stages: None)
+    assert main(["run", "demo.yaml", "--run-dir", str(run.path)]) == 0
+    summary = capsys.readouterr().out
+    none = {"mean": None, "standard_error": None, "interval": None, "n": 0, "failures": scores["total"]}
+    run.scores.write_text(json.dumps({**scores, **none}))
+    assert main(["run", "demo.yaml", "--run-dir", str(run.path)]) == 1
+    streams = capsys.readouterr()
+    assert streams.out.splitlines()[0] == summary.splitlines()[0]
+    assert f"The judge gave no verdict: all {scores['total']} failed. `{run.judgments}` has" in streams.err
+
+
 def test_flags_reach_the_judge(server: FakeOllama, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OLLAMA_HOST", server.url)
     server.reply = lambda body: Answer('{"score": 3}')

@@ -50,6 +50,15 @@ def check(*arguments: object) -> int:
     return main(["judge", "--self-check", *(str(argument) for argument in arguments)])
 
 
+def test_judge_without_any_verdict_fails(server: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.reply = lambda body: Answer("no idea")
+    assert check(file, "--limit", 2, "--judge", "ollama", "--base-url", server.url) == 1
+    streams = capsys.readouterr()
+    assert "FAILED: failures" in streams.out
+    assert "hf-instruct: The judge gave no verdict: all 26 failed. " in streams.err
+    assert (file.parent / "self_check.json").is_file()
+
+
 def test_run_folder(server: FakeOllama, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(tmp_path / "run")
     run.save_experiment(load_experiment(None, {"judge.base_url": server.url, "judge.backend": "ollama"}, deep=False))

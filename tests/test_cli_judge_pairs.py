@@ -49,6 +49,21 @@ def command(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
+def test_judge_without_any_verdict_fails_and_leaves_its_files(
+    ollama: FakeOllama, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("runs/mine", untuned="!")
+    # Identical answers need no judge.
+    assert command("judge", "runs/mine", "--pairwise", "--baseline", "runs/mine/base") == 0
+    make_run("runs/mine")
+    ollama.reply = lambda body: Answer("both")
+    assert command("judge", "runs/mine", "--pairwise", "--baseline", "runs/mine/base") == 1
+    streams = capsys.readouterr()
+    assert streams.out.splitlines()[-2:] == ["runs/mine/pairwise/base.jsonl", "runs/mine/pairwise/base.json"]
+    assert "hf-instruct: The judge gave no verdict: all 3 failed. `runs/mine/pairwise/base.jsonl` has" in streams.err
+    assert len(read_rows(run.pairwise / "base.jsonl", Preference)) == 3
+
+
 def test_run_against_its_base(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("runs/mine", untuned="?")
     assert command("judge", "runs/mine/", "--pairwise", "--baseline", "runs/mine/base") == 0

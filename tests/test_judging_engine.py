@@ -31,6 +31,7 @@ RESPONSES = [
     Response(f"id{i}", f"Task {i}.", "", "Done.", f"Answer {i}.", "even" if i % 2 == 0 else "odd") for i in range(6)
 ]
 SETTINGS = JudgeSection(concurrency=2)
+ONE_BY_ONE = JudgeSection(concurrency=1)
 
 
 class FakeJudge:
@@ -240,6 +241,17 @@ def test_call_without_a_reply_is_made_again_and_an_unreadable_reply_is_not(tmp_p
     assert len(again.asked) == 1
 
 
+def test_the_last_attempt_decides_whether_a_second_run_asks_again(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    bad, broken = Reply("no idea", 0.1), Reply("", 1.0, "the server failed: overloaded (status 500)")
+    first = run(FakeJudge(bad, broken, broken, bad), files, responses=RESPONSES[:2], settings=ONE_BY_ONE)
+    assert [row.replies for row in first.judgments] == [["no idea", ""], ["no idea"]]
+    assert first.judgments[0].failure == broken.failure
+    again = FakeJudge()
+    judged = run(again, files, responses=RESPONSES[:2])
+    assert ([row.score for row in judged.judgments], len(again.asked)) == ([50, None], 1)
+
+
 def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = JudgmentFiles(tmp_path)
     first = run(FakeJudge(), files)
@@ -292,7 +304,8 @@ def test_silent_judge_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(JudgeError) as caught:
         run(judge, JudgmentFiles(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
     assert str(caught.value).startswith(
-        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 7 of 20 responses"
+        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 0 of 20 responses "
+        f"are judged, 7 failed, kept in `{tmp_path / 'judgments.jsonl'}`. "
     )
 
 

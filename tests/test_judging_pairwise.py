@@ -184,6 +184,27 @@ def test_unreadable_reply_is_a_failure_and_never_a_tie() -> None:
     assert "lost or won: 95.0 % to 100.0 %" in str(found)
 
 
+def test_the_last_attempt_decides_whether_a_second_run_asks_again(tmp_path: Path) -> None:
+    files = PairFiles(tmp_path, "base")
+    bad, broken = Reply("hm", 0.1), Reply("", 0.1, "the server failed")
+    rows = changed(lambda n: "!")
+    # The first pair fails in its second order, the second pair in its first.
+    judge = FakeJudge(longer, Reply('{"better": "A"}', 0.1), bad, broken, broken, bad)
+    judged(judge, rows, files=files, concurrency=1)
+    again = FakeJudge(longer)
+    found = judged(again, rows, files=files, concurrency=1)
+    # Of the first pair, the order with a verdict comes from the cache.
+    assert len(again.asked) == 1
+    assert [row.score for row in found.preferences[:2]] == [1.0, None]
+
+
+def test_a_label_that_an_answer_has_too_is_a_quote() -> None:
+    quote = Reply("It says\nBetter: A", 0.1)
+    judge = FakeJudge(longer, quote, quote)
+    found = judged(judge, changed(lambda n: "!\nBetter: A"), concurrency=1)
+    assert found.preferences[0].failure == "The reply 'It says\\nBetter: A' only repeats what it judges."
+
+
 def test_unreadable_reply_is_asked_for_once_more() -> None:
     judge = FakeJudge(longer, Reply("hm", 0.5))
     found = judged(judge, changed(lambda n: "!"), concurrency=1)
@@ -198,8 +219,8 @@ def test_silent_judge_ends_it_and_what_was_judged_is_kept(tmp_path: Path) -> Non
     with pytest.raises(JudgeError) as caught:
         judged(FakeJudge(longer, good, good, *[silent] * 99), changed(lambda n: "!"), files=files, concurrency=1)
     assert str(caught.value) == (
-        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 4 of 20 pairs are "
-        f"judged, kept in `{files.preferences}`. Judge again to go on."
+        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 1 of 20 pairs are "
+        f"judged, 3 failed, kept in `{files.preferences}`. Judge again to go on."
     )
     assert [row.score for row in read_rows(files.preferences, Preference)] == [0.5, None, None, None]
     assert not files.summary.exists()

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.cli.judge_flags import build_options, build_section, collect_settings
+from hf_instruct.cli.judge_flags import build_options, build_section, collect_settings, require_verdicts
 
 _EXAMPLES = """\
 examples:
@@ -120,6 +120,9 @@ def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
             print(f"{name:5}  {lines}")
             print(f"       {format_line(folder.metrics)}")
             print(f"       {folder.judgments}\n       {folder.scores}\n       {folder.metrics}")
+    for name, folder in (("base", run.base), ("tuned", run)):
+        if name in judged:
+            require_verdicts(judged[name].scores["n"], judged[name].scores["total"], files=folder.judgments)
 
 
 def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -136,3 +139,5 @@ def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     print(judged["responses"])
     print(format_line(files.metrics))
     print(f"{files.judgments}\n{files.scores}\n{files.metrics}")
+    scores = judged["responses"].scores
+    require_verdicts(scores["n"], scores["total"], files=files.judgments)

@@ -5,7 +5,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.judge_flags import build_options, build_section
+from hf_instruct.cli.judge_flags import build_options, build_section, require_verdicts
 
 if TYPE_CHECKING:
     from hf_instruct.records import Example
@@ -46,6 +46,8 @@ def check_judge(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     print(format_self_check(result))
     if out:
         print(f"{out / 'self_check.json'}\n{out / 'self_check' / 'judgments.jsonl'}")
+    judgments = (out / "self_check" / "judgments.jsonl") if out else None
+    require_verdicts(result["probes"] - result["failures"], result["probes"], files=judgments)
     if options.strict and not result["passed"]:
         raise JudgeError(f"The judge failed its self-check: {', '.join(result['failed'])}.")
 

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +53,26 @@ def build_section(values: dict[str, Any]) -> "JudgeSection":
     from hf_instruct.config import build_experiment
 
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
+
+
+def require_verdicts(num_verdicts: int, num_asked: int, *, files: Path | None) -> None:
+    """Raise where a judge was asked and not one of its verdicts could be read: the command has failed.
+
+    Args:
+        num_verdicts: How many of its verdicts there are.
+        num_asked: How many it was asked for.
+        files: Where its replies are, if they are kept.
+
+    Raises:
+        JudgeError: There are none.
+    """
+    from hf_instruct.errors import JudgeError
+
+    if num_asked and not num_verdicts:
+        where = f" `{files}` has its replies and the reasons." if files else ""
+        raise JudgeError(
+            f"The judge gave no verdict: all {num_asked} failed.{where} Choose another with `--judge` and `--model`."
+        )
 
 
 def build_options(options: argparse.Namespace) -> "JudgeOptions":

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.judge_flags import build_options, build_section
+from hf_instruct.cli.judge_flags import build_options, build_section, require_verdicts
 
 if TYPE_CHECKING:
     from hf_instruct.judging.pairwise import PairFiles
@@ -43,6 +43,8 @@ def judge_pairs(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     with run.locked() if is_run else nullcontext():
         judged = prefer(joined, section, names=names, files=files, options=build_options(options))
     print(f"{judged}\n{files.preferences}\n{files.summary}")
+    asked = judged.summary["total"] - judged.summary["identical"]
+    require_verdicts(asked - judged.summary["failures"], asked, files=files.preferences)
 
 
 def _check_flags(options: argparse.Namespace, settings: dict[str, Any]) -> None:

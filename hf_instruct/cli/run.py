@@ -52,10 +52,17 @@ def _run(options: argparse.Namespace) -> None:
         print_fields()
         return
     run_stages(options, STAGES)
+    from hf_instruct.cli.judge_flags import require_verdicts
+    from hf_instruct.records import read_json_object
     from hf_instruct.reporting.summary import format_summary
     from hf_instruct.run_folder import RunFolder
 
-    print(format_summary(RunFolder(options.run_dir)))
+    run = RunFolder(options.run_dir)
+    print(format_summary(run))
+    # Last: training, answers, metrics and the report are good without scores.
+    for folder in (run.base, run):
+        if scores := read_json_object(folder.scores):
+            require_verdicts(scores["n"], scores["total"], files=folder.judgments)
 
 
 def run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> None:

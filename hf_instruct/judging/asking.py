@@ -21,7 +21,8 @@ class Answer(NamedTuple, Generic[Value]):
 
     Attributes:
         value: The verdict; None where none could be read.
-        replies: The judge's raw replies, one for each attempt that brought any.
+        replies: The judge's raw replies, one for each attempt that brought any; then an empty one if the last attempt
+            brought none, so that the last one is what `failure` is about.
         seconds: Time the judge took, all attempts together.
         failure: Why there is no verdict.
     """
@@ -71,6 +72,7 @@ class Asker:
             if reply.final:
                 break
         self._silent = 0 if texts else self._silent + 1
+        texts += [""] * bool(texts and not reply.text)
         if self._silent >= _FAILURES_IN_A_ROW:
             raise JudgeError(
                 f"The judge left {self._silent} questions in a row without a reply; the last time, {failure}."

@@ -105,8 +105,10 @@ class JudgingLoop(abc.ABC, Generic[Row]):
             if self._file:
                 write_rows(self._file, rows)
         except JudgeError as error:
-            kept = f", kept in `{self._file}`" if self._file else ""
-            text = f"{error} {len(self._done)} of {len(self._ids)} {items} are judged{kept}. {self._options.go_on}"
+            num_failed = sum(row.score is None for row in self._done.values())
+            count = f"{len(self._done) - num_failed} of {len(self._ids)} {items} are judged"
+            also = f", {num_failed} failed" * bool(num_failed) + f", kept in `{self._file}`" * bool(self._file)
+            text = f"{error} {count}{also}. {self._options.go_on}"
             raise type(error)(text) from error
         except OSError as error:
             raise JudgeError(f"The {results} cannot be written: {error}. {self._options.go_on}") from error
@@ -134,7 +136,7 @@ class JudgingLoop(abc.ABC, Generic[Row]):
             kept = self._set_aside(rows)
             logger.warning("Judging anew; the %s that were there are kept as `%s`.", self.words[1], kept)
             append_rows(self._file, reusable.values())
-        # A call that brought no reply at all is worth another try; an unreadable reply would be unreadable again.
+        # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
         self._done |= {
             id: row for id, row in reusable.items() if row.score is not None or (row.replies and all(row.replies))
         }
