@@ -356,6 +356,17 @@ def test_scores_that_an_earlier_rule_read_otherwise_are_judged_again(server: Fak
     assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 7)
 
 
+def test_long_replies_are_kept_shortened() -> None:
+    judge = FakeJudge(Reply("x" * 500_000, 0.1), Reply("100" + "y" * 65_533 + "z", 0.1))
+    row = run(judge, responses=RESPONSES[:1]).judgments[0]
+    half = 32_768
+    assert row.score is None
+    assert row.replies == [
+        f"{'x' * half}\n[434,464 characters are left out here]\n{'x' * half}",
+        f"100{'y' * (half - 3)}\n[1 characters are left out here]\n{'y' * (half - 1)}z",
+    ]
+
+
 def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
     async def notebook() -> JudgmentSet:
         return judge_responses(RESPONSES, judge="ollama", base_url=server.url)

@@ -10,6 +10,7 @@ from hf_instruct.judging.rubrics import Question
 
 _ATTEMPTS = 2
 _FAILURES_IN_A_ROW = 8
+_KEPT_CHARACTERS = 65_536
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -148,5 +149,11 @@ async def _wait_for_all(workers: list[asyncio.Task[None]], writer: asyncio.Task[
 
 
 def to_printable(text: str) -> str:
-    """Return a text without halves of surrogate pairs, which a reply that was cut may end in and UTF-8 cannot hold."""
+    """Return a text as rows keep it: its first and last 32,768 characters, without halves of surrogate pairs.
+
+    A reply that was cut may end in such a half, which UTF-8 cannot hold.
+    """
+    if len(text) > _KEPT_CHARACTERS:
+        half = _KEPT_CHARACTERS // 2
+        text = f"{text[:half]}\n[{len(text) - 2 * half:,} characters are left out here]\n{text[-half:]}"
     return text.encode("utf-8", "replace").decode("utf-8")
