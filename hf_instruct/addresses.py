@@ -16,7 +16,8 @@ def is_loopback(url: str) -> bool:
     >>> is_loopback("http://localhost:11434"), is_loopback("http://[::1]:8000/v1"), is_loopback("https://hf.co")
     (True, True, False)
     """
-    return urlsplit(url).hostname in LOOPBACK
+    # A server prints the address that it listens at as 0.0.0.0 or ::, every address of its machine.
+    return urlsplit(url).hostname in (*LOOPBACK, "0.0.0.0", "::")
 
 
 def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socket:

@@ -86,9 +86,15 @@ class JudgeSection(_Section):
     concurrency: Natural = Field(4, description="calls under way at once")
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(120.0, description="longest wait for one reply")
     retries: Annotated[int, Field(ge=0)] = Field(3, description="further tries when the server is busy or fails")
-    seed: int = Field(123, description="seed given to the judge")
+    seed: int | None = Field(123, description="seed given to the judge; null for a server that takes none")
     repeats: Natural = Field(1, description="how often each answer is judged, each time with another seed")
-    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 for the likeliest verdict")
+    temperature: Annotated[float, Field(ge=0)] | None = Field(
+        0.0, description="0 for the likeliest verdict; null for a server that takes only its own"
+    )
+    think: Literal[False, True, "low", "medium", "high"] = Field(
+        False,
+        description="true, `low`, `medium` or `high` lets the judge think first, within `max_new_tokens`",
+    )
     num_ctx: Natural = Field(4096, description="the judge's context window, in tokens")
     max_new_tokens: Natural = Field(512, description="longest reply, in tokens")
 

@@ -1,15 +1,15 @@
-"""A server that answers as Ollama's does, and fails as it does on request. There is no model in it.
+"""A server that answers as Ollama's does, its OpenAI-compatible part included, and fails on request; it has no model.
 
 Answers to `/api/chat` are taken from `script`, one for each call, then from `reply`; every request is kept in
 `requests`.
 """
 
+import contextlib
 import dataclasses
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -24,6 +24,11 @@ class Answer:
         content: What the model says.
         status: HTTP status; other than 200, `content` is the error.
         raw: Sent as it is, in place of JSON.
+        headers: Sent with it; it is called JSON unless they say otherwise.
+        endless: Repeat it until the client leaves.
+        pause: Seconds between two repetitions.
+        wire: Sent in place of a response, and the connection closed.
+        thinking: What the model thought before.
         done: As Ollama sends it; False when the server broke the reply off.
         done_reason: `stop`, or `length` when the reply was cut.
         cut: Close the connection without an answer.
@@ -33,7 +38,12 @@ class Answer:
 
     content: str = '{"score": 85}'
     status: int = 200
-    raw: str | None = None
+    raw: str | bytes | None = None
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    endless: bool = False
+    pause: float = 0.0
+    wire: bytes | None = None
+    thinking: str | None = None
     done: bool = True
     done_reason: str = "stop"
     cut: bool = False
@@ -47,14 +57,17 @@ class FakeOllama:
     def __init__(self) -> None:
         self.models = {"llama3:latest": DIGEST}
         self.version: str | Answer = "0.33.0"
+        self.listing: Answer | None = None
         self.script: list[Answer] = []
         self.reply: Callable[[dict[str, Any]], Answer] = lambda body: Answer()
         self.pull_lines: list[dict[str, Any]] = []
+        self.pull: Answer | None = None
         self.pulled: str | None = None
         self.latency_seconds = 0.0
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.dies_after: int | None = None
         self.peak = 0
+        self.sent = 0
         self._under_way = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -92,7 +105,7 @@ class FakeOllama:
                 return Answer(cut=True)
             return self.script.pop(0) if self.script else self.reply(body)
 
-    @contextmanager
+    @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         with self._lock:
             self._under_way += 1
@@ -131,12 +144,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_answer(fake.version, lambda: {})
             else:
                 self._send_json({"version": fake.version})
+        elif self.path == "/api/tags" and fake.listing:
+            self._send_answer(fake.listing, lambda: {})
         elif self.path == "/api/tags":
             models = [
                 {"name": name, "model": name, "digest": digest, "size": 1, "details": {"format": "gguf"}}
                 for name, digest in fake.models.items()
             ]
             self._send_json({"models": models})
+        elif self.path == "/v1/models" and fake.listing:
+            self._send_answer(fake.listing, lambda: {})
+        elif self.path == "/v1/models":
+            self._send_json({"object": "list", "data": [{"id": name, "object": "model"} for name in fake.models]})
         else:
             self._send_text("404 page not found", 404)
 
@@ -145,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fake.requests.append((self.path, body))
         known = body["model"] in fake.models or f"{body['model']}:latest" in fake.models
-        if self.path == "/api/pull":
+        if self.path == "/api/pull" and fake.pull:
+            self._send_answer(fake.pull, lambda: {})
+        elif self.path == "/api/pull":
             self._send_pull()
         elif not known:
             self._send_json({"error": f"model '{body['model']}' not found"}, 404)
@@ -158,15 +179,19 @@ class _Handler(BaseHTTPRequestHandler):
             with fake.counted():
                 time.sleep(fake.latency_seconds)
                 answer = fake.take_answer(body)
-                self._send_answer(answer, lambda: _build_chat(body["model"], answer))
+                build = _build_completion if self.path == "/v1/chat/completions" else _build_chat
+                self._send_answer(answer, lambda: build(body["model"], answer))
 
     def _send_answer(self, answer: Answer, build: Callable[[], dict[str, Any]]) -> None:
         time.sleep(answer.seconds)
         if answer.cut:
             self.close_connection = True
             self.connection.shutdown(2)
+        elif answer.wire is not None:
+            self.close_connection = True
+            self.wfile.write(answer.wire)
         elif answer.raw is not None:
-            self._send_text(answer.raw, answer.status)
+            self._send_raw(answer)
         elif answer.status != 200:
             self._send_json({"error": answer.content}, answer.status)
         else:
@@ -178,6 +203,23 @@ class _Handler(BaseHTTPRequestHandler):
             fake.models[fake.pulled] = DIGEST
         text = "".join(json.dumps(line) + "\n" for line in fake.pull_lines)
         self._send_text(text, 200, kind="application/x-ndjson")
+
+    def _send_raw(self, answer: Answer) -> None:
+        data = answer.raw.encode() if isinstance(answer.raw, str) else answer.raw or b""
+        self.send_response(answer.status)
+        for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+            self.send_header(name, value)
+        if answer.endless:
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        with contextlib.suppress(OSError):
+            while answer.endless:
+                self.wfile.write(data)
+                self.server.fake.sent += len(data)
+                time.sleep(answer.pause)
 
     def _send_json(self, value: dict[str, Any], status: int = 200) -> None:
         self._send_text(json.dumps(value), status, kind="application/json")
@@ -198,6 +240,14 @@ def _build_chat(model: str, answer: Answer) -> dict[str, Any]:
         "message": {"role": "assistant", "content": answer.content},
         "done": answer.done,
     }
+    if answer.thinking is not None:
+        chat["message"]["thinking"] = answer.thinking
     if answer.done:
         chat |= {"done_reason": answer.done_reason, "prompt_eval_count": answer.prompt_tokens, "eval_count": 7}
     return chat
+
+
+def _build_completion(model: str, answer: Answer) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.content}
+    choice = {"index": 0, "finish_reason": answer.done_reason, "message": message}
+    return {"id": "1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}

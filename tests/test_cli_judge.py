@@ -153,7 +153,7 @@ def test_dying_server_says_how_to_go_on(
             ["{file}", "--judge", "ollama", "--base-url", "127.0.0.1:9"],
             "No Ollama server answers at http://127.0.0.1:9",
         ),
-        (["{file}", "--base-url", "127.0.0.1:9"], "No Ollama server answers at http://127.0.0.1:9 (`base_url`)."),
+        (["{file}", "--base-url", "127.0.0.1:9"], "No Ollama server answers at http://127.0.0.1:9 (`base_url`; All"),
         (
             ["{file}", "--judge", "openai", "--base-url", "http://127.0.0.1:9/v1"],
             "No server answers at http://127.0.0.1:9",
@@ -188,8 +188,7 @@ def test_unusable_address_in_the_environment(
     monkeypatch.setenv("OLLAMA_HOST", "localhost:x")
     assert judge(file) == 1
     assert capsys.readouterr().err == (
-        "hf-instruct: OLLAMA_HOST is `localhost:x`: Port could not be cast to integer value as 'x'. "
-        "It looks like http://127.0.0.1:11434.\n"
+        "hf-instruct: OLLAMA_HOST `localhost:x` is not usable. It looks like http://127.0.0.1:11434.\n"
     )
 
 

@@ -367,6 +367,13 @@ def test_long_replies_are_kept_shortened() -> None:
     ]
 
 
+def test_repeats_without_a_seed(server: FakeOllama) -> None:
+    judged = judge_responses(RESPONSES[:1], judge="ollama", base_url=server.url, seed=None, repeats=2, cache=False)
+    assert judged.scores["repeats"]["seeds"] == [None, None]
+    assert "2 repeats (seeds the server's own, the server's own): means 85.0, 85.0" in str(judged)
+    assert len(server.chats) == 2
+
+
 def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
     async def notebook() -> JudgmentSet:
         return judge_responses(RESPONSES, judge="ollama", base_url=server.url)

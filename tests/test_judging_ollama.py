@@ -8,7 +8,7 @@ import pytest
 from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeError, JudgeUnavailable
+from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.judging.judges import Reply
 from hf_instruct.judging.ollama import OllamaJudge
 from hf_instruct.judging.opening import opened_judge
@@ -135,10 +135,10 @@ def test_absent_server_is_named_with_the_command(server: FakeOllama) -> None:
     [
         (
             Answer(raw="<html><body>Welcome to the router</body></html>"),
-            "<html><body>Welcome to the router</body></html>",
+            "the answer is not a whole JSON object: <html><body>Welcome to the router</body></html>",
         ),
-        (Answer(raw='{"status": "fine"}'), "'version'"),
-        (Answer("no", status=404), "status 404"),
+        (Answer(raw='{"status": "fine"}'), 'the answer lacks a valid `version`: {"status": "fine"}'),
+        (Answer("no", status=404), "status 404: no"),
     ],
 )
 def test_something_else_at_the_address(server: FakeOllama, answer: Answer, reason: str) -> None:
@@ -152,7 +152,7 @@ def test_something_else_at_the_address(server: FakeOllama, answer: Answer, reaso
 
 
 def test_unusable_address() -> None:
-    with pytest.raises(JudgeError, match=r"^The Ollama address localhost:abc is not usable"):
+    with pytest.raises(ConfigError, match=r"^The Ollama address `localhost:abc` is not usable\. It looks like http"):
         OllamaJudge(JudgeSection(base_url="localhost:abc"))
 
 
@@ -171,6 +171,69 @@ def test_failing_server_is_asked_once_more(server: FakeOllama) -> None:
     assert len(server.chats) == 2
 
 
+def test_thinking_without_an_answer_is_a_failure(server: FakeOllama) -> None:
+    # As gpt-oss does when told not to think, which it does not know.
+    server.script = [Answer("", thinking='{"score": 2}'), Answer("", thinking="Hmm", done_reason="length")]
+    empty, cut = ask(server, times=2, think="low", max_new_tokens=64)
+    assert (empty.text, cut.text) == ("", "")
+    assert empty.failure == (
+        'the judge thought and then wrote no answer (`judge.think` is "low"; some models take only `low`, `medium` or '
+        "`high`)"
+    )
+    assert cut.failure == "the judge was still thinking when its reply was cut at 64 tokens (`judge.max_new_tokens`)"
+
+
+@pytest.mark.parametrize("think", [False, True, "high"])
+def test_thinking_is_asked_for_and_kept_apart(server: FakeOllama, think: bool | str) -> None:
+    server.script = [Answer('{"score": 85}', thinking="Perhaps 100.")]
+    (reply,) = ask(server, think=think)
+    assert (reply.text, reply.failure) == ('{"score": 85}', None)
+    assert {body["think"] for path, body in server.requests if path == "/api/chat"} == {think}
+    identity = OllamaJudge(JudgeSection(base_url=server.url, think=think)).identity()
+    assert identity["options"].get("think") == (think or None)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        (
+            'think value "low" is not supported for this model',
+            " Set `judge.think` to what this model takes: false, true, low, medium or high.",
+        ),
+        (
+            "temperature: only the default (1) is supported",
+            " `judge.temperature: null` leaves the temperature to the server.",
+        ),
+        ("unknown option: seed", " `judge.seed: null` leaves the seed to the server."),
+    ],
+)
+def test_refused_setting_is_named(server: FakeOllama, refusal: str, advice: str) -> None:
+    server.script = [Answer(refusal, status=400)]
+    with pytest.raises(JudgeError) as caught:
+        ask(server)
+    assert str(caught.value) == f"Ollama at {server.url} refuses the question: {refusal} (status 400).{advice}"
+
+
+def test_settings_that_are_left_to_the_server(server: FakeOllama) -> None:
+    ask(server, temperature=None, seed=None)
+    assert set(server.chats[0]["options"]) == {"num_ctx", "num_predict", "repeat_penalty", "top_k", "top_p"}
+    judge = OllamaJudge(JudgeSection(base_url=server.url, temperature=None))
+    assert "temperature" not in judge.identity()["options"]
+    judge.reseed(7)
+    judge.reseed(None)
+    assert "seed" not in judge.identity()["options"]
+
+
+def test_redirected_question_is_a_failure_that_names_the_target(server: FakeOllama) -> None:
+    server.reply = lambda body: Answer(raw="{}", status=307, headers={"Location": "http://me:secret@evil.example/?k=1"})
+    (reply,) = ask(server)
+    assert reply.failure == "the server redirects to http://evil.example, and redirects are not followed"
+    assert len(server.chats) == 1
+    server.listing = Answer(raw="{}", status=302, headers={"Location": "/login"})
+    with pytest.raises(JudgeUnavailable, match=rf"^What answers at .* \(the server redirects to {server.url}/login,"):
+        ask(server)
+
+
 def test_broken_off_reply_is_a_failure(server: FakeOllama) -> None:
     server.script = [Answer("and and and", done=False)]
     (reply,) = ask(server)
@@ -187,20 +250,19 @@ def test_cut_reply_is_a_failure(server: FakeOllama) -> None:
 def test_error_with_status_200_is_a_failure(server: FakeOllama) -> None:
     server.script = [Answer(raw='{"error": "an error was encountered while running the model"}')]
     (reply,) = ask(server)
-    assert reply.failure is not None
-    assert reply.failure.startswith("the server's answer is not Ollama's: ")
+    assert reply.failure == "the server failed: an error was encountered while running the model (status 200)"
 
 
 def test_web_page_with_status_200_is_a_failure(server: FakeOllama) -> None:
-    server.script = [Answer(raw="<html>Log in</html>")]
+    server.script = [Answer(raw="<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})]
     (reply,) = ask(server)
-    assert reply.failure == "the server's answer is not Ollama's: <html>Log in</html>"
+    assert reply.failure == "the answer is not JSON but text/html: <html>Log in</html>"
 
 
 def test_error_that_is_no_object_is_a_failure(server: FakeOllama) -> None:
-    server.script = [Answer(raw='["broken"]', status=500)]
+    server.reply = lambda body: Answer(raw='["broken"]', status=500)
     (reply,) = ask(server)
-    assert reply.failure == "the server's answer is not Ollama's: an error that is not a JSON object"
+    assert reply.failure == 'the server failed: ["broken"] (status 500)'
 
 
 def test_cut_connection_is_tried_again(server: FakeOllama) -> None:
@@ -312,5 +374,5 @@ def test_auto_with_an_address_does_not_fall_back(server: FakeOllama) -> None:
             pass
 
     server.stop()
-    with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} \(`base_url`\)"):
+    with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} \(`base_url`; All"):
         asyncio.run(work())

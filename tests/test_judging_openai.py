@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeError, JudgeUnavailable
+from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.judging.judges import Reply
 from hf_instruct.judging.openai import OpenAIJudge
 from hf_instruct.judging.rubrics import load_rubric
 from hf_instruct.records import Response
-
-pytest.importorskip("openai")
 
 QUESTION = load_rubric("course").build_question(Response("a", "Name a color.", "", "Red.", "Blue."))
 Outcome = tuple[int, Any]
@@ -164,11 +162,11 @@ def test_server_without_schemas_is_used_and_said(server: FakeServer, caplog: pyt
     [
         (completion('{"score": 8', finish_reason="length"), "the reply was cut at 512 tokens (`judge.max_new_tokens`)"),
         (completion(None, refusal="I may not."), "the judge refused: I may not"),
-        (fault(500, "out of memory"), "the server failed: Error code: 500"),
-        ((200, "<html>Log in</html>"), "the server's answer is not a chat completion: <html>Log in</html>"),
+        (fault(500, "out of memory"), "the server failed: out of memory (status 500)"),
+        ((200, "<html>Log in</html>"), "the answer is not JSON but text/html: <html>Log in</html>"),
         (
             fault(400, "This model's maximum context length is 128 tokens"),
-            "the server refuses the question: Error code",
+            "the server refuses the question: This model's maximum context length is 128 tokens",
         ),
     ],
 )
@@ -179,6 +177,36 @@ def test_failures_of_one_question(server: FakeServer, outcome: Outcome, failure:
     reply, _ = ask(server, before=fail, model="m")
     assert reply.failure is not None
     assert reply.failure.startswith(failure)
+
+
+def test_thinking_is_asked_for_and_no_answer(server: FakeServer) -> None:
+    def think() -> None:
+        server.reply = lambda body: completion("", reasoning_content='{"score": 2}')
+
+    reply, identity = ask(server, before=think, think="high")
+    assert reply.failure is not None
+    assert reply.failure.startswith('the judge thought and then wrote no answer (`judge.think` is "high"; ')
+    assert server.bodies[-1]["reasoning_effort"] == identity["options"]["think"] == "high"
+    reply, identity = ask(server)
+    assert "reasoning_effort" not in server.bodies[-1]
+    assert "think" not in identity["options"]
+
+
+def test_refused_setting_is_named_and_can_be_left_out(server: FakeServer) -> None:
+    def reply(body: dict[str, Any]) -> Outcome:
+        for name in ("temperature", "seed"):
+            if name in body:
+                return fault(400, f"Unsupported value: '{name}' does not support {body[name]} with this model.")
+        return completion()
+
+    server.reply = reply
+    with pytest.raises(JudgeError, match=r"`judge\.temperature: null` leaves the temperature to the server\.$"):
+        ask(server)
+    with pytest.raises(JudgeError, match=r"`judge\.seed: null` leaves the seed to the server\.$"):
+        ask(server, temperature=None)
+    answer, identity = ask(server, temperature=None, seed=None)
+    assert answer.failure is None
+    assert (identity["options"]["temperature"], identity["options"]["seed"]) == (None, None)
 
 
 def test_a_timeout_is_not_waited_for_again_with_each_retry(server: FakeServer) -> None:
@@ -222,7 +250,7 @@ def test_refusals_before_the_first_question(server: FakeServer, outcome: Outcome
 
 @pytest.mark.parametrize("port", ["99999", "abc"])
 def test_an_address_that_cannot_be(port: str) -> None:
-    with pytest.raises(JudgeUnavailable, match=rf"address http://127.0.0.1:{port} is not usable: Port") as caught:
+    with pytest.raises(ConfigError, match=rf"address `http://127.0.0.1:{port}` is not usable") as caught:
         OpenAIJudge(JudgeSection(backend="openai", base_url=f"http://me:secret@127.0.0.1:{port}"))
     assert "secret" not in str(caught.value)
 

@@ -53,7 +53,6 @@ def test_ollamas_protocol(upstream: str, model: Path, course_responses_file: Pat
 
 
 def test_openais_protocol(upstream: str, model: Path, course_responses_file: Path) -> None:
-    pytest.importorskip("openai")
     responses = load_responses(course_responses_file)[:3]
     judged = judge_responses(
         responses, judge="openai", model=str(model), base_url=upstream, cache=False, max_new_tokens=12

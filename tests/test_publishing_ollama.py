@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_instruct.errors import PublishError
+from hf_instruct.errors import ConfigError, PublishError
 from hf_instruct.publishing.ollama_model import Modelfile, OllamaServer, check_name
 
 CREATED = [{"status": "parsing GGUF"}, {"status": "writing manifest"}, {"status": "success"}]
@@ -25,6 +25,7 @@ class FakeBlobs(ThreadingHTTPServer):
         self.lines: list[dict] = CREATED
         self.refusal: tuple[int, dict] | None = None
         self.version = '{"version": "0.33.0"}'
+        self.target: str | None = None
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -35,17 +36,22 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
     def do_GET(self) -> None:
-        self._send(200, self.server.version)
+        self._send(307 if self.server.target else 200, self.server.version)
 
     def do_HEAD(self) -> None:
         self.server.requests.append(("HEAD", self.path))
-        self.send_response(200 if self.path.rpartition("/")[2] in self.server.blobs else 404)
-        self.end_headers()
+        if self.server.target:
+            self._send(307, "")
+        else:
+            self.send_response(200 if self.path.rpartition("/")[2] in self.server.blobs else 404)
+            self.end_headers()
 
     def do_POST(self) -> None:
         self.server.requests.append(("POST", self.path))
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.server.refusal is not None:
+        if self.server.target:
+            self._send(307, "")
+        elif self.server.refusal is not None:
             self._send(self.server.refusal[0], json.dumps(self.server.refusal[1]))
         elif self.path.startswith("/api/blobs/"):
             digest = self.path.rpartition("/")[2]
@@ -59,6 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, text: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
+        if status == 307:
+            self.send_header("Location", str(self.server.target))
         self.end_headers()
         self.wfile.write(text.encode())
 
@@ -104,7 +112,7 @@ def test_upload_and_create(fake: FakeBlobs, tmp_path: Path) -> None:
 def test_what_the_server_refuses(fake: FakeBlobs, tmp_path: Path) -> None:
     server = OllamaServer(fake.url)
     fake.lines = [*CREATED[:1], {"error": "unsupported architecture"}]
-    with pytest.raises(PublishError, match=r"refused to create `mine`: unsupported architecture"):
+    with pytest.raises(PublishError, match=r"asked to create `mine`, answered 200: unsupported architecture"):
         server.create("mine", MODELFILE, digest="sha256:0")
     fake.lines = CREATED[:2]
     with pytest.raises(PublishError, match=r"broke off while it created `mine` after `writing manifest`. Try again."):
@@ -116,8 +124,30 @@ def test_what_the_server_refuses(fake: FakeBlobs, tmp_path: Path) -> None:
     with pytest.raises(PublishError, match=r"given `m.gguf`, answered 400: supplied file"):
         server.upload(tmp_path / "m.gguf")
     fake.version = "hello"
-    with pytest.raises(PublishError, match=f"What answers at {fake.url}, asked for its version, is not Ollama."):
+    with pytest.raises(PublishError, match=r"asked for its version, is not Ollama: the .*: hello\.$"):
         server.check()
+
+
+def test_no_redirect_is_followed_and_no_endless_answer_read(fake: FakeBlobs, tmp_path: Path) -> None:
+    server = OllamaServer(fake.url)
+    (tmp_path / "m.gguf").write_bytes(b"x")
+    fake.target = "http://me:secret@evil.example/x?key=secret"
+    for work in (
+        server.check,
+        lambda: server.upload(tmp_path / "m.gguf"),
+        lambda: server.create("mine", MODELFILE, digest="sha256:0"),
+    ):
+        with pytest.raises(
+            PublishError, match=r"redirects to http://evil\.example/x, and redirects are not followed\.$"
+        ):
+            work()
+    fake.target = None
+    fake.version = "x" * (9 << 20)
+    with pytest.raises(PublishError, match=r"is not Ollama: the answer is longer than 8 MB\.$"):
+        server.check()
+    fake.lines = [{"status": "x" * (9 << 20)}]
+    with pytest.raises(PublishError, match=r"is not Ollama: the answer is longer than 8 MB\.$"):
+        server.create("mine", MODELFILE, digest="sha256:0")
 
 
 def test_no_server() -> None:
@@ -125,7 +155,7 @@ def test_no_server() -> None:
         PublishError, match=r"No Ollama server answers at http://127.0.0.1:9 .* Start it with `ollama se"
     ):
         OllamaServer("http://127.0.0.1:9").check()
-    with pytest.raises(PublishError, match=r"address http://127.0.0.1:port is not usable"):
+    with pytest.raises(ConfigError, match=r"address `http://127.0.0.1:port` is not usable"):
         OllamaServer("http://127.0.0.1:port")
 
 

@@ -106,7 +106,8 @@ async def judge_with(
 ) -> JudgmentSet:
     """Return the judgments of responses by a prepared judge, and write them where `files` says.
 
-    With `repeats` above 1 in the settings it is asked that often, with seeds that count up from `seed`.
+    With `repeats` above 1 in the settings it is asked that often, with seeds that count up from `seed` where there is
+    one.
 
     Raises:
         ConfigError: The rubric is not usable.
@@ -114,7 +115,7 @@ async def judge_with(
     """
     options = options or JudgeOptions()
     rubric = load_rubric(settings.rubric)
-    seeds = [settings.seed + number for number in range(settings.repeats)]
+    seeds = [None if settings.seed is None else settings.seed + number for number in range(settings.repeats)]
     repeats: list[list[Judgment]] = []
     identities: list[dict[str, Any]] = []
     try:

@@ -1,11 +1,12 @@
 """The seam between judging and whoever judges: what any judge does, and what it replies."""
 
 import dataclasses
+import json
+import re
 from typing import Any, Protocol
 
+from hf_instruct.config import JudgeSection
 from hf_instruct.judging.rubrics import Question
-
-_SHOWN_CHARACTERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Judge(Protocol):
         `options`. Two judges of equal identity give the same question the same verdict, as far as anybody can know.
         """
 
-    def reseed(self, seed: int) -> None:
+    def reseed(self, seed: int | None) -> None:
         """Give the judge another seed, which its identity then tells; one that draws nothing at random ignores it."""
 
     async def ask(self, question: Question) -> Reply:
@@ -65,11 +66,36 @@ class Judge(Protocol):
         """Let go of connections and memory; safe to call at any time."""
 
 
-def shorten(value: object) -> str:
-    """Return what a server says on one line, for a message: at most 200 characters, without the full stop at its end.
+def find_cut(text: str, thinking: str | None, *, is_cut: bool, settings: JudgeSection) -> str | None:
+    """Return why a reply that arrived holds no whole answer, or None.
 
-    >>> shorten("model not found,   try pulling it.")
-    'model not found, try pulling it'
+    Args:
+        text: The reply.
+        thinking: What the model thought before it, where the server keeps that apart.
+        is_cut: Whether the reply reached the limit of tokens, which thinking counts towards.
+        settings: The limit and whether the judge was told to think.
     """
-    text = " ".join(str(value).split())
-    return (text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…").rstrip(".")
+    only_thought = bool(thinking and thinking.strip()) and not text.strip()
+    if is_cut:
+        what = "the judge was still thinking when its reply was cut" if only_thought else "the reply was cut"
+        return f"{what} at {settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
+    if only_thought:
+        return (
+            f"the judge thought and then wrote no answer (`judge.think` is {json.dumps(settings.think)}; some models "
+            "take only `low`, `medium` or `high`)"
+        )
+    return None
+
+
+def advise_on_refusal(text: str) -> str:
+    """Return which setting a server's refusal is about, as a sentence to follow it; empty where it is about none.
+
+    >>> advise_on_refusal("Unsupported value: 'temperature' does not support 0.0 with this model.")
+    ' `judge.temperature: null` leaves the temperature to the server.'
+    """
+    for name in ("temperature", "seed"):
+        if re.search(rf"\b{name}\b", text, re.IGNORECASE):
+            return f" `judge.{name}: null` leaves the {name} to the server."
+    if re.search(r"\bthink|\breasoning", text, re.IGNORECASE):
+        return " Set `judge.think` to what this model takes: false, true, low, medium or high."
+    return ""

@@ -78,7 +78,7 @@ class LocalJudge:
             "options": {"dtype": "float32"},
         }
 
-    def reseed(self, seed: int) -> None:
+    def reseed(self, seed: int | None) -> None:
         """Do nothing: probabilities are read, and nothing is drawn."""
 
     async def check(self) -> None:

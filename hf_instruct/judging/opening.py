@@ -2,12 +2,10 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeError, JudgeUnavailable
+from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.judging.judges import Judge
 
 logger = logging.getLogger(__name__)
@@ -38,8 +36,6 @@ async def choose_judge(settings: JudgeSection) -> Judge:
         JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
     """
     # The clients below take a while to import, so each is imported only where it is used.
-    if settings.backend in ("auto", "ollama"):
-        _check_ollama_host()
     backend: str = await _choose_backend(settings) if settings.backend == "auto" else settings.backend
     if backend == "ollama":
         from hf_instruct.judging.ollama import OllamaJudge
@@ -54,35 +50,23 @@ async def choose_judge(settings: JudgeSection) -> Judge:
     return LocalJudge(settings)
 
 
-def _check_ollama_host() -> None:
-    """Refuse an OLLAMA_HOST that is no address; with one, importing the `ollama` package (0.6.3) fails.
-
-    Raises:
-        JudgeError: It is not usable.
-    """
-    host = os.environ.get("OLLAMA_HOST", "")
-    try:
-        _ = urlsplit(host if "://" in host else f"http://{host}").port
-    except ValueError as error:
-        raise JudgeError(f"OLLAMA_HOST is `{host}`: {error}. It looks like http://127.0.0.1:11434.") from error
-
-
 async def _choose_backend(settings: JudgeSection) -> str:
     from hf_instruct.judging.local import DEFAULT_MODEL
     from hf_instruct.judging.ollama import find_server
 
-    found, url = await find_server(settings.base_url)
-    if found:
+    reason, url = await find_server(settings.base_url)
+    if reason is None:
         return "ollama"
     if settings.base_url:
         raise JudgeUnavailable(
-            f"No Ollama server answers at {url} (`base_url`). Start it there, or name what runs there with "
+            f"No Ollama server answers at {url} (`base_url`; {reason}). Start it there, or name what runs there with "
             "`--judge openai`, or leave `base_url` out to judge with a local model."
         )
     logger.warning(
-        "No Ollama server answers at %s, so the local judge %s scores the answers. For the course's judge: start "
+        "No Ollama server answers at %s (%s), so the local judge %s scores the answers. For the course's judge: start "
         "`ollama serve`, run `ollama pull llama3`, and judge again.",
         url,
+        reason,
         settings.model or DEFAULT_MODEL,
     )
     return "local"

@@ -9,12 +9,12 @@ from hf_instruct.intervals import bootstrap_mean, format_interval, format_points
 from hf_instruct.records import Judgment
 
 
-def build_repeats(repeats: Sequence[Sequence[Judgment]], *, seeds: Sequence[int]) -> dict[str, Any]:
+def build_repeats(repeats: Sequence[Sequence[Judgment]], *, seeds: Sequence[int | None]) -> dict[str, Any]:
     """Return what stands under `repeats` in `scores.json`.
 
     Args:
         repeats: The judgments of each repeat, the same responses in the same order.
-        seeds: The seed of each repeat.
+        seeds: The seed of each repeat; None where it was left to the server.
 
     Returns:
         `count` and `seeds`; `means`, `n` and `failures` of each repeat; `mean` and `interval` (95 %) over the examples'
@@ -56,7 +56,7 @@ def format_repeats(scores: Mapping[str, Any]) -> str:
     if not repeats:
         return ""
     means = ", ".join("no score" if mean is None else format_points(mean) for mean in repeats["means"])
-    seeds = ", ".join(map(str, repeats["seeds"]))
+    seeds = ", ".join("the server's own" if seed is None else str(seed) for seed in repeats["seeds"])
     lines = [f"{repeats['count']} repeats (seeds {seeds}): means {means}"]
     if repeats["mean"] is not None:
         interval = repeats["interval"]

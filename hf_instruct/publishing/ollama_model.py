@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from ollama import Client
 
-from hf_instruct.addresses import is_loopback
 from hf_instruct.errors import PublishError
 from hf_instruct.prompts import CHAT
 from hf_instruct.publishing.templates import PromptShape, build_go_template
+from hf_instruct.servers import (
+    Body,
+    ServerError,
+    check_status,
+    open_ollama,
+    parse_body,
+    read_answer,
+    shorten,
+    shown_url,
+)
 
 # A longer window takes memory for every user of the server; who needs it sets `num_ctx` higher.
 LARGEST_WINDOW = 4096
-_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 10.0
 _CHUNK = 1 << 20
 # Source: https://github.com/ollama/ollama, `types/model/name.go`.
 _NAME = re.compile(r"(?:(?:[\w.-]+(?::\d+)?/)?[\w][\w-]{0,79}/)?[\w][\w.-]{0,79}(?::[\w][\w.-]{0,79})?", re.ASCII)
@@ -109,6 +117,14 @@ def check_name(name: str) -> str:
     return name
 
 
+class _Version(Body):
+    version: str
+
+
+class _Progress(Body):
+    status: str = ""
+
+
 class OllamaServer:
     """A running Ollama, to put models on.
 
@@ -116,24 +132,12 @@ class OllamaServer:
         base_url: Its address; OLLAMA_HOST, else this machine, by default.
 
     Raises:
-        PublishError: The address is not usable.
+        ConfigError: The address is not usable.
     """
 
     def __init__(self, base_url: str | None = None) -> None:
-        # An upload takes as long as it takes.
-        timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
-        try:
-            client = _Client(base_url, timeout=timeout)
-        except (ValueError, httpx.InvalidURL) as error:
-            raise PublishError(
-                f"The Ollama address {base_url or 'in OLLAMA_HOST'} is not usable: {error}. It looks like "
-                "http://127.0.0.1:11434."
-            ) from error
-        if is_loopback(client.url):
-            # A proxy named in the environment would be asked for this machine's own server.
-            client = _Client(base_url, timeout=timeout, trust_env=False)
-        self.url = client.url
-        self._http = client.http
+        self._http = open_ollama(httpx.Client, base_url)
+        self.url = shown_url(self._http)
 
     def check(self) -> str:
         """Return the server's version.
@@ -142,9 +146,7 @@ class OllamaServer:
             PublishError: No Ollama answers.
         """
         with self._translated("asked for its version"):
-            answer = self._http.get("/api/version", timeout=_CONNECT_SECONDS)
-            answer.raise_for_status()
-            return str(answer.json()["version"])
+            return read_answer(self._http.get("/api/version", timeout=_ANSWER_SECONDS), _Version).version
 
     def upload(self, path: Path) -> str:
         """Put a file on the server, unless it has it, and return its digest.
@@ -159,7 +161,7 @@ class OllamaServer:
         with self._translated(f"given `{path.name}`"):
             if self._http.head(f"/api/blobs/{digest}").status_code != httpx.codes.OK:
                 size = {"Content-Length": str(path.stat().st_size)}
-                self._http.post(f"/api/blobs/{digest}", content=_read_chunks(path), headers=size).raise_for_status()
+                check_status(self._http.post(f"/api/blobs/{digest}", content=_read_chunks(path), headers=size))
         return digest
 
     def create(
@@ -187,16 +189,13 @@ class OllamaServer:
         status = ""
         with (
             self._translated(f"asked to create `{name}`"),
-            self._http.stream("POST", "/api/create", json=body) as answer,
+            self._http.stream("POST", "/api/create", json=body, extensions={"lines": True}) as answer,
         ):
-            if answer.is_error:
+            if not answer.is_success:
                 answer.read()
-            answer.raise_for_status()
+                check_status(answer)
             for line in answer.iter_lines():
-                told = json.loads(line)
-                if "error" in told:
-                    raise PublishError(f"Ollama at {self.url} refused to create `{name}`: {told['error']}")
-                status = str(told.get("status", ""))
+                status = shorten(parse_body(line, _Progress).status)
                 on_status(status)
         if status != "success":
             after = f" after `{status}`" if status else ""
@@ -206,37 +205,15 @@ class OllamaServer:
     def _translated(self, asked: str) -> Iterator[None]:
         try:
             yield
-        except httpx.HTTPStatusError as error:
-            raise PublishError(
-                f"Ollama at {self.url}, {asked}, answered {error.response.status_code}: {_read_error(error.response)}"
-            ) from error
+        except ServerError as error:
+            if error.status is None:
+                raise PublishError(f"What answers at {self.url}, {asked}, is not Ollama: {error}.") from error
+            raise PublishError(f"Ollama at {self.url}, {asked}, answered {error.status}: {error}.") from error
         except (httpx.HTTPError, OSError) as error:
             raise PublishError(
                 f"No Ollama server answers at {self.url} ({str(error) or type(error).__name__}). Start it with "
                 "`ollama serve`, or name another with `--base-url` or OLLAMA_HOST."
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PublishError(f"What answers at {self.url}, {asked}, is not Ollama.") from error
-
-
-class _Client(Client):
-    """Ollama's client, for how it reads addresses; it (0.6.3) uploads a blob that the server has as well."""
-
-    @property
-    def http(self) -> httpx.Client:
-        client: httpx.Client = self._client
-        return client
-
-    @property
-    def url(self) -> str:
-        return str(self.http.base_url).rstrip("/")
-
-
-def _read_error(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        return " ".join(response.text.split())[:200] or "nothing more"
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:

@@ -1,0 +1,369 @@
+"""Ask a model server over HTTP, and accept only answers of its own that are whole, short and of the right form."""
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import random
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeVar
+
+import httpx
+import pydantic
+
+from hf_instruct.addresses import is_loopback
+from hf_instruct.errors import ConfigError
+from hf_instruct.run_folder import redact
+
+logger = logging.getLogger(__name__)
+
+# A verdict takes 1 kB, the list of all of a server's models 100 kB.
+MOST_BYTES = 8 << 20
+_CONNECT_SECONDS = 10.0
+_SHOWN_CHARACTERS = 200
+# Further tries after each HTTP status. 500 is mostly a problem of the request or the model, and rarely passes.
+_RETRIES = {429: 4, 500: 1, 502: 4, 503: 4}
+_CONNECTION_RETRIES = 3
+_DELAYS = [0.5, 1.0, 2.0, 4.0]
+# Longest wait that a server may ask for with `Retry-After`.
+_MOST_WAIT_SECONDS = 60.0
+
+# Each client would read all certificates again, 17 ms each, and finding and opening a judge makes four.
+_tls = functools.cache(httpx.create_ssl_context)
+
+
+class ServerError(Exception):
+    """What came back from a server cannot be used; the text is the end of a sentence.
+
+    Attributes:
+        status: The HTTP status, where the server itself says that something failed; the text is its message then.
+        retries: How often it is worth trying again.
+        wait: Seconds that the server asks to wait before that.
+    """
+
+    def __init__(self, text: str, *, status: int | None = None, retries: int = 0, wait: float = 0.0) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retries = retries
+        self.wait = wait
+
+
+class NoAnswer(ServerError):  # noqa: N818  (reads as what it says)
+    """No answer came: too late, or the connection broke."""
+
+
+class NoServer(NoAnswer):
+    """Nothing accepts connections at the address."""
+
+
+class Redirected(ServerError):  # noqa: N818
+    """The server sent the question elsewhere, where it is not asked."""
+
+
+class Body(pydantic.BaseModel):
+    """The fields that are read of a JSON answer; servers send an `error` with status 200, too."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    error: Any = None
+
+
+Form = TypeVar("Form", bound=Body)
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+
+def parse_ollama_host(text: str) -> str:
+    """Return the URL that OLLAMA_HOST, or an address given in its place, stands for, as Ollama's own client reads it.
+
+    >>> [parse_ollama_host(text) for text in ("", ":8080", "0.0.0.0:8080", " '::1' ", "[::]", "https://host/api/")]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ['http://127.0.0.1:11434', 'http://127.0.0.1:8080', 'http://127.0.0.1:8080', 'http://[::1]:11434',
+     'http://[::1]:11434', 'https://host:443/api']
+
+    Source: https://github.com/ollama/ollama, `envconfig/config.go`, `Host` and `ConnectableHost`.
+    """
+    scheme, given, rest = text.strip().strip("\"'").strip().rpartition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    with contextlib.suppress(ValueError):
+        host = f"[{ipaddress.IPv6Address(host)}]"
+    # A colon within brackets is part of the address.
+    name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
+    port = port or ({"http": "80", "https": "443"}.get(scheme, "") if given else "11434")
+    # A server listens at all addresses of its machine; a client connects to one.
+    name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)
+    return f"{scheme or 'http'}://{user}{at}{name}:{port}{slash}{path}".rstrip("/")
+
+
+def open_ollama(kind: type[Http], base_url: str | None) -> Http:
+    """Return a client for an Ollama server: at `base_url`, else at OLLAMA_HOST, else on this machine.
+
+    Raises:
+        ConfigError: The address is not usable.
+    """
+    key = os.environ.get("OLLAMA_API_KEY")
+    where, text = ("The Ollama address", base_url) if base_url else ("OLLAMA_HOST", os.environ.get("OLLAMA_HOST", ""))
+    return open_http(kind, parse_ollama_host(text), key=key, where=f"{where} `{redact(text)}`")
+
+
+def open_http(kind: type[Http], url: str, *, key: str | None, where: str, **headers: str) -> Http:
+    """Return a client that follows no redirect and reads no body of more than 8 MB, compressed ones included.
+
+    Args:
+        kind: `httpx.Client` or `httpx.AsyncClient`.
+        url: What paths are relative to.
+        key: Sent as a bearer token.
+        where: Start of the sentence that says that the address is not usable.
+        headers: Sent with each request.
+
+    Raises:
+        ConfigError: The address is not usable.
+    """
+    try:
+        parsed = httpx.URL(url)
+        # A larger port is found out about only when a connection is opened, by an OverflowError.
+        if not parsed.host or parsed.scheme not in ("http", "https") or not 0 <= (parsed.port or 0) <= 65_535:
+            raise httpx.InvalidURL("not of a server")
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ConfigError(f"{where} is not usable. It looks like http://127.0.0.1:11434.") from error
+    bearer = {"Authorization": f"Bearer {key}"} if key else {}
+    client: Http = kind(
+        base_url=url,
+        headers={"Accept-Encoding": "identity", **bearer, **headers},
+        # How many calls are under way is the caller's business, and so is how long each may take.
+        timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        verify=_tls(),
+        # A proxy named in the environment would be asked for this machine's own server.
+        trust_env=not is_loopback(url),
+        follow_redirects=False,
+        event_hooks={"response": [_guard if kind is httpx.Client else _guard_async]},
+    )
+    return client
+
+
+def shown_url(client: httpx.Client | httpx.AsyncClient) -> str:
+    """Return a client's address for messages: an address may carry a user and a password."""
+    return _without_secrets(client.base_url)
+
+
+def _without_secrets(url: httpx.URL) -> str:
+    return str(redact(str(url.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")))
+
+
+async def _guard_async(response: httpx.Response) -> None:
+    _guard(response)
+
+
+def _guard(response: httpx.Response) -> None:
+    """Stop before a redirect is followed or a body read that could be of any size.
+
+    Raises:
+        ServerError: The answer is a redirect, or compressed: 8 MB may then hold 8 GB.
+    """
+    if response.has_redirect_location:
+        try:
+            target = shorten(_without_secrets(response.request.url.join(response.headers["location"])))
+        except (httpx.InvalidURL, ValueError):
+            target = "something that is not an address"
+        raise Redirected(f"the server redirects to {target}, and redirects are not followed")
+    if (coding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise ServerError(f"the answer is compressed ({shorten(coding)}), which nobody asked for")
+    response.stream = _Capped(response.stream, lines="lines" in response.request.extensions)
+
+
+class _Capped(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """A body that raises ServerError once it, or one line of it, is longer than 8 MB."""
+
+    def __init__(self, stream: Any, *, lines: bool) -> None:
+        self._stream = stream
+        self._lines = lines
+        self._size = 0
+
+    def _count(self, chunk: bytes) -> bytes:
+        end = chunk.rfind(b"\n") if self._lines else -1
+        self._size = len(chunk) - end - 1 if end >= 0 else self._size + len(chunk)
+        if self._size > MOST_BYTES:
+            raise ServerError(f"the answer is longer than {MOST_BYTES >> 20} MB")
+        return chunk
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self._stream:
+            yield self._count(chunk)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield self._count(chunk)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Server:
+    """A server that speaks JSON.
+
+    Args:
+        http: From `open_http`.
+        timeout_seconds: Longest wait for one answer.
+        retries: Most further tries of a call that failed for a passing reason.
+        delays: Seconds before each of them.
+    """
+
+    def __init__(
+        self, http: httpx.AsyncClient, *, timeout_seconds: float, retries: int = 0, delays: list[float] | None = None
+    ) -> None:
+        self._http = http
+        self._timeout = timeout_seconds
+        self._delays = (_DELAYS if delays is None else delays)[:retries]
+        self.url = shown_url(http)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def call(
+        self, path: str, form: type[Form], body: Any = None, *, seconds: float | None = None, retry: bool = True
+    ) -> Form:
+        """Return what the server answers to a body sent with POST, or to GET without one.
+
+        Args:
+            path: Relative to the address.
+            form: What the answer should look like.
+            body: Anything that JSON holds.
+            seconds: Longest wait for one try, where it is another than usual.
+            retry: Whether to try again what failed for a passing reason.
+
+        Raises:
+            NoServer: Nothing accepts connections.
+            NoAnswer: It came too late or broke off.
+            Redirected: The server names another address.
+            ServerError: The answer is an error or of another form.
+        """
+        for tries in itertools.count():
+            try:
+                return await self._call_once(path, form, body, self._timeout if seconds is None else seconds)
+            except ServerError as error:
+                if not retry or tries >= min(error.retries, len(self._delays)):
+                    raise
+                logger.debug("trying again after: %s", error)
+                wait = max(self._delays[tries], error.wait)
+            # Up to half longer, so that many callers do not return in one wave.
+            await asyncio.sleep(wait * (1 + random.random() / 2))
+        raise AssertionError
+
+    async def _call_once(self, path: str, form: type[Form], body: Any, seconds: float) -> Form:
+        with _translated(seconds):
+            async with asyncio.timeout(seconds):
+                response = await self._http.request("GET" if body is None else "POST", path, json=body)
+        return read_answer(response, form)
+
+    async def lines(self, path: str, form: type[Form], body: Any) -> AsyncIterator[Form]:
+        """Yield what each line of an answer says as it arrives; raises as `call` does."""
+        with _translated():
+            async with self._http.stream("POST", path, json=body, extensions={"lines": True}) as response:
+                if not response.is_success:
+                    await response.aread()
+                    check_status(response)
+                async for line in response.aiter_lines():
+                    yield parse_body(line, form)
+
+
+@contextlib.contextmanager
+def _translated(seconds: float = 0.0) -> Iterator[None]:
+    """Turn what goes wrong with a connection into a ServerError; `seconds` is the longest wait for the whole answer."""
+    try:
+        yield
+    except TimeoutError as error:
+        # Not tried again here: the next attempt at the whole question does that, once.
+        raise NoAnswer(f"no reply within {seconds:g} s") from error
+    except httpx.TimeoutException as error:
+        raise NoAnswer(f"no connection within {_CONNECT_SECONDS:g} s") from error
+    except httpx.ConnectError as error:
+        raise NoServer(_describe(error), retries=_CONNECTION_RETRIES) from error
+    except httpx.HTTPError as error:
+        raise NoAnswer(f"the connection broke ({_describe(error)})", retries=_CONNECTION_RETRIES) from error
+
+
+def _describe(error: httpx.HTTPError) -> str:
+    # What is wrong in it follows as Python writes bytes, and what the system says comes with a number.
+    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).partition(": bytearray(")[0])
+    return shorten(text) or "the server closed it"
+
+
+def read_answer(response: httpx.Response, form: type[Form]) -> Form:
+    """Return what the body of a response says, read whole.
+
+    Raises:
+        ServerError: It is an error, not JSON, or of another form.
+    """
+    check_status(response)
+    kind = response.headers.get("content-type", "").partition(";")[0]
+    if kind and "json" not in kind:
+        raise ServerError(f"the answer is not JSON but {shorten(kind)}: {shorten(response.text)}")
+    return parse_body(response.content, form)
+
+
+def check_status(response: httpx.Response) -> None:
+    """Raise a ServerError where the status of a response, read whole, is that of a failure."""
+    if response.is_success:
+        return
+    status, asked = response.status_code, response.headers.get("retry-after", "")
+    wait = min(float(asked), _MOST_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
+    text = shorten(_find_message(response.text)) or "no reason given"
+    raise ServerError(text, status=status, retries=_RETRIES.get(status, 0), wait=wait)
+
+
+def parse_body(body: str | bytes, form: type[Form]) -> Form:
+    """Return what a JSON object says.
+
+    Raises:
+        ServerError: It is not an object, lacks a field, has one of another type, or holds an `error`.
+    """
+    try:
+        error = Body.model_validate_json(body).error
+        if error:
+            raise ServerError(shorten(_find_message(error)) or "no reason given", status=200)
+        return form.model_validate_json(body)
+    except pydantic.ValidationError as problems:
+        where = ".".join(str(part) for part in problems.errors(include_url=False)[0]["loc"])
+        shown = shorten(body.decode("utf-8", "replace") if isinstance(body, bytes) else body) or "nothing"
+        problem = f"lacks a valid `{where}`" if where else "is not a whole JSON object"
+        raise ServerError(f"the answer {problem}: {shown}") from problems
+
+
+def _find_message(error: Any) -> str:
+    """Return the message in an error: a text, an object around one, or such an object as JSON in a text.
+
+    >>> _find_message('{"error": "{\\\\"error\\\\": {\\\\"code\\\\": 400, \\\\"message\\\\": \\\\"too long\\\\"}}"}')
+    'too long'
+    """
+    text = ""
+    while error:
+        if isinstance(error, str):
+            text = error
+            try:
+                error = json.loads(text)
+            except (ValueError, RecursionError):
+                break
+        if not isinstance(error, dict):
+            break
+        error = error.get("error") or error.get("message") or error.get("detail")
+    return text
+
+
+def shorten(value: object) -> str:
+    """Return what a server says on one line, for a message: at most 200 characters, without the full stop at its end.
+
+    >>> shorten("model not found,   try pulling it.")
+    'model not found, try pulling it'
+    """
+    text = " ".join(str(value).split())
+    return (text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…").rstrip(".")

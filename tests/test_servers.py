@@ -1,0 +1,134 @@
+"""The client for model servers: addresses, redirects, sizes, forms of answers."""
+
+import asyncio
+import gzip
+from typing import Any
+
+import httpx
+import pytest
+from fake_ollama import Answer, FakeOllama
+
+from hf_instruct.errors import ConfigError
+from hf_instruct.servers import Body, NoServer, Redirected, Server, ServerError, open_ollama, parse_ollama_host
+
+
+class Version(Body):
+    version: str
+
+
+def call(url: str, *, lines: bool = False, **settings: Any) -> str:
+    """Return the version that a server tells, or the last one of a stream of them."""
+
+    async def work() -> str:
+        server = Server(open_ollama(httpx.AsyncClient, url), timeout_seconds=5, delays=[0.0] * 4, **settings)
+        try:
+            if lines:
+                return [line.version async for line in server.lines("/api/pull", Version, {"model": "llama3"})][-1]
+            return (await server.call("/api/version", Version)).version
+        finally:
+            await server.aclose()
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("  ", "http://127.0.0.1:11434"),
+        (":8080", "http://127.0.0.1:8080"),
+        ("host", "http://host:11434"),
+        ("host:", "http://host:11434"),
+        ("host:80", "http://host:80"),
+        (' "host:8080"\n', "http://host:8080"),
+        ("' 10.0.0.1 '", "http://10.0.0.1:11434"),
+        ("http://host", "http://host:80"),
+        ("https://host", "https://host:443"),
+        ("http://", "http://127.0.0.1:80"),
+        ("https://host:8443/ollama/", "https://host:8443/ollama"),
+        ("host/ollama", "http://host:11434/ollama"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("http://0.0.0.0:1234", "http://127.0.0.1:1234"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:1234", "http://[::1]:1234"),
+        ("::", "http://[::1]:11434"),
+        ("[::]:1234", "http://[::1]:1234"),
+        ("fe80:0:0::2", "http://[fe80::2]:11434"),
+        ("me:pass@host:1", "http://me:pass@host:1"),
+    ],
+)
+def test_addresses_are_read_as_ollama_reads_them(host: str, url: str) -> None:
+    assert parse_ollama_host(host) == url
+
+
+@pytest.mark.parametrize("host", ["localhost:x", "host:99999", "ftp://host", "[::1", "host:-1"])
+def test_addresses_that_are_none(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    with pytest.raises(ConfigError, match=r"^OLLAMA_HOST `.*` is not usable\. It looks like http://127"):
+        open_ollama(httpx.Client, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "'127.0.0.1'", "[::]"])
+def test_no_proxy_is_asked_for_this_machine(server: FakeOllama, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OLLAMA_HOST", f"{host.rstrip(chr(39))}:{server.url.rpartition(':')[2]}")
+    if host == "[::]":
+        # The fake server has no such address; a proxy would be another error.
+        with pytest.raises(NoServer, match="connection attempts failed"):
+            call("")
+    else:
+        assert call("") == "0.33.0"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("lines", [False, True])
+def test_no_redirect_is_followed(server: FakeOllama, status: int, lines: bool) -> None:
+    target = server.url.replace("http://", "http://me:secret@") + "/elsewhere?key=secret#secret"
+    server.version = server.pull = Answer(raw="{}", status=status, headers={"Location": target})
+    with pytest.raises(Redirected) as caught:
+        call(server.url, lines=lines, retries=4)
+    assert str(caught.value) == (f"the server redirects to {server.url}/elsewhere, and redirects are not followed")
+    assert [path for path, _ in server.requests] == ["/api/pull" if lines else "/api/version"]
+
+
+@pytest.mark.parametrize("target", ["//[", "http://a:b:c", "x\x7fy", "javascript:alert(1)"])
+def test_target_that_is_no_address(server: FakeOllama, target: str) -> None:
+    server.version = Answer(raw="{}", status=302, headers={"Location": target})
+    with pytest.raises(ServerError, match="the server redirects to"):
+        call(server.url)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("lines", [False, True])
+def test_endless_body_is_read_to_its_limit_only(server: FakeOllama, status: int, lines: bool) -> None:
+    server.version = server.pull = Answer(raw=b"x" * (1 << 20), status=status, endless=True)
+    with pytest.raises(ServerError, match=r"^the answer is longer than 8 MB$"):
+        call(server.url, lines=lines)
+    # Beyond the limit, what lies in the buffers of two sockets.
+    assert server.sent < 24 << 20
+
+
+def test_stream_of_many_lines_is_read_whole(server: FakeOllama) -> None:
+    line = b'{"version": "1", "padding": "' + b"x" * 1000 + b'"}\n'
+    server.pull = Answer(raw=line * 9000, headers={"Content-Type": "application/x-ndjson"})
+    assert len(server.pull.raw or b"") > 8 << 20
+    assert call(server.url, lines=True) == "1"
+
+
+def test_compressed_body_is_refused(server: FakeOllama) -> None:
+    packed = gzip.compress(b'{"version": "' + b"1" * (16 << 20) + b'"}', 1)
+    assert len(packed) < 1 << 20
+    server.version = Answer(raw=packed, headers={"Content-Encoding": "gzip"})
+    with pytest.raises(ServerError, match=r"^the answer is compressed \(gzip\), which nobody asked for$"):
+        call(server.url)
+
+
+@pytest.mark.parametrize(("asked", "wait"), [("7", 7.0), ("100000", 60.0), ("soon", 0.0), ("-1", 0.0), ("\u0663", 0.0)])
+def test_wait_that_a_server_asks_for(server: FakeOllama, asked: str, wait: float) -> None:
+    server.version = Answer(raw="busy", status=429, headers={"Retry-After": asked.encode().decode("latin-1")})
+    with pytest.raises(ServerError, match=r"^busy$") as caught:
+        call(server.url)
+    assert (caught.value.wait, caught.value.retries, caught.value.status) == (wait, 4, 429)
