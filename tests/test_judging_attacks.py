@@ -151,6 +151,8 @@ def list_fields(kind: str) -> dict[str, bytes]:
             **{f"choices {value!r}": {"choices": value} for value in ([], None, {}, "100", [None], [[]], [{}], ...)},
             **{f"reason {value!r}": {"choices__0__finish_reason": value} for value in ("length", 1)},
             **{f"refusal {value!r}": {f"{at}__refusal": value} for value in ("I may not.", 1)},
+            "another model": {"model": "mallory"},
+            "model of another type": {"model": ["llama3"]},
             "only thought": {f"{at}__content": None, f"{at}__reasoning_content": SCORE},
         }
     return {name: build_reply(kind, **change) for name, change in changes.items()}
@@ -253,7 +255,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", OTHER)
-@pytest.mark.parametrize("asked", ["version", "listing", "pull"])
+@pytest.mark.parametrize("asked", ["version", "listing", "pull", "listing afterwards"])
 def test_answer_to_something_else(server: FakeOllama, asked: str, name: str) -> None:
     async def work() -> Reply:
         settings = JudgeSection(base_url=server.url, model="other" if asked == "pull" else None, pull=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_ollama import Answer, FakeOllama
+from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
@@ -354,6 +354,27 @@ def test_scores_that_an_earlier_rule_read_otherwise_are_judged_again(server: Fak
         cache.execute("""UPDATE verdicts SET verdict = replace(verdict, '"score": 2,', '"score": 100,')""")
     again = judge_responses(responses, **settings)
     assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 7)
+
+
+def test_judge_that_changes_midway_is_kept_out_of_scores_and_cache(server: FakeOllama, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> Answer:
+        if len(server.chats) == 3:
+            server.models["llama3:latest"] = "f" * 64
+        return Answer(f'{{"score": {len(server.chats)}}}')
+
+    server.reply = reply
+    settings = {"judge": "ollama", "base_url": server.url, "concurrency": 1}
+    with pytest.raises(JudgeError, match=r"changed during judging .* 2 of 6 responses are judged, kept in "):
+        judge_responses(RESPONSES, out=tmp_path / "a", **settings)
+    file = JudgmentFiles(tmp_path / "a").judgments
+    assert [(row.score, row.judge["digest"]) for row in read_rows(file, Judgment)] == [(1, DIGEST), (2, DIGEST)]
+    again = judge_responses(RESPONSES, out=tmp_path / "a", **settings)
+    assert [row.score for row in again.judgments] == [4, 5, 6, 7, 8, 9]
+    assert {row.judge["digest"] for row in again.judgments} == {"f" * 64}
+    # With the first model back, the cache knows what it said, and nothing that the other did.
+    server.models["llama3:latest"] = DIGEST
+    back = judge_responses(RESPONSES, out=tmp_path / "b", **settings)
+    assert [(row.score, row.cached) for row in back.judgments][:3] == [(1, True), (2, True), (10, False)]
 
 
 def test_long_replies_are_kept_shortened() -> None:

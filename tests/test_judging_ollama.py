@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fake_ollama import DIGEST, Answer, FakeOllama
@@ -222,6 +224,43 @@ def test_settings_that_are_left_to_the_server(server: FakeOllama) -> None:
     judge.reseed(7)
     judge.reseed(None)
     assert "seed" not in judge.identity()["options"]
+
+
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [
+        (lambda server: server.models.update({"llama3:latest": "f" * 64}), "ffffffffffff on Ollama 0.33.0"),
+        (lambda server: server.models.pop("llama3:latest"), "none on Ollama 0.33.0"),
+        (lambda server: setattr(server, "version", "0.34.0"), "365c0bd3c000 on Ollama 0.34.0"),
+    ],
+)
+def test_judge_that_changes_before_its_reply_is_no_judge(
+    server: FakeOllama, change: Callable[[FakeOllama], object], now: str
+) -> None:
+    def reply(body: dict[str, Any]) -> Answer:
+        change(server)
+        return Answer()
+
+    server.reply = reply
+    with pytest.raises(JudgeError) as caught:
+        ask(server)
+    assert str(caught.value) == (
+        f"The model `llama3` at {server.url} changed during judging (digest 365c0bd3c000 on Ollama 0.33.0; now {now}), "
+        "so the scores would be those of two judges. Judging again starts over with the new one."
+    )
+
+
+def test_server_that_no_longer_tells_its_models(server: FakeOllama) -> None:
+    def reply(body: dict[str, Any]) -> Answer:
+        server.listing = Answer("out of memory", status=500)
+        return Answer()
+
+    server.reply = reply
+    (failed,) = ask(server)
+    assert (failed.text, failed.failure) == (
+        "",
+        "whether the model is still the same could not be checked: out of memory",
+    )
 
 
 def test_redirected_question_is_a_failure_that_names_the_target(server: FakeOllama) -> None:

@@ -179,6 +179,24 @@ def test_failures_of_one_question(server: FakeServer, outcome: Outcome, failure:
     assert reply.failure.startswith(failure)
 
 
+def test_reply_of_another_model_ends_judging(server: FakeServer) -> None:
+    def swap() -> None:
+        status, value = completion()
+        server.reply = lambda body: (status, {**value, "model": "another"})
+
+    with pytest.raises(JudgeError) as caught:
+        ask(server, before=swap)
+    assert str(caught.value) == (
+        f"{server.url} answered as `m` before and now as `another`, so the scores would be those of two judges. Name "
+        "one of them with `--model`, and judge again."
+    )
+
+
+def test_model_behind_a_tag_is_part_of_the_identity(server: FakeServer) -> None:
+    assert "answered_as" not in ask(server, model="m")[1]["options"]
+    assert ask(server, model="latest")[1]["options"]["answered_as"] == "m"
+
+
 def test_thinking_is_asked_for_and_no_answer(server: FakeServer) -> None:
     def think() -> None:
         server.reply = lambda body: completion("", reasoning_content='{"score": 2}')

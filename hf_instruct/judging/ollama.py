@@ -159,7 +159,7 @@ class OllamaJudge:
 
         Raises:
             JudgeUnavailable: The server is gone, or no longer has the model.
-            JudgeError: The server refuses every such question.
+            JudgeError: The server refuses every such question, or runs another model than before.
         """
         start = time.monotonic()
         failure, final, text = None, False, ""
@@ -167,6 +167,7 @@ class OllamaJudge:
             answer = await self._server.call(
                 "/api/chat", _Chat, self._build_chat(question.messages, format=question.schema)
             )
+            await self._confirm()
             text = answer.message.content or ""
             cut = self._cut_prompt(question, answer.prompt_eval_count or 0)
             # Asked again, the same would be cut off again.
@@ -193,6 +194,32 @@ class OllamaJudge:
             "truncate": False,
             **more,
         }
+
+    async def _confirm(self) -> None:
+        """Make sure that the reply that just came is by the model that the identity names.
+
+        The model was that one when judging began and after each reply before, so a reply is in no doubt if it is now.
+
+        Raises:
+            JudgeError: Another model has the name now, or another version of the server runs.
+            ServerError: The server does not say.
+        """
+        try:
+            version = (await self._server.call("/api/version", _Version)).version
+            digest = (await self._list_models()).get(_normalize(self._model))
+        except NoServer:
+            raise
+        except ServerError as error:
+            raise ServerError(f"whether the model is still the same could not be checked: {error}") from error
+        if (version, digest) != (self._version, self._digest):
+            before, now = (
+                f"{(digest or 'none')[:12]} on Ollama {version}"
+                for digest, version in ((self._digest, self._version), (digest, version))
+            )
+            raise JudgeError(
+                f"The model `{self._model}` at {self._server.url} changed during judging (digest {before}; now {now}), "
+                "so the scores would be those of two judges. Judging again starts over with the new one."
+            )
 
     def _find_problem(self, answer: _Chat) -> str | None:
         """Return why an answer that came whole is not a whole reply."""

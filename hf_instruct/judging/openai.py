@@ -49,6 +49,7 @@ class _Choice(Body):
 
 class _Completion(Body):
     choices: list[_Choice]
+    model: str | None = None
 
 
 class OpenAIJudge:
@@ -64,6 +65,8 @@ class OpenAIJudge:
         self._model = settings.model or ""
         self._seed = settings.seed
         self._takes_schema = True
+        # The model that replies name: a tag such as `gpt-4o` may stand for another one tomorrow.
+        self._answered_as: str | None = None
         base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or None
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not base_url:
@@ -79,6 +82,7 @@ class OpenAIJudge:
     def identity(self) -> dict[str, Any]:
         """Return model, address and options; such a server tells neither digest nor version."""
         think = {"think": self._settings.think} if self._settings.think else {}
+        other_name = {"answered_as": self._answered_as} if self._answered_as not in (None, self._model) else {}
         return {
             "backend": "openai",
             "model": self._model,
@@ -91,6 +95,7 @@ class OpenAIJudge:
                 "max_completion_tokens": self._settings.max_new_tokens,
                 "response_format": "json_schema" if self._takes_schema else None,
                 **think,
+                **other_name,
             },
         }
 
@@ -175,7 +180,7 @@ class OpenAIJudge:
 
         Raises:
             JudgeUnavailable: The server is gone, or no longer has the model.
-            JudgeError: The server refuses every question.
+            JudgeError: The server refuses every question, or answers with another model than before.
         """
         start = time.monotonic()
         failure, final, text = None, False, ""
@@ -201,7 +206,24 @@ class OpenAIJudge:
             "response_format": {"type": "json_schema", "json_schema": form} if self._takes_schema else None,
         }
         sent = {name: value for name, value in body.items() if value is not None}
-        return await self._server.call("chat/completions", _Completion, sent)
+        completion = await self._server.call("chat/completions", _Completion, sent)
+        self._confirm(completion.model)
+        return completion
+
+    def _confirm(self, model: str | None) -> None:
+        """Make sure that a reply names the model that the replies before it did.
+
+        Not compared is `system_fingerprint`: OpenAI's changes with how the same model is served, many times a day.
+
+        Raises:
+            JudgeError: It names another.
+        """
+        self._answered_as = self._answered_as or model
+        if model and model != self._answered_as:
+            raise JudgeError(
+                f"{self._server.url} answered as `{shorten(self._answered_as)}` before and now as `{shorten(model)}`, "
+                "so the scores would be those of two judges. Name one of them with `--model`, and judge again."
+            )
 
     def _read(self, completion: _Completion) -> tuple[str, str | None]:
         """Return the text of a completion, and why it is no whole reply."""
