@@ -72,6 +72,12 @@ def test_runs_are_joined_by_id_and_sorted_by_mean(pair: list[Path]) -> None:
     assert high.interval == bootstrap_mean([30.0 + 2 * i for i in range(12)])
 
 
+def test_scores_are_looked_up_and_not_listed_again(pair: list[Path]) -> None:
+    """For each example anew, the work grew with the square of their number: 171 s for 20,000."""
+    run = load_run(pair[0])
+    assert run.known is run.known
+
+
 def test_order_of_rows_in_a_file_does_not_matter(tmp_path: Path, pair: list[Path]) -> None:
     turned = {str(i): 30 + 2 * i for i in reversed(range(12))}
     save_run(tmp_path / "turned", turned)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ class ScoredRun:
     metrics: dict[Key, dict[str, float]] = dataclasses.field(default_factory=dict)
     validation_loss: float | None = None
 
-    @property
+    @functools.cached_property
     def known(self) -> dict[Key, float]:
         """The scores without the failures."""
         return {key: score for key, score in self.scores.items() if score is not None}

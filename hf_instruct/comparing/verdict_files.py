@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -38,7 +39,7 @@ class Verdicts:
         judge: Who judged, in words; empty where the file does not say.
         pairs: For preferences: the names of the sets compared, in the order that `values` counts in.
         notices: What a reader should know about how the values came about.
-        answers: The answers judged, by id, where they lie beside the file.
+        file: The file of judgments, where they are from one.
     """
 
     name: str
@@ -48,7 +49,18 @@ class Verdicts:
     judge: str = ""
     pairs: tuple[tuple[str, str], ...] = ()
     notices: tuple[str, ...] = ()
-    answers: dict[str, str] | None = None
+    file: Path | None = None
+
+    @functools.cached_property
+    def answers(self) -> dict[str, str] | None:
+        """The answers judged, by id; None where they do not lie beside the file."""
+        if self.file is None:
+            return None
+        try:
+            return {row.id: row.response for row in read_rows(RunFolder(self.file.parent).responses, Response)}
+        except DataError:
+            # No responses beside the judgments, or none of ours: then there is nothing to warn about.
+            return None
 
 
 def load_verdicts(path: Path, *, voter: str | None = None) -> Verdicts:
@@ -80,7 +92,7 @@ def load_verdicts(path: Path, *, voter: str | None = None) -> Verdicts:
         raise DataError(f"`{path}` holds scores, not votes, so it has no voter `{voter}`; leave that option out.")
     verdicts = collect_scores(rows, name)
     if isinstance(first, dict) and "replies" in first:
-        return dataclasses.replace(verdicts, judge=_describe_judges(rows), answers=_load_answers(file))
+        return dataclasses.replace(verdicts, judge=_describe_judges(rows), file=file)
     return verdicts
 
 
@@ -285,11 +297,3 @@ def _describe_judges(rows: list[dict[str, Any]]) -> str:
         models[f"{judge.get('model')} ({judge.get('backend')}{rubric})"] = None
     text = ", ".join(list(models)[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _load_answers(file: Path) -> dict[str, str] | None:
-    try:
-        return {row.id: row.response for row in read_rows(RunFolder(file.parent).responses, Response)}
-    except DataError:
-        # No responses beside the judgments, or none of ours: then there is nothing to warn about.
-        return None
