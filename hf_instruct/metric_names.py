@@ -28,7 +28,8 @@ METRICS = {
 }
 # Quotients of sums over all examples: a mean of the examples' own quotients would be another number.
 QUOTIENTS = frozenset({"length_ratio", "perplexity"})
-_SHARES = frozenset({"exact_match", "stopped", "repetitive"})
+# Shares of yes and no: each example has 1 or 0.
+SHARES = frozenset({"exact_match", "stopped", "repetitive"})
 
 
 def label_metric(name: str) -> str:
@@ -43,6 +44,6 @@ def format_metric(name: str, value: float, *, signed: bool = False) -> str:
     ('92 %', '48.1', '+0.51')
     """
     sign = "+" if signed else ""
-    if name in _SHARES:
+    if name in SHARES:
         return f"{100 * value:{sign}.0f} %"
     return f"{value:{sign}.{1 if name == 'chrf' or abs(value) >= 10 else 2}f}"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from hf_instruct.errors import DataError
-from hf_instruct.intervals import Interval, bootstrap_mean, bootstrap_statistic
+from hf_instruct.intervals import Interval, bootstrap_statistic, share_interval
 from hf_instruct.records import Preference
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class WinRate(NamedTuple):
 
     Attributes:
         rate: Fraction of the first set's wins, 0 to 1.
-        interval: Its 95 % bootstrap interval over examples; None for fewer than two verdicts, and where `one_sided`.
+        interval: Its 95 % interval, a score interval, or bootstrapped at equal length; None for fewer than two
+            verdicts, and where `one_sided`.
         n: Pairs with a verdict.
         one_sided: Whether each of one set's answers is longer than the other's, so that no pair shows what equal
             lengths would give; None where lengths do not matter.
@@ -73,7 +74,7 @@ def win_rate(preferences: Sequence[Preference]) -> WinRate | None:
     scores = [row.score for row in preferences if row.score is not None]
     if not scores:
         return None
-    return WinRate(sum(scores) / len(scores), bootstrap_mean(scores), len(scores))
+    return WinRate(sum(scores) / len(scores), share_interval(scores), len(scores))
 
 
 def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: int = 1000) -> WinRate | None:

@@ -366,7 +366,7 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["judge", str(run.path), "--metrics-only"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["base,", "n", "2", "tuned,", "n", "4"]
-    assert lines[1].endswith("25 % [0 %, 75 %]")
+    assert lines[1].endswith("25 % [5 %, 70 %]")
     assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [0 %, 100 %], n 3"
     assert lines[8].split() == ["perplexity", "not", "known", "7.39", "[7.39,", "7.39],", "n", "2"]
     assert lines[-3:] == ["(95 % bootstrap intervals in brackets)", str(run.base.metrics), str(run.metrics)]

@@ -60,7 +60,7 @@ def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
             row.append(f"{text}, n {values['n']}" if values and values["n"] != measured["total"] else text)
         rows.append(row)
     print("\n".join(align(rows)))
-    print("(95 % bootstrap intervals in brackets)")
+    print("(95 % intervals in brackets)")
 
 
 def format_line(path: Path) -> str:

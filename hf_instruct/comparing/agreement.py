@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.comparing.verdict_files import PREFERENCES, SCORES, Key, Verdicts, build_verdicts
 from hf_instruct.errors import DataError
-from hf_instruct.intervals import Interval, bootstrap_mean, bootstrap_statistic, format_points, format_signed
+from hf_instruct.intervals import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_statistic,
+    format_points,
+    format_signed,
+    share_interval,
+)
 
 if TYPE_CHECKING:
     import numpy
@@ -239,10 +246,13 @@ def _measure_scores(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[s
     for name, values in (
         ("mean_difference", differences),
         ("mean_absolute_difference", abs(differences)),
-        (f"within_{NEAR}", (abs(differences) <= NEAR).astype(float)),
     ):
         estimates[name] = Estimate(float(values.mean()), bootstrap_mean(values, seed=seed))
-    return estimates
+    return estimates | {f"within_{NEAR}": _estimate_share(abs(differences) <= NEAR)}
+
+
+def _estimate_share(hits: "numpy.ndarray") -> Estimate:
+    return Estimate(float(hits.mean()), share_interval(hits.astype(float).tolist()))
 
 
 def _estimate(statistic: Callable[["numpy.ndarray"], float], count: int, seed: int) -> Estimate:
@@ -273,9 +283,8 @@ def _count_labels(a: "numpy.ndarray", b: "numpy.ndarray") -> tuple[tuple[int, ..
 
 
 def _measure_preferences(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[str, Estimate]:
-    same = (a == b).astype(float)
     return {
-        "agreement": Estimate(float(same.mean()), bootstrap_mean(same, seed=seed)),
+        "agreement": _estimate_share(a == b),
         "kappa": _estimate(lambda at: compute_kappa(_count_labels(a[at], b[at])), len(a), seed),
     }
 

@@ -10,7 +10,8 @@ from hf_instruct.comparing.runs import ScoredRun, describe_judge, find_judging_d
 from hf_instruct.comparing.table import Breakdown, Comparison, Difference, Row
 from hf_instruct.comparing.verdict_files import Key
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.intervals import bootstrap_mean, sign_test
+from hf_instruct.intervals import bootstrap_mean, difference_interval, sign_test
+from hf_instruct.metric_names import SHARES
 
 _SHOWN_KEYS = 3
 # Below this the bootstrap's intervals are much too narrow.
@@ -92,8 +93,13 @@ def _compare(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool = Fals
     )
 
 
-def compare_values(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_share: bool = False) -> Difference:
     """Return how far values exceed a baseline's values of the same examples, one at least.
+
+    Args:
+        values: One for each example.
+        baseline: The baseline's.
+        is_share: Whether each value is a yes (1) or a no (0).
 
     >>> found = compare_values([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
     >>> found.mean, found.wins, found.ties, found.losses, found.p_value, found.is_shown
@@ -103,7 +109,8 @@ def compare_values(values: Sequence[float], baseline: Sequence[float]) -> Differ
     wins, losses = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)
     ties = len(differences) - wins - losses
     mean = statistics.fmean(differences)
-    return Difference(mean, bootstrap_mean(differences), wins, ties, losses, sign_test(differences))
+    interval = difference_interval(differences, is_share=is_share)
+    return Difference(mean, interval, wins, ties, losses, sign_test(differences))
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -194,13 +201,15 @@ def _compare_metrics(runs: Sequence[ScoredRun], base: int) -> list[Breakdown]:
         columns = [{key: values[name] for key, values in run.metrics.items() if name in values} for run in runs]
         keys = [key for key in columns[0] if all(key in column for column in columns)]
         if keys:
-            found.append(_build_breakdown(name, [[column[key] for key in keys] for column in columns], base))
+            values = [[column[key] for key in keys] for column in columns]
+            found.append(_build_breakdown(name, values, base, is_share=name in SHARES))
     return found
 
 
-def _build_breakdown(name: str, columns: Sequence[Sequence[float]], base: int) -> Breakdown:
+def _build_breakdown(name: str, columns: Sequence[Sequence[float]], base: int, *, is_share: bool = False) -> Breakdown:
     differences = [
-        None if number == base else compare_values(column, columns[base]) for number, column in enumerate(columns)
+        None if number == base else compare_values(column, columns[base], is_share=is_share)
+        for number, column in enumerate(columns)
     ]
     return Breakdown(name, len(columns[0]), [statistics.fmean(column) for column in columns], differences)
 

@@ -26,7 +26,7 @@ class Difference:
 
     Attributes:
         mean: In the values' unit.
-        interval: Its 95 % bootstrap interval; None for a single example.
+        interval: Its 95 % interval, a score interval for shares, else bootstrapped; None for a single example.
         wins: Examples on which the run's value is higher.
         ties: Examples on which both are equal.
         losses: Examples on which the baseline's is higher.

@@ -300,7 +300,9 @@ def compare_benchmarks(tuned: Benchmark, base: Benchmark) -> Benchmark:
         key = (row.task, row.metric, row.filter)
         own, other = tuned.values.get(key, {}), base.values.get(key, {})
         is_mean = own and row.value is not None and math.isclose(sum(own.values()) / len(own), row.value, abs_tol=1e-9)
-        if is_mean and own.keys() == other.keys() and (found := measure_difference(other, own)):
+        # lm-eval does not say which of its metrics are a yes or a no for each question.
+        is_share = {*own.values(), *other.values()} <= {0.0, 1.0}
+        if is_mean and own.keys() == other.keys() and (found := measure_difference(other, own, is_share=is_share)):
             row = dataclasses.replace(row, difference=dataclasses.asdict(found))
         results.append(row)
     return dataclasses.replace(tuned, results=results)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.intervals import Interval, bootstrap_mean, bootstrap_statistic
+from hf_instruct.intervals import Interval, bootstrap_mean, bootstrap_statistic, share_interval
 from hf_instruct.judging.files import build_responses
-from hf_instruct.metric_names import format_metric, label_metric
+from hf_instruct.metric_names import SHARES, format_metric, label_metric
 from hf_instruct.records import Response, write_json
 
 if TYPE_CHECKING:
@@ -57,12 +57,13 @@ class Measure(NamedTuple):
 
 
 def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the reference metrics of responses, with 95 % bootstrap intervals: the content of `metrics.json`.
+    """Return the reference metrics of responses, with 95 % intervals: the content of `metrics.json`.
 
     `exact_match`, `token_f1`, `rouge_l` (0 to 1) and `chrf` (0 to 100) are means over the examples; so are the shares
-    `stopped` and `repetitive`. `length_ratio` is all characters of the responses by all of the references: a mean of
-    ratios would be that of the shortest reference. `perplexity` is that of all reference tokens together under the
-    model that answered. What a response does not tell (`stopped`, `reference_nll`) is left out, and `n` says so.
+    `stopped` and `repetitive`. Intervals of shares (`exact_match` too) are Wilson's, the others bootstrapped.
+    `length_ratio` is all characters of the responses by all of the references: a mean of ratios would be that of the
+    shortest reference. `perplexity` is that of all reference tokens together under the model that answered. What a
+    response does not tell (`stopped`, `reference_nll`) is left out, and `n` says so.
 
     Args:
         responses: `Response` rows, or mappings with `instruction`, `input`, `output` and `response` or
@@ -106,17 +107,18 @@ def _summarize_all(terms: Mapping[str, Sequence[Term | None]], indices: Sequence
     summary = {}
     for name, column in terms.items():
         known = [term for index in indices if (term := column[index]) is not None]
-        if (measure := summarize_terms(known, is_log=name in _LOGARITHMIC)) is not None:
+        if (measure := summarize_terms(known, is_log=name in _LOGARITHMIC, is_share=name in SHARES)) is not None:
             interval = measure.interval and [round(end, 6) for end in measure.interval]
             summary[name] = {"mean": round(measure.mean, 6), "interval": interval, "n": measure.n}
     return summary
 
 
-def summarize_terms(terms: Sequence[Term], *, is_log: bool = False) -> Measure | None:
-    """Return a metric over examples, with its bootstrap interval; None where it is not defined.
+def summarize_terms(terms: Sequence[Term], *, is_log: bool = False, is_share: bool = False) -> Measure | None:
+    """Return a metric over examples, with its interval; None where it is not defined.
 
     Args:
         is_log: Whether the quotient is the metric's logarithm.
+        is_share: Whether each example adds a yes (1) or a no (0).
     """
     import numpy
 
@@ -129,7 +131,10 @@ def summarize_terms(terms: Sequence[Term], *, is_log: bool = False) -> Measure |
         total = below[chosen].sum()
         return float(above[chosen].sum() / total) if total else math.nan
 
-    interval = bootstrap_mean(above.tolist()) if (below == 1).all() else bootstrap_statistic(divide, len(terms))
+    if is_share:
+        interval = share_interval(above.tolist())
+    else:
+        interval = bootstrap_mean(above.tolist()) if (below == 1).all() else bootstrap_statistic(divide, len(terms))
     if is_log and interval is not None:
         interval = Interval(_power(interval.low), _power(interval.high))
     return Measure(mean, interval, len(terms))

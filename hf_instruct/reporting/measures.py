@@ -12,7 +12,7 @@ from hf_instruct.intervals import (
     measure_difference,
     parse_interval,
 )
-from hf_instruct.metric_names import METRICS, QUOTIENTS, format_metric, label_metric
+from hf_instruct.metric_names import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
 from hf_instruct.records import as_number
 from hf_instruct.reporting.facts import RunFacts, Side
 
@@ -76,7 +76,8 @@ def list_metrics(facts: RunFacts) -> list[MetricRow]:
         meaning = METRICS[name].meaning if name in METRICS else ""
         difference = None
         if name not in QUOTIENTS:
-            difference = measure_difference(read_values(facts.base, name), read_values(facts.tuned, name))
+            values = (read_values(side, name) for side in (facts.base, facts.tuned))
+            difference = measure_difference(*values, is_share=name in SHARES)
         rows.append(MetricRow(name, label_metric(name), meaning, base, tuned, difference))
     return rows
 
