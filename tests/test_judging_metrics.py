@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import random
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,10 +84,30 @@ def test_exact_match_and_f1_by_hand(text: str, reference: str, match: float, f1:
 def test_rouge_and_chrf_are_the_libraries() -> None:
     rouge = RougeScorer(["rougeL"])
     for text, reference in PAIRS:
-        assert metrics.rouge_l(text, reference) == rouge.score(reference, text)["rougeL"].fmeasure
+        assert metrics.rouge_l(text, reference) == pytest.approx(rouge.score(reference, text)["rougeL"].fmeasure)
         assert metrics.chrf(text, reference) == CHRF().sentence_score(text, [reference]).score
     # Two of five and seven words stand in both in one order: the chef, or the meal.
     assert metrics.rouge_l("the chef cooks the meal", "the meal is cooked by the chef") == pytest.approx(2 * 2 / 12)
+
+
+def test_rouge_of_random_texts_is_the_librarys() -> None:
+    rouge, draw = RougeScorer(["rougeL"]), random.Random(5)
+    for _ in range(300):
+        text, reference = (" ".join(draw.choices("abcdef", k=draw.randrange(1, 90))) for _ in range(2))
+        assert metrics.rouge_l(text, reference) == pytest.approx(rouge.score(reference, text)["rougeL"].fmeasure)
+
+
+def test_an_endless_answer_takes_memory_for_its_length_only() -> None:
+    """The table of `rouge-score` would hold 20 million cells here."""
+    answer, reference = " ".join(f"w{n % 977}" for n in range(20_000)), " ".join(f"w{n % 977}" for n in range(1_000))
+    tracemalloc.start()
+    try:
+        value = metrics.rouge_l(answer, reference)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert value == pytest.approx(2 * 1_000 / 21_000)
+    assert peak < 20_000_000
 
 
 def test_rouge_reads_scripts_that_rouge_score_drops() -> None:
@@ -367,7 +389,7 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["base,", "n", "2", "tuned,", "n", "4"]
     assert lines[1].endswith("25 % [5 %, 70 %]")
-    assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [0 %, 100 %], n 3"
+    assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [21 %, 94 %], n 3"
     assert lines[8].split() == ["perplexity", "not", "known", "7.39", "[7.39,", "7.39],", "n", "2"]
     assert lines[-3:] == ["(95 % bootstrap intervals in brackets)", str(run.base.metrics), str(run.metrics)]
     assert json.loads(run.metrics.read_text()) == measure_responses(ROWS)

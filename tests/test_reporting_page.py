@@ -255,6 +255,14 @@ def test_texts_keep_their_shape_and_their_odd_characters(tmp_path: Path) -> None
     assert '<div class="text none">(empty)</div>' in html
 
 
+def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=("data", "train"))
+    write_rows(run.responses, [Response("a", "Count.", "", "1 2 3", "no end " * 200_000)])
+    html = render_page(read_facts(run, run.load_experiment()))
+    assert len(html) < 200_000
+    assert "… (1,380,000 more characters)" in html
+
+
 def test_many_rows_are_paged_and_small(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo", stages=())
     rows = [Response(str(n), *ANSWERS[0][1:4], response="As a bullet.", category="simile") for n in range(5_200)]

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 # Rows that the page shows at first; `report.js` has the same number.
 PAGE_ROWS = 50
+# Characters shown of a text: a model without an end of its own may fill any number of pages.
+_LONGEST_TEXT = 20_000
 # Control characters that HTML drops or forbids are shown as the pictures Unicode has of them; tab and newline stay.
 # Overrides of the writing direction, which could turn round the text after an answer, are shown as unreadable.
 _CONTROLS = {
@@ -57,6 +59,7 @@ def render_page(facts: RunFacts) -> str:
         "script": script,
         "style": style,
         "version": __version__,
+        "longest": _LONGEST_TEXT,
         **_describe_run(facts),
         **_describe_plots(facts),
         **_describe_answers(facts),
