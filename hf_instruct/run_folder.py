@@ -6,7 +6,6 @@ first, says what the run is: the resolved experiment, library versions, the data
 
 import contextlib
 import dataclasses
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,9 @@ from typing import Any
 from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
 from hf_instruct.errors import RunError
 from hf_instruct.records import write_text
+from hf_instruct.redaction import redact
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
-# Of the Hub and of OpenAI and those who write keys its way. Names such as `hf_finetuning_experiments` have no such row
-# of letters and digits.
-_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk[_-][A-Za-z0-9_-]*[A-Za-z0-9]{16}[A-Za-z0-9_-]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,17 +229,6 @@ def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
         else:
             names += [f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key)]
     return sorted(names)
-
-
-def redact(value: Any) -> Any:
-    """Return a plain value whose texts hold no user:password part of an address and no Hub or API token."""
-    if isinstance(value, dict):
-        return {key: redact(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [redact(part) for part in value]
-    if not isinstance(value, str):
-        return value
-    return _TOKEN.sub("[token removed]", re.sub(r"://[^/\s@]+@", "://", value))
 
 
 def _git_commit() -> str | None:

@@ -18,7 +18,7 @@ import pydantic
 
 from hf_instruct.addresses import is_loopback
 from hf_instruct.errors import ConfigError
-from hf_instruct.run_folder import redact
+from hf_instruct.redaction import redact
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ import pytest
 
 from hf_instruct.config import build_experiment, read_yaml
 from hf_instruct.errors import ConfigError, RunError
-from hf_instruct.run_folder import RunFolder, _git_commit, plain_values, redact
+from hf_instruct.redaction import redact
+from hf_instruct.run_folder import RunFolder, _git_commit, plain_values
 
 
 def experiment(**sections: object):

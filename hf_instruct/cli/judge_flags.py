@@ -78,7 +78,7 @@ def require_verdicts(num_verdicts: int, num_asked: int, *, files: Path | None) -
 def build_options(options: argparse.Namespace) -> "JudgeOptions":
     """Return how to judge, from the flags that are not of the `judge` section."""
     from hf_instruct.judging.loop import JudgeOptions
-    from hf_instruct.run_folder import redact
+    from hf_instruct.redaction import redact
 
     # `--force` would throw away what was judged before the interruption.
     command = redact(shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")]))

@@ -11,7 +11,7 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
 from hf_instruct.judging.judges import Reply, advise_on_refusal, find_cut
 from hf_instruct.judging.rubrics import Question
-from hf_instruct.run_folder import redact
+from hf_instruct.redaction import redact
 from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, Server, ServerError, open_http, shorten
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from hf_instruct.publishing.merging import change_json, check_run, copy_files, w
 from hf_instruct.publishing.origins import UNKNOWN, BaseModel, describe_data, find_base_model
 from hf_instruct.publishing.usage import PROMPT_FILE
 from hf_instruct.records import read_json_object, write_json, write_text
-from hf_instruct.run_folder import RunFolder, redact
+from hf_instruct.redaction import redact
+from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

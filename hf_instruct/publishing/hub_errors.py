@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.errors import PublishError
 from hf_instruct.hub import transport_error
-from hf_instruct.run_folder import redact
+from hf_instruct.redaction import redact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
