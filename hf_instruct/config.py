@@ -331,7 +331,7 @@ def _format_fault(fault: dict[str, Any], model: type[BaseModel], prefix: str) ->
 def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
     """Return the faults of the sections whose fields belong to TRL, PEFT and Transformers."""
     faults = []
-    train, lora, generate = (values.get(name) for name in ("train", "lora", "generate"))
+    train, lora = values.get("train"), values.get("lora")
     if isinstance(train, dict) and train:
         from trl import SFTConfig
 
@@ -343,13 +343,21 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
         from peft import LoraConfig
 
         faults += _check_dataclass(lora, LoraConfig, "lora.")
-    if isinstance(generate, dict) and set(generate) - set(GenerateSection.model_fields):
-        from transformers import GenerationConfig
+    return faults + check_generate_fields(values.get("generate"))
 
-        allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
-        faults += [f"`generate.{n}` is unknown; {_nearest(str(n), allowed)}" for n in generate if n not in allowed]
-        faults += find_refused_generation(generate)
-    return faults
+
+def check_generate_fields(generate: Any) -> list[str]:
+    """Return the faults of a `generate` section: names that are not `GenerationConfig`'s, or not for a user to set.
+
+    `generate()` takes others besides, and among them is code: `custom_generate` names a repository.
+    """
+    if not isinstance(generate, Mapping) or not set(generate) - set(GenerateSection.model_fields):
+        return []
+    from transformers import GenerationConfig
+
+    allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
+    faults = [f"`generate.{n}` is unknown; {_nearest(str(n), allowed)}" for n in generate if n not in allowed]
+    return faults + find_refused_generation(generate)
 
 
 def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:

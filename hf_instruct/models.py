@@ -315,7 +315,8 @@ def _explain(name: str, error: Exception) -> str:
     known = ", ".join(f"`{alias}`" for alias in [*ALIASES, WHEEL_MODEL])
     if "trust_remote_code" in str(error):
         return (
-            f"The model `{name}` comes with its own code. Set `model.trust_remote_code: true` if you trust its author."
+            f"The model `{name}` comes with its own code, which runs only if you say so. If you trust its author, add "
+            "`--trust-remote-code`, or set `model.trust_remote_code: true` in the experiment file that you give."
         )
     if Path(name).is_dir():
         return f"`{name}` cannot be loaded as a causal language model with safetensors weights: {reason}"

@@ -50,7 +50,7 @@ def run(
         listed, allowed = (", ".join(f"`{name}`" for name in names) for names in (sorted(unknown), STAGES))
         raise ConfigError(f"`stages` names {listed}; the stages are {allowed}.")
     check_experiment(experiment, stages)
-    folder = RunFolder(Path(path))
+    folder = RunFolder(Path(path), trust_remote_code=experiment.model.trust_remote_code)
     with _translated_disk_errors(folder):
         with _one_process_first(folder, experiment) as is_first:
             # Launched on several processes, one opens the folder and prepares the data while the others wait.

@@ -27,9 +27,12 @@ class RunFolder:
 
     Attributes:
         path: The folder; a `~` at its start is this user's home, also where no shell has seen to that.
+        trust_remote_code: Whether code that comes with the run's model may run. Only the user can say so: the folder
+            may be from somebody else, so what `run.yaml` says about it does not count.
     """
 
     path: Path
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         # A home that cannot be found is left as it is written.
@@ -153,7 +156,7 @@ class RunFolder:
         return RunFolder(self.path / "base")
 
     def load_experiment(self) -> Experiment:
-        """Return the experiment that this run is of.
+        """Return the experiment that this run is of; its `model.trust_remote_code` is this object's.
 
         Raises:
             RunError: The folder does not exist or holds no run.
@@ -162,7 +165,9 @@ class RunFolder:
             hint = _nearest_run(self.path)
             what = "is not a run folder (no `run.yaml` in it)" if self.path.is_dir() else "does not exist"
             raise RunError(f"`{self.path}` {what}.{hint} `hf-instruct run EXPERIMENT.yaml` makes one.")
-        return build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)
+        experiment = build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)
+        experiment.model.trust_remote_code = self.trust_remote_code
+        return experiment
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Write `run.yaml`: the resolved experiment and its provenance, never a secret."""

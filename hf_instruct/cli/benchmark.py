@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.cli.tables import align
 
@@ -63,6 +64,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="precision of the weights (default: float32)",
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add_trust_flag(parser)
     parser.set_defaults(handler=_benchmark, resume_hint="Results of models asked to the end are kept.")
 
 
@@ -76,6 +78,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         apply_chat_template=options.apply_chat_template,
         include=tuple(options.include_path),
         dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
     )
     tasks = [name.strip() for name in options.tasks.split(",")]
     found = benchmark_run(options.model, tasks, options=settings, base=options.base)

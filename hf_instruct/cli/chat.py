@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.processes import Terminated
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     for name, text in _SETTINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=text)
+    add_trust_flag(parser)
     parser.set_defaults(handler=_chat)
 
 
@@ -89,10 +91,15 @@ def _chat(options: argparse.Namespace) -> None:
 
     def load_base() -> "ChatModel":
         logger.info("Loading the untuned model of %s ...", options.model)
-        return ChatModel.load(options.model, base=True)
+        return ChatModel.load(options.model, base=True, trust_remote_code=options.trust_remote_code)
 
     logger.info("Loading %s ...", options.model)
-    model = ChatModel.load(options.model, base=options.base, prompt_format=options.prompt_format)
+    model = ChatModel.load(
+        options.model,
+        base=options.base,
+        prompt_format=options.prompt_format,
+        trust_remote_code=options.trust_remote_code,
+    )
     conversation = Conversation(model, system=options.system, settings=settings)
     is_terminal = options.message is None and sys.stdin.isatty()
     session = TerminalChat(conversation, load_base=load_base if can_compare else None, is_terminal=is_terminal)

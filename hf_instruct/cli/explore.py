@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.cli.terminal_text import count_cells, pad_text
 
@@ -83,6 +84,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--seed", type=int, default=123, metavar="S", help="of those that sample (default: 123)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the next token's probabilities")
     parser.add_argument("--json", action="store_true", help="print everything as JSON instead")
+    add_trust_flag(parser)
     parser.set_defaults(handler=_explore, resume_hint="Nothing was changed; start it again.")
 
 
@@ -103,7 +105,7 @@ def _explore(options: argparse.Namespace) -> None:
     check_numbers(**{name: getattr(options, name) for name in _SAMPLING})
     if options.beams == 1:
         raise ConfigError("`--beams` is 1, which is greedy search; a beam tree takes 2 or more, and 0 leaves it out.")
-    model = ChatModel.load(options.model, dtype="float32")
+    model = ChatModel.load(options.model, dtype="float32", trust_remote_code=options.trust_remote_code)
     if options.instruction:
         text = model.encode(options.prompt.strip())
     elif options.prompt.endswith(" "):

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.errors import InstructError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--create", metavar="NAME", help="also create this model in a running Ollama")
     parser.add_argument("--base-url", metavar="URL", help="its address (default: OLLAMA_HOST, else this machine)")
     parser.add_argument("--json", action="store_true", help="print the paths and the check's numbers as JSON")
+    add_trust_flag(parser)
     parser.set_defaults(handler=_export, usage_error=parser.error)
 
 
@@ -70,7 +72,7 @@ def _export(options: argparse.Namespace) -> None:
 
     # A server that is not there is found out before minutes of work.
     server = None if options.create is None else _find_server(options.create, options.base_url)
-    run = RunFolder(options.run)
+    run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     export = export_run(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
     if options.json:
         print(json.dumps(_plain(export), indent=2))

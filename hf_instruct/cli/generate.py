@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="N",
         help="answers an example, drawn or of beams: the first is judged, the others are its `further_responses`",
     )
+    add_trust_flag(parser)
     parser.set_defaults(
         handler=_generate,
         usage_error=parser.error,
@@ -73,7 +75,7 @@ def _generate(options: argparse.Namespace) -> None:
     from hf_instruct.processes import is_main_process
     from hf_instruct.run_folder import RunFolder
 
-    run = RunFolder(options.run)
+    run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     answer_again(run, _build_overrides(options, run), force=options.force)
     if not is_main_process():
         return

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from hf_instruct.cli.flags import add_trust_flag
+
 _EPILOG = """\
 examples:
   hf-instruct push runs/my-run --to me/my-assistant --dry-run       write RUN/publish, look at it; no network
@@ -38,6 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--force", action="store_true", help="replace a model made of another base model")
     parser.add_argument("--dry-run", action="store_true", help="only write the files, without any network")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where `--dry-run` writes them (default: RUN/publish)")
+    add_trust_flag(parser)
     parser.set_defaults(handler=_push, resume_hint="Nothing was published; give the same command again.")
 
 
@@ -53,7 +56,7 @@ def _push(options: argparse.Namespace) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if options.out and not options.dry_run:
         raise ConfigError("`--out` is where `--dry-run` writes; add `--dry-run`, or leave it out.")
-    run = RunFolder(options.run)
+    run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     chosen = PublishOptions(options.merge, options.license, options.data_license, options.base_model)
     if options.dry_run:
         folder = write_publication(run, options.out or run.path / "publish", repo_id=options.to, options=chosen)

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from hf_instruct.addresses import LOOPBACK, format_url, open_socket
+from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import port
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
     parser.add_argument("--port", metavar="N", type=port, default=8000, help="default: 8000; 0 takes any free one")
     parser.add_argument("--device", metavar="D", default="auto", help="`auto` (default), `cpu`, `cuda:0`, `mps`")
+    add_trust_flag(parser)
     parser.set_defaults(handler=_serve)
 
 
@@ -46,7 +48,7 @@ def _serve(options: argparse.Namespace) -> None:
     check_serving()
     # Found out before a model is loaded; the server binds the same one in a moment.
     bound = _check_port(options.host, options.port)
-    folder = prepare_served_model(RunFolder(options.run))
+    folder = prepare_served_model(RunFolder(options.run, trust_remote_code=options.trust_remote_code))
     if options.host not in LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
     logger.info("Loading %s", folder)

@@ -4,6 +4,7 @@ import argparse
 import logging
 
 from hf_instruct.addresses import LOOPBACK, format_url, open_socket
+from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import port
 from hf_instruct.pages import DEFAULT_PORT, check_gradio, open_browser
 
@@ -39,6 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--port", metavar="N", type=port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    add_trust_flag(parser)
     parser.set_defaults(handler=_serve, resume_hint="Nothing is lost; start it again.")
 
 
@@ -47,7 +49,7 @@ def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.ui.sources import find_sources
 
     check_gradio("The page", "ui")
-    sources = find_sources(options.runs)
+    sources = find_sources(options.runs, trust_remote_code=options.trust_remote_code)
     for source in sources:
         if not source.is_trained:
             logger.warning("`%s` has no tuned model yet; only its untuned one can be asked.", source.name)

@@ -1,5 +1,6 @@
 """A model to talk with: loaded by the name of a run or of a model, and shared by all who ask it."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +47,13 @@ class ChatModel:
 
     @classmethod
     def load(
-        cls, name_or_run: str, *, base: bool = False, prompt_format: str | None = None, dtype: str | None = None
+        cls,
+        name_or_run: str,
+        *,
+        base: bool = False,
+        prompt_format: str | None = None,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "ChatModel":
         """Return the tuned model of a run, or a model by its name, on the fastest device there is.
 
@@ -56,6 +63,7 @@ class ChatModel:
             prompt_format: Of a model that is no run's; by default `chat` where its tokenizer has a chat template, else
                 `alpaca`. A run has its own.
             dtype: `float32`, `bfloat16` or `float16`; by default a run's `generate.dtype`, else `float32`.
+            trust_remote_code: Run code that comes with the model.
 
         Raises:
             RunError: There is no such run, or it has no tuned model yet.
@@ -64,11 +72,12 @@ class ChatModel:
         """
         run = find_run(name_or_run)
         if run is not None:
+            run = dataclasses.replace(run, trust_remote_code=trust_remote_code)
             return cls._load_run(run, base=base, prompt_format=prompt_format, dtype=dtype)
         if base:
             raise ConfigError(f"`{name_or_run}` is no run, so there is no base model to compare it with. Name a run.")
         chosen = None if prompt_format is None else PromptFormat.named(prompt_format)
-        model, tokenizer = load_model(name_or_run, dtype=dtype or "float32")
+        model, tokenizer = load_model(name_or_run, dtype=dtype or "float32", trust_remote_code=trust_remote_code)
         chosen = chosen or PromptFormat.named(CHAT if tokenizer.chat_template else "alpaca")
         move_to_best_device(model)
         return cls(name_or_run, model, tokenizer, prompt_format=chosen)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.config import Experiment, GenerateSection
+from hf_instruct.config import Experiment, GenerateSection, check_generate_fields
 from hf_instruct.decoding import own_methods
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
@@ -173,7 +173,15 @@ def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
 
 
 def _generation_fields(section: GenerateSection) -> dict[str, object]:
-    return {name: value for name, value in section.model_dump().items() if name not in _OWN_FIELDS}
+    """Return what `generate()` is given of the section.
+
+    Raises:
+        ConfigError: It holds what is no setting of generation. That of a run folder was not checked before.
+    """
+    values = section.model_dump()
+    if faults := check_generate_fields(values):
+        raise ConfigError("The `generate` section cannot be used:", faults)
+    return {name: value for name, value in values.items() if name not in _OWN_FIELDS}
 
 
 def write_course_file(run: RunFolder) -> Path:

@@ -39,6 +39,7 @@ class BenchmarkOptions:
         apply_chat_template: Put questions into the tokenizer's chat template; by default they stand as plain text.
         include: Folders with task YAMLs.
         dtype: Precision of the weights.
+        trust_remote_code: Run code that comes with the model.
     """
 
     limit: int | None = None
@@ -47,6 +48,7 @@ class BenchmarkOptions:
     apply_chat_template: bool = False
     include: tuple[Path, ...] = ()
     dtype: str = "float32"
+    trust_remote_code: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,20 +127,19 @@ def benchmark_run(
     run = RunFolder(Path(name)) if Path(name).is_dir() and RunFolder(Path(name)).config.is_file() else None
     if run is None and base:
         raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is none.")
-    sources: dict[str, tuple[str, dict[str, Any]]] = {"tuned": (name, {})}
+    sources: dict[str, tuple[str, str | None]] = {"tuned": (name, None)}
     if run is not None:
         section = run.load_experiment().model
-        sources["tuned"] = (name, {"trust_remote_code": section.trust_remote_code})
         if base:
-            sources["base"] = (section.name, {**sources["tuned"][1], "revision": section.revision})
+            sources["base"] = (section.name, section.revision)
         # Damaged files come to light before hours of work.
         for folder in (run, run.base):
             read_results(folder.benchmarks)
     loaded = load_tasks(tasks, options.include)
     found: dict[str, Benchmark] = {}
-    for kind, (model_name, settings) in sources.items():
+    for kind, (model_name, revision) in sources.items():
         logger.info("Asking %s", model_name)
-        found[kind] = _benchmark_named(model_name, loaded, options, settings)
+        found[kind] = _benchmark_named(model_name, loaded, options, revision)
         if run is not None:
             _keep((run.base if kind == "base" else run).benchmarks, found[kind].results)
     if run is not None and base:
@@ -147,12 +148,12 @@ def benchmark_run(
     return found
 
 
-def _benchmark_named(
-    name: str, tasks: LoadedTasks, options: BenchmarkOptions, settings: Mapping[str, Any]
-) -> Benchmark:
+def _benchmark_named(name: str, tasks: LoadedTasks, options: BenchmarkOptions, revision: str | None) -> Benchmark:
     from hf_instruct.models import load_model, move_to_best_device
 
-    model, tokenizer = load_model(name, dtype=options.dtype, **settings)
+    model, tokenizer = load_model(
+        name, revision=revision, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+    )
     move_to_best_device(model)
     return benchmark_model(model, tokenizer, tasks, name=name, options=options)
 

@@ -108,7 +108,8 @@ class ModelShelf:
 
         kept = self._kept.get(self._key(speaker))
         self._make_room(speaker.label, self._estimate(speaker) if kept is None else kept.size)
-        loaded = ChatModel.load(speaker.name, base=speaker.base)
+        trusted = self._sources[speaker.name].trust_remote_code
+        loaded = ChatModel.load(speaker.name, base=speaker.base, trust_remote_code=trusted)
         if kept is None:
             kept = _Kept(loaded, speaker.label, measure_bytes(loaded.model))
         with self._lock:

@@ -19,12 +19,14 @@ class Source:
         label: What it is called on the page; no two are called the same.
         folder: The run's folder; None for a model.
         experiment: What the run is of; None for a model.
+        trust_remote_code: Whether code that comes with the model may run.
     """
 
     name: str
     label: str
     folder: RunFolder | None = None
     experiment: Experiment | None = None
+    trust_remote_code: bool = False
 
     @property
     def is_trained(self) -> bool:
@@ -47,11 +49,12 @@ class Speaker:
     base: bool = False
 
 
-def find_sources(names: Sequence[str]) -> list[Source]:
+def find_sources(names: Sequence[str], *, trust_remote_code: bool = False) -> list[Source]:
     """Return the runs and models that the user named, each once, in their order.
 
     Args:
         names: Run folders; or models: an alias, a Hub id or a local folder.
+        trust_remote_code: Run code that comes with their models.
 
     Raises:
         RunError: One is neither a run nor a model.
@@ -60,7 +63,8 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     unique = list({str(Path(name).resolve()) if Path(name).exists() else name: name for name in names}.values())
     short = [Path(name).resolve().name if Path(name).exists() else name for name in unique]
     labels = [label if short.count(label) == 1 else name for label, name in zip(short, unique, strict=True)]
-    return [_find_source(name, label) for name, label in zip(unique, labels, strict=True)]
+    found = [_find_source(name, label) for name, label in zip(unique, labels, strict=True)]
+    return [dataclasses.replace(source, trust_remote_code=trust_remote_code) for source in found]
 
 
 def _find_source(name: str, label: str) -> Source:
