@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from hf_instruct.errors import RunError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Of a server that is to be reached by all of this machine's addresses.
+EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 def is_loopback(url: str) -> bool:

@@ -8,14 +8,21 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hf_instruct.errors import ConfigError
+from hf_instruct.guard import Guard
 
 DEFAULT_PORT = 7860
 # Nothing but the page itself, should any part of Gradio ever ask for more.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
+# What Gradio's own script asks for on pages like ours; not its uploads, files, proxy, media streams and monitoring.
+_ROUTES = (
+    r"(GET|HEAD) /(|config/?|theme\.css|favicon\.ico|manifest\.json|(assets|static|svelte)/.*)"
+    r"|(GET|HEAD) /gradio_api/(info/?|app_id/?|queue/data|heartbeat/\w+)"
+    r"|POST /gradio_api/(queue/join|run/\w+/?|cancel|reset/?)"
+)
 _STYLE = """
 .gradio-container {max-width: 1100px !important; width: 100% !important; margin: 0 auto !important;}
 .gradio-container main, .gradio-container main > div {width: 100%;}
@@ -41,11 +48,12 @@ def check_gradio(what: str, extra: str) -> None:
         )
 
 
-def build_app(blocks: Any, *, style: str = "", keys: str | None = None, head: str = "") -> Any:
+def build_app(blocks: Any, *, hosts: Iterable[str], style: str = "", keys: str | None = None, head: str = "") -> Any:
     """Return a page as an ASGI app, without what Gradio adds to one by itself.
 
     Args:
         blocks: A `gradio.Blocks`.
+        hosts: From `hf_instruct.guard.list_hosts`.
         style: CSS beside what all pages share.
         keys: JavaScript that runs when the page is loaded; a function.
         head: HTML for the page's head.
@@ -55,6 +63,7 @@ def build_app(blocks: Any, *, style: str = "", keys: str | None = None, head: st
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Headers)
+    app.add_middleware(Guard, hosts=hosts, routes=_ROUTES)
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     return gradio.mount_gradio_app(
         app,

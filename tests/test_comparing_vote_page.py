@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from hf_instruct.records import Preference, Response, read_rows, write_rows
@@ -193,6 +194,38 @@ def test_a_restart_resumes_and_ends_and_names_are_nowhere_in_the_traffic(runs: P
     assert sum("Plain answer" in body for body in bodies) >= total
     assert not any("secret-" in body or "cas.jsonl" in body for body in bodies)
     assert {row.judge["model"] for row in read_rows(runs / "cas.jsonl", Preference)} == {"Cas"}
+
+
+@pytest.mark.slow
+def test_other_sites_neither_read_nor_vote_nor_write_files(runs: Path) -> None:
+    server = Server(runs, "--allow-host", "votes.lan")
+    try:
+        with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
+            page = client.get("/")
+            assert "Which answer is better?" in page.text
+            assert client.get("/", headers={"Host": "votes.lan"}).text.count("Which answer") == page.text.count(
+                "Which answer"
+            )
+            functions = len(client.get("/config").json()["dependencies"])
+            assert functions >= 7
+            # What the page's own script sends, under a name that was made to mean this machine, and from another page.
+            strangers = ({"Host": f"evil.example:{server.url[-6:-1]}"}, {"Origin": "https://evil.example"})
+            for headers in strangers:
+                for number in range(functions):
+                    body = {"data": ["Mallory", None], "fn_index": number, "session_hash": "x"}
+                    assert client.post("/gradio_api/run/predict", json=body, headers=headers).status_code == 403
+                assert client.get("/config", headers=headers).status_code == 403
+            files = {"files": ("x.txt", b"x")}
+            assert client.post("/gradio_api/upload", files=files).status_code == 404
+            for path in (
+                "file=/etc/hostname",
+                "proxy=http://127.0.0.1/",
+                "stream/a/b/1/playlist-file",
+                "upload_progress",
+            ):
+                assert client.get(f"/gradio_api/{path}").status_code == 404
+    finally:
+        assert "No votes stored." in server.stop()
 
 
 def read_asked(path: Path) -> list[Preference]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import judge_servers
 import publishing_runs
 import pytest
@@ -16,7 +17,8 @@ from hf_instruct.errors import PublishError
 from hf_instruct.generation.answers import generate_responses
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.publishing.serving import build_command, build_snippet, prepare_served_model
+from hf_instruct.publishing.guarded_server import fit_answer
+from hf_instruct.publishing.serving import ServeOptions, build_command, build_snippet, prepare_served_model
 from hf_instruct.records import Example
 
 
@@ -57,9 +59,10 @@ def test_a_folder_is_made_once_and_again_when_the_run_changes(model: Path, tmp_p
 
 
 def test_command_and_snippet() -> None:
-    command = build_command(Path("/cache/x/mine"), host="127.0.0.1", port=8000, device="cpu")
+    command = build_command(Path("/cache/x/mine"), ServeOptions("127.0.0.1", 8000, "cpu", ("box.lan",)))
     assert command[1:3] == ["-P", "-c"]
-    assert " ".join(command[4:]) == "serve mine --host 127.0.0.1 --port 8000 --device cpu --log-level error"
+    names = "--names 127.0.0.1 ::1 localhost 127.0.0.1 box.lan"
+    assert " ".join(command[4:]) == f"mine --host 127.0.0.1 --port 8000 --device cpu {names}"
     snippet = build_snippet("mine", "http://127.0.0.1:8000/v1")
     curl, _, python = snippet.partition("\n\n")
     compile(python, "snippet", "exec")
@@ -115,6 +118,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
         answer = client.chat.completions.create(
             model="mine", messages=[{"role": "user", "content": question}], temperature=0, max_tokens=16
         )
+        check_refusals(f"http://127.0.0.1:{port}", question)
         process.send_signal(end)
         rest, errors = process.communicate(timeout=60)
     finally:
@@ -128,3 +132,44 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
     assert answer.usage.prompt_tokens == len(prompt)
     assert (process.returncode, rest.splitlines()[-1]) == (0, "Ended.")
     assert "Traceback" not in errors
+
+
+def check_refusals(url: str, question: str) -> None:
+    """See that the server does nothing for others, offers no other model, and takes no request that it cannot use."""
+    asked = {"messages": [{"role": "user", "content": question}]}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+        assert client.post("/v1/chat/completions", json=asked, headers={"Origin": "http://evil"}).status_code == 403
+        for path in ("/load_model", "/reset", "/v1/responses", "/v1/systemone", "/v1/audio/transcriptions"):
+            assert client.post(path, json={"model": "/other/model"}).status_code == 404
+        long = question * 500
+        refused = {
+            "messages` is missing, empty": {"messages": []},
+            "Server is pinned to 'mine'": {**asked, "model": "/other/model"},
+            "tokens, and the model attends to 256, the answer included": {
+                "messages": [{"role": "user", "content": long}]
+            },
+            "could not convert string to float": {**asked, "temperature": "warm"},
+        }
+        for part, body in refused.items():
+            for stream in (False, True):
+                reply = client.post("/v1/chat/completions", json={**body, "stream": stream})
+                assert (reply.status_code, part in reply.json()["error"]["message"]) == (400, True), reply.text
+        for prompt in ("", long, None):
+            assert client.post("/v1/completions", json={"prompt": prompt}).status_code == 400
+        # More than fits: the answer ends where the context does.
+        usage = client.post("/v1/chat/completions", json={**asked, "max_tokens": 9999}).json()["usage"]
+        assert usage["total_tokens"] <= 256
+
+
+def test_an_answer_fits_the_context_that_its_prompt_leaves(model: Path) -> None:
+    loaded, _ = load_model(str(model))
+    settings = GenerationConfig(max_new_tokens=1024)
+    fit_answer(loaded, 250, settings)
+    assert settings.max_new_tokens == 6
+    fit_answer(loaded, 252, settings)
+    assert settings.max_new_tokens == 4
+    with pytest.raises(
+        ValueError, match="the prompt has 256 tokens, and the model attends to 256, the answer included"
+    ):
+        fit_answer(loaded, 256, settings)

@@ -5,8 +5,7 @@ import logging
 from pathlib import Path
 
 from hf_instruct.addresses import LOOPBACK, format_url, open_socket
-from hf_instruct.cli.flags import add_trust_flag
-from hf_instruct.cli.numbers import port
+from hf_instruct.cli.flags import add_address_flags, add_trust_flag
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
-    parser.add_argument("--port", metavar="N", type=port, default=8000, help="default: 8000; 0 takes any free one")
+    add_address_flags(parser, default_port=8000)
     parser.add_argument("--device", metavar="D", default="auto", help="`auto` (default), `cpu`, `cuda:0`, `mps`")
     add_trust_flag(parser)
     parser.set_defaults(handler=_serve)
@@ -42,7 +40,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.errors import PublishError
-    from hf_instruct.publishing.serving import build_snippet, check_serving, prepare_served_model, serving
+    from hf_instruct.publishing.serving import (
+        ServeOptions,
+        build_snippet,
+        check_serving,
+        prepare_served_model,
+        serving,
+    )
     from hf_instruct.run_folder import RunFolder
 
     check_serving()
@@ -51,9 +55,10 @@ def _serve(options: argparse.Namespace) -> None:
     folder = prepare_served_model(RunFolder(options.run, trust_remote_code=options.trust_remote_code))
     if options.host not in LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
+    settings = ServeOptions(options.host, bound, options.device, tuple(options.allow_host), options.trust_remote_code)
     logger.info("Loading %s", folder)
     try:
-        with serving(folder, host=options.host, port=bound, device=options.device) as process:
+        with serving(folder, settings) as process:
             url = f"{format_url(options.host, bound)}v1"
             print(f"`{folder.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(folder.name, url)}", flush=True)
             status = process.wait()

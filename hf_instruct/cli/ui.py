@@ -4,8 +4,8 @@ import argparse
 import logging
 
 from hf_instruct.addresses import LOOPBACK, format_url, open_socket
-from hf_instruct.cli.flags import add_trust_flag
-from hf_instruct.cli.numbers import port
+from hf_instruct.cli.flags import add_address_flags, add_trust_flag
+from hf_instruct.guard import list_hosts
 from hf_instruct.pages import DEFAULT_PORT, check_gradio, open_browser
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         allow_abbrev=False,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder; or a model: alias, Hub id or folder")
-    parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
-    parser.add_argument(
-        "--port", metavar="N", type=port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
-    )
+    add_address_flags(parser, default_port=DEFAULT_PORT)
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     add_trust_flag(parser)
     parser.set_defaults(handler=_serve, resume_hint="Nothing is lost; start it again.")
@@ -61,7 +58,7 @@ def _serve(options: argparse.Namespace) -> None:
         if not options.no_browser:
             open_browser(url)
         try:
-            serve_ui(sources, server)
+            serve_ui(sources, server, hosts=list_hosts(options.host, options.allow_host))
         except KeyboardInterrupt:
             # How one ends it; there is nothing to mend.
             print()

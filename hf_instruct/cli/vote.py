@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.addresses import LOOPBACK, format_url, open_socket
-from hf_instruct.cli.numbers import natural, port
+from hf_instruct.cli.flags import add_address_flags
+from hf_instruct.cli.numbers import natural
+from hf_instruct.guard import list_hosts
 from hf_instruct.pages import DEFAULT_PORT, check_gradio, open_browser
 
 if TYPE_CHECKING:
@@ -46,10 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--voter", metavar="NAME", help="whose votes these are (default: the page asks)")
     parser.add_argument("--limit", metavar="N", type=natural, help="vote on N examples, drawn with the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of sample, order and sides (default: 0)")
-    parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
-    parser.add_argument(
-        "--port", metavar="N", type=port, default=DEFAULT_PORT, help="default: 7860; 0 takes any free one"
-    )
+    add_address_flags(parser, default_port=DEFAULT_PORT)
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command goes on.")
 
@@ -70,7 +69,7 @@ def _vote(options: argparse.Namespace) -> None:
         with open_socket(options.host, options.port) as server:
             _announce(book, options, server.getsockname()[1], joined.first_alone + joined.second_alone)
             try:
-                serve_page(book, server, voter=voter)
+                serve_page(book, server, hosts=list_hosts(options.host, options.allow_host), voter=voter)
             except KeyboardInterrupt:
                 # How one ends it; there is nothing to mend.
                 pass

@@ -9,7 +9,7 @@ import functools
 import html
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hf_instruct.comparing.votes import LEFT, RIGHT, SKIP, TIE, Ballot, VoteBook, check_voter
@@ -72,12 +72,13 @@ class Session:
     shown_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
-def serve_page(book: VoteBook, server: socket.socket, *, voter: str | None = None) -> None:
+def serve_page(book: VoteBook, server: socket.socket, *, hosts: Iterable[str], voter: str | None = None) -> None:
     """Serve the page on a bound socket until interrupted.
 
     Args:
         book: The ballots and their votes.
-        server: From `hf_instruct.pages.open_socket`.
+        server: From `hf_instruct.addresses.open_socket`.
+        hosts: From `hf_instruct.guard.list_hosts`.
         voter: Whose votes these are; None asks on the page.
 
     Raises:
@@ -87,7 +88,7 @@ def serve_page(book: VoteBook, server: socket.socket, *, voter: str | None = Non
 
     with gradio.Blocks(title="Which answer is better?", analytics_enabled=False) as blocks:
         VotePanel(gradio, blocks, lambda: book, voter=voter)
-    serve_app(build_app(blocks, style=STYLE, keys=KEYS, head=HEAD), server)
+    serve_app(build_app(blocks, hosts=hosts, style=STYLE, keys=KEYS, head=HEAD), server)
 
 
 class VotePanel:

@@ -1,6 +1,7 @@
 """Serve a run's model over OpenAI's API, by `transformers serve`, asked in the words it was trained on."""
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -14,8 +15,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import hf_instruct
 from hf_instruct.addresses import format_url
 from hf_instruct.errors import ConfigError, PublishError
+from hf_instruct.guard import list_hosts
 from hf_instruct.models import cache_folder, load_tokenizer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.publishing.merging import check_run, name_run, use_training_prompt, write_whole_model
@@ -29,8 +32,11 @@ _LAYOUT = 2
 _START_SECONDS = 600.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.2
-# Not `-m`: Transformers' own entry asks the network whether there is a newer version first.
-_PROGRAM = "from transformers.cli.transformers import app; app()"
+# Not `-m`: a checkout that is not installed is found in its own folder only. Last on the path, it hides nothing.
+_PROGRAM = (
+    f"import sys; sys.path.append({str(Path(hf_instruct.__file__).parents[1])!r}); "
+    "from hf_instruct.publishing.guarded_server import main; main()"
+)
 _NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
 
 
@@ -89,24 +95,43 @@ def _fingerprint(run: RunFolder, prompt_format: PromptFormat) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def build_command(folder: Path, *, host: str, port: int, device: str = "auto") -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class ServeOptions:
+    """How a model is served.
+
+    Attributes:
+        host: Address to bind.
+        port: A free port.
+        device: As `transformers serve` takes it.
+        allowed_hosts: Names by which it may be asked, besides those that follow from `host`.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    host: str
+    port: int
+    device: str = "auto"
+    allowed_hosts: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+
+def build_command(folder: Path, options: ServeOptions) -> list[str]:
     """Return the command that serves a model, to be run in the folder above it, so that its name is all of its path."""
     # `-P`: a folder beside the model must not be taken for a Python module.
     return [
-        *(sys.executable, "-P", "-c", _PROGRAM, "serve", folder.name),
-        *("--host", host, "--port", str(port), "--device", device, "--log-level", "error"),
+        *(sys.executable, "-P", "-c", _PROGRAM, folder.name),
+        *("--host", options.host, "--port", str(options.port), "--device", options.device),
+        *(["--trust-remote-code"] if options.trust_remote_code else []),
+        *("--names", *list_hosts(options.host, options.allowed_hosts)),
     ]
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *, host: str, port: int, device: str = "auto") -> Iterator["subprocess.Popen[bytes]"]:
+def serving(folder: Path, options: ServeOptions) -> Iterator["subprocess.Popen[bytes]"]:
     """Run the server, enter the block once it answers, and end it with the block.
 
     Args:
         folder: From `prepare_served_model`.
-        host: Address to bind.
-        port: A free port.
-        device: As `transformers serve` takes it.
+        options: How to serve it.
 
     Raises:
         PublishError: The server ends before it answers.
@@ -116,7 +141,7 @@ def serving(folder: Path, *, host: str, port: int, device: str = "auto") -> Iter
     environment["HF_HUB_OFFLINE"] = "1"
     environment["HF_HUB_CACHE"] = str(_build_listing(folder))
     process = subprocess.Popen(
-        build_command(folder, host=host, port=port, device=device),
+        build_command(folder, options),
         cwd=folder.parent,
         env=environment,
         # What the server says is no result of ours.
@@ -126,7 +151,7 @@ def serving(folder: Path, *, host: str, port: int, device: str = "auto") -> Iter
         start_new_session=True,
     )
     try:
-        _wait_until_it_answers(process, host, port)
+        _wait_until_it_answers(process, options.host, options.port)
         yield process
     finally:
         process.terminate()

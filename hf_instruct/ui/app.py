@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hf_instruct.pages import build_app, serve_app
@@ -15,12 +15,13 @@ _TITLE = "hf-instruct"
 _FEWEST_SIDES = 2
 
 
-def serve_ui(sources: Sequence[Source], server: socket.socket) -> None:
+def serve_ui(sources: Sequence[Source], server: socket.socket, *, hosts: Iterable[str]) -> None:
     """Serve the page on a bound socket until interrupted.
 
     Args:
         sources: From `find_sources`.
-        server: From `hf_instruct.pages.open_socket`.
+        server: From `hf_instruct.addresses.open_socket`.
+        hosts: From `hf_instruct.guard.list_hosts`.
 
     Raises:
         KeyboardInterrupt: Somebody ended it.
@@ -29,7 +30,9 @@ def serve_ui(sources: Sequence[Source], server: socket.socket) -> None:
 
     with contextlib.ExitStack() as stack:
         blocks = build_blocks(sources, VoteShelf(sources, stack))
-        serve_app(build_app(blocks, style=STYLE + vote_page.STYLE, keys=vote_page.KEYS, head=vote_page.HEAD), server)
+        style = STYLE + vote_page.STYLE
+        app = build_app(blocks, hosts=hosts, style=style, keys=vote_page.KEYS, head=vote_page.HEAD)
+        serve_app(app, server)
 
 
 def build_blocks(sources: Sequence[Source], votes: VoteShelf) -> Any:
