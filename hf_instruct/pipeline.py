@@ -145,7 +145,7 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
         if force:
             with folder.locked():
                 _empty(folder)
-        elif not is_done(folder, "data"):
+        elif not is_done(folder, "data") and not _has_trained(folder):
             # A first try that stopped at its first stage: there is nothing to lose.
             pass
         elif resume:
@@ -169,11 +169,8 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
 def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:
     """Run stages over a run folder, in the order of `STAGES`; data and training that are whole are left alone."""
     for stage in (name for name in STAGES if name in stages):
-        if stage == "data" and not is_done(folder, "data"):
-            from hf_instruct.data.stage import prepare
-
-            prepare(folder, experiment)
-            folder.add_provenance(data_sha256=read_json_object(folder.preflight)["data_sha256"])
+        if stage == "data":
+            _prepare(folder, experiment)
         elif stage == "train" and not is_done(folder, "train"):
             from hf_instruct.training.stage import fine_tune
 
@@ -194,6 +191,18 @@ def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> No
             from hf_instruct.reporting.stage import report
 
             report(folder, experiment)
+
+
+def _prepare(folder: RunFolder, experiment: Experiment) -> None:
+    """Split the data unless that is done; splits that a model was trained on have to be the same as before."""
+    if not is_done(folder, "data"):
+        from hf_instruct.data.stage import prepare
+
+        prepare(folder, experiment)
+    checksum = read_json_object(folder.preflight).get("data_sha256")
+    if checksum and not _has_trained(folder):
+        folder.add_provenance(data_sha256=checksum)
+    folder.check_data()
 
 
 def is_done(folder: RunFolder, stage: str) -> bool:
@@ -272,9 +281,9 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     """
     old, new = plain_values(folder.load_experiment()), plain_values(experiment)
     changed = differing_settings(old, new)
-    has_trained = is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*"))
+    has_trained = _has_trained(folder)
     begun = {
-        "data": is_done(folder, "data"),
+        "data": is_done(folder, "data") or has_trained,
         **dict.fromkeys(("model", "train", "lora"), has_trained),
         "generate": _has_begun_to_answer(folder),
         # Judging again with another judge is a matter of course: the judge stage keeps the older judgments apart.
@@ -290,6 +299,10 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         )
     if changed:
         folder.save_experiment(experiment)
+
+
+def _has_trained(folder: RunFolder) -> bool:
+    return is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*"))
 
 
 def _has_begun_to_answer(folder: RunFolder) -> bool:

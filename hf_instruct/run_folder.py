@@ -6,6 +6,7 @@ first, says what the run is: the resolved experiment, library versions, the data
 
 import contextlib
 import dataclasses
+import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
-from hf_instruct.errors import RunError
-from hf_instruct.records import write_text
+from hf_instruct.errors import DataError, RunError
+from hf_instruct.records import SPLIT_NAMES, Example, read_json_object, read_rows, write_text
 from hf_instruct.redaction import redact
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -52,6 +53,41 @@ class RunFolder:
     def split(self, name: str) -> Path:
         """Return the file of a split: `train`, `test` or `validation`."""
         return self.data / f"{name}.jsonl"
+
+    def read_split(self, name: str) -> list[Example]:
+        """Return the examples of a split.
+
+        Raises:
+            DataError: As `check_data`, or a row cannot be read.
+        """
+        self.check_data()
+        return read_rows(self.split(name), Example)
+
+    def hash_splits(self) -> str:
+        """Return the SHA-256 of the bytes of the three splits, in the order of `SPLIT_NAMES`."""
+        digest = hashlib.sha256()
+        for name in SPLIT_NAMES:
+            digest.update(self.split(name).read_bytes())
+        return digest.hexdigest()
+
+    def check_data(self) -> None:
+        """Refuse splits that are not those that the run was prepared with.
+
+        Raises:
+            DataError: A file is missing, or their checksum is not the one in `run.yaml`.
+        """
+        known = read_yaml(self.config) if self.config.is_file() else {}
+        expected = known.get("data_sha256") or read_json_object(self.preflight).get("data_sha256")
+        if expected is None:
+            return
+        missing = [name for name in SPLIT_NAMES if not self.split(name).is_file()]
+        if missing or self.hash_splits() != expected:
+            what = f"`{missing[0]}.jsonl` is missing" if missing else "their checksum is not the one in `run.yaml`"
+            raise DataError(
+                f"The splits in `{self.data}` are not those that this run was prepared with: {what}. Put the "
+                f"files back, or delete `{self.preflight}` and `--resume` the run, which splits `data.source` again; "
+                "if that has changed, start again with `--force`."
+            )
 
     @property
     def preflight(self) -> Path:
@@ -185,7 +221,9 @@ class RunFolder:
 
     def add_provenance(self, **values: str) -> None:
         """Add to `run.yaml` what became known only after it was first written."""
-        write_text(self.config, dump_yaml({**read_yaml(self.config), **values}))
+        known = read_yaml(self.config)
+        if known != {**known, **values}:
+            write_text(self.config, dump_yaml({**known, **values}))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

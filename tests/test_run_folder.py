@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.config import build_experiment, read_yaml
-from hf_instruct.errors import ConfigError, RunError
+from hf_instruct.errors import ConfigError, DataError, RunError
+from hf_instruct.records import Example, write_json, write_rows
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder, _git_commit, plain_values
 
@@ -101,6 +102,32 @@ def test_the_untuned_models_files_have_the_same_names(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.base.responses == tmp_path / "base" / "responses.jsonl"
     assert run.split("test") == tmp_path / "data" / "test.jsonl"
+
+
+def test_splits_that_have_changed_are_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    rows = [Example(f"e{number}", "Say it.", "", "It.") for number in range(3)]
+    for name in ("train", "test", "validation"):
+        write_rows(run.split(name), rows)
+    # Of a folder that no run has prepared, nothing is known.
+    assert run.read_split("train") == rows
+    write_json(run.preflight, {"data_sha256": run.hash_splits()})
+    assert run.read_split("train") == rows
+    whole = run.split("train").read_bytes()
+    for damaged in (whole[:-5], whole.replace(b"e1", b"e9"), whole + b"\n", b""):
+        run.split("train").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"prepared with: their checksum is not the one in `run.yaml`") as caught:
+            run.read_split("test")
+        assert str(caught.value).count(f"delete `{run.preflight}` and `--resume` the run") == 1
+    run.split("train").unlink()
+    with pytest.raises(DataError, match=r"prepared with: `train.jsonl` is missing"):
+        run.check_data()
+    # What `run.yaml` says counts, whatever was prepared since.
+    run.split("train").write_bytes(whole)
+    run.save_experiment(experiment())
+    run.add_provenance(data_sha256="0f")
+    with pytest.raises(DataError, match=r"their checksum is not the one"):
+        run.check_data()
 
 
 def _hold(path: Path, held, release) -> None:

@@ -56,7 +56,6 @@ def _load_examples(source: Path | None) -> "list[Example]":
     from hf_instruct.data.sources import EVERYDAY, load_examples
     from hf_instruct.data.splits import split_examples
     from hf_instruct.errors import DataError
-    from hf_instruct.records import Example, read_rows
     from hf_instruct.run_folder import RunFolder
 
     if source is None:
@@ -65,7 +64,7 @@ def _load_examples(source: Path | None) -> "list[Example]":
         run = RunFolder(source)
         # Says what is wrong with the folder where it is no run.
         run.load_experiment()
-        return read_rows(run.split("test"), Example)
+        return run.read_split("test")
     if not source.exists():
         raise DataError(
             f"`{source}` does not exist; name a run folder or a file of responses, or leave it out for the packaged "

@@ -1,6 +1,5 @@
 """The prepare stage: from a source to the three files that every later stage reads."""
 
-import hashlib
 import logging
 
 from hf_instruct.config import TRAIN_DEFAULTS, Experiment
@@ -57,12 +56,9 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     )
     # Its presence says that the splits beside it are whole, so it goes before they change.
     run.preflight.unlink(missing_ok=True)
-    digest = hashlib.sha256()
     for name, rows in splits.named().items():
         write_rows(run.split(name), rows)
-        digest.update(run.split(name).read_bytes())
-    # Of the bytes of the three files, in this order.
-    write_json(run.preflight, {"data_sha256": digest.hexdigest(), **preflight})
+    write_json(run.preflight, {"data_sha256": run.hash_splits(), **preflight})
     logger.info("%s", format_findings(preflight))
 
 

@@ -37,7 +37,7 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
     Raises:
         InstructError: The data or the model is missing, or `generate_responses` raised.
     """
-    examples = read_rows(run.split("test"), Example)
+    examples = run.read_split("test")
     if experiment.generate.base:
         name = experiment.model.name
         _answer_into(run.base, examples, experiment, name, f"Answering, untuned ({name})")
@@ -143,7 +143,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
     )
     _try_settings(_generation_fields(section), len(tokenizer))
     prompt_format = PromptFormat.named(experiment.data.prompt_format)
-    examples = read_rows(run.split("test"), Example)
+    examples = run.read_split("test")
     prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
     is_whole = (run.model / "config.json").is_file()
     # An adapter has the context of the model below it.

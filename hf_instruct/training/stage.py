@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_instruct.config import Experiment
 from hf_instruct.processes import count_processes
-from hf_instruct.records import SPLIT_NAMES, Example, Splits, read_rows
+from hf_instruct.records import SPLIT_NAMES, Splits
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import TrainingSummary, train
 
@@ -24,7 +24,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     from hf_instruct.training.arguments import settle_precision
     from hf_instruct.training.precision import halve_linear_weights
 
-    splits = Splits(**{name: read_rows(run.split(name), Example) for name in SPLIT_NAMES})
+    splits = Splits(**{name: run.read_split(name) for name in SPLIT_NAMES})
     section = experiment.model
     model, tokenizer = load_model(
         section.name,
