@@ -21,7 +21,7 @@ Natural = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -58,7 +58,7 @@ class ModelSection(_Section):
 class GenerateSection(BaseModel):
     """How the test split is answered; takes any field of `GenerationConfig` besides its own."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     batch_size: Natural | None = Field(
         None, description="prompts generated from at once; by default as many as fit the memory"

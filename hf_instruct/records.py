@@ -119,6 +119,10 @@ class Judgment:
     reasons: str | None = None
     cached: bool = False
 
+    def __post_init__(self) -> None:
+        if self.score is not None and (isinstance(self.score, bool) or not 0 <= self.score <= 100):
+            raise ValueError(f"`score` is {repr(self.score)[:20]}; allowed are null and the integers from 0 to 100")
+
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
@@ -332,11 +336,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def as_number(value: Any) -> float | None:
     """Return a finite number of a JSON file as a float, and None for anything else.
 
-    >>> as_number(3), as_number(True), as_number("3"), as_number(float("nan"))
-    (3.0, None, None, None)
+    >>> as_number(3), as_number(True), as_number("3"), as_number(float("nan")), as_number(10**400)
+    (3.0, None, None, None, None)
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -156,7 +156,7 @@ def test_reference_metrics_of_both(tmp_path: Path) -> None:
     runs = [save_run(tmp_path / name, {str(i): 50 for i in range(3)}) for name in ("one", "two")]
     assert compare_runs(runs).metrics == []
     for run, f1 in zip(runs, (0.25, 0.5), strict=True):
-        examples = {str(i): {"token_f1": f1, "perplexity": 2.0} for i in range(2)}
+        examples = {str(i): {"token_f1": f1, "perplexity": 2.0} for i in range(2)} | {"2": {"token_f1": 10**400}}
         write_json(RunFolder(run).metrics, {"metrics": {}, "examples": examples})
     found = {part.name: part for part in compare_runs(runs).metrics}
     assert found["token_f1"].n == 2

@@ -103,6 +103,14 @@ def test_fractions_that_sum_to_one_in_floating_point_are_right() -> None:
     assert build_experiment({"data": values}, where="here", deep=False).data.validation_fraction == 0.1
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["judge.temperature", "judge.timeout_seconds", "data.train_fraction", "model.dropout"])
+def test_every_number_is_finite(name: str, value: float) -> None:
+    section, field = name.split(".")
+    (fault,) = faults_of({section: {field: value}})
+    assert fault.startswith(f"`{name}` is {value}; input should be ")
+
+
 @pytest.mark.parametrize(
     ("values", "fault"),
     [

@@ -51,12 +51,13 @@ def test_all_faults_are_listed(tmp_path: Path) -> None:
         {**ROW, "id": 7},
         {**ROW, "id": "same"},
         {**ROW, "id": "same"},
+        {**ROW, "num_tokens": 10**400},
     ]
     path = write(tmp_path / "rows.json", json.dumps(rows))
     with pytest.raises(DataError) as caught:
         load_responses(path)
     assert str(caught.value).splitlines() == [
-        f"7 fault(s) in `{path}`:",
+        f"8 fault(s) in `{path}`:",
         "  - row 2 is 'text', not an object",
         "  - row 3 has an empty `instruction`",
         "  - row 4 has neither `response` nor `model_response`",
@@ -64,6 +65,7 @@ def test_all_faults_are_listed(tmp_path: Path) -> None:
         "  - row 5 has half of a surrogate pair in `model_response`, which is no character; mend or remove it",
         "  - row 6 has 7 as `id`, which should be text",
         "  - row 8 has the id `same` of row 7; ids must differ",
+        f"  - row 9 has 1{'0' * 39}… as `num_tokens`, which should be a whole number",
     ]
 
 

@@ -175,3 +175,13 @@ def test_ids_depend_on_all_three_texts_and_their_borders() -> None:
     assert len(ids) == 4
     assert build_example_id("Name a color.", "", "Red.") == "afd331bf07dd"
     assert len(build_example_id("ü \ud83d\ude80".encode("utf-16", "surrogatepass").decode("utf-16"), "", "")) == 12
+
+
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "101", "-1", "true", "1e400"])
+def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> None:
+    path = tmp_path / "judgments.jsonl"
+    write_rows(path, [Judgment("a", 77, [], {}, "course", "", 0.5)])
+    path.write_text(path.read_text().replace("77", score))
+    with pytest.raises(DataError, match=r"line 1 is not a Judgment row \(`score` is ") as caught:
+        read_rows(path, Judgment)
+    assert len(str(caught.value)) < 250 + len(str(path))

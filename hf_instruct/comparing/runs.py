@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from hf_instruct.comparing.verdict_files import SCORES, Key, Verdicts, build_verdicts, load_verdicts
 from hf_instruct.errors import DataError
 from hf_instruct.metric_names import QUOTIENTS
-from hf_instruct.records import Judgment, Response, TrainingRow, build_example_id, read_rows
+from hf_instruct.records import Judgment, Response, TrainingRow, as_number, build_example_id, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.score_summary import JUDGE_IDENTITY
 
@@ -185,9 +184,9 @@ def _parse_metrics(examples: Mapping[str, Any]) -> dict[Key, dict[str, float]]:
     """Return the numbers of each example, but for those whose mean over examples is not the metric."""
     return {
         str(key): {
-            name: float(value)
+            name: number
             for name, value in (values.items() if isinstance(values, Mapping) else ())
-            if name not in QUOTIENTS and isinstance(value, int | float) and math.isfinite(value)
+            if name not in QUOTIENTS and (number := as_number(value)) is not None
         }
         for key, values in examples.items()
     }

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.errors import DataError, JudgeError, RunError
-from hf_instruct.records import Judgment, Response, build_example_id, write_json
+from hf_instruct.records import Judgment, Response, as_number, build_example_id, write_json
 from hf_instruct.run_folder import RunFolder
 
 _TEXTS = ("instruction", "input", "output")
@@ -216,7 +215,7 @@ def _check_row(row: Any) -> list[str]:
         value = row.get(name)
         # To Python, true and false are whole numbers.
         is_right = isinstance(value, bool) == (kinds is bool) and isinstance(value, kinds)
-        if value is not None and not (is_right and math.isfinite(value)):
+        if value is not None and not (is_right and (kinds is bool or as_number(value) is not None)):
             faults.append(f"has {_show(value)} as `{name}`, which should be {kind}")
     return faults
 

@@ -286,7 +286,7 @@ def _number(value: Any) -> float | None:
     """Return a finite number as a float, and None for anything else, such as lm-eval's "N/A"."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

@@ -85,7 +85,9 @@ def list_metrics(facts: RunFacts) -> list[MetricRow]:
 def _read_measures(side: Side) -> dict[str, Measure]:
     metrics = side.metrics.get("metrics")
     return {
-        str(name): Measure(as_number(values.get("mean")), parse_interval(values.get("interval")), values.get("n") or 0)
+        str(name): Measure(
+            as_number(values.get("mean")), parse_interval(values.get("interval")), int(as_number(values.get("n")) or 0)
+        )
         for name, values in (metrics.items() if isinstance(metrics, Mapping) else ())
         if isinstance(values, Mapping) and as_number(values.get("mean")) is not None
     }
