@@ -1,8 +1,10 @@
 """Run folders with a tiny model or adapter, for the tests of exporting and serving."""
 
 from pathlib import Path
+from typing import Any
 
 import tiny_models
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from hf_instruct.config import build_experiment
@@ -43,8 +45,11 @@ def write_run(folder: Path, model: Path, *, prompt_format: str = "alpaca", examp
     return run
 
 
-def save_adapter(folder: Path, base: Path) -> Path:
-    """Save a LoRA adapter with random weights, large enough to change every answer, beside the base's tokenizer."""
+def save_adapter(folder: Path, base: Path, **changes: Any) -> Path:
+    """Save a LoRA adapter with random weights, large enough to change every answer, beside the base's tokenizer.
+
+    `changes` are fields of `LoraConfig`; what it trains besides LoRA matrices is changed at random too.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
@@ -52,7 +57,11 @@ def save_adapter(folder: Path, base: Path) -> Path:
     set_seed(1)
     # GPT-2 keeps its matrices transposed.
     kind = {"fan_in_fan_out": model.config.model_type == "gpt2", "task_type": "CAUSAL_LM"}
-    config = LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, **kind)
-    get_peft_model(model, config).save_pretrained(folder)
+    settings = {"r": 2, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **kind, **changes}
+    tuned = get_peft_model(model, LoraConfig(**settings))
+    for name, parameter in tuned.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            parameter.data.add_(torch.randn_like(parameter) * parameter.std())
+    tuned.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

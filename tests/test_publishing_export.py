@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_instruct.errors import ModelLoadError, PublishError, RunError
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.publishing import export
 from hf_instruct.publishing.export import export_run
 from hf_instruct.publishing.merging import check_run, load_run_model
 from hf_instruct.publishing.targets import building
@@ -41,6 +40,7 @@ def test_merged_weights_compute_what_the_adapter_did(name: str, models: dict[str
     run = publishing_runs.write_run(tmp_path / "run", models[name])
     exported = export_run(run, "merged")
     assert (exported.path, exported.merged) == (run.path / "export" / "merged", "lora" in name)
+    assert exported.check.same_answers == exported.check.num_prompts == 10
     tuned, tokenizer = load_model(str(models[name]))
     whole = AutoModelForCausalLM.from_pretrained(exported.path)
     base, _ = load_model(str(models[name.removesuffix("-lora")]))
@@ -63,7 +63,6 @@ def test_an_ollama_folder_of_an_adapter(models: dict[str, Path], tmp_path: Path)
     exported = export_run(run, "ollama", tensor_type="F16", out=tmp_path / "out")
     assert names(tmp_path / "out") == ["Modelfile", "model-F16.gguf"]
     assert (exported.merged, exported.weights) == (True, tmp_path / "out/model-F16.gguf")
-    assert exported.check is not None
     assert exported.check.num_prompts == 10
     assert exported.check.same_tokens > 0.95 * exported.check.num_tokens
     text = (tmp_path / "out/Modelfile").read_text()
@@ -146,7 +145,7 @@ def test_a_file_that_fails_its_check_is_deleted(
 ) -> None:
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     monkeypatch.setattr("hf_instruct.publishing.gguf_file.pair_rotated", lambda weight, heads: weight)
-    with pytest.raises(PublishError, match=r"differs from the model in the layer type `q_proj`"):
+    with pytest.raises(PublishError, match=r"The GGUF file is not the model that was trained"):
         export_run(run, "gguf")
     assert names(run.path / "export") == []
 
@@ -173,13 +172,3 @@ def test_an_adapter_whose_base_is_gone(models: dict[str, Path], tmp_path: Path) 
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone"}))
     with pytest.raises(ModelLoadError):
         load_run_model(publishing_runs.write_run(tmp_path / "run", folder))
-
-
-def test_prompts_of_the_check(models: dict[str, Path], tmp_path: Path) -> None:
-    run = publishing_runs.write_run(tmp_path / "run", models["llama"], examples=4)
-    source = load_run_model(run)
-    prompts = export.collect_prompts(run, source)
-    assert len(prompts) == 10
-    texts = [source.tokenizer.decode(prompt) for prompt in prompts]
-    assert "Say the word 1.\n\n### Input:\nnow" in texts[1]
-    assert "Name the capital of France." in texts[4]

@@ -104,3 +104,10 @@ def test_a_target_that_the_model_lacks(gpt2) -> None:
 def test_values_that_peft_refuses_are_an_error_of_ours(gpt2) -> None:
     with pytest.raises(ConfigError, match="The `lora` section is refused by PEFT:\n  - "):
         build_lora_config({"init_lora_weights": "loftq", "layers_pattern": "h", "target_modules": "x.*"}, gpt2)
+
+
+def test_tied_adapters_that_peft_would_load_as_others(gpt2, llama) -> None:
+    values = {"target_modules": ["lm_head"], "ensure_weight_tying": True}
+    with pytest.raises(ConfigError, match=r"it does not know `transformer.wte` of GPT2LMHeadModel as an embedding"):
+        build_lora_config(values, gpt2)
+    assert build_lora_config(values, llama).ensure_weight_tying

@@ -12,14 +12,15 @@ from hf_instruct.errors import InstructError
 
 if TYPE_CHECKING:
     from hf_instruct.publishing.export import Export
-    from hf_instruct.publishing.gguf_check import GgufCheck
+    from hf_instruct.publishing.fidelity import Fidelity
     from hf_instruct.publishing.ollama_model import OllamaServer
 
 logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
-Write a run's tuned model for other programs; an adapter is merged into its base model first. A GGUF file is read back
-and compared with the model, tensor by tensor and on ten prompts, before it is called done."""
+Write a run's tuned model for other programs; an adapter is merged into its base model first. What was written is read
+back and compared with the run's model, adapter and base model side by side, on ten of its prompts before it is called
+done."""
 
 _EPILOG = """\
 formats:
@@ -119,27 +120,20 @@ def _print(export: "Export") -> None:
     )
     size = format_size(sum(file.stat().st_size for file in files))
     print(f"{export.path}  ({size}{', adapter merged' if export.merged else ''})")
-    if export.check is not None:
-        _print_check(export.check)
+    _print_check(export.check)
     if export.modelfile is not None:
         stop = ", ".join(json.dumps(word) for word in export.modelfile.parameters["stop"])
         print(f"  Modelfile      num_ctx {export.modelfile.parameters['num_ctx']}, temperature 0, stops at {stop}")
 
 
-def _print_check(check: "GgufCheck") -> None:
-    from hf_instruct.publishing.gguf_check import LOGIT_TOLERANCE, TENSOR_TOLERANCE
+def _print_check(check: "Fidelity") -> None:
+    from hf_instruct.publishing.fidelity import TOLERANCE
 
     kind = check.tensor_type
-    worst = f" (`{check.worst_tensor}`)" if check.worst_tensor else ""
-    print("  read back and compared with the model:")
-    print(
-        f"  {check.num_tensors} tensors".ljust(17)
-        + f"largest difference {check.tensor_error:.2g} of a tensor's largest weight{worst};"
-    )
-    print(f"{'':17}{kind} allows {TENSOR_TOLERANCE[kind]:.2g}")
+    print("  read back and compared with the run's model on prompts of its own:")
     print(
         f"  {check.num_prompts} prompts".ljust(17)
-        + f"logits differ by {check.logit_error:.2g} of their spread; {kind} allows {LOGIT_TOLERANCE[kind]:g}"
+        + f"logits differ by up to {check.logit_error:.2g} of their spread; {kind} allows {TOLERANCE[kind]:g}"
     )
     print(f"{'':17}same best token at {check.same_tokens} of {check.num_tokens} positions")
     print(f"{'':17}same greedy answer to {check.same_answers} of {check.num_prompts}")
@@ -152,5 +146,5 @@ def _plain(export: "Export") -> dict[str, object]:
         "path": str(export.path),
         "merged": export.merged,
         "weights": None if export.weights is None else str(export.weights),
-        "check": None if export.check is None else dataclasses.asdict(export.check),
+        "check": dataclasses.asdict(export.check),
     }

@@ -1,13 +1,13 @@
 """Export a run's model: merged weights, a GGUF file, or a folder for Ollama; checked before it is called done."""
 
-import contextlib
 import dataclasses
 import logging
 from pathlib import Path
 
-from hf_instruct.errors import DataError, PublishError
+from hf_instruct.errors import PublishError
 from hf_instruct.models import context_length
-from hf_instruct.publishing.gguf_check import MAX_NEW_TOKENS, GgufCheck, check_gguf
+from hf_instruct.publishing.fidelity import Fidelity
+from hf_instruct.publishing.gguf_check import check_gguf
 from hf_instruct.publishing.gguf_file import (
     check_architecture,
     check_gguf_package,
@@ -20,26 +20,11 @@ from hf_instruct.publishing.merging import RunModel, check_run, load_run_model, 
 from hf_instruct.publishing.ollama_model import Modelfile, build_modelfile
 from hf_instruct.publishing.targets import building, check_space, check_target
 from hf_instruct.publishing.templates import check_go_template, shape_prompt
-from hf_instruct.records import Example, read_rows
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-NUM_PROMPTS = 10
 MODELFILE = "Modelfile"
-# Where a run has no test split to take prompts from.
-_INSTRUCTIONS = (
-    "Name the capital of France.",
-    "Write a sentence about the sea.",
-    "List three colors.",
-    "What is 12 plus 30?",
-    "Rewrite in the past tense: She walks home.",
-    "Give an antonym of 'cold'.",
-    "Who wrote 'Pride and Prejudice'?",
-    "Translate to French: Good morning.",
-    "Is a whale a fish?",
-    "Describe rain in one word.",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +34,15 @@ class Export:
     Attributes:
         path: The file or folder.
         merged: Whether an adapter was merged into its base model.
+        check: How near what was written is to the run's model.
         weights: The GGUF file, where there is one.
-        check: How near it is to the model.
         modelfile: For Ollama.
     """
 
     path: Path
     merged: bool
+    check: Fidelity
     weights: Path | None = None
-    check: GgufCheck | None = None
     modelfile: Modelfile | None = None
 
 
@@ -75,7 +60,7 @@ def export_run(
 
     Raises:
         InstructError: The run or its model is missing, the format cannot hold it, the place is taken or full, or the
-            GGUF differs from the model by more than its type explains.
+            what was written differs from the run's model by more than its type explains.
     """
     name = f"{run.path.resolve().name}-{tensor_type}.gguf" if kind == "gguf" else kind
     target = out or run.path / "export" / name
@@ -90,52 +75,26 @@ def export_run(
     if kind == "merged":
         check_space(target, size * 4 + 10_000_000)
         with building(target) as part:
-            save_run_model(source, part)
-        return Export(target, source.merged)
+            check = save_run_model(source, part)
+        return Export(target, source.merged, check)
     check_architecture(source.model.config)
     name_pre_tokenizer(read_tokenizer(source.tokenizer))
     modelfile = _build_modelfile(source) if kind == "ollama" else None
     check_space(target, estimate_gguf_bytes(size, tensor_type))
-    prompts = collect_prompts(run, source)
     weights = target if modelfile is None else target / f"model-{tensor_type}.gguf"
     with building(target) as part:
         file = part if modelfile is None else part / weights.name
         file.parent.mkdir(exist_ok=True)
         logger.info("Writing %s", weights)
         write_gguf(source, file, tensor_type=tensor_type)
-        logger.info("Reading it back and comparing it with the model")
-        check = check_gguf(file, source, prompts, tensor_type=tensor_type)
+        logger.info("Reading it back and comparing it with the run's model")
+        check = check_gguf(file, source, tensor_type=tensor_type)
         if modelfile is not None:
             (part / MODELFILE).write_text(modelfile.format(weights.name), encoding="utf-8", newline="\n")
-    return Export(target, source.merged, weights, check, modelfile)
+    return Export(target, source.merged, check, weights, modelfile)
 
 
 def _build_modelfile(source: RunModel) -> Modelfile:
     shape = shape_prompt(source.prompt_format, source.tokenizer)
     check_go_template(shape, source.prompt_format, source.tokenizer)
     return build_modelfile(shape, context=context_length(source.model))
-
-
-def collect_prompts(run: RunFolder, source: RunModel, *, count: int = NUM_PROMPTS) -> list[list[int]]:
-    """Return the token ids of the prompts that an export is checked on: the test split's first, or general ones.
-
-    Prompts that leave no room for an answer are left out.
-    """
-    examples: list[Example] = []
-    with contextlib.suppress(DataError):
-        examples = read_rows(run.split("test"), Example)
-    pairs = [(example.instruction, example.input) for example in examples] + [(text, "") for text in _INSTRUCTIONS]
-    limit = context_length(source.model)
-    prompts: list[list[int]] = []
-    for instruction, input in pairs:
-        ids = source.prompt_format.encode_prompt(source.tokenizer, instruction, input)
-        if limit is None or len(ids) + MAX_NEW_TOKENS <= limit:
-            prompts.append(ids)
-        if len(prompts) == count:
-            break
-    if not prompts:
-        raise PublishError(
-            f"The model attends to {limit} tokens, and no prompt leaves room for the {MAX_NEW_TOKENS} new tokens "
-            "of the check. Train it with a longer context."
-        )
-    return prompts

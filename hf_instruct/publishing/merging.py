@@ -4,13 +4,22 @@ import dataclasses
 import logging
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import PublishError
-from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars
+from hf_instruct.models import configure_stop, context_length, load_model, load_tokenizer, no_shard_bars
 from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.publishing.fidelity import (
+    Fidelity,
+    Reference,
+    check_fidelity,
+    collect_prompts,
+    compare_models,
+    take_reference,
+)
 from hf_instruct.publishing.templates import build_chat_template, shape_prompt
 from hf_instruct.records import read_json_object, write_json
 from hf_instruct.run_folder import RunFolder
@@ -34,6 +43,8 @@ class RunModel:
         prompt_format: The format of these prompts.
         name: What to call it: the run folder's name.
         merged: Whether there was an adapter.
+        reference: What it computes with the adapter and its base model side by side; what is written is compared with
+            this.
     """
 
     model: "PreTrainedModel"
@@ -41,6 +52,7 @@ class RunModel:
     prompt_format: PromptFormat
     name: str
     merged: bool
+    reference: Reference
 
 
 def check_run(run: RunFolder) -> None:
@@ -68,39 +80,78 @@ def load_run_model(run: RunFolder) -> RunModel:
 
     Raises:
         RunError: The folder does not exist or holds no run.
-        PublishError: Nothing has been trained in it, or the weights are not finite numbers.
+        PublishError: Nothing has been trained in it, the weights are not finite numbers, or the merged model computes
+            something else than adapter and base model side by side.
         ModelLoadError: The model, or the base model of the adapter, cannot be loaded.
     """
     check_run(run)
     experiment = run.load_experiment()
     prompt_format = PromptFormat.named(experiment.data.prompt_format)
     model, tokenizer = load_model(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+    end_id = prompt_format.end_token_id(tokenizer)
+    prompts = collect_prompts(run, tokenizer, prompt_format, limit=context_length(model))
+    reference = take_reference(model, tokenizer, prompts, end_id=end_id)
     if run.has_adapter:
-        model = merge_adapter(model)
-    configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
+        model = merge_adapter(model, reference)
+    configure_stop(model, tokenizer, end_id)
     # Training switches it off; without it every other program would compute each answer in quadratic time.
     model.config.use_cache = True
     use_training_prompt(tokenizer, prompt_format)
     name = run.path.resolve().name
-    return RunModel(model, tokenizer, prompt_format, name, run.has_adapter)
+    return RunModel(model, tokenizer, prompt_format, name, run.has_adapter, reference)
 
 
-def merge_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
+def merge_adapter(model: Any, reference: Reference) -> "PreTrainedModel":
     """Return the base model of a PEFT model with the adapter added to its weights; GPT-2's transposed ones as well.
 
-    Raises:
-        PublishError: The adapter holds numbers that are not finite.
-    """
-    from peft import PeftModel
+    Input and output embedding are untied first: PEFT would add what an adapter learned for either to both.
 
-    if not isinstance(model, PeftModel):
-        return model
+    Args:
+        model: A PEFT model; of no use afterwards.
+        reference: What it computes.
+
+    Raises:
+        PublishError: The adapter holds numbers that are not finite, or the merged model computes something else.
+    """
+    with model.disable_adapter():
+        if compare_models(model, reference).logit_error == 0:
+            logger.warning("The adapter changes nothing: the merged model is its base model.")
+    _untie(model.get_base_model())
     try:
-        whole: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            # That an adapter of a tied layer may be merged wrongly, and that the layers are no longer tied.
+            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings|Input and output embeddings are")
+            whole: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise PublishError(f"The adapter cannot be merged into its base model: {error}") from error
     whole.eval()
+    _tie_again(whole)
+    check_fidelity(whole, reference, "The merged model")
     return whole
+
+
+def _untie(model: "PreTrainedModel") -> None:
+    """Give every layer weights of its own."""
+    from torch import nn
+
+    known = set()
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in known:
+                setattr(module, name, nn.Parameter(parameter.detach().clone()))
+            known.add(parameter)
+
+
+def _tie_again(model: "PreTrainedModel") -> None:
+    """Tie the output embedding to the input embedding where both are equal, as they are if neither was adapted."""
+    import torch
+
+    # Typed as if a layer's weight could be a layer.
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    if head is not None and torch.equal(embedding.weight, head.weight):
+        head.weight = embedding.weight
+        model.config.tie_word_embeddings = True
 
 
 def use_training_prompt(
@@ -136,12 +187,18 @@ def use_training_prompt(
         tokenizer.chat_template = None
 
 
-def save_run_model(source: RunModel, folder: Path) -> None:
-    """Write weights, configs and tokenizer into a folder that `from_pretrained` takes.
+def save_run_model(source: RunModel, folder: Path) -> Fidelity:
+    """Write weights, configs and tokenizer into a folder that `from_pretrained` takes, and read the model back.
+
+    Returns:
+        How near what was written is to the run's own model.
 
     Raises:
+        PublishError: It computes something else.
         OSError: The disk is full, or the folder cannot be written.
     """
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
     with no_shard_bars():
         source.model.save_pretrained(folder)
@@ -149,6 +206,10 @@ def save_run_model(source: RunModel, folder: Path) -> None:
     for path in (path for path in folder.rglob("*") if path.is_file()):
         # Weights are written for their owner alone, and a server may run as somebody else.
         path.chmod(0o644)
+    with no_shard_bars():
+        # Its weights stay in the file until they are needed: there are not two models in memory.
+        written = type(source.model).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return check_fidelity(written.eval(), source.reference, "The model that was written")
 
 
 def write_whole_model(run: RunFolder, folder: Path, *, link: bool = False) -> "PreTrainedTokenizerBase":

@@ -120,6 +120,7 @@ def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "L
         ConfigError: PEFT refuses the values, or a target is not a layer of this model.
     """
     from peft import LoraConfig
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
     settings: dict[str, Any] = {**LORA_DEFAULTS, **values}
     layers = find_linear_layers(model)
@@ -138,6 +139,15 @@ def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "L
             [
                 f"`lora.init_lora_weights` is `{begins}`, which changes the base model at random: it would be "
                 "another one when the adapter is loaded; use `pissa`"
+            ],
+        )
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    if settings.get("ensure_weight_tying") and embedding.rpartition(".")[2] not in EMBEDDING_LAYER_NAMES:
+        raise ConfigError(
+            "The `lora` section cannot be kept:",
+            [
+                f"`lora.ensure_weight_tying` is on, and PEFT would load another adapter than the one trained: it does "
+                f"not know `{embedding}` of {type(model).__name__} as an embedding; leave it out"
             ],
         )
     with translated_refusals("The `lora` section is refused by PEFT:"):
