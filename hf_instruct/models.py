@@ -138,12 +138,20 @@ def resolve_model(name: str) -> str:
         return str(_convert_wheel_model())
     if name in ALIASES:
         return ALIASES[name]
-    # A path is passed on as it is, so that a misspelt one is not taken for a Hub id.
-    if Path(name).is_dir() and (Path(name) / "model").is_dir() and (Path(name) / "run.yaml").is_file():
-        return str(Path(name) / "model")
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    # A path that is no folder is passed on as it is, so that a misspelt one is not taken for a Hub id.
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        is_run = (folder / "model").is_dir() and (folder / "run.yaml").is_file()
+        # Whole, because an adapter notes it: a relative one would be taken for a Hub id in any other folder.
+        return str((folder / "model" if is_run else folder).absolute())
+    if name.startswith((".", "/", "~")):
         raise ModelLoadError(f"The model folder `{name}` does not exist.")
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+    return name
+
+
+def is_local_model(name: str) -> bool:
+    """Return whether a model's name stands for a folder on this machine, and not for an alias or a Hub id."""
+    return name not in (*ALIASES, WHEEL_MODEL) and Path(name).expanduser().is_dir()
 
 
 def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end: int | None = None) -> None:

@@ -16,4 +16,4 @@ def redact(value: Any) -> Any:
         return [redact(part) for part in value]
     if not isinstance(value, str):
         return value
-    return _TOKEN.sub("[token removed]", re.sub(r"://[^/\s@]+@", "://", value))
+    return _TOKEN.sub("[token removed]", re.sub(r"://(?!git@)[^/\s@]+@", "://", value))

@@ -219,7 +219,7 @@ class RunFolder:
         known = read_yaml(self.config) if self.config.is_file() else {}
         write_text(self.config, dump_yaml({**known, **provenance}))
 
-    def add_provenance(self, **values: str) -> None:
+    def add_provenance(self, **values: str | bool) -> None:
         """Add to `run.yaml` what became known only after it was first written."""
         known = read_yaml(self.config)
         if known != {**known, **values}:

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.publishing.folder import PublishOptions, check_private, write_folder
 from hf_instruct.publishing.measured import read_measured
+from hf_instruct.publishing.origins import find_base_model
 from hf_instruct.publishing.push import write_publication
 from hf_instruct.publishing.usage import build_snippet, fence
 from hf_instruct.records import append_rows, write_json
@@ -311,6 +313,29 @@ def test_merge_publishes_whole_weights(adapter_run: RunFolder, byte_model: Path,
     )
 
 
+def test_runs_that_do_not_say_where_their_base_model_was(
+    adapter_run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    values = read_yaml(adapter_run.config)
+    values["experiment"]["model"]["name"] = "models/my-model"
+    run.config.write_text(dump_yaml(values))
+    shutil.copytree(adapter_run.model, run.model)
+    experiment = run.load_experiment()
+    # The tokenizer was read from a folder.
+    assert find_base_model(run, experiment).hub_id is None
+    assert not caplog.messages
+    settings = run.model / "tokenizer_config.json"
+    write_json(
+        settings, {name: value for name, value in json.loads(settings.read_text()).items() if name != "is_local"}
+    )
+    assert find_base_model(run, experiment).hub_id == "models/my-model"
+    assert "does not say whether `models/my-model` was a folder or a model on the Hub" in caplog.text
+    run.add_provenance(base_model_is_local=True)
+    assert find_base_model(run, experiment).hub_id is None
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(full_run: RunFolder, tmp_path: Path) -> None:
     def refuse(**options: object) -> str:
         with pytest.raises(PublishError) as caught:
@@ -466,7 +491,11 @@ def test_private_texts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check_private(tmp_path, run)
     assert "would publish the path of a folder on this machine" in check(f'{{"cache": "{Path.home()}/models"}}')
     assert "would publish the path of a folder" in check(f'{{"cache": "{run.path.resolve()}/model"}}')
+    assert "would publish the path of a folder" in check('{"cache": "/home/somebody-else/models"}')
     assert "would publish a token" in check('{"a": "' + "hf_" + "A" * 34 + '"}')
+    # As OpenAI writes its keys, and as addresses carry passwords.
+    assert "would publish a token" in check('{"a": "sk-proj-' + "A" * 20 + '"}')
+    assert "would publish a token" in check('{"a": "https://me:secret@example.com/x"}')
     monkeypatch.setattr(Path, "cwd", lambda: Path("/datasets"))
     assert "would publish the path of a folder" in check('{"cache": "/datasets/mine"}')
     file.write_text("[tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca)")

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -211,6 +212,26 @@ def test_a_base_model_that_is_not_there(adapter_run: RunFolder, hub: FakeHub) ->
         "The base model `models/my-folder` is not on the Hub, or not for you to see. Name its id there with "
         "`--base-model`. Nothing was published."
     )
+
+
+def test_a_folder_of_the_users_never_becomes_an_id_on_the_hub(byte_model: Path, hub: FakeHub, tmp_path: Path) -> None:
+    # A stranger's, of the name that the user's folder has.
+    hub.add_repo("models/my-model", {"config.json": b"{}"})
+    adapter = write_adapter_run(tmp_path / "adapter", byte_model, model={"name": "models/my-model"})
+    full = write_full_run(tmp_path / "full", byte_model, model={"name": "models/my-model"})
+    for run in (adapter, full):
+        run.add_provenance(base_model_is_local=True)
+    assert "base model in a local folder" in refuse(adapter, hub)
+    push_to(full, hub, "me/whole")
+    push_to(adapter, hub, "me/adapter", base_model=BASE_ID)
+    private = ("my-model", byte_model.name, str(byte_model.parent), str(tmp_path), str(Path.cwd()), "run.yaml")
+    for repo in (hub.repos["me/whole"], hub.repos["me/adapter"]):
+        assert len(repo.files) > 8
+        for name, file in repo.files.items():
+            assert [text for text in private if text.encode() in file.content] == [], name
+    assert b"\nbase_model:" not in hub.repos["me/whole"].files["README.md"].content
+    settings = json.loads(hub.repos["me/adapter"].files["adapter_config.json"].content)
+    assert settings["base_model_name_or_path"] == BASE_ID
 
 
 def test_nobody_is_asked_about_a_run_that_cannot_be_published(

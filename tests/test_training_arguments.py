@@ -106,6 +106,11 @@ def test_values_that_peft_refuses_are_an_error_of_ours(gpt2) -> None:
         build_lora_config({"init_lora_weights": "loftq", "layers_pattern": "h", "target_modules": "x.*"}, gpt2)
 
 
+def test_no_secret_reaches_trl(tmp_path: Path) -> None:
+    arguments = build_arguments({"run_name": "try hf_" + "A" * 34, "use_cpu": True}, tmp_path)
+    assert arguments.run_name == "try [token removed]"
+
+
 def test_tied_adapters_that_peft_would_load_as_others(gpt2, llama) -> None:
     values = {"target_modules": ["lm_head"], "ensure_weight_tying": True}
     with pytest.raises(ConfigError, match=r"it does not know `transformer.wte` of GPT2LMHeadModel as an embedding"):

@@ -1,11 +1,12 @@
 """From `data/` to `model/`, as the stage does it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import tiny_models
 
-from hf_instruct.config import build_experiment
+from hf_instruct.config import build_experiment, read_yaml
 from hf_instruct.records import Splits, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import train
@@ -22,7 +23,37 @@ def test_adapters_that_look_at_the_frozen_weights_find_them_whole(tiny_gpt2: Pat
     run.split("train").parent.mkdir(parents=True)
     for name in ("train", "test", "validation"):
         write_rows(run.split(name), getattr(SPLITS, name))
-    found = fine_tune(run, build_experiment(sections, where="here", deep=False))
+    experiment = build_experiment(sections, where="here", deep=False)
+    run.save_experiment(experiment)
+    found = fine_tune(run, experiment)
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
     expected = train(model, tokenizer, SPLITS, output_dir=tmp_path / "own", settings=settings, lora=sections["lora"])
     assert found.validation_loss == expected.validation_loss
+
+
+@pytest.mark.slow
+def test_no_file_of_a_run_holds_a_secret_or_takes_a_folder_for_a_hub_id(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_gpt2.parent)
+    token = "hf_" + "A" * 34
+    name = f"./{tiny_gpt2.name}"
+    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 2, "run_name": f"{token} https://me:pass1234@host/x"}
+    sections = {"train": settings, "lora": {"r": 4}, "model": {"name": name}}
+    run = RunFolder(tmp_path / "run")
+    for split in ("train", "test", "validation"):
+        write_rows(run.split(split), getattr(SPLITS, split))
+    experiment = build_experiment(sections, where="here", deep=False)
+    run.save_experiment(experiment)
+    fine_tune(run, experiment)
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert {"run.yaml", "trainer_state.json", "training_args.bin"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert token.encode() not in content, path
+        assert b"pass1234" not in content, path
+    assert not (run.model / "training_args.bin").exists()
+    # The name alone would be another model's in another folder.
+    assert read_yaml(run.config)["base_model_is_local"] is True
+    noted = json.loads((run.model / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert noted == str(tiny_gpt2)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from hf_instruct.errors import ModelLoadError, PublishError
 from hf_instruct.models import cache_folder, resolve_model
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.publishing.card import LOSS_PLOT, CardFacts, build_card
-from hf_instruct.publishing.measured import Measured, read_measured
+from hf_instruct.publishing.measured import Measured, public_name, read_measured
 from hf_instruct.publishing.merging import change_json, check_run, copy_files, write_tokenizer, write_whole_model
 from hf_instruct.publishing.origins import UNKNOWN, BaseModel, describe_data, find_base_model
 from hf_instruct.publishing.usage import PROMPT_FILE
@@ -44,7 +44,8 @@ _PLACES = (
 )
 _QUESTION = "Name three animals that live in the sea."
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
+# Homes on any machine: a run may be published from another one than it was made on.
+_HOMES = re.compile(r"/(?:home|Users)/[^/\s\"']+/|[A-Za-z]:\\{1,2}Users\\")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def write_folder(
         has_loss_plot=run.loss_plot.is_file(),
     )
     write_text(folder / CARD, redact(str(build_card(facts))))
-    check_private(folder, run)
+    check_private(folder, run, names=_private_names(plan))
     return PublishedFolder(folder, plan.base, plan.is_adapter, dict(sorted(_measure_files(folder))))
 
 
@@ -163,7 +164,7 @@ def plan_folder(run: RunFolder, options: PublishOptions) -> Plan:
     settings = run.model / "adapter_config.json"
     adapter = read_json_object(settings)
     _check_options(run, options, bool(adapter))
-    base = find_base_model(experiment, options.base_model)
+    base = find_base_model(run, experiment, options.base_model)
     is_adapter = bool(adapter) and not options.merge
     if is_adapter and base.hub_id is None:
         raise PublishError(
@@ -194,8 +195,13 @@ def is_ours(path: str) -> bool:
     return bool(_OURS.fullmatch(path))
 
 
-def check_private(folder: Path, run: RunFolder) -> None:
-    """Refuse a folder whose texts hold a token, or a path that tells of the user's machine.
+def check_private(folder: Path, run: RunFolder, *, names: Sequence[str] = ()) -> None:
+    """Refuse a folder whose texts hold a token or password, or a path that tells of the user's machine.
+
+    Args:
+        folder: What is going to be published.
+        run: Whose model it is.
+        names: What the experiment calls files and folders of the user's own.
 
     Raises:
         PublishError: One does; the file is named, the secret is not.
@@ -206,10 +212,12 @@ def check_private(folder: Path, run: RunFolder) -> None:
     # From its first character to what comes after the folder's name: for somebody who works in `/datasets`, neither
     # `/datasets` nor the address `https://huggingface.co/datasets/...` is a path on this machine.
     private = [re.compile(rf"(?<![\w.-]){re.escape(f'{place}{os.sep}')}") for place in places if len(str(place)) > 1]
+    private += [re.compile(rf"(?<![\w/.-]){re.escape(name)}(?![\w/-])") for name in names]
+    private.append(_HOMES)
     token = get_token()
     for path in _list_texts(folder):
         text = path.read_text(encoding="utf-8", errors="replace")
-        what = "a token" if _TOKEN.search(text) or (token and token in text) else ""
+        what = "a token or password" if redact(text) != text or (token and token in text) else ""
         if not what and any(place.search(text) for place in private):
             what = "the path of a folder on this machine"
         if what:
@@ -217,6 +225,14 @@ def check_private(folder: Path, run: RunFolder) -> None:
                 f"`{path.name}` would publish {what}. Take it out of the file in `{run.model}`, or of the prompt "
                 "format that it comes from; nothing was published."
             )
+
+
+def _private_names(plan: Plan) -> list[str]:
+    experiment = plan.experiment
+    others = (experiment.data.source, experiment.data.prompt_format, experiment.judge.rubric, experiment.judge.model)
+    names = [name for name in others if name and not public_name(name, "")]
+    base = experiment.model.name
+    return [*names, base] if "/" in base and base != plan.base.hub_id else names
 
 
 def _check_options(run: RunFolder, options: PublishOptions, has_adapter: bool) -> None:

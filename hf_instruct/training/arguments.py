@@ -12,6 +12,7 @@ from hf_instruct.models import best_device
 from hf_instruct.precision import prefers_bf16
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.records import read_json_object, write_json
+from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
     """
     from trl import SFTConfig
 
-    settings: dict[str, Any] = {**TRAIN_DEFAULTS, **values}
+    # TRL writes them into files, and hands them to whatever `report_to` names.
+    settings: dict[str, Any] = redact({**TRAIN_DEFAULTS, **values})
     # The older name of the same switch; TRL turns it on by default, which costs a second forward pass.
     settings["activation_checkpointing"] = (
         settings.get("gradient_checkpointing") or settings["activation_checkpointing"]
@@ -122,7 +124,7 @@ def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "L
     from peft import LoraConfig
     from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
-    settings: dict[str, Any] = {**LORA_DEFAULTS, **values}
+    settings: dict[str, Any] = redact({**LORA_DEFAULTS, **values})
     layers = find_linear_layers(model)
     settings.setdefault("target_modules", sorted(layers))
     settings.setdefault("fan_in_fan_out", set(layers.values()) == {"Conv1D"})

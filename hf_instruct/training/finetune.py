@@ -297,6 +297,8 @@ def _save_model(trainer: "InstructTrainer", tokenizer: "PreTrainedTokenizerBase"
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(partial)
+        # A pickle that holds paths, which nothing reads.
+        (partial / "training_args.bin").unlink(missing_ok=True)
         shutil.rmtree(run.model, ignore_errors=True)
         partial.rename(run.model)
 

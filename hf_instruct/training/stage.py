@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_instruct.config import Experiment
-from hf_instruct.processes import count_processes
+from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.records import SPLIT_NAMES, Splits
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import TrainingSummary, train
@@ -20,7 +20,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         InstructError: The model cannot be loaded, or `train` raised.
     """
     from hf_instruct.memory import give_back_freed_memory
-    from hf_instruct.models import load_model
+    from hf_instruct.models import is_local_model, load_model
     from hf_instruct.training.arguments import settle_precision
     from hf_instruct.training.precision import halve_linear_weights
 
@@ -32,6 +32,9 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         trust_remote_code=section.trust_remote_code,
         dropout=section.dropout,
     )
+    if is_main_process():
+        # From another folder, nobody could tell a folder's name from a Hub id.
+        run.add_provenance(base_model_is_local=is_local_model(section.name))
     lora = experiment.lora
     if lora is not None and section.revision:
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
