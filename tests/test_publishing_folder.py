@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from pushed_runs import BASE_ID, END, save_byte_model, save_chat_tokenizer, write_adapter_run, write_full_run
 from reporting_run import build_judgment
 from tiny_models import CHAT_TEMPLATE
@@ -285,7 +286,7 @@ def test_an_adapter_names_its_base_model_as_others_know_it(
     card, text = _read_card(tmp_path / "out")
     assert (card["library_name"], card["base_model"]) == ("peft", BASE_ID)
     assert "| LoRA `r` | 4 |\n| LoRA `lora_alpha` | 64 |\n" in text
-    assert "| LoRA `target_modules` | `c_attn` |" in text
+    assert "| LoRA `target_modules` | c_attn |" in text
     names = (str(byte_model), byte_model.name, "zeppelin", str(Path.home()))
     for path in (tmp_path / "out").glob("*"):
         if path.name != "tokenizer.json":
@@ -334,6 +335,39 @@ def test_runs_that_do_not_say_where_their_base_model_was(
     assert "does not say whether `models/my-model` was a folder or a model on the Hub" in caplog.text
     run.add_provenance(base_model_is_local=True)
     assert find_base_model(run, experiment).hub_id is None
+
+
+def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: Path) -> None:
+    nasty = "x`|</td><script>alert(1)</script>\n---\nlicense: mit\n\n# Head\n| a | b |\n[l](http://evil) **b**"
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    provenance = {"versions": {"torch": nasty}, "data_sha256": nasty}
+    run.config.write_text(dump_yaml({**read_yaml(full_run.config), **provenance}))
+    run.model.symlink_to(full_run.model)
+    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40}
+    judge = {"backend": nasty, "model": "llama3" + nasty, "digest": nasty}
+    checks = {"self_check": {"failed": [nasty]}}
+    write_json(run.scores, {**numbers, "judge": judge, "rubric": {"name": nasty, "sha256": nasty}, **checks})
+    write_json(run.metrics, {"metrics": {nasty: {"mean": 0.5, "n": 3}}})
+    write_json(run.training_summary, {"seconds": 5.0, "device": nasty, "precision": nasty})
+    write_json(run.preflight, {"examples": {"test": nasty}, "seen_in_train": {"test": [{}]}})
+    write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    content = (tmp_path / "out" / "README.md").read_text()
+    card = ModelCard(content)
+    assert (card.data.license, card.data.model_name) == ("unknown", "a")
+    assert card.data.eval_results[0].metric_args["judge_digest"] == nasty
+    body = re.sub(r"^(`{3,}).*?^\1$", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in body
+    assert "](http://evil" not in body.replace("\\](", "")
+    headings = [line for line in body.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# a",
+        *(f"## {n}" for n in ("How to use it", "Prompt", "Data and licences", "Training", "Scores", "Limits")),
+    ]
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    columns = {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows}
+    assert columns == {2, 3}
+    assert "\n---\n" not in body
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(full_run: RunFolder, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hf_instruct.publishing.measured import (
     public_name,
 )
 from hf_instruct.publishing.origins import UNKNOWN, BaseModel, Data
-from hf_instruct.publishing.usage import PROMPT_FILE, build_snippet, fence
+from hf_instruct.publishing.usage import PROMPT_FILE, build_snippet, escape, fence
 from hf_instruct.records import as_number
 from hf_instruct.score_summary import Scores
 
@@ -197,7 +197,7 @@ def _describe_prompt(facts: CardFacts) -> str:
             "## Prompt\n\nThe model was trained on its base model's own chat template, which the tokenizer carries. "
             "With other words around the instruction it answers worse."
         )
-    name = public_name(facts.experiment.data.prompt_format, "a format of the publisher's own")
+    name = escape(public_name(facts.experiment.data.prompt_format, "a format of the publisher's own"))
     return (
         f"## Prompt\n\nThe model was trained on this prompt (`{PROMPT_FILE}`, {name}), which ends where the response "
         f"begins; with other words around the instruction it answers worse.\n\n{fence(facts.template, 'jinja')}"
@@ -214,7 +214,7 @@ def _describe_data(facts: CardFacts) -> str:
     if parts:
         rows.append(("examples", f"{', '.join(parts)} ({facts.experiment.data.split} split)"))
     if digest := facts.provenance.get("data_sha256"):
-        rows.append(("SHA-256 of the splits", f"`{digest}`"))
+        rows.append(("SHA-256 of the splits", escape(digest)))
     base = facts.base.license
     rows.append(("licence of these weights", _show_license(facts.license)))
     rows.append(("licence of the base model", base if base != UNKNOWN else "unknown here: see the base model"))
@@ -245,7 +245,7 @@ def _list_outcome(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         epochs = show("epochs", "{:g}") + (" epoch" if number.get("epochs") == 1 else " epochs")
         rows.append(("length", f"{show('steps', '{:,.0f}')} steps, {epochs}, {show('tokens_seen', '{:,.0f}')} tokens"))
     if number.get("seconds") is not None:
-        device, precision = training.get("device") or "?", training.get("precision") or "?"
+        device, precision = (escape(training.get(name) or "?") for name in ("device", "precision"))
         memory = show("peak_memory_bytes", "{:.1f} GB", 1e9)
         took = f"{show('seconds', '{:.1f}', 60)} minutes and {memory} on {device}, {precision}"
         rows.append(("took", took))
@@ -258,14 +258,14 @@ def _list_settings(facts: CardFacts) -> list[tuple[str, str]]:
         settings = {**LORA_DEFAULTS, **(facts.experiment.lora or {}), **facts.adapter}
         rows += [(f"LoRA `{name}`", _show(settings[name])) for name in _LORA_SHOWN if settings.get(name)]
         if isinstance(targets := facts.adapter.get("target_modules"), list):
-            rows.append(("LoRA `target_modules`", ", ".join(f"`{name}`" for name in sorted(map(str, targets)))))
+            rows.append(("LoRA `target_modules`", ", ".join(escape(name) for name in sorted(map(str, targets)))))
     for name, value in {**TRAIN_DEFAULTS, **facts.experiment.train}.items():
         if not _HOUSEKEEPING.match(name) and (isinstance(value, int | float) or name in _WORDS):
             rows.append((f"`{name}`", _show(value)))
     if facts.experiment.model.dropout is not None:
         rows.append(("dropout", _show(facts.experiment.model.dropout)))
     versions = as_mapping(facts.provenance.get("versions"))
-    rows.append(("versions", ", ".join(f"{name} {versions[name]}" for name in _VERSIONS if versions.get(name))))
+    rows.append(("versions", ", ".join(f"{name} {escape(versions[name])}" for name in _VERSIONS if versions.get(name))))
     return rows
 
 
@@ -279,7 +279,7 @@ def _describe_scores(facts: CardFacts) -> str:
         rows.append(("mean score, 0 to 100", *(_show_score(scores) for scores in (base, measured.scores))))
     for name in measured.metrics:
         sides = (measured.base_metrics, measured.metrics)
-        rows.append((label_metric(name), *(_show_metric(name, as_mapping(side.get(name))) for side in sides)))
+        rows.append((escape(label_metric(name)), *(_show_metric(name, as_mapping(side.get(name))) for side in sides)))
     how = _show_sampling(facts.experiment)
     intro = f"On the held-out test examples, answers {how} and at most {limit} tokens long; 95 % intervals in brackets."
     parts = [intro, _table(("", "base model", "this model"), rows)]
@@ -290,17 +290,17 @@ def _describe_scores(facts: CardFacts) -> str:
 
 def _show_sampling(experiment: Experiment) -> str:
     settings = experiment.generate.model_extra or {}
-    given = [f"{name} {_show(value)}" for name, value in settings.items() if isinstance(value, int | float)]
+    given = [f"{escape(name)} {_show(value)}" for name, value in settings.items() if isinstance(value, int | float)]
     how = "sampled" if experiment.generate.do_sample else "greedy"
     return f"{how} ({', '.join(given)})" if given else how
 
 
 def _name_judge(scores: Scores, difference: MeanDifference | None) -> str:
-    digest = f" (SHA-256 {scores.rubric_sha256[:12]})" if scores.rubric_sha256 else ""
-    name = public_name(scores.rubric, "of the publisher's own")
+    digest = f" (SHA-256 {escape(scores.rubric_sha256[:12])})" if scores.rubric_sha256 else ""
+    name = escape(public_name(scores.rubric, "of the publisher's own"))
     said = (
-        f"Judged by {describe_judge(scores)}, rubric {name}{digest}: {scores.n} of {scores.total} answers have a "
-        f"score, {scores.failures} failed."
+        f"Judged by {escape(describe_judge(scores))}, rubric {name}{digest}: {scores.n} of {scores.total} answers have "
+        f"a score, {scores.failures} failed."
     )
     if difference is not None:
         said += f" This model less its base model, on the same examples: {difference}."
@@ -347,7 +347,7 @@ def _show_license(license: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else escape(value)
 
 
 def _round_ends(ends: Interval | None) -> list[float] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.intervals import MeanDifference, format_points, measure_difference
+from hf_instruct.publishing.usage import escape
 from hf_instruct.records import Judgment, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.score_summary import FEW_ANSWERS, SMALL_JUDGE_PARAMETERS, Scores, format_parameters, read_scores
@@ -96,8 +97,8 @@ def list_limits(measured: Measured) -> list[str]:
 
 
 def _note_leaks(preflight: Mapping[str, Any]) -> list[str]:
-    total = as_mapping(preflight.get("examples")).get("test")
-    of = f" of the {total}" if total else ""
+    total = as_number(as_mapping(preflight.get("examples")).get("test"))
+    of = f" of the {total:,.0f}" if total else ""
     notes = []
     if seen := _count_test(preflight, "seen_in_train"):
         notes.append(
@@ -119,8 +120,8 @@ def _note_judge(scores: Scores) -> list[str]:
     notes = []
     if scores.failed_checks:
         notes.append(
-            f"**The judge failed its self-check** ({', '.join(scores.failed_checks)}): its scores do not tell good "
-            "answers from bad ones as they should."
+            f"**The judge failed its self-check** ({escape(', '.join(scores.failed_checks))}): its scores do not tell "
+            "good answers from bad ones as they should."
         )
     if scores.constant is not None:
         notes.append("The judge gave every answer the same score, which tells nothing.")

@@ -8,6 +8,7 @@ from typing import Any
 from hf_instruct.config import Experiment, read_yaml
 from hf_instruct.errors import PublishError
 from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
+from hf_instruct.publishing.usage import escape
 from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder
 
@@ -147,7 +148,7 @@ def describe_data(experiment: Experiment, data_sha256: Any, license: str | None 
     if data is None and data_sha256 == _COURSE_SHA256:
         data = _COURSE
     if data is None and "/" in section.source and is_hub_id(section.source) and not _is_file(section.source):
-        at = f" at {section.revision}" if section.revision else ""
+        at = f" at {escape(section.revision)}" if section.revision else ""
         link = f"[{section.source}](https://huggingface.co/datasets/{section.source}){at}"
         data = Data(link, section.source, section.source, UNKNOWN)
     if data is None:

@@ -1,7 +1,9 @@
 """How to ask a published model: code that runs as it stands, with the very prompt the model was trained on."""
 
+import html
 import json
 import re
+from typing import Any
 
 PROMPT_FILE = "prompt_format.jinja"
 
@@ -75,6 +77,17 @@ def fence(text: str, language: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     marks = "`" * max(3, longest + 1)
     return f"{marks}{language}\n{text}{'' if text.endswith(chr(10)) else chr(10)}{marks}"
+
+
+def escape(text: Any) -> str:
+    """Return a text of others as one line of Markdown that shows it and does nothing else.
+
+    >>> escape("<b>`llama3`\\n---\\n| a_b |")
+    '&lt;b&gt;\\\\`llama3\\\\` --- | a_b |'
+    """
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    # A table escapes its `|` itself.
+    return re.sub(r"([\\`*\[\]~])", r"\\\1", line)
 
 
 def _quote(text: str) -> str:
