@@ -4,17 +4,20 @@ Training, generation, judging, chat and export all take their text from the same
 asked in exactly the words it was trained on.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
-from functools import cached_property
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, DataError, InstructError
 from hf_instruct.records import Example
+from hf_instruct.special_tokens import begin_ids, build_pattern, mark_texts, tokenize
+from hf_instruct.templates import UserTemplate, translated_errors
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
 
 _ALPACA_SECTIONS = (
@@ -90,7 +93,7 @@ class PromptFormat:
 
     Attributes:
         name: `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of the Jinja file the template came from.
-        template: Jinja source; empty for `chat`, which uses the tokenizer's own chat template.
+        template: Jinja source. For `chat` it is a chat template, and empty for the tokenizer's own as it is.
 
     Raises:
         ConfigError: The template is not usable.
@@ -128,26 +131,12 @@ class PromptFormat:
         return cls(name, template)
 
     @cached_property
-    def _compiled(self) -> "Template":
-        from jinja2 import StrictUndefined
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        # A format file may come from somebody else: the sandbox keeps it from reaching Python objects.
-        environment = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=StrictUndefined)
-        return environment.from_string(self.template)
+    def _user_template(self) -> UserTemplate:
+        return UserTemplate(f"The prompt format `{self.name}`", self.template, keep_trailing_newline=True)
 
     def _check(self) -> None:
-        from jinja2 import TemplateError
-
-        try:
-            self._compiled.render(instruction="AN INSTRUCTION", input="")
-            text = self._compiled.render(instruction="AN INSTRUCTION", input="AN INPUT")
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            # What a template computes raises Python's own errors.
-            raise ConfigError(
-                f"The prompt format `{self.name}` is not a usable Jinja template: {error}. It may use `instruction` "
-                "and `input`, and ends where the response begins."
-            ) from error
+        self.format_prompt("AN INSTRUCTION")
+        text = self.format_prompt("AN INSTRUCTION", "AN INPUT")
         missing = [name for name in ("instruction", "input") if f"AN {name.upper()}" not in text.upper()]
         if missing:
             raise ConfigError(f"The prompt format `{self.name}` never uses `{'` and `'.join(missing)}`.")
@@ -172,15 +161,60 @@ class PromptFormat:
         """
         if self.name == CHAT:
             messages = [{"role": "user", "content": _user_turn(instruction, input)}]
-            return _apply_chat_template(tokenizer, messages, add_generation_prompt=True)
-        return self._compiled.render(instruction=instruction, input=input)
+            return self.render_chat(tokenizer, messages)
+        return self._user_template.render({"instruction": instruction, "input": input})
+
+    def render_chat(
+        self,
+        tokenizer: "PreTrainedTokenizerBase | None",
+        messages: Sequence[dict[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """Return a conversation as the chat template of this format writes it.
+
+        Raises:
+            ConfigError: There is no tokenizer, no chat template, or the template refuses the messages.
+        """
+        template = self.chat_template(tokenizer)
+        assert tokenizer is not None, "chat_template() refuses that"
+        with translated_errors(f"The chat template of `{tokenizer.name_or_path}` refuses this"):
+            return str(
+                tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
+
+    def chat_template(self, tokenizer: "PreTrainedTokenizerBase | None") -> str:
+        """Return the source of the chat template that `chat` renders: its own, else the tokenizer's.
+
+        Raises:
+            ConfigError: There is no tokenizer, or it has no chat template.
+        """
+        if self.template and tokenizer is not None:
+            return self.template
+        if tokenizer is None or not tokenizer.chat_template:
+            name = "no tokenizer given" if tokenizer is None else f"`{tokenizer.name_or_path}` has none"
+            raise ConfigError(
+                f"The prompt format `chat` needs a tokenizer with a chat template, and {name}. "
+                "Use `alpaca`, `phi3` or a Jinja file, or an instruction-tuned model."
+            )
+        try:
+            return str(tokenizer.get_chat_template())
+        except ValueError as error:
+            raise ConfigError(
+                f"The tokenizer `{tokenizer.name_or_path}` has several chat templates and none called `default`."
+            ) from error
 
     def format_completion(self, output: str, *, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the text trained on: the output and the one token that ends it.
 
         For `chat` that token is the one the chat template puts after an assistant's answer.
         """
-        return output + self.end_token(tokenizer)
+        return output + self._tokens(tokenizer).ending
 
     def end_token(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the token that ends a completion: end-of-text, or for `chat` the template's end of turn.
@@ -188,33 +222,42 @@ class PromptFormat:
         Raises:
             ConfigError: The tokenizer has no end-of-text token.
         """
-        if self.name == CHAT:
-            user = {"role": "user", "content": "Q"}
-            text = _apply_chat_template(tokenizer, [user, {"role": "assistant", "content": "ANSWER"}])
-            tail = text.rpartition("ANSWER")[2].strip()
-            # Phi-3's template goes on after the end of the turn, so what counts is the first token.
-            ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-            if ids and ids[0] in tokenizer.added_tokens_decoder:
-                return str(tokenizer.added_tokens_decoder[ids[0]])
-        if not tokenizer.eos_token:
-            raise ConfigError(
-                f"The tokenizer `{tokenizer.name_or_path}` has no end-of-text token, so a model could never learn to "
-                "stop; choose another model."
-            )
-        return str(tokenizer.eos_token)
+        return self._tokens(tokenizer).end
+
+    def _tokens(self, tokenizer: "PreTrainedTokenizerBase") -> "_Tokens":
+        template = self.chat_template(tokenizer) if self.name == CHAT else ""
+        return _find_tokens(self, tokenizer, template, tokenizer.eos_token, len(tokenizer))
+
+    def find_special_tokens(self, tokenizer: "PreTrainedTokenizerBase", *texts: str) -> list[str]:
+        """Return the special tokens that stand in texts of the user's, each once; they are encoded as plain text."""
+        return list(dict.fromkeys(token for text in texts for token in self._tokens(tokenizer).special.findall(text)))
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", instruction: str, input: str = "") -> list[int]:
-        """Return the prompt's token ids, with the tokenizer's beginning-of-text token where it adds one."""
-        text = self.format_prompt(instruction, input, tokenizer=tokenizer)
-        # A chat template writes its own beginning-of-text token.
-        ids: list[int] = tokenizer(text, add_special_tokens=self.name != CHAT)["input_ids"]
-        # Some tokenizers end every text with end-of-text; a prompt that has ended has no response.
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+        """Return the prompt's token ids, with the tokenizer's beginning-of-text token where it adds one.
 
-    @property
-    def has_turns(self) -> bool:
-        """Whether a prompt can hold earlier turns; without, each question stands alone."""
-        return self.name == CHAT
+        Special tokens come from the format alone: where the instruction or the input contains one, it is encoded as
+        plain text.
+
+        Raises:
+            DataError: The tokenizer makes a special token even of plain text.
+        """
+        tokens = self._tokens(tokenizer)
+        (instruction, input), is_marked = mark_texts(tokens.special, [instruction, input])
+        ids = tokenize(tokenizer, self.format_prompt(instruction, input, tokenizer=tokenizer), is_marked=is_marked)
+        # A chat template writes its own beginning-of-text token.
+        return ids if self.name == CHAT else [*tokens.begin, *ids]
+
+    def encode_prompts(self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example]) -> list[list[int]]:
+        """Return `encode_prompt` of each example.
+
+        Raises:
+            DataError: The prompt of an example cannot be written; the example is named.
+        """
+        prompts = []
+        for example in examples:
+            with _naming(example):
+                prompts.append(self.encode_prompt(tokenizer, example.instruction, example.input))
+        return prompts
 
     def encode_turns(
         self,
@@ -238,29 +281,48 @@ class PromptFormat:
         """
         if not history and not system:
             return self.encode_prompt(tokenizer, question)
-        if not self.has_turns:
+        if self.name != CHAT:
             raise ConfigError(
                 f"The prompt format `{self.name}` has no place for {'earlier turns' if history else 'a system text'}: "
                 "only `chat` has. Leave it out."
             )
-        messages = [{"role": "system", "content": system}] * bool(system)
-        for user, assistant in history:
+        turns = [text for turn in history for text in turn]
+        (question, marked_system, *turns), is_marked = mark_texts(
+            self._tokens(tokenizer).special, [question, system, *turns]
+        )
+        messages = [{"role": "system", "content": marked_system}] * bool(system)
+        for user, assistant in zip(turns[::2], turns[1::2], strict=True):
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
         messages.append({"role": "user", "content": question})
-        text = _apply_chat_template(tokenizer, messages, add_generation_prompt=True)
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        text = self.render_chat(tokenizer, messages)
+        if marked_system.strip() not in text:
+            raise ConfigError(
+                f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
+            )
+        return tokenize(tokenizer, text, is_marked=is_marked)
+
+    def keeps_turns(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
+        """Return whether a prompt can hold earlier turns; without, each question stands alone."""
+        if self.name != CHAT:
+            return False
+        roles = ("user", "assistant", "user")
+        messages = [{"role": role, "content": f"TURN{number}"} for number, role in enumerate(roles)]
+        return "TURN0" in self.render_chat(tokenizer, messages)
 
     def encode_example(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> tuple[list[int], list[int]]:
         """Return the token ids of the prompt and of the completion.
 
         They are tokenized apart, so that training sees exactly the prompt ids that generation starts from: tokenized
         as one text, the last character of the prompt and the first of the completion could merge into one token.
+
+        Raises:
+            DataError: The example cannot be written in this format; it is named.
         """
-        prompt_ids = self.encode_prompt(tokenizer, example.instruction, example.input)
-        text = self.format_completion(example.output, tokenizer=tokenizer)
-        completion_ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return prompt_ids, completion_ids
+        with _naming(example):
+            prompt_ids = self.encode_prompt(tokenizer, example.instruction, example.input)
+            (output,), is_marked = mark_texts(self._tokens(tokenizer).special, [example.output])
+            text = self.format_completion(output, tokenizer=tokenizer)
+            return prompt_ids, tokenize(tokenizer, text, is_marked=is_marked)
 
     def end_token_id(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id of `end_token`."""
@@ -268,22 +330,58 @@ class PromptFormat:
         return int(ids[0])  # type: ignore[index]  # a list of tokens gives a list of ids
 
 
+class _Tokens(NamedTuple):
+    """The special tokens that a format writes with one tokenizer.
+
+    Attributes:
+        begin: Ids that the tokenizer puts before every text, such as beginning-of-text.
+        end: The token that ends a completion.
+        ending: What follows an output: the end token, and the white space that a chat template writes before it.
+        special: Matches the tokens that only a format may write: the tokenizer's special tokens and the end token.
+    """
+
+    begin: list[int]
+    end: str
+    ending: str
+    special: re.Pattern[str]
+
+
+# Looked up for every row. What may change about a tokenizer is part of the key.
+@lru_cache(maxsize=8)
+def _find_tokens(
+    prompt_format: PromptFormat,
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    eos_token: str | None,
+    num_tokens: int,
+) -> _Tokens:
+    added = tokenizer.added_tokens_decoder
+    end = ending = eos_token
+    if prompt_format.name == CHAT:
+        messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
+        tail = prompt_format.render_chat(tokenizer, messages, add_generation_prompt=False).rpartition("ANSWER")[2]
+        # Phi-3's template goes on after the end of the turn, so what counts is the first token.
+        ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
+        if ids and ids[0] in added:
+            end = str(added[ids[0]])
+            ending = tail[: tail.index(end)] + end
+    if not end or not ending:
+        raise ConfigError(
+            f"The tokenizer `{tokenizer.name_or_path}` has no end-of-text token, so a model could never learn to "
+            "stop; choose another model."
+        )
+    special = build_pattern([end, *(str(token) for token in added.values() if token.special)])
+    return _Tokens(begin_ids(tokenizer), end, ending, special)
+
+
+@contextlib.contextmanager
+def _naming(example: Example) -> Iterator[None]:
+    """Name the example that an error is about."""
+    try:
+        yield
+    except InstructError as error:
+        raise DataError(f"Example `{example.id}`: {error}") from error
+
+
 def _user_turn(instruction: str, input: str) -> str:
     return f"{instruction}\n{input}" if input else instruction
-
-
-def _apply_chat_template(
-    tokenizer: "PreTrainedTokenizerBase | None", messages: list[dict[str, Any]], *, add_generation_prompt: bool = False
-) -> str:
-    if tokenizer is None or not tokenizer.chat_template:
-        name = "no tokenizer given" if tokenizer is None else f"`{tokenizer.name_or_path}` has none"
-        raise ConfigError(
-            f"The prompt format `chat` needs a tokenizer with a chat template, and {name}. "
-            "Use `alpaca`, `phi3` or a Jinja file, or an instruction-tuned model."
-        )
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as error:
-        raise ConfigError(f"The chat template of `{tokenizer.name_or_path}` refuses this: {error}") from error

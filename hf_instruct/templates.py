@@ -1,8 +1,9 @@
 """Users' Jinja templates: run in a sandbox, with every way to fail turned into one sentence."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError
@@ -44,18 +45,9 @@ class UserTemplate:
         hf_instruct.errors.ConfigError: `prompt` is not a usable Jinja template for the example `a1`: integer division \
 or modulo by zero.
         """
-        from jinja2 import TemplateError
-
-        try:
+        place = f" for the example `{row}`" if row is not None else ""
+        with translated_errors(f"{self.name} is not a usable Jinja template{place}"):
             return self._write(values)
-        # A template computes, so it may raise whatever Python's operators and methods raise; compiled to Python, it may
-        # also break the rules of Python's own compiler. RecursionError is a RuntimeError.
-        except (
-            *(TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError),
-            *(RuntimeError, SyntaxError, TypeError, ValueError),
-        ) as error:
-            place = f" for the example `{row}`" if row is not None else ""
-            raise ConfigError(f"{self.name} is not a usable Jinja template{place}: {_describe(error)}.") from error
 
     @functools.cached_property
     def _compiled(self) -> "Template":
@@ -69,6 +61,29 @@ or modulo by zero.
             if length > _MOST_CHARACTERS:
                 raise MemoryError
         return "".join(parts)
+
+
+@contextlib.contextmanager
+def translated_errors(problem: str) -> Iterator[None]:
+    """Turn whatever compiling and rendering a template raises into one sentence.
+
+    Args:
+        problem: The sentence up to the reason.
+
+    Raises:
+        ConfigError: The template failed.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    # A template computes, so it may raise whatever Python's operators and methods raise; compiled to Python, it may
+    # also break the rules of Python's own compiler. RecursionError is a RuntimeError.
+    except (
+        *(TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError),
+        *(RuntimeError, SyntaxError, TypeError, ValueError),
+    ) as error:
+        raise ConfigError(f"{problem}: {_describe(error)}.") from error
 
 
 @functools.cache

@@ -302,13 +302,16 @@ def test_tokens_are_counted_with_a_models_tokenizer(command: Command, small_file
     ]
     lines = command("check", small_file, "--prompt-format", "phi3", "--tokenizer", folder, "--max-length", 6)
     assert "  - line 2 has 7 tokens, more than `max_length` 6" in lines
-    assert lines[-8:-4] == [
+    assert lines[-9:-5] == [
         "label tokens                                            3",
         "rows that repeat another whole                          0",
         "rows that repeat an instruction + input                 1",
         "rows that lose their end at `max_length` 6              3",
     ]
-    assert lines[-4] == "rows that lose all labels                               0"
+    assert lines[-5:-3] == [
+        "rows that lose all labels                               0",
+        "rows whose text contains a special token                0",
+    ]
     assert lines[-1] == "What to do: shorten 3 rows or raise `--max-length` (longest: 7)."
     lines = command("show", small_file, 1, "--format", "phi3", "--tokenizer", folder)
     assert lines[-4:] == ["--- completion ---", "3<end>", "", f"5 prompt tokens, 2 completion tokens ({folder})"]

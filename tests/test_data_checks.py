@@ -164,10 +164,15 @@ def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
     assert checked.faults == []
 
 
-def test_warnings_name_repeated_prompts_and_long_rows() -> None:
+def test_warnings_name_repeated_prompts_long_rows_and_special_tokens() -> None:
     examples = [Example(str(n), "a", "", output) for n, output in enumerate(["x", "x", "y"])]
     examples += [Example("3", "b", "i", "z"), Example("4", "b", "i", "z")]
-    counter = SimpleNamespace(max_length=4, count=lambda e: TokenCount(5 if e.output == "y" else 4, 1))
+    counter = SimpleNamespace(
+        model="gpt2-medium",
+        max_length=4,
+        count=lambda e: TokenCount(5 if e.output == "y" else 4, 1),
+        find_special_tokens=lambda e: ["<|endoftext|>"] if e.input else [],
+    )
     warnings = check_examples(examples, file="f.json", counter=counter)  # type: ignore[arg-type]
     assert texts(warnings) == [
         "`f.json` row 0 has the same instruction and input (but not output) as row 1 and row 2; keep one, or "
@@ -177,6 +182,11 @@ def test_warnings_name_repeated_prompts_and_long_rows() -> None:
         "`f.json` row 2 has 5 tokens, more than `max_length` 4; shorten it or raise `max_length`, else training cuts "
         "its "
         "end off",
+        *(
+            f"`f.json` row {row} contains `<|endoftext|>`, a special token of `gpt2-medium`; delete it if another "
+            "program left it there; kept, it is trained on and answered as plain text"
+            for row in (3, 4)
+        ),
     ]
 
 

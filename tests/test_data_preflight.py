@@ -5,6 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from hf_instruct.data.near_duplicates import METHOD, find_near_duplicates
 from hf_instruct.data.preflight import build_preflight, refuse_leaks
@@ -25,19 +29,17 @@ def course_splits(course_file: Path, **settings: object) -> Splits:
     return split_examples(load_examples(str(course_file)), **settings)  # type: ignore[arg-type]
 
 
-class SplitTokenizer:
-    """One id for each blank-separated word; as much of a tokenizer as counting needs."""
-
-    eos_token, eos_token_id, name_or_path = "<end>", 0, "words"
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [1] * len(text.replace("<end>", " <end>").split())}
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one id for each blank-separated word, and one for `<end>`."""
+    words = Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>")
 
 
 def build_counter(max_length: int | None, **settings: bool) -> TokenCounter:
     return TokenCounter(
         "words",
-        SplitTokenizer(),  # type: ignore[arg-type]
+        build_tokenizer(),
         prompt_format=PromptFormat("words", "{{ instruction }} {{ input }}"),
         max_length=max_length,
         **settings,
@@ -198,6 +200,7 @@ def test_tokens_are_counted_after_the_cut() -> None:
         "label_tokens": {"train": 2, "test": 2, "validation": 0, "total": 4},
         "cut": {"train": 2, "test": 0, "validation": 1, "total": 3},
         "without_labels": {"train": 1, "test": 0, "validation": 1, "total": 2},
+        "special_tokens": {"train": [], "test": [], "validation": []},
     }
     # The first token of a row is predicted by nothing, so that it is no label.
     counter = build_counter(None, completion_only_loss=False)
@@ -208,7 +211,7 @@ def test_tokens_are_counted_after_the_cut() -> None:
 
 def test_the_table_and_its_advice() -> None:
     train = [Example("1", "one two", "", "a b c"), Example("2", "one two three four", "", "a")]
-    splits = Splits(train, [Example("3", "one two", "", "a")], [Example("4", "one two", "", "a b c")])
+    splits = Splits(train, [Example("3", "one two", "", "<end>")], [Example("4", "one two", "", "a b c")])
     preflight = build_preflight(splits, source="mine", split="sequential", counter=build_counter(4))
     assert format_findings(preflight).splitlines() == [
         "mine: 2 train, 1 test, 1 validation; label tokens: 2, 2, 2",
@@ -218,9 +221,11 @@ def test_the_table_and_its_advice() -> None:
         "instruction + input also in train                                  1          1          2",
         "rows that lose their end at `max_length` 4              2          0          1          3",
         "rows that lose all labels                               1          0          0          1",
+        "rows whose text contains a special token                0          1          0          1",
         "What to do: `--data.split grouped` keeps what stands in train out of test; delete 1 row that repeats another; "
         "shorten 1 row or raise `--train.max_length`, else training stops.",
     ]
+    assert preflight["tokens"]["special_tokens"]["test"] == [{"id": "3", "tokens": ["<end>"]}]
     assert advise(build_preflight(Splits(train, [], []), source="mine")) is None
 
 
@@ -243,7 +248,7 @@ def test_a_tokenizer_without_a_config_is_enough(monkeypatch: pytest.MonkeyPatch)
     def refuse(name: str, **_: object) -> int:
         raise ModelLoadError("no config")
 
-    monkeypatch.setattr("hf_instruct.models.load_tokenizer", lambda name, **_: SplitTokenizer())
+    monkeypatch.setattr("hf_instruct.models.load_tokenizer", lambda name, **_: build_tokenizer())
     monkeypatch.setattr("hf_instruct.models.load_context_length", refuse)
     settings = SimpleNamespace(prompt_format=PromptFormat.named("alpaca"), max_length=None)
     assert load_counter("mine", **vars(settings)).max_length is None

@@ -1,5 +1,6 @@
 """Conversations on tiny models: the same answers as everywhere, cut, stopped, asked again, and never mixed."""
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -291,15 +292,32 @@ def test_what_fails_is_raised_and_no_turn_is_added(alone: ChatModel, monkeypatch
     assert _ask(conversation, "One?")
 
 
-def test_a_template_that_refuses_system_texts(chat: ChatModel) -> None:
-    tokenizer = chat.tokenizer
-    before = tokenizer.chat_template
-    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    try:
-        with pytest.raises(ConfigError, match="refuses this: System role not supported"):
-            Conversation(chat, system="Be brief.")
-    finally:
-        tokenizer.chat_template = before
+@pytest.mark.parametrize(
+    ("instead", "message"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "refuses this: System role not supported"),
+        ("", "has no place for a system text. Leave it out"),
+    ],
+)
+def test_a_template_without_a_place_for_system_texts(chat: ChatModel, instead: str, message: str) -> None:
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    turn = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    assert turn in tiny_models.CHAT_TEMPLATE
+    condition = f"{{% if message.role == 'system' %}}{instead}{{% else %}}{turn}{{% endif %}}"
+    tokenizer.chat_template = tiny_models.CHAT_TEMPLATE.replace(turn, condition)
+    without = ChatModel("tiny", chat.model, tokenizer, prompt_format=PromptFormat.named("chat"))
+    with pytest.raises(ConfigError, match=message):
+        Conversation(without, system="Be brief.")
+    Conversation(without)
+
+
+def test_a_template_that_writes_the_last_question_only_has_no_turns(chat: ChatModel) -> None:
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    # As templates of models that were tuned on single questions.
+    tokenizer.chat_template = "Q: {{ messages[-1].content }}{% if add_generation_prompt %}\nA: {% endif %}"
+    alone = ChatModel("tiny", chat.model, tokenizer, prompt_format=PromptFormat.named("chat"))
+    assert chat.has_turns
+    assert not alone.has_turns
 
 
 def test_examples_are_whole_answers_only() -> None:

@@ -3,9 +3,13 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from hf_instruct.decoding import generate_completions
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.answers import generate_responses
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -250,6 +254,67 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tiny_gpt2: Pat
     assert (prompt[0], prompt[-1]) == (begin, tokenizer("\n", add_special_tokens=False)["input_ids"][-1])
     assert completion.count(END) == 1
     assert begin not in completion
+
+
+SPECIAL = Example(
+    "s", "Say <|endoftext|> and <|im_end|>.", "<|im_start|>system\n", "First. <|endoftext|> Then <|im_end|>."
+)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chat"])
+def test_special_tokens_in_texts_are_plain_text(chat_tokenizer, name: str) -> None:
+    prompt_format = PromptFormat.named(name)
+    prompt, completion = prompt_format.encode_example(chat_tokenizer, SPECIAL)
+    special = {END, *chat_tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])}
+    plain = prompt_format.encode_prompt(chat_tokenizer, "Say it.")
+    # Those of the template, and the one end of the answer.
+    assert [id for id in prompt if id in special] == [id for id in plain if id in special]
+    assert [id for id in completion if id in special] == [prompt_format.end_token_id(chat_tokenizer)]
+    assert chat_tokenizer.decode(completion[:-1]) == SPECIAL.output
+    text = prompt_format.format_prompt(SPECIAL.instruction, SPECIAL.input, tokenizer=chat_tokenizer)
+    assert chat_tokenizer.decode(prompt) == text
+    assert prompt_format.find_special_tokens(chat_tokenizer, SPECIAL.output) == ["<|endoftext|>", "<|im_end|>"]
+
+
+def test_special_tokens_in_a_conversation_are_plain_text(chat_tokenizer) -> None:
+    prompt_format, end = PromptFormat.named("chat"), chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    turns = [("One <|im_end|>?", "Two <|im_end|>.")]
+    ids = prompt_format.encode_turns(chat_tokenizer, "Three <|im_end|>?", history=turns, system="Be <|im_end|> brief.")
+    assert ids.count(end) == 4
+    assert chat_tokenizer.decode(ids).count("<|im_end|>") == 8
+
+
+def test_special_tokens_and_the_space_that_sentencepiece_puts_first() -> None:
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"AQTehnst.:</>\n", "he", "▁T"]
+    vocabulary = {piece: id for id, piece in enumerate(pieces)}
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=[("h", "e"), ("▁", "T")], add_bos_token=True)
+    prompt_format = PromptFormat("mine", "Q: {{ instruction }}{{ input }}\nA:")
+    prompt, completion = prompt_format.encode_example(tokenizer, Example("a", "The</s> s.", "", "The </s> s.</s>"))
+    assert (prompt[0], completion[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert tokenizer.eos_token_id not in [*prompt, *completion[:-1]]
+    assert tokenizer.decode(prompt[1:]) == "Q: The</s> s.\nA:"
+    assert tokenizer.decode(completion[:-1]) == "The </s> s.</s>"
+    assert prompt_format.encode_prompt(tokenizer, "The") == tokenizer("Q: The\nA:")["input_ids"]
+
+
+def test_a_row_whose_special_token_cannot_be_plain_text_is_named() -> None:
+    words = Tokenizer(WordLevel({"<unk>": 0, "<end>": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>")
+    with pytest.raises(DataError, match=r"^Example `e7`: A text contains a special token that the tokenizer .*<end>"):
+        PromptFormat.named("alpaca").encode_example(tokenizer, Example("e7", "Go.", "", "a <end>"))
+    with pytest.raises(DataError, match=r"^Example `e7`: "):
+        PromptFormat.named("alpaca").encode_prompts(tokenizer, [Example("e7", "Go <end> .", "", "a")])
+
+
+def test_a_format_that_fails_on_one_row_names_it(chat_tokenizer) -> None:
+    prompt_format = PromptFormat("mine", "{{ 'many' * (9 // instruction|length) }} {{ instruction }} {{ input }} ->")
+    with pytest.raises(DataError, match=r"^Example `b`: The prompt format `mine` is not .* division or modulo by zero"):
+        prompt_format.encode_prompts(chat_tokenizer, [EXAMPLES[0], Example("b", "", "", "x")])
+    deep = copy.deepcopy(chat_tokenizer)
+    deep.chat_template = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() if 'deep' in messages[0].content }}A"
+    with pytest.raises(DataError, match=r"^Example `d`: The chat template of .* refuses this: it is nested too deeply"):
+        PromptFormat.named("chat").encode_prompts(deep, [EXAMPLES[0], Example("d", "Go deep.", "", "x")])
 
 
 def test_samples_are_what_generate_completions_says(tiny_gpt2: Path) -> None:

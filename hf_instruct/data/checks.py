@@ -141,13 +141,14 @@ def check_examples(
 ) -> list[Fault]:
     """Return warnings about examples that can be used but may not be what the user means.
 
-    They are: equal instruction + input pairs, one warning for each such pair, and rows that training would cut off.
+    They are: equal instruction + input pairs, one warning for each such pair, rows that training would cut off, and
+    rows whose text contains a special token.
 
     Args:
         examples: The examples, in the source's order.
         file: The source as the user named it.
         places: Where each example stands in it; `row 0` and so on by default.
-        counter: Counts tokens as training will; without it no row is said to be cut off.
+        counter: Counts tokens as training will; without it there are no warnings about tokens.
     """
     places = places or [f"row {number}" for number in range(len(examples))]
     warnings = []
@@ -158,12 +159,18 @@ def check_examples(
             problem = f"has the same instruction and input ({equal}) as {_enumerate([places[n] for n in others])}"
             remedy = "keep one, or choose the split `grouped`, which keeps them together"
             warnings.append(Fault(file, places[first], None, problem, remedy))
-    if counter is not None and (limit := counter.max_length) is not None:
-        for number, example in enumerate(examples):
-            if (length := counter.count(example).length) > limit:
-                problem = f"has {length:,} tokens, more than `max_length` {limit:,}"
-                remedy = "shorten it or raise `max_length`, else training cuts its end off"
-                warnings.append(Fault(file, places[number], None, problem, remedy))
+    if counter is None:
+        return warnings
+    for place, example in zip(places, examples, strict=True):
+        limit = counter.max_length
+        if limit is not None and (length := counter.count(example).length) > limit:
+            problem = f"has {length:,} tokens, more than `max_length` {limit:,}"
+            remedy = "shorten it or raise `max_length`, else training cuts its end off"
+            warnings.append(Fault(file, place, None, problem, remedy))
+        if found := counter.find_special_tokens(example):
+            problem = f"contains {_list_names(found)}, a special token of `{counter.model}`"
+            remedy = "delete it if another program left it there; kept, it is trained on and answered as plain text"
+            warnings.append(Fault(file, place, None, problem, remedy))
     return warnings
 
 

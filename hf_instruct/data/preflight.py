@@ -44,8 +44,9 @@ def build_preflight(
         `seen_in_train` that are nearly a training example, as `id`, `train_id` and `cosine`, beside `threshold`,
         `method`, `compared` and, where they were not looked for, the reason, `skipped`. `tokens`: None, or `model`,
         `prompt_format`, `max_length`, `completion_only_loss`, `longest` (tokens of the longest row before the cut) and,
-        for each split and in `total`, `label_tokens` (after the cut), `cut` (rows longer than `max_length`) and
-        `without_labels` (rows that have no label left).
+        for each split and in `total`, `label_tokens` (after the cut), `cut` (rows longer than `max_length`),
+        `without_labels` (rows that have no label left); and `special_tokens`, for each split the examples whose text
+        contains some, as `id` and `tokens`.
     """
     named = splits.named()
     everything = [example for examples in named.values() for example in examples]
@@ -175,4 +176,8 @@ def _count_tokens(named: Mapping[str, Sequence[Example]], counter: TokenCounter)
             {name: sum(limit is not None and c.length > limit for c in rows) for name, rows in counts.items()}
         ),
         "without_labels": _count({name: sum(not count.labels for count in rows) for name, rows in counts.items()}),
+        "special_tokens": {
+            name: [{"id": e.id, "tokens": found} for e in examples if (found := counter.find_special_tokens(e))]
+            for name, examples in named.items()
+        },
     }

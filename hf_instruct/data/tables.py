@@ -107,12 +107,13 @@ def _build_findings(preflight: Mapping[str, Any]) -> list[_Row]:
         rows += [
             _Row(f"rows that lose their end at {limit}", tokens["cut"]),
             _Row("rows that lose all labels", tokens["without_labels"]),
+            _Row("rows whose text contains a special token", _count_found(tokens["special_tokens"])),
         ]
     return rows
 
 
 def _count_found(found: Mapping[str, Any]) -> dict[str, int]:
-    counts = {name: len(found[name]) for name in HELD_OUT}
+    counts = {name: len(found[name]) for name in SPLIT_NAMES if name in found}
     return {**counts, "total": sum(counts.values())}
 
 

@@ -55,6 +55,11 @@ class TokenCounter:
             self._counted[example] = TokenCount(len(prompt_ids) + len(completion_ids), row.num_labels)
         return self._counted[example]
 
+    def find_special_tokens(self, example: Example) -> list[str]:
+        """Return the special tokens that the texts of an example contain; they are encoded as plain text."""
+        texts = (example.instruction, example.input, example.output)
+        return self.prompt_format.find_special_tokens(self.tokenizer, *texts)
+
 
 def load_counter(
     model: str,

@@ -60,7 +60,7 @@ def generate_responses(
         raise ConfigError("These settings do not answer in batches:", refused)
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
     end_id = prompt_format.end_token_id(tokenizer)
-    prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
+    prompts = prompt_format.encode_prompts(tokenizer, examples)
     check_lengths(examples, prompts, max_new_tokens, context_length(model))
     size = batch_size or choose_batch_size(model, prompts, max_new_tokens=max_new_tokens, generation=generation)
     waiting = order_by_length(prompts)

@@ -28,6 +28,7 @@ class ChatModel:
         model: In evaluation mode.
         tokenizer: Its tokenizer.
         prompt_format: The one it was trained on.
+        has_turns: Whether a question is asked together with the turns before it.
         context: Most tokens of prompt and answer together; None where the model does not say.
         end_id: The token that ends an answer.
     """
@@ -40,9 +41,11 @@ class ChatModel:
         Raises:
             ConfigError: The prompt format is `chat` and the tokenizer has no chat template.
         """
-        self.name, self.model, self.tokenizer, self.prompt_format = name, model, tokenizer, prompt_format
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.prompt_format = prompt_format
         self.context = context_length(model)
-        self.end_id = prompt_format.end_token_id(tokenizer)
+        self.end_id = self.prompt_format.end_token_id(tokenizer)
+        self.has_turns = self.prompt_format.keeps_turns(tokenizer)
         self._lock = threading.Lock()
 
     @classmethod
@@ -106,11 +109,6 @@ class ChatModel:
         shown = name if base else str(run.path)
         move_to_best_device(model)
         return cls(shown, model, tokenizer, prompt_format=PromptFormat.named(trained_on))
-
-    @property
-    def has_turns(self) -> bool:
-        """Whether a question is asked together with the turns before it."""
-        return self.prompt_format.has_turns
 
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""

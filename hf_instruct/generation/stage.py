@@ -144,7 +144,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
     _try_settings(_generation_fields(section), len(tokenizer))
     prompt_format = PromptFormat.named(experiment.data.prompt_format)
     examples = run.read_split("test")
-    prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
+    prompts = prompt_format.encode_prompts(tokenizer, examples)
     is_whole = (run.model / "config.json").is_file()
     # An adapter has the context of the model below it.
     limit = load_context_length(

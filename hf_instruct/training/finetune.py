@@ -261,7 +261,7 @@ def _build_sampler(
     prompt_format: PromptFormat,
 ) -> "Sampler":
     """Return the function that answers the first validation prompts with the model as it is now."""
-    prompts = [prompt_format.encode_prompt(tokenizer, example.instruction, example.input) for example in examples]
+    prompts = prompt_format.encode_prompts(tokenizer, examples)
 
     def sample() -> list[dict[str, str]]:
         end_id = prompt_format.end_token_id(tokenizer)
