@@ -223,7 +223,7 @@ def clear_from(folder: RunFolder, stage: str) -> None:
     Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
     """
     written = {
-        "data": [folder.preflight, folder.data],
+        "data": [folder.preflight, folder.data, folder.prompt],
         "train": [
             folder.training_summary,
             folder.model,

@@ -93,7 +93,8 @@ class PromptFormat:
 
     Attributes:
         name: `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of the Jinja file the template came from.
-        template: Jinja source. For `chat` it is a chat template, and empty for the tokenizer's own as it is.
+        template: Jinja source. For `chat` it is a chat template, and empty for the tokenizer's own as it is;
+            `prompt_checks.settle_format` returns the one to train on.
 
     Raises:
         ConfigError: The template is not usable.
@@ -189,7 +190,7 @@ class PromptFormat:
             )
 
     def chat_template(self, tokenizer: "PreTrainedTokenizerBase | None") -> str:
-        """Return the source of the chat template that `chat` renders: its own, else the tokenizer's.
+        """Return the source of the chat template that `chat` renders: the one it was settled on, else the tokenizer's.
 
         Raises:
             ConfigError: There is no tokenizer, or it has no chat template.

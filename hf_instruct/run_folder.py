@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
 from hf_instruct.errors import DataError, RunError
+from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_json_object, read_rows, write_text
 from hf_instruct.redaction import redact
 
@@ -93,6 +94,21 @@ class RunFolder:
     def preflight(self) -> Path:
         """What was found in the data before training; written last, so its presence says the stage is whole."""
         return self.data / "preflight.json"
+
+    @property
+    def prompt(self) -> Path:
+        """The template that all prompts of the run are written with, as it was settled before training."""
+        return self.path / "prompt.jinja"
+
+    def load_prompt_format(self, name: str) -> PromptFormat:
+        """Return the format of the run's prompts; a run of an older version has kept no template beside its name.
+
+        Args:
+            name: `data.prompt_format` of the run's experiment.
+        """
+        if not self.prompt.is_file():
+            return PromptFormat.named(name)
+        return PromptFormat(name, self.prompt.read_text(encoding="utf-8"))
 
     @property
     def checkpoints(self) -> Path:

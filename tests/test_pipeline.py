@@ -24,6 +24,7 @@ def write_whole_run(folder: RunFolder, settings: Experiment) -> None:
     files = [
         *(folder.split(name) for name in ("train", "test", "validation")),
         folder.preflight,
+        folder.prompt,
         folder.checkpoints / "checkpoint-2" / "trainer_state.json",
         folder.model / "model.safetensors",
         folder.training_log,

@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import tiny_models
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ConfigError, DataError
@@ -254,6 +255,53 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tiny_gpt2: Pat
     assert (prompt[0], prompt[-1]) == (begin, tokenizer("\n", add_special_tokens=False)["input_ids"][-1])
     assert completion.count(END) == 1
     assert begin not in completion
+
+
+@pytest.mark.slow
+def test_a_run_keeps_the_prompt_it_began_with(tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
+    """Contract 1 over the stages: one template, with its date and switch, from the data to the export."""
+    from hf_instruct import pipeline
+    from hf_instruct.generation import stage
+    from hf_instruct.generation.chat_model import ChatModel
+    from hf_instruct.publishing.merging import write_tokenizer
+
+    base = str(tmp_path / "base")
+    model, tokenizer = tiny_models.load_copy(tiny_llama)
+    # A clock that never shows the same time twice, and a switch as Qwen3's.
+    template = "{{ strftime_now('%S.%f') }}\n" + tiny_models.CHAT_TEMPLATE.replace(
+        "{{ message.content }}",
+        "{{ '<think></think>' if message.role == 'assistant' else '' }}{{ message.content }}",
+    )
+    template += "{{ '<think></think>' if add_generation_prompt and enable_thinking is defined else '' }}"
+    tokenizer = with_chat(copy.deepcopy(tokenizer), template)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    rows = [{"instruction": e.instruction, "output": e.output} for e in tiny_models.tiny_examples(20)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    answered, generate = [], stage.generate_responses
+
+    def keep_prompt(model, tokenizer, examples, *, prompt_format, **options):
+        answered.append(prompt_format.encode_prompt(tokenizer, "Go."))
+        return generate(model, tokenizer, examples, prompt_format=prompt_format, **options)
+
+    monkeypatch.setattr(stage, "generate_responses", keep_prompt)
+    experiment = {
+        "data": {"source": str(tmp_path / "rows.json"), "prompt_format": "chat"},
+        "model": {"name": base},
+        "train": tiny_models.TINY_SETTINGS,
+        "generate": {"max_new_tokens": 2},
+    }
+    run = pipeline.run(experiment, tmp_path / "run", stages=("data", "train", "generate"))
+    prompt_format = run.load_prompt_format("chat")
+    text = prompt_format.format_prompt("Go.", tokenizer=tokenizer)
+    assert text.endswith("Go.<|im_end|>\n<|im_start|>assistant\n<think></think>")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert answered == [ids, ids]
+    assert [ChatModel.load(str(run.path), base=is_base).encode("Go.") for is_base in (True, False)] == [ids, ids]
+    message = [{"role": "user", "content": "Go."}]
+    for saved in (AutoTokenizer.from_pretrained(run.model), write_tokenizer(run, tmp_path / "out")):
+        assert saved.apply_chat_template(message, add_generation_prompt=True)["input_ids"] == ids
 
 
 SPECIAL = Example(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.cli.numbers import natural, whole
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from hf_instruct.data.checks import Fault
     from hf_instruct.data.statistics import DataStatistics
     from hf_instruct.data.tokens import TokenCounter
@@ -271,9 +273,8 @@ def _print_summary(source: str, examples: "list[Example]") -> None:
 def _show(options: argparse.Namespace) -> None:
     from hf_instruct.data.sources import load_examples
     from hf_instruct.errors import DataError
-    from hf_instruct.models import load_tokenizer
 
-    prompt_format = _load_format(options)
+    prompt_format, tokenizer = _load_format(options)
     examples = load_examples(options.source, **_source_options(options))
     if options.number >= len(examples):
         raise DataError(
@@ -285,7 +286,6 @@ def _show(options: argparse.Namespace) -> None:
     for name in ("id", "category", "instruction", "input", "output"):
         if (value := getattr(example, name)) is not None:
             print(f"{name + ':':<13}{_printable(value) or '(empty)'}")
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
     prompt = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
     print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
     if tokenizer is None:
@@ -300,11 +300,10 @@ def _stats(options: argparse.Namespace) -> None:
     from hf_instruct.data.checks import shorten
     from hf_instruct.data.sources import load_examples
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
-    from hf_instruct.models import load_tokenizer
 
-    prompt_format = _load_format(options)
+    prompt_format, tokenizer = _load_format(options)
     examples = load_examples(options.source, **_source_options(options))
-    encode = partial(prompt_format.encode_example, load_tokenizer(options.tokenizer)) if options.tokenizer else None
+    encode = None if tokenizer is None else partial(prompt_format.encode_example, tokenizer)
     result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
@@ -334,7 +333,19 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
             print(f"and {_plural(more, 'more category', 'more categories')}")
 
 
-def _load_format(options: argparse.Namespace) -> "PromptFormat":
+def _load_format(options: argparse.Namespace) -> "tuple[PromptFormat, PreTrainedTokenizerBase | None]":
+    """Return the prompt format as a run would train on it, and the tokenizer where one is named."""
+    from hf_instruct.models import load_tokenizer
+    from hf_instruct.prompt_checks import settle_format
+
+    prompt_format = _name_format(options)
+    if not options.tokenizer:
+        return prompt_format, None
+    tokenizer = load_tokenizer(options.tokenizer)
+    return settle_format(prompt_format, tokenizer), tokenizer
+
+
+def _name_format(options: argparse.Namespace) -> "PromptFormat":
     from hf_instruct.errors import ConfigError
     from hf_instruct.prompts import CHAT, PromptFormat
 
@@ -351,7 +362,7 @@ def _load_counter(options: argparse.Namespace) -> "TokenCounter":
     from hf_instruct.data.tokens import load_counter
 
     max_length = options.max_length or TRAIN_DEFAULTS["max_length"]
-    return load_counter(options.tokenizer, prompt_format=_load_format(options), max_length=max_length)
+    return load_counter(options.tokenizer, prompt_format=_name_format(options), max_length=max_length)
 
 
 def _plural(count: int, noun: str, nouns: str | None = None) -> str:

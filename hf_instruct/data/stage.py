@@ -11,7 +11,7 @@ from hf_instruct.data.tables import format_findings
 from hf_instruct.data.tokens import TokenCounter, load_counter
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import write_json, write_rows
+from hf_instruct.records import write_json, write_rows, write_text
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     Raises:
         DataError: The source cannot be read, has faults or cannot be split; or `data.strict` is on and test or
             validation examples also stand in train.
-        ConfigError: The prompt format does not go with the model's tokenizer.
+        ConfigError: The prompt format cannot be trained on with the model's tokenizer.
     """
     settings = experiment.data
     checked = collect_examples(
@@ -47,17 +47,22 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     )
     if settings.strict:
         refuse_leaks(splits, source=settings.source, strict="`data.strict`", remedy="--data.split grouped")
+    counter = _load_counter(experiment)
     preflight = build_preflight(
         splits,
         source=settings.source,
         split=settings.split,
-        counter=_load_counter(experiment),
+        counter=counter,
         num_left_out=checked.num_without_output,
     )
     # Its presence says that the splits beside it are whole, so it goes before they change.
     run.preflight.unlink(missing_ok=True)
     for name, rows in splits.named().items():
         write_rows(run.split(name), rows)
+    # Without a tokenizer, training settles the format.
+    run.prompt.unlink(missing_ok=True)
+    if counter is not None:
+        write_text(run.prompt, counter.prompt_format.template)
     write_json(run.preflight, {"data_sha256": run.hash_splits(), **preflight})
     logger.info("%s", format_findings(preflight))
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from hf_instruct.errors import ModelLoadError
+from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import PromptFormat, build_row
 from hf_instruct.records import Example
 
@@ -82,6 +83,7 @@ def load_counter(
 
     Raises:
         ModelLoadError: The tokenizer cannot be loaded.
+        ConfigError: The prompt format cannot be trained on.
     """
     from hf_instruct.models import load_context_length, load_tokenizer
 
@@ -95,7 +97,7 @@ def load_counter(
     return TokenCounter(
         model,
         tokenizer,
-        prompt_format=prompt_format,
+        prompt_format=settle_format(prompt_format, tokenizer),
         max_length=min(limits, default=None),
         completion_only_loss=completion_only_loss,
     )

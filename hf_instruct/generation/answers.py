@@ -12,6 +12,7 @@ from hf_instruct.generation.batches import choose_batch_size, even_batch_size, o
 from hf_instruct.generation.references import ReferenceLoss, measure_references
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length
+from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response
 
@@ -59,6 +60,7 @@ def generate_responses(
     if refused := find_refused_generation(generation):
         raise ConfigError("These settings do not answer in batches:", refused)
     prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
     end_id = prompt_format.end_token_id(tokenizer)
     prompts = prompt_format.encode_prompts(tokenizer, examples)
     check_lengths(examples, prompts, max_new_tokens, context_length(model))

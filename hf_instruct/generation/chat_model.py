@@ -11,6 +11,7 @@ from hf_instruct.errors import ConfigError, RunError
 from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.generation.streaming import stream_completion
 from hf_instruct.models import context_length, load_model, move_to_best_device
+from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
 
@@ -27,7 +28,7 @@ class ChatModel:
         name: What it was loaded by, and for a run's base model that one's name.
         model: In evaluation mode.
         tokenizer: Its tokenizer.
-        prompt_format: The one it was trained on.
+        prompt_format: The one it was trained on, settled.
         has_turns: Whether a question is asked together with the turns before it.
         context: Most tokens of prompt and answer together; None where the model does not say.
         end_id: The token that ends an answer.
@@ -42,7 +43,7 @@ class ChatModel:
             ConfigError: The prompt format is `chat` and the tokenizer has no chat template.
         """
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.prompt_format = prompt_format
+        self.prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
         self.context = context_length(model)
         self.end_id = self.prompt_format.end_token_id(tokenizer)
         self.has_turns = self.prompt_format.keeps_turns(tokenizer)
@@ -108,7 +109,7 @@ class ChatModel:
         )
         shown = name if base else str(run.path)
         move_to_best_device(model)
-        return cls(shown, model, tokenizer, prompt_format=PromptFormat.named(trained_on))
+        return cls(shown, model, tokenizer, prompt_format=run.load_prompt_format(trained_on))
 
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""

@@ -38,13 +38,21 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
         InstructError: The data or the model is missing, or `generate_responses` raised.
     """
     examples = run.read_split("test")
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     if experiment.generate.base:
         name = experiment.model.name
-        _answer_into(run.base, examples, experiment, name, f"Answering, untuned ({name})")
-    _answer_into(run, examples, experiment, str(run.model), "Answering, tuned")
+        _answer_into(run.base, examples, experiment, prompt_format, name, f"Answering, untuned ({name})")
+    _answer_into(run, examples, experiment, prompt_format, str(run.model), "Answering, tuned")
 
 
-def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment, name: str, description: str) -> None:
+def _answer_into(
+    run: RunFolder,
+    examples: list[Example],
+    experiment: Experiment,
+    prompt_format: PromptFormat,
+    name: str,
+    description: str,
+) -> None:
     rank, num_processes = process_rank(), count_processes()
     if rank == 0:
         _merge(run, examples)
@@ -70,7 +78,7 @@ def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment
                 if advance is not None:
                     advance(len(batch), "")
 
-            _answer_share(share, experiment, name, on_batch=keep)
+            _answer_share(share, experiment, prompt_format, name, on_batch=keep)
     _wait_for_others(num_processes)
     if rank == 0:
         _merge(run, examples)
@@ -78,7 +86,12 @@ def _answer_into(run: RunFolder, examples: list[Example], experiment: Experiment
 
 
 def _answer_share(
-    examples: list[Example], experiment: Experiment, name: str, *, on_batch: Callable[[list[Response]], None]
+    examples: list[Example],
+    experiment: Experiment,
+    prompt_format: PromptFormat,
+    name: str,
+    *,
+    on_batch: Callable[[list[Response]], None],
 ) -> None:
     section, is_base = experiment.generate, name == experiment.model.name
     model, tokenizer = load_model(
@@ -92,7 +105,7 @@ def _answer_share(
         model,
         tokenizer,
         examples,
-        prompt_format=experiment.data.prompt_format,
+        prompt_format=prompt_format,
         batch_size=section.batch_size,
         max_new_tokens=section.max_new_tokens,
         reference_loss=True,
@@ -142,7 +155,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
         trust_remote_code=base.trust_remote_code,
     )
     _try_settings(_generation_fields(section), len(tokenizer))
-    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     examples = run.read_split("test")
     prompts = prompt_format.encode_prompts(tokenizer, examples)
     is_whole = (run.model / "config.json").is_file()

@@ -45,7 +45,7 @@ class CardFacts:
         base: The model that was tuned.
         data: What it learned from.
         license: The licence of the published weights, or `unknown`.
-        template: Jinja source of the prompt format; empty for `chat`.
+        template: Jinja source of the prompt format.
         prompt: The prompt of `question`, as the model was trained on it.
         question: An instruction.
         adapter: Settings of the adapter in `adapter_config.json`; empty for full fine-tuning.
@@ -192,9 +192,9 @@ def _summarize(facts: CardFacts) -> str:
 
 
 def _describe_prompt(facts: CardFacts) -> str:
-    if not facts.template:
+    if facts.experiment.data.prompt_format == CHAT:
         return (
-            "## Prompt\n\nThe model was trained on its base model's own chat template, which the tokenizer carries. "
+            "## Prompt\n\nThe model was trained on its base model's chat template as the tokenizer here carries it. "
             "With other words around the instruction it answers worse."
         )
     name = escape(public_name(facts.experiment.data.prompt_format, "a format of the publisher's own"))

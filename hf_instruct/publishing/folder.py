@@ -171,7 +171,7 @@ def plan_folder(run: RunFolder, options: PublishOptions) -> Plan:
             "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the "
             "Hub (`--base-model ID`), or publish both as one (`--merge`)."
         )
-    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     return Plan(run, experiment, base, adapter, is_adapter, prompt_format, read_measured(run))
 
 

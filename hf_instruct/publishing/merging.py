@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import PublishError
 from hf_instruct.models import configure_stop, context_length, load_model, load_tokenizer, no_shard_bars
+from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.publishing.fidelity import (
     Fidelity,
@@ -86,7 +87,7 @@ def load_run_model(run: RunFolder) -> RunModel:
     """
     check_run(run)
     experiment = run.load_experiment()
-    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     model, tokenizer = load_model(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
     end_id = prompt_format.end_token_id(tokenizer)
     prompts = collect_prompts(run, tokenizer, prompt_format, limit=context_length(model))
@@ -160,7 +161,7 @@ def use_training_prompt(
     """Give a tokenizer the chat template that writes a model's training prompt.
 
     A model tuned on `alpaca` is asked in alpaca's words by every program that goes through chat templates, whether its
-    base model had none (GPT-2) or one that the tuning did not use. For `chat` the tokenizer's own stays. Where no chat
+    base model had none (GPT-2) or one that the tuning did not use. Where no chat
     template can write the prompt, the tokenizer has none afterwards: the base model's would write another prompt than
     the one trained on.
 
@@ -173,6 +174,7 @@ def use_training_prompt(
         PublishError: It is required, and the prompt format cannot be written as a chat template.
     """
     if prompt_format.name == CHAT:
+        tokenizer.chat_template = settle_format(prompt_format, tokenizer, for_training=False).template
         return
     try:
         tokenizer.chat_template = build_chat_template(shape_prompt(prompt_format, tokenizer))
@@ -260,7 +262,7 @@ def write_tokenizer(run: RunFolder, folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import GenerationConfig
 
     experiment = run.load_experiment()
-    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
     use_training_prompt(tokenizer, prompt_format)
     tokenizer.save_pretrained(folder)

@@ -68,7 +68,7 @@ def prepare_served_model(run: RunFolder) -> Path:
     place = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:8]
     home = cache_folder() / "serve" / f"{name}-{place}"
     experiment = run.load_experiment()
-    prompt_format = PromptFormat.named(experiment.data.prompt_format)
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     folder = home / _fingerprint(run, prompt_format) / name
     if folder.is_dir():
         return folder

@@ -6,11 +6,12 @@ with it again, so that a prompt written elsewhere is, letter for letter, one the
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_instruct.errors import PublishError
+from hf_instruct.errors import ConfigError, PublishError
+from hf_instruct.prompt_checks import quote_jinja
 from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.special_tokens import begin_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,22 +97,16 @@ def shape_prompt(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBas
     )
 
 
-def begin_token(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the token that the tokenizer puts before every text, or an empty text where it puts none."""
-    ids = tokenizer("x")["input_ids"]
-    return str(tokenizer.bos_token) if ids and ids[0] == tokenizer.bos_token_id else ""
-
-
 def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> PromptShape:
     user, answer = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}
-    plain = render_chat(tokenizer, [user])
+    plain = prompt_format.render_chat(tokenizer, [user])
     # What the tokenizer would put there by itself is in a chat template's text already.
     begin = begin_token(tokenizer)
     begin = begin if begin and plain.startswith(begin) else ""
     lead, _, after = plain.removeprefix(begin).partition(_USER)
-    end = render_chat(tokenizer, [user, answer], add_generation_prompt=False).rpartition(_ANSWER)[2]
+    end = prompt_format.render_chat(tokenizer, [user, answer], add_generation_prompt=False).rpartition(_ANSWER)[2]
     # Between an answer and the next question stand the end of the one turn and the start of the other.
-    second = render_chat(tokenizer, [user, answer, {"role": "user", "content": _INPUT}])
+    second = prompt_format.render_chat(tokenizer, [user, answer, {"role": "user", "content": _INPUT}])
     between = second.partition(_ANSWER)[2].partition(_INPUT)[0]
     before = between.removeprefix(end) if between.startswith(end) else lead
     shape = PromptShape(
@@ -124,17 +119,15 @@ def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
         begin=begin,
         has_system=False,
     )
-    return _add_system(shape, tokenizer)
+    return _add_system(shape, prompt_format, tokenizer)
 
 
-def _add_system(shape: PromptShape, tokenizer: "PreTrainedTokenizerBase") -> PromptShape:
+def _add_system(shape: PromptShape, prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> PromptShape:
     """Return the shape of a chat template with its place for a system text, where it has one."""
-    from jinja2 import TemplateError
-
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
     try:
-        text = render_chat(tokenizer, messages).removeprefix(shape.begin)
-    except TemplateError:
+        text = prompt_format.render_chat(tokenizer, messages).removeprefix(shape.begin)
+    except ConfigError:
         # Some templates refuse a system text, in words of their own.
         return shape
     first, found, rest = text.partition(_SYSTEM)
@@ -151,17 +144,6 @@ def _add_system(shape: PromptShape, tokenizer: "PreTrainedTokenizerBase") -> Pro
     )
 
 
-def render_chat(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True
-) -> str:
-    """Return a conversation as the tokenizer's chat template writes it."""
-    return str(
-        tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    )
-
-
 def build_chat_template(shape: PromptShape) -> str:
     """Return the Jinja chat template of a format that has no turns: the last question, as in training.
 
@@ -169,12 +151,12 @@ def build_chat_template(shape: PromptShape) -> str:
     whole training row.
     """
     # Everything is a quoted text, so that no trimming of white space around blocks can touch it.
-    head, after, end = (_quote_jinja(text) for text in (shape.begin + shape.head, shape.after, shape.answer_end))
+    head, after, end = (quote_jinja(text) for text in (shape.begin + shape.head, shape.after, shape.answer_end))
     return (
         "{% set ns = namespace(system='', question='') %}"
         "{% for message in messages %}"
         "{% if message['role'] == 'system' %}"
-        f"{{% set ns.system = message['content'] + {_quote_jinja(shape.system_after)} %}}"
+        f"{{% set ns.system = message['content'] + {quote_jinja(shape.system_after)} %}}"
         "{% elif message['role'] == 'user' %}{% set ns.question = message['content'] %}"
         "{% endif %}{% endfor %}"
         f"{{{{ {head} + ns.system + ns.question + {after} }}}}"
@@ -182,12 +164,6 @@ def build_chat_template(shape: PromptShape) -> str:
         f"{{{{ messages[-1]['content'] + {end} }}}}"
         "{% endif %}"
     )
-
-
-def _quote_jinja(text: str) -> str:
-    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        text = text.replace(character, escape)
-    return f"'{text}'"
 
 
 def build_go_template(shape: PromptShape) -> str:

@@ -19,8 +19,10 @@ from hf_instruct.models import (
     no_shard_bars,
 )
 from hf_instruct.plots import draw_loss_plot, write_figure
-from hf_instruct.prompts import PromptFormat, TokenizedExample
-from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json
+from hf_instruct.processes import is_main_process
+from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompts import CHAT, PromptFormat, TokenizedExample
+from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -90,12 +92,12 @@ def train(
 ) -> TrainingSummary:
     """Fine-tune a model on examples; all its weights, or a LoRA adapter.
 
-    `output_dir` then holds `model/` (loadable by `from_pretrained`), `training.jsonl`, `training.json`, `loss.png`
-    and the last checkpoint.
+    `output_dir` then holds `model/` (loadable by `from_pretrained`), `prompt.jinja`, `training.jsonl`,
+    `training.json`, `loss.png` and the last checkpoint.
 
     Args:
         model: A causal language model in float32; it is trained in place.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; for `chat` its chat template becomes the one that is trained on.
         splits: `train` is learned, on `validation` the loss is followed; `test` is left alone.
         output_dir: A run folder.
         prompt_format: A format or its name.
@@ -107,7 +109,7 @@ def train(
         What it took.
 
     Raises:
-        ConfigError: TRL or PEFT refuse the settings, or the model is an adapter.
+        ConfigError: TRL or PEFT refuse the settings, the model is an adapter, or its prompts cannot be trained on.
         RunError: `output_dir` holds a model or checkpoints already, and `resume` is off.
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
@@ -131,6 +133,14 @@ def train(
             "`output_dir`."
         )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
+    if resume and run.prompt.is_file():
+        prompt_format = run.load_prompt_format(prompt_format.name)
+    prompt_format = settle_format(prompt_format, tokenizer)
+    if is_main_process():
+        write_text(run.prompt, prompt_format.template)
+    if prompt_format.name == CHAT:
+        # Saved with the model, so that any program asks it in these prompts.
+        tokenizer.chat_template = prompt_format.template
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     # Here too: an adapter is made, and the model moves to the GPU.
     with _translated_errors(run):

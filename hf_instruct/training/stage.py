@@ -51,7 +51,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         tokenizer,
         splits,
         output_dir=run.path,
-        prompt_format=experiment.data.prompt_format,
+        prompt_format=run.load_prompt_format(experiment.data.prompt_format),
         settings=settings,
         lora=lora,
         resume=resume,

@@ -154,12 +154,14 @@ class ModelShelf:
         return max((kept.size for kept in self._kept.values()), default=0) if found is None else found
 
     def _key(self, speaker: Speaker) -> Hashable:
-        """Return what tells a model apart: runs that began with the same one share it."""
-        experiment = self._sources[speaker.name].experiment
-        if not speaker.base or experiment is None:
+        """Return what tells a model apart: runs that began with the same one and ask it alike share it."""
+        source = self._sources[speaker.name]
+        experiment, folder = source.experiment, source.folder
+        if not speaker.base or experiment is None or folder is None:
             return speaker.name
         model = experiment.model
-        return (model.name, model.revision, experiment.generate.dtype, experiment.data.prompt_format)
+        template = folder.prompt.read_text(encoding="utf-8") if folder.prompt.is_file() else None
+        return (model.name, model.revision, experiment.generate.dtype, experiment.data.prompt_format, template)
 
 
 def _drop_weights(kept: _Kept) -> None:

@@ -1,0 +1,185 @@
+"""Whether prompts are what training takes them to be: one check of every format, made before the first step.
+
+Chat templates are written for answering. Some open a block of thinking that no training answer closes, write an answer
+differently once it is there, or look at the clock. `settle_format` finds that out with probes, writes what repairs it
+into the template (its own switch, its own words before an answer, the date of today), and refuses what is left. The
+result is one plain template: what holds it renders the same prompt in training, answers, chat, serving and export.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from hf_instruct.errors import ConfigError
+from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.special_tokens import begin_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Words that no template writes by itself.
+_QUESTION, _INPUT, _ANSWER = "QUESTION7351", "INPUT7352", "ANSWER7354"
+# What templates call the switch for thinking.
+_SWITCHES = ("enable_thinking", "thinking")
+_THINKING = re.compile(r"<(/?)think>")
+_CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+
+
+def settle_format(
+    prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", *, for_training: bool = True
+) -> PromptFormat:
+    """Return the format that prompts are written in from now on; a format that is settled already comes back as it is.
+
+    For `chat` it is the tokenizer's chat template with the date of today in place of the clock. For training it also
+    gets, where prompts do not fit answers otherwise: the template's switch for thinking turned off, the words that the
+    template puts before an answer, and the beginning-of-text token.
+
+    Args:
+        prompt_format: The format.
+        tokenizer: The tokenizer of the model.
+        for_training: Whether a model is going to be trained on it. Else nothing but the clock is changed, because the
+            model knows its template as it is, and what is wrong is logged.
+
+    Raises:
+        ConfigError: Prompts are not what training takes them to be; what differs is named.
+    """
+    is_chat = prompt_format.name == CHAT
+    name = f"chat template of `{tokenizer.name_or_path}`" if is_chat else f"prompt format `{prompt_format.name}`"
+    settled = prompt_format
+    repairs: Iterable[str] = ()
+    if is_chat and not prompt_format.template:
+        settled = PromptFormat(CHAT, _freeze_clock(prompt_format.chat_template(tokenizer), datetime.now()))
+        repairs = _repair(settled, tokenizer)
+    problems = find_problems(settled, tokenizer)
+    if not problems:
+        return settled
+    if not for_training:
+        logger.warning("The %s %s.", name, "; it ".join(problems))
+        return settled
+    for template in repairs:
+        repaired = PromptFormat(CHAT, template)
+        if not find_problems(repaired, tokenizer):
+            end = _format_probe(repaired, tokenizer).rpartition(_QUESTION)[2]
+            logger.info("The %s %s; changed for this run, prompts end in %r.", name, "; it ".join(problems), end)
+            return repaired
+    what = "; it ".join(problems)
+    raise ConfigError(f"The {name} cannot be trained on: it {what}. Choose another prompt format, or correct this one.")
+
+
+def find_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return what is wrong with the prompts of a format, as the ends of sentences that begin with its name.
+
+    Raises:
+        ConfigError: The format cannot write a prompt at all.
+    """
+    is_chat = prompt_format.name == CHAT
+    template = prompt_format.chat_template(tokenizer) if is_chat else prompt_format.template
+    problems = []
+    if _RANDOM.search(template) or _asks_clock(template):
+        problems.append("writes something else each time (by `random`, `lipsum` or the clock)")
+    for input in ("", _INPUT):
+        prompt = _format_probe(prompt_format, tokenizer, input)
+        words = {"instruction": _QUESTION} | ({"input": _INPUT} if input else {})
+        counts = {name: prompt.upper().count(word) for name, word in words.items()}
+        problems += [
+            f"writes the {name} {count} times instead of once{'' if input else ' where there is no input'}"
+            for name, count in counts.items()
+            if count != 1
+        ]
+        end = max(prompt.upper().rfind(word) + len(word) for word in words.values())
+        if not prompt[end:].strip():
+            problems.append("writes nothing between the question and the answer, such as a line `### Response:`")
+        tags = _THINKING.findall(prompt[end:])
+        if tags and not tags[-1]:
+            problems.append("ends the prompt inside open thinking, `<think>`")
+    problems += _find_begin_problems(prompt_format, tokenizer)
+    if is_chat:
+        problems += _find_turn_problems(prompt_format, tokenizer)
+    return list(dict.fromkeys(problems))
+
+
+def _find_begin_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    ids, begin = prompt_format.encode_prompt(tokenizer, _QUESTION), begin_ids(tokenizer)
+    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        return [f"begins with two beginning-of-text tokens, `{tokenizer.bos_token}`"]
+    if ids[: len(begin)] != begin:
+        return [f"lacks the beginning-of-text token, `{tokenizer.decode(begin)}`"]
+    return []
+
+
+def _find_turn_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return where a conversation with an answer is not prompt + answer + end, as a training row is."""
+    prompt, turn = _format_probe(prompt_format, tokenizer), _format_turn(prompt_format, tokenizer)
+    before, found, after = turn.partition(_ANSWER)
+    if not found:
+        return ["leaves answers out"]
+    if before != prompt:
+        asked, answered = (text.rpartition(_QUESTION)[2] for text in (prompt, before))
+        return [f"ends a prompt in {asked!r} but writes {answered!r} before an answer"]
+    end = prompt_format.end_token(tokenizer)
+    if after.strip() and not after.lstrip().startswith(end):
+        return [f"writes {after!r} after an answer, without an end token"]
+    return []
+
+
+def _repair(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+    """Yield templates that may be right, the nearest to the template itself first."""
+    template = prompt_format.template
+    if _find_begin_problems(prompt_format, tokenizer):
+        # Jinja takes away the end of a line that a block ends, so what is put in front writes no more than it says.
+        template = f"{{% if true %}}{{{{ bos_token }}}}{{% endif %}}\n{template}"
+    before = _format_probe(prompt_format, tokenizer)
+    switched = [
+        text
+        for name in _SWITCHES
+        if re.search(rf"\b{name}\b", template)
+        and _format_probe(PromptFormat(CHAT, text := f"{{% set {name} = false %}}\n{template}"), tokenizer) != before
+    ]
+    yield template
+    yield from switched
+    for text in (*switched, template):
+        candidate = PromptFormat(CHAT, text)
+        prompt = _format_probe(candidate, tokenizer)
+        lead = _format_turn(candidate, tokenizer).partition(_ANSWER)[0]
+        if lead.startswith(prompt):
+            words = quote_jinja(lead[len(prompt) :])
+            # Jinja does not write the last line end of a source.
+            yield text.removesuffix("\n") + f"{{{{ {words} if add_generation_prompt else '' }}}}"
+
+
+def _format_probe(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", input: str = "") -> str:
+    return prompt_format.format_prompt(_QUESTION, input, tokenizer=tokenizer)
+
+
+def _format_turn(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> str:
+    messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    return prompt_format.render_chat(tokenizer, messages, add_generation_prompt=False)
+
+
+def _asks_clock(template: str) -> bool:
+    return bool(re.search(r"\bstrftime_now\s*\(", template)) and "macro strftime_now(" not in template
+
+
+def _freeze_clock(template: str, now: datetime) -> str:
+    """Return a chat template that takes a time for today's; one that computes what to ask the clock stays as it is."""
+    calls = _CLOCK.findall(template)
+    if not calls or len(calls) != len(re.findall(r"\bstrftime_now\s*\(", template)):
+        return template
+    # Transformers renders with a function of this name, and passes no function that takes its place.
+    times = ", ".join(
+        f"{quote_jinja(format)}: {quote_jinja(now.strftime(format))}"
+        for format in dict.fromkeys(one or other for one, other in calls)
+    )
+    return f"{{% macro strftime_now(format) %}}{{{{ {{{times}}}[format] }}}}{{% endmacro %}}\n{template}"
+
+
+def quote_jinja(text: str) -> str:
+    """Return a text as a literal of Jinja's."""
+    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(character, escape)
+    return f"'{text}'"

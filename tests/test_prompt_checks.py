@@ -1,0 +1,194 @@
+"""What training takes prompts to be, for every chat template that TRL ships and for formats of one's own."""
+
+import copy
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import tiny_models
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerBase
+
+from hf_instruct.errors import ConfigError
+from hf_instruct.prompt_checks import find_problems, settle_format
+from hf_instruct.prompts import PromptFormat
+
+CHAT = PromptFormat.named("chat")
+TEMPLATES = {
+    path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8")
+    for path in files("trl").joinpath("chat_templates").iterdir()
+    if path.name.endswith(".jinja") and not path.name.endswith("_training.jinja")
+}
+# The end of each prompt, after the question; a template that is not here is right as it is.
+CLOSED = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+REPAIRED = {
+    "glm4moe": "/nothink<|assistant|>\n<think></think>\n",
+    "gptoss": "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "muse_glimmer": "<|eot|><|start|>assistant to=user<|message|>",
+    **dict.fromkeys(("qwen3", "qwen3_5_think", "qwen3_6", "qwen3_8"), CLOSED),
+    **dict.fromkeys(
+        ("nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"),
+        "<|im_end|>\n<|im_start|>assistant\n<think></think>",
+    ),
+}
+REFUSED = {
+    "deepseek_r1_distill": "ends the prompt inside open thinking",
+    "deepseekv3": "ends the prompt inside open thinking",
+    # Of models that also see: a content of theirs is a list of parts.
+    "idefics3": "writes the instruction 0 times instead of once",
+    "llava_next": "refuses this: 'str object' has no attribute 'text'",
+    "smolvlm": "writes the instruction 0 times instead of once",
+}
+DATED = {"gptoss", "llama3_2", "muse_glimmer"}
+HEADER = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+MISTRAL = "{% for m in messages %}{{ '[Q] ' + m.content + ' [A]' if m.role == 'user' else m.content }}{% endfor %}"
+# As Qwen3's: an answer that has no thinking is shown with an empty block of it.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_gpt2: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer that has the special tokens of all these templates."""
+    tokenizer = copy.deepcopy(tiny_models.load_copy(tiny_gpt2)[1])
+    found = {token for text in TEMPLATES.values() for token in re.findall(r"<[|｜][\w▁]+[|｜]>|<\w+\|>", text)}
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted({*found, "<end_of_turn>"})})
+    return tokenizer
+
+
+def settle(template: str, tokenizer: PreTrainedTokenizerBase, **options: bool) -> PromptFormat:
+    tokenizer.chat_template = template
+    return settle_format(CHAT, tokenizer, **options)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - REFUSED.keys()))
+def test_templates_of_model_families(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    settled = settle(TEMPLATES[name], tokenizer)
+    assert (settled.template == TEMPLATES[name]) == (name not in {*REPAIRED, *DATED})
+    prompt = settled.format_prompt("One?", tokenizer=tokenizer)
+    if name in REPAIRED:
+        assert prompt.rpartition("One?")[2] == REPAIRED[name]
+    # A training row is what the template makes of a question and its answer.
+    row = prompt + settled.format_completion("Two.", tokenizer=tokenizer)
+    messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
+    turn = settled.render_chat(tokenizer, messages, add_generation_prompt=False)
+    if name == "glm4moe":
+        # It ends an answer by the next turn's header; the row has the tokenizer's end-of-text.
+        row = row.removesuffix("<|endoftext|>")
+    assert turn.startswith(row)
+    # Whoever settles it again, from the run or from the tokenizer saved with the model, gets the same.
+    assert settle_format(settled, tokenizer) is settled
+    assert settle(settled.template, tokenizer) == settled
+
+
+def test_templates_that_cannot_be_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert TEMPLATES.keys() >= REFUSED.keys() | REPAIRED.keys() | DATED
+    for name, reason in REFUSED.items():
+        with pytest.raises(ConfigError, match=re.escape(reason)):
+            settle(TEMPLATES[name], tokenizer)
+
+
+def test_only_asked_a_model_keeps_its_own_template(tokenizer: PreTrainedTokenizerBase, caplog) -> None:
+    assert settle(THINKING, tokenizer, for_training=False).template == THINKING
+    assert f"but writes {CLOSED!r} before an answer" in caplog.text
+    assert settle(THINKING, tokenizer).template == "{% set enable_thinking = false %}\n" + THINKING
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        # No header at all where an answer begins: `add_generation_prompt` is ignored.
+        (TURNS + "\n", "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"),
+        # As Mistral's, with the header in the question's turn; and as Llama 2's, with a space before the answer.
+        (MISTRAL, None),
+        (MISTRAL.replace("else m", "else ' ' + m"), "[Q] One? [A] "),
+    ],
+)
+def test_the_templates_own_words_before_an_answer(template: str, prompt: str | None, tokenizer) -> None:
+    settled = settle(template, tokenizer)
+    assert settled.format_prompt("One?", tokenizer=tokenizer) == (prompt or "[Q] One? [A]")
+    assert (settled.template == template) == (prompt is None)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "{% for m in messages %}{{ m.content }}\n{% endfor %}",
+            "it writes nothing between the question and the answer",
+        ),
+        (
+            TURNS + HEADER.replace("assistant\n", "assistant\n<think>\n"),
+            "it ends the prompt inside open thinking, `<think>`",
+        ),
+        (
+            TURNS.replace("{{ m.content }}", "{{ m.content }}{{ m.content }}") + HEADER,
+            "it writes the instruction 2 times",
+        ),
+        ("{{ messages[0].content }} -> ", "it leaves answers out"),
+        (TURNS.replace("<|im_end|>", " bye <|im_end|>") + HEADER, "it writes ' bye <|im_end|>\\n' after an answer"),
+        (TURNS + HEADER + "{{ ['a', 'b'] | random }}", "it writes something else each time"),
+        (TURNS + HEADER + "{{ strftime_now('%' + 'd') }}", "it writes something else each time"),
+        ("<|endoftext|><|endoftext|>" + TURNS + HEADER, "it begins with two beginning-of-text tokens, `<|endoftext|>`"),
+    ],
+)
+def test_what_nothing_repairs(template: str, reason: str, tokenizer) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        settle(template, tokenizer)
+    assert str(caught.value).endswith("Choose another prompt format, or correct this one.")
+
+
+def test_the_date_is_that_of_the_first_prompt(tokenizer) -> None:
+    settled = settle(
+        "Today: {{ strftime_now('%H:%M:%S.%f') }} {{ strftime_now(\"it's %Y\") }}\n" + TURNS + HEADER, tokenizer
+    )
+    prompt = settled.format_prompt("One?", tokenizer=tokenizer)
+    assert re.match(r"Today: \d\d:\d\d:\d\d\.\d{6} it's \d{4}\n<\|im_start\|>user\nOne", prompt)
+    # Microseconds later it is still the same.
+    assert settled.format_prompt("One?", tokenizer=tokenizer) == prompt
+    assert settle(settled.template, tokenizer) == settled
+
+
+def test_a_missing_begin_token_is_put_in_front(tokenizer) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.add_special_tokens({"bos_token": "<s>"})
+    single = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", own.bos_token_id)])
+    own.backend_tokenizer.post_processor = single
+    settled = settle("\n" + TURNS + HEADER, own)
+    prompt = settled.format_prompt("One?", tokenizer=own)
+    assert prompt == "<s>\n<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
+    ids = settled.encode_prompt(own, "One?")
+    assert (ids[0], ids.count(own.bos_token_id)) == (own.bos_token_id, 1)
+    assert settle("{{ bos_token }}" + TURNS + HEADER, own).template == "{{ bos_token }}" + TURNS + HEADER
+    twice = PromptFormat("mine", "<s>Q: {{ instruction }} {{ input }}\nA:")
+    with pytest.raises(ConfigError, match="The prompt format `mine` cannot be trained on: it begins with two"):
+        settle_format(twice, own)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ instruction }}\n{{ input }}\n", "writes nothing between the question and the answer"),
+        ("{{ instruction }} {{ instruction }} {{ input }} ->", "writes the instruction 2 times instead of once"),
+        (
+            "{{ instruction if input else '' }} {{ input }} ->",
+            "writes the instruction 0 times instead of once where there is no input",
+        ),
+        ("{{ instruction }} {{ input }}\n<think>\n", "ends the prompt inside open thinking"),
+        ("{{ instruction }} {{ input }} {{ ['a', 'b'] | random }}", "writes something else each time"),
+    ],
+)
+def test_formats_of_ones_own_are_checked_alike(template: str, reason: str, tokenizer) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"The prompt format `mine` cannot be trained on: it {reason}")):
+        settle_format(PromptFormat("mine", template), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3"])
+def test_built_in_formats_have_no_problems(name: str, tokenizer) -> None:
+    assert find_problems(PromptFormat.named(name), tokenizer) == []
