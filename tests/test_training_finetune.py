@@ -133,6 +133,17 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tiny_gpt2: Path, unbroken, tmp_pa
     )
 
 
+def test_a_run_killed_after_its_last_step_takes_no_other(tiny_gpt2: Path, tmp_path: Path) -> None:
+    # The last step is in the middle of an epoch.
+    settings = {"max_steps": 2}
+    train_tiny(tiny_gpt2, tmp_path, settings=settings)
+    expected = (tmp_path / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "training.json").unlink()
+    assert train_tiny(tiny_gpt2, tmp_path, settings=settings, resume=True).steps == 2
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == expected
+
+
 def test_resuming_without_a_checkpoint_starts_anew(tiny_gpt2: Path, tmp_path: Path) -> None:
     (tmp_path / "training.jsonl").write_text(
         '{"step": 1, "epoch": 0.1, "tokens_seen": 9, "kind": "train", "loss": 9.0}\n'

@@ -157,6 +157,14 @@ class InstructTrainer(SFTTrainer):
         # `Trainer` asks for the norm to log it, even where nothing is clipped: two passes over all gradients.
         return super()._get_grad_norm(model, grad_norm) if self.args.max_grad_norm else None
 
+    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+        """Train an epoch, or none after the last step: `Trainer` takes one more where that step is not an epoch's last.
+
+        It does when it resumes from the checkpoint of the last step, which a kill before the model is saved leaves.
+        """
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*arguments, **keywords)
+
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
         """Write no card into checkpoints: publishing writes the model's own."""
 
