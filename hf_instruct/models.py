@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.hub import cache_alone_if_unreachable
+from hf_instruct.manifests import check_base, check_model
 from hf_instruct.processes import let_threads_sleep
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def load_model(
     trust_remote_code: bool = False,
     dtype: str = "float32",
     dropout: float | None = None,
+    base_of: Path | None = None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Return a causal language model, in evaluation mode, and its tokenizer.
 
@@ -89,9 +91,11 @@ def load_model(
         trust_remote_code: Run code that comes with the model.
         dtype: `float32`, `bfloat16` or `float16`.
         dropout: Dropout rate to set everywhere; None keeps the model's own.
+        base_of: The folder of a tuned model, where this is to be the model that it was trained from.
 
     Raises:
         ModelLoadError: There is no such model, it cannot be reached, or it is not a causal language model.
+        RunError: A tuned model is damaged, or its base model is not the one it was trained from.
     """
     let_threads_sleep()
     import torch
@@ -99,12 +103,15 @@ def load_model(
 
     location = resolve_model(name)
     adapter = Path(location) / "adapter_config.json"
+    check_model(Path(location))
     # Around both: a Hub out of reach is waited for, and told of, once.
     with cache_alone_if_unreachable(location):
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
         with _translated_errors(name):
             if adapter.is_file():
                 tuned = _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code)
+                # Its base model may have been downloaded only now.
+                check_model(Path(location))
                 configure_stop(tuned, tokenizer)
                 fuse_activations(tuned)
                 return tuned, tokenizer
@@ -123,6 +130,8 @@ def load_model(
             # What it does not find, Transformers fills with random numbers, and only logs it.
             if lost := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
                 raise ValueError(f"{len(lost)} weights (`{lost[0]}` first) are not there in the shape its config says")
+    if base_of is not None:
+        check_base(base_of, location, revision=revision)
     configure_stop(model, tokenizer)
     fuse_activations(model)
     return model.eval(), tokenizer

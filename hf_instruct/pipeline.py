@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
-from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, InstructError, RunError, disk_remedy
-from hf_instruct.processes import count_processes, is_main_process
+from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy
+from hf_instruct.manifests import check_model
+from hf_instruct.processes import count_processes, is_main_process, on_main_process
 from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 
@@ -52,13 +53,16 @@ def run(
     check_experiment(experiment, stages)
     folder = RunFolder(Path(path), trust_remote_code=experiment.model.trust_remote_code)
     with _translated_disk_errors(folder):
-        with _one_process_first(folder, experiment) as is_first:
-            # Launched on several processes, one opens the folder and prepares the data while the others wait.
-            if is_first:
+
+        def begin() -> None:
+            with _translated_disk_errors(folder):
                 open_folder(folder, experiment, resume=resume, force=force)
-            if is_first and "data" in stages:
                 with folder.locked():
-                    walk(folder, experiment, ["data"])
+                    walk(folder, experiment, [stage for stage in stages if stage == "data"])
+
+        # Launched on several processes, one opens the folder and prepares the data while the others wait.
+        _join_processes(experiment)
+        on_main_process(begin)
         with folder.locked() if is_main_process() else contextlib.nullcontext():
             walk(folder, experiment, [stage for stage in stages if stage in _SHARED_STAGES or is_main_process()])
     return folder
@@ -87,8 +91,9 @@ def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, 
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
     is_main = is_main_process()
     with _translated_disk_errors(folder), folder.locked() if is_main else contextlib.nullcontext():
-        with _one_process_first(folder, experiment) as is_first:
-            if is_first:
+
+        def begin() -> None:
+            with _translated_disk_errors(folder):
                 if force:
                     from hf_instruct.generation.stage import check_answering
 
@@ -96,6 +101,9 @@ def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, 
                     check_answering(folder, experiment)
                     clear_from(folder, "generate")
                 _accept_changes(folder, experiment)
+
+        _join_processes(experiment)
+        on_main_process(begin)
         try:
             walk(folder, experiment, ["generate"])
         except (ConfigError, DataError):
@@ -171,7 +179,10 @@ def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> No
     for stage in (name for name in STAGES if name in stages):
         if stage == "data":
             _prepare(folder, experiment)
-        elif stage == "train" and not is_done(folder, "train"):
+        elif stage == "train" and is_done(folder, "train"):
+            folder.check_trained()
+            check_model(folder.model)
+        elif stage == "train":
             from hf_instruct.training.stage import fine_tune
 
             if "generate" in stages:
@@ -323,34 +334,13 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _one_process_first(folder: RunFolder, experiment: Experiment) -> Iterator[bool]:
-    """Yield whether this process is the first of those launched together; the others wait until it is through.
-
-    An error that stops the first is raised in all of them: left waiting, they would end in tracebacks of their own.
-    """
+def _join_processes(experiment: Experiment) -> None:
+    """Let processes that were launched together find each other."""
     if count_processes() == 1:
-        yield True
         return
     from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
 
     from hf_instruct.models import best_device
 
     # Without `cpu`, processes on a machine without a GPU would not find each other.
-    is_first = PartialState(cpu=bool(experiment.train.get("use_cpu", best_device() == "cpu"))).is_main_process
-    outcome: list[InstructError | None] = [None]
-    if not is_first:
-        broadcast_object_list(outcome)
-        if outcome[0] is not None:
-            raise outcome[0]
-        yield False
-        return
-    try:
-        with _translated_disk_errors(folder):
-            yield True
-    except InstructError as error:
-        outcome = [error]
-        raise
-    finally:
-        broadcast_object_list(outcome)
+    PartialState(cpu=bool(experiment.train.get("use_cpu", best_device() == "cpu")))

@@ -9,10 +9,15 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_instruct.errors import InstructError
+
+Result = TypeVar("Result")
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,6 +64,32 @@ def count_processes() -> int:
 def is_main_process() -> bool:
     """Return whether this is the first of the processes launched together, or the only one."""
     return process_rank() == 0
+
+
+def on_main_process(work: Callable[[], Result]) -> Result:
+    """Return what `work` returns on the main process, on all of those launched together; the others wait for it.
+
+    An error that stops the main process is raised on all: left waiting, they would end in tracebacks of their own.
+
+    Raises:
+        InstructError: `work` raised it.
+    """
+    if count_processes() == 1:
+        return work()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    try:
+        if is_main_process():
+            outcome[0] = work()
+    except InstructError as error:
+        outcome[1] = error
+    finally:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: Result = outcome[0]
+    return result
 
 
 def let_threads_sleep() -> None:

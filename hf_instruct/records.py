@@ -285,7 +285,7 @@ def _plain_types(hint: Any) -> tuple[type, ...]:
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Append rows to a JSON Lines file in one write, and wait until they are on disk."""
-    text = "".join(_format_row(row) for row in rows)
+    text = "".join(format_row(row) for row in rows)
     if not text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +308,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a JSON Lines file whole; readers see the old file or the new one, never a part."""
-    write_text(path, "".join(_format_row(row) for row in rows))
+    write_text(path, "".join(format_row(row) for row in rows))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -373,6 +373,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def _format_row(row: Row) -> str:
+def format_row(row: Row) -> str:
+    """Return a row as its line in a JSON Lines file."""
     fields = {name: value for name, value in dataclasses.asdict(row).items() if value is not None or name == "score"}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

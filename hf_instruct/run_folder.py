@@ -125,6 +125,24 @@ class RunFolder:
         """Whether the tuned model is an adapter."""
         return (self.model / "adapter_config.json").is_file()
 
+    def check_trained(self) -> None:
+        """Refuse a run without a tuned model.
+
+        Raises:
+            RunError: It has none yet, or no longer.
+        """
+        if self.model.is_dir():
+            return
+        if self.training_summary.exists():
+            raise RunError(
+                f"`{self.model}` is missing, though training has finished. Put it back, or delete "
+                f"`{self.training_summary}` and `--resume` the run, which saves it again from its last checkpoint."
+            )
+        raise RunError(
+            f"`{self.path}` has no tuned model yet (no `model/` in it). Finish it with `hf-instruct run "
+            f"EXPERIMENT.yaml --run-dir {self.path} --resume`."
+        )
+
     @property
     def training_log(self) -> Path:
         """`TrainingRow` rows."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,27 @@ def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path,
     assert done.stdout.count(str(two / "model")) == 1
 
 
+def test_a_run_of_two_processes_resumes_on_two_only(experiment: Path, environment, tmp_path: Path):
+    path = tmp_path / "run"
+    train = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--run-dir", path]
+    call([*launcher("cpu_2proc.yaml"), *train], environment)
+    model = (path / "model" / "model.safetensors").read_bytes()
+    (checkpoint,) = (path / "checkpoints").iterdir()
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    assert {"model.safetensors", "optimizer.pt", "rng_state_0.pth", "rng_state_1.pth", "scheduler.pt"} < files.keys()
+    shutil.rmtree(path / "model")
+    (path / "training.json").unlink()
+    alone = [BIN / "python", *train, "--resume"]
+    done = subprocess.run([str(c) for c in alone], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert "was trained by 2 processes, and this is 1 process" in done.stderr
+    # One of them finds the damage, and both start again.
+    (checkpoint / "rng_state_1.pth").unlink()
+    done = call([*launcher("cpu_2proc.yaml"), *train, "--resume"], environment)
+    assert done.stderr.count("is damaged (`rng_state_1.pth` is missing)") == 1
+    assert (path / "model" / "model.safetensors").read_bytes() == model
+
+
 def test_a_mistake_is_told_once_whatever_the_number_of_processes(experiment: Path, environment, tmp_path: Path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("not a run")
@@ -124,7 +146,10 @@ def test_a_model_spread_over_two_processes_trains_like_a_whole_one(
     call([BIN / "python", "recipes/sft.py", *common, one, "--train.per_device_train_batch_size", "8"], environment)
     command = [*launcher(config), "tests/sft_as_on_gpus.py", *common, two, "--train.per_device_train_batch_size", "4"]
     call(command, {**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "DS_ACCELERATOR": "cpu"})
-    assert list(two.glob(f"checkpoints/*/{saved_by_it}"))
+    (saved,) = two.glob(f"checkpoints/*/{saved_by_it}")
+    manifest = json.loads((saved.parent / "manifest.json").read_text())
+    assert manifest["origin"]["sharding"] == ("FSDP" if config.startswith("fsdp") else "DEEPSPEED")
+    assert saved_by_it in manifest["files"]
     check_equal_training(one, two)
     # Not weight by weight: attention's key bias has no effect, so Adam moves it by rounding errors.
     ids = torch.arange(64)[None]

@@ -289,6 +289,45 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
     run(values, tmp_path / "run", stages=stages, resume=True)
     assert {name: (folder.path / name).read_bytes() for name in files_in(folder.path)} == before
 
+    # What is lost under a stage that is done is named, and nothing is trained or split again.
+    for lost, message in [
+        ("model/model.safetensors", "The model in `.*` is damaged: `model.safetensors` is missing"),
+        ("model/tokenizer.json", "The model in `.*` is damaged: `tokenizer.json` is missing"),
+        ("model", "model` is missing, though training has finished. Put it back, or delete"),
+        ("data/test.jsonl", "not those that this run was prepared with: `test.jsonl` is missing. Put the files back"),
+    ]:
+        (folder.path / lost).rename(tmp_path / "aside")
+        for part in (stages, ("data", "train")):
+            with pytest.raises(InstructError, match=message):
+                run(values, tmp_path / "run", stages=part, resume=True)
+        (tmp_path / "aside").rename(folder.path / lost)
+    (folder.path / "model").rename(tmp_path / "aside")
+    folder.responses.rename(tmp_path / "answers")
+    with pytest.raises(RunError, match="model` is missing, though training has finished"):
+        answer_again(folder)
+    (tmp_path / "answers").rename(folder.responses)
+    (tmp_path / "aside").rename(folder.path / "model")
+    # As the messages say; the source is the same.
+    (folder.model / "model.safetensors").unlink()
+    folder.training_summary.unlink()
+    run(values, tmp_path / "run", stages=("data", "train"), resume=True)
+    assert (folder.model / "model.safetensors").read_bytes() == before["model/model.safetensors"]
+    before = {name: (folder.path / name).read_bytes() for name in files_in(folder.path)}
+    folder.preflight.unlink()
+    folder.split("train").unlink()
+    run(values, tmp_path / "run", stages=("data", "train"), resume=True)
+    assert {name: (folder.path / name).read_bytes() for name in files_in(folder.path)} == before
+    (tmp_path / "mine.json").write_text(json.dumps(rows[::-1]))
+    folder.preflight.unlink()
+    for _ in range(2):
+        with pytest.raises(InstructError, match=r"their checksum is not the one in `run.yaml`"):
+            run(values, tmp_path / "run", stages=stages, resume=True)
+    folder.preflight.unlink()
+    with pytest.raises(RunError, match=r"another experiment: `data.seed` differs"):
+        run({**values, "data": {**values["data"], "seed": 9}}, tmp_path / "run", stages=stages, resume=True)
+    with pytest.raises(RunError, match="holds a run already"):
+        run(values, tmp_path / "run", stages=stages)
+
 
 def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -104,16 +104,25 @@ def test_the_saved_model_reloads_with_equal_logits(tiny_gpt2: Path, unbroken) ->
     assert not torch.equal(logits(reloaded), logits(tiny_models.load_copy(tiny_gpt2)[0]))
 
 
-@pytest.mark.parametrize("checkpoint", [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_a_resumed_run_ends_as_an_unbroken_one(tiny_gpt2: Path, unbroken, tmp_path: Path, checkpoint: int) -> None:
-    """Contract 5: as if killed while the checkpoint at step 6 was written."""
-    path = tmp_path / "run"
-    shutil.copytree(unbroken[0], path)
+def cut_off(run: Path, path: Path) -> Path:
+    """Copy a run as if it had been killed after its last checkpoint, and return that."""
+    shutil.copytree(run, path)
     shutil.rmtree(path / "model")
     (path / "training.json").unlink()
-    for name in {2: ("checkpoint-4",), 4: ()}[checkpoint]:
-        shutil.rmtree(path / "checkpoints" / name)
-    (path / "checkpoints" / "checkpoint-6" / "trainer_state.json").unlink()
+    return path / "checkpoints" / "checkpoint-6"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "lost"), [pytest.param(2, "trainer_state.json", marks=pytest.mark.slow), (4, "scheduler.pt")]
+)
+def test_a_resumed_run_ends_as_an_unbroken_one(
+    tiny_gpt2: Path, unbroken, tmp_path: Path, checkpoint: int, lost: str
+) -> None:
+    """Contract 5: with a checkpoint at step 6 that lacks a file."""
+    path = tmp_path / "run"
+    (cut_off(unbroken[0], path) / lost).unlink()
+    if checkpoint == 2:
+        shutil.rmtree(path / "checkpoints" / "checkpoint-4")
     with (path / "training.jsonl").open("a") as log:
         log.write('{"step": 7, "ep')
 
@@ -142,6 +151,18 @@ def test_a_run_killed_after_its_last_step_takes_no_other(tiny_gpt2: Path, tmp_pa
     (tmp_path / "training.json").unlink()
     assert train_tiny(tiny_gpt2, tmp_path, settings=settings, resume=True).steps == 2
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == expected
+
+
+def test_only_the_same_run_resumes(tiny_gpt2: Path, unbroken, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    manifest = cut_off(unbroken[0], path) / "manifest.json"
+    fewer = Splits(SPLITS.train[:-1], [], SPLITS.validation)
+    with pytest.raises(RunError, match="was trained on other examples than those given now"):
+        train_tiny(tiny_gpt2, path, resume=True, splits=fewer)
+    manifest.write_text(manifest.read_text().replace('"num_processes": 1', '"num_processes": 2'))
+    with pytest.raises(RunError, match="was trained by 2 processes, and this is 1 process"):
+        train_tiny(tiny_gpt2, path, resume=True)
+    assert not (path / "model").exists()
 
 
 def test_resuming_without_a_checkpoint_starts_anew(tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -178,6 +199,22 @@ def test_the_saved_adapter_reloads_with_equal_logits(adapter, tiny_gpt2: Path) -
     torch.testing.assert_close(logits(reloaded), logits(model.eval()), rtol=0, atol=0)
     assert not torch.equal(logits(reloaded), logits(tiny_models.load_copy(tiny_gpt2)[0]))
     assert reloaded.generation_config.pad_token_id == tokenizer.pad_token_id == tiny_models.END
+
+
+def test_an_adapter_does_not_load_on_other_base_weights(adapter, tiny_gpt2: Path, tmp_path: Path) -> None:
+    base, model = tmp_path / "base", tmp_path / "model"
+    shutil.copytree(tiny_gpt2, base)
+    shutil.copytree(adapter[0] / "model", model)
+    config = json.loads((model / "adapter_config.json").read_text())
+    (model / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    load_model(str(model))
+    tuned, _ = load_model(str(base))
+    next(tuned.parameters()).data.add_(1)
+    tuned.save_pretrained(base)
+    with pytest.raises(RunError, match=r"is not the one that `.*` was trained from: the content of `model.safetensors"):
+        load_model(str(model))
+    with pytest.raises(RunError, match="was trained from: the content of"):
+        load_model(str(base), base_of=model)
 
 
 def test_an_adapter_is_not_trained_on(adapter, tmp_path: Path) -> None:

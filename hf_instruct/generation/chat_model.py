@@ -95,17 +95,15 @@ class ChatModel:
                 f"`{run.path}` was trained on the prompt format `{trained_on}`, so it is not asked in "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
-        if not base and not run.model.is_dir():
-            raise RunError(
-                f"`{run.path}` has no tuned model yet (no `model/` in it). Finish it with `hf-instruct run "
-                f"EXPERIMENT.yaml --run-dir {run.path} --resume`, or name its base model, `{experiment.model.name}`."
-            )
+        if not base:
+            run.check_trained()
         name = experiment.model.name if base else str(run.model)
         model, tokenizer = load_model(
             name,
             revision=experiment.model.revision if base else None,
             trust_remote_code=experiment.model.trust_remote_code,
             dtype=dtype or experiment.generate.dtype,
+            base_of=run.model if base else None,
         )
         shown = name if base else str(run.path)
         move_to_best_device(model)

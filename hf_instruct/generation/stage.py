@@ -15,6 +15,7 @@ from hf_instruct.config import Experiment, GenerateSection, check_generate_field
 from hf_instruct.decoding import own_methods
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
+from hf_instruct.manifests import check_model
 from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, process_rank
 from hf_instruct.progress import progress_bar
@@ -41,7 +42,15 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     if experiment.generate.base:
         name = experiment.model.name
-        _answer_into(run.base, examples, experiment, prompt_format, name, f"Answering, untuned ({name})")
+        _answer_into(
+            run.base,
+            examples,
+            experiment,
+            prompt_format,
+            name,
+            f"Answering, untuned ({name})",
+            base_of=run.model,
+        )
     _answer_into(run, examples, experiment, prompt_format, str(run.model), "Answering, tuned")
 
 
@@ -52,6 +61,8 @@ def _answer_into(
     prompt_format: PromptFormat,
     name: str,
     description: str,
+    *,
+    base_of: Path | None = None,
 ) -> None:
     rank, num_processes = process_rank(), count_processes()
     if rank == 0:
@@ -65,6 +76,9 @@ def _answer_into(
         return
     if finished and rank == 0:
         logger.info("%s: going on after %d of %d answers", description, len(finished), len(examples))
+    if base_of is None:
+        # Or the path of a folder that is not there would be taken for an id on the Hub.
+        run.check_trained()
     share = remaining[rank::num_processes]
     # Nobody writes into the file that the others may still be reading.
     path = run.responses if num_processes == 1 else run.response_part(rank)
@@ -78,7 +92,7 @@ def _answer_into(
                 if advance is not None:
                     advance(len(batch), "")
 
-            _answer_share(share, experiment, prompt_format, name, on_batch=keep)
+            _answer_share(share, experiment, prompt_format, name, base_of=base_of, on_batch=keep)
     _wait_for_others(num_processes)
     if rank == 0:
         _merge(run, examples)
@@ -91,14 +105,16 @@ def _answer_share(
     prompt_format: PromptFormat,
     name: str,
     *,
+    base_of: Path | None,
     on_batch: Callable[[list[Response]], None],
 ) -> None:
-    section, is_base = experiment.generate, name == experiment.model.name
+    section = experiment.generate
     model, tokenizer = load_model(
         name,
-        revision=experiment.model.revision if is_base else None,
+        revision=experiment.model.revision if base_of else None,
         trust_remote_code=experiment.model.trust_remote_code,
         dtype=section.dtype,
+        base_of=base_of,
     )
     move_to_best_device(model)
     generate_responses(
@@ -148,6 +164,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
         InstructError: The data or the model is missing.
     """
     section, base = experiment.generate, experiment.model
+    check_model(run.model)
     is_tuned = run.model.is_dir()
     tokenizer = load_tokenizer(
         str(run.model) if is_tuned else base.name,

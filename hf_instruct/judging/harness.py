@@ -127,19 +127,19 @@ def benchmark_run(
     run = RunFolder(Path(name)) if Path(name).is_dir() and RunFolder(Path(name)).config.is_file() else None
     if run is None and base:
         raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is none.")
-    sources: dict[str, tuple[str, str | None]] = {"tuned": (name, None)}
+    sources: dict[str, tuple[str, str | None, Path | None]] = {"tuned": (name, None, None)}
     if run is not None:
         section = run.load_experiment().model
         if base:
-            sources["base"] = (section.name, section.revision)
+            sources["base"] = (section.name, section.revision, run.model)
         # Damaged files come to light before hours of work.
         for folder in (run, run.base):
             read_results(folder.benchmarks)
     loaded = load_tasks(tasks, options.include)
     found: dict[str, Benchmark] = {}
-    for kind, (model_name, revision) in sources.items():
+    for kind, (model_name, revision, base_of) in sources.items():
         logger.info("Asking %s", model_name)
-        found[kind] = _benchmark_named(model_name, loaded, options, revision)
+        found[kind] = _benchmark_named(model_name, loaded, options, revision=revision, base_of=base_of)
         if run is not None:
             _keep((run.base if kind == "base" else run).benchmarks, found[kind].results)
     if run is not None and base:
@@ -148,11 +148,17 @@ def benchmark_run(
     return found
 
 
-def _benchmark_named(name: str, tasks: LoadedTasks, options: BenchmarkOptions, revision: str | None) -> Benchmark:
+def _benchmark_named(
+    name: str, tasks: LoadedTasks, options: BenchmarkOptions, *, revision: str | None, base_of: Path | None
+) -> Benchmark:
     from hf_instruct.models import load_model, move_to_best_device
 
     model, tokenizer = load_model(
-        name, revision=revision, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+        name,
+        revision=revision,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        base_of=base_of,
     )
     move_to_best_device(model)
     return benchmark_model(model, tokenizer, tasks, name=name, options=options)

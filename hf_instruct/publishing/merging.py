@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import PublishError
+from hf_instruct.manifests import check_model
 from hf_instruct.models import configure_stop, context_length, load_model, load_tokenizer, no_shard_bars
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
@@ -57,10 +58,10 @@ class RunModel:
 
 
 def check_run(run: RunFolder) -> None:
-    """Refuse a run that has no model yet.
+    """Refuse a run that has no model yet, or one whose weights, or whose base model's, have changed.
 
     Raises:
-        RunError: The folder does not exist or holds no run.
+        RunError: The folder does not exist or holds no run, or its model is damaged.
         PublishError: Nothing has been trained in it.
     """
     run.load_experiment()
@@ -69,6 +70,7 @@ def check_run(run: RunFolder) -> None:
             f"`{run.path}` has no tuned model yet (no `{run.model.name}/`). Train it first: "
             f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
         )
+    check_model(run.model, full=True)
 
 
 def name_run(run: RunFolder) -> str:

@@ -10,7 +10,7 @@ from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS
 from hf_instruct.errors import ConfigError
 from hf_instruct.models import best_device
 from hf_instruct.precision import prefers_bf16
-from hf_instruct.processes import count_processes, is_main_process
+from hf_instruct.processes import count_processes, on_main_process
 from hf_instruct.records import read_json_object, write_json
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
@@ -92,20 +92,21 @@ def settle_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: R
     """
     if values.get("bf16") is not None or values.get("fp16"):
         return {**values, "bf16": bool(values.get("bf16"))}
-    path = run.checkpoints / "precision.json"
-    decided: list[bool | None] = [None]
-    if is_main_process():
-        begun = read_json_object(path).get("bf16")
-        decided = [begun if isinstance(begun, bool) else prefers_bf16(model, _find_device(values))]
-        write_json(path, {"bf16": decided[0]})
+    device = _find_device(values)
     if count_processes() > 1:
         from accelerate import PartialState
-        from accelerate.utils import broadcast_object_list
 
         # Without `cpu`, processes on a machine without a GPU would not find each other.
-        PartialState(cpu=_find_device(values) == "cpu")
-        broadcast_object_list(decided)
-    return {**values, "bf16": decided[0]}
+        PartialState(cpu=device == "cpu")
+    return {**values, "bf16": on_main_process(lambda: _decide_bf16(model, device, run))}
+
+
+def _decide_bf16(model: "PreTrainedModel", device: str, run: RunFolder) -> bool:
+    path = run.checkpoints / "precision.json"
+    begun = read_json_object(path).get("bf16")
+    decided = begun if isinstance(begun, bool) else prefers_bf16(model, device)
+    write_json(path, {"bf16": decided})
+    return decided
 
 
 def _find_device(values: Mapping[str, Any]) -> str:

@@ -1,49 +1,106 @@
-"""Which checkpoints are whole, and whether there is room for another."""
+"""Which checkpoints are whole and of this very run, and whether there is room for another."""
 
-import json
+import hashlib
 import logging
 import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.errors import TrainingError
+from hf_instruct.errors import RunError, TrainingError
+from hf_instruct.manifests import MANIFEST, Manifest, Origin, find_damage, read_manifest, stamp_weights
+from hf_instruct.processes import is_main_process
+from hf_instruct.records import Splits, format_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hf_instruct.training.trainer import InstructTrainer
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """Return the last whole checkpoint, or None, and delete any newer one that a kill or a full disk left torn.
+def build_origin(trainer: "InstructTrainer", model: "PreTrainedModel", splits: Splits) -> Origin:
+    """Return what a run is made from; its base model's weights are read in full, by the main process only."""
+    digest = hashlib.sha256()
+    for example in [*splits.train, *splits.validation]:
+        digest.update(format_row(example).encode("utf-8"))
+    sharding = trainer.accelerator.distributed_type.value
+    location, commit = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
+    return Origin(
+        num_processes=trainer.args.world_size,
+        sharding=sharding if sharding in ("FSDP", "DEEPSPEED") else None,
+        examples_sha256=digest.hexdigest(),
+        base=stamp_weights(location, commit) if is_main_process() else None,
+    )
 
-    The trainer writes `trainer_state.json` last. After a power failure the files before it may be torn all the same.
+
+def find_checkpoint(folder: Path, origin: Origin) -> Path | None:
+    """Return the last checkpoint that is whole, or None; a newer one is deleted, with a line in the log that says why.
+
+    Args:
+        folder: Where the checkpoints are.
+        origin: What the run that resumes is made from.
+
+    Raises:
+        RunError: The checkpoint was made from something else, or cannot be checked.
     """
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     for _, path in sorted(found, reverse=True):
-        if _is_whole(path):
+        manifest, damage = _inspect(path)
+        if manifest is not None and damage is None:
+            if manifest.origin is not None:
+                _check_origin(path, manifest.origin, origin)
             return path
-        logger.warning("The checkpoint %s is torn, and is deleted.", path)
+        logger.warning("%s is damaged (%s): it is deleted, and the checkpoint before it is used.", path, damage)
         shutil.rmtree(path, ignore_errors=True)
+    if found:
+        logger.warning("No whole checkpoint is left in %s: training starts again from the first step.", folder)
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
+def _inspect(checkpoint: Path) -> tuple[Manifest | None, str | None]:
+    """Return a checkpoint's manifest and what is wrong with its files."""
+    if not (checkpoint / MANIFEST).is_file() and (checkpoint / "trainer_state.json").is_file():
+        raise RunError(
+            f"`{checkpoint}` has no `{MANIFEST}`: an older version wrote it, or that file was deleted, so its other "
+            "files cannot be checked. Delete the folder to continue from the checkpoint before it, or resume with the "
+            "version that wrote it."
+        )
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        for path in checkpoint.glob("*.safetensors"):
-            with safe_open(path, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    # PyTorch's format, whose table of contents is at its end.
-    return all(zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt"))
+        manifest = read_manifest(checkpoint)
+    except RunError:
+        manifest = None
+    return manifest, find_damage(checkpoint, manifest) if manifest else "it was cut off while it was written"
+
+
+def _check_origin(checkpoint: Path, then: Origin, now: Origin) -> None:
+    otherwise = "name another `--run-dir`, or start again with `--force`."
+    before, after = _describe_processes(then), _describe_processes(now)
+    if before != after:
+        raise RunError(
+            f"`{checkpoint}` was trained by {before}, and this is {after}: the rest of the run would see other "
+            f"batches. Launch it as it was begun, {otherwise}"
+        )
+    if then.examples_sha256 != now.examples_sha256:
+        raise RunError(
+            f"`{checkpoint}` was trained on other examples than those given now. Give the same ones in the same order, "
+            f"{otherwise}"
+        )
+    if then.base is not None and now.base is not None:
+        hashes = [{name: stamp.sha256 for name, stamp in base.files.items()} for base in (then.base, now.base)]
+        if hashes[0] != hashes[1]:
+            raise RunError(
+                f"`{checkpoint}` was trained from a base model with other weights than it has now. Put the old ones "
+                f"back{f' (commit {then.base.commit})' if then.base.commit else ''}, {otherwise}"
+            )
+
+
+def _describe_processes(origin: Origin) -> str:
+    count = "1 process" if origin.num_processes == 1 else f"{origin.num_processes} processes"
+    return f"{count} with {origin.sharding}" if origin.sharding else count
 
 
 def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:

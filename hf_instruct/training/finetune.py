@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
+from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import (
     configure_stop,
@@ -19,7 +20,7 @@ from hf_instruct.models import (
     no_shard_bars,
 )
 from hf_instruct.plots import draw_loss_plot, write_figure
-from hf_instruct.processes import is_main_process
+from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat, TokenizedExample
 from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json, write_text
@@ -103,18 +104,19 @@ def train(
         prompt_format: A format or its name.
         settings: Fields of TRL's `SFTConfig`, over the course's defaults.
         lora: Fields of PEFT's `LoraConfig`, over the course's defaults; None trains all weights.
-        resume: Go on from the last whole checkpoint in `output_dir`, if there is one.
+        resume: Continue from the last whole checkpoint in `output_dir`, if there is one.
 
     Returns:
         What it took.
 
     Raises:
         ConfigError: TRL or PEFT refuse the settings, the model is an adapter, or its prompts cannot be trained on.
-        RunError: `output_dir` holds a model or checkpoints already, and `resume` is off.
+        RunError: `output_dir` holds a model or checkpoints already, and `resume` is off; or the checkpoint was made
+            by another number of processes, on other examples or from another base model.
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
-    from hf_instruct.training.checkpoints import check_disk_space, find_checkpoint
+    from hf_instruct.training.checkpoints import build_origin, check_disk_space, find_checkpoint
     from hf_instruct.training.precision import casting_linear_layers
 
     fuse_activations(model)
@@ -147,7 +149,8 @@ def train(
         trainer, log = _build_trainer(
             model, tokenizer, splits, run=run, prompt_format=prompt_format, settings=settings or {}, lora=lora
         )
-    checkpoint = find_checkpoint(run.checkpoints) if resume else None
+    origin = trainer.origin = build_origin(trainer, model, splits)
+    checkpoint = on_main_process(lambda: find_checkpoint(run.checkpoints, origin)) if resume else None
     check_disk_space(trainer.model, run.path, num_checkpoints=1 if checkpoint else 2)
     if checkpoint:
         logger.info("Going on from %s", checkpoint)
@@ -309,6 +312,7 @@ def _save_model(trainer: "InstructTrainer", tokenizer: "PreTrainedTokenizerBase"
         tokenizer.save_pretrained(partial)
         # A pickle that holds paths, which nothing reads.
         (partial / "training_args.bin").unlink(missing_ok=True)
+        write_manifest(partial, trainer.origin)
         shutil.rmtree(run.model, ignore_errors=True)
         partial.rename(run.model)
 

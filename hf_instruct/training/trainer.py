@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerControl
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
+from hf_instruct.manifests import Origin, begin_manifest, write_manifest
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.attention import segment_attention
 from hf_instruct.training.collators import TRAINER_KEYS, PaddingCollator, SegmentCollator
@@ -34,6 +37,8 @@ class InstructTrainer(SFTTrainer):
     """
 
     data_collator: Any
+    # What the run is made from, for the manifests of its checkpoints.
+    origin: Origin | None = None
 
     def __init__(
         self, *, probe_dataset: "Dataset | None" = None, plain_loss: bool | None = None, **arguments: Any
@@ -164,6 +169,22 @@ class InstructTrainer(SFTTrainer):
         """
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*arguments, **keywords)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint, and delete older ones only when its manifest says that it is whole."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            begin_manifest(folder)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            write_manifest(folder, self.origin)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best, use_mtime=True)
 
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
         """Write no card into checkpoints: publishing writes the model's own."""

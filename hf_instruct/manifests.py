@@ -1,0 +1,190 @@
+"""What a folder of weights holds and what it was made from: written beside the weights, checked when they are used.
+
+`manifest.json` is written when all other files are on disk, and renamed into place: a folder that has one is whole.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from hf_instruct.errors import RunError
+from hf_instruct.records import read_json_object, write_text
+
+MANIFEST = "manifest.json"
+# Never read again, and it holds paths, so its owner may delete it.
+_UNLISTED = {MANIFEST, "training_args.bin"}
+
+
+class FileStamp(BaseModel):
+    """What a file held: its size in bytes, its modification time in nanoseconds, and the SHA-256 of its content."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class Weights(BaseModel):
+    """A model's weights: the commit of a snapshot of the Hub, None for a local folder, and the files by name."""
+
+    commit: str | None
+    files: dict[str, FileStamp]
+
+
+class Origin(BaseModel):
+    """What weights were trained from.
+
+    Attributes:
+        num_processes: How many processes trained together: the batches depend on it.
+        sharding: `FSDP` or `DEEPSPEED`, whose checkpoints are in formats of their own, or None.
+        examples_sha256: Checksum of the training and validation examples, in order.
+        base: The base model; None where it came from no folder and no snapshot.
+    """
+
+    num_processes: int
+    sharding: str | None
+    examples_sha256: str
+    base: Weights | None
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` holds: the files of its folder by relative path, and what they were made from."""
+
+    origin: Origin | None
+    files: dict[str, FileStamp]
+
+
+def begin_manifest(folder: Path) -> None:
+    """Mark a folder as being written: until `write_manifest`, its manifest is empty."""
+    write_text(folder / MANIFEST, "")
+
+
+def write_manifest(folder: Path, origin: Origin | None) -> None:
+    """Wait until all files of a folder are on disk, and then write its manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _UNLISTED)
+    for path in paths:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    files = {path.relative_to(folder).as_posix(): _stamp(path) for path in paths}
+    write_text(folder / MANIFEST, Manifest(origin=origin, files=files).model_dump_json(indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder; None where it has none, as what older versions wrote.
+
+    Raises:
+        RunError: The file holds something else.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RunError(f"`{path}` is not complete, so the files beside it cannot be checked.") from error
+
+
+def find_damage(folder: Path, manifest: Manifest) -> str | None:
+    """Return which file of a folder is not as its manifest says, and how, by comparing all contents; None if none."""
+    return _find_change(folder, manifest.files, full=True)
+
+
+def check_model(folder: Path, *, full: bool = False) -> None:
+    """Refuse a tuned model whose files, or whose base model's, are not what training left and began with.
+
+    Files other than weights may be edited; they have to be there. A folder without a manifest is taken as it is.
+
+    Args:
+        folder: A model or an adapter.
+        full: Compare all weights by content, not only those whose modification time has changed.
+
+    Raises:
+        RunError: A file is missing or damaged, or the base model of an adapter is another one.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    weights = {name: stamp for name, stamp in manifest.files.items() if name.endswith(".safetensors")}
+    missing = next((f"`{name}` is missing" for name in manifest.files if not (folder / name).is_file()), None)
+    if change := missing or _find_change(folder, weights, full=full):
+        raise RunError(
+            f"The model in `{folder}` is damaged: {change}. Put the file back, or delete "
+            f"`{folder.parent / 'training.json'}` and `--resume` the run, which saves it again from its last "
+            "checkpoint."
+        )
+    adapter = read_json_object(folder / "adapter_config.json")
+    if name := adapter.get("base_model_name_or_path"):
+        check_base(folder, str(name), revision=adapter.get("revision"), full=full)
+
+
+def check_base(folder: Path, location: str, *, revision: str | None = None, full: bool = False) -> None:
+    """Refuse a base model that is not the one that the model in a folder was trained from.
+
+    Args:
+        folder: A tuned model or an adapter; one without a manifest is taken as it is.
+        location: A local folder, or the id of a model in the cache of the Hub; one that is not there is not compared.
+        revision: Commit, tag or branch on the Hub.
+        full: Compare all weights by content, not only those whose commit or modification time has changed.
+
+    Raises:
+        RunError: It is another one.
+    """
+    manifest = read_manifest(folder)
+    then = manifest.origin.base if manifest and manifest.origin else None
+    place = _find_weights(location, revision)
+    if then is None or place is None:
+        return
+    now, commit = place
+    if commit is not None and commit == then.commit and not full:
+        return
+    if change := _find_change(now, then.files, full=full):
+        at = f" at commit {then.commit}" if then.commit else ""
+        raise RunError(
+            f"The base model `{location}` is not the one{at} that `{folder}` was trained from: {change}. Put the old "
+            "weights back, or train again from these."
+        )
+
+
+def stamp_weights(location: str, revision: str | None = None) -> Weights | None:
+    """Return what a base model's weights hold, read in full; None where they are in no folder and no snapshot."""
+    place = _find_weights(location, revision)
+    if place is None:
+        return None
+    folder, commit = place
+    whole = folder / "model.safetensors"
+    paths = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
+    return Weights(commit=commit, files={path.name: _stamp(path) for path in paths})
+
+
+def _find_weights(location: str, revision: str | None) -> tuple[Path, str | None] | None:
+    """Return the folder with a model's weights, and the commit where it is a snapshot of the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if location and Path(location).is_dir():
+        return Path(location), None
+    try:
+        config = try_to_load_from_cache(location, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return (Path(config).parent, Path(config).parent.name) if isinstance(config, str) else None
+
+
+def _stamp(path: Path) -> FileStamp:
+    with path.open("rb") as file:
+        stat, digest = os.fstat(file.fileno()), hashlib.file_digest(file, "sha256")
+    return FileStamp(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest.hexdigest())
+
+
+def _find_change(folder: Path, files: dict[str, FileStamp], *, full: bool) -> str | None:
+    for name, then in files.items():
+        try:
+            stat = (folder / name).stat()
+        except FileNotFoundError:
+            return f"`{name}` is missing"
+        if stat.st_size != then.size:
+            return f"`{name}` has {stat.st_size:,} bytes instead of {then.size:,}"
+        if (full or stat.st_mtime_ns != then.mtime_ns) and _stamp(folder / name).sha256 != then.sha256:
+            return f"the content of `{name}` has changed"
+    return None

@@ -1,0 +1,138 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_instruct.errors import RunError
+from hf_instruct.manifests import Origin, check_base, check_model, read_manifest, stamp_weights, write_manifest
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base model in a local folder, of two files."""
+    path = tmp_path / "base"
+    path.mkdir()
+    for number in (1, 2):
+        (path / f"model-0000{number}-of-00002.safetensors").write_bytes(b"w" * 100)
+    return path
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path) -> Path:
+    """An adapter trained from it."""
+    path = tmp_path / "run" / "model"
+    path.mkdir(parents=True)
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), "revision": None}))
+    (path / "adapter_model.safetensors").write_bytes(b"a" * 100)
+    for name in ("tokenizer.json", "training_args.bin"):
+        (path / name).write_text("{}")
+    origin = Origin(num_processes=1, sharding=None, examples_sha256="", base=stamp_weights(str(base)))
+    write_manifest(path, origin)
+    return path
+
+
+def rewrite(path: Path, *, keep_time: bool = False) -> None:
+    """Change a file's content, not its size."""
+    stat = path.stat()
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + (0 if keep_time else 10**9)))
+
+
+def test_a_manifest_lists_every_file_but_what_nobody_reads(adapter: Path, base: Path) -> None:
+    manifest = read_manifest(adapter)
+    assert sorted(manifest.files) == ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]
+    assert sorted(manifest.origin.base.files) == sorted(path.name for path in base.iterdir())
+    # It may lie beside files that are published.
+    assert str(base.parent) not in (adapter / "manifest.json").read_text()
+
+
+def test_an_unchanged_model_is_accepted_wherever_it_was_copied(adapter: Path, base: Path) -> None:
+    check_model(adapter, full=True)
+    for path in (*base.iterdir(), *adapter.iterdir()):
+        os.utime(path)
+    (adapter / "training_args.bin").unlink()
+    (adapter / "tokenizer.json").write_text('{"edited": true}')
+    check_model(adapter)
+
+
+def test_a_folder_without_a_manifest_is_taken_as_it_is(adapter: Path, base: Path) -> None:
+    (adapter / "manifest.json").unlink()
+    rewrite(adapter / "adapter_model.safetensors")
+    check_model(adapter, full=True)
+    check_base(adapter, str(base), full=True)
+    check_model(adapter / "missing")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json", "adapter_config.json"])
+def test_a_model_with_a_lost_file_is_refused(adapter: Path, name: str) -> None:
+    (adapter / name).unlink()
+    with pytest.raises(RunError) as caught:
+        check_model(adapter)
+    assert str(caught.value).startswith(f"The model in `{adapter}` is damaged: `{name}` is missing. Put the file back")
+
+
+def test_changed_weights_are_refused(adapter: Path) -> None:
+    rewrite(adapter / "adapter_model.safetensors", keep_time=True)
+    # Found where all contents are read.
+    check_model(adapter)
+    with pytest.raises(RunError, match=r"the content of `adapter_model.safetensors` has changed"):
+        check_model(adapter, full=True)
+    os.utime(adapter / "adapter_model.safetensors")
+    with pytest.raises(RunError, match=r"the content of `adapter_model.safetensors` has changed"):
+        check_model(adapter)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
+def test_an_adapter_says_that_its_base_has_changed(adapter: Path, base: Path, name: str) -> None:
+    rewrite(base / name)
+    with pytest.raises(RunError) as caught:
+        check_model(adapter)
+    assert str(caught.value) == (
+        f"The base model `{base}` is not the one that `{adapter}` was trained from: the content of `{name}` has "
+        "changed. Put the old weights back, or train again from these."
+    )
+    (base / name).unlink()
+    with pytest.raises(RunError, match=f"`{name}` is missing"):
+        check_base(adapter, str(base))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3, "origin": null}'])
+def test_a_manifest_that_is_not_one_is_an_error(adapter: Path, content: str) -> None:
+    (adapter / "manifest.json").write_text(content)
+    with pytest.raises(RunError, match=r"manifest.json` is not complete, so the files beside it cannot be checked"):
+        check_model(adapter)
+
+
+def test_a_snapshot_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the layout of huggingface_hub's cache: snapshots by commit, files as links to blobs."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--me--tiny"
+    commits = ["a" * 40, "b" * 40, "c" * 40]
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    # The second commit has the first one's weights.
+    for commit, blob in zip(commits, ("one", "one", "two"), strict=True):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (repository / "blobs" / blob).write_text(blob)
+        (snapshot / "model.safetensors").symlink_to(repository / "blobs" / blob)
+    main = repository / "refs" / "main"
+    main.write_text(commits[0])
+    base = stamp_weights("me/tiny")
+    assert (base.commit, list(base.files)) == (commits[0], ["model.safetensors"])
+    model = tmp_path / "model"
+    model.mkdir()
+    write_manifest(model, Origin(num_processes=1, sharding=None, examples_sha256="", base=base))
+    for commit in commits[:2]:
+        main.write_text(commit)
+        check_base(model, "me/tiny", full=True)
+    main.write_text(commits[2])
+    with pytest.raises(RunError, match=f"`me/tiny` is not the one at commit {commits[0]} that `.*` was trained from"):
+        check_base(model, "me/tiny")
+    check_base(model, "me/tiny", revision=commits[0])
+    # Not in the cache: there is nothing to compare.
+    check_base(model, "me/other")
+    assert stamp_weights("me/other") is None
+    assert stamp_weights("") is None
