@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hf_instruct.records import (
     Judgment,
     Response,
     append_rows,
+    as_number,
     build_example_id,
     read_rows,
     recover_rows,
@@ -185,3 +187,25 @@ def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> N
     with pytest.raises(DataError, match=r"line 1 is not a Judgment row \(`score` is ") as caught:
         read_rows(path, Judgment)
     assert len(str(caught.value)) < 250 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"seconds": ' + b"1" * 400 + b"}", "`seconds` is a number too large to compute with"),
+        (b'{"seconds": 1e999}', "`seconds` is a number too large to compute with"),
+        (b'{"seconds": NaN}', "expected value at column 13"),
+        (b'{"seconds": ' + b"1" * 5000 + b"}", "number out of range"),
+        (b'{"judge": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"id": "\\ud800"}', "hex escape"),
+        ('{"id": "a"}'.encode("utf-16"), "expected value"),
+    ],
+)
+def test_what_python_takes_for_json_and_no_program_can_use_is_refused(text: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(text + b"\n")
+    with pytest.raises(DataError, match=f"line 1 is not a Judgment row.*{reason}"):
+        read_rows(tmp_path / "rows.jsonl", Judgment)
+
+
+def test_numbers_beyond_a_float_are_none() -> None:
+    assert [as_number(10**400), as_number(-(10**400)), as_number(math.inf)] == [None] * 3

@@ -1,7 +1,6 @@
 """`hf-instruct judge --metrics-only`: the reference metrics of responses, for whoever has no judge."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,5 +65,6 @@ def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
 def format_line(path: Path) -> str:
     """Return the metrics in a file as one line."""
     from hf_instruct.judging.metrics import format_metrics
+    from hf_instruct.records import read_json_object
 
-    return f"metrics  {format_metrics(json.loads(path.read_text(encoding='utf-8')))}"
+    return f"metrics  {format_metrics(read_json_object(path))}"

@@ -11,7 +11,7 @@ from typing import Any
 from hf_instruct.comparing.verdict_files import SCORES, Key, Verdicts, build_verdicts, load_verdicts
 from hf_instruct.errors import DataError
 from hf_instruct.metric_names import QUOTIENTS
-from hf_instruct.records import Judgment, Response, TrainingRow, as_number, build_example_id, read_rows
+from hf_instruct.records import Judgment, Response, TrainingRow, as_number, build_example_id, parse_json, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.score_summary import JUDGE_IDENTITY
 
@@ -206,7 +206,7 @@ def _find_validation_loss(folder: RunFolder) -> float | None:
 def _read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty where there is none, or something else."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

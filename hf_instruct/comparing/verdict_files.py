@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import normpath
@@ -13,7 +12,7 @@ from typing import Any
 
 from hf_instruct.errors import DataError
 from hf_instruct.pairing import is_identical
-from hf_instruct.records import Judgment, Preference, Response, read_rows
+from hf_instruct.records import Judgment, Preference, Response, parse_json, read_rows
 from hf_instruct.run_folder import RunFolder
 
 SCORES, PREFERENCES = "scores", "preferences"
@@ -81,8 +80,8 @@ def load_verdicts(path: Path, *, voter: str | None = None) -> Verdicts:
         rows = _parse_lines(text, file)
     else:
         try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            rows = parse_json(text)
+        except ValueError as error:
             raise DataError(f"`{file}` is not JSON ({error}); {_ALLOWED}.") from error
     first = rows[0] if isinstance(rows, list) and rows else None
     name = str(path)
@@ -273,8 +272,8 @@ def _parse_lines(text: str, file: Path) -> list[Any]:
     lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
         try:
-            rows.extend([json.loads(line)] if line.strip() else [])
-        except (ValueError, RecursionError) as error:
+            rows.extend([parse_json(line)] if line.strip() else [])
+        except ValueError as error:
             # A last line without its newline was torn when its writer was killed.
             if number < len(lines):
                 faults.append(f"line {number} is not JSON: {error}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_instruct.judging.rubrics import Question, Rubric
 from hf_instruct.models import cache_folder
-from hf_instruct.records import write_json
+from hf_instruct.records import parse_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class VerdictCache:
             return None
         try:
             row = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
-            return dict(json.loads(row[0])) if row else None
+            return dict(parse_json(row[0])) if row else None
         except (sqlite3.Error, ValueError) as error:
             self._give_up(error)
             return None
@@ -103,7 +103,7 @@ def find_self_check(identity: Mapping[str, Any], rubric: Rubric) -> dict[str, An
         None where it was never checked on this machine, or the file cannot be read.
     """
     try:
-        kept = json.loads(_self_check_path(identity, rubric).read_bytes())
+        kept = parse_json(_self_check_path(identity, rubric).read_bytes())
         return {name: kept[name] for name in ("passed", "failed", "n")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

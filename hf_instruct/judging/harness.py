@@ -6,7 +6,6 @@ get a place.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -19,7 +18,7 @@ from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.intervals import measure_difference
 from hf_instruct.judging.harness_tasks import LoadedTasks, load_tasks, quiet_harness, replaced
 from hf_instruct.progress import Advance, progress_bar
-from hf_instruct.records import write_json
+from hf_instruct.records import parse_json, write_json
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -325,7 +324,7 @@ def read_results(path: Path) -> list[BenchmarkResult]:
         return []
     names = {field.name for field in dataclasses.fields(BenchmarkResult)}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+        rows = parse_json(path.read_bytes())["results"]
         return [BenchmarkResult(**{key: value for key, value in row.items() if key in names}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(

@@ -1,7 +1,6 @@
 """Is the judge any good? Answers of known worth are judged, and what the judge made of them is checked."""
 
 import dataclasses
-import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ from hf_instruct.judging.probes import (
 )
 from hf_instruct.judging.rubrics import load_rubric
 from hf_instruct.judging.scores import format_judge
-from hf_instruct.records import Example, Judgment, write_json, write_rows
+from hf_instruct.records import Example, Judgment, parse_json, write_json, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +177,7 @@ def _write(path: Path, content: Any) -> None:
 def _mark_scores(files: JudgmentFiles, result: Mapping[str, Any], checked: Mapping[str, Any]) -> None:
     """Add to the scores that this judge gave before, under this rubric, how it did when it was checked."""
     try:
-        scores = json.loads(files.scores.read_bytes())
+        scores = parse_json(files.scores.read_bytes())
     except (OSError, ValueError):
         # Nothing was scored yet, or the next judging replaces what cannot be read.
         return

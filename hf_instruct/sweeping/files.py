@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_instruct.config import Experiment, load_experiment
 from hf_instruct.errors import DataError
-from hf_instruct.records import write_json, write_text
+from hf_instruct.records import read_json_object, write_json, write_text
 from hf_instruct.run_folder import RunFolder, plain_values
 from hf_instruct.sweeping.space import Axis, Point
 
@@ -93,7 +93,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json_object(file)
         values["candidates"] = [Candidate(**row) for row in values["candidates"]]
         if missing := {"training", "search", "tested"} - values.keys():
             raise ValueError(f"no {' and no '.join(sorted(missing))}")

@@ -20,6 +20,7 @@ from hf_instruct.config import Experiment
 from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, run
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
+from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.sweeping.files import (
     Candidate,
@@ -136,7 +137,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
             logger.info("Test split: %s", format_point(candidate.settings))
             if error := _in_own_process(sweep.experiment(candidate.settings), sweep.folder(candidate), _TESTING):
                 raise RunError(f"`{sweep.folder(candidate).path}` could not be scored on the test split: {error}")
-        sweep.scores = json.loads(sweep.folder(best).scores.read_text(encoding="utf-8"))
+        sweep.scores = read_json_object(sweep.folder(best).scores)
         save_sweep(sweep)
     return sweep
 
@@ -213,7 +214,7 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
     if candidate.error:
         logger.warning("%s failed: %s", format_point(candidate.settings), candidate.error)
         return
-    summary = json.loads(folder.training_summary.read_text(encoding="utf-8"))
+    summary = read_json_object(folder.training_summary)
     loss = summary["validation_loss"]
     if loss is None or not math.isfinite(loss):
         candidate.error = "its validation loss is not a number"

@@ -1,12 +1,12 @@
 """How much memory a model takes: of one that is loaded, and what to expect of one that is not."""
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.models import parse_num_parameters, resolve_model
+from hf_instruct.records import parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,9 +41,9 @@ def _count_parameters(name: str, revision: str | None) -> float | None:
         adapter = folder / "adapter_config.json" if folder else None
         if adapter is None or not adapter.is_file():
             return count
-        base = _count_parameters(str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]), None)
+        base = _count_parameters(str(parse_json(adapter.read_bytes())["base_model_name_or_path"]), None)
         return None if count is None or base is None else count + base
-    except (OSError, ValueError, KeyError, SafetensorError, ModelLoadError):
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, ModelLoadError):
         # Loading says what is wrong with it.
         return None
 
