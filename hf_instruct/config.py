@@ -6,7 +6,6 @@ the first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats 
 """
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hf_instruct.errors import ConfigError
+from hf_instruct.yaml_text import MOST_BYTES, parse_yaml
 
 # No split may be empty.
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -30,7 +30,7 @@ class DataSection(_Section):
     source: str = Field("instruction-data", description="a named source, a local file or a Hub dataset")
     map: dict[str, str] = Field({}, description="our field = the source's column, as in `output=answer`")
     hub_config: str | None = Field(None, description="configuration name of a Hub dataset")
-    hub_split: str = Field("train", description="split of a Hub dataset to read")
+    hub_split: str = Field("train", description="split to read of a Hub dataset or a saved `DatasetDict`")
     revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
     limit: Natural | None = Field(None, description="use only the first so many examples")
     split: Literal["sequential", "shuffled", "grouped"] = Field(
@@ -167,6 +167,8 @@ _BOUNDS = {
     "learning_rate": Field(ge=0),
     "lora_dropout": Field(ge=0, lt=1),
 }
+# Characters of a wrong value that a message quotes.
+_LONGEST_SHOWN = 200
 _NOT_TO_GENERATE = {
     "return_dict_in_generate": "only the tokens are kept",
     "max_length": "set `generate.max_new_tokens`",
@@ -229,11 +231,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, not UTF-8, not YAML, or not a mapping.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(f"`{path}` is over {MOST_BYTES:,} bytes long, too long for a file of settings.")
+        values = parse_yaml(content.decode("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"`{path}` does not exist.{_suggest_recipe(path)}") from error
     except IsADirectoryError as error:
@@ -242,16 +245,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"`{path}` is not UTF-8 text (byte {error.start}).") from error
     except OSError as error:
         raise ConfigError(f"`{path}` cannot be read: {error.strerror or error}.") from error
-    try:
-        values = YAML(typ="safe", pure=True).load(text)
-        # An anchor may make a value part of itself, and no file could hold that again.
-        json.dumps(values, skipkeys=True, default=str)
-    except RecursionError as error:
-        raise ConfigError(f"`{path}` is nested too deeply to be read.") from error
-    except (YAMLError, ValueError) as error:
-        # A ValueError is a date that there is not, such as 2024-02-30.
-        reason = " ".join(str(error).split("To suppress")[0].split())
-        raise ConfigError(f"`{path}` is not valid YAML: {reason}") from error
+    except ValueError as error:
+        raise ConfigError(f"`{path}` is not valid YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -281,12 +276,9 @@ def parse_flag_value(text: str) -> Any:
     >>> parse_flag_value("5e-5"), parse_flag_value("null"), parse_flag_value("[q_proj, v_proj]")
     (5e-05, None, ['q_proj', 'v_proj'])
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError):
+        return parse_yaml(text)
+    except ValueError:
         return text
 
 
@@ -325,7 +317,9 @@ def _format_fault(fault: dict[str, Any], model: type[BaseModel], prefix: str) ->
         for part in location[:-1]:
             owner = owner.model_fields[part].annotation
         return f"`{dotted}` is unknown; {_nearest(str(location[-1]), owner.model_fields)}"
-    return f"`{dotted}` is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    seen = repr(fault["input"])
+    seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
+    return f"`{dotted}` is {seen}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
