@@ -1,7 +1,7 @@
 """Held-out prompts that are almost a training prompt: cosine similarity of character n-grams, by scikit-learn."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hf_instruct.records import Example
 
@@ -9,12 +9,15 @@ NEAR_THRESHOLD = 0.9
 """Least cosine similarity of two prompts that count as near-duplicates."""
 
 METHOD = "TF-IDF of character 3- to 5-grams within words, case ignored; cosine"
-# The work grows with the square: 50,000 rows take about 20 s on one core, 100,000 a good minute.
 MOST_ROWS = 100_000
-# Similarities of so many held-out rows with all of train are held at once: 70 MB with 50,000 rows.
+# Similarities of so many held-out rows with all of train are held at once.
 _BLOCK = 128
-# Equal texts have a cosine of 0.9999999999999998 or so.
-_TOLERANCE = 1e-9
+# Vectors are in float32: equal texts have a cosine of 0.9999999 or so.
+_TOLERANCE = 1e-6
+# The least that the rarer n-grams of two texts must add to a cosine for the whole to be computed. Below this threshold
+# many pairs would be computed twice.
+_LEAST_OF_RARE = 0.25
+_LEAST_FOR_RARE = 0.7
 
 
 class NearDuplicate(NamedTuple):
@@ -52,15 +55,25 @@ def find_near_duplicates(
     if not any(text.strip() for text in texts) or not any(text.strip() for text in train_texts):
         return []
     import numpy as np
-    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit_transform([*texts, *train_texts])
-    train_vectors = vectors[len(texts) :].T.tocsr()
+    vectors, weights = _vectorize([*texts, *train_texts])
+    held_out = vectors[: len(texts)]
+    aside = threshold - _LEAST_OF_RARE if threshold >= _LEAST_FOR_RARE else 0.0
+    rare, norms_aside = _keep_rare(held_out, weights, aside=aside)
+    used = np.unique(rare.indices)
+    # Columns first: they are few, and the vectors of train need not be copied.
+    rare, train_rare = rare[:, used], vectors[:, used][len(texts) :].T.tocsr()
     found = []
     for start in range(0, len(texts), _BLOCK):
-        similar = (vectors[start : min(start + _BLOCK, len(texts))] @ train_vectors).tocoo()
-        near = similar.data >= threshold - _TOLERANCE
-        rows, columns, cosines = similar.row[near], similar.col[near], similar.data[near].round(9)
+        part = (rare[start : start + _BLOCK] @ train_rare).tocoo()
+        # What was set aside adds no more than its norm, since the norm of a training vector is 1.
+        maybe = part.data + norms_aside[start + part.row] >= threshold - _TOLERANCE
+        rows, columns, cosines = part.row[maybe], part.col[maybe], part.data[maybe]
+        if aside:
+            cosines = held_out[start + rows].multiply(vectors[len(texts) + columns]).sum(axis=1).A1
+        cosines = cosines.round(6)
+        near = cosines >= threshold - _TOLERANCE
+        rows, columns, cosines = rows[near], columns[near], cosines[near]
         # By row, the most similar first, the earliest of these first; the first of each row is the one.
         order = np.lexsort((columns, -cosines, rows))
         _, firsts = np.unique(rows[order], return_index=True)
@@ -69,6 +82,51 @@ def find_near_duplicates(
             for n in order[firsts]
         ]
     return found
+
+
+def _vectorize(texts: Sequence[str]) -> tuple[Any, Any]:
+    """Return the normalized TF-IDF vectors of texts, as a float32 CSR matrix of shape [text, n-gram], and its weights.
+
+    The weights, the inverse document frequencies, are larger the fewer texts have an n-gram.
+
+    Each distinct word is cut into n-grams once: these n-grams never cross words, so that a text's counts are the sums
+    of those of its words.
+    """
+    import numpy as np
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
+    words = CountVectorizer(analyzer=lambda text: text.lower().split(), dtype=np.float32)
+    in_text = words.fit_transform(texts)
+    ngrams = CountVectorizer(analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32)
+    counts = in_text @ ngrams.fit_transform(words.get_feature_names_out())
+    tfidf = TfidfTransformer().fit(counts)
+    return tfidf.transform(counts, copy=False), tfidf.idf_
+
+
+def _keep_rare(vectors: Any, weights: Any, *, aside: float) -> tuple[Any, Any]:
+    """Return vectors without their most frequent n-grams, and the norm of what was set aside of each.
+
+    Most of the work of comparing lies in n-grams that stand everywhere, and two texts that are nearly alike share rare
+    ones too.
+
+    Args:
+        vectors: CSR matrix of shape [text, n-gram].
+        weights: Of each n-gram; larger for rarer ones.
+        aside: Largest norm to set aside.
+    """
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
+    lengths = np.diff(vectors.indptr)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((weights[vectors.indices], rows))
+    squares = np.cumsum(vectors.data[order].astype(np.float64) ** 2)
+    before = np.concatenate([[0.0], squares])[vectors.indptr[:-1]]
+    squares -= np.repeat(before, lengths)
+    kept = squares > aside**2
+    norms = np.sqrt(np.bincount(rows[~kept], vectors.data[order[~kept]].astype(np.float64) ** 2, len(lengths)))
+    where = order[kept]
+    return csr_matrix((vectors.data[where], (rows[kept], vectors.indices[where])), shape=vectors.shape), norms
 
 
 def _join(example: Example) -> str:
