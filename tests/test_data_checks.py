@@ -221,3 +221,35 @@ def test_at_most_fifty_faults_are_listed_and_all_are_counted() -> None:
 def test_long_names_are_cut() -> None:
     assert shorten("x" * 100) == "x" * 39 + "…"
     assert shorten("\ud800" * 100, 10) == "\\ud800\\ud…"
+
+
+@pytest.mark.parametrize(
+    ("map", "fields"),
+    [
+        ({"instruction": "output", "output": "output"}, ("instruction", "output")),
+        ({"instruction": "output"}, ("instruction", "output")),
+        ({"instruction": "input", "input": "input"}, ("instruction", "input")),
+    ],
+)
+def test_no_two_fields_are_read_from_one_column(map: dict[str, str], fields: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=f"reads both `{fields[0]}` and `{fields[1]}` from the column"):
+        build_examples(build_table({"input": "a", "output": "b"}), map=map)
+
+
+def test_an_optional_field_is_not_read_from_a_column_that_is_mapped_to_another() -> None:
+    checked = build_examples(build_table({"input": "a", "output": "b"}), map={"instruction": "input"})
+    assert [(example.instruction, example.input, example.output) for example in checked.examples] == [("a", "", "b")]
+    assert (checked.faults, checked.notices) == ([], [])
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_conversations_are_refused_without_advice_that_cannot_work(column: str) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (fault,) = build_examples(build_table({column: turns})).faults
+    assert fault.problem == "holds conversations, which are not read yet"
+    assert "--map" not in fault.remedy
+
+
+def test_rows_without_any_column_are_a_fault() -> None:
+    (fault,) = build_examples(build_table({}, {})).faults
+    assert fault.problem == "names no column in any row"

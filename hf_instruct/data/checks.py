@@ -17,6 +17,8 @@ FIELDS = ("instruction", "input", "output", "category", "id")
 REQUIRED = ("instruction", "output")
 MOST_PRINTED = 50
 
+# What other programs call a column of turns, whose values no `map` makes texts of.
+_CONVERSATIONS = ("messages", "conversations", "conversation")
 _MISSING = object()
 
 
@@ -100,11 +102,12 @@ def build_examples(
         drop_without_output: Leave rows without an output out, with a notice, for a source that is known to have some.
     """
     map = map or {}
-    columns = {ours: map.get(ours, ours) for ours in FIELDS}
+    columns = choose_columns(map)
     column_faults = _find_column_faults(table, columns, required={*REQUIRED, *map})
     faults = [*table.faults, *column_faults]
-    if not table.rows and not faults:
-        faults.append(Fault(table.file, None, None, "holds no rows", "add rows, or name another source"))
+    if not faults and not (table.rows and table.columns):
+        problem = "names no column in any row" if table.rows else "holds no rows"
+        faults.append(Fault(table.file, None, None, problem, "add rows, or name another source"))
     present = {ours: theirs for ours, theirs in columns.items() if theirs in table.columns}
     with_output = [row for row in table.rows if not _is_blank(row.fields.get(columns["output"]))]
     rows = with_output if drop_without_output else table.rows
@@ -130,6 +133,25 @@ def build_examples(
         notices.append(f"`{table.file}`: column `{columns['id']}` {id_problem}; ids are made from the text instead.")
     examples = [_build_example(draft, id) for draft, id in zip(drafts, ids, strict=True)]
     return Checked(examples, places, faults, notices, len(table.rows) - len(with_output))
+
+
+def choose_columns(map: Mapping[str, str]) -> dict[str, str]:
+    """Return the source's column for each of our fields; an optional field whose column another one takes has none.
+
+    Raises:
+        DataError: Two fields would be read from one column, or a required one from none.
+
+    >>> choose_columns({"instruction": "input", "output": "answer"})
+    {'instruction': 'input', 'output': 'answer', 'category': 'category', 'id': 'id'}
+    """
+    for ours, theirs in map.items():
+        others = [other for other in FIELDS if other != ours and map.get(other, other) == theirs]
+        if taken := [other for other in others if other in map or other in REQUIRED]:
+            raise DataError(
+                f"`map` reads both `{ours}` and `{taken[0]}` from the column `{shorten(theirs)}`; each needs a column "
+                f"of its own, as in `{taken[0]}=another column`."
+            )
+    return {ours: map.get(ours, ours) for ours in FIELDS if ours in map or ours not in map.values()}
 
 
 def check_examples(
@@ -230,6 +252,11 @@ def _find_column_faults(table: RawTable, columns: Mapping[str, str], required: I
     """Return a fault for each column that has to be there and is on no row, instead of one for each row."""
     if not table.columns:
         return []
+    missing = [ours for ours in required if columns[ours] not in table.columns]
+    is_mapped = any(ours != theirs for ours, theirs in columns.items())
+    if missing and not is_mapped and (conversations := [name for name in _CONVERSATIONS if name in table.columns]):
+        remedy = 'write each question and its answer as a row {"instruction": …, "output": …}, or map columns of texts'
+        return [Fault(table.file, None, conversations[0], "holds conversations, which are not read yet", remedy)]
     faults = []
     for ours in sorted(required, key=FIELDS.index):
         if columns[ours] not in table.columns:
@@ -316,7 +343,9 @@ def _find_notices(table: RawTable, columns: Mapping[str, str]) -> list[str]:
     if not unused:
         return []
     notice = f"`{table.file}`: columns not used: {_list_names(unused)}."
-    if columns["input"] not in table.columns and (near := difflib.get_close_matches("input", unused, n=1, cutoff=0.7)):
+    if columns.get("input") not in table.columns and (
+        near := difflib.get_close_matches("input", unused, n=1, cutoff=0.7)
+    ):
         notice += f" If `{near[0]}` is the input, add `--map input={near[0]}`."
     return [notice]
 
