@@ -1,5 +1,9 @@
+import bz2
 import csv
+import gzip
+import lzma
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -206,9 +210,8 @@ def test_a_suffix_that_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_file(path, file="f.txt")
     assert str(caught.value) == (
-        "`f.txt` ends in `.txt`; a data file ends in `.json`, `.jsonl`, `.csv` or `.parquet`. Convert it, or rename it "
-        "if "
-        "it is one of these."
+        "`f.txt` ends in `.txt`; a data file ends in `.json`, `.jsonl`, `.csv` (each also with `.gz`, `.bz2` or `.xz`) "
+        "or `.parquet`. Convert or decompress it, or rename it if it is one of these."
     )
 
 
@@ -233,3 +236,31 @@ def test_fifty_thousand_rows_take_seconds() -> None:
     start = time.monotonic()
     assert len(parse_jsonl(content, "f.jsonl").rows) == 50_000
     assert time.monotonic() - start < 60  # not a measurement: the machine may be busy
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".BZ2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_compressed_files_are_read(suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(compress(f"{ROW}\n{ROW}\n".encode()))
+    assert [row.place for row in read_file(path, file=path.name).rows] == ["line 1", "line 2"]
+
+
+def test_what_decompresses_to_more_than_memory_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"x" * 2000))
+    monkeypatch.setattr("hf_instruct.data.readers._MOST_DECOMPRESSED", 1999)
+    with pytest.raises(DataError, match="over 1 GiB when decompressed"):
+        read_file(path, file=path.name)
+
+
+@pytest.mark.parametrize(
+    "text", ["sep=;\ninstruction;output\na, b;c\n", '\ufeff"SEP=;"\r\ninstruction;output\r\na, b;c\r\n']
+)
+def test_excels_separator_line_is_obeyed(text: str) -> None:
+    table = parse_csv(text.encode(), "a.csv")
+    assert table.faults == []
+    assert [(row.place, row.fields) for row in table.rows] == [("line 3", {"instruction": "a, b", "output": "c"})]

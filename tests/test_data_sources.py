@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from hf_instruct.data.download import COURSE_SHA256, load_course_data
 from hf_instruct.data.readers import convert_dataset
@@ -16,9 +17,8 @@ from hf_instruct.errors import DataError
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(5)]
 KNOWN = (
-    "A source is `instruction-data`, `everyday`, `alpaca`, a file that ends in `.json`, `.jsonl`, `.csv` or "
-    "`.parquet`, or "
-    "a Hub dataset (`owner/name`)."
+    "A source is `instruction-data`, `everyday`, `alpaca`, a file that ends in `.json`, `.jsonl`, `.csv` (each also "
+    "with `.gz`, `.bz2` or `.xz`) or `.parquet`, or a Hub dataset (`owner/name`)."
 )
 
 
@@ -292,3 +292,24 @@ def test_offline_the_course_data_comes_from_the_cache_only(course_file: Path, tm
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "instruction-data.json").write_bytes(course_file.read_bytes())
     assert load_examples() == load_examples(str(course_file))
+
+
+def test_saved_datasets_are_read(tmp_path: Path) -> None:
+    rows = [{"instruction": "a", "input": "", "output": "b"}]
+    other = [{"instruction": "c", "input": "", "output": "d"}]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "one")
+    DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(other)).save_to_disk(tmp_path / "two")
+    assert [example.output for example in load_examples(tmp_path / "one")] == ["b"]
+    assert [example.output for example in load_examples(tmp_path / "two")] == ["b"]
+    assert [example.output for example in load_examples(tmp_path / "two", hub_split="test")] == ["d"]
+    with pytest.raises(DataError, match="has no split `all`; it has `train`, `test`"):
+        load_examples(tmp_path / "two", hub_split="all")
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000])
+def test_torn_saved_datasets_are_refused(file: str, content: bytes, tmp_path: Path) -> None:
+    Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}]).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / file).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read as a saved dataset"):
+        load_examples(tmp_path / "saved")

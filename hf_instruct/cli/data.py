@@ -22,7 +22,8 @@ _DESCRIPTION = """\
 Look at a source of examples without training on it.
 
 SOURCE is `instruction-data` (the course's 1,100 examples), `everyday` (packaged), `alpaca`, a local .json, .jsonl,
-.csv or .parquet file, or the id of a dataset on the Hub (`owner/name`)."""
+.csv (all three also .gz, .bz2 or .xz) or .parquet file, a folder of `Dataset.save_to_disk`, or the id of a dataset on
+the Hub (`owner/name`)."""
 
 _EPILOG = """\
 examples:
@@ -103,7 +104,12 @@ def _build_shared_options() -> argparse.ArgumentParser:
         "category and id",
     )
     shared.add_argument("--hub-config", metavar="NAME", help="configuration of a Hub dataset")
-    shared.add_argument("--hub-split", default="train", metavar="NAME", help="split of a Hub dataset (default: train)")
+    shared.add_argument(
+        "--hub-split",
+        default="train",
+        metavar="NAME",
+        help="split of a Hub dataset or a saved `DatasetDict` (default: train)",
+    )
     shared.add_argument("--revision", metavar="NAME", help="commit, tag or branch of a Hub dataset")
     shared.add_argument("--limit", type=natural, metavar="N", help="use only the first N rows")
     shared.add_argument(

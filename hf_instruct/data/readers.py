@@ -1,14 +1,19 @@
 """Read rows from a file's bytes, and find every fault on the way instead of stopping at the first."""
 
+import bz2
 import contextlib
 import csv
+import gzip
 import io
 import json
 import logging
+import lzma
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hf_instruct.data.checks import Fault, RawRow, RawTable, describe_type, shorten
 from hf_instruct.errors import DataError
@@ -17,13 +22,31 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` or `.parquet`"
+SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` (each also with `.gz`, `.bz2` or `.xz`) or `.parquet`"
+
+_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
+# A few kilobytes can be decompressed to more than any memory holds.
+_MOST_DECOMPRESSED = 2**30
+# By this first line Excel knows the separator of a CSV file.
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?', re.IGNORECASE)
+
+SAVED_DATASET = ("dataset_dict.json", "state.json")
+"""What a folder of `DatasetDict.save_to_disk` holds, and one of `Dataset.save_to_disk`."""
 
 _TOO_DEEP = ("is nested too deeply to be read", "a row is an object of plain texts")
 
 
+def find_suffix(path: Path) -> str:
+    """Return by what a file's name says that it holds data, in lower case; how it is compressed does not count.
+
+    >>> find_suffix(Path("a.jsonl.gz")), find_suffix(Path("a.CSV"))
+    ('.jsonl', '.csv')
+    """
+    return Path(path.stem if path.suffix.lower() in _OPENERS else path.name).suffix.lower()
+
+
 def read_file(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTable:
-    """Return the rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file.
+    """Return the rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file; the first three may be compressed.
 
     Args:
         path: The file.
@@ -33,22 +56,44 @@ def read_file(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTable
     Raises:
         DataError: The file cannot be opened, is empty, or is no such file.
     """
-    suffix = path.suffix.lower()
+    suffix = find_suffix(path)
     if suffix not in SUFFIXES:
         raise DataError(
-            f"`{file}` ends in `{path.suffix}`; a data file ends in {SUFFIX_LIST}. "
-            "Convert it, or rename it if it is one of these."
+            f"`{file}` ends in `{''.join(path.suffixes[-2:])}`; a data file ends in {SUFFIX_LIST}. "
+            "Convert or decompress it, or rename it if it is one of these."
         )
-    if suffix == ".parquet":
+    if suffix == ".parquet" and path.suffix.lower() == suffix:
         return read_parquet(path, file=file, columns=columns)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"`{file}` cannot be read ({reason}); check its permissions, or name another file.") from error
+    content = _read_bytes(path, file)
+    if suffix == ".parquet":
+        raise DataError(f"`{file}` is compressed twice; decompress it, as Parquet is compressed in itself.")
     if not content.strip():
         raise DataError(f"`{file}` is empty; a data file holds one example a row. Write some, or name another file.")
     return {".json": parse_json, ".jsonl": parse_jsonl, ".csv": parse_csv}[suffix](content, file)
+
+
+def _read_bytes(path: Path, file: str) -> bytes:
+    """Return the content of a file, decompressed.
+
+    Raises:
+        DataError: It cannot be read, is not compressed as its name says, or is far too large.
+    """
+    is_compressed = path.suffix.lower() in _OPENERS
+    try:
+        if not is_compressed:
+            return path.read_bytes()
+        with _OPENERS[path.suffix.lower()](path) as stream:
+            content = stream.read(_MOST_DECOMPRESSED + 1)
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise DataError(
+            f"`{file}` is not a whole `{path.suffix}` file ({error}); copy or download it again."
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"`{file}` cannot be read ({reason}); check its permissions, or name another file.") from error
+    if len(content) > _MOST_DECOMPRESSED:
+        raise DataError(f"`{file}` is over 1 GiB when decompressed; save the rows as `.parquet`, or as several files.")
+    return content
 
 
 def parse_json(content: bytes, file: str) -> RawTable:
@@ -95,8 +140,15 @@ def parse_jsonl(content: bytes, file: str) -> RawTable:
 def parse_csv(content: bytes, file: str) -> RawTable:
     """Return the rows of comma-separated values, whose first line names the columns."""
     lines, faults = _decode(content, file)
+    separator_line = _SEPARATOR_LINE.fullmatch(lines[0])
+    if separator_line:
+        lines[0] = ""
     # Without translation of line ends, those inside quoted texts stay as they are.
-    reader = csv.reader(io.StringIO("\n".join(lines), newline=""), strict=True)
+    reader = csv.reader(
+        io.StringIO("\n".join(lines), newline=""),
+        strict=True,
+        delimiter=separator_line[1] if separator_line else ",",
+    )
     header: list[str] = []
     rows: list[RawRow] = []
     for number, cells in _iterate_csv(reader, file, faults):
@@ -136,6 +188,31 @@ def read_parquet(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTa
             f"`{file}` is not a readable Parquet file ({reason}); write it anew, or name another."
         ) from error
     return convert_dataset(dataset, file=file, columns=columns)
+
+
+def load_saved(path: Path, *, file: str, split: str) -> "Dataset":
+    """Return the dataset in a folder of `Dataset.save_to_disk`, or this split of a `DatasetDict`'s.
+
+    Raises:
+        DataError: The folder is torn, or has no such split.
+    """
+    import datasets
+
+    try:
+        with _quiet_datasets():
+            saved = datasets.load_from_disk(path)
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        # `datasets` checks nothing of what it finds in the JSON files of such a folder.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"`{file}` cannot be read as a saved dataset ({reason}); save it again.") from error
+    if isinstance(saved, datasets.Dataset):
+        return saved
+    if split not in saved:
+        raise DataError(
+            f"`{file}` has no split `{split}`; it has {', '.join(f'`{name}`' for name in saved)}. "
+            "Name one of them as `hub_split`."
+        )
+    return saved[split]
 
 
 def convert_dataset(

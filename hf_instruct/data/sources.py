@@ -14,12 +14,23 @@ from hf_instruct.data.checks import (
     Checked,
     RawTable,
     build_examples,
+    choose_columns,
     describe_nearest,
     raise_faults,
     shorten,
 )
 from hf_instruct.data.download import load_course_data
-from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, convert_dataset, parse_json, parse_jsonl, read_file
+from hf_instruct.data.readers import (
+    SAVED_DATASET,
+    SUFFIX_LIST,
+    SUFFIXES,
+    convert_dataset,
+    find_suffix,
+    load_saved,
+    parse_json,
+    parse_jsonl,
+    read_file,
+)
 from hf_instruct.errors import DataError
 from hf_instruct.hub import cache_alone_if_unreachable, transport_error
 from hf_instruct.records import Example
@@ -52,11 +63,11 @@ def load_examples(
     """Return the examples of a source, in its order.
 
     Args:
-        source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv` or `.parquet` file; the id
-            of a dataset on the Hub; or a `datasets.Dataset`.
+        source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv` or `.parquet` file; a folder
+            of `Dataset.save_to_disk`; the id of a dataset on the Hub; or a `datasets.Dataset`.
         map: Our field (`instruction`, `input`, `output`, `category`, `id`) = the source's column.
         hub_config: Configuration name of a Hub dataset.
-        hub_split: Split of a Hub dataset to read.
+        hub_split: Split of a Hub dataset, or of a saved `DatasetDict`, to read.
         revision: Commit, tag or branch of a Hub dataset.
         limit: Use only the first so many rows.
 
@@ -87,7 +98,7 @@ def collect_examples(
         DataError: The source cannot be found or opened at all, or an argument is wrong.
     """
     _check_arguments(map, limit)
-    columns = [(map or {}).get(ours, ours) for ours in FIELDS]
+    columns = choose_columns(map or {}).values()
     dataset = None if isinstance(source, str | Path) else _check_dataset(source)
     file = str(source) if dataset is None else "dataset"
     location = HUB_ALIASES.get(file, file)
@@ -98,6 +109,8 @@ def collect_examples(
         raise DataError(f"`{name}` applies to a dataset on the Hub; `{file}` is none. Leave it out.")
     if on_hub:
         dataset = _load_from_hub(location, file=file, name=hub_config, split=hub_split, revision=revision)
+    elif path is not None and path.is_dir():
+        dataset = load_saved(path, file=file, split=hub_split)
     if dataset is not None:
         table = convert_dataset(dataset, file=file, columns=columns, limit=limit)
     elif path is not None:
@@ -132,7 +145,7 @@ def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:
 
 
 def _find_file(source: str) -> Path | None:
-    """Return the local file that a source names, or None where it reads like the id of a dataset on the Hub.
+    """Return the file or saved dataset that a source names, or None where it reads like the id of one on the Hub.
 
     Raises:
         DataError: It is neither.
@@ -140,7 +153,9 @@ def _find_file(source: str) -> Path | None:
     path = Path(source).expanduser()
     try:
         if source.strip() and path.is_dir():
-            held = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            if any((path / name).is_file() for name in SAVED_DATASET):
+                return path
+            held = sorted(file.name for file in path.iterdir() if find_suffix(file) in SUFFIXES)
             inside = f"; it holds {describe_nearest('', held)}" if held else ""
             raise DataError(f"`{source}` is a folder{inside}. Name one file.")
         if path.is_file():
@@ -151,7 +166,7 @@ def _find_file(source: str) -> Path | None:
         # Too long for a file name, a NUL in it, or a folder on the way that may not be entered.
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"`{shorten(source)}` cannot be opened ({reason}). {_advise_on_name(source)}") from error
-    if _HUB_ID.fullmatch(source) and path.suffix.lower() not in SUFFIXES and not source.startswith("."):
+    if _HUB_ID.fullmatch(source) and find_suffix(path) not in SUFFIXES and not source.startswith("."):
         return None
     looks_like_file = bool(path.suffix) or "/" in source or "\\" in source
     what = "does not exist" if looks_like_file else "is not a known source"
@@ -161,7 +176,7 @@ def _find_file(source: str) -> Path | None:
 def _advise_on_name(source: str) -> str:
     folder = Path(source).expanduser().parent
     try:
-        files = [str(folder / file.name) for file in folder.iterdir() if file.suffix.lower() in SUFFIXES]
+        files = [str(folder / file.name) for file in folder.iterdir() if find_suffix(file) in SUFFIXES]
     except (OSError, ValueError):
         # No folder to suggest a file from.
         files = []

@@ -158,7 +158,7 @@ def describe_data(experiment: Experiment, data_sha256: Any, license: str | None 
 
 def _is_file(source: str) -> bool:
     # Where it is not found: pushed from another folder than the run was made in.
-    return Path(source).exists() or Path(source).suffix in (".json", ".jsonl", ".csv", ".parquet")
+    return Path(source).exists() or Path(source).suffix in (".json", ".jsonl", ".csv", ".parquet", ".gz", ".bz2", ".xz")
 
 
 def is_hub_id(name: str) -> bool:
