@@ -24,7 +24,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def serve_votes(monkeypatch: pytest.MonkeyPatch, votes: int) -> None:
     """Put somebody who votes so often, and then ends it with Ctrl-C, in the page's place."""
 
-    def serve(book: VoteBook, server: object, *, voter: str | None = None) -> None:
+    def serve(book: VoteBook, server: object, *, hosts: list[str], voter: str | None = None) -> None:
+        assert "localhost" in hosts
         for number in range(1, votes + 1):
             assert book.vote(voter or "Ann", number, TIE)
         raise KeyboardInterrupt

@@ -42,7 +42,7 @@ def main() -> None:
         app.add_middleware(Guard, hosts=options.names, routes=_ROUTES)
         return app
 
-    server.build_server = build_guarded
+    server.build_server = build_guarded  # type: ignore[assignment]  # the same arguments, by other names
     serve.Serve(
         options.model,
         device=options.device,
