@@ -19,6 +19,8 @@ from hf_instruct.errors import InstructError
 
 Result = TypeVar("Result")
 
+from hf_instruct.printing import MessageFormatter
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM has come: from `kill`, `timeout`, a container's stop or a batch system. As Ctrl-C, but from no person."""
@@ -104,7 +106,9 @@ def let_threads_sleep() -> None:
 
 def configure_process() -> None:
     """Set up logging and keep the libraries below from calling home, for a program of ours; no import does so."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MessageFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Processes launched together tell the same story: one of them tells it.
     logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     # Ours says in one sentence what a dozen of its retries would. It sets its level from this when it is imported.

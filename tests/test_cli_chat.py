@@ -93,7 +93,6 @@ def test_what_cut_an_answer_is_told(session: TerminalChat, model: ChatModel, cap
     ("line", "message"),
     [
         ("/retri", "There is no command `/retri`. Did you mean `/retry`? `/help` lists them"),
-        ("/\x1b[31m", "There is no command `/[31m`. `/help` lists them"),
         (
             "/set temperature hot",
             "`temperature` cannot be `hot`; allowed is 0 (always the likeliest token) or a number",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from hf_instruct.cli.terminal_text import clean_text, iterate_columns, wrap_text
+from hf_instruct.cli.terminal_text import iterate_columns, wrap_text
+from hf_instruct.printing import clean_text
 
 
 def test_nothing_steers_the_terminal() -> None:

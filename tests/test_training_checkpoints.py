@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_deleted(
         f"`{name}` is missing",
     )
     assert caplog.messages == [
-        f"{path} is damaged ({reason}): it is deleted, and the checkpoint before it is used."
+        f"{path} is damaged ({reason}) and is deleted."
         for path, reason in zip((torn, flipped, lost), reasons, strict=True)
     ]
 

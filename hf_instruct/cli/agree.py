@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from hf_instruct.cli.numbers import whole
+from hf_instruct.printing import format_json
 
 _DESCRIPTION = """\
 Measure the agreement of two judges, or of a judge with people, on the same answers.
@@ -40,7 +41,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _agree(options: argparse.Namespace) -> None:
-    import json
 
     from hf_instruct.comparing.agreement import compare_verdicts
     from hf_instruct.comparing.verdict_files import load_verdicts
@@ -48,4 +48,4 @@ def _agree(options: argparse.Namespace) -> None:
     first = load_verdicts(options.a, voter=options.voter_a)
     second = load_verdicts(options.b, voter=options.voter_b)
     agreement = compare_verdicts(first, second, seed=options.seed)
-    print(json.dumps(agreement.to_dict(), indent=2, allow_nan=False) if options.json else agreement)
+    print(format_json(agreement.to_dict()) if options.json else agreement)

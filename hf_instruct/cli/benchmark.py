@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.cli.tables import align
+from hf_instruct.printing import format_json
 
 if TYPE_CHECKING:
     from hf_instruct.judging.harness import Benchmark, BenchmarkResult
@@ -90,10 +91,9 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 def _print_json(found: "dict[str, Benchmark]") -> None:
     import dataclasses
-    import json
 
     rows = {kind: [dataclasses.asdict(row) for row in benchmark.results] for kind, benchmark in found.items()}
-    print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False))
+    print(format_json(rows))
 
 
 def _print_table(found: "dict[str, Benchmark]") -> None:

@@ -3,13 +3,13 @@
 import argparse
 import contextlib
 import io
-import json
 import logging
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag
+from hf_instruct.printing import format_json
 from hf_instruct.processes import Terminated
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _answer_once(session: "TerminalChat", question: str, *, as_json: bool) -> No
     turn, base = session.conversation.turns[-1], session.compared_turn()
     fields = {"question": turn.user, "answer": turn.assistant, "ended_by": turn.ended_by}
     fields |= {"untuned_answer": base.assistant, "untuned_ended_by": base.ended_by} if base is not None else {}
-    print(json.dumps(fields, indent=2, ensure_ascii=False))
+    print(format_json(fields))
 
 
 def _answer_lines(session: "TerminalChat") -> None:

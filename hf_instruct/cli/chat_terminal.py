@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.terminal_text import clean_text, iterate_columns
+from hf_instruct.cli.terminal_text import iterate_columns
 from hf_instruct.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class TerminalChat:
         turn = self.conversation.undo()
         if turn is None:
             raise DataError("There is nothing to take back.")
-        logger.info("Taken back: %s", clean_text(turn.user))
+        logger.info("Taken back: %s", turn.user)
 
     def _clear(self, argument: str) -> None:
         self.conversation.clear()
@@ -221,7 +221,7 @@ class TerminalChat:
 
     def _tell(self, argument: str) -> None:
         if not argument:
-            print(clean_text(self.conversation.system) or "(nothing)")
+            print(self.conversation.system or "(nothing)")
             return
         self.conversation.system = "" if argument == "none" else argument
         logger.info("The model is told %s.", "this beforehand" if self.conversation.system else "nothing beforehand")
@@ -284,9 +284,7 @@ def append_examples(path: Path, examples: "list[Example]") -> int:
 def _explain_unknown(command: str) -> str:
     near = difflib.get_close_matches(command, COMMANDS, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
-    return (
-        f"There is no command `{clean_text(command)}`.{hint} `/help` lists them; `//` begins a question with a slash."
-    )
+    return f"There is no command `{command}`.{hint} `/help` lists them; `//` begins a question with a slash."
 
 
 def _with_head(label: str, pieces: Iterator[str]) -> Iterator[str]:
@@ -296,7 +294,7 @@ def _with_head(label: str, pieces: Iterator[str]) -> Iterator[str]:
 
 def _print_pieces(pieces: Iterator[str]) -> None:
     for piece in pieces:
-        sys.stdout.write(clean_text(piece))
+        sys.stdout.write(piece)
         sys.stdout.flush()
     print(flush=True)
 

@@ -1,9 +1,10 @@
 """`hf-instruct compare`: runs side by side, example by example."""
 
 import argparse
-import json
 import textwrap
 from pathlib import Path
+
+from hf_instruct.printing import format_json
 
 _PLOT_TITLE = 110
 
@@ -54,7 +55,7 @@ def _compare(options: argparse.Namespace) -> None:
         except OSError as error:
             raise RunError(f"`{options.plot}` cannot be written: {error.strerror}. Name another `--plot`.") from error
     if options.json:
-        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+        print(format_json(comparison.to_dict()))
     else:
         print(comparison)
         if options.plot:

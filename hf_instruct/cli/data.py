@@ -1,13 +1,13 @@
 """`hf-instruct data`: check, show and measure a source of examples, without training."""
 
 import argparse
-import json
 import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.printing import format_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -233,7 +233,7 @@ def _print_preflight(
         num_left_out=num_left_out,
     )
     if options.json:
-        print(json.dumps(preflight, indent=2, ensure_ascii=False))
+        print(format_json(preflight))
         return
     print(f"\n{format_table(preflight)}")
     near = preflight["near_duplicates"]

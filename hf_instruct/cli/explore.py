@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import logging
 import math
 import textwrap
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.cli.terminal_text import count_cells, pad_text
+from hf_instruct.printing import format_json
 
 if TYPE_CHECKING:
     from hf_instruct.generation.beam_tree import BeamNode, BeamTree
@@ -274,7 +274,7 @@ def _print_json(
         "beams": None if tree is None else dataclasses.asdict(tree),
         "strategies": [dataclasses.asdict(answer) for answer in answers],
     }
-    print(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False))
+    print(format_json(values))
 
 
 def _plot(following: "NextTokens", options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.errors import InstructError
+from hf_instruct.printing import format_json
 
 if TYPE_CHECKING:
     from hf_instruct.publishing.export import Export
@@ -76,7 +77,7 @@ def _export(options: argparse.Namespace) -> None:
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     export = export_run(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
     if options.json:
-        print(json.dumps(_plain(export), indent=2))
+        print(format_json(_plain(export)))
     else:
         _print(export)
     if server is not None:

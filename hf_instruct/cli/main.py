@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_instruct import __version__
 from hf_instruct.errors import DISK_ERRORS, InstructError
+from hf_instruct.printing import clean_message, clean_output
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings:
             options.overrides = {**getattr(options, "overrides", {}), **_parse_overrides(settings, options, parser)}
         configure_process()
-        with sigterm_interrupts():
+        with sigterm_interrupts(), clean_output():
             options.handler(options)
         # Here, where a reader that has left can still be told from a fault.
         sys.stdout.flush()
@@ -63,11 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The first process most likely stops for the same reason; the launcher then ends this one, and the reason
             # stands there once and not once a GPU.
             time.sleep(_SECONDS_FOR_THE_FIRST)
-        print(f"hf-instruct: {error}", file=sys.stderr)
+        _print_error(str(error))
         return 1
     except KeyboardInterrupt as stop:
         hint = getattr(options, "resume_hint", "")
-        print(f"\nhf-instruct: interrupted.{' ' + hint if hint else ''}", file=sys.stderr)
+        _print_error(f"interrupted.{' ' + hint if hint else ''}", before="\n")
         return 143 if _is_termination(stop) else 130
     except BrokenPipeError:
         # The reader (`head`, say) has all it wanted; keep the interpreter from complaining when it flushes at exit.
@@ -77,9 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"`{error.filename}`" if error.filename else "A file, or this output,"
-        print(f"hf-instruct: {where} cannot be read or written: {error.strerror}.", file=sys.stderr)
+        _print_error(f"{where} cannot be read or written: {error.strerror}.")
         return 1
     return 0
+
+
+def _print_error(text: str, *, before: str = "") -> None:
+    print(f"{before}hf-instruct: {clean_message(text)}", file=sys.stderr)
 
 
 def _is_termination(stop: BaseException | None) -> bool:
@@ -103,6 +108,10 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**{"formatter_class": _HelpText, **given})
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # What is refused may be a text of others, pasted.
+        super()._print_message(clean_message(message), file)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from hf_instruct.printing import format_json
+
 _DESCRIPTION = """\
 Rate sets of answers on one scale (Bradley-Terry) by the preferences between them: of a judge, from `hf-instruct judge
 --pairwise`, or of people, from `hf-instruct vote`. Each set needs a chain of comparisons to each other one."""
@@ -34,9 +36,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _rate(options: argparse.Namespace) -> None:
-    import json
 
     from hf_instruct.comparing.rating import rate_preferences
 
     table = rate_preferences(options.sources, force=options.force)
-    print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) if options.json else table)
+    print(format_json(table.to_dict()) if options.json else table)

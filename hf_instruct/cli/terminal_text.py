@@ -1,28 +1,11 @@
-"""Text of a model on a terminal: harmless, and in columns while it grows."""
+"""Text of a model on a terminal, in columns while it grows."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from hf_instruct.printing import clean_text
+
 _BORDER = " | "
-# Joiners that several scripts and emoji are spelt with; they steer nothing.
-_JOINERS = "\u200c\u200d"
-
-
-def clean_text(text: str) -> str:
-    r"""Return a text without what could steer a terminal: line breaks stay, tabs and odd spaces become spaces.
-
-    >>> clean_text("a\n\tb \x1b[31mred\u202e\xa0c")
-    'a\n    b [31mred c'
-    """
-    return "".join(_clean_char(char) for char in text)
-
-
-def _clean_char(char: str) -> str:
-    if char == "\n" or char in _JOINERS or char.isprintable():
-        return char
-    if char == "\t":
-        return "    "
-    return " " if unicodedata.category(char) == "Zs" else ""
 
 
 def iterate_columns(columns: Sequence[Iterator[str]], width: int) -> Iterator[str]:

@@ -54,7 +54,7 @@ def find_checkpoint(folder: Path, origin: Origin) -> Path | None:
             if manifest.origin is not None:
                 _check_origin(path, manifest.origin, origin)
             return path
-        logger.warning("%s is damaged (%s): it is deleted, and the checkpoint before it is used.", path, damage)
+        logger.warning("%s is damaged (%s) and is deleted.", path, damage)
         shutil.rmtree(path, ignore_errors=True)
     if found:
         logger.warning("No whole checkpoint is left in %s: training starts again from the first step.", folder)
