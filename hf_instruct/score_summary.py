@@ -1,11 +1,12 @@
-"""The summary of a judge's verdicts, `scores.json`, as the report and the model card read it."""
+"""The summary of a judge's verdicts, `scores.json`, as all views read it, and which measure these show first."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_instruct.intervals import Interval, parse_interval
+from hf_instruct.metric_names import format_metric, label_metric
 from hf_instruct.models import parse_num_parameters
 from hf_instruct.records import as_number, read_json_object
 
@@ -13,8 +14,70 @@ from hf_instruct.records import as_number, read_json_object
 JUDGE_IDENTITY = ("backend", "model", "digest", "options")
 # With fewer answers the interval of their mean is itself uncertain.
 FEW_ANSWERS = 30
-# Judges below this tell good answers from bad ones roughly.
-SMALL_JUDGE_PARAMETERS = 3e9
+# Judges below this hardly tell good answers from bad ones.
+_SMALL_JUDGE_PARAMETERS = 3e9
+SCORE = "score"
+# The metric that leads where a judge's scores should not: it has a value between for a partly right answer.
+LEADING_METRIC = "rouge_l"
+
+
+class Leading(NamedTuple):
+    """The measure that every view shows first and sorts by.
+
+    Attributes:
+        name: `score`, the name of a reference metric, or empty where there is none to go by.
+        reason: Why the judge's scores follow, in a clause; empty where they lead. With a reason no view may say of a
+            difference in scores that it is higher or lower.
+    """
+
+    name: str
+    reason: str
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether a reference metric leads."""
+        return self.name not in (SCORE, "")
+
+    @property
+    def label(self) -> str:
+        """What the measure is called."""
+        return label_metric(self.name)
+
+    def show(self, value: float, *, signed: bool = False) -> str:
+        """Return one example's value as it is printed."""
+        if self.is_metric:
+            return format_metric(self.name, value, signed=signed)
+        return f"{value:{'+' if signed else ''}g}"
+
+
+def choose_leading(weaknesses: Iterable[str], metrics: Collection[str]) -> Leading:
+    """Return which measure leads: the judge's scores, unless a judge is too weak.
+
+    Args:
+        weaknesses: Of each judge whose scores are shown, as `find_weakness` returns it.
+        metrics: Names of the reference metrics that all sets of answers have.
+
+    >>> choose_leading(["", "the judge is a small model (135 million parameters)"], {"rouge_l"}).name
+    'rouge_l'
+    """
+    reason = next(filter(None, weaknesses), "")
+    if not reason:
+        return Leading(SCORE, "")
+    return Leading(LEADING_METRIC if LEADING_METRIC in metrics else "", reason)
+
+
+def find_weakness(judge: Mapping[str, Any], failed_checks: Sequence[str]) -> str:
+    """Return why a judge's scores should not lead, in a clause; empty where they may.
+
+    >>> find_weakness({"model": "smollm2-135m"}, [])
+    'the judge is a small model (135 million parameters)'
+    """
+    if failed_checks:
+        return f"the judge failed its self-check ({', '.join(failed_checks)})"
+    size = parse_num_parameters(str(judge.get("model") or ""))
+    if size is not None and size < _SMALL_JUDGE_PARAMETERS:
+        return f"the judge is a small model ({format_parameters(size)} parameters)"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +129,14 @@ class Scores:
         return f" ({', '.join(details)})" if details else ""
 
     @property
-    def judge_parameters(self) -> float | None:
-        """How many parameters the judge's name tells of; None where it does not."""
-        return parse_num_parameters(str(self.judge.get("model") or ""))
+    def weakness(self) -> str:
+        """Why these scores should not lead, in a clause; empty where they may."""
+        return find_weakness(self.judge, self.failed_checks)
+
+    @property
+    def has_unknown_judge(self) -> bool:
+        """Whether the judge is a local model whose name does not tell its size."""
+        return self.judge.get("backend") == "local" and parse_num_parameters(str(self.judge.get("model") or "")) is None
 
     def judged_as(self, other: "Scores") -> bool:
         """Return whether the same judge gave these scores and others, under the same rubric."""

@@ -63,7 +63,7 @@ def test_scores_of_other_shapes() -> None:
 def test_rows_pair_the_answers(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     rows = pair_answers(read_facts(run, run.load_experiment()))
-    assert [(row.id, row.number, row.score, row.gain) for row in rows] == [
+    assert [(row.id, row.number, row.value, row.gain) for row in rows] == [
         ("a", 1, 85, 75),
         ("b", 2, 100, 100),
         ("c", 3, 20, -70),
@@ -80,7 +80,7 @@ def test_rows_of_one_side_only(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     run.responses.unlink()
     rows = pair_answers(read_facts(run, run.load_experiment()))
-    assert [(row.id, row.tuned, row.score) for row in rows] == [
+    assert [(row.id, row.tuned, row.value) for row in rows] == [
         ("a", None, 10),
         ("b", None, 0),
         ("c", None, 90),

@@ -88,7 +88,7 @@ def test_base_answers_that_nobody_asked_for_are_not_missing(tmp_path: Path) -> N
 def test_notes_of_a_small_sample_with_failures(tmp_path: Path) -> None:
     facts = _read(write_run(tmp_path / "demo"))
     assert list_notes(facts) == [
-        "No difference shown in the scores: tuned less base is +35.0 points, 95 % interval -70.0 to +100.0, over the "
+        "No difference shown in the scores: tuned - base is +35.0 points, 95 % interval -70.0 to +100.0, over the "
         "3 examples scored on both sides. The interval includes zero.",
         "Only 3 answers have a score: the standard error itself is uncertain.",
         "The judge gave no readable verdict on 1 of 4 tuned answers. The means are over the others.",
@@ -102,8 +102,8 @@ def test_notes_on_judges(tmp_path: Path) -> None:
     assert list_notes(facts) == []
     small = _with_scores(facts, "tuned", judge={"backend": "local", "model": "SmolLM2-135M-Instruct"})
     assert list_notes(small) == [
-        "The judge is a small model (135 million parameters), so its scores are rough: read the answers themselves, "
-        "and quote scores of a larger judge only."
+        "The judge is a small model (135 million parameters), so its scores do not tell good answers from bad ones: go "
+        "by the reference metrics and the answers themselves, and quote scores of a better judge only."
     ]
     unknown = _with_scores(facts, "tuned", judge={"backend": "local", "model": "mine"})
     assert list_notes(unknown)[0].startswith("The judge ran locally and its name does not tell its size.")
@@ -117,9 +117,9 @@ def test_notes_on_a_judge_that_was_checked_and_asked_again(tmp_path: Path) -> No
     told = {"self_check": {"passed": False, "failed": ["order", "injection"]}, "constant": True, "repeats": repeats}
     write_json(run.scores, {**json.loads(run.scores.read_text()), **told, "mean": 60.0})
     facts = _with_scores(_read(run), "tuned", n=110, failures=0, total=110)
-    assert list_notes(dataclasses.replace(facts, base=facts.tuned))[1:] == [
-        "The judge failed its self-check (order, injection): its scores do not tell good answers from bad ones as they "
-        "should.",
+    assert list_notes(dataclasses.replace(facts, base=facts.tuned)) == [
+        "The judge failed its self-check (order, injection), so its scores do not tell good answers from bad ones: go "
+        "by the reference metrics and the answers themselves, and quote scores of a better judge only.",
         "The judge gave every answer the same score, 60.0: it tells nothing.",
         "Each answer was judged 3 times: the judge's own spread is 4.7 points an answer, and 50 % of its verdicts "
         "changed.",

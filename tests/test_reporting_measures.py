@@ -122,12 +122,3 @@ def test_files_of_another_shape_say_nothing(tmp_path: Path) -> None:
     write_json(run.benchmarks, {"results": [3, {"value": "N/A"}]})
     facts = read(run)
     assert (list_metrics(facts), list_checks(facts), list_tasks(facts)) == ([], [], [])
-
-
-def test_the_summary_shows_answers_that_came_nearer_where_the_judge_sees_nothing(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo")
-    write_metrics(run.base, {"a": 0.25, "b": 0.25, "c": 0.5})
-    write_metrics(run, {"a": 0.5, "b": 0.6, "c": 0.75})
-    assert "Name the author.  [ROUGE-L 0.25 -> 0.60]" in format_summary(run)
-    write_metrics(run, {"a": 0.5, "b": 0.0, "c": 0.5})
-    assert "Name the author.  [gain +100]" in format_summary(run)

@@ -32,8 +32,8 @@ Name a cloud.  [the worst score]
   after      20   Cumulus.
   reference       Cumulonimbus.
 
-! No difference shown in the scores: tuned less base is +35.0 points, 95 % interval
-  -70.0 to +100.0, over the 3 examples scored on both sides. The interval includes zero.
+! No difference shown in the scores: tuned - base is +35.0 points, 95 % interval -70.0
+  to +100.0, over the 3 examples scored on both sides. The interval includes zero.
 ! Only 3 answers have a score: the standard error itself is uncertain.
 ! The judge gave no readable verdict on 1 of 4 tuned answers. The means are over the
   others.

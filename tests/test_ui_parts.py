@@ -110,8 +110,8 @@ def test_examples_can_be_ordered_and_chosen_by_category(run: RunFolder) -> None:
     names = ["1. Use a simile.", "2. Name the author.", "3. Name a cloud.", "4. Spell it."]
     assert list_choices(view, "all categories", "as in the test split") == list(zip(names, "abcd", strict=True))
     assert [id for _, id in list_choices(view, "facts", "as in the test split")] == ["b", "c"]
-    assert [id for _, id in list_choices(view, "", "largest difference in score first")] == ["b", "a", "c", "d"]
-    assert [id for _, id in list_choices(view, "", "lowest score first")] == ["b", "d", "a", "c"]
+    assert [id for _, id in list_choices(view, "", "largest difference first")] == ["b", "a", "c", "d"]
+    assert [id for _, id in list_choices(view, "", "lowest first")] == ["b", "d", "a", "c"]
     shown = format_answers(view, "d")
     assert "score 5</span>" in shown
     assert "score unreadable</span>" in shown

@@ -12,6 +12,7 @@ from hf_instruct.comparing.verdict_files import Key
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.intervals import bootstrap_mean, difference_interval, sign_test
 from hf_instruct.metric_names import SHARES
+from hf_instruct.score_summary import Leading, choose_leading, find_weakness
 
 _SHOWN_KEYS = 3
 # Below this the bootstrap's intervals are much too narrow.
@@ -71,7 +72,8 @@ def _compare(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool = Fals
     runs = _join(runs)
     keys = _find_common(runs)
     union = {key for run in runs for key in run.known}
-    order = sorted(range(len(runs)), key=lambda place: -statistics.fmean(runs[place].known[key] for key in keys))
+    leading = choose_leading((_find_weakness(run) for run in runs), set.intersection(*map(_name_metrics, runs)))
+    order = _rank(runs, keys, leading)
     values = [[runs[place].known[key] for key in keys] for place in order]
     base = order.index(baseline)
     rows = [
@@ -89,6 +91,7 @@ def _compare(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool = Fals
         judging_differences=judged_differently,
         categories=_break_down(ordered, keys, values, base),
         metrics=_compare_metrics(ordered, base),
+        leading=leading,
         notes=_list_notes(ordered, num_dropped=len(union) - len(keys), n=len(keys)),
     )
 
@@ -156,6 +159,31 @@ def _find_common(runs: Sequence[ScoredRun]) -> list[Key]:
     return keys
 
 
+def _find_weakness(run: ScoredRun) -> str:
+    return find_weakness(run.judge, [str(name) for name in (run.self_check or {}).get("failed") or ()])
+
+
+def _name_metrics(run: ScoredRun) -> set[str]:
+    return {name for values in run.metrics.values() for name in values}
+
+
+def _rank(runs: Sequence[ScoredRun], keys: Sequence[Key], leading: Leading) -> list[int]:
+    """Return the places of the runs, highest mean of the leading measure first; in their order where nothing leads."""
+    columns: Sequence[Sequence[float]] = [[0.0] for _ in runs]
+    if leading.is_metric:
+        columns = _list_columns(runs, leading.name) or columns
+    elif leading.name:
+        columns = [[run.known[key] for key in keys] for run in runs]
+    return sorted(range(len(runs)), key=lambda place: -statistics.fmean(columns[place]))
+
+
+def _list_columns(runs: Sequence[ScoredRun], name: str) -> list[list[float]]:
+    """Return each run's values of a metric over the examples that all have one for; empty where there are none."""
+    columns = [{key: values[name] for key, values in run.metrics.items() if name in values} for run in runs]
+    keys = [key for key in columns[0] if all(key in column for column in columns)]
+    return [[column[key] for key in keys] for column in columns] if keys else []
+
+
 def _build_row(run: ScoredRun, values: Sequence[float], baseline: Sequence[float] | None) -> Row:
     known, total = list(run.known.values()), len(run.scores)
     failures = total - len(known)
@@ -198,10 +226,7 @@ def _compare_metrics(runs: Sequence[ScoredRun], base: int) -> list[Breakdown]:
     names = list(dict.fromkeys(name for values in runs[0].metrics.values() for name in values))
     found = []
     for name in names:
-        columns = [{key: values[name] for key, values in run.metrics.items() if name in values} for run in runs]
-        keys = [key for key in columns[0] if all(key in column for column in columns)]
-        if keys:
-            values = [[column[key] for key in keys] for column in columns]
+        if values := _list_columns(runs, name):
             found.append(_build_breakdown(name, values, base, is_share=name in SHARES))
     return found
 
@@ -246,11 +271,6 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
     if len({run.repeats for run in runs}) > 1:
         times = ", ".join(f"`{run.name}` {run.repeats}" for run in runs)
         notes.append(f"Not all runs were judged equally often ({times} times).")
-    checks: dict[str, None] = {}
-    for run in runs:
-        if run.self_check is not None and run.self_check.get("passed") is False:
-            checks[", ".join(map(str, run.self_check.get("failed") or ["unnamed"]))] = None
-    notes += [f"The judge failed its self-check ({names}): do not rely on these scores." for names in checks]
     if len(runs) > 2:
         notes.append(
             f"Each of the {len(runs) - 1} intervals holds alone at 95 %: with many runs, some exclude 0 by chance."

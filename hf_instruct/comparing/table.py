@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.intervals import Interval, format_interval, format_points, format_signed
 from hf_instruct.metric_names import format_metric, label_metric
+from hf_instruct.score_summary import Leading
 
 if TYPE_CHECKING:
     from hf_instruct.plots import ComparisonRow
@@ -116,7 +117,7 @@ class Comparison:
     """Runs side by side.
 
     Attributes:
-        rows: One a run, highest mean first.
+        rows: One a run, highest mean of the leading measure first.
         baseline: The run that the differences are from.
         n: Examples that all runs have a score for; means and differences are over these.
         num_dropped: Examples that only some of the runs have a score for.
@@ -125,6 +126,7 @@ class Comparison:
         judging_differences: In what the runs were judged differently, where that was forced; mostly empty.
         categories: The scores by category, where examples have one.
         metrics: The reference metrics that all runs have.
+        leading: Which measure the rows are sorted by, and why, where that is not the score.
         notes: What a reader should know before quoting the numbers.
     """
 
@@ -137,6 +139,7 @@ class Comparison:
     judging_differences: list[str]
     categories: list[Breakdown]
     metrics: list[Breakdown]
+    leading: Leading
     notes: list[str]
 
     def __str__(self) -> str:
@@ -154,7 +157,7 @@ class Comparison:
         """Return plain values, as `--json` prints them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         parts = {name: [part.to_dict() for part in values[name]] for name in ("rows", "categories", "metrics")}
-        return {**values, **parts, "alike": not self.judging_differences}
+        return {**values, **parts, "leading": self.leading._asdict(), "alike": not self.judging_differences}
 
 
 def _plain(interval: Interval | None) -> list[float] | None:
@@ -169,9 +172,14 @@ def format_comparison(comparison: Comparison) -> str:
     if comparison.judging_differences:
         differences = "; ".join(comparison.judging_differences)
         parts.append(_wrap(f"NOT COMPARABLE: judged differently, compared with `--force`. {differences}"))
-    parts += [_wrap(intro), _format_table(comparison), *_list_differences(comparison)]
-    parts += _format_breakdowns("by category", comparison.categories, comparison, is_score=True)
-    parts += _format_breakdowns("metric", comparison.metrics, comparison, is_score=False)
+    metrics = _format_breakdowns("metric", comparison.metrics, comparison, is_score=False)
+    categories = _format_breakdowns("by category", comparison.categories, comparison, is_score=True)
+    table, reason = _format_table(comparison), comparison.leading.reason
+    if reason:
+        # What such a judge finds higher or lower is not put in words.
+        parts += [_wrap(intro), *metrics, _wrap(f"Scores that say little, because {reason}:"), table, *categories]
+    else:
+        parts += [_wrap(intro), table, *_list_differences(comparison), *categories, *metrics]
     notes = [_wrap(f"! {note}", indent="  ") for note in [*comparison.notes, *_note_failures(comparison.rows)]]
     return "\n\n".join(part for part in [*parts, "\n".join(notes)] if part)
 

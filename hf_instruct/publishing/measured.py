@@ -9,7 +9,7 @@ from hf_instruct.intervals import MeanDifference, format_points, measure_differe
 from hf_instruct.publishing.usage import escape
 from hf_instruct.records import Judgment, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.score_summary import FEW_ANSWERS, SMALL_JUDGE_PARAMETERS, Scores, format_parameters, read_scores
+from hf_instruct.score_summary import FEW_ANSWERS, Scores, read_scores
 
 _LEAST_STOPPED = 0.9
 
@@ -118,17 +118,12 @@ def _count_test(preflight: Mapping[str, Any], name: str) -> int:
 
 def _note_judge(scores: Scores) -> list[str]:
     notes = []
-    if scores.failed_checks:
-        notes.append(
-            f"**The judge failed its self-check** ({escape(', '.join(scores.failed_checks))}): its scores do not tell "
-            "good answers from bad ones as they should."
-        )
+    if weakness := scores.weakness:
+        text = escape(f"{weakness[0].upper()}{weakness[1:]}")
+        notes.append(f"**{text}**: its scores do not tell good answers from bad ones.")
     if scores.constant is not None:
         notes.append("The judge gave every answer the same score, which tells nothing.")
-    size = scores.judge_parameters
-    if size is not None and size < SMALL_JUDGE_PARAMETERS:
-        notes.append(f"The judge is a small model ({format_parameters(size)} parameters), so its scores are rough.")
-    elif size is None and scores.judge.get("backend") == "local":
+    if scores.has_unknown_judge:
         notes.append("The judge was a local model whose name does not tell its size; a small one scores roughly.")
     if scores.n < FEW_ANSWERS:
         notes.append(f"Only {scores.n} answers have a score, so the interval itself is uncertain.")
@@ -139,7 +134,8 @@ def _note_difference(measured: Measured) -> list[str]:
     if measured.scores and measured.base_scores and not measured.judges_agree:
         return ["The two models were judged by different judges or rubrics; their scores cannot be compared."]
     difference = measured.difference
-    if difference is None or difference.low > 0:
+    is_weak = any(scores and scores.weakness for scores in (measured.scores, measured.base_scores))
+    if is_weak or difference is None or difference.low > 0:
         return []
     if difference.high < 0:
         return [f"The judge scores this model lower than its base model: {difference}."]

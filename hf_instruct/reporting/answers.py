@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from hf_instruct.records import Judgment, Response
 from hf_instruct.reporting.facts import RunFacts, Side
+from hf_instruct.score_summary import SCORE, Leading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,9 @@ class AnswerRow:
         number: Its place in the test split, from 1.
         base: The untuned model's answer; None when it gave none.
         tuned: The tuned model's answer; None when it gave none.
+        value: What the row is sorted by: the leading measure of the tuned answer, or of the base answer where it stands
+            alone; None where it has none.
+        gain: That of the tuned answer minus that of the base answer; None unless both have one.
     """
 
     number: int
@@ -45,67 +49,59 @@ class AnswerRow:
     category: str | None
     base: Answer | None
     tuned: Answer | None
-
-    @property
-    def score(self) -> int | None:
-        """The score that the row is sorted by: the tuned answer's, or the base answer's where it stands alone."""
-        answer = self.tuned or self.base
-        return answer.score if answer else None
-
-    @property
-    def gain(self) -> int | None:
-        """Tuned score less base score; None unless both have one."""
-        if self.base is None or self.tuned is None or self.base.score is None or self.tuned.score is None:
-            return None
-        return self.tuned.score - self.base.score
+    value: float | None
+    gain: float | None
 
 
 def pair_answers(facts: RunFacts) -> list[AnswerRow]:
     """Return a row for each answered example, in the order of the responses."""
     tuned, base = _index(facts.tuned), _index(facts.base)
+    after, before = (_list_values(side, facts.leading) for side in (facts.tuned, facts.base))
     # A row that only the base model has answered comes last: the tuned model was interrupted.
     examples = list({response.id: response for response in [*facts.tuned.responses, *facts.base.responses]}.values())
     return [
         AnswerRow(
             number=number,
-            id=example.id,
+            id=(id := example.id),
             instruction=example.instruction,
             input=example.input,
             reference=example.output,
             category=example.category,
-            base=base.get(example.id),
-            tuned=tuned.get(example.id),
+            base=base.get(id),
+            tuned=tuned.get(id),
+            value=(after if id in tuned else before).get(id),
+            gain=after[id] - before[id] if id in after and id in before else None,
         )
         for number, example in enumerate(examples, start=1)
     ]
 
 
+def _list_values(side: Side, leading: Leading) -> Mapping[str, float]:
+    return side.score_by_id if leading.name == SCORE else side.values.get(leading.name, {})
+
+
 def sort_worst_first(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
-    """Return the rows by rising score, those without one last; equal ones keep their order."""
-    return sorted(rows, key=lambda row: (row.score is None, row.score or 0))
+    """Return the rows by rising value of the leading measure, those without one last; equal ones keep their order."""
+    return sorted(rows, key=lambda row: (row.value is None, row.value or 0))
 
 
-def pick_telling(
-    rows: Sequence[AnswerRow], *, gains: Mapping[str, float] | None = None, num_gains: int = 3
-) -> tuple[list[AnswerRow], AnswerRow | None]:
+def pick_telling(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[list[AnswerRow], AnswerRow | None]:
     """Return the rows that say most about a run in least space.
 
     Args:
         rows: All rows.
-        gains: By example id, by how much the tuned answer is better; by default the gain in score.
         num_gains: How many of the first kind.
 
     Returns:
-        The rows with the biggest gains (without scores: the first rows whose answer changed), and the worst-scored row
-        that is not among them, or None where nothing has a score.
+        The rows with the biggest gains (without values: the first rows whose answer changed), and the row with the
+        lowest value that is not among them, or None where nothing has a value.
     """
-    known = {row.id: row.gain or 0 for row in rows} if gains is None else gains
-    gained = sorted((row for row in rows if known.get(row.id, 0) > 0), key=lambda row: -known[row.id])
-    if gains is None and not any(row.score is not None for row in rows):
+    gained = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))
+    if not any(row.value is not None for row in rows):
         gained = [row for row in rows if row.tuned and (row.base is None or row.base.text != row.tuned.text)]
     best = gained[:num_gains]
-    scored = [row for row in sort_worst_first(rows) if row.score is not None and row not in best]
-    return best, scored[0] if scored else None
+    rest = [row for row in sort_worst_first(rows) if row.value is not None and row not in best]
+    return best, rest[0] if rest else None
 
 
 def _index(side: Side) -> dict[str, Answer]:

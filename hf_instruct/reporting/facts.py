@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, read_yaml
 from hf_instruct.intervals import MeanDifference, measure_difference
-from hf_instruct.records import Judgment, Response, TrainingRow, read_json_object, read_rows
+from hf_instruct.records import Judgment, Response, TrainingRow, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.score_summary import Scores, read_scores
+from hf_instruct.score_summary import Leading, Scores, choose_leading, read_scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,16 @@ class Side:
     judgments: dict[str, Judgment]
     scores: Scores | None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def values(self) -> dict[str, dict[str, float]]:
+        """The reference metrics' values by name and example id; without those that cannot be read."""
+        examples, found = self.metrics.get("examples"), dict[str, dict[str, float]]()
+        for id, values in examples.items() if isinstance(examples, Mapping) else ():
+            for name, value in values.items() if isinstance(values, Mapping) else ():
+                if (number := as_number(value)) is not None:
+                    found.setdefault(str(name), {})[str(id)] = number
+        return found
 
     @property
     def score_by_id(self) -> dict[str, int]:
@@ -85,6 +96,13 @@ class RunFacts:
         if tuned is None or base is None or not tuned.judged_as(base):
             return None
         return measure_difference(self.base.score_by_id, self.tuned.score_by_id)
+
+    @functools.cached_property
+    def leading(self) -> Leading:
+        """Which measure the report shows first and sorts by."""
+        sides = [side for side in (self.base, self.tuned) if side.responses or side.scores or side.metrics]
+        metrics = set.intersection(*(set(side.values) for side in sides)) if sides else set()
+        return choose_leading((side.scores.weakness for side in sides if side.scores), metrics)
 
     @property
     def evaluations(self) -> list[TrainingRow]:

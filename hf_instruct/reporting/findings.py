@@ -9,7 +9,7 @@ from hf_instruct.config import LORA_DEFAULTS
 from hf_instruct.intervals import format_points
 from hf_instruct.records import as_number
 from hf_instruct.reporting.facts import RunFacts, Side
-from hf_instruct.score_summary import FEW_ANSWERS, SMALL_JUDGE_PARAMETERS, Scores, format_parameters
+from hf_instruct.score_summary import FEW_ANSWERS, Scores
 
 _OVERFIT_RISE = 1.02
 _MANY_CUT_OFF = 0.1
@@ -107,12 +107,12 @@ def _note_difference(facts: RunFacts) -> list[str]:
             f"The two sides were judged differently: base by {format_judge(base)}, tuned by {format_judge(tuned)}. "
             "Their scores cannot be compared."
         ]
-    if difference is None or (difference.is_shown and difference.mean > 0):
+    if facts.leading.reason or difference is None or (difference.is_shown and difference.mean > 0):
         return []
     if difference.is_shown:
         return [f"The tuned model scores lower than the base model: {difference} (n={difference.n})."]
     return [
-        f"No difference shown in the scores: tuned less base is {difference}, over the {difference.n} examples scored "
+        f"No difference shown in the scores: tuned - base is {difference}, over the {difference.n} examples scored "
         "on both sides. The interval includes zero."
     ]
 
@@ -121,23 +121,17 @@ def _note_judge(scores: Scores | None) -> list[str]:
     if scores is None:
         return []
     notes = []
-    if scores.failed_checks:
+    if weakness := scores.weakness:
         notes.append(
-            f"The judge failed its self-check ({', '.join(scores.failed_checks)}): its scores do not tell good answers "
-            "from bad ones as they should."
+            f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: go by the "
+            "reference metrics and the answers themselves, and quote scores of a better judge only."
         )
     if scores.constant is not None:
         notes.append(f"The judge gave every answer the same score, {format_points(scores.constant)}: it tells nothing.")
     notes += _note_repeats(scores)
-    size = scores.judge_parameters
-    if size is None and scores.judge.get("backend") == "local":
+    if scores.has_unknown_judge:
         notes.append(
             "The judge ran locally and its name does not tell its size. A small model is a rough judge: read the "
-            "answers themselves, and quote scores of a larger judge only."
-        )
-    elif size is not None and size < SMALL_JUDGE_PARAMETERS:
-        notes.append(
-            f"The judge is a small model ({format_parameters(size)} parameters), so its scores are rough: read the "
             "answers themselves, and quote scores of a larger judge only."
         )
     if 0 < scores.n < FEW_ANSWERS:

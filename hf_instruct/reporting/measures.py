@@ -76,7 +76,7 @@ def list_metrics(facts: RunFacts) -> list[MetricRow]:
         meaning = METRICS[name].meaning if name in METRICS else ""
         difference = None
         if name not in QUOTIENTS:
-            values = (read_values(side, name) for side in (facts.base, facts.tuned))
+            values = (side.values.get(name, {}) for side in (facts.base, facts.tuned))
             difference = measure_difference(*values, is_share=name in SHARES)
         rows.append(MetricRow(name, label_metric(name), meaning, base, tuned, difference))
     return rows
@@ -90,17 +90,6 @@ def _read_measures(side: Side) -> dict[str, Measure]:
         )
         for name, values in (metrics.items() if isinstance(metrics, Mapping) else ())
         if isinstance(values, Mapping) and as_number(values.get("mean")) is not None
-    }
-
-
-def read_values(side: Side, name: str) -> dict[str, float]:
-    """Return a reference metric's values by example id; empty where there are none."""
-    examples: Any = side.metrics.get("examples")
-    rows = examples.items() if isinstance(examples, Mapping) else ()
-    return {
-        str(id): value
-        for id, values in rows
-        if isinstance(values, Mapping) and (value := as_number(values.get(name))) is not None
     }
 
 

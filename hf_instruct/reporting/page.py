@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 # Rows that the page shows at first; `report.js` has the same number.
 PAGE_ROWS = 50
+# Shown first where a metric leads.
+_LEAD_METRICS = ("exact_match", "rouge_l")
 # Characters shown of a text: a model without an end of its own may fill any number of pages.
 _LONGEST_TEXT = 20_000
 # Control characters that HTML drops or forbids are shown as the pictures Unicode has of them; tab and newline stay.
@@ -118,6 +120,8 @@ def _describe_run(facts: RunFacts) -> dict[str, Any]:
         "tuned": facts.tuned,
         "base": facts.base,
         "headline": _list_headline(facts),
+        "leading": facts.leading,
+        "lead_metrics": [row for row in list_metrics(facts) if facts.leading.is_metric and row.name in _LEAD_METRICS],
         "judge": format_judge(scores) if scores else "",
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if len(losses) > 1 else None,
@@ -164,11 +168,13 @@ def _list_cost(training: Mapping[str, Any]) -> list[str]:
 
 
 def _list_category_scores(facts: RunFacts) -> list[tuple[str, Scores | None, Scores]]:
-    """Return name, base and tuned scores of each category, worst tuned mean first."""
+    """Return name, base and tuned scores of each category, worst tuned mean first; by name where scores say little."""
     if facts.tuned.scores is None or len(facts.tuned.scores.by_category) < 2:
         return []
     base = facts.base.scores.by_category if facts.base.scores else {}
     rows = [(name, base.get(name), scores) for name, scores in facts.tuned.scores.by_category.items()]
+    if facts.leading.reason:
+        return sorted(rows, key=lambda row: row[0])
     return sorted(rows, key=lambda row: (row[2].mean is None, row[2].mean or 0, row[0]))
 
 
@@ -236,7 +242,7 @@ def _describe_answers(facts: RunFacts) -> dict[str, Any]:
         "kinds": {number: " ".join(names) for number, names in kinds.items()},
         "categories": sorted(categories.items()) if len(categories) > 1 else [],
         "has_base": any(row.base for row in rows),
-        "has_scores": any(row.score is not None for row in rows),
+        "has_values": any(row.value is not None for row in rows),
         "has_gains": any(row.gain is not None for row in rows),
         "has_failures": "failed" in found,
         "has_cut": "cut" in found,

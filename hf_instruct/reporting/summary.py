@@ -14,9 +14,9 @@ from hf_instruct.reporting.findings import (
     list_missing,
     list_notes,
 )
-from hf_instruct.reporting.measures import MetricRow, list_metrics, read_values
+from hf_instruct.reporting.measures import MetricRow, list_metrics
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.score_summary import Scores
+from hf_instruct.score_summary import Leading, Scores
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3
@@ -36,14 +36,11 @@ def format_summary(run: RunFolder, *, width: int = 88) -> str:
     """
     facts = read_facts(run, run.load_experiment())
     metrics = list_metrics(facts)
-    nearer = _list_nearer(facts, metrics)
-    best, worst = pick_telling(
-        pair_answers(facts), gains={id: after - before for id, (before, after) in nearer.items()} or None
-    )
+    best, worst = pick_telling(pair_answers(facts))
     parts = [
         [_format_title(facts), *_list_numbers(facts, metrics, width)],
-        *(_format_row(row, _title_row(row, nearer.get(row.id)), width) for row in best),
-        *([_format_row(worst, "the worst score", width)] if worst else []),
+        *(_format_row(row, _title_row(row, facts.leading), width) for row in best),
+        *([_format_row(worst, _title_worst(worst, facts.leading), width)] if worst else []),
         _list_notes(facts, width),
         _list_paths(run),
     ]
@@ -59,6 +56,10 @@ def format_summary_line(run: RunFolder) -> str:
     """
     facts = read_facts(run, run.load_experiment())
     parts = []
+    for row in list_metrics(facts):
+        if facts.leading.reason and row.name in ("exact_match", "rouge_l"):
+            means = [side.mean for side in (row.base, row.tuned) if side and side.mean is not None]
+            parts.append(f"{row.label} {' -> '.join(map(row.show, means))}")
     scores = [side.scores for side in (facts.base, facts.tuned) if side.scores is not None]
     if scores:
         counts = " and ".join(dict.fromkeys(_format_counts(side) for side in scores))
@@ -71,22 +72,16 @@ def format_summary_line(run: RunFolder) -> str:
     return clean_line("; ".join(parts))
 
 
-def _list_nearer(facts: RunFacts, metrics: Sequence[MetricRow]) -> dict[str, tuple[float, float]]:
-    """Return each example's ROUGE-L before and after, where it shows a gain that the judge's scores do not show."""
-    scores = facts.difference
-    if scores is not None and scores.is_shown:
-        return {}
-    row = next((row for row in metrics if row.name == "rouge_l"), None)
-    if row is None or row.difference is None or not row.difference.is_shown:
-        return {}
-    before, after = (read_values(side, "rouge_l") for side in (facts.base, facts.tuned))
-    return {id: (value, after[id]) for id, value in before.items() if id in after}
+def _title_row(row: AnswerRow, leading: Leading) -> str:
+    if row.gain is None or row.value is None:
+        return "after fine-tuning"
+    if leading.is_metric:
+        return f"{leading.label} {leading.show(row.value - row.gain)} -> {leading.show(row.value)}"
+    return f"gain {leading.show(row.gain, signed=True)}"
 
 
-def _title_row(row: AnswerRow, nearness: tuple[float, float] | None) -> str:
-    if nearness is not None:
-        return "ROUGE-L {:.2f} -> {:.2f}".format(*nearness)
-    return "after fine-tuning" if row.gain is None else f"gain {row.gain:+d}"
+def _title_worst(row: AnswerRow, leading: Leading) -> str:
+    return f"the lowest {leading.label}, {leading.show(row.value or 0)}" if leading.is_metric else "the worst score"
 
 
 def _format_title(facts: RunFacts) -> str:
@@ -102,23 +97,27 @@ def _list_numbers(facts: RunFacts, metrics: Sequence[MetricRow], width: int) -> 
     """Return a line for each number that the run has, base and tuned side by side."""
     tuned, base = facts.tuned, facts.base
     losses = [f"{row.validation_loss:.3f}" for row in facts.evaluations]
-    rows: list[tuple[str, str, str, str]] = []
+    judged: list[tuple[str, str, str, str]] = []
     if tuned.scores or base.scores:
         before, after = (format_mean(side.scores) if side.scores else "-" for side in (base, tuned))
         counts = [_format_counts(side.scores) for side in (base, tuned) if side.scores]
-        rows.append(("score of 100", before, after, " / ".join(dict.fromkeys(counts))))
+        judged.append(("score of 100", before, after, " / ".join(dict.fromkeys(counts))))
     if (difference := facts.difference) is not None:
-        rows.append(("  difference", f"{difference} (paired, n={difference.n})", "", ""))
+        judged.append(("  difference", f"{difference} (paired, n={difference.n})", "", ""))
+    rows: list[tuple[str, str, str, str]] = []
     if losses:
         rows.append(("validation loss", losses[0], losses[-1] if len(losses) > 1 else "-", "first, last"))
     if tuned.stopped_share is not None or base.stopped_share is not None:
         shares = [side.stopped_share for side in (base, tuned)]
         before, after = ("-" if share is None else format_metric("stopped", share) for share in shares)
         rows.append(("ended by itself", before, after, "of the answers"))
-    if not rows:
+    if not rows and not judged:
         return []
-    lines = ["", f"{'':{_LABEL_WIDTH}}{'before':<14}after", *(_format_columns(*row) for row in rows)]
-    lines += _list_metric_lines(metrics)
+    parts = [[_format_columns(*row) for row in part] for part in (judged, rows)] + [_list_metric_lines(metrics)]
+    lines = ["", f"{'':{_LABEL_WIDTH}}{'before':<14}after"]
+    # A judge whose scores say little comes last.
+    for part in reversed(parts) if facts.leading.reason else parts:
+        lines += part
     scores = tuned.scores or base.scores
     if scores is not None:
         lines += _wrap(clean_line(format_judge(scores)), "judge", width)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hf_instruct.errors import InstructError
 from hf_instruct.intervals import Interval, MeanDifference, bootstrap_mean, measure_difference
 from hf_instruct.records import Response, TrainingRow, as_number
+from hf_instruct.score_summary import Leading, choose_leading
 from hf_instruct.ui.sources import Source
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class AnswerSet:
         num_failures: Answers judged without a readable verdict.
         judge: Who judged by which rubric, in words; empty where nobody did.
         metrics: Means of the reference metrics by name.
+        values: Values of the reference metrics by name and example id.
+        weakness: Why its judge's scores should not lead, in a clause; empty where they may.
         validation_loss: Of the model, in nats a token; None where it is not known.
     """
 
@@ -37,6 +40,8 @@ class AnswerSet:
     num_failures: int
     judge: str
     metrics: dict[str, float]
+    values: dict[str, dict[str, float]]
+    weakness: str
     validation_loss: float | None
 
     @property
@@ -69,6 +74,13 @@ class RunsView:
             for id, response in answers.responses.items():
                 found.setdefault(id, response)
         return found
+
+    @property
+    def leading(self) -> Leading:
+        """Which measure the tab shows first and sorts by."""
+        answered = [set(answers.values) for answers in self.sets if answers.responses]
+        metrics = set.intersection(*answered) if answered else set[str]()
+        return choose_leading((answers.weakness for answers in self.sets), metrics)
 
     def difference(self, answers: AnswerSet) -> MeanDifference | None:
         """Return by how much a set scores above the first, on the examples that both have a score for.
@@ -134,5 +146,7 @@ def _build_set(label: str, side: "Side", loss: float | None) -> AnswerSet:
         num_failures=summary.failures if summary else 0,
         judge=describe_judge(summary.judge, summary.rubric, summary.rubric_sha256) if summary else "",
         metrics=known,
+        values=side.values,
+        weakness=summary.weakness if summary else "",
         validation_loss=loss,
     )

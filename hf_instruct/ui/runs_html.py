@@ -18,7 +18,7 @@ _NONE = "–"
 
 
 def format_runs_tables(view: RunsView) -> str:
-    """Return the tables of all answer sets: scores with intervals and losses; the reference metrics, where known."""
+    """Return the tables of all answer sets, the one with the leading measure first: scores and losses, and metrics."""
     if not view.sets:
         return ""
     heads = ["answers of", "mean score (95 %)", "n", f"difference from {view.sets[0].label} (95 %)", "validation loss"]
@@ -27,7 +27,8 @@ def format_runs_tables(view: RunsView) -> str:
         loss = _NONE if answers.validation_loss is None else f"{answers.validation_loss:.3f}"
         cells = [_format_label(view, answers), _format_score(answers), _format_count(answers)]
         rows.append([*cells, _format_difference(view, answers), loss])
-    return format_table([_keep_together(head) for head in heads], rows) + _format_metrics(view)
+    tables = [format_table([_keep_together(head) for head in heads], rows), _format_metrics(view)]
+    return "".join(reversed(tables) if view.leading.reason else tables)
 
 
 def _format_metrics(view: RunsView) -> str:
@@ -62,6 +63,8 @@ def describe_comparability(view: RunsView) -> str:
         said.append(f"Judged differently, so these scores cannot be compared: {seen}.")
     else:
         said += [f"{judge[0].upper()}{judge[1:]}." for judge in owners]
+    if reason := view.leading.reason:
+        said.append(f"These scores say little: {reason}.")
     data: dict[str, list[str]] = {}
     for label, digest in view.data.items():
         data.setdefault(digest, []).append(label)

@@ -4,15 +4,16 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from hf_instruct.score_summary import SCORE
 from hf_instruct.ui.look import format_notice
 from hf_instruct.ui.runs import RunsView, read_runs
 from hf_instruct.ui.runs_html import describe_comparability, format_answers, format_losses, format_runs_tables
 from hf_instruct.ui.sources import Source
 
 _AS_IN_THE_DATA = "as in the test split"
-_BY_GAIN = "largest difference in score first"
-_BY_SCORE = "lowest score first"
-_ORDERS = (_AS_IN_THE_DATA, _BY_GAIN, _BY_SCORE)
+_BY_GAIN = "largest difference first"
+_BY_VALUE = "lowest first"
+_ORDERS = (_AS_IN_THE_DATA, _BY_GAIN, _BY_VALUE)
 _ALL = "all categories"
 _SHOWN_CHARACTERS = 90
 
@@ -112,16 +113,17 @@ def list_choices(view: RunsView, category: str, order: str) -> list[tuple[str, s
     Args:
         view: The runs.
         category: Only of this one; anything that is none of the examples' stands for all.
-        order: One of the tab's.
+        order: One of the tab's; by the leading measure.
     """
     examples = view.examples
     ids = [id for id, example in examples.items() if example.category == category] or list(examples)
-    known = [answers.known for answers in view.sets]
-    scores = {id: [of[id] for of in known if id in of] for id in ids}
+    leading = view.leading.name
+    known = [answers.known if leading == SCORE else answers.values.get(leading, {}) for answers in view.sets]
+    values = {id: [of[id] for of in known if id in of] for id in ids}
     if order == _BY_GAIN:
-        ids.sort(key=lambda id: -(max(scores[id]) - min(scores[id])) if scores[id] else 1)
-    elif order == _BY_SCORE:
-        ids.sort(key=lambda id: min(scores[id]) if scores[id] else 101)
+        ids.sort(key=lambda id: -(max(values[id]) - min(values[id])) if values[id] else 1)
+    elif order == _BY_VALUE:
+        ids.sort(key=lambda id: min(values[id]) if values[id] else 101)
     place = {id: number for number, id in enumerate(examples, start=1)}
     return [(f"{place[id]}. {_shorten(examples[id].instruction)}", id) for id in ids]
 
