@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_instruct.errors import InstructError
+from hf_instruct.printing import MessageFormatter
 
 Result = TypeVar("Result")
-
-from hf_instruct.printing import MessageFormatter
 
 
 class Terminated(KeyboardInterrupt):
