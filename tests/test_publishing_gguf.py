@@ -164,9 +164,9 @@ def test_rows_in_a_wrong_order_are_found(
 
 def test_a_wrong_setting_is_found(sources: dict, tmp_path: Path) -> None:
     wrong = dataclasses.replace(sources["gpt2"], model=copy.deepcopy(sources["gpt2"].model))
-    wrong.model.config.layer_norm_epsilon = 0.1
+    wrong.model.config.layer_norm_epsilon = 1e-3
     write_gguf(wrong, tmp_path / "model.gguf", tensor_type="Q8_0")
-    with pytest.raises(PublishError, match=r"The GGUF file is not the model that was trained"):
+    with pytest.raises(PublishError, match=r"The GGUF file has `layer_norm_epsilon` 0.001\S*, and the model 1e-05"):
         check_gguf(tmp_path / "model.gguf", sources["gpt2"], tensor_type="Q8_0")
 
 

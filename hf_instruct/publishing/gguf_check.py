@@ -6,6 +6,7 @@ order and its own transposes. A file that passes has the run's vocabulary, ends,
 
 import contextlib
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,12 @@ def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
     """
     _compare_tokenizers(path, source)
     model = load_gguf(path, source.model.config)
+    # The answers to ten short prompts hardly depend on these.
+    for name in ("max_position_embeddings", "layer_norm_epsilon", "rms_norm_eps"):
+        expected, got = (getattr(config, name, 0.0) for config in (source.model.config, model.config))
+        # The file keeps them in float32.
+        if not math.isclose(expected, got, rel_tol=1e-6):
+            raise PublishError(f"The GGUF file has `{name}` {got}, and the model {expected}. Please report this.")
     return check_fidelity(model, source.reference, "The GGUF file", tensor_type=tensor_type)
 
 
