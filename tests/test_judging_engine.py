@@ -316,14 +316,14 @@ def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
 
 
 def test_calls_stay_under_way(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
-    server.latency_seconds = 0.05
-    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(80)]
+    server.latency_seconds = 0.3
+    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(24)]
     with caplog.at_level(logging.INFO, logger="hf_instruct"):
         judged = judge_responses(responses, judge="ollama", base_url=server.url, concurrency=8, cache=False)
-    assert judged.scores["n"] == 80
+    assert judged.scores["n"] == 24
     assert server.peak == 8
-    assert len(server.chats) == 80
-    assert "Judging: 80/80, mean 85.0" in caplog.text
+    assert len(server.chats) == 24
+    assert "Judging: 24/24, mean 85.0" in caplog.text
 
 
 def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
