@@ -184,7 +184,7 @@ def test_what_cannot_be_compared(first: Any, second: Any, message: str) -> None:
         ("empty.json", "", "is empty; allowed are a run folder"),
         ("scores.json", '{"mean": 3, "rubric": "course"}', "`rubric` is 'course', not a number"),
         ("one.json", "5", "holds one int; allowed are"),
-        ("cut.json", "[1, 2", "is not JSON (Expecting"),
+        ("cut.json", "[1, 2", "is not JSON (EOF"),
         ("nan.json", "[1, NaN]", "value 2 is nan"),
         ("inf.jsonl", '{"id": "a", "score": 1e999}\n', "row 1 is inf, not a number; a failure is `null`"),
         ("bad.jsonl", '{"id": "a", "score": 1}\nwhat\n', "line 2 is not JSON"),

@@ -41,7 +41,7 @@ def test_the_latest_judgment_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ('{"mean"', "is not JSON (Expecting ':' delimiter: line 1 column 8 (char 7))"),
+        ('{"mean"', "is not JSON (EOF while parsing an object at column 7)"),
         ("[1]", "holds a list, not an object with named values"),
     ],
 )

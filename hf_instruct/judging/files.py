@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.errors import DataError, JudgeError, RunError
-from hf_instruct.records import Judgment, Response, as_number, build_example_id, parse_json, write_json
+from hf_instruct.records import Judgment, Response, as_number, build_example_id, write_json
 from hf_instruct.run_folder import RunFolder
 
 _TEXTS = ("instruction", "input", "output")
@@ -154,9 +155,9 @@ def _parse_lines(text: str) -> tuple[list[str], list[Any], list[str]]:
         if not line.strip():
             continue
         try:
-            rows.append(parse_json(line))
+            rows.append(json.loads(line))
             places.append(f"line {number}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # A last line without its newline was torn when its writer was killed.
             if number < len(lines):
                 faults.append(f"line {number} is not JSON: {error}")
@@ -165,8 +166,8 @@ def _parse_lines(text: str) -> tuple[list[str], list[Any], list[str]]:
 
 def _parse_list(text: str, path: Path) -> tuple[list[str], list[Any], list[str]]:
     try:
-        rows = parse_json(text)
-    except ValueError as error:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"`{path}` is not JSON: {error}. It should hold a list of responses.") from error
     if not isinstance(rows, list):
         kind = "object" if isinstance(rows, dict) else type(rows).__name__
