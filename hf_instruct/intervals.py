@@ -128,14 +128,26 @@ def bootstrap_statistic(
     Returns:
         The interval, or None where more than one draw in twenty does not define the number.
     """
+    return bootstrap_statistics(lambda drawn: [statistic(drawn)], count, 1, seed=seed, resamples=resamples)[0]
+
+
+def bootstrap_statistics(
+    statistics: Callable[["numpy.ndarray"], "Sequence[float] | numpy.ndarray"],
+    count: int,
+    width: int,
+    *,
+    seed: int = 0,
+    resamples: int = _SLOW_RESAMPLES,
+) -> list[Interval | None]:
+    """Return the intervals of several numbers from the same draws, `width` of them; see `bootstrap_statistic`."""
     import numpy
 
     if count < 2:
-        return None
+        return [None] * width
     generator = numpy.random.default_rng(seed)
-    values = numpy.array([statistic(generator.integers(count, size=count)) for _ in range(resamples)], dtype=float)
-    defined = values[~numpy.isnan(values)]
-    return _middle(defined) if len(defined) >= LEVEL * resamples else None
+    rows = [statistics(generator.integers(count, size=count)) for _ in range(resamples)]
+    columns = (values[~numpy.isnan(values)] for values in numpy.array(rows, dtype=float).T)
+    return [_middle(defined) if len(defined) >= LEVEL * resamples else None for defined in columns]
 
 
 def _middle(values: "numpy.ndarray") -> Interval:

@@ -3,11 +3,10 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from hf_instruct.errors import DataError
-from hf_instruct.intervals import Interval, bootstrap_statistic, share_interval
+from hf_instruct.intervals import Interval, bootstrap_statistic, bootstrap_statistics, share_interval
 from hf_instruct.records import Preference
 
 if TYPE_CHECKING:
@@ -187,11 +186,11 @@ def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -
     names = groups[0]
     table = _ExampleTable(rows, names)
     ratings = table.rate(numpy.arange(table.num_examples))
+    intervals = bootstrap_statistics(table.rate, table.num_examples, len(names), resamples=resamples)
     found = []
-    for number, name in enumerate(names):
-        interval = bootstrap_statistic(partial(table.rate_one, number), table.num_examples, resamples=resamples)
+    for name, rating, interval in zip(names, ratings, intervals, strict=True):
         wins, ties, losses = _count_verdicts(rows, name)
-        found.append(Rating(name, float(ratings[number]), interval, wins + ties + losses, wins, ties, losses))
+        found.append(Rating(name, float(rating), interval, wins + ties + losses, wins, ties, losses))
     return sorted(found, key=lambda row: (-row.rating, row.name))
 
 
@@ -223,28 +222,19 @@ class _ExampleTable:
             score = float(row.score or 0) if row.first == pair[0] else 1 - float(row.score or 0)
             self._wins[examples[row.id], self._pairs.index(pair)] += score
             self._losses[examples[row.id], self._pairs.index(pair)] += 1 - score
-        self._known: dict[bytes, numpy.ndarray] = {}
 
     def rate(self, drawn: "numpy.ndarray") -> "numpy.ndarray":
         """Return the ratings, [sets], by the examples at the given positions; NaN where these do not join all sets."""
         import numpy
 
-        # Each set's interval asks about the same draws.
-        key = drawn.tobytes()
-        if key not in self._known:
-            wins, losses = self._wins[drawn].sum(axis=0), self._losses[drawn].sum(axis=0)
-            met = [pair for pair, count in zip(self._pairs, wins + losses, strict=True) if count]
-            groups = find_groups(met)
-            if len(groups) > 1 or len(groups[0]) < len(self._names):
-                self._known[key] = numpy.full(len(self._names), numpy.nan)
-            else:
-                strengths = _RATING_PRIOR * _fit_logistic(_RATING_PRIOR * self._columns, wins, losses)
-                self._known[key] = _MEAN_RATING + _POINTS_PER_NAT * (strengths - strengths.mean())
-        return self._known[key]
-
-    def rate_one(self, number: int, drawn: "numpy.ndarray") -> float:
-        """Return the rating of one set by the examples at the given positions, or NaN."""
-        return float(self.rate(drawn)[number])
+        wins, losses = self._wins[drawn].sum(axis=0), self._losses[drawn].sum(axis=0)
+        met = [pair for pair, count in zip(self._pairs, wins + losses, strict=True) if count]
+        groups = find_groups(met)
+        if len(groups) > 1 or len(groups[0]) < len(self._names):
+            return numpy.full(len(self._names), numpy.nan)
+        strengths = _RATING_PRIOR * _fit_logistic(_RATING_PRIOR * self._columns, wins, losses)
+        ratings: numpy.ndarray = _MEAN_RATING + _POINTS_PER_NAT * (strengths - strengths.mean())
+        return ratings
 
 
 def _order(first: str, second: str) -> tuple[str, str]:

@@ -181,8 +181,7 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
         "- 2 of the 4 test examples have the same instruction and input as a training example: the scores flatter the "
         "model.",
         "- 1 of the 4 test examples is a near-duplicate of a training example.",
-        "- **The judge failed its self-check** (order, injection): its scores do not tell good answers from bad ones "
-        "as they should.",
+        "- **The judge failed its self-check (order, injection)**: its scores do not tell good answers from bad ones.",
         "- The judge gave no readable verdict on 1 of 4 answers; counted as 0 or as 100 they would make the mean 51.3 "
         "or 76.3.",
     ):

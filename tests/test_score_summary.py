@@ -70,7 +70,7 @@ def test_nothing_is_said_from_a_weak_judges_difference(run: RunFolder) -> None:
 def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> None:
     html = render_page(read_facts(run, run.load_experiment()))
     tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
-    assert tiles == ["exact match", "ROUGE-L", "Validation loss", "Ended by itself", "Fine-tuning", "Score"]
+    assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Ended by itself", "Fine-tuning", "Score"]
     assert f"These scores say little: {REASON}." in html
     assert re.findall(r'<tr data-i="(\d)" data-s="([\d.]+)"', html) == [
         ("1", "0.25"), ("4", "0.5"), ("3", "0.75"), ("2", "1.0")

@@ -6,6 +6,9 @@ the voter was, with the same answers on the same sides.
 """
 
 import contextlib
+import dataclasses
+import functools
+import itertools
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -69,6 +72,25 @@ def check_voter(name: str) -> str:
     return name
 
 
+@dataclasses.dataclass
+class _Progress:
+    """How far one voter is, kept so that a vote costs the same however many there are.
+
+    Attributes:
+        order: The pairs in this voter's order.
+        done: Ids of those with a vote.
+        answered: How many of those were ballots, rather than ties between equal answers.
+        place: All ballots before this index in `order` have a vote.
+        kept: All equal pairs before this index are kept as ties.
+    """
+
+    order: list[Pair]
+    done: set[str]
+    answered: int
+    place: int = 0
+    kept: int = 0
+
+
 class VoteBook:
     """The ballots of two sets of answers, and the file of their votes.
 
@@ -109,12 +131,12 @@ class VoteBook:
                 f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so there "
                 "is nothing to vote on."
             )
-        self._orders: dict[str, list[Pair]] = {}
+        self._progress: dict[str, _Progress] = {}
         self._lock = threading.Lock()
         self._rows = recover_rows(path, Preference)
         self._check_rows()
 
-    @property
+    @functools.cached_property
     def num_different(self) -> int:
         """Pairs that each voter is shown."""
         return sum(not pair.identical for pair in self._pairs)
@@ -156,9 +178,13 @@ class VoteBook:
             row = self._build_row(voter, pair, first_wins, seconds=round(seconds, 1))
             # Equal answers in between are ties without asking. Kept as the voter passes them, because a file of the
             # first half of the votes should hold half of them.
-            rows = [row, *(self._build_row(voter, tie, 0.5) for tie in self._find_equal(voter, pair))]
+            rows = [row, *(self._build_row(voter, tie, 0.5) for tie in self._find_equal(voter))]
             append_rows(self.path, rows)
             self._rows += rows
+            progress = self._follow(voter)
+            progress.done |= {row.id for row in rows}
+            progress.answered += 1
+            progress.kept = progress.place
             return True
 
     def undo(self, voter: str) -> bool:
@@ -170,6 +196,7 @@ class VoteBook:
                     kept = self._rows[:place] + self._rows[place + 1 :]
                     write_rows(self.path, kept)
                     self._rows = kept
+                    self._progress.pop(voter, None)
                     return True
             return False
 
@@ -181,28 +208,29 @@ class VoteBook:
         """Return the names of those who have voted."""
         return sorted({str(row.judge.get("model")) for row in self._rows if self._is_vote(row, None)})
 
-    def _order(self, voter: str) -> list[Pair]:
-        if voter not in self._orders:
+    def _follow(self, voter: str) -> _Progress:
+        if voter not in self._progress:
             order = list(self._pairs)
             random.Random(f"{self._seed}\0{voter}").shuffle(order)
-            self._orders[voter] = order
-        return self._orders[voter]
+            done = {row.id for row in self._rows if self._is_vote(row, voter)}
+            answered = sum(not pair.identical and pair.id in done for pair in order)
+            self._progress[voter] = _Progress(order, done, answered)
+        return self._progress[voter]
 
     def _find_next(self, voter: str) -> tuple[int, Pair] | None:
-        done = self._find_done(voter)
-        left = [pair for pair in self._order(voter) if not pair.identical and pair.id not in done]
-        return (self.num_different - len(left) + 1, left[0]) if left else None
+        progress = self._follow(voter)
+        for pair in itertools.islice(progress.order, progress.place, None):
+            if not pair.identical and pair.id not in progress.done:
+                return progress.answered + 1, pair
+            progress.place += 1
+        return None
 
-    def _find_equal(self, voter: str, until: Pair) -> list[Pair]:
-        """Return the pairs of equal answers before `until` that are not kept yet; with the last ballot, all."""
-        done = self._find_done(voter)
-        order = self._order(voter)
-        last = all(pair.identical or pair.id in done or pair is until for pair in order)
-        passed = order if last else order[: order.index(until)]
-        return [pair for pair in passed if pair.identical and pair.id not in done]
-
-    def _find_done(self, voter: str) -> set[str]:
-        return {row.id for row in self._rows if self._is_vote(row, voter)}
+    def _find_equal(self, voter: str) -> list[Pair]:
+        """Return the pairs of equal answers before the next ballot that are not kept yet; with the last ballot, all."""
+        progress = self._follow(voter)
+        is_last = progress.answered + 1 == self.num_different
+        passed = progress.order[progress.kept : None if is_last else progress.place]
+        return [pair for pair in passed if pair.identical and pair.id not in progress.done]
 
     def _shows_first_left(self, voter: str, pair: Pair) -> bool:
         return random.Random(f"{self._seed}\0{voter}\0{pair.id}").random() < 0.5
