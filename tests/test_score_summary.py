@@ -7,6 +7,7 @@ import pytest
 from reporting_run import JUDGE, write_run
 
 from hf_instruct.comparing.comparison import compare_runs
+from hf_instruct.errors import DataError
 from hf_instruct.records import read_json_object, write_json
 from hf_instruct.reporting.facts import read_facts
 from hf_instruct.reporting.findings import list_notes
@@ -97,3 +98,16 @@ def test_the_runs_tab_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -
     assert describe_comparability(view).endswith(f"These scores say little: {REASON}.")
     assert [id for _, id in list_choices(view, "", "lowest first")] == ["b", "d", "a", "c"]
     assert [id for _, id in list_choices(view, "", "largest difference first")] == ["b", "c", "d", "a"]
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "NaN", "-Infinity"])
+def test_numbers_that_are_none_are_passed_over_or_named(run: RunFolder, number: str) -> None:
+    for path in (run.metrics, run.scores):
+        path.write_text(re.sub(r'(": )\d+(\.\d+)?', rf"\g<1>{number}", path.read_text()))
+    run.scores.write_text(run.scores.read_text().replace("{", f'{{"repeats": {{"count": {number}}},', 1))
+    compare_runs([run.base.path, run.path])
+    render_page(read_facts(run, run.load_experiment()))
+    format_summary(run)
+    run.training_log.write_text(run.training_log.read_text().replace("0.722", "1" + "0" * 400))
+    with pytest.raises(DataError, match="line 7 is not a TrainingRow row"):
+        format_summary(run)

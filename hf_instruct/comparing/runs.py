@@ -143,9 +143,13 @@ def _add_judge(run: ScoredRun, file: Path) -> ScoredRun:
 def _average_repeats(run: ScoredRun, file: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the means over the repeats that `scores.json` speaks of, and how many there are."""
     repeats = summary.get("repeats")
-    count = int(repeats.get("count", 1)) if isinstance(repeats, Mapping) else 1
-    files = [file.with_suffix(f".repeat-{number}.jsonl") for number in range(2, count + 1)]
-    if not files or not all(other.is_file() for other in files):
+    count = int(as_number(repeats.get("count")) or 1) if isinstance(repeats, Mapping) else 1
+    files: list[Path] = []
+    for number in range(2, count + 1):
+        files.append(file.with_suffix(f".repeat-{number}.jsonl"))
+        if not files[-1].is_file():
+            return {}
+    if not files:
         return {}
     others = [load_verdicts(other).values for other in files]
     scores: dict[Key, float | None] = {}

@@ -84,12 +84,11 @@ def list_metrics(facts: RunFacts) -> list[MetricRow]:
 
 def _read_measures(side: Side) -> dict[str, Measure]:
     metrics = side.metrics.get("metrics")
+    rows = metrics.items() if isinstance(metrics, Mapping) else ()
     return {
-        str(name): Measure(
-            as_number(values.get("mean")), parse_interval(values.get("interval")), int(as_number(values.get("n")) or 0)
-        )
-        for name, values in (metrics.items() if isinstance(metrics, Mapping) else ())
-        if isinstance(values, Mapping) and as_number(values.get("mean")) is not None
+        str(name): Measure(mean, parse_interval(values.get("interval")), int(as_number(values.get("n")) or 0))
+        for name, values in rows
+        if isinstance(values, Mapping) and (mean := as_number(values.get("mean"))) is not None
     }
 
 
