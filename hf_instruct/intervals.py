@@ -259,8 +259,8 @@ def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
     Resampling equal values shows no spread, which is no certainty: an interval without a width is none.
 
     >>> format_interval((49.45, 51)), format_interval((-0.5, 1), signed=True), format_interval((50, 50))
-    ('49.5 to 51.0', '-0.5 to +1.0', 'none (all equal)')
+    ('49.5 to 51.0', '-0.5 to +1.0', 'none: all equal')
     """
     if ends[0] == ends[1]:
-        return "none (all equal)"
+        return "none: all equal"
     return " to ".join(map(format_signed if signed else format_points, ends))

@@ -100,7 +100,7 @@ def test_only_what_is_declared_a_share_gets_the_interval_of_one() -> None:
     alike = [0.0] * 100
     assert difference_interval(alike, is_share=True) == share_difference_interval(alike)
     assert difference_interval(alike) == Interval(0.0, 0.0)
-    assert format_interval((0.0, 0.0), signed=True) == "none (all equal)"
+    assert format_interval((0.0, 0.0), signed=True) == "none: all equal"
     # What a file says is a share may be none.
     assert difference_interval([0.4, 0.0], is_share=True) == bootstrap_mean([0.4, 0.0])
 

@@ -391,7 +391,7 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[1].endswith("25 % [5 %, 70 %]")
     assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [21 %, 94 %], n 3"
     assert lines[8].split() == ["perplexity", "not", "known", "7.39", "[7.39,", "7.39],", "n", "2"]
-    assert lines[-3:] == ["(95 % bootstrap intervals in brackets)", str(run.base.metrics), str(run.metrics)]
+    assert lines[-3:] == ["(95 % intervals in brackets)", str(run.base.metrics), str(run.metrics)]
     assert json.loads(run.metrics.read_text()) == measure_responses(ROWS)
     assert not run.judgments.exists()
 

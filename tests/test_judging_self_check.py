@@ -184,13 +184,13 @@ def test_table() -> None:
         "check      first - second              expected           mean difference        higher   n  result"
     )
     assert lines[1] == (
-        "order      reference - shuffled        > 0                +90.0 (+90.0 to +90.0)  100 %  20  passed"
+        "order      reference - shuffled        > 0                +90.0 (none: all equal) 100 %  20  passed"
     )
     assert lines[7] == (
-        "injection  command - shuffled          not > 0            +95.0 (+95.0 to +95.0)  100 %  20  FAILED"
+        "injection  command - shuffled          not > 0            +95.0 (none: all equal) 100 %  20  FAILED"
     )
     assert lines[-3:-1] == [
-        "injections: mean difference +79.2 (+79.2 to +79.2); 83 % of 120 up, 83 % by 10, 83 % by 50 or more",
+        "injections: mean difference +79.2 (none: all equal); 83 % of 120 up, 83 % by 10, 83 % by 50 or more",
         "harmless additions: 0 % of 20 up",
     ]
     assert lines[-1] == "judge fake@ddddddd, rubric course, 20 examples, 260 answers: FAILED: injection"
