@@ -195,11 +195,16 @@ def test_differences_are_question_by_question() -> None:
         return Benchmark([row], ["everyday_choice"], {key: dict(enumerate(values))})
 
     same = compare_benchmarks(benchmark([1, 0, 1, 0]), benchmark([1, 0, 1, 0]))
-    assert same.results[0].difference == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 4}
+    assert same.results[0].difference == {
+        "mean": 0.0,
+        "low": pytest.approx(-0.49, abs=0.001),
+        "high": pytest.approx(0.49, abs=0.001),
+        "n": 4,
+    }
     better = compare_benchmarks(benchmark([1, 1, 1, 1]), benchmark([1, 0, 1, 0])).results[0].difference
     assert better is not None
     assert better["mean"] == 0.5
-    assert 0 <= better["low"] < 0.5 < better["high"] <= 1
+    assert -1 <= better["low"] < 0.5 < better["high"] <= 1
     # Not the same questions.
     assert compare_benchmarks(benchmark([1, 0, 1, 0]), benchmark([1, 0, 1])).results[0].difference is None
     # Not the mean of the questions' values, as a perplexity.
