@@ -65,6 +65,7 @@ def test_loss_falls_and_everything_is_written(unbroken) -> None:
         "checkpoints",
         "loss.png",
         "model",
+        "prompt.jinja",
         "training.json",
         "training.jsonl",
     ]

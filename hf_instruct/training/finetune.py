@@ -135,11 +135,9 @@ def train(
             "`output_dir`."
         )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    if resume and run.prompt.is_file():
-        prompt_format = run.load_prompt_format(prompt_format.name)
+    if resume and prompt_format == PromptFormat.named(CHAT) and run.prompt.is_file():
+        prompt_format = run.load_prompt_format(CHAT)
     prompt_format = settle_format(prompt_format, tokenizer)
-    if is_main_process():
-        write_text(run.prompt, prompt_format.template)
     if prompt_format.name == CHAT:
         # Saved with the model, so that any program asks it in these prompts.
         tokenizer.chat_template = prompt_format.template
@@ -164,6 +162,8 @@ def train(
         casting_linear_layers(model, enabled=casts),
         no_shard_bars(),
     ):
+        if is_main_process():
+            write_text(run.prompt, prompt_format.template)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save_model(trainer, tokenizer, run)
     summary = _summarize(trainer, run, log.seconds)
