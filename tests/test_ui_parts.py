@@ -69,7 +69,7 @@ def test_a_base_model_is_loaded_once_for_all_runs_that_began_with_it(tmp_path: P
     shelf = ModelShelf(find_sources([str(tmp_path / name) for name in names]))
     assert shelf.labels == ["a", "a, untuned", "b", "b, untuned", "c", "c, untuned"]
     keys = {label: shelf._key(shelf._speakers[label]) for label in shelf.labels}
-    assert keys["a, untuned"] == keys["b, untuned"] == ("gpt2-small", None, "float32", "alpaca")
+    assert keys["a, untuned"] == keys["b, untuned"] == ("gpt2-small", None, "float32", "alpaca", None)
     assert len(set(keys.values())) == 5
     assert not shelf.is_loaded("a")
 
