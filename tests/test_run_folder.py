@@ -1,6 +1,7 @@
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,30 @@ def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for secret in ("passw0rd", "user:", "aB3aB3", "0123456789ab"):
         assert secret not in text
     assert plain_values(experiment(judge={"base_url": url}))["judge"]["base_url"] == "http://127.0.0.1:1/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:p@ss@host/", "https://host/"),
+        ("https://u:@p@s@@host:8000/v1 not, me@x.org", "https://host:8000/v1 not, me@x.org"),
+        ("https://git@user:password@host", "https://host"),
+        ("ssh://git@github.com/a/b", "ssh://git@github.com/a/b"),
+        ("git@github.com:a/b", "git@github.com:a/b"),
+        ("http://host:8080/@user", "http://host:8080/@user"),
+    ],
+)
+def test_no_part_of_a_password_stays(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+@pytest.mark.parametrize("part", ["://", "://git@", "://a@", "@", "git@", "a"])
+def test_redaction_takes_linear_time(part: str) -> None:
+    text = "://" + part * 200_000
+    start = time.process_time()
+    redact(text)
+    # Quadratic, it would take minutes.
+    assert time.process_time() - start < 5
 
 
 def test_names_that_only_begin_like_a_token_stay() -> None:
