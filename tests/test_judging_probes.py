@@ -1,8 +1,11 @@
 """Probes: what each is made of, and that the same examples give the same probes."""
 
+import random
+
 import pytest
 
 from hf_instruct.errors import DataError
+from hf_instruct.judging import probes as probes_module
 from hf_instruct.judging.probes import INJECTIONS, Probe, build_probes, injection_kind, sample_examples
 from hf_instruct.records import Example
 
@@ -49,6 +52,23 @@ def test_probe_is_a_response_with_an_id_of_its_own() -> None:
 
 def test_instruction_that_is_the_answer_is_no_wrong_answer() -> None:
     assert "repeated" not in answers_of(build_probes(EXAMPLES), "d")
+
+
+def test_wrong_answers_are_drawn_from_all_that_differ() -> None:
+    words = ["Yes.", "yes", "", " .", "No", "Perhaps.", "YES", "no."]
+    pool = [Example(str(number), "Task.", "", words[number * number % 8 - number % 3]) for number in range(60)]
+    for example in pool:
+        own = example.output.lower().strip(" .")
+        different = [row.output for row in pool if row.output.lower().strip(" .") not in ("", own)]
+        expected = random.Random(example.id).choice(different)
+        assert answers_of(build_probes([example], pool), example.id)["shuffled"] == expected
+
+
+def test_choosing_wrong_answers_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(probes_module, "_normalize", lambda text: calls.append(text) or text)
+    build_probes([Example(str(number), "Task.", "", str(number % 7)) for number in range(500)])
+    assert len(calls) < 10 * 500
 
 
 def test_probes_do_not_depend_on_what_else_is_probed() -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import random
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 
 from hf_instruct.errors import DataError
@@ -94,10 +96,8 @@ def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = N
     Raises:
         DataError: There are no two examples whose outputs differ, so no answer is known to be wrong.
     """
-    pool = pool or examples
     probes = []
-    for example in examples:
-        wrong = _choose_wrong_answer(example, pool)
+    for example, wrong in zip(examples, _choose_wrong_answers(examples, pool or examples), strict=True):
         answers = {
             REFERENCE: example.output,
             EMPTY: "",
@@ -126,17 +126,27 @@ def _build_probe(example: Example, kind: str, answer: str) -> Probe:
     return Probe(kind, example.id, response)
 
 
-def _choose_wrong_answer(example: Example, pool: Sequence[Example]) -> str:
-    """Return the output of another example that differs from this one's by more than case, space and full stops."""
-    own = _normalize(example.output)
-    wrong = [other.output for other in pool if _normalize(other.output) not in ("", own)]
-    if not wrong:
-        raise DataError(
-            f"Of {len(pool)} example(s), none has an output that differs from that of `{example.id}`, so no answer to "
-            "it is known to be wrong. Check the judge with more examples, or without a source (with the packaged ones)."
-        )
-    # Each example draws for itself, so that its probes do not depend on how many others are probed.
-    return random.Random(example.id).choice(wrong)
+def _choose_wrong_answers(examples: Sequence[Example], pool: Sequence[Example]) -> list[str]:
+    """Return for each example another's output that differs from its own by more than case, space and full stops."""
+    outputs = [other.output for other in pool if _normalize(other.output)]
+    # For each answer, how many outputs that differ from it come before each place where it stands.
+    different_before = defaultdict[str, list[int]](list)
+    for index, output in enumerate(outputs):
+        equal = different_before[_normalize(output)]
+        equal.append(index - len(equal))
+    chosen = []
+    for example in examples:
+        equal = different_before.get(_normalize(example.output), [])
+        if len(equal) == len(outputs):
+            raise DataError(
+                f"Of {len(pool)} example(s), none has an output that differs from that of `{example.id}`, so no answer "
+                "to it is known to be wrong. Check the judge with more examples, or without a source (with the "
+                "packaged ones)."
+            )
+        # Each example draws for itself, so that its probes do not depend on how many others are probed.
+        drawn = random.Random(example.id).choice(range(len(outputs) - len(equal)))
+        chosen.append(outputs[drawn + bisect_right(equal, drawn)])
+    return chosen
 
 
 def _normalize(text: str) -> str:
