@@ -1,5 +1,6 @@
 """Network addresses: which are this machine's own, sockets bound to them, and how they are written."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -19,7 +20,9 @@ def is_loopback(url: str) -> bool:
     (True, True, False)
     """
     # A server prints the address that it listens at as 0.0.0.0 or ::, every address of its machine.
-    return urlsplit(url).hostname in (*LOOPBACK, "0.0.0.0", "::")
+    with contextlib.suppress(ValueError):
+        return urlsplit(url).hostname in (*LOOPBACK, "0.0.0.0", "::")
+    return False
 
 
 def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socket:

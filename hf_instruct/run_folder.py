@@ -7,6 +7,8 @@ first, says what the run is: the resolved experiment, library versions, the data
 import contextlib
 import dataclasses
 import hashlib
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,8 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
-from hf_instruct.errors import DataError, RunError
+from hf_instruct.errors import ConfigError, DataError, RunError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_json_object, read_rows, write_text
 from hf_instruct.redaction import redact
@@ -238,6 +241,35 @@ class RunFolder:
         experiment = build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)
         experiment.model.trust_remote_code = self.trust_remote_code
         return experiment
+
+    def load_judge_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the run's `judge` settings with a user's own laid over them.
+
+        The folder may be from somebody else. A server elsewhere would get the user's API key, so the user has to name
+        it too; and a model is downloaded only where the user says so now.
+
+        Args:
+            given: Fields that the user sets now.
+
+        Raises:
+            RunError: The folder does not exist or holds no run.
+            ConfigError: `run.yaml` names a server elsewhere, and neither `given` nor the environment does.
+        """
+        from hf_instruct.servers import parse_ollama_host
+
+        stored = self.load_experiment().judge
+        settings = {**stored.model_dump(), "pull": False, **given}
+        if not stored.base_url or "base_url" in given or settings["backend"] == "local":
+            return settings
+        variable = "OPENAI_BASE_URL" if settings["backend"] == "openai" else "OLLAMA_HOST"
+        url = parse_ollama_host(stored.base_url)
+        if not is_loopback(url) and url != parse_ollama_host(os.environ.get(variable, "")):
+            shown = shlex.quote(redact(stored.base_url))
+            raise ConfigError(
+                f"`{self.config}` names a judge on another machine, which would get your API key, and a run folder may "
+                f"be from somebody else: if you trust that server, add `--base-url {shown}`, or set {variable} to it."
+            )
+        return settings
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Write `run.yaml`: the resolved experiment and its provenance, never a secret."""

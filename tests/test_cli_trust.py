@@ -2,18 +2,21 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import publishing_runs
 import pytest
 import tiny_models
+from fake_ollama import Answer, FakeOllama
 from transformers import dynamic_module_utils
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
-from hf_instruct.errors import ModelLoadError
+from hf_instruct.errors import ConfigError, ModelLoadError
 from hf_instruct.pipeline import run as run_experiment
 from hf_instruct.publishing.serving import prepare_served_model
+from hf_instruct.records import Example, Response, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.ui.shelf import ModelShelf
 from hf_instruct.ui.sources import find_sources
@@ -123,3 +126,119 @@ def test_generation_settings_of_a_run_name_no_code(
     assert main(["generate", str(folder.path)]) == 1
     assert "`generate.custom_generate` is unknown; no such field" in capsys.readouterr().err
     assert not (tmp_path / "it ran").exists()
+
+
+@pytest.fixture
+def judged_elsewhere(server: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run whose `run.yaml` names a judge on another machine, in whose place the fake server stands."""
+    look_up = socket.getaddrinfo
+    # Once as text, once as the bytes that go to a name server.
+    replaced = dict.fromkeys(("judge.example", b"judge.example"), "127.0.0.1")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **kw: look_up(replaced.get(host, host), *a, **kw))
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OLLAMA_API_KEY", "secret")
+    for name in ("OLLAMA_HOST", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    run = RunFolder(tmp_path / "run")
+    url = server.url.replace("127.0.0.1", "judge.example")
+    judge = {"backend": "ollama", "model": "llama3", "base_url": url, "retries": 0}
+    run.save_experiment(build_experiment({"judge": judge}, where="here", deep=False))
+    for folder in (run, run.base):
+        rows = [Response(f"id{n}", f"Task {n}.", "", f"Done {n}.", f"Answer {n} {folder.path.name}") for n in range(2)]
+        write_rows(folder.responses, rows)
+    write_rows(run.split("test"), [Example(f"id{n}", f"Task {n}.", "", f"Done {n}.") for n in range(2)])
+    server.reply = lambda body: Answer(
+        json.dumps({"better": "A"} if "### Answer A" in str(body["messages"][-1]) else {"score": 50})
+    )
+    return run
+
+
+def _judge(run: RunFolder, *words: str) -> int:
+    return main(["judge", str(run.path), *(str(run.base.path) if word == "base" else word for word in words)])
+
+
+@pytest.mark.parametrize(
+    ("words", "backend", "path", "variable"),
+    [
+        ([], "openai", "/v1", "OPENAI_BASE_URL"),
+        (["--pairwise", "--baseline", "base"], "ollama", "", "OLLAMA_HOST"),
+        (["--self-check"], "auto", "", "OLLAMA_HOST"),
+    ],
+)
+def test_only_the_user_names_a_judge_elsewhere(
+    judged_elsewhere: RunFolder,
+    server: FakeOllama,
+    words: list[str],
+    backend: str,
+    path: str,
+    variable: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = judged_elsewhere
+    judge = run.load_experiment().judge
+    url = f"{judge.base_url}{path}"
+    changed = judge.model_copy(update={"backend": backend, "base_url": url})
+    run.save_experiment(run.load_experiment().model_copy(update={"judge": changed}))
+    assert _judge(run, *words) == 1
+    assert server.requests == []
+    assert capsys.readouterr().err == (
+        f"hf-instruct: `{run.config}` names a judge on another machine, which would get your API key, and a run folder "
+        f"may be from somebody else: if you trust that server, add `--base-url {url}`, or set {variable} to it.\n"
+    )
+    # Another server in the environment is no consent to this one; nor is the other kind's address.
+    monkeypatch.setenv("OLLAMA_HOST", "http://other.example")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://other.example/v1")
+    with pytest.raises(ConfigError):
+        run.load_judge_settings({})
+    assert _judge(run, *words, "--base-url", url) == 0
+    assert server.requests
+    server.requests.clear()
+    monkeypatch.setenv(variable, f"{url}/")
+    assert _judge(run, *words, "--force", "--no-cache") == 0
+    assert server.requests
+
+
+def test_a_judge_without_a_server_needs_no_word_about_one(judged_elsewhere: RunFolder) -> None:
+    assert judged_elsewhere.load_judge_settings({"backend": "local"})["backend"] == "local"
+    assert judged_elsewhere.load_judge_settings({"base_url": None})["base_url"] is None
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:11434", "localhost", "http://[::1]:8000/v1", "0.0.0.0:11434"])
+def test_a_judge_on_this_machine_is_asked(judged_elsewhere: RunFolder, url: str) -> None:
+    run = judged_elsewhere
+    run.save_experiment(build_experiment({"judge": {"base_url": url}}, where="here", deep=False))
+    assert run.load_judge_settings({})["base_url"] == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example?@127.0.0.1:8000/v1",
+        "http://evil.example/://127.0.0.1",
+        "http://127.0.0.1@evil.example/v1",
+        "127.0.0.1.evil.example",
+        "evil.example#@localhost",
+        "http://[127.0.0.1",
+        "'http://evil.example'",
+    ],
+)
+def test_an_address_that_looks_like_this_machine_is_not(judged_elsewhere: RunFolder, url: str) -> None:
+    run = judged_elsewhere
+    # Not by `save_experiment`, which would redact it.
+    run.config.write_text(json.dumps({"experiment": {"judge": {"base_url": url}}}))
+    for backend in ("auto", "openai"):
+        with pytest.raises(ConfigError, match="names a judge on another machine"):
+            run.load_judge_settings({"backend": backend})
+
+
+def test_only_the_user_lets_a_model_be_pulled(server: FakeOllama, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    judge = {"backend": "ollama", "model": "evil.example/m", "base_url": server.url, "pull": True}
+    run.save_experiment(build_experiment({"judge": judge}, where="here", deep=False))
+    write_rows(run.responses, [Response("a", "Do.", "", "Done.", "Good.")])
+    server.pull_lines = [{"status": "success"}]
+    assert _judge(run) == 1
+    assert "/api/pull" not in [path for path, _ in server.requests]
+    _judge(run, "--pull")
+    assert "/api/pull" in [path for path, _ in server.requests]

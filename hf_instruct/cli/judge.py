@@ -111,7 +111,7 @@ def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise ConfigError("`--out` is for files of responses; a run's judgments belong in its folder. Leave it out.")
     run = RunFolder(options.source)
     experiment = run.load_experiment()
-    section = build_section({**experiment.judge.model_dump(), **settings})
+    section = build_section(run.load_judge_settings(settings))
     with run.locked():
         judged = judge(run, experiment.model_copy(update={"judge": section}), options=build_options(options))
     for name, folder in (("base", run.base), ("tuned", run)):

@@ -31,7 +31,7 @@ def check_judge(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if options.source and options.source.is_dir():
         run = RunFolder(options.source)
-        settings = {**run.load_experiment().judge.model_dump(), **settings}
+        settings = run.load_judge_settings(settings)
         lock = run.locked()
     section = build_section(settings)
     out = _choose_folder(options.source, options.out)

@@ -37,8 +37,7 @@ def judge_pairs(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     run = RunFolder(options.source)
     is_run = run.config.is_file()
     # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
-    known = run.load_experiment().judge.model_dump() if is_run else {}
-    section = build_section({**known, **settings})
+    section = build_section(run.load_judge_settings(settings) if is_run else settings)
     files = _choose_files(options.source, options.baseline, options.out)
     with run.locked() if is_run else nullcontext():
         judged = prefer(joined, section, names=names, files=files, options=build_options(options))

@@ -12,6 +12,7 @@ from hf_instruct.judging.metrics import write_metrics
 from hf_instruct.judging.opening import choose_judge, opened_judge
 from hf_instruct.judging.rubrics import load_rubric
 from hf_instruct.records import Response
+from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 
 
@@ -29,7 +30,11 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
         DataError: There are no responses.
         JudgeError: Judging cannot go on; what was judged is kept.
     """
-    options = options or JudgeOptions(go_on=f"Go on with `hf-instruct judge {shlex.quote(str(run.path))}`.")
+    if options is None:
+        # The folder's word for a server elsewhere does not count.
+        url = experiment.judge.base_url
+        words = ["hf-instruct", "judge", str(run.path), *(["--base-url", redact(url)] if url else [])]
+        options = JudgeOptions(go_on=f"Continue with `{shlex.join(words)}`.")
     sets = {"tuned": (load_responses(run.responses), JudgmentFiles(run.path))}
     if run.base.responses.exists():
         # Before tuning first, as in every table.
