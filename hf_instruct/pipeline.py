@@ -310,6 +310,9 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         )
     if changed:
         folder.save_experiment(experiment)
+    if "model.name" in changed:
+        # Of the model before; training finds out about this one.
+        folder.add_provenance(base_model_is_local=None)
 
 
 def _has_trained(folder: RunFolder) -> bool:

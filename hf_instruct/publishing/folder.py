@@ -182,7 +182,7 @@ def _write_model(plan: Plan, folder: Path, *, link: bool) -> "PreTrainedTokenize
     copy_files(plan.run.model, folder, _ADAPTER_FILES, link=link)
     changes = {"base_model_name_or_path": plan.base.hub_id, "revision": plan.base.revision}
     change_json(folder / "adapter_config.json", **changes)
-    _save_base_generation_config(plan.experiment, folder)
+    _save_base_generation_config(plan, folder)
     return write_tokenizer(plan.run, folder)
 
 
@@ -246,13 +246,13 @@ def _check_options(run: RunFolder, options: PublishOptions, has_adapter: bool) -
             )
 
 
-def _save_base_generation_config(experiment: Experiment, folder: Path) -> None:
+def _save_base_generation_config(plan: Plan, folder: Path) -> None:
     """Save what the base model says of generating, where it is on this disk: an adapter has no such file."""
     from transformers import GenerationConfig
 
-    section = experiment.model
+    section = plan.experiment.model
     try:
-        location = resolve_model(section.name)
+        location = resolve_model(plan.run.find_base(section.name))
         settings = GenerationConfig.from_pretrained(
             location, revision=section.revision or "main", local_files_only=True
         )

@@ -5,11 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.config import Experiment, read_yaml
+from hf_instruct.config import Experiment
 from hf_instruct.errors import PublishError
 from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 from hf_instruct.publishing.usage import escape
-from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -119,11 +118,8 @@ def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | No
 
 def _was_local(run: RunFolder, name: str) -> bool:
     """Return whether a base model was a folder when the run was trained."""
-    known = read_yaml(run.config).get("base_model_is_local")
-    if known is None:
-        # Of an older version; the tokenizer says where it was read from, unless it is of an older Transformers.
-        known = read_json_object(run.model / "tokenizer_config.json").get("is_local")
-    if isinstance(known, bool):
+    known = run.was_base_local()
+    if known is not None:
         return known
     if is_local_model(name):
         return True

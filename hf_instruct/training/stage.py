@@ -26,15 +26,16 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
 
     splits = Splits(**{name: run.read_split(name) for name in SPLIT_NAMES})
     section = experiment.model
+    name = run.find_base(section.name)
     model, tokenizer = load_model(
-        section.name,
+        name,
         revision=section.revision,
         trust_remote_code=section.trust_remote_code,
         dropout=section.dropout,
     )
     if is_main_process():
         # From another folder, nobody could tell a folder's name from a Hub id.
-        run.add_provenance(base_model_is_local=is_local_model(section.name))
+        run.add_provenance(base_model_is_local=is_local_model(name))
     lora = experiment.lora
     if lora is not None and section.revision:
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
