@@ -1,5 +1,6 @@
 """Run folders with a tiny model or adapter, for the tests of exporting and serving."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def write_run(folder: Path, model: Path, *, prompt_format: str = "alpaca", examp
     values = {"model": {"name": str(model)}, "data": {"prompt_format": prompt_format}}
     run.save_experiment(build_experiment(values, where="here", deep=False))
     write_rows(run.split("test"), tiny_models.tiny_examples(examples))
-    run.model.symlink_to(model)
+    shutil.copytree(model, run.model)
     return run
 
 

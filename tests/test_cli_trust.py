@@ -51,7 +51,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(base: Path, tmp_path: Path) -> RunFolder:
     """A run whose model has code, and whose `run.yaml` says that it may run."""
     run = publishing_runs.write_run(tmp_path / "run", base, examples=2)
-    run.model.unlink()
+    shutil.rmtree(run.model)
     shutil.copytree(base, run.model)
     config = json.loads((run.model / "config.json").read_text())
     config |= {

@@ -1,6 +1,7 @@
 import errno
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import publishing_runs
@@ -154,7 +155,7 @@ def test_runs_that_cannot_be_exported(models: dict[str, Path], tmp_path: Path) -
     with pytest.raises(RunError, match=r"does not exist"):
         export_run(RunFolder(tmp_path / "nowhere"), "merged")
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
-    run.model.unlink()
+    shutil.rmtree(run.model)
     with pytest.raises(PublishError, match=r"has no tuned model yet .*Train it first: `hf-instruct train EXP"):
         check_run(run)
     with pytest.raises(PublishError, match=r"is no name for a GGUF file; it ends in `.gguf`"):

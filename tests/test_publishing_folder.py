@@ -16,6 +16,7 @@ from hf_instruct.config import dump_yaml, read_yaml
 from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
+from hf_instruct.publishing.export import export_run
 from hf_instruct.publishing.folder import PublishOptions, check_private, write_folder
 from hf_instruct.publishing.measured import read_measured
 from hf_instruct.publishing.origins import find_base_model
@@ -336,13 +337,67 @@ def test_runs_that_do_not_say_where_their_base_model_was(
     assert find_base_model(run, experiment).hub_id is None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/notes.py",
+        "model/chat_template.jinja",
+        "model/config.json",
+        "prompt.jinja",
+        "loss.png",
+        "run.yaml",
+        "model",
+    ],
+)
+def test_links_out_of_a_run_are_not_published(full_run: RunFolder, tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    shutil.copy(full_run.config, run.config)
+    shutil.copytree(full_run.model, run.model)
+    path = run.path / name
+    if path.exists():
+        path.rename(tmp_path / "private")
+    else:
+        (tmp_path / "private").write_text("{{ instruction }} {{ input }}")
+    path.symlink_to("../private" if path.parent == run.path else "../../private")
+    message = rf"`{re.escape(str(path))}` is a link to `[./]+private`, which may be or hold a private file from outside"
+    with pytest.raises(PublishError, match=message):
+        write_publication(run, tmp_path / "out", repo_id="me/a")
+    with pytest.raises(PublishError, match=message):
+        export_run(run, "merged", out=tmp_path / "merged")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_links_within_a_run_are_published(full_run: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "linked")
+    real = tmp_path / "run"
+    real.mkdir()
+    run.path.symlink_to(real)
+    shutil.copy(full_run.config, run.config)
+    shutil.copytree(full_run.model, run.path / "whole")
+    run.model.symlink_to("whole")
+    (run.path / "notes").write_text("# Notes.")
+    (run.model / "notes.py").symlink_to("../notes")
+    # Of training alone.
+    run.checkpoints.symlink_to(tmp_path)
+    write_publication(run, tmp_path / "out", repo_id="me/a")
+    assert (tmp_path / "out" / "notes.py").read_text() == "# Notes."
+    assert not (tmp_path / "out" / "notes.py").is_symlink()
+    # A folder may hold links of its own.
+    (run.path / "templates").mkdir()
+    (run.model / "additional_chat_templates").symlink_to("../templates")
+    with pytest.raises(PublishError, match="additional_chat_templates` is a link"):
+        write_publication(run, tmp_path / "out", repo_id="me/a")
+
+
 def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: Path) -> None:
     nasty = "x`|</td><script>alert(1)</script>\n---\nlicense: mit\n\n# Head\n| a | b |\n[l](http://evil) **b**"
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     provenance = {"versions": {"torch": nasty}, "data_sha256": nasty}
     run.config.write_text(dump_yaml({**read_yaml(full_run.config), **provenance}))
-    run.model.symlink_to(full_run.model)
+    shutil.copytree(full_run.model, run.model)
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40}
     judge = {"backend": nasty, "model": "llama3" + nasty, "digest": nasty}
     checks = {"self_check": {"failed": [nasty]}}
@@ -435,7 +490,7 @@ def test_a_run_without_scores_says_so(full_run: RunFolder, tmp_path: Path) -> No
     bare = RunFolder(tmp_path / "run")
     bare.path.mkdir()
     bare.config.write_text(full_run.config.read_text())
-    bare.model.symlink_to(full_run.model)
+    shutil.copytree(full_run.model, bare.model)
     write_folder(bare, tmp_path / "out", repo_id="me/a", options=PublishOptions(data_license="cc-by-4.0"), link=True)
     card, text = _read_card(tmp_path / "out")
     assert "model-index" not in card
@@ -458,7 +513,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     }
     values["experiment"]["train"] = {"num_train_epochs": 1, "run_name": "secret-client", "optim": "adamw_torch"}
     run.config.write_text(dump_yaml(values))
-    run.model.symlink_to(full_run.model)
+    shutil.copytree(full_run.model, run.model)
     judge = {"backend": "local", "model": str(tmp_path / "secret-client" / "judge"), "digest": "0" * 64}
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, None]}
     scores = {**numbers, "judge": judge, "rubric": {"name": str(tmp_path / "secret-client" / "r.yaml")}}
@@ -492,7 +547,7 @@ def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
     values = read_yaml(full_run.config)
     values["experiment"]["data"]["prompt_format"] = str(tmp_path / "shout.jinja")
     run.config.write_text(dump_yaml(values))
-    run.model.symlink_to(full_run.model)
+    shutil.copytree(full_run.model, run.model)
     folder = write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
     assert "chat_template.jinja" not in folder.sizes
     assert 'prompt = "NAME THREE' in (tmp_path / "out" / "README.md").read_text().replace("'", '"')

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,14 +37,14 @@ def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path:
     run = publishing_runs.write_run(tmp_path / "my run", model)
     served = prepare_served_model(run)
     assert served.name == "my-run"
-    assert (served / "model.safetensors").resolve() == (model / "model.safetensors").resolve()
+    assert (served / "model.safetensors").samefile(run.model / "model.safetensors")
     written, original = AutoTokenizer.from_pretrained(served), AutoTokenizer.from_pretrained(model)
     assert original.chat_template is None
     asked = written.apply_chat_template([{"role": "user", "content": "Why?\n"}], add_generation_prompt=True)
     assert asked["input_ids"] == PromptFormat.named("alpaca").encode_prompt(original, "Why?\n")
     assert GenerationConfig.from_pretrained(served).eos_token_id == publishing_runs.END
     # The model of the run stays as it was.
-    assert not (model / "chat_template.jinja").exists()
+    assert not (run.model / "chat_template.jinja").exists()
 
 
 def test_a_folder_is_made_once_and_again_when_the_run_changes(model: Path, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_folder_is_made_once_and_again_when_the_run_changes(model: Path, tmp_p
     inode = (served / "model.safetensors").stat().st_ino
     assert prepare_served_model(run) == served
     assert (served / "model.safetensors").stat().st_ino == inode
-    os.utime(tmp_path / "adapter/adapter_model.safetensors", (1, 1))
+    os.utime(run.model / "adapter_model.safetensors", (1, 1))
     again = prepare_served_model(run)
     assert again != served
     assert not served.exists()
@@ -85,7 +86,7 @@ def test_a_port_in_use(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_run_without_a_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = publishing_runs.write_run(tmp_path / "run", model)
-    run.model.unlink()
+    shutil.rmtree(run.model)
     assert main(["serve", str(run.path), "--port", "0"]) == 1
     assert "has no tuned model yet" in capsys.readouterr().err
 

@@ -14,7 +14,14 @@ from hf_instruct.models import cache_folder, resolve_model
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.publishing.card import LOSS_PLOT, CardFacts, build_card
 from hf_instruct.publishing.measured import Measured, public_name, read_measured
-from hf_instruct.publishing.merging import change_json, check_run, copy_files, write_tokenizer, write_whole_model
+from hf_instruct.publishing.merging import (
+    change_json,
+    check_links,
+    check_run,
+    copy_files,
+    write_tokenizer,
+    write_whole_model,
+)
 from hf_instruct.publishing.origins import UNKNOWN, BaseModel, describe_data, find_base_model
 from hf_instruct.publishing.usage import PROMPT_FILE
 from hf_instruct.records import read_json_object, write_json, write_text
@@ -159,6 +166,7 @@ def plan_folder(run: RunFolder, options: PublishOptions) -> Plan:
     Raises:
         InstructError: As `write_folder`.
     """
+    check_links(run)
     check_run(run)
     experiment = run.load_experiment()
     settings = run.model / "adapter_config.json"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 import shutil
 import warnings
@@ -71,6 +72,25 @@ def check_run(run: RunFolder) -> None:
             f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
         )
     check_model(run.model, full=True)
+
+
+def check_links(run: RunFolder) -> None:
+    """Refuse links out of a run folder: in somebody else's, they may lead to private files of this machine.
+
+    Args:
+        run: What of it is published or exported is looked at; weights and data of training may lie on another disk.
+
+    Raises:
+        PublishError: There is one; or below the model a link to a folder, which may hold some.
+    """
+    home = os.path.realpath(run.path)
+    for path in (run.config, run.prompt, run.loss_plot, run.model, *run.model.rglob("*")):
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and (not target.is_relative_to(home) or (target.is_dir() and path != run.model)):
+            raise PublishError(
+                f"`{path}` is a link to `{path.readlink()}`, which may be or hold a private file from outside of the "
+                "run folder: to publish it, put a copy in place of the link."
+            )
 
 
 def name_run(run: RunFolder) -> str:
