@@ -12,6 +12,9 @@ from reporting_run import write_run
 
 from hf_instruct.cli.main import main
 
+# Milliseconds each, and there are hundreds.
+pytestmark = pytest.mark.slow
+
 ROW = b'{"instruction": "Name a color.", "input": "", "output": "Red."}\n'
 DEEP = b"[" * 100_000
 NESTED = b"[" * 150 + b"]" * 150
@@ -237,7 +240,6 @@ def make_odd_paths(folder: Path) -> None:
     os.mkfifo(folder / "pipe.jsonl")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("content", ["not utf-8", "deep", "nested", "number", "huge integers", "surrogate"])
 @pytest.mark.parametrize("file", RUN_FILES)
 def test_files_of_a_run_folder(file: str, content: str, attack: Attack, tmp_path: Path) -> None:
@@ -249,7 +251,6 @@ def test_files_of_a_run_folder(file: str, content: str, attack: Attack, tmp_path
     attack("report", run, statuses=(0, 1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("content", IN_RUNS)
 @pytest.mark.parametrize("file", RUN_FILES)
 def test_files_of_runs_to_compare(file: str, content: str, attack: Attack, tmp_path: Path) -> None:
