@@ -1,5 +1,6 @@
 """A judge that an Ollama server runs."""
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -88,6 +89,9 @@ class OllamaJudge:
         self._server = Server(http, timeout_seconds=timeout, retries=retries, delays=delays)
         self._digest: str | None = None
         self._version: str | None = None
+        # How many replies have come, and up to which of them the model is known to have been the same.
+        self._replies = self._confirmed = 0
+        self._confirming = asyncio.Lock()
         # Everything that moves a greedy reply, so that no server's or model file's default does: `repeat_penalty` was
         # 1.1 before Ollama 0.32.10.
         self._options = _without_none(
@@ -199,18 +203,28 @@ class OllamaJudge:
         """Make sure that the reply that just came is by the model that the identity names.
 
         The model was that one when judging began and after each reply before, so a reply is in no doubt if it is now.
+        Replies that come while the server is asked share the next time it is.
 
         Raises:
             JudgeError: Another model has the name now, or another version of the server runs.
             ServerError: The server does not say.
         """
+        self._replies += 1
+        number = self._replies
+        async with self._confirming:
+            if self._confirmed < number:
+                latest = self._replies
+                await self._compare_identity()
+                self._confirmed = latest
+
+    async def _compare_identity(self) -> None:
         try:
-            version = (await self._server.call("/api/version", _Version)).version
-            digest = (await self._list_models()).get(_normalize(self._model))
+            answer, models = await asyncio.gather(self._server.call("/api/version", _Version), self._list_models())
         except NoServer:
             raise
         except ServerError as error:
             raise ServerError(f"whether the model is still the same could not be checked: {error}") from error
+        version, digest = answer.version, models.get(_normalize(self._model))
         if (version, digest) != (self._version, self._digest):
             before, now = (
                 f"{(digest or 'none')[:12]} on Ollama {version}"
