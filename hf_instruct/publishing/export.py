@@ -16,7 +16,7 @@ from hf_instruct.publishing.gguf_file import (
     read_tokenizer,
     write_gguf,
 )
-from hf_instruct.publishing.merging import RunModel, check_links, check_run, load_run_model, save_run_model
+from hf_instruct.publishing.merging import RunModel, check_links, load_run_model, save_run_model
 from hf_instruct.publishing.ollama_model import Modelfile, build_modelfile
 from hf_instruct.publishing.targets import building, check_space, check_target
 from hf_instruct.publishing.templates import check_go_template, shape_prompt
@@ -68,7 +68,6 @@ def export_run(
         raise PublishError(f"`--out {target}` is no name for a GGUF file; it ends in `.gguf`.")
     check_target(target, force=force)
     check_links(run)
-    check_run(run)
     if kind != "merged":
         check_gguf_package()
     source = load_run_model(run)
