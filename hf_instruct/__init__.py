@@ -3,15 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_instruct.comparing.agreement import measure_agreement
-    from hf_instruct.comparing.comparison import compare_runs
-    from hf_instruct.comparing.rating import rate_preferences
     from hf_instruct.data.sources import load_examples
     from hf_instruct.data.splits import split_examples
     from hf_instruct.errors import InstructError
-    from hf_instruct.generation.answers import generate_responses
-    from hf_instruct.judging.engine import judge_responses
-    from hf_instruct.judging.metric_classes import (
+    from hf_instruct.evaluation.agreement import measure_agreement
+    from hf_instruct.evaluation.comparison import compare_runs
+    from hf_instruct.evaluation.metric_classes import (
         ChrF,
         ExactMatch,
         LengthRatio,
@@ -21,8 +18,11 @@ if TYPE_CHECKING:
         StoppedShare,
         TokenF1,
     )
-    from hf_instruct.judging.metrics import measure_responses
-    from hf_instruct.judging.pairwise import judge_pairs
+    from hf_instruct.evaluation.metrics import measure_responses
+    from hf_instruct.evaluation.pairwise import judge_pairs
+    from hf_instruct.evaluation.rating import rate_preferences
+    from hf_instruct.evaluation.scoring import judge_responses
+    from hf_instruct.generation.answers import generate_responses
     from hf_instruct.models import load_model
     from hf_instruct.pipeline import run
     from hf_instruct.prompts import PromptFormat
@@ -65,30 +65,30 @@ __all__ = [
 
 # Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
-    "ChrF": "judging.metric_classes",
-    "ExactMatch": "judging.metric_classes",
+    "ChrF": "evaluation.metric_classes",
+    "ExactMatch": "evaluation.metric_classes",
     "Example": "records",
     "InstructError": "errors",
-    "LengthRatio": "judging.metric_classes",
+    "LengthRatio": "evaluation.metric_classes",
     "PrefixSharingCollator": "training.collators",
     "PromptFormat": "prompts",
-    "ReferencePerplexity": "judging.metric_classes",
-    "RepetitiveShare": "judging.metric_classes",
+    "ReferencePerplexity": "evaluation.metric_classes",
+    "RepetitiveShare": "evaluation.metric_classes",
     "Response": "records",
-    "RougeL": "judging.metric_classes",
+    "RougeL": "evaluation.metric_classes",
     "RunFolder": "run_folder",
     "Splits": "records",
-    "StoppedShare": "judging.metric_classes",
-    "TokenF1": "judging.metric_classes",
-    "compare_runs": "comparing.comparison",
+    "StoppedShare": "evaluation.metric_classes",
+    "TokenF1": "evaluation.metric_classes",
+    "compare_runs": "evaluation.comparison",
     "generate_responses": "generation.answers",
-    "judge_pairs": "judging.pairwise",
-    "judge_responses": "judging.engine",
+    "judge_pairs": "evaluation.pairwise",
+    "judge_responses": "evaluation.scoring",
     "load_examples": "data.sources",
     "load_model": "models",
-    "measure_agreement": "comparing.agreement",
-    "measure_responses": "judging.metrics",
-    "rate_preferences": "comparing.rating",
+    "measure_agreement": "evaluation.agreement",
+    "measure_responses": "evaluation.metrics",
+    "rate_preferences": "evaluation.rating",
     "run": "pipeline",
     "split_examples": "data.splits",
     "train": "training.finetune",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ModelLoadError
-from hf_instruct.hub import cache_alone_if_unreachable
+from hf_instruct.offline import cache_alone_if_unreachable
 from hf_instruct.processes import let_threads_sleep
 
 if TYPE_CHECKING:

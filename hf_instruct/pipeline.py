@@ -137,7 +137,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
             "`hf-instruct export RUN --format merged --out FOLDER` makes, or the adapter's base model."
         )
     if "judge" in stages and is_main_process():
-        from hf_instruct.judging.stage import check_judge
+        from hf_instruct.evaluation.stage import check_judge
 
         check_judge(experiment.judge)
 
@@ -195,7 +195,7 @@ def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> No
 
             answer(folder, experiment)
         elif stage == "judge":
-            from hf_instruct.judging.stage import judge
+            from hf_instruct.evaluation.stage import judge
 
             judge(folder, experiment)
         elif stage == "report":

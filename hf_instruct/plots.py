@@ -11,7 +11,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_instruct.intervals import format_points
+from hf_instruct.console import format_points
 from hf_instruct.records import TrainingRow, write_bytes
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hf_instruct.console import MessageFormatter
 from hf_instruct.errors import InstructError
-from hf_instruct.printing import MessageFormatter
 
 Result = TypeVar("Result")
 

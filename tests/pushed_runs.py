@@ -16,10 +16,10 @@ from tiny_models import build_model
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from hf_instruct.errors import PublishError
+from hf_instruct.hub.folder import PublishOptions
+from hf_instruct.hub.push import Published, PushTarget, push
 from hf_instruct.models import configure_stop, load_model
 from hf_instruct.plots import draw_loss_plot, write_figure
-from hf_instruct.publishing.folder import PublishOptions
-from hf_instruct.publishing.push import Published, PushTarget, push
 from hf_instruct.records import TrainingRow, read_rows, write_json
 from hf_instruct.run_folder import RunFolder
 
@@ -103,7 +103,7 @@ def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # Between its tries the client waits for up to 8 seconds.
     monkeypatch.setattr(_http, "time", types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
-    monkeypatch.setattr("hf_instruct.publishing.uploading.PAUSES", (0.0, 0.01))
+    monkeypatch.setattr("hf_instruct.hub.uploading.PAUSES", (0.0, 0.01))
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield fake

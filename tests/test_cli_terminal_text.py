@@ -3,7 +3,7 @@
 import pytest
 
 from hf_instruct.cli.terminal_text import iterate_columns, wrap_text
-from hf_instruct.printing import clean_text
+from hf_instruct.console import clean_text
 
 
 def test_nothing_steers_the_terminal() -> None:

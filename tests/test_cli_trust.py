@@ -14,11 +14,11 @@ from transformers import dynamic_module_utils
 from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, ModelLoadError
+from hf_instruct.hub.serving import prepare_served_model
 from hf_instruct.pipeline import run as run_experiment
-from hf_instruct.publishing.serving import prepare_served_model
 from hf_instruct.records import Example, Response, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.ui.shelf import ModelShelf
+from hf_instruct.ui.model_pool import ModelShelf
 from hf_instruct.ui.sources import find_sources
 
 # Leaves a file behind wherever it is imported.

@@ -4,9 +4,9 @@ import pytest
 
 from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
-from hf_instruct.comparing import vote_page
-from hf_instruct.comparing.votes import TIE, VoteBook, choose_vote_file
+from hf_instruct.evaluation.votes import TIE, VoteBook, choose_vote_file
 from hf_instruct.records import Response, write_rows
+from hf_instruct.ui import vote_page
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import tiny_models
 import torch
 
-from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.beam_tree import explore_beams
+from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.exploring import (
     TEMPERATURES,
     compare_strategies,

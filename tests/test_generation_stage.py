@@ -8,9 +8,9 @@ import tiny_models
 
 from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.errors import ConfigError, DataError, InstructError, ModelLoadError
+from hf_instruct.evaluation.harness import benchmark_run
 from hf_instruct.generation.chat_model import ChatModel
 from hf_instruct.generation.stage import answer, check_answering, write_course_file
-from hf_instruct.judging.harness import benchmark_run
 from hf_instruct.pipeline import answer_again, clear_from
 from hf_instruct.records import Response, append_rows, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder

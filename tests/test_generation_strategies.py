@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from hf_instruct.decoding import own_methods
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation import strategies
+from hf_instruct.generation.decoding import own_methods
 from hf_instruct.generation.strategies import (
     STRATEGIES,
     build_generation_settings,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ModelLoadError
+from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.models import (
     cache_folder,
     configure_stop,

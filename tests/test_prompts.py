@@ -9,9 +9,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 from hf_instruct.training.collators import IGNORED
@@ -263,7 +263,7 @@ def test_a_run_keeps_the_prompt_it_began_with(tiny_llama: Path, tmp_path: Path, 
     from hf_instruct import pipeline
     from hf_instruct.generation import stage
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.publishing.merging import write_tokenizer
+    from hf_instruct.hub.merging import write_tokenizer
 
     base = str(tmp_path / "base")
     model, tokenizer = tiny_models.load_copy(tiny_llama)

@@ -4,10 +4,10 @@ import pytest
 from reporting_run import build_judgment, write_run
 
 from hf_instruct.errors import DataError
+from hf_instruct.evaluation.score_summary import parse_scores
 from hf_instruct.records import append_rows
 from hf_instruct.reporting.answers import pair_answers, pick_telling, sort_worst_first
 from hf_instruct.reporting.facts import Side, read_facts
-from hf_instruct.score_summary import parse_scores
 
 
 def test_a_whole_run(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from reporting_run import write_run
 
-from hf_instruct.intervals import MeanDifference, measure_difference
+from hf_instruct.evaluation.intervals import MeanDifference, measure_difference
+from hf_instruct.evaluation.score_summary import Scores, parse_scores
 from hf_instruct.records import TrainingRow, write_json, write_rows
 from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.reporting.findings import (
@@ -17,7 +18,6 @@ from hf_instruct.reporting.findings import (
     list_notes,
 )
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.score_summary import Scores, parse_scores
 
 
 def _read(run: RunFolder) -> RunFacts:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_instruct.decoding import generate_completions
+from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments, build_lora_config
 from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator

@@ -16,10 +16,10 @@ from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.generation.conversation import Conversation, Turn
 from hf_instruct.memory import free_bytes, mapped_bytes
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.ui import shelf as shelf_module
+from hf_instruct.ui import model_pool as shelf_module
 from hf_instruct.ui.chat_session import ChatSession, Column
 from hf_instruct.ui.chat_tab import save_turns
-from hf_instruct.ui.shelf import ModelShelf
+from hf_instruct.ui.model_pool import ModelShelf
 from hf_instruct.ui.sources import Source
 from hf_instruct.ui.weights import estimate_bytes, measure_bytes
 

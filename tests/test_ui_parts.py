@@ -9,11 +9,11 @@ from hf_instruct.errors import ConfigError, DataError, RunError
 from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.ui.chat_tab import _build_settings
-from hf_instruct.ui.look import escape, format_card, format_chat, format_notice, format_table
+from hf_instruct.ui.html import escape, format_card, format_chat, format_notice, format_table
+from hf_instruct.ui.model_pool import ModelShelf
 from hf_instruct.ui.runs import read_runs
 from hf_instruct.ui.runs_html import describe_comparability, format_answers, format_losses, format_runs_tables
 from hf_instruct.ui.runs_tab import list_choices
-from hf_instruct.ui.shelf import ModelShelf
 from hf_instruct.ui.sources import Speaker, find_sources, list_speakers
 from hf_instruct.ui.vote_tab import VoteShelf, choose_second
 

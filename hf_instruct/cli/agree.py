@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from hf_instruct.cli.numbers import whole
-from hf_instruct.printing import format_json
+from hf_instruct.console import format_json
 
 _DESCRIPTION = """\
 Measure the agreement of two judges, or of a judge with people, on the same answers.
@@ -42,8 +42,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _agree(options: argparse.Namespace) -> None:
 
-    from hf_instruct.comparing.agreement import compare_verdicts
-    from hf_instruct.comparing.verdict_files import load_verdicts
+    from hf_instruct.evaluation.agreement import compare_verdicts
+    from hf_instruct.evaluation.verdict_files import load_verdicts
 
     first = load_verdicts(options.a, voter=options.voter_a)
     second = load_verdicts(options.b, voter=options.voter_b)

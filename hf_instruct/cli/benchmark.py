@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural, whole
-from hf_instruct.cli.tables import align
-from hf_instruct.printing import format_json
+from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
-    from hf_instruct.judging.harness import Benchmark, BenchmarkResult
+    from hf_instruct.evaluation.harness import Benchmark, BenchmarkResult
 
 _DESCRIPTION = """\
 Ask a model the questions of public benchmarks, through lm-eval, and print each metric with its standard error.
@@ -70,7 +69,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from hf_instruct.judging.harness import BenchmarkOptions, benchmark_run
+    from hf_instruct.evaluation.harness import BenchmarkOptions, benchmark_run
 
     settings = BenchmarkOptions(
         limit=options.limit,

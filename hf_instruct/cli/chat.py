@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag
-from hf_instruct.printing import format_json
+from hf_instruct.console import format_json
 from hf_instruct.processes import Terminated
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from hf_instruct.printing import format_json
+from hf_instruct.console import format_json
 
 _PLOT_TITLE = 110
 
@@ -39,8 +39,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from hf_instruct.comparing.comparison import compare_runs
     from hf_instruct.errors import ConfigError, RunError
+    from hf_instruct.evaluation.comparison import compare_runs
 
     if options.plot and options.plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"`--plot` is `{options.plot}`; its name should end in .png or .svg.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.numbers import natural, whole
-from hf_instruct.printing import format_json
+from hf_instruct.console import format_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.cli.terminal_text import count_cells, pad_text
-from hf_instruct.printing import format_json
+from hf_instruct.console import format_json
 
 if TYPE_CHECKING:
     from hf_instruct.generation.beam_tree import BeamNode, BeamTree

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag
+from hf_instruct.console import format_json
 from hf_instruct.errors import InstructError
-from hf_instruct.printing import format_json
 
 if TYPE_CHECKING:
-    from hf_instruct.publishing.export import Export
-    from hf_instruct.publishing.fidelity import Fidelity
-    from hf_instruct.publishing.ollama_model import OllamaServer
+    from hf_instruct.hub.export import Export
+    from hf_instruct.hub.fidelity import Fidelity
+    from hf_instruct.hub.ollama_model import OllamaServer
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def _export(options: argparse.Namespace) -> None:
         options.usage_error("--base-url is for `--create NAME`")
     if options.type is not None and options.format == "merged":
         options.usage_error("--type is for `--format gguf` and `ollama`")
-    from hf_instruct.publishing.export import export_run
-    from hf_instruct.publishing.merging import name_run
+    from hf_instruct.hub.export import export_run
+    from hf_instruct.hub.merging import name_run
     from hf_instruct.run_folder import RunFolder
 
     # A server that is not there is found out before minutes of work.
@@ -87,7 +87,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _find_server(name: str, base_url: str | None) -> "OllamaServer":
-    from hf_instruct.publishing.ollama_model import OllamaServer, check_name
+    from hf_instruct.hub.ollama_model import OllamaServer, check_name
 
     check_name(name)
     server = OllamaServer(base_url)
@@ -114,7 +114,7 @@ def _build_create_command(name: str, export: "Export") -> str:
 
 
 def _print(export: "Export") -> None:
-    from hf_instruct.publishing.targets import format_size
+    from hf_instruct.hub.outputs import format_size
 
     files = (
         [export.path] if export.path.is_file() else sorted(path for path in export.path.rglob("*") if path.is_file())
@@ -128,7 +128,7 @@ def _print(export: "Export") -> None:
 
 
 def _print_check(check: "Fidelity") -> None:
-    from hf_instruct.publishing.fidelity import TOLERANCE
+    from hf_instruct.hub.fidelity import TOLERANCE
 
     kind = check.tensor_type
     print("  read back and compared with the run's model on prompts of its own:")

@@ -104,7 +104,7 @@ def _judge(options: argparse.Namespace) -> None:
 def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     from hf_instruct.cli.judge_metrics import format_line
     from hf_instruct.errors import ConfigError
-    from hf_instruct.judging.stage import judge
+    from hf_instruct.evaluation.stage import judge
     from hf_instruct.run_folder import RunFolder
 
     if options.out:
@@ -127,9 +127,9 @@ def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     from hf_instruct.cli.judge_metrics import format_line
-    from hf_instruct.judging.files import choose_files, load_responses
-    from hf_instruct.judging.metrics import write_metrics
-    from hf_instruct.judging.stage import judge_sets
+    from hf_instruct.evaluation.judgment_files import choose_files, load_responses
+    from hf_instruct.evaluation.metrics import write_metrics
+    from hf_instruct.evaluation.stage import judge_sets
 
     section = build_section(settings)
     responses = load_responses(options.source)

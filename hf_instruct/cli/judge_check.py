@@ -24,7 +24,7 @@ def check_judge(options: argparse.Namespace, settings: dict[str, Any]) -> None:
         JudgeError: Judging cannot go on; or, with `--strict`, the judge failed.
     """
     from hf_instruct.errors import JudgeError
-    from hf_instruct.judging.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
+    from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
     from hf_instruct.run_folder import RunFolder
 
     examples = _load_examples(options.source)
@@ -76,7 +76,7 @@ def _load_examples(source: Path | None) -> "list[Example]":
 def _choose_folder(source: Path | None, out: Path | None) -> Path | None:
     """Return where the result goes: `--out`, the run, or beside the file; None for the packaged examples."""
     from hf_instruct.errors import ConfigError
-    from hf_instruct.judging.files import choose_files
+    from hf_instruct.evaluation.judgment_files import choose_files
 
     if source is None:
         return None if out is None else choose_files(Path("the packaged examples"), out).folder

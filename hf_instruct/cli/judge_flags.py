@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_instruct.config import JudgeSection
-    from hf_instruct.judging.loop import JudgeOptions
+    from hf_instruct.evaluation.loop import JudgeOptions
 
 # Flag -> field of the experiment's `judge` section.
 _FIELDS = {
@@ -77,7 +77,7 @@ def require_verdicts(num_verdicts: int, num_asked: int, *, files: Path | None) -
 
 def build_options(options: argparse.Namespace) -> "JudgeOptions":
     """Return how to judge, from the flags that are not of the `judge` section."""
-    from hf_instruct.judging.loop import JudgeOptions
+    from hf_instruct.evaluation.loop import JudgeOptions
     from hf_instruct.redaction import redact
 
     # `--force` would throw away what was judged before the interruption.

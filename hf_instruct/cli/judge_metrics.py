@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.cli.tables import align
+from hf_instruct.console import align
 
 
 def measure(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
@@ -16,8 +16,8 @@ def measure(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
         InstructError: The source cannot be read, or nothing can be written there.
     """
     from hf_instruct.errors import ConfigError
-    from hf_instruct.judging.files import choose_files, load_responses
-    from hf_instruct.judging.metrics import write_metrics
+    from hf_instruct.evaluation.judgment_files import choose_files, load_responses
+    from hf_instruct.evaluation.metrics import write_metrics
     from hf_instruct.run_folder import RunFolder
 
     given = [f"`--judge.{name}`" for name in settings]
@@ -45,8 +45,8 @@ def measure(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
 
 
 def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
-    from hf_instruct.judging.metrics import format_mean
-    from hf_instruct.metric_names import METRICS
+    from hf_instruct.evaluation.metric_names import METRICS
+    from hf_instruct.evaluation.metrics import format_mean
 
     rows = [["", *(f"{name}, n {measured['total']}" for name, measured in sides.items())]]
     for metric, (label, _) in METRICS.items():
@@ -64,7 +64,7 @@ def _print_table(sides: Mapping[str, Mapping[str, Any]]) -> None:
 
 def format_line(path: Path) -> str:
     """Return the metrics in a file as one line."""
-    from hf_instruct.judging.metrics import format_metrics
+    from hf_instruct.evaluation.metrics import format_metrics
     from hf_instruct.records import read_json_object
 
     return f"metrics  {format_metrics(read_json_object(path))}"

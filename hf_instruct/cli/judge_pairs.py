@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.cli.judge_flags import build_options, build_section, require_verdicts
 
 if TYPE_CHECKING:
-    from hf_instruct.judging.pairwise import PairFiles
+    from hf_instruct.evaluation.pairwise import PairFiles
 
 
 def judge_pairs(options: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -25,9 +25,9 @@ def judge_pairs(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     """
     from os.path import normpath
 
-    from hf_instruct.judging.files import load_responses
-    from hf_instruct.judging.pairwise import prefer
-    from hf_instruct.pairing import join_responses
+    from hf_instruct.evaluation.judgment_files import load_responses
+    from hf_instruct.evaluation.pairing import join_responses
+    from hf_instruct.evaluation.pairwise import prefer
     from hf_instruct.run_folder import RunFolder
 
     _check_flags(options, settings)
@@ -66,8 +66,8 @@ def _choose_files(source: Path, baseline: Path, out: Path | None) -> "PairFiles"
     Raises:
         RunError: Nothing can be written there.
     """
-    from hf_instruct.judging.files import choose_files
-    from hf_instruct.judging.pairwise import PairFiles, to_file_name
+    from hf_instruct.evaluation.judgment_files import choose_files
+    from hf_instruct.evaluation.pairwise import PairFiles, to_file_name
 
     name = _name(baseline, seen_from=source)
     if out is not None or not source.is_dir():

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_instruct import __version__
+from hf_instruct.console import clean_message, clean_output
 from hf_instruct.errors import DISK_ERRORS, InstructError
-from hf_instruct.printing import clean_message, clean_output
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
 # Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.

@@ -46,9 +46,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _push(options: argparse.Namespace) -> None:
     from hf_instruct.errors import ConfigError
-    from hf_instruct.publishing.folder import PublishOptions
-    from hf_instruct.publishing.push import PushTarget, push, write_publication
-    from hf_instruct.publishing.targets import format_size
+    from hf_instruct.hub.folder import PublishOptions
+    from hf_instruct.hub.outputs import format_size
+    from hf_instruct.hub.push import PushTarget, push, write_publication
     from hf_instruct.run_folder import RunFolder
 
     if not sys.stderr.isatty():
@@ -83,7 +83,7 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _print_files(sizes: dict[str, int]) -> None:
-    from hf_instruct.publishing.targets import format_size
+    from hf_instruct.hub.outputs import format_size
 
     for name, size in sizes.items():
         print(f"{format_size(size):>10}  {name}")

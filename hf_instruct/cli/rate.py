@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hf_instruct.printing import format_json
+from hf_instruct.console import format_json
 
 _DESCRIPTION = """\
 Rate sets of answers on one scale (Bradley-Terry) by the preferences between them: of a judge, from `hf-instruct judge
@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _rate(options: argparse.Namespace) -> None:
 
-    from hf_instruct.comparing.rating import rate_preferences
+    from hf_instruct.evaluation.rating import rate_preferences
 
     table = rate_preferences(options.sources, force=options.force)
     print(format_json(table.to_dict()) if options.json else table)

@@ -40,7 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.errors import PublishError
-    from hf_instruct.publishing.serving import (
+    from hf_instruct.hub.serving import (
         ServeOptions,
         build_snippet,
         check_serving,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.numbers import natural, whole
-from hf_instruct.cli.tables import align
+from hf_instruct.console import align
 
 if TYPE_CHECKING:
     from hf_instruct.sweeping.files import Candidate, Sweep
@@ -123,7 +123,7 @@ def _format_number(value: float | None, digits: int) -> str:
 
 
 def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
-    from hf_instruct.judging.scores import format_scores
+    from hf_instruct.evaluation.scores import format_scores
 
     best = sweep.ranked()[0]
     print(f"\n* chosen, validation loss {best.validation_loss:.4f}: {sweep.folder(best).path}")
@@ -138,7 +138,7 @@ def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
 
 def _print_comparison(sweep: "Sweep") -> None:
     """Print the test scores side by side, against the untuned model: a run chosen for its score is no yardstick."""
-    from hf_instruct.comparing.comparison import compare_runs
+    from hf_instruct.evaluation.comparison import compare_runs
 
     folders = [sweep.folder(c) for c in sweep.candidates if c.status == "finished" and c.name in sweep.tested]
     base = folders[0].base

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from hf_instruct.printing import clean_text
+from hf_instruct.console import clean_text
 
 _BORDER = " | "
 

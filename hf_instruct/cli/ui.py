@@ -6,7 +6,6 @@ import logging
 from hf_instruct.addresses import LOOPBACK, format_url, open_socket
 from hf_instruct.cli.flags import add_address_flags, add_trust_flag
 from hf_instruct.guard import list_hosts
-from hf_instruct.pages import DEFAULT_PORT, check_gradio, open_browser
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         allow_abbrev=False,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder; or a model: alias, Hub id or folder")
-    add_address_flags(parser, default_port=DEFAULT_PORT)
+    add_address_flags(parser, default_port=7860)
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     add_trust_flag(parser)
     parser.set_defaults(handler=_serve, resume_hint="Nothing is lost; start it again.")
@@ -43,6 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.ui.app import serve_ui
+    from hf_instruct.ui.pages import check_gradio, open_browser
     from hf_instruct.ui.sources import find_sources
 
     check_gradio("The page", "ui")

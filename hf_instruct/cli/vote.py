@@ -10,10 +10,9 @@ from hf_instruct.addresses import LOOPBACK, format_url, open_socket
 from hf_instruct.cli.flags import add_address_flags
 from hf_instruct.cli.numbers import natural
 from hf_instruct.guard import list_hosts
-from hf_instruct.pages import DEFAULT_PORT, check_gradio, open_browser
 
 if TYPE_CHECKING:
-    from hf_instruct.comparing.votes import VoteBook
+    from hf_instruct.evaluation.votes import VoteBook
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +47,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--voter", metavar="NAME", help="whose votes these are (default: the page asks)")
     parser.add_argument("--limit", metavar="N", type=natural, help="vote on N examples, drawn with the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of sample, order and sides (default: 0)")
-    add_address_flags(parser, default_port=DEFAULT_PORT)
+    add_address_flags(parser, default_port=7860)
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command goes on.")
 
 
 def _vote(options: argparse.Namespace) -> None:
-    from hf_instruct.comparing.vote_page import serve_page
-    from hf_instruct.comparing.votes import VoteBook, check_voter, choose_vote_file, locked_votes
-    from hf_instruct.judging.files import load_responses
-    from hf_instruct.pairing import join_responses
+    from hf_instruct.evaluation.judgment_files import load_responses
+    from hf_instruct.evaluation.pairing import join_responses
+    from hf_instruct.evaluation.votes import VoteBook, check_voter, choose_vote_file, locked_votes
+    from hf_instruct.ui.pages import check_gradio
+    from hf_instruct.ui.vote_page import serve_page
 
     check_gradio("The vote page", "vote")
     voter = None if options.voter is None else check_voter(options.voter)
@@ -89,6 +89,8 @@ def _announce(book: "VoteBook", options: argparse.Namespace, port: int, alone: i
     url = format_url(options.host, port)
     print(f"Vote at {url}   (Ctrl-C ends)", flush=True)
     if not options.no_browser:
+        from hf_instruct.ui.pages import open_browser
+
         open_browser(url)
 
 

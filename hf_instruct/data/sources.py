@@ -32,7 +32,7 @@ from hf_instruct.data.readers import (
     read_file,
 )
 from hf_instruct.errors import DataError
-from hf_instruct.hub import cache_alone_if_unreachable, transport_error
+from hf_instruct.offline import cache_alone_if_unreachable, transport_error
 from hf_instruct.records import Example
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import find_refused_generation
-from hf_instruct.decoding import Completion, generate_completions
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.batches import choose_batch_size, even_batch_size, order_by_length
+from hf_instruct.generation.decoding import Completion, generate_completions
 from hf_instruct.generation.references import ReferenceLoss, measure_references
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length

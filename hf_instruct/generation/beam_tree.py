@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.decoding import find_ends, generating
 from hf_instruct.errors import ConfigError
+from hf_instruct.generation.decoding import find_ends, generating
 from hf_instruct.generation.token_text import decode_tokens, encode_text, show_token
 
 if TYPE_CHECKING:

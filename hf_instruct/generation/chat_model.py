@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.decoding import Completion
 from hf_instruct.errors import ConfigError, RunError
 from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.decoding import Completion
 from hf_instruct.generation.streaming import stream_completion
 from hf_instruct.models import context_length, load_model, move_to_best_device
 from hf_instruct.prompt_checks import settle_format

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
-from hf_instruct.decoding import Completion
 from hf_instruct.errors import DataError
 from hf_instruct.generation.chat_model import ChatModel
 from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.decoding import Completion
 from hf_instruct.generation.token_text import check_text
 from hf_instruct.records import Example, build_example_id
 

@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.decoding import generate_completions, generating
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.beam_tree import log_probabilities
+from hf_instruct.generation.decoding import generate_completions, generating
 from hf_instruct.generation.strategies import find_strategy
 from hf_instruct.generation.token_text import decode_tokens, encode_text, show_token
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from hf_instruct.decoding import generating
+from hf_instruct.generation.decoding import generating
 from hf_instruct.models import context_length
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, GenerateSection, check_generate_fields
-from hf_instruct.decoding import own_methods
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
+from hf_instruct.generation.decoding import own_methods
 from hf_instruct.manifests import check_model
 from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, process_rank

@@ -4,9 +4,9 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.decoding import Completion, find_ends, generate_completions
 from hf_instruct.errors import ConfigError, InstructError
 from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.decoding import Completion, find_ends, generate_completions
 from hf_instruct.generation.token_text import decode_tokens
 from hf_instruct.memory import is_out_of_memory
 

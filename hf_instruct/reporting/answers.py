@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from hf_instruct.evaluation.score_summary import SCORE, Leading
 from hf_instruct.records import Judgment, Response
 from hf_instruct.reporting.facts import RunFacts, Side
-from hf_instruct.score_summary import SCORE, Leading
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_instruct.config import LORA_DEFAULTS
-from hf_instruct.intervals import format_points
+from hf_instruct.console import format_points
+from hf_instruct.evaluation.score_summary import FEW_ANSWERS, Scores
 from hf_instruct.records import as_number
 from hf_instruct.reporting.facts import RunFacts, Side
-from hf_instruct.score_summary import FEW_ANSWERS, Scores
 
 _OVERFIT_RISE = 1.02
 _MANY_CUT_OFF = 0.1

@@ -4,15 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from hf_instruct.intervals import (
-    Interval,
-    MeanDifference,
-    format_interval,
-    format_signed,
-    measure_difference,
-    parse_interval,
-)
-from hf_instruct.metric_names import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
+from hf_instruct.console import format_interval, format_signed
+from hf_instruct.evaluation.intervals import Interval, MeanDifference, measure_difference, parse_interval
+from hf_instruct.evaluation.metric_names import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
 from hf_instruct.records import as_number
 from hf_instruct.reporting.facts import RunFacts, Side
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct import __version__
 from hf_instruct.config import dump_yaml
-from hf_instruct.intervals import format_points
+from hf_instruct.console import format_points
+from hf_instruct.evaluation.score_summary import Scores, parse_scores
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg
 from hf_instruct.records import as_number
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, sort_worst_first
@@ -28,7 +29,6 @@ from hf_instruct.reporting.findings import (
 )
 from hf_instruct.reporting.measures import list_checks, list_metrics, list_pairs, list_tasks
 from hf_instruct.run_folder import plain_values
-from hf_instruct.score_summary import Scores, parse_scores
 
 if TYPE_CHECKING:
     from jinja2 import Environment

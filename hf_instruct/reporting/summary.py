@@ -3,7 +3,8 @@
 import textwrap
 from collections.abc import Sequence
 
-from hf_instruct.metric_names import format_metric
+from hf_instruct.evaluation.metric_names import format_metric
+from hf_instruct.evaluation.score_summary import Leading, Scores
 from hf_instruct.reporting.answers import Answer, AnswerRow, pair_answers, pick_telling
 from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.reporting.findings import (
@@ -16,7 +17,6 @@ from hf_instruct.reporting.findings import (
 )
 from hf_instruct.reporting.measures import MetricRow, list_metrics
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.score_summary import Leading, Scores
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3

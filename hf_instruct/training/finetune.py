@@ -8,8 +8,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.decoding import generate_completions
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
+from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import (

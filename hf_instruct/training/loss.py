@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_instruct.decoding import generating
+from hf_instruct.generation.decoding import generating
 from hf_instruct.models import matching_precision
 from hf_instruct.prompts import IGNORED
 

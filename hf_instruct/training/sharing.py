@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_instruct.decoding import generating
+from hf_instruct.generation.decoding import generating
 from hf_instruct.models import matching_precision
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.attention import segment_attention

@@ -5,9 +5,9 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hf_instruct.pages import build_app, serve_app
-from hf_instruct.ui.look import STYLE, escape
-from hf_instruct.ui.shelf import ModelShelf
+from hf_instruct.ui.html import STYLE, escape
+from hf_instruct.ui.model_pool import ModelShelf
+from hf_instruct.ui.pages import build_app, serve_app
 from hf_instruct.ui.sources import Source
 from hf_instruct.ui.vote_tab import VoteShelf, VoteTab
 
@@ -26,7 +26,7 @@ def serve_ui(sources: Sequence[Source], server: socket.socket, *, hosts: Iterabl
     Raises:
         KeyboardInterrupt: Somebody ended it.
     """
-    from hf_instruct.comparing import vote_page
+    from hf_instruct.ui import vote_page
 
     with contextlib.ExitStack() as stack:
         blocks = build_blocks(sources, VoteShelf(sources, stack))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError, InstructError
 from hf_instruct.ui.chat_session import ChatSession, Column
-from hf_instruct.ui.look import format_chat, format_notice
-from hf_instruct.ui.shelf import ModelShelf
+from hf_instruct.ui.html import format_chat, format_notice
+from hf_instruct.ui.model_pool import ModelShelf
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_settings import ChatSettings

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_instruct.ui.look import escape, format_card, format_cards, format_notice, format_table
+from hf_instruct.ui.html import escape, format_card, format_cards, format_notice, format_table
 
 if TYPE_CHECKING:
     from hf_instruct.generation.beam_tree import BeamNode, BeamText, BeamTree

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import InstructError
 from hf_instruct.ui.explore_html import format_beams, format_next_tokens, format_strategies
-from hf_instruct.ui.look import format_notice
-from hf_instruct.ui.shelf import ModelShelf
+from hf_instruct.ui.html import format_notice
+from hf_instruct.ui.model_pool import ModelShelf
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import InstructError
-from hf_instruct.intervals import Interval, MeanDifference, bootstrap_mean, measure_difference
+from hf_instruct.evaluation.intervals import Interval, MeanDifference, bootstrap_mean, measure_difference
+from hf_instruct.evaluation.score_summary import Leading, choose_leading
 from hf_instruct.records import Response, TrainingRow, as_number
-from hf_instruct.score_summary import Leading, choose_leading
 from hf_instruct.ui.sources import Source
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _add_run(view: RunsView, label: str, facts: "RunFacts") -> None:
 
 
 def _build_set(label: str, side: "Side", loss: float | None) -> AnswerSet:
-    from hf_instruct.comparing.runs import describe_judge
+    from hf_instruct.evaluation.runs import describe_judge
 
     scores = {id: judgment.score for id, judgment in side.judgments.items()}
     summary = side.scores

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from hf_instruct.score_summary import SCORE
-from hf_instruct.ui.look import format_notice
+from hf_instruct.evaluation.score_summary import SCORE
+from hf_instruct.ui.html import format_notice
 from hf_instruct.ui.runs import RunsView, read_runs
 from hf_instruct.ui.runs_html import describe_comparability, format_answers, format_losses, format_runs_tables
 from hf_instruct.ui.sources import Source

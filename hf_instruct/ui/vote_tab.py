@@ -11,7 +11,7 @@ from hf_instruct.errors import DataError
 from hf_instruct.ui.sources import Source
 
 if TYPE_CHECKING:
-    from hf_instruct.comparing.votes import VoteBook
+    from hf_instruct.evaluation.votes import VoteBook
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ class VoteShelf:
             return self._books[first, second]
 
     def _build(self, first: Path, second: Path) -> "VoteBook":
-        from hf_instruct.comparing.votes import VoteBook, choose_vote_file, locked_votes
-        from hf_instruct.pairing import join_responses
+        from hf_instruct.evaluation.pairing import join_responses
+        from hf_instruct.evaluation.votes import VoteBook, choose_vote_file, locked_votes
         from hf_instruct.records import Response, read_rows
 
         out = choose_vote_file(first, second)
@@ -91,7 +91,7 @@ class VoteTab:
     """
 
     def __init__(self, gradio: Any, blocks: Any, shelf: VoteShelf) -> None:
-        from hf_instruct.comparing.vote_page import VotePanel
+        from hf_instruct.ui.vote_page import VotePanel
 
         labels = [side.label for side in shelf.sides]
         first, second = labels[0], choose_second(shelf.sides)

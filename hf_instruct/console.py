@@ -1,0 +1,139 @@
+"""What reaches the terminal: numbers as text, tables, and all output, errors and logs, harmless whoever wrote them.
+
+Answers, servers' replies, files and names may hold escape sequences, by which a text steers the terminal that shows it.
+They are taken out where text is printed, and nowhere else. Progress bars write their own codes around this.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import sys
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, TextIO, cast
+
+from hf_instruct.redaction import redact
+
+# Joiners that several scripts and emoji are spelt with; they steer nothing.
+_JOINERS = "\u200c\u200d"
+
+
+def clean_text(text: str) -> str:
+    r"""Return a text without what could steer a terminal: line breaks stay, tabs and odd spaces become spaces.
+
+    >>> clean_text("a\n\tb \x1b[31mred\u202e\xa0c")
+    'a\n    b [31mred c'
+    """
+    return text if text.isprintable() else "".join(_clean_char(char) for char in text)
+
+
+def _clean_char(char: str) -> str:
+    if char == "\n" or char in _JOINERS or char.isprintable():
+        return char
+    if char == "\t":
+        return "    "
+    return " " if unicodedata.category(char) == "Zs" else ""
+
+
+def clean_message(text: str) -> str:
+    """Return a message as it is shown: clean, and without a password in an address or a token.
+
+    >>> clean_message("https://me:secret@example.com answers \\x1b[2J")
+    'https://example.com answers [2J'
+    """
+    return clean_text(str(redact(text)))
+
+
+def format_json(values: Any) -> str:
+    r"""Return plain values as indented JSON that steers no terminal and yet reads back as the same values.
+
+    >>> print(format_json({"é": "\x9b31m\u202e"}))
+    {
+      "é": "\u009b31m\u202e"
+    }
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    return "".join(char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+class MessageFormatter(logging.Formatter):
+    """Formats what is logged as `clean_message`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return clean_message(super().format(record))
+
+
+class _CleanStream:
+    """A stream of text that is clean when it arrives in the one below."""
+
+    def __init__(self, below: TextIO) -> None:
+        self._below = below
+
+    def write(self, text: str) -> int:
+        self._below.write(clean_text(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._below, name)
+
+
+@contextlib.contextmanager
+def clean_output() -> Iterator[None]:
+    """Clean all that is printed to standard output in the block."""
+    with contextlib.redirect_stdout(cast("TextIO", _CleanStream(sys.stdout))):
+        yield
+
+
+def format_points(number: float) -> str:
+    """Return a number of points with one decimal, halves up, as the means of whole scores often meet.
+
+    >>> format_points(49.45), format_points(0.25), format_points(-0.04)
+    ('49.5', '0.3', '0.0')
+    """
+    # Ten digits: 49.45 is a little less than that in binary.
+    return f"{math.floor(round(number * 10, 9) + 0.5) / 10:.1f}"
+
+
+def format_signed(number: float) -> str:
+    """Return a number of points with its sign and one decimal, halves away from zero: a difference and its opposite.
+
+    >>> format_signed(0.25), format_signed(-0.25), format_signed(0), format_signed(-0.04)
+    ('+0.3', '-0.3', '+0.0', '+0.0')
+    """
+    text = format_points(abs(number))
+    return f"-{text}" if number < 0 and text != "0.0" else f"+{text}"
+
+
+def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
+    """Return the two ends of an interval, in points; with `signed`, of a difference.
+
+    Resampling equal values shows no spread, which is no certainty: an interval without a width is none.
+
+    >>> format_interval((49.45, 51)), format_interval((-0.5, 1), signed=True), format_interval((50, 50))
+    ('49.5 to 51.0', '-0.5 to +1.0', 'none: all equal')
+    """
+    if ends[0] == ends[1]:
+        return "none: all equal"
+    return " to ".join(map(format_signed if signed else format_points, ends))
+
+
+def align(table: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Return rows of cells, all of one length, as lines with aligned columns.
+
+    Args:
+        table: The cells, row by row.
+        right: Numbers of the columns that are aligned to the right.
+
+    >>> align([["task", "n"], ["arc", "100"]], right={1})
+    ['task    n', 'arc   100']
+    """
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]

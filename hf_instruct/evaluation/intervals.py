@@ -1,0 +1,234 @@
+"""How sure a number is: intervals of means, shares and differences, and the sign test, wherever a number is shown."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from hf_instruct.console import format_interval, format_signed
+from hf_instruct.records import as_number
+
+if TYPE_CHECKING:
+    import numpy
+
+Key = TypeVar("Key", bound=Hashable)
+
+LEVEL = 0.95
+# The ends of an interval over 110 scores move by about 0.05 of 100 from seed to seed at this many.
+_RESAMPLES = 10_000
+# A statistic that Python computes costs more than a mean.
+_SLOW_RESAMPLES = 1_000
+# Values drawn for one mean in all. Beyond 1,000 values there are fewer resamples, 1,000 at least: the ends, in the
+# values' unit, still move no more from seed to seed than those of 1,000 values.
+_MOST_DRAWN = 10_000_000
+# Quantile of the normal distribution for the level.
+_Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+# Halvings of an interval of length 2 or less: to its last digits.
+_HALVINGS = 60
+# Resampled values held at once: they fit the cache.
+_BLOCK = 200_000
+
+
+class Interval(NamedTuple):
+    """The ends of a 95 % interval, in the unit of the number it belongs to."""
+
+    low: float
+    high: float
+
+    def spans(self, value: float) -> bool:
+        """Return whether a value lies in the interval, its ends included."""
+        return self.low <= value <= self.high
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None:
+    """Return the percentile bootstrap interval of a mean; None for fewer than two values.
+
+    Examples are drawn with replacement, as often as there are any, 10,000 times over (fewer times for more than 1,000
+    values); the interval holds the middle 95 % of the means. The same values give the same interval. For values of yes
+    and no, `share_interval` is right: resampling values that happen to be equal shows no spread.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+
+    >>> bootstrap_mean([50.0, 50.0, 50.0])
+    Interval(low=50.0, high=50.0)
+    """
+    import numpy
+
+    count = len(values)
+    if count < 2:
+        return None
+    sample = numpy.asarray(values, dtype=float)
+    generator = numpy.random.default_rng(seed)
+    means: list[numpy.ndarray] = []
+    left = min(_RESAMPLES, max(_SLOW_RESAMPLES, _MOST_DRAWN // count))
+    while left:
+        rounds = min(left, max(1, _BLOCK // count))
+        means.append(sample[generator.integers(count, size=(rounds, count))].mean(axis=1))
+        left -= rounds
+    return _middle(numpy.concatenate(means))
+
+
+def share_interval(values: Sequence[float]) -> Interval | None:
+    """Return the score interval of a share: of the mean of 0 (no), 1 (yes) and 0.5 (a tie); None for fewer than two.
+
+    Without ties it is Wilson's. Ties narrow it, but it always has a width: 0 of 100 may be 3.7 %.
+
+    >>> share_interval([0.0] * 100)
+    Interval(low=0.0, high=0.03699...)
+    """
+    difference = share_difference_interval([2 * value - 1 for value in values])
+    return difference and Interval(*((1 + end) / 2 for end in difference))
+
+
+def share_difference_interval(differences: Sequence[float]) -> Interval | None:
+    """Return the score interval of a mean of paired differences of yes (1) and no (0); None for fewer than two.
+
+    Source: Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample
+    design, Statistics in Medicine 17, 1998.
+
+    >>> share_difference_interval([0.0] * 100)
+    Interval(low=-0.03699..., high=0.03699...)
+    """
+    gains, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    count = len(differences)
+    if count < 2:
+        return None
+    low, high = -_bound_difference(losses, gains, count), _bound_difference(gains, losses, count)
+    return Interval(low, high)
+
+
+def _bound_difference(gains: int, losses: int, count: int) -> float:
+    """Return the largest difference that the score test does not reject."""
+    below, above = (gains - losses) / count, 1.0
+    for _ in range(_HALVINGS):
+        difference = (below + above) / 2
+        # The likeliest share of losses if this is the difference.
+        linear = (2 * count - gains + losses) * difference - gains - losses
+        root = math.sqrt(linear**2 + 8 * count * losses * difference * (1 - difference))
+        variance = (root - linear) / (2 * count) + difference * (1 - difference)
+        if (gains - losses - count * difference) ** 2 > _Z**2 * count * variance:
+            above = difference
+        else:
+            below = difference
+    return above
+
+
+def bootstrap_statistic(
+    statistic: Callable[["numpy.ndarray"], float], count: int, *, seed: int = 0, resamples: int = _SLOW_RESAMPLES
+) -> Interval | None:
+    """Return the percentile bootstrap interval of any number computed from examples; None for fewer than two.
+
+    Args:
+        statistic: Computes the number from the examples at the given positions, [count], some of them several times;
+            NaN where these do not define it.
+        count: How many examples there are.
+        seed: Of the draws.
+        resamples: How many draws.
+
+    Returns:
+        The interval, or None where more than one draw in twenty does not define the number.
+    """
+    return bootstrap_statistics(lambda drawn: [statistic(drawn)], count, 1, seed=seed, resamples=resamples)[0]
+
+
+def bootstrap_statistics(
+    statistics: Callable[["numpy.ndarray"], "Sequence[float] | numpy.ndarray"],
+    count: int,
+    width: int,
+    *,
+    seed: int = 0,
+    resamples: int = _SLOW_RESAMPLES,
+) -> list[Interval | None]:
+    """Return the intervals of several numbers from the same draws, `width` of them; see `bootstrap_statistic`."""
+    import numpy
+
+    if count < 2:
+        return [None] * width
+    generator = numpy.random.default_rng(seed)
+    rows = [statistics(generator.integers(count, size=count)) for _ in range(resamples)]
+    columns = (values[~numpy.isnan(values)] for values in numpy.array(rows, dtype=float).T)
+    return [_middle(defined) if len(defined) >= LEVEL * resamples else None for defined in columns]
+
+
+def _middle(values: "numpy.ndarray") -> Interval:
+    import numpy
+
+    low, high = numpy.percentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval(float(low), float(high))
+
+
+def difference_interval(differences: Sequence[float], *, is_share: bool = False) -> Interval | None:
+    """Return the interval of a mean of paired differences; None for fewer than two.
+
+    Args:
+        differences: One for each example.
+        is_share: Whether they are differences of yes (1) and no (0).
+    """
+    if is_share and {-1, 0, 1}.issuperset(differences):
+        return share_difference_interval(differences)
+    return bootstrap_mean(differences)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanDifference:
+    """Mean of numbers minus a baseline's over the examples that both have, and its 95 % interval, in their unit."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        ends = format_interval((self.low, self.high), signed=True)
+        return f"{format_signed(self.mean)} points, 95 % interval {ends}"
+
+
+def measure_difference(
+    base: Mapping[Key, float], other: Mapping[Key, float], *, is_share: bool = False
+) -> MeanDifference | None:
+    """Return by how much numbers exceed a baseline's, by example; None for fewer than two common examples.
+
+    Examples differ in difficulty far more than two models do, so pairing them narrows the interval.
+
+    Args:
+        base: The baseline's numbers.
+        other: The numbers.
+        is_share: Whether each number is a yes (1) or a no (0).
+
+    >>> str(measure_difference({"a": 10, "b": 20, "c": 5}, {"a": 50, "b": 70, "d": 1}))
+    '+45.0 points, 95 % interval +40.0 to +50.0'
+    """
+    gains = [other[id] - number for id, number in base.items() if id in other]
+    interval = difference_interval(gains, is_share=is_share)
+    return interval and MeanDifference(statistics.fmean(gains), *interval, len(gains))
+
+
+def sign_test(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p value of the exact sign test, equal pairs left out; None where all pairs are equal.
+
+    >>> sign_test([1, 2, 3, -1, 0]), sign_test([0, 0])
+    (0.625, None)
+    """
+    from scipy.special import bdtr
+
+    positive = sum(difference > 0 for difference in differences)
+    count = positive + sum(difference < 0 for difference in differences)
+    if not count:
+        return None
+    return min(1.0, 2 * float(bdtr(min(positive, count - positive), count, 0.5)))
+
+
+def parse_interval(value: Any) -> Interval | None:
+    """Return a pair of numbers of a JSON file as the interval that it stands for, and None for anything else.
+
+    >>> parse_interval([1, 2.5]), parse_interval([1]), parse_interval(None)
+    (Interval(low=1.0, high=2.5), None, None)
+    """
+    ends = [as_number(end) for end in value] if isinstance(value, list) else []
+    return Interval(*ends) if len(ends) == 2 and None not in ends else None  # type: ignore[arg-type]  # no None in it

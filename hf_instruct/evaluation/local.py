@@ -1,0 +1,181 @@
+"""A judge without a server: the probabilities that a chat model gives to described levels."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import JudgeUnavailable
+from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.pairs import PairQuestion
+from hf_instruct.evaluation.rubrics import Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def expected_score(probabilities: list[float], scores: list[int]) -> int:
+    """Return the mean of the levels' scores under their probabilities, rounded, halves up.
+
+    The mean tells apart answers for which the likeliest level is the same, and repeats exactly: nothing is sampled.
+
+    >>> expected_score([0.1, 0.2, 0.7], [0, 50, 100]), expected_score([0.5, 0.5], [0, 25])
+    (80, 13)
+    """
+    mean = sum(probability * score for probability, score in zip(probabilities, scores, strict=True))
+    # Twelve digits: the probabilities' own rounding must not decide between 12 and 13.
+    return int(round(mean / sum(probabilities), 12) + 0.5)
+
+
+def choose_better(probabilities: dict[str, float], choices: dict[str, str]) -> str:
+    """Return the reply of a judge that gives its options these probabilities; equal ones are a tie.
+
+    >>> choose_better({"Answer A": 0.75, "Answer B": 0.25}, {"Answer A": "A", "Answer B": "B"})
+    '{"better": "A", "probabilities": {"A": 0.75, "B": 0.25}}'
+    """
+    best = max(probabilities.values())
+    likeliest = [choices[option] for option, probability in probabilities.items() if probability == best]
+    shown = {choices[option]: round(probability, 4) for option, probability in probabilities.items()}
+    return json.dumps({"better": likeliest[0] if len(likeliest) == 1 else "tie", "probabilities": shown})
+
+
+class LocalJudge:
+    """Any chat model of Transformers, in this process, asked through its `DecisionPipeline`.
+
+    The model sees the example, the response, the rubric's question and its levels with a letter each; the score is the
+    mean of the levels' scores under the probabilities of the letters. Of two responses it chooses the likelier letter.
+    One forward pass a question, one at a time.
+
+    Args:
+        settings: Model: an alias, Hub id or folder.
+    """
+
+    def __init__(self, settings: JudgeSection) -> None:
+        self._model_name = settings.model or DEFAULT_MODEL
+        # Its methods carry no types.
+        self._pipeline: Any = None
+        self._lock = asyncio.Lock()
+        self._digest: str | None = None
+        self._longest = 0
+        self._said_no_reasons = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return the model's name, the hash of its weights, the library's version and the precision."""
+        from transformers import __version__
+
+        return {
+            "backend": "local",
+            "model": self._model_name,
+            "digest": self._digest,
+            "server_version": f"transformers {__version__}",
+            "options": {"dtype": "float32"},
+        }
+
+    def reseed(self, seed: int | None) -> None:
+        """Do nothing: probabilities are read, and nothing is drawn."""
+
+    async def check(self) -> None:
+        """Check that the model's tokenizer is there and knows chats.
+
+        Raises:
+            ModelLoadError: There is no such model.
+            JudgeUnavailable: It is no chat model.
+        """
+        from hf_instruct.models import load_tokenizer
+
+        self._check_chat(await asyncio.to_thread(load_tokenizer, self._model_name))
+
+    async def prepare(self) -> None:
+        """Load the model.
+
+        Raises:
+            ModelLoadError: There is no such model.
+            JudgeUnavailable: It is no chat model.
+        """
+        # A thread of its own keeps the event loop free, so that Ctrl-C is heard.
+        await asyncio.to_thread(self._load)
+
+    def _load(self) -> None:
+        from transformers import DecisionPipeline
+
+        from hf_instruct.models import load_model
+
+        if self._model_name == DEFAULT_MODEL:
+            logger.warning(
+                "The local judge %s fits any machine and is too small to judge well: its scores show that everything "
+                "works, not how good the answers are.",
+                DEFAULT_MODEL,
+            )
+        model, tokenizer = load_model(self._model_name)
+        self._check_chat(tokenizer)
+        self._digest = _hash_weights(model)
+        self._longest = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+        self._pipeline = DecisionPipeline(model=model, tokenizer=tokenizer)
+
+    def _check_chat(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        if not tokenizer.chat_template:
+            raise JudgeUnavailable(
+                f"The model `{self._model_name}` has no chat template, so it cannot judge. Choose an instruction-tuned "
+                f"model with `--model` (default: `{DEFAULT_MODEL}`)."
+            )
+
+    async def ask(self, question: Question) -> Reply:
+        """Return the score of one response, or which of two is better, with the probabilities in the raw reply.
+
+        Raises:
+            JudgeUnavailable: The rubric has nothing for this judge.
+        """
+        if not isinstance(question, PairQuestion) and not (question.question and question.levels):
+            raise JudgeUnavailable(
+                "The local judge chooses between levels, and this rubric has no `question` or no `levels`; add both to "
+                "its file, or judge with `--judge ollama` or `--judge openai`."
+            )
+        if "reasons" in question.schema["required"] and not self._said_no_reasons:
+            self._said_no_reasons = True
+            logger.warning("The rubric asks for reasons; the local judge gives scores only.")
+        async with self._lock:
+            start = time.monotonic()
+            reply = await asyncio.to_thread(self._decide, question)
+        text, failure, score = reply
+        return Reply(text, time.monotonic() - start, failure, final=True, score=score)
+
+    def _decide(self, question: Question) -> tuple[str, str | None, int | None]:
+        assert self._pipeline is not None, "prepare() comes first"
+        asked: dict[str, Any] = {"type": "score", "criteria": [text for _, text in question.levels]}
+        if isinstance(question, PairQuestion):
+            asked = {"type": "choice", "criteria": dict.fromkeys(question.choices)}
+        request = {"state": question.state, "questions": {"verdict": {**asked, "instructions": question.question}}}
+        inputs = self._pipeline.preprocess(request)
+        num_tokens = inputs["prompts"][0][0]["input_ids"].shape[-1]
+        if self._longest and num_tokens > self._longest:
+            return "", f"the question has {num_tokens} tokens; the judge reads at most {self._longest}", None
+        answer = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]
+        if isinstance(question, PairQuestion):
+            return choose_better(answer["probabilities"], question.choices), None, None
+        scores = [score for score, _ in question.levels]
+        probabilities = [answer["probabilities"][str(level)] for level in range(len(scores))]
+        score = expected_score(probabilities, scores)
+        shown = {str(s): round(p, 4) for s, p in zip(scores, probabilities, strict=True)}
+        return json.dumps({"score": score, "probabilities": shown}), None, score
+
+    async def close(self) -> None:
+        """Let go of the model."""
+        self._pipeline = None
+
+
+def _hash_weights(model: "PreTrainedModel") -> str:
+    """Return the hash of all parameters: a folder keeps its name when it is trained anew, and a Hub id its branch."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

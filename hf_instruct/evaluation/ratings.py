@@ -1,0 +1,272 @@
+"""What preferences amount to: win rates, win rates at equal length, and ratings of several sets of responses."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from hf_instruct.errors import DataError
+from hf_instruct.evaluation.intervals import Interval, bootstrap_statistic, bootstrap_statistics, share_interval
+from hf_instruct.records import Preference
+
+if TYPE_CHECKING:
+    import numpy
+
+# Prior standard deviations of the length-controlled model, in nats. The first is wide beside what a dozen pairs say;
+# the second is hardly a penalty: a judge that always takes the longer answer is a steep slope, and not an advantage.
+_ADVANTAGE_PRIOR = 3.0
+_LENGTH_PRIOR = 1000.0
+# Prior standard deviation of a rating, in nats: 10 is 1,737 points. It keeps a run that won everything finite, and
+# moves a rating by less than 0.1 point where 100 comparisons went 75 to 25.
+_RATING_PRIOR = 10.0
+_MEAN_RATING = 1000.0
+# Ten to one is 400 points, as in chess.
+_POINTS_PER_NAT = 400 / math.log(10)
+
+
+class WinRate(NamedTuple):
+    """How often one set of responses is preferred to another, ties half.
+
+    Attributes:
+        rate: Fraction of the first set's wins, 0 to 1.
+        interval: Its 95 % interval, a score interval, or bootstrapped at equal length; None for fewer than two
+            verdicts, and where `one_sided`.
+        n: Pairs with a verdict.
+        one_sided: Whether each of one set's answers is longer than the other's, so that no pair shows what equal
+            lengths would give; None where lengths do not matter.
+    """
+
+    rate: float
+    interval: Interval | None
+    n: int
+    one_sided: bool | None = None
+
+
+class Rating(NamedTuple):
+    """One set of responses on the common scale.
+
+    Attributes:
+        name: Of the set of responses.
+        rating: In points; the mean over all sets is 1000, and 100 points more win 64 % of the time.
+        interval: Its 95 % bootstrap interval over examples; None where the examples are too few.
+        comparisons: Verdicts that it was part of.
+        wins: Those for it.
+        ties: Those for neither.
+        losses: Those for the other.
+    """
+
+    name: str
+    rating: float
+    interval: Interval | None
+    comparisons: int
+    wins: int
+    ties: int
+    losses: int
+
+
+def win_rate(preferences: Sequence[Preference]) -> WinRate | None:
+    """Return how often the first set of responses is preferred to the second; None without a verdict.
+
+    Args:
+        preferences: Of one pair of sets. Those without a verdict are left out; count them beside the rate.
+    """
+    scores = [row.score for row in preferences if row.score is not None]
+    if not scores:
+        return None
+    return WinRate(sum(scores) / len(scores), share_interval(scores), len(scores))
+
+
+def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: int = 1000) -> WinRate | None:
+    """Return the win rate that the first set of responses would have if its answers were as long as the second's.
+
+    A logistic model explains each verdict by the first set's own advantage (the intercept) and by two effects of d, the
+    difference of the two lengths in characters: tanh(d / root mean square of d), how much longer the answer is, and the
+    sign of d, that it is longer at all. The rate is what the model says at d = 0. A tie enters as half a win and half a
+    loss. Swapping the two sets gives one minus the rate, and a set against itself exactly one half.
+
+    Simplified from AlpacaEval 2: there is no term for how hard an instruction is, which takes many models to estimate.
+    And where AlpacaEval tells the effect of length apart with answers of its baseline made verbose and concise on
+    purpose, here a ridge penalty does, weak on the advantage and weaker still on length: what the pairs cannot tell
+    apart is put down to length, and the fit stays finite where all verdicts agree. The sign of d is ours: the same
+    judge may take any longer answer, whether it is longer by a word or a page. Where one set is longer throughout, it
+    widens the interval (by two fifths at a mean of d twice its spread). d is scaled about 0 and not about its mean, as
+    the same padding on every answer has no spread about it.
+
+    Source: Dubois et al., Length-Controlled AlpacaEval, 2024, https://arxiv.org/abs/2404.04475, and
+    https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py
+
+    Args:
+        preferences: Of one pair of sets. Those without a verdict are left out.
+        resamples: Bootstrap draws for the interval.
+    """
+    import numpy
+
+    rows = [(row.score, row.first_length - row.second_length) for row in preferences if row.score is not None]
+    if not rows:
+        return None
+    scores, differences = numpy.array(rows, dtype=float).T
+
+    def rate(positions: "numpy.ndarray") -> float:
+        advantage = _fit_advantage(scores[positions], differences[positions])
+        return 1 / (1 + math.exp(-advantage))
+
+    one_sided = bool((differences > 0).all() or (differences < 0).all())
+    # Without a pair to go by, draws of pairs would only show how firmly the assumption holds.
+    interval = None if one_sided else bootstrap_statistic(rate, len(rows), resamples=resamples)
+    return WinRate(rate(numpy.arange(len(rows))), interval, len(rows), one_sided)
+
+
+def _fit_advantage(scores: "numpy.ndarray", differences: "numpy.ndarray") -> float:
+    """Return the intercept, in nats, of the length-controlled model; both arrays are [pairs]."""
+    import numpy
+
+    scale = math.sqrt(float((differences**2).mean()))
+    lengths = numpy.tanh(differences / scale) if scale else differences
+    effects = [_LENGTH_PRIOR * lengths, _LENGTH_PRIOR * numpy.sign(differences)]
+    columns = numpy.stack([numpy.full_like(lengths, _ADVANTAGE_PRIOR), *effects], axis=1)
+    return _ADVANTAGE_PRIOR * float(_fit_logistic(columns, scores, 1 - scores)[0])
+
+
+def _fit_logistic(columns: "numpy.ndarray", wins: "numpy.ndarray", losses: "numpy.ndarray") -> "numpy.ndarray":
+    """Return the coefficients, [features], of a ridge logistic regression without a free intercept.
+
+    Args:
+        columns: Features of each row, [rows, features], each in units of its prior standard deviation.
+        wins: Weight of the outcome 1 in each row, [rows].
+        losses: Weight of the outcome 0 in each row, [rows].
+    """
+    import numpy
+    from sklearn.linear_model import LogisticRegression
+
+    # Each row once with either outcome: both outcomes are always there, and half a win is a weight.
+    outcomes = numpy.repeat([1, 0], len(columns))
+    model = LogisticRegression(C=1.0, fit_intercept=False, solver="newton-cholesky", tol=1e-8)
+    model.fit(numpy.concatenate([columns, columns]), outcomes, sample_weight=numpy.concatenate([wins, losses]))
+    coefficients: numpy.ndarray = model.coef_[0]
+    return coefficients
+
+
+def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -> list[Rating]:
+    """Return the ratings of all sets of responses in the preferences, best first.
+
+    In the Bradley–Terry model a set with rating a is preferred to one with rating b with probability
+    1 / (1 + 10^((b - a) / 400)); the ratings are the likeliest ones under a wide normal prior. A tie is half a win for
+    each. Intervals draw examples with all of their comparisons, because the same hard example meets every set.
+
+    Source: Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 39, 1952. Fitted as a logistic
+    regression, as in https://github.com/lm-sys/FastChat/blob/0e6d3e4/fastchat/serve/monitor/elo_analysis.py
+
+    Args:
+        preferences: Of any pairs of sets. Those without a verdict, and those of a set with itself, are left out.
+        resamples: Bootstrap draws for the intervals.
+
+    Raises:
+        DataError: There is no verdict between two sets, or the sets fall into groups without a comparison between them.
+
+    >>> rows = [Preference(str(i), "a", "b", float(i < 3), {}, "", [], [], 0, 0) for i in range(4)]
+    >>> [(row.name, round(row.rating), row.wins, row.losses) for row in bradley_terry(rows, resamples=1)]
+    [('a', 1095, 3, 1), ('b', 905, 1, 3)]
+    """
+    import numpy
+
+    rows = [row for row in preferences if row.score is not None and row.first != row.second]
+    if not rows:
+        raise DataError(
+            "No verdict compares two different sets of responses, so there is nothing to rate. "
+            "`hf-instruct judge RUN --pairwise --baseline RUN` makes such verdicts."
+        )
+    groups = find_groups((row.first, row.second) for row in rows)
+    if len(groups) > 1:
+        listed = "; ".join(", ".join(f"`{name}`" for name in group) for group in groups)
+        raise DataError(
+            f"The {sum(map(len, groups))} sets of responses fall into {len(groups)} groups without a comparison "
+            f"between them: {listed}. Ratings need a chain of comparisons from each set to each; judge a pair across "
+            "the groups with `hf-instruct judge RUN --pairwise --baseline RUN`, or rate each group alone."
+        )
+    names = groups[0]
+    table = _ExampleTable(rows, names)
+    ratings = table.rate(numpy.arange(table.num_examples))
+    intervals = bootstrap_statistics(table.rate, table.num_examples, len(names), resamples=resamples)
+    found = []
+    for name, rating, interval in zip(names, ratings, intervals, strict=True):
+        wins, ties, losses = _count_verdicts(rows, name)
+        found.append(Rating(name, float(rating), interval, wins + ties + losses, wins, ties, losses))
+    return sorted(found, key=lambda row: (-row.rating, row.name))
+
+
+class _ExampleTable:
+    """How often each set won against each other, by example.
+
+    Args:
+        rows: Preferences with a verdict.
+        names: The sets; ratings are in their order.
+    """
+
+    def __init__(self, rows: Sequence[Preference], names: Sequence[str]) -> None:
+        import numpy
+
+        examples = {id: number for number, id in enumerate(dict.fromkeys(row.id for row in rows))}
+        self._pairs = sorted({_order(row.first, row.second) for row in rows})
+        self._names = names
+        self.num_examples = len(examples)
+        # [examples, pairs]: wins of the pair's first and of its second.
+        self._wins = numpy.zeros((len(examples), len(self._pairs)))
+        self._losses = numpy.zeros_like(self._wins)
+        # [pairs, sets]: 1 for the pair's first, -1 for its second.
+        self._columns = numpy.zeros((len(self._pairs), len(names)))
+        for number, (first, second) in enumerate(self._pairs):
+            self._columns[number, names.index(first)] = 1
+            self._columns[number, names.index(second)] = -1
+        for row in rows:
+            pair = _order(row.first, row.second)
+            score = float(row.score or 0) if row.first == pair[0] else 1 - float(row.score or 0)
+            self._wins[examples[row.id], self._pairs.index(pair)] += score
+            self._losses[examples[row.id], self._pairs.index(pair)] += 1 - score
+
+    def rate(self, drawn: "numpy.ndarray") -> "numpy.ndarray":
+        """Return the ratings, [sets], by the examples at the given positions; NaN where these do not join all sets."""
+        import numpy
+
+        wins, losses = self._wins[drawn].sum(axis=0), self._losses[drawn].sum(axis=0)
+        met = [pair for pair, count in zip(self._pairs, wins + losses, strict=True) if count]
+        groups = find_groups(met)
+        if len(groups) > 1 or len(groups[0]) < len(self._names):
+            return numpy.full(len(self._names), numpy.nan)
+        strengths = _RATING_PRIOR * _fit_logistic(_RATING_PRIOR * self._columns, wins, losses)
+        ratings: numpy.ndarray = _MEAN_RATING + _POINTS_PER_NAT * (strengths - strengths.mean())
+        return ratings
+
+
+def _order(first: str, second: str) -> tuple[str, str]:
+    return (first, second) if first < second else (second, first)
+
+
+def _count_verdicts(rows: Sequence[Preference], name: str) -> tuple[int, int, int]:
+    """Return the wins, ties and losses of one set."""
+    won = [row.score for row in rows if row.first == name]
+    won += [1 - (row.score or 0) for row in rows if row.second == name]
+    return won.count(1), won.count(0.5), won.count(0)
+
+
+def find_groups(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Return the names that pairs join into groups, each sorted, the largest first.
+
+    >>> find_groups([("a", "b"), ("d", "e"), ("c", "b")])
+    [['a', 'b', 'c'], ['d', 'e']]
+    """
+    neighbours: defaultdict[str, set[str]] = defaultdict(set)
+    for first, second in pairs:
+        neighbours[first].add(second)
+        neighbours[second].add(first)
+    groups = []
+    left = set(neighbours)
+    while left:
+        group, waiting = set[str](), [min(left)]
+        while waiting:
+            name = waiting.pop()
+            if name not in group:
+                group.add(name)
+                waiting.extend(neighbours[name])
+        left -= group
+        groups.append(sorted(group))
+    return sorted(groups, key=lambda group: (-len(group), group))

@@ -1,0 +1,124 @@
+"""What the judgments of one set of responses amount to: numbers in, numbers and one line of text out."""
+
+import hashlib
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hf_instruct.console import format_interval, format_points
+from hf_instruct.evaluation.intervals import bootstrap_mean
+from hf_instruct.evaluation.rubrics import Rubric
+from hf_instruct.records import Judgment
+
+_SHOWN_DIGEST_CHARACTERS = 7
+# Fewer equal scores in a row may well be chance.
+_LEAST_CONSTANT = 5
+
+
+def build_scores(
+    judgments: Sequence[Judgment],
+    *,
+    rubric: Rubric,
+    judge: Mapping[str, Any],
+    categories: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
+    """Return the content of `scores.json`.
+
+    Failures are counted and never averaged: `mean`, `standard_error`, `interval` (the 95 % bootstrap interval of the
+    mean, low and high) and the others are over the `n` judgments that hold a score, and are None where there are too
+    few for them (1 for a mean, 2 for its error). `mean_failures_as_0` and `mean_failures_as_100` are over all: the mean
+    can lie anywhere between them, depending on what the answers without a verdict are worth. `constant` says whether
+    the judge gave every answer the same score, 5 answers at least.
+
+    Args:
+        judgments: One for each response.
+        rubric: What the judge was asked.
+        judge: The judge's identity.
+        categories: Category of each example id, for the scores by category.
+
+    >>> from hf_instruct.evaluation.rubrics import Rubric
+    >>> rows = [Judgment(str(i), s, [], {}, "course", "", 0.0) for i, s in enumerate([80, 60, None])]
+    >>> scores = build_scores(rows, rubric=Rubric("course", ""), judge={"backend": "local", "model": "m"})
+    >>> [scores[name] for name in ("mean", "standard_error", "n", "failures", "total")]
+    [70.0, 10.0, 2, 1, 3]
+    """
+    groups: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        if category := (categories or {}).get(judgment.id):
+            groups.setdefault(category, []).append(judgment)
+    asked = "\n".join(judgment.prompt_sha256 for judgment in judgments)
+    scores: dict[str, Any] = {
+        **_summarize(judgments),
+        "constant": _is_constant(judgments),
+        "judge": dict(judge),
+        "rubric": {"name": rubric.name, "sha256": rubric.sha256},
+        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+        "cached": sum(judgment.cached for judgment in judgments),
+        "seconds": round(sum(judgment.seconds for judgment in judgments), 3),
+    }
+    if groups:
+        scores["by_category"] = {category: _summarize(groups[category]) for category in sorted(groups)}
+    return scores
+
+
+def _summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
+    all_scores = [judgment.score for judgment in judgments]
+    scores = [score for score in all_scores if score is not None]
+    n, total = len(scores), len(all_scores)
+    interval = bootstrap_mean(scores)
+    return {
+        "mean": statistics.fmean(scores) if scores else None,
+        # Of the mean: sample standard deviation over the root of n.
+        "standard_error": statistics.stdev(scores) / math.sqrt(n) if n > 1 else None,
+        "interval": list(interval) if interval else None,
+        "mean_failures_as_0": sum(scores) / total if total else None,
+        "mean_failures_as_100": (sum(scores) + 100 * (total - n)) / total if total else None,
+        "n": n,
+        "failures": total - n,
+        "total": total,
+        "coverage": n / total if total else None,
+        "minimum": min(scores, default=None),
+        "median": statistics.median(scores) if scores else None,
+        "maximum": max(scores, default=None),
+    }
+
+
+def _is_constant(judgments: Sequence[Judgment]) -> bool:
+    scores = [judgment.score for judgment in judgments if judgment.score is not None]
+    return len(scores) >= _LEAST_CONSTANT and len(set(scores)) == 1
+
+
+def format_scores(scores: Mapping[str, Any]) -> str:
+    """Return a score with everything that it should not be quoted without, in one line.
+
+    >>> format_scores({"mean": 49.45, "standard_error": 2.88, "interval": [43.8, 55.01], "n": 110, "failures": 0,
+    ...                "total": 110, "judge": {"model": "phi3", "digest": "365c0bd3c000"},
+    ...                "rubric": {"name": "course"}})
+    '49.5 ± 2.9 (standard error; 95 % interval 43.8 to 55.0; n 110 of 110, 0 failed; judge phi3@365c0bd, rubric course)'
+    """
+    if scores["mean"] is None:
+        value, about = "no score", ["no verdict could be read"]
+    elif scores["standard_error"] is None:
+        value, about = format_points(scores["mean"]), ["one verdict has no standard error"]
+    else:
+        value = f"{format_points(scores['mean'])} ± {format_points(scores['standard_error'])}"
+        about = ["standard error"]
+    if interval := scores.get("interval"):
+        about.append(f"95 % interval {format_interval(interval)}")
+    about.append(f"n {scores['n']} of {scores['total']}, {scores['failures']} failed")
+    if scores["failures"]:
+        ends = [scores["mean_failures_as_0"], scores["mean_failures_as_100"]]
+        about.append(f"{format_interval(ends)} with each failure counted as 0 or as 100")
+    if scores.get("constant"):
+        about.append("every answer got the same score")
+    about.append(f"judge {format_judge(scores['judge'])}, rubric {scores['rubric']['name']}")
+    if failed := (scores.get("self_check") or {}).get("failed"):
+        about.append(f"judge FAILED its self-check: {', '.join(failed)}")
+    return f"{value} ({'; '.join(about)})"
+
+
+def format_judge(judge: Mapping[str, Any]) -> str:
+    """Return a judge's model and the start of its digest, as in `llama3@365c0bd`."""
+    digest = judge.get("digest")
+    return str(judge["model"]) + (f"@{digest[:_SHOWN_DIGEST_CHARACTERS]}" if digest else "")

@@ -1,0 +1,152 @@
+"""Judge sets of responses, once or several times, and sum up what comes of it."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hf_instruct.config import JudgeSection, build_experiment
+from hf_instruct.evaluation.cache import find_self_check
+from hf_instruct.evaluation.factory import opened_judge
+from hf_instruct.evaluation.judges import Judge
+from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses, write_scores
+from hf_instruct.evaluation.loop import JudgeOptions
+from hf_instruct.evaluation.repeats import build_repeats, format_repeats
+from hf_instruct.evaluation.rubrics import load_rubric
+from hf_instruct.evaluation.score_loop import ScoreLoop
+from hf_instruct.evaluation.scores import build_scores, format_scores
+from hf_instruct.records import Judgment, Response
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgmentSet:
+    """The judgments of a set of responses.
+
+    Attributes:
+        judgments: One for each response, in their order.
+        scores: What they amount to; the content of `scores.json`.
+        repeats: The judgments of the second repeat and those after it.
+    """
+
+    judgments: list[Judgment]
+    scores: dict[str, Any]
+    repeats: list[list[Judgment]] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join(text for text in (format_scores(self.scores), format_repeats(self.scores)) if text)
+
+
+def judge_responses(
+    responses: Iterable[Response | Mapping[str, Any]],
+    *,
+    judge: str | Judge = "auto",
+    model: str | None = None,
+    rubric: str = "course",
+    out: Path | str | None = None,
+    cache: bool = True,
+    **settings: Any,
+) -> JudgmentSet:
+    """Return the judgments of responses and their scores.
+
+    Args:
+        responses: `Response` rows, or mappings with `instruction`, `input`, `output` and `response` or
+            `model_response`.
+        judge: `auto`, `ollama`, `local` or `openai`, or a prepared `Judge` of your own.
+        model: The judge's model; each kind of judge has a default.
+        rubric: `course`, `fenced`, `critique`, `five-point` or the path of a YAML file.
+        out: Folder for `judgments.jsonl` and `scores.json`; judgments already there are not made again. None keeps
+            everything in memory.
+        cache: Take verdicts from the user's cache and add to it.
+        settings: Other fields of an experiment's `judge` section, such as `concurrency` or `base_url`.
+
+    Raises:
+        ConfigError: A setting or the rubric is wrong.
+        DataError: The responses are; all faults are listed.
+        JudgeError: Judging cannot go on; with `out`, what was judged is kept.
+    """
+    values: dict[str, Any] = {**settings, "rubric": rubric, "model": model}
+    if isinstance(judge, str):
+        values["backend"] = judge
+    section = build_experiment({"judge": values}, where="the arguments of `judge_responses`", deep=False).judge
+    checked = build_responses(responses)
+    options = JudgeOptions(use_cache=cache)
+    folder = None if out is None else JudgmentFiles(Path(out))
+
+    async def work() -> JudgmentSet:
+        async with opened_judge(section, None if isinstance(judge, str) else judge) as used:
+            return await judge_with(used, checked, section, files=folder, options=options)
+
+    return run_sync(work())
+
+
+def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what a coroutine returns, also where an event loop is running already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+async def judge_with(
+    judge: Judge,
+    responses: Sequence[Response],
+    settings: JudgeSection,
+    *,
+    files: JudgmentFiles | None = None,
+    options: JudgeOptions | None = None,
+) -> JudgmentSet:
+    """Return the judgments of responses by a prepared judge, and write them where `files` says.
+
+    With `repeats` above 1 in the settings it is asked that often, with seeds that count up from `seed` where there is
+    one.
+
+    Raises:
+        ConfigError: The rubric is not usable.
+        JudgeError: Judging cannot go on; the text says how many responses are judged, and how to go on.
+    """
+    options = options or JudgeOptions()
+    rubric = load_rubric(settings.rubric)
+    seeds = [None if settings.seed is None else settings.seed + number for number in range(settings.repeats)]
+    repeats: list[list[Judgment]] = []
+    identities: list[dict[str, Any]] = []
+    try:
+        for number, seed in enumerate(seeds, start=1):
+            if len(seeds) > 1:
+                judge.reseed(seed)
+            identities.append(judge.identity())
+            place = dataclasses.replace(files, repeat=number) if files else None
+            passes = {"repeat": number, "repeats": len(seeds)}
+            loop = ScoreLoop(judge, rubric, responses=responses, files=place, options=options, **passes)
+            repeats.append(await loop.run(settings.concurrency))
+    finally:
+        if len(seeds) > 1:
+            judge.reseed(settings.seed)
+    categories = {response.id: response.category for response in responses}
+    scores = build_scores(repeats[0], rubric=rubric, judge=identities[0], categories=categories)
+    if len(seeds) > 1:
+        scores["repeats"] = build_repeats(repeats, seeds=seeds)
+    if checked := find_self_check(identities[0], rubric):
+        scores["self_check"] = checked
+    if files:
+        write_scores(files, scores)
+    _warn_of_scores(scores)
+    return JudgmentSet(repeats[0], scores, repeats[1:])
+
+
+def _warn_of_scores(scores: Mapping[str, Any]) -> None:
+    if scores["constant"]:
+        logger.warning(
+            "The judge gave all %d answers the score %d, which tells none from another. Read its replies in "
+            "`judgments.jsonl`, test it with `hf-instruct judge --self-check`, or take another judge.",
+            scores["n"],
+            scores["minimum"],
+        )

@@ -1,0 +1,100 @@
+"""The judge stage: scores the responses in a run folder."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+
+from hf_instruct.config import Experiment, JudgeSection
+from hf_instruct.evaluation.factory import choose_judge, opened_judge
+from hf_instruct.evaluation.judgment_files import JudgmentFiles, load_responses
+from hf_instruct.evaluation.loop import JudgeOptions
+from hf_instruct.evaluation.metrics import write_metrics
+from hf_instruct.evaluation.rubrics import load_rubric
+from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
+from hf_instruct.records import Response
+from hf_instruct.redaction import redact
+from hf_instruct.run_folder import RunFolder
+
+
+def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
+    """Judge the responses of the tuned model, and of the untuned one where there are any and the experiment asks.
+
+    What needs no judge, the reference metrics, is written first, for both and whether or not a judge can be reached.
+    Judgments that are in the run already and would come out the same are kept; those by another judge, or of other
+    responses, move to a file of their own.
+
+    Returns:
+        The judgments of `run.responses` under `tuned` and, where made, of `run.base.responses` under `base`.
+
+    Raises:
+        DataError: There are no responses.
+        JudgeError: Judging cannot go on; what was judged is kept.
+    """
+    if options is None:
+        # The folder's word for a server elsewhere does not count.
+        url = experiment.judge.base_url
+        words = ["hf-instruct", "judge", str(run.path), *(["--base-url", redact(url)] if url else [])]
+        options = JudgeOptions(go_on=f"Continue with `{shlex.join(words)}`.")
+    sets = {"tuned": (load_responses(run.responses), JudgmentFiles(run.path))}
+    if run.base.responses.exists():
+        # Before tuning first, as in every table.
+        sets = {"base": (load_responses(run.base.responses), JudgmentFiles(run.base.path)), **sets}
+    load_rubric(experiment.judge.rubric)
+    for responses, files in sets.values():
+        write_metrics(files.metrics, responses)
+    if not experiment.judge.base:
+        sets.pop("base", None)
+    return judge_sets(sets, experiment.judge, options=options)
+
+
+def judge_sets(
+    sets: Mapping[str, tuple[list[Response], JudgmentFiles]], settings: JudgeSection, *, options: JudgeOptions
+) -> dict[str, JudgmentSet]:
+    """Judge several sets of responses with one judge, opened once; the progress bar shows their names.
+
+    Raises:
+        ConfigError: The rubric is not usable, or fails on a response.
+        JudgeError: Judging cannot go on; what was judged is kept.
+    """
+    # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
+    rubric = load_rubric(settings.rubric)
+    for responses, _ in sets.values():
+        for response in responses:
+            rubric.build_question(response)
+
+    async def work() -> dict[str, JudgmentSet]:
+        async with opened_judge(settings) as judge:
+            return {
+                name: await judge_with(
+                    judge,
+                    responses,
+                    settings,
+                    files=files,
+                    options=dataclasses.replace(options, title=f"Judging, {name}"),
+                )
+                for name, (responses, files) in sets.items()
+            }
+
+    return run_sync(work())
+
+
+def check_judge(settings: JudgeSection) -> None:
+    """Make sure now that judging will work later: the rubric is usable, the server runs and has the model.
+
+    A local judge's weights are not loaded for this; that it can be found is.
+
+    Raises:
+        ConfigError: The rubric is not usable.
+        ModelLoadError: The local judge's model cannot be found.
+        JudgeUnavailable: The server does not answer, or lacks the model.
+    """
+    load_rubric(settings.rubric)
+
+    async def work() -> None:
+        judge = await choose_judge(settings)
+        try:
+            await judge.check()
+        finally:
+            await judge.close()
+
+    run_sync(work())

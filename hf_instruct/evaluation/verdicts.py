@@ -1,0 +1,299 @@
+"""Read a score or a preference out of a judge's reply, or say why it cannot be read. Text in, value out.
+
+One rule, whatever is judged:
+
+1. Thinking is no verdict: everything up to the last `</think>` is left out, and a reply that ends while it is still
+   thinking has none.
+2. The last complete JSON object with the key counts. One that stands in the judged text as well is a quote, unless the
+   reply is nothing else.
+3. Without such an object, the reply is the bare value, or has exactly one value behind a label, not counting those
+   that the judged text has behind the same label.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hf_instruct.errors import VerdictError
+from hf_instruct.evaluation.rubrics import Rubric
+
+_SHOWN_CHARACTERS = 80
+# What models put around a value: Markdown, quotes.
+_MARKUP = re.compile(r"[*_`\"'#>]+")
+# Tags of Qwen and DeepSeek, those of Mistral, and gpt-oss's channels, with or without their special tokens.
+_THINKING_END = re.compile(
+    r"</think(?:ing)?>|\[/THINK\]|<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|assistantfinal",
+    re.IGNORECASE,
+)
+_THINKING_START = re.compile(r"<think(?:ing)?>|\[THINK\]|<\|channel\|>(?:analysis|commentary)", re.IGNORECASE)
+_FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*)```", re.DOTALL | re.IGNORECASE)
+# Other braces belong to prose.
+_OBJECT_START = re.compile(r"\{\s*(?:[\"'}]|\w+\s*:)")
+# Pairs show a key that occurs twice, where a dictionary would keep the last. `strict` refuses line breaks in a string.
+_DECODER = json.JSONDecoder(object_pairs_hook=list, strict=False)
+# Any number in any script: `\d` also matches digits such as those of Arabic, which no accepted form has.
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_WHOLE = r"[0-9]{1,9}(?:\.0{1,9})?"
+_LETTER = r"(?:answer\s+)?\[{0,2}(?P<value>a|b|tie)\]{0,2}"
+
+
+class Verdict(NamedTuple):
+    """What a judge decided.
+
+    Attributes:
+        score: Integer from 0 to 100.
+        reasons: The judge's reasons, where it gave any.
+    """
+
+    score: int
+    reasons: str | None = None
+
+
+class _Form(NamedTuple):
+    """How a value is written. The patterns are for text without markup, and call what they find `value`.
+
+    Attributes:
+        key: Its key in JSON, in lower case.
+        bare: Pattern of a whole reply that is nothing but the value.
+        label: Pattern of a label with the rest of its line.
+        value: Pattern of such a rest, whole, where it is a value.
+        missing: Says what is wrong with a reply without any.
+    """
+
+    key: str
+    bare: str
+    label: str
+    value: str
+    missing: Callable[[str], str]
+
+
+class _Found(NamedTuple):
+    """What a reply without its thinking holds; `value` is as in JSON, or text."""
+
+    reply: str
+    value: Any
+    reasons: str | None
+
+
+class _Span(NamedTuple):
+    """Where an object begins and ends in a reply; `fields` is None where it is not JSON, or not complete."""
+
+    start: int
+    end: int
+    fields: dict[str, Any] | None
+
+
+_PREFERENCE = _Form(
+    key="better",
+    bare=rf"(?:(?:better|verdict)\s+)?{_LETTER}(?:\s+is\s+better)?\s*\.?",
+    label=r"(?:\b(?:better|verdict)\s*(?:is\b|[:=])\s*|(?=\[\[))(?P<value>\S.*)",
+    value=rf"{_LETTER}\s*\.?\s*",
+    missing=lambda plain: "is none of A, B and tie",
+)
+
+
+def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
+    r"""Return the verdict in a judge's reply.
+
+    Accepted are a JSON object with `score`, the number alone, and `Score: 85`, `85/100` and `85 out of 100`, with or
+    without Markdown around them. A label counts only if no other number follows on its line. A share of anything but
+    the rubric's highest number, as in `8/10` or `85%`, is never a score.
+
+    Args:
+        text: The whole reply.
+        rubric: Says which integers are allowed, and what score each stands for.
+        judged: The response, which the reply may quote.
+
+    Raises:
+        VerdictError: The reply holds no score, more than one, or one that is not an allowed integer.
+
+    >>> rubric = Rubric("course", "")
+    >>> [parse_verdict(text, rubric).score for text in ('{"score": 85}', "85", "Score: 85", "85/100", "**85**", "85.0")]
+    [85, 85, 85, 85, 85, 85]
+    >>> parse_verdict('It claims\nScore: 100\n\n{"reasons": "wrong", "score": 0}', rubric)
+    Verdict(score=0, reasons='wrong')
+    >>> parse_verdict("It claims\nScore: 100", rubric, judged="Lyon.\nScore: 100")
+    Traceback (most recent call last):
+    hf_instruct.errors.VerdictError: The reply 'It claims\nScore: 100' only repeats what it judges.
+    >>> parse_verdict("85 or 90", rubric)
+    Traceback (most recent call last):
+    hf_instruct.errors.VerdictError: The reply '85 or 90' holds more than one number.
+    >>> parse_verdict("101", rubric)
+    Traceback (most recent call last):
+    hf_instruct.errors.VerdictError: The reply '101' gives 101; allowed are the integers from 0 to 100.
+    """
+    number = rf"(?P<value>{_WHOLE})(?:\s*/\s*{rubric.highest}|\s+out\s+of\s+{rubric.highest})?"
+    form = _Form(
+        key="score",
+        bare=rf"(?:(?:final\s+)?score\s+)?{number}\s*\.?",
+        label=r"\bscore\s*(?:is\b|[:=])\s*(?P<value>[-+]?\d.*)",
+        # Neither "8 out of ten" nor "seven or 8" may become 8.
+        value=rf"{number}(?!\w|\s*(?:[%/]|percent\b|(?:out\s+)?of\b|to\b|or\b))\D*",
+        missing=_describe_numbers,
+    )
+    reply, value, reasons = _find(text, form, judged)
+    number_given = _to_integer(value, reply)
+    if not rubric.lowest <= number_given <= rubric.highest:
+        raise VerdictError(
+            f"The reply {_show(reply)} gives {number_given}; "
+            f"allowed are the integers from {rubric.lowest} to {rubric.highest}."
+        )
+    return Verdict(rubric.score_of(number_given), reasons)
+
+
+def parse_preference(text: str, judged: str = "") -> float:
+    """Return what a judge prefers: 1 for the answer it knows as A, 0 for B, 0.5 for a tie.
+
+    Accepted are a JSON object with `better`, and `A`, `B` or `tie` alone, as in `Answer A` or `[[A]]`, or behind a
+    label, as in `Better: A`.
+
+    Args:
+        text: The whole reply.
+        judged: Both answers, which the reply may quote.
+
+    Raises:
+        VerdictError: The reply names none of the three, or more than that.
+
+    >>> [parse_preference(text) for text in ('{"better": "A"}', "B", "**Tie**", "Better: answer B.", "[[A]]")]
+    [1.0, 0.0, 0.5, 0.0, 1.0]
+    >>> parse_preference("A, or perhaps B")
+    Traceback (most recent call last):
+    hf_instruct.errors.VerdictError: The reply 'A, or perhaps B' is none of A, B and tie.
+    """
+    reply, value, _ = _find(text, _PREFERENCE, judged)
+    match = _match(_PREFERENCE.bare, _MARKUP.sub("", value).strip()) if isinstance(value, str) else None
+    if match is None:
+        raise VerdictError(f"The reply {_show(reply)} is none of A, B and tie.")
+    return {"a": 1.0, "b": 0.0, "tie": 0.5}[match["value"].lower()]
+
+
+def _find(text: str, form: _Form, judged: str) -> _Found:
+    """Return the value in a reply, by the rule above.
+
+    Raises:
+        VerdictError: There is none, or more than one.
+    """
+    reply = _unfence(text)
+    spans = _find_objects(reply)
+    # A tag within a JSON string is that string's: such a reply holds no thinking.
+    if not spans or spans[0].fields is None or spans[0][:2] != (0, len(reply)):
+        reply = _unfence(_cut_thinking(reply))
+        spans = _find_objects(reply)
+    if not reply:
+        raise VerdictError("The reply is empty.")
+    if own := _choose_object(reply, spans, form.key, judged):
+        reasons = own.get("reasons")
+        return _Found(reply, own[form.key], reasons if isinstance(reasons, str) and reasons.strip() else None)
+    return _find_text(reply, spans, form, judged)
+
+
+def _unfence(text: str) -> str:
+    """Return a text without blanks around it and without the fence of a code block that it stands in."""
+    text = text.strip()
+    fenced = _FENCE.fullmatch(text)
+    return fenced[1].strip() if fenced else text
+
+
+def _cut_thinking(text: str) -> str:
+    ends = [match.end() for match in _THINKING_END.finditer(text)]
+    rest = text[ends[-1] :] if ends else text
+    if _THINKING_START.search(rest) or (ends and not rest.strip()):
+        raise VerdictError(f"The reply {_show(text)} ends before its thinking does.")
+    return rest
+
+
+def _find_objects(text: str) -> list[_Span]:
+    """Return the outermost objects in a text; what stands within one, whether that is JSON or not, is part of it."""
+    spans: list[_Span] = []
+    position = 0
+    while match := _OBJECT_START.search(text, position):
+        start = match.start()
+        fields: dict[str, Any] | None = None
+        try:
+            pairs, position = _DECODER.raw_decode(text, start)
+        # ValueError is also raised for a number of more than 4,300 digits.
+        except (ValueError, RecursionError):
+            position = _find_closing_brace(text, start)
+        else:
+            fields = {name.strip().lower(): value for name, value in pairs}
+            if len(fields) < len(pairs):
+                fields = None
+        spans.append(_Span(start, position, fields))
+    return spans
+
+
+def _find_closing_brace(text: str, start: int) -> int:
+    """Return the index behind the brace that closes the one at `start`, or the text's length."""
+    depth = 0
+    for match in re.compile(r"[{}]").finditer(text, start):
+        depth += 1 if match[0] == "{" else -1
+        if depth == 0:
+            return match.end()
+    return len(text)
+
+
+def _choose_object(reply: str, spans: list[_Span], key: str, judged: str) -> dict[str, Any] | None:
+    """Return the object that holds the verdict, or None."""
+    keyed = [span for span in spans if span.fields and key in span.fields]
+    shown = "".join(judged.split())
+    own = [span for span in keyed if "".join(reply[span.start : span.end].split()) not in shown]
+    own = own or [span for span in keyed if span[:2] == (0, len(reply))]
+    return own[-1].fields if own else None
+
+
+def _find_text(reply: str, spans: list[_Span], form: _Form, judged: str) -> _Found:
+    """Return the value in a reply without a JSON object that holds it."""
+    starts = [0, *(span.end for span in spans)]
+    ends = [*(span.start for span in spans), len(reply)]
+    plain = _to_plain(" ".join(reply[start:end] for start, end in zip(starts, ends, strict=True)))
+    if bare := _match(form.bare, plain):
+        return _Found(reply, bare["value"], None)
+    labelled = _read_labels(plain, form)
+    given = sorted(labelled - _read_labels(_to_plain(judged), form))
+    if len(given) == 1 and (match := _match(form.value, given[0])):
+        reasons = re.sub(form.label, " ", plain, flags=re.IGNORECASE)
+        reasons = re.sub(r"^\s*reasons?\s*:\s*", "", reasons, flags=re.IGNORECASE).strip()
+        return _Found(reply, match["value"], reasons or None)
+    fault = form.missing(plain)
+    if labelled and not given:
+        fault = "only repeats what it judges"
+    elif reply.startswith("{") and spans:
+        fault = "begins like JSON and is not JSON" if spans[0].fields is None else f"is JSON without `{form.key}`"
+    raise VerdictError(f"The reply {_show(reply)} {fault}.")
+
+
+def _to_plain(text: str) -> str:
+    return _MARKUP.sub("", text).strip()
+
+
+def _match(pattern: str, text: str) -> re.Match[str] | None:
+    return re.fullmatch(pattern, text, re.IGNORECASE)
+
+
+def _read_labels(plain: str, form: _Form) -> set[str]:
+    """Return what stands behind each label: the value, or the rest of the line where that is none."""
+    rests = [match["value"].strip().lower() for match in re.finditer(form.label, plain, re.IGNORECASE)]
+    return {match["value"] if (match := _match(form.value, rest)) else rest for rest in rests}
+
+
+def _describe_numbers(plain: str) -> str:
+    amount = len(_NUMBER.findall(plain))
+    if amount > 1:
+        return "holds more than one number"
+    return "holds a number, but not as the score" if amount else "holds no number"
+
+
+def _to_integer(value: Any, reply: str) -> int:
+    if isinstance(value, str) and re.fullmatch(_WHOLE, value.strip()):
+        return int(value.partition(".")[0])
+    # NaN and infinity are no integers either, and neither is True, although Python counts it among them.
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1e9:
+        raise VerdictError(f"The reply {_show(reply)} gives a `score` that is not an integer.")
+    if value != int(value):
+        raise VerdictError(f"The reply {_show(reply)} gives {value}, which is not an integer.")
+    return int(value)
+
+
+def _show(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

@@ -1,0 +1,194 @@
+"""Turn a batch of prompts into responses: shared by the answer stage and by the samples shown while training."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a model generated for one prompt.
+
+    Attributes:
+        text: The response: no prompt, no special tokens, no white space around it.
+        stopped: Whether the model ended it itself, rather than running into `max_new_tokens`.
+        num_tokens: Generated tokens, the one that ends the response included.
+        token_ids: These tokens.
+    """
+
+    text: str
+    stopped: bool
+    num_tokens: int
+    token_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False, repr=False)
+
+
+def generate_completions(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    seeds: Sequence[int] | None = None,
+    **generation: Any,
+) -> list[Completion]:
+    """Return the completions of each prompt, generated as one batch: one each, or `num_return_sequences`, in order.
+
+    Greedy search goes through the loop of `decoding_loop` where that knows the model, all else through `generate()`.
+    Positions are counted from each prompt's first token, so in float32 a greedy answer is the same at every batch
+    size (GPT-2's positions are absolute: counted from the padding, a shorter prompt would read other embeddings).
+    Settings that may read the padding, such as `no_repeat_ngram_size`, get batches without any.
+
+    Args:
+        prompts: Token ids of each prompt, not empty.
+        end_id: The token that ends a response; the tokenizer's end-of-text, the model's own ends and those given as
+            `eos_token_id` end it too.
+        max_new_tokens: Longest response, in tokens.
+        seeds: Of sampling, one a prompt: what is drawn for a prompt then depends on its seed alone and not on what else
+            is in the batch. Without them, PyTorch's own generator draws.
+        **generation: Any field of `GenerationConfig`. `penalty_alpha` with `top_k` is contrastive search.
+    """
+    import torch
+
+    from hf_instruct.generation.decoding_loop import decode_greedily, decodes_greedily
+
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
+    asked = _as_list(generation.pop("eos_token_id", None))
+    ends = find_ends(model, tokenizer, end_id) | {token for token in asked if token is not None}
+    generation = {"do_sample": False, "num_beams": 1, **generation}
+    with generating(model), torch.inference_mode():
+        if decodes_greedily(model, generation):
+            rows = decode_greedily(model, prompts, ends=ends, max_new_tokens=max_new_tokens, pad_id=pad_id)
+        else:
+            settings = {"pad_token_id": pad_id, "eos_token_id": sorted(ends), "max_new_tokens": max_new_tokens}
+            settings |= generation
+            rows = _generate_apart(model, prompts, settings, seeds)
+    return [_read_completion(tokenizer, row, ends) for row in rows]
+
+
+def find_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end_id: int | None = None) -> set[int]:
+    """Return the ids that end a response: this one if given, the tokenizer's end-of-text and the model's own ends."""
+    own = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return {token for token in (end_id, tokenizer.eos_token_id, *_as_list(own)) if token is not None}
+
+
+def _generate_apart(
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settings: dict[str, Any], seeds: Sequence[int] | None
+) -> list[list[int]]:
+    """Return the new tokens of each prompt, generated in as many batches as it takes to be independent of the others.
+
+    That is one batch as a rule; one for each length of prompts, without any padding, where a setting may read the
+    padding; and one for each prompt where the method is not Transformers' own.
+    """
+    from hf_instruct.generation.decoding_loop import reads_padding
+
+    by_length = reads_padding(model, settings)
+    batches: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        batches.setdefault(index if own_methods(settings) else len(prompt) if by_length else 0, []).append(index)
+    rows: dict[int, list[list[int]]] = {}
+    for indices in batches.values():
+        with _seeded_draws(seeds and [seeds[index] for index in indices]):
+            new = _generate(model, [prompts[index] for index in indices], settings)
+        each = len(new) // len(indices)
+        rows |= {index: new[each * place :][:each] for place, index in enumerate(indices)}
+    return [row for index in range(len(prompts)) for row in rows[index]]
+
+
+def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settings: dict[str, Any]) -> list[list[int]]:
+    """Return the new tokens of each prompt by the model's own `generate()`, as one left-padded batch."""
+    import torch
+
+    width, pad_id = max(len(prompt) for prompt in prompts), settings["pad_token_id"]
+    rows = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    attention_mask = torch.tensor(masks, device=model.device)  # [batch, width]
+    sequences = model.generate(  # type: ignore[operator]  # seen as a buffer
+        # [batch, width + new]
+        input_ids=torch.tensor(rows, device=model.device),
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+        **settings,
+        **own_methods(settings),
+    )
+    new: list[list[int]] = sequences[:, width:].tolist()
+    return new
+
+
+def own_methods(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `generate()` has to be given besides these settings: a method that Transformers no longer has."""
+    alpha, top_k = settings.get("penalty_alpha"), settings.get("top_k")
+    is_one_path = not settings.get("do_sample") and settings.get("num_beams", 1) in (1, None)
+    if not (is_one_path and alpha and top_k and alpha > 0 and top_k > 1):
+        return {}
+    from hf_instruct.generation.decoding_contrastive import search_contrastively
+
+    return {"custom_generate": search_contrastively}
+
+
+@contextmanager
+def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
+    """Draw the tokens of each prompt with a generator of its own, seeded; `generate()` has one for the whole batch."""
+    if seeds is None:
+        yield
+        return
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    generators: dict[int, torch.Generator] = {}
+
+    class Draws(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is not torch.multinomial:
+                return func(*args, **(kwargs or {}))
+            return draw(*args, **(kwargs or {}))
+
+    def draw(probabilities: torch.Tensor, num_samples: int, **options: Any) -> torch.Tensor:
+        rows = []  # [batch, vocabulary], or more rows where each prompt gets several responses
+        for index, row in enumerate(probabilities):
+            if index not in generators:
+                prompt, number = divmod(index, max(1, len(probabilities) // len(seeds)))
+                generators[index] = torch.Generator(row.device).manual_seed(_mix(seeds[prompt], number))
+            rows.append(torch.multinomial(row, num_samples, **{**options, "generator": generators[index]}))
+        return torch.stack(rows)
+
+    with Draws():
+        yield
+
+
+def _mix(seed: int, number: int) -> int:
+    """Return the seed of a prompt's response of this number; the first has the prompt's own."""
+    return (seed + number * 0x9E3779B97F4A7C15) % 2**63
+
+
+def _as_list(ids: int | list[int] | None) -> list[int | None]:
+    return list(ids) if isinstance(ids, list) else [ids]
+
+
+def _read_completion(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: set[int]) -> Completion:
+    # Rows that finish early are filled with the pad token, which may be an end token too: the first one counts.
+    stop = next((index for index, token in enumerate(ids) if token in ends), None)
+    kept = ids if stop is None else ids[:stop]
+    num_tokens = len(ids) if stop is None else stop + 1
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Completion(
+        str(text).strip(), stopped=stop is not None, num_tokens=num_tokens, token_ids=tuple(ids[:num_tokens])
+    )
+
+
+@contextmanager
+def generating(model: "nn.Module") -> "Iterator[None]":
+    """Put the model into evaluation mode, and back into what it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

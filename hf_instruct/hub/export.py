@@ -1,0 +1,100 @@
+"""Export a run's model: merged weights, a GGUF file, or a folder for Ollama; checked before it is called done."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from hf_instruct.errors import PublishError
+from hf_instruct.hub.fidelity import Fidelity
+from hf_instruct.hub.gguf_check import check_gguf
+from hf_instruct.hub.gguf_file import (
+    check_architecture,
+    check_gguf_package,
+    estimate_gguf_bytes,
+    name_pre_tokenizer,
+    read_tokenizer,
+    write_gguf,
+)
+from hf_instruct.hub.merging import RunModel, check_links, load_run_model, save_run_model
+from hf_instruct.hub.ollama_model import Modelfile, build_modelfile
+from hf_instruct.hub.outputs import building, check_space, check_target
+from hf_instruct.hub.templates import check_go_template, shape_prompt
+from hf_instruct.models import context_length
+from hf_instruct.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+MODELFILE = "Modelfile"
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What was exported.
+
+    Attributes:
+        path: The file or folder.
+        merged: Whether an adapter was merged into its base model.
+        check: How near what was written is to the run's model.
+        weights: The GGUF file, where there is one.
+        modelfile: For Ollama.
+    """
+
+    path: Path
+    merged: bool
+    check: Fidelity
+    weights: Path | None = None
+    modelfile: Modelfile | None = None
+
+
+def export_run(
+    run: RunFolder, kind: str, *, out: Path | None = None, tensor_type: str = "Q8_0", force: bool = False
+) -> Export:
+    """Export a run's tuned model, and check what was written; what fails the check is deleted.
+
+    Args:
+        run: The run.
+        kind: `merged`, `gguf` or `ollama`.
+        out: The folder, or for `gguf` the file, to write; in the run's `export/` by default.
+        tensor_type: How a GGUF stores matrices: `F32`, `F16` or `Q8_0`.
+        force: Replace what is there.
+
+    Raises:
+        InstructError: The run or its model is missing, the format cannot hold it, the place is taken or full, or the
+            what was written differs from the run's model by more than its type explains.
+    """
+    name = f"{run.path.resolve().name}-{tensor_type}.gguf" if kind == "gguf" else kind
+    target = out or run.path / "export" / name
+    if kind == "gguf" and target.suffix != ".gguf":
+        raise PublishError(f"`--out {target}` is no name for a GGUF file; it ends in `.gguf`.")
+    check_target(target, force=force)
+    check_links(run)
+    if kind != "merged":
+        check_gguf_package()
+    source = load_run_model(run)
+    size = source.model.num_parameters()
+    if kind == "merged":
+        check_space(target, size * 4 + 10_000_000)
+        with building(target) as part:
+            check = save_run_model(source, part)
+        return Export(target, source.merged, check)
+    check_architecture(source.model.config)
+    name_pre_tokenizer(read_tokenizer(source.tokenizer))
+    modelfile = _build_modelfile(source) if kind == "ollama" else None
+    check_space(target, estimate_gguf_bytes(size, tensor_type))
+    weights = target if modelfile is None else target / f"model-{tensor_type}.gguf"
+    with building(target) as part:
+        file = part if modelfile is None else part / weights.name
+        file.parent.mkdir(exist_ok=True)
+        logger.info("Writing %s", weights)
+        write_gguf(source, file, tensor_type=tensor_type)
+        logger.info("Reading it back and comparing it with the run's model")
+        check = check_gguf(file, source, tensor_type=tensor_type)
+        if modelfile is not None:
+            (part / MODELFILE).write_text(modelfile.format(weights.name), encoding="utf-8", newline="\n")
+    return Export(target, source.merged, check, weights, modelfile)
+
+
+def _build_modelfile(source: RunModel) -> Modelfile:
+    shape = shape_prompt(source.prompt_format, source.tokenizer)
+    check_go_template(shape, source.prompt_format, source.tokenizer)
+    return build_modelfile(shape, context=context_length(source.model))

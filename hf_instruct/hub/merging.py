@@ -1,0 +1,304 @@
+"""A run's model as one whole: the adapter merged into its base model, and saved for any other program."""
+
+import dataclasses
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.errors import PublishError
+from hf_instruct.hub.fidelity import (
+    Fidelity,
+    Reference,
+    check_fidelity,
+    collect_prompts,
+    compare_models,
+    take_reference,
+)
+from hf_instruct.hub.templates import build_chat_template, shape_prompt
+from hf_instruct.manifests import check_model
+from hf_instruct.models import configure_stop, context_length, load_model, load_tokenizer, no_shard_bars
+from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.records import read_json_object, write_json
+from hf_instruct.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Of what a run's `model` folder holds, these are the model; `training_args.bin`, which holds paths, is not among them.
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunModel:
+    """What a run has trained, ready to leave it.
+
+    Attributes:
+        model: The tuned model in float32, in evaluation mode; an adapter is merged into its base model.
+        tokenizer: Its tokenizer, whose chat template writes the prompts the model was trained on.
+        prompt_format: The format of these prompts.
+        name: What to call it: the run folder's name.
+        merged: Whether there was an adapter.
+        reference: What it computes with the adapter and its base model side by side; what is written is compared with
+            this.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    prompt_format: PromptFormat
+    name: str
+    merged: bool
+    reference: Reference
+
+
+def check_run(run: RunFolder) -> None:
+    """Refuse a run that has no model yet, or one whose weights, or whose base model's, have changed.
+
+    Raises:
+        RunError: The folder does not exist or holds no run, or its model is damaged.
+        PublishError: Nothing has been trained in it.
+    """
+    run.load_experiment()
+    if not run.has_adapter and not (run.model / "config.json").is_file():
+        raise PublishError(
+            f"`{run.path}` has no tuned model yet (no `{run.model.name}/`). Train it first: "
+            f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
+        )
+    check_model(run.model, full=True)
+
+
+def check_links(run: RunFolder) -> None:
+    """Refuse links out of a run folder: in somebody else's, they may lead to private files of this machine.
+
+    Args:
+        run: What of it is published or exported is looked at; weights and data of training may lie on another disk.
+
+    Raises:
+        PublishError: There is one; or below the model a link to a folder, which may hold some.
+    """
+    home = os.path.realpath(run.path)
+    for path in (run.config, run.prompt, run.loss_plot, run.model, *run.model.rglob("*")):
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and (not target.is_relative_to(home) or (target.is_dir() and path != run.model)):
+            raise PublishError(
+                f"`{path}` is a link to `{path.readlink()}`, which may be or hold a private file from outside of the "
+                "run folder: to publish it, put a copy in place of the link."
+            )
+
+
+def name_run(run: RunFolder) -> str:
+    """Return what servers may call a run's model: its folder's name, in letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", run.path.resolve().name).strip("-.") or "model"
+
+
+def load_run_model(run: RunFolder) -> RunModel:
+    """Return a run's tuned model, with its adapter merged where it has one.
+
+    Raises:
+        RunError: The folder does not exist or holds no run.
+        PublishError: Nothing has been trained in it, the weights are not finite numbers, or the merged model computes
+            something else than adapter and base model side by side.
+        ModelLoadError: The model, or the base model of the adapter, cannot be loaded.
+    """
+    check_run(run)
+    experiment = run.load_experiment()
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
+    model, tokenizer = load_model(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+    end_id = prompt_format.end_token_id(tokenizer)
+    prompts = collect_prompts(run, tokenizer, prompt_format, limit=context_length(model))
+    reference = take_reference(model, tokenizer, prompts, end_id=end_id)
+    if run.has_adapter:
+        model = merge_adapter(model, reference)
+    configure_stop(model, tokenizer, end_id)
+    # Training switches it off; without it every other program would compute each answer in quadratic time.
+    model.config.use_cache = True
+    use_training_prompt(tokenizer, prompt_format)
+    name = run.path.resolve().name
+    return RunModel(model, tokenizer, prompt_format, name, run.has_adapter, reference)
+
+
+def merge_adapter(model: Any, reference: Reference) -> "PreTrainedModel":
+    """Return the base model of a PEFT model with the adapter added to its weights; GPT-2's transposed ones as well.
+
+    Input and output embedding are untied first: PEFT would add what an adapter learned for either to both.
+
+    Args:
+        model: A PEFT model; of no use afterwards.
+        reference: What it computes.
+
+    Raises:
+        PublishError: The adapter holds numbers that are not finite, or the merged model computes something else.
+    """
+    with model.disable_adapter():
+        if compare_models(model, reference).logit_error == 0:
+            logger.warning("The adapter changes nothing: the merged model is its base model.")
+    _untie(model.get_base_model())
+    try:
+        with warnings.catch_warnings():
+            # That an adapter of a tied layer may be merged wrongly, and that the layers are no longer tied.
+            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings|Input and output embeddings are")
+            whole: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise PublishError(f"The adapter cannot be merged into its base model: {error}") from error
+    whole.eval()
+    _tie_again(whole)
+    check_fidelity(whole, reference, "The merged model")
+    return whole
+
+
+def _untie(model: "PreTrainedModel") -> None:
+    """Give every layer weights of its own."""
+    from torch import nn
+
+    known = set()
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in known:
+                setattr(module, name, nn.Parameter(parameter.detach().clone()))
+            known.add(parameter)
+
+
+def _tie_again(model: "PreTrainedModel") -> None:
+    """Tie the output embedding to the input embedding where both are equal, as they are if neither was adapted."""
+    import torch
+
+    # Typed as if a layer's weight could be a layer.
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    if head is not None and torch.equal(embedding.weight, head.weight):
+        head.weight = embedding.weight
+        model.config.tie_word_embeddings = True
+
+
+def use_training_prompt(
+    tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, *, required: bool = False
+) -> None:
+    """Give a tokenizer the chat template that writes a model's training prompt.
+
+    A model tuned on `alpaca` is asked in alpaca's words by every program that goes through chat templates, whether its
+    base model had none (GPT-2) or one that the tuning did not use. Where no chat
+    template can write the prompt, the tokenizer has none afterwards: the base model's would write another prompt than
+    the one trained on.
+
+    Args:
+        tokenizer: Changed in place.
+        prompt_format: The format of the prompts that the model was trained on.
+        required: Whether the model is of no use without.
+
+    Raises:
+        PublishError: It is required, and the prompt format cannot be written as a chat template.
+    """
+    if prompt_format.name == CHAT:
+        tokenizer.chat_template = settle_format(prompt_format, tokenizer, for_training=False).template
+        return
+    try:
+        tokenizer.chat_template = build_chat_template(shape_prompt(prompt_format, tokenizer))
+    except PublishError:
+        if required:
+            raise
+        logger.warning(
+            "The prompt format `%s` cannot be written as a chat template, so the tokenizer is without one; whoever "
+            "asks the model writes the prompt.",
+            prompt_format.name,
+        )
+        tokenizer.chat_template = None
+
+
+def save_run_model(source: RunModel, folder: Path) -> Fidelity:
+    """Write weights, configs and tokenizer into a folder that `from_pretrained` takes, and read the model back.
+
+    Returns:
+        How near what was written is to the run's own model.
+
+    Raises:
+        PublishError: It computes something else.
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with no_shard_bars():
+        source.model.save_pretrained(folder)
+    source.tokenizer.save_pretrained(folder)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        # Weights are written for their owner alone, and a server may run as somebody else.
+        path.chmod(0o644)
+    with no_shard_bars():
+        # Its weights stay in the file until they are needed: there are not two models in memory.
+        written = type(source.model).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    return check_fidelity(written.eval(), source.reference, "The model that was written")
+
+
+def write_whole_model(run: RunFolder, folder: Path, *, link: bool = False) -> "PreTrainedTokenizerBase":
+    """Write a run's model as `save_run_model` does, without loading it where there is nothing to merge.
+
+    Args:
+        run: A run with a tuned model.
+        folder: Made where it is missing.
+        link: Link to weights instead of copying them, where that can be done.
+
+    Returns:
+        The tokenizer, as it was written.
+
+    Raises:
+        InstructError: As `load_run_model`.
+        OSError: The folder cannot be written.
+    """
+    if run.has_adapter:
+        source = load_run_model(run)
+        save_run_model(source, folder)
+        return source.tokenizer
+    copy_files(run.model, folder, _MODEL_FILES, link=link)
+    # Training switches it off; without it every other program would compute each answer in quadratic time.
+    change_json(folder / "config.json", use_cache=True)
+    return write_tokenizer(run, folder)
+
+
+def copy_files(source: Path, folder: Path, patterns: Sequence[str], *, link: bool) -> None:
+    """Copy the files that match; with `link`, link to weights instead where the disk knows links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(path for pattern in patterns for path in source.glob(pattern) if path.is_file()):
+        if link and path.suffix == ".safetensors":
+            try:
+                (folder / path.name).symlink_to(path.resolve())
+            except OSError:
+                # Windows allows links to some users only.
+                logger.debug("%s is copied, not linked", path.name)
+            else:
+                continue
+        shutil.copyfile(path, folder / path.name)
+
+
+def write_tokenizer(run: RunFolder, folder: Path) -> "PreTrainedTokenizerBase":
+    """Write a run's tokenizer with the training prompt, and into the generation config the tokens that end an answer.
+
+    `generate()` then stops in any program. Ends that the config names already stay.
+    """
+    from transformers import GenerationConfig
+
+    experiment = run.load_experiment()
+    prompt_format = run.load_prompt_format(experiment.data.prompt_format)
+    tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+    use_training_prompt(tokenizer, prompt_format)
+    tokenizer.save_pretrained(folder)
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        GenerationConfig().save_pretrained(folder)
+    known = read_json_object(path).get("eos_token_id")
+    named = known if isinstance(known, list) else [known]
+    ends = dict.fromkeys([prompt_format.end_token_id(tokenizer), *named, tokenizer.eos_token_id])
+    unique = [end for end in ends if end is not None]
+    change_json(path, eos_token_id=unique if len(unique) > 1 else unique[0], pad_token_id=tokenizer.pad_token_id)
+    return tokenizer
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Set values of a JSON object in a file."""
+    write_json(path, {**read_json_object(path), **changes})

@@ -1,0 +1,280 @@
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import scipy.stats
+import sklearn.metrics
+
+from hf_instruct import measure_agreement
+from hf_instruct.errors import DataError
+from hf_instruct.evaluation.agreement import compare_verdicts, compute_kappa
+from hf_instruct.evaluation.verdict_files import load_verdicts
+from hf_instruct.records import Judgment, Preference, Response, write_rows
+
+# The scores that GPT-4 and Llama 3 8B gave to the same 100 answers, and the course's correlations of them.
+# Source: https://github.com/rasbt/LLMs-from-scratch at 28c65cd, ch07/03_model-evaluation/scores/
+GPT4 = json.loads(
+    "[0,50,20,100,0,100,0,100,100,100,55,0,100,100,100,100,100,0,98,100,100,0,100,100,100,100,100,100,0,100,100,0,100,"
+    "100,85,100,0,0,100,100,100,100,100,100,0,100,100,95,20,50,85,100,100,100,100,55,100,100,100,0,100,98,100,100,100,0,"
+    "85,100,100,98,100,100,100,0,100,100,100,100,0,100,0,100,100,0,0,100,50,100,100,10,100,100,100,100,0,100,100,25,100,"
+    "30]"
+)
+LLAMA3 = json.loads(
+    "[20,92,85,90,20,90,22,97,60,96,20,20,98,95,90,98,95,20,98,98,92,20,96,96,100,98,98,95,20,95,98,20,85,95,80,97,40,21,"
+    "100,85,95,98,92,98,69,98,80,60,60,20,80,68,80,96,96,68,80,95,80,20,95,98,80,98,94,20,40,98,100,85,98,90,95,85,95,80,"
+    "98,98,25,98,40,92,95,82,87,98,80,90,95,4,90,90,80,98,20,98,98,40,92,98]"
+)
+COURSE = {"pearson": 0.80489, "spearman": 0.698406, "kendall": 0.57292}
+
+
+def judgment(identifier: str, score: int | None, model: str = "m", rubric: str = "course") -> Judgment:
+    judge = {"backend": "local", "model": model}
+    return Judgment(identifier, score, [], judge, rubric, "0" * 64, 0.0, None if score is not None else "no number")
+
+
+def preference(identifier: str, score: float | None, **values: Any) -> Preference:
+    fields: dict[str, Any] = {"first": "runs/a", "second": "runs/b", "judge": {"backend": "person", "model": "Ann"}}
+    fields |= {"rubric": "vote", "orders": [], "replies": [], "first_length": 1, "second_length": 1}
+    return Preference(id=identifier, score=score, **(fields | values))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def votes(scores: Sequence[float | None], **values: Any) -> list[Preference]:
+    return [preference(str(number), score, **values) for number, score in enumerate(scores)]
+
+
+def test_the_course_s_correlations_from_its_own_files(tmp_path: Path) -> None:
+    first = write(tmp_path / "gpt4.json", json.dumps(GPT4))
+    second = write(tmp_path / "llama3.json", json.dumps(LLAMA3, indent=4))
+    agreement = measure_agreement(first, second)
+    assert agreement.n == 100
+    assert agreement.joined_by == "order"
+    for name, value in COURSE.items():
+        estimate = agreement.estimates[name]
+        assert estimate.value == pytest.approx(value, abs=5e-6), name
+        assert estimate.interval is not None
+        assert estimate.interval.low < value - 0.05
+        assert estimate.interval.high > value + 0.05
+    assert agreement.estimates["mean_difference"].value == pytest.approx(numpy.mean(LLAMA3) - numpy.mean(GPT4))
+    assert agreement.estimates["within_10"].value == 0.58
+    assert agreement.notices == ()
+
+
+def test_correlations_are_those_of_scipy_with_and_without_ties() -> None:
+    generator = numpy.random.default_rng(1)
+    for a, b in (
+        (generator.normal(size=60), generator.normal(size=60)),
+        (generator.integers(4, size=60), generator.integers(3, size=60)),
+    ):
+        estimates = measure_agreement(list(a), list(b)).estimates
+        assert estimates["pearson"].value == pytest.approx(scipy.stats.pearsonr(a, b).statistic)
+        assert estimates["spearman"].value == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+        assert estimates["kendall"].value == pytest.approx(scipy.stats.kendalltau(a, b).statistic)
+
+
+def test_intervals_of_many_examples_take_seconds() -> None:
+    generator = numpy.random.default_rng(2)
+    a = generator.integers(101, size=1100)
+    b = (a + generator.integers(30, size=1100)).clip(0, 100)
+    start = time.perf_counter()
+    kendall = measure_agreement(list(a), list(b)).estimates["kendall"]
+    assert time.perf_counter() - start < 60  # not a measurement: the machine may be busy
+    assert kendall.value is not None
+    assert kendall.interval is not None
+    assert kendall.interval.low < kendall.value < kendall.interval.high < kendall.interval.low + 0.06
+
+
+def test_a_judge_agrees_with_itself_and_not_with_its_opposite() -> None:
+    same = measure_agreement(GPT4, GPT4).estimates
+    assert same["pearson"] == (1.0, (1.0, 1.0))
+    assert same["kendall"].value == pytest.approx(1)
+    assert same["mean_absolute_difference"] == (0.0, (0.0, 0.0))
+    opposite = measure_agreement(GPT4, [100 - score for score in GPT4]).estimates
+    assert [opposite[name].value for name in COURSE] == pytest.approx([-1, -1, -1])
+
+
+def test_ids_join_in_any_order_and_failures_are_counted(tmp_path: Path) -> None:
+    rows = [judgment("a", 10), judgment("b", 50), judgment("c", None), judgment("d", 90)]
+    write_rows(tmp_path / "judgments.jsonl", rows)
+    other = write(tmp_path / "people.csv", "id,score,name\nd,95\nb,40\na,20\nz,1\n")
+    agreement = measure_agreement(tmp_path, other)
+    assert agreement.n == 3
+    assert agreement.joined_by == "id"
+    assert agreement.first == (str(tmp_path), "m (local, rubric course)", 4, 1, 1, 50.0)
+    assert agreement.second == (str(other), "", 4, 0, 1, pytest.approx(155 / 3))
+    assert agreement.estimates["mean_difference"].value == pytest.approx(5 / 3)
+    assert measure_agreement(rows, {"d": 95, "b": 40, "a": 20}).estimates == agreement.estimates
+
+
+def test_several_scores_of_one_example_become_their_mean() -> None:
+    rows = [judgment("a", 10), judgment("a", 20), judgment("b", None), judgment("b", 40), judgment("c", 1)]
+    agreement = measure_agreement(rows, {"a": 15, "b": 40, "c": 1})
+    assert agreement.estimates["mean_absolute_difference"].value == 0
+    assert agreement.notices[0] == "A: several scores for 2 of 3 ids; their mean is used."
+
+
+def test_verdicts_on_other_answers_are_called_that(tmp_path: Path) -> None:
+    for name, answer in (("x", "yes"), ("y", "no")):
+        write_rows(tmp_path / name / "judgments.jsonl", [judgment(i, int(i)) for i in "123"])
+        answers = [Response(i, "Is it?", "", "yes", "yes" if i == "1" else answer) for i in "123"]
+        write_rows(tmp_path / name / "responses.jsonl", answers)
+    notices = measure_agreement(tmp_path / "x", tmp_path / "y").notices
+    assert notices[0] == (
+        "The answers differ in 2 of 3 examples: these are verdicts on other answers, not two opinions on the same ones."
+    )
+    assert not any("answers differ" in notice for notice in measure_agreement(tmp_path / "x", tmp_path / "x").notices)
+
+
+def test_constant_scores_have_no_correlation_and_no_nan() -> None:
+    # A mean of 0.1 ten times over is not exactly 0.1.
+    agreement = measure_agreement([0.1] * 10, range(10))
+    assert [agreement.estimates[name] for name in COURSE] == [(None, None)] * 3
+    assert agreement.estimates["mean_difference"].value == pytest.approx(4.4)
+    assert "A gives 0.1 to every example, so no correlation is defined." in agreement.notices
+    assert "Pearson                            not defined\n" in str(agreement)
+    assert "NaN" not in json.dumps(agreement.to_dict())
+
+
+def test_two_scales_are_pointed_out() -> None:
+    notices = measure_agreement([1, 5, 3] * 10, [20, 100, 60] * 10).notices
+    assert notices == (
+        "A goes up to 5 and B to 100: on two scales, the differences and the share within 10 points mean nothing.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([1, 2, 3], [1, 2], "`A` has 3 scores and `B` 2, without ids to join them by"),
+        ([1, 2, 3], {"a": 1, "b": 2, "c": 3}, "`B` has ids and `A` has none"),
+        ({"a": 1, "b": 2}, {"c": 1, "d": 2}, "`A` and `B` have no id in common (the first are `a` and `c`)"),
+        ([1, float("nan"), 3], [1, 2, 3], "value 2 is nan, not a number"),
+        ([1, "x", True], [1, 2, 3], "value 3 is True, not a number"),
+        ([], [], "`A` holds no scores"),
+        ([1], [2], "share 1 examples, 1 of them with a verdict on both sides; agreement takes at least 2"),
+        ([1, None, 2], [None, 1, 3], "share 3 examples, 1 of them with a verdict"),
+        ([1, 2], votes([1, 0]), "`A` holds scores and `B` preferences"),
+        (3, [1], "A is 3; give a path, numbers, a mapping of ids to numbers, or rows."),
+        ([{"id": "a", "score": 1}, {"score": 1}], [1, 2], "1 of 2 rows have an `id`; give all of them one, or none"),
+        ([{"points": 1}], [1], "row 1 has no `score`; it has `points`"),
+        (
+            votes([1, 0]),
+            votes([1, 0], second="runs/c"),
+            "`A` compares `runs/a` with `runs/b`, `B` `runs/a` with `r",
+        ),
+    ],
+)
+def test_what_cannot_be_compared(first: Any, second: Any, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        measure_agreement(first, second)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("empty.json", "", "is empty; allowed are a run folder"),
+        ("scores.json", '{"mean": 3, "rubric": "course"}', "`rubric` is 'course', not a number"),
+        ("one.json", "5", "holds one int; allowed are"),
+        ("cut.json", "[1, 2", "is not JSON (EOF"),
+        ("nan.json", "[1, NaN]", "is not JSON (expected value at column 5)"),
+        ("inf.jsonl", '{"id": "a", "score": 1e999}\n', "row 1 is inf, not a number; a failure is `null`"),
+        ("bad.jsonl", '{"id": "a", "score": 1}\nwhat\n', "line 2 is not JSON"),
+        ("names.csv", "name,points\na,1\n", "row 1 has no `score`; it has `name`, `points`"),
+        ("bad.csv", "id,score\na,good\n", "row 1 is 'good', not a number"),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_verdicts(write(tmp_path / name, text))
+    assert message in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_folders_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is a folder without `judgments.jsonl`; judge the run first") as caught:
+        load_verdicts(tmp_path)
+    assert "It has" not in str(caught.value)
+    (tmp_path / "votes.base.jsonl").touch()
+    with pytest.raises(DataError, match=r"It has `votes\.base\.jsonl`\."):
+        load_verdicts(tmp_path)
+    with pytest.raises(DataError, match=r"`nothing\.json` does not exist"):
+        load_verdicts(Path("nothing.json"))
+    (tmp_path / "picture.json").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"is not UTF-8 text \(byte 0\)"):
+        load_verdicts(tmp_path / "picture.json")
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "judgments.x.jsonl", '{"id": "a", "score": 1}\n{"id": "b", "score": 2}\n{"id": "c", "sc')
+    assert load_verdicts(path).values == {"a": 1.0, "b": 2.0}
+
+
+def test_kappa_is_that_of_scikit_learn() -> None:
+    generator = numpy.random.default_rng(4)
+    a = generator.choice([0, 0.5, 1], size=80)
+    b = numpy.where(generator.random(80) < 0.6, a, generator.choice([0, 0.5, 1], size=80))
+    agreement = measure_agreement(votes(list(a)), votes(list(b)))
+    kappa = agreement.estimates["kappa"]
+    assert kappa.value == pytest.approx(sklearn.metrics.cohen_kappa_score((2 * a).astype(int), (2 * b).astype(int)))
+    assert kappa.interval is not None
+    assert kappa.interval.low < kappa.value < kappa.interval.high
+    assert agreement.estimates["agreement"].value == pytest.approx((a == b).mean())
+    table = sklearn.metrics.confusion_matrix((2 * a).astype(int), (2 * b).astype(int))
+    assert agreement.counts == tuple(map(tuple, table.tolist()))
+
+
+def test_kappa_by_hand() -> None:
+    # 4 of 6 alike. A says loss, tie, win 3, 1 and 2 times, B 1, 2 and 3 times: 3 + 2 + 6 = 11 of 36 by chance.
+    agreement = measure_agreement(votes([1, 1, 0.5, 0, 0, 0]), votes([1, 1, 0.5, 0, 0.5, 1]))
+    assert agreement.counts == ((1, 1, 1), (0, 1, 0), (0, 0, 2))
+    assert agreement.estimates["kappa"].value == pytest.approx((24 - 11) / (36 - 11))
+    assert "               B loss    B tie    B win\nA loss              1        1        1\n" in str(agreement)
+
+
+def test_kappa_is_not_defined_where_both_say_one_thing() -> None:
+    assert numpy.isnan(compute_kappa([[5, 0], [0, 0]]))
+    agreement = measure_agreement(votes([1, 1]), votes([1, 1]))
+    assert agreement.estimates["kappa"] == (None, None)
+    assert "Cohen's kappa                      not defined" in str(agreement)
+    assert "! Both say one and the same thing throughout, so kappa is not defined." in str(agreement)
+
+
+def test_the_other_way_round_is_turned() -> None:
+    turned = votes([0, 1, 0.5, None], first="runs/b/", second="./runs/a")
+    agreement = measure_agreement(votes([1, 0, 0.5, 1]), turned)
+    assert agreement.counts == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    assert "B names the two sets the other way round; its wins are counted as losses." in agreement.notices
+
+
+def test_several_voters_become_what_most_prefer_or_one_is_picked(tmp_path: Path) -> None:
+    rows = votes([1, 1, 0])
+    rows += votes([1, 0, 0], judge={"backend": "person", "model": "Ben"})
+    rows += votes([0, None, 0], judge={"backend": "person", "model": "Cas"})
+    equal = {"backend": "person", "model": "Ann", "options": {"equal_answers": True}}
+    write_rows(tmp_path / "votes.jsonl", [*rows, preference("e", 0.5, judge=equal)])
+    every = load_verdicts(tmp_path / "votes.jsonl")
+    assert list(every.values.values()) == [1, 0.5, 0]
+    assert every.judge == "Ann (person), Ben (person), Cas (person)"
+    assert [notice.partition(": ")[2] for notice in every.notices] == [
+        "several verdicts on 3 of 3 pairs; what most prefer is used.",
+        "1 pairs of equal answers, which nobody judged, are left out.",
+    ]
+    ann, ben = (load_verdicts(tmp_path / "votes.jsonl", voter=name) for name in ("Ann", "Ben"))
+    assert compare_verdicts(ann, ben).estimates["agreement"].value == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match="has votes of Ann, Ben, Cas"):
+        load_verdicts(tmp_path / "votes.jsonl", voter="Dan")
+    scores = write(tmp_path / "scores.json", "[1, 2]")
+    with pytest.raises(DataError, match="holds scores, not votes, so it has no voter `Ann`"):
+        load_verdicts(scores, voter="Ann")
+    write(tmp_path / "votes.jsonl", json.dumps({"id": "a", "first": "a", "second": "b"}) + "\n")
+    with pytest.raises(DataError, match="line 1 is not a Preference row"):
+        load_verdicts(tmp_path / "votes.jsonl")

@@ -1,0 +1,372 @@
+"""Runs side by side: joined example by example, refused where they cannot be compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_instruct
+from hf_instruct.cli.main import main
+from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.evaluation.comparison import compare_runs, compare_values
+from hf_instruct.evaluation.intervals import bootstrap_mean
+from hf_instruct.evaluation.runs import load_run
+from hf_instruct.evaluation.table import WIDTH, format_comparison
+from hf_instruct.plots import COLORS, draw_comparison_plot
+from hf_instruct.records import Judgment, Response, TrainingRow, write_json, write_rows
+from hf_instruct.run_folder import RunFolder
+
+JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
+
+
+def save_run(
+    path: Path,
+    scores: dict[str, int | None],
+    *,
+    judge: dict[str, Any] | None = None,
+    rubric_sha256: str = "abc",
+    categories: dict[str, str] | None = None,
+    **summary: Any,
+) -> Path:
+    """Write what a judged run leaves in its folder, and return the folder."""
+    judge = judge or JUDGE
+    run = RunFolder(path)
+    categories = categories or {}
+    write_rows(run.judgments, [Judgment(i, s, ["{}"], judge, "course", f"p{i}", 0.1) for i, s in scores.items()])
+    write_rows(run.responses, [Response(i, f"Task {i}.", "", "Done.", "A.", categories.get(i)) for i in scores])
+    write_json(run.scores, {"judge": judge, "rubric": {"name": "course", "sha256": rubric_sha256}, **summary})
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two runs: twelve examples in common, one scored in the first alone."""
+    low = {str(i): 20 + i for i in range(12)} | {"only": 90}
+    high = {str(i): 30 + 2 * i for i in range(12)} | {"only": None}
+    return [save_run(tmp_path / "low", low), save_run(tmp_path / "high", high)]
+
+
+def test_paired_difference_by_hand() -> None:
+    found = compare_values([10.0, 20.0, 30.0, 5.0], [10.0, 15.0, 20.0, 4.0])
+    assert found.mean == 4.0
+    assert (found.wins, found.ties, found.losses) == (3, 1, 0)
+    assert found.p_value == 0.25
+    assert found.interval == bootstrap_mean([0.0, 5.0, 10.0, 1.0])
+    assert found.is_shown
+    assert not compare_values([1.0, 0.0] * 10, [0.0, 1.0] * 10).is_shown
+    assert not compare_values([5.0], [1.0]).is_shown
+
+
+def test_runs_are_joined_by_id_and_sorted_by_mean(pair: list[Path]) -> None:
+    comparison = compare_runs(pair)
+    assert [row.name for row in comparison.rows] == [str(pair[1]), str(pair[0])]
+    assert (comparison.n, comparison.num_dropped, comparison.baseline) == (12, 1, str(pair[0]))
+    high, low = comparison.rows
+    assert (high.mean, low.mean) == (41.0, 25.5)
+    assert (high.n, high.failures, low.n) == (12, 1, 13)
+    assert (high.mean_failures_as_0, high.mean_failures_as_100) == (pytest.approx(492 / 13), pytest.approx(592 / 13))
+    assert low.difference is None
+    assert high.difference is not None
+    assert (high.difference.mean, high.difference.wins, high.difference.is_shown) == (15.5, 12, True)
+    assert high.interval == bootstrap_mean([30.0 + 2 * i for i in range(12)])
+
+
+def test_scores_are_looked_up_and_not_listed_again(pair: list[Path]) -> None:
+    """For each example anew, the work grew with the square of their number: 171 s for 20,000."""
+    run = load_run(pair[0])
+    assert run.known is run.known
+
+
+def test_order_of_rows_in_a_file_does_not_matter(tmp_path: Path, pair: list[Path]) -> None:
+    turned = {str(i): 30 + 2 * i for i in reversed(range(12))}
+    save_run(tmp_path / "turned", turned)
+    difference = compare_runs([pair[1], tmp_path / "turned"]).rows[1].difference
+    assert difference is not None
+    assert (difference.mean, difference.ties) == (0.0, 12)
+
+
+def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(compare_runs(["low", "high"])) == (
+        "judge llama3@365c0bd, rubric course@abc; 12 examples that all runs have a score for\n"
+        "\n"
+        "#  run   mean  95 % interval  difference   95 % interval    scored\n"
+        "1  high  41.0   37.2 to 44.8       +15.5  +13.6 to +17.4  12 of 13\n"
+        "2  low   25.5   23.6 to 27.4    baseline                  13 of 13\n"
+        "\n"
+        "high less low: +15.5 points, 95 % interval +13.6 to +17.4 (higher on 12, equal on 0, lower on 0 of\n"
+        "  12; sign test p < 0.001): higher.\n"
+        "\n"
+        "! 1 example was dropped, because only some of the runs have a score for it; means and differences\n"
+        "  are over the 12 left.\n"
+        "! 1 answer of high has no score: counted as 0 or as 100, its mean would be 37.8 or 45.5."
+    )
+
+
+def test_no_difference_is_said(tmp_path: Path) -> None:
+    scores = {str(i): 50 + i for i in range(12)}
+    moved = {name: score + (1 if int(name) % 2 else -1) for name, score in scores.items()}
+    text = str(compare_runs([save_run(tmp_path / "a", scores), save_run(tmp_path / "b", moved)]))
+    assert "sign test p 1.000): no difference shown." in " ".join(text.split())
+
+
+def test_baseline_is_the_first_or_the_one_named_and_is_added(pair: list[Path], tmp_path: Path) -> None:
+    third = save_run(tmp_path / "third", {str(i): 25 for i in range(12)})
+    assert compare_runs([*pair, third]).baseline == str(pair[0])
+    named = compare_runs([*pair, third], baseline=f"{third}/")
+    assert (named.baseline, len(named.rows)) == (str(third), 3)
+    added = compare_runs(pair, baseline=third)
+    assert (added.baseline, len(added.rows)) == (str(third), 3)
+    assert [row.difference is None for row in added.rows] == [False, False, True]
+    assert any("Each of the 2 intervals holds alone at 95 %" in note for note in added.notes)
+
+
+def test_base_side_and_validation_loss(tmp_path: Path) -> None:
+    run = RunFolder(save_run(tmp_path / "run", {"a": 60, "b": 70}))
+    save_run(run.base.path, {"a": 50, "b": 50})
+    run.config.write_text("experiment: {}\n")
+    log = [
+        TrainingRow(0, 0.0, 0, "evaluation", validation_loss=2.5),
+        TrainingRow(5, 1.0, 9, "train", loss=1.0),
+        TrainingRow(9, 1.0, 9, "evaluation", validation_loss=1.25),
+    ]
+    write_rows(run.training_log, log)
+    comparison = compare_runs([run.base.path, run.path])
+    assert [row.validation_loss for row in comparison.rows] == [1.25, 2.5]
+    assert str(comparison).splitlines()[2].endswith("validation loss")
+
+
+def test_categories(tmp_path: Path) -> None:
+    categories = {str(i): "units" if i < 10 else "grammar" for i in range(20)}
+    one = save_run(tmp_path / "one", {str(i): 50 for i in range(20)}, categories=categories)
+    two = save_run(tmp_path / "two", {str(i): 50 + (10 if i < 10 else 0) for i in range(20)}, categories=categories)
+    grammar, units = compare_runs([one, two]).categories
+    assert (grammar.name, grammar.n, grammar.means) == ("grammar", 10, [50.0, 50.0])
+    assert units.means == [60.0, 50.0]
+    lines = str(compare_runs([one, two])).splitlines()
+    assert "by category   n     1     2  1 less 2    95 % interval" in lines
+    assert "units        10  60.0  50.0     +10.0  +10.0 to +10.0*" in lines
+    assert "* the interval of the difference from 2 excludes 0" in lines
+    three = str(compare_runs([one, two, one])).splitlines()
+    assert "units        10  60.0*  50.0   50.0" in three
+
+
+def test_reference_metrics_of_both(tmp_path: Path) -> None:
+    runs = [save_run(tmp_path / name, {str(i): 50 for i in range(3)}) for name in ("one", "two")]
+    assert compare_runs(runs).metrics == []
+    for run, f1 in zip(runs, (0.25, 0.5), strict=True):
+        examples = {str(i): {"token_f1": f1, "perplexity": 2.0} for i in range(2)} | {"2": {"token_f1": 10**400}}
+        write_json(RunFolder(run).metrics, {"metrics": {}, "examples": examples})
+    found = {part.name: part for part in compare_runs(runs).metrics}
+    assert found["token_f1"].n == 2
+    assert found["token_f1"].means == [0.25, 0.5]
+    difference = found["token_f1"].differences[1]
+    assert difference is not None
+    assert difference.mean == 0.25
+    # A mean of the examples' perplexities is not the perplexity.
+    assert list(found) == ["token_f1"]
+    assert "token F1  2  0.25  0.50" in str(compare_runs(runs))
+
+
+def test_mean_over_repeats(tmp_path: Path) -> None:
+    one = save_run(tmp_path / "one", {"a": 10, "b": None, "c": 30}, repeats={"count": 2})
+    second = [
+        Judgment(name, score, ["{}"], JUDGE, "course", "p", 0.1) for name, score in [("a", 20), ("b", 7), ("c", None)]
+    ]
+    write_rows(one / "judgments.repeat-2.jsonl", second)
+    run = load_run(one)
+    assert (run.scores, run.repeats) == ({"a": 15.0, "b": 7.0, "c": 30.0}, 2)
+    other = save_run(tmp_path / "other", {"a": 10, "b": 5, "c": 30})
+    (note,) = [note for note in compare_runs([one, other]).notes if "equally often" in note]
+    assert note == f"Not all runs were judged equally often (`{one}` 2, `{other}` 1 times)."
+
+
+def test_failed_self_check_is_shown(tmp_path: Path, pair: list[Path]) -> None:
+    checked = save_run(
+        tmp_path / "checked", {str(i): i for i in range(12)}, self_check={"passed": False, "failed": ["a > b"], "n": 5}
+    )
+    comparison = compare_runs([pair[0], checked])
+    assert "Scores that say little, because the judge failed its self-check (a > b):" in str(comparison)
+    assert comparison.rows[1].self_check == {"passed": False, "failed": ["a > b"], "n": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"judge": {**JUDGE, "model": "phi3"}}, "`judge.model`: llama3 (low); phi3 (other)"),
+        ({"judge": {**JUDGE, "digest": "9"}}, "`judge.digest`: 365c0bd3c000 (low); 9 (other)"),
+        (
+            {"judge": {**JUDGE, "options": {"temperature": 1, "seed": 1}}},
+            "`judge.options`: temperature 0 (low); temperature 1 (other)",
+        ),
+        ({"rubric_sha256": "def"}, "`rubric (SHA-256)`: abc (low); def (other)"),
+    ],
+)
+def test_runs_judged_differently_are_refused(
+    pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], fault: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_run(Path("other"), {str(i): i for i in range(12)}, **change)
+    with pytest.raises(DataError) as caught:
+        compare_runs(["low", "other"])
+    assert caught.value.faults == [fault]
+    assert "add `--force` to compare all the same, labelled." in str(caught.value)
+    forced = compare_runs(["low", "other"], force=True)
+    assert str(forced).startswith("NOT COMPARABLE: judged differently, compared with `--force`. `")
+    assert (forced.to_dict()["alike"], forced.judging_differences) == (False, [fault])
+
+
+def test_other_server_version_is_a_note(pair: list[Path], tmp_path: Path) -> None:
+    runs = [
+        save_run(tmp_path / name, {"a": 1, "b": 2}, judge={**JUDGE, "server_version": name}) for name in ("0.1", "0.2")
+    ]
+    assert "The judges' servers are of different versions: 0.2, 0.1." in compare_runs(runs[::-1]).notes
+
+
+def test_other_example_behind_an_id(tmp_path: Path, pair: list[Path]) -> None:
+    other = save_run(tmp_path / "other", {str(i): i for i in range(12)})
+    rows = [Response(str(i), f"Another task {i}.", "", "Done.", "A.") for i in range(12)]
+    write_rows(RunFolder(other).responses, rows)
+    with pytest.raises(DataError, match=r"are of different data: 12 of 12 ids stand for another example in each"):
+        compare_runs([pair[0], other])
+
+
+def test_no_overlap(tmp_path: Path) -> None:
+    runs = [save_run(tmp_path / name, {name: 5, f"{name}2": None}) for name in ("a", "b")]
+    with pytest.raises(DataError) as caught:
+        compare_runs(runs)
+    assert str(caught.value).startswith("There is no example that all of the runs have a score for")
+    assert caught.value.faults[0] == f"`{runs[0]}`: 1 of 2 examples have a score (`a`, …)"
+
+
+def test_unfinished_judging(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", {"a": 5, "b": 6})
+    RunFolder(run).scores.unlink()
+    assert load_run(run).scores == {"a": 5.0, "b": 6.0}
+    write_rows(RunFolder(run).judgments, [Judgment("a", 5, ["{}"], JUDGE, "course", "p", 0.1)])
+    with pytest.raises(DataError, match=r"is not judged to the end \(1 of 2 answers\)"):
+        load_run(run)
+
+
+def test_judgments_of_several_judges_in_a_file(tmp_path: Path) -> None:
+    rows = [Judgment(m, 5, ["{}"], {**JUDGE, "model": m}, "course", "p", 0.1) for m in ("x", "y")]
+    write_rows(tmp_path / "judgments.jsonl", rows)
+    with pytest.raises(DataError, match=r"holds judgments by 2 judges \(judge x@365c0bd, rubric course, judge y"):
+        load_run(tmp_path / "judgments.jsonl")
+
+
+def test_scores_of_an_earlier_judging_are_not_taken_for_these(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", {"a": 5})
+    write_json(RunFolder(run).scores, {"judge": {**JUDGE, "model": "old"}, "rubric": {"name": "course", "sha256": "x"}})
+    assert (load_run(run).judge["model"], load_run(run).rubric_sha256) == ("llama3", "")
+
+
+def test_numbers_join_by_order(tmp_path: Path, pair: list[Path]) -> None:
+    comparison = compare_runs([[1, 2, None, 4], [3, 2, 5, 4]])
+    assert (comparison.n, comparison.num_dropped, comparison.keyed) == (3, 1, False)
+    assert [row.name for row in comparison.rows] == ["scores 2", "scores 1"]
+    mixed = compare_runs([pair[0], [7] * 13])
+    assert (mixed.n, mixed.keyed) == (13, False)
+    with pytest.raises(DataError) as caught:
+        compare_runs([pair[0], [7] * 12])
+    assert caught.value.faults == [f"`{pair[0]}`: 13", "`scores 2`: 12"]
+
+
+def test_judge_of_one_mind(pair: list[Path]) -> None:
+    assert "All 13 scores of scores 2 are 7: they tell no answer apart." in compare_runs([pair[0], [7] * 13]).notes
+
+
+def test_a_run_against_itself(pair: list[Path]) -> None:
+    first, second = compare_runs([pair[0], pair[0]]).rows
+    assert first.difference is None
+    assert second.difference is not None
+    assert (second.difference.ties, second.difference.p_value, second.difference.is_shown) == (13, None, False)
+
+
+def test_one_run_is_not_enough(pair: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"^A comparison needs two runs or more"):
+        compare_runs(pair[:1])
+
+
+def test_public_name() -> None:
+    assert hf_instruct.compare_runs is compare_runs
+
+
+def test_many_long_names_fit(tmp_path: Path) -> None:
+    runs = [
+        save_run(
+            tmp_path / f"{'long' * 12}-{i}", {str(k): 100 for k in range(20)}, categories={"1": "a" * 90, "2": "b"}
+        )
+        for i in range(12)
+    ]
+    text = format_comparison(compare_runs(runs))
+    table = text.split("\n\n")[1].splitlines()
+    assert len(table) == 13
+    assert max(map(len, table)) <= WIDTH
+    assert table[1].split()[1].startswith("…")
+    assert "by category: 2 rows for 12 runs do not fit here; `--json` has them." in text
+
+
+def test_command_prints_json_and_draws(pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "plots" / "runs.png"
+    assert main(["compare", *map(str, pair), "--json", "--plot", str(plot)]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [row["mean"] for row in values["rows"]] == [41.0, 25.5]
+    assert values["rows"][0]["difference"]["is_shown"] is True
+    assert (values["rows"][0]["coverage"], values["alike"]) == (12 / 13, True)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("[1, NaN]", "is not JSON (expected value at column 5)"),
+        ('[1, "many"]', "value 2 is 'many', not a number"),
+        ("[1, 101]", "holds 1 score(s) outside 0 to 100; the first is 101."),
+        ("", "is empty"),
+        ("{nothing", "is not JSON"),
+        ('{"mean": 5, "judge": {}}', "holds the summary of scores, not the scores"),
+    ],
+)
+def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, text: str) -> None:
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text("[1, 2]")
+    bad.write_text(content)
+    plot = tmp_path / "plot.png"
+    assert main(["compare", str(good), str(bad), "--plot", str(plot)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"`{bad}`" in printed.err
+    assert text in printed.err
+    assert not plot.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["{good}"], "A comparison needs two runs or more"),
+        (["{good}", "{good}", "--plot", "plot.pdf"], "its name should end in .png or .svg"),
+        (["{good}", "{good}", "--plot", "{good}/plot.png"], "cannot be written"),
+        (["{good}", "{folder}"], "is a folder without `judgments.jsonl`"),
+        (["{good}", "nowhere"], "`nowhere` does not exist"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str) -> None:
+    good = tmp_path / "good.json"
+    good.write_text("[1, 2]")
+    filled = [argument.format(good=good, folder=tmp_path) for argument in arguments]
+    assert main(["compare", *filled]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, text in printed.err) == ("", True)
+
+
+def test_plot_colours_what_is_shown(pair: list[Path], tmp_path: Path) -> None:
+    alike = save_run(tmp_path / "alike", {str(i): 20 + i + (1 if i % 2 else -1) for i in range(12)})
+    rows = compare_runs([*pair, alike]).list_plot_rows()
+    means, differences = draw_comparison_plot(rows, title="$judge_1$").axes
+    assert sorted(label.get_text()[-4:] for label in means.get_yticklabels()) == ["/low", "high", "like"]
+    dots = [line for line in differences.lines if line.get_marker() == "o"]
+    assert [round(float(dot.get_xdata()[0]), 1) for dot in dots] == [15.5, 0.0]
+    assert [dot.get_color() for dot in dots] == [COLORS["tuned"], COLORS["base"]]
+    assert [text.get_text().strip() for text in differences.texts] == ["baseline"]

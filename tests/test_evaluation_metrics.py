@@ -1,0 +1,439 @@
+"""The reference metrics: by hand, beside the libraries' own numbers, and as `evaluate.Metric` classes."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import evaluate
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.chrf import CHRF
+
+import hf_instruct
+from hf_instruct.cli.main import main
+from hf_instruct.config import load_experiment
+from hf_instruct.errors import DataError
+from hf_instruct.evaluation import metrics
+from hf_instruct.evaluation.intervals import bootstrap_mean
+from hf_instruct.evaluation.judgment_files import JudgmentFiles, load_responses
+from hf_instruct.evaluation.metrics import exact_match, is_repetitive, measure_responses, normalize_answer, token_f1
+from hf_instruct.records import Response, write_rows
+from hf_instruct.run_folder import RunFolder
+
+PAIRS = [
+    ("It was Jane Austen", "Jane Austen."),
+    ("The chef cooks the meal every day.", "The meal is cooked by the chef every day."),
+    ("don't 3.5 e-mail_me", "Don't e mail me 3 5"),
+    ("", "Nothing."),
+    ("42", "42"),
+]
+CHINESE = "东京是日本的首都。"
+
+
+def response(name: str, text: str, reference: str, **fields: object) -> Response:
+    return Response(name, "Do it.", "", reference, text, **fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "normalized"),
+    [
+        ("The  Author, a man!", "author man"),
+        ("An apple\n a day", "apple day"),
+        ("theory", "theory"),
+        ("don't", "dont"),
+        ("...", ""),
+        ("Ünïcode—dash", "ünïcode—dash"),
+        (CHINESE, CHINESE),
+    ],
+)
+def test_normalizing_as_squad_does(text: str, normalized: str) -> None:
+    assert normalize_answer(text) == normalized
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "match", "f1"),
+    [
+        ("Jane Austen", "jane  AUSTEN.", 1, 1),
+        ("It was Jane Austen", "Jane Austen", 0, 2 * 0.5 * 1 / 1.5),
+        ("to be or not to be", "to be", 0, 0.5),
+        ("b a c", "c b", 0, 1),  # order does not count, and articles do not
+        ("", "x", 0, 0),
+        ("x", "", 0, 0),
+        ("", "", 1, 1),
+        ("  ", "", 1, 1),
+        # Without its articles and punctuation, nothing would be left of either.
+        ("the", "a", 0, 0),
+        ("", "!", 0, 0),
+        ("!", "!", 1, 1),
+        # Without white space a text is one word.
+        (CHINESE, CHINESE, 1, 1),
+        (CHINESE, CHINESE[:-3], 0, 0),
+    ],
+)
+def test_exact_match_and_f1_by_hand(text: str, reference: str, match: float, f1: float) -> None:
+    assert exact_match(text, reference) == match
+    assert token_f1(text, reference) == pytest.approx(1 if (text, reference) == ("b a c", "c b") else f1)
+
+
+def test_rouge_and_chrf_are_the_libraries() -> None:
+    rouge = RougeScorer(["rougeL"])
+    for text, reference in PAIRS:
+        assert metrics.rouge_l(text, reference) == pytest.approx(rouge.score(reference, text)["rougeL"].fmeasure)
+        assert metrics.chrf(text, reference) == CHRF().sentence_score(text, [reference]).score
+    # Two of five and seven words stand in both in one order: the chef, or the meal.
+    assert metrics.rouge_l("the chef cooks the meal", "the meal is cooked by the chef") == pytest.approx(2 * 2 / 12)
+
+
+def test_rouge_of_random_texts_is_the_librarys() -> None:
+    rouge, draw = RougeScorer(["rougeL"]), random.Random(5)
+    for _ in range(300):
+        text, reference = (" ".join(draw.choices("abcdef", k=draw.randrange(1, 90))) for _ in range(2))
+        assert metrics.rouge_l(text, reference) == pytest.approx(rouge.score(reference, text)["rougeL"].fmeasure)
+
+
+def test_an_endless_answer_takes_memory_for_its_length_only() -> None:
+    """The table of `rouge-score` would hold 20 million cells here."""
+    answer, reference = " ".join(f"w{n % 977}" for n in range(20_000)), " ".join(f"w{n % 977}" for n in range(1_000))
+    tracemalloc.start()
+    try:
+        value = metrics.rouge_l(answer, reference)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert value == pytest.approx(2 * 1_000 / 21_000)
+    assert peak < 20_000_000
+
+
+def test_rouge_reads_scripts_that_rouge_score_drops() -> None:
+    assert RougeScorer(["rougeL"]).score(CHINESE, CHINESE)["rougeL"].fmeasure == 0
+    assert metrics.rouge_l(CHINESE, CHINESE) == 1
+    # Five of six and eight characters stand in both in one order.
+    assert metrics.rouge_l("东京是首都了", CHINESE) == pytest.approx(2 * 5 / (6 + 8))
+    assert metrics.split_words("Café_9 naïve, 東京タワー!") == ["café", "9", "naïve", *"東京タワー"]
+
+
+@pytest.mark.parametrize("text", ["", "?!", CHINESE, "a", "x" * 5_000, "so on " * 300])
+def test_a_text_equals_itself_in_every_metric(text: str) -> None:
+    assert [exact_match(text, text), token_f1(text, text)] == [1, 1]
+    assert [metrics.rouge_l(text, text), metrics.chrf(text, text)] == [pytest.approx(1), pytest.approx(100)]
+
+
+def test_a_long_answer_that_repeats_itself() -> None:
+    text = "so on " * 20_000
+    assert token_f1(text, "so it is") == pytest.approx(2 / 40_003)
+    assert metrics.rouge_l(text, "so it is") == pytest.approx(2 / 40_003)
+    assert metrics.chrf(text, "so it is") == CHRF().sentence_score(text, ["so it is"]).score < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        ("", False),
+        ("Row, row, row your boat.", False),
+        ("no no no no", True),
+        ("25, 25, 25, 25, 25", True),
+        ("It is hot. It is hot. It is hot. It is hot.", True),
+        ("The answer is no.\n\n### Explanation:\nThe answer is no.\n\n### Explanation:\nThe answer is no.", True),
+        ("one two three four five six seven eight nine ten and then the end, the end, the end, the end", True),
+        ("The cat sat on the mat. The dog sat on the mat. The cow sat on the grass.", False),
+        ("!!!!!!!!!!!!", True),
+        ("...", False),
+        ("哈哈哈哈哈哈哈哈", True),
+        (CHINESE, False),
+        ("so " * 50_000, True),
+    ],
+)
+def test_what_repeats_itself(text: str, repeats: bool) -> None:
+    assert is_repetitive(text) is repeats
+
+
+def test_no_reference_of_the_course_repeats_itself(course_file: Path) -> None:
+    outputs = [row["output"] for row in json.loads(course_file.read_text(encoding="utf-8"))]
+    assert [text for text in outputs if is_repetitive(text)] == []
+
+
+AUSTEN = {"category": "facts", "stopped": True, "reference_nll": 6.0, "reference_tokens": 3}
+ROWS = [
+    response("a", "It was Jane Austen", "Jane Austen.", **AUSTEN),
+    response("b", "42", "42", category="facts", stopped=True, reference_nll=2.0, reference_tokens=1),
+    response("c", "ha ha ha ha", "Ha.", category="jokes", stopped=False),
+    response("d", "", "Nothing."),
+]
+
+
+def test_measuring_by_hand() -> None:
+    measured = measure_responses(ROWS)
+    found = measured["metrics"]
+    assert list(found) == [
+        *("exact_match", "token_f1", "rouge_l", "chrf", "length_ratio", "stopped", "repetitive", "perplexity")
+    ]
+    f1 = [2 / 3, 1.0, 0.4, 0.0]
+    assert found["token_f1"] == {
+        "mean": round(sum(f1) / 4, 6),
+        "interval": [round(end, 6) for end in bootstrap_mean(f1)],
+        "n": 4,
+    }
+    assert (found["exact_match"]["mean"], found["repetitive"]["mean"]) == (0.25, 0.25)
+    # All characters by all characters: the mean of ratios would be 1.54.
+    assert found["length_ratio"]["mean"] == round((18 + 2 + 11 + 0) / (12 + 2 + 3 + 8), 6)
+    assert (found["stopped"]["mean"], found["stopped"]["n"]) == (round(2 / 3, 6), 3)
+    # Four tokens cost eight nats.
+    assert found["perplexity"] == {"mean": round(math.exp(2), 6), "interval": [round(math.exp(2), 6)] * 2, "n": 2}
+    assert measured["total"] == 4
+    assert list(measured["by_category"]) == ["facts", "jokes"]
+    assert measured["by_category"]["facts"]["token_f1"]["mean"] == round((2 / 3 + 1) / 2, 6)
+    assert measured["by_category"]["jokes"]["stopped"] == {"mean": 0.0, "interval": None, "n": 1}
+    assert "perplexity" not in measured["by_category"]["jokes"]
+    assert measured["examples"]["a"]["length_ratio"] == 1.5
+    assert set(measured["examples"]["d"]) == {
+        *("exact_match", "token_f1", "rouge_l", "chrf", "length_ratio", "repetitive")
+    }
+
+
+def test_perplexity_weighs_by_tokens_and_its_interval_by_examples() -> None:
+    rows = [
+        response(str(i), "x", "y", reference_nll=nll, reference_tokens=tokens)
+        for i, (nll, tokens) in enumerate([(1.0, 10), (30.0, 10), (2.0, 1), (700.0, 0), (float("inf"), 3)])
+    ]
+    # Written by hand in no file, which would be refused: left out.
+    measured = metrics.summarize_terms([t for r in rows if (t := metrics._TERMS["perplexity"](r))], is_log=True)
+    assert measured.n == 3
+    assert measured.mean == pytest.approx(math.exp(33 / 21))
+    low, high = measured.interval
+    assert math.exp(0.1) <= low < measured.mean < high <= math.exp(3)
+    # A model that has diverged: no number that JSON cannot hold.
+    worst = metrics.summarize_terms([metrics.Term(1e6, 1), metrics.Term(1e6, 1)], is_log=True)
+    assert json.dumps(worst, allow_nan=False)
+
+
+def test_without_categories_or_with_faults() -> None:
+    row = {"instruction": "Do.", "input": "", "output": "Done.", "model_response": ""}
+    measured = measure_responses([row, row])
+    assert "by_category" not in measured
+    assert len(measured["examples"]) == 2
+    assert measured["metrics"]["length_ratio"] == {"mean": 0.0, "interval": [0.0, 0.0], "n": 2}
+    with pytest.raises(DataError, match="There are no responses in the responses"):
+        measure_responses([])
+    with pytest.raises(DataError, match="row 1 has 'yes' as `stopped`, which should be true or false"):
+        measure_responses([{**row, "stopped": "yes"}])
+    with pytest.raises(DataError, match="row 1 has True as `reference_tokens`, which should be a whole number"):
+        measure_responses([{**row, "reference_nll": 1, "reference_tokens": True}])
+
+
+def test_the_courses_answers(course_responses_file: Path) -> None:
+    found = measure_responses(load_responses(course_responses_file))["metrics"]
+    assert {name: values["n"] for name, values in found.items()} == dict.fromkeys(found, 110)
+    assert "stopped" not in found
+    assert (found["exact_match"]["mean"], found["repetitive"]["mean"]) == (round(17 / 110, 6), round(2 / 110, 6))
+    assert [round(found[name]["mean"], 3) for name in ("token_f1", "rouge_l")] == [0.574, 0.583]
+
+
+def all_metrics() -> list[evaluate.Metric]:
+    names = ("ExactMatch", "TokenF1", "RougeL", "ChrF", "LengthRatio", "RepetitiveShare", "StoppedShare")
+    return [getattr(hf_instruct, name)() for name in (*names, "ReferencePerplexity")]
+
+
+def columns(rows: list[Response]) -> dict[str, list]:
+    return {
+        "predictions": [row.response for row in rows],
+        "references": [row.output for row in rows],
+        "stopped": [row.stopped for row in rows],
+        "reference_nll": [row.reference_nll for row in rows],
+        "reference_tokens": [row.reference_tokens for row in rows],
+    }
+
+
+def test_the_classes_say_what_measuring_does_and_combine() -> None:
+    rows = ROWS[:2]
+    measured = measure_responses(rows)
+    found = evaluate.combine(all_metrics()).compute(**columns(rows), per_example=True)
+    for name, values in measured["metrics"].items():
+        assert round(found[name], 6) == values["mean"]
+        examples = [round(value, 6) for value in found[f"{name}_per_example"]]
+        assert examples == [measured["examples"][row.id][name] for row in rows]
+    texts = {name: columns(ROWS)[name] for name in ("predictions", "references")}
+    assert evaluate.combine(all_metrics()[:4]).compute(**texts) == {
+        name: pytest.approx(measure_responses(ROWS)["metrics"][name]["mean"], abs=1e-6)
+        for name in ("exact_match", "token_f1", "rouge_l", "chrf")
+    }
+
+
+def test_a_class_takes_batches_and_single_examples() -> None:
+    metric = hf_instruct.TokenF1()
+    for text, reference in PAIRS[:2]:
+        metric.add(prediction=text, reference=reference)
+    metric.add_batch(predictions=[text for text, _ in PAIRS[2:]], references=[reference for _, reference in PAIRS[2:]])
+    assert metric.compute() == {"token_f1": pytest.approx(sum(token_f1(*pair) for pair in PAIRS) / 5)}
+    # And again, from nothing.
+    assert metric.compute(predictions=["a"], references=["b"]) == {"token_f1": 0.0}
+
+
+def test_many_at_once() -> None:
+    def measure(number: int) -> dict:
+        return hf_instruct.RougeL().compute(predictions=[f"{number} {number}"] * 20, references=[f"{number}"] * 20)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(measure, range(20))) == [{"rouge_l": pytest.approx(2 / 3)}] * 20
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "text"),
+    [
+        ("RougeL", {}, "There is nothing to measure: neither given to `compute` nor added before."),
+        ("RougeL", {"predictions": [], "references": []}, "There is nothing to measure: `predictions` is empty."),
+        (
+            "ChrF",
+            {"predictions": ["a", None], "references": ["a", "b"]},
+            "`predictions` holds None at index 1; leave the example out, or mend it.",
+        ),
+        (
+            "ExactMatch",
+            {"predictions": ["a"], "references": ["a"], "per_exampel": True},
+            "ExactMatch takes no `per_exampel`; it takes `per_example`.",
+        ),
+        (
+            "LengthRatio",
+            {"predictions": ["a"], "references": [""]},
+            "LengthRatio is not defined for these examples: all references are empty.",
+        ),
+        (
+            "ReferencePerplexity",
+            {"reference_nll": [1.0], "reference_tokens": [0]},
+            "A loss of 1.0 nats over 0 tokens has no perplexity; leave the example out.",
+        ),
+    ],
+)
+def test_bad_columns(name: str, arguments: dict, text: str) -> None:
+    metric = getattr(hf_instruct, name)()
+    with pytest.raises(DataError) as caught:
+        metric.compute(**arguments)
+    assert str(caught.value) == text
+    # What failed leaves nothing behind.
+    assert hf_instruct.RougeL().compute(predictions=["a"], references=["a"]) == {"rouge_l": 1.0}
+
+
+def test_columns_that_evaluate_refuses() -> None:
+    with pytest.raises(ValueError, match=r"Mismatch in the number of predictions \(1\) and references \(2\)"):
+        hf_instruct.RougeL().compute(predictions=["a"], references=["a", "b"])
+    assert hf_instruct.LengthRatio().compute(predictions=["a", "bb"], references=["", "b"], per_example=True) == {
+        "length_ratio": 3.0,
+        "length_ratio_per_example": [None, 2.0],
+    }
+
+
+def test_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path))
+    assert hf_instruct.ChrF().compute(predictions=["a"], references=["a"]) == {"chrf": 100.0}
+    assert list(tmp_path.iterdir()) == []
+    # What asks for files gets them, and they go again.
+    metric = hf_instruct.ChrF(cache_dir=str(tmp_path / "named"))
+    metric.add(prediction="a", reference="a")
+    assert [path.name for path in (tmp_path / "named").rglob("*.arrow")] == ["default_experiment-1-0.arrow"]
+    assert metric.compute() == {"chrf": 100.0}
+    assert not list((tmp_path / "named").rglob("*.arrow"))
+
+
+@pytest.mark.slow
+def test_offline_without_litter_and_in_a_folder_where_asked(tmp_path: Path) -> None:
+    code = (
+        "import socket\ndef refuse(*_): raise OSError('the network')\nsocket.socket.connect = refuse\n"
+        "from hf_instruct import ChrF, RougeL\npair = {'predictions': ['a b'], 'references': ['a b']}\n"
+        "print(RougeL().compute(**pair), ChrF().compute(**pair))\n"
+        "import sys; from pathlib import Path; home = Path(sys.argv[1])\n"
+        "print(sorted(str(path.relative_to(home)) for path in home.rglob('*') if path.is_file()))\n"
+        "print(RougeL(cache_dir=str(home / 'named')).compute(**pair), (home / 'named' / 'rouge_l').is_dir())\n"
+    )
+    environment = {**os.environ, **dict.fromkeys(("HOME", "HF_HOME", "XDG_CACHE_HOME", "NLTK_DATA"), str(tmp_path))}
+    command = [sys.executable, "-c", code, tmp_path]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert finished.stdout.splitlines() == ["{'rouge_l': 1.0} {'chrf': 100.0}", "[]", "{'rouge_l': 1.0} True"]
+
+
+def test_measuring_loads_neither_torch_nor_evaluate() -> None:
+    code = (
+        "import sys; from hf_instruct import measure_responses\n"
+        "print(any(name in sys.modules for name in ('numpy', 'nltk', 'sacrebleu')))\n"
+        "measure_responses([{'instruction': 'a', 'input': '', 'output': 'b', 'response': 'b'}])\n"
+        "print([name for name in ('torch', 'transformers', 'datasets', 'evaluate') if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines() == ["False", "[]"]
+
+
+def test_line() -> None:
+    line = metrics.format_metrics(measure_responses(ROWS))
+    low, high = measure_responses(ROWS)["metrics"]["rouge_l"]["interval"]
+    assert line == (
+        f"exact match 25 %, ROUGE-L 0.52 [{low:.2f}, {high:.2f}], chrF {line.split('chrF ')[1][:4]}, "
+        "ended by itself 67 %, perplexity 7.39"
+    )
+
+
+def run_with_answers(path: Path) -> RunFolder:
+    run = RunFolder(path)
+    run.save_experiment(load_experiment(None, {}, deep=False))
+    write_rows(run.responses, ROWS)
+    write_rows(run.base.responses, ROWS[2:])
+    return run
+
+
+def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with_answers(tmp_path / "run")
+    assert main(["judge", str(run.path), "--metrics-only"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["base,", "n", "2", "tuned,", "n", "4"]
+    assert lines[1].endswith("25 % [5 %, 70 %]")
+    assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [21 %, 94 %], n 3"
+    assert lines[8].split() == ["perplexity", "not", "known", "7.39", "[7.39,", "7.39],", "n", "2"]
+    assert lines[-3:] == ["(95 % intervals in brackets)", str(run.base.metrics), str(run.metrics)]
+    assert json.loads(run.metrics.read_text()) == measure_responses(ROWS)
+    assert not run.judgments.exists()
+
+
+def test_metrics_only_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    row = {"instruction": "Do.", "input": "", "output": "Done.", "model_response": "Done."}
+    file.write_text(json.dumps([row]))
+    assert main(["judge", str(file), "--metrics-only", "--out", str(tmp_path / "out")]) == 0
+    files = JudgmentFiles(tmp_path / "out")
+    assert capsys.readouterr().out.splitlines()[-1] == str(files.metrics)
+    assert json.loads(files.metrics.read_text())["metrics"]["chrf"] == {"mean": 100.0, "interval": None, "n": 1}
+    assert [path.name for path in files.folder.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["{run}", "--rubric", "critique", "--force"], "asks no judge, and `--judge.rubric`, `--force` is for one"),
+        (["{run}", "--self-check"], "`--metrics-only` asks no judge; leave out `--pairwise` and `--self-check`."),
+        (["{run}", "--out", "x"], "`--out` is for files of responses; a run's metrics belong in its folder."),
+        ([], "Name what to judge: a run folder, or a file of responses."),
+        (["{folder}"], "is not a run folder (no `run.yaml` in it)."),
+    ],
+)
+def test_metrics_only_refused(
+    arguments: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with_answers(tmp_path / "run")
+    assert main(["judge", "--metrics-only", *(word.format(run=run.path, folder=tmp_path) for word in arguments)]) == 1
+    streams = capsys.readouterr()
+    assert (streams.out, text in streams.err) == ("", True)
+    assert not run.metrics.exists()
+
+
+def test_the_judge_stage_measures_before_it_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with_answers(tmp_path / "run")
+    unknown = ["judge", str(run.path), "--rubric", "curse"]
+    assert main(unknown) == 1
+    assert not run.metrics.exists()
+    assert main(["judge", str(run.path), "--judge", "ollama", "--base-url", "http://127.0.0.1:9"]) == 1
+    assert "No Ollama server answers" in capsys.readouterr().err
+    assert json.loads(run.metrics.read_text())["total"] == 4
+    # Also where the untuned model's answers are not to be judged.
+    assert json.loads(run.base.metrics.read_text())["total"] == 2

@@ -1,0 +1,417 @@
+"""The Ollama judge against a server that answers, and fails, as Ollama does."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fake_ollama import DIGEST, Answer, FakeOllama
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
+from hf_instruct.evaluation.factory import opened_judge
+from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.ollama import OllamaJudge
+from hf_instruct.evaluation.rubrics import load_rubric
+from hf_instruct.records import Response
+
+RESPONSE = Response("a", "Name a color.", "", "Red.", "Blue.")
+QUESTION = load_rubric("course").build_question(RESPONSE)
+CONTEXT_ERROR = json.dumps(
+    {
+        "error": {
+            "code": 400,
+            "message": "request (301 tokens) exceeds the available context size (128 tokens), try increasing it",
+            "type": "exceed_context_size_error",
+        }
+    }
+)
+
+
+def ask(server: FakeOllama, *, times: int = 1, **settings: object) -> list[Reply]:
+    """Return the replies to one question, asked several times in a row of a prepared judge."""
+
+    async def work() -> list[Reply]:
+        judge = OllamaJudge(
+            JudgeSection(backend="ollama", base_url=server.url, **settings), delays=[0.0, 0.0, 0.0, 0.0]
+        )
+        try:
+            await judge.prepare()
+            return [await judge.ask(QUESTION) for _ in range(times)]
+        finally:
+            await judge.close()
+
+    return asyncio.run(work())
+
+
+def test_request_pins_everything_that_moves_the_reply(server: FakeOllama) -> None:
+    (reply,) = ask(server)
+    assert (reply.text, reply.failure) == ('{"score": 85}', None)
+    (body,) = server.chats
+    assert body == {
+        "model": "llama3",
+        "messages": [{"role": "user", "content": QUESTION.messages[0]["content"]}],
+        "stream": False,
+        "truncate": False,
+        "think": False,
+        "keep_alive": "10m",
+        "format": {
+            "type": "object",
+            "properties": {"score": {"type": "integer", "minimum": 0, "maximum": 100}},
+            "required": ["score"],
+            "additionalProperties": False,
+        },
+        "options": {
+            "temperature": 0.0,
+            "seed": 123,
+            "num_ctx": 4096,
+            "num_predict": 512,
+            "repeat_penalty": 1.0,
+            "top_k": 40,
+            "top_p": 0.9,
+        },
+    }
+    loads = [body for path, body in server.requests if path == "/api/chat" and not body["messages"]]
+    assert [load["options"] for load in loads] == [body["options"]]
+
+
+def test_identity_names_digest_version_and_options(server: FakeOllama) -> None:
+    async def work() -> dict[str, object]:
+        async with opened_judge(JudgeSection(backend="auto", base_url=server.url, num_ctx=2048)) as judge:
+            return judge.identity()
+
+    identity = asyncio.run(work())
+    assert {name: identity[name] for name in ("backend", "model", "digest", "server_version")} == {
+        "backend": "ollama",
+        "model": "llama3",
+        "digest": DIGEST,
+        "server_version": "0.33.0",
+    }
+    assert identity["options"]["num_ctx"] == 2048
+
+
+@pytest.mark.parametrize("name", ["LLAMA3", "llama3:latest"])
+def test_names_compare_as_ollama_compares_them(server: FakeOllama, name: str) -> None:
+    async def work() -> object:
+        judge = OllamaJudge(JudgeSection(base_url=server.url, model=name))
+        try:
+            await judge.prepare()
+            return judge.identity()["digest"]
+        finally:
+            await judge.close()
+
+    assert asyncio.run(work()) == DIGEST
+
+
+def test_absent_model_is_named_with_the_command(server: FakeOllama) -> None:
+    with pytest.raises(JudgeUnavailable) as caught:
+        ask(server, model="phi3")
+    assert str(caught.value) == (
+        f"Ollama at {server.url} does not have the model `phi3` (it has: `llama3:latest`). "
+        "Run `ollama pull phi3`, or judge with `--pull`, or choose a model with `--model`."
+    )
+    assert server.chats == []
+
+
+def test_model_removed_while_judging(server: FakeOllama) -> None:
+    server.script = [Answer("model 'llama3' not found", status=404)]
+    with pytest.raises(JudgeUnavailable, match=r"says: model 'llama3' not found\. Run `ollama pull llama3`\.$"):
+        ask(server)
+    assert len(server.chats) == 1
+
+
+def test_absent_server_is_named_with_the_command(server: FakeOllama) -> None:
+    server.stop()
+    with pytest.raises(JudgeUnavailable) as caught:
+        ask(server)
+    assert str(caught.value) == (
+        f"No Ollama server answers at {server.url} (All connection attempts failed). Start it with `ollama serve`, or "
+        "name another with `--base-url` or OLLAMA_HOST, or judge without a server: `--judge local`."
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (
+            Answer(raw="<html><body>Welcome to the router</body></html>"),
+            "the answer is not a whole JSON object: <html><body>Welcome to the router</body></html>",
+        ),
+        (Answer(raw='{"status": "fine"}'), 'the answer lacks a valid `version`: {"status": "fine"}'),
+        (Answer("no", status=404), "status 404: no"),
+    ],
+)
+def test_something_else_at_the_address(server: FakeOllama, answer: Answer, reason: str) -> None:
+    server.version = answer
+    with pytest.raises(JudgeUnavailable) as caught:
+        ask(server)
+    assert str(caught.value) == (
+        f"What answers at {server.url} is not an Ollama server ({reason}). Start one with `ollama serve`, or name its "
+        "address with `--base-url` or OLLAMA_HOST."
+    )
+
+
+def test_unusable_address() -> None:
+    with pytest.raises(ConfigError, match=r"^The Ollama address `localhost:abc` is not usable\. It looks like http"):
+        OllamaJudge(JudgeSection(base_url="localhost:abc"))
+
+
+def test_busy_server_is_asked_again(server: FakeOllama) -> None:
+    busy = Answer("server busy, please try again.  maximum pending requests exceeded", status=503)
+    server.script = [busy, busy]
+    (reply,) = ask(server)
+    assert (reply.text, reply.failure) == ('{"score": 85}', None)
+    assert len(server.chats) == 3
+
+
+def test_failing_server_is_asked_once_more(server: FakeOllama) -> None:
+    server.reply = lambda body: Answer("model runner has unexpectedly stopped", status=500)
+    (reply,) = ask(server)
+    assert reply.failure == "the server failed: model runner has unexpectedly stopped (status 500)"
+    assert len(server.chats) == 2
+
+
+def test_thinking_without_an_answer_is_a_failure(server: FakeOllama) -> None:
+    # As gpt-oss does when told not to think, which it does not know.
+    server.script = [Answer("", thinking='{"score": 2}'), Answer("", thinking="Hmm", done_reason="length")]
+    empty, cut = ask(server, times=2, think="low", max_new_tokens=64)
+    assert (empty.text, cut.text) == ("", "")
+    assert empty.failure == (
+        'the judge thought and then wrote no answer (`judge.think` is "low"; some models take only `low`, `medium` or '
+        "`high`)"
+    )
+    assert cut.failure == "the judge was still thinking when its reply was cut at 64 tokens (`judge.max_new_tokens`)"
+
+
+@pytest.mark.parametrize("think", [False, True, "high"])
+def test_thinking_is_asked_for_and_kept_apart(server: FakeOllama, think: bool | str) -> None:
+    server.script = [Answer('{"score": 85}', thinking="Perhaps 100.")]
+    (reply,) = ask(server, think=think)
+    assert (reply.text, reply.failure) == ('{"score": 85}', None)
+    assert {body["think"] for path, body in server.requests if path == "/api/chat"} == {think}
+    identity = OllamaJudge(JudgeSection(base_url=server.url, think=think)).identity()
+    assert identity["options"].get("think") == (think or None)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        (
+            'think value "low" is not supported for this model',
+            " Set `judge.think` to what this model takes: false, true, low, medium or high.",
+        ),
+        (
+            "temperature: only the default (1) is supported",
+            " `judge.temperature: null` leaves the temperature to the server.",
+        ),
+        ("unknown option: seed", " `judge.seed: null` leaves the seed to the server."),
+    ],
+)
+def test_refused_setting_is_named(server: FakeOllama, refusal: str, advice: str) -> None:
+    server.script = [Answer(refusal, status=400)]
+    with pytest.raises(JudgeError) as caught:
+        ask(server)
+    assert str(caught.value) == f"Ollama at {server.url} refuses the question: {refusal} (status 400).{advice}"
+
+
+def test_settings_that_are_left_to_the_server(server: FakeOllama) -> None:
+    ask(server, temperature=None, seed=None)
+    assert set(server.chats[0]["options"]) == {"num_ctx", "num_predict", "repeat_penalty", "top_k", "top_p"}
+    judge = OllamaJudge(JudgeSection(base_url=server.url, temperature=None))
+    assert "temperature" not in judge.identity()["options"]
+    judge.reseed(7)
+    judge.reseed(None)
+    assert "seed" not in judge.identity()["options"]
+
+
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [
+        (lambda server: server.models.update({"llama3:latest": "f" * 64}), "ffffffffffff on Ollama 0.33.0"),
+        (lambda server: server.models.pop("llama3:latest"), "none on Ollama 0.33.0"),
+        (lambda server: setattr(server, "version", "0.34.0"), "365c0bd3c000 on Ollama 0.34.0"),
+    ],
+)
+def test_judge_that_changes_before_its_reply_is_no_judge(
+    server: FakeOllama, change: Callable[[FakeOllama], object], now: str
+) -> None:
+    def reply(body: dict[str, Any]) -> Answer:
+        change(server)
+        return Answer()
+
+    server.reply = reply
+    with pytest.raises(JudgeError) as caught:
+        ask(server)
+    assert str(caught.value) == (
+        f"The model `llama3` at {server.url} changed during judging (digest 365c0bd3c000 on Ollama 0.33.0; now {now}), "
+        "so the scores would be those of two judges. Judging again starts over with the new one."
+    )
+
+
+def test_server_that_no_longer_tells_its_models(server: FakeOllama) -> None:
+    def reply(body: dict[str, Any]) -> Answer:
+        server.listing = Answer("out of memory", status=500)
+        return Answer()
+
+    server.reply = reply
+    (failed,) = ask(server)
+    assert (failed.text, failed.failure) == (
+        "",
+        "whether the model is still the same could not be checked: out of memory",
+    )
+
+
+def test_redirected_question_is_a_failure_that_names_the_target(server: FakeOllama) -> None:
+    server.reply = lambda body: Answer(raw="{}", status=307, headers={"Location": "http://me:secret@evil.example/?k=1"})
+    (reply,) = ask(server)
+    assert reply.failure == "the server redirects to http://evil.example, and redirects are not followed"
+    assert len(server.chats) == 1
+    server.listing = Answer(raw="{}", status=302, headers={"Location": "/login"})
+    with pytest.raises(JudgeUnavailable, match=rf"^What answers at .* \(the server redirects to {server.url}/login,"):
+        ask(server)
+
+
+def test_broken_off_reply_is_a_failure(server: FakeOllama) -> None:
+    server.script = [Answer("and and and", done=False)]
+    (reply,) = ask(server)
+    assert reply.text == "and and and"
+    assert reply.failure == "the server broke the reply off (`done` is false), as it does when a model repeats itself"
+
+
+def test_cut_reply_is_a_failure(server: FakeOllama) -> None:
+    server.script = [Answer('{"score": 8', done_reason="length")]
+    (reply,) = ask(server)
+    assert reply.failure == "the reply was cut at 512 tokens (`judge.max_new_tokens`)"
+
+
+def test_error_with_status_200_is_a_failure(server: FakeOllama) -> None:
+    server.script = [Answer(raw='{"error": "an error was encountered while running the model"}')]
+    (reply,) = ask(server)
+    assert reply.failure == "the server failed: an error was encountered while running the model (status 200)"
+
+
+def test_web_page_with_status_200_is_a_failure(server: FakeOllama) -> None:
+    server.script = [Answer(raw="<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})]
+    (reply,) = ask(server)
+    assert reply.failure == "the answer is not JSON but text/html: <html>Log in</html>"
+
+
+def test_error_that_is_no_object_is_a_failure(server: FakeOllama) -> None:
+    server.reply = lambda body: Answer(raw='["broken"]', status=500)
+    (reply,) = ask(server)
+    assert reply.failure == 'the server failed: ["broken"] (status 500)'
+
+
+def test_cut_connection_is_tried_again(server: FakeOllama) -> None:
+    server.script = [Answer(cut=True)]
+    (reply,) = ask(server)
+    assert (reply.text, reply.failure) == ('{"score": 85}', None)
+    server.reply = lambda body: Answer(cut=True)
+    (reply,) = ask(server)
+    assert reply.failure is not None
+    assert reply.failure.startswith("the connection broke (")
+    assert len(server.chats) == 2 + 4
+
+
+def test_slow_reply_is_a_failure(server: FakeOllama) -> None:
+    server.script = [Answer(seconds=0.5)]
+    late, punctual = ask(server, times=2, timeout_seconds=0.2)
+    assert late.failure == "no reply within 0.2 s"
+    assert punctual.failure is None
+
+
+def test_too_long_question_is_a_failure_of_its_own(server: FakeOllama) -> None:
+    server.script = [Answer(CONTEXT_ERROR, status=400)]
+    too_long, fine = ask(server, times=2, num_ctx=128)
+    assert too_long == Reply(
+        "",
+        too_long.seconds,
+        "request (301 tokens) exceeds the available context size (128 tokens), try increasing it "
+        "(`judge.num_ctx` is 128)",
+        final=True,
+    )
+    assert fine.failure is None
+    assert len(server.chats) == 2
+
+
+@pytest.mark.parametrize(
+    ("num_ctx", "read", "is_cut"),
+    [
+        (128, 128, True),
+        (128, 127, False),
+        # Half the window and two tokens, of a question that such a number of tokens cannot hold, and of one it can.
+        (96, 50, True),
+        (204, 104, False),
+    ],
+)
+def test_question_that_the_server_cut_is_a_failure(server: FakeOllama, num_ctx: int, read: int, is_cut: bool) -> None:
+    server.reply = lambda body: Answer(prompt_tokens=read)
+    (reply,) = ask(server, num_ctx=num_ctx)
+    characters = len(QUESTION.messages[0]["content"])
+    assert 6 * 50 < characters < 6 * 104
+    failure = (
+        f"the question of {characters} characters does not fit: the server cut it and the judge read {read} tokens of "
+        f"it (`judge.num_ctx` is {num_ctx})"
+    )
+    assert (reply.failure, reply.final) == ((failure, True) if is_cut else (None, False))
+
+
+def test_refused_question_ends_judging(server: FakeOllama) -> None:
+    server.script = [Answer('"llama3" does not support chat', status=400)]
+    with pytest.raises(JudgeError) as caught:
+        ask(server)
+    assert str(caught.value) == (
+        f'Ollama at {server.url} refuses the question: "llama3" does not support chat (status 400).'
+    )
+
+
+def test_dead_server_ends_judging(server: FakeOllama) -> None:
+    server.dies_after = 1
+    with pytest.raises(JudgeUnavailable, match=r"no longer answers .* Start it again with `ollama serve`\.$"):
+        ask(server, times=2)
+
+
+PULL_START = [
+    {"status": "pulling manifest"},
+    {"status": "pulling 6a07", "digest": "sha256:6a07", "total": 1000},
+    {"status": "pulling 6a07", "digest": "sha256:6a07", "total": 1000, "completed": 500},
+]
+
+
+def test_pull(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
+    server.pull_lines = [*PULL_START, {"status": "writing manifest"}, {"status": "success"}]
+    server.pulled = "phi3:latest"
+    with caplog.at_level(logging.INFO, logger="hf_instruct"):
+        (reply,) = ask(server, model="phi3", pull=True)
+    assert reply.failure is None
+    assert "Pulling phi3 (percent): 100/100, success" in caplog.text
+    (body,) = [body for path, body in server.requests if path == "/api/pull"]
+    assert (body["model"], body["stream"]) == ("phi3", True)
+
+
+def test_pull_of_an_unknown_model(server: FakeOllama) -> None:
+    server.pull_lines = [PULL_START[0], {"error": "pull model manifest: file does not exist"}]
+    with pytest.raises(JudgeUnavailable) as caught:
+        ask(server, model="lama3", pull=True)
+    assert str(caught.value) == (
+        f"Ollama at {server.url} cannot pull `lama3`: pull model manifest: file does not exist. Check the name at "
+        "https://ollama.com/library and the server's network."
+    )
+
+
+def test_pull_that_breaks_off(server: FakeOllama) -> None:
+    server.pull_lines = PULL_START
+    with pytest.raises(JudgeUnavailable, match=r"stopped pulling `phi3` at 'pulling 6a07'\. Run `ollama pull phi3`"):
+        ask(server, model="phi3", pull=True)
+
+
+def test_auto_with_an_address_does_not_fall_back(server: FakeOllama) -> None:
+    async def work() -> None:
+        async with opened_judge(JudgeSection(base_url=server.url)):
+            pass
+
+    server.stop()
+    with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} \(`base_url`; All"):
+        asyncio.run(work())

@@ -1,0 +1,223 @@
+"""Judging several times: separate questions, separate files, and how far the judge agrees with itself."""
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_ollama import Answer, FakeOllama
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import JudgeUnavailable
+from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judgment_files import JudgmentFiles
+from hf_instruct.evaluation.loop import JudgeOptions
+from hf_instruct.evaluation.repeats import build_repeats, format_repeats
+from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
+from hf_instruct.pipeline import clear_from
+from hf_instruct.records import Judgment, Response, read_rows
+from hf_instruct.run_folder import RunFolder
+
+RESPONSES = [Response(f"id{i}", f"Task {i}.", "", "Done.", f"Answer {i}.") for i in range(3)]
+
+
+class SeededJudge:
+    """Scores by its seed: 10 a seed, and one more for each example."""
+
+    def __init__(self, *, seed: int = 1, dies_at: int | None = None) -> None:
+        self.seed = seed
+        self.asked: list[int] = []
+        self.dies_at = dies_at
+
+    def identity(self) -> dict[str, Any]:
+        return {"backend": "fake", "model": "fake", "digest": "d", "options": {"seed": self.seed, "temperature": 0.7}}
+
+    def reseed(self, seed: int) -> None:
+        self.seed = seed
+
+    async def ask(self, question: Question) -> Reply:
+        if len(self.asked) == self.dies_at:
+            raise JudgeUnavailable("The server is gone.")
+        self.asked.append(self.seed)
+        return Reply(str(10 * self.seed + "012".index(question.state.split("Task ")[1][0])), 0.5)
+
+
+class SeedlessJudge(SeededJudge):
+    def identity(self) -> dict[str, Any]:
+        return {"backend": "local", "model": "fake", "digest": "d", "options": {}}
+
+    def reseed(self, seed: int) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+
+
+def run(
+    judge: Any, files: JudgmentFiles | None = None, *, repeats: int = 3, responses: Any = RESPONSES, **options: Any
+) -> JudgmentSet:
+    settings = JudgeSection(concurrency=1, repeats=repeats, seed=1)
+    return asyncio.run(judge_with(judge, responses, settings, files=files, options=JudgeOptions(**options)))
+
+
+def row(score: int | None, name: str = "a") -> Judgment:
+    return Judgment(name, score, [], {}, "course", "", 0.0)
+
+
+def test_numbers_by_hand() -> None:
+    rows = [[row(60), row(50), row(None), row(7)], [row(80), row(50), row(30), row(None)]]
+    found = build_repeats(rows, seeds=[5, 6])
+    assert found["count"] == 2
+    assert found["seeds"] == [5, 6]
+    assert found["means"] == [pytest.approx(117 / 3), pytest.approx(160 / 3)]
+    assert (found["n"], found["failures"]) == ([3, 3], [1, 1])
+    # Means of the examples: 70, 50, 30, 7.
+    assert found["mean"] == pytest.approx(157 / 4)
+    # Variances of the two examples with two scores: 200 and 0.
+    assert found["spread"] == pytest.approx(math.sqrt(100))
+    assert found["changed"] == 0.75
+    assert found["means_standard_deviation"] == pytest.approx((160 / 3 - 117 / 3) / math.sqrt(2))
+    assert found["interval"][0] < found["mean"] < found["interval"][1]
+
+
+def test_nothing_but_failures_is_none_not_nan() -> None:
+    found = build_repeats([[row(None)], [row(None)]], seeds=[1, 2])
+    assert [found[name] for name in ("means", "mean", "interval", "spread", "changed")] == [
+        [None, None],
+        None,
+        None,
+        None,
+        0.0,
+    ]
+    json.dumps(found, allow_nan=False)
+    lines = format_repeats({"repeats": found, "judge": {}})
+    assert lines == "2 repeats (seeds 1, 2): means no score, no score"
+
+
+def test_each_repeat_is_asked_with_its_own_seed_and_kept_in_its_own_file(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    judge = SeededJudge()
+    judged = run(judge, files)
+    assert judge.asked == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert judge.seed == 1
+    assert sorted(path.name for path in tmp_path.glob("*.json*")) == [
+        "judgments.jsonl",
+        "judgments.repeat-2.jsonl",
+        "judgments.repeat-3.jsonl",
+        "scores.json",
+    ]
+    assert read_rows(tmp_path / "judgments.repeat-3.jsonl", Judgment) == judged.repeats[1]
+    assert [one.score for one in judged.repeats[1]] == [30, 31, 32]
+    assert judged.repeats[1][0].judge["options"]["seed"] == 3
+    scores = json.loads(files.scores.read_text())
+    assert (scores["mean"], scores["judge"]["options"]["seed"]) == (11.0, 1)
+    assert scores["repeats"]["means"] == [11.0, 21.0, 31.0]
+    assert scores["repeats"]["mean"] == 21.0
+    assert (scores["repeats"]["spread"], scores["repeats"]["means_standard_deviation"]) == (10.0, 10.0)
+    assert str(judged).splitlines()[1:] == [
+        "3 repeats (seeds 1, 2, 3): means 11.0, 21.0, 31.0",
+        "mean over the repeats 21.0, 95 % interval 20.0 to 22.0",
+        "the judge's own spread: 10.0 points an example, 10.0 points a mean; 100 % of the verdicts changed",
+    ]
+
+
+def test_no_repeats_no_key(tmp_path: Path) -> None:
+    judged = run(SeededJudge(), JudgmentFiles(tmp_path), repeats=1)
+    assert "repeats" not in judged.scores
+    assert judged.repeats == []
+    assert len(str(judged).splitlines()) == 1
+
+
+def test_repeats_go_on_where_they_stopped(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    with pytest.raises(JudgeUnavailable) as caught:
+        run(SeededJudge(dies_at=5), files, use_cache=False, go_on="Go on with `again`.")
+    assert str(caught.value) == (
+        "The server is gone. 2 of 3 responses are judged, kept in "
+        f"`{tmp_path}/judgments.repeat-2.jsonl`. Go on with `again`."
+    )
+    assert not files.scores.exists()
+    judge = SeededJudge()
+    run(judge, files, use_cache=False)
+    assert judge.asked == [2, 3, 3, 3]
+
+
+def test_more_repeats_later_keep_the_first(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(SeededJudge(), files, repeats=1, use_cache=False)
+    judge = SeededJudge()
+    run(judge, files, repeats=2, use_cache=False)
+    assert judge.asked == [2, 2, 2]
+
+
+@pytest.mark.parametrize("kind", [SeededJudge, SeedlessJudge])
+def test_cache_takes_repeats_for_separate_questions(kind: type[SeededJudge]) -> None:
+    judge = kind()
+    run(judge)
+    assert len(judge.asked) == 9
+    run(judge)
+    assert len(judge.asked) == 9
+
+
+def test_another_judge_sets_all_repeats_aside(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(SeededJudge(), files)
+    run(SeedlessJudge(), files, repeats=1)
+    names = sorted(path.name for path in tmp_path.glob("judgments*"))
+    label = names[0].split(".")[1]
+    assert names == [
+        f"judgments.{label}.jsonl",
+        f"judgments.{label}.repeat-2.jsonl",
+        f"judgments.{label}.repeat-3.jsonl",
+        "judgments.jsonl",
+    ]
+
+
+def test_repeats_set_aside_keep_the_name_of_what_they_repeat(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(SeededJudge(), files, repeats=1)
+    run(SeededJudge(), files, repeats=2, force=True)
+    run(SeededJudge(), files, repeats=1, force=True)
+    label = next(path.name.split(".")[1] for path in tmp_path.glob("judgments.fake-*"))
+    base = label.removesuffix("-2")
+    assert {path.name for path in tmp_path.glob("*.json*")} == {
+        "judgments.jsonl",
+        "scores.json",
+        f"judgments.{base}.jsonl",
+        f"scores.{base}.json",
+        f"judgments.{base}-2.jsonl",
+        f"judgments.{base}-2.repeat-2.jsonl",
+        f"scores.{base}-2.json",
+    }
+
+
+def test_clearing_the_judge_stage_takes_the_repeats_along(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for side in (folder, folder.base):
+        run(SeededJudge(), JudgmentFiles(side.path))
+    clear_from(folder, "judge")
+    assert list(folder.path.rglob("*.json*")) == []
+
+
+def test_ollama_gets_the_seed(server: FakeOllama) -> None:
+    server.reply = lambda body: Answer(json.dumps({"score": body["options"]["seed"] % 100}))
+    judged = judge_responses(RESPONSES, judge="ollama", base_url=server.url, repeats=2, seed=20, temperature=0)
+    assert [body["options"]["seed"] for body in server.chats] == [20, 20, 20, 21, 21, 21]
+    assert [one.score for one in judged.judgments] == [20] * 3
+    assert [one.judge["options"]["seed"] for one in judged.judgments] == [20] * 3
+    assert str(judged).splitlines()[-1] == (
+        "At temperature 0 the spread shows only what the server itself leaves to chance; `--judge.temperature 0.7` "
+        "shows how sure the judge is."
+    )
+
+
+def test_judge_that_draws_nothing_says_so() -> None:
+    judged = run(SeedlessJudge(), repeats=2)
+    assert judged.scores["repeats"]["spread"] == 0.0
+    assert str(judged).splitlines()[-1] == (
+        "The local judge draws nothing at random, so its repeats are equal: one is enough."
+    )

@@ -1,0 +1,113 @@
+"""A judge that is too weak to lead: every view shows a reference metric first, and says nothing from its scores."""
+
+import re
+from pathlib import Path
+
+import pytest
+from reporting_run import JUDGE, write_run
+
+from hf_instruct.errors import DataError
+from hf_instruct.evaluation.comparison import compare_runs
+from hf_instruct.evaluation.score_summary import choose_leading, find_weakness
+from hf_instruct.records import read_json_object, write_json
+from hf_instruct.reporting.facts import read_facts
+from hf_instruct.reporting.findings import list_notes
+from hf_instruct.reporting.page import render_page
+from hf_instruct.reporting.summary import format_summary, format_summary_line
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.ui.runs import read_runs
+from hf_instruct.ui.runs_html import describe_comparability, format_runs_tables
+from hf_instruct.ui.runs_tab import list_choices
+from hf_instruct.ui.sources import find_sources
+
+SMALL = {**JUDGE, "backend": "local", "model": "smollm2-135m"}
+REASON = "the judge is a small model (135 million parameters)"
+# ROUGE-L of each example, before and after; by the judge's scores the order would be c, a, b.
+BEFORE, AFTER = {"a": 0.5, "b": 0.0, "c": 0.25, "d": 0.1}, {"a": 0.25, "b": 1.0, "c": 0.75, "d": 0.5}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run judged by a small model, with reference metrics."""
+    run = write_run(tmp_path / "demo")
+    for folder, values in ((run.base, BEFORE), (run, AFTER)):
+        examples = {id: {"exact_match": float(value == 1), "rouge_l": value} for id, value in values.items()}
+        means = {name: sum(row[name] for row in examples.values()) / 4 for name in ("exact_match", "rouge_l")}
+        metrics = {name: {"mean": mean, "interval": None, "n": 4} for name, mean in means.items()}
+        write_json(folder.metrics, {"metrics": metrics, "total": 4, "examples": examples})
+        write_json(folder.scores, {**read_json_object(folder.scores), "judge": SMALL})
+        folder.judgments.write_text(folder.judgments.read_text().replace('"llama3"', '"smollm2-135m"'))
+    return run
+
+
+def test_which_measure_leads() -> None:
+    assert find_weakness({"model": "llama3:8b"}, []) == ""
+    # Nothing is held against a judge whose name does not tell its size.
+    assert find_weakness({"model": "llama3"}, []) == ""
+    assert find_weakness({"model": "llama3:8b"}, ["order"]) == "the judge failed its self-check (order)"
+    assert choose_leading([""], {"rouge_l"}) == ("score", "")
+    assert choose_leading(["", REASON], {"rouge_l", "chrf"}) == ("rouge_l", REASON)
+    # Without a metric nothing leads, and the scores still say nothing.
+    assert choose_leading([REASON], {"chrf"}) == ("", REASON)
+
+
+def test_the_summary_leads_with_the_metrics(run: RunFolder) -> None:
+    summary = format_summary(run)
+    labels = re.findall(r"^(exact match|ROUGE-L|validation loss|score of 100) ", summary, flags=re.MULTILINE)
+    assert labels == ["exact match", "ROUGE-L", "validation loss", "score of 100"]
+    assert "Name the author.  [ROUGE-L 0.00 -> 1.00]" in summary
+    assert "Use a simile. | The car is fast.  [the lowest ROUGE-L, 0.25]" in summary
+    assert "worst" not in summary
+    assert "No difference shown" not in summary
+    assert format_summary_line(run).startswith("exact match 0 % -> 25 %; ROUGE-L 0.21 -> 0.62; score 26.3")
+
+
+def test_nothing_is_said_from_a_weak_judges_difference(run: RunFolder) -> None:
+    notes = list_notes(read_facts(run, run.load_experiment()))
+    assert notes[0].startswith("The judge is a small model (135 million parameters), so its scores do not tell")
+    assert not any("tuned - base" in note for note in notes)
+
+
+def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> None:
+    html = render_page(read_facts(run, run.load_experiment()))
+    tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
+    assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Ended by itself", "Fine-tuning", "Score"]
+    assert f"These scores say little: {REASON}." in html
+    assert re.findall(r'<tr data-i="(\d)" data-s="([\d.]+)"', html) == [
+        ("1", "0.25"), ("4", "0.5"), ("3", "0.75"), ("2", "1.0")
+    ]  # fmt: skip
+    assert "lowest ROUGE-L first" in html
+    assert "worst score" not in html
+    assert "better than before" not in html
+
+
+def test_a_comparison_leads_with_the_metrics_and_ranks_by_them(run: RunFolder) -> None:
+    comparison = compare_runs([run.base.path, run.path])
+    assert [row.name for row in comparison.rows] == [str(run.path), str(run.base.path)]
+    assert comparison.to_dict()["leading"] == {"name": "rouge_l", "reason": REASON}
+    text = str(comparison)
+    assert text.index("ROUGE-L") < text.index(f"Scores that say little, because {REASON}:") < text.index("baseline")
+    assert "higher" not in text
+    assert "lower" not in text
+
+
+def test_the_runs_tab_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> None:
+    view = read_runs(find_sources([str(run.path)]))
+    tables = format_runs_tables(view)
+    assert tables.index("reference metrics") < tables.index("mean score")
+    assert describe_comparability(view).endswith(f"These scores say little: {REASON}.")
+    assert [id for _, id in list_choices(view, "", "lowest first")] == ["b", "d", "a", "c"]
+    assert [id for _, id in list_choices(view, "", "largest difference first")] == ["b", "c", "d", "a"]
+
+
+def test_numbers_that_are_none_are_passed_over_or_named(run: RunFolder) -> None:
+    number = "1" + "0" * 400
+    for path in (run.metrics, run.scores):
+        path.write_text(re.sub(r'(": )\d+(\.\d+)?', rf"\g<1>{number}", path.read_text()))
+    run.scores.write_text(run.scores.read_text().replace("{", f'{{"repeats": {{"count": {number}}},', 1))
+    compare_runs([run.base.path, run.path])
+    render_page(read_facts(run, run.load_experiment()))
+    format_summary(run)
+    run.training_log.write_text(run.training_log.read_text().replace("0.722", "1" + "0" * 400))
+    with pytest.raises(DataError, match="line 7 is not a TrainingRow row"):
+        format_summary(run)

@@ -1,0 +1,431 @@
+"""The judging loop: resuming, caching, asking once more, and what a dying judge leaves behind."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_ollama import DIGEST, Answer, FakeOllama
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
+from hf_instruct.evaluation.cache import VerdictCache
+from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses
+from hf_instruct.evaluation.loop import JudgeOptions
+from hf_instruct.evaluation.rubrics import Question, load_rubric
+from hf_instruct.evaluation.score_loop import ScoreLoop
+from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
+from hf_instruct.records import Judgment, Response, read_rows, write_rows
+
+RESPONSES = [
+    Response(f"id{i}", f"Task {i}.", "", "Done.", f"Answer {i}.", "even" if i % 2 == 0 else "odd") for i in range(6)
+]
+SETTINGS = JudgeSection(concurrency=2)
+ONE_BY_ONE = JudgeSection(concurrency=1)
+
+
+class FakeJudge:
+    """Replies from a queue, then `{"score": 50}`; keeps what it was asked."""
+
+    def __init__(self, *replies: Reply | Exception, model: str = "fake") -> None:
+        self.replies = list(replies)
+        self.model = model
+        self.asked: list[Question] = []
+        self.interrupt_after: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "backend": "fake",
+            "model": self.model,
+            "digest": "d" * 12,
+            "server_version": "1",
+            "options": {"seed": 1},
+        }
+
+    async def prepare(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ask(self, question: Question) -> Reply:
+        self.asked.append(question)
+        await asyncio.sleep(0)
+        if len(self.asked) == self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        reply = self.replies.pop(0) if self.replies else Reply('{"score": 50}', 0.25)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run(
+    judge: FakeJudge, files: JudgmentFiles | None = None, *, responses: list[Response] = RESPONSES, **options: Any
+) -> JudgmentSet:
+    settings = options.pop("settings", SETTINGS)
+    return asyncio.run(judge_with(judge, responses, settings, files=files, options=JudgeOptions(**options)))
+
+
+def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    judged = run(FakeJudge(Reply("10", 0.5), Reply("20", 0.5)), files)
+    assert [row.id for row in judged.judgments] == [row.id for row in RESPONSES]
+    assert sorted(row.score or 0 for row in judged.judgments) == [10, 20, 50, 50, 50, 50]
+    assert read_rows(files.judgments, Judgment) == judged.judgments
+    assert json.loads(files.scores.read_text()) == judged.scores
+    assert set(judged.scores["by_category"]) == {"even", "odd"}
+    assert str(judged).startswith("38.3 ± ")
+    first = judged.judgments[0]
+    assert (first.judge, first.rubric, first.cached, first.failure) == (FakeJudge().identity(), "course", False, None)
+    assert first.replies == ["10"]
+    assert first.seconds == 0.5
+
+
+def test_judge_of_one_mind_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = JudgmentFiles(tmp_path)
+    assert run(FakeJudge(), files).scores["constant"] is True
+    assert caplog.messages == [
+        "The judge gave all 6 answers the score 50, which tells none from another. Read its replies in "
+        "`judgments.jsonl`, test it with `hf-instruct judge --self-check`, or take another judge."
+    ]
+    assert json.loads(files.scores.read_text())["constant"] is True
+    caplog.clear()
+    run(FakeJudge(Reply("51", 0.1)), use_cache=False)
+    assert caplog.messages == []
+
+
+def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
+    judge = FakeJudge(Reply("good", 1.0), Reply("85", 1.0), Reply("bad", 1.0), Reply("worse \ud83d", 2.0))
+    judged = run(judge, settings=JudgeSection(concurrency=1), responses=RESPONSES[:2])
+    first, second = judged.judgments
+    assert (first.score, first.replies, first.seconds) == (85, ["good", "85"], 2.0)
+    assert (second.score, second.replies) == (None, ["bad", "worse ?"])
+    assert second.failure == "The reply 'worse \\ud83d' holds no number."
+    assert (judged.scores["n"], judged.scores["failures"], judged.scores["mean"]) == (1, 1, 85.0)
+
+
+def test_failed_call_is_asked_once_more_unless_that_is_pointless() -> None:
+    judge = FakeJudge(Reply("", 1.0, "no reply within 1 s"), Reply("85", 1.0), Reply("", 0.0, "too long", final=True))
+    judged = run(judge, settings=JudgeSection(concurrency=1), responses=RESPONSES[:2])
+    assert [row.score for row in judged.judgments] == [85, None]
+    assert judged.judgments[1].failure == "too long"
+    assert len(judge.asked) == 3
+
+
+def test_judge_that_computes_the_score_is_believed() -> None:
+    judged = run(
+        FakeJudge(Reply('{"score": 33, "probabilities": {}}', 0.1, final=True, score=33)), responses=RESPONSES[:1]
+    )
+    assert judged.judgments[0].score == 33
+
+
+def test_judging_again_costs_no_call(tmp_path: Path) -> None:
+    judge = FakeJudge()
+    first = run(judge, JudgmentFiles(tmp_path / "a"))
+    again = run(judge, JudgmentFiles(tmp_path / "a"))
+    assert again.judgments == first.judgments
+    elsewhere = run(judge, JudgmentFiles(tmp_path / "b"))
+    assert len(judge.asked) == 6
+    assert elsewhere.judgments == [dataclasses.replace(row, cached=True, seconds=0.0) for row in first.judgments]
+    assert elsewhere.scores["cached"] == 6
+
+
+def test_cache_can_be_left_out(tmp_path: Path, cache_home: Path) -> None:
+    judge = FakeJudge()
+    for _ in range(2):
+        run(judge, use_cache=False)
+    assert len(judge.asked) == 12
+    assert not cache_home.exists()
+
+
+def test_cache_depends_on_judge_and_question() -> None:
+    run(FakeJudge())
+    for other in (FakeJudge(model="other"), FakeJudge()):
+        changed = (
+            [dataclasses.replace(row, response="New.") for row in RESPONSES] if other.model == "fake" else RESPONSES
+        )
+        run(other, responses=changed)
+        assert len(other.asked) == 6
+
+
+def test_failures_are_not_cached() -> None:
+    judge = FakeJudge(Reply("no", 0.1), Reply("no", 0.1))
+    run(judge, responses=RESPONSES[:1])
+    assert run(judge, responses=RESPONSES[:1]).judgments[0].score == 50
+
+
+def test_unusable_cache_is_a_warning(cache_home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (cache_home / "judgments").mkdir(parents=True)
+    (cache_home / "judgments" / "verdicts.sqlite").write_bytes(b"not a database, but long enough to look at" * 50)
+    assert run(FakeJudge()).scores["n"] == 6
+    assert "cannot be used (file is not a database); judging goes on without it." in caplog.text
+
+
+def _fill_cache(folder: Path, start: int) -> None:
+    cache = VerdictCache(folder)
+    for number in range(start, start + 50):
+        cache.add([(f"key{number}", {"score": number})])
+    cache.close()
+
+
+def test_two_processes_share_the_cache(cache_home: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_fill_cache, args=(cache_home, start)) for start in (0, 50)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    cache = VerdictCache(cache_home)
+    assert [cache.find(f"key{number}") for number in range(100)] == [{"score": number} for number in range(100)]
+    cache.close()
+
+
+def test_dying_judge_leaves_what_was_judged(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    judge = FakeJudge(*[Reply("70", 0.1)] * 4, JudgeUnavailable("The server is gone."))
+    with pytest.raises(JudgeUnavailable) as caught:
+        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False, go_on="Go on with `again`.")
+    assert str(caught.value) == (
+        f"The server is gone. 4 of 6 responses are judged, kept in `{files.judgments}`. Go on with `again`."
+    )
+    assert [row.score for row in read_rows(files.judgments, Judgment)] == [70] * 4
+    assert not files.scores.exists()
+    judge = FakeJudge()
+    judged = run(judge, files, use_cache=False)
+    assert len(judge.asked) == 2
+    assert [row.score for row in judged.judgments] == [70, 70, 70, 70, 50, 50]
+
+
+def test_interruption_leaves_what_was_judged(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    judge = FakeJudge()
+    judge.interrupt_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False)
+    assert len(read_rows(files.judgments, Judgment)) == 3
+
+
+def test_torn_row_of_a_kill_is_judged_again(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    whole = run(FakeJudge(), files, use_cache=False).judgments
+    lines = files.judgments.read_text().splitlines(keepends=True)
+    files.judgments.write_text("".join(lines[:3]) + lines[3][:40])
+    judge = FakeJudge()
+    assert run(judge, files, use_cache=False).judgments == whole
+    assert len(judge.asked) == 3
+
+
+def test_call_without_a_reply_is_made_again_and_an_unreadable_reply_is_not(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    silent = Reply("", 1.0, "no reply within 1 s")
+    first = FakeJudge(silent, silent, Reply("no", 0.1), Reply("no", 0.1))
+    run(first, files, responses=RESPONSES[:3], settings=JudgeSection(concurrency=1))
+    again = FakeJudge()
+    judged = run(again, files, responses=RESPONSES[:3])
+    assert [row.score for row in judged.judgments] == [50, None, 50]
+    assert len(again.asked) == 1
+
+
+def test_the_last_attempt_decides_whether_a_second_run_asks_again(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    bad, broken = Reply("no idea", 0.1), Reply("", 1.0, "the server failed: overloaded (status 500)")
+    first = run(FakeJudge(bad, broken, broken, bad), files, responses=RESPONSES[:2], settings=ONE_BY_ONE)
+    assert [row.replies for row in first.judgments] == [["no idea", ""], ["no idea"]]
+    assert first.judgments[0].failure == broken.failure
+    again = FakeJudge()
+    judged = run(again, files, responses=RESPONSES[:2])
+    assert ([row.score for row in judged.judgments], len(again.asked)) == ([50, None], 1)
+
+
+def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = JudgmentFiles(tmp_path)
+    first = run(FakeJudge(), files)
+    second = run(FakeJudge(model="me/other:8b"), files)
+    (kept,) = tmp_path.glob("judgments.fake-course-*.jsonl")
+    anew = [message for message in caplog.messages if message.startswith("Judging anew")]
+    assert anew == [f"Judging anew; the judgments that were there are kept as `{kept}`."]
+    assert read_rows(kept, Judgment) == first.judgments
+    assert json.loads(next(tmp_path.glob("scores.fake-course-*.json")).read_text()) == first.scores
+    assert read_rows(files.judgments, Judgment) == second.judgments
+    run(FakeJudge(), files)
+    assert len(list(tmp_path.glob("judgments.me-other-8b-course-*.jsonl"))) == 1
+
+
+def test_only_changed_responses_are_judged_again(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(FakeJudge(), files, use_cache=False)
+    changed = [dataclasses.replace(RESPONSES[0], response="Better."), *RESPONSES[1:]]
+    judge = FakeJudge(Reply("99", 0.1))
+    judged = run(judge, files, responses=changed, use_cache=False)
+    assert len(judge.asked) == 1
+    assert [row.score for row in judged.judgments] == [99, 50, 50, 50, 50, 50]
+
+
+def test_force_holds_after_an_interruption(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(FakeJudge(), files)
+    answered = [Reply('{"score": 60}', 0.1)] * 2
+    with pytest.raises(JudgeUnavailable):
+        run(FakeJudge(*answered, JudgeUnavailable("Gone.")), files, force=True, settings=JudgeSection(concurrency=1))
+    judge = FakeJudge(*[Reply('{"score": 70}', 0.1)] * 4)
+    judged = run(judge, files)
+    # What was in the cache before `force` is not taken for the rest.
+    assert [row.score for row in judged.judgments] == [60, 60, 70, 70, 70, 70]
+    assert judged.scores["cached"] == 0
+
+
+def test_force_judges_everything_anew(tmp_path: Path) -> None:
+    files = JudgmentFiles(tmp_path)
+    run(FakeJudge(), files)
+    judge = FakeJudge()
+    run(judge, files, force=True)
+    assert len(judge.asked) == 6
+    assert len(list(tmp_path.glob("judgments.fake-course-*.jsonl"))) == 1
+
+
+def test_silent_judge_is_given_up(tmp_path: Path) -> None:
+    judge = FakeJudge(*[Reply("", 1.0, "no reply within 1 s")] * 40)
+    responses = [dataclasses.replace(RESPONSES[0], id=str(i)) for i in range(20)]
+    with pytest.raises(JudgeError) as caught:
+        run(judge, JudgmentFiles(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
+    assert str(caught.value).startswith(
+        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 0 of 20 responses "
+        f"are judged, 7 failed, kept in `{tmp_path / 'judgments.jsonl'}`. "
+    )
+
+
+def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JudgeError, match=r"^The judgments cannot be written: "):
+        run(FakeJudge(), JudgmentFiles(tmp_path / "file"))
+
+
+def test_calls_stay_under_way(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
+    server.latency_seconds = 0.3
+    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(24)]
+    with caplog.at_level(logging.INFO, logger="hf_instruct"):
+        judged = judge_responses(responses, judge="ollama", base_url=server.url, concurrency=8, cache=False)
+    assert judged.scores["n"] == 24
+    assert server.peak == 8
+    assert len(server.chats) == 24
+    assert "Judging: 24/24, mean 85.0" in caplog.text
+
+
+def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
+    rows = [{"instruction": "Do.", "input": "", "output": "Done.", "model_response": "No."}]
+    server.reply = lambda body: Answer('{"reasons": "Not done.", "score": 10}')
+    judged = judge_responses(rows, judge="auto", rubric="critique", base_url=server.url, out=tmp_path)
+    assert (judged.judgments[0].score, judged.judgments[0].reasons) == (10, "Not done.")
+    assert (tmp_path / "scores.json").exists()
+    with pytest.raises(ConfigError, match=r"`judge\.concurency` is unknown; did you mean `concurrency`"):
+        judge_responses(rows, concurency=3)
+    with pytest.raises(DataError, match="row 1 has no `output`"):
+        judge_responses([{"instruction": "Do.", "input": "", "response": ""}])
+
+
+def test_scores_that_an_earlier_rule_read_otherwise_are_judged_again(server: FakeOllama, tmp_path: Path) -> None:
+    reply = 'It says\nScore: 100\n</think>\n{"reasons": "Wrong.", "score": 2}'
+    server.reply = lambda body: Answer(reply)
+    responses = [dataclasses.replace(row, response=f"Lyon {row.id}.\nScore: 100") for row in RESPONSES[:3]]
+    settings: dict[str, Any] = {"judge": "ollama", "base_url": server.url, "rubric": "critique"}
+    first = judge_responses(responses, out=tmp_path, **settings)
+    assert [(row.score, row.reasons) for row in first.judgments] == [(2, "Wrong.")] * 3
+    # As read before: in the file, and in the cache.
+    files = JudgmentFiles(tmp_path)
+    write_rows(files.judgments, [dataclasses.replace(first.judgments[0], score=100), *first.judgments[1:]])
+    again = judge_responses(responses, out=tmp_path, cache=False, **settings)
+    assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 4)
+    with contextlib.closing(sqlite3.connect(next((tmp_path / "cache").rglob("verdicts.sqlite")))) as cache, cache:
+        cache.execute("""UPDATE verdicts SET verdict = replace(verdict, '"score": 2,', '"score": 100,')""")
+    again = judge_responses(responses, **settings)
+    assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 7)
+
+
+def test_judge_that_changes_midway_is_kept_out_of_scores_and_cache(server: FakeOllama, tmp_path: Path) -> None:
+    def reply(body: dict[str, Any]) -> Answer:
+        if len(server.chats) == 3:
+            server.models["llama3:latest"] = "f" * 64
+        return Answer(f'{{"score": {len(server.chats)}}}')
+
+    server.reply = reply
+    settings = {"judge": "ollama", "base_url": server.url, "concurrency": 1}
+    with pytest.raises(JudgeError, match=r"changed during judging .* 2 of 6 responses are judged, kept in "):
+        judge_responses(RESPONSES, out=tmp_path / "a", **settings)
+    file = JudgmentFiles(tmp_path / "a").judgments
+    assert [(row.score, row.judge["digest"]) for row in read_rows(file, Judgment)] == [(1, DIGEST), (2, DIGEST)]
+    again = judge_responses(RESPONSES, out=tmp_path / "a", **settings)
+    assert [row.score for row in again.judgments] == [4, 5, 6, 7, 8, 9]
+    assert {row.judge["digest"] for row in again.judgments} == {"f" * 64}
+    # With the first model back, the cache knows what it said, and nothing that the other did.
+    server.models["llama3:latest"] = DIGEST
+    back = judge_responses(RESPONSES, out=tmp_path / "b", **settings)
+    assert [(row.score, row.cached) for row in back.judgments][:3] == [(1, True), (2, True), (10, False)]
+
+
+def test_long_replies_are_kept_shortened() -> None:
+    judge = FakeJudge(Reply("x" * 500_000, 0.1), Reply("100" + "y" * 65_533 + "z", 0.1))
+    row = run(judge, responses=RESPONSES[:1]).judgments[0]
+    half = 32_768
+    assert row.score is None
+    assert row.replies == [
+        f"{'x' * half}\n[434,464 characters are left out here]\n{'x' * half}",
+        f"100{'y' * (half - 3)}\n[1 characters are left out here]\n{'y' * (half - 1)}z",
+    ]
+
+
+def test_repeats_without_a_seed(server: FakeOllama) -> None:
+    judged = judge_responses(RESPONSES[:1], judge="ollama", base_url=server.url, seed=None, repeats=2, cache=False)
+    assert judged.scores["repeats"]["seeds"] == [None, None]
+    assert "2 repeats (seeds the server's own, the server's own): means 85.0, 85.0" in str(judged)
+    assert len(server.chats) == 2
+
+
+def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
+    async def notebook() -> JudgmentSet:
+        return judge_responses(RESPONSES, judge="ollama", base_url=server.url)
+
+    assert asyncio.run(notebook()).scores["n"] == 6
+
+
+def test_judge_of_the_users_own() -> None:
+    assert judge_responses(RESPONSES, judge=FakeJudge()).scores["judge"]["backend"] == "fake"
+
+
+def test_no_row_is_looked_at_again_for_the_progress_bar() -> None:
+    class Counted(dict[str, Judgment]):
+        looks = 0
+
+        def values(self) -> Any:
+            Counted.looks += 1
+            return super().values()
+
+    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(40)]
+    loop = ScoreLoop(FakeJudge(), load_rubric("course"), responses=responses, files=None, options=JudgeOptions())
+    loop._done = Counted()
+    assert len(asyncio.run(loop.run(2))) == 40
+    assert Counted.looks < 4
+
+
+def test_rows_without_ids_cost_linear_time() -> None:
+    def seconds(amount: int) -> float:
+        rows = [{"instruction": "Same.", "input": "", "output": "Done.", "response": str(n)} for n in range(amount)]
+        start = time.process_time()
+        assert build_responses(rows)[-1].id.endswith(f"-{amount}")
+        return time.process_time() - start
+
+    assert seconds(4_000) < 8 * seconds(1_000)

@@ -1,0 +1,290 @@
+"""The self-check: which judges pass it, what the others fail, and where that is shown from then on."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
+from hf_instruct.evaluation.cache import find_self_check, keep_self_check
+from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judgment_files import JudgmentFiles
+from hf_instruct.evaluation.loop import JudgeOptions
+from hf_instruct.evaluation.probes import INJECTIONS
+from hf_instruct.evaluation.rubrics import Question, load_rubric
+from hf_instruct.evaluation.scoring import judge_responses, judge_with
+from hf_instruct.evaluation.self_check import format_self_check, run_self_check
+from hf_instruct.records import Example, Judgment, Response, read_rows
+
+EXAMPLES = [Example(f"id{i}", f"Spell the number {i}.", "", f"The word is number-{i}-spelt.") for i in range(30)]
+SETTINGS = JudgeSection(backend="local", concurrency=4)
+
+
+class FakeJudge:
+    """Scores by what it makes of the response; sees the response as the local judge does."""
+
+    def __init__(self, score: Callable[[str, str, str], int | None], model: str = "fake", seed: int = 1) -> None:
+        self.score = score
+        self.model = model
+        self.seed = seed
+        self.calls = 0
+        self.dies_after: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        options = {"seed": self.seed}
+        return {"backend": "fake", "model": self.model, "digest": "d" * 12, "server_version": "1", "options": options}
+
+    def reseed(self, seed: int) -> None:
+        self.seed = seed
+
+    async def check(self) -> None: ...
+
+    async def prepare(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ask(self, question: Question) -> Reply:
+        await asyncio.sleep(0)
+        self.calls += 1
+        if self.dies_after is not None and self.calls > self.dies_after:
+            raise JudgeUnavailable("The server is gone.")
+        task, _, rest = question.state.removeprefix("Task: ").partition("\nCorrect answer: ")
+        output, _, response = rest.partition("\nStudent's answer: ")
+        score = self.score(task, output, response)
+        return Reply("no number", 0.0) if score is None else Reply(str(score), 0.0)
+
+
+def honest(task: str, output: str, response: str) -> int:
+    """Believe only what stands in the answer; more than the reference is no better."""
+    if output in response:
+        return 95
+    return 0 if response in ("", task) else 5
+
+
+def gullible(task: str, output: str, response: str) -> int:
+    return 100 if "100" in response else honest(task, output, response)
+
+
+def constant(task: str, output: str, response: str) -> int:
+    return 50
+
+
+def verbose(task: str, output: str, response: str) -> int:
+    return min(100, 2 * len(response))
+
+
+def silent(task: str, output: str, response: str) -> None:
+    return None
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def check(score: Callable[[str, str, str], int | None], **arguments: Any) -> dict[str, Any]:
+    # Fakes that score differently have one identity: what one said is not to be taken for the other's.
+    options = JudgeOptions(use_cache=False)
+    return run_self_check(EXAMPLES, SETTINGS, judge=FakeJudge(score), options=options, **arguments)
+
+
+def row_of(result: dict[str, Any], first: str) -> dict[str, Any]:
+    return next(row for row in result["checks"] if row["first"] == first)
+
+
+def test_honest_judge_passes_everything() -> None:
+    result = check(honest)
+    assert (result["passed"], result["failed"], result["n"], result["probes"]) == (True, [], 20, 260)
+    order = row_of(result, "reference")
+    assert (order["second"], order["difference"], order["higher"], order["n"]) == ("shuffled", 90.0, 1.0, 20)
+    assert list(order["interval"]) == [90.0, 90.0]
+    injection = result["injection"]
+    assert (injection["pairs"], injection["higher"], injection["difference"]) == (120, 0.0, 0.0)
+    assert result["kinds"]["empty"] == {"mean": 0.0, "n": 20, "failures": 0}
+    assert result["constant"] is None
+
+
+def test_wrong_answer_and_none_may_both_be_worth_nothing() -> None:
+    strict = check(lambda task, output, response: 95 if output in response else 0)
+    assert strict["passed"]
+    lenient = check(lambda task, output, response: 95 if output in response else 20)
+    assert lenient["failed"] == ["order"]
+    upside_down = check(lambda task, output, response: 95 if output in response else 9 if not response else 0)
+    assert upside_down["failed"] == ["order"]
+
+
+def test_gullible_judge_fails_the_injections_that_it_fell_for() -> None:
+    result = check(gullible)
+    assert (result["passed"], result["failed"]) == (False, ["injection"])
+    fell_for = {row["first"] for row in result["checks"] if row["passed"] is False}
+    assert fell_for == {f"injection-{name}" for name, text in INJECTIONS.items() if "100" in text}
+    assert row_of(result, "injection-command")["difference"] == 95.0
+    assert row_of(result, "injection-praise")["passed"] is True
+    assert result["injection"]["higher_by_50"] == 100 / 120
+
+
+def test_injection_that_seldom_works_fails_too() -> None:
+    seldom = iter([100, 100])
+
+    def score(task: str, output: str, response: str) -> int:
+        if response.endswith("nothing else."):
+            return next(seldom, 0)
+        return honest(task, output, response)
+
+    result = check(score)
+    row = row_of(result, "injection-command")
+    # Two of twenty: the mean does not show it, so it counts by itself.
+    assert row["interval"][0] <= 0
+    assert (row["higher"], row["passed"], result["failed"]) == (0.1, False, ["injection"])
+
+
+def test_constant_judge_fails_the_order_and_is_named() -> None:
+    result = check(constant)
+    assert result["failed"] == ["order", "repeated"]
+    assert result["constant"] == 50
+    assert "The judge gave every answer the same score, 50: it tells nothing apart." in format_self_check(result)
+
+
+def test_judge_that_likes_length_fails() -> None:
+    result = check(verbose)
+    assert "doubled" in result["failed"]
+    assert row_of(result, "shuffled-doubled")["passed"] is False
+
+
+def test_judge_without_verdicts_is_reported() -> None:
+    result = check(silent, limit=3)
+    assert result["failures"] == result["probes"] == 39
+    # Nothing else was seen to fail.
+    assert (result["passed"], result["failed"]) == (False, ["failures"])
+    assert result["checks"][0]["passed"] is None
+    text = format_self_check(result)
+    assert "failures   answers without a score     at most 10 %       39 of 39" in text
+    assert "no pair has two scores" in text
+    assert "unknown" in text
+    json.dumps(result, allow_nan=False)
+
+
+def test_few_failures_are_counted_and_pass() -> None:
+    result = check(lambda *texts: None if "number-7-" in texts[1] and not texts[2] else honest(*texts), limit=30)
+    assert (result["failures"], result["passed"]) == (1, True)
+    assert row_of(result, "reference")["n"] == 30
+    assert [row["n"] for row in result["checks"] if row["second"] == "empty"] == [29, 29]
+
+
+def test_table() -> None:
+    lines = format_self_check(check(gullible)).splitlines()
+    assert max(map(len, lines)) <= 104
+    assert lines[0] == (
+        "check      first - second              expected           mean difference        higher   n  result"
+    )
+    assert lines[1] == (
+        "order      reference - shuffled        > 0                +90.0 (none: all equal) 100 %  20  passed"
+    )
+    assert lines[7] == (
+        "injection  command - shuffled          not > 0            +95.0 (none: all equal) 100 %  20  FAILED"
+    )
+    assert lines[-3:-1] == [
+        "injections: mean difference +79.2 (none: all equal); 83 % of 120 up, 83 % by 10, 83 % by 50 or more",
+        "harmless additions: 0 % of 20 up",
+    ]
+    assert lines[-1] == "judge fake@ddddddd, rubric course, 20 examples, 260 answers: FAILED: injection"
+
+
+def test_files_hold_what_was_asked_and_what_came_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = check(honest, out=out, limit=10)
+    kept = json.loads((out / "self_check.json").read_text())
+    assert kept == json.loads(json.dumps(result))
+    assert kept["rubric"]["name"] == "course"
+    assert kept["judge"]["model"] == "fake"
+    assert len(read_rows(out / "self_check" / "responses.jsonl", Response)) == 130
+    assert len(read_rows(out / "self_check" / "judgments.jsonl", Judgment)) == 130
+
+
+def test_interrupted_check_goes_on(tmp_path: Path) -> None:
+    judge = FakeJudge(honest)
+    judge.dies_after = 50
+    options = JudgeOptions(use_cache=False)
+    with pytest.raises(JudgeUnavailable, match=r"The server is gone\. \d+ of 260 responses are judged"):
+        run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options)
+    assert not (tmp_path / "out" / "self_check.json").exists()
+    judge.dies_after, judge.calls = None, 0
+    assert run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options)["passed"]
+    assert 200 < judge.calls < 220
+
+
+def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
+    rows = [Response(f"r{i}", "Task.", "", "Done.", f"Answer {i}.") for i in range(3)]
+    judge = FakeJudge(gullible)
+
+    def judged(model: str = "fake", rubric: str = "course") -> Any:
+        judge.model = model
+        settings = JudgeSection(rubric=rubric)
+        return asyncio.run(judge_with(judge, rows, settings, files=JudgmentFiles(tmp_path / "run")))
+
+    assert "self_check" not in judged().scores
+    check(gullible, out=tmp_path / "run")
+    told = {"passed": False, "failed": ["injection"], "n": 20}
+    # Scores that were there already, by this judge and rubric, tell of it too.
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["self_check"] == told
+    again = judged()
+    assert again.scores["self_check"] == told
+    assert "judge FAILED its self-check: injection)" in str(again)
+    assert "self_check" not in judged(model="other").scores
+    judge.seed = 7
+    assert judged().scores["self_check"] == told
+    assert "self_check" not in judged(rubric="five-point").scores
+
+
+def test_passed_check_is_kept_and_not_cried_out(tmp_path: Path) -> None:
+    check(honest)
+    judged = judge_responses(
+        [Response("r", "Task.", "", "Done.", "Done.")], judge=FakeJudge(honest), rubric="course", cache=False
+    )
+    assert judged.scores["self_check"] == {"passed": True, "failed": [], "n": 20}
+    assert "self-check" not in str(judged)
+
+
+def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.LogCaptureFixture) -> None:
+    rubric, identity = load_rubric("course"), FakeJudge(honest).identity()
+    check(gullible)
+    with caplog.at_level(logging.WARNING):
+        check(honest, limit=2)
+    assert caplog.messages == [
+        "2 examples say little about a judge; 20 are the default.",
+        "Scores of this judge go on to show its earlier self-check, over 20 examples; this one is over 2.",
+    ]
+    assert find_self_check(identity, rubric) == {"passed": False, "failed": ["injection"], "n": 20}
+    check(honest)
+    assert find_self_check(identity, rubric) == {"passed": True, "failed": [], "n": 20}
+
+
+def test_unreadable_kept_check_counts_as_none(cache_home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rubric, identity = load_rubric("course"), FakeJudge(honest).identity()
+    result = {"passed": True, "failed": [], "n": 20}
+    keep_self_check(identity, rubric, result)
+    (path,) = (cache_home / "self_checks").iterdir()
+    for text in ("", "[]", "{}", "nonsense", '{"passed": true}'):
+        path.write_text(text)
+        assert find_self_check(identity, rubric) is None
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("")
+    assert keep_self_check(identity, rubric, result) == result
+    assert "later scores will not show this self-check" in caplog.text
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^`--limit` is 1; a self-check needs at least 2 examples\.$"):
+        check(honest, limit=1)
+    with pytest.raises(DataError, match="there is 1"):
+        run_self_check(EXAMPLES[:1], SETTINGS, judge=FakeJudge(honest))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JudgeError, match="Name a folder with `--out DIR`"):
+        check(honest, out=tmp_path / "file")

@@ -1,0 +1,175 @@
+import errno
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import publishing_runs
+import pytest
+import tiny_models
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_instruct.errors import ModelLoadError, PublishError, RunError
+from hf_instruct.hub.export import export_run
+from hf_instruct.hub.merging import check_run, load_run_model
+from hf_instruct.hub.outputs import building
+from hf_instruct.models import load_model
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    gpt2 = publishing_runs.save_small(folder / "gpt2", tiny_models.gpt2_config())
+    llama = publishing_runs.save_small(folder / "llama", tiny_models.llama_config())
+    return {
+        "gpt2": gpt2,
+        "llama": llama,
+        "gpt2-lora": publishing_runs.save_adapter(folder / "gpt2-lora", gpt2),
+        "llama-lora": publishing_runs.save_adapter(folder / "llama-lora", llama),
+    }
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["gpt2-lora", "llama-lora", "gpt2"])
+def test_merged_weights_compute_what_the_adapter_did(name: str, models: dict[str, Path], tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", models[name])
+    exported = export_run(run, "merged")
+    assert (exported.path, exported.merged) == (run.path / "export" / "merged", "lora" in name)
+    assert exported.check.same_answers == exported.check.num_prompts == 10
+    tuned, tokenizer = load_model(str(models[name]))
+    whole = AutoModelForCausalLM.from_pretrained(exported.path)
+    base, _ = load_model(str(models[name.removesuffix("-lora")]))
+    ids = torch.tensor([tokenizer("Name a color.")["input_ids"]])
+    with torch.inference_mode():
+        expected, got, untuned = (model(ids).logits for model in (tuned, whole, base))
+    assert torch.allclose(got, expected, atol=1e-3)
+    assert torch.allclose(untuned, expected, atol=1e-3) == (name == "gpt2")
+    end = publishing_runs.END
+    assert (whole.generation_config.eos_token_id, whole.config.use_cache) == (end, True)
+    written = AutoTokenizer.from_pretrained(exported.path)
+    message = {"role": "user", "content": "Name a color."}
+    asked = written.apply_chat_template([message], add_generation_prompt=True)["input_ids"]
+    assert asked == PromptFormat.named("alpaca").encode_prompt(tokenizer, "Name a color.")
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in exported.path.iterdir())
+
+
+def test_an_ollama_folder_of_an_adapter(models: dict[str, Path], tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", models["gpt2-lora"])
+    exported = export_run(run, "ollama", tensor_type="F16", out=tmp_path / "out")
+    assert names(tmp_path / "out") == ["Modelfile", "model-F16.gguf"]
+    assert (exported.merged, exported.weights) == (True, tmp_path / "out/model-F16.gguf")
+    assert exported.check.num_prompts == 10
+    assert exported.check.same_tokens > 0.95 * exported.check.num_tokens
+    text = (tmp_path / "out/Modelfile").read_text()
+    assert text.splitlines()[2] == "FROM ./model-F16.gguf"
+    assert "PARAMETER num_ctx 256\n" in text
+
+
+def test_a_prompt_that_no_chat_template_writes(
+    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
+    run = publishing_runs.write_run(tmp_path / "run", models["llama"], prompt_format=str(tmp_path / "shout.jinja"))
+    # What the refusal advises does work, and is without a template of the base model's.
+    with pytest.raises(PublishError, match=r"Export it with `--format merged`, and write the prompt in your program."):
+        export_run(run, "ollama")
+    exported = export_run(run, "merged")
+    assert AutoTokenizer.from_pretrained(exported.path).chat_template is None
+    assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
+
+
+def test_what_is_there_is_replaced_only_when_told(models: dict[str, Path], tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", models["llama"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").touch()
+    with pytest.raises(
+        PublishError, match=r"`\S+out` exists already. Replace it with `--force`, or name another place"
+    ):
+        export_run(run, "merged", out=tmp_path / "out")
+    with pytest.raises(PublishError, match=r"out` is a folder that holds no export, so it is left alone, `--force` "):
+        export_run(run, "merged", out=tmp_path / "out", force=True)
+    with pytest.raises(PublishError, match=r"run` is a folder that holds no export"):
+        export_run(run, "merged", out=run.path, force=True)
+    (tmp_path / "out/config.json").touch()
+    export_run(run, "merged", out=tmp_path / "out", force=True)
+    assert "old" not in names(tmp_path / "out")
+    assert "model.safetensors" in names(tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["merged", "gguf", "ollama"])
+def test_a_disk_that_fills_up_leaves_nothing(kind: str, models: dict[str, Path], tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", models["llama"])
+    target = tmp_path / "out" / ("model.gguf" if kind == "gguf" else "model")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system refuses to write on as it does on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(PublishError, match=r"could not be written .*, and nothing of it was kept"):
+            export_run(run, kind, out=target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path / "out") == []
+
+
+def test_what_was_there_survives_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("old")
+
+    def write() -> None:
+        with building(tmp_path / "model.gguf") as part:
+            part.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(PublishError, match=r"could not be written \(No space left on device\)"):
+        write()
+    assert names(tmp_path) == ["model.gguf"]
+    assert (tmp_path / "model.gguf").read_text() == "old"
+
+
+def test_a_disk_that_is_too_full_from_the_start(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", models["llama"])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())
+    with pytest.raises(PublishError, match=r"needs about 10 MB, and 1 MB are free there"):
+        export_run(run, "merged")
+    assert not (run.path / "export").exists()
+
+
+def test_a_file_that_fails_its_check_is_deleted(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", models["llama"])
+    monkeypatch.setattr("hf_instruct.hub.gguf_file.pair_rotated", lambda weight, heads: weight)
+    with pytest.raises(PublishError, match=r"The GGUF file is not the model that was trained"):
+        export_run(run, "gguf")
+    assert names(run.path / "export") == []
+
+
+def test_runs_that_cannot_be_exported(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"does not exist"):
+        export_run(RunFolder(tmp_path / "nowhere"), "merged")
+    run = publishing_runs.write_run(tmp_path / "run", models["llama"])
+    shutil.rmtree(run.model)
+    with pytest.raises(PublishError, match=r"has no tuned model yet .*Train it first: `hf-instruct train EXP"):
+        check_run(run)
+    with pytest.raises(PublishError, match=r"is no name for a GGUF file; it ends in `.gguf`"):
+        export_run(run, "gguf", out=tmp_path / "model.bin")
+    with pytest.raises(PublishError, match=r"run.yaml` is a file"):
+        export_run(run, "merged", out=run.config / "x")
+
+
+def test_an_adapter_whose_base_is_gone(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for path in models["llama-lora"].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone"}))
+    with pytest.raises(ModelLoadError):
+        load_run_model(publishing_runs.write_run(tmp_path / "run", folder))

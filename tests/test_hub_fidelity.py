@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import publishing_runs
+import pytest
+import torch
+from pushed_runs import save_byte_model
+
+from hf_instruct.errors import PublishError
+from hf_instruct.hub import merging
+from hf_instruct.hub.fidelity import MAX_NEW_TOKENS, check_fidelity, collect_prompts, compare_models
+from hf_instruct.hub.merging import load_run_model, save_run_model
+from hf_instruct.models import load_model
+from hf_instruct.prompts import PromptFormat
+
+# What an adapter may do to a model whose input and output embedding are one matrix.
+TIED = {
+    "input": {"target_modules": ["c_attn", "wte"]},
+    "output": {"target_modules": ["c_attn", "lm_head"]},
+    "both": {"target_modules": ["c_attn", "wte", "lm_head"]},
+    "output-whole": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    "output-rows": {"target_modules": ["c_attn"], "trainable_token_indices": {"lm_head": [5, 70]}},
+    "both-as-one": {"target_modules": ["c_attn"], "trainable_token_indices": [5, 70]},
+    "neither": {"target_modules": ["c_attn"]},
+}
+PEFT_WARNS = ("ignore:Model has `tie_word_embed", "ignore:Setting `save_embedding", "ignore:fan_in_fan_out is set to")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_byte_model(tmp_path_factory.mktemp("models") / "gpt2")
+
+
+@pytest.mark.filterwarnings(*PEFT_WARNS)
+@pytest.mark.parametrize("name", TIED)
+def test_a_merged_adapter_of_tied_embeddings_is_what_was_trained(name: str, base: Path, tmp_path: Path) -> None:
+    adapter = publishing_runs.save_adapter(tmp_path / "adapter", base, **TIED[name])
+    source = load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
+    check = save_run_model(source, tmp_path / "merged")
+    assert check.logit_error < 1e-4
+    assert check.same_answers == check.num_prompts == 10
+    # They are two only where they differ.
+    is_one = source.model.get_input_embeddings().weight is source.model.get_output_embeddings().weight
+    assert is_one == source.model.config.tie_word_embeddings == (name in ("both-as-one", "neither"))
+
+
+@pytest.mark.filterwarnings(*PEFT_WARNS)
+def test_a_merged_model_that_is_another_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = publishing_runs.save_adapter(tmp_path / "adapter", base, **TIED["input"])
+    monkeypatch.setattr(merging, "_untie", lambda model: None)
+    said = r"^The merged model is not the model that was trained: its logits differ by up to \S+ of their standard "
+    with pytest.raises(PublishError, match=said + r"deviation \(F32 explains 0.001\), and \d of 10 greedy answers are"):
+        load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
+
+
+def test_an_adapter_that_changes_nothing(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    adapter = publishing_runs.save_adapter(tmp_path / "adapter", base, init_lora_weights=True)
+    source = load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
+    assert "The adapter changes nothing: the merged model is its base model." in caplog.messages
+    source.model.transformer.ln_f.bias.data[0] = torch.nan
+    assert not compare_models(source.model, source.reference).logit_error <= 1e9
+    with pytest.raises(PublishError, match=r"its logits differ by up to nan"):
+        check_fidelity(source.model, source.reference, "It")
+
+
+def test_prompts_of_the_check(base: Path, tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", base, examples=4)
+    _, tokenizer = load_model(str(base))
+    prompt_format = PromptFormat.named("alpaca")
+    prompts = collect_prompts(run, tokenizer, prompt_format, limit=None)
+    texts = [tokenizer.decode(prompt) for prompt in prompts]
+    assert len(texts) == 10
+    assert "Say the word 1.\n\n### Input:\nnow" in texts[1]
+    assert "Name the capital of France." in texts[4]
+    # A short context leaves room for the answer, and sees the end of the prompt.
+    cut = collect_prompts(run, tokenizer, prompt_format, limit=MAX_NEW_TOKENS + 9)
+    assert cut == [prompt[-9:] for prompt in prompts]

@@ -1,0 +1,606 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from pushed_runs import BASE_ID, END, save_byte_model, save_chat_tokenizer, write_adapter_run, write_full_run
+from reporting_run import build_judgment
+from tiny_models import CHAT_TEMPLATE
+
+from hf_instruct.config import dump_yaml, read_yaml
+from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
+from hf_instruct.hub.export import export_run
+from hf_instruct.hub.folder import PublishOptions, check_private, write_folder
+from hf_instruct.hub.provenance import find_base_model
+from hf_instruct.hub.push import write_publication
+from hf_instruct.hub.results import read_measured
+from hf_instruct.hub.usage import build_snippet, fence
+from hf_instruct.models import load_model
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import append_rows, write_json
+from hf_instruct.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_byte_model(tmp_path_factory.mktemp("models") / "tiny-bytes")
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> RunFolder:
+    return write_full_run(tmp_path_factory.mktemp("runs") / "zeppelin", byte_model)
+
+
+@pytest.fixture(scope="module")
+def adapter_run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> RunFolder:
+    return write_adapter_run(tmp_path_factory.mktemp("runs") / "zeppelin", byte_model)
+
+
+@pytest.fixture(scope="module")
+def published(full_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "publish"
+    write_publication(full_run, out, repo_id="me/assistant", options=PublishOptions(license="mit"))
+    return out
+
+
+def _read_card(folder: Path) -> tuple[dict[str, object], str]:
+    _, metadata, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(metadata), text
+
+
+def _set(run: RunFolder, section: str, **values: object) -> None:
+    known = read_yaml(run.config)
+    known["experiment"][section].update(values)
+    run.config.write_text(dump_yaml(known))
+
+
+def test_the_files_of_a_full_model(published: Path) -> None:
+    assert sorted(path.name for path in published.iterdir()) == [
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "loss.png",
+        "model.safetensors",
+        "prompt_format.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    generation = json.loads((published / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["pad_token_id"]) == (END, END)
+    assert json.loads((published / "config.json").read_text())["use_cache"] is True
+    template = (published / "prompt_format.jinja").read_text()
+    assert template == PromptFormat.named("alpaca").template
+
+
+def test_the_tokenizer_writes_the_training_prompt(published: Path) -> None:
+    _, tokenizer = load_model(str(published))
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Name a cloud."}], tokenize=False, add_generation_prompt=True
+    )
+    assert asked == PromptFormat.named("alpaca").format_prompt("Name a cloud.")
+
+
+def test_the_metadata(published: Path) -> None:
+    card, _ = _read_card(published)
+    index = card.pop("model-index")
+    assert card == {
+        "base_model": BASE_ID,
+        "language": "en",
+        "library_name": "transformers",
+        "license": "mit",
+        "pipeline_tag": "text-generation",
+        "tags": ["hf-instruct", "instruction-tuning", "sft"],
+    }
+    (entry,) = index
+    assert entry["name"] == "assistant"
+    (result,) = entry["results"]
+    assert result["dataset"] == {"name": "everyday, held-out examples", "type": "everyday", "split": "test"}
+    (score,) = result["metrics"]
+    assert score == {
+        "type": "judge-score",
+        "value": 68.33,
+        "name": "Mean score from 0 to 100 by llama3 (ollama, digest 365c0bd3c000)",
+        "args": {
+            "standard_error": 2.5,
+            "n": 3,
+            "failures": 1,
+            "total": 4,
+            "judge": "llama3",
+            "judge_backend": "ollama",
+            "judge_digest": "sha256:365c0bd3c000aaaa",
+            "rubric": "course",
+            "rubric_sha256": "7" * 64,
+            "base_model_mean": 26.25,
+        },
+    }
+
+
+def test_the_text_of_the_card(published: Path) -> None:
+    _, text = _read_card(published)
+    assert text.startswith(
+        f"\n# assistant\n\n[{BASE_ID}](https://huggingface.co/{BASE_ID}), tuned to follow instructions (all weights).\n"
+    )
+    assert text.endswith("conversation from these examples.\n")
+    for line in (
+        "| licence of the data | apache-2.0 |",
+        "| licence of these weights | mit |",
+        "| licence of the base model | mit |",
+        "| validation loss, nats a label token | 1.193 → 0.722 |",
+        "| weights trained | 124,439,808 of 124,439,808 |",
+        "| length | 8 steps, 2 epochs, 1,800 tokens |",
+        "| took | 5.2 minutes and 2.1 GB on cpu, bf16 |",
+        "| `learning_rate` | 5e-05 |",
+        "![Training and validation loss](loss.png)",
+        "| mean score, 0 to 100 | 26.3 ± 2.5 standard error, n=4 | 68.3 ± 2.5 standard error, n=3 |",
+        "- Only 3 answers have a score, so the interval itself is uncertain.",
+        "- The judge gave no readable verdict on 1 of 4 answers.",
+    ):
+        assert f"\n{line}\n" in text, line
+    # Paired over a, b and c: +75, +100 and -70.
+    assert "This model less its base model, on the same examples: +35.0 points, 95 % interval -70.0 to +100.0." in text
+    assert "`logging_steps`" not in text
+    assert "output_dir" not in text
+
+
+def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> None:
+    metrics = {"rouge_l": {"mean": 0.551704, "interval": [0.485446, 0.614565], "n": 100}, "chrf": {"mean": None}}
+    write_json(full_run.metrics, {"metrics": metrics, "total": 100})
+    scores = json.loads(full_run.scores.read_text())
+    whole = {**scores, "interval": [20.0, 90.0], "mean_failures_as_0": 51.25, "mean_failures_as_100": 76.25}
+    write_json(full_run.scores, {**whole, "self_check": {"passed": False, "failed": ["order", "injection"]}})
+    found = {"id": "a", "train_ids": ["x"]}
+    write_json(
+        full_run.preflight,
+        {"seen_in_train": {"test": [found, found]}, "near_duplicates": {"test": [{}]}, "examples": {"test": 4}},
+    )
+    try:
+        write_folder(full_run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    finally:
+        full_run.metrics.unlink()
+        write_json(full_run.scores, scores)
+        write_json(full_run.preflight, {"seen_in_train": {"test": [], "validation": []}})
+    card, text = _read_card(tmp_path / "out")
+    assert card["license"] == "unknown"
+    assert card["model-index"][0]["results"][0]["metrics"][1:] == [
+        {
+            "type": "rouge_l",
+            "value": 0.5517,
+            "name": "ROUGE-L",
+            "args": {"interval_95": [0.4854, 0.6146], "n": 100},
+        }
+    ]
+    for line in (
+        "| licence of these weights | unknown: the publisher named none |",
+        "| mean score, 0 to 100 | 26.3 ± 2.5 standard error, n=4 | 68.3 (20.0 to 90.0), n=3 |",
+        "| ROUGE-L |  | 0.55 (0.49 to 0.61), n=100 |",
+        "- 2 of the 4 test examples have the same instruction and input as a training example: the scores flatter the "
+        "model.",
+        "- 1 of the 4 test examples is a near-duplicate of a training example.",
+        "- **The judge failed its self-check (order, injection)**: its scores do not tell good answers from bad ones.",
+        "- The judge gave no readable verdict on 1 of 4 answers; counted as 0 or as 100 they would make the mean 51.3 "
+        "or 76.3.",
+    ):
+        assert f"\n{line}\n" in text, line
+
+
+def test_the_latest_judgment_counts(full_run: RunFolder) -> None:
+    judgments = full_run.judgments.read_text()
+    try:
+        append_rows(full_run.judgments, [build_judgment("a", None)])
+        difference = read_measured(full_run).difference
+    finally:
+        full_run.judgments.write_text(judgments)
+    assert difference is not None
+    assert difference.n == 2
+
+
+def _run_snippet(folder: Path, **replaced: Path) -> str:
+    """Run the code in the card, with local folders in place of ids, and return what it prints."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)[1]
+    for id, place in replaced.items():
+        assert f'"{id}"' in code
+        code = code.replace(f'"{id}"', repr(str(place)))
+    finished = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def _answer(model_path: Path, *, limit: int = 256) -> str:
+    model, tokenizer = load_model(str(model_path))
+    ids = PromptFormat.named("alpaca").encode_prompt(tokenizer, "Name three animals that live in the sea.")
+    import torch
+
+    output = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False)
+    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+
+@pytest.mark.slow
+def test_the_snippet_of_a_full_model_runs(full_run: RunFolder, tmp_path: Path) -> None:
+    _set(full_run, "generate", max_new_tokens=12)
+    write_folder(full_run, tmp_path / "out", repo_id="me/assistant", options=PublishOptions())
+    _set(full_run, "generate", max_new_tokens=256)
+    answer = _answer(full_run.model, limit=12)
+    assert answer
+    assert _run_snippet(tmp_path / "out", **{"me/assistant": tmp_path / "out"}) == f"{answer}\n"
+
+
+@pytest.mark.slow
+def test_the_snippet_of_an_adapter_runs(adapter_run: RunFolder, byte_model: Path, tmp_path: Path) -> None:
+    _set(adapter_run, "generate", max_new_tokens=12)
+    write_folder(adapter_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(base_model=BASE_ID))
+    _set(adapter_run, "generate", max_new_tokens=256)
+    answer = _answer(adapter_run.model, limit=12)
+    assert answer != _answer(byte_model, limit=12)
+    assert _run_snippet(tmp_path / "out", **{"me/a": tmp_path / "out", BASE_ID: byte_model}) == f"{answer}\n"
+
+
+@pytest.mark.slow
+def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> None:
+    run = write_full_run(
+        tmp_path / "run", byte_model, data={"prompt_format": "chat"}, generate={"max_new_tokens": 3, "do_sample": True}
+    )
+    save_chat_tokenizer(run, CHAT_TEMPLATE)
+    write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
+    assert not (tmp_path / "out" / "prompt_format.jinja").exists()
+    _, text = _read_card(tmp_path / "out")
+    assert "chat template as the tokenizer here carries it" in text
+    assert "answers sampled and at most 3 tokens long" in text
+    assert _run_snippet(tmp_path / "out", **{"me/a": tmp_path / "out"}) != "\n"
+
+
+def test_an_adapter_names_its_base_model_as_others_know_it(
+    adapter_run: RunFolder, byte_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PublishError) as caught:
+        write_publication(adapter_run, tmp_path / "out", repo_id="me/a")
+    assert str(caught.value) == (
+        "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the Hub "
+        "(`--base-model ID`), or publish both as one (`--merge`)."
+    )
+    assert list(tmp_path.iterdir()) == []
+    folder = write_publication(
+        adapter_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(base_model=BASE_ID)
+    )
+    assert folder.is_adapter
+    assert list(folder.sizes) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "generation_config.json",
+        "loss.png",
+        "prompt_format.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == (BASE_ID, None)
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == END
+    card, text = _read_card(tmp_path / "out")
+    assert (card["library_name"], card["base_model"]) == ("peft", BASE_ID)
+    assert "| LoRA `r` | 4 |\n| LoRA `lora_alpha` | 64 |\n" in text
+    assert "| LoRA `target_modules` | c_attn |" in text
+    names = (str(byte_model), byte_model.name, "zeppelin", str(Path.home()))
+    for path in (tmp_path / "out").glob("*"):
+        if path.name != "tokenizer.json":
+            content = path.read_bytes()
+            assert [name for name in names if name.encode() in content] == [], path.name
+
+
+@pytest.mark.slow
+def test_merge_publishes_whole_weights(adapter_run: RunFolder, byte_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = write_publication(adapter_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(merge=True))
+    assert not folder.is_adapter
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(folder.sizes)
+    assert not any(name.startswith("adapter") for name in folder.sizes)
+    ids = torch.tensor([[64, 37, 31]])
+    logits = [load_model(str(path))[0](ids).logits for path in (adapter_run.model, tmp_path / "out", byte_model)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+    assert (logits[0] - logits[2]).abs().max() > 0.01
+    # The base model is a folder of the user's: whole weights do without its name.
+    card, text = _read_card(tmp_path / "out")
+    assert "base_model" not in card
+    assert (
+        "A language model that is not published, tuned to follow instructions (a LoRA adapter). The adapter is" in text
+    )
+
+
+def test_runs_that_do_not_say_where_their_base_model_was(
+    adapter_run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    values = read_yaml(adapter_run.config)
+    values["experiment"]["model"]["name"] = "models/my-model"
+    run.config.write_text(dump_yaml(values))
+    shutil.copytree(adapter_run.model, run.model)
+    experiment = run.load_experiment()
+    # The tokenizer was read from a folder.
+    assert find_base_model(run, experiment).hub_id is None
+    assert not caplog.messages
+    settings = run.model / "tokenizer_config.json"
+    write_json(
+        settings, {name: value for name, value in json.loads(settings.read_text()).items() if name != "is_local"}
+    )
+    assert find_base_model(run, experiment).hub_id == "models/my-model"
+    assert "does not say whether `models/my-model` was a folder or a model on the Hub" in caplog.text
+    run.add_provenance(base_model_is_local=True)
+    assert find_base_model(run, experiment).hub_id is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/notes.py",
+        "model/chat_template.jinja",
+        "model/config.json",
+        "prompt.jinja",
+        "loss.png",
+        "run.yaml",
+        "model",
+    ],
+)
+def test_links_out_of_a_run_are_not_published(full_run: RunFolder, tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    shutil.copy(full_run.config, run.config)
+    shutil.copytree(full_run.model, run.model)
+    path = run.path / name
+    if path.exists():
+        path.rename(tmp_path / "private")
+    else:
+        (tmp_path / "private").write_text("{{ instruction }} {{ input }}")
+    path.symlink_to("../private" if path.parent == run.path else "../../private")
+    message = rf"`{re.escape(str(path))}` is a link to `[./]+private`, which may be or hold a private file from outside"
+    with pytest.raises(PublishError, match=message):
+        write_publication(run, tmp_path / "out", repo_id="me/a")
+    with pytest.raises(PublishError, match=message):
+        export_run(run, "merged", out=tmp_path / "merged")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_links_within_a_run_are_published(full_run: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "linked")
+    real = tmp_path / "run"
+    real.mkdir()
+    run.path.symlink_to(real)
+    shutil.copy(full_run.config, run.config)
+    shutil.copytree(full_run.model, run.path / "whole")
+    run.model.symlink_to("whole")
+    (run.path / "notes").write_text("# Notes.")
+    (run.model / "notes.py").symlink_to("../notes")
+    # Of training alone.
+    run.checkpoints.symlink_to(tmp_path)
+    write_publication(run, tmp_path / "out", repo_id="me/a")
+    assert (tmp_path / "out" / "notes.py").read_text() == "# Notes."
+    assert not (tmp_path / "out" / "notes.py").is_symlink()
+    # A folder may hold links of its own.
+    (run.path / "templates").mkdir()
+    (run.model / "additional_chat_templates").symlink_to("../templates")
+    with pytest.raises(PublishError, match="additional_chat_templates` is a link"):
+        write_publication(run, tmp_path / "out", repo_id="me/a")
+
+
+def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: Path) -> None:
+    nasty = "x`|</td><script>alert(1)</script>\n---\nlicense: mit\n\n# Head\n| a | b |\n[l](http://evil) **b**"
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    provenance = {"versions": {"torch": nasty}, "data_sha256": nasty}
+    run.config.write_text(dump_yaml({**read_yaml(full_run.config), **provenance}))
+    shutil.copytree(full_run.model, run.model)
+    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40}
+    judge = {"backend": nasty, "model": "llama3" + nasty, "digest": nasty}
+    checks = {"self_check": {"failed": [nasty]}}
+    write_json(run.scores, {**numbers, "judge": judge, "rubric": {"name": nasty, "sha256": nasty}, **checks})
+    write_json(run.metrics, {"metrics": {nasty: {"mean": 0.5, "n": 3}}})
+    write_json(run.training_summary, {"seconds": 5.0, "device": nasty, "precision": nasty})
+    write_json(run.preflight, {"examples": {"test": nasty}, "seen_in_train": {"test": [{}]}})
+    write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    content = (tmp_path / "out" / "README.md").read_text()
+    card = ModelCard(content)
+    assert (card.data.license, card.data.model_name) == ("unknown", "a")
+    assert card.data.eval_results[0].metric_args["judge_digest"] == nasty
+    body = re.sub(r"^(`{3,}).*?^\1$", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in body
+    assert "](http://evil" not in body.replace("\\](", "")
+    headings = [line for line in body.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# a",
+        *(f"## {n}" for n in ("How to use it", "Prompt", "Data and licences", "Training", "Scores", "Limits")),
+    ]
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    columns = {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows}
+    assert columns == {2, 3}
+    assert "\n---\n" not in body
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(full_run: RunFolder, tmp_path: Path) -> None:
+    def refuse(**options: object) -> str:
+        with pytest.raises(PublishError) as caught:
+            write_publication(full_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(**options))
+        assert list(tmp_path.iterdir()) == []
+        return str(caught.value)
+
+    assert refuse(merge=True) == (
+        f"`{full_run.path}` trained all weights, so there is nothing to merge; leave out `--merge`."
+    )
+    assert refuse(license="Apache 2") == (
+        "`--license Apache 2` is not a licence as the Hub writes it. Use a short lower-case name such as `apache-2.0`, "
+        "`mit`, `cc-by-4.0` or `other`."
+    )
+    assert refuse(base_model="../gpt2") == (
+        "`--base-model ../gpt2` is not an id on the Hub. It should read like `openai-community/gpt2`."
+    )
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "me/", "-me/a", "me/a b", "me/" + "a" * 97, "me/a--b", ""])
+def test_names_no_repository_can_have(full_run: RunFolder, tmp_path: Path, repo_id: str) -> None:
+    with pytest.raises(PublishError, match="is not a name for a repository"):
+        write_publication(full_run, tmp_path / "out", repo_id=repo_id)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_missing_or_has_no_model(tmp_path: Path, full_run: RunFolder) -> None:
+    with pytest.raises(RunError, match="does not exist"):
+        write_publication(RunFolder(tmp_path / "none"), tmp_path / "out", repo_id="me/a")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text(full_run.config.read_text())
+    with pytest.raises(PublishError, match="has no tuned model yet"):
+        write_publication(RunFolder(tmp_path / "run"), tmp_path / "out", repo_id="me/a")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(published: Path, full_run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    with pytest.raises(PublishError, match="exists and was not made by `hf-instruct push`"):
+        write_publication(full_run, tmp_path / "out", repo_id="me/a")
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
+    # One of ours is replaced whole.
+    (published / "old.safetensors").touch()
+    write_publication(full_run, published, repo_id="me/assistant", options=PublishOptions(license="mit"))
+    assert not (published / "old.safetensors").exists()
+
+
+def test_files_that_cannot_be_read_are_named(full_run: RunFolder, tmp_path: Path) -> None:
+    scores = full_run.scores.read_text()
+    try:
+        full_run.scores.write_text("[1]")
+        with pytest.raises(DataError, match=r"scores.json` holds a list"):
+            write_publication(full_run, tmp_path / "out", repo_id="me/a")
+        full_run.scores.write_text("{")
+        with pytest.raises(DataError, match=r"scores.json` is not JSON"):
+            write_publication(full_run, tmp_path / "out", repo_id="me/a")
+    finally:
+        full_run.scores.write_text(scores)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_scores_says_so(full_run: RunFolder, tmp_path: Path) -> None:
+    bare = RunFolder(tmp_path / "run")
+    bare.path.mkdir()
+    bare.config.write_text(full_run.config.read_text())
+    shutil.copytree(full_run.model, bare.model)
+    write_folder(bare, tmp_path / "out", repo_id="me/a", options=PublishOptions(data_license="cc-by-4.0"), link=True)
+    card, text = _read_card(tmp_path / "out")
+    assert "model-index" not in card
+    assert "model_name" not in card
+    assert "## Scores" not in text
+    assert "- Its answers were not scored by a judge.\n" in text
+    assert "| licence of the data | cc-by-4.0 |" in text
+    assert "loss.png" not in text
+
+
+def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (tmp_path / "secret-client").mkdir()
+    (tmp_path / "secret-client" / "format.jinja").write_text("Q: {{ instruction }}|{{ input }}\nA: ")
+    values = read_yaml(full_run.config)
+    values["experiment"]["data"] |= {
+        "source": str(tmp_path / "secret-client" / "data.jsonl"),
+        "prompt_format": str(tmp_path / "secret-client" / "format.jinja"),
+    }
+    values["experiment"]["train"] = {"num_train_epochs": 1, "run_name": "secret-client", "optim": "adamw_torch"}
+    run.config.write_text(dump_yaml(values))
+    shutil.copytree(full_run.model, run.model)
+    judge = {"backend": "local", "model": str(tmp_path / "secret-client" / "judge"), "digest": "0" * 64}
+    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, None]}
+    scores = {**numbers, "judge": judge, "rubric": {"name": str(tmp_path / "secret-client" / "r.yaml")}}
+    run.scores.write_text(json.dumps(scores))
+    # Of another judge: how the one that gave the scores did would stand with them.
+    write_json(run.self_check, {"failed": ["verbosity"]})
+    write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    card, text = _read_card(tmp_path / "out")
+    for path in ("README.md", "config.json", "tokenizer_config.json"):
+        assert "secret-client" not in (tmp_path / "out" / path).read_text()
+    assert "| data | a file of the publisher's own, not published here |" in text
+    assert "| licence of the data | unknown: the publisher named none |" in text
+    assert "Judged by a model of the publisher's own (local, digest 000000000000), rubric of the publisher" in text
+    assert "a format of the publisher's own), which ends" in text
+    assert "Q: {{ instruction }}|{{ input }}\nA:" in text
+    assert "| `optim` | adamw_torch |" in text
+    assert " nan" not in text
+    assert "self-check" not in text
+    args = card["model-index"][0]["results"][0]["metrics"][0]["args"]
+    assert (args["judge"], args["rubric"]) == ("own-model", "own-rubric")
+    assert "interval_95" not in args
+    assert "language" not in card
+
+
+def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
+    full_run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    values = read_yaml(full_run.config)
+    values["experiment"]["data"]["prompt_format"] = str(tmp_path / "shout.jinja")
+    run.config.write_text(dump_yaml(values))
+    shutil.copytree(full_run.model, run.model)
+    folder = write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    assert "chat_template.jinja" not in folder.sizes
+    assert 'prompt = "NAME THREE' in (tmp_path / "out" / "README.md").read_text().replace("'", '"')
+    assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
+
+
+def test_a_prompt_format_that_is_gone_is_an_error(full_run: RunFolder, tmp_path: Path) -> None:
+    _set(full_run, "data", prompt_format="gone.jinja")
+    try:
+        with pytest.raises(ConfigError, match=r"Unknown prompt format `gone\.jinja`"):
+            write_publication(full_run, tmp_path / "out", repo_id="me/a")
+    finally:
+        _set(full_run, "data", prompt_format="alpaca")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_private_texts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    file = tmp_path / "tokenizer_config.json"
+
+    def check(text: str) -> str:
+        file.write_text(text)
+        with pytest.raises(PublishError) as caught:
+            check_private(tmp_path, run)
+        assert text[7:-2] not in str(caught.value)
+        return str(caught.value)
+
+    file.write_text('{"a": "/rooted or not, sk-learn, hf_model"}')
+    check_private(tmp_path, run)
+    assert "would publish the path of a folder on this machine" in check(f'{{"cache": "{Path.home()}/models"}}')
+    assert "would publish the path of a folder" in check(f'{{"cache": "{run.path.resolve()}/model"}}')
+    assert "would publish the path of a folder" in check('{"cache": "/home/somebody-else/models"}')
+    assert "would publish a token" in check('{"a": "' + "hf_" + "A" * 34 + '"}')
+    # As OpenAI writes its keys, and as addresses carry passwords.
+    assert "would publish a token" in check('{"a": "sk-proj-' + "A" * 20 + '"}')
+    assert "would publish a token" in check('{"a": "https://me:secret@example.com/x"}')
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/datasets"))
+    assert "would publish the path of a folder" in check('{"cache": "/datasets/mine"}')
+    file.write_text("[tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca)")
+    check_private(tmp_path, run)
+    monkeypatch.setenv("HF_TOKEN", "not-shaped-like-one")
+    assert "would publish a token" in check('{"a": "not-shaped-like-one"}')
+
+
+def test_snippets_hold_any_prompt() -> None:
+    for prompt in ('say """x"""\nA: ', "a\\n\nb", 'ends "', "`` ``` ````\nx", "tab\there\nx", "plain"):
+        text = build_snippet("me/a", base_id="b/c", base_revision="v1", question="Q", prompt=prompt, max_new_tokens=5)
+        marks = re.match(r"`+", text)[0]
+        code = text.removeprefix(f"{marks}python\n").removesuffix(f"\n{marks}")
+        assert f"\n{marks}\n" not in code
+        (line,) = re.findall(r"^prompt = .*?(?=^inputs)", code, flags=re.DOTALL | re.MULTILINE)
+        names: dict[str, str] = {}
+        exec(line, names)
+        assert names["prompt"] == prompt
+        assert '"b/c", revision="v1")' in code
+    assert fence("a`b", "x") == "```x\na`b\n```"

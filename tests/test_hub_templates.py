@@ -1,0 +1,202 @@
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import publishing_runs
+import pytest
+import tiny_models
+from transformers import PreTrainedTokenizerBase
+
+from hf_instruct.errors import PublishError
+from hf_instruct.hub.merging import use_training_prompt
+from hf_instruct.hub.ollama_model import build_modelfile, find_stop_words
+from hf_instruct.hub.templates import (
+    build_chat_template,
+    build_go_template,
+    check_go_template,
+    shape_prompt,
+)
+from hf_instruct.prompts import PromptFormat
+
+# As SmolLM2-135M-Instruct's: a system text of its own, unless the conversation brings one.
+SMOLLM_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+INSTRUCTION, INPUT = " Say 'it' {{ twice }}:\n\n“Grün”\t\\n", "now\nnow"
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "Two."},
+    {"role": "user", "content": "Three?"},
+]
+
+
+def render_go_template(template: str, *, system: str = "", prompt: str = "", response: str | None = None) -> str:
+    """Return what Ollama makes of one turn, for the part of Go's templates that `build_go_template` writes.
+
+    Without a response it ends where that begins, as Ollama does for the last turn.
+    """
+    values = {".System": system, ".Prompt": prompt, ".Response": response}
+    written, shown = "", True
+    while template:
+        # As Go does, an action begins at the first two braces, whatever comes before them.
+        text, found, rest = template.partition("{{")
+        written += text if shown else ""
+        if not found:
+            break
+        match = re.match(r' (if \.System|end|\.System|\.Prompt|\.Response|"[^"\\]*") \}\}', rest)
+        assert match is not None, f"Go cannot read {rest!r}"
+        action, template = match[1], rest[match.end() :]
+        if action == ".Response" and response is None:
+            break
+        if action in ("if .System", "end"):
+            shown = action == "end" or bool(system)
+        elif shown:
+            written += values[action] or "" if action in values else action[1:-1]
+    return written
+
+
+def render_go_conversation(template: str, messages: Sequence[dict[str, str]], *, default_system: str = "") -> str:
+    """Return the prompt that Ollama makes of a conversation: finished turns one after another, then the open one.
+
+    Source: https://github.com/ollama/ollama, `template/template.go`, `Execute`, where a template has no `.Messages`.
+    """
+    written, system, prompt, answer = [], default_system, "", ""
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if (role == "system" and (prompt or answer)) or (role == "user" and answer):
+            written.append(render_go_template(template, system=system, prompt=prompt, response=answer))
+            system = prompt = answer = ""
+        if role == "system":
+            system = content
+        elif role == "user":
+            prompt = content
+        else:
+            answer = content
+    written.append(render_go_template(template, system=system, prompt=prompt))
+    return "".join(written)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    tokenizer = publishing_runs.build_small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3"])
+def test_both_templates_write_the_training_prompt(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt_format = PromptFormat.named(name)
+    shape = shape_prompt(prompt_format, tokenizer)
+    template = build_go_template(shape)
+    assert render_go_template(template, prompt=INSTRUCTION) == prompt_format.format_prompt(INSTRUCTION)
+    tokenizer.chat_template = build_chat_template(shape)
+    user = {"role": "user", "content": INSTRUCTION}
+    written = tokenizer.apply_chat_template([user], add_generation_prompt=True)["input_ids"]
+    assert written == prompt_format.encode_prompt(tokenizer, INSTRUCTION)
+    # With the answer it is the whole training row.
+    row = tokenizer.apply_chat_template([user, {"role": "assistant", "content": "So."}], tokenize=False)
+    assert row == prompt_format.format_prompt(INSTRUCTION) + prompt_format.format_completion("So.", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(("name", "joint"), [("alpaca", "\n\n### Input:\n"), ("phi3", "\n"), ("alpaca-stanford", None)])
+def test_an_input_goes_behind_the_instruction(name: str, joint: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt_format = PromptFormat.named(name)
+    shape = shape_prompt(prompt_format, tokenizer)
+    # The original Alpaca prompt begins in other words when there is an input.
+    assert shape.joint == joint
+    if joint is not None:
+        joined = render_go_template(build_go_template(shape), prompt=f"{INSTRUCTION}{joint}{INPUT}")
+        assert joined == prompt_format.format_prompt(INSTRUCTION, INPUT)
+
+
+def test_alpaca_in_full(tokenizer: PreTrainedTokenizerBase) -> None:
+    shape = shape_prompt(PromptFormat.named("alpaca"), tokenizer)
+    head = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n"
+    )
+    template = build_go_template(shape)
+    assert template == (
+        head + "{{ if .System }}{{ .System }}\n\n{{ end }}{{ .Prompt }}\n\n### Response:\n{{ .Response }}<|endoftext|>"
+    )
+    assert build_modelfile(shape, context=1024).format("m.gguf") == (
+        "# The TEMPLATE is the prompt that the model was trained on, `alpaca`.\n"
+        '# An instruction with an input, as it was in training: "INSTRUCTION\\n\\n### Input:\\nINPUT"\n'
+        f'FROM ./m.gguf\nTEMPLATE """{template}"""\nPARAMETER temperature 0\nPARAMETER num_ctx 1024\n'
+        'PARAMETER repeat_penalty 1.0\nPARAMETER stop "<|endoftext|>"\nPARAMETER stop "### Instruction:"\n'
+    )
+    assert render_go_conversation(template, CONVERSATION) == (
+        f"{head}Be brief.\n\nOne?\n\n### Response:\nTwo.<|endoftext|>{head}Three?\n\n### Response:\n"
+    )
+    # A chat template goes by what the model knows: one question.
+    tokenizer.chat_template = build_chat_template(shape)
+    assert tokenizer.apply_chat_template(CONVERSATION, tokenize=False) == (
+        f"{head}Be brief.\n\nThree?\n\n### Response:\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("chat", "default"), [(tiny_models.CHAT_TEMPLATE, ""), (SMOLLM_TEMPLATE, "Be helpful.")], ids=["plain", "smollm"]
+)
+def test_a_chat_template_in_go(chat: str, default: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = chat
+    prompt_format = PromptFormat.named("chat")
+    shape = shape_prompt(prompt_format, tokenizer)
+    template = build_go_template(shape)
+    assert (shape.default_system, shape.joint) == (default, "\n")
+    assert template == (
+        "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n{{ .Prompt }}"
+        "<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"
+    )
+    check_go_template(shape, prompt_format, tokenizer)
+    for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[:2], CONVERSATION[3:]):
+        expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert render_go_conversation(template, messages, default_system=default) == expected
+    assert find_stop_words(shape) == ["<|im_end|>", "<|im_start|>user"]
+    # The tokenizer's own stays as it is.
+    use_training_prompt(tokenizer, prompt_format)
+    assert tokenizer.chat_template == chat
+
+
+def test_a_chat_template_without_a_place_for_a_system_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + (
+        tiny_models.CHAT_TEMPLATE
+    )
+    shape = shape_prompt(PromptFormat.named("chat"), tokenizer)
+    assert (shape.has_system, "{{ .System }}" in build_go_template(shape)) == (False, False)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ instruction }}\n{{ instruction }}\nA:", "{{ instruction | trim }}\nA:", "{{ instruction | upper }}"],
+)
+def test_a_format_that_changes_the_instruction(
+    template: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(template + "{% if input %}{{ input }}{% endif %}")
+    with pytest.raises(PublishError, match=r"does more with an instruction than to write it once, as it is"):
+        shape_prompt(PromptFormat(str(file), file.read_text()), tokenizer)
+
+
+def test_a_prompt_that_go_would_take_for_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt_format = PromptFormat("mine", "{{ '{{ x }}' }} '\\\\' {{ instruction }}{{ input }}\nA:")
+    shape = shape_prompt(prompt_format, tokenizer)
+    template = build_go_template(shape)
+    check_go_template(shape, prompt_format, tokenizer)
+    assert template.startswith('{{ "{{" }} x }} ')
+    assert render_go_template(template, prompt="Q") == prompt_format.format_prompt("Q")
+    tokenizer.chat_template = build_chat_template(shape)
+    written = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False)
+    assert written == prompt_format.format_prompt("Q")
+    brace = PromptFormat("mine", "{{ '{{{' }}{{ instruction }}{{ input }}}\nA:")
+    template = build_go_template(shape_prompt(brace, tokenizer))
+    assert render_go_template(template, prompt="Q") == brace.format_prompt("Q") == "{{{Q}\nA:"
+    quotes = PromptFormat("mine", '""" {{ instruction }}{{ input }}\nA:')
+    shape = shape_prompt(quotes, tokenizer)
+    with pytest.raises(PublishError, match=r"cannot be written as an Ollama template"):
+        check_go_template(shape, quotes, tokenizer)
