@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hf_instruct.prompts import PromptFormat
     from hf_instruct.records import Example, Response, Splits
     from hf_instruct.run_folder import RunFolder
-    from hf_instruct.training.collators import PrefixSharingCollator
+    from hf_instruct.training.fast.collators import PrefixSharingCollator
     from hf_instruct.training.finetune import train
 
 __version__ = "0.1.0"
@@ -70,7 +70,7 @@ _HOMES = {
     "Example": "records",
     "InstructError": "errors",
     "LengthRatio": "evaluation.metric_classes",
-    "PrefixSharingCollator": "training.collators",
+    "PrefixSharingCollator": "training.fast.collators",
     "PromptFormat": "prompts",
     "ReferencePerplexity": "evaluation.metric_classes",
     "RepetitiveShare": "evaluation.metric_classes",

@@ -17,7 +17,7 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.dataset import tokenize_examples
-from hf_instruct.training.loss import find_labels, label_losses
+from hf_instruct.training.fast.loss import find_labels, label_losses
 
 ALPACA = PromptFormat.named("alpaca")
 EXAMPLES = [

@@ -14,8 +14,8 @@ from hf_instruct.generation.answers import generate_responses
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
-from hf_instruct.training.collators import IGNORED
 from hf_instruct.training.dataset import tokenize_examples
+from hf_instruct.training.fast.collators import IGNORED
 
 PREAMBLE = (
     "Below is an instruction that describes a task. "

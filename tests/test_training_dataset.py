@@ -6,8 +6,8 @@ import tiny_models
 from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
-from hf_instruct.training.collators import IGNORED, PaddingCollator
 from hf_instruct.training.dataset import build_dataset, tokenize_examples
+from hf_instruct.training.fast.collators import IGNORED, PaddingCollator
 
 END = tiny_models.END
 FORMAT = PromptFormat.named("phi3")

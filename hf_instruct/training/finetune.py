@@ -117,7 +117,7 @@ def train(
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
     from hf_instruct.training.checkpoints import build_origin, check_disk_space, find_checkpoint
-    from hf_instruct.training.precision import casting_linear_layers
+    from hf_instruct.training.fast.casts import casting_linear_layers
 
     fuse_activations(model)
     run = RunFolder(Path(output_dir))
@@ -187,8 +187,8 @@ def _build_trainer(
     from hf_instruct.training.arguments import build_arguments, build_lora_config, settle_precision, translated_refusals
     from hf_instruct.training.callbacks import KeepMemory, RunLog
     from hf_instruct.training.dataset import build_dataset
-    from hf_instruct.training.optimizer import build_optimizer
-    from hf_instruct.training.sharing import build_collator, has_plain_loss
+    from hf_instruct.training.fast.optimizer import build_optimizer
+    from hf_instruct.training.fast.sharing import build_collator, has_plain_loss
     from hf_instruct.training.trainer import InstructTrainer
 
     arguments = build_arguments(settle_precision(settings, model, run), run.checkpoints)
@@ -320,7 +320,7 @@ def _save_model(trainer: "InstructTrainer", tokenizer: "PreTrainedTokenizerBase"
 @contextmanager
 def _plain_model_afterwards(model: "PreTrainedModel", trainer: "InstructTrainer") -> "Iterator[None]":
     """Take away what trainer, accelerator and optimizer put on a model: its automatic bf16, the steps in backward."""
-    from hf_instruct.training.optimizer import BackwardAdamW
+    from hf_instruct.training.fast.optimizer import BackwardAdamW
 
     try:
         yield

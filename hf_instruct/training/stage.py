@@ -22,7 +22,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     from hf_instruct.memory import give_back_freed_memory
     from hf_instruct.models import is_local_model, load_model
     from hf_instruct.training.arguments import settle_precision
-    from hf_instruct.training.precision import halve_linear_weights
+    from hf_instruct.training.fast.casts import halve_linear_weights
 
     splits = Splits(**{name: run.read_split(name) for name in SPLIT_NAMES})
     section = experiment.model

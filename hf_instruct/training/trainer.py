@@ -12,10 +12,10 @@ from trl import SFTTrainer
 
 from hf_instruct.manifests import Origin, begin_manifest, write_manifest
 from hf_instruct.prompts import IGNORED
-from hf_instruct.training.attention import segment_attention
-from hf_instruct.training.collators import TRAINER_KEYS, PaddingCollator, SegmentCollator
-from hf_instruct.training.loss import add_label_losses, find_labels, uses_all_weights
-from hf_instruct.training.sharing import has_plain_loss
+from hf_instruct.training.fast.attention import segment_attention
+from hf_instruct.training.fast.collators import TRAINER_KEYS, PaddingCollator, SegmentCollator
+from hf_instruct.training.fast.loss import add_label_losses, find_labels, uses_all_weights
+from hf_instruct.training.fast.sharing import has_plain_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

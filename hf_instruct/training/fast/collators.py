@@ -112,7 +112,7 @@ class SegmentCollator:
         """
         import torch
 
-        from hf_instruct.training.attention import Segment, build_segments
+        from hf_instruct.training.fast.attention import Segment, build_segments
 
         examples = _sort(rows)
         whole = _PackedRow([], [], [], [], [])

@@ -10,9 +10,9 @@ import torch
 from hf_instruct.generation.decoding import generating
 from hf_instruct.models import matching_precision
 from hf_instruct.prompts import IGNORED
-from hf_instruct.training.attention import segment_attention
-from hf_instruct.training.collators import TRAINER_KEYS, PaddingCollator, PrefixSharingCollator, SegmentCollator
-from hf_instruct.training.loss import REFUSALS, has_plain_head
+from hf_instruct.training.fast.attention import segment_attention
+from hf_instruct.training.fast.collators import TRAINER_KEYS, PaddingCollator, PrefixSharingCollator, SegmentCollator
+from hf_instruct.training.fast.loss import REFUSALS, has_plain_head
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_instruct.models import matching_precision
-from hf_instruct.training.precision import casting_linear_layers, halve_linear_weights
+from hf_instruct.training.fast.casts import casting_linear_layers, halve_linear_weights
 
 CONFIGS = {
     "gpt2": tiny_models.gpt2_config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),

@@ -10,8 +10,8 @@ import tiny_models
 import torch
 from transformers import BloomConfig, Gemma2Config, MambaConfig, MistralConfig
 
-from hf_instruct.training.collators import PaddingCollator, PrefixSharingCollator, SegmentCollator
-from hf_instruct.training.sharing import build_collator, has_plain_loss, obeys_shared_rows
+from hf_instruct.training.fast.collators import PaddingCollator, PrefixSharingCollator, SegmentCollator
+from hf_instruct.training.fast.sharing import build_collator, has_plain_loss, obeys_shared_rows
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -125,7 +125,7 @@ def test_a_window_as_long_as_the_rows_does_no_harm() -> None:
 
 def test_attention_that_hears_of_no_segments_gets_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model whose layers hand no keywords on: all would see all."""
-    from hf_instruct.training import attention
+    from hf_instruct.training.fast import attention
 
     plain = attention._attend
     monkeypatch.setattr(attention, "_attend", lambda *given, segments=None, **settings: plain(*given, **settings))

@@ -8,8 +8,8 @@ import tiny_models
 import torch
 from torch.nn import functional
 
-from hf_instruct.training import attention
-from hf_instruct.training.attention import Segment, Segments, build_segments, segment_attention
+from hf_instruct.training.fast import attention
+from hf_instruct.training.fast.attention import Segment, Segments, build_segments, segment_attention
 
 # Tokens of a prefix, and of the examples that share it; one has no prefix, and one is longer than a block's queries.
 ROWS = {"short": [(9, [4, 1, 7, 30])], "long": [(20, [150, 3, 70])], "several": [(5, [8, 2]), (0, [6]), (11, [1, 90])]}

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LinearLR
 
 from hf_instruct.training.arguments import build_arguments
-from hf_instruct.training.optimizer import BackwardAdamW, build_optimizer
+from hf_instruct.training.fast.optimizer import BackwardAdamW, build_optimizer
 
 
 def build_model() -> nn.Module:

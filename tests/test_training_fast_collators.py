@@ -9,9 +9,9 @@ import tiny_models
 import torch
 from torch.nn import functional
 
-from hf_instruct.training.attention import segment_attention
-from hf_instruct.training.collators import IGNORED, PaddingCollator, PrefixSharingCollator, SegmentCollator
-from hf_instruct.training.loss import add_label_losses
+from hf_instruct.training.fast.attention import segment_attention
+from hf_instruct.training.fast.collators import IGNORED, PaddingCollator, PrefixSharingCollator, SegmentCollator
+from hf_instruct.training.fast.loss import add_label_losses
 
 Row = dict[str, list[int]]
 # A small vocabulary: the logits of the plain computation are what takes the time.
