@@ -56,7 +56,7 @@ def test_it_is_what_training_reports_as_the_validation_loss(tiny) -> None:
             hidden = model.base_model(torch.tensor([row.input_ids])).last_hidden_state
             labels = torch.tensor([row.labels])
             head = model.get_output_embeddings()
-            total += float(label_losses(hidden, labels, head, places=find_labels(labels)).sum())
+            total += float(label_losses(hidden, labels, head, where=find_labels(labels)).sum())
     assert math.fsum(loss.nll for loss in found) == pytest.approx(total, rel=1e-5)
 
 

@@ -69,8 +69,8 @@ def test_each_token_is_asked_for_once() -> None:
     segments, sees, count = lay_out(ROWS["long"])
     built = build_segments(segments, len(sees))
     queries = torch.cat([block.queries.flatten() for block in built.blocks])
-    assert queries[built.places[:count]].tolist() == list(range(count))
-    assert built.places[count:].tolist() == [len(queries)] * (len(sees) - count)
+    assert queries[built.indices[:count]].tolist() == list(range(count))
+    assert built.indices[count:].tolist() == [len(queries)] * (len(sees) - count)
     assert max(block.queries.shape[1] for block in built.blocks) <= 64
 
 

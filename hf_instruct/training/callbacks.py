@@ -110,7 +110,7 @@ class RunLog(TrainerCallback):
         self._last_tokens, self._last_time = state.num_input_tokens_seen, time.monotonic()
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """Start the clock to the next checkpoint anew."""
+        """Start the clock to the next checkpoint again."""
         self._last_save = time.monotonic()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -146,7 +146,7 @@ def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) 
     if not math.isfinite(loss):
         raise TrainingError(
             f"The loss is {loss} at step {state.global_step}: training has diverged. Lower `train.learning_rate` "
-            f"({args.learning_rate:g}), or raise `train.warmup_steps`, and start anew with `--force`."
+            f"({args.learning_rate:g}), or raise `train.warmup_steps`, and start again with `--force`."
         )
 
 

@@ -32,21 +32,21 @@ def tokenize_examples(
     Raises:
         DataError: Cutting takes every label from some rows; their number and the first of them are named.
     """
-    rows, robbed = [], []
+    rows, unlabelled = [], []
     for example in examples:
         prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
         row = build_row(prompt_ids, completion_ids, max_length=max_length, completion_only_loss=completion_only_loss)
         if not row.num_labels:
-            robbed.append(
+            unlabelled.append(
                 f"example `{example.id}`: {len(prompt_ids)} prompt and {len(completion_ids)} completion tokens"
             )
         rows.append(row)
-    if robbed:
-        more = [f"and {len(robbed) - _SHOWN} more"] if len(robbed) > _SHOWN else []
+    if unlabelled:
+        more = [f"and {len(unlabelled) - _SHOWN} more"] if len(unlabelled) > _SHOWN else []
         raise DataError(
-            f"{len(robbed)} of {len(examples)} examples have no label left within `train.max_length` {max_length}, so "
+            f"{len(unlabelled)} of {len(examples)} examples have no label left within `train.max_length` {max_length}, so "
             "there is nothing to learn from them. Raise `train.max_length`, or shorten or drop these rows:",
-            robbed[:_SHOWN] + more,
+            unlabelled[:_SHOWN] + more,
         )
     return rows
 

@@ -38,10 +38,10 @@ class Segment:
     """Neighbouring tokens of a row.
 
     Attributes:
-        prefix: Places in the row of the first tokens that they see.
-        start: Place of their example's first own token, which they see with all from there on.
-        first: Place of their first token.
-        end: Place behind their last token.
+        prefix: Indices in the row of the first tokens that they see.
+        start: Index of their example's first own token, which they see with all from there on.
+        first: Index of their first token.
+        end: Index after their last token.
     """
 
     prefix: range
@@ -65,8 +65,8 @@ class _Block:
     """Segments of about one length.
 
     Attributes:
-        queries: Places of their tokens, [segments, queries].
-        keys: Places of the tokens that they see, [segments, keys].
+        queries: Indices of their tokens, [segments, queries].
+        keys: Indices of the tokens that they see, [segments, keys].
         hidden: Which keys a query does not see, [segments, queries, keys].
     """
 
@@ -81,12 +81,12 @@ class Segments:
 
     Attributes:
         blocks: Each segment is in one of them.
-        places: Where each token of the row is among the queries of all blocks, laid end to end, [row]; of padding,
+        indices: Where each token of the row is among the queries of all blocks, laid end to end, [row]; of padding,
             right behind the end.
     """
 
     blocks: list[_Block]
-    places: Tensor
+    indices: Tensor
 
 
 def build_segments(segments: Sequence[Segment], width: int) -> Segments:
@@ -100,15 +100,15 @@ def build_segments(segments: Sequence[Segment], width: int) -> Segments:
             groups[-1].append(part)
         else:
             groups.append([part])
-    places = torch.full((width,), -1)
+    indices = torch.full((width,), -1)
     blocks, begin = [], 0
     for group in groups:
         block = _build_block(group, padding=width - 1)
         for segment in group:
-            places[segment.first : segment.end] = torch.arange(begin, begin + segment.num_queries)
+            indices[segment.first : segment.end] = torch.arange(begin, begin + segment.num_queries)
             begin += block.queries.shape[1]
         blocks.append(block)
-    return Segments(blocks, places.where(places >= 0, begin))
+    return Segments(blocks, indices.where(indices >= 0, begin))
 
 
 def _split(segment: Segment) -> Iterator[Segment]:
@@ -188,9 +188,9 @@ class _SegmentAttention(torch.autograd.Function):
             for_scores = for_scores.mul_(ctx.scale).to(query.dtype)
             for_queries.append(_by_head(torch.bmm(for_scores, keys), query, block))
             for_keys = torch.bmm(for_scores.transpose(1, 2), queries)
-            places = block.keys.flatten()
-            for_key.index_add_(1, places, for_keys.float().view(len(key), len(places), -1))
-            for_value.index_add_(1, places, for_values.float().view(len(value), len(places), -1))
+            indices = block.keys.flatten()
+            for_key.index_add_(1, indices, for_keys.float().view(len(key), len(indices), -1))
+            for_value.index_add_(1, indices, for_values.float().view(len(value), len(indices), -1))
         return _collect(for_queries, ctx.segments), for_key.to(key.dtype), for_value.to(value.dtype), None, None, None
 
 
@@ -209,12 +209,12 @@ def _weigh(queries: Tensor, keys: Tensor, block: _Block, scale: float) -> Tensor
     return scores.softmax(-1).to(queries.dtype)
 
 
-def _by_segment(states: Tensor, num_key_heads: int, places: Tensor) -> Tensor:
+def _by_segment(states: Tensor, num_key_heads: int, indices: Tensor) -> Tensor:
     """Return [key heads x segments, tokens, size] of [heads, row, size]; heads of one key head follow each other."""
     heads, _, size = states.shape
-    chosen = states.index_select(1, places.flatten())  # [heads, segments x tokens, size]
-    by_key_head = chosen.view(num_key_heads, heads // num_key_heads, *places.shape, size).transpose(1, 2)
-    return by_key_head.reshape(num_key_heads * len(places), -1, size)
+    chosen = states.index_select(1, indices.flatten())  # [heads, segments x tokens, size]
+    by_key_head = chosen.view(num_key_heads, heads // num_key_heads, *indices.shape, size).transpose(1, 2)
+    return by_key_head.reshape(num_key_heads * len(indices), -1, size)
 
 
 def _by_head(products: Tensor, query: Tensor, block: _Block) -> Tensor:
@@ -227,7 +227,7 @@ def _by_head(products: Tensor, query: Tensor, block: _Block) -> Tensor:
 def _collect(parts: Sequence[Tensor], segments: Segments) -> Tensor:
     """Return [heads, row, size] of what all blocks hold for their queries, [heads, queries, size] each."""
     padding = parts[0].new_zeros(parts[0].shape[0], 1, parts[0].shape[2])
-    return torch.cat([*parts, padding], dim=1).index_select(1, segments.places)
+    return torch.cat([*parts, padding], dim=1).index_select(1, segments.indices)
 
 
 def _multiply_in_fp32(one: Tensor, other: Tensor) -> Tensor:

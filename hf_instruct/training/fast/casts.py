@@ -38,7 +38,7 @@ class _CastLinear(torch.autograd.Function):
 
 @contextmanager
 def casting_linear_layers(model: "PreTrainedModel", *, enabled: bool) -> Iterator[None]:
-    """Let a model's fp32 linear layers, the output head left out, cast their weights anew at each use under autocast.
+    """Let a model's fp32 linear layers, the output head left out, cast their weights again at each use under autocast.
 
     Autocast keeps a bf16 copy of every weight from the forward to the backward pass: 0.6 GB for GPT-2 medium. The
     numbers are the same; the second cast costs what reading the copy from memory would.

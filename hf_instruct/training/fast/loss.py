@@ -72,16 +72,16 @@ def find_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, places: tuple[Tensor, Tensor]) -> Tensor:
+def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, where: tuple[Tensor, Tensor]) -> Tensor:
     """Return the loss at each label, in nats, [labels], in the order of the labels.
 
     Args:
         hidden: The model's last hidden states, [rows, seq, width].
         labels: Token ids, `IGNORED` where there is no loss, [rows, seq]; each is predicted by the position before it.
         head: The output layer, from width to vocabulary.
-        places: What `find_labels` said of the labels.
+        where: What `find_labels` said of the labels.
     """
-    rows, columns = places
+    rows, columns = where
     count = len(rows)
     if not count:
         return hidden.sum(dim=(1, 2))[:0].float()
@@ -136,8 +136,8 @@ def add_label_losses(model: "PreTrainedModel") -> None:
     def forward(*arguments: Any, loss_labels: Tensor | None = None, **keywords: Any) -> Any:
         if loss_labels is None:
             return original(*arguments, **keywords)
-        places = find_labels(loss_labels)
+        where = find_labels(loss_labels)
         hidden = model.base_model(*arguments, **keywords).last_hidden_state  # [rows, seq, width]
-        return label_losses(hidden, loss_labels, model.get_output_embeddings(), places=places)
+        return label_losses(hidden, loss_labels, model.get_output_embeddings(), where=where)
 
     model.forward = forward

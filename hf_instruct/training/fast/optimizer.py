@@ -15,7 +15,7 @@ class BackwardAdamW(AdamW):
     """`torch.optim.AdamW` whose steps happen during the backward pass.
 
     Each weight is updated by the same arithmetic and with the same state as in `AdamW`, only earlier, and its gradient
-    is freed at once: GPT-2 medium needs 1.4 GB less. For one backward pass a step, and nothing that must see all
+    is freed immediately: GPT-2 medium needs 1.4 GB less. For one backward pass a step, and nothing that must see all
     gradients before the first update: no accumulation, no clipping by norm, no gradient scaler, one process.
 
     The idea: https://docs.pytorch.org/tutorials/intermediate/optimizer_step_in_backward_tutorial.html

@@ -55,7 +55,7 @@ def build_collator(
     if lora is not None and lora.alora_invocation_tokens:
         reason = "`lora.alora_invocation_tokens` are looked for once a row"
     takes_segments = arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    # A compiled step would be compiled anew for each number of blocks.
+    # A compiled step would be compiled again for each number of blocks.
     if not reason and takes_segments and not arguments.torch_compile:
         segments = SegmentCollator(pad_id)
         if _ask_main_process(lambda: obeys_shared_rows(model, segments)):
