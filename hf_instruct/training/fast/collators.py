@@ -42,7 +42,7 @@ class PaddingCollator:
 class PrefixSharingCollator:
     """Lays the examples of a batch end to end in few rows, the prompt prefix that a row's examples share only once.
 
-    A 4-D mask lets each example see the prefix and itself, and its positions continue from the prefix, so every token is
+    A 4-D mask lets each example see the prefix and itself, and its positions continue from the prefix: every token is
     computed from exactly what it would see alone; the loss is that of the padded batch. Half of the tokens of a batch
     of Alpaca prompts are preamble or padding, and both go. Examples are sorted by their tokens first, so that those of
     one template, or with one instruction, land in one row and share more.
