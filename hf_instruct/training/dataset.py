@@ -44,8 +44,8 @@ def tokenize_examples(
     if unlabelled:
         more = [f"and {len(unlabelled) - _SHOWN} more"] if len(unlabelled) > _SHOWN else []
         raise DataError(
-            f"{len(unlabelled)} of {len(examples)} examples have no label left within `train.max_length` {max_length}, so "
-            "there is nothing to learn from them. Raise `train.max_length`, or shorten or drop these rows:",
+            f"{len(unlabelled)} of {len(examples)} examples have no label within `train.max_length` {max_length}, "
+            "so there is nothing to learn from them. Raise `train.max_length`, or shorten or drop these rows:",
             unlabelled[:_SHOWN] + more,
         )
     return rows
