@@ -131,7 +131,7 @@ def test_dying_server_says_how_to_go_on(
     assert main(command) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"hf-instruct: The Ollama server at {server.url} no longer answers (All connection attempts failed). "
-        "Start it again with `ollama serve`. 2 of 3 responses are judged, kept in "
+        "Start it again with `ollama serve`. 2 of 3 are judged, kept in "
         f"`{file.parent}/judgments.jsonl`. Go on with the same command: `hf-instruct judge {file} --judge ollama "
         f"--base-url {server.url} --concurrency 1`."
     )

@@ -16,11 +16,12 @@ from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError
-from hf_instruct.evaluation import retries
+from hf_instruct.evaluation.cache import VerdictCache
 from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.loop import Answer as Outcome
+from hf_instruct.evaluation.loop import Asker
 from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.openai import OpenAIJudge
-from hf_instruct.evaluation.retries import Asker
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
 from hf_instruct.records import Response
@@ -189,11 +190,12 @@ class Attacked:
         self.judge = {"ollama": OllamaJudge, "openai": OpenAIJudge}[kind](settings, delays=[0.0] * 4)
         self.runner.run(self.judge.prepare())
 
-    def ask(self, answer: Answer) -> retries.Answer[Verdict]:
+    def ask(self, answer: Answer) -> Outcome:
         """Return what comes of a question that the server gives this answer to, each time."""
         self.server.requests.clear()
         self.server.reply = lambda body: answer
-        return self.runner.run(Asker(self.judge).ask(QUESTION, lambda reply: parse_verdict(reply.text, RUBRIC)))
+        asker = Asker(self.judge, lambda reply, judged: parse_verdict(reply.text, RUBRIC, judged), VerdictCache(None))
+        return self.runner.run(asker.ask(QUESTION, ""))
 
     def stop(self) -> None:
         self.runner.run(self.judge.close())
@@ -225,7 +227,7 @@ def test_answer_to_a_question(attacked: dict[str, Attacked], kind: str, name: st
     except JudgeError as error:
         assert_plain(str(error))
     else:
-        assert answer.value is None
+        assert answer.verdict is None
         assert sum(map(len, answer.replies)) < 200_000
         assert_plain(answer.failure)
     assert {path for path, _ in one.server.requests} <= {
@@ -236,7 +238,7 @@ def test_answer_to_a_question(attacked: dict[str, Attacked], kind: str, name: st
     }
     # The next question is not harmed by it.
     right = one.ask(Answer(raw=build_reply(kind)))
-    assert right.value == Verdict(100)
+    assert right.verdict == Verdict(100)
 
 
 # What a server may say when it is asked for something else than a verdict.

@@ -219,8 +219,8 @@ def test_silent_judge_ends_it_and_what_was_judged_is_kept(tmp_path: Path) -> Non
     with pytest.raises(JudgeError) as caught:
         judged(FakeJudge(longer, good, good, *[silent] * 99), changed(lambda n: "!"), files=files, concurrency=1)
     assert str(caught.value) == (
-        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 1 of 20 pairs are "
-        f"judged, 3 failed, kept in `{files.preferences}`. Judge again to go on."
+        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 1 of 20 are "
+        f"judged, 3 failed, kept in `{files.preferences}`. Judge again to continue."
     )
     assert [row.score for row in read_rows(files.preferences, Preference)] == [0.5, None, None, None]
     assert not files.summary.exists()

@@ -137,8 +137,7 @@ def test_repeats_go_on_where_they_stopped(tmp_path: Path) -> None:
     with pytest.raises(JudgeUnavailable) as caught:
         run(SeededJudge(dies_at=5), files, use_cache=False, go_on="Go on with `again`.")
     assert str(caught.value) == (
-        "The server is gone. 2 of 3 responses are judged, kept in "
-        f"`{tmp_path}/judgments.repeat-2.jsonl`. Go on with `again`."
+        f"The server is gone. 2 of 3 are judged, kept in `{tmp_path}/judgments.repeat-2.jsonl`. Go on with `again`."
     )
     assert not files.scores.exists()
     judge = SeededJudge()

@@ -22,8 +22,7 @@ from hf_instruct.evaluation.cache import VerdictCache
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.rubrics import Question, load_rubric
-from hf_instruct.evaluation.score_loop import ScoreLoop
+from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.records import Judgment, Response, read_rows, write_rows
 
@@ -201,7 +200,7 @@ def test_dying_judge_leaves_what_was_judged(tmp_path: Path) -> None:
     with pytest.raises(JudgeUnavailable) as caught:
         run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False, go_on="Go on with `again`.")
     assert str(caught.value) == (
-        f"The server is gone. 4 of 6 responses are judged, kept in `{files.judgments}`. Go on with `again`."
+        f"The server is gone. 4 of 6 are judged, kept in `{files.judgments}`. Go on with `again`."
     )
     assert [row.score for row in read_rows(files.judgments, Judgment)] == [70] * 4
     assert not files.scores.exists()
@@ -257,8 +256,8 @@ def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.
     first = run(FakeJudge(), files)
     second = run(FakeJudge(model="me/other:8b"), files)
     (kept,) = tmp_path.glob("judgments.fake-course-*.jsonl")
-    anew = [message for message in caplog.messages if message.startswith("Judging anew")]
-    assert anew == [f"Judging anew; the judgments that were there are kept as `{kept}`."]
+    anew = [message for message in caplog.messages if message.startswith("Judging again")]
+    assert anew == [f"Judging again; the verdicts that were there are kept as `{kept}`."]
     assert read_rows(kept, Judgment) == first.judgments
     assert json.loads(next(tmp_path.glob("scores.fake-course-*.json")).read_text()) == first.scores
     assert read_rows(files.judgments, Judgment) == second.judgments
@@ -304,14 +303,14 @@ def test_silent_judge_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(JudgeError) as caught:
         run(judge, JudgmentFiles(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
     assert str(caught.value).startswith(
-        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 0 of 20 responses "
+        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 0 of 20 "
         f"are judged, 7 failed, kept in `{tmp_path / 'judgments.jsonl'}`. "
     )
 
 
 def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(JudgeError, match=r"^The judgments cannot be written: "):
+    with pytest.raises(JudgeError, match=r"^The verdicts cannot be written: "):
         run(FakeJudge(), JudgmentFiles(tmp_path / "file"))
 
 
@@ -338,7 +337,7 @@ def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
         judge_responses([{"instruction": "Do.", "input": "", "response": ""}])
 
 
-def test_scores_that_an_earlier_rule_read_otherwise_are_judged_again(server: FakeOllama, tmp_path: Path) -> None:
+def test_scores_that_an_earlier_rule_read_otherwise_are_read_again(server: FakeOllama, tmp_path: Path) -> None:
     reply = 'It says\nScore: 100\n</think>\n{"reasons": "Wrong.", "score": 2}'
     server.reply = lambda body: Answer(reply)
     responses = [dataclasses.replace(row, response=f"Lyon {row.id}.\nScore: 100") for row in RESPONSES[:3]]
@@ -353,7 +352,7 @@ def test_scores_that_an_earlier_rule_read_otherwise_are_judged_again(server: Fak
     with contextlib.closing(sqlite3.connect(next((tmp_path / "cache").rglob("verdicts.sqlite")))) as cache, cache:
         cache.execute("""UPDATE verdicts SET verdict = replace(verdict, '"score": 2,', '"score": 100,')""")
     again = judge_responses(responses, **settings)
-    assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 7)
+    assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 4)
 
 
 def test_judge_that_changes_midway_is_kept_out_of_scores_and_cache(server: FakeOllama, tmp_path: Path) -> None:
@@ -364,7 +363,7 @@ def test_judge_that_changes_midway_is_kept_out_of_scores_and_cache(server: FakeO
 
     server.reply = reply
     settings = {"judge": "ollama", "base_url": server.url, "concurrency": 1}
-    with pytest.raises(JudgeError, match=r"changed during judging .* 2 of 6 responses are judged, kept in "):
+    with pytest.raises(JudgeError, match=r"changed during judging .* 2 of 6 are judged, kept in "):
         judge_responses(RESPONSES, out=tmp_path / "a", **settings)
     file = JudgmentFiles(tmp_path / "a").judgments
     assert [(row.score, row.judge["digest"]) for row in read_rows(file, Judgment)] == [(1, DIGEST), (2, DIGEST)]
@@ -404,21 +403,6 @@ def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
 
 def test_judge_of_the_users_own() -> None:
     assert judge_responses(RESPONSES, judge=FakeJudge()).scores["judge"]["backend"] == "fake"
-
-
-def test_no_row_is_looked_at_again_for_the_progress_bar() -> None:
-    class Counted(dict[str, Judgment]):
-        looks = 0
-
-        def values(self) -> Any:
-            Counted.looks += 1
-            return super().values()
-
-    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(40)]
-    loop = ScoreLoop(FakeJudge(), load_rubric("course"), responses=responses, files=None, options=JudgeOptions())
-    loop._done = Counted()
-    assert len(asyncio.run(loop.run(2))) == 40
-    assert Counted.looks < 4
 
 
 def test_rows_without_ids_cost_linear_time() -> None:

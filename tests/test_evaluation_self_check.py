@@ -211,7 +211,7 @@ def test_interrupted_check_goes_on(tmp_path: Path) -> None:
     judge = FakeJudge(honest)
     judge.dies_after = 50
     options = JudgeOptions(use_cache=False)
-    with pytest.raises(JudgeUnavailable, match=r"The server is gone\. \d+ of 260 responses are judged"):
+    with pytest.raises(JudgeUnavailable, match=r"The server is gone\. \d+ of 260 are judged"):
         run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options)
     assert not (tmp_path / "out" / "self_check.json").exists()
     judge.dies_after, judge.calls = None, 0

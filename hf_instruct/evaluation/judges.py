@@ -1,12 +1,16 @@
-"""The seam between judging and whoever judges: what any judge does, and what it replies."""
+"""Who judges: what any judge does, what it replies, and which one the settings name."""
 
+import contextlib
 import dataclasses
-import json
-import re
+import logging
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from hf_instruct.config import JudgeSection
+from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.rubrics import Question
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +39,14 @@ class Judge(Protocol):
         """Make sure that the judge will be able to answer, as far as that costs little: no weights are loaded.
 
         Raises:
-            JudgeUnavailable: It will not; the text says which command mends it.
+            JudgeUnavailable: It will not; the text names the command that fixes it.
         """
 
     async def prepare(self) -> None:
         """Make sure that questions can be asked now: the server runs, the model is loaded.
 
         Raises:
-            JudgeUnavailable: They cannot; the text says which command mends it.
+            JudgeUnavailable: They cannot; the text names the command that fixes it.
         """
 
     def identity(self) -> dict[str, Any]:
@@ -53,7 +57,7 @@ class Judge(Protocol):
         """
 
     def reseed(self, seed: int | None) -> None:
-        """Give the judge another seed, which its identity then tells; one that draws nothing at random ignores it."""
+        """Give the judge another seed, which its identity then shows; one that draws nothing at random ignores it."""
 
     async def ask(self, question: Question) -> Reply:
         """Return the reply to one question; what went wrong with this question alone is the reply's `failure`.
@@ -63,39 +67,65 @@ class Judge(Protocol):
         """
 
     async def close(self) -> None:
-        """Let go of connections and memory; safe to call at any time."""
+        """Release connections and memory; safe to call at any time."""
 
 
-def find_cut(text: str, thinking: str | None, *, is_cut: bool, settings: JudgeSection) -> str | None:
-    """Return why a reply that arrived holds no whole answer, or None.
+@contextlib.asynccontextmanager
+async def opened_judge(settings: JudgeSection, judge: Judge | None = None) -> AsyncIterator[Judge]:
+    """Give a prepared judge: `judge` where there is one, else the one that the settings name, closed at the end.
 
-    Args:
-        text: The reply.
-        thinking: What the model thought before it, where the server keeps that apart.
-        is_cut: Whether the reply reached the limit of tokens, which thinking counts towards.
-        settings: The limit and whether the judge was told to think.
+    Raises:
+        JudgeUnavailable: It does not answer, or lacks the model.
     """
-    only_thought = bool(thinking and thinking.strip()) and not text.strip()
-    if is_cut:
-        what = "the judge was still thinking when its reply was cut" if only_thought else "the reply was cut"
-        return f"{what} at {settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
-    if only_thought:
-        return (
-            f"the judge thought and then wrote no answer (`judge.think` is {json.dumps(settings.think)}; some models "
-            "take only `low`, `medium` or `high`)"
+    if judge is not None:
+        yield judge
+        return
+    opened = await choose_judge(settings)
+    try:
+        await opened.prepare()
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def choose_judge(settings: JudgeSection) -> Judge:
+    """Return the judge that the settings name, not prepared yet.
+
+    Raises:
+        JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
+    """
+    # The clients below take a while to import, so each is imported only where it is used.
+    backend: str = await _choose_backend(settings) if settings.backend == "auto" else settings.backend
+    if backend == "ollama":
+        from hf_instruct.evaluation.ollama import OllamaJudge
+
+        return OllamaJudge(settings)
+    if backend == "openai":
+        from hf_instruct.evaluation.openai import OpenAIJudge
+
+        return OpenAIJudge(settings)
+    from hf_instruct.evaluation.local import LocalJudge
+
+    return LocalJudge(settings)
+
+
+async def _choose_backend(settings: JudgeSection) -> str:
+    from hf_instruct.evaluation.local import DEFAULT_MODEL
+    from hf_instruct.evaluation.ollama import find_server
+
+    reason, url = await find_server(settings.base_url)
+    if reason is None:
+        return "ollama"
+    if settings.base_url:
+        raise JudgeUnavailable(
+            f"No Ollama server answers at {url} (`base_url`; {reason}). Start it there, or name what runs there with "
+            "`--judge openai`, or leave `base_url` out to judge with a local model."
         )
-    return None
-
-
-def advise_on_refusal(text: str) -> str:
-    """Return which setting a server's refusal is about, as a sentence to follow it; empty where it is about none.
-
-    >>> advise_on_refusal("Unsupported value: 'temperature' does not support 0.0 with this model.")
-    ' `judge.temperature: null` leaves the temperature to the server.'
-    """
-    for name in ("temperature", "seed"):
-        if re.search(rf"\b{name}\b", text, re.IGNORECASE):
-            return f" `judge.{name}: null` leaves the {name} to the server."
-    if re.search(r"\bthink|\breasoning", text, re.IGNORECASE):
-        return " Set `judge.think` to what this model takes: false, true, low, medium or high."
-    return ""
+    logger.warning(
+        "No Ollama server answers at %s (%s), so the local judge %s scores the answers. For the course's judge: start "
+        "`ollama serve`, run `ollama pull llama3`, and judge again.",
+        url,
+        reason,
+        settings.model or DEFAULT_MODEL,
+    )
+    return "local"

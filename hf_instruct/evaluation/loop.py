@@ -1,17 +1,17 @@
-"""The judging loop: many questions at once, each result kept as soon as it is there, whatever is judged."""
+"""The judging loop: many questions at once, each row kept as soon as it is there, whatever is judged."""
 
-import abc
+import asyncio
 import dataclasses
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from hf_instruct.errors import JudgeError
-from hf_instruct.evaluation.cache import VerdictCache
-from hf_instruct.evaluation.judges import Judge
-from hf_instruct.evaluation.retries import Asker, work_through
+from hf_instruct.errors import JudgeError, VerdictError
+from hf_instruct.evaluation.cache import VerdictCache, cache_key
+from hf_instruct.evaluation.judges import Judge, Reply
+from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.verdicts import Verdict
 from hf_instruct.models import cache_folder
 from hf_instruct.progress import progress_bar
 from hf_instruct.records import Judgment, Preference, append_rows, recover_rows, write_rows
@@ -20,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row", Judgment, Preference)
 
+_ATTEMPTS = 2
+_FAILURES_IN_A_ROW = 8
+_KEPT_CHARACTERS = 65_536
+# Judges whose verdict can be read again in their replies; others may compute it.
+WRITING_BACKENDS = ("ollama", "openai")
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
@@ -27,137 +33,301 @@ class JudgeOptions:
 
     Attributes:
         use_cache: Take verdicts from the cache and add to it.
-        force: Judge anew what is judged already, and drop its verdicts from the cache.
-        go_on: Tells the user how to go on after an interruption.
-        title: Of the progress bar of a pass over responses.
+        force: Judge again what is judged already, and drop its verdicts from the cache.
+        go_on: Tells the user how to continue after an interruption.
+        title: Of the progress bar.
+        repeat: Which pass over the same questions this is, counted from 1: each has verdicts of its own in the cache.
     """
 
     use_cache: bool = True
     force: bool = False
-    go_on: str = "Judge again to go on."
+    go_on: str = "Judge again to continue."
     title: str = "Judging"
+    repeat: int = 1
 
 
-class JudgingLoop(abc.ABC, Generic[Row]):
-    """One pass of a judge over responses or pairs of them.
+class Answer(NamedTuple):
+    """What came of one question.
+
+    Attributes:
+        verdict: None where none could be read.
+        replies: The judge's raw replies, one for each attempt that brought any; then an empty one if the last attempt
+            brought none, so that the last one is what `failure` is about.
+        seconds: Time the judge took, all attempts together.
+        failure: Why there is no verdict.
+        cached: Whether an earlier, equal question was answered so.
+    """
+
+    verdict: Verdict | None
+    replies: list[str]
+    seconds: float = 0.0
+    failure: str | None = None
+    cached: bool = False
+
+
+class Task(NamedTuple):
+    """What one row is made of.
+
+    Attributes:
+        id: Of the row.
+        questions: What to ask for it; none where the row is known without asking.
+        judged: The text that is judged, which replies may quote.
+    """
+
+    id: str
+    questions: Sequence[Question]
+    judged: str
+
+
+class KeptRows(NamedTuple, Generic[Row]):
+    """The file that rows are kept in as they arrive, and what to do with those that it has.
+
+    Attributes:
+        path: The file.
+        row_type: Type of its rows.
+        reuse: Returns a row of it as this pass would make it again, or None where it would make another.
+        set_aside: Moves the file, which holds these rows, to a name of its own, and returns that.
+    """
+
+    path: Path
+    row_type: type[Row]
+    reuse: Callable[[Row], Row | None]
+    set_aside: Callable[[Sequence[Row]], Path]
+
+
+async def judge_rows(
+    judge: Judge,
+    tasks: Sequence[Task],
+    *,
+    read: Callable[[Reply, str], Verdict],
+    build: Callable[[str, list[Answer]], Row],
+    kept: KeptRows[Row] | None,
+    options: JudgeOptions,
+    concurrency: int,
+    show_mean: Callable[[float], str],
+) -> list[Row]:
+    """Return the row of each task, in their order.
 
     Args:
         judge: The judge, prepared.
-        ids: Of what to judge.
-        file: Where rows are kept as they arrive; None for nowhere.
-        options: How to go about it.
-        title: Of the progress bar.
+        tasks: The rows to make.
+        read: Takes the verdict on a text from a reply, or raises VerdictError.
+        build: Makes the row with an id from an answer to each of its questions.
+        kept: Where they are kept; None for nowhere.
+        options: How to judge.
+        concurrency: Rows under way at any moment.
+        show_mean: Says what the mean score so far is, for the progress bar.
+
+    Raises:
+        JudgeError: Judging cannot continue; the text says how much is judged, and how to continue. What was judged is
+            kept, also when the task is cancelled.
+    """
+    done: dict[str, Row] = {}
+    cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
+    asker = Asker(judge, read, cache, repeat=options.repeat)
+    try:
+        if kept:
+            done |= _take_over(kept, force=options.force)
+        if options.force:
+            # Forgotten, not passed over: whoever continues after an interruption leaves `force` out.
+            asker.forget(question for task in tasks for question in task.questions)
+        if waiting := [task for task in tasks if task.id not in done]:
+            with progress_bar(options.title, len(tasks), done=len(done)) as advance:
+                tally = _Tally(done.values(), show_mean)
+
+                def keep(rows: list[Row]) -> None:
+                    if kept:
+                        append_rows(kept.path, rows)
+                    done.update((row.id, row) for row in rows)
+                    advance(len(rows), tally.add(rows))
+
+                await _make_rows(asker, waiting, build, keep, concurrency=concurrency)
+        rows = [done[task.id] for task in tasks]
+        if kept:
+            write_rows(kept.path, rows)
+    except JudgeError as error:
+        failed = sum(row.score is None for row in done.values())
+        count = f"{len(done) - failed} of {len(tasks)} are judged" + f", {failed} failed" * bool(failed)
+        where = f", kept in `{kept.path}`" if kept else ""
+        raise type(error)(f"{error} {count}{where}. {options.go_on}") from error
+    except OSError as error:
+        raise JudgeError(f"The verdicts cannot be written: {error}. {options.go_on}") from error
+    finally:
+        cache.close()
+    if failures := [row for row in rows if row.score is None]:
+        first = failures[0]
+        logger.warning(
+            "%d of %d have no verdict; the first, `%s`: %s", len(failures), len(rows), first.id, first.failure
+        )
+    return rows
+
+
+def _take_over(kept: KeptRows[Row], *, force: bool) -> dict[str, Row]:
+    """Return the rows of the file that count for this pass too, by id; set any others aside."""
+    rows = recover_rows(kept.path, kept.row_type)
+    reusable = {} if force else {row.id: again for row in rows if (again := kept.reuse(row))}
+    if len(reusable) < len({row.id for row in rows}):
+        logger.warning("Judging again; the verdicts that were there are kept as `%s`.", kept.set_aside(rows))
+        append_rows(kept.path, reusable.values())
+    # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
+    return {id: row for id, row in reusable.items() if row.score is not None or (row.replies and all(row.replies))}
+
+
+async def _make_rows(
+    asker: "Asker",
+    tasks: Sequence[Task],
+    build: Callable[[str, list[Answer]], Row],
+    keep: Callable[[list[Row]], None],
+    *,
+    concurrency: int,
+) -> None:
+    """Make the rows of tasks, several at a time, and keep them as they come; what any of it raises ends it all."""
+    waiting = iter(tasks)
+    unkept: list[Row] = []
+
+    def keep_all() -> None:
+        rows = unkept[:]
+        if rows:
+            keep(rows)
+            asker.keep_verdicts()
+            del unkept[: len(rows)]
+
+    async def worker() -> None:
+        # All workers draw from one iterator, so a slow task holds up nobody else.
+        for task in waiting:
+            answers = [await asker.ask(question, task.judged) for question in task.questions]
+            unkept.append(build(task.id, answers))
+            if not all(answer.cached for answer in answers):
+                # Rows whose replies have come by now share the write.
+                await asyncio.sleep(0)
+                keep_all()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(tasks))):
+                group.create_task(worker())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        keep_all()
+
+
+class Asker:
+    """Puts questions to a judge, an unreadable or failed one once more, and gives up on a judge that stays silent.
+
+    Args:
+        judge: The judge, prepared.
+        read: Takes the verdict on a text from a reply, or raises VerdictError.
+        cache: Of earlier verdicts.
+        repeat: Which pass over the same questions this is.
     """
 
-    # Set by each kind of pass: the type of its rows, and what messages call what is judged, the rows and their scores.
-    row_type: type[Row]
-    words: tuple[str, str, str]
-
     def __init__(
-        self, judge: Judge, ids: Sequence[str], *, file: Path | None, options: JudgeOptions, title: str
+        self, judge: Judge, read: Callable[[Reply, str], Verdict], cache: VerdictCache, *, repeat: int = 1
     ) -> None:
-        self._asker = Asker(judge)
+        self._judge = judge
+        self._read = read
         self._identity = judge.identity()
-        self._ids = ids
-        self._file = file
-        self._options = options
-        self._title = title
-        self._cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
-        self._done: dict[str, Row] = {}
-        # What the progress bar needs of the rows so far; to look at all of them after each would be quadratic.
-        self._sums: Counter[str] = Counter()
+        self._cache = cache
+        self._repeat = repeat
+        self._silent = 0
+        self._new: list[tuple[str, dict[str, Any]]] = []
 
-    @abc.abstractmethod
-    def _would_repeat(self, row: Row) -> bool:
-        """Return whether this pass would make a row of the file again."""
+    def _key(self, question: Question) -> str:
+        return cache_key(question, self._identity, repeat=self._repeat)
 
-    @abc.abstractmethod
-    def _set_aside(self, rows: Sequence[Row]) -> Path:
-        """Move the file, which holds these rows, to a name of its own, and return that."""
+    def forget(self, questions: Iterable[Question]) -> None:
+        """Drop what the cache knows of questions."""
+        self._cache.forget(map(self._key, questions))
 
-    @abc.abstractmethod
-    async def _judge(self, id: str) -> Row:
-        """Return the row of one response or pair."""
+    def keep_verdicts(self) -> None:
+        """Add the verdicts since the last time to the cache."""
+        self._cache.add(self._new)
+        self._new.clear()
 
-    @abc.abstractmethod
-    def _add_to_sums(self, row: Row) -> None:
-        """Add a row to the sums that `_note` shows."""
-
-    @abc.abstractmethod
-    def _note(self) -> str:
-        """Return what the progress bar says of the rows so far."""
-
-    async def run(self, concurrency: int) -> list[Row]:
-        """Return a row for each id, in their order, and write them where there is a file for them.
+    async def ask(self, question: Question, judged: str) -> Answer:
+        """Return what the judge says to a question, now or at an earlier time.
 
         Args:
-            concurrency: Questions under way at any moment.
+            question: What to ask.
+            judged: The text that it is about.
 
         Raises:
-            JudgeError: Judging cannot go on; the text says how much is judged, and how to go on. What was judged until
-                then is kept, also when the task is cancelled.
+            JudgeError: The judge cannot continue, or has not replied at all to eight questions in a row.
         """
-        items, results, value = self.words
-        try:
-            self._reuse()
-            await self._judge_rest(concurrency)
-            rows = [self._done[id] for id in self._ids]
-            if self._file:
-                write_rows(self._file, rows)
-        except JudgeError as error:
-            num_failed = sum(row.score is None for row in self._done.values())
-            count = f"{len(self._done) - num_failed} of {len(self._ids)} {items} are judged"
-            also = f", {num_failed} failed" * bool(num_failed) + f", kept in `{self._file}`" * bool(self._file)
-            text = f"{error} {count}{also}. {self._options.go_on}"
-            raise type(error)(text) from error
-        except OSError as error:
-            raise JudgeError(f"The {results} cannot be written: {error}. {self._options.go_on}") from error
-        finally:
-            self._cache.close()
-        if failed := [row for row in rows if row.score is None]:
-            logger.warning(
-                "%d of %d %s have no %s; the first, `%s`, because: %s",
-                len(failed),
-                len(rows),
-                items,
-                value,
-                failed[0].id,
-                failed[0].failure,
+        key = self._key(question)
+        if answer := self._recall(key, judged):
+            return answer
+        answer = await self._ask(question, judged)
+        if answer.verdict:
+            known = {"score": answer.verdict.score, "reasons": answer.verdict.reasons, "replies": answer.replies}
+            self._new.append((key, known))
+        return answer
+
+    def _recall(self, key: str, judged: str) -> Answer | None:
+        known = self._cache.find(key)
+        if known is None:
+            return None
+        verdict, replies = Verdict(known["score"], known.get("reasons")), known["replies"]
+        if self._identity["backend"] in WRITING_BACKENDS:
+            # Read again: the rule may have been another when the reply came.
+            try:
+                verdict = self._read(Reply(replies[-1], 0.0), judged)
+            except VerdictError:
+                return None
+        return Answer(verdict, replies, cached=True)
+
+    async def _ask(self, question: Question, judged: str) -> Answer:
+        seconds, texts, failure = 0.0, [], ""
+        for _ in range(_ATTEMPTS):
+            reply = await self._judge.ask(question)
+            seconds += reply.seconds
+            if reply.text:
+                texts.append(to_printable(reply.text))
+            failure = reply.failure or ""
+            if not failure:
+                try:
+                    verdict = self._read(reply, judged)
+                except VerdictError as error:
+                    failure = str(error)
+                else:
+                    self._silent = 0
+                    return Answer(verdict, texts, seconds)
+            if reply.final:
+                break
+        self._silent = 0 if texts else self._silent + 1
+        texts += [""] * bool(texts and not reply.text)
+        if self._silent >= _FAILURES_IN_A_ROW:
+            raise JudgeError(
+                f"The judge left {self._silent} questions in a row without a reply; the last time, {failure}."
             )
-        return rows
+        return Answer(None, texts, seconds, to_printable(failure))
 
-    def _reuse(self) -> None:
-        """Take over the rows in the file that this pass would make again; keep any others under another name."""
-        if not self._file:
-            return
-        rows = recover_rows(self._file, self.row_type)
-        reusable = {} if self._options.force else {row.id: row for row in rows if self._would_repeat(row)}
-        if len(reusable) < len({row.id for row in rows}):
-            kept = self._set_aside(rows)
-            logger.warning("Judging anew; the %s that were there are kept as `%s`.", self.words[1], kept)
-            append_rows(self._file, reusable.values())
-        # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
-        self._done |= {
-            id: row for id, row in reusable.items() if row.score is not None or (row.replies and all(row.replies))
-        }
 
-    async def _judge_rest(self, concurrency: int) -> None:
-        waiting = [id for id in self._ids if id not in self._done]
-        if not waiting:
-            return
-        for row in self._done.values():
-            self._add_to_sums(row)
-        with progress_bar(self._title, len(self._ids), done=len(self._done)) as advance:
+class _Tally:
+    """What the progress bar says of the rows so far; to look at all of them after each would be quadratic."""
 
-            async def judge(id: str) -> Row:
-                row = self._done[id] = await self._judge(id)
-                self._add_to_sums(row)
-                advance(1, self._note())
-                return row
+    def __init__(self, rows: Iterable[Any], show_mean: Callable[[float], str]) -> None:
+        self._show_mean = show_mean
+        self._sum, self._scored, self._failed = 0.0, 0, 0
+        self.add(rows)
 
-            await work_through(waiting, judge, save=self._save, concurrency=concurrency)
+    def add(self, rows: Iterable[Any]) -> str:
+        """Add rows, and return the note beside the bar."""
+        for row in rows:
+            self._failed += row.score is None
+            self._scored += row.score is not None
+            self._sum += row.score or 0
+        mean = [self._show_mean(self._sum / self._scored)] if self._scored else []
+        return ", ".join([*mean, *([f"{self._failed} failed"] if self._failed else [])])
 
-    def _save(self, rows: list[Row]) -> None:
-        """Write the rows that arrived since the last time."""
-        if self._file:
-            append_rows(self._file, rows)
+
+def to_printable(text: str) -> str:
+    """Return a text as rows keep it: its first and last 32,768 characters, without halves of surrogate pairs.
+
+    A reply that was cut may end in such a half, which UTF-8 cannot hold.
+    """
+    if len(text) > _KEPT_CHARACTERS:
+        half = _KEPT_CHARACTERS // 2
+        text = f"{text[:half]}\n[{len(text) - 2 * half:,} characters are left out here]\n{text[-half:]}"
+    return text.encode("utf-8", "replace").decode("utf-8")

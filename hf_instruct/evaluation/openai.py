@@ -9,8 +9,9 @@ import httpx
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply, advise_on_refusal, find_cut
+from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.server_judge import advise_on_refusal, find_cut
 from hf_instruct.redaction import redact
 from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, Server, ServerError, open_http, shorten
 

@@ -2,27 +2,21 @@
 
 import dataclasses
 import hashlib
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import JudgeSection, build_experiment
-from hf_instruct.evaluation.cache import cache_key
-from hf_instruct.evaluation.factory import opened_judge
-from hf_instruct.evaluation.judges import Judge
+from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
 from hf_instruct.evaluation.judgment_files import build_responses
-from hf_instruct.evaluation.loop import JudgeOptions, JudgingLoop
+from hf_instruct.evaluation.loop import Answer, JudgeOptions, KeptRows, Task, judge_rows
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
-from hf_instruct.evaluation.pairing import JoinedPairs, Pair, is_identical, join_responses
+from hf_instruct.evaluation.pairing import JoinedPairs, Pair, join_responses
 from hf_instruct.evaluation.pairs import RUBRIC, PairQuestion, build_questions
-from hf_instruct.evaluation.retries import Answer
 from hf_instruct.evaluation.scoring import run_sync
-from hf_instruct.evaluation.verdicts import parse_preference
+from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import Preference, Response, write_json
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +57,14 @@ class PairFiles:
         """What they amount to."""
         return self.folder / f"{self.name}.json"
 
-    def set_aside(self, label: str) -> Path:
-        """Move both files to names of their own in `earlier/`, where nothing takes them for the present ones.
+    def set_aside(self, rows: Sequence[Preference]) -> Path:
+        """Move both files, the first of which holds these rows, to `earlier/`, named after who made them.
 
         Returns:
             The new name of the preferences.
         """
+        asked = hashlib.sha256("".join(f"{row.prompt_sha256}{row.judge}" for row in rows).encode()).hexdigest()
+        label = to_file_name(f"{rows[0].judge.get('model', 'judge')}-{asked[:6]}")
         kept, number = self.folder / "earlier" / f"{self.name}.{label}.jsonl", 1
         while kept.exists():
             number += 1
@@ -147,8 +143,9 @@ def prefer(
 
     async def work() -> PreferenceSet:
         async with opened_judge(settings, judge) as used:
-            loop = _PairLoop(used, joined.pairs, names=names, files=files, options=options)
-            preferences = await loop.run(settings.concurrency)
+            preferences = await _prefer(
+                used, joined.pairs, names=names, files=files, options=options, concurrency=settings.concurrency
+            )
             identity = used.identity()
         summary = build_pair_scores(preferences, names=names, joined=joined, judge=identity)
         if files:
@@ -167,101 +164,63 @@ def to_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pairs"
 
 
-class _PairLoop(JudgingLoop[Preference]):
-    """One pass of a judge over pairs of answers."""
+async def _prefer(
+    judge: Judge,
+    pairs: Sequence[Pair],
+    *,
+    names: tuple[str, str],
+    files: PairFiles | None,
+    options: JudgeOptions,
+    concurrency: int,
+) -> list[Preference]:
+    identity = judge.identity()
+    # As votes mark them: nobody was asked, so measures of agreement leave these out.
+    unasked = {**identity, "options": {**(identity.get("options") or {}), "equal_answers": True}}
+    by_id = {pair.id: pair for pair in pairs}
+    questions = {pair.id: build_questions(pair) for pair in pairs}
 
-    row_type = Preference
-    words = ("pairs", "preferences", "verdict")
+    def read(reply: Reply, judged: str) -> Verdict:
+        return Verdict(parse_preference(reply.text, judged))
 
-    def __init__(
-        self,
-        judge: Judge,
-        pairs: Sequence[Pair],
-        *,
-        names: tuple[str, str],
-        files: PairFiles | None,
-        options: JudgeOptions,
-    ) -> None:
-        self._pairs = {pair.id: pair for pair in pairs}
-        file = files.preferences if files else None
-        super().__init__(judge, list(self._pairs), file=file, options=options, title="Judging pairs")
-        self._questions = {pair.id: build_questions(pair) for pair in pairs}
-        self._names = names
-        self._files = files
-
-    def _reuse(self) -> None:
-        super()._reuse()
-        if self._options.force:
-            # Forgotten, not passed over: whoever goes on after an interruption leaves `force` out.
-            self._cache.forget(
-                cache_key(question, self._identity) for both in self._questions.values() for question in both
-            )
-        # The file's own pair of names may be another way to write the same two paths.
-        first, second = self._names
-        self._done = {id: dataclasses.replace(row, first=first, second=second) for id, row in self._done.items()}
-
-    def _set_aside(self, rows: Sequence[Preference]) -> Path:
-        assert self._files is not None
-        asked = hashlib.sha256("".join(f"{row.prompt_sha256}{row.judge}" for row in rows).encode()).hexdigest()
-        return self._files.set_aside(to_file_name(f"{rows[0].judge.get('model', 'judge')}-{asked[:6]}"))
-
-    def _would_repeat(self, row: Preference) -> bool:
-        questions = self._questions.get(row.id)
-        if questions is None or row.prompt_sha256 != _hash(questions) or row.rubric != RUBRIC:
-            return False
-        return row.judge in (self._identity, self._describe_judge(identical=True))
-
-    def _describe_judge(self, *, identical: bool) -> dict[str, Any]:
-        if not identical:
-            return self._identity
-        # As votes mark them: nobody was asked, so measures of agreement leave these out.
-        return {**self._identity, "options": {**(self._identity.get("options") or {}), "equal_answers": True}}
-
-    async def _judge(self, id: str) -> Preference:
-        pair, questions = self._pairs[id], self._questions[id]
-        orders: list[float | None] = []
-        answers: list[Answer[float]] = []
-        if not pair.identical:
-            answers = [await self._ask(question, f"{pair.first}\n{pair.second}") for question in questions]
-            first, second = (answer.value for answer in answers)
-            orders = [first, None if second is None else 1 - second]
-        failures = [answer.failure for answer in answers if answer.failure]
+    def build(id: str, answers: list[Answer]) -> Preference:
+        pair = by_id[id]
+        orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
+        if orders and orders[1] is not None:
+            orders[1] = 1 - orders[1]
         return Preference(
             id=pair.id,
-            first=self._names[0],
-            second=self._names[1],
+            first=names[0],
+            second=names[1],
             score=combine_orders(orders),
-            judge=self._describe_judge(identical=pair.identical),
+            judge=unasked if pair.identical else identity,
             rubric=RUBRIC,
             orders=orders,
             replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
             first_length=len(pair.first),
             second_length=len(pair.second),
-            prompt_sha256=_hash(questions),
+            prompt_sha256=_hash(questions[id]),
             seconds=round(sum(answer.seconds for answer in answers), 4),
-            failure=failures[0] if failures else None,
+            failure=next((answer.failure for answer in answers if answer.failure), None),
             category=pair.example.category,
         )
 
-    async def _ask(self, question: PairQuestion, judged: str) -> Answer[float]:
-        """Return whether the answer shown first is better: 1, 0, or 0.5 for a tie."""
-        key = cache_key(question, self._identity)
-        if known := self._cache.find(key):
-            return Answer(float(known["score"]), known["replies"])
-        answer = await self._asker.ask(question, lambda reply: parse_preference(reply.text, judged))
-        if answer.value is not None:
-            self._cache.add([(key, {"score": answer.value, "replies": answer.replies})])
-        return answer
+    def reuse(row: Preference) -> Preference | None:
+        asked = questions.get(row.id)
+        if asked is None or row.prompt_sha256 != _hash(asked) or row.rubric != RUBRIC:
+            return None
+        # The names may be another way to write the same two paths.
+        return dataclasses.replace(row, first=names[0], second=names[1]) if row.judge in (identity, unasked) else None
 
-    def _add_to_sums(self, row: Preference) -> None:
-        if is_identical(row):
-            return
-        self._sums.update({"failed": 1} if row.score is None else {"read": 1, "same": row.orders[0] == row.orders[1]})
-
-    def _note(self) -> str:
-        read, same, failed = (self._sums[name] for name in ("read", "same", "failed"))
-        note = f"{100 * same / read:.0f} % alike in both orders" if read else ""
-        return f"{note}, {failed} failed".lstrip(", ") if failed else note
+    return await judge_rows(
+        judge,
+        [Task(pair.id, [] if pair.identical else questions[pair.id], f"{pair.first}\n{pair.second}") for pair in pairs],
+        read=read,
+        build=build,
+        kept=KeptRows(files.preferences, Preference, reuse, files.set_aside) if files else None,
+        options=dataclasses.replace(options, title="Judging pairs"),
+        concurrency=concurrency,
+        show_mean=lambda mean: f"win rate {100 * mean:.0f} %",
+    )
 
 
 def combine_orders(orders: Sequence[float | None]) -> float | None:

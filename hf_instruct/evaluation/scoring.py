@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.evaluation.cache import find_self_check
-from hf_instruct.evaluation.factory import opened_judge
-from hf_instruct.evaluation.judges import Judge
+from hf_instruct.evaluation.judges import Judge, opened_judge
 from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses, write_scores
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.repeats import build_repeats, format_repeats
-from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.evaluation.score_loop import ScoreLoop
+from hf_instruct.evaluation.rubrics import Question, load_rubric
+from hf_instruct.evaluation.score_loop import score_responses
 from hf_instruct.evaluation.scores import build_scores, format_scores
 from hf_instruct.records import Judgment, Response
 
@@ -103,6 +102,7 @@ async def judge_with(
     *,
     files: JudgmentFiles | None = None,
     options: JudgeOptions | None = None,
+    questions: Mapping[str, Question] | None = None,
 ) -> JudgmentSet:
     """Return the judgments of responses by a prepared judge, and write them where `files` says.
 
@@ -115,6 +115,7 @@ async def judge_with(
     """
     options = options or JudgeOptions()
     rubric = load_rubric(settings.rubric)
+    questions = questions or {row.id: rubric.build_question(row) for row in responses}
     seeds = [None if settings.seed is None else settings.seed + number for number in range(settings.repeats)]
     repeats: list[list[Judgment]] = []
     identities: list[dict[str, Any]] = []
@@ -124,9 +125,19 @@ async def judge_with(
                 judge.reseed(seed)
             identities.append(judge.identity())
             place = dataclasses.replace(files, repeat=number) if files else None
-            passes = {"repeat": number, "repeats": len(seeds)}
-            loop = ScoreLoop(judge, rubric, responses=responses, files=place, options=options, **passes)
-            repeats.append(await loop.run(settings.concurrency))
+            title = options.title if len(seeds) == 1 else f"{options.title}, repeat {number} of {len(seeds)}"
+            one = dataclasses.replace(options, title=title, repeat=number)
+            repeats.append(
+                await score_responses(
+                    judge,
+                    rubric,
+                    responses,
+                    questions,
+                    files=place,
+                    options=one,
+                    concurrency=settings.concurrency,
+                )
+            )
     finally:
         if len(seeds) > 1:
             judge.reseed(settings.seed)

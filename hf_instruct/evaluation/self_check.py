@@ -11,9 +11,8 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.console import format_interval, format_points, format_signed
 from hf_instruct.errors import ConfigError, DataError, JudgeError
 from hf_instruct.evaluation.cache import keep_self_check
-from hf_instruct.evaluation.factory import opened_judge
 from hf_instruct.evaluation.intervals import Interval, bootstrap_mean
-from hf_instruct.evaluation.judges import Judge
+from hf_instruct.evaluation.judges import Judge, opened_judge
 from hf_instruct.evaluation.judgment_files import JudgmentFiles, write_scores
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import (

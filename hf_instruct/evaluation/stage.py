@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 
 from hf_instruct.config import Experiment, JudgeSection
-from hf_instruct.evaluation.factory import choose_judge, opened_judge
+from hf_instruct.evaluation.judges import choose_judge, opened_judge
 from hf_instruct.evaluation.judgment_files import JudgmentFiles, load_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import write_metrics
@@ -58,9 +58,9 @@ def judge_sets(
     """
     # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
     rubric = load_rubric(settings.rubric)
-    for responses, _ in sets.values():
-        for response in responses:
-            rubric.build_question(response)
+    questions = {
+        name: {row.id: rubric.build_question(row) for row in responses} for name, (responses, _) in sets.items()
+    }
 
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
@@ -71,6 +71,7 @@ def judge_sets(
                     settings,
                     files=files,
                     options=dataclasses.replace(options, title=f"Judging, {name}"),
+                    questions=questions[name],
                 )
                 for name, (responses, files) in sets.items()
             }

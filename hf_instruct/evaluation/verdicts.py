@@ -42,11 +42,11 @@ class Verdict(NamedTuple):
     """What a judge decided.
 
     Attributes:
-        score: Integer from 0 to 100.
+        score: Integer from 0 to 100; of two answers, 1 for the first, 0 for the second, 0.5 for a tie.
         reasons: The judge's reasons, where it gave any.
     """
 
-    score: int
+    score: float
     reasons: str | None = None
 
 
