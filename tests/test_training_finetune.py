@@ -253,7 +253,7 @@ def test_max_length_above_the_context_is_lowered(
 
 
 def test_refusals_leave_no_model(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"12 of 12 examples have no label left within `train.max_length` 16"):
+    with pytest.raises(DataError, match=r"12 of 12 examples have no label within `train.max_length` 16"):
         train_tiny(tiny_gpt2, tmp_path, settings={"max_length": 16})
     with pytest.raises(ConfigError, match="layers that GPT2LMHeadModel does not have"):
         train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": ["q_proj"]})
