@@ -1,12 +1,10 @@
-"""Sampling that repeats, several responses a prompt, and contrastive search."""
+"""Sampling that repeats, and several responses per prompt."""
 
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
-from torch.nn.functional import cosine_similarity
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from hf_instruct.generation.decoding import Completion, generate_completions
 
@@ -76,43 +74,3 @@ def test_several_responses_of_each_prompt_stand_together(tiny) -> None:
     assert several[3:6] == ids(complete(tiny, PROMPTS[1:2], seeds=SEEDS[1:2], num_return_sequences=3, **SAMPLING))
     beams = ids(complete(tiny, PROMPTS, num_beams=3, num_return_sequences=2))
     assert beams[::2] == ids(complete(tiny, PROMPTS, num_beams=3))
-
-
-def contrastive(model, prompt: list[int], count: int, *, alpha: float, k: int, penalty: float = 1.0) -> list[int]:
-    """Return contrastive search's tokens by its definition: no cache, one candidate after the other."""
-    row = list(prompt)
-    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])
-
-    def run(tokens: list[int]):
-        with torch.no_grad():
-            output = model(torch.tensor([tokens]), output_hidden_states=True)
-        return output.logits[0, -1:], output.hidden_states[-1][0]
-
-    for _ in range(count):
-        logits, states = run(row)
-        probabilities = processors(torch.tensor([row]), logits)[0].softmax(-1)
-        scores = []
-        for probability, token in zip(*probabilities.topk(k), strict=True):
-            state = run([*row, int(token)])[1][-1]
-            likeness = max(float(cosine_similarity(state, before, dim=0)) for before in states)
-            scores.append(((1 - alpha) * float(probability) - alpha * likeness, int(token)))
-        row.append(max(scores)[1])
-    return row[len(prompt) :]
-
-
-@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.7}])
-def test_contrastive_search_is_what_its_definition_says(tiny, settings: dict) -> None:
-    found = ids(complete(tiny, PROMPTS, penalty_alpha=0.6, top_k=4, **settings))
-    penalty = settings.get("repetition_penalty", 1.0)
-    expected = [contrastive(tiny[0], prompt, 8, alpha=0.6, k=4, penalty=penalty) for prompt in PROMPTS]
-    assert [list(row) for row in found] == expected
-    assert found != ids(complete(tiny, PROMPTS, **settings))
-
-
-def test_contrastive_search_ends(gpt2) -> None:
-    (whole,) = complete(gpt2, PROMPTS[:1], penalty_alpha=0.6, top_k=4)
-    third = whole.token_ids[2]
-    first = whole.token_ids.index(third)
-    stopped, other = complete(gpt2, PROMPTS[:2], penalty_alpha=0.6, top_k=4, eos_token_id=third)
-    assert stopped == Completion(stopped.text, stopped=True, num_tokens=first + 1)
-    assert other.num_tokens == 8

@@ -322,7 +322,7 @@ def test_explore_in_a_browser(server: Server, browser: Any) -> None:
     eve.find("strategies-go").click()
     eve.page.locator("#hi-strategies-result .hi-card").first.wait_for()
     heads = eve.page.locator("#hi-strategies-result h4 span:first-child").all_inner_texts()
-    assert heads == ["greedy", "beam", "sample", "top-k", "top-p", "contrastive"]
+    assert heads == ["greedy", "beam", "sample", "top-k", "top-p"]
     eve.open_tab("Next token")
     eve.find("next-go").click()
     eve.page.locator("#hi-next-result").get_by_text("The prompt in 9 tokens").wait_for(state="detached")

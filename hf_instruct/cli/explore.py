@@ -31,13 +31,13 @@ examples:
   hf-instruct explore "I enjoy walking with my cute dog"
   hf-instruct explore "I enjoy walking with my cute dog" --plot next.png --top-k 5 --top-p 0.5 --temperature 0.7
   hf-instruct explore "Name a color." --model runs/my-run --instruction --beams 4 --depth 8
-  hf-instruct explore "Once upon a time" --strategies greedy,contrastive --beams 0 --length 80
+  hf-instruct explore "Once upon a time" --strategies greedy --beams 0 --length 80
   hf-instruct explore "Once upon a time" --json | jq .next.tokens
 
-strategies: greedy, beam, sample, top-k, top-p, min-p, typical, beam-sample, contrastive; `none` writes no texts.
+strategies: greedy, beam, sample, top-k, top-p, min-p, typical, beam-sample; `none` writes no texts.
 `hf-instruct generate --presets` says what each is and where it comes from."""
 
-_DEFAULT_STRATEGIES = "greedy,beam,sample,top-k,top-p,contrastive"
+_DEFAULT_STRATEGIES = "greedy,beam,sample,top-k,top-p"
 _LEGEND = """\
 repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how
 surprising the model finds its own text; low is likely, which is not the same as good."""

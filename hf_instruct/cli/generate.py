@@ -20,7 +20,7 @@ examples:
   hf-instruct generate --presets
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/generate.py runs/gpt2-medium-full
 
-strategies: greedy (the default), beam, sample, top-k, top-p, min-p, typical, beam-sample, contrastive.
+strategies: greedy (the default), beam, sample, top-k, top-p, min-p, typical, beam-sample.
 Any field of `GenerationConfig` beats them, as in `--generate.temperature 0.5`. What was answered with other
 settings is deleted by `--force` only, its scores with it. `hf-instruct explore` shows what a strategy does.
 """

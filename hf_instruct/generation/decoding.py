@@ -1,7 +1,7 @@
 """Turn a batch of prompts into responses: shared by the answer stage and by the samples shown while training."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def generate_completions(
         max_new_tokens: Longest response, in tokens.
         seeds: Of sampling, one a prompt: what is drawn for a prompt then depends on its seed alone and not on what else
             is in the batch. Without them, PyTorch's own generator draws.
-        **generation: Any field of `GenerationConfig`. `penalty_alpha` with `top_k` is contrastive search.
+        **generation: Any field of `GenerationConfig`.
     """
     import torch
 
@@ -84,15 +84,15 @@ def _generate_apart(
 ) -> list[list[int]]:
     """Return the new tokens of each prompt, generated in as many batches as it takes to be independent of the others.
 
-    That is one batch as a rule; one for each length of prompts, without any padding, where a setting may read the
-    padding; and one for each prompt where the method is not Transformers' own.
+    That is one batch as a rule, and one for each length of prompts, without any padding, where a setting may read the
+    padding.
     """
     from hf_instruct.generation.decoding_loop import reads_padding
 
     by_length = reads_padding(model, settings)
     batches: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
-        batches.setdefault(index if own_methods(settings) else len(prompt) if by_length else 0, []).append(index)
+        batches.setdefault(len(prompt) if by_length else 0, []).append(index)
     rows: dict[int, list[list[int]]] = {}
     for indices in batches.values():
         with _seeded_draws(seeds and [seeds[index] for index in indices]):
@@ -116,21 +116,9 @@ def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settin
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
         **settings,
-        **own_methods(settings),
     )
     new: list[list[int]] = sequences[:, width:].tolist()
     return new
-
-
-def own_methods(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `generate()` has to be given besides these settings: a method that Transformers no longer has."""
-    alpha, top_k = settings.get("penalty_alpha"), settings.get("top_k")
-    is_one_path = not settings.get("do_sample") and settings.get("num_beams", 1) in (1, None)
-    if not (is_one_path and alpha and top_k and alpha > 0 and top_k > 1):
-        return {}
-    from hf_instruct.generation.decoding_contrastive import search_contrastively
-
-    return {"custom_generate": search_contrastively}
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from typing import Any
 from hf_instruct.config import Experiment, GenerateSection, check_generate_fields
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
-from hf_instruct.generation.decoding import own_methods
 from hf_instruct.manifests import check_model
 from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, process_rank
@@ -198,7 +197,7 @@ def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            options = {**settings, "max_new_tokens": 1, "pad_token_id": 0, **own_methods(settings)}
+            options = {**settings, "max_new_tokens": 1, "pad_token_id": 0}
             model.generate(torch.zeros(1, 1, dtype=torch.long), **options)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
         # On values of the wrong kind Transformers mostly stumbles instead of refusing them.

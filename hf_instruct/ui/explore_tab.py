@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _EXAMPLE = "I enjoy walking with my cute dog"
 _AS_IT_IS = "continue it as it is"
 _AS_QUESTION = "ask it as an instruction"
-_SHOWN_STRATEGIES = ("greedy", "beam", "sample", "top-k", "top-p", "contrastive")
+_SHOWN_STRATEGIES = ("greedy", "beam", "sample", "top-k", "top-p")
 # More would keep others waiting for minutes, and nobody reads them.
 _MOST_BEAMS, _MOST_STEPS, _MOST_TOKENS = 10, 30, 200
 
