@@ -88,7 +88,7 @@ def run_training(**values: Any) -> dict[str, Any]:
     count = (job.warm_up + job.steps + 1) * job.batch_size
     examples = choose_training_examples(job.data, tokenizer, count=count, long_answers=job.long_answers)
     measured = CONTESTANTS[job.contestant](job, examples, tokenizer)
-    encode = PromptFormat.named("alpaca").encode_example
+    encode = PromptFormat.from_name("alpaca").encode_example
     lengths = [tuple(map(len, encode(tokenizer, example))) for example in examples]
     batches = [lengths[start : start + job.batch_size] for start in range(0, count, job.batch_size)]
     chosen = slice(job.warm_up, job.warm_up + job.steps)
@@ -160,7 +160,7 @@ def _train_trl(job: TrainingJob, examples: "list[Example]", **tuning: Any) -> Me
     from hf_instruct.models import best_device
     from hf_instruct.prompts import PromptFormat
 
-    prompt_format = PromptFormat.named("alpaca")
+    prompt_format = PromptFormat.from_name("alpaca")
     rows = [
         # TRL adds the end-of-text token to the completion itself.
         {"prompt": prompt_format.format_prompt(example.instruction, example.input), "completion": example.output}
@@ -203,7 +203,7 @@ def train_course(job: TrainingJob, examples: "list[Example]", tokenizer: "PreTra
     from hf_instruct.models import best_device
     from hf_instruct.prompts import PromptFormat
 
-    encode = PromptFormat.named("alpaca").encode_example
+    encode = PromptFormat.from_name("alpaca").encode_example
     device = best_device()
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)

@@ -148,7 +148,7 @@ def answer_course(
 def _format(example: "Example") -> str:
     from hf_instruct import PromptFormat
 
-    return PromptFormat.named("alpaca").format_prompt(example.instruction, example.input)
+    return PromptFormat.from_name("alpaca").format_prompt(example.instruction, example.input)
 
 
 CONTESTANTS: "dict[str, tuple[str, Answerer]]" = {

@@ -5,14 +5,13 @@ twice) and is checked by pydantic, because it reports every fault at once where 
 the first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats the default.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.yaml_text import MOST_BYTES, parse_yaml
 
 # No split may be empty.
@@ -221,7 +220,7 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
     if experiment is not None:
         faults += _check_across(experiment)
     if faults or experiment is None:
-        raise ConfigError(f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} in {where}:", faults)
+        raise ConfigError.listing(faults, f"in {where}")
     return experiment
 
 
@@ -293,16 +292,13 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _suggest_recipe(path: Path) -> str:
     shipped = sorted(path.parent.glob("*.yaml")) or sorted(Path("recipes").glob("*/*.yaml"))
-    near = difflib.get_close_matches(str(path), [str(p) for p in shipped], n=1, cutoff=0.0)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    return did_you_mean(str(path), map(str, shipped), cutoff=0.0)
 
 
-def _nearest(name: str, allowed: Iterable[str]) -> str:
+def _describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean `{near[0]}`?"
-    return f"allowed are {', '.join(f'`{n}`' for n in allowed)}" if len(allowed) <= 20 else "no such field"
+    listed = f" Allowed are {quote_names(allowed)}." if len(allowed) <= 20 else ""
+    return f"`{dotted}` is unknown.{did_you_mean(dotted.rpartition('.')[2], allowed) or listed}"
 
 
 def _format_faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -316,7 +312,7 @@ def _format_fault(fault: dict[str, Any], model: type[BaseModel], prefix: str) ->
         owner: Any = model
         for part in location[:-1]:
             owner = owner.model_fields[part].annotation
-        return f"`{dotted}` is unknown; {_nearest(str(location[-1]), owner.model_fields)}"
+        return _describe_unknown(dotted, owner.model_fields)
     seen = repr(fault["input"])
     seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
     return f"`{dotted}` is {seen}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
@@ -350,7 +346,7 @@ def check_generate_fields(generate: Any) -> list[str]:
     from transformers import GenerationConfig
 
     allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
-    faults = [f"`generate.{n}` is unknown; {_nearest(str(n), allowed)}" for n in generate if n not in allowed]
+    faults = [_describe_unknown(f"generate.{n}", allowed) for n in generate if n not in allowed]
     return faults + find_refused_generation(generate)
 
 

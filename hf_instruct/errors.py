@@ -1,19 +1,20 @@
 """Every error a user can cause, in one tree.
 
 InstructError              anything below; the command line prints its text as one message and exits 1
-├── ConfigError            an experiment file or a flag is wrong; lists all faults at once
-├── DataError              examples cannot be read or used; lists all faults at once
+├── ConfigError            an experiment file or a flag is wrong; lists all problems together
+├── DataError              examples cannot be read or used; lists all problems together
 ├── ModelLoadError         a model or tokenizer cannot be loaded
-├── TrainingError          fine-tuning cannot start or go on
+├── TrainingError          fine-tuning cannot start or continue
 ├── RunError               a run folder is missing, belongs to another experiment or cannot be written
 ├── PublishError           a model cannot be published as it is, or the Hub refuses it
-└── JudgeError             judging cannot go on
+└── JudgeError             judging cannot continue
     ├── JudgeUnavailable   no judge server answers, or it lacks the model
     └── VerdictError       one reply of the judge cannot be read as a verdict
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Self
 
 # What the system says of a disk that is full or failing, and of paths that are not for this user or of another kind.
 DISK_ERRORS = (
@@ -27,30 +28,73 @@ def disk_remedy(error: Exception) -> str:
     """Return what is to be done about a disk error, as the start of a sentence.
 
     >>> disk_remedy(OSError(errno.ENOSPC, "No space left on device")), disk_remedy(PermissionError(errno.EACCES, "no"))
-    ('Free some disk space', 'Mend that')
+    ('Free some disk space', 'Fix that')
     """
     is_full = any(text in str(error) for text in ("No space left", "quota exceeded"))
-    return "Free some disk space" if is_full else "Mend that"
+    return "Free some disk space" if is_full else "Fix that"
+
+
+def quote_names(names: Iterable[object]) -> str:
+    """Return names as a message lists them.
+
+    >>> quote_names(["alpaca", "phi3"])
+    '`alpaca`, `phi3`'
+    """
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the known name that is most like a wrong one, as a question to append to a message; empty for none.
+
+    Args:
+        name: What was given.
+        known: What is allowed.
+        cutoff: Least likeness, from 0 to 1.
+
+    >>> did_you_mean("alpacca", ["alpaca", "phi3"]), did_you_mean("chat", ["alpaca", "phi3"])
+    (' Did you mean `alpaca`?', '')
+    """
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" Did you mean `{near[0]}`?" if near else ""
 
 
 class InstructError(Exception):
-    """Base of all errors that a user can mend; its text says what is wrong, where, what is allowed and what to do."""
+    """Base of all errors that a user can fix; its text says what is wrong, where, what is allowed and what to do."""
 
 
-class _FaultListError(InstructError):
-    """An error that carries every fault found, not only the first."""
+class _ProblemListError(InstructError):
+    """An error that carries every problem found, not only the first."""
 
-    def __init__(self, summary: str, faults: Sequence[str] = ()) -> None:
+    def __init__(self, summary: str, problems: Sequence[str] = ()) -> None:
         self.summary = summary
-        self.faults = list(faults)
-        super().__init__("\n".join([summary, *(f"  - {fault}" for fault in self.faults)]))
+        self.problems = list(problems)
+        super().__init__("\n".join([summary, *(f"  - {problem}" for problem in self.problems)]))
+
+    @classmethod
+    def listing(cls, problems: Sequence[str], where: str, *, most: int = 50) -> Self:
+        """Return the error whose first line counts the problems and says where they are.
+
+        Args:
+            problems: All that were found.
+            where: What follows their number.
+            most: How many of them are listed.
+
+        >>> str(ConfigError.listing(["`a` is odd", "`b` is odd"], "in the flags", most=1))
+        '2 problems in the flags:\\n  - `a` is odd\\n  - and 1 more'
+        """
+        shown = list(problems[:most])
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown):,} more")
+        return cls(f"{len(problems):,} {'problem' if len(problems) == 1 else 'problems'} {where}:", shown)
 
 
-class ConfigError(_FaultListError):
+class ConfigError(_ProblemListError):
     """An experiment file or a flag is wrong."""
 
 
-class DataError(_FaultListError):
+class DataError(_ProblemListError):
     """Examples cannot be read, or cannot be used as they are."""
 
 
@@ -59,7 +103,7 @@ class ModelLoadError(InstructError):
 
 
 class TrainingError(InstructError):
-    """Fine-tuning cannot start or go on."""
+    """Fine-tuning cannot start or continue."""
 
 
 class RunError(InstructError):
@@ -71,7 +115,7 @@ class PublishError(InstructError):
 
 
 class JudgeError(InstructError):
-    """Judging cannot go on."""
+    """Judging cannot continue."""
 
 
 class JudgeUnavailable(JudgeError):  # noqa: N818  (reads as what it says)

@@ -9,7 +9,7 @@ from typing import Any
 from hf_instruct.config import Experiment, build_experiment, load_experiment
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy
 from hf_instruct.manifests import check_model
-from hf_instruct.processes import count_processes, is_main_process, on_main_process
+from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 
@@ -58,13 +58,12 @@ def run(
             with _translated_disk_errors(folder):
                 open_folder(folder, experiment, resume=resume, force=force)
                 with folder.locked():
-                    walk(folder, experiment, [stage for stage in stages if stage == "data"])
+                    run_stages(folder, experiment, [stage for stage in stages if stage == "data"])
 
         # Launched on several processes, one opens the folder and prepares the data while the others wait.
-        _join_processes(experiment)
-        on_main_process(begin)
+        on_main_process(begin, use_cpu=experiment.train.get("use_cpu"))
         with folder.locked() if is_main_process() else contextlib.nullcontext():
-            walk(folder, experiment, [stage for stage in stages if stage in _SHARED_STAGES or is_main_process()])
+            run_stages(folder, experiment, [stage for stage in stages if stage in _SHARED_STAGES or is_main_process()])
     return folder
 
 
@@ -102,10 +101,9 @@ def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, 
                     clear_from(folder, "generate")
                 _accept_changes(folder, experiment)
 
-        _join_processes(experiment)
-        on_main_process(begin)
+        on_main_process(begin, use_cpu=experiment.train.get("use_cpu"))
         try:
-            walk(folder, experiment, ["generate"])
+            run_stages(folder, experiment, ["generate"])
         except (ConfigError, DataError):
             if is_main and not _has_begun_to_answer(folder):
                 # Refused before it began: settings that cannot be used do not stay.
@@ -129,7 +127,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     """
     from hf_instruct.prompts import PromptFormat
 
-    PromptFormat.named(experiment.data.prompt_format)
+    PromptFormat.from_name(experiment.data.prompt_format)
     name = experiment.model.name
     if "train" in stages and any((Path(name) / part / "adapter_config.json").is_file() for part in ("", "model")):
         raise ConfigError(
@@ -174,7 +172,7 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
         folder.save_experiment(experiment)
 
 
-def walk(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:
+def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:
     """Run stages over a run folder, in the order of `STAGES`; data and training that are whole are left alone."""
     for stage in (name for name in STAGES if name in stages):
         if stage == "data":
@@ -335,15 +333,3 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
             f"`{error.filename or folder.path}` cannot be written: {error.strerror}. {disk_remedy(error)}, or "
             "choose another `--run-dir`; what is finished stays, and `--resume` goes on from there."
         ) from error
-
-
-def _join_processes(experiment: Experiment) -> None:
-    """Let processes that were launched together find each other."""
-    if count_processes() == 1:
-        return
-    from accelerate import PartialState
-
-    from hf_instruct.models import best_device
-
-    # Without `cpu`, processes on a machine without a GPU would not find each other.
-    PartialState(cpu=bool(experiment.train.get("use_cpu", best_device() == "cpu")))

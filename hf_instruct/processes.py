@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_instruct.console import MessageFormatter
 from hf_instruct.errors import InstructError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Result = TypeVar("Result")
 
@@ -67,10 +70,34 @@ def is_main_process() -> bool:
     return process_rank() == 0
 
 
-def on_main_process(work: Callable[[], Result]) -> Result:
+def join_processes(*, use_cpu: bool | None = None) -> "PartialState":
+    """Let processes that were launched together find each other, and return what accelerate knows of them.
+
+    Args:
+        use_cpu: Whether to compute on the CPU; by default where there is no GPU. The first call decides.
+    """
+    from accelerate import PartialState
+
+    from hf_instruct.models import best_device
+
+    # Without `cpu`, processes on a machine without a GPU would not find each other.
+    return PartialState(cpu=best_device() == "cpu" if use_cpu is None else use_cpu)
+
+
+def wait_for_all() -> None:
+    """Wait until all processes that were launched together are here."""
+    if count_processes() > 1:
+        join_processes().wait_for_everyone()
+
+
+def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) -> Result:
     """Return what `work` returns on the main process, on all of those launched together; the others wait for it.
 
     An error that stops the main process is raised on all: left waiting, they would end in tracebacks of their own.
+
+    Args:
+        work: What to do once.
+        use_cpu: As in `join_processes`.
 
     Raises:
         InstructError: `work` raised it.
@@ -78,6 +105,8 @@ def on_main_process(work: Callable[[], Result]) -> Result:
     if count_processes() == 1:
         return work()
     from accelerate.utils import broadcast_object_list
+
+    join_processes(use_cpu=use_cpu)
 
     outcome: list[Any] = [None, None]
     try:

@@ -108,7 +108,7 @@ class PromptFormat:
             self._check()
 
     @classmethod
-    def named(cls, name: str | Path) -> "PromptFormat":
+    def from_name(cls, name: str | Path) -> "PromptFormat":
         """Return a built-in format by its name, or the format in a Jinja file by its path.
 
         Raises:
@@ -153,7 +153,7 @@ class PromptFormat:
         Raises:
             ConfigError: The format is `chat` and there is no tokenizer, or it has no chat template.
 
-        >>> print(PromptFormat.named("phi3").format_prompt("Fix the spelling.", "freind"))
+        >>> print(PromptFormat.from_name("phi3").format_prompt("Fix the spelling.", "freind"))
         <|user|>
         Fix the spelling.
         freind

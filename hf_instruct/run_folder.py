@@ -18,7 +18,7 @@ from typing import Any
 
 from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
-from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError
+from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_json_object, read_rows, write_text
 from hf_instruct.redaction import redact
@@ -110,7 +110,7 @@ class RunFolder:
             name: `data.prompt_format` of the run's experiment.
         """
         if not self.prompt.is_file():
-            return PromptFormat.named(name)
+            return PromptFormat.from_name(name)
         return PromptFormat(name, self.prompt.read_text(encoding="utf-8"))
 
     @property
@@ -393,8 +393,5 @@ def _library_versions() -> dict[str, str]:
 
 
 def _nearest_run(path: Path) -> str:
-    import difflib
-
     runs = [str(config.parent) for config in path.parent.glob("*/run.yaml")]
-    near = difflib.get_close_matches(str(path), runs, n=1, cutoff=0.4)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    return did_you_mean(str(path), runs, cutoff=0.4)

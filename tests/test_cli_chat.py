@@ -29,13 +29,13 @@ from hf_instruct.records import Example
 @pytest.fixture(scope="module")
 def model(tiny_gpt2: Path) -> ChatModel:
     loaded, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    return ChatModel("tuned", loaded, tokenizer, prompt_format=PromptFormat.named("alpaca"))
+    return ChatModel("tuned", loaded, tokenizer, prompt_format=PromptFormat.from_name("alpaca"))
 
 
 @pytest.fixture(scope="module")
 def base(tiny_llama: Path) -> ChatModel:
     loaded, tokenizer = tiny_models.load_copy(tiny_llama)
-    return ChatModel("base", loaded, tokenizer, prompt_format=PromptFormat.named("alpaca"))
+    return ChatModel("base", loaded, tokenizer, prompt_format=PromptFormat.from_name("alpaca"))
 
 
 @pytest.fixture

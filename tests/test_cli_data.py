@@ -83,7 +83,7 @@ def test_strict_names_the_rows_of_the_file(command: Command, course_file: Path) 
         "example, so that a score on them would measure memory; `--strict` refuses such data. Split with `--split "
         "grouped`, which keeps equal pairs in one split, or delete the repeats:"
     )
-    assert caught.value.faults[2:] == [
+    assert caught.value.problems[2:] == [
         "validation, row 1050 (\"Provide a synonym for 'quick'.\"): also row 719 of train",
         'validation, row 1060 ("Classify the following statement into one of these labels: …"): also row 708 of train',
         "validation, row 1068 (\"What is the past tense of 'draw'?\"): also row 29 of train",
@@ -143,9 +143,8 @@ def test_check_shows_warnings_beside_faults(
     with pytest.raises(DataError) as caught:
         command("check", small_file)
     assert str(caught.value) == (
-        f"1 fault in `{small_file}`:\n  - `{small_file}` line 4 is not JSON (expecting value, at column 1); each line "
-        "is "
-        "one whole object; mend the line"
+        f"1 problem in `{small_file}`:\n  - `{small_file}` line 4 is not JSON (expecting value, at column 1); each "
+        "line is one whole object; mend the line"
     )
     assert capsys.readouterr().out.startswith(f"1 warning in `{small_file}`:\n")
 

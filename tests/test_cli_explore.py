@@ -83,7 +83,7 @@ def test_the_tree_as_text(tiny_gpt2: Path) -> None:
     [
         ([""], "The prompt is empty"),
         (["a\x07"], "The prompt holds the control character U+0007 (character 2)"),
-        (["a", "--strategies", "greedy,beem"], "Unknown strategy `beem`; did you mean `beam`?"),
+        (["a", "--strategies", "greedy,beem"], "Unknown strategy `beem`. Did you mean `beam`?"),
         (["a", "--plot", "next.gif"], "`next.gif` does not end in .png or .svg"),
         (["a", "--temperature", "0"], "`temperature` is 0; it should be above 0"),
         (["a", "--beams", "1"], "`--beams` is 1, which is greedy search"),

@@ -66,8 +66,8 @@ def test_a_strategy_after_another(run: RunFolder, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--strategy", "top"], "Unknown strategy `top`; did you mean `top-"),
-        (["--preset", "kode"], "Unknown preset `kode`; did you mean `code`?"),
+        (["--strategy", "top"], "Unknown strategy `top`. Did you mean `top-"),
+        (["--preset", "kode"], "Unknown preset `kode`. Did you mean `code`?"),
         (["--num-return", "3"], "`num_return_sequences` different than 1 (got 3)"),
         (["--strategy", "greedy", "--num-return", "3"], "3 answers per prompt need a strategy that samples"),
         (["--strategy", "top-p", "--generate.top_p", "1.5"], "`top_p` is 1.5; it should be"),

@@ -143,9 +143,9 @@ def test_dying_server_says_how_to_go_on(
     [
         (["none.json"], "hf-instruct: `none.json` does not exist; name a run folder or a file of responses.\n"),
         (["{folder}"], "is not a run folder (no `run.yaml` in it)."),
-        (["{file}", "--rubric", "curse"], "Unknown rubric `curse`; did you mean `course`?"),
+        (["{file}", "--rubric", "curse"], "Unknown rubric `curse`. Did you mean `course`?"),
         (["{file}", "--concurrency", "0"], "`judge.concurrency` is 0; input should be greater than or equal to 1"),
-        (["{file}", "--judge.num_ctxt", "1"], "`judge.num_ctxt` is unknown; did you mean `num_ctx`?"),
+        (["{file}", "--judge.num_ctxt", "1"], "`judge.num_ctxt` is unknown. Did you mean `num_ctx`?"),
         (["{file}", "--data.source", "x"], "`--data.source` is not a setting of judging; only `--judge.FIELD` is"),
         (["{file}", "--out", "{file}/x"], "Name another folder with `--out DIR`."),
         (["{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),

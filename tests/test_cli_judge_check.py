@@ -112,7 +112,7 @@ def test_packaged_examples(
         ),
         (["{folder}"], "is not a run folder (no `run.yaml` in it)."),
         (["{file}", "--limit", "1"], "`--limit` is 1; a self-check needs at least 2 examples."),
-        (["{file}", "--rubric", "curse"], "Unknown rubric `curse`; did you mean `course`?"),
+        (["{file}", "--rubric", "curse"], "Unknown rubric `curse`. Did you mean `course`?"),
         (["{empty}"], "`{empty}`"),
         (
             ["{single}"],

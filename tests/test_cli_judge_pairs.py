@@ -95,7 +95,7 @@ def test_flags_that_do_not_go_with_it(capsys: pytest.CaptureFixture[str]) -> Non
     make_run("runs/mine")
     assert command("judge", "runs/mine", "--pairwise", "--rubric", "course", "--repeats", "2") == 1
     assert capsys.readouterr().err == (
-        "hf-instruct: 3 fault(s) in the flags:\n"
+        "hf-instruct: 3 problems in the flags:\n"
         "  - `--rubric` is for scores; `--pairwise` has a question of its own, so leave it out\n"
         "  - `--repeats` is for scores; `--pairwise` asks in both orders, once each, so leave it out\n"
         "  - `--pairwise` needs the other answers: add `--baseline`, such as `--baseline RUN/base`\n"
@@ -107,7 +107,7 @@ def test_flags_that_do_not_go_with_it(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (None, "`other.jsonl` does not exist; name a run folder or a file of responses."),
         ("", "`other.jsonl` is empty; it should hold a JSON list of responses, or one object a line."),
-        ("nonsense\n", "1 fault(s) in `other.jsonl`:"),
+        ("nonsense\n", "1 problem in `other.jsonl`:"),
         ('{"instruction": "x", "input": "", "output": "y", "response": "z"}\n', "have no example in common"),
     ],
 )

@@ -231,7 +231,7 @@ def test_ctrl_c_in_a_run_names_the_command(
     [
         (["run"], "Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`."),
         (["run", "mine.yml"], "`mine.yml` does not exist. Did you mean `mine.yaml`?"),
-        (["train", "mine.yaml", "--train.learning_rat", "1"], "1 fault in `mine.yaml` and the flags:"),
+        (["train", "mine.yaml", "--train.learning_rat", "1"], "1 problem in `mine.yaml` and the flags:"),
         (["run", "mine.yaml", "--data.prompt_format", "nope"], "Unknown prompt format `nope`."),
         (["generate", "runs/none"], "`runs/none` does not exist."),
         (["generate", "runs/none", "--train.seed", "1"], "`runs/none` does not exist."),

@@ -61,7 +61,7 @@ def test_a_fault_is_one_message(file: Path, capsys: pytest.CaptureFixture[str]) 
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "hf-instruct: 1 fault in what to sweep:\n  - `train.learning_rat` is unknown; did you mean `learning_rate`?\n"
+        "hf-instruct: 1 problem in what to sweep:\n  - `train.learning_rat` is unknown. Did you mean `learning_rate`?\n"
     )
 
 

@@ -124,7 +124,7 @@ def test_generation_settings_of_a_run_name_no_code(
     settings = f"  generate:\n    custom_generate: {folder.model}\n    trust_remote_code: true\n"
     folder.config.write_text(folder.config.read_text().replace("  generate:\n", settings))
     assert main(["generate", str(folder.path)]) == 1
-    assert "`generate.custom_generate` is unknown; no such field" in capsys.readouterr().err
+    assert "`generate.custom_generate` is unknown." in capsys.readouterr().err
     assert not (tmp_path / "it ran").exists()
 
 

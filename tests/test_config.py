@@ -24,7 +24,7 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
 def faults_of(values: dict, *, deep: bool = False) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         build_experiment(values, where="here", deep=deep)
-    return caught.value.faults
+    return caught.value.problems
 
 
 def test_defaults_are_the_course() -> None:
@@ -62,11 +62,11 @@ def test_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"trian": {}}, "`trian` is unknown; did you mean `train`?"),
-        ({"data": {"sauce": "x"}}, "`data.sauce` is unknown; did you mean `source`?"),
+        ({"trian": {}}, "`trian` is unknown. Did you mean `train`?"),
+        ({"data": {"sauce": "x"}}, "`data.sauce` is unknown. Did you mean `source`?"),
         (
             {"model": {"zzz": 1}},
-            "`model.zzz` is unknown; allowed are `dropout`, `name`, `revision`, `trust_remote_code`",
+            "`model.zzz` is unknown. Allowed are `dropout`, `name`, `revision`, `trust_remote_code`.",
         ),
         ({"data": {"limit": 0}}, "`data.limit` is 0; input should be greater than or equal to 1"),
         (
@@ -114,14 +114,14 @@ def test_every_number_is_finite(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"train": {"learning_rat": 1}}, "`train.learning_rat` is unknown; did you mean `learning_rate`?"),
+        ({"train": {"learning_rat": 1}}, "`train.learning_rat` is unknown. Did you mean `learning_rate`?"),
         ({"train": {"learning_rate": "fast"}}, "`train.learning_rate` is 'fast'; input should be a valid number"),
         ({"train": {"learning_rate": float("nan")}}, "`train.learning_rate` is nan; input should be a finite number"),
         ({"train": {"seed": -1}}, "`train.seed` is -1; input should be greater than or equal to 0"),
         ({"train": {"num_train_epochs": 0}}, "`train.num_train_epochs` is 0; input should be greater than 0"),
         ({"lora": {"r": 0}}, "`lora.r` is 0; input should be greater than or equal to 1"),
         ({"lora": {"bias": "some"}}, "`lora.bias` is 'some'; input should be 'none', 'all' or 'lora_only'"),
-        ({"train": {"zzzzzz": 1}}, "`train.zzzzzz` is unknown; no such field"),
+        ({"train": {"zzzzzz": 1}}, "`train.zzzzzz` is unknown."),
         (
             {"train": {"output_dir": "x"}},
             "`train.output_dir` is not for you to set; the run folder decides it; use `--run-dir`",
@@ -135,12 +135,12 @@ def test_every_number_is_finite(name: str, value: float) -> None:
             {"train": {"eos_token": "<|im_end|>"}},
             "`train.eos_token` is not for you to set; `data.prompt_format` decides how a completion ends",
         ),
-        ({"lora": {"lora_aplha": 4}}, "`lora.lora_aplha` is unknown; did you mean `lora_alpha`?"),
+        ({"lora": {"lora_aplha": 4}}, "`lora.lora_aplha` is unknown. Did you mean `lora_alpha`?"),
         (
             {"generate": {"return_dict_in_generate": True}},
             "`generate.return_dict_in_generate` is not for you to set; only the tokens are kept",
         ),
-        ({"generate": {"top_q": 4}}, "`generate.top_q` is unknown; did you mean `top_p`?"),
+        ({"generate": {"top_q": 4}}, "`generate.top_q` is unknown. Did you mean `top_p`?"),
     ],
 )
 def test_fields_of_the_libraries_are_checked(values: dict, fault: str) -> None:
@@ -164,9 +164,9 @@ def test_all_faults_come_at_once(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError) as caught:
         load_experiment(path, {"judge.retries": -1})
-    keys = [fault.split("`")[1] for fault in caught.value.faults]
+    keys = [fault.split("`")[1] for fault in caught.value.problems]
     assert sorted(keys) == ["daat", "data.limit", "generate.topp", "judge.retries", "lora.rr", "train.learning_rat"]
-    assert str(caught.value).startswith(f"6 faults in `{path}` and the flags:\n  - `")
+    assert str(caught.value).startswith(f"6 problems in `{path}` and the flags:\n  - `")
 
 
 @pytest.mark.parametrize("section", ["train", "lora", "generate", "data"])

@@ -211,7 +211,7 @@ def test_at_most_fifty_faults_are_listed_and_all_are_counted() -> None:
     with pytest.raises(DataError) as caught:
         raise_faults(faults)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "1,234 faults in `f.json`:"
+    assert lines[0] == "1,234 problems in `f.json`:"
     assert lines[1] == "  - `f.json` row 0, `output` is empty; write it"
     assert lines[-1] == "  - and 1,184 more"
     assert len(lines) == 52

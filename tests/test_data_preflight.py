@@ -260,7 +260,7 @@ def test_refused_leaks_are_counted_and_the_first_are_named() -> None:
     with pytest.raises(DataError) as caught:
         refuse_leaks(splits, source="mine", strict="`--strict`", remedy="--split grouped")
     assert caught.value.summary.startswith("7 test and 0 validation examples of `mine` have the same instruction")
-    assert caught.value.faults == [
+    assert caught.value.problems == [
         *(f'test, example `e{n}` ("Name\\ta color."): also example `t1` and 1 more of train' for n in range(5)),
         "and 2 more",
     ]
@@ -275,7 +275,7 @@ def test_a_tokenizer_without_a_config_is_enough(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("hf_instruct.models.load_tokenizer", lambda name, **_: build_tokenizer())
     monkeypatch.setattr("hf_instruct.models.load_context_length", refuse)
-    settings = SimpleNamespace(prompt_format=PromptFormat.named("alpaca"), max_length=None)
+    settings = SimpleNamespace(prompt_format=PromptFormat.from_name("alpaca"), max_length=None)
     assert load_counter("mine", **vars(settings)).max_length is None
     monkeypatch.setattr("hf_instruct.models.load_context_length", lambda name, **_: 64)
     assert load_counter("mine", **vars(settings)).max_length == 64

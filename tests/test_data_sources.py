@@ -96,7 +96,7 @@ def test_a_local_file_with_a_map_and_a_limit() -> None:
 def test_faults_are_one_error() -> None:
     write_rows("bad.json", [ROWS[0], {"instruction": "a"}, {"output": ""}])
     assert error_of("bad.json").splitlines() == [
-        "3 faults in `bad.json`:",
+        "3 problems in `bad.json`:",
         "  - `bad.json` row 1, `output` is missing; add it, or delete the row",
         "  - `bad.json` row 2, `instruction` is missing; add it, or delete the row",
         "  - `bad.json` row 2, `output` is empty; write the output, or delete the row",
@@ -212,7 +212,7 @@ def test_a_dataset_or_a_path_is_a_source() -> None:
     again = datasets.Dataset.from_list([dataclasses.asdict(example) for example in examples])
     assert load_examples(again) == examples
     assert error_of(datasets.Dataset.from_list([*ROWS, {"instruction": "a"}])).splitlines() == [
-        "1 fault in `dataset`:",
+        "1 problem in `dataset`:",
         "  - `dataset` row 5, `output` is null; write the output, or delete the row",
     ]
     assert error_of(dataset, revision="main").startswith("`revision` applies to a dataset on the Hub; `dataset` is")

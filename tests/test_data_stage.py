@@ -110,7 +110,7 @@ def test_tokens_are_counted_as_training_will(tiny_gpt2: Path, tmp_path: Path) ->
         rows = tokenize_examples(
             read_rows(run.split(name), Example),
             tokenizer,
-            PromptFormat.named("alpaca"),
+            PromptFormat.from_name("alpaca"),
             max_length=256,
             completion_only_loss=False,
         )

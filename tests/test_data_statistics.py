@@ -7,7 +7,7 @@ from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 
-PHI3 = PromptFormat.named("phi3")
+PHI3 = PromptFormat.from_name("phi3")
 EXAMPLES = [
     Example("1", "Say one.", "", "One it is.", "say"),
     Example("2", "Say one.", "", "1", "say"),
@@ -44,7 +44,7 @@ def test_tokens_where_they_can_be_counted() -> None:
 
 
 def test_the_chat_format_has_no_characters_of_its_own() -> None:
-    result = compute_statistics(EXAMPLES, prompt_format=PromptFormat.named("chat"))
+    result = compute_statistics(EXAMPLES, prompt_format=PromptFormat.from_name("chat"))
     assert [lengths.text for lengths in result.lengths] == ["completion", "completion"]
 
 

@@ -210,7 +210,7 @@ def test_runs_judged_differently_are_refused(
     save_run(Path("other"), {str(i): i for i in range(12)}, **change)
     with pytest.raises(DataError) as caught:
         compare_runs(["low", "other"])
-    assert caught.value.faults == [fault]
+    assert caught.value.problems == [fault]
     assert "add `--force` to compare all the same, labelled." in str(caught.value)
     forced = compare_runs(["low", "other"], force=True)
     assert str(forced).startswith("NOT COMPARABLE: judged differently, compared with `--force`. `")
@@ -237,7 +237,7 @@ def test_no_overlap(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         compare_runs(runs)
     assert str(caught.value).startswith("There is no example that all of the runs have a score for")
-    assert caught.value.faults[0] == f"`{runs[0]}`: 1 of 2 examples have a score (`a`, …)"
+    assert caught.value.problems[0] == f"`{runs[0]}`: 1 of 2 examples have a score (`a`, …)"
 
 
 def test_unfinished_judging(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_numbers_join_by_order(tmp_path: Path, pair: list[Path]) -> None:
     assert (mixed.n, mixed.keyed) == (13, False)
     with pytest.raises(DataError) as caught:
         compare_runs([pair[0], [7] * 12])
-    assert caught.value.faults == [f"`{pair[0]}`: 13", "`scores 2`: 12"]
+    assert caught.value.problems == [f"`{pair[0]}`: 13", "`scores 2`: 12"]
 
 
 def test_judge_of_one_mind(pair: list[Path]) -> None:

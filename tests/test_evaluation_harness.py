@@ -271,9 +271,9 @@ def test_a_group_names_its_first_data_set_and_a_typo_the_nearest_task() -> None:
     with pytest.raises(ConfigError) as caught:
         load_tasks(["helaswag", "everyday_choise", "qqqqqqqq"])
     assert caught.value.summary == "3 of the `--tasks` are unknown to lm-eval:"
-    assert caught.value.faults[0].startswith("`helaswag`; nearest are `hellaswag`, ")
-    assert caught.value.faults[1] == "`everyday_choise`; nearest are `everyday_choice`"
-    assert caught.value.faults[2] == "`qqqqqqqq`; `lm-eval ls tasks` lists all"
+    assert caught.value.problems[0].startswith("`helaswag`; nearest are `hellaswag`, ")
+    assert caught.value.problems[1] == "`everyday_choise`; nearest are `everyday_choice`"
+    assert caught.value.problems[2] == "`qqqqqqqq`; `lm-eval ls tasks` lists all"
 
 
 def test_yaml_that_lm_eval_passes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,9 +286,9 @@ def test_yaml_that_lm_eval_passes_over(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(harness_tasks, "_index_tasks", lambda names, include: whole(["everyday_choice"], include))
     with pytest.raises(ConfigError) as caught:
         load_tasks(["colours"], [folder])
-    assert caught.value.faults[0].startswith("`colours`; ")
-    assert caught.value.faults[1].startswith(f"`{folder / 'a.yaml'}` cannot be read: while parsing")
-    assert caught.value.faults[2] == f"`{folder / 'b.yaml'}` has neither `task:` nor `group:`, so it names no task"
+    assert caught.value.problems[0].startswith("`colours`; ")
+    assert caught.value.problems[1].startswith(f"`{folder / 'a.yaml'}` cannot be read: while parsing")
+    assert caught.value.problems[2] == f"`{folder / 'b.yaml'}` has neither `task:` nor `group:`, so it names no task"
 
 
 @pytest.mark.parametrize(

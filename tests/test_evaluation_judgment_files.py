@@ -57,7 +57,7 @@ def test_all_faults_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_responses(path)
     assert str(caught.value).splitlines() == [
-        f"8 fault(s) in `{path}`:",
+        f"8 problems in `{path}`:",
         "  - row 2 is 'text', not an object",
         "  - row 3 has an empty `instruction`",
         "  - row 4 has neither `response` nor `model_response`",

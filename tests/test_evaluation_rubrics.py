@@ -183,7 +183,7 @@ def test_unknown_rubric() -> None:
     with pytest.raises(ConfigError) as caught:
         load_rubric("curse")
     assert str(caught.value) == (
-        "Unknown rubric `curse`; did you mean `course`? Allowed are `course`, `critique`, `fenced`, `five-point`, or "
+        "Unknown rubric `curse`. Did you mean `course`? Allowed are `course`, `critique`, `fenced`, `five-point`, or "
         "the path of a YAML file with at least `prompt`."
     )
     with pytest.raises(ConfigError, match=r"^`none\.yaml` does not exist\. Allowed are `course`, "):
@@ -207,12 +207,12 @@ def test_all_faults_of_a_rubric_are_listed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_rubric(str(path))
     assert str(caught.value).splitlines() == [
-        f"7 fault(s) in the rubric `{path}`:",
+        f"7 problems in the rubric `{path}`:",
         "  - `scale` is 'stars'; input should be 'integer' or 'levels'",
         "  - `reasons` is 'maybe'; input should be a valid boolean",
         "  - `levels.0` is ''; string should have at least 1 character",
         "  - `levels.120` is 120; input should be less than or equal to 100",
-        "  - `promt` is unknown; did you mean `prompt`?",
+        "  - `promt` is unknown. Did you mean `prompt`?",
         "  - `prompt` never uses `output`; write {{ output }}",
         "  - `levels` has the scores 50, 0, 120; write them lowest first",
     ]
@@ -253,8 +253,8 @@ def test_single_faults(tmp_path: Path, text: str, fault: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_rubric(str(path))
-    assert caught.value.summary == f"1 fault(s) in the rubric `{path}`:"
-    assert fault in caught.value.faults[0]
+    assert caught.value.summary == f"1 problem in the rubric `{path}`:"
+    assert fault in caught.value.problems[0]
 
 
 def test_rubric_that_fails_on_one_response_names_both(tmp_path: Path) -> None:

@@ -331,7 +331,7 @@ def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
     judged = judge_responses(rows, judge="auto", rubric="critique", base_url=server.url, out=tmp_path)
     assert (judged.judgments[0].score, judged.judgments[0].reasons) == (10, "Not done.")
     assert (tmp_path / "scores.json").exists()
-    with pytest.raises(ConfigError, match=r"`judge\.concurency` is unknown; did you mean `concurrency`"):
+    with pytest.raises(ConfigError, match=r"`judge\.concurency` is unknown. Did you mean `concurrency`"):
         judge_responses(rows, concurency=3)
     with pytest.raises(DataError, match="row 1 has no `output`"):
         judge_responses([{"instruction": "Do.", "input": "", "response": ""}])

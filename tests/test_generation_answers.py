@@ -52,16 +52,16 @@ def test_prompts_that_do_not_fit_are_refused(tiny) -> None:
         "1 of 6 prompts with `generate.max_new_tokens` 200 do not fit the model's 256 positions. Lower "
         "`generate.max_new_tokens`, or shorten or drop these rows:"
     )
-    assert caught.value.faults[0].startswith("example `long`: 2")
+    assert caught.value.problems[0].startswith("example `long`: 2")
     with pytest.raises(DataError, match=r"6 of 6 prompts with `generate.max_new_tokens` 256 do not fit") as caught:
         generate_responses(*tiny, long, max_new_tokens=256)
-    assert caught.value.faults[5] == "and 1 more"
+    assert caught.value.problems[5] == "and 1 more"
 
 
 def test_a_prompt_that_fits_exactly_is_answered(tiny) -> None:
     from hf_instruct.prompts import PromptFormat
 
-    room = 256 - len(PromptFormat.named("alpaca").encode_prompt(tiny[1], EXAMPLES[1].instruction))
+    room = 256 - len(PromptFormat.from_name("alpaca").encode_prompt(tiny[1], EXAMPLES[1].instruction))
     (response,) = generate_responses(*tiny, EXAMPLES[1:2], max_new_tokens=room)
     assert response.stopped or response.num_tokens == room
     with pytest.raises(DataError):

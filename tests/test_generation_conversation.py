@@ -39,7 +39,7 @@ def _build(folder: Path, prompt_format: str) -> ChatModel:
     model, tokenizer = tiny_models.load_copy(folder)
     if prompt_format == "chat":
         tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
-    return ChatModel("tiny", model, tokenizer, prompt_format=PromptFormat.named(prompt_format))
+    return ChatModel("tiny", model, tokenizer, prompt_format=PromptFormat.from_name(prompt_format))
 
 
 def _ask(conversation: Conversation, question: str) -> str:
@@ -305,7 +305,7 @@ def test_a_template_without_a_place_for_system_texts(chat: ChatModel, instead: s
     assert turn in tiny_models.CHAT_TEMPLATE
     condition = f"{{% if message.role == 'system' %}}{instead}{{% else %}}{turn}{{% endif %}}"
     tokenizer.chat_template = tiny_models.CHAT_TEMPLATE.replace(turn, condition)
-    without = ChatModel("tiny", chat.model, tokenizer, prompt_format=PromptFormat.named("chat"))
+    without = ChatModel("tiny", chat.model, tokenizer, prompt_format=PromptFormat.from_name("chat"))
     with pytest.raises(ConfigError, match=message):
         Conversation(without, system="Be brief.")
     Conversation(without)
@@ -315,7 +315,7 @@ def test_a_template_that_writes_the_last_question_only_has_no_turns(chat: ChatMo
     tokenizer = copy.deepcopy(chat.tokenizer)
     # As templates of models that were tuned on single questions.
     tokenizer.chat_template = "Q: {{ messages[-1].content }}{% if add_generation_prompt %}\nA: {% endif %}"
-    alone = ChatModel("tiny", chat.model, tokenizer, prompt_format=PromptFormat.named("chat"))
+    alone = ChatModel("tiny", chat.model, tokenizer, prompt_format=PromptFormat.from_name("chat"))
     assert chat.has_turns
     assert not alone.has_turns
 

@@ -186,7 +186,7 @@ def test_a_prompt_may_fill_the_context_for_one_look(gpt2) -> None:
 def test_numbers_out_of_range(gpt2) -> None:
     with pytest.raises(ConfigError) as caught:
         explore_next(*gpt2, TEXT, top=0, temperature=0.0, top_k=-1, top_p=1.5)
-    assert [fault.split(" ")[0] for fault in caught.value.faults] == ["`top`", "`temperature`", "`top_k`", "`top_p`"]
+    assert [fault.split(" ")[0] for fault in caught.value.problems] == ["`top`", "`temperature`", "`top_k`", "`top_p`"]
     with pytest.raises(ConfigError, match="`num_beams` is 1; a beam tree takes 2 to 5,257"):
         explore_beams(*gpt2, TEXT, num_beams=1, length=3)
     with pytest.raises(ConfigError, match="`temperature` is nan"):

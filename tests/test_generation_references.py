@@ -19,7 +19,7 @@ from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.loss import find_labels, label_losses
 
-ALPACA = PromptFormat.named("alpaca")
+ALPACA = PromptFormat.from_name("alpaca")
 EXAMPLES = [
     *tiny_models.tiny_examples(4),
     Example("long", "Count.", "", " ".join(map(str, range(40)))),

@@ -169,7 +169,7 @@ def test_answering_again_keeps_nothing_of_the_processes_before(run: RunFolder) -
             "5 of 5 prompts with `generate.max_new_tokens` 250 do not fit the model's 256",
         ),
         ({"generate.stop_strings": ["x"]}, "refused by Transformers"),
-        ({"generate.temperatur": 1.0}, "did you mean `temperature`"),
+        ({"generate.temperatur": 1.0}, "Did you mean `temperature`"),
     ],
 )
 def test_settings_that_cannot_work_delete_nothing(

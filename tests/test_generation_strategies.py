@@ -51,9 +51,9 @@ def test_presets_are_strategies_with_fields() -> None:
 def test_names_are_read_kindly() -> None:
     assert find_strategy(" Top_P ").name == "top-p"
     for find, name, near in ((find_strategy, "topp", "top-p"), (find_preset, "creativ", "creative")):
-        with pytest.raises(ConfigError, match=f"`{name}`; did you mean `{near}`"):
+        with pytest.raises(ConfigError, match=f"`{name}`. Did you mean `{near}`"):
             find(name)
-    with pytest.raises(ConfigError, match="allowed are `greedy`"):
+    with pytest.raises(ConfigError, match="Allowed are `greedy`"):
         find_strategy("zzz")
 
 
@@ -72,8 +72,8 @@ def test_names_are_read_kindly() -> None:
 def test_fields_without_effect_or_out_of_range_are_refused(strategy: str, fields: dict, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build_generation_settings(strategy, **fields)
-    assert len(caught.value.faults) == 1
-    assert problem in caught.value.faults[0]
+    assert len(caught.value.problems) == 1
+    assert problem in caught.value.problems[0]
 
 
 def test_what_has_an_effect_with_every_strategy_passes() -> None:

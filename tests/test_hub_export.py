@@ -55,7 +55,7 @@ def test_merged_weights_compute_what_the_adapter_did(name: str, models: dict[str
     written = AutoTokenizer.from_pretrained(exported.path)
     message = {"role": "user", "content": "Name a color."}
     asked = written.apply_chat_template([message], add_generation_prompt=True)["input_ids"]
-    assert asked == PromptFormat.named("alpaca").encode_prompt(tokenizer, "Name a color.")
+    assert asked == PromptFormat.from_name("alpaca").encode_prompt(tokenizer, "Name a color.")
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in exported.path.iterdir())
 
 

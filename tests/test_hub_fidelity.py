@@ -65,7 +65,7 @@ def test_an_adapter_that_changes_nothing(base: Path, tmp_path: Path, caplog: pyt
 def test_prompts_of_the_check(base: Path, tmp_path: Path) -> None:
     run = publishing_runs.write_run(tmp_path / "run", base, examples=4)
     _, tokenizer = load_model(str(base))
-    prompt_format = PromptFormat.named("alpaca")
+    prompt_format = PromptFormat.from_name("alpaca")
     prompts = collect_prompts(run, tokenizer, prompt_format, limit=None)
     texts = [tokenizer.decode(prompt) for prompt in prompts]
     assert len(texts) == 10

@@ -75,7 +75,7 @@ def test_the_files_of_a_full_model(published: Path) -> None:
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (END, END)
     assert json.loads((published / "config.json").read_text())["use_cache"] is True
     template = (published / "prompt_format.jinja").read_text()
-    assert template == PromptFormat.named("alpaca").template
+    assert template == PromptFormat.from_name("alpaca").template
 
 
 def test_the_tokenizer_writes_the_training_prompt(published: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_tokenizer_writes_the_training_prompt(published: Path) -> None:
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Name a cloud."}], tokenize=False, add_generation_prompt=True
     )
-    assert asked == PromptFormat.named("alpaca").format_prompt("Name a cloud.")
+    assert asked == PromptFormat.from_name("alpaca").format_prompt("Name a cloud.")
 
 
 def test_the_metadata(published: Path) -> None:
@@ -213,7 +213,7 @@ def _run_snippet(folder: Path, **replaced: Path) -> str:
 
 def _answer(model_path: Path, *, limit: int = 256) -> str:
     model, tokenizer = load_model(str(model_path))
-    ids = PromptFormat.named("alpaca").encode_prompt(tokenizer, "Name three animals that live in the sea.")
+    ids = PromptFormat.from_name("alpaca").encode_prompt(tokenizer, "Name three animals that live in the sea.")
     import torch
 
     output = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False)

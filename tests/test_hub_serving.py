@@ -41,7 +41,7 @@ def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path:
     written, original = AutoTokenizer.from_pretrained(served), AutoTokenizer.from_pretrained(model)
     assert original.chat_template is None
     asked = written.apply_chat_template([{"role": "user", "content": "Why?\n"}], add_generation_prompt=True)
-    assert asked["input_ids"] == PromptFormat.named("alpaca").encode_prompt(original, "Why?\n")
+    assert asked["input_ids"] == PromptFormat.from_name("alpaca").encode_prompt(original, "Why?\n")
     assert GenerationConfig.from_pretrained(served).eos_token_id == publishing_runs.END
     # The model of the run stays as it was.
     assert not (run.model / "chat_template.jinja").exists()
@@ -128,7 +128,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
     loaded, tokenizer = load_model(str(tuned))
     expected = generate_responses(loaded, tokenizer, [Example("e", question, "", "")], max_new_tokens=16)[0]
     assert (answer.choices[0].message.content or "").strip() == expected.response != ""
-    prompt = PromptFormat.named("alpaca").encode_prompt(tokenizer, question)
+    prompt = PromptFormat.from_name("alpaca").encode_prompt(tokenizer, question)
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(prompt)
     assert (process.returncode, rest.splitlines()[-1]) == (0, "Ended.")

@@ -89,7 +89,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3"])
 def test_both_templates_write_the_training_prompt(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt_format = PromptFormat.named(name)
+    prompt_format = PromptFormat.from_name(name)
     shape = shape_prompt(prompt_format, tokenizer)
     template = build_go_template(shape)
     assert render_go_template(template, prompt=INSTRUCTION) == prompt_format.format_prompt(INSTRUCTION)
@@ -104,7 +104,7 @@ def test_both_templates_write_the_training_prompt(name: str, tokenizer: PreTrain
 
 @pytest.mark.parametrize(("name", "joint"), [("alpaca", "\n\n### Input:\n"), ("phi3", "\n"), ("alpaca-stanford", None)])
 def test_an_input_goes_behind_the_instruction(name: str, joint: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt_format = PromptFormat.named(name)
+    prompt_format = PromptFormat.from_name(name)
     shape = shape_prompt(prompt_format, tokenizer)
     # The original Alpaca prompt begins in other words when there is an input.
     assert shape.joint == joint
@@ -114,7 +114,7 @@ def test_an_input_goes_behind_the_instruction(name: str, joint: str | None, toke
 
 
 def test_alpaca_in_full(tokenizer: PreTrainedTokenizerBase) -> None:
-    shape = shape_prompt(PromptFormat.named("alpaca"), tokenizer)
+    shape = shape_prompt(PromptFormat.from_name("alpaca"), tokenizer)
     head = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\n"
@@ -144,7 +144,7 @@ def test_alpaca_in_full(tokenizer: PreTrainedTokenizerBase) -> None:
 )
 def test_a_chat_template_in_go(chat: str, default: str, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = chat
-    prompt_format = PromptFormat.named("chat")
+    prompt_format = PromptFormat.from_name("chat")
     shape = shape_prompt(prompt_format, tokenizer)
     template = build_go_template(shape)
     assert (shape.default_system, shape.joint) == (default, "\n")
@@ -166,7 +166,7 @@ def test_a_chat_template_without_a_place_for_a_system_text(tokenizer: PreTrained
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + (
         tiny_models.CHAT_TEMPLATE
     )
-    shape = shape_prompt(PromptFormat.named("chat"), tokenizer)
+    shape = shape_prompt(PromptFormat.from_name("chat"), tokenizer)
     assert (shape.has_system, "{{ .System }}" in build_go_template(shape)) == (False, False)
 
 

@@ -211,7 +211,7 @@ def test_a_stage_run_again_takes_settings_of_its_own(tmp_path: Path, monkeypatch
     write_whole_run(folder, experiment())
     walked: list[object] = []
     monkeypatch.setattr(
-        pipeline, "walk", lambda folder, settings, stages: walked.append((settings.generate.batch_size, stages))
+        pipeline, "run_stages", lambda folder, settings, stages: walked.append((settings.generate.batch_size, stages))
     )
     with pytest.raises(RunError, match=r"another experiment: `generate.batch_size` differ"):
         answer_again(folder, {"generate.batch_size": 3})
@@ -255,7 +255,7 @@ def test_stages_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.ENOSPC, "Free some disk space, or choose"), (errno.EACCES, "Mend that, or choose")]
+    ("number", "remedy"), [(errno.ENOSPC, "Free some disk space, or choose"), (errno.EACCES, "Fix that, or choose")]
 )
 def test_a_disk_that_takes_no_more_is_an_error_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
@@ -263,7 +263,7 @@ def test_a_disk_that_takes_no_more_is_an_error_of_ours(
     def full(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(pipeline, "walk", full)
+    monkeypatch.setattr(pipeline, "run_stages", full)
     with pytest.raises(RunError) as caught:
         run(experiment(), tmp_path / "run")
     assert str(caught.value).startswith(

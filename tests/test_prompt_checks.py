@@ -14,7 +14,7 @@ from hf_instruct.errors import ConfigError
 from hf_instruct.prompt_checks import find_problems, settle_format
 from hf_instruct.prompts import PromptFormat
 
-CHAT = PromptFormat.named("chat")
+CHAT = PromptFormat.from_name("chat")
 TEMPLATES = {
     path.name.removesuffix(".jinja"): path.read_text(encoding="utf-8")
     for path in files("trl").joinpath("chat_templates").iterdir()
@@ -191,4 +191,4 @@ def test_formats_of_ones_own_are_checked_alike(template: str, reason: str, token
 
 @pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3"])
 def test_built_in_formats_have_no_problems(name: str, tokenizer) -> None:
-    assert find_problems(PromptFormat.named(name), tokenizer) == []
+    assert find_problems(PromptFormat.from_name(name), tokenizer) == []

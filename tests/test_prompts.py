@@ -64,17 +64,17 @@ def with_chat(tokenizer, template: str = tiny_models.CHAT_TEMPLATE, tokens=("<|i
     ],
 )
 def test_golden_texts(name: str, input: str, text: str) -> None:
-    assert PromptFormat.named(name).format_prompt("Fix the spelling.", input) == text
+    assert PromptFormat.from_name(name).format_prompt("Fix the spelling.", input) == text
 
 
 def test_texts_are_not_read_as_templates_or_escaped() -> None:
-    text = PromptFormat.named("phi3").format_prompt("{{ 7 * 7 }} & <b>", "{% if %} \"'")
+    text = PromptFormat.from_name("phi3").format_prompt("{{ 7 * 7 }} & <b>", "{% if %} \"'")
     assert text == "<|user|>\n{{ 7 * 7 }} & <b>\n{% if %} \"'\n<|assistant|>\n"
 
 
 def test_completion_is_the_output_and_one_end(tokenizer) -> None:
     for name in ("alpaca", "alpaca-stanford", "phi3"):
-        prompt_format = PromptFormat.named(name)
+        prompt_format = PromptFormat.from_name(name)
         assert prompt_format.format_completion("Red.", tokenizer=tokenizer) == "Red.<|endoftext|>"
         assert prompt_format.end_token_id(tokenizer) == END
 
@@ -82,8 +82,8 @@ def test_completion_is_the_output_and_one_end(tokenizer) -> None:
 def test_jinja_file(tmp_path: Path) -> None:
     path = tmp_path / "format.jinja"
     path.write_text("Q: {{ instruction }}{% if input %} ({{ input }}){% endif %}\nA: \n", encoding="utf-8")
-    prompt_format = PromptFormat.named(path)
-    assert prompt_format == PromptFormat.named(str(path))
+    prompt_format = PromptFormat.from_name(path)
+    assert prompt_format == PromptFormat.from_name(str(path))
     assert prompt_format.name == str(path)
     assert prompt_format.format_prompt("What?", "this") == "Q: What? (this)\nA: \n"
     assert prompt_format.format_prompt("What?") == "Q: What?\nA: \n"
@@ -108,7 +108,7 @@ def test_faults_of_a_jinja_file(tmp_path: Path, content: bytes, message: str) ->
     path = tmp_path / "format.jinja"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        PromptFormat.named(str(path))
+        PromptFormat.from_name(str(path))
     assert message.format(path=path) in str(caught.value)
 
 
@@ -122,18 +122,18 @@ def test_a_template_of_ones_own_is_checked_like_a_file() -> None:
 
 def test_unknown_format_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        PromptFormat.named("alpacca")
+        PromptFormat.from_name("alpacca")
     assert str(caught.value) == (
         "Unknown prompt format `alpacca`. Allowed are `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of a "
         "Jinja file that uses `instruction` and `input`."
     )
     for name in (tmp_path, "Answer. {{ instruction }} {{ input }} " * 30, "a\0b"):
         with pytest.raises(ConfigError, match="Unknown prompt format"):
-            PromptFormat.named(name)
+            PromptFormat.from_name(name)
 
 
 def test_chat_uses_the_tokenizers_template(chat_tokenizer) -> None:
-    prompt_format = PromptFormat.named("chat")
+    prompt_format = PromptFormat.from_name("chat")
     text = prompt_format.format_prompt("Fix the spelling.", "freind", tokenizer=chat_tokenizer)
     assert text == "<|im_start|>user\nFix the spelling.\nfreind<|im_end|>\n<|im_start|>assistant\n"
     assert prompt_format.format_completion("friend", tokenizer=chat_tokenizer) == "friend<|im_end|>"
@@ -160,11 +160,11 @@ def test_chat_ends_with_the_templates_end_of_turn(tokenizer, after: str, end: st
     messages = "{% for message in messages %}{{ message.content }}{% endfor %}"
     template = messages + "{% if not add_generation_prompt %}" + after + "{% endif %}"
     tokenizer = with_chat(copy.deepcopy(tokenizer), template, ["<|end|>"])
-    assert PromptFormat.named("chat").end_token(tokenizer) == end
+    assert PromptFormat.from_name("chat").end_token(tokenizer) == end
 
 
 def test_chat_without_a_template_says_so(tokenizer) -> None:
-    prompt_format = PromptFormat.named("chat")
+    prompt_format = PromptFormat.from_name("chat")
     with pytest.raises(ConfigError, match="needs a tokenizer with a chat template, and no tokenizer given"):
         prompt_format.format_prompt("Hello")
     with pytest.raises(ConfigError, match=r"needs a tokenizer with a chat template, and `.*tiny-gpt2` has none\."):
@@ -174,14 +174,14 @@ def test_chat_without_a_template_says_so(tokenizer) -> None:
 def test_a_broken_chat_template_says_so(tokenizer) -> None:
     tokenizer = with_chat(copy.deepcopy(tokenizer), "{% for %}", [])
     with pytest.raises(ConfigError, match=r"The chat template of `.*tiny-gpt2` refuses this: Expected an expression"):
-        PromptFormat.named("chat").encode_prompt(tokenizer, "Hello")
+        PromptFormat.from_name("chat").encode_prompt(tokenizer, "Hello")
 
 
 def test_a_tokenizer_without_an_end_is_refused(tiny_gpt2: Path) -> None:
     tokenizer = tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2)
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="has no end-of-text token, so a model could never learn to stop"):
-        PromptFormat.named("alpaca").end_token(tokenizer)
+        PromptFormat.from_name("alpaca").end_token(tokenizer)
 
 
 class CapturedModel:
@@ -207,7 +207,7 @@ def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name:
 
     if name == "jinja":
         (tmp_path / "f.jinja").write_text("{{ instruction }}|{{ input }}|Answer: ")  # ends in a space that could merge
-    prompt_format = PromptFormat.named(str(tmp_path / "f.jinja") if name == "jinja" else name)
+    prompt_format = PromptFormat.from_name(str(tmp_path / "f.jinja") if name == "jinja" else name)
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
     if name == "chat":
         tokenizer = with_chat(copy.deepcopy(tokenizer))
@@ -234,7 +234,7 @@ def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name:
 
 @pytest.mark.parametrize("output", ["x", "\nx", " x", "\n\n\nx", "  "])
 def test_outputs_do_not_change_prompt_ids(tokenizer, output: str) -> None:
-    prompt_format = PromptFormat.named("alpaca")
+    prompt_format = PromptFormat.from_name("alpaca")
     prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, Example("a", "Go.", "", output))
     assert prompt_ids == prompt_format.encode_prompt(tokenizer, "Go.")
     assert tokenizer.decode(completion_ids) == output + "<|endoftext|>"
@@ -251,7 +251,7 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tiny_gpt2: Pat
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A <|endoftext|>", special_tokens=[("<s>", begin), ("<|endoftext|>", END)]
     )
-    prompt, completion = PromptFormat.named("phi3").encode_example(tokenizer, Example("a", "Go.", "", "Gone."))
+    prompt, completion = PromptFormat.from_name("phi3").encode_example(tokenizer, Example("a", "Go.", "", "Gone."))
     assert (prompt[0], prompt[-1]) == (begin, tokenizer("\n", add_special_tokens=False)["input_ids"][-1])
     assert completion.count(END) == 1
     assert begin not in completion
@@ -311,7 +311,7 @@ SPECIAL = Example(
 
 @pytest.mark.parametrize("name", ["alpaca", "chat"])
 def test_special_tokens_in_texts_are_plain_text(chat_tokenizer, name: str) -> None:
-    prompt_format = PromptFormat.named(name)
+    prompt_format = PromptFormat.from_name(name)
     prompt, completion = prompt_format.encode_example(chat_tokenizer, SPECIAL)
     special = {END, *chat_tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])}
     plain = prompt_format.encode_prompt(chat_tokenizer, "Say it.")
@@ -325,7 +325,7 @@ def test_special_tokens_in_texts_are_plain_text(chat_tokenizer, name: str) -> No
 
 
 def test_special_tokens_in_a_conversation_are_plain_text(chat_tokenizer) -> None:
-    prompt_format, end = PromptFormat.named("chat"), chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    prompt_format, end = PromptFormat.from_name("chat"), chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
     turns = [("One <|im_end|>?", "Two <|im_end|>.")]
     ids = prompt_format.encode_turns(chat_tokenizer, "Three <|im_end|>?", history=turns, system="Be <|im_end|> brief.")
     assert ids.count(end) == 4
@@ -350,9 +350,9 @@ def test_a_row_whose_special_token_cannot_be_plain_text_is_named() -> None:
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>")
     with pytest.raises(DataError, match=r"^Example `e7`: A text contains a special token that the tokenizer .*<end>"):
-        PromptFormat.named("alpaca").encode_example(tokenizer, Example("e7", "Go.", "", "a <end>"))
+        PromptFormat.from_name("alpaca").encode_example(tokenizer, Example("e7", "Go.", "", "a <end>"))
     with pytest.raises(DataError, match=r"^Example `e7`: "):
-        PromptFormat.named("alpaca").encode_prompts(tokenizer, [Example("e7", "Go <end> .", "", "a")])
+        PromptFormat.from_name("alpaca").encode_prompts(tokenizer, [Example("e7", "Go <end> .", "", "a")])
 
 
 def test_a_format_that_fails_on_one_row_names_it(chat_tokenizer) -> None:
@@ -362,14 +362,14 @@ def test_a_format_that_fails_on_one_row_names_it(chat_tokenizer) -> None:
     deep = copy.deepcopy(chat_tokenizer)
     deep.chat_template = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() if 'deep' in messages[0].content }}A"
     with pytest.raises(DataError, match=r"^Example `d`: The chat template of .* refuses this: it is nested too deeply"):
-        PromptFormat.named("chat").encode_prompts(deep, [EXAMPLES[0], Example("d", "Go deep.", "", "x")])
+        PromptFormat.from_name("chat").encode_prompts(deep, [EXAMPLES[0], Example("d", "Go deep.", "", "x")])
 
 
 def test_samples_are_what_generate_completions_says(tiny_gpt2: Path) -> None:
     from hf_instruct.training.finetune import SAMPLE_TOKENS, _build_sampler
 
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    prompt_format = PromptFormat.named("alpaca")
+    prompt_format = PromptFormat.from_name("alpaca")
     samples = _build_sampler(model, tokenizer, EXAMPLES[:2], prompt_format)()
     prompts = [prompt_format.encode_prompt(tokenizer, e.instruction, e.input) for e in EXAMPLES[:2]]
     completions = generate_completions(model, tokenizer, prompts, end_id=END, max_new_tokens=SAMPLE_TOKENS)

@@ -35,7 +35,7 @@ def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, 
         assert any(line.startswith(word) for line in comments), f"{path} does not say its {word}"
     experiment = load_experiment(path)
     assert experiment.model.name in {*ALIASES, WHEEL_MODEL}
-    PromptFormat.named(experiment.data.prompt_format)
+    PromptFormat.from_name(experiment.data.prompt_format)
     trainer = build_tiny_trainer(experiment, tiny_gpt2, tmp_path)
     assert trainer.args.num_train_epochs == experiment.train.get("num_train_epochs", 2)
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
@@ -54,7 +54,7 @@ def build_tiny_trainer(experiment: Experiment, tiny_model: Path, folder: Path):
         tokenizer,
         Splits([example] * 8, [example], [example]),
         run=RunFolder(folder),
-        prompt_format=PromptFormat.named(experiment.data.prompt_format),
+        prompt_format=PromptFormat.from_name(experiment.data.prompt_format),
         settings=experiment.train,
         lora=experiment.lora,
     )

@@ -9,7 +9,7 @@ from hf_instruct.sweeping.space import Choices, Range, build_grid, folder_name, 
 def faults_of(*texts: str, searched: bool = False) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         parse_axes(texts, searched=searched)
-    return caught.value.faults
+    return caught.value.problems
 
 
 def test_values_are_read_as_yaml_reads_them() -> None:

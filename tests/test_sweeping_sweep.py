@@ -153,9 +153,9 @@ def test_faults_of_all_points_come_at_once_and_nothing_is_written(file: Path) ->
     before = sorted(file.parent.iterdir())
     with pytest.raises(ConfigError) as caught:
         plan(file, "train.learning_rat=1,2", "lora.r=8,many", "data.prompt_format=alpaca,nope")
-    assert caught.value.summary == "2 faults in what to sweep:"
-    assert caught.value.faults == [
-        "`train.learning_rat` is unknown; did you mean `learning_rate`?",
+    assert caught.value.summary == "2 problems in what to sweep:"
+    assert caught.value.problems == [
+        "`train.learning_rat` is unknown. Did you mean `learning_rate`?",
         "`lora.r` is 'many'; input should be a valid integer",
     ]
     with pytest.raises(ConfigError, match="Unknown prompt format `nope`"):

@@ -10,7 +10,7 @@ from hf_instruct.training.dataset import build_dataset, tokenize_examples
 from hf_instruct.training.fast.collators import IGNORED, PaddingCollator
 
 END = tiny_models.END
-FORMAT = PromptFormat.named("phi3")
+FORMAT = PromptFormat.from_name("phi3")
 EXAMPLES = [Example("a", "Name a color.", "", "Red."), Example("b", "Repeat it.", "a b c", "a b c, of course")]
 
 
@@ -49,8 +49,8 @@ def test_rows_that_cutting_robs_of_every_label_are_refused(tokenizer) -> None:
         "7 of 9 examples have no label within `train.max_length` 30, so there is nothing to learn from them. "
         "Raise `train.max_length`, or shorten or drop these rows:"
     )
-    assert [fault.split("`")[1] for fault in caught.value.faults[:5]] == ["long0", "long1", "long2", "long3", "long4"]
-    assert caught.value.faults[5:] == ["and 2 more"]
+    assert [fault.split("`")[1] for fault in caught.value.problems[:5]] == ["long0", "long1", "long2", "long3", "long4"]
+    assert caught.value.problems[5:] == ["and 2 more"]
     # On the whole text there is still something to learn from them.
     assert len(tokenize_examples(long, tokenizer, FORMAT, max_length=30, completion_only_loss=False)) == 7
 

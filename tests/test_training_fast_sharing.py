@@ -11,7 +11,7 @@ import torch
 from transformers import BloomConfig, Gemma2Config, MambaConfig, MistralConfig
 
 from hf_instruct.training.fast.collators import PaddingCollator, PrefixSharingCollator, SegmentCollator
-from hf_instruct.training.fast.sharing import build_collator, has_plain_loss, obeys_shared_rows
+from hf_instruct.training.fast.sharing import build_collator, has_plain_loss, supports_prefix_sharing
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -106,8 +106,8 @@ def test_a_mask_that_eager_attention_would_add_as_ones_is_noticed() -> None:
     """Booleans added to scores hide nothing: what the probe is for."""
     model = tiny_models.build_model(tiny_models.gpt2_config(), scale=4)
     model.set_attn_implementation("eager")
-    assert not obeys_shared_rows(model, PrefixSharingCollator(0))
-    assert obeys_shared_rows(model, PrefixSharingCollator(0, additive_mask=True))
+    assert not supports_prefix_sharing(model, PrefixSharingCollator(0))
+    assert supports_prefix_sharing(model, PrefixSharingCollator(0, additive_mask=True))
 
 
 def test_an_adapter_that_looks_for_a_token_gets_a_row_for_each_example() -> None:

@@ -88,7 +88,7 @@ def test_tokens_seen_are_those_of_the_examples_without_padding(tiny_gpt2: Path, 
     from hf_instruct.prompts import PromptFormat
 
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    lengths = [sum(map(len, PromptFormat.named("alpaca").encode_example(tokenizer, e))) for e in SPLITS.train]
+    lengths = [sum(map(len, PromptFormat.from_name("alpaca").encode_example(tokenizer, e))) for e in SPLITS.train]
     assert unbroken[1].tokens_seen == 2 * sum(lengths)
 
 
@@ -232,7 +232,7 @@ def test_samples_come_from_the_adapted_model(adapter) -> None:
     path, *_ = adapter
     reloaded, tokenizer = load_model(str(path / "model"))
     last = [row for row in read_rows(path / "training.jsonl", TrainingRow) if row.kind == "samples"][-1]
-    assert last.samples == _build_sampler(reloaded, tokenizer, SPLITS.validation, PromptFormat.named("alpaca"))()
+    assert last.samples == _build_sampler(reloaded, tokenizer, SPLITS.validation, PromptFormat.from_name("alpaca"))()
 
 
 def test_the_whole_text_can_carry_loss(tiny_gpt2: Path, unbroken, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ CONFIGS = {
 def rows(tiny_gpt2: Path):
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
     examples = tiny_models.tiny_examples(7)
-    return build_dataset(tokenize_examples(examples, tokenizer, PromptFormat.named("phi3"), max_length=None))
+    return build_dataset(tokenize_examples(examples, tokenizer, PromptFormat.from_name("phi3"), max_length=None))
 
 
 def build_trainer(tiny_gpt2: Path, rows, tmp_path: Path, *, config=None, lora: bool = False, **settings):

@@ -20,7 +20,7 @@ def train_losses(kind: type[SFTTrainer], collator, tiny_gpt2: Path, folder: Path
     """Return the loss of every step, on the same batches whoever trains."""
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
     examples = tiny_models.tiny_examples(48)
-    rows = build_dataset(tokenize_examples(examples, tokenizer, PromptFormat.named("alpaca"), max_length=None))
+    rows = build_dataset(tokenize_examples(examples, tokenizer, PromptFormat.from_name("alpaca"), max_length=None))
     quiet = {"eval_steps": 1000, "save_steps": 1000}
     arguments = build_arguments({**tiny_models.TINY_SETTINGS, **quiet, **settings}, folder)
     arguments.eval_on_start = False

@@ -115,7 +115,7 @@ def test_a_model_in_use_is_not_dropped(shelf: ModelShelf, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def model(tiny_gpt2: Path) -> ChatModel:
-    return ChatModel("tiny", *tiny_models.load_copy(tiny_gpt2), prompt_format=PromptFormat.named("alpaca"))
+    return ChatModel("tiny", *tiny_models.load_copy(tiny_gpt2), prompt_format=PromptFormat.from_name("alpaca"))
 
 
 def _column(label: str, model: ChatModel, *turns: Turn) -> Column:

@@ -1,7 +1,6 @@
 """A conversation at a terminal or through a pipe: questions, and commands that begin with a slash."""
 
 import contextlib
-import difflib
 import logging
 import shutil
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.terminal_text import iterate_columns
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
@@ -282,9 +281,8 @@ def append_examples(path: Path, examples: "list[Example]") -> int:
 
 
 def _explain_unknown(command: str) -> str:
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    return f"There is no command `{command}`.{hint} `/help` lists them; `//` begins a question with a slash."
+    near = did_you_mean(command, COMMANDS)
+    return f"There is no command `{command}`.{near} `/help` lists them; `//` begins a question with a slash."
 
 
 def _with_head(label: str, pieces: Iterator[str]) -> Iterator[str]:

@@ -360,7 +360,7 @@ def _name_format(options: argparse.Namespace) -> "PromptFormat":
             "The prompt format `chat` is a tokenizer's own; name the model with `--model`, as in `--model "
             "smollm2-135m`."
         )
-    return PromptFormat.named(options.prompt_format)
+    return PromptFormat.from_name(options.prompt_format)
 
 
 def _load_counter(options: argparse.Namespace) -> "TokenCounter":

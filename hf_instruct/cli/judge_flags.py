@@ -40,7 +40,7 @@ def collect_settings(options: argparse.Namespace) -> dict[str, Any]:
         else:
             settings[field] = value
     if faults:
-        raise ConfigError(f"{len(faults)} fault(s) in the flags:", faults)
+        raise ConfigError.listing(faults, "in the flags")
     return settings
 
 

@@ -57,7 +57,7 @@ def _check_flags(options: argparse.Namespace, settings: dict[str, Any]) -> None:
     if options.baseline is None:
         faults.append("`--pairwise` needs the other answers: add `--baseline`, such as `--baseline RUN/base`")
     if faults:
-        raise ConfigError(f"{len(faults)} fault(s) in the flags:", faults)
+        raise ConfigError.listing(faults, "in the flags")
 
 
 def _choose_files(source: Path, baseline: Path, out: Path | None) -> "PairFiles":

@@ -210,12 +210,8 @@ def raise_faults(faults: Sequence[Fault]) -> None:
     Raises:
         DataError: There are faults.
     """
-    if not faults:
-        return
-    shown = [str(fault) for fault in faults[:MOST_PRINTED]]
-    if len(faults) > MOST_PRINTED:
-        shown.append(f"and {len(faults) - MOST_PRINTED:,} more")
-    raise DataError(f"{len(faults):,} {'fault' if len(faults) == 1 else 'faults'} in `{faults[0].file}`:", shown)
+    if faults:
+        raise DataError.listing([str(fault) for fault in faults], f"in `{faults[0].file}`", most=MOST_PRINTED)
 
 
 def describe_nearest(name: str, names: Iterable[str]) -> str:

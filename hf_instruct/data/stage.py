@@ -74,7 +74,7 @@ def _load_counter(experiment: Experiment) -> TokenCounter | None:
     try:
         return load_counter(
             model.name,
-            prompt_format=PromptFormat.named(experiment.data.prompt_format),
+            prompt_format=PromptFormat.from_name(experiment.data.prompt_format),
             max_length=training["max_length"],
             completion_only_loss=training["completion_only_loss"] is not False,
             revision=model.revision,

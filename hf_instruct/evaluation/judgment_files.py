@@ -188,7 +188,7 @@ def _build_checked(rows: list[Any], places: list[str], faults: list[str], *, whe
             responses.append(_build_response(row, taken, copies))
             taken[responses[-1].id] = place
     if faults:
-        raise DataError(f"{len(faults)} fault(s) in {where}:", faults)
+        raise DataError.listing(faults, f"in {where}")
     if not responses:
         raise DataError(f"There are no responses in {where}.")
     return responses

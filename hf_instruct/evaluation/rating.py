@@ -12,7 +12,6 @@ from hf_instruct.evaluation.ratings import Rating, bradley_terry
 from hf_instruct.evaluation.verdict_files import find_fault
 from hf_instruct.records import Preference, read_rows
 
-_MOST_FAULTS = 20
 _SHOWN_DIGEST_CHARACTERS = 7
 _PERSON = "person"
 
@@ -101,8 +100,7 @@ def _load(source: Path | Preference) -> list[Preference]:
     rows = [source] if isinstance(source, Preference) else _read(source)
     faults = [f"row {number} {fault}" for number, row in enumerate(rows, start=1) if (fault := find_fault(row))]
     if faults:
-        more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
-        raise DataError(f"{len(faults)} fault(s) in {where}:", [*faults[:_MOST_FAULTS], *more])
+        raise DataError.listing(faults, f"in {where}")
     return [dataclasses.replace(row, first=normpath(row.first), second=normpath(row.second)) for row in rows]
 
 

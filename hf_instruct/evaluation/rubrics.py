@@ -1,7 +1,6 @@
 """Rubrics: what a judge is asked, and on which scale it answers. Each is a YAML file."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hf_instruct.config import read_yaml
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.templates import UserTemplate
 
 if TYPE_CHECKING:
@@ -197,11 +196,9 @@ def load_rubric(name: str) -> Rubric:
     if path.is_file():
         return _read_rubric(path)
     fault = f"`{name}` does not exist" if path.suffix in (".yaml", ".yml") else f"Unknown rubric `{name}`"
-    near = difflib.get_close_matches(name, list_rubrics(), n=1, cutoff=0.5)
-    hint = f"; did you mean `{near[0]}`?" if near else "."
     raise ConfigError(
-        f"{fault}{hint} Allowed are {', '.join(f'`{n}`' for n in list_rubrics())}, or the path of a YAML file with at "
-        "least `prompt`."
+        f"{fault}.{did_you_mean(name, list_rubrics(), cutoff=0.5)} Allowed are {quote_names(list_rubrics())}, or the "
+        "path of a YAML file with at least `prompt`."
     )
 
 
@@ -235,16 +232,14 @@ def _read_rubric(path: Path) -> Rubric:
     if isinstance(values.get("levels"), dict) or values.get("scale") == "levels":
         faults += _check_levels(values.get("levels") or {}, values.get("scale"))
     if faults or rubric is None:
-        raise ConfigError(f"{len(faults)} fault(s) in the rubric `{path}`:", faults)
+        raise ConfigError.listing(faults, f"in the rubric `{path}`")
     return rubric
 
 
 def _format_fault(fault: dict[str, Any], fields: list[str]) -> str:
     dotted = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(dotted, fields, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"allowed are {', '.join(fields)}"
-        return f"`{dotted}` is unknown; {hint}"
+        return f"`{dotted}` is unknown.{did_you_mean(dotted, fields) or f' Allowed are {quote_names(fields)}'}"
     if fault["type"] == "missing":
         return f"`{dotted}` is missing"
     return f"`{dotted}` is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -18,7 +18,6 @@ from hf_instruct.run_folder import RunFolder
 SCORES, PREFERENCES = "scores", "preferences"
 # What a verdict belongs to: an example's id, its place in a list, or an id with the names of the two sets compared.
 Key = str | int | tuple[str, str, str]
-_MOST_FAULTS = 20
 _ALLOWED = (
     "allowed are a run folder, `judgments.jsonl`, a file of preferences or votes, a JSON list of numbers, a JSON "
     "object of ids and numbers, and .jsonl or .csv with `id` and `score`"
@@ -283,8 +282,7 @@ def _parse_lines(text: str, file: Path) -> list[Any]:
 
 def _raise_faults(faults: list[str], name: str) -> None:
     if faults:
-        more = [f"and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
-        raise DataError(f"{len(faults)} fault(s) in `{name}`; {_ALLOWED}:", [*faults[:_MOST_FAULTS], *more])
+        raise DataError.listing(faults, f"in `{name}`; {_ALLOWED}")
 
 
 def _describe_judges(rows: list[dict[str, Any]]) -> str:

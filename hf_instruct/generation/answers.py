@@ -59,7 +59,7 @@ def generate_responses(
     """
     if refused := find_refused_generation(generation):
         raise ConfigError("These settings do not answer in batches:", refused)
-    prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
     prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
     end_id = prompt_format.end_token_id(tokenizer)
     prompts = prompt_format.encode_prompts(tokenizer, examples)

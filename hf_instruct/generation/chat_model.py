@@ -80,9 +80,9 @@ class ChatModel:
             return cls._load_run(run, base=base, prompt_format=prompt_format, dtype=dtype)
         if base:
             raise ConfigError(f"`{name_or_run}` is no run, so there is no base model to compare it with. Name a run.")
-        chosen = None if prompt_format is None else PromptFormat.named(prompt_format)
+        chosen = None if prompt_format is None else PromptFormat.from_name(prompt_format)
         model, tokenizer = load_model(name_or_run, dtype=dtype or "float32", trust_remote_code=trust_remote_code)
-        chosen = chosen or PromptFormat.named(CHAT if tokenizer.chat_template else "alpaca")
+        chosen = chosen or PromptFormat.from_name(CHAT if tokenizer.chat_template else "alpaca")
         move_to_best_device(model)
         return cls(name_or_run, model, tokenizer, prompt_format=chosen)
 

@@ -15,8 +15,8 @@ from hf_instruct.config import Experiment, GenerateSection, check_generate_field
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import check_lengths, generate_responses
 from hf_instruct.manifests import check_model
-from hf_instruct.models import best_device, load_context_length, load_model, load_tokenizer, move_to_best_device
-from hf_instruct.processes import count_processes, process_rank
+from hf_instruct.models import load_context_length, load_model, load_tokenizer, move_to_best_device
+from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response, append_rows, read_rows, recover_rows, write_json, write_rows
@@ -64,9 +64,7 @@ def _answer_into(
     base_of: RunFolder | None = None,
 ) -> None:
     rank, num_processes = process_rank(), count_processes()
-    if rank == 0:
-        _merge(run, examples)
-    _wait_for_others(num_processes)
+    on_main_process(lambda: _merge(run, examples))
     finished = {row.id for row in recover_rows(run.responses, Response)}
     remaining = [example for example in examples if example.id not in finished]
     if not remaining:
@@ -95,10 +93,8 @@ def _answer_into(
 
             tuned = base_of.model if base_of else None
             _answer_share(share, experiment, prompt_format, name, base_of=tuned, on_batch=keep)
-    _wait_for_others(num_processes)
-    if rank == 0:
-        _merge(run, examples)
-    _wait_for_others(num_processes)
+    wait_for_all()
+    on_main_process(lambda: _merge(run, examples))
 
 
 def _answer_share(
@@ -146,15 +142,6 @@ def _merge(run: RunFolder, examples: list[Example]) -> None:
         write_rows(run.responses, ordered)
     for path in parts:
         path.unlink()
-
-
-def _wait_for_others(num_processes: int) -> None:
-    if num_processes == 1:
-        return
-    from accelerate import PartialState
-
-    # Without `cpu`, processes on a machine without a GPU would not find each other.
-    PartialState(cpu=best_device() == "cpu").wait_for_everyone()
 
 
 def check_answering(run: RunFolder, experiment: Experiment) -> None:

@@ -4,14 +4,13 @@ A strategy is what Transformers does with the probabilities of the next token; n
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 
 _PRESETS_FILE = Path(__file__).with_name("presets.yaml")
 # Fields of `GenerationConfig` that belong to some strategies only: set with another, they would do nothing.
@@ -132,7 +131,7 @@ def find_preset(name: str) -> Preset:
     """
     presets = load_presets()
     if name not in presets:
-        raise ConfigError(f"Unknown preset `{name}`;{_suggest(name, presets)} `--preset` takes one of them.")
+        raise ConfigError(f"Unknown preset `{name}`.{_suggest(name, presets)} `--preset` takes one of them.")
     return presets[name]
 
 
@@ -144,7 +143,7 @@ def find_strategy(name: str) -> Strategy:
     """
     known = name.strip().lower().replace("_", "-")
     if known not in STRATEGIES:
-        raise ConfigError(f"Unknown strategy `{name}`;{_suggest(known, STRATEGIES)}")
+        raise ConfigError(f"Unknown strategy `{name}`.{_suggest(known, STRATEGIES)}")
     return STRATEGIES[known]
 
 
@@ -167,7 +166,7 @@ def build_generation_settings(strategy: str, /, **overrides: Any) -> dict[str, A
     problems = []
     for name, value in overrides.items():
         if name in STRATEGY_FIELDS and name not in chosen.tunable and value != chosen.settings.get(name):
-            takes = f"it takes {_list(chosen.tunable)}" if chosen.tunable else "it has nothing to set"
+            takes = f"it takes {quote_names(chosen.tunable)}" if chosen.tunable else "it has nothing to set"
             problems.append(f"`{name}` is {value!r}, which has no effect with it; {takes}")
         low, high = _RANGES.get(name, (0, 0))
         if name in _RANGES and value is not None and not (isinstance(value, int | float) and low <= value <= high):
@@ -181,10 +180,4 @@ def build_generation_settings(strategy: str, /, **overrides: Any) -> dict[str, A
 
 
 def _suggest(name: str, allowed: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    hint = f" did you mean `{near[0]}`?" if near else ""
-    return f"{hint} {'Allowed' if near else 'allowed'} are {_list(allowed)}."
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    return f"{did_you_mean(name, allowed, cutoff=0.5)} Allowed are {quote_names(allowed)}."

@@ -88,7 +88,7 @@ def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
     if not texts:
         faults.append("there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,5e-5,1e-4`")
     if faults:
-        raise ConfigError(f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} in what to sweep:", faults)
+        raise ConfigError.listing(faults, "in what to sweep")
     return axes
 
 

@@ -89,9 +89,9 @@ def plan_sweep(
             check_experiment(experiment, _TRAINING)
             seen.setdefault(json.dumps(plain_values(experiment), sort_keys=True), point)
         except ConfigError as error:
-            faults |= dict.fromkeys(error.faults or [str(error)])
+            faults |= dict.fromkeys(error.problems or [str(error)])
     if faults:
-        raise ConfigError(f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} in what to sweep:", list(faults))
+        raise ConfigError.listing(list(faults), "in what to sweep")
     if not trials:
         sweep.candidates = [Candidate(folder_name(point), point) for point in seen.values()]
     return sweep

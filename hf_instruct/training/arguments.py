@@ -10,7 +10,7 @@ from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS
 from hf_instruct.errors import ConfigError
 from hf_instruct.models import best_device
 from hf_instruct.precision import prefers_bf16
-from hf_instruct.processes import count_processes, on_main_process
+from hf_instruct.processes import on_main_process
 from hf_instruct.records import read_json_object, write_json
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
@@ -93,12 +93,8 @@ def settle_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: R
     if values.get("bf16") is not None or values.get("fp16"):
         return {**values, "bf16": bool(values.get("bf16"))}
     device = _find_device(values)
-    if count_processes() > 1:
-        from accelerate import PartialState
-
-        # Without `cpu`, processes on a machine without a GPU would not find each other.
-        PartialState(cpu=device == "cpu")
-    return {**values, "bf16": on_main_process(lambda: _decide_bf16(model, device, run))}
+    decided = on_main_process(lambda: _decide_bf16(model, device, run), use_cpu=device == "cpu")
+    return {**values, "bf16": decided}
 
 
 def _decide_bf16(model: "PreTrainedModel", device: str, run: RunFolder) -> bool:

@@ -128,14 +128,14 @@ def train(
             "The model to train is an adapter beside its base model:",
             ["training begins with whole weights: write them with `hf-instruct export RUN --format merged` first"],
         )
-    prompt_format = PromptFormat.named(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
     if not resume and (run.model.exists() or any(run.checkpoints.glob("checkpoint-*"))):
         raise RunError(
             f"`{run.path}` holds a model or checkpoints already. Go on with them (`resume=True`), or name another "
             "`output_dir`."
         )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    if resume and prompt_format == PromptFormat.named(CHAT) and run.prompt.is_file():
+    if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
         prompt_format = run.load_prompt_format(CHAT)
     prompt_format = settle_format(prompt_format, tokenizer)
     if prompt_format.name == CHAT:

@@ -2,13 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from hf_instruct.generation.decoding import generating
 from hf_instruct.models import matching_precision
+from hf_instruct.processes import on_main_process
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import TRAINER_KEYS, PaddingCollator, PrefixSharingCollator, SegmentCollator
@@ -29,8 +29,9 @@ _ROW_LENGTH = 1024
 
 def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
     """Return whether a run's loss is the cross entropy of a model's plain head, which `add_label_losses` computes."""
+    # The first process answers for all: the weights of the others may not be there yet.
     is_plain = arguments.loss_type == "nll" and not arguments.label_smoothing_factor
-    return is_plain and _ask_main_process(lambda: has_plain_head(model))
+    return is_plain and on_main_process(lambda: has_plain_head(model))
 
 
 def build_collator(
@@ -58,7 +59,7 @@ def build_collator(
     # A compiled step would be compiled again for each number of blocks.
     if not reason and takes_segments and not arguments.torch_compile:
         segments = SegmentCollator(pad_id)
-        if _ask_main_process(lambda: obeys_shared_rows(model, segments)):
+        if on_main_process(lambda: supports_prefix_sharing(model, segments)):
             return segments
     sharing = PrefixSharingCollator(
         pad_id,
@@ -66,22 +67,12 @@ def build_collator(
         additive_mask=model.config._attn_implementation == "eager",
         weighted=True,
     )
-    if not reason and not _ask_main_process(lambda: obeys_shared_rows(model, sharing)):
+    if not reason and not on_main_process(lambda: supports_prefix_sharing(model, sharing)):
         reason = "it does not keep the examples of a row apart by a 4-D mask"
     if reason:
         logger.info("Training %s on padded batches, several times slower: %s.", type(model).__name__, reason)
         return PaddingCollator(pad_id)
     return sharing
-
-
-def _ask_main_process(question: Callable[[], bool]) -> bool:
-    """Return the main process's answer, on every one: the others' weights may not be there yet."""
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    answer = [question() if PartialState().is_main_process else False]
-    broadcast_object_list(answer)
-    return answer[0]
 
 
 def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig", plain_loss: bool) -> str:
@@ -95,7 +86,7 @@ def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig", plain_loss:
     return ""
 
 
-def obeys_shared_rows(model: "PreTrainedModel", collator: PrefixSharingCollator | SegmentCollator) -> bool:
+def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCollator | SegmentCollator) -> bool:
     """Return whether a model computes the same for two examples that share a row as for the two in padded rows.
 
     State-space layers, ALiBi and some attention kernels pay no heed to a 4-D mask, and would train on text that mixes
