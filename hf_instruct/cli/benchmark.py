@@ -1,21 +1,22 @@
 """`hf-instruct benchmark`: a run, or any model, on tasks of lm-eval."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
-    from hf_instruct.evaluation.harness import Benchmark, BenchmarkResult
+    from hf_instruct.evaluation.harness import BenchmarkResult
 
 _DESCRIPTION = """\
 Ask a model the questions of public benchmarks, through lm-eval, and print each metric with its standard error.
 
 RUN_OR_MODEL is a run folder, or an alias, Hub id or folder of a model. A run's results are kept in its
-benchmarks.json, those of the untuned model in base/benchmarks.json. Questions stand as plain text, as lm-eval and
+benchmarks.json, task by task. Questions stand as plain text, as lm-eval and
 published numbers have them by default, not in the prompt format of the run."""
 
 _EPILOG = """\
@@ -65,7 +66,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_trust_flag(parser)
-    parser.set_defaults(handler=_benchmark, resume_hint="Results of models asked to the end are kept.")
+    parser.set_defaults(handler=_benchmark, resume_hint="Finished tasks are kept; the same command continues.")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -83,44 +84,36 @@ def _benchmark(options: argparse.Namespace) -> None:
     tasks = [name.strip() for name in options.tasks.split(",")]
     found = benchmark_run(options.model, tasks, options=settings, base=options.base)
     if options.json:
-        _print_json(found)
+        print(format_json({kind: [row.to_dict() for row in rows] for kind, rows in found.items()}))
     else:
-        _print_table(found)
+        _print_table(found["tuned"], found.get("base", []))
 
 
-def _print_json(found: "dict[str, Benchmark]") -> None:
-    import dataclasses
-
-    rows = {kind: [dataclasses.asdict(row) for row in benchmark.results] for kind, benchmark in found.items()}
-    print(format_json(rows))
-
-
-def _print_table(found: "dict[str, Benchmark]") -> None:
+def _print_table(results: "Sequence[BenchmarkResult]", base: "Sequence[BenchmarkResult]") -> None:
     """Print what was asked for by name; the members of groups are in the file."""
-    tuned = found["tuned"]
-    base = {(row.task, row.metric, row.filter): row for row in found["base"].results} if "base" in found else {}
-    rows = [row for row in tuned.results if row.task in tuned.shown]
-    heads = ["task", "metric", "n", "few-shot", *(["base"] if base else []), "tuned" if base else "value ± error"]
-    table = [[*heads, *(["difference, 95 %"] if base else [])]]
+    rows = [row for row in results if row.shown]
+    values = {(row.task, row.metric, row.filter): _format_value(row) for row in base}
+    last = ["base", "tuned", "difference, 95 %"] if base else ["value ± error"]
+    table = [["task", "metric", "n", "few-shot", *last]]
     for row in rows:
         name = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
-        cells = [row.task, name, f"{row.n:,}", "mixed" if row.num_fewshot is None else str(row.num_fewshot)]
+        last = [_format_value(row)]
         if base:
-            cells.append(_format_value(base[row.task, row.metric, row.filter]))
-        table.append([*cells, _format_value(row), *([_format_difference(row.difference)] if base else [])])
-    for line in align(table, right={2, 3}):
-        print(line)
-    same = [
+            last = [values[row.task, row.metric, row.filter], *last, _format_difference(row.difference)]
+        table.append(
+            [row.task, name, f"{row.n:,}", "mixed" if row.num_fewshot is None else str(row.num_fewshot), *last]
+        )
+    print("\n".join(align(table, right={2, 3})))
+    if same := [
         f"{row.task} {row.metric}"
         for row in rows
         if row.difference and row.difference["low"] <= 0 <= row.difference["high"]
-    ]
-    if same:
+    ]:
         print(f"\nNo difference shown (the interval holds 0): {', '.join(same)}")
     asked = "in the tokenizer's chat template" if rows[0].chat_template else "as plain text"
     limited = f"; the first {rows[0].limit:,} questions of each task" if rows[0].limit else ""
     print(f"\nlm-eval {rows[0].lm_eval_version}, {rows[0].dtype}, questions {asked}{limited}; ± is the standard error")
-    if more := len({row.task for row in tuned.results}) - len(tuned.shown):
+    if more := len({row.task for row in results if not row.shown}):
         print(f"and {more} member{'s' if more > 1 else ''} of groups, in the results")
 
 
@@ -130,7 +123,7 @@ def _format_value(row: "BenchmarkResult") -> str:
     return f"{row.value:.3f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.3f}")
 
 
-def _format_difference(difference: dict[str, Any] | None) -> str:
+def _format_difference(difference: Mapping[str, float] | None) -> str:
     if difference is None:
         return "-"
     return f"{difference['mean']:+.3f}, {difference['low']:+.3f} to {difference['high']:+.3f}"

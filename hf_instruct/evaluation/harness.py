@@ -1,23 +1,20 @@
 """Benchmarks: a model that is in memory, on tasks of lm-eval, with standard errors.
 
-What is measured is what `lm_eval.simple_evaluate` measures; here it gets the model, loses its chatter, and its results
-get a place.
+What is measured is what `lm_eval.evaluate` measures; here it gets the model and silence, and its results are kept.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.evaluation.harness_tasks import LoadedTasks, load_tasks, quiet_harness, replaced
+from hf_instruct.evaluation.harness_tasks import first_line, load_tasks, quiet
 from hf_instruct.evaluation.intervals import measure_difference
-from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import parse_json, write_json
 from hf_instruct.run_folder import RunFolder
 
@@ -63,8 +60,12 @@ class BenchmarkResult:
         version: The task's, from its YAML.
         questions_sha256: Hash of questions, prompts and answers as lm-eval's `task_hashes`; None for a group.
         model: The run folder, or the model's name.
-        difference: `mean`, `low`, `high` and `n`: this value less the base model's over the same questions, with its
-            95 % interval; None where there is no base model or no value a question.
+        difference: `mean`, `low`, `high` and `n`: this value - the base model's over the same questions, with its
+            95 % interval; None where there is no base model or no value for each question.
+        asked: The name of the task, group or tag that was asked for.
+        asked_fewshot: The number of solved examples that was asked for; None for the task's own.
+        shown: Whether this is what was asked for, rather than a member of a group with a result of its own.
+        values: The value of each question, in the task's order; None for a group.
     """
 
     task: str
@@ -86,29 +87,23 @@ class BenchmarkResult:
     seconds: float
     measured_at: str
     difference: dict[str, float] | None = None
+    asked: str = ""
+    asked_fewshot: int | None = None
+    shown: bool = True
+    values: list[float] | None = None
 
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """Results of one model.
-
-    Attributes:
-        results: One row a task and metric, groups and their members included.
-        shown: The tasks and groups that were asked for by name; the members of a group that has no result of its own.
-        values: By task, metric and filter: the value of each question, by its number in the task.
-    """
-
-    results: list[BenchmarkResult]
-    shown: list[str]
-    values: dict[tuple[str, str, str], dict[int, float]]
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, without those of each question."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "values"}
 
 
 def benchmark_run(
     name: str, tasks: Sequence[str], *, options: BenchmarkOptions | None = None, base: bool = False
-) -> dict[str, Benchmark]:
+) -> dict[str, list[BenchmarkResult]]:
     """Ask a run's model, or any other, and return the results under `tuned` and, where asked for, `base`.
 
-    Those of a run are also merged into its `benchmarks.json`, and the base model's into `base/benchmarks.json`.
+    Those of a run are also merged into its `benchmarks.json`, task by task: what is there already, asked in the same
+    way, is not asked again.
 
     Args:
         name: A run folder; or an alias, Hub id or folder of a model, whose results are returned only.
@@ -125,53 +120,63 @@ def benchmark_run(
     options = options or BenchmarkOptions()
     run = RunFolder(Path(name)) if Path(name).is_dir() and RunFolder(Path(name)).config.is_file() else None
     if run is None and base:
-        raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is none.")
+        raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is not one.")
     sources: dict[str, tuple[str, str | None, Path | None]] = {"tuned": (name, None, None)}
-    if run is not None:
+    if run is not None and base:
         section = run.load_experiment().model
-        if base:
-            sources["base"] = (run.find_base(section.name), section.revision, run.model)
-        # Damaged files come to light before hours of work.
-        for folder in (run, run.base):
-            read_results(folder.benchmarks)
+        sources["base"] = (run.find_base(section.name), section.revision, run.model)
+    # A damaged file comes to light before hours of work.
+    kept = read_results(run.benchmarks) if run is not None else {}
     loaded = load_tasks(tasks, options.include)
-    found: dict[str, Benchmark] = {}
+    found: dict[str, list[BenchmarkResult]] = {}
     for kind, (model_name, revision, base_of) in sources.items():
-        logger.info("Asking %s", model_name)
-        found[kind] = _benchmark_named(model_name, loaded, options, revision=revision, base_of=base_of)
-        if run is not None:
-            _keep((run.base if kind == "base" else run).benchmarks, found[kind].results)
+        found[kind] = []
+        model = None
+        for asked in loaded:
+            rows = [row for row in kept.get(kind, []) if _is_same_request(row, asked, model_name, options)]
+            if rows and run is not None:
+                logger.info("`%s` was asked before; delete `%s` to ask again", asked, run.benchmarks)
+            else:
+                logger.info("Asking %s: %s", model_name, asked)
+                model = model or _load(model_name, options, revision=revision, base_of=base_of)
+                rows = benchmark_model(*model, {asked: loaded[asked]}, name=model_name, options=options)
+            found[kind] += rows
+            if run is not None:
+                others = [row for row in kept.get(kind, []) if row.task not in {row.task for row in rows}]
+                kept[kind] = [*others, *rows]
+                _write_results(run.benchmarks, kept)
     if run is not None and base:
         found["tuned"] = compare_benchmarks(found["tuned"], found["base"])
-        _keep(run.benchmarks, found["tuned"].results)
+        compared = {(row.task, row.metric, row.filter): row for row in found["tuned"]}
+        kept["tuned"] = [compared.get((row.task, row.metric, row.filter), row) for row in kept["tuned"]]
+        _write_results(run.benchmarks, kept)
     return found
 
 
-def _benchmark_named(
-    name: str, tasks: LoadedTasks, options: BenchmarkOptions, *, revision: str | None, base_of: Path | None
-) -> Benchmark:
+def _is_same_request(row: BenchmarkResult, asked: str, model: str, options: BenchmarkOptions) -> bool:
+    how = options.num_fewshot, options.limit, options.apply_chat_template, options.dtype
+    seen = row.asked_fewshot, row.limit, row.chat_template, row.dtype
+    return (row.asked, row.model, *seen) == (asked, model, *how)
+
+
+def _load(name: str, options: BenchmarkOptions, *, revision: str | None, base_of: Path | None) -> tuple[Any, Any]:
     from hf_instruct.models import load_model, move_to_best_device
 
-    model, tokenizer = load_model(
-        name,
-        revision=revision,
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-        base_of=base_of,
-    )
-    move_to_best_device(model)
-    return benchmark_model(model, tokenizer, tasks, name=name, options=options)
+    trusted = options.trust_remote_code
+    found = load_model(name, revision=revision, dtype=options.dtype, trust_remote_code=trusted, base_of=base_of)
+    move_to_best_device(found[0])
+    return found
 
 
 def benchmark_model(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    tasks: LoadedTasks | Sequence[str],
+    tasks: "Mapping[str, Mapping[str, Any]] | Sequence[str]",
     *,
     name: str = "model",
     options: BenchmarkOptions | None = None,
-) -> Benchmark:
-    """Ask a model that is in memory, adapter included, and return what lm-eval measures.
+) -> list[BenchmarkResult]:
+    """Ask a model that is in memory, adapter included, and return what lm-eval measures, a row for each metric.
 
     Args:
         model: A causal language model, on the device it should compute on.
@@ -192,62 +197,71 @@ def benchmark_model(
         )
     from importlib.metadata import version
 
-    loaded = tasks if isinstance(tasks, LoadedTasks) else load_tasks(tasks, options.include)
-    start = time.monotonic()
-    raw = _evaluate(model, tokenizer, loaded, options)
-    common = {
-        "limit": options.limit,
-        "chat_template": options.apply_chat_template,
-        "dtype": options.dtype,
-        "model": name,
-        "lm_eval_version": version("lm_eval"),
-        "seconds": round(time.monotonic() - start, 1),
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return Benchmark(_collect_results(raw, common), _choose_shown(loaded.shown, raw), _collect_values(raw))
+    loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, options.include)
+    rows: list[BenchmarkResult] = []
+    for asked, found in loaded.items():
+        start = time.monotonic()
+        try:
+            raw = _evaluate(model, tokenizer, found, options)
+        except (ValueError, AssertionError, LookupError) as error:
+            # A question longer than the context, more solved examples than there are, a task that runs code.
+            raise DataError(
+                f"lm-eval cannot run `{asked}` with this model and these options: {first_line(error)} Lower "
+                "`--num-fewshot`, or take another task."
+            ) from error
+        common = {
+            "limit": options.limit,
+            "chat_template": options.apply_chat_template,
+            "dtype": options.dtype,
+            "model": name,
+            "lm_eval_version": version("lm_eval"),
+            "seconds": round(time.monotonic() - start, 1),
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "asked": asked,
+            "asked_fewshot": options.num_fewshot,
+        }
+        shown = _choose_shown([asked] if asked in found["groups"] else list(found["tasks"]), raw)
+        rows += _collect_results(raw, shown, common)
+    return rows
 
 
-@quiet_harness()
-def _evaluate(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tasks: LoadedTasks, options: BenchmarkOptions
-) -> dict[str, Any]:
+def _evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Any], options: BenchmarkOptions) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
-    try:
-        with _our_bars():
-            raw: dict[str, Any] = lm_eval.simple_evaluate(
-                lm,
-                tasks=list(tasks.specs),
-                num_fewshot=options.num_fewshot,
-                batch_size=options.batch_size,
-                limit=options.limit,
-                apply_chat_template=options.apply_chat_template,
-            )
-    except (ValueError, AssertionError, KeyError, IndexError) as error:
-        # A question longer than the context, more solved examples than there are, a metric that does not fit.
-        raise DataError(
-            f"lm-eval cannot run {', '.join(f'`{name}`' for name in tasks.shown)} with this model and these options: "
-            f"{' '.join(str(error).split()) or type(error).__name__} Lower `--num-fewshot`, or take another task."
-        ) from error
+    for task in tasks["tasks"].values():
+        # As `simple_evaluate`, which also spends seconds on `git` and `pip`.
+        default = task.get_config("num_fewshot")
+        if default is None or (options.num_fewshot is not None and default != 0):
+            task.set_config(key="num_fewshot", value=options.num_fewshot or 0)
+        task.set_fewshot_seed(seed=lm_eval.defaults.DEFAULT_OTHER_SEED)
+    with quiet():
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+        raw: dict[str, Any] = lm_eval.evaluate(
+            lm,
+            dict(tasks),
+            limit=options.limit,
+            apply_chat_template=options.apply_chat_template,
+            fewshot_as_multiturn=True,
+        )
     return raw
 
 
-def _collect_results(raw: Mapping[str, Any], common: Mapping[str, Any]) -> list[BenchmarkResult]:
+def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mapping[str, Any]) -> list[BenchmarkResult]:
     from lm_eval.utils import hash_string
 
     rows = []
     for task, metrics in raw["results"].items():
-        samples = raw["samples"].get(task)
+        samples = raw["samples"].get(task) or []
         counts = raw["n-samples"].get(task, {})
         # As lm-eval's own `task_hashes`, so that these can be held against published ones.
-        parts = [s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples or []]
+        parts = [s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples]
+        version = raw["versions"].get(task)
         for key, value in metrics.items():
             metric, comma, filter_name = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
-            version = raw["versions"].get(task)
+            values = [_number(s.get(metric)) for s in samples if s["filter"] == filter_name]
             rows.append(
                 BenchmarkResult(
                     task=task,
@@ -262,6 +276,8 @@ def _collect_results(raw: Mapping[str, Any], common: Mapping[str, Any]) -> list[
                     # lm-eval's word for a YAML that gives none.
                     version=None if version in (None, "Yaml") else str(version),
                     questions_sha256=hash_string("".join(parts)) if samples else None,
+                    shown=task in shown,
+                    values=[v for v in values if v is not None] if values and None not in values else None,
                     **common,
                 )
             )
@@ -269,7 +285,7 @@ def _collect_results(raw: Mapping[str, Any], common: Mapping[str, Any]) -> list[
 
 
 def _choose_shown(names: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
-    """Return names with the members of a group in its place where its YAML does not say how to sum them up."""
+    """Return names, with its members instead of a group whose YAML does not say how to sum them up."""
     shown: list[str] = []
     for name in names:
         has_result = any("," in key for key in raw["results"].get(name, {}))
@@ -277,109 +293,54 @@ def _choose_shown(names: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
     return shown
 
 
-def _collect_values(raw: Mapping[str, Any]) -> dict[tuple[str, str, str], dict[int, float]]:
-    values: dict[tuple[str, str, str], dict[int, float]] = {}
-    for task, samples in raw["samples"].items():
-        for sample in samples:
-            for metric in sample["metrics"]:
-                if (value := _number(sample[metric])) is not None:
-                    values.setdefault((task, metric, sample["filter"]), {})[int(sample["doc_id"])] = value
-    return values
-
-
 def _number(value: Any) -> float | None:
     """Return a finite number as a float, and None for anything else, such as lm-eval's "N/A"."""
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
+        return float(value) if math.isfinite(value) else None
+    except TypeError:
         return None
-    return number if math.isfinite(number) else None
 
 
-def compare_benchmarks(tuned: Benchmark, base: Benchmark) -> Benchmark:
-    """Return the tuned model's benchmark with each value's difference from the base model's, question by question.
+def compare_benchmarks(tuned: Sequence[BenchmarkResult], base: Sequence[BenchmarkResult]) -> list[BenchmarkResult]:
+    """Return the tuned model's results with each one's difference from the base model's, question by question.
 
     Only where the value is the mean of the questions' values: of others, a mean of differences is no difference.
     """
+    others = {(row.task, row.metric, row.filter): row.values for row in base}
     results = []
-    for row in tuned.results:
-        key = (row.task, row.metric, row.filter)
-        own, other = tuned.values.get(key, {}), base.values.get(key, {})
-        is_mean = own and row.value is not None and math.isclose(sum(own.values()) / len(own), row.value, abs_tol=1e-9)
-        # lm-eval does not say which of its metrics are a yes or a no for each question.
-        is_share = {*own.values(), *other.values()} <= {0.0, 1.0}
-        if is_mean and own.keys() == other.keys() and (found := measure_difference(other, own, is_share=is_share)):
-            row = dataclasses.replace(row, difference=dataclasses.asdict(found))
+    for row in tuned:
+        own, other = row.values, others.get((row.task, row.metric, row.filter))
+        is_mean = own and row.value is not None and math.isclose(sum(own) / len(own), row.value, abs_tol=1e-9)
+        if own and other and is_mean and len(own) == len(other):
+            # lm-eval does not say which of its metrics are a yes or a no for each question.
+            is_share = {*own, *other} <= {0.0, 1.0}
+            found = measure_difference(dict(enumerate(other)), dict(enumerate(own)), is_share=is_share)
+            row = dataclasses.replace(row, difference=dataclasses.asdict(found) if found else None)
         results.append(row)
-    return dataclasses.replace(tuned, results=results)
+    return results
 
 
-def read_results(path: Path) -> list[BenchmarkResult]:
-    """Return the results in a `benchmarks.json`; none where there is no such file.
+def read_results(path: Path) -> dict[str, list[BenchmarkResult]]:
+    """Return the results in a `benchmarks.json` by model, `tuned` and `base`; none where there is no such file.
 
     Raises:
         DataError: The file holds something else.
     """
     if not path.exists():
-        return []
+        return {}
     names = {field.name for field in dataclasses.fields(BenchmarkResult)}
     try:
-        rows = parse_json(path.read_bytes())["results"]
-        return [BenchmarkResult(**{key: value for key, value in row.items() if key in names}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        content = parse_json(path.read_bytes())
+        return {
+            kind: [BenchmarkResult(**{key: row[key] for key in row.keys() & names}) for row in content.get(key, [])]
+            for kind, key in (("tuned", "results"), ("base", "base"))
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"`{path}` cannot be read as benchmark results ({error}); move it away, then ask again."
         ) from error
 
 
-def _keep(path: Path, results: Sequence[BenchmarkResult]) -> None:
-    """Write results over those of the same tasks; those of other tasks stay."""
-    tasks = {row.task for row in results}
-    rows = [*(row for row in read_results(path) if row.task not in tasks), *results]
-    write_json(path, {"results": [dataclasses.asdict(row) for row in rows]})
-
-
-class _Bar:
-    """Our progress bar in the place of the one that lm-eval makes: what of tqdm it uses."""
-
-    def __init__(self, items: Iterable[Any] = (), *, total: int | None = None, disable: bool = False, **_: Any) -> None:
-        self._items = list(items)
-        self._stack = contextlib.ExitStack()
-        self._advance: Advance | None = None
-        if not disable:
-            count = len(self._items) if total is None else total
-            self._advance = self._stack.enter_context(progress_bar("Requests", count))
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self._items:
-            yield item
-            self.update()
-
-    def update(self, count: int = 1) -> None:
-        if self._advance is not None:
-            self._advance(count, "")
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-@contextlib.contextmanager
-def _our_bars() -> Iterator[None]:
-    """Let lm-eval show its progress by our bar, closed whatever happens."""
-    import lm_eval.models.huggingface as module
-
-    bars: list[_Bar] = []
-
-    def build(*arguments: Any, **settings: Any) -> _Bar:
-        # Of two at once, one would draw over the other.
-        for bar in bars:
-            bar.close()
-        bars.append(_Bar(*arguments, **settings))
-        return bars[-1]
-
-    try:
-        with replaced(module, "tqdm", build):
-            yield
-    finally:
-        for bar in bars:
-            bar.close()
+def _write_results(path: Path, results: Mapping[str, Sequence[BenchmarkResult]]) -> None:
+    rows = {kind: [dataclasses.asdict(row) for row in results.get(kind, [])] for kind in ("tuned", "base")}
+    write_json(path, {"results": rows["tuned"]} | ({"base": rows["base"]} if rows["base"] else {}))
