@@ -1,78 +1,124 @@
-"""`hf-instruct judge` as a user types it."""
+"""`hf-instruct judge` as a user types it: score, pairwise, check and metrics."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import load_experiment
-from hf_instruct.records import Judgment, Response, build_example_id, read_rows, write_rows
+from hf_instruct.records import Example, Judgment, Preference, Response, build_example_id, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 
 ROWS = [
-    {"instruction": f"Task {number}.", "input": "", "output": "Done.", "model_response": f"Answer {number}."}
-    for number in range(3)
+    {"instruction": f"Task {n}.", "input": "", "output": f"Done {n}.", "model_response": f"Answer {n}."}
+    for n in range(3)
 ]
+EXAMPLES = [Example(f"id{i}", f"Spell the number {i}.", "", f"The word is number-{i}-spelt.") for i in range(12)]
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     for name in ("OLLAMA_HOST", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps(ROWS))
-    return path
+def ollama(server: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> FakeOllama:
+    monkeypatch.setenv("OLLAMA_HOST", server.url)
+    return server
+
+
+@pytest.fixture
+def file() -> Path:
+    Path("rows.json").write_text(json.dumps(ROWS))
+    return Path("rows.json")
 
 
 def judge(*arguments: object) -> int:
     return main(["judge", *(str(argument) for argument in arguments)])
 
 
-def test_file(server: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert judge(file, "--judge", "ollama", "--base-url", server.url) == 0
-    folder = file.parent
+def make_run(name: str = "runs/mine", *, untuned: str = "?") -> RunFolder:
+    run = RunFolder(Path(name))
+    run.save_experiment(load_experiment(None))
+    for folder, suffix in ((run, "!"), (run.base, untuned)):
+        rows = [Response(f"id{n}", f"Task {n}.", "", "Done.", f"Answer {n}{suffix * (n % 3 + 1)}") for n in range(3)]
+        write_rows(folder.responses, rows)
+    return run
+
+
+@pytest.mark.parametrize("words", [[], ["score"]])
+def test_scores_of_a_file(ollama: FakeOllama, file: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge(*words, file) == 0
     score, metrics, *paths = capsys.readouterr().out.splitlines()
     assert score == (
         "85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 3 of 3, 0 failed; judge llama3@365c0bd, rubric "
         "course)"
     )
     assert metrics.startswith("metrics  exact match 0 %, ")
-    assert paths == [f"{folder}/{name}" for name in ("judgments.jsonl", "scores.json", "metrics.json")]
-    assert [row.score for row in read_rows(folder / "judgments.jsonl", Judgment)] == [85, 85, 85]
+    assert paths == ["judgments.jsonl", "scores.json", "metrics.json"]
+    assert [row.score for row in read_rows(Path("judgments.jsonl"), Judgment)] == [85, 85, 85]
+
+
+def test_scores_of_a_run(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    assert judge(run.path, "--no-cache") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:18] for line in lines[::5]] == ["base   85.0 ± 0.0 ", "tuned  85.0 ± 0.0 "]
+    for side, start in ((run.base, 1), (run, 6)):
+        assert lines[start].startswith("       metrics  exact match 0 %, ")
+        shown = [line.strip() for line in lines[start + 1 : start + 4]]
+        assert shown == [str(side.judgments), str(side.scores), str(side.metrics)]
+    assert judge(run.path, "--judge.base", "false", "--rubric", "critique") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_flags_reach_the_judge(ollama: FakeOllama, file: Path) -> None:
+    ollama.reply = lambda body: Answer('{"score": 3}')
+    flags = ["--model", "llama3", "--rubric", "five-point", "--concurrency", "1", "--out", "out"]
+    assert judge("score", file, *flags, "--judge.num_ctx", "2048", "--judge.seed=7") == 0
+    scores = json.loads(Path("out/scores.json").read_text())
+    assert (scores["mean"], scores["rubric"]["name"]) == (50.0, "five-point")
+    assert (scores["judge"]["options"]["num_ctx"], scores["judge"]["options"]["seed"]) == (2048, 7)
+    assert not Path("scores.json").exists()
 
 
 def test_judge_without_any_verdict_fails_and_leaves_its_files(
-    server: FakeOllama, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ollama: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.reply = lambda body: Answer("no idea")
-    assert judge(file, "--judge", "ollama", "--base-url", server.url) == 1
+    ollama.reply = lambda body: Answer("no idea")
+    assert judge(file) == 1
     streams = capsys.readouterr()
-    assert streams.out.splitlines()[0].startswith("no score (no verdict could be read; n 0 of 3, 3 failed; ")
-    assert streams.err.endswith(
-        f"hf-instruct: The judge gave no verdict: all 3 failed. `{file.parent}/judgments.jsonl` has its replies and "
-        "the reasons. Choose another with `--judge` and `--model`.\n"
-    )
-    assert len(read_rows(file.parent / "judgments.jsonl", Judgment)) == 3
-    assert json.loads((file.parent / "scores.json").read_text())["failures"] == 3
+    assert streams.out.startswith("no score (no verdict could be read; n 0 of 3, 3 failed; ")
+    assert "The judge gave no verdict: all 3 failed. `judgments.jsonl` has its replies" in streams.err
+    assert len(read_rows(Path("judgments.jsonl"), Judgment)) == 3
+    assert json.loads(Path("scores.json").read_text())["failures"] == 3
     # One side of a run is enough.
-    run = RunFolder(tmp_path / "run")
-    run.save_experiment(load_experiment(None, {"judge.base_url": server.url, "judge.backend": "ollama"}, deep=False))
-    write_rows(run.responses, [Response("a", "Do.", "", "Done.", "Bad.")])
-    write_rows(run.base.responses, [Response("a", "Do.", "", "Done.", "Good.")])
-    server.reply = lambda body: Answer("no idea" if "Bad." in str(body) else "90")
+    run = make_run()
+    ollama.reply = lambda body: Answer("no idea" if "!" in str(body) else "90")
     assert judge(run.path) == 1
     streams = capsys.readouterr()
     assert len(streams.out.splitlines()) == 10
-    assert f"all 1 failed. `{run.judgments}` has its replies" in streams.err
+    assert f"all 3 failed. `{run.judgments}` has its replies" in streams.err
+    ollama.reply = lambda body: Answer("both")
+    assert judge("pairwise", run.path, "--baseline", run.base.path) == 1
+    assert "The judge gave no verdict: all 3 failed. `runs/mine/pairwise/base.jsonl` has" in capsys.readouterr().err
+    assert len(read_rows(run.pairwise / "base.jsonl", Preference)) == 3
+    assert judge("check", file, "--limit", 2) == 1
+    streams = capsys.readouterr()
+    assert "FAILED: failures" in streams.out
+    assert "The judge gave no verdict: all 26 failed. " in streams.err
+    assert Path("self_check.json").is_file()
 
 
 def test_run_without_any_verdict_fails_after_its_summary(
@@ -93,60 +139,129 @@ def test_run_without_any_verdict_fails_after_its_summary(
     assert f"The judge gave no verdict: all {scores['total']} failed. `{run.judgments}` has" in streams.err
 
 
-def test_flags_reach_the_judge(server: FakeOllama, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", server.url)
-    server.reply = lambda body: Answer('{"score": 3}')
-    flags = ["--model", "llama3", "--rubric", "five-point", "--concurrency", "1", "--out", tmp_path / "out"]
-    assert judge(file, *flags, "--judge.num_ctx", "2048", "--judge.seed=7") == 0
-    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert (scores["mean"], scores["rubric"]["name"]) == (50.0, "five-point")
-    assert (scores["judge"]["options"]["num_ctx"], scores["judge"]["options"]["seed"]) == (2048, 7)
-    assert not (file.parent / "scores.json").exists()
-
-
-def test_run_folder(server: FakeOllama, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = RunFolder(tmp_path / "run")
-    run.save_experiment(load_experiment(None, {"judge.base_url": server.url, "judge.backend": "ollama"}, deep=False))
-    rows = [Response(str(i), f"Task {i}.", "", "Done.", f"Answer {i}.") for i in range(3)]
-    write_rows(run.responses, rows)
-    write_rows(run.base.responses, rows[:2])
-    assert judge(run.path, "--no-cache") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("base   85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 2 of 2, ")
-    assert lines[5].startswith("tuned  85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 3 of 3, ")
-    for side, start in ((run.base, 1), (run, 6)):
-        assert lines[start].startswith("       metrics  exact match 0 %, ")
-        shown = [line.strip() for line in lines[start + 1 : start + 4]]
-        assert shown == [str(side.judgments), str(side.scores), str(side.metrics)]
-    assert judge(run.path, "--judge.base", "false", "--rubric", "critique") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 5
-
-
-def test_dying_server_says_how_to_go_on(
+def test_dying_server_says_how_to_continue(
     server: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["judge", str(file), "--judge", "ollama", "--base-url", server.url, "--concurrency", "1", "--force"]
     monkeypatch.setattr(sys, "argv", ["hf-instruct", *command])
     server.dies_after = 2
     assert main(command) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"hf-instruct: The Ollama server at {server.url} no longer answers (All connection attempts failed). "
-        "Start it again with `ollama serve`. 2 of 3 are judged, kept in "
-        f"`{file.parent}/judgments.jsonl`. Go on with the same command: `hf-instruct judge {file} --judge ollama "
-        f"--base-url {server.url} --concurrency 1`."
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "no longer answers" in error
+    assert "2 of 3 are judged, kept in `judgments.jsonl`." in error
+    assert f"`hf-instruct judge {file} --judge ollama --base-url {server.url} --concurrency 1`." in error
+    assert len(read_rows(Path("judgments.jsonl"), Judgment)) == 2
+
+
+def prefer_exclamations(body: dict[str, Any]) -> Answer:
+    text = str(body["messages"][-1]["content"])
+    answer_a = text[text.index("### Answer A") : text.index("### Answer B")]
+    return Answer(json.dumps({"better": "A" if "!" in answer_a else "B"}))
+
+
+def test_pairs_of_a_run_and_its_base(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    ollama.reply = prefer_exclamations
+    assert judge("pairwise", "runs/mine/", "--baseline", "runs/mine/base") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "runs/mine against runs/mine/base"
+    assert lines[3] == "win rate                      100.0 %   95 % interval 43.9 to 100.0 %; won 3, tied 0, lost 0"
+    assert lines[-2:] == ["runs/mine/pairwise/base.jsonl", "runs/mine/pairwise/base.json"]
+    assert len(ollama.chats) == 6
+    rows = read_rows(run.pairwise / "base.jsonl", Preference)
+    assert [(row.first, row.second, row.score) for row in rows] == [("runs/mine", "runs/mine/base", 1.0)] * 3
+    assert not run.scores.exists()
+
+
+def test_pairs_of_files_and_equal_answers(ollama: FakeOllama) -> None:
+    make_run()
+    ollama.reply = prefer_exclamations
+    shutil.copy("runs/mine/responses.jsonl", "tuned.jsonl")
+    assert judge("pairwise", "tuned.jsonl", "--baseline", "runs/mine/base") == 0
+    assert Path("pairwise/tuned-against-mine-base.jsonl").exists()
+    ollama.reply = lambda body: Answer("Equal answers need no judge.")
+    assert judge("pairwise", "runs/mine", "--baseline", "tuned.jsonl", "--out", "out") == 0
+    assert json.loads(Path("out/mine-against-tuned.json").read_text())["identical"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "`other.jsonl` does not exist; name a run folder or a file of responses."),
+        ("", "`other.jsonl` is empty; it should hold a JSON list of responses, or one object a line."),
+        ("nonsense\n", "1 problem in `other.jsonl`:"),
+        ('{"instruction": "x", "input": "", "output": "y", "response": "z"}\n', "have no example in common"),
+    ],
+)
+def test_bad_baseline_writes_nothing(content: str | None, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run()
+    if content is not None:
+        Path("other.jsonl").write_text(content)
+    assert judge("pairwise", "runs/mine", "--baseline", "other.jsonl") == 1
+    assert message in capsys.readouterr().err
+    assert not Path("runs/mine/pairwise").exists()
+
+
+def honest(body: dict[str, Any]) -> Answer:
+    """Read the course's prompt as a careful judge would: score only what the response says."""
+    found = re.search(
+        r"Instruction:\n(.*?)(?:\n\n### Input:.*?)?`\n\nThe correct output is:\n`(.*?)`\n\nThe model's response is:\n"
+        r"`(.*)`\n\nScore the model's response",
+        body["messages"][-1]["content"],
+        re.DOTALL,
     )
-    assert len(read_rows(file.parent / "judgments.jsonl", Judgment)) == 2
+    assert found
+    task, output, response = found.groups()
+    score = 95 if output in response else 0 if response in ("", task) else 5
+    return Answer(json.dumps({"score": score}))
+
+
+def test_check_with_a_run(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    write_rows(run.split("test"), EXAMPLES)
+    ollama.reply = honest
+    assert judge("check", run.path) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "judge llama3@365c0bd, rubric course, 12 examples, 156 answers: passed",
+        str(run.self_check),
+        str(run.path / "self_check" / "judgments.jsonl"),
+    ]
+    assert json.loads(run.self_check.read_text())["passed"] is True
+
+
+def test_check_with_a_file_and_strict(ollama: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge("check", file) == 0
+    # The fake gives 85 to everything.
+    assert "The judge gave every answer the same score, 85" in capsys.readouterr().out
+    assert json.loads(Path("self_check.json").read_text())["failed"] == ["order", "repeated"]
+    assert judge("check", file, "--strict", "--out", "out") == 1
+    assert capsys.readouterr().err.endswith("hf-instruct: The judge failed its self-check: order, repeated.\n")
+    assert Path("out/self_check.json").exists()
+    # Afterwards every score by this judge says so.
+    assert judge(file) == 0
+    assert "; judge FAILED its self-check: order, repeated)" in capsys.readouterr().out
+
+
+def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]) -> None:
+    ollama.reply = honest
+    assert judge("check", "--concurrency", "32") == 0
+    assert "20 examples, 260 answers: passed" in capsys.readouterr().out.splitlines()[-1]
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["none.json"], "hf-instruct: `none.json` does not exist; name a run folder or a file of responses.\n"),
-        (["{folder}"], "is not a run folder (no `run.yaml` in it)."),
+        (["none.json"], "`none.json` does not exist; name a run folder or a file of responses."),
+        (["check", "none.json"], "`none.json` does not exist; name a run folder or a file of responses."),
+        (["metrics", "none.json"], "`none.json` does not exist; name a run folder or a file of responses."),
+        (["metrics", "."], "is not a run folder (no `run.yaml` in it)."),
+        (["metrics", "runs/mine", "--out", "x"], "`--out` is for files of responses"),
+        (["."], "is not a run folder (no `run.yaml` in it)."),
         (["{file}", "--rubric", "curse"], "Unknown rubric `curse`. Did you mean `course`?"),
         (["{file}", "--concurrency", "0"], "`judge.concurrency` is 0; input should be greater than or equal to 1"),
         (["{file}", "--judge.num_ctxt", "1"], "`judge.num_ctxt` is unknown. Did you mean `num_ctx`?"),
-        (["{file}", "--data.source", "x"], "`--data.source` is not a setting of judging; only `--judge.FIELD` is"),
+        (["{file}", "--data.source", "x"], "`--data.source` is not a setting of judging"),
         (["{file}", "--out", "{file}/x"], "Name another folder with `--out DIR`."),
         (["{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),
         (
@@ -158,49 +273,55 @@ def test_dying_server_says_how_to_go_on(
             ["{file}", "--judge", "openai", "--base-url", "http://127.0.0.1:9/v1"],
             "No server answers at http://127.0.0.1:9",
         ),
+        (["check", "{file}", "--limit", "1"], "`--limit` is 1; a self-check needs at least 2 examples."),
+        (["check", "{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),
+        (["check", "single.json"], "as one's answer is the other's wrong answer; there is 1. Name another source"),
+        (["check", "same.json"], "none has an output that differs from that of"),
     ],
 )
 def test_bad_input(arguments: list[str], text: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    filled = [argument.format(file=file, folder=file.parent) for argument in arguments]
-    assert judge(*filled) == 1
+    Path("single.json").write_text(json.dumps(ROWS[:1]))
+    Path("same.json").write_text(json.dumps(ROWS[:1] * 3))
+    make_run()
+    before = sorted(Path().rglob("*"))
+    assert judge(*(argument.format(file=file) for argument in arguments)) == 1
     streams = capsys.readouterr()
     assert streams.out == ""
     assert text in streams.err
-    assert sorted(path.name for path in file.parent.iterdir() if path.name != "cache") == ["rows.json"]
+    assert [path for path in Path().rglob("*") if path not in before and path.is_file()] == []
 
 
 def test_rubric_that_fails_on_one_row_asks_nobody(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rubric = file.parent / "mine.yaml"
     fields = "{{ instruction }}{{ input }}{{ output }}{{ response }}"
-    rubric.write_text(f"prompt: \"{fields}{{{{ 9 // (instruction != 'Task 2.')|int }}}}\"\n")
+    Path("mine.yaml").write_text(f"prompt: \"{fields}{{{{ 9 // (instruction != 'Task 2.')|int }}}}\"\n")
     # Nobody listens there.
-    assert judge(file, "--rubric", rubric, "--judge", "ollama", "--base-url", "127.0.0.1:9") == 1
-    row = build_example_id("Task 2.", "", "Done.")
-    assert capsys.readouterr().err == (
-        f"hf-instruct: `prompt` of the rubric `mine` is not a usable Jinja template for the example `{row}`: integer "
-        "division or modulo by zero.\n"
-    )
+    assert judge(file, "--rubric", "mine.yaml", "--judge", "ollama", "--base-url", "127.0.0.1:9") == 1
+    row = build_example_id("Task 2.", "", "Done 2.")
+    assert f"the rubric `mine` is not a usable Jinja template for the example `{row}`" in capsys.readouterr().err
 
 
-def test_unusable_address_in_the_environment(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", "localhost:x")
-    assert judge(file) == 1
-    assert capsys.readouterr().err == (
-        "hf-instruct: OLLAMA_HOST `localhost:x` is not usable. It looks like http://127.0.0.1:11434.\n"
-    )
-
-
-def test_usage_fault_exits_2(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["{file}", "--judge", "gpt"], "invalid choice: 'gpt'"),
+        (["{file}", "--pairwise", "--baseline", "x"], "--pairwise is now an action: `hf-instruct judge pairwise ...`"),
+        (["--self-check"], "--self-check is now an action: `hf-instruct judge check ...`"),
+        (["{file}", "--metrics-only"], "--metrics-only is now an action: `hf-instruct judge metrics ...`"),
+        (["pairwise", "{file}"], "the following arguments are required: --baseline"),
+        (["pairwise", "{file}", "--baseline", "x", "--rubric", "course"], "unrecognized arguments: --rubric course"),
+        (["metrics", "{file}", "--force"], "unrecognized arguments: --force"),
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], text: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        judge(file, "--judge", "gpt")
+        judge(*(argument.format(file=file) for argument in arguments))
     assert caught.value.code == 2
+    assert text in capsys.readouterr().err
 
 
 def test_help_loads_no_heavy_library() -> None:
     code = (
-        "import sys; sys.argv = ['hf-instruct', 'judge', '--help']\n"
+        "import sys; sys.argv = ['hf-instruct', 'judge', 'score', '--help']\n"
         "from hf_instruct.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"

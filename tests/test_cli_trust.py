@@ -154,15 +154,17 @@ def judged_elsewhere(server: FakeOllama, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def _judge(run: RunFolder, *words: str) -> int:
-    return main(["judge", str(run.path), *(str(run.base.path) if word == "base" else word for word in words)])
+    action = words[:1] if words and not words[0].startswith("-") else ()
+    rest = (str(run.base.path) if word == "base" else word for word in words[len(action) :])
+    return main(["judge", *action, str(run.path), *rest])
 
 
 @pytest.mark.parametrize(
     ("words", "backend", "path", "variable"),
     [
         ([], "openai", "/v1", "OPENAI_BASE_URL"),
-        (["--pairwise", "--baseline", "base"], "ollama", "", "OLLAMA_HOST"),
-        (["--self-check"], "auto", "", "OLLAMA_HOST"),
+        (["pairwise", "--baseline", "base"], "ollama", "", "OLLAMA_HOST"),
+        (["check"], "auto", "", "OLLAMA_HOST"),
     ],
 )
 def test_only_the_user_names_a_judge_elsewhere(

@@ -385,7 +385,7 @@ def run_with_answers(path: Path) -> RunFolder:
 
 def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_with_answers(tmp_path / "run")
-    assert main(["judge", str(run.path), "--metrics-only"]) == 0
+    assert main(["judge", "metrics", str(run.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["base,", "n", "2", "tuned,", "n", "4"]
     assert lines[1].endswith("25 % [5 %, 70 %]")
@@ -400,31 +400,11 @@ def test_metrics_only_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "rows.json"
     row = {"instruction": "Do.", "input": "", "output": "Done.", "model_response": "Done."}
     file.write_text(json.dumps([row]))
-    assert main(["judge", str(file), "--metrics-only", "--out", str(tmp_path / "out")]) == 0
+    assert main(["judge", "metrics", str(file), "--out", str(tmp_path / "out")]) == 0
     files = JudgmentFiles(tmp_path / "out")
     assert capsys.readouterr().out.splitlines()[-1] == str(files.metrics)
     assert json.loads(files.metrics.read_text())["metrics"]["chrf"] == {"mean": 100.0, "interval": None, "n": 1}
     assert [path.name for path in files.folder.iterdir()] == ["metrics.json"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["{run}", "--rubric", "critique", "--force"], "asks no judge, and `--judge.rubric`, `--force` is for one"),
-        (["{run}", "--self-check"], "`--metrics-only` asks no judge; leave out `--pairwise` and `--self-check`."),
-        (["{run}", "--out", "x"], "`--out` is for files of responses; a run's metrics belong in its folder."),
-        ([], "Name what to judge: a run folder, or a file of responses."),
-        (["{folder}"], "is not a run folder (no `run.yaml` in it)."),
-    ],
-)
-def test_metrics_only_refused(
-    arguments: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = run_with_answers(tmp_path / "run")
-    assert main(["judge", "--metrics-only", *(word.format(run=run.path, folder=tmp_path) for word in arguments)]) == 1
-    streams = capsys.readouterr()
-    assert (streams.out, text in streams.err) == ("", True)
-    assert not run.metrics.exists()
 
 
 def test_the_judge_stage_measures_before_it_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,7 +176,7 @@ def test_sets_that_never_met_are_an_error_that_names_the_groups() -> None:
     assert str(caught.value) == (
         "The 5 sets of responses fall into 2 groups without a comparison between them: `c`, `d`, `e`; `a`, `b`. "
         "Ratings need a chain of comparisons from each set to each; judge a pair across the groups with `hf-instruct "
-        "judge RUN --pairwise --baseline RUN`, or rate each group alone."
+        "judge pairwise RUN --baseline RUN`, or rate each group alone."
     )
 
 

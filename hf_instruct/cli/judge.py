@@ -1,24 +1,43 @@
-"""`hf-instruct judge`: score responses with a language model as the judge."""
+"""`hf-instruct judge`: score responses, compare two sets of them, check the judge, or measure without one."""
 
 import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from hf_instruct.cli.judge_flags import build_options, build_section, collect_settings, require_verdicts
+from hf_instruct.console import align
+
+if TYPE_CHECKING:
+    from hf_instruct.config import JudgeSection
+    from hf_instruct.evaluation.loop import JudgeOptions
+    from hf_instruct.evaluation.pairwise import PairFiles
+    from hf_instruct.run_folder import RunFolder
 
 _EXAMPLES = """\
+`hf-instruct judge ACTION --help` says more. `score` may be left out.
+
 examples:
   hf-instruct judge runs/my-run                              again, or with another judge, over a run folder
   hf-instruct judge instruction-data-with-response.json      a file of responses; --out DIR for where the scores go
-  hf-instruct judge runs/a --pairwise --baseline runs/b      which of two answers is better, asked in both orders
-  hf-instruct judge runs/my-run --metrics-only               no judge at all: exact match, ROUGE-L, chrF and the like
   hf-instruct judge runs/my-run --judge ollama --pull        Llama 3 through Ollama, downloaded if it is missing
   hf-instruct judge runs/my-run --judge openai --base-url http://127.0.0.1:8000/v1 --concurrency 32
+  hf-instruct judge pairwise runs/a --baseline runs/b        which of two answers is better, asked in both orders
+  hf-instruct judge check runs/my-run                        test the judge itself with answers of known worth
+  hf-instruct judge metrics runs/my-run                      no judge at all: exact match, ROUGE-L, chrF and the like
 
-What is judged already is not judged again; interrupted, the same command goes on. Judgments by another judge or rubric
-stay beside the new ones, under a name of their own. Fields of an experiment's `judge` section without a flag of their
-own are set as in `--judge.num_ctx 8192`.
+What is judged already is not judged again; interrupted, the same command continues. Fields of an experiment's `judge`
+section without a flag of their own are set as in `--judge.num_ctx 8192`.
 """
+# Flags that were replaced by an action.
+_MOVED = {"--pairwise": "pairwise", "--self-check": "check", "--metrics-only": "metrics"}
+
+
+class _Moved(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *given: object, **more: object) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} is now an action: `hf-instruct judge {self.const} ...`")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -26,118 +45,276 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "judge",
         help="score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",
-        description="Put each response, with its task and its reference, to a language model that scores it.",
+        description="Put each response, with its task and its reference, to a language model that judges it.",
         epilog=_EXAMPLES,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "source", metavar="RUN_OR_FILE", type=Path, nargs="?", help="a run folder, or a file of responses"
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    parser.set_defaults(actions=("score", "pairwise", "check", "metrics"))
+
+    score = actions.add_parser("score", help="score each response (the default action)", allow_abbrev=False)
+    score.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
+    _add_judge_flags(score, _score, rubric=True)
+    score.add_argument("--repeats", metavar="K", type=int, help="judge K times with different seeds (default: 1)")
+    for flag, action in _MOVED.items():
+        score.add_argument(flag, action=_Moved, nargs=0, const=action, help=argparse.SUPPRESS)
+
+    pairwise = actions.add_parser("pairwise", help="say which of two answers is better", allow_abbrev=False)
+    pairwise.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
+    pairwise.add_argument(
+        "--baseline", metavar="RUN_OR_FILE", type=Path, required=True, help="the answers to compare with"
     )
+    _add_judge_flags(pairwise, _pairwise)
+
+    check = actions.add_parser("check", help="test the judge itself with answers of known worth", allow_abbrev=False)
+    check.add_argument(
+        "source", metavar="RUN_OR_FILE", type=Path, nargs="?", help="where examples come from (default: packaged ones)"
+    )
+    check.add_argument("--limit", metavar="N", type=int, help="examples to use (default: 20)")
+    check.add_argument("--strict", action="store_true", help="exit 1 when the judge fails")
+    _add_judge_flags(check, _check, rubric=True)
+
+    metrics = actions.add_parser(
+        "metrics", help="only compare with the references, without a judge", allow_abbrev=False
+    )
+    metrics.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
+    _add_out_flag(metrics)
+    metrics.set_defaults(handler=_metrics)
+
+
+def _add_judge_flags(parser: argparse.ArgumentParser, handler: object, *, rubric: bool = False) -> None:
     parser.add_argument(
         "--judge",
+        dest="backend",
         choices=("auto", "ollama", "local", "openai"),
         help="who judges; `auto`: Ollama if it runs, else local",
     )
     parser.add_argument("--model", metavar="TAG", help="the judge's model: a tag of Ollama's, a Hub id, a folder")
-    parser.add_argument("--rubric", metavar="R", help="course, fenced, critique, five-point, or a YAML file")
+    if rubric:
+        parser.add_argument("--rubric", metavar="R", help="course, fenced, critique, five-point, or a YAML file")
     parser.add_argument(
         "--base-url", metavar="URL", help="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)"
     )
     parser.add_argument("--concurrency", metavar="N", type=int, help="calls under way at once")
     parser.add_argument("--timeout-seconds", metavar="S", type=float, help="longest wait for one reply")
-    parser.add_argument("--repeats", metavar="K", type=int, help="judge K times with different seeds (default: 1)")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the judgments of a file go (default: beside it)")
     parser.add_argument("--pull", action="store_true", default=None, help="let Ollama download a model that it lacks")
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
-    parser.add_argument("--force", action="store_true", help="judge anew what is judged already")
-    other = parser.add_argument_group("instead of a score for each response")
-    other.add_argument("--metrics-only", action="store_true", help="no judge: only compare with the references")
-    other.add_argument("--pairwise", action="store_true", help="which of two answers is better, asked in both orders")
-    other.add_argument("--baseline", metavar="RUN_OR_FILE", type=Path, help="the other answers, with `--pairwise`")
-    other.add_argument("--self-check", action="store_true", help="test the judge itself with answers of known worth")
-    other.add_argument("--limit", metavar="N", type=int, help="with `--self-check`: examples to use (default: 20)")
-    other.add_argument("--strict", action="store_true", help="with `--self-check`: exit 1 when the judge fails it")
-    parser.set_defaults(
-        handler=_judge,
-        takes_overrides=True,
-        resume_hint="What was judged is kept; the same command without `--force` goes on.",
-    )
+    parser.add_argument("--force", action="store_true", help="judge again what is judged already")
+    _add_out_flag(parser)
+    hint = "What was judged is kept; the same command without `--force` continues."
+    parser.set_defaults(handler=handler, takes_overrides=True, resume_hint=hint)
 
 
-def _judge(options: argparse.Namespace) -> None:
-    from hf_instruct.errors import ConfigError, DataError
+def _add_out_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the results of a file go (default: beside it)")
 
-    settings = collect_settings(options)
-    if options.pairwise and options.self_check:
-        raise ConfigError("`--pairwise` and `--self-check` are two different jobs; give one of them.")
-    if options.metrics_only and (options.pairwise or options.self_check):
-        raise ConfigError("`--metrics-only` asks no judge; leave out `--pairwise` and `--self-check`.")
-    if options.baseline and not options.pairwise:
-        raise ConfigError("`--baseline` names the other answers of `--pairwise`; add `--pairwise`, or leave it out.")
-    if not options.self_check and (options.limit is not None or options.strict):
-        flag = "--strict" if options.limit is None else "--limit"
-        raise ConfigError(f"`{flag}` belongs to `--self-check`; add `--self-check`, or leave it out.")
-    if options.self_check:
-        from hf_instruct.cli.judge_check import check_judge
 
-        check_judge(options, settings)
-        return
-    if options.source is None:
-        raise ConfigError("Name what to judge: a run folder, or a file of responses.")
-    if options.pairwise:
-        from hf_instruct.cli.judge_pairs import judge_pairs
+def _score(options: argparse.Namespace) -> None:
+    from hf_instruct.evaluation.judgment_files import JudgmentFiles, choose_files, load_responses
+    from hf_instruct.evaluation.metrics import format_metrics, write_metrics
+    from hf_instruct.evaluation.stage import judge, judge_sets
+    from hf_instruct.records import read_json_object
 
-        judge_pairs(options, settings)
-        return
-    if not options.source.exists():
-        raise DataError(f"`{options.source}` does not exist; name a run folder or a file of responses.")
-    if options.metrics_only:
-        from hf_instruct.cli.judge_metrics import measure
-
-        measure(options, settings)
-    elif options.source.is_dir():
-        _judge_run(options, settings)
+    given = _collect_settings(options)
+    run = _open_run(options)
+    section = _build_section(run.load_judge_settings(given) if run else given)
+    if run:
+        experiment = run.load_experiment().model_copy(update={"judge": section})
+        with run.locked():
+            judged = judge(run, experiment, options=_build_options(options))
+        folders = {"base": JudgmentFiles(run.base.path), "tuned": JudgmentFiles(run.path)}
     else:
-        _judge_file(options, settings)
+        responses = load_responses(options.source)
+        folders = {"responses": choose_files(options.source, options.out)}
+        sets = {"responses": (responses, folders["responses"])}
+        judged = judge_sets(sets, section, options=_build_options(options))
+        write_metrics(folders["responses"].metrics, responses)
+    for name, found in judged.items():
+        files = folders[name]
+        metrics = f"metrics  {format_metrics(read_json_object(files.metrics))}"
+        lines = [*str(found).splitlines(), metrics, files.judgments, files.scores, files.metrics]
+        label = f"{name:5}  " if run else ""
+        print(*(f"{label if number == 0 else ' ' * len(label)}{line}" for number, line in enumerate(lines)), sep="\n")
+    for name, found in judged.items():
+        require_verdicts(found.scores["n"], found.scores["total"], folders[name].judgments)
 
 
-def _judge_run(options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from hf_instruct.cli.judge_metrics import format_line
-    from hf_instruct.errors import ConfigError
-    from hf_instruct.evaluation.stage import judge
+def _pairwise(options: argparse.Namespace) -> None:
+    from os.path import normpath
+
+    from hf_instruct.evaluation.judgment_files import load_responses
+    from hf_instruct.evaluation.pairing import join_responses
+    from hf_instruct.evaluation.pairwise import prefer
     from hf_instruct.run_folder import RunFolder
 
-    if options.out:
-        raise ConfigError("`--out` is for files of responses; a run's judgments belong in its folder. Leave it out.")
+    given = _collect_settings(options)
+    first, second = load_responses(options.source), load_responses(options.baseline)
+    names = normpath(options.source), normpath(options.baseline)
+    joined = join_responses(first, second, names=names)
     run = RunFolder(options.source)
-    experiment = run.load_experiment()
-    section = build_section(run.load_judge_settings(settings))
-    with run.locked():
-        judged = judge(run, experiment.model_copy(update={"judge": section}), options=build_options(options))
-    for name, folder in (("base", run.base), ("tuned", run)):
-        if name in judged:
-            lines = str(judged[name]).replace("\n", "\n       ")
-            print(f"{name:5}  {lines}")
-            print(f"       {format_line(folder.metrics)}")
-            print(f"       {folder.judgments}\n       {folder.scores}\n       {folder.metrics}")
-    for name, folder in (("base", run.base), ("tuned", run)):
-        if name in judged:
-            require_verdicts(judged[name].scores["n"], judged[name].scores["total"], files=folder.judgments)
+    is_run = run.config.is_file()
+    # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
+    section = _build_section(run.load_judge_settings(given) if is_run else given)
+    files = _choose_pair_files(options.source, options.baseline, options.out)
+    with run.locked() if is_run else contextlib.nullcontext():
+        judged = prefer(joined, section, names=names, files=files, options=_build_options(options))
+    print(f"{judged}\n{files.preferences}\n{files.summary}")
+    asked = judged.summary["total"] - judged.summary["identical"]
+    require_verdicts(asked - judged.summary["failures"], asked, files.preferences)
 
 
-def _judge_file(options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    from hf_instruct.cli.judge_metrics import format_line
+def _choose_pair_files(source: Path, baseline: Path, out: Path | None) -> "PairFiles":
+    """Return where the preferences go: `pairwise/` in the run or beside the file, or `out`."""
+    from hf_instruct.evaluation.judgment_files import choose_files
+    from hf_instruct.evaluation.pairwise import PairFiles, to_file_name
+
+    name = _name_answers(baseline, seen_from=source)
+    if out is not None or not source.is_dir():
+        # Others may keep their preferences there.
+        name = f"{_name_answers(source, seen_from=baseline)}-against-{name}"
+    folder = out or (source if source.is_dir() else source.parent) / "pairwise"
+    return PairFiles(choose_files(source, folder).folder, to_file_name(name))
+
+
+def _name_answers(path: Path, *, seen_from: Path) -> str:
+    """Return a short name for a set of answers; an untuned side keeps its run's name where that is another run."""
+    resolved = path.resolve()
+    if not path.is_dir():
+        return resolved.stem
+    if resolved.name == "base" and resolved.parent != seen_from.resolve():
+        return f"{resolved.parent.name}-base"
+    return resolved.name
+
+
+def _check(options: argparse.Namespace) -> None:
+    from hf_instruct.data.sources import EVERYDAY, load_examples
+    from hf_instruct.data.splits import split_examples
+    from hf_instruct.errors import JudgeError
+    from hf_instruct.evaluation.judgment_files import choose_files
+    from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
+
+    given = _collect_settings(options)
+    run = _open_run(options)
+    if run:
+        examples = run.read_split("test")
+    elif options.source:
+        examples = load_examples(str(options.source))
+    else:
+        examples = split_examples(load_examples(EVERYDAY)).test
+    section = _build_section(run.load_judge_settings(given) if run else given)
+    out = run.path if run else None
+    if not run and (options.source or options.out):
+        out = choose_files(options.source or Path("the packaged examples"), options.out).folder
+    limit = DEFAULT_LIMIT if options.limit is None else options.limit
+    with run.locked() if run else contextlib.nullcontext():
+        result = run_self_check(examples, section, limit=limit, out=out, options=_build_options(options))
+    print(format_self_check(result))
+    judgments = out / "self_check" / "judgments.jsonl" if out else None
+    if out:
+        print(f"{out / 'self_check.json'}\n{judgments}")
+    require_verdicts(result["probes"] - result["failures"], result["probes"], judgments)
+    if options.strict and not result["passed"]:
+        raise JudgeError(f"The judge failed its self-check: {', '.join(result['failed'])}.")
+
+
+def _metrics(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.judgment_files import choose_files, load_responses
     from hf_instruct.evaluation.metrics import write_metrics
-    from hf_instruct.evaluation.stage import judge_sets
 
-    section = build_section(settings)
-    responses = load_responses(options.source)
-    files = choose_files(options.source, options.out)
-    judged = judge_sets({"responses": (responses, files)}, section, options=build_options(options))
-    write_metrics(files.metrics, responses)
-    print(judged["responses"])
-    print(format_line(files.metrics))
-    print(f"{files.judgments}\n{files.scores}\n{files.metrics}")
-    scores = judged["responses"].scores
-    require_verdicts(scores["n"], scores["total"], files=files.judgments)
+    run = _open_run(options)
+    # All are read before any is written.
+    if run:
+        sides = {"tuned": (run.metrics, load_responses(run.responses))}
+        if run.base.responses.exists():
+            sides = {"base": (run.base.metrics, load_responses(run.base.responses)), **sides}
+    else:
+        sides = {"responses": (choose_files(options.source, options.out).metrics, load_responses(options.source))}
+    with run.locked() if run else contextlib.nullcontext():
+        _print_metrics({name: write_metrics(path, rows) for name, (path, rows) in sides.items()})
+    print(*(path for path, _ in sides.values()), sep="\n")
+
+
+def _print_metrics(sides: Mapping[str, Mapping[str, Any]]) -> None:
+    from hf_instruct.evaluation.metric_names import METRICS
+    from hf_instruct.evaluation.metrics import format_mean
+
+    rows = [["", *(f"{name}, n {measured['total']}" for name, measured in sides.items())]]
+    for metric, (label, _) in METRICS.items():
+        found = [measured["metrics"].get(metric) for measured in sides.values()]
+        if not any(found):
+            continue
+        row = [label]
+        for measured, values in zip(sides.values(), found, strict=True):
+            text = format_mean(metric, values) if values else "not known"
+            row.append(f"{text}, n {values['n']}" if values and values["n"] != measured["total"] else text)
+        rows.append(row)
+    print(*align(rows), "(95 % intervals in brackets)", sep="\n")
+
+
+def _open_run(options: argparse.Namespace) -> "RunFolder | None":
+    """Return the run that `source` names, or None where it is a file or absent.
+
+    Raises:
+        InstructError: There is nothing, or a folder that is no run, or `--out` was given for a run.
+    """
+    from hf_instruct.errors import ConfigError, DataError
+    from hf_instruct.run_folder import RunFolder
+
+    source = options.source
+    if source is None:
+        return None
+    if not source.exists():
+        raise DataError(f"`{source}` does not exist; name a run folder or a file of responses.")
+    if not source.is_dir():
+        return None
+    if options.out:
+        raise ConfigError("`--out` is for files of responses; what belongs to a run goes to its folder. Leave it out.")
+    run = RunFolder(source)
+    run.load_experiment()
+    return run
+
+
+def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the `judge` section that the flags set."""
+    from hf_instruct.config import JudgeSection
+    from hf_instruct.errors import ConfigError
+
+    overrides = getattr(options, "overrides", {})
+    if faults := [
+        f"`--{dotted}` is not a setting of judging" for dotted in overrides if not dotted.startswith("judge.")
+    ]:
+        raise ConfigError("Only `--judge.FIELD` is allowed here:", faults)
+    flags = {field: getattr(options, field, None) for field in JudgeSection.model_fields}
+    given = {field: value for field, value in flags.items() if value is not None}
+    return given | {dotted.removeprefix("judge."): value for dotted, value in overrides.items()}
+
+
+def _build_section(values: dict[str, Any]) -> "JudgeSection":
+    from hf_instruct.config import build_experiment
+
+    return build_experiment({"judge": values}, where="the flags", deep=False).judge
+
+
+def _build_options(options: argparse.Namespace) -> "JudgeOptions":
+    from hf_instruct.evaluation.loop import JudgeOptions
+    from hf_instruct.redaction import redact
+
+    # `--force` would throw away what was judged before the interruption.
+    command = redact(shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")]))
+    go_on = f"Continue with the same command: `{command}`."
+    return JudgeOptions(use_cache=not options.no_cache, force=options.force, go_on=go_on)
+
+
+def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> None:
+    """Raise where a judge was asked and not one of its verdicts could be read: the command has failed.
+
+    Raises:
+        JudgeError: There are none; `files`, where there is one, has its replies.
+    """
+    from hf_instruct.errors import JudgeError
+
+    if num_asked and not num_verdicts:
+        where = f" `{files}` has its replies and the reasons." if files else ""
+        raise JudgeError(
+            f"The judge gave no verdict: all {num_asked} failed.{where} Choose another with `--judge` and `--model`."
+        )

@@ -109,6 +109,13 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **given: Any) -> None:
         super().__init__(**{"formatter_class": _HelpText, **given})
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; a verb's first action may be left out, as in `judge RUN` for `judge score RUN`."""
+        actions = self.get_default("actions")
+        if actions and args and args[0] not in (*actions, "-h", "--help"):
+            args = [actions[0], *args]
+        return super().parse_known_args(args, namespace)
+
     def _print_message(self, message: str, file: Any = None) -> None:
         # What is refused may be a text of others, pasted.
         super()._print_message(clean_message(message), file)

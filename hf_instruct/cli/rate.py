@@ -6,13 +6,13 @@ from pathlib import Path
 from hf_instruct.console import format_json
 
 _DESCRIPTION = """\
-Rate sets of answers on one scale (Bradley-Terry) by the preferences between them: of a judge, from `hf-instruct judge
---pairwise`, or of people, from `hf-instruct vote`. Each set needs a chain of comparisons to each other one."""
+Rate sets of answers on one scale (Bradley-Terry) by the preferences between them: of a judge, from `hf-instruct
+judge pairwise`, or of people, from `hf-instruct vote`. Each set needs a chain of comparisons to each other one."""
 
 _EPILOG = """\
 examples:
-  hf-instruct judge runs/full --pairwise --baseline runs/full/base
-  hf-instruct judge runs/lora --pairwise --baseline runs/full/base
+  hf-instruct judge pairwise runs/full --baseline runs/full/base
+  hf-instruct judge pairwise runs/lora --baseline runs/full/base
   hf-instruct rate runs/full runs/lora                       all preferences in these folders
   hf-instruct rate runs/full/votes.lora.jsonl                the votes of people
 """

@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> None:
         print_fields()
         return
     run_stages(options, STAGES)
-    from hf_instruct.cli.judge_flags import require_verdicts
+    from hf_instruct.cli.judge import require_verdicts
     from hf_instruct.records import read_json_object
     from hf_instruct.reporting.summary import format_summary
     from hf_instruct.run_folder import RunFolder

@@ -25,7 +25,7 @@ examples:
   hf-instruct vote runs/my-run runs/my-run/base              the tuned model against the untuned one
   hf-instruct vote runs/full runs/lora --limit 40 --voter Ann
   hf-instruct rate runs/full/votes.lora.jsonl                 ratings from the votes
-  hf-instruct judge runs/full --pairwise --baseline runs/lora
+  hf-instruct judge pairwise runs/full --baseline runs/lora
   hf-instruct agree runs/full/votes.lora.jsonl runs/full/pairwise/lora.jsonl
                                                               do people and that judge agree?
 

@@ -89,7 +89,7 @@ def _find_files(sources: Iterable[Path | str | Preference]) -> list[Path | Prefe
         if not files:
             raise DataError(
                 f"`{path}` is a folder without preferences (`pairwise/*.jsonl`, `votes*.jsonl`); make some with "
-                f"`hf-instruct judge {path} --pairwise --baseline RUN`, or `hf-instruct vote`."
+                f"`hf-instruct judge pairwise {path} --baseline RUN`, or `hf-instruct vote`."
             )
         found |= {file.resolve(): file for file in files}
     return list(found.values())
@@ -118,7 +118,7 @@ def _read(path: Path) -> list[Preference]:
         raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
     except DataError as error:
         raise DataError(
-            f"{str(error).partition('; ')[0]}; name a file of preferences, as `hf-instruct judge --pairwise` and "
+            f"{str(error).partition('; ')[0]}; name a file of preferences, as `hf-instruct judge pairwise` and "
             "`hf-instruct vote` write them."
         ) from error
     if not rows:

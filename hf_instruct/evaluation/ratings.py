@@ -173,7 +173,7 @@ def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -
     if not rows:
         raise DataError(
             "No verdict compares two different sets of responses, so there is nothing to rate. "
-            "`hf-instruct judge RUN --pairwise --baseline RUN` makes such verdicts."
+            "`hf-instruct judge pairwise RUN --baseline RUN` makes such verdicts."
         )
     groups = find_groups((row.first, row.second) for row in rows)
     if len(groups) > 1:
@@ -181,7 +181,7 @@ def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -
         raise DataError(
             f"The {sum(map(len, groups))} sets of responses fall into {len(groups)} groups without a comparison "
             f"between them: {listed}. Ratings need a chain of comparisons from each set to each; judge a pair across "
-            "the groups with `hf-instruct judge RUN --pairwise --baseline RUN`, or rate each group alone."
+            "the groups with `hf-instruct judge pairwise RUN --baseline RUN`, or rate each group alone."
         )
     names = groups[0]
     table = _ExampleTable(rows, names)

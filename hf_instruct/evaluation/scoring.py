@@ -157,7 +157,7 @@ def _warn_of_scores(scores: Mapping[str, Any]) -> None:
     if scores["constant"]:
         logger.warning(
             "The judge gave all %d answers the score %d, which tells none from another. Read its replies in "
-            "`judgments.jsonl`, test it with `hf-instruct judge --self-check`, or take another judge.",
+            "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge.",
             scores["n"],
             scores["minimum"],
         )

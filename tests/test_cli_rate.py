@@ -1,0 +1,125 @@
+"""`hf-instruct rate` as a user types it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_instruct import rate_preferences
+from hf_instruct.cli.main import main
+from hf_instruct.records import Preference, write_rows
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def play(path: str, pair: tuple[str, str], scores: list[float | None], **judge: Any) -> Path:
+    known = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"seed": 1}, **judge}
+    rows = [Preference(str(n), *pair, score, known, "pairwise", [], [], 5, 9) for n, score in enumerate(scores)]
+    write_rows(Path(path), rows)
+    return Path(path)
+
+
+def test_rate_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    play("runs/full/pairwise/base.jsonl", ("runs/full", "runs/full/base"), [1, 1, 1, 0.5, 0, 1, None])
+    play("runs/lora/pairwise/base.jsonl", ("./runs/lora", "runs/full/base"), [1, 0.5, 0.5, 0.5, 0, 1])
+    assert command("rate", "runs/full", "runs/lora", "runs/lora/pairwise/base.jsonl") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "12 verdicts on 6 examples, 1 failed; judge llama3@365c0bd (ollama), rubric pairwise"
+    assert lines[2] == "answers         rating   95 % interval     verdicts   wins   ties  losses"
+    names = [line.split()[0] for line in lines[3:6]]
+    assert names == ["runs/full", "runs/lora", "runs/full/base"]
+    assert lines[5].split()[-4:] == ["12", "2", "4", "6"]
+    assert lines[7] == "Mean 1000; 100 points more are preferred 64 % of the time, 200 points more 76 %."
+    assert max(map(len, lines)) <= 100
+
+
+def test_rate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    file = play("a.jsonl", ("a", "b"), [1] * 10)
+    assert command("rate", file, "--json") == 0
+    table = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in table["ratings"]] == ["a", "b"]
+    assert table["ratings"][0]["interval"][0] == pytest.approx(table["ratings"][0]["rating"])
+    assert table["notices"] == [
+        "a won every comparison: its rating could be any further that way, and how high it stands is the doing of the "
+        "prior.",
+        "b lost every comparison: its rating could be any further that way, and how low it stands is the doing of the "
+        "prior.",
+    ]
+
+
+def test_different_judges_are_refused_unless_forced(capsys: pytest.CaptureFixture[str]) -> None:
+    judged = play("runs/a/pairwise/b.jsonl", ("a", "b"), [1, 0, 1])
+    play("runs/a/votes.b.jsonl", ("a", "b"), [0, 1, 0], backend="person", model="Ann", digest=None)
+    assert command("rate", "runs/a") == 1
+    assert capsys.readouterr().err == (
+        "hf-instruct: The preferences are by 2 different judges, whose tastes may differ. Name the files of one of "
+        "them, or put them together with `--force`:\n"
+        "  - judge llama3@365c0bd (ollama), rubric pairwise\n  - people (Ann)\n"
+    )
+    assert command("rate", "runs/a", "--force") == 0
+    assert "! 2 different judges are put together (`--force`): judge llama3" in capsys.readouterr().out
+    other = play("other.jsonl", ("a", "b"), [1, 0, 1], options={"seed": 2})
+    assert command("rate", judged, other) == 1
+    assert 'rubric pairwise, options {"seed": 2}' in capsys.readouterr().err
+
+
+def test_equal_answers_are_by_the_same_judge_and_two_people_are_people() -> None:
+    rows = [
+        Preference(
+            str(n), "a", "b", 0.5, {"backend": "person", "model": voter, "options": options}, "vote", [], [], 1, 1
+        )
+        for n, (voter, options) in enumerate([("Ann", {"seed": 0}), ("Ben", {"seed": 0, "equal_answers": True})])
+    ]
+    assert rate_preferences(rows, resamples=1).judges == ["people (Ann, Ben)"]
+
+
+def test_a_set_against_itself_is_left_out() -> None:
+    one, two = play("one.jsonl", ("a", "a"), [0.5, 0.5]), play("two.jsonl", ("a", "b"), [1, 0])
+    table = rate_preferences([one, two], resamples=1)
+    assert table.notices == ["2 preferences compare a set with itself and are left out."]
+    assert [row.comparisons for row in table.ratings] == [2, 2]
+
+
+ROW = {"id": "1", "first": "a", "second": "b", "judge": {}, "rubric": "pairwise", "orders": [], "replies": []}
+LENGTHS = {"first_length": 1, "second_length": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "`votes.jsonl` does not exist; name a run folder, or a file of preferences or votes."),
+        ("", "`votes.jsonl` holds no preferences."),
+        ("[1, 2]\n", "`votes.jsonl` line 1 is not a Preference row"),
+        ('{"id": "1", "score": 85}\n', "name a file of preferences, as `hf-instruct judge pairwise` and"),
+        (json.dumps(ROW | LENGTHS | {"score": float("nan")}) + "\n", "line 1 is not a Preference row"),
+        (json.dumps(ROW | LENGTHS | {"score": 85}) + "\n", "row 1 has the score 85; allowed are 0, 0.5, 1 and null"),
+        (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "row 1 has the score True"),
+        (
+            json.dumps(ROW | LENGTHS | {"score": 1, "first": ""}) + "\n",
+            "row 1 compares '' with 'b'; both should be names",
+        ),
+        (json.dumps(ROW | LENGTHS | {"score": 1, "judge": "x"}) + "\n", "Preference row (`judge` is of type str)"),
+        (json.dumps(ROW | LENGTHS | {"score": None}) + "\n", "No verdict compares two different sets of responses"),
+    ],
+)
+def test_bad_files_are_refused(content: str | None, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        Path("votes.jsonl").write_text(content)
+    assert command("rate", "votes.jsonl") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folder_without_preferences_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    assert command("rate", "empty") == 1
+    assert capsys.readouterr().err.startswith(
+        "hf-instruct: `empty` is a folder without preferences (`pairwise/*.jsonl`"
+    )
