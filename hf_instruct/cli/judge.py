@@ -280,10 +280,8 @@ def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
     from hf_instruct.errors import ConfigError
 
     overrides = getattr(options, "overrides", {})
-    if faults := [
-        f"`--{dotted}` is not a setting of judging" for dotted in overrides if not dotted.startswith("judge.")
-    ]:
-        raise ConfigError("Only `--judge.FIELD` is allowed here:", faults)
+    if others := [f"`--{name}` is not a setting of judging" for name in overrides if not name.startswith("judge.")]:
+        raise ConfigError.listing(others, "in the flags")
     flags = {field: getattr(options, field, None) for field in JudgeSection.model_fields}
     given = {field: value for field, value in flags.items() if value is not None}
     return given | {dotted.removeprefix("judge."): value for dotted, value in overrides.items()}
