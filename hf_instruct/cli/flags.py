@@ -1,9 +1,66 @@
-"""Flags that several verbs have."""
+"""Flags that several verbs have, and those that stand for fields of an experiment."""
 
 import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hf_instruct.addresses import LOOPBACK
 from hf_instruct.cli.numbers import port
+
+
+class FieldFlag(argparse.Action):
+    """A flag that sets a field of the experiment, exactly as `--SECTION.FIELD VALUE` does: into `options.overrides`.
+
+    The field's own section knows its help text and checks its value; it is asked when that is needed, because
+    importing it takes longer than everything else that a `--help` does.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, field: str, **given: Any) -> None:
+        super().__init__(option_strings, "overrides", default=argparse.SUPPRESS, help=field, **given)
+        self.field = field
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        """Set the field to the text given, or to true by a flag without a value."""
+        from hf_instruct.config import parse_setting
+
+        value = True if self.nargs == 0 else parse_setting(self.field, values)
+        namespace.overrides = {**getattr(namespace, "overrides", {}), self.field: value}
+
+    def describe(self) -> str:
+        """Return the help text: the field's description and default."""
+        from hf_instruct.config import describe_fields
+
+        found = next(describe(default, text) for name, default, text in describe_fields() if name == self.field)
+        return found.replace("%", "%%")
+
+
+def describe(default: Any, text: str) -> str:
+    """Return the help text of a field: its description and its default."""
+    return text if default is None else f"{text} (default: {default})"
+
+
+def add_field_flags(
+    parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
+    section: str,
+    *names: str,
+    switches: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
+) -> None:
+    """Add flags that stand for fields of one section of an experiment: `--base-url URL` for `--judge.base_url URL`.
+
+    What is given lands in `options.overrides` by its dotted name; a field that is not given is not there.
+
+    Args:
+        parser: Where they are added.
+        section: Of the experiment.
+        names: Fields that take a value.
+        switches: Fields that a flag without a value turns on.
+        renamed: The flag's name, without hyphens in front, of those whose flag is not called as the field.
+    """
+    for name in (*names, *switches):
+        flag = (renamed or {}).get(name, name).replace("_", "-")
+        kind: dict[str, Any] = {"nargs": 0} if name in switches else {"metavar": flag.upper().replace("-", "_")}
+        parser.add_argument(f"--{flag}", action=FieldFlag, field=f"{section}.{name}", **kind)
 
 
 def add_trust_flag(parser: argparse.ArgumentParser) -> None:

@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.flags import add_trust_flag
+from hf_instruct.cli.flags import add_field_flags, add_trust_flag
 from hf_instruct.cli.numbers import natural
 
 if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder
 
-_EPILOG = """\
+DESCRIPTION = "Answer a run's test split with the untuned and the tuned model. Continues where it was cut off."
+EPILOG = """\
 examples:
   hf-instruct generate runs/gpt2-medium-full
   hf-instruct generate runs/gpt2-medium-full --generate.max_new_tokens 64 --force
@@ -26,17 +27,10 @@ settings is deleted by `--force` only, its scores with it. `hf-instruct explore`
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "generate",
-        help="answer the held-out test split",
-        description="Answer a run's test split with the untuned and the tuned model. Goes on where it was cut off.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("run", type=Path, nargs="?", help="run folder; `--presets` alone needs none")
-    parser.add_argument("--force", action="store_true", help="delete the answers there are, and answer anew")
+    parser.add_argument("--force", action="store_true", help="delete the answers there are, and answer again")
     parser.add_argument(
         "--format",
         choices=["jsonl", "course"],
@@ -46,22 +40,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--strategy", metavar="NAME", help="how tokens are chosen; see below")
     how.add_argument("--preset", metavar="NAME", help="settings for a kind of task; `--presets` lists them")
-    parser.add_argument(
-        "--presets", action="store_true", help="list strategies and presets with their sources, and end"
-    )
-    parser.add_argument("--seed", type=int, metavar="S", help="of sampling: the same seed gives the same answers")
+    parser.add_argument("--presets", action="store_true", help="list strategies and presets with their sources")
+    add_field_flags(parser, "generate", "seed")
     parser.add_argument(
         "--num-return",
         type=natural,
         metavar="N",
-        help="answers an example, drawn or of beams: the first is judged, the others are its `further_responses`",
+        help="answers per example, sampled or of beams: the first is judged, the others are its `further_responses`",
     )
     add_trust_flag(parser)
     parser.set_defaults(
         handler=_generate,
         usage_error=parser.error,
         takes_overrides=True,
-        resume_hint="What was answered is kept; the same command without `--force` goes on.",
+        resume_hint="What was answered is kept; the same command without `--force` continues.",
     )
 
 
@@ -87,7 +79,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str, Any]:
-    """Return what the flags set, by dotted name: preset or strategy, then `--seed` and `--num-return`, then fields.
+    """Return what the flags set, by dotted name: the fields of a preset or a strategy, then those given.
 
     Raises:
         RunError: The folder is not a run.
@@ -96,16 +88,16 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
     from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_preset
 
     given = dict(getattr(options, "overrides", {}))
-    flags = {"seed": options.seed, "num_return_sequences": options.num_return}
-    flags = {name: value for name, value in flags.items() if value is not None}
+    if options.num_return is not None:
+        given.setdefault("generate.num_return_sequences", options.num_return)
     if not (options.strategy or options.preset):
-        return {**{f"generate.{name}": value for name, value in flags.items()}, **given}
+        return given
     # Fields of other sections are refused where every verb refuses them.
     fields = {name.partition(".")[2]: value for name, value in given.items() if name.startswith("generate.")}
     if options.preset:
-        settings = find_preset(options.preset).build_settings(**{**flags, **fields})
+        settings = find_preset(options.preset).build_settings(**fields)
     else:
-        settings = build_generation_settings(options.strategy, **{**flags, **fields})
+        settings = build_generation_settings(options.strategy, **fields)
     # What another strategy had set in this run does not stay.
     stored = run.load_experiment().generate.model_dump()
     stale = {name: None for name in STRATEGY_FIELDS if stored.get(name) is not None and name not in settings}

@@ -7,35 +7,38 @@ import re
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from hf_instruct import __version__
+from hf_instruct.cli.flags import FieldFlag
 from hf_instruct.console import clean_message, clean_output
 from hf_instruct.errors import DISK_ERRORS, InstructError
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
-# Each names a module in this package with `add_parser(subparsers)`, which sets the default `handler`.
-VERBS = (
-    "run",
-    "data",
-    "train",
-    "sweep",
-    "generate",
-    "judge",
-    "compare",
-    "rate",
-    "agree",
-    "vote",
-    "benchmark",
-    "report",
-    "chat",
-    "explore",
-    "ui",
-    "push",
-    "export",
-    "serve",
-)
+# Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, and `add_arguments(parser)`, which also
+# sets the default `handler`. It is imported when its verb is given.
+VERBS = {
+    "run": "prepare, train, answer, judge and report: one experiment from end to end",
+    "data": "check, show and measure a source of examples",
+    "train": "prepare the data and fine-tune",
+    "sweep": "train with many settings, choose by validation loss, test the chosen run once",
+    "generate": "answer the held-out test split",
+    "judge": "score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",
+    "compare": "put judged runs side by side: paired differences with intervals, a table, a plot",
+    "rate": "rate several runs on one scale by the preferences of a judge or of people",
+    "agree": "how far two judges, or a judge and people, agree",
+    "vote": "serve a page where people say which of two answers is better",
+    "benchmark": "ask a model the questions of public benchmarks (lm-eval)",
+    "report": "write report.html: scores, losses and all answers, before and after",
+    "chat": "talk to a model",
+    "explore": "show how a model picks its words",
+    "ui": "serve a page to chat with models, look inside them and read runs side by side",
+    "push": "publish the tuned model on the Hugging Face Hub, with a model card",
+    "export": "write the tuned model as merged weights, GGUF, or for Ollama",
+    "serve": "serve the tuned model over OpenAI's API",
+}
 
 _SECONDS_FOR_THE_FIRST = 5.0
 # `--train.learning_rate`, and any other field of a section.
@@ -46,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
     Returns:
-        0 done, 1 an error the user can mend, 2 usage, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+        0 done, 1 an error the user can fix, 2 usage, 130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
-    parser = build_parser()
-    words, settings = _split_settings(sys.argv[1:] if arguments is None else arguments, parser)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(arguments)
+    words, settings = _split_settings(arguments, parser)
     options = parser.parse_args(words)
     try:
         if settings:
@@ -57,18 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_process()
         with sigterm_interrupts(), clean_output():
             options.handler(options)
-        # Here, where a reader that has left can still be told from a fault.
+        # Here, where a reader that has left can still be told from an error of ours.
         sys.stdout.flush()
     except InstructError as error:
         if not is_main_process():
             # The first process most likely stops for the same reason; the launcher then ends this one, and the reason
             # stands there once and not once a GPU.
             time.sleep(_SECONDS_FOR_THE_FIRST)
-        _print_error(str(error))
+        _print_error(str(error), options)
         return 1
     except KeyboardInterrupt as stop:
-        hint = getattr(options, "resume_hint", "")
-        _print_error(f"interrupted.{' ' + hint if hint else ''}", before="\n")
+        _print_error(f"interrupted. {getattr(options, 'resume_hint', '')}".rstrip(), options, before="\n")
         return 143 if _is_termination(stop) else 130
     except BrokenPipeError:
         # The reader (`head`, say) has all it wanted; keep the interpreter from complaining when it flushes at exit.
@@ -78,13 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"`{error.filename}`" if error.filename else "A file, or this output,"
-        _print_error(f"{where} cannot be read or written: {error.strerror}.")
+        _print_error(f"{where} cannot be read or written: {error.strerror}.", options)
         return 1
     return 0
 
 
-def _print_error(text: str, *, before: str = "") -> None:
-    print(f"{before}hf-instruct: {clean_message(text)}", file=sys.stderr)
+def _print_error(text: str, options: argparse.Namespace, *, before: str = "") -> None:
+    """Print the message of the error being handled, under its traceback where `--debug` asks for that."""
+    trace = traceback.format_exc() if getattr(options, "debug", False) else ""
+    print(clean_message(f"{trace}{before}hf-instruct: {text}"), file=sys.stderr)
 
 
 def _is_termination(stop: BaseException | None) -> bool:
@@ -102,12 +107,19 @@ class _HelpText(argparse.HelpFormatter):
             parts.append(part if is_laid_out else textwrap.fill(part, width - len(indent), break_on_hyphens=False))
         return textwrap.indent("\n\n".join(parts), indent)
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.describe() if isinstance(action, FieldFlag) else action.help
+
 
 class _Parser(argparse.ArgumentParser):
     """The parser of a verb, and of the verbs below it."""
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(**{"formatter_class": _HelpText, **given})
+        super().__init__(**{"formatter_class": _HelpText, "allow_abbrev": False, **given})
+        if self.add_help:
+            # Suppressed, or the parser of an action would turn off what was given to its verb.
+            text = "show the traceback of an error"
+            self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; a verb's first action may be left out, as in `judge RUN` for `judge score RUN`."""
@@ -121,19 +133,31 @@ class _Parser(argparse.ArgumentParser):
         super()._print_message(clean_message(message), file)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all verbs; importing it loads neither torch nor transformers."""
+def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command.
+
+    Args:
+        arguments: What it is going to parse: the modules of verbs that are not there are not imported. None for all.
+    """
     parser = _Parser(
         prog="hf-instruct",
         description="Teach a language model to follow instructions, and get scores you can defend.",
         epilog="`hf-instruct VERB --help` says more. Start with\n  hf-instruct run recipes/smollm2-135m/demo.yaml",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
     # As long as the longest verb and more: argparse lays out the column of help texts by it.
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB [OPTION]", required=True)
-    for verb in VERBS:
-        importlib.import_module(f"hf_instruct.cli.{verb}").add_parser(subparsers)
+    for verb, text in VERBS.items():
+        if arguments is not None and verb not in arguments:
+            subparsers.add_parser(verb, help=text)
+            continue
+        module = importlib.import_module(f"hf_instruct.cli.{verb}")
+        if hasattr(module, "add_parser"):
+            module.add_parser(subparsers)
+            continue
+        module.add_arguments(
+            subparsers.add_parser(verb, help=text, description=module.DESCRIPTION, epilog=module.EPILOG)
+        )
     return parser
 
 
@@ -162,14 +186,11 @@ def _parse_overrides(
     settings: list[tuple[str, str]], options: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> dict[str, object]:
     """Return settings as dotted names and values; an unknown section, or a verb without any, is a usage error."""
-    from hf_instruct.config import Experiment, parse_flag_value
+    from hf_instruct.config import Experiment, parse_setting
 
-    overrides: dict[str, object] = {}
-    for name, value in settings:
-        section = name.partition(".")[0]
+    for name, _ in settings:
         if not getattr(options, "takes_overrides", False):
             parser.error(f"unrecognized argument: --{name}")
-        if section not in Experiment.model_fields:
+        if name.partition(".")[0] not in Experiment.model_fields:
             parser.error(f"unknown section in --{name}; allowed are {', '.join(Experiment.model_fields)}")
-        overrides[name] = parse_flag_value(value)
-    return overrides
+    return {name: parse_setting(name, value) for name, value in settings}

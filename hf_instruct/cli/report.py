@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-_EPILOG = """examples:
+DESCRIPTION = "Write report.html in a run folder: scores, losses and all answers, before and after."
+EPILOG = """\
+examples:
   hf-instruct report runs/smollm2-135m-demo
 
 The page, RUN/report.html, is one file that needs no network: open it in any browser, mail it, keep it.
@@ -11,17 +13,10 @@ Whatever the run lacks so far is named on the page with the command that makes i
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb `report`."""
-    parser = subparsers.add_parser(
-        "report",
-        help="write report.html: scores, losses and all answers, before and after",
-        description="Write report.html in a run folder: scores, losses and all answers, before and after.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
-    parser.set_defaults(handler=_report, resume_hint="Give the same command again.")
+    parser.set_defaults(handler=_report, resume_hint="Run the same command again.")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -3,7 +3,10 @@
 import argparse
 from pathlib import Path
 
-_EPILOG = """\
+from hf_instruct.cli.flags import describe
+
+DESCRIPTION = "Run all stages of an experiment, in one run folder."
+EPILOG = """\
 examples:
   hf-instruct run recipes/gpt2-medium/full.yaml
   hf-instruct run recipes/gpt2-medium/lora.yaml --run-dir runs/low-rate --train.learning_rate 1e-5
@@ -15,43 +18,27 @@ ours.
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "run",
-        help="prepare, train, answer, judge and report: one experiment from end to end",
-        description="Walk an experiment through all stages, in one run folder.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     add_run_options(parser)
-    parser.set_defaults(handler=_run, verb="run", takes_overrides=True)
+    parser.set_defaults(handler=_run, verb="run")
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what `run` and `train` have in common."""
     parser.add_argument("experiment", nargs="?", type=Path, help="YAML file of the experiment")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/MODEL-EXPERIMENT)")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was cut off")
-    parser.add_argument("--force", action="store_true", help="delete what stands in the run folder first")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")
+    parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
     parser.add_argument("--fields", action="store_true", help="list every field that can be set, and exit")
-
-
-def print_fields() -> None:
-    """Print every field of ours that an experiment can set, with its default."""
-    from hf_instruct.config import describe_fields
-
-    for name, default, text in describe_fields():
-        print(f"--{name:25} {text}" + ("" if default is None else f" (default: {default})"))
+    parser.set_defaults(takes_overrides=True)
 
 
 def _run(options: argparse.Namespace) -> None:
     from hf_instruct.pipeline import STAGES
 
-    if options.fields:
-        print_fields()
+    if not run_experiment(options, STAGES):
         return
-    run_stages(options, STAGES)
     from hf_instruct.cli.judge import require_verdicts
     from hf_instruct.records import read_json_object
     from hf_instruct.reporting.summary import format_summary
@@ -65,30 +52,35 @@ def _run(options: argparse.Namespace) -> None:
             require_verdicts(scores["n"], scores["total"], files=folder.judgments)
 
 
-def run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> None:
-    """Walk the experiment that the options name through some stages."""
-    from hf_instruct.config import load_experiment
+def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool:
+    """Run some stages of the experiment that the options name, and return true; or list its fields if they ask that."""
+    from hf_instruct.config import describe_fields, load_experiment
     from hf_instruct.errors import ConfigError
     from hf_instruct.pipeline import default_path, run
 
+    if options.fields:
+        for name, default, text in describe_fields():
+            print(f"--{name:25} {describe(default, text)}")
+        return False
     if options.experiment is None:
         raise ConfigError("Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`.")
     options.run_dir = options.run_dir or default_path(options.experiment)
-    options.resume_hint = f"Go on with: {_format_resume_command(options)}"
+    options.resume_hint = f"Continue with: {_format_resume_command(options)}"
     experiment = load_experiment(options.experiment, getattr(options, "overrides", {}))
     run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages)
+    return True
 
 
 def _format_resume_command(options: argparse.Namespace) -> str:
-    """Return the command that goes on: with the same settings, since others would be another experiment."""
+    """Return the command that continues: with the same settings, since others would be another experiment."""
     import json
     import shlex
 
-    from hf_instruct.config import parse_flag_value
+    from hf_instruct.config import parse_setting
 
     words = ["hf-instruct", options.verb, str(options.experiment), "--run-dir", str(options.run_dir), "--resume"]
     for name, value in getattr(options, "overrides", {}).items():
-        # JSON is YAML; a text stands as it is unless it would be read as something else.
-        text = value if isinstance(value, str) and parse_flag_value(value) == value else json.dumps(value)
+        # JSON is YAML; a text is written as it is unless it would be read as something else.
+        text = value if isinstance(value, str) and parse_setting(name, value) == value else json.dumps(value)
         words.append(f"--{name}={text}")
     return shlex.join(words)

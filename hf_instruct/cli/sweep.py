@@ -10,14 +10,14 @@ from hf_instruct.console import align
 if TYPE_CHECKING:
     from hf_instruct.sweeping.files import Candidate, Sweep
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Train an experiment once for every combination of some settings, choose the run with the lowest validation loss, and
 answer and judge the test split with that run only. With `--trials`, search instead of trying every combination.
 
 Each run has a folder in the sweep's folder, beside sweep.json and sweep.csv. A run that fails is noted and the others
 go on; --SECTION.FIELD VALUE sets a field of all runs, as in `run`."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct sweep recipes/gpt2-medium/lora.yaml --set train.learning_rate=1e-5,5e-5,1e-4 --set lora.r=8,16
   hf-instruct sweep recipes/gpt2-medium/lora.yaml --set lora.r=8,16,32 --dry-run
@@ -26,15 +26,8 @@ examples:
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "sweep",
-        help="train with many settings, choose by validation loss, test the chosen run once",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("experiment", type=Path, help="YAML file of the experiment")
     parser.add_argument(
         "--set",
