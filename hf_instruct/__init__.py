@@ -8,16 +8,6 @@ if TYPE_CHECKING:
     from hf_instruct.errors import InstructError
     from hf_instruct.evaluation.agreement import measure_agreement
     from hf_instruct.evaluation.comparison import compare_runs
-    from hf_instruct.evaluation.metric_classes import (
-        ChrF,
-        ExactMatch,
-        LengthRatio,
-        ReferencePerplexity,
-        RepetitiveShare,
-        RougeL,
-        StoppedShare,
-        TokenF1,
-    )
     from hf_instruct.evaluation.metrics import measure_responses
     from hf_instruct.evaluation.pairwise import judge_pairs
     from hf_instruct.evaluation.rating import rate_preferences
@@ -34,21 +24,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ChrF",
-    "ExactMatch",
     "Example",
     "InstructError",
-    "LengthRatio",
     "PrefixSharingCollator",
     "PromptFormat",
-    "ReferencePerplexity",
-    "RepetitiveShare",
     "Response",
-    "RougeL",
     "RunFolder",
     "Splits",
-    "StoppedShare",
-    "TokenF1",
     "compare_runs",
     "generate_responses",
     "judge_pairs",
@@ -65,21 +47,13 @@ __all__ = [
 
 # Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
-    "ChrF": "evaluation.metric_classes",
-    "ExactMatch": "evaluation.metric_classes",
     "Example": "records",
     "InstructError": "errors",
-    "LengthRatio": "evaluation.metric_classes",
     "PrefixSharingCollator": "training.fast.collators",
     "PromptFormat": "prompts",
-    "ReferencePerplexity": "evaluation.metric_classes",
-    "RepetitiveShare": "evaluation.metric_classes",
     "Response": "records",
-    "RougeL": "evaluation.metric_classes",
     "RunFolder": "run_folder",
     "Splits": "records",
-    "StoppedShare": "evaluation.metric_classes",
-    "TokenF1": "evaluation.metric_classes",
     "compare_runs": "evaluation.comparison",
     "generate_responses": "generation.answers",
     "judge_pairs": "evaluation.pairwise",

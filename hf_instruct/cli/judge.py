@@ -235,15 +235,15 @@ def _metrics(options: argparse.Namespace) -> None:
 
 
 def _print_metrics(sides: Mapping[str, Mapping[str, Any]]) -> None:
-    from hf_instruct.evaluation.metric_names import METRICS
+    from hf_instruct.evaluation.metrics import METRICS
     from hf_instruct.evaluation.metrics import format_mean
 
     rows = [["", *(f"{name}, n {measured['total']}" for name, measured in sides.items())]]
-    for metric, (label, _) in METRICS.items():
+    for metric, about in METRICS.items():
         found = [measured["metrics"].get(metric) for measured in sides.values()]
         if not any(found):
             continue
-        row = [label]
+        row = [about.label]
         for measured, values in zip(sides.values(), found, strict=True):
             text = format_mean(metric, values) if values else "not known"
             row.append(f"{text}, n {values['n']}" if values and values["n"] != measured["total"] else text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.intervals import bootstrap_mean, difference_interval, sign_test
-from hf_instruct.evaluation.metric_names import SHARES
+from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.runs import ScoredRun, describe_judge, find_judging_differences, load_run
 from hf_instruct.evaluation.score_summary import Leading, choose_leading, find_weakness
 from hf_instruct.evaluation.table import Breakdown, Comparison, Difference, Row

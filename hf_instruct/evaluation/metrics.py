@@ -2,37 +2,37 @@
 
 The reference is one good answer among many, so these numbers are low for a good answer in other words. They cost
 nothing, never vary and no answer can talk them into anything.
+
+Each of them is also an `evaluate.Metric`, for programs that measure with the `evaluate` library:
+
+    >>> from hf_instruct.evaluation.metrics import RougeL
+    >>> RougeL().compute(predictions=["It was Jane Austen"], references=["Jane Austen"])
+    {'rouge_l': 0.6666666666666666}
+
+`compute(..., per_example=True)` adds the value of each example, to draw intervals from. Nothing is fetched, and on a
+single process nothing is written. `evaluate`, and so torch, is imported only for these.
 """
 
-import functools
+import dataclasses
 import math
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.intervals import Interval, bootstrap_mean, bootstrap_statistic, share_interval
 from hf_instruct.evaluation.judgment_files import build_responses
-from hf_instruct.evaluation.metric_names import SHARES, format_metric, label_metric
+from hf_instruct.evaluation.text_metrics import chrf, exact_match, is_repetitive, rouge_l, token_f1
 from hf_instruct.records import Response, write_json
 
 if TYPE_CHECKING:
     import numpy
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# Scripts written without spaces: kana and Chinese characters.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-# When an answer repeats itself: see `is_repetitive`.
-_GRAM = 4
-_REPEATED_SHARE = 0.3
-_COPIES = 4
-_LONGEST_BLOCK = 64
 # Nats a token; a model that predicts worse has diverged, and e to the power of more is no float.
 _MOST_NATS = 700.0
+
+
+_IN_LINE = frozenset({"exact_match", "rouge_l", "chrf", "stopped", "perplexity"})
 
 
 class Term(NamedTuple):
@@ -42,18 +42,69 @@ class Term(NamedTuple):
     below: float = 1.0
 
 
-class Measure(NamedTuple):
-    """A metric over several examples.
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One reference metric.
 
     Attributes:
-        mean: In the metric's own unit.
-        interval: Its 95 % interval; None for one example.
-        n: How many examples it is over.
+        label: Its name for people.
+        meaning: What it says, in a few words.
+        class_name: Of its `evaluate.Metric`.
+        columns: What it is computed from, as `evaluate` calls it; predictions are responses.
+        function: Computes from these an example's value, or what it adds to a quotient of sums; None for neither.
+        is_share: Whether each example has a yes (1) or a no (0).
+        is_quotient: Whether the metric is a quotient of sums, rather than the mean of the examples' values.
+        is_log: Whether that quotient is the metric's logarithm.
+        decimals: How many are printed of values below 10.
     """
 
-    mean: float
-    interval: Interval | None
-    n: int
+    label: str
+    meaning: str
+    class_name: str
+    function: Callable[..., "float | Term | None"]
+    columns: tuple[str, ...] = ("predictions", "references")
+    is_share: bool = False
+    is_quotient: bool = False
+    is_log: bool = False
+    decimals: int = 2
+
+    def build_term(self, *example: Any) -> Term | None:
+        """Return what one example adds, given the values of `columns`; None where any of them is not known."""
+        value = None if None in example else self.function(*example)
+        return value if value is None or isinstance(value, Term) else Term(value)
+
+    def divide(self, terms: Sequence[Term]) -> float | None:
+        """Return the metric over examples; None where it is not defined, as a length by that of nothing."""
+        below = math.fsum(term.below for term in terms)
+        if not below:
+            return None
+        quotient = math.fsum(term.above for term in terms) / below
+        return _power(quotient) if self.is_log else quotient
+
+    def summarize(self, terms: Sequence[Term]) -> dict[str, Any] | None:
+        """Return `mean`, `interval` (95 %; None for one example) and `n` over examples; None where not defined."""
+        import numpy
+
+        mean = self.divide(terms)
+        if mean is None:
+            return None
+        above, below = numpy.array(terms, dtype=float).T
+
+        def divide(chosen: "numpy.ndarray") -> float:
+            total = below[chosen].sum()
+            return float(above[chosen].sum() / total) if total else math.nan
+
+        interval: Interval | None
+        if self.is_quotient:
+            interval = bootstrap_statistic(divide, len(terms))
+        else:
+            interval = (share_interval if self.is_share else bootstrap_mean)(above.tolist())
+        ends = None if interval is None else [round(_power(end) if self.is_log else end, 6) for end in interval]
+        return {"mean": round(mean, 6), "interval": ends, "n": len(terms)}
+
+
+def _power(nats: float) -> float:
+    return math.exp(min(nats, _MOST_NATS))
 
 
 def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> dict[str, Any]:
@@ -77,7 +128,10 @@ def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> dict
         DataError: The responses have faults; all are listed.
     """
     rows = build_responses(responses)
-    terms = {name: [build_term(row) for row in rows] for name, build_term in _TERMS.items()}
+    terms = {
+        name: [metric.build_term(*(getattr(row, _FIELDS[column][0]) for column in metric.columns)) for row in rows]
+        for name, metric in METRICS.items()
+    }
     categories: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         if row.category:
@@ -89,7 +143,7 @@ def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> dict
         row.id: {
             name: round(value, 6)
             for name, column in terms.items()
-            if (term := column[index]) and (value := divide_terms([term], is_log=name in _LOGARITHMIC)) is not None
+            if (term := column[index]) and (value := METRICS[name].divide([term])) is not None
         }
         for index, row in enumerate(rows)
     }
@@ -104,210 +158,78 @@ def write_metrics(path: Path, responses: Iterable[Response]) -> dict[str, Any]:
 
 
 def _summarize_all(terms: Mapping[str, Sequence[Term | None]], indices: Sequence[int]) -> dict[str, Any]:
-    summary = {}
-    for name, column in terms.items():
-        known = [term for index in indices if (term := column[index]) is not None]
-        if (measure := summarize_terms(known, is_log=name in _LOGARITHMIC, is_share=name in SHARES)) is not None:
-            interval = measure.interval and [round(end, 6) for end in measure.interval]
-            summary[name] = {"mean": round(measure.mean, 6), "interval": interval, "n": measure.n}
-    return summary
+    summaries = {
+        name: METRICS[name].summarize([term for index in indices if (term := column[index]) is not None])
+        for name, column in terms.items()
+    }
+    return {name: summary for name, summary in summaries.items() if summary is not None}
 
 
-def summarize_terms(terms: Sequence[Term], *, is_log: bool = False, is_share: bool = False) -> Measure | None:
-    """Return a metric over examples, with its interval; None where it is not defined.
-
-    Args:
-        is_log: Whether the quotient is the metric's logarithm.
-        is_share: Whether each example adds a yes (1) or a no (0).
-    """
-    import numpy
-
-    mean = divide_terms(terms, is_log=is_log)
-    if mean is None:
-        return None
-    above, below = (numpy.array([term[side] for term in terms], dtype=float) for side in (0, 1))
-
-    def divide(chosen: "numpy.ndarray") -> float:
-        total = below[chosen].sum()
-        return float(above[chosen].sum() / total) if total else math.nan
-
-    if is_share:
-        interval = share_interval(above.tolist())
-    else:
-        interval = bootstrap_mean(above.tolist()) if (below == 1).all() else bootstrap_statistic(divide, len(terms))
-    if is_log and interval is not None:
-        interval = Interval(_power(interval.low), _power(interval.high))
-    return Measure(mean, interval, len(terms))
-
-
-def divide_terms(terms: Sequence[Term], *, is_log: bool = False) -> float | None:
-    """Return a metric over examples; None where it is not defined, as a length by that of nothing."""
-    below = math.fsum(term.below for term in terms)
-    if not below:
-        return None
-    quotient = math.fsum(term.above for term in terms) / below
-    return _power(quotient) if is_log else quotient
-
-
-def _power(nats: float) -> float:
-    return math.exp(min(nats, _MOST_NATS))
-
-
-def normalize_answer(text: str) -> str:
-    """Return a text in lower case, without ASCII punctuation, English articles and needless white space.
-
-    Source: the evaluation script of SQuAD 1.1, https://rajpurkar.github.io/SQuAD-explorer/
-
-    >>> normalize_answer("The author was  Jane Austen.")
-    'author was jane austen'
-    """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact_match(response: str, reference: str) -> float:
-    """Return 1 where the two texts are equal once normalized as SQuAD does, else 0.
-
-    Texts that hold nothing but punctuation and articles are compared as they are.
-
-    >>> exact_match("Jane Austen", "jane austen."), exact_match("", "."), exact_match("!", "!")
-    (1.0, 0.0, 1.0)
-    """
-    texts = normalize_answer(response), normalize_answer(reference)
-    return float(texts[0] == texts[1]) if any(texts) else _equal(response, reference)
-
-
-def token_f1(response: str, reference: str) -> float:
-    """Return the F1 of the words that two texts share, normalized as SQuAD does; order does not count.
-
-    Words are what white space separates, so that in a language written without it the whole text is one: read chrF
-    there.
-
-    >>> token_f1("It was Jane Austen", "Jane Austen.")
-    0.6666666666666666
-    """
-    words, expected = normalize_answer(response).split(), normalize_answer(reference).split()
-    if not words and not expected:
-        return _equal(response, reference)
-    shared = sum((Counter(words) & Counter(expected)).values())
-    return 2 * shared / (len(words) + len(expected))
-
-
-def rouge_l(response: str, reference: str) -> float:
-    """Return ROUGE-L as `rouge-score` does: the F1 of the longest common subsequence of words, without stemming.
-
-    Words are those of `split_words`. On English text they are those of `rouge-score`, which would drop all letters
-    but a to z, and whose table takes memory for every word of the one text times every word of the other.
-
-    >>> rouge_l("It was Jane Austen", "Jane Austen.")
-    0.6666666666666666
-    """
-    words, expected = split_words(response), split_words(reference)
-    if not words and not expected:
-        return _equal(response, reference)
-    return 2 * count_common(words, expected) / (len(words) + len(expected))
-
-
-def chrf(response: str, reference: str) -> float:
-    """Return chrF2 by `sacrebleu`, of one sentence, 0 to 100: character n-grams up to 6, recall counting twice.
-
-    Its mean over examples is not the chrF of the corpus, which adds up n-grams first: long answers weigh more there.
-    """
-    if not response.strip() and not reference.strip():
-        return 100.0
-    return float(_chrf_scorer().sentence_score(response, [reference]).score)
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words of a text in lower case: runs of letters and digits; each Chinese character and kana is one.
-
-    >>> split_words("Café no. 5: 東京")
-    ['café', 'no', '5', '東', '京']
-    """
-    return _WORD.findall(text.lower())
-
-
-def is_repetitive(text: str) -> bool:
-    """Return whether a text says the same again and again.
-
-    It does where more than 30 % of its runs of four words stood in it before, or where up to 64 words come four times
-    in a row. A text without words, such as `!!!!!!!!`, goes by its characters.
-
-    Source: the share of repeated n-grams is seq-rep-4 of Welleck et al., https://arxiv.org/abs/1908.04319
-
-    >>> is_repetitive("Very, very good. It is very, very late."), is_repetitive("It is. It is. It is. It is. It")
-    (False, True)
-    """
-    words = split_words(text) or list("".join(text.split()))
-    grams = [tuple(words[start : start + _GRAM]) for start in range(len(words) - _GRAM + 1)]
-    if grams and 1 - len(set(grams)) / len(grams) > _REPEATED_SHARE:
-        return True
-    for size in range(1, min(len(words) // _COPIES, _LONGEST_BLOCK) + 1):
-        run = 0
-        for word, later in zip(words, words[size:], strict=False):
-            run = run + 1 if word == later else 0
-            if run == size * (_COPIES - 1):
-                return True
-    return False
-
-
-def count_common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence of two lists of words.
-
-    A row of the usual table is the bits of one integer, so all of its cells are computed in a few operations.
-
-    Source: Hyyrö, Bit-Parallel LCS-length Computation Revisited, 2004.
-
-    >>> count_common(["a", "b", "c", "d"], ["b", "x", "d", "a"])
-    2
-    """
-    short, long = sorted((first, second), key=len)
-    places: dict[str, int] = dict.fromkeys(set(short) & set(long), 0)
-    for number, word in enumerate(short):
-        if word in places:
-            places[word] |= 1 << number
-    whole = row = (1 << len(short)) - 1
-    for word in long:
-        if matches := row & places.get(word, 0):
-            row = (row + matches | row - matches) & whole
-    return len(short) - row.bit_count()
-
-
-def _equal(response: str, reference: str) -> float:
-    return float(response.split() == reference.split())
-
-
-@functools.cache
-def _chrf_scorer() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
-
-
-def length_term(response: str, reference: str) -> Term:
-    """Return the lengths of two texts, in characters."""
+def _length_term(response: str, reference: str) -> Term:
     return Term(len(response.strip()), len(reference.strip()))
 
 
-def perplexity_term(nll: float | None, tokens: int | None) -> Term | None:
-    """Return the loss of a reference, in nats, and its tokens; None where there is none that can be added up."""
-    if nll is None or tokens is None or tokens < 1 or not math.isfinite(nll):
-        return None
-    return Term(nll, tokens)
+def _perplexity_term(nll: float, tokens: int) -> Term | None:
+    return Term(nll, tokens) if tokens >= 1 and math.isfinite(nll) else None
 
 
-# By the name in `metrics.json`, what a response adds; None where it does not tell.
-_TERMS: dict[str, Callable[[Response], Term | None]] = {
-    "exact_match": lambda row: Term(exact_match(row.response, row.output)),
-    "token_f1": lambda row: Term(token_f1(row.response, row.output)),
-    "rouge_l": lambda row: Term(rouge_l(row.response, row.output)),
-    "chrf": lambda row: Term(chrf(row.response, row.output)),
-    "length_ratio": lambda row: length_term(row.response, row.output),
-    "stopped": lambda row: None if row.stopped is None else Term(row.stopped),
-    "repetitive": lambda row: Term(is_repetitive(row.response)),
-    "perplexity": lambda row: perplexity_term(row.reference_nll, row.reference_tokens),
+# Of each column: the field of a `Response` and the type of its values.
+_FIELDS = {
+    "predictions": ("response", "string"),
+    "references": ("output", "string"),
+    "stopped": ("stopped", "bool"),
+    "reference_nll": ("reference_nll", "float64"),
+    "reference_tokens": ("reference_tokens", "int64"),
 }
-_LOGARITHMIC = {"perplexity"}
-_IN_LINE = {"exact_match", "rouge_l", "chrf", "stopped", "perplexity"}
+
+METRICS = {
+    "exact_match": Metric("exact match", "equal to the reference", "ExactMatch", exact_match, is_share=True),
+    "token_f1": Metric("token F1", "words shared with the reference, 0 to 1", "TokenF1", token_f1),
+    "rouge_l": Metric("ROUGE-L", "words in the reference's order, 0 to 1", "RougeL", rouge_l),
+    "chrf": Metric("chrF", "character n-grams shared with the reference, 0 to 100", "ChrF", chrf, decimals=1),
+    "length_ratio": Metric(
+        "length", "characters for each of the reference's", "LengthRatio", _length_term, is_quotient=True
+    ),
+    "stopped": Metric("ended by itself", "not cut off", "StoppedShare", float, ("stopped",), is_share=True),
+    "repetitive": Metric(
+        "repeats itself",
+        "says the same again and again",
+        "RepetitiveShare",
+        is_repetitive,
+        ("predictions",),
+        is_share=True,
+    ),
+    "perplexity": Metric(
+        "perplexity",
+        "of the reference under the model; lower is better",
+        "ReferencePerplexity",
+        _perplexity_term,
+        ("reference_nll", "reference_tokens"),
+        is_quotient=True,
+        is_log=True,
+    ),
+}
+"""All metrics by the name in `metrics.json`, in the order in which they are shown."""
+
+QUOTIENTS = frozenset(name for name, metric in METRICS.items() if metric.is_quotient)
+SHARES = frozenset(name for name, metric in METRICS.items() if metric.is_share)
+
+
+def label_metric(name: str) -> str:
+    """Return a metric's label; a name that is not ours with spaces for underscores."""
+    return METRICS[name].label if name in METRICS else name.replace("_", " ")
+
+
+def format_metric(name: str, value: float, *, signed: bool = False) -> str:
+    """Return a value of a metric as it is printed.
+
+    >>> format_metric("stopped", 0.916), format_metric("chrf", 48.13), format_metric("token_f1", 0.514, signed=True)
+    ('92 %', '48.1', '+0.51')
+    """
+    sign, metric = "+" if signed else "", METRICS.get(name)
+    if metric and metric.is_share:
+        return f"{100 * value:{sign}.0f} %"
+    return f"{value:{sign}.{1 if abs(value) >= 10 else metric.decimals if metric else 2}f}"
 
 
 def format_metrics(measured: Mapping[str, Any]) -> str:
@@ -317,16 +239,85 @@ def format_metrics(measured: Mapping[str, Any]) -> str:
     ...                             "rouge_l": {"mean": 0.514, "interval": [0.47, 0.55], "n": 110}}})
     'exact match 12 %, ROUGE-L 0.51 [0.47, 0.55]'
     """
-    parts = []
-    for name, values in measured["metrics"].items():
-        if name not in _IN_LINE:
-            continue
-        value = format_mean(name, values) if name == "rouge_l" else format_metric(name, values["mean"])
-        parts.append(f"{label_metric(name)} {value}")
-    return ", ".join(parts)
+    found = {name: values for name, values in measured["metrics"].items() if name in _IN_LINE}
+    return ", ".join(
+        f"{label_metric(name)} {format_mean(name, values if name == 'rouge_l' else {**values, 'interval': None})}"
+        for name, values in found.items()
+    )
 
 
 def format_mean(name: str, values: Mapping[str, Any]) -> str:
     """Return a metric's mean as it is printed, with the ends of its interval where it has one."""
     mean, interval = format_metric(name, values["mean"]), values["interval"]
     return f"{mean} [{', '.join(format_metric(name, end) for end in interval)}]" if interval else mean
+
+
+def __getattr__(class_name: str) -> Any:
+    name = next((name for name, metric in METRICS.items() if metric.class_name == class_name), None)
+    if name is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {class_name!r}")
+    # Kept, so that the next look-up finds it.
+    globals()[class_name] = found = _build_class(name)
+    return found
+
+
+def _build_class(name: str) -> type:
+    """Return a metric's `evaluate.Metric`."""
+    import datasets
+    import evaluate
+
+    metric = METRICS[name]
+
+    class ReferenceMetric(evaluate.Metric):
+        def __init__(
+            self, config_name: str | None = None, *, keep_in_memory: bool | None = None, **settings: Any
+        ) -> None:
+            if keep_in_memory is None:
+                # Unless several processes share a folder, or the caller names one.
+                keep_in_memory = settings.get("num_process", 1) == 1 and settings.get("cache_dir") is None
+            super().__init__(config_name, keep_in_memory=keep_in_memory, **settings)
+
+        def _build_data_dir(self) -> Any:
+            if not self.keep_in_memory:
+                return super()._build_data_dir()
+            # `evaluate` 0.4.6 makes a folder in the user's cache here, also for what never uses it.
+            return str(Path(self._data_dir_root, self.name, self.config_name))
+
+        def _finalize(self) -> None:
+            if self.keep_in_memory and self.buf_writer is None:
+                raise DataError("There is nothing to measure: neither given to `compute` nor added before.")
+            super()._finalize()
+
+        def _info(self) -> Any:
+            takes = ", ".join(f"`{column}`" for column in metric.columns)
+            return evaluate.MetricInfo(
+                description=f"{metric.label}: {metric.meaning}",
+                citation="",
+                inputs_description=f"Takes {takes}; `per_example=True` adds `{name}_per_example`.",
+                features=datasets.Features({column: datasets.Value(_FIELDS[column][1]) for column in metric.columns}),
+            )
+
+        def _compute(self, *, per_example: bool = False, **columns: Any) -> dict[str, Any]:
+            return _compute(name, columns, per_example=per_example)
+
+    ReferenceMetric.__name__ = ReferenceMetric.__qualname__ = metric.class_name
+    ReferenceMetric.__doc__ = f"{metric.label[0].upper()}{metric.label[1:]}: {metric.meaning}."
+    return ReferenceMetric
+
+
+def _compute(name: str, columns: Mapping[str, Any], *, per_example: bool) -> dict[str, Any]:
+    metric = METRICS[name]
+    # What `evaluate.combine` gives to all metrics, and another of these takes, is no mistake.
+    if unknown := columns.keys() - _FIELDS:
+        raise DataError(f"{metric.class_name} takes no {quote_names(sorted(unknown))}, only `per_example`.")
+    examples = zip(*(columns[column] for column in metric.columns), strict=True)
+    terms = [metric.build_term(*example) for example in examples]
+    if None in terms:
+        raise DataError(
+            f"{metric.class_name} is not defined for the example at index {terms.index(None)}; leave it out."
+        )
+    total = metric.divide(known := [term for term in terms if term is not None])
+    if total is None:
+        raise DataError(f"{metric.class_name} is not defined: there are no examples, or no references.")
+    extra = {f"{name}_per_example": [metric.divide([term]) for term in known]} if per_example else {}
+    return {name: total, **extra}

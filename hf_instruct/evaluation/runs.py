@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.metric_names import QUOTIENTS
+from hf_instruct.evaluation.metrics import QUOTIENTS
 from hf_instruct.evaluation.score_summary import JUDGE_IDENTITY
 from hf_instruct.evaluation.verdict_files import SCORES, Key, Verdicts, build_verdicts, load_verdicts
 from hf_instruct.records import Judgment, Response, TrainingRow, as_number, build_example_id, parse_json, read_rows

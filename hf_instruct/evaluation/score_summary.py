@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_instruct.evaluation.intervals import Interval, parse_interval
-from hf_instruct.evaluation.metric_names import format_metric, label_metric
+from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.models import parse_num_parameters
 from hf_instruct.records import as_number, read_json_object
 

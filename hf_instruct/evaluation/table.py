@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.console import format_interval, format_points, format_signed
 from hf_instruct.evaluation.intervals import Interval
-from hf_instruct.evaluation.metric_names import format_metric, label_metric
+from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.evaluation.score_summary import Leading
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
 from hf_instruct.console import format_interval, format_points
 from hf_instruct.evaluation.intervals import Interval, MeanDifference, parse_interval
-from hf_instruct.evaluation.metric_names import format_metric, label_metric
+from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.evaluation.score_summary import Scores
 from hf_instruct.hub.provenance import UNKNOWN, BaseModel, Data
 from hf_instruct.hub.results import (

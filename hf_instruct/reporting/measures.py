@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_instruct.console import format_interval, format_signed
 from hf_instruct.evaluation.intervals import Interval, MeanDifference, measure_difference, parse_interval
-from hf_instruct.evaluation.metric_names import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
+from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
 from hf_instruct.records import as_number
 from hf_instruct.reporting.facts import RunFacts, Side
 

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from hf_instruct.evaluation.metric_names import format_metric
+from hf_instruct.evaluation.metrics import format_metric
 from hf_instruct.evaluation.score_summary import Leading, Scores
 from hf_instruct.reporting.answers import Answer, AnswerRow, pair_answers, pick_telling
 from hf_instruct.reporting.facts import RunFacts, read_facts

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.console import format_interval, format_points, format_signed
-from hf_instruct.evaluation.metric_names import METRICS, format_metric, label_metric
+from hf_instruct.evaluation.metrics import METRICS, format_metric, label_metric
 from hf_instruct.records import TrainingRow
 from hf_instruct.ui.html import escape, format_card, format_cards, format_dot, format_table, series_color
 from hf_instruct.ui.runs import AnswerSet, RunsView
