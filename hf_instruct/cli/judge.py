@@ -235,8 +235,7 @@ def _metrics(options: argparse.Namespace) -> None:
 
 
 def _print_metrics(sides: Mapping[str, Mapping[str, Any]]) -> None:
-    from hf_instruct.evaluation.metrics import METRICS
-    from hf_instruct.evaluation.metrics import format_mean
+    from hf_instruct.evaluation.metrics import METRICS, format_mean
 
     rows = [["", *(f"{name}, n {measured['total']}" for name, measured in sides.items())]]
     for metric, about in METRICS.items():
