@@ -16,8 +16,8 @@ from tiny_models import build_model
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from hf_instruct.errors import PublishError
-from hf_instruct.hub.folder import PublishOptions
-from hf_instruct.hub.push import Published, PushTarget, push
+from hf_instruct.hub.publication import PushOptions
+from hf_instruct.hub.push import Published, push
 from hf_instruct.models import configure_stop, load_model
 from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.records import TrainingRow, read_rows, write_json
@@ -103,7 +103,6 @@ def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # Between its tries the client waits for up to 8 seconds.
     monkeypatch.setattr(_http, "time", types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
-    monkeypatch.setattr("hf_instruct.hub.uploading.PAUSES", (0.0, 0.01))
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield fake
@@ -113,28 +112,27 @@ def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def push_to(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **options: Any) -> Published:
-    """Push, with the options of `PublishOptions` and `PushTarget` by their names."""
+    """Push, with the fields of `PushOptions`."""
     from huggingface_hub import HfApi
 
-    chosen = {name: options.pop(name) for name in ("merge", "license", "base_model") if name in options}
-    target = PushTarget(repo_id, **options)
-    return push(run, target, options=PublishOptions(**chosen), api=HfApi(endpoint=hub.url))
+    return push(run, repo_id, PushOptions(**options), api=HfApi(endpoint=hub.url))
 
 
-def snapshot(hub: FakeHub) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Return what a Hub holds: of each repository its commits, and its branches."""
-    return {name: (list(repo.commits), dict(repo.branches)) for name, repo in hub.repos.items()}
+def list_commits(hub: FakeHub) -> dict[str, list[str]]:
+    """Return the commits of each repository that holds more than an empty one does."""
+    return {name: list(repo.commits) for name, repo in hub.repos.items() if list(repo.files) != [".gitattributes"]}
 
 
 def refuse(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **options: Any) -> str:
-    """Push, and return the text of the refusal, once nothing has changed on the Hub or is left in the run's folder."""
-    before = snapshot(hub)
+    """Push, and return the text of the refusal; nothing was committed on the Hub or is left in the run's folder."""
+    before = list_commits(hub)
     files = sorted(run.path.iterdir()) if run.path.exists() else []
     with pytest.raises(PublishError) as caught:
         push_to(run, hub, repo_id, **options)
-    assert snapshot(hub) == before
+    assert list_commits(hub) == before
     assert (sorted(run.path.iterdir()) if run.path.exists() else []) == files
     text = str(caught.value)
     assert TOKEN not in text
     assert "signature" not in text
+    assert "\n" not in text
     return text

@@ -7,7 +7,7 @@ from pushed_runs import save_byte_model
 
 from hf_instruct.errors import PublishError
 from hf_instruct.hub import merging
-from hf_instruct.hub.fidelity import MAX_NEW_TOKENS, check_fidelity, collect_prompts, compare_models
+from hf_instruct.hub.fidelity import MAX_NEW_TOKENS, check_fidelity, compare_models, take_reference
 from hf_instruct.hub.merging import load_run_model, save_run_model
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
@@ -64,13 +64,19 @@ def test_an_adapter_that_changes_nothing(base: Path, tmp_path: Path, caplog: pyt
 
 def test_prompts_of_the_check(base: Path, tmp_path: Path) -> None:
     run = publishing_runs.write_run(tmp_path / "run", base, examples=4)
-    _, tokenizer = load_model(str(base))
+    model, tokenizer = load_model(str(base))
     prompt_format = PromptFormat.from_name("alpaca")
-    prompts = collect_prompts(run, tokenizer, prompt_format, limit=None)
+
+    def read_prompts() -> list[list[int]]:
+        return [ids[: start + 1] for ids, start in take_reference(run, model, tokenizer, prompt_format).rows]
+
+    prompts = read_prompts()
     texts = [tokenizer.decode(prompt) for prompt in prompts]
-    assert len(texts) == 10
+    assert len(texts) == 4
     assert "Say the word 1.\n\n### Input:\nnow" in texts[1]
-    assert "Name the capital of France." in texts[4]
     # A short context leaves room for the answer, and sees the end of the prompt.
-    cut = collect_prompts(run, tokenizer, prompt_format, limit=MAX_NEW_TOKENS + 9)
-    assert cut == [prompt[-9:] for prompt in prompts]
+    model.config.n_positions = MAX_NEW_TOKENS + 9
+    assert read_prompts() == [prompt[-9:] for prompt in prompts]
+    model.config.n_positions = 512
+    run.split("test").unlink()
+    assert "Name the capital of France." in tokenizer.decode(read_prompts()[0])

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,12 +15,12 @@ from tiny_models import CHAT_TEMPLATE
 
 from hf_instruct.config import dump_yaml, read_yaml
 from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
+from hf_instruct.hub.card import quote_python
 from hf_instruct.hub.export import export_run
-from hf_instruct.hub.folder import PublishOptions, check_private, write_folder
-from hf_instruct.hub.provenance import find_base_model
+from hf_instruct.hub.folder import check_private, list_sizes, write_folder
+from hf_instruct.hub.publication import PushOptions, find_base_model, plan_publication
 from hf_instruct.hub.push import write_publication
 from hf_instruct.hub.results import read_measured
-from hf_instruct.hub.usage import build_snippet, fence
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import append_rows, write_json
@@ -44,13 +45,26 @@ def adapter_run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> R
 @pytest.fixture(scope="module")
 def published(full_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "publish"
-    write_publication(full_run, out, repo_id="me/assistant", options=PublishOptions(license="mit"))
+    write_publication(full_run, out, "me/assistant", PushOptions(license="mit"))
     return out
+
+
+def _write(run: RunFolder, out: Path, repo_id: str = "me/a", **options: Any) -> dict[str, int]:
+    write_folder(plan_publication(run, repo_id, PushOptions(**options)), out)
+    return list_sizes(out)
 
 
 def _read_card(folder: Path) -> tuple[dict[str, object], str]:
     _, metadata, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(metadata), text
+
+
+def _copy(run: RunFolder, path: Path) -> RunFolder:
+    """Copy the model and the settings of a run, and nothing that was measured."""
+    path.mkdir()
+    shutil.copy(run.config, path)
+    shutil.copytree(run.model, path / "model")
+    return RunFolder(path)
 
 
 def _set(run: RunFolder, section: str, **values: object) -> None:
@@ -60,17 +74,9 @@ def _set(run: RunFolder, section: str, **values: object) -> None:
 
 
 def test_the_files_of_a_full_model(published: Path) -> None:
-    assert sorted(path.name for path in published.iterdir()) == [
-        "README.md",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "loss.png",
-        "model.safetensors",
-        "prompt_format.jinja",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    names = sorted(path.name for path in published.iterdir())
+    assert {"README.md", "chat_template.jinja", "loss.png", "model.safetensors", "tokenizer.json"} <= set(names)
+    assert "training_args.bin" not in names
     generation = json.loads((published / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (END, END)
     assert json.loads((published / "config.json").read_text())["use_cache"] is True
@@ -126,24 +132,21 @@ def test_the_text_of_the_card(published: Path) -> None:
     assert text.startswith(
         f"\n# assistant\n\n[{BASE_ID}](https://huggingface.co/{BASE_ID}), tuned to follow instructions (all weights).\n"
     )
-    assert text.endswith("conversation from these examples.\n")
     for line in (
-        "| licence of the data | apache-2.0 |",
-        "| licence of these weights | mit |",
-        "| licence of the base model | mit |",
-        "| validation loss, nats a label token | 1.193 → 0.722 |",
+        "| license of the data | apache-2.0 |",
+        "| license of these weights | mit |",
+        "| validation loss, nats per label token | 1.193 → 0.722 |",
         "| weights trained | 124,439,808 of 124,439,808 |",
         "| length | 8 steps, 2 epochs, 1,800 tokens |",
         "| took | 5.2 minutes and 2.1 GB on cpu, bf16 |",
         "| `learning_rate` | 5e-05 |",
         "![Training and validation loss](loss.png)",
         "| mean score, 0 to 100 | 26.3 ± 2.5 standard error, n=4 | 68.3 ± 2.5 standard error, n=3 |",
-        "- Only 3 answers have a score, so the interval itself is uncertain.",
-        "- The judge gave no readable verdict on 1 of 4 answers.",
     ):
         assert f"\n{line}\n" in text, line
+    assert "verdict on 1 of 4 answers" in text
     # Paired over a, b and c: +75, +100 and -70.
-    assert "This model less its base model, on the same examples: +35.0 points, 95 % interval -70.0 to +100.0." in text
+    assert "+35.0 points, 95 % interval -70.0 to +100.0." in text
     assert "`logging_steps`" not in text
     assert "output_dir" not in text
 
@@ -160,33 +163,26 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
         {"seen_in_train": {"test": [found, found]}, "near_duplicates": {"test": [{}]}, "examples": {"test": 4}},
     )
     try:
-        write_folder(full_run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+        _write(full_run, tmp_path / "out", "me/a")
     finally:
         full_run.metrics.unlink()
         write_json(full_run.scores, scores)
         write_json(full_run.preflight, {"seen_in_train": {"test": [], "validation": []}})
     card, text = _read_card(tmp_path / "out")
     assert card["license"] == "unknown"
-    assert card["model-index"][0]["results"][0]["metrics"][1:] == [
-        {
-            "type": "rouge_l",
-            "value": 0.5517,
-            "name": "ROUGE-L",
-            "args": {"interval_95": [0.4854, 0.6146], "n": 100},
-        }
-    ]
-    for line in (
-        "| licence of these weights | unknown: the publisher named none |",
+    (metric,) = card["model-index"][0]["results"][0]["metrics"][1:]
+    assert (metric["type"], metric["value"]) == ("rouge_l", 0.5517)
+    assert metric["args"] == {"interval_95": [0.4854, 0.6146], "n": 100}
+    for part in (
+        "| license of these weights | unknown: the publisher named none |",
         "| mean score, 0 to 100 | 26.3 ± 2.5 standard error, n=4 | 68.3 (20.0 to 90.0), n=3 |",
         "| ROUGE-L |  | 0.55 (0.49 to 0.61), n=100 |",
-        "- 2 of the 4 test examples have the same instruction and input as a training example: the scores flatter the "
-        "model.",
-        "- 1 of the 4 test examples is a near-duplicate of a training example.",
-        "- **The judge failed its self-check (order, injection)**: its scores do not tell good answers from bad ones.",
-        "- The judge gave no readable verdict on 1 of 4 answers; counted as 0 or as 100 they would make the mean 51.3 "
-        "or 76.3.",
+        "2 of the 4 test examples have the same instruction and input as a training example",
+        "1 of the 4 test examples is a near-duplicate of a training example",
+        "failed its self-check (order, injection)",
+        "would make the mean 51.3 or 76.3",
     ):
-        assert f"\n{line}\n" in text, line
+        assert part in text, part
 
 
 def test_the_latest_judgment_counts(full_run: RunFolder) -> None:
@@ -223,7 +219,7 @@ def _answer(model_path: Path, *, limit: int = 256) -> str:
 @pytest.mark.slow
 def test_the_snippet_of_a_full_model_runs(full_run: RunFolder, tmp_path: Path) -> None:
     _set(full_run, "generate", max_new_tokens=12)
-    write_folder(full_run, tmp_path / "out", repo_id="me/assistant", options=PublishOptions())
+    _write(full_run, tmp_path / "out", "me/assistant")
     _set(full_run, "generate", max_new_tokens=256)
     answer = _answer(full_run.model, limit=12)
     assert answer
@@ -233,7 +229,7 @@ def test_the_snippet_of_a_full_model_runs(full_run: RunFolder, tmp_path: Path) -
 @pytest.mark.slow
 def test_the_snippet_of_an_adapter_runs(adapter_run: RunFolder, byte_model: Path, tmp_path: Path) -> None:
     _set(adapter_run, "generate", max_new_tokens=12)
-    write_folder(adapter_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(base_model=BASE_ID))
+    _write(adapter_run, tmp_path / "out", "me/a", base_model=BASE_ID)
     _set(adapter_run, "generate", max_new_tokens=256)
     answer = _answer(adapter_run.model, limit=12)
     assert answer != _answer(byte_model, limit=12)
@@ -246,7 +242,7 @@ def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> N
         tmp_path / "run", byte_model, data={"prompt_format": "chat"}, generate={"max_new_tokens": 3, "do_sample": True}
     )
     save_chat_tokenizer(run, CHAT_TEMPLATE)
-    write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    _write(run, tmp_path / "out", "me/a")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
     assert not (tmp_path / "out" / "prompt_format.jinja").exists()
     _, text = _read_card(tmp_path / "out")
@@ -258,28 +254,12 @@ def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> N
 def test_an_adapter_names_its_base_model_as_others_know_it(
     adapter_run: RunFolder, byte_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(PublishError) as caught:
-        write_publication(adapter_run, tmp_path / "out", repo_id="me/a")
-    assert str(caught.value) == (
-        "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the Hub "
-        "(`--base-model ID`), or publish both as one (`--merge`)."
-    )
+    with pytest.raises(PublishError, match=r"belongs to a base model in a local folder.*`--base-model ID`.*`--merge`"):
+        write_publication(adapter_run, tmp_path / "out", "me/a")
     assert list(tmp_path.iterdir()) == []
-    folder = write_publication(
-        adapter_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(base_model=BASE_ID)
-    )
-    assert folder.is_adapter
-    assert list(folder.sizes) == [
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "chat_template.jinja",
-        "generation_config.json",
-        "loss.png",
-        "prompt_format.jinja",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    sizes = write_publication(adapter_run, tmp_path / "out", "me/a", PushOptions(base_model=BASE_ID))
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(sizes)
+    assert "training_args.bin" not in sizes
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == (BASE_ID, None)
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == END
@@ -298,10 +278,9 @@ def test_an_adapter_names_its_base_model_as_others_know_it(
 def test_merge_publishes_whole_weights(adapter_run: RunFolder, byte_model: Path, tmp_path: Path) -> None:
     import torch
 
-    folder = write_publication(adapter_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(merge=True))
-    assert not folder.is_adapter
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(folder.sizes)
-    assert not any(name.startswith("adapter") for name in folder.sizes)
+    sizes = write_publication(adapter_run, tmp_path / "out", "me/a", PushOptions(merge=True))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(sizes)
+    assert not any(name.startswith("adapter") for name in sizes)
     ids = torch.tensor([[64, 37, 31]])
     logits = [load_model(str(path))[0](ids).logits for path in (adapter_run.model, tmp_path / "out", byte_model)]
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
@@ -309,9 +288,7 @@ def test_merge_publishes_whole_weights(adapter_run: RunFolder, byte_model: Path,
     # The base model is a folder of the user's: whole weights do without its name.
     card, text = _read_card(tmp_path / "out")
     assert "base_model" not in card
-    assert (
-        "A language model that is not published, tuned to follow instructions (a LoRA adapter). The adapter is" in text
-    )
+    assert "A language model that is not published, tuned to follow instructions (a LoRA adapter)." in text
 
 
 def test_runs_that_do_not_say_where_their_base_model_was(
@@ -350,10 +327,7 @@ def test_runs_that_do_not_say_where_their_base_model_was(
     ],
 )
 def test_links_out_of_a_run_are_not_published(full_run: RunFolder, tmp_path: Path, name: str) -> None:
-    run = RunFolder(tmp_path / "run")
-    run.path.mkdir()
-    shutil.copy(full_run.config, run.config)
-    shutil.copytree(full_run.model, run.model)
+    run = _copy(full_run, tmp_path / "run")
     path = run.path / name
     if path.exists():
         path.rename(tmp_path / "private")
@@ -362,7 +336,7 @@ def test_links_out_of_a_run_are_not_published(full_run: RunFolder, tmp_path: Pat
     path.symlink_to("../private" if path.parent == run.path else "../../private")
     message = rf"`{re.escape(str(path))}` is a link to `[./]+private`, which may be or hold a private file from outside"
     with pytest.raises(PublishError, match=message):
-        write_publication(run, tmp_path / "out", repo_id="me/a")
+        write_publication(run, tmp_path / "out", "me/a")
     with pytest.raises(PublishError, match=message):
         export_run(run, "merged", out=tmp_path / "merged")
     assert not (tmp_path / "out").exists()
@@ -381,14 +355,14 @@ def test_links_within_a_run_are_published(full_run: RunFolder, tmp_path: Path) -
     (run.model / "notes.py").symlink_to("../notes")
     # Of training alone.
     run.checkpoints.symlink_to(tmp_path)
-    write_publication(run, tmp_path / "out", repo_id="me/a")
+    write_publication(run, tmp_path / "out", "me/a")
     assert (tmp_path / "out" / "notes.py").read_text() == "# Notes."
     assert not (tmp_path / "out" / "notes.py").is_symlink()
     # A folder may hold links of its own.
     (run.path / "templates").mkdir()
     (run.model / "additional_chat_templates").symlink_to("../templates")
     with pytest.raises(PublishError, match="additional_chat_templates` is a link"):
-        write_publication(run, tmp_path / "out", repo_id="me/a")
+        write_publication(run, tmp_path / "out", "me/a")
 
 
 def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: Path) -> None:
@@ -405,7 +379,7 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     write_json(run.metrics, {"metrics": {nasty: {"mean": 0.5, "n": 3}}})
     write_json(run.training_summary, {"seconds": 5.0, "device": nasty, "precision": nasty})
     write_json(run.preflight, {"examples": {"test": nasty}, "seen_in_train": {"test": [{}]}})
-    write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    _write(run, tmp_path / "out", "me/a")
     content = (tmp_path / "out" / "README.md").read_text()
     card = ModelCard(content)
     assert (card.data.license, card.data.model_name) == ("unknown", "a")
@@ -416,7 +390,7 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     headings = [line for line in body.splitlines() if line.startswith("#")]
     assert headings == [
         "# a",
-        *(f"## {n}" for n in ("How to use it", "Prompt", "Data and licences", "Training", "Scores", "Limits")),
+        *(f"## {n}" for n in ("How to use it", "Prompt", "Data and licenses", "Training", "Scores", "Limits")),
     ]
     rows = [line for line in body.splitlines() if line.startswith("|")]
     columns = {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows}
@@ -424,39 +398,36 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     assert "\n---\n" not in body
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(full_run: RunFolder, tmp_path: Path) -> None:
-    def refuse(**options: object) -> str:
-        with pytest.raises(PublishError) as caught:
-            write_publication(full_run, tmp_path / "out", repo_id="me/a", options=PublishOptions(**options))
-        assert list(tmp_path.iterdir()) == []
-        return str(caught.value)
-
-    assert refuse(merge=True) == (
-        f"`{full_run.path}` trained all weights, so there is nothing to merge; leave out `--merge`."
-    )
-    assert refuse(license="Apache 2") == (
-        "`--license Apache 2` is not a licence as the Hub writes it. Use a short lower-case name such as `apache-2.0`, "
-        "`mit`, `cc-by-4.0` or `other`."
-    )
-    assert refuse(base_model="../gpt2") == (
-        "`--base-model ../gpt2` is not an id on the Hub. It should read like `openai-community/gpt2`."
-    )
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"merge": True}, "trained all weights, so there is nothing to merge"),
+        ({"license": "Apache 2"}, "`--license Apache 2` is not a license as the Hub writes it"),
+        ({"base_model": "../gpt2"}, r"`--base-model \.\./gpt2` is not an id on the Hub"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    full_run: RunFolder, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(PublishError, match=said):
+        write_publication(full_run, tmp_path / "out", "me/a", PushOptions(**options))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "me/", "-me/a", "me/a b", "me/" + "a" * 97, "me/a--b", ""])
 def test_names_no_repository_can_have(full_run: RunFolder, tmp_path: Path, repo_id: str) -> None:
     with pytest.raises(PublishError, match="is not a name for a repository"):
-        write_publication(full_run, tmp_path / "out", repo_id=repo_id)
+        write_publication(full_run, tmp_path / "out", repo_id)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_is_missing_or_has_no_model(tmp_path: Path, full_run: RunFolder) -> None:
     with pytest.raises(RunError, match="does not exist"):
-        write_publication(RunFolder(tmp_path / "none"), tmp_path / "out", repo_id="me/a")
+        write_publication(RunFolder(tmp_path / "none"), tmp_path / "out", "me/a")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.yaml").write_text(full_run.config.read_text())
     with pytest.raises(PublishError, match="has no tuned model yet"):
-        write_publication(RunFolder(tmp_path / "run"), tmp_path / "out", repo_id="me/a")
+        write_publication(RunFolder(tmp_path / "run"), tmp_path / "out", "me/a")
     assert not (tmp_path / "out").exists()
 
 
@@ -464,11 +435,11 @@ def test_a_folder_of_somebody_elses_is_left_alone(published: Path, full_run: Run
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
     with pytest.raises(PublishError, match="exists and was not made by `hf-instruct push`"):
-        write_publication(full_run, tmp_path / "out", repo_id="me/a")
+        write_publication(full_run, tmp_path / "out", "me/a")
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
     # One of ours is replaced whole.
     (published / "old.safetensors").touch()
-    write_publication(full_run, published, repo_id="me/assistant", options=PublishOptions(license="mit"))
+    write_publication(full_run, published, "me/assistant", PushOptions(license="mit"))
     assert not (published / "old.safetensors").exists()
 
 
@@ -477,27 +448,24 @@ def test_files_that_cannot_be_read_are_named(full_run: RunFolder, tmp_path: Path
     try:
         full_run.scores.write_text("[1]")
         with pytest.raises(DataError, match=r"scores.json` holds a list"):
-            write_publication(full_run, tmp_path / "out", repo_id="me/a")
+            write_publication(full_run, tmp_path / "out", "me/a")
         full_run.scores.write_text("{")
         with pytest.raises(DataError, match=r"scores.json` is not JSON"):
-            write_publication(full_run, tmp_path / "out", repo_id="me/a")
+            write_publication(full_run, tmp_path / "out", "me/a")
     finally:
         full_run.scores.write_text(scores)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_without_scores_says_so(full_run: RunFolder, tmp_path: Path) -> None:
-    bare = RunFolder(tmp_path / "run")
-    bare.path.mkdir()
-    bare.config.write_text(full_run.config.read_text())
-    shutil.copytree(full_run.model, bare.model)
-    write_folder(bare, tmp_path / "out", repo_id="me/a", options=PublishOptions(data_license="cc-by-4.0"), link=True)
+    bare = _copy(full_run, tmp_path / "run")
+    _write(bare, tmp_path / "out", "me/a", data_license="cc-by-4.0")
     card, text = _read_card(tmp_path / "out")
     assert "model-index" not in card
     assert "model_name" not in card
     assert "## Scores" not in text
     assert "- Its answers were not scored by a judge.\n" in text
-    assert "| licence of the data | cc-by-4.0 |" in text
+    assert "| license of the data | cc-by-4.0 |" in text
     assert "loss.png" not in text
 
 
@@ -520,12 +488,12 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     run.scores.write_text(json.dumps(scores))
     # Of another judge: how the one that gave the scores did would stand with them.
     write_json(run.self_check, {"failed": ["verbosity"]})
-    write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
+    _write(run, tmp_path / "out", "me/a")
     card, text = _read_card(tmp_path / "out")
     for path in ("README.md", "config.json", "tokenizer_config.json"):
         assert "secret-client" not in (tmp_path / "out" / path).read_text()
     assert "| data | a file of the publisher's own, not published here |" in text
-    assert "| licence of the data | unknown: the publisher named none |" in text
+    assert "| license of the data | unknown: the publisher named none |" in text
     assert "Judged by a model of the publisher's own (local, digest 000000000000), rubric of the publisher" in text
     assert "a format of the publisher's own), which ends" in text
     assert "Q: {{ instruction }}|{{ input }}\nA:" in text
@@ -542,14 +510,10 @@ def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
     full_run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
-    run = RunFolder(tmp_path / "run")
-    run.path.mkdir()
-    values = read_yaml(full_run.config)
-    values["experiment"]["data"]["prompt_format"] = str(tmp_path / "shout.jinja")
-    run.config.write_text(dump_yaml(values))
-    shutil.copytree(full_run.model, run.model)
-    folder = write_folder(run, tmp_path / "out", repo_id="me/a", options=PublishOptions())
-    assert "chat_template.jinja" not in folder.sizes
+    run = _copy(full_run, tmp_path / "run")
+    _set(run, "data", prompt_format=str(tmp_path / "shout.jinja"))
+    sizes = _write(run, tmp_path / "out", "me/a")
+    assert "chat_template.jinja" not in sizes
     assert 'prompt = "NAME THREE' in (tmp_path / "out" / "README.md").read_text().replace("'", '"')
     assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
 
@@ -558,49 +522,49 @@ def test_a_prompt_format_that_is_gone_is_an_error(full_run: RunFolder, tmp_path:
     _set(full_run, "data", prompt_format="gone.jinja")
     try:
         with pytest.raises(ConfigError, match=r"Unknown prompt format `gone\.jinja`"):
-            write_publication(full_run, tmp_path / "out", repo_id="me/a")
+            write_publication(full_run, tmp_path / "out", "me/a")
     finally:
         _set(full_run, "data", prompt_format="alpaca")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_private_texts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunFolder(tmp_path / "run")
+def test_private_texts_are_found(full_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_publication(full_run, "me/a", PushOptions())
     file = tmp_path / "tokenizer_config.json"
 
     def check(text: str) -> str:
         file.write_text(text)
         with pytest.raises(PublishError) as caught:
-            check_private(tmp_path, run)
+            check_private(tmp_path, plan)
         assert text[7:-2] not in str(caught.value)
         return str(caught.value)
 
     file.write_text('{"a": "/rooted or not, sk-learn, hf_model"}')
-    check_private(tmp_path, run)
-    assert "would publish the path of a folder on this machine" in check(f'{{"cache": "{Path.home()}/models"}}')
-    assert "would publish the path of a folder" in check(f'{{"cache": "{run.path.resolve()}/model"}}')
-    assert "would publish the path of a folder" in check('{"cache": "/home/somebody-else/models"}')
-    assert "would publish a token" in check('{"a": "' + "hf_" + "A" * 34 + '"}')
-    # As OpenAI writes its keys, and as addresses carry passwords.
-    assert "would publish a token" in check('{"a": "sk-proj-' + "A" * 20 + '"}')
-    assert "would publish a token" in check('{"a": "https://me:secret@example.com/x"}')
+    check_private(tmp_path, plan)
+    for place in (Path.home(), full_run.path.resolve(), "/home/somebody-else"):
+        assert "would publish the path of a folder on this machine" in check(f'{{"cache": "{place}/models"}}')
+    # As the Hub and OpenAI write their keys, and as addresses carry passwords.
+    for secret in ("hf_" + "A" * 34, "sk-proj-" + "A" * 20, "https://me:secret@example.com/x"):
+        assert "would publish a token" in check(f'{{"a": "{secret}"}}')
     monkeypatch.setattr(Path, "cwd", lambda: Path("/datasets"))
     assert "would publish the path of a folder" in check('{"cache": "/datasets/mine"}')
     file.write_text("[tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca)")
-    check_private(tmp_path, run)
+    check_private(tmp_path, plan)
     monkeypatch.setenv("HF_TOKEN", "not-shaped-like-one")
     assert "would publish a token" in check('{"a": "not-shaped-like-one"}')
 
 
-def test_snippets_hold_any_prompt() -> None:
-    for prompt in ('say """x"""\nA: ', "a\\n\nb", 'ends "', "`` ``` ````\nx", "tab\there\nx", "plain"):
-        text = build_snippet("me/a", base_id="b/c", base_revision="v1", question="Q", prompt=prompt, max_new_tokens=5)
-        marks = re.match(r"`+", text)[0]
-        code = text.removeprefix(f"{marks}python\n").removesuffix(f"\n{marks}")
-        assert f"\n{marks}\n" not in code
-        (line,) = re.findall(r"^prompt = .*?(?=^inputs)", code, flags=re.DOTALL | re.MULTILINE)
-        names: dict[str, str] = {}
-        exec(line, names)
-        assert names["prompt"] == prompt
-        assert '"b/c", revision="v1")' in code
-    assert fence("a`b", "x") == "```x\na`b\n```"
+@pytest.mark.parametrize("prompt", ['say """x"""\nA: ', "a\\n\nb", 'ends "\n"', "tab\there\nx", "plain", "a\n\nb\n"])
+def test_any_prompt_can_be_pasted(prompt: str) -> None:
+    names: dict[str, str] = {}
+    exec(f"prompt = {quote_python(prompt)}", names)
+    assert names["prompt"] == prompt
+
+
+def test_a_prompt_with_back_ticks_stays_in_its_code_block(full_run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "ticks.jinja").write_text("````\n{{ instruction }}{{ input }}\n```` A:")
+    run = _copy(full_run, tmp_path / "run")
+    _set(run, "data", prompt_format=str(tmp_path / "ticks.jinja"))
+    _write(run, tmp_path / "out")
+    _, text = _read_card(tmp_path / "out")
+    assert text.count("\n`````") == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.errors import ConfigError, PublishError
-from hf_instruct.hub.ollama_model import Modelfile, OllamaServer, check_name
+from hf_instruct.hub.ollama import Modelfile, OllamaServer, check_name
 
 CREATED = [{"status": "parsing GGUF"}, {"status": "writing manifest"}, {"status": "success"}]
 MODELFILE = Modelfile("{{ .Prompt }}{{ .Response }}", "", {"temperature": 0, "stop": ["<|end|>"]}, "# note")

@@ -1,7 +1,9 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +20,16 @@ from pushed_runs import (
     write_full_run,
 )
 
-from hf_instruct.errors import RunError
-from hf_instruct.hub.folder import PublishOptions, write_folder
+from hf_instruct.errors import PublishError, RunError
+from hf_instruct.hub.folder import write_folder
+from hf_instruct.hub.publication import PushOptions, plan_publication
+from hf_instruct.hub.push import push
 from hf_instruct.run_folder import RunFolder
 
 # huggingface_hub 2.4 sends LFS files by the old name of an argument of httpx2's.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+ID = "me/assistant"
 
 
 @pytest.fixture(scope="module")
@@ -49,119 +55,85 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 def test_a_push_is_one_commit_of_every_file(run: RunFolder, hub: FakeHub) -> None:
     published = push_to(run, hub)
-    repo = hub.repos["me/assistant"]
+    repo = hub.repos[ID]
     assert repo.messages == ["initial commit", "Publish the model with hf_instruct"]
-    assert sorted(repo.files) == [
-        ".gitattributes",
-        "README.md",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "loss.png",
-        "model.safetensors",
-        "prompt_format.jinja",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "prompt_format.jinja"} <= set(repo.files)
+    assert "training_args.bin" not in repo.files
     assert repo.files["model.safetensors"].content == (run.model / "model.safetensors").read_bytes()
     assert repo.files["loss.png"].content == run.loss_plot.read_bytes()
     assert not repo.private
-    assert published.url == f"{hub.url}/me/assistant"
-    assert published.commit == repo.branches["main"]
-    assert published.changed
-    assert published.removed == []
+    assert (published.repo_id, published.url) == (ID, f"{hub.url}/{ID}")
+    assert (published.commit, published.changed, published.removed) == (repo.branches["main"], True, [])
     assert set(published.sizes) == set(repo.files) - {".gitattributes"}
     # The token went to the Hub, and not to where it stores large files.
     assert hub.put_headers
     assert all("authorization" not in headers for headers in hub.put_headers)
     for name, file in repo.files.items():
         assert TOKEN.encode() not in file.content, name
-    assert not list(run.path.glob(".publish-*"))
+    assert not list(run.path.glob(".publish*"))
 
 
 def test_pushing_again_changes_what_has_changed(run: RunFolder, hub: FakeHub) -> None:
     first = push_to(run, hub)
     again = push_to(run, hub)
     assert (again.commit, again.changed) == (first.commit, False)
-    repo = hub.repos["me/assistant"]
+    repo = hub.repos[ID]
     files = dict(repo.files)
     old = files["config.json"]
     kept = {"mine.md": old, "images/me.png": old}
     stale = {"model-00001-of-00002.safetensors": old, "vocab.json": old, "adapter_config.json": old}
     repo.commit("main", {**files, **kept, **stale}, "by hand")
     uploads = hub.count("PUT", "/lfs/upload/")
-    published = push_to(run, hub, license="mit", message="Say the licence")
-    assert published.changed
+    published = push_to(run, hub, license="mit", message="Say the license")
     assert published.removed == ["adapter_config.json", "model-00001-of-00002.safetensors", "vocab.json"]
     assert set(repo.files) == set(files) | set(kept)
     assert b"\nlicense: mit\n" in repo.files["README.md"].content
-    assert repo.messages[-1] == "Say the licence"
+    assert repo.messages[-1] == "Say the license"
     # The weights are there already.
     assert hub.count("PUT", "/lfs/upload/") == uploads
 
 
 def test_private_revision_and_a_name_alone(run: RunFolder, hub: FakeHub) -> None:
     published = push_to(run, hub, "assistant", private=True, revision="v2/try")
-    repo = hub.repos["me/assistant"]
-    assert published.repo_id == "me/assistant"
+    repo = hub.repos[ID]
+    assert (published.repo_id, published.url) == (ID, f"{hub.url}/{ID}/tree/v2/try")
     assert repo.private
-    assert published.url == f"{hub.url}/me/assistant/tree/v2/try"
     assert list(repo.files) == [".gitattributes"]
     assert "model.safetensors" in repo.commits[repo.branches["v2/try"]]
-    assert push_to(run, hub, "My-Org/assistant").repo_id == "My-Org/assistant"
+    # The branch, once it is there, is updated.
+    assert not push_to(run, hub, "assistant", private=True, revision="v2/try").changed
 
 
 def test_an_adapter_takes_the_place_of_a_model_and_back(run: RunFolder, adapter_run: RunFolder, hub: FakeHub) -> None:
     push_to(adapter_run, hub, base_model=BASE_ID)
-    repo = hub.repos["me/assistant"]
+    repo = hub.repos[ID]
     assert repo.messages[-1] == "Publish the adapter with hf_instruct"
     assert "adapter_model.safetensors" in repo.files
-    published = push_to(run, hub)
-    assert published.removed == ["adapter_config.json", "adapter_model.safetensors"]
+    assert push_to(run, hub).removed == ["adapter_config.json", "adapter_model.safetensors"]
     assert "model.safetensors" in repo.files
 
 
 def test_who_may_not(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refuse(run, hub, "google/assistant") == (
-        "`--to google/assistant`: you are `me`, who may not write to the namespace `google`. Yours: `me`, `my-org`. "
-        "Nothing was published."
-    )
-    hub.orgs = {"my-org": "write", "reading": "read"}
-    assert "may not write to the namespace `reading`. Yours: `me`, `my-org`. " in refuse(run, hub, "reading/a")
-    log_in = (
-        "`HF_TOKEN` goes before any login: set it to a token that may write, or unset it and `hf auth login`. "
-        "Nothing was published."
-    )
-    hub.fail["create"] = (403, "You need a role of contributor")
-    assert refuse(run, hub, "my-org/a") == (
-        f"The Hub does not let your token do this: You need a role of contributor. {log_in}"
-    )
-    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    assert refuse(run, hub) == f"The token of `me` may only read. {log_in}"
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "gone" * 8)
-    assert refuse(run, hub) == f"The Hub does not know your token. {log_in}"
+    assert "does not let your token do this (You don't have the rights" in refuse(run, hub, "google/assistant")
+    for token, said in [(READ_TOKEN, "does not let your token do this"), ("hf_" + "gone" * 8, "not logged in")]:
+        monkeypatch.setenv("HF_TOKEN", token)
+        text = refuse(run, hub)
+        assert said in text
+        assert "`HF_TOKEN` is used before any login" in text
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(run.path / "no-token"))
-    assert refuse(run, hub) == (
-        f"You are not logged in to {hub.url}. Log in with `hf auth login` (a token that may write), or set `HF_TOKEN`. "
-        "Nothing was published."
-    )
-    assert hub.count("POST", "commit") == 0
+    assert "Log in with `hf auth login`" in refuse(run, hub)
+    assert hub.count("POST", "preupload|commit|upload") == 0
 
 
 def test_another_base_model_is_not_written_over(run: RunFolder, hub: FakeHub) -> None:
     card = b"---\nbase_model: google/gemma-3-1b-it\n---\n# Theirs\n"
-    hub.add_repo("me/assistant", {"README.md": card, "model.safetensors": b"theirs"})
-    ours = f"this one is made of `{BASE_ID}`. Name another repository with `--to`, or replace it with `--force`. "
-    assert refuse(run, hub) == (
-        "`me/assistant` exists and holds a model made of the base model `google/gemma-3-1b-it`; "
-        f"{ours}Nothing was published."
-    )
+    hub.add_repo(ID, {"README.md": card, "model.safetensors": b"theirs"})
+    text = refuse(run, hub)
+    assert f"holds a model made from `google/gemma-3-1b-it`; this one is made from `{BASE_ID}`." in text
+    assert "`--force`. Nothing was published." in text
     hub.add_repo("me/other", {"README.md": b"# Mine\n", "pytorch_model.bin": b"theirs"})
-    assert refuse(run, hub, "me/other") == (
-        "`me/other` exists and holds a model made of a base model that its card does not name; "
-        f"{ours}Nothing was published."
-    )
+    assert "a base model that its card does not name" in refuse(run, hub, "me/other")
     assert push_to(run, hub, force=True).changed
     # Without a model in it there is nothing to lose.
     hub.add_repo("me/empty", {"README.md": card})
@@ -170,48 +142,48 @@ def test_another_base_model_is_not_written_over(run: RunFolder, hub: FakeHub) ->
 
 def test_the_branch_counts_and_not_the_rest(run: RunFolder, hub: FakeHub) -> None:
     theirs = {"README.md": b"---\nbase_model: google/gemma-3-1b-it\n---\n", "model.safetensors": b"theirs"}
-    repo = hub.add_repo("me/assistant", theirs)
-    # A new branch takes nothing away.
+    repo = hub.add_repo(ID, theirs)
+    # A new branch takes nothing away, and neither does the second try.
+    hub.cut = {"upload"}
+    refuse(run, hub, revision="ours")
+    hub.mend()
     assert push_to(run, hub, revision="ours").changed
     assert repo.files["model.safetensors"].content == b"theirs"
-    repo.branches["v2"] = repo.branches["main"]
-    assert refuse(run, hub, revision="v2").startswith(
-        "The branch `v2` of `me/assistant` holds a model made of the base model `google/gemma-3-1b-it`; "
-    )
+    repo.commit("v2", repo.files, "theirs")
+    assert "(branch `v2`) holds a model made from `google/gemma-3-1b-it`" in refuse(run, hub, revision="v2")
 
 
 def test_a_model_of_others_without_a_name_for_its_base(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
-    hub.add_repo("me/assistant", {"README.md": b"# Theirs\n", "model.safetensors": b"theirs"})
+    hub.add_repo(ID, {"README.md": b"# Theirs\n", "model.safetensors": b"theirs"})
     local = write_full_run(tmp_path / "local", run.model, model={"name": str(run.model)})
-    assert "; this one is made of one that is not on the Hub. " in refuse(local, hub)
-    # Of our own making is what our card says.
+    assert "this one is made from one that is not on the Hub. " in refuse(local, hub)
+    # What we made is what our card says.
     assert push_to(local, hub, "me/mine").changed
     assert push_to(local, hub, "me/mine", license="mit").changed
 
 
-def test_an_old_name_of_a_repository(run: RunFolder, hub: FakeHub, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_old_name_of_a_repository(run: RunFolder, hub: FakeHub) -> None:
     push_to(run, hub, "me/new")
     hub.renamed["me/old"] = "me/new"
-    with caplog.at_level("INFO", "hf_instruct"):
-        published = push_to(run, hub, "me/old", license="mit")
+    published = push_to(run, hub, "me/old", license="mit")
     assert (published.repo_id, published.url) == ("me/new", f"{hub.url}/me/new")
-    assert "`me/old` is called `me/new` on the Hub; it goes there." in caplog.messages
     assert b"me/old" not in hub.repos["me/new"].files["README.md"].content
 
 
 def test_private_is_not_ignored_for_a_public_repository(run: RunFolder, hub: FakeHub) -> None:
-    hub.add_repo("me/assistant", {})
-    assert refuse(run, hub, private=True) == (
-        "`me/assistant` exists and is public; `--private` is for new repositories. Make it private in its settings "
-        "first, or leave out `--private`. Nothing was published."
-    )
+    repo = hub.add_repo(ID, {})
+    assert "exists and is public; `--private` is for new repositories." in refuse(run, hub, private=True)
+    assert not repo.private
+    # Not even for one that is made between the look and the commit.
+    del hub.repos[ID]
+    hub.before["create"] = lambda: hub.add_repo(ID, {".gitattributes": b""})
+    assert "exists and is public" in refuse(run, hub, private=True)
 
 
 def test_a_base_model_that_is_not_there(adapter_run: RunFolder, hub: FakeHub) -> None:
-    assert refuse(adapter_run, hub, base_model="models/my-folder") == (
-        "The base model `models/my-folder` is not on the Hub, or not for you to see. Name its id there with "
-        "`--base-model`. Nothing was published."
-    )
+    text = refuse(adapter_run, hub, base_model="models/my-folder")
+    assert "The base model `models/my-folder` is not on the Hub, or you may not see it." in text
+    assert hub.count("POST", "/create") == 0
 
 
 def test_a_folder_of_the_users_never_becomes_an_id_on_the_hub(byte_model: Path, hub: FakeHub, tmp_path: Path) -> None:
@@ -244,11 +216,82 @@ def test_nobody_is_asked_about_a_run_that_cannot_be_published(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_linked_weights_are_the_same_file(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_linked_weights_are_the_same_file(run: RunFolder) -> None:
     out = run.path / "linked"
-    write_folder(run, out, repo_id="me/a", options=PublishOptions(), link=True)
+    write_folder(plan_publication(run, "me/a", PushOptions()), out, link=True)
     assert (out / "model.safetensors").samefile(run.model / "model.safetensors")
     assert not (out / "config.json").samefile(run.model / "config.json")
+
+
+# When it goes wrong on its way
+
+
+@pytest.mark.parametrize("route", ["create", "info", "preupload", "batch", "upload", "commit"])
+@pytest.mark.parametrize("how", ["refused", "gateway", "cut"])
+def test_what_fails_is_published_by_the_same_command(run: RunFolder, hub: FakeHub, route: str, how: str) -> None:
+    if how == "cut":
+        hub.cut.add(route)
+    else:
+        hub.fail[route] = (402, f"no & {TOKEN}") if how == "refused" else (504, "")
+    text = refuse(run, hub)
+    if how == "refused":
+        assert "status 402: no & [token removed]" in text
+        assert text.endswith("Nothing was published.")
+    else:
+        assert text.endswith("Run the same command again, which publishes what is not there yet.")
+    hub.mend()
+    assert push_to(run, hub).changed
+    assert "model.safetensors" in hub.repos[ID].files
+
+
+def test_only_the_answer_is_lost(run: RunFolder, hub: FakeHub) -> None:
+    hub.cut_answer.add("commit")
+    with pytest.raises(PublishError) as caught:
+        push_to(run, hub)
+    assert "Nothing was published" not in str(caught.value)
+    assert "model.safetensors" in hub.repos[ID].files
+    hub.mend()
+    assert not push_to(run, hub).changed
+
+
+def test_somebody_else_commits_meanwhile(run: RunFolder, hub: FakeHub) -> None:
+    repo = hub.add_repo(ID, {"a.txt": b"a"})
+    # Once while this uploads, and once while this is still writing its files.
+    for route in ("commit", "validate"):
+        hub.before[route] = lambda: repo.commit("main", repo.files, "theirs")
+        with pytest.raises(
+            PublishError, match=r"The repository was changed during the upload .* Nothing was published"
+        ):
+            push_to(run, hub)
+    assert repo.messages == ["initial commit", "theirs", "theirs"]
+    assert push_to(run, hub).changed
+
+
+def test_what_the_hub_refuses(run: RunFolder, hub: FakeHub) -> None:
+    assert '"license" must be one of the known licenses' in refuse(run, hub, license="apache2")
+    hub.full = True
+    assert "The storage quota is used up" in refuse(run, hub)
+    hub.mend()
+    hub.fail["create"] = (429, "slow down")
+    assert "asks for fewer requests (slow down). Wait some minutes" in refuse(run, hub)
+
+
+def test_addresses_and_tokens_that_cannot_be(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    with pytest.raises(PublishError, match=r"The push to localhost:9 failed \(Request URL"):
+        push(run, ID, api=HfApi(endpoint="localhost:9"))
+    monkeypatch.setenv("HF_TOKEN", "hf_é")
+    assert "hf_é" not in refuse(run, hub)
+
+
+def test_offline_and_unreachable(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "`HF_HUB_OFFLINE` forbids to reach the Hub." in refuse(run, hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert hub.requests == []
+    hub.stop()
+    assert refuse(run, hub).startswith(f"The push to {hub.url} failed (")
 
 
 _LOADED_FULL = """\
@@ -293,7 +336,7 @@ def _local_logits(model_path: Path) -> str:
 
 
 def _code_of_card(hub: FakeHub) -> str:
-    card = hub.repos["me/assistant"].files["README.md"].content.decode()
+    card = hub.repos[ID].files["README.md"].content.decode()
     return card.split("```python\n")[1].split("```")[0]
 
 
@@ -324,3 +367,22 @@ def test_a_merged_adapter_is_loaded_back_over_http(adapter_run: RunFolder, hub: 
     logits = _in_fresh_process(_LOADED_FULL + _ASKED, hub, tmp_path).split()
     for number, expected in zip(logits, _local_logits(adapter_run.model).split(), strict=True):
         assert float(number) == pytest.approx(float(expected), abs=0.01)
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_sigterm_as_they_come(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
+    known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "hf_instruct", "push", str(run.path), "--to", ID]
+    for number, status in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**known, **settings}
+        )
+        # Long enough for it to be seen before the answer comes.
+        hub.before["preupload"] = lambda process=process, number=number: (process.send_signal(number), time.sleep(3))
+        out, error = process.communicate(timeout=60)
+        assert (process.returncode, out) == (status, "")
+        assert "hf-instruct: interrupted. The same command publishes what is not there yet." in error
+        assert "Traceback" not in error
+        assert list(hub.repos[ID].files) == [".gitattributes"]
+        assert not list(run.path.glob(".publish*"))

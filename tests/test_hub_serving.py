@@ -94,7 +94,7 @@ def test_a_run_without_a_model(model: Path, tmp_path: Path, capsys: pytest.Captu
 def test_a_prompt_that_no_chat_template_writes(model: Path, tmp_path: Path) -> None:
     (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
     run = publishing_runs.write_run(tmp_path / "run", model, prompt_format=str(tmp_path / "shout.jinja"))
-    with pytest.raises(PublishError, match=r"no chat template and no Ollama template can be made of that"):
+    with pytest.raises(PublishError, match=r"cannot be written as a chat template"):
         prepare_served_model(run)
     assert not (tmp_path / "cache").exists()
 

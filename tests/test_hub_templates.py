@@ -9,11 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.merging import use_training_prompt
-from hf_instruct.hub.ollama_model import build_modelfile, find_stop_words
+from hf_instruct.hub.ollama import build_modelfile, find_stop_words
 from hf_instruct.hub.templates import (
     build_chat_template,
     build_go_template,
-    check_go_template,
     shape_prompt,
 )
 from hf_instruct.prompts import PromptFormat
@@ -47,7 +46,7 @@ def render_go_template(template: str, *, system: str = "", prompt: str = "", res
         written += text if shown else ""
         if not found:
             break
-        match = re.match(r' (if \.System|end|\.System|\.Prompt|\.Response|"[^"\\]*") \}\}', rest)
+        match = re.match(r" (if \.System|end|\.System|\.Prompt|\.Response) \}\}", rest)
         assert match is not None, f"Go cannot read {rest!r}"
         action, template = match[1], rest[match.end() :]
         if action == ".Response" and response is None:
@@ -55,7 +54,7 @@ def render_go_template(template: str, *, system: str = "", prompt: str = "", res
         if action in ("if .System", "end"):
             shown = action == "end" or bool(system)
         elif shown:
-            written += values[action] or "" if action in values else action[1:-1]
+            written += values[action] or ""
     return written
 
 
@@ -152,7 +151,6 @@ def test_a_chat_template_in_go(chat: str, default: str, tokenizer: PreTrainedTok
         "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n{{ .Prompt }}"
         "<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"
     )
-    check_go_template(shape, prompt_format, tokenizer)
     for messages in (CONVERSATION, CONVERSATION[1:], CONVERSATION[:2], CONVERSATION[3:]):
         expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert render_go_conversation(template, messages, default_system=default) == expected
@@ -179,24 +177,17 @@ def test_a_format_that_changes_the_instruction(
 ) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text(template + "{% if input %}{{ input }}{% endif %}")
-    with pytest.raises(PublishError, match=r"does more with an instruction than to write it once, as it is"):
+    with pytest.raises(PublishError, match=r"which write the instruction once, as it is"):
         shape_prompt(PromptFormat(str(file), file.read_text()), tokenizer)
 
 
-def test_a_prompt_that_go_would_take_for_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
-    prompt_format = PromptFormat("mine", "{{ '{{ x }}' }} '\\\\' {{ instruction }}{{ input }}\nA:")
+@pytest.mark.parametrize("text", ["{{ x }}", "{", '"""'])
+def test_a_prompt_that_go_would_take_for_its_own(text: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt_format = PromptFormat("mine", f"{{{{ {text!r} }}}}{{{{ instruction }}}}{{{{ input }}}}\nA:")
     shape = shape_prompt(prompt_format, tokenizer)
-    template = build_go_template(shape)
-    check_go_template(shape, prompt_format, tokenizer)
-    assert template.startswith('{{ "{{" }} x }} ')
-    assert render_go_template(template, prompt="Q") == prompt_format.format_prompt("Q")
+    with pytest.raises(PublishError, match=r"which an Ollama template cannot"):
+        build_go_template(shape)
+    # The chat template has no such limit.
     tokenizer.chat_template = build_chat_template(shape)
     written = tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False)
-    assert written == prompt_format.format_prompt("Q")
-    brace = PromptFormat("mine", "{{ '{{{' }}{{ instruction }}{{ input }}}\nA:")
-    template = build_go_template(shape_prompt(brace, tokenizer))
-    assert render_go_template(template, prompt="Q") == brace.format_prompt("Q") == "{{{Q}\nA:"
-    quotes = PromptFormat("mine", '""" {{ instruction }}{{ input }}\nA:')
-    shape = shape_prompt(quotes, tokenizer)
-    with pytest.raises(PublishError, match=r"cannot be written as an Ollama template"):
-        check_go_template(shape, quotes, tokenizer)
+    assert written == prompt_format.format_prompt("Q") == f"{text}Q\nA:"

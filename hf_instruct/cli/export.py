@@ -14,7 +14,7 @@ from hf_instruct.errors import InstructError
 if TYPE_CHECKING:
     from hf_instruct.hub.export import Export
     from hf_instruct.hub.fidelity import Fidelity
-    from hf_instruct.hub.ollama_model import OllamaServer
+    from hf_instruct.hub.ollama import OllamaServer
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _find_server(name: str, base_url: str | None) -> "OllamaServer":
-    from hf_instruct.hub.ollama_model import OllamaServer, check_name
+    from hf_instruct.hub.ollama import OllamaServer, check_name
 
     check_name(name)
     server = OllamaServer(base_url)

@@ -1,11 +1,15 @@
 """`hf-instruct push`: publish a run's model on the Hugging Face Hub."""
 
 import argparse
+import dataclasses
+import logging
 import os
 import sys
 from pathlib import Path
 
 from hf_instruct.cli.flags import add_trust_flag
+
+logger = logging.getLogger(__name__)
 
 _EPILOG = """\
 examples:
@@ -24,7 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "push",
         help="publish the tuned model on the Hugging Face Hub, with a model card",
         description="Publish a run's model on the Hugging Face Hub: weights or adapter, tokenizer, prompt format and a "
-        "model card with data, settings, scores and limits. One commit: all of it, or nothing.",
+        "model card with data, settings, scores and limits. All files go in one commit.",
         epilog=_EPILOG,
         allow_abbrev=False,
     )
@@ -32,8 +36,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--to", metavar="ID", required=True, help="the repository, as in me/my-assistant")
     parser.add_argument("--merge", action="store_true", help="merge the LoRA adapter into its base model first")
     parser.add_argument("--private", action="store_true", help="make a new repository that only you see")
-    parser.add_argument("--license", metavar="L", help="licence of the weights (default: unknown)")
-    parser.add_argument("--data-license", metavar="L", help="licence of the data, where it is not known")
+    parser.add_argument("--license", metavar="L", help="license of the weights (default: unknown)")
+    parser.add_argument("--data-license", metavar="L", help="license of the data, where it is not known")
     parser.add_argument("--base-model", metavar="ID", help="the base model's id on the Hub, if the run's is a folder")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
     parser.add_argument("--message", metavar="TEXT", help="message of the commit")
@@ -41,14 +45,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--dry-run", action="store_true", help="only write the files, without any network")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where `--dry-run` writes them (default: RUN/publish)")
     add_trust_flag(parser)
-    parser.set_defaults(handler=_push, resume_hint="Nothing was published; give the same command again.")
+    parser.set_defaults(handler=_push, resume_hint="The same command publishes what is not there yet.")
 
 
 def _push(options: argparse.Namespace) -> None:
     from hf_instruct.errors import ConfigError
-    from hf_instruct.hub.folder import PublishOptions
     from hf_instruct.hub.outputs import format_size
-    from hf_instruct.hub.push import PushTarget, push, write_publication
+    from hf_instruct.hub.publication import PushOptions
+    from hf_instruct.hub.push import push, write_publication
     from hf_instruct.run_folder import RunFolder
 
     if not sys.stderr.isatty():
@@ -57,29 +61,26 @@ def _push(options: argparse.Namespace) -> None:
     if options.out and not options.dry_run:
         raise ConfigError("`--out` is where `--dry-run` writes; add `--dry-run`, or leave it out.")
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
-    chosen = PublishOptions(options.merge, options.license, options.data_license, options.base_model)
+    chosen = PushOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PushOptions)})
     if options.dry_run:
-        folder = write_publication(run, options.out or run.path / "publish", repo_id=options.to, options=chosen)
-        _print_files(folder.sizes)
-        print(f"{folder.path}   nothing was published; the card is {folder.path / 'README.md'}")
+        out = options.out or run.path / "publish"
+        _print_files(write_publication(run, out, options.to, chosen))
+        print(f"{out}   nothing was published; the card is {out / 'README.md'}")
     else:
-        target = PushTarget(options.to, options.private, options.revision, options.message, options.force)
-        try:
-            published = push(run, target, options=chosen)
-        except KeyboardInterrupt as stop:
-            # Its text, where it has one, says what became of the publication by then.
-            options.resume_hint = str(stop) or options.resume_hint
-            raise
-        total = format_size(sum(published.sizes.values()))
-        if published.changed:
-            _print_files(published.sizes)
-            for name in published.removed:
+        done = push(run, options.to, chosen)
+        if done.changed:
+            _print_files(done.sizes)
+            for name in done.removed:
                 print(f"{'removed':>10}  {name}")
-            print(f"{published.url}   commit {published.commit[:7]}, {len(published.sizes)} files, {total}")
+            total = format_size(sum(done.sizes.values()))
+            print(f"{done.url}   commit {done.commit[:7]}, {len(done.sizes)} files, {total}")
         else:
-            print(f"{published.url}   is up to date: commit {published.commit[:7]}, {len(published.sizes)} files")
+            print(f"{done.url}   is up to date: commit {done.commit[:7]}, {len(done.sizes)} files")
     if options.license is None:
-        _notice_license()
+        logger.info(
+            "The card says that the license of the weights is unknown; `--license` names one that fits the base "
+            "model's and the data's."
+        )
 
 
 def _print_files(sizes: dict[str, int]) -> None:
@@ -87,12 +88,3 @@ def _print_files(sizes: dict[str, int]) -> None:
 
     for name, size in sizes.items():
         print(f"{format_size(size):>10}  {name}")
-
-
-def _notice_license() -> None:
-    import logging
-
-    logging.getLogger(__name__).info(
-        "The card says that the licence of the weights is unknown; `--license` names one that fits the base model's "
-        "and the data's."
-    )

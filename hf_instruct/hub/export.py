@@ -6,25 +6,20 @@ from pathlib import Path
 
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.fidelity import Fidelity
-from hf_instruct.hub.gguf_check import check_gguf
-from hf_instruct.hub.gguf_file import (
-    check_architecture,
-    check_gguf_package,
-    estimate_gguf_bytes,
-    name_pre_tokenizer,
-    read_tokenizer,
-    write_gguf,
-)
-from hf_instruct.hub.merging import RunModel, check_links, load_run_model, save_run_model
-from hf_instruct.hub.ollama_model import Modelfile, build_modelfile
+from hf_instruct.hub.gguf_file import check_gguf, check_gguf_package, check_model, write_gguf
+from hf_instruct.hub.merging import check_links, check_run, load_run_model, save_run_model
+from hf_instruct.hub.ollama import Modelfile, build_modelfile
 from hf_instruct.hub.outputs import building, check_space, check_target
-from hf_instruct.hub.templates import check_go_template, shape_prompt
+from hf_instruct.hub.templates import shape_prompt
 from hf_instruct.models import context_length
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-MODELFILE = "Modelfile"
+# Of a weight, as GGUF stores it.
+_BYTES = {"F32": 4.0, "F16": 2.0, "Q8_0": 34 / 32}
+# About what config, tokenizer and vocabulary take.
+_OTHER_BYTES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +54,30 @@ def export_run(
         force: Replace what is there.
 
     Raises:
-        InstructError: The run or its model is missing, the format cannot hold it, the place is taken or full, or the
+        InstructError: The run or its model is missing, the format cannot hold it, the target is taken or full, or
             what was written differs from the run's model by more than its type explains.
     """
     name = f"{run.path.resolve().name}-{tensor_type}.gguf" if kind == "gguf" else kind
     target = out or run.path / "export" / name
     if kind == "gguf" and target.suffix != ".gguf":
-        raise PublishError(f"`--out {target}` is no name for a GGUF file; it ends in `.gguf`.")
+        raise PublishError(f"`--out {target}` must end in `.gguf`.")
     check_target(target, force=force)
     check_links(run)
     if kind != "merged":
         check_gguf_package()
+    check_run(run)
     source = load_run_model(run)
-    size = source.model.num_parameters()
+    num_bytes = source.model.num_parameters() * (4 if kind == "merged" else _BYTES[tensor_type])
+    check_space(target, int(num_bytes) + _OTHER_BYTES)
     if kind == "merged":
-        check_space(target, size * 4 + 10_000_000)
         with building(target) as part:
             check = save_run_model(source, part)
         return Export(target, source.merged, check)
-    check_architecture(source.model.config)
-    name_pre_tokenizer(read_tokenizer(source.tokenizer))
-    modelfile = _build_modelfile(source) if kind == "ollama" else None
-    check_space(target, estimate_gguf_bytes(size, tensor_type))
+    check_model(source)
+    modelfile = None
+    if kind == "ollama":
+        shape = shape_prompt(source.prompt_format, source.tokenizer)
+        modelfile = build_modelfile(shape, context=context_length(source.model))
     weights = target if modelfile is None else target / f"model-{tensor_type}.gguf"
     with building(target) as part:
         file = part if modelfile is None else part / weights.name
@@ -90,11 +87,5 @@ def export_run(
         logger.info("Reading it back and comparing it with the run's model")
         check = check_gguf(file, source, tensor_type=tensor_type)
         if modelfile is not None:
-            (part / MODELFILE).write_text(modelfile.format(weights.name), encoding="utf-8", newline="\n")
+            (part / "Modelfile").write_text(modelfile.format(weights.name), encoding="utf-8", newline="\n")
     return Export(target, source.merged, check, weights, modelfile)
-
-
-def _build_modelfile(source: RunModel) -> Modelfile:
-    shape = shape_prompt(source.prompt_format, source.tokenizer)
-    check_go_template(shape, source.prompt_format, source.tokenizer)
-    return build_modelfile(shape, context=context_length(source.model))

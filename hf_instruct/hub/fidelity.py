@@ -1,11 +1,11 @@
 """Whether a model that was written answers as the run does: with adapter and base model side by side, not merged."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import PublishError
 from hf_instruct.generation.decoding import generate_completions
+from hf_instruct.models import context_length
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows
 from hf_instruct.run_folder import RunFolder
@@ -14,25 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NUM_PROMPTS = 10
+_NUM_PROMPTS = 10
 MAX_NEW_TOKENS = 32
 # Largest difference of a logit, relative to the standard deviation of the logits, by how the weights are stored. For
 # SmolLM2-135M with a LoRA adapter on all layers, merging and F32 were measured at 2e-5, F16 at 0.01 and Q8_0 at 0.25;
 # one projection in a wrong order, in one of its 30 layers, at 2.4 and more.
 TOLERANCE = {"F32": 1e-3, "F16": 5e-2, "Q8_0": 1.0}
-# Where a run has no test split to take prompts from.
-_INSTRUCTIONS = (
-    "Name the capital of France.",
-    "Write a sentence about the sea.",
-    "List three colors.",
-    "What is 12 plus 30?",
-    "Rewrite in the past tense: She walks home.",
-    "Give an antonym of 'cold'.",
-    "Who wrote 'Pride and Prejudice'?",
-    "Translate to French: Good morning.",
-    "Is a whale a fish?",
-    "Describe rain in one word.",
-)
+# For a run without a test split.
+_INSTRUCTIONS = ("Name the capital of France.", "Write a sentence about the sea.", "What is 12 plus 30?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,39 +58,25 @@ class Fidelity:
     num_prompts: int
 
 
-def collect_prompts(
-    run: RunFolder, tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, *, limit: int | None
-) -> list[list[int]]:
-    """Return the token ids of `NUM_PROMPTS` prompts: those of the run's test split first, then general ones.
+def take_reference(
+    run: RunFolder, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat
+) -> Reference:
+    """Return what a run's model answers to ten prompts of its test split, and its logits there.
 
     Args:
         run: The run.
-        tokenizer: Its tokenizer.
-        prompt_format: The format of the prompts it was trained on.
-        limit: Tokens the model attends to, of which the end of a longer prompt leaves `MAX_NEW_TOKENS` for the answer;
-            None for any number.
-    """
-    examples: list[Example] = []
-    if run.split("test").is_file():
-        examples = read_rows(run.split("test"), Example)[:NUM_PROMPTS]
-    pairs = [(example.instruction, example.input) for example in examples] + [(text, "") for text in _INSTRUCTIONS]
-    room = max(limit - MAX_NEW_TOKENS, 1) if limit else None
-    prompts = [prompt_format.encode_prompt(tokenizer, *pair) for pair in pairs[:NUM_PROMPTS]]
-    return [prompt[-room:] if room else prompt for prompt in prompts]
-
-
-def take_reference(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Sequence[int]], *, end_id: int
-) -> Reference:
-    """Return what a model answers to prompts, and its logits there.
-
-    Args:
         model: With its adapter beside it, if it has one.
         tokenizer: Its tokenizer.
-        prompts: Token ids of each prompt.
-        end_id: The token that ends an answer.
+        prompt_format: The format of the prompts it was trained on.
     """
-    answers = generate_completions(model, tokenizer, prompts, end_id=end_id, max_new_tokens=MAX_NEW_TOKENS)
+    examples = read_rows(run.split("test"), Example)[:_NUM_PROMPTS] if run.split("test").is_file() else []
+    pairs = [(example.instruction, example.input) for example in examples] or [(text, "") for text in _INSTRUCTIONS]
+    prompts = [prompt_format.encode_prompt(tokenizer, *pair) for pair in pairs]
+    if limit := context_length(model):
+        # The end of a prompt that is too long, with room for the answer.
+        prompts = [prompt[-max(limit - MAX_NEW_TOKENS, 1) :] for prompt in prompts]
+    end = prompt_format.end_token_id(tokenizer)
+    answers = generate_completions(model, tokenizer, prompts, end_id=end, max_new_tokens=MAX_NEW_TOKENS)
     rows = [
         ([*prompt, *answer.token_ids[:-1]], len(prompt) - 1) for prompt, answer in zip(prompts, answers, strict=True)
     ]
@@ -110,18 +85,18 @@ def take_reference(
 
 def compare_models(model: "PreTrainedModel", reference: Reference, *, tensor_type: str = "F32") -> Fidelity:
     """Return how near a model is to a reference; with equal best tokens along an answer, the greedy answer is equal."""
-    largest, squares, numbers, matches = 0.0, 0.0, 0, []
-    for row, expected in zip(reference.rows, reference.logits, strict=True):
-        got = _compute_logits(model, row)
-        difference = float((expected - got).abs().max())
-        # A maximum would pass over NaN.
-        largest = difference if difference != difference else max(largest, difference)
-        squares += float((expected - expected.mean(-1, keepdim=True)).square().sum())
-        numbers += expected.numel()
-        matches.append((expected.argmax(-1) == got.argmax(-1)).tolist())
+    import torch
+
+    pairs = [
+        (expected, _compute_logits(model, row)) for row, expected in zip(reference.rows, reference.logits, strict=True)
+    ]
+    # PyTorch's maximum is NaN where there is one.
+    largest = torch.stack([(expected - got).abs().max() for expected, got in pairs]).max()
+    spread = torch.cat([expected - expected.mean(-1, keepdim=True) for expected, _ in pairs]).square().mean().sqrt()
+    matches = [(expected.argmax(-1) == got.argmax(-1)).tolist() for expected, got in pairs]
     return Fidelity(
         tensor_type=tensor_type,
-        logit_error=largest / (squares / numbers) ** 0.5 if largest else 0.0,
+        logit_error=float(largest / spread) if largest else 0.0,
         same_tokens=sum(map(sum, matches)),
         num_tokens=sum(map(len, matches)),
         same_answers=sum(map(all, matches)),

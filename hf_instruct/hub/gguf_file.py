@@ -1,15 +1,22 @@
-"""Write a model as a GGUF file for llama.cpp, Ollama and LM Studio.
+"""Write a model as a GGUF file for llama.cpp, Ollama and LM Studio, and compare the file with the run's own model.
 
-Names, keys and layouts are llama.cpp's, whose own converter reads the same checkpoints.
+Names, keys and layouts are llama.cpp's, whose own converter reads the same checkpoints. The file is read back by
+Transformers, which shares no line with this writer: it has its own names, its own reversal of the rotary order and its
+own transposes. A file that passes has the run's vocabulary, end, chat template and answers.
 Source: https://github.com/ggml-org/llama.cpp, `conversion/{base,gpt2,llama}.py`, and the `gguf` package.
 """
 
+import contextlib
+import importlib.util
+import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, PublishError
+from hf_instruct.hub.fidelity import Fidelity, check_fidelity
 from hf_instruct.hub.merging import RunModel
 
 if TYPE_CHECKING:
@@ -19,89 +26,76 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # How the matrices are stored; vectors, norms and GPT-2's positions stay in float32, as llama.cpp wants them.
-_BYTES_A_WEIGHT = {"F32": 4.0, "F16": 2.0, "Q8_0": 34 / 32}
-# Q8_0 stores this many numbers of a row with one scale.
-_BLOCK = 32
-# How Llama 3's tokenizer cuts a text before merging.
-# Source: the `tokenizer.json` of meta-llama/Meta-Llama-3-8B.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def check_gguf_package() -> None:
-    """See that the package that writes GGUF is there.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError("GGUF files need the gguf package; install it with `pip install 'hf-instruct[gguf]'`.")
-
-
-def check_architecture(config: "PretrainedConfig") -> None:
-    """Refuse a model that this module cannot write, or that llama.cpp would compute otherwise than Transformers.
-
-    Raises:
-        PublishError: It is of another family, or has a setting that llama.cpp's family does not know.
-    """
-    kind = config.model_type
-    known = "GPT-2 (`gpt2`) and Llama with its relatives, such as SmolLM2 (`llama`)"
-    if kind not in _FIXED_SETTINGS:
-        raise PublishError(
-            f"A model of architecture `{kind}` cannot be written as GGUF here; supported are {known}. "
-            "Use `--format merged`, and llama.cpp's own converter on that folder."
-        )
-    for name, allowed in _FIXED_SETTINGS[kind].items():
-        value = getattr(config, name, None)
-        if value is not None and value not in allowed:
-            raise PublishError(
-                f"The model's `{name}` is `{value}`, which llama.cpp's `{kind}` does not compute; it must be "
-                f"{' or '.join(f'`{choice}`' for choice in allowed)}."
-            )
-    if kind == "llama" and (rope := _rope_type(config)) not in ("default", "llama3"):
-        raise PublishError(f"The model's rotary embedding is `{rope}`; supported are `default` and `llama3`.")
-
-
-_FIXED_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
+_FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}
+# The settings of each architecture that llama.cpp computes; `gelu` of GPT-2 is one function by several names.
+_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
-        # All the same function, computed in other ways.
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
         "scale_attn_by_inverse_layer_idx": (False,),
         "scale_attn_weights": (True,),
     },
     "llama": {"hidden_act": ("silu", "swish"), "mlp_bias": (False,)},
 }
+# How Llama 3's tokenizer cuts a text before merging. Source: the `tokenizer.json` of meta-llama/Meta-Llama-3-8B.
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PRE_TOKENIZERS = {
+    "gpt-2": ["bytes by regex"],
+    "smollm": ["single digits", "bytes by regex"],
+    "llama-bpe": ["Llama 3's regex", "bytes"],
+}
+# Read back beside the run's own prompts.
+_TEXTS = ("In 1984, 3.14 * 2 = 6.28!", "  def f(x):\n\treturn x  # it's\n\n", "Grüße, 你好 🙂", "<|endoftext|>Hi")
 
 
-def estimate_gguf_bytes(num_parameters: int, tensor_type: str) -> int:
-    """Return about how large the file will be, with the vocabulary's few MB."""
-    return int(num_parameters * _BYTES_A_WEIGHT[tensor_type] * 1.02) + 4_000_000
+def check_gguf_package() -> None:
+    """Raise `ConfigError` where the package that writes GGUF is not installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError("GGUF files need the gguf package; install it with `pip install 'hf-instruct[gguf]'`.")
+
+
+def check_model(source: RunModel) -> None:
+    """Refuse a model that this module cannot write, or that llama.cpp would compute otherwise than Transformers.
+
+    Raises:
+        PublishError: It is of another family, or has a setting or a tokenizer that llama.cpp's family does not know.
+    """
+    config = source.model.config
+    kind, rope = config.model_type, _rope_type(config)
+    problem = "" if kind in _SETTINGS else f"architecture `{kind}`"
+    for name, allowed in _SETTINGS.get(kind, {}).items():
+        if getattr(config, name, allowed[0]) not in (*allowed, None):
+            problem = f"`{name}: {getattr(config, name)}`"
+    if kind == "llama" and rope not in ("default", "llama3"):
+        problem = f"rotary embedding `{rope}`"
+    if problem:
+        raise PublishError(
+            f"A model with {problem} cannot be written as GGUF here; supported are GPT-2 (`gpt2`) and Llama with its "
+            "relatives, such as SmolLM2 (`llama`). Use `--format merged`, and llama.cpp's own converter on that folder."
+        )
+    name_pre_tokenizer(source.tokenizer)
 
 
 def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
     """Write a model and its tokenizer as one GGUF file.
 
     Args:
-        source: The model, its tokenizer and its chat template.
+        source: The model, its tokenizer and its chat template; `check_model` has accepted it.
         path: The file; overwritten where there is one.
         tensor_type: `F32`, `F16` or `Q8_0`.
 
     Raises:
-        PublishError: The architecture or the tokenizer is none that llama.cpp knows by this module's names.
+        PublishError: The tokenizer knows more tokens than the model.
         OSError: The disk is full, or the file cannot be written.
     """
     import gguf
 
-    check_architecture(source.model.config)
     writer = gguf.GGUFWriter(None, source.model.config.model_type)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(source.name)
-    file_type = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}[tensor_type]
-    writer.add_file_type(gguf.LlamaFileType[file_type])
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_sizes(writer, source.model.config)
     _add_vocabulary(writer, source)
@@ -141,20 +135,18 @@ def _head_size(config: "PretrainedConfig") -> int:
 
 
 def _rope_type(config: "PretrainedConfig") -> str:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return str(parameters.get("rope_type", "default"))
+    return str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
 
 
 def _add_vocabulary(writer: "gguf.GGUFWriter", source: RunModel) -> None:
     """Add tokens, their kinds, merges, special ids and the chat template."""
     tokenizer = source.tokenizer
-    specification = read_tokenizer(tokenizer)
     tokens, kinds = _list_tokens(tokenizer, source.model.config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(name_pre_tokenizer(specification))
+    writer.add_tokenizer_pre(name_pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    merges = specification["model"]["merges"]
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
     end = source.prompt_format.end_token_id(tokenizer)
     ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
@@ -171,50 +163,27 @@ def _add_vocabulary(writer: "gguf.GGUFWriter", source: RunModel) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def read_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    """Return what `tokenizer.json` says of a tokenizer.
-
-    Raises:
-        PublishError: It is none of the `tokenizers` library.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise _unknown_tokenizer(f"of class `{type(tokenizer).__name__}`, which has no `tokenizer.json`")
-    specification: dict[str, Any] = json.loads(backend.to_str())
-    return specification
-
-
-def name_pre_tokenizer(specification: dict[str, Any]) -> str:
+def name_pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return llama.cpp's name for how a tokenizer cuts a text before it merges.
 
     Found by what the tokenizer does, not by the model's name: SmolLM2 read from a GGUF cuts as GPT-2.
 
-    Args:
-        specification: As `tokenizer.json` holds it.
-
     Raises:
         PublishError: It is no byte-level BPE, or cuts in a way that has no name here.
-
-    >>> byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    >>> name_pre_tokenizer({"model": {"type": "BPE"}, "pre_tokenizer": byte_level})
-    'gpt-2'
     """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    specification = json.loads(backend.to_str()) if backend is not None else {"model": {}}
     pre = specification.get("pre_tokenizer") or {}
-    steps = pre.get("pretokenizers", []) if pre.get("type") == "Sequence" else [pre]
-    shape = [_describe_step(step) for step in steps]
+    shape = [_describe_step(step) for step in pre.get("pretokenizers", [pre])]
     if specification["model"].get("type") == "BPE" and not specification.get("normalizer"):
         for name, expected in _PRE_TOKENIZERS.items():
             if shape == expected:
                 return name
-    kind = specification["model"].get("type")
-    raise _unknown_tokenizer(f"a `{kind}` that cuts texts by {', '.join(map(str, shape)) or 'nothing'}")
-
-
-_PRE_TOKENIZERS = {
-    "gpt-2": ["bytes by regex"],
-    "smollm": ["single digits", "bytes by regex"],
-    "llama-bpe": ["Llama 3's regex", "bytes"],
-}
+    raise PublishError(
+        f"The model's tokenizer is a `{specification['model'].get('type')}` that cuts texts by {', '.join(shape)}. "
+        "GGUF is written here for byte-level BPE as GPT-2, SmolLM2 and Llama 3 have it. Use `--format merged`, and "
+        "llama.cpp's own converter on that folder."
+    )
 
 
 def _describe_step(step: dict[str, Any]) -> str:
@@ -228,13 +197,6 @@ def _describe_step(step: dict[str, Any]) -> str:
     return f"`{kind}`"
 
 
-def _unknown_tokenizer(what: str) -> PublishError:
-    return PublishError(
-        f"The model's tokenizer is {what}. GGUF is written here for byte-level BPE as GPT-2, SmolLM2 and Llama 3 "
-        "have it. Use `--format merged`, and llama.cpp's own converter on that folder."
-    )
-
-
 def _list_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[str], list[int]]:
     """Return each id's token and its kind, as many as the model has rows for."""
     from gguf import TokenType
@@ -245,18 +207,11 @@ def _list_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[
             f"The tokenizer knows {max(by_id) + 1} tokens and the model only {size}. "
             "Resize the model's embedding and train it, or use the tokenizer that it was trained with."
         )
-    tokens, kinds = [], []
-    for index in range(size):
-        added = tokenizer.added_tokens_decoder.get(index)
-        # Rows that no token stands for are there to make the matrix a round size.
-        tokens.append(by_id.get(index, f"[PAD{index}]"))
-        if index not in by_id:
-            kinds.append(TokenType.UNUSED)
-        elif added is None:
-            kinds.append(TokenType.NORMAL)
-        else:
-            kinds.append(TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
-    return tokens, kinds
+    kinds = [TokenType.NORMAL if index in by_id else TokenType.UNUSED for index in range(size)]
+    for index, token in tokenizer.added_tokens_decoder.items():
+        kinds[index] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+    # Rows that no token stands for are there to make the matrix a round size.
+    return [by_id.get(index, f"[PAD{index}]") for index in range(size)], kinds
 
 
 def _quantized_tensors(
@@ -271,7 +226,8 @@ def _quantized_tensors(
         kind = gguf.GGMLQuantizationType[tensor_type]
         if values.ndim < 2 or name.startswith("position_embd"):
             kind = gguf.GGMLQuantizationType.F32
-        elif tensor_type == "Q8_0" and values.shape[-1] % _BLOCK:
+        elif values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            # A row has to be whole blocks.
             kind = gguf.GGMLQuantizationType.F16
         yield name, gguf.quants.quantize(values, kind), kind
 
@@ -324,10 +280,86 @@ def _rope_factors(model: "PreTrainedModel") -> "Tensor":
     """Return by how much Llama 3 slows each frequency of the rotary embedding: [size / 2]."""
     import torch
 
-    config = model.config
-    size = _head_size(config)
+    size = _head_size(model.config)
     exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-    plain = 1.0 / (float(config.rope_parameters["rope_theta"]) ** exponents)
-    slowed = model.get_buffer("model.rotary_emb.inv_freq")
-    factors: Tensor = plain / slowed.float().cpu()
+    plain = 1.0 / (float(model.config.rope_parameters["rope_theta"]) ** exponents)
+    factors: Tensor = plain / model.get_buffer("model.rotary_emb.inv_freq").float().cpu()
     return factors
+
+
+def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
+    """Return how near a file is to the run's own model.
+
+    Args:
+        path: The file.
+        source: What it was written from.
+        tensor_type: How its matrices are stored.
+
+    Raises:
+        PublishError: It cannot be read back, or differs by more than its type explains.
+    """
+    # Transformers draws a bar here that cannot be switched off.
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            differences = [*_compare_tokenizers(path, source), *_compare_keys(path, source)]
+            model = _load_gguf(path, source.model.config)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise PublishError(f"The GGUF file cannot be read back ({error}). Please report this.") from error
+    if differences:
+        raise PublishError(f"The GGUF file has {differences[0]}. It was not kept; please report this.")
+    return check_fidelity(model, source.reference, "The GGUF file", tensor_type=tensor_type)
+
+
+def _load_gguf(path: Path, config: "PretrainedConfig") -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    # The run's config, because Transformers does not read all of it: `_compare_keys` compares what the file has.
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+    )
+    return model.eval()
+
+
+def _compare_keys(path: Path, source: RunModel) -> Iterator[str]:
+    """Yield where llama.cpp would build another model; the answers to ten short prompts hardly depend on some keys."""
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    keys, _ = read_gguf_metadata(str(path))
+    config, end = source.model.config, source.prompt_format.end_token_id(source.tokenizer)
+    known = {
+        "context_length": config.max_position_embeddings,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": getattr(config, "intermediate_size", None) or config.n_inner or 4 * config.n_embd,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": getattr(config, "num_key_value_heads", None),
+        "attention.layer_norm_epsilon": getattr(config, "layer_norm_epsilon", None),
+        "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
+        "rope.freq_base": (getattr(config, "rope_parameters", None) or {}).get("rope_theta"),
+    }
+    expected = {f"{config.model_type}.{name}": value for name, value in known.items()}
+    expected["tokenizer.ggml.eot_token_id"] = None if end == source.tokenizer.eos_token_id else end
+    for name, value in expected.items():
+        # The file keeps fractions in float32.
+        if value is not None and not math.isclose(keys.get(name, math.nan), value, rel_tol=1e-6):
+            yield f"`{name}` {keys.get(name)}, and the run {value}"
+
+
+def _compare_tokenizers(path: Path, source: RunModel) -> Iterator[str]:
+    """Yield where the file cuts a text otherwise than the run's tokenizer, or has another end or chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer, read = source.tokenizer, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # Several templates are not written.
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    pairs: list[tuple[str, Any, Any]] = [
+        ("bos_token", tokenizer.bos_token, read.bos_token),
+        ("eos_token", tokenizer.eos_token, read.eos_token),
+        ("chat_template", template, read.chat_template),
+    ]
+    for text in (*_TEXTS, *map(tokenizer.decode, (ids for ids, _ in source.reference.rows))):
+        ids, expected = (one(text, add_special_tokens=False)["input_ids"] for one in (read, tokenizer))
+        pairs.append((f"tokens of {text!r}", expected, ids))
+    for name, expected, got in pairs:
+        if expected != got:
+            yield f"{got!r} as its {name}, and the run {expected!r}"

@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import PublishError
-from hf_instruct.hub.fidelity import (
-    Fidelity,
-    Reference,
-    check_fidelity,
-    collect_prompts,
-    compare_models,
-    take_reference,
-)
+from hf_instruct.hub.fidelity import Fidelity, Reference, check_fidelity, compare_models, take_reference
 from hf_instruct.hub.templates import build_chat_template, shape_prompt
 from hf_instruct.manifests import check_model
-from hf_instruct.models import configure_stop, context_length, load_model, load_tokenizer, no_shard_bars
+from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.records import read_json_object, write_json
@@ -101,22 +94,20 @@ def name_run(run: RunFolder) -> str:
 def load_run_model(run: RunFolder) -> RunModel:
     """Return a run's tuned model, with its adapter merged where it has one.
 
+    The caller has checked the run by `check_run`, which reads all weights.
+
     Raises:
-        RunError: The folder does not exist or holds no run.
-        PublishError: Nothing has been trained in it, the weights are not finite numbers, or the merged model computes
-            something else than adapter and base model side by side.
+        PublishError: The weights are not finite numbers, or the merged model computes something else than adapter and
+            base model side by side.
         ModelLoadError: The model, or the base model of the adapter, cannot be loaded.
     """
-    check_run(run)
     experiment = run.load_experiment()
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     model, tokenizer = load_model(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
-    end_id = prompt_format.end_token_id(tokenizer)
-    prompts = collect_prompts(run, tokenizer, prompt_format, limit=context_length(model))
-    reference = take_reference(model, tokenizer, prompts, end_id=end_id)
+    reference = take_reference(run, model, tokenizer, prompt_format)
     if run.has_adapter:
         model = merge_adapter(model, reference)
-    configure_stop(model, tokenizer, end_id)
+    configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     # Training switches it off; without it every other program would compute each answer in quadratic time.
     model.config.use_cache = True
     use_training_prompt(tokenizer, prompt_format)

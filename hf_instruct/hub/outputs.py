@@ -1,4 +1,4 @@
-"""Where an export goes: built beside its place, whole, and only then moved there."""
+"""Where an export goes: written beside its target, whole, and only then moved there."""
 
 import contextlib
 import shutil
@@ -9,57 +9,48 @@ from pathlib import Path
 from hf_instruct.errors import PublishError
 
 # A folder that is exported holds one of these: merged weights the first, a model for Ollama the second.
-_MADE_HERE = ("config.json", "Modelfile")
+_EXPORTED = ("config.json", "Modelfile")
 
 
 def check_target(target: Path, *, force: bool = False) -> None:
-    """Refuse a place that is taken, or whose folder could not be made, before any work is done.
+    """Refuse a target that is taken, before any work is done.
 
     Args:
         target: The file or folder to write.
         force: Whether what is there may be replaced.
 
     Raises:
-        PublishError: It exists and `force` is off, or is a folder of something else; or a part of its path is a file.
+        PublishError: It exists and `force` is off, or is a folder of something else.
     """
     if target.exists() and not force:
-        raise PublishError(f"`{target}` exists already. Replace it with `--force`, or name another place with `--out`.")
-    if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in _MADE_HERE):
+        raise PublishError(f"`{target}` exists already. Replace it with `--force`, or name another path with `--out`.")
+    if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in _EXPORTED):
         raise PublishError(
-            f"`{target}` is a folder that holds no export, so it is left alone, `--force` or not. Name another place "
+            f"`{target}` is a folder that holds no export, so it is left alone, `--force` or not. Name another path "
             "with `--out`."
         )
-    parent = nearest_folder(target.parent)
-    if not parent.is_dir():
-        raise PublishError(f"`{target}` cannot be written: `{parent}` is a file. Name another place with `--out`.")
 
 
 def check_space(target: Path, num_bytes: int) -> None:
-    """Refuse a disk that is too full for what is going to be written.
-
-    Args:
-        target: The file or folder to write.
-        num_bytes: What it will need, about.
+    """Refuse a disk that is too full for about `num_bytes` more.
 
     Raises:
-        PublishError: There is less free than that.
+        PublishError: It is.
     """
-    free = shutil.disk_usage(nearest_folder(target.parent)).free
+    free = shutil.disk_usage(next(path for path in target.absolute().parents if path.exists())).free
     if free < num_bytes:
         raise PublishError(
             f"`{target}` needs about {format_size(num_bytes)}, and {format_size(free)} are free there. "
-            "Free some space, or name another place with `--out`."
+            "Free some space, or name another path with `--out`."
         )
 
 
 @contextlib.contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """Yield an empty path beside `target` for a file or folder; whole at the end, it takes the target's place.
-
-    Whatever goes wrong meanwhile, nothing half-written is left, and what was at the target stays.
+def staging(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target`, where nothing is yet; what is written there is deleted with the block.
 
     Raises:
-        PublishError: The disk is full, or the place cannot be written.
+        PublishError: The disk is full, or the target's folder cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -67,36 +58,38 @@ def building(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        part = folder / target.name
-        yield part
-        _replace(part, target, aside=folder / "replaced")
+        yield folder / target.name
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PublishError(
             f"`{target}` could not be written ({reason}), and nothing of it was kept. "
-            "Free some space, or name another place with `--out`."
+            f"Free some space, or make `{target.parent}` writable."
         ) from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _replace(part: Path, target: Path, *, aside: Path) -> None:
-    """Move a file or folder to its place; what is there goes aside first, since a folder cannot be renamed over one."""
-    if target.exists():
-        target.rename(aside)
-    try:
-        part.rename(target)
-    except BaseException:
-        # Ctrl-C as well: what was moved aside is deleted in a moment.
-        if aside.exists():
-            aside.rename(target)
-        raise
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """Yield a path as `staging` does; what is whole there at the end replaces the target, which stays otherwise.
 
-
-def nearest_folder(path: Path) -> Path:
-    """Return the path itself, or the nearest above it that exists."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
+    Raises:
+        PublishError: The disk is full, or the target cannot be written.
+    """
+    with staging(target) as part:
+        yield part
+        # A folder cannot be renamed over one.
+        aside = part.with_name(f"{target.name}.replaced")
+        if target.exists():
+            target.rename(aside)
+        try:
+            part.rename(target)
+        except BaseException:
+            # Ctrl-C as well: what was moved aside is deleted in a moment.
+            if aside.exists():
+                aside.rename(target)
+            raise
 
 
 def format_size(num_bytes: int) -> str:

@@ -1,18 +1,19 @@
-"""Publish a run's model on the Hugging Face Hub: everything in one commit, or nothing."""
+"""Publish a run's model on the Hugging Face Hub: all files in one commit."""
 
 import contextlib
 import dataclasses
 import logging
-import tempfile
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import PublishError
-from hf_instruct.hub.folder import CARD, PublishedFolder, PublishOptions, plan_folder, write_folder
-from hf_instruct.hub.hub_errors import NOTHING, OFFLINE, advise_log_in, hide_tokens, translated_errors
-from hf_instruct.hub.outputs import building
-from hf_instruct.hub.provenance import BaseModel, is_hub_id
-from hf_instruct.hub.uploading import Place, commit_folder, find_state, make_place, removed_on_failure
+from hf_instruct.hub.folder import CARD, is_ours, list_sizes, write_folder
+from hf_instruct.hub.outputs import building, staging
+from hf_instruct.hub.publication import BaseModel, Publication, PushOptions, plan_publication
+from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,25 +25,7 @@ logger = logging.getLogger(__name__)
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".h5", ".msgpack", ".onnx")
 # On the cards that we write.
 _TAG = "hf-instruct"
-
-
-@dataclasses.dataclass(frozen=True)
-class PushTarget:
-    """Where a model goes on the Hub, and how.
-
-    Attributes:
-        repo_id: `namespace/name`; a name alone goes to the user's own namespace.
-        private: Make a new repository that only its owners see.
-        revision: Branch, made where it is missing; None for `main`.
-        message: Of the commit.
-        force: Replace what is there even if it was made of another base model.
-    """
-
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    message: str | None = None
-    force: bool = False
+_NOTHING = "Nothing was published."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,201 +49,208 @@ class Published:
     sizes: dict[str, int]
 
 
-def write_publication(
-    run: RunFolder, out: Path, *, repo_id: str, options: PublishOptions | None = None
-) -> PublishedFolder:
+def write_publication(run: RunFolder, out: Path, repo_id: str, options: PushOptions | None = None) -> dict[str, int]:
     """Write what would be published into a folder, without any network; an earlier such folder is replaced.
+
+    Returns:
+        Bytes of each file, by its path in the folder.
 
     Raises:
         InstructError: As `push`, where it has to do with the run; or `out` holds something else.
     """
-    check_repo_id(repo_id)
+    plan = plan_publication(run, repo_id, options or PushOptions())
     if out.exists() and not _is_publication(out):
         raise PublishError(
             f"`{out}` exists and was not made by `hf-instruct push`, so it is left alone. Name another folder with "
             "`--out`."
         )
     with building(out) as part:
-        folder = write_folder(run, part, repo_id=repo_id, options=options or PublishOptions())
-    return dataclasses.replace(folder, path=out)
+        write_folder(plan, part)
+    return list_sizes(out)
 
 
-def push(
-    run: RunFolder, target: PushTarget, *, options: PublishOptions | None = None, api: "HfApi | None" = None
-) -> Published:
-    """Publish a run's model on the Hub, or bring what was published up to date.
+def push(run: RunFolder, repo_id: str, options: PushOptions | None = None, *, api: "HfApi | None" = None) -> Published:
+    """Publish a run's model on the Hub, or update what was published.
 
-    All files go in one commit, so that whatever breaks off on the way, readers see the old state or the new; and a
-    repository or branch that was made for a commit which then fails, is removed again. The token is the one that
-    huggingface_hub finds in its own places.
+    All files go in one commit, so that readers see the old state or the new one. What fails on the way can be run
+    again: a repository that is there already is used, and files that are there already are not uploaded again. The
+    token is the one that huggingface_hub finds.
 
     Args:
         run: A run with a tuned model.
-        target: Where it goes.
-        options: What to publish, and under which licence.
+        repo_id: `namespace/name`; a name alone goes to the user's own namespace.
+        options: What to publish, and how.
         api: The Hub to talk to; the one of `HF_ENDPOINT` by default.
 
     Raises:
-        RunError: The run does not exist.
-        PublishError: The run cannot be published as it is; nobody is logged in; the namespace is another's; the
-            repository holds something else; or the Hub cannot be reached or refuses. The text says whether anything
-            was published, or that it is not known.
-        KeyboardInterrupt: Ctrl-C; it has a text where something else holds than that nothing was published.
+        RunError: The run does not exist, or its model is damaged.
+        PublishError: The run cannot be published as it is; the repository holds something else, or is public against
+            `private`; or the Hub cannot be reached or refuses.
         ModelLoadError: The tokenizer, or with `merge` the base model, cannot be loaded.
     """
-    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub import HfApi
 
-    check_repo_id(target.repo_id)
-    options = options or PublishOptions()
-    base = plan_folder(run, options).base
-    if is_offline_mode():
-        raise PublishError(OFFLINE)
+    options = options or PushOptions()
+    plan = plan_publication(run, repo_id, options)
     api = api or HfApi()
-    # All that can be asked is asked first, because merging and hashing weights take their time.
-    with translated_errors(api):
-        there, place = _look(api, target)
-        _check_base(api, base)
-    check_existing(there, place.head, base=base, target=target)
-    with contextlib.ExitStack() as stack:
-        folder = _prepare(stack, run, repo_id=place.repo_id, options=options)
-        with translated_errors(api):
-            _check_card(api, folder)
-        with removed_on_failure(api, place):
-            make_place(api, place, there=there, private=target.private)
-            before = place.head.sha if place.head else None
-            commit, removed = commit_folder(api, place, folder, message=target.message)
-    return Published(
-        repo_id=place.repo_id,
-        url=place.url(api),
-        commit=commit,
-        changed=commit != before,
-        removed=removed,
-        sizes=folder.sizes,
-    )
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuse a name that no repository can have.
-
-    Raises:
-        PublishError: It is one.
-    """
-    if not is_hub_id(repo_id):
-        raise PublishError(
-            f"`--to {repo_id}` is not a name for a repository: that is `namespace/name`, as in `me/gpt2-assistant`, of "
-            "letters from a to z, digits, `-`, `_` and `.`, at most 96 in all, no `-` or `.` at either end, no `--` "
-            "or `..`, and no `.git` at the end."
-        )
-
-
-def check_existing(there: "ModelInfo | None", head: "ModelInfo | None", *, base: BaseModel, target: PushTarget) -> None:
-    """Refuse to write over what was made of something else, or into the open where that is not wanted.
-
-    Args:
-        there: The repository; None where there is none.
-        head: What the branch of the target holds; None where there is none.
-        base: The model that was tuned.
-        target: Where the user wants to publish, and how.
-
-    Raises:
-        PublishError: It was made of something else, or is public against `private`.
-    """
-    if there is not None and target.private and there.private is False:
-        raise PublishError(
-            f"`{there.id}` exists and is public; `--private` is for new repositories. Make it private in its settings "
-            f"first, or leave out `--private`. {NOTHING}"
-        )
-    if head is None or target.force:
-        return
-    has_weights = any(sibling.rfilename.endswith(_WEIGHTS) for sibling in head.siblings or [])
-    card = head.card_data
-    known = card.base_model if card else None
-    bases = [known] if isinstance(known, str) else list(known or [])
-    # A base model that is nowhere but on the user's disk has no name on the card either, as the cards of others.
-    is_same = bases == [base.hub_id] if base.hub_id else not bases and card is not None and _TAG in (card.tags or [])
-    if not has_weights or is_same:
-        return
-    theirs = f"the base model `{bases[0]}`" if bases else "a base model that its card does not name"
-    ours = f"`{base.hub_id}`" if base.hub_id else "one that is not on the Hub"
-    where = f"The branch `{target.revision}` of `{head.id}`" if target.revision else f"`{head.id}` exists and"
-    raise PublishError(
-        f"{where} holds a model made of {theirs}; this one is made of {ours}. Name another repository with `--to`, or "
-        f"replace it with `--force`. {NOTHING}"
-    )
-
-
-def _look(api: "HfApi", target: PushTarget) -> tuple["ModelInfo | None", Place]:
-    """Return the repository as it is, None where there is none, and where in it the model goes."""
-    repo_id = _find_repo(api, target.repo_id)
-    there = find_state(api, repo_id)
-    if there is None:
-        return None, Place(repo_id, target.revision)
-    if there.id != repo_id:
-        # The Hub sends old names on to new ones; requests that write would not all follow.
-        logger.info("`%s` is called `%s` on the Hub; it goes there.", repo_id, there.id)
-    head = find_state(api, there.id, target.revision) if target.revision else there
-    return there, Place(there.id, target.revision, head)
-
-
-def _find_repo(api: "HfApi", repo_id: str) -> str:
-    """Return the repository's id with its namespace, once it is clear that the user may write there."""
-    who = api.whoami()
-    user = str(who["name"])
-    access = (who.get("auth") or {}).get("accessToken") or {}
-    if access.get("role") == "read":
-        raise PublishError(f"The token of `{user}` may only read. {advise_log_in()} {NOTHING}")
-    namespace, _, name = repo_id.rpartition("/")
-    roles = {user: "", **{str(org.get("name")): org.get("roleInOrg") for org in who.get("orgs") or []}}
-    allowed = [place for place, role in roles.items() if role != "read"]
-    if namespace and namespace.lower() not in {place.lower() for place in allowed}:
-        places = ", ".join(f"`{place}`" for place in allowed)
-        raise PublishError(
-            f"`--to {repo_id}`: you are `{user}`, who may not write to the namespace `{namespace}`. Yours: {places}. "
-            f"{NOTHING}"
-        )
-    return f"{namespace or user}/{name}"
+    # Before merging weights, which takes its time.
+    with translated_errors(api.endpoint):
+        _check_base(api, plan.base)
+        repository = api.model_info(api.create_repo(repo_id, private=options.private or None, exist_ok=True).repo_id)
+        head = _open_branch(api, repository, options.revision)
+    _check_repository(repository, head, plan.base, options)
+    with staging(run.path / "publish") as folder:
+        write_folder(dataclasses.replace(plan, repo_id=repository.id), folder, link=True)
+        with translated_errors(api.endpoint):
+            return _commit(api, plan, folder, head=head, options=options)
 
 
 def _check_base(api: "HfApi", base: BaseModel) -> None:
-    # Without its base model an adapter is of no use; and a name that is not there was a folder of the user's.
-    hub_id = base.hub_id
-    if hub_id is not None and find_state(api, hub_id, base.revision) is None:
+    """Refuse a base model that others cannot load: without it an adapter is of no use."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if base.hub_id is None:
+        return
+    try:
+        api.model_info(base.hub_id, revision=base.revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        if error.response.status_code == 401:
+            raise
         at = f" at `{base.revision}`" if base.revision else ""
         raise PublishError(
-            f"The base model `{hub_id}`{at} is not on the Hub, or not for you to see. Name its id there with "
-            f"`--base-model`. {NOTHING}"
+            f"The base model `{base.hub_id}`{at} is not on the Hub, or you may not see it. Name its id there with "
+            f"`--base-model`. {_NOTHING}"
+        ) from error
+
+
+def _open_branch(api: "HfApi", repository: "ModelInfo", revision: str | None) -> "ModelInfo":
+    """Return the state of the branch that the commit goes to; created at the state of `main` where it is missing."""
+    if revision is None:
+        return repository
+    api.create_branch(repository.id, branch=revision, revision=repository.sha, exist_ok=True)
+    return api.model_info(repository.id, revision=revision)
+
+
+def _check_repository(repository: "ModelInfo", head: "ModelInfo", base: BaseModel, options: PushOptions) -> None:
+    """Refuse to publish openly what should be private, or over a model that was made from another one.
+
+    Args:
+        repository: What `main` holds.
+        head: What the branch holds that the commit goes to.
+        base: The model that was tuned.
+        options: What the user wants.
+
+    Raises:
+        PublishError: It would.
+    """
+    if options.private and not repository.private:
+        raise PublishError(
+            f"`{repository.id}` exists and is public; `--private` is for new repositories. Make it private in its "
+            f"settings first, or leave out `--private`. {_NOTHING}"
+        )
+    # What a branch without commits of its own holds is in `main`, too.
+    is_new_branch = options.revision is not None and head.sha == repository.sha
+    has_weights = any(sibling.rfilename.endswith(_WEIGHTS) for sibling in head.siblings or [])
+    if options.force or is_new_branch or not has_weights:
+        return
+    card = head.card_data
+    known = card.base_model if card else None
+    bases = [known] if isinstance(known, str) else list(known or [])
+    # A base model that is only on the user's disk has no name on our card, as on the cards of others.
+    is_same = bases == [base.hub_id] if base.hub_id else not bases and card is not None and _TAG in (card.tags or [])
+    if not is_same:
+        theirs = f"`{bases[0]}`" if bases else "a base model that its card does not name"
+        ours = f"`{base.hub_id}`" if base.hub_id else "one that is not on the Hub"
+        raise PublishError(
+            f"`{repository.id}` (branch `{options.revision or 'main'}`) holds a model made from {theirs}; this one is "
+            f"made from {ours}. Name another repository with `--to`, or replace it with `--force`. {_NOTHING}"
         )
 
 
-def _check_card(api: "HfApi", folder: PublishedFolder) -> None:
-    """Have the Hub check the card before anything is made there; the client asks the same, but later."""
-    from huggingface_hub import get_session, hf_raise_for_status
+def _commit(api: "HfApi", plan: Publication, folder: Path, *, head: "ModelInfo", options: PushOptions) -> Published:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    content = (folder.path / CARD).read_text(encoding="utf-8")
-    asked = {"content": content, "repoType": "model"}
-    answer = get_session().post(f"{api.endpoint}/api/validate-yaml", json=asked)
-    if answer.status_code == 400:
-        said = "; ".join(str(fault.get("message")).rstrip(".") for fault in answer.json().get("errors", []))
-        raise PublishError(f"The Hub refuses the card ({CARD}): {hide_tokens(said)}. {NOTHING}")
-    hf_raise_for_status(answer)
+    sizes = list_sizes(folder)
+    there = [sibling.rfilename for sibling in head.siblings or []]
+    removed = sorted(name for name in there if name not in sizes and is_ours(name))
+    verb = "Update" if any(is_ours(name) for name in there) else "Publish"
+    commit = api.create_commit(
+        head.id,
+        [
+            *(CommitOperationAdd(name, folder / name) for name in sizes),
+            *(CommitOperationDelete(name) for name in removed),
+        ],
+        commit_message=options.message or f"{verb} the {'adapter' if plan.is_adapter else 'model'} with hf_instruct",
+        revision=options.revision,
+        # Somebody else's commit meanwhile is not to be overwritten unseen.
+        parent_commit=head.sha,
+    )
+    url = f"{api.endpoint}/{head.id}{f'/tree/{options.revision}' if options.revision else ''}"
+    return Published(head.id, url, commit.oid, commit.oid != head.sha, removed, sizes)
 
 
-def _prepare(stack: contextlib.ExitStack, run: RunFolder, *, repo_id: str, options: PublishOptions) -> PublishedFolder:
-    """Write what is published into a folder inside the run's, where weights can be linked; it goes with the stack."""
-    from safetensors import SafetensorError
+@contextlib.contextmanager
+def translated_errors(endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence that says what to do and never holds a token.
+
+    Raises:
+        PublishError: In its place.
+    """
+    from huggingface_hub import errors
+
+    from hf_instruct.offline import transport_error
 
     try:
-        name = stack.enter_context(tempfile.TemporaryDirectory(dir=run.path, prefix=".publish-"))
-        return write_folder(run, Path(name) / "model", repo_id=repo_id, options=options, link=True)
-    except (OSError, SafetensorError) as error:
+        yield
+    except errors.OfflineModeIsEnabled as error:
         raise PublishError(
-            f"What is published is made ready in `{run.path}`, which cannot be written "
-            f"({getattr(error, 'strerror', None) or error}). Free some space there, or make it writable. {NOTHING}"
+            "`HF_HUB_OFFLINE` forbids to reach the Hub. Unset it to publish, or see what would be published with "
+            "`--dry-run`."
         ) from error
+    # A connection that fails, a file that cannot be read, metadata that is refused, and what uploads in threads wrap.
+    except (transport_error(), OSError, ValueError, RuntimeError) as error:
+        refusal: BaseException | None = error
+        while refusal is not None and not isinstance(refusal, errors.HfHubHTTPError):
+            refusal = refusal.__cause__
+        said = _tidy(str(getattr(refusal, "server_message", None) or refusal or error))
+        status = refusal.response.status_code if isinstance(refusal, errors.HfHubHTTPError) else 0
+        if 400 <= status < 500 and status != 408:
+            raise PublishError(f"{_explain_refusal(status, said)} {_NOTHING}") from error
+        raise PublishError(
+            f"The push to {endpoint} failed ({said or type(error).__name__}). Run the same command again, which "
+            "publishes what is not there yet."
+        ) from error
+
+
+def _explain_refusal(status: int, said: str) -> str:
+    log_in = (
+        "`HF_TOKEN` is used before any login: set it to a token that may write, or unset it and `hf auth login`."
+        if os.environ.get("HF_TOKEN")
+        else "Log in with `hf auth login` (a token that may write), or set `HF_TOKEN`."
+    )
+    match status:
+        case 401:
+            return f"You are not logged in to the Hub, or your token is not valid. {log_in}"
+        case 403:
+            return f"The Hub does not let your token do this ({said}). {log_in}"
+        case 409 | 412:
+            return f"The repository was changed during the upload ({said}). Run the same command again."
+        case 429:
+            return f"The Hub asks for fewer requests ({said}). Wait some minutes, then run the same command again."
+    return f"The Hub refuses (status {status}: {said})."
+
+
+def _tidy(text: str) -> str:
+    """Return a message of huggingface_hub in one line, without tokens and without signatures in addresses."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    text = text.replace(token, "[token removed]") if token else text
+    return " ".join(str(redact(re.sub(r"\?\S+", "", text))).split()).rstrip(".")
 
 
 def _is_publication(folder: Path) -> bool:
     card = folder / CARD
     return folder.is_dir() and (
-        not any(folder.iterdir()) or (card.is_file() and "- hf-instruct\n" in card.read_text(encoding="utf-8"))
+        not any(folder.iterdir()) or (card.is_file() and f"- {_TAG}\n" in card.read_text(encoding="utf-8"))
     )

