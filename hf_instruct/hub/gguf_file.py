@@ -318,7 +318,8 @@ def _load_gguf(path: Path, config: "PretrainedConfig") -> "PreTrainedModel":
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, config=config, dtype=torch.float32
     )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _compare_keys(path: Path, source: RunModel) -> Iterator[str]:
