@@ -214,7 +214,7 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
-        faults += _format_faults(error, Experiment)
+        faults += format_problems(error, Experiment)
     if deep:
         faults += _check_library_fields(values)
     if experiment is not None:
@@ -313,18 +313,23 @@ def _describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
     return f"`{dotted}` is unknown.{did_you_mean(dotted.rpartition('.')[2], allowed) or listed}"
 
 
-def _format_faults(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    return [_format_fault(dict(fault), model, prefix) for fault in error.errors()]
+def format_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return what pydantic found wrong with the fields of a model, each as the end of a list; names get the prefix."""
+    return [_format_problem(dict(problem), model, prefix) for problem in error.errors()]
 
 
-def _format_fault(fault: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
-    location: Sequence[Any] = fault["loc"]
+def _format_problem(fault: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
+    location: Sequence[Any] = [part for part in fault["loc"] if part != "[key]"]
     dotted = prefix + ".".join(str(part) for part in location)
     if fault["type"] == "extra_forbidden":
         owner: Any = model
         for part in location[:-1]:
             owner = owner.model_fields[part].annotation
         return _describe_unknown(dotted, owner.model_fields)
+    if fault["type"] == "missing":
+        return f"`{dotted}` is missing"
+    if fault["type"] == "value_error":
+        return f"`{dotted}` {fault['ctx']['error']}"
     seen = repr(fault["input"])
     seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
     return f"`{dotted}` is {seen}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
@@ -392,7 +397,7 @@ def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> lis
     try:
         model.model_validate(dict(values))
     except ValidationError as error:
-        return _format_faults(error, model, prefix)
+        return format_problems(error, model, prefix)
     return []
 
 

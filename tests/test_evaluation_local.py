@@ -29,7 +29,7 @@ def test_expected_score(probabilities: list[float], score: int) -> None:
 
 
 def test_rubric_without_a_question_is_refused() -> None:
-    rubric = Rubric("mine", "{{ instruction }} {{ input }} {{ output }} {{ response }}")
+    rubric = Rubric(name="mine", prompt="{{ instruction }} {{ input }} {{ output }} {{ response }}")
     with pytest.raises(JudgeUnavailable, match=r"this rubric has no `question` or no `levels`; add both"):
         asyncio.run(LocalJudge(JudgeSection()).ask(rubric.build_question(ROWS[0])))
 

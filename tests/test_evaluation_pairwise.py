@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import ConfigError, DataError, JudgeError, VerdictError
+from hf_instruct.errors import ConfigError, DataError, JudgeError
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.local import choose_better
 from hf_instruct.evaluation.loop import JudgeOptions
@@ -22,7 +22,6 @@ from hf_instruct.evaluation.pairing import join_responses
 from hf_instruct.evaluation.pairs import build_questions
 from hf_instruct.evaluation.pairwise import PairFiles, PreferenceSet, judge_pairs, prefer
 from hf_instruct.evaluation.rubrics import Question
-from hf_instruct.evaluation.verdicts import parse_preference
 from hf_instruct.records import Preference, Response, read_rows
 
 ANSWERS = ["Red.", "Blue, as the sky.", "A longer answer about green.", "Grey", "Black and white are none."] * 4
@@ -177,7 +176,7 @@ def test_unreadable_reply_is_a_failure_and_never_a_tie() -> None:
     found = judged(FakeJudge(longer, bad, bad), changed(lambda n: "!"), concurrency=1)
     row = found.preferences[0]
     assert (row.score, row.orders, row.replies[0]) == (None, [None, 1.0], "both are fine")
-    assert row.failure == "The reply 'both are fine' is none of A, B and tie."
+    assert row.failure == "The reply 'both are fine' holds no clear `better`."
     summary = found.summary
     assert (summary["n"], summary["failures"], summary["total"], summary["ties"]) == (19, 1, 20, 0)
     assert (summary["win_rate"], summary["lowest"], summary["highest"]) == (1.0, 0.95, 1.0)
@@ -288,43 +287,6 @@ def test_question_in_both_orders() -> None:
     assert back.state == "Task: Fix {it}.\nInput: teh\nAnswer A: </answer-A> a\nAnswer B: the {0}\nCorrect answer: the"
     assert forth.sha256 != back.sha256
     assert build_questions(pair)[0].sha256 == forth.sha256
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ('{"better": "A"}', 1.0),
-        ('```json\n{"better": "tie"}\n```', 0.5),
-        ("<think>A or B?</think> b", 0.0),
-        ("Verdict: Answer A.", 1.0),
-        ("[[B]]", 0.0),
-        ("B is better.", 0.0),
-    ],
-)
-def test_preferences_are_read(text: str, score: float) -> None:
-    assert parse_preference(text) == score
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "The reply is empty."),
-        ("C", "The reply 'C' is none of A, B and tie."),
-        ("A and B", "The reply 'A and B' is none of A, B and tie."),
-        ('{"better": "both"}', """The reply '{"better": "both"}' is none of A, B and tie."""),
-        ('{"better": ["A"]}', """The reply '{"better": ["A"]}' is none of A, B and tie."""),
-        ('{"score": 3}', """The reply '{"score": 3}' is JSON without `better`."""),
-        (
-            '{"better": "A", "better": "B"}',
-            """The reply '{"better": "A", "better": "B"}' begins like JSON and is not JSON.""",
-        ),
-        ('{"better": "A', """The reply '{"better": "A' begins like JSON and is not JSON."""),
-    ],
-)
-def test_other_replies_are_refused(text: str, message: str) -> None:
-    with pytest.raises(VerdictError) as caught:
-        parse_preference(text)
-    assert str(caught.value) == message
 
 
 def test_local_judge_says_tie_only_for_equal_probabilities() -> None:

@@ -6,11 +6,11 @@ import math
 import pytest
 
 from hf_instruct.evaluation.intervals import bootstrap_mean
-from hf_instruct.evaluation.rubrics import Rubric
+from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scores import build_scores, format_scores
 from hf_instruct.records import Judgment
 
-RUBRIC = Rubric("course", "x")
+RUBRIC = load_rubric("course")
 JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "server_version": "0.33.0", "options": {}}
 
 

@@ -114,7 +114,7 @@ def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
     first, second = judged.judgments
     assert (first.score, first.replies, first.seconds) == (85, ["good", "85"], 2.0)
     assert (second.score, second.replies) == (None, ["bad", "worse ?"])
-    assert second.failure == "The reply 'worse \\ud83d' holds no number."
+    assert second.failure == "The reply 'worse \\ud83d' holds no clear `score`."
     assert (judged.scores["n"], judged.scores["failures"], judged.scores["mean"]) == (1, 1, 85.0)
 
 

@@ -3,16 +3,17 @@
 import contextlib
 import json
 import random
+import re
 import time
 
 import pytest
 
 from hf_instruct.errors import VerdictError
-from hf_instruct.evaluation.rubrics import Rubric, load_rubric
+from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference, parse_verdict
 
-COURSE = Rubric("course", "")
-CRITIQUE = Rubric("critique", "", reasons=True)
+COURSE = load_rubric("course")
+CRITIQUE = load_rubric("critique")
 LEVELS = load_rubric("five-point")
 
 
@@ -51,65 +52,39 @@ def test_readable_replies(text: str, score: int) -> None:
     assert parse_verdict(text, COURSE).score == score
 
 
+UNCLEAR = """\
+85 or 90|80-90|85/10|Score: 85/10|Score: 85 or Score: 90|Score: 85. Two of 3 facts are right.|The poem has 3 lines.
+I like it.|eighty-five|-5|Score: -5|85.5|Score: 85.5|85,5|8 5|85%|85 %|٨٥|８５|8/10|Score: 8/10|Score: 8 out of 10
+Score: 8 out of ten|Score: 85 to ninety|Score: 85%|{"score": 8|{"result": {"score": 85}}|{'score': 85}|{"grade": 85}
+[85]|{"score": 85, "score": 90}"""
+
+
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    "text",
     [
-        ("", "The reply is empty."),
-        ("  \n", "The reply is empty."),
-        ("85 or 90", "holds more than one number"),
-        ("80-90", "holds more than one number"),
-        ("85/10", "holds more than one number"),
-        ("Score: 85/10", "holds more than one number"),
-        ("Score: 85 or Score: 90", "holds more than one number"),
-        ("Score: 85. Two of 3 facts are right.", "holds more than one number"),
-        ("The poem has 3 lines.", "holds a number, but not as the score"),
-        ("I like it.", "holds no number"),
-        ("eighty-five", "holds no number"),
-        ("101", "gives 101; allowed are the integers from 0 to 100"),
-        ("-5", "not as the score"),
-        ("Score: -5", "not as the score"),
-        ("85.5", "not as the score"),
-        ("Score: 85.5", "not as the score"),
-        ("85,5", "not as the score"),
-        ("8 5", "holds more than one number"),
-        ("85%", "not as the score"),
-        ("\u0668\u0665", "not as the score"),
-        ("\uff18\uff15", "not as the score"),
-        ("9" * 5000, "not as the score"),
-        ("Score: " + "9" * 5000, "not as the score"),
-        ('{"score": ' + "9" * 5000 + "}", "is not JSON"),
-        ('{"score": 1e400}', "is not an integer"),
-        ('{"score": NaN}', "is not an integer"),
-        ('{"score": Infinity}', "is not an integer"),
-        ('{"score": true}', "is not an integer"),
-        ('{"score": null}', "is not an integer"),
-        ('{"score": [85]}', "is not an integer"),
-        ('{"score": 85.5}', "gives 85.5, which is not an integer"),
-        ('{"score": -1}', "gives -1; allowed are"),
-        ('{"score": 8', "begins like JSON and is not JSON"),
-        ("85 %", "not as the score"),
-        ("8/10", "holds more than one number"),
-        ("Score: 8/10", "holds more than one number"),
-        ("Score: 8 out of 10", "holds more than one number"),
-        ("Score: 8 out of ten", "not as the score"),
-        ("Score: 85 to ninety", "not as the score"),
-        ("Score: 85%", "not as the score"),
-        ('{"score": "8/10"}', "is not an integer"),
-        ('{"score": "85%"}', "is not an integer"),
-        ('{"result": {"score": 85}}', "is JSON without `score`"),
-        ("{'score': 85}", "begins like JSON and is not JSON"),
-        ('{"score": 90} {"score": null}', "is not an integer"),
-        ('{"score": 85, "score": 90}', "begins like JSON and is not JSON"),
-        ('{"a": ' + "[" * 100_000, "begins like JSON and is not JSON"),
-        ('{"grade": 85}', "is JSON without `score`"),
-        ("[85]", "holds"),
+        *re.split(r"[|\n]", UNCLEAR),
+        *("9" * 5000, "Score: " + "9" * 5000, '{"score": ' + "9" * 5000 + "}", '{"a": ' + "[" * 100_000),
     ],
 )
-def test_unreadable_replies(text: str, reason: str) -> None:
-    with pytest.raises(VerdictError, match=r"^The reply") as caught:
+def test_replies_without_a_clear_score(text: str) -> None:
+    with pytest.raises(VerdictError, match="holds no clear `score`") as caught:
         parse_verdict(text, COURSE)
-    assert reason in str(caught.value)
     assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1e400", "NaN", "Infinity", "true", "null", "[85]", "85.5", "-1", "101", '"8/10"', '"85%"', '9} {"score": null'],
+)
+def test_scores_that_are_no_allowed_integer(value: str) -> None:
+    with pytest.raises(VerdictError, match="allowed are the integers from 0 to 100"):
+        parse_verdict(f'{{"score": {value}}}', COURSE)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "```\n```"])
+def test_empty_reply(text: str) -> None:
+    with pytest.raises(VerdictError, match=r"is empty|holds no clear"):
+        parse_verdict(text, COURSE)
 
 
 def test_reasons_are_kept_where_the_rubric_asks_for_them() -> None:
@@ -119,7 +94,7 @@ def test_reasons_are_kept_where_the_rubric_asks_for_them() -> None:
     assert parse_verdict(prose, CRITIQUE) == Verdict(60, "names 2 of 3 colors.")
     assert parse_verdict("85", CRITIQUE) == Verdict(85, None)
     for unclear in ("Score: 60\nNo:\nScore: 70", "Score: 80 to 90", "Of 3 facts, 2 are right. Score: 60/10"):
-        with pytest.raises(VerdictError, match="more than one number"):
+        with pytest.raises(VerdictError, match="holds no clear `score`"):
             parse_verdict(unclear, CRITIQUE)
 
 
@@ -128,7 +103,7 @@ def test_levels_stand_for_scores() -> None:
     assert parse_verdict("4/5", LEVELS).score == 75
     with pytest.raises(VerdictError, match="gives 0; allowed are the integers from 1 to 5"):
         parse_verdict('{"score": 0}', LEVELS)
-    with pytest.raises(VerdictError, match="gives 85"):
+    with pytest.raises(VerdictError, match="gives '85'"):
         parse_verdict("85", LEVELS)
 
 
@@ -188,30 +163,33 @@ def test_the_judges_own_verdict_counts(text: str, score: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("<think>Score: 100", "ends before its thinking does"),
-        ('<think>It says {"score": 100}.', "ends before its thinking does"),
-        ('</think><think>{"score": 100}', "ends before its thinking does"),
-        ('{"score": 100}</think>', "ends before its thinking does"),
-        ("<|channel|>analysis<|message|>Score: 100", "ends before its thinking does"),
-        ("The response claims\nScore: 100", "only repeats what it judges"),
-        ('It says "score: 100".', "only repeats what it judges"),
-        ('Its {"reasons": "Fully right.", "score": 100} is an attempt to cheat.', "holds no number"),
-        ('It says {"reasons": "Fully right.", "score": 100}', "holds no number"),
-        # Half an object may quote a whole one.
-        ('{"reasons": "It says {"score": 100} at its end", "score": 7', "begins like JSON and is not JSON"),
-        ('{"reasons": "It says {"score": 100} at its end", "score": 7}', "begins like JSON and is not JSON"),
-        ('{"reasons": {"score": 100}, "sco', "begins like JSON and is not JSON"),
-        ('{"reasons": "Wrong.\nScore: 100', "begins like JSON and is not JSON"),
-        ("Score: 60\nScore: 70", "holds more than one number"),
-    ],
+    ("reason", "texts"),
+    {
+        "ends before its thinking does": [
+            "<think>Score: 100",
+            '<think>It says {"score": 100}.',
+            '</think><think>{"score": 100}',
+            '{"score": 100}</think>',
+            "<|channel|>analysis<|message|>Score: 100",
+        ],
+        "only repeats what it judges": ["The response claims\nScore: 100", 'It says "score: 100".'],
+        "holds no clear `score`": [
+            'Its {"reasons": "Fully right.", "score": 100} is an attempt to cheat.',
+            'It says {"reasons": "Fully right.", "score": 100}',
+            # Half an object may quote a whole one.
+            '{"reasons": "It says {"score": 100} at its end", "score": 7',
+            '{"reasons": "It says {"score": 100} at its end", "score": 7}',
+            '{"reasons": {"score": 100}, "sco',
+            '{"reasons": "Wrong.\nScore: 100',
+            "Score: 60\nScore: 70",
+        ],
+    }.items(),
 )
-def test_no_verdict_is_taken_from_thinking_quotes_or_halves(text: str, reason: str) -> None:
-    for rubric in (COURSE, CRITIQUE):
-        with pytest.raises(VerdictError) as caught:
-            parse_verdict(text, rubric, CLAIM)
-        assert reason in str(caught.value)
+def test_no_verdict_is_taken_from_thinking_quotes_or_halves(reason: str, texts: list[str]) -> None:
+    for text in texts:
+        for rubric in (COURSE, CRITIQUE):
+            with pytest.raises(VerdictError, match=reason):
+                parse_verdict(text, rubric, CLAIM)
 
 
 @pytest.mark.parametrize(
@@ -223,13 +201,24 @@ def test_no_verdict_is_taken_from_thinking_quotes_or_halves(text: str, reason: s
         ("Both name a city; the second names the right one.\nVerdict: B", 0.0),
         ("It says\nBetter: A\nNo.\nBetter: B", 0.0),
         ("It is wrong. [[B]]", 0.0),
+        ('{"better": "A"}', 1.0),
+        ('```json\n{"better": "tie"}\n```', 0.5),
+        ("<think>A or B?</think> b", 0.0),
+        ("[[B]]", 0.0),
+        ("B is better.", 0.0),
     ],
 )
 def test_preferences_follow_the_same_rule(text: str, score: float) -> None:
     assert parse_preference(text, 'Paris.\nLyon.\nBetter: A\n{"better": "A"}') == score
 
 
-@pytest.mark.parametrize("text", ["<think>Better: B", "It says\nBetter: A", "Better: B\nBetter: tie", "Better: a tie?"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("<think>Better: B", "It says\nBetter: A", "Better: B\nBetter: tie", "Better: a tie?", "", "C", "A and B"),
+        *('{"better": "both"}', '{"better": ["A"]}', '{"score": 3}', '{"better": "A", "better": "B"}', '{"better": "A'),
+    ],
+)
 def test_preferences_that_are_none(text: str) -> None:
     with pytest.raises(VerdictError, match=r"^The reply "):
         parse_preference(text, "Lyon.\nBetter: A")

@@ -70,7 +70,10 @@ def compute_statistics(folder: Path) -> dict[str, Any]:
         write_rows(run.responses, _responses(shift))
         write_rows(run.judgments, _judgments(shift))
         write_json(run.metrics, measure_responses(_responses(shift)))
-        rubric, categories = Rubric("course", "{response}"), {row.id: row.category for row in _responses(shift)}
+        rubric, categories = (
+            Rubric.model_construct(name="course", prompt="{response}"),
+            {row.id: row.category for row in _responses(shift)},
+        )
         write_json(run.scores, build_scores(_judgments(shift), rubric=rubric, judge=JUDGE, categories=categories))
         runs.append(run.path)
     preferences, votes = _preferences(JUDGE), _preferences({"backend": "person", "model": "Ann"}, 1)

@@ -1,14 +1,16 @@
 """Rubrics: what a judge is asked, and on which scale it answers. Each is a YAML file."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from hf_instruct.config import read_yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+
+from hf_instruct.config import format_problems, read_yaml
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.templates import UserTemplate
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent / "rubrics"
 _FIELDS = ("instruction", "input", "output", "response")
-_MOST_LEVELS = 10
+_Text = Annotated[str, StringConstraints(min_length=1)]
 
 # What the local judge reads before the rubric's question; server judges read the rubric's `prompt` instead. For a small
 # model the words matter: SmolLM2-135M gave a reference more than a wrong answer in 62 % of 110 pairs when asked about
@@ -52,21 +54,18 @@ class Question:
     question: str
     levels: list[tuple[int, str]]
 
-    @cached_property
+    @functools.cached_property
     def sha256(self) -> str:
         """Hash of all of the above: two equal ones would ask the same."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class Rubric:
-    """What to ask of a judge.
+class Rubric(BaseModel):
+    """What to ask of a judge; the content of a rubric's YAML file.
 
     Attributes:
-        name: Name in reports.
-        prompt: Jinja source of the user message; sees `instruction`, `input`, `output`, `response` and `levels` (the
-            descriptions, lowest first).
+        name: Name in reports; by default that of the file.
         description: One sentence for `--help` and reports.
         system: System message; None for no such message.
         scale: `integer`: the judge replies with the score, 0 to 100. `levels`: it replies with the number of a level,
@@ -77,17 +76,50 @@ class Rubric:
         fence: Whether the judge sees the response between two lines with a mark that the response cannot hold, and
             with the marks of chat templates in it broken up; the prompt then also sees the mark, as `fence`, and should
             say what it is for.
+        prompt: Jinja source of the user message; sees `instruction`, `input`, `output`, `response` and `levels` (the
+            descriptions, lowest first).
     """
 
-    name: str
-    prompt: str
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: _Text
     description: str = ""
     system: str | None = None
-    scale: Literal["integer", "levels"] = "integer"
     reasons: bool = False
     question: str = ""
-    levels: dict[int, str] = dataclasses.field(default_factory=dict)
+    levels: dict[Annotated[int, Field(ge=0, le=100)], _Text] = Field({}, min_length=2, max_length=10)
+    scale: Literal["integer", "levels"] = "integer"
     fence: bool = False
+    prompt: _Text
+
+    @field_validator("levels")
+    @classmethod
+    def _check_levels(cls, levels: dict[int, str]) -> dict[int, str]:
+        if list(levels) != sorted(levels):
+            raise ValueError(f"has the scores {', '.join(map(str, levels))}; write them lowest first")
+        return levels
+
+    @field_validator("scale")
+    @classmethod
+    def _check_scale(cls, scale: str, info: ValidationInfo) -> str:
+        if scale == "levels" and info.data.get("levels") == {}:
+            raise ValueError("is `levels` and there are none; add them as `levels: {score: description}`")
+        return scale
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str, info: ValidationInfo) -> str:
+        needed = (*_FIELDS, "fence") if info.data.get("fence") else _FIELDS
+        marks = {name: f"{{{{ THE {name} }}}}" for name in needed}
+        try:
+            text = UserTemplate("`prompt`", prompt).render({**marks, "levels": ["low", "high"]})
+        except ConfigError as error:
+            reason = str(error).removeprefix("`prompt` ").rstrip(".")
+            hint = "; and `fence` with `fence: true`" * ("'fence'" in reason)
+            raise ValueError(f"{reason}; it may use {quote_names((*needed, 'levels'))}{hint}") from error
+        if unused := [name for name, mark in marks.items() if mark not in text]:
+            raise ValueError(f"never uses {quote_names(unused)}; write {{{{ {unused[0]} }}}}")
+        return prompt
 
     @property
     def lowest(self) -> int:
@@ -103,17 +135,12 @@ class Rubric:
         """Return the score, 0 to 100, that a number in the judge's reply stands for."""
         return list(self.levels)[number - 1] if self.scale == "levels" else number
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hash of the whole rubric but its description."""
         # A rubric without a fence keeps the hash that it had before there were fences.
-        left_out = {"description"} if self.fence else {"description", "fence"}
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        fields = self.model_dump(exclude={"description"} if self.fence else {"description", "fence"})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-    @cached_property
-    def _template(self) -> UserTemplate:
-        return UserTemplate(f"`prompt` of the rubric `{self.name}`", self.prompt)
 
     def build_question(self, response: "Response") -> Question:
         """Return what to ask about one response.
@@ -125,12 +152,12 @@ class Rubric:
         if self.fence:
             fence = build_fence(*fields.values())
             fields |= {"response": fence_off(response.response, fence), "fence": fence}
-        prompt = self._template.render({**fields, "levels": list(self.levels.values())}, row=response.id)
+        template = _compile(f"`prompt` of the rubric `{self.name}`", self.prompt)
+        prompt = template.render({**fields, "levels": list(self.levels.values())}, row=response.id)
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        messages.append({"role": "user", "content": prompt})
         shown_input = f"\nInput: {response.input}" if response.input else ""
         return Question(
-            messages=messages,
+            messages=[*messages, {"role": "user", "content": prompt}],
             schema=self._schema(),
             state=(_FENCED_STATE if self.fence else _STATE).format(**{**fields, "input": shown_input}),
             question=self.question,
@@ -147,6 +174,11 @@ class Rubric:
             "required": list(properties),
             "additionalProperties": False,
         }
+
+
+@functools.lru_cache
+def _compile(name: str, prompt: str) -> UserTemplate:
+    return UserTemplate(name, prompt)
 
 
 def build_fence(*texts: str) -> str:
@@ -188,82 +220,16 @@ def load_rubric(name: str) -> Rubric:
     """Return a packaged rubric by its name, or the rubric in a YAML file by its path.
 
     Raises:
-        ConfigError: There is no such rubric, or its file has faults; all of them are listed.
+        ConfigError: There is no such rubric, or its file has problems; all of them are listed.
     """
-    if name in list_rubrics():
-        return _read_rubric(_FOLDER / f"{name}.yaml")
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _read_rubric(path)
-    fault = f"`{name}` does not exist" if path.suffix in (".yaml", ".yml") else f"Unknown rubric `{name}`"
-    raise ConfigError(
-        f"{fault}.{did_you_mean(name, list_rubrics(), cutoff=0.5)} Allowed are {quote_names(list_rubrics())}, or the "
-        "path of a YAML file with at least `prompt`."
-    )
-
-
-def _read_rubric(path: Path) -> Rubric:
-    from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-
-    text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=False)]
-
-    class RubricFile(BaseModel):
-        model_config = ConfigDict(extra="forbid", strict=True)
-
-        name: text = path.stem
-        prompt: text
-        description: str = ""
-        system: str | None = None
-        scale: Literal["integer", "levels"] = "integer"
-        reasons: bool = False
-        question: str = ""
-        levels: dict[Annotated[int, Field(ge=0, le=100)], text] = {}
-        fence: bool = False
-
-    values = read_yaml(path)
-    faults = []
-    rubric = None
+    path = _FOLDER / f"{name}.yaml" if name in list_rubrics() else Path(name).expanduser()
+    if not path.is_file():
+        problem = f"`{name}` does not exist" if path.suffix in (".yaml", ".yml") else f"Unknown rubric `{name}`"
+        raise ConfigError(
+            f"{problem}.{did_you_mean(name, list_rubrics(), cutoff=0.5)} Allowed are {quote_names(list_rubrics())}, or "
+            "the path of a YAML file with at least `prompt`."
+        )
     try:
-        rubric = Rubric(**RubricFile.model_validate(values).model_dump())
+        return Rubric.model_validate({"name": path.stem, **read_yaml(path)})
     except ValidationError as error:
-        faults += [_format_fault(dict(fault), list(RubricFile.model_fields)) for fault in error.errors()]
-    if isinstance(values.get("prompt"), str):
-        faults += _check_prompt(values["prompt"], fenced=values.get("fence") is True)
-    if isinstance(values.get("levels"), dict) or values.get("scale") == "levels":
-        faults += _check_levels(values.get("levels") or {}, values.get("scale"))
-    if faults or rubric is None:
-        raise ConfigError.listing(faults, f"in the rubric `{path}`")
-    return rubric
-
-
-def _format_fault(fault: dict[str, Any], fields: list[str]) -> str:
-    dotted = ".".join(str(part) for part in fault["loc"] if part != "[key]")
-    if fault["type"] == "extra_forbidden":
-        return f"`{dotted}` is unknown.{did_you_mean(dotted, fields) or f' Allowed are {quote_names(fields)}'}"
-    if fault["type"] == "missing":
-        return f"`{dotted}` is missing"
-    return f"`{dotted}` is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-def _check_prompt(prompt: str, *, fenced: bool) -> list[str]:
-    """Return the faults of a prompt: not a template, or blind to a part of what is judged."""
-    needed = (*_FIELDS, "fence") if fenced else _FIELDS
-    marks = {name: f"{{{{ THE {name} }}}}" for name in needed}
-    try:
-        text = UserTemplate("`prompt`", prompt).render({**marks, "levels": ["low", "high"]})
-    except ConfigError as error:
-        names = ", ".join(f"`{name}`" for name in (*needed, "levels"))
-        hint = "" if fenced else "; and `fence` with `fence: true`" if "'fence'" in str(error) else ""
-        return [f"{str(error).rstrip('.')}; it may use {names}{hint}"]
-    return [f"`prompt` never uses `{name}`; write {{{{ {name} }}}}" for name, mark in marks.items() if mark not in text]
-
-
-def _check_levels(levels: dict[Any, Any], scale: Any) -> list[str]:
-    """Return the faults of levels that their types do not show."""
-    faults = []
-    if len(levels) < 2 or len(levels) > _MOST_LEVELS:
-        faults.append(f"`levels` has {len(levels)} level(s); it needs 2 to {_MOST_LEVELS}, as `score: description`")
-    scores = [score for score in levels if isinstance(score, int)]
-    if scores != sorted(scores):
-        faults.append(f"`levels` has the scores {', '.join(map(str, scores))}; write them lowest first")
-    return faults
+        raise ConfigError.listing(format_problems(error, Rubric), f"in the rubric `{path}`") from error

@@ -37,9 +37,9 @@ def build_scores(
         judge: The judge's identity.
         categories: Category of each example id, for the scores by category.
 
-    >>> from hf_instruct.evaluation.rubrics import Rubric
+    >>> from hf_instruct.evaluation.rubrics import load_rubric
     >>> rows = [Judgment(str(i), s, [], {}, "course", "", 0.0) for i, s in enumerate([80, 60, None])]
-    >>> scores = build_scores(rows, rubric=Rubric("course", ""), judge={"backend": "local", "model": "m"})
+    >>> scores = build_scores(rows, rubric=load_rubric("course"), judge={"backend": "local", "model": "m"})
     >>> [scores[name] for name in ("mean", "standard_error", "n", "failures", "total")]
     [70.0, 10.0, 2, 1, 3]
     """

@@ -12,7 +12,6 @@ One rule, whatever is judged:
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hf_instruct.errors import VerdictError
@@ -32,8 +31,7 @@ _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*)```", re.DOTALL | re.IGNORECASE)
 _OBJECT_START = re.compile(r"\{\s*(?:[\"'}]|\w+\s*:)")
 # Pairs show a key that occurs twice, where a dictionary would keep the last. `strict` refuses line breaks in a string.
 _DECODER = json.JSONDecoder(object_pairs_hook=list, strict=False)
-# Any number in any script: `\d` also matches digits such as those of Arabic, which no accepted form has.
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# ASCII digits only: `\d` also matches those of other scripts.
 _WHOLE = r"[0-9]{1,9}(?:\.0{1,9})?"
 _LETTER = r"(?:answer\s+)?\[{0,2}(?P<value>a|b|tie)\]{0,2}"
 
@@ -58,22 +56,12 @@ class _Form(NamedTuple):
         bare: Pattern of a whole reply that is nothing but the value.
         label: Pattern of a label with the rest of its line.
         value: Pattern of such a rest, whole, where it is a value.
-        missing: Says what is wrong with a reply without any.
     """
 
     key: str
     bare: str
     label: str
     value: str
-    missing: Callable[[str], str]
-
-
-class _Found(NamedTuple):
-    """What a reply without its thinking holds; `value` is as in JSON, or text."""
-
-    reply: str
-    value: Any
-    reasons: str | None
 
 
 class _Span(NamedTuple):
@@ -89,7 +77,6 @@ _PREFERENCE = _Form(
     bare=rf"(?:(?:better|verdict)\s+)?{_LETTER}(?:\s+is\s+better)?\s*\.?",
     label=r"(?:\b(?:better|verdict)\s*(?:is\b|[:=])\s*|(?=\[\[))(?P<value>\S.*)",
     value=rf"{_LETTER}\s*\.?\s*",
-    missing=lambda plain: "is none of A, B and tie",
 )
 
 
@@ -108,7 +95,8 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
     Raises:
         VerdictError: The reply holds no score, more than one, or one that is not an allowed integer.
 
-    >>> rubric = Rubric("course", "")
+    >>> from hf_instruct.evaluation.rubrics import load_rubric
+    >>> rubric = load_rubric("course")
     >>> [parse_verdict(text, rubric).score for text in ('{"score": 85}', "85", "Score: 85", "85/100", "**85**", "85.0")]
     [85, 85, 85, 85, 85, 85]
     >>> parse_verdict('It claims\nScore: 100\n\n{"reasons": "wrong", "score": 0}', rubric)
@@ -118,10 +106,10 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
     hf_instruct.errors.VerdictError: The reply 'It claims\nScore: 100' only repeats what it judges.
     >>> parse_verdict("85 or 90", rubric)
     Traceback (most recent call last):
-    hf_instruct.errors.VerdictError: The reply '85 or 90' holds more than one number.
+    hf_instruct.errors.VerdictError: The reply '85 or 90' holds no clear `score`.
     >>> parse_verdict("101", rubric)
     Traceback (most recent call last):
-    hf_instruct.errors.VerdictError: The reply '101' gives 101; allowed are the integers from 0 to 100.
+    hf_instruct.errors.VerdictError: The reply '101' gives '101'; allowed are the integers from 0 to 100.
     """
     number = rf"(?P<value>{_WHOLE})(?:\s*/\s*{rubric.highest}|\s+out\s+of\s+{rubric.highest})?"
     form = _Form(
@@ -130,16 +118,15 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
         label=r"\bscore\s*(?:is\b|[:=])\s*(?P<value>[-+]?\d.*)",
         # Neither "8 out of ten" nor "seven or 8" may become 8.
         value=rf"{number}(?!\w|\s*(?:[%/]|percent\b|(?:out\s+)?of\b|to\b|or\b))\D*",
-        missing=_describe_numbers,
     )
     reply, value, reasons = _find(text, form, judged)
-    number_given = _to_integer(value, reply)
-    if not rubric.lowest <= number_given <= rubric.highest:
+    given = _to_integer(value)
+    if given is None or not rubric.lowest <= given <= rubric.highest:
         raise VerdictError(
-            f"The reply {_show(reply)} gives {number_given}; "
-            f"allowed are the integers from {rubric.lowest} to {rubric.highest}."
+            f"The reply {_show(reply)} gives {_show(value)}; allowed are the integers from {rubric.lowest} to "
+            f"{rubric.highest}."
         )
-    return Verdict(rubric.score_of(number_given), reasons)
+    return Verdict(rubric.score_of(given), reasons)
 
 
 def parse_preference(text: str, judged: str = "") -> float:
@@ -159,17 +146,17 @@ def parse_preference(text: str, judged: str = "") -> float:
     [1.0, 0.0, 0.5, 0.0, 1.0]
     >>> parse_preference("A, or perhaps B")
     Traceback (most recent call last):
-    hf_instruct.errors.VerdictError: The reply 'A, or perhaps B' is none of A, B and tie.
+    hf_instruct.errors.VerdictError: The reply 'A, or perhaps B' holds no clear `better`.
     """
     reply, value, _ = _find(text, _PREFERENCE, judged)
-    match = _match(_PREFERENCE.bare, _MARKUP.sub("", value).strip()) if isinstance(value, str) else None
+    match = _match(_PREFERENCE.bare, _to_plain(value)) if isinstance(value, str) else None
     if match is None:
-        raise VerdictError(f"The reply {_show(reply)} is none of A, B and tie.")
+        raise VerdictError(f"The reply {_show(reply)} gives {_show(value)}; allowed are A, B and tie.")
     return {"a": 1.0, "b": 0.0, "tie": 0.5}[match["value"].lower()]
 
 
-def _find(text: str, form: _Form, judged: str) -> _Found:
-    """Return the value in a reply, by the rule above.
+def _find(text: str, form: _Form, judged: str) -> tuple[str, Any, str | None]:
+    """Return a reply without its thinking, the value in it by the rule above, as in JSON or text, and the reasons.
 
     Raises:
         VerdictError: There is none, or more than one.
@@ -184,8 +171,18 @@ def _find(text: str, form: _Form, judged: str) -> _Found:
         raise VerdictError("The reply is empty.")
     if own := _choose_object(reply, spans, form.key, judged):
         reasons = own.get("reasons")
-        return _Found(reply, own[form.key], reasons if isinstance(reasons, str) and reasons.strip() else None)
-    return _find_text(reply, spans, form, judged)
+        return reply, own[form.key], reasons if isinstance(reasons, str) and reasons.strip() else None
+    starts, ends = [0, *(span.end for span in spans)], [*(span.start for span in spans), len(reply)]
+    plain = _to_plain(" ".join(reply[start:end] for start, end in zip(starts, ends, strict=True)))
+    if bare := _match(form.bare, plain):
+        return reply, bare["value"], None
+    labelled = _read_labels(plain, form)
+    given = sorted(labelled - _read_labels(_to_plain(judged), form))
+    if len(given) == 1 and (match := _match(form.value, given[0])):
+        without = re.sub(form.label, " ", plain, flags=re.IGNORECASE)
+        return reply, match["value"], re.sub(r"^\s*reasons?\s*:\s*", "", without, flags=re.IGNORECASE).strip() or None
+    problem = "only repeats what it judges" if labelled and not given else f"holds no clear `{form.key}`"
+    raise VerdictError(f"The reply {_show(reply)} {problem}.")
 
 
 def _unfence(text: str) -> str:
@@ -242,27 +239,6 @@ def _choose_object(reply: str, spans: list[_Span], key: str, judged: str) -> dic
     return own[-1].fields if own else None
 
 
-def _find_text(reply: str, spans: list[_Span], form: _Form, judged: str) -> _Found:
-    """Return the value in a reply without a JSON object that holds it."""
-    starts = [0, *(span.end for span in spans)]
-    ends = [*(span.start for span in spans), len(reply)]
-    plain = _to_plain(" ".join(reply[start:end] for start, end in zip(starts, ends, strict=True)))
-    if bare := _match(form.bare, plain):
-        return _Found(reply, bare["value"], None)
-    labelled = _read_labels(plain, form)
-    given = sorted(labelled - _read_labels(_to_plain(judged), form))
-    if len(given) == 1 and (match := _match(form.value, given[0])):
-        reasons = re.sub(form.label, " ", plain, flags=re.IGNORECASE)
-        reasons = re.sub(r"^\s*reasons?\s*:\s*", "", reasons, flags=re.IGNORECASE).strip()
-        return _Found(reply, match["value"], reasons or None)
-    fault = form.missing(plain)
-    if labelled and not given:
-        fault = "only repeats what it judges"
-    elif reply.startswith("{") and spans:
-        fault = "begins like JSON and is not JSON" if spans[0].fields is None else f"is JSON without `{form.key}`"
-    raise VerdictError(f"The reply {_show(reply)} {fault}.")
-
-
 def _to_plain(text: str) -> str:
     return _MARKUP.sub("", text).strip()
 
@@ -277,23 +253,14 @@ def _read_labels(plain: str, form: _Form) -> set[str]:
     return {match["value"] if (match := _match(form.value, rest)) else rest for rest in rests}
 
 
-def _describe_numbers(plain: str) -> str:
-    amount = len(_NUMBER.findall(plain))
-    if amount > 1:
-        return "holds more than one number"
-    return "holds a number, but not as the score" if amount else "holds no number"
-
-
-def _to_integer(value: Any, reply: str) -> int:
+def _to_integer(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(_WHOLE, value.strip()):
         return int(value.partition(".")[0])
-    # NaN and infinity are no integers either, and neither is True, although Python counts it among them.
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 1e9:
-        raise VerdictError(f"The reply {_show(reply)} gives a `score` that is not an integer.")
-    if value != int(value):
-        raise VerdictError(f"The reply {_show(reply)} gives {value}, which is not an integer.")
-    return int(value)
+    # True is an integer to Python; NaN and infinity have none.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    return int(value) if is_number and value == int(value) else None
 
 
-def _show(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
