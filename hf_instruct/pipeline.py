@@ -164,12 +164,17 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
                 f"`{path}` holds a run already. `--resume` goes on with it, `--force` deletes it and starts anew, "
                 "`--run-dir` names another folder."
             )
-    elif path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+    elif is_occupied(path):
         raise RunError(
             f"`{path}` exists and is not a run folder, so nothing is written there. Name another `--run-dir`."
         )
     with folder.locked():
         folder.save_experiment(experiment)
+
+
+def is_occupied(path: Path) -> bool:
+    """Return whether something other than hidden files is at the path of a folder."""
+    return path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir()))
 
 
 def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:

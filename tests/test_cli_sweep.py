@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import shutil
 import signal
@@ -13,7 +12,7 @@ from transformers import AutoTokenizer
 
 from hf_instruct.cli.main import main
 from hf_instruct.cli.sweep import _print_choice
-from hf_instruct.sweeping.files import Candidate, Sweep
+from hf_instruct.sweeping.sweep import Candidate, Sweep
 
 TRAIN = "{use_cpu: true, bf16: false, per_device_train_batch_size: 4, eval_steps: 3, save_steps: 1, logging_steps: 1}"
 
@@ -50,13 +49,13 @@ def test_a_dry_run_lists_and_writes_nothing(file: Path, capsys: pytest.CaptureFi
     assert main([*words, "train.learning_rate=1e-4..1e-2", "--set", "lora.r=4..8", "--trials", "5"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"5 trials in {path}, seed 0, of which 0 are there:",
-        "  train.learning_rate  0.0001 to 0.01, by logarithm",
-        "  lora.r  4 to 8, whole numbers",
+        "  train.learning_rate=0.0001..0.01  by logarithm",
+        "  lora.r=4..8",
     ]
     assert sorted(file.parent.iterdir()) == before
 
 
-def test_a_fault_is_one_message(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_problem_is_one_message(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", str(file), "--set", "train.learning_rat=1,2"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -66,11 +65,14 @@ def test_a_fault_is_one_message(file: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_others_are_named_where_there_are_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = (Candidate(name, {}, "finished", loss) for name, loss in (("a", 1.0), ("b", 2.0)))
-    sweep = Sweep(tmp_path, tmp_path / "x.yaml", {}, [], candidates=[one], selected="a", tested=["a"])
+    one, two = (
+        Candidate(name=name, settings={}, status="finished", validation_loss=loss)
+        for name, loss in (("a", 1), ("b", 2))
+    )
+    sweep = Sweep(path=tmp_path, file=tmp_path / "x.yaml", training={}, candidates=[one], selected="a", tested=["a"])
     _print_choice(sweep, judge_all=False)
     assert "The others" not in capsys.readouterr().out
-    _print_choice(dataclasses.replace(sweep, candidates=[one, two]), judge_all=False)
+    _print_choice(sweep.model_copy(update={"candidates": [one, two]}), judge_all=False)
     assert "The others were not tested: hf-instruct sweep … --resume --judge-all" in capsys.readouterr().out
 
 

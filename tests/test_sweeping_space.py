@@ -3,10 +3,10 @@ from typing import Any
 import pytest
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.sweeping.space import Choices, Range, build_grid, folder_name, parse_axes, probe_points
+from hf_instruct.sweeping.space import Axis, build_grid, folder_name, parse_axes, probe_points, suggest
 
 
-def faults_of(*texts: str, searched: bool = False) -> list[str]:
+def problems_of(*texts: str, searched: bool = False) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         parse_axes(texts, searched=searched)
     return caught.value.problems
@@ -18,58 +18,49 @@ def test_values_are_read_as_yaml_reads_them() -> None:
         searched=False,
     )
     assert axes == [
-        Choices("train.learning_rate", (1e-5, 5e-5)),
-        Choices("lora.target_modules", ("all-linear", ["q_proj", "v_proj"])),
-        Choices("train.bf16", (True, None)),
+        Axis("train.learning_rate", (1e-5, 5e-5)),
+        Axis("lora.target_modules", ("all-linear", ["q_proj", "v_proj"])),
+        Axis("train.bf16", (True, None)),
     ]
 
 
 def test_equal_values_count_once() -> None:
-    assert parse_axes(["lora.r=8,16,8"], searched=False) == [Choices("lora.r", (8, 16))]
+    assert parse_axes(["lora.r=8,16,8"], searched=False) == [Axis("lora.r", (8, 16))]
     assert parse_axes(["train.learning_rate=1e-4,0.0001"], searched=False)[0].values == (1e-4,)
     # Equal in Python, and not the same setting.
     assert len(parse_axes(["train.logging_steps=1,true"], searched=False)[0].values) == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "ends", "is_log"),
     [
-        ("1e-5..1e-3", Range("lora.x", 1e-5, 1e-3, is_log=True)),
-        ("0.1..0.5", Range("lora.x", 0.1, 0.5, is_log=False)),
-        ("0.0..1.0", Range("lora.x", 0.0, 1.0, is_log=False)),
-        ("4..64", Range("lora.x", 4, 64, is_log=False)),
-        ("-2..2.5", Range("lora.x", -2.0, 2.5, is_log=False)),
+        ("1e-5..1e-3", (1e-5, 1e-3), True),
+        ("0.1..0.5", (0.1, 0.5), False),
+        ("0.0..1.0", (0.0, 1.0), False),
+        ("4..64", (4, 64), False),
+        ("-2..2.5", (-2.0, 2.5), False),
     ],
 )
-def test_ranges(text: str, expected: Range) -> None:
-    (axis,) = parse_axes([f"lora.x={text}"], searched=True)
-    assert axis == expected
-    assert isinstance(axis, Range)
-    assert axis.is_whole == (text == "4..64")
+def test_ranges(text: str, ends: tuple[float, float], is_log: bool) -> None:
+    assert parse_axes([f"lora.x={text}"], searched=True) == [axis := Axis("lora.x", ends, is_range=True)]
+    assert (axis.is_log, axis.is_whole) == (is_log, text == "4..64")
 
 
-def test_all_faults_at_once() -> None:
-    assert faults_of(
+def test_all_problems_are_listed() -> None:
+    found = problems_of(
         "train.learning_rate=", "foo=1", "lora.r=4,,8", "train.seed=1", "train.seed=2", "lora.r=4..8", "train.x=.inf"
-    ) == [
-        "`--set train.learning_rate=` has an empty value; separate values by one comma",
-        "`--set foo=1` is not SECTION.FIELD=VALUE,VALUE, as in `--set lora.r=8,16`",
-        "`--set lora.r=4,,8` has an empty value; separate values by one comma",
-        "`--set train.seed` is given twice; list all its values in one",
-        "`--set lora.r=4..8` is a range, which needs `--trials N`; a grid takes values: 4,8",
-        "`--set train.x` holds `.inf`, which is not a finite number",
-    ]
-    assert faults_of() == ["there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,5e-5,1e-4`"]
-    assert faults_of("lora.r=8..8", searched=True) == [
-        "`--set lora.r=8..8` goes nowhere; the first end is to be below the second"
-    ]
+    )
+    reasons = ("is not SECTION.FIELD=VALUE",) * 3 + ("twice", "`--trials N`", "not a finite number")
+    assert [reason in problem for reason, problem in zip(reasons, found, strict=True)] == [True] * 6
+    assert "there is no `--set`" in problems_of()[0]
+    assert "is empty" in problems_of("lora.r=8..8", searched=True)[0]
 
 
 @pytest.mark.parametrize(
     "name", ["judge.seed", "generate.max_new_tokens", "data.limit", "train.max_length", "train.label_smoothing_factor"]
 )
 def test_what_validation_cannot_choose(name: str) -> None:
-    assert faults_of(f"{name}=1,2")[0].startswith(f"`{name}` is not for a sweep: it ")
+    assert problems_of(f"{name}=1,2")[0].startswith(f"`{name}` is not for a sweep: it ")
 
 
 def test_the_prompt_format_can_be_swept() -> None:
@@ -77,7 +68,7 @@ def test_the_prompt_format_can_be_swept() -> None:
 
 
 def test_the_grid_has_every_combination() -> None:
-    assert build_grid([Choices("a.x", (1, 2)), Choices("b.y", ("u", "v"))]) == [
+    assert build_grid([Axis("a.x", (1, 2)), Axis("b.y", ("u", "v"))]) == [
         {"a.x": 1, "b.y": "u"},
         {"a.x": 1, "b.y": "v"},
         {"a.x": 2, "b.y": "u"},
@@ -86,7 +77,7 @@ def test_the_grid_has_every_combination() -> None:
 
 
 def test_a_search_is_checked_at_every_value_and_both_ends() -> None:
-    axes = [Range("a.x", 1, 9, is_log=False), Choices("b.y", ("u", "v", "w"))]
+    axes = [Axis("a.x", (1, 9), is_range=True), Axis("b.y", ("u", "v", "w"))]
     assert probe_points(axes) == [{"a.x": 1, "b.y": "u"}, {"a.x": 9, "b.y": "v"}, {"a.x": 1, "b.y": "w"}]
 
 
@@ -112,3 +103,17 @@ def test_different_points_have_different_folders() -> None:
     names = [folder_name({"train.x": value}) for value in values]
     assert len(set(names)) == len(values)
     assert all("/" not in name and len(name) < 120 for name in names)
+
+
+def test_a_search_depends_on_its_trials_alone() -> None:
+    pytest.importorskip("optuna")
+    axes = parse_axes(["train.x=1e-5..1e-3", "lora.r=4..64", "train.y=true,null,[a, b]"], searched=True)
+    tried: list[tuple[dict[str, Any], float | None]] = []
+    for number in range(12):
+        point = suggest(axes, tried, seed=7)
+        assert 1e-5 <= point["train.x"] <= 1e-3
+        assert type(point["lora.r"]) is int
+        assert point["train.y"] in (True, None, ["a", "b"])
+        assert point == suggest(axes, list(tried), seed=7)
+        tried.append((point, None if number == 3 else point["train.x"]))
+    assert suggest(axes, tried, seed=8) != suggest(axes, tried, seed=7)

@@ -2,13 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.console import align
 
 if TYPE_CHECKING:
-    from hf_instruct.sweeping.files import Candidate, Sweep
+    from hf_instruct.sweeping.sweep import Sweep
 
 DESCRIPTION = """\
 Train an experiment once for every combination of some settings, choose the run with the lowest validation loss, and
@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from hf_instruct.sweeping.files import read_sweep
-    from hf_instruct.sweeping.sweep import plan_sweep, run_sweep
+    from hf_instruct.sweeping.sweep import plan_sweep, read_sweep, run_sweep
 
     sweep = plan_sweep(
         options.experiment,
@@ -62,53 +61,42 @@ def _sweep(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     if options.dry_run:
-        _print_plan(sweep, {c.name: c for c in read_sweep(sweep.path).get("candidates", [])})
+        _print_plan(sweep, read_sweep(sweep.path))
         return
-    options.resume_hint = "Finished runs are kept; the same command with `--resume` goes on."
+    options.resume_hint = "Finished runs are kept; the same command with `--resume` continues."
     run_sweep(sweep, resume=options.resume, judge_all=options.judge_all)
     print("\n".join(_format_table(sweep)))
     _print_choice(sweep, judge_all=options.judge_all)
 
 
-def _print_plan(sweep: "Sweep", known: "dict[str, Candidate]") -> None:
-    from hf_instruct.sweeping.space import Choices
-
+def _print_plan(sweep: "Sweep", known: "Sweep | None") -> None:
+    statuses = {candidate.name: candidate.status for candidate in known.candidates} if known else {}
     if sweep.trials:
-        print(f"{sweep.trials} trials in {sweep.path}, seed {sweep.seed}, of which {len(known)} are there:")
+        print(f"{sweep.trials} trials in {sweep.path}, seed {sweep.seed}, of which {len(statuses)} are there:")
         for axis in sweep.axes:
-            if isinstance(axis, Choices):
-                print(f"  {axis.name}  one of {', '.join(map(str, axis.values))}")
-            else:
-                how = "by logarithm" if axis.is_log else "whole numbers" if axis.is_whole else "evenly"
-                print(f"  {axis.name}  {axis.low:g} to {axis.high:g}, {how}")
+            print(f"  {axis}{'  by logarithm' if axis.is_log else ''}")
         return
-    count = len(sweep.candidates)
-    print(f"{count} run{'s' if count > 1 else ''} in {sweep.path}:")
+    print(f"{len(sweep.candidates)} run{'s' if len(sweep.candidates) > 1 else ''} in {sweep.path}:")
     for candidate in sweep.candidates:
-        status = known[candidate.name].status if candidate.name in known else "to run"
-        print(f"  {candidate.name:<60}  {status}")
+        print(f"  {candidate.name:<60}  {statuses.get(candidate.name, 'to run')}")
 
 
 def _format_table(sweep: "Sweep") -> list[str]:
     """Return the runs as aligned lines, best first, the chosen one marked."""
+    from hf_instruct.sweeping.space import format_value, short_names
+
     ranked = sweep.ranked()
     names = list(dict.fromkeys(name for candidate in ranked for name in candidate.settings))
-    heads = [name.rpartition(".")[2] for name in names]
-    heads = [head if heads.count(head) == 1 else name for head, name in zip(heads, names, strict=True)]
-    table = [["", *heads, "validation loss", "training loss", "seconds", "folder"]]
+    table = [["", *short_names(names), "validation loss", "training loss", "seconds", "folder"]]
     for candidate in ranked:
         loss = candidate.status if candidate.validation_loss is None else f"{candidate.validation_loss:.4f}"
         numbers = [_format_number(candidate.train_loss, 4), _format_number(candidate.seconds, 0)]
-        values = [_format_value(candidate.settings.get(name, "-")) for name in names]
+        values = [format_value(candidate.settings.get(name, "-")) for name in names]
         mark = "*" if candidate.name == sweep.selected else ""
         table.append([mark, *values, loss, *numbers, candidate.name])
     lines = align(table, right=range(1, len(table[0]) - 1))
     errors = [f"failed: {candidate.name}: {candidate.error}" for candidate in ranked if candidate.error]
     return [f"{sweep.path}, by validation loss:", *lines, *errors]
-
-
-def _format_value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _format_number(value: float | None, digits: int) -> str:
@@ -120,8 +108,8 @@ def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
 
     best = sweep.ranked()[0]
     print(f"\n* chosen, validation loss {best.validation_loss:.4f}: {sweep.folder(best).path}")
-    if sweep.scores:
-        print(f"  test score {format_scores(sweep.scores)}")
+    if sweep.test_scores:
+        print(f"  test score {format_scores(sweep.test_scores)}")
     print(f"  report {sweep.folder(best).report}")
     if judge_all:
         _print_comparison(sweep)

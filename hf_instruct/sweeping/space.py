@@ -1,4 +1,4 @@
-"""What a sweep varies: the settings after `--set`, as points of a grid or as ranges to search, and names for them."""
+"""What a sweep varies: the settings after `--set`, as points of a grid or of a search, and names for them."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_instruct.config import parse_flag_value
@@ -18,47 +19,49 @@ _NAME = re.compile(r"\w+(\.\w+)+")
 # A range of real numbers this wide is searched by its logarithm.
 _LOG_RATIO = 10
 _LONGEST_NAME = 100
+_TOO_LATE = "it takes effect after training, so the validation loss is the same for all"
+_OTHER_TOKENS = "it changes which tokens the validation loss is over, so losses cannot be compared"
+_OTHER_LOSS = "it changes how the validation loss is computed, so losses cannot be compared"
 # Why the validation loss cannot choose between values of these.
 _NOT_TO_SWEEP = {
-    "generate": "it takes effect after training, so the validation loss is the same for all",
-    "judge": "it takes effect after training, so the validation loss is the same for all",
+    "generate": _TOO_LATE,
+    "judge": _TOO_LATE,
     "data": "it changes the validation examples, so their losses cannot be compared",
-    "train.completion_only_loss": "it changes which tokens the validation loss is over, so losses cannot be compared",
-    "train.max_length": "it changes which tokens the validation loss is over, so losses cannot be compared",
-    "train.loss_type": "it changes how the validation loss is computed, so losses cannot be compared",
-    "train.label_smoothing_factor": "it changes how the validation loss is computed, so losses cannot be compared",
+    "train.completion_only_loss": _OTHER_TOKENS,
+    "train.max_length": _OTHER_TOKENS,
+    "train.loss_type": _OTHER_LOSS,
+    "train.label_smoothing_factor": _OTHER_LOSS,
 }
 
-
-@dataclasses.dataclass(frozen=True)
-class Choices:
-    """A setting and the values it may take, each once, in the order given."""
-
-    name: str
-    values: tuple[Any, ...]
+Point = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Range:
-    """A setting and the ends of the numbers it may take, both included.
+class Axis:
+    """A setting and what it may be.
 
     Attributes:
-        is_log: Searched evenly by logarithm.
+        name: Dotted.
+        values: Those it may take, each once, in the order given; of a range its two ends, both included.
+        is_range: Whether any number between the two may be taken.
     """
 
     name: str
-    low: float
-    high: float
-    is_log: bool
+    values: tuple[Any, ...]
+    is_range: bool = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether only whole numbers are meant."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
+        """Whether a range is of whole numbers."""
+        return all(isinstance(value, int) for value in self.values)
 
+    @property
+    def is_log(self) -> bool:
+        """Whether a range is searched evenly by logarithm."""
+        return self.is_range and not self.is_whole and 0 < self.values[0] <= self.values[1] / _LOG_RATIO
 
-Axis = Choices | Range
-Point = dict[str, Any]
+    def __str__(self) -> str:
+        return f"{self.name}={('..' if self.is_range else ',').join(map(json.dumps, self.values))}"
 
 
 def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
@@ -69,86 +72,52 @@ def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
         searched: Whether ranges are allowed: a grid has none.
 
     Raises:
-        ConfigError: All faults found.
+        ConfigError: All problems found.
 
-    >>> parse_axes(["train.learning_rate=1e-5,5e-5", "lora.r=8..64"], searched=True)
-    [Choices(name='train.learning_rate', values=(1e-05, 5e-05)), Range(name='lora.r', low=8, high=64, is_log=False)]
+    >>> list(map(str, parse_axes(["train.learning_rate=1e-5,5e-5", "lora.r=8..64"], searched=True)))
+    ['train.learning_rate=1e-05,5e-05', 'lora.r=8..64']
     """
-    axes: list[Axis] = []
-    faults: list[str] = []
+    axes: dict[str, Axis] = {}
+    problems: list[str] = []
     for text in texts:
         try:
             axis = _parse_axis(text, searched=searched)
+            if axis.name in axes:
+                raise ValueError(f"`--set {axis.name}` is given twice; list all its values in one")
+            axes[axis.name] = axis
         except ValueError as error:
-            faults.append(str(error))
-            continue
-        if any(axis.name == other.name for other in axes):
-            faults.append(f"`--set {axis.name}` is given twice; list all its values in one")
-        axes.append(axis)
+            problems.append(str(error))
     if not texts:
-        faults.append("there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,5e-5,1e-4`")
-    if faults:
-        raise ConfigError.listing(faults, "in what to sweep")
-    return axes
+        problems.append("there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,5e-5,1e-4`")
+    if problems:
+        raise ConfigError.listing(problems, "in what to sweep")
+    return list(axes.values())
 
 
 def _parse_axis(text: str, *, searched: bool) -> Axis:
-    name, equals, values = (part.strip() for part in text.partition("="))
-    if not equals or not _NAME.fullmatch(name):
+    name, _, given = (part.strip() for part in text.partition("="))
+    values = parse_flag_value(f"[{given}]")
+    if not _NAME.fullmatch(name) or not isinstance(values, list) or not values:
         raise ValueError(f"`--set {text}` is not SECTION.FIELD=VALUE,VALUE, as in `--set lora.r=8,16`")
     reason = _NOT_TO_SWEEP.get(name, _NOT_TO_SWEEP.get(name.partition(".")[0]))
     if reason and name != "data.prompt_format":
         raise ValueError(f"`{name}` is not for a sweep: {reason}")
-    if found := _RANGE.fullmatch(values):
-        return _build_range(name, *found.groups(), searched=searched)
-    parts = _split_values(values)
-    if not values or "" in parts:
-        raise ValueError(f"`--set {text}` has an empty value; separate values by one comma")
-    parsed = [parse_flag_value(part) for part in parts]
-    if bad := [part for part, value in zip(parts, parsed, strict=True) if _is_endless(value)]:
-        raise ValueError(f"`--set {name}` holds `{bad[0]}`, which is not a finite number")
+    if found := _RANGE.fullmatch(given):
+        # Not as YAML, which does not take `1.` for a number.
+        is_whole = all(re.fullmatch(r"[-+]?\d+", end) for end in found.groups())
+        ends = tuple((int if is_whole else float)(end) for end in found.groups())
+        if not searched:
+            raise ValueError(f"`--set {text}` is a range, which needs `--trials N`; a grid takes values: {name}=A,B")
+        if not ends[0] < ends[1] < math.inf:
+            raise ValueError(f"`--set {text}` is empty; the first end is to be below the second")
+        return Axis(name, ends, is_range=True)
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise ValueError(f"`--set {text}` holds what is not a finite number")
     # By their text: 1 and true are equal in Python, and 1e-4 and 0.0001 the same.
-    return Choices(name, tuple({json.dumps(value, sort_keys=True, default=str): value for value in parsed}.values()))
+    return Axis(name, tuple({json.dumps(value, sort_keys=True, default=str): value for value in values}.values()))
 
 
-def _build_range(name: str, low: str, high: str, *, searched: bool) -> Range:
-    # Not as YAML: that takes `1e5` for a number, too, but not `1.` in every case.
-    is_whole = all(re.fullmatch(r"[-+]?\d+", end) for end in (low, high))
-    first, last = (int(low), int(high)) if is_whole else (float(low), float(high))
-    if not searched:
-        raise ValueError(
-            f"`--set {name}={low}..{high}` is a range, which needs `--trials N`; a grid takes values: {low},{high}"
-        )
-    if not first < last or not math.isfinite(last):
-        raise ValueError(f"`--set {name}={low}..{high}` goes nowhere; the first end is to be below the second")
-    return Range(name, first, last, is_log=not is_whole and first > 0 and last / first >= _LOG_RATIO)
-
-
-def _is_endless(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _split_values(text: str) -> list[str]:
-    """Return a text split at the commas that stand in no bracket or quotation marks.
-
-    >>> _split_values("[q_proj, v_proj],all-linear")
-    ['[q_proj, v_proj]', 'all-linear']
-    """
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        depth += (character in "[{") - (character in "]}") if not quote else 0
-        if character == "," and not depth and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
-
-
-def build_grid(axes: Sequence[Choices]) -> list[Point]:
+def build_grid(axes: Sequence[Axis]) -> list[Point]:
     """Return every combination of the values, the last axis changing fastest."""
     names = [axis.name for axis in axes]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(axis.values for axis in axes))]
@@ -156,9 +125,40 @@ def build_grid(axes: Sequence[Choices]) -> list[Point]:
 
 def probe_points(axes: Sequence[Axis]) -> list[Point]:
     """Return points that hold every value and every end of a range at least once, to be checked before a search."""
-    ends = [list(axis.values) if isinstance(axis, Choices) else [axis.low, axis.high] for axis in axes]
-    longest = max(len(values) for values in ends)
-    return [{axis.name: v[i % len(v)] for axis, v in zip(axes, ends, strict=True)} for i in range(longest)]
+    longest = max(len(axis.values) for axis in axes)
+    return [{axis.name: axis.values[i % len(axis.values)] for axis in axes} for i in range(longest)]
+
+
+def suggest(axes: Sequence[Axis], tried: Sequence[tuple[Point, float | None]], *, seed: int) -> Point:
+    """Return the point to try next, by Optuna's TPE sampler; always the same after the same trials.
+
+    Args:
+        axes: What is varied.
+        tried: The points so far and their losses, None for one that failed.
+        seed: Of the search.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions = {axis.name: _build_distribution(axis) for axis in axes}
+    # A sampler of its own for each trial: one that lives on would draw differently after an interruption.
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed + len(tried)))
+    for point, loss in tried:
+        params = {axis.name: point[axis.name] if axis.is_range else json.dumps(point[axis.name]) for axis in axes}
+        state = optuna.trial.TrialState.FAIL if loss is None else optuna.trial.TrialState.COMPLETE
+        trial = optuna.trial.create_trial(params=params, distributions=distributions, value=loss, state=state)
+        study.add_trial(trial)
+    found = study.ask(distributions).params
+    return {axis.name: found[axis.name] if axis.is_range else json.loads(found[axis.name]) for axis in axes}
+
+
+def _build_distribution(axis: Axis) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not axis.is_range:
+        # As text, since a category may be a list, and 1 and true are to differ.
+        return CategoricalDistribution([json.dumps(value) for value in axis.values])
+    return IntDistribution(*axis.values) if axis.is_whole else FloatDistribution(*axis.values, log=axis.is_log)
 
 
 def format_point(point: Mapping[str, Any]) -> str:
@@ -167,11 +167,20 @@ def format_point(point: Mapping[str, Any]) -> str:
     >>> format_point({"train.learning_rate": 1e-05, "lora.r": 8})
     'learning_rate=1e-05,r=8'
     """
-    lasts = [name.rpartition(".")[2] for name in point]
     return ",".join(
-        f"{last if lasts.count(last) == 1 else name}={_format_value(value)}"
-        for (name, value), last in zip(point.items(), lasts, strict=True)
+        f"{name}={format_value(value)}" for name, value in zip(short_names(point), point.values(), strict=True)
     )
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """Return dotted names by their last part, or whole where two have the same.
+
+    >>> short_names(["train.seed", "data.seed", "lora.r"])
+    ['train.seed', 'data.seed', 'r']
+    """
+    lasts = {name: name.rpartition(".")[2] for name in names}
+    counts = Counter(lasts.values())
+    return [last if counts[last] == 1 else name for name, last in lasts.items()]
 
 
 def folder_name(point: Mapping[str, Any]) -> str:
@@ -182,23 +191,22 @@ def folder_name(point: Mapping[str, Any]) -> str:
     """
     text = format_point(point)
     name = re.sub(r"[^\w=,.+-]+", "_", text, flags=re.ASCII)
-    is_exact = name == text and all(_is_exact(value) for value in point.values())
-    if is_exact and len(name) <= _LONGEST_NAME:
+    if name == text and len(name) <= _LONGEST_NAME and all(map(_is_exact, point.values())):
         return name
     digest = hashlib.sha256(json.dumps(point, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return f"{name[:_LONGEST_NAME]}-{digest}"
 
 
-def _format_value(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Return a value of a setting, shortly."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return "+".join(map(_format_value, value))
+        return "+".join(map(format_value, value))
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _is_exact(value: Any) -> bool:
-    """Return whether the shown value tells it from any other: a text `8` is shown like the number."""
-    shown = _format_value(value)
-    read = parse_flag_value(shown)
-    return bool(read == value and type(read) is type(value))
+    """Return whether the shown value differs from how any other is shown: a text `8` is shown like the number."""
+    shown = parse_flag_value(format_value(value))
+    return bool(shown == value and type(shown) is type(value))

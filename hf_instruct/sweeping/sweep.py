@@ -4,6 +4,8 @@ Candidates are trained only. The test split is answered and judged once, for the
 that chose its own run would be too high.
 """
 
+import csv
+import io
 import json
 import logging
 import math
@@ -12,40 +14,129 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from hf_instruct.config import Experiment
-from hf_instruct.errors import ConfigError, InstructError, RunError
-from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, run
+from pydantic import BaseModel, Field, ValidationError
+
+from hf_instruct.config import Experiment, load_experiment
+from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, quote_names
+from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, is_occupied, run
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
-from hf_instruct.records import read_json_object
+from hf_instruct.records import read_json_object, write_json, write_text
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
-from hf_instruct.sweeping.files import (
-    Candidate,
-    Sweep,
-    describe_search,
-    read_sweep,
-    save_sweep,
-    search_values,
-    training_values,
-)
-from hf_instruct.sweeping.search import Search, import_optuna
 from hf_instruct.sweeping.space import (
-    Choices,
+    Axis,
     Point,
     build_grid,
     folder_name,
     format_point,
     parse_axes,
     probe_points,
+    suggest,
 )
 
 logger = logging.getLogger(__name__)
 
 _TRAINING = ("data", "train")
 _TESTING = ("generate", "judge", "report")
+
+
+class Candidate(BaseModel):
+    """One run of a sweep.
+
+    Attributes:
+        name: Of its run folder, in the sweep's folder.
+        settings: What it differs in, by dotted name.
+        validation_loss: Last loss on the validation examples, in nats per label token.
+        seconds: Time of its training loop.
+        error: Why it failed.
+        times: How often a search came to it; it is trained once.
+    """
+
+    name: str
+    settings: Point
+    status: Literal["waiting", "finished", "failed"] = "waiting"
+    validation_loss: float | None = None
+    train_loss: float | None = None
+    seconds: float | None = None
+    error: str | None = None
+    times: int = 1
+
+
+class Sweep(BaseModel):
+    """A sweep, planned or done: what `sweep.json` holds.
+
+    Attributes:
+        path: Its folder; each candidate's run folder is in it.
+        file: The experiment file.
+        overrides: Settings of all runs, by dotted name, over those of the file.
+        training: What all runs have in common, as far as it bears on training; of a search also what it varies.
+        axes: What is varied.
+        trials: How many runs to search with; None for a grid.
+        seed: Of the search.
+        candidates: In the order in which they run.
+        selected: Name of the candidate with the lowest validation loss.
+        tested: Names of the candidates whose test score was looked at, in that order.
+        test_scores: The selected run's `scores.json`.
+    """
+
+    path: Path
+    file: Path
+    overrides: dict[str, Any] = Field({}, exclude=True)
+    training: dict[str, Any]
+    axes: list[Axis] = Field([], exclude=True)
+    trials: int | None = Field(None, exclude=True)
+    seed: int = Field(0, exclude=True)
+    chosen_by: Literal["validation_loss"] = "validation_loss"
+    candidates: list[Candidate] = []
+    selected: str | None = None
+    tested: list[str] = []
+    test_scores: dict[str, Any] | None = None
+
+    def folder(self, candidate: Candidate) -> RunFolder:
+        """Return a candidate's run folder."""
+        return RunFolder(self.path / candidate.name)
+
+    def experiment(self, point: Mapping[str, Any], *, deep: bool = False) -> Experiment:
+        """Return the experiment at a point."""
+        return load_experiment(self.file, {**self.overrides, **point}, deep=deep)
+
+    def ranked(self) -> list[Candidate]:
+        """Return the candidates, lowest validation loss first, those without one last."""
+        return sorted(self.candidates, key=lambda c: math.inf if c.validation_loss is None else c.validation_loss)
+
+    def save(self) -> None:
+        """Write `sweep.json`, and `sweep.csv` for other programs."""
+        write_json(self.path / "sweep.json", self.model_dump(mode="json"))
+        rows = []
+        for candidate in self.ranked():
+            found = candidate.model_dump(exclude={"name", "settings", "times"})
+            selected = "yes" if candidate.name == self.selected else ""
+            rows.append({"run": candidate.name, **candidate.settings, **found, "selected": selected})
+        stream = io.StringIO()
+        table = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self.path / "sweep.csv", stream.getvalue())
+
+
+def read_sweep(path: Path) -> Sweep | None:
+    """Return the sweep in a folder, or None where there is none.
+
+    Raises:
+        DataError: Its file cannot be read.
+    """
+    file = path / "sweep.json"
+    if not file.exists():
+        return None
+    try:
+        return Sweep.model_validate({**read_json_object(file), "path": path})
+    except ValidationError as error:
+        names = quote_names(".".join(map(str, problem["loc"])) for problem in error.errors())
+        raise DataError(f"`{file}` cannot be read as a sweep: see {names}. Name another `--sweep-dir`.") from error
 
 
 def plan_sweep(
@@ -68,32 +159,42 @@ def plan_sweep(
         seed: Of the search.
 
     Raises:
-        ConfigError: All faults of the settings and of every experiment they make.
+        ConfigError: All problems of the settings and of every experiment they make; or Optuna is not installed.
     """
     axes = parse_axes(settings, searched=trials is not None)
-    if twice := [f"`--{axis.name}` is both fixed and swept" for axis in axes if axis.name in (overrides or {})]:
+    overrides = dict(overrides or {})
+    if twice := [f"`--{axis.name}` is both fixed and swept" for axis in axes if axis.name in overrides]:
         raise ConfigError("Take one of the two out:", twice)
-    if trials is not None:
-        import_optuna()
-    path = path or default_path(file).with_name(default_path(file).name + "-sweep")
-    sweep = Sweep(path, file, overrides or {}, axes, trials, seed)
-    # The file itself first: its faults are not those of the sweep.
-    sweep.experiment({}, deep=True)
-    # Every axis of a grid is `Choices`.
-    points = probe_points(axes) if trials else build_grid([axis for axis in axes if isinstance(axis, Choices)])
+    if trials is not None and find_spec("optuna") is None:
+        raise ConfigError(
+            "`--trials` needs the package Optuna, which is not installed: pip install 'hf-instruct[search]'. Without "
+            "it, a grid of values can be swept."
+        )
+    # The file itself first: its problems are not those of the sweep.
+    common = plain_values(load_experiment(file, overrides))
+    training = {name: common.get(name) for name in ("data", "model", "train", "lora")}
+    sweep = Sweep(
+        training=training | ({"search": {"settings": [str(axis) for axis in axes], "seed": seed}} if trials else {}),
+        path=path or default_path(file).with_name(default_path(file).name + "-sweep"),
+        file=file,
+        overrides=overrides,
+        axes=axes,
+        trials=trials,
+        seed=seed,
+    )
     seen: dict[str, Point] = {}
-    faults: dict[str, None] = {}
-    for point in points:
+    problems: dict[str, None] = {}
+    for point in probe_points(axes) if trials else build_grid(axes):
         try:
             experiment = sweep.experiment(point, deep=True)
             check_experiment(experiment, _TRAINING)
             seen.setdefault(json.dumps(plain_values(experiment), sort_keys=True), point)
         except ConfigError as error:
-            faults |= dict.fromkeys(error.problems or [str(error)])
-    if faults:
-        raise ConfigError.listing(list(faults), "in what to sweep")
+            problems |= dict.fromkeys(error.problems or [str(error)])
+    if problems:
+        raise ConfigError.listing(list(problems), "in what to sweep")
     if not trials:
-        sweep.candidates = [Candidate(folder_name(point), point) for point in seen.values()]
+        sweep.candidates = [Candidate(name=folder_name(point), settings=point) for point in seen.values()]
     return sweep
 
 
@@ -101,16 +202,16 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
     """Train every candidate, choose the one with the lowest validation loss, and score that one on the test split.
 
     Each run has a process of its own, so that its memory ends with it; a script that calls this needs the usual
-    `if __name__ == "__main__":`. What a run needs to go on with after its training is kept, its checkpoints are not.
+    `if __name__ == "__main__":`. What a run needs to continue after its training is kept, its checkpoints are not.
 
     Args:
         sweep: What `plan_sweep` returned.
-        resume: Go on with a sweep that was cut off or is to have more candidates; finished ones are left alone, failed
-            ones tried again.
+        resume: Continue a sweep that was cut off or is to have more candidates; finished ones are left alone, failed
+            ones of a grid tried again.
         judge_all: Answer and judge the test split with every candidate; validation still chooses.
 
     Returns:
-        The sweep, with what came of it; also in `sweep.json` and `sweep.csv` of its folder.
+        The sweep, with its results; also in `sweep.json` and `sweep.csv` of its folder.
 
     Raises:
         ConfigError: The judge cannot be used.
@@ -122,23 +223,22 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
     if any(axis.name == "model.name" for axis in sweep.axes):
         logger.warning("`model.name` varies: the losses of two models compare only if they have the same tokenizer.")
     with RunFolder(sweep.path).locked():
-        save_sweep(sweep)
-        for candidate in _search(sweep) if sweep.trials else _walk_grid(sweep):
+        for candidate in _choose_candidates(sweep):
+            # Before it trains: a search that is cut off trains it first when it continues.
+            sweep.save()
             _train(sweep, candidate)
-            save_sweep(sweep)
-        _select(sweep)
-        best = next(c for c in sweep.candidates if c.name == sweep.selected)
+        best = _select(sweep)
         finished = [c for c in sweep.ranked() if c.status == "finished" and c is not best]
         for candidate in [best, *(finished if judge_all else [])]:
             if candidate.name not in sweep.tested:
                 sweep.tested.append(candidate.name)
             # Before the answers: a test that was looked at stays looked at.
-            save_sweep(sweep)
+            sweep.save()
             logger.info("Test split: %s", format_point(candidate.settings))
             if error := _in_own_process(sweep.experiment(candidate.settings), sweep.folder(candidate), _TESTING):
                 raise RunError(f"`{sweep.folder(candidate).path}` could not be scored on the test split: {error}")
-        sweep.scores = read_json_object(sweep.folder(best).scores)
-        save_sweep(sweep)
+        sweep.test_scores = read_json_object(sweep.folder(best).scores)
+        sweep.save()
     return sweep
 
 
@@ -146,64 +246,51 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
     """Take over what the folder holds of this sweep, or refuse."""
     path = sweep.path
     known = read_sweep(path)
-    if not known:
-        if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+    if known is None:
+        if is_occupied(path):
             raise RunError(f"`{path}` exists and is no sweep, so nothing is written there. Name another `--sweep-dir`.")
         return
     if not resume:
         raise RunError(
-            f"`{path}` holds a sweep already. `--resume` goes on with it, also with more values; `--sweep-dir` names "
+            f"`{path}` already contains a sweep. `--resume` continues it, also with more values; `--sweep-dir` names "
             "another folder."
         )
-    if changed := differing_settings(known["training"], training_values(sweep)):
+    if changed := differing_settings(known.training, sweep.training):
         raise RunError(
-            f"`{path}` is a sweep of another experiment: {', '.join(f'`{name}`' for name in changed)} changed. Give "
-            "the same settings, or name another `--sweep-dir`."
+            f"`{path}` is a sweep of another experiment: {quote_names(changed)} changed. Give the same settings, for a "
+            "search the same `--set` and `--seed` too, or name another `--sweep-dir`."
         )
-    if known["search"] != search_values(sweep):
-        raise RunError(
-            f"`{path}` was searched otherwise: it varied {describe_search(known['search'])}, and now it is to vary "
-            f"{describe_search(search_values(sweep))}. Give the same `--set` and `--seed`, or name another "
-            "`--sweep-dir`."
-        )
-    rows = {candidate.name: candidate for candidate in known["candidates"]}
-    own = {candidate.name for candidate in sweep.candidates}
-    sweep.candidates = [rows.get(c.name, c) for c in sweep.candidates] + [c for n, c in rows.items() if n not in own]
+    sweep.candidates = list(({c.name: c for c in sweep.candidates} | {c.name: c for c in known.candidates}).values())
     for candidate in sweep.candidates:
         if candidate.status == "finished" and not is_done(sweep.folder(candidate), "train"):
             # Its folder was deleted meanwhile.
             candidate.status, candidate.validation_loss = "waiting", None
-    sweep.tested = list(known["tested"])
+    sweep.tested = list(known.tested)
 
 
-def _walk_grid(sweep: Sweep) -> Iterator[Candidate]:
-    for number, candidate in enumerate(sweep.candidates, start=1):
-        if candidate.status != "finished":
-            logger.info("Run %d of %d: %s", number, len(sweep.candidates), format_point(candidate.settings))
-            yield candidate
-
-
-def _search(sweep: Sweep) -> Iterator[Candidate]:
-    """Yield trials until there are as many as asked for, those first that were cut off."""
-    assert sweep.trials is not None, "a grid is walked"
-    search = Search(sweep.path / "study.sqlite3", sweep.axes, seed=sweep.seed)
-    waiting = search.unfinished()
-    while waiting or search.count() < sweep.trials:
-        number, point = waiting.pop(0) if waiting else search.ask()
-        name = folder_name(point)
+def _choose_candidates(sweep: Sweep) -> Iterator[Candidate]:
+    """Yield what is to be trained: the rest of a grid, or what a search comes to until it has had its trials."""
+    if sweep.trials is None:
+        yield from [candidate for candidate in sweep.candidates if candidate.status != "finished"]
+        return
+    while True:
+        yield from [candidate for candidate in sweep.candidates if candidate.status == "waiting"]
+        tried = [(c.settings, c.validation_loss) for c in sweep.candidates for _ in range(c.times)]
+        if len(tried) >= sweep.trials:
+            return
+        point = suggest(sweep.axes, tried, seed=sweep.seed)
         # The same settings may come twice where there are few; they would train to the same loss.
-        candidate = next((c for c in sweep.candidates if c.name == name), None)
-        if candidate is None:
-            candidate = Candidate(name, point, trial=number)
-            sweep.candidates.append(candidate)
-        if candidate.status == "waiting":
-            logger.info("Trial %d of %d: %s", number + 1, max(sweep.trials, number + 1), format_point(point))
-            yield candidate
-        search.tell(number, candidate.validation_loss)
+        known = next((c for c in sweep.candidates if c.name == folder_name(point)), None)
+        if known:
+            known.times += 1
+        else:
+            sweep.candidates.append(Candidate(name=folder_name(point), settings=point))
 
 
 def _train(sweep: Sweep, candidate: Candidate) -> None:
-    """Train one candidate and note what came of it."""
+    """Train one candidate and note its losses, or why it failed."""
+    count = sweep.trials or len(sweep.candidates)
+    logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, format_point(candidate.settings))
     folder = sweep.folder(candidate)
     if folder.path.exists():
         # Refuses where a process that was left over still works on it.
@@ -211,36 +298,38 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
             pass
     candidate.error = _in_own_process(sweep.experiment(candidate.settings), folder, _TRAINING)
     candidate.status = "failed"
+    if candidate.error is None:
+        summary = read_json_object(folder.training_summary)
+        loss = summary["validation_loss"]
+        if loss is None or not math.isfinite(loss):
+            candidate.error = "its validation loss is not a number"
+        else:
+            candidate.status, candidate.validation_loss = "finished", loss
+            candidate.train_loss, candidate.seconds = summary["train_loss"], summary["seconds"]
     if candidate.error:
         logger.warning("%s failed: %s", format_point(candidate.settings), candidate.error)
-        return
-    summary = read_json_object(folder.training_summary)
-    loss = summary["validation_loss"]
-    if loss is None or not math.isfinite(loss):
-        candidate.error = "its validation loss is not a number"
-        return
-    candidate.status = "finished"
-    candidate.validation_loss, candidate.train_loss = loss, summary["train_loss"]
-    candidate.seconds = summary["seconds"]
 
 
-def _select(sweep: Sweep) -> None:
+def _select(sweep: Sweep) -> Candidate:
+    """Return the candidate with the lowest validation loss."""
     best = sweep.ranked()[0]
+    sweep.selected = best.name if best.status == "finished" else None
+    sweep.save()
     if best.status != "finished":
         raise RunError(
             f"None of the {len(sweep.candidates)} runs in `{sweep.path}` finished, so there is nothing to choose from. "
             f"The first one: {sweep.candidates[0].error}"
         )
-    sweep.selected = best.name
     if others := [name for name in sweep.tested if name != best.name]:
         logger.warning(
             "The test split was looked at before, for %s: a choice made after seeing those scores is no longer blind.",
-            ", ".join(f"`{name}`" for name in others),
+            quote_names(others),
         )
+    return best
 
 
 def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[str]) -> str | None:
-    """Walk stages in a process of their own, and return why they could not be finished, or None."""
+    """Run stages in a process of their own, and return why they could not be finished, or None."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(experiment, folder.path, tuple(stages), sender))
@@ -248,7 +337,7 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
     sender.close()
     try:
         process.join()
-    except BaseException as stop:
+    except KeyboardInterrupt as stop:
         # The terminal's Ctrl-C has reached it as well; it is given time to finish the row it writes.
         if isinstance(stop, Terminated):
             process.terminate()
@@ -265,7 +354,7 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
 
 
 def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Connection) -> None:
-    """Walk stages; what runs in the process of a candidate."""
+    """Run stages; what runs in the process of a candidate."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_process()
     try:
