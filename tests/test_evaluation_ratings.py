@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.ratings import Rating, bradley_terry, find_groups, length_controlled_win_rate, win_rate
+from hf_instruct.evaluation.ratings import Rating, bradley_terry, length_controlled_win_rate, win_rate
 from hf_instruct.records import Preference
 
 
@@ -173,11 +173,7 @@ def test_sets_that_never_met_are_an_error_that_names_the_groups() -> None:
     rows = play({("a", "b"): (1, 0, 1), ("c", "d"): (1, 0, 1), ("c", "e"): (1, 0, 1)})
     with pytest.raises(DataError) as caught:
         bradley_terry(rows)
-    assert str(caught.value) == (
-        "The 5 sets of responses fall into 2 groups without a comparison between them: `c`, `d`, `e`; `a`, `b`. "
-        "Ratings need a chain of comparisons from each set to each; judge a pair across the groups with `hf-instruct "
-        "judge pairwise RUN --baseline RUN`, or rate each group alone."
-    )
+    assert "2 groups without a comparison between them: `c`, `d`, `e`; `a`, `b`." in str(caught.value)
 
 
 def test_nothing_to_rate_is_an_error() -> None:
@@ -188,4 +184,3 @@ def test_nothing_to_rate_is_an_error() -> None:
 def test_an_example_that_joins_the_sets_alone_leaves_no_interval() -> None:
     rows = [*play({("a", "b"): (5, 0, 5)}), prefer("only", 1.0, first="b", second="c")]
     assert rated(rows, resamples=50)["c"].interval is None
-    assert find_groups([("a", "b"), ("b", "c")]) == [["a", "b", "c"]]

@@ -1,16 +1,16 @@
 """What preferences amount to: win rates, win rates at equal length, and ratings of several sets of responses."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from hf_instruct.errors import DataError
+from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.intervals import Interval, bootstrap_statistic, bootstrap_statistics, share_interval
 from hf_instruct.records import Preference
 
 if TYPE_CHECKING:
     import numpy
+    import pandas
 
 # Prior standard deviations of the length-controlled model, in nats. The first is wide beside what a dozen pairs say;
 # the second is hardly a penalty: a judge that always takes the longer answer is a steep slope, and not an advantage.
@@ -168,105 +168,81 @@ def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -
     [('a', 1095, 3, 1), ('b', 905, 1, 3)]
     """
     import numpy
+    import pandas
 
-    rows = [row for row in preferences if row.score is not None and row.first != row.second]
-    if not rows:
+    frame = pandas.DataFrame(
+        [(row.id, row.first, row.second, row.score) for row in preferences if row.first != row.second],
+        columns=["id", "first", "second", "score"],
+    ).dropna()
+    if frame.empty:
         raise DataError(
             "No verdict compares two different sets of responses, so there is nothing to rate. "
             "`hf-instruct judge pairwise RUN --baseline RUN` makes such verdicts."
         )
-    groups = find_groups((row.first, row.second) for row in rows)
-    if len(groups) > 1:
-        listed = "; ".join(", ".join(f"`{name}`" for name in group) for group in groups)
+    names = sorted({*frame["first"], *frame["second"]})
+    games = _Games(frame, names)
+    groups = games.group(numpy.ones(len(games.pairs), dtype=bool))
+    if groups.max():
+        parts = sorted((frozenset(numpy.flatnonzero(groups == group)) for group in set(groups)), key=lambda p: -len(p))
+        listed = "; ".join(quote_names(names[index] for index in sorted(part)) for part in parts)
         raise DataError(
-            f"The {sum(map(len, groups))} sets of responses fall into {len(groups)} groups without a comparison "
-            f"between them: {listed}. Ratings need a chain of comparisons from each set to each; judge a pair across "
-            "the groups with `hf-instruct judge pairwise RUN --baseline RUN`, or rate each group alone."
+            f"The {len(names)} sets of responses fall into {len(parts)} groups without a comparison between them: "
+            f"{listed}. Ratings need a chain of comparisons from each set to each; judge a pair across the groups with "
+            "`hf-instruct judge pairwise RUN --baseline RUN`, or rate each group alone."
         )
-    names = groups[0]
-    table = _ExampleTable(rows, names)
-    ratings = table.rate(numpy.arange(table.num_examples))
-    intervals = bootstrap_statistics(table.rate, table.num_examples, len(names), resamples=resamples)
+    ratings = games.rate(numpy.arange(games.num_examples))
+    intervals = bootstrap_statistics(games.rate, games.num_examples, len(names), resamples=resamples)
     found = []
     for name, rating, interval in zip(names, ratings, intervals, strict=True):
-        wins, ties, losses = _count_verdicts(rows, name)
-        found.append(Rating(name, float(rating), interval, wins + ties + losses, wins, ties, losses))
+        won = [*frame["score"][frame["first"] == name], *(1 - frame["score"][frame["second"] == name])]
+        counts = [won.count(score) for score in (1, 0.5, 0)]
+        found.append(Rating(name, float(rating), interval, len(won), *counts))
     return sorted(found, key=lambda row: (-row.rating, row.name))
 
 
-class _ExampleTable:
-    """How often each set won against each other, by example.
+class _Games:
+    """Verdicts between sets, so that the ratings of any examples are a few array operations away.
 
     Args:
-        rows: Preferences with a verdict.
+        frame: Verdicts: `id`, `first`, `second`, `score`.
         names: The sets; ratings are in their order.
     """
 
-    def __init__(self, rows: Sequence[Preference], names: Sequence[str]) -> None:
+    def __init__(self, frame: "pandas.DataFrame", names: Sequence[str]) -> None:
         import numpy
 
-        examples = {id: number for number, id in enumerate(dict.fromkeys(row.id for row in rows))}
-        self._pairs = sorted({_order(row.first, row.second) for row in rows})
-        self._names = names
-        self.num_examples = len(examples)
-        # [examples, pairs]: wins of the pair's first and of its second.
-        self._wins = numpy.zeros((len(examples), len(self._pairs)))
-        self._losses = numpy.zeros_like(self._wins)
+        self._examples, ids = frame["id"].factorize()
+        self.num_examples = len(ids)
+        numbers = {name: number for number, name in enumerate(names)}
+        sides = numpy.stack([frame[side].map(numbers) for side in ("first", "second")], axis=1)
+        turned = sides[:, 0] > sides[:, 1]
+        # [pairs, 2]: the two sets of a pair. Of each verdict [verdicts]: its pair, and the win of that pair's first.
+        self.pairs, self._pair = numpy.unique(numpy.sort(sides, axis=1), axis=0, return_inverse=True)
+        self._won = numpy.where(turned, 1 - frame["score"], frame["score"])
         # [pairs, sets]: 1 for the pair's first, -1 for its second.
-        self._columns = numpy.zeros((len(self._pairs), len(names)))
-        for number, (first, second) in enumerate(self._pairs):
-            self._columns[number, names.index(first)] = 1
-            self._columns[number, names.index(second)] = -1
-        for row in rows:
-            pair = _order(row.first, row.second)
-            score = float(row.score or 0) if row.first == pair[0] else 1 - float(row.score or 0)
-            self._wins[examples[row.id], self._pairs.index(pair)] += score
-            self._losses[examples[row.id], self._pairs.index(pair)] += 1 - score
+        self._columns = numpy.eye(len(names))[self.pairs[:, 0]] - numpy.eye(len(names))[self.pairs[:, 1]]
+
+    def group(self, met: "numpy.ndarray") -> "numpy.ndarray":
+        """Return the number, [sets], of the group that each set is joined to by the pairs that met, [pairs]."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        size = self._columns.shape[1]
+        graph = coo_array((met[met], tuple(self.pairs[met].T)), shape=(size, size))
+        groups: numpy.ndarray = connected_components(graph, directed=False)[1]
+        return groups
 
     def rate(self, drawn: "numpy.ndarray") -> "numpy.ndarray":
         """Return the ratings, [sets], by the examples at the given positions; NaN where these do not join all sets."""
         import numpy
 
-        wins, losses = self._wins[drawn].sum(axis=0), self._losses[drawn].sum(axis=0)
-        met = [pair for pair, count in zip(self._pairs, wins + losses, strict=True) if count]
-        groups = find_groups(met)
-        if len(groups) > 1 or len(groups[0]) < len(self._names):
-            return numpy.full(len(self._names), numpy.nan)
+        times = numpy.bincount(drawn, minlength=self.num_examples)[self._examples]
+        wins, losses = (
+            numpy.bincount(self._pair, weights=times * won, minlength=len(self.pairs))
+            for won in (self._won, 1 - self._won)
+        )
+        if self.group(wins + losses > 0).max():
+            return numpy.full(self._columns.shape[1], numpy.nan)
         strengths = _RATING_PRIOR * _fit_logistic(_RATING_PRIOR * self._columns, wins, losses)
         ratings: numpy.ndarray = _MEAN_RATING + _POINTS_PER_NAT * (strengths - strengths.mean())
         return ratings
-
-
-def _order(first: str, second: str) -> tuple[str, str]:
-    return (first, second) if first < second else (second, first)
-
-
-def _count_verdicts(rows: Sequence[Preference], name: str) -> tuple[int, int, int]:
-    """Return the wins, ties and losses of one set."""
-    won = [row.score for row in rows if row.first == name]
-    won += [1 - (row.score or 0) for row in rows if row.second == name]
-    return won.count(1), won.count(0.5), won.count(0)
-
-
-def find_groups(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Return the names that pairs join into groups, each sorted, the largest first.
-
-    >>> find_groups([("a", "b"), ("d", "e"), ("c", "b")])
-    [['a', 'b', 'c'], ['d', 'e']]
-    """
-    neighbours: defaultdict[str, set[str]] = defaultdict(set)
-    for first, second in pairs:
-        neighbours[first].add(second)
-        neighbours[second].add(first)
-    groups = []
-    left = set(neighbours)
-    while left:
-        group, waiting = set[str](), [min(left)]
-        while waiting:
-            name = waiting.pop()
-            if name not in group:
-                group.add(name)
-                waiting.extend(neighbours[name])
-        left -= group
-        groups.append(sorted(group))
-    return sorted(groups, key=lambda group: (-len(group), group))
