@@ -1,9 +1,9 @@
 """Whether the Hub is within reach: its client tries for half a minute, file by file, before it says that it is not."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,26 @@ logger = logging.getLogger(__name__)
 _SECONDS = 10.0
 
 
-@contextmanager
+@contextlib.contextmanager
 def cache_alone_if_unreachable(location: str) -> Iterator[None]:
-    """Load from the cache at once where the Hub cannot be reached, as `HF_HUB_OFFLINE=1` does.
+    """Load from the cache immediately where the Hub cannot be reached, as `HF_HUB_OFFLINE=1` does.
 
     Args:
         location: Hub id of a model or a data set, or a local folder. A folder asks the Hub for nothing, unless it is
             that of an adapter, whose base model may be there.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
     folder = Path(location)
     is_local = folder.is_dir() and not (folder / "adapter_config.json").is_file()
-    if is_local or constants.HF_HUB_OFFLINE or _is_reachable(constants.ENDPOINT):
-        yield
-        return
-    logger.info("%s cannot be reached; looking for `%s` in the cache alone.", constants.ENDPOINT, location)
-    with _offline():
+    with contextlib.ExitStack() as stack:
+        if not is_local and not constants.HF_HUB_OFFLINE:
+            try:
+                get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+            except (transport_error(), OSError) as error:
+                logger.debug("%s: %s", constants.ENDPOINT, error)
+                logger.info("%s cannot be reached; looking for `%s` in the cache alone.", constants.ENDPOINT, location)
+                stack.enter_context(offline())
         yield
 
 
@@ -41,30 +44,18 @@ def transport_error() -> type[Exception]:
     return error
 
 
-@contextmanager
-def _offline() -> Iterator[None]:
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Keep huggingface_hub and datasets off the network in the block, as `HF_HUB_OFFLINE=1` does."""
     from huggingface_hub import constants
 
-    modules: list[Any] = [constants]
-    # Which keeps a flag of its own.
-    if "datasets" in sys.modules:
-        modules.append(sys.modules["datasets"].config)
+    # `datasets` keeps a flag of its own.
+    modules: list[Any] = [constants, *([sys.modules["datasets"].config] if "datasets" in sys.modules else [])]
     before = [module.HF_HUB_OFFLINE for module in modules]
-    for module in modules:
-        module.HF_HUB_OFFLINE = True
     try:
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
         for module, value in zip(modules, before, strict=True):
             module.HF_HUB_OFFLINE = value
-
-
-def _is_reachable(endpoint: str) -> bool:
-    from huggingface_hub import get_session
-
-    try:
-        get_session().head(endpoint, timeout=_SECONDS)
-    except (transport_error(), OSError) as error:
-        logger.debug("%s: %s", endpoint, error)
-        return False
-    return True

@@ -246,7 +246,7 @@ def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> N
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
     assert not (tmp_path / "out" / "prompt_format.jinja").exists()
     _, text = _read_card(tmp_path / "out")
-    assert "chat template as the tokenizer here carries it" in text
+    assert "chat template as the tokenizer here has it" in text
     assert "answers sampled and at most 3 tokens long" in text
     assert _run_snippet(tmp_path / "out", **{"me/a": tmp_path / "out"}) != "\n"
 

@@ -39,36 +39,32 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from hf_instruct.errors import PublishError
-    from hf_instruct.hub.serving import (
-        ServeOptions,
-        build_snippet,
-        check_serving,
-        prepare_served_model,
-        serving,
-    )
+    from hf_instruct.hub.serving import build_snippet, check_serving, prepare_served_model, serve_model
     from hf_instruct.run_folder import RunFolder
 
     check_serving()
-    # Found out before a model is loaded; the server binds the same one in a moment.
-    bound = _check_port(options.host, options.port)
+    # Found out before a model is loaded; the server binds the same port in a moment.
+    with open_socket(options.host, options.port, what="The model") as bound:
+        port = int(bound.getsockname()[1])
     folder = prepare_served_model(RunFolder(options.run, trust_remote_code=options.trust_remote_code))
     if options.host not in LOOPBACK:
         logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
-    settings = ServeOptions(options.host, bound, options.device, tuple(options.allow_host), options.trust_remote_code)
+    url = f"{format_url(options.host, port)}v1"
+
+    def tell() -> None:
+        print(f"`{folder.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(folder.name, url)}", flush=True)
+
     logger.info("Loading %s", folder)
     try:
-        with serving(folder, settings) as process:
-            url = f"{format_url(options.host, bound)}v1"
-            print(f"`{folder.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(folder.name, url)}", flush=True)
-            status = process.wait()
-            raise PublishError(f"The server ended by itself, with status {status}; what it said stands above.")
+        serve_model(
+            folder,
+            host=options.host,
+            port=port,
+            device=options.device,
+            allowed_hosts=options.allow_host,
+            trust_remote_code=options.trust_remote_code,
+            on_ready=tell,
+        )
     except KeyboardInterrupt:
-        # How one ends it; there is nothing to mend.
+        # How one ends it.
         print("\nEnded.")
-
-
-def _check_port(host: str, number: int) -> int:
-    """Return the port that can be bound: the one asked for, or a free one for 0."""
-    with open_socket(host, number, what="The model") as server:
-        return int(server.getsockname()[1])

@@ -1,61 +1,46 @@
-"""Serve a run's model over OpenAI's API, by `transformers serve`, asked in the words it was trained on."""
+"""Serve a run's model over OpenAI's API: `transformers serve`, behind the guard, asked by the training prompt."""
 
 import contextlib
-import dataclasses
+import functools
 import hashlib
-import importlib.util
 import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import hf_instruct
-from hf_instruct.addresses import format_url
 from hf_instruct.errors import ConfigError, PublishError
-from hf_instruct.guard import list_hosts
+from hf_instruct.guard import Guard, list_hosts, refusal
 from hf_instruct.hub.merging import check_run, name_run, use_training_prompt, write_whole_model
 from hf_instruct.hub.outputs import building
-from hf_instruct.models import cache_folder, load_tokenizer
-from hf_instruct.prompts import PromptFormat
+from hf_instruct.models import cache_folder, context_length, load_tokenizer
+from hf_instruct.offline import offline
 from hf_instruct.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 # Bump when what is written below changes, so that nobody is served from an older folder.
 _LAYOUT = 2
-_START_SECONDS = 600.0
-_STOP_SECONDS = 10.0
-_POLL_SECONDS = 0.2
-# Not `-m`: a checkout that is not installed is found in its own folder only. Last on the path, it hides nothing.
-_PROGRAM = (
-    f"import sys; sys.path.append({str(Path(hf_instruct.__file__).parents[1])!r}); "
-    "from hf_instruct.hub.guarded_server import main; main()"
-)
-_NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")
+# What is offered: the model that is served, and nothing else.
+_ROUTES = r"(GET|HEAD) /(health|v1/models)|POST /v1/(chat/completions|completions)"
 
 
 def check_serving() -> None:
-    """See that the packages of `transformers[serving]` are there.
+    """Raise `ConfigError` where the packages of `transformers[serving]` are not installed."""
+    from transformers.utils.import_utils import is_serve_available
 
-    Raises:
-        ConfigError: One is not installed.
-    """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"`hf-instruct serve` needs {', '.join(missing)}, which is not installed; install it with "
-            "`pip install 'hf-instruct[serve]'`."
-        )
+    if not is_serve_available():
+        raise ConfigError("`hf-instruct serve` needs more packages: `pip install 'hf-instruct[serve]'`.")
 
 
 def prepare_served_model(run: RunFolder) -> Path:
-    """Return a folder with a run's model as a server needs it, in the cache; made again when the run has changed.
+    """Return a folder with a run's model as a server needs it, in the cache; written again when the run has changed.
 
     Its name is what clients call the model. An adapter is merged; the weights of a full model are linked to, not
     copied. The chat template is the training prompt's.
@@ -64,19 +49,20 @@ def prepare_served_model(run: RunFolder) -> Path:
         InstructError: The run or its model is missing or cannot be loaded, or the disk is full.
     """
     check_run(run)
-    name = name_run(run)
-    place = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:8]
-    home = cache_folder() / "serve" / f"{name}-{place}"
-    experiment = run.load_experiment()
+    experiment, name = run.load_experiment(), name_run(run)
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
-    folder = home / _fingerprint(run, prompt_format) / name
+    home = cache_folder() / "serve" / f"{name}-{_hash(str(run.path.resolve()))[:8]}"
+    # What changes when the model or its prompt format does.
+    files = [(path.name, path.stat()) for path in sorted(run.model.iterdir()) if path.is_file()]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+    stamp = _hash(json.dumps([_LAYOUT, prompt_format.name, prompt_format.template, stamps]))
+    folder = home / stamp[:12] / name
     if folder.is_dir():
         return folder
     # Before minutes of merging: a server writes all prompts by the chat template.
     tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
     use_training_prompt(tokenizer, prompt_format, required=True)
-    for older in home.glob("*"):
-        shutil.rmtree(older, ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
     if run.has_adapter:
         logger.info("Merging the adapter once into %s", folder)
     with building(folder) as part:
@@ -84,117 +70,136 @@ def prepare_served_model(run: RunFolder) -> Path:
     return folder
 
 
-def _fingerprint(run: RunFolder, prompt_format: PromptFormat) -> str:
-    """Return what changes when the model or its prompt format does."""
-    files = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(run.model.iterdir())
-        if path.is_file()
-    ]
-    parts = [_LAYOUT, prompt_format.name, prompt_format.template, files]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
-class ServeOptions:
-    """How a model is served.
+def serve_model(
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    device: str = "auto",
+    allowed_hosts: Iterable[str] = (),
+    trust_remote_code: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve a model until Ctrl-C.
 
-    Attributes:
+    Args:
+        folder: From `prepare_served_model`.
         host: Address to bind.
         port: A free port.
         device: As `transformers serve` takes it.
         allowed_hosts: Names by which it may be asked, besides those that follow from `host`.
         trust_remote_code: Run code that comes with the model.
-    """
-
-    host: str
-    port: int
-    device: str = "auto"
-    allowed_hosts: tuple[str, ...] = ()
-    trust_remote_code: bool = False
-
-
-def build_command(folder: Path, options: ServeOptions) -> list[str]:
-    """Return the command that serves a model, to be run in the folder above it, so that its name is all of its path."""
-    # `-P`: a folder beside the model must not be taken for a Python module.
-    return [
-        *(sys.executable, "-P", "-c", _PROGRAM, folder.name),
-        *("--host", options.host, "--port", str(options.port), "--device", options.device),
-        *(["--trust-remote-code"] if options.trust_remote_code else []),
-        *("--names", *list_hosts(options.host, options.allowed_hosts)),
-    ]
-
-
-@contextlib.contextmanager
-def serving(folder: Path, options: ServeOptions) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run the server, enter the block once it answers, and end it with the block.
-
-    Args:
-        folder: From `prepare_served_model`.
-        options: How to serve it.
+        on_ready: Called once the server answers.
 
     Raises:
-        PublishError: The server ends before it answers.
+        PublishError: The server ends by itself.
+        KeyboardInterrupt: Ctrl-C, once the server has ended.
     """
-    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
-    # The model is on this disk: nothing is to be looked for elsewhere.
-    environment["HF_HUB_OFFLINE"] = "1"
-    environment["HF_HUB_CACHE"] = str(_build_listing(folder))
-    process = subprocess.Popen(
-        build_command(folder, options),
-        cwd=folder.parent,
-        env=environment,
+    # Not by Transformers' command, which first asks the network whether there is a newer version.
+    from transformers.cli import serve
+    from transformers.cli.serving import server
+
+    build = server.build_server
+    names = list_hosts(host, allowed_hosts)
+    server.build_server = functools.partial(_build_guarded, build, folder.name, names)  # type: ignore[assignment]
+    # The model's name is all of its path, and the model is on this disk.
+    with contextlib.chdir(folder.parent), offline():
         # What the server says is no result of ours.
-        stdout=sys.stderr.fileno(),
-        stdin=subprocess.DEVNULL,
-        # Ctrl-C is for this process, which then ends that one.
-        start_new_session=True,
-    )
-    try:
-        _wait_until_it_answers(process, options.host, options.port)
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _build_listing(folder: Path) -> Path:
-    """Return a Hub cache that names this model alone.
-
-    `/v1/models` lists the models of the cache, and not the one that is served; without a cache it is a server error.
-    """
-    cache = folder.parent / ".hub"
-    place = cache / f"models--{folder.name}"
-    (place / "snapshots" / "main").mkdir(parents=True, exist_ok=True)
-    (place / "refs").mkdir(exist_ok=True)
-    (place / "refs" / "main").write_text("main", encoding="utf-8")
-    shutil.copyfile(folder / "config.json", place / "snapshots" / "main" / "config.json")
-    return cache
-
-
-def _wait_until_it_answers(process: "subprocess.Popen[bytes]", host: str, port: int) -> None:
-    # A server for every address is asked on this machine's own.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    address = format_url(host, port)
-    # Without a proxy that the environment may name.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end:
-        with (
-            contextlib.suppress(OSError),
-            opener.open(f"{address}health", timeout=5),
-        ):
-            return
-        if process.poll() is not None:
-            raise PublishError(
-                f"The server ended with status {process.returncode} before it answered; what it said stands above."
+        with contextlib.redirect_stdout(sys.stderr):
+            running = serve.Serve(
+                folder.name,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                host=host,
+                port=port,
+                log_level="error",
+                non_blocking=True,
             )
-        time.sleep(_POLL_SECONDS)
-    raise PublishError(f"The server did not answer at {address} within {_START_SECONDS:.0f} s.")
+        try:
+            was_ready = False
+            while running._thread.is_alive():
+                if running.server.started and not was_ready:
+                    was_ready = True
+                    on_ready()
+                time.sleep(0.2)
+            raise PublishError("The server ended by itself; what it said is above.")
+        finally:
+            running.kill_server()
+            running.server.force_exit = True
+
+
+def _build_guarded(
+    build: Callable[..., Any], name: str, hosts: list[str], *handlers: Any, generation_state: Any, **others: Any
+) -> Any:
+    """Return the app of Transformers' server, which then refuses what it should not do or cannot.
+
+    Args:
+        build: Transformers' own function.
+        name: The model's.
+        hosts: By which the server may be asked.
+        handlers: For `build`.
+        generation_state: For `build`.
+        others: For `build`.
+    """
+    from fastapi import HTTPException, Request
+    from fastapi.responses import JSONResponse
+    from jinja2 import TemplateError
+    from transformers.cli.serving.utils import GenerateManager
+
+    for method in ("generate_streaming", "generate_non_streaming"):
+        setattr(GenerateManager, method, _fitting(getattr(GenerateManager, method)))
+    app = build(*handlers, generation_state=generation_state, **others)
+
+    def answer_error(request: Request, error: Exception) -> JSONResponse:
+        text = getattr(error, "detail", None) or f"This request cannot be used: {error}."
+        return JSONResponse(refusal(str(text)), status_code=getattr(error, "status_code", 400))
+
+    for kind in (HTTPException, ValueError, TypeError, LookupError, AttributeError, TemplateError):
+        app.add_exception_handler(kind, answer_error)
+
+    def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "", "created": 0}]}
+
+    # Transformers' own lists the models of the Hub's cache, and not the one that is served.
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") != "/v1/models"]
+    app.get("/v1/models")(list_models)
+    app.add_middleware(Guard, hosts=hosts, routes=_ROUTES)
+    return app
+
+
+def _fitting(generate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of Transformers' `GenerateManager` that first checks the length of prompt and answer."""
+
+    @functools.wraps(generate)
+    def checked(self: Any, model: Any, processor: Any, inputs: Any, settings: Any, **others: Any) -> Any:
+        fit_answer(model, inputs["input_ids"].shape[-1], settings)
+        return generate(self, model, processor, inputs, settings, **others)
+
+    return checked
+
+
+def fit_answer(model: "PreTrainedModel", num_tokens: int, settings: "GenerationConfig") -> None:
+    """Limit the answer to what the model can attend to after its prompt.
+
+    Args:
+        model: What answers.
+        num_tokens: Of the prompt.
+        settings: Its `max_new_tokens` is lowered in place.
+
+    Raises:
+        ValueError: The prompt is empty, or it and one token more are too long.
+    """
+    if not num_tokens:
+        raise ValueError("the prompt is empty")
+    if (limit := context_length(model)) is None:
+        return
+    if num_tokens >= limit:
+        raise ValueError(f"the prompt has {num_tokens} tokens, and the model attends to {limit}, the answer included")
+    settings.max_new_tokens = min(settings.max_new_tokens or limit, limit - num_tokens)
 
 
 def build_snippet(name: str, base_url: str) -> str:
@@ -204,13 +209,8 @@ def build_snippet(name: str, base_url: str) -> str:
         name: The model's name.
         base_url: Ends in `/v1`.
     """
-    question = "Name the capital of France."
-    body = {
-        "model": name,
-        "messages": [{"role": "user", "content": question}],
-        "temperature": 0,
-        "max_tokens": 256,
-    }
+    messages = [{"role": "user", "content": "Name the capital of France."}]
+    body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": 256}
     return f"""\
 curl {base_url}/chat/completions -H 'Content-Type: application/json' \\
     -d '{json.dumps(body)}'
@@ -220,7 +220,7 @@ from openai import OpenAI
 client = OpenAI(base_url="{base_url}", api_key="none")
 answer = client.chat.completions.create(
     model="{name}",
-    messages=[{{"role": "user", "content": "{question}"}}],
+    messages={json.dumps(messages)},
     temperature=0,
     max_tokens=256,
 )
