@@ -82,20 +82,22 @@ def fake() -> Iterator[FakeBlobs]:
     server.server_close()
 
 
-def test_upload_and_create(fake: FakeBlobs, tmp_path: Path) -> None:
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
     file = tmp_path / "model.gguf"
     # More than one chunk.
     file.write_bytes(b"GGUF" * 600_000)
+    return file
+
+
+def test_upload_and_create(fake: FakeBlobs, weights: Path) -> None:
     server = OllamaServer(fake.url)
     assert server.check() == "0.33.0"
-    digest = server.upload(file)
-    assert fake.blobs[digest] == file.read_bytes()
-    # What is there already is not sent again.
-    assert server.upload(file) == digest
-    assert [method for method, _ in fake.requests] == ["HEAD", "POST", "HEAD"]
     told: list[str] = []
-    server.create("me/mine:q8", MODELFILE, digest=digest, on_status=told.append)
+    server.create("me/mine:q8", MODELFILE, weights, on_status=told.append)
     assert told == ["parsing GGUF", "writing manifest", "success"]
+    ((digest, content),) = fake.blobs.items()
+    assert content == weights.read_bytes()
     assert fake.created == [
         {
             "model": "me/mine:q8",
@@ -104,50 +106,45 @@ def test_upload_and_create(fake: FakeBlobs, tmp_path: Path) -> None:
             "parameters": {"temperature": 0, "stop": ["<|end|>"]},
         }
     ]
-    with_system = Modelfile("T", "Be brief.", {}, "")
-    server.create("mine", with_system, digest=digest)
+    # What is there already is not sent again.
+    server.create("mine", Modelfile("T", "Be brief.", {}, ""), weights)
+    assert [method for method, path in fake.requests if "blobs" in path] == ["HEAD", "POST", "HEAD"]
     assert fake.created[1]["system"] == "Be brief."
 
 
-def test_what_the_server_refuses(fake: FakeBlobs, tmp_path: Path) -> None:
+def test_what_the_server_refuses(fake: FakeBlobs, weights: Path) -> None:
     server = OllamaServer(fake.url)
+
+    def refuse(said: str) -> None:
+        with pytest.raises(PublishError, match=said):
+            server.create("mine", MODELFILE, weights)
+
     fake.lines = [*CREATED[:1], {"error": "unsupported architecture"}]
-    with pytest.raises(PublishError, match=r"asked to create `mine`, answered 200: unsupported architecture"):
-        server.create("mine", MODELFILE, digest="sha256:0")
+    refuse("asked to create `mine`, said: unsupported architecture")
     fake.lines = CREATED[:2]
-    with pytest.raises(PublishError, match=r"broke off while it created `mine` after `writing manifest`. Try again."):
-        server.create("mine", MODELFILE, digest="sha256:0")
+    refuse("broke off after `writing manifest`")
     fake.refusal = (400, {"error": "supplied file was not in GGUF format"})
-    with pytest.raises(PublishError, match=r"asked to create `mine`, answered 400: supplied file was not in GGUF"):
-        server.create("mine", MODELFILE, digest="sha256:0")
-    (tmp_path / "m.gguf").write_bytes(b"x")
-    with pytest.raises(PublishError, match=r"given `m.gguf`, answered 400: supplied file"):
-        server.upload(tmp_path / "m.gguf")
+    refuse("asked to create `mine`, said: supplied file was not in GGUF format")
+    fake.blobs.clear()
+    refuse("given `model.gguf`, said: supplied file")
     fake.version = "hello"
-    with pytest.raises(PublishError, match=r"asked for its version, is not Ollama: the .*: hello\.$"):
+    with pytest.raises(PublishError, match=r"hello \(which is not Ollama's answer\)"):
         server.check()
 
 
-def test_no_redirect_is_followed_and_no_endless_answer_read(fake: FakeBlobs, tmp_path: Path) -> None:
+def test_no_redirect_is_followed_and_no_endless_answer_read(fake: FakeBlobs, weights: Path) -> None:
     server = OllamaServer(fake.url)
-    (tmp_path / "m.gguf").write_bytes(b"x")
     fake.target = "http://me:secret@evil.example/x?key=secret"
-    for work in (
-        server.check,
-        lambda: server.upload(tmp_path / "m.gguf"),
-        lambda: server.create("mine", MODELFILE, digest="sha256:0"),
-    ):
-        with pytest.raises(
-            PublishError, match=r"redirects to http://evil\.example/x, and redirects are not followed\.$"
-        ):
+    for work in (server.check, lambda: server.create("mine", MODELFILE, weights)):
+        with pytest.raises(PublishError, match=r"redirects to http://evil\.example/x, and redirects are not followed"):
             work()
     fake.target = None
     fake.version = "x" * (9 << 20)
-    with pytest.raises(PublishError, match=r"is not Ollama: the answer is longer than 8 MB\.$"):
+    with pytest.raises(PublishError, match=r"the answer is longer than 8 MB"):
         server.check()
     fake.lines = [{"status": "x" * (9 << 20)}]
-    with pytest.raises(PublishError, match=r"is not Ollama: the answer is longer than 8 MB\.$"):
-        server.create("mine", MODELFILE, digest="sha256:0")
+    with pytest.raises(PublishError, match=r"the answer is longer than 8 MB"):
+        server.create("mine", MODELFILE, weights)
 
 
 def test_no_server() -> None:
@@ -161,7 +158,7 @@ def test_no_server() -> None:
 
 @pytest.mark.parametrize("name", ["mine", "mine:q8_0", "me/mine", "host.example:5000/me/mine:latest", "a" * 80])
 def test_names(name: str) -> None:
-    assert check_name(name) == name
+    check_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "../mine", "my model", "mine:", "-mine", "a" * 81, "mine\n", "ü"])

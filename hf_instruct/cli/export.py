@@ -1,6 +1,7 @@
 """`hf-instruct export`: a run's model for other programs."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import shlex
@@ -13,8 +14,6 @@ from hf_instruct.errors import InstructError
 
 if TYPE_CHECKING:
     from hf_instruct.hub.export import Export
-    from hf_instruct.hub.fidelity import Fidelity
-    from hf_instruct.hub.ollama import OllamaServer
 
 logger = logging.getLogger(__name__)
 
@@ -70,67 +69,46 @@ def _export(options: argparse.Namespace) -> None:
         options.usage_error("--type is for `--format gguf` and `ollama`")
     from hf_instruct.hub.export import export_run
     from hf_instruct.hub.merging import name_run
+    from hf_instruct.hub.ollama import OllamaServer, check_name
     from hf_instruct.run_folder import RunFolder
 
-    # A server that is not there is found out before minutes of work.
-    server = None if options.create is None else _find_server(options.create, options.base_url)
+    name = options.create
+    if name is not None:
+        # A server that is not there is found out before minutes of work.
+        check_name(name)
+        server = OllamaServer(options.base_url)
+        server.check()
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     export = export_run(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
     if options.json:
-        print(format_json(_plain(export)))
+        values = {name: value for name, value in dataclasses.asdict(export).items() if name != "modelfile"}
+        print(format_json(values | {key: str(values[key]) for key in ("path", "weights") if values[key]}))
     else:
         _print(export)
-    if server is not None:
-        _create(server, export, options.create, to_stdout=not options.json)
-    elif export.modelfile is not None and not options.json:
-        print(f"Next: {_build_create_command(name_run(run), export)}")
-
-
-def _find_server(name: str, base_url: str | None) -> "OllamaServer":
-    from hf_instruct.hub.ollama import OllamaServer, check_name
-
-    check_name(name)
-    server = OllamaServer(base_url)
-    server.check()
-    return server
-
-
-def _create(server: "OllamaServer", export: "Export", name: str, *, to_stdout: bool) -> None:
-    if export.weights is None or export.modelfile is None:
+    if export.modelfile is None or export.weights is None:
         return
-    try:
+    command = shlex.join(["ollama", "create", name or name_run(run), "-f", str(export.path / "Modelfile")])
+    if name is not None:
         logger.info("Uploading %s to Ollama at %s", export.weights.name, server.url)
-        digest = server.upload(export.weights)
-        server.create(name, export.modelfile, digest=digest, on_status=lambda status: logger.info("Ollama: %s", status))
-    except InstructError:
-        logger.warning("The export itself is whole: `%s` uses it.", _build_create_command(name, export))
-        raise
-    if to_stdout:
-        print(f"Created in Ollama: {name}. Try it: ollama run {name}")
-
-
-def _build_create_command(name: str, export: "Export") -> str:
-    return shlex.join(["ollama", "create", name, "-f", str(export.path / "Modelfile")])
+        try:
+            server.create(
+                name, export.modelfile, export.weights, on_status=lambda status: logger.info("Ollama: %s", status)
+            )
+        except InstructError:
+            logger.warning("The export itself is whole: `%s` uses it.", command)
+            raise
+    if not options.json:
+        print(f"Next: {command}" if name is None else f"Created in Ollama: {name}. Try it: ollama run {name}")
 
 
 def _print(export: "Export") -> None:
+    from hf_instruct.hub.fidelity import TOLERANCE
     from hf_instruct.hub.outputs import format_size
 
-    files = (
-        [export.path] if export.path.is_file() else sorted(path for path in export.path.rglob("*") if path.is_file())
-    )
-    size = format_size(sum(file.stat().st_size for file in files))
+    check, kind = export.check, export.check.tensor_type
+    files = [export.path, *export.path.rglob("*")]
+    size = format_size(sum(file.stat().st_size for file in files if file.is_file()))
     print(f"{export.path}  ({size}{', adapter merged' if export.merged else ''})")
-    _print_check(export.check)
-    if export.modelfile is not None:
-        stop = ", ".join(json.dumps(word) for word in export.modelfile.parameters["stop"])
-        print(f"  Modelfile      num_ctx {export.modelfile.parameters['num_ctx']}, temperature 0, stops at {stop}")
-
-
-def _print_check(check: "Fidelity") -> None:
-    from hf_instruct.hub.fidelity import TOLERANCE
-
-    kind = check.tensor_type
     print("  read back and compared with the run's model on prompts of its own:")
     print(
         f"  {check.num_prompts} prompts".ljust(17)
@@ -138,14 +116,6 @@ def _print_check(check: "Fidelity") -> None:
     )
     print(f"{'':17}same best token at {check.same_tokens} of {check.num_tokens} positions")
     print(f"{'':17}same greedy answer to {check.same_answers} of {check.num_prompts}")
-
-
-def _plain(export: "Export") -> dict[str, object]:
-    import dataclasses
-
-    return {
-        "path": str(export.path),
-        "merged": export.merged,
-        "weights": None if export.weights is None else str(export.weights),
-        "check": dataclasses.asdict(export.check),
-    }
+    if export.modelfile is not None:
+        stop = ", ".join(json.dumps(word) for word in export.modelfile.parameters["stop"])
+        print(f"  Modelfile      num_ctx {export.modelfile.parameters['num_ctx']}, temperature 0, stops at {stop}")

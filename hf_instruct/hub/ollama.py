@@ -26,13 +26,11 @@ from hf_instruct.servers import (
 )
 
 # A longer window takes memory for every user of the server; who needs it sets `num_ctx` higher.
-LARGEST_WINDOW = 4096
+_LARGEST_WINDOW = 4096
 _ANSWER_SECONDS = 10.0
 _CHUNK = 1 << 20
 # Source: https://github.com/ollama/ollama, `types/model/name.go`.
 _NAME = re.compile(r"(?:(?:[\w.-]+(?::\d+)?/)?[\w][\w-]{0,79}/)?[\w][\w.-]{0,79}(?::[\w][\w.-]{0,79})?", re.ASCII)
-
-_NO_JOINT = "# This prompt format says other words when there is an input: put it into the instruction's text."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +50,7 @@ class Modelfile:
     note: str
 
     def format(self, weights: str) -> str:
-        """Return the text of the file.
-
-        Args:
-            weights: Name of the GGUF beside it.
-        """
+        """Return the text of the file, for the GGUF of a name beside it."""
         lines = [self.note, f"FROM ./{weights}", f'TEMPLATE """{self.template}"""']
         if self.system:
             lines.append(f'SYSTEM """{self.system}"""')
@@ -72,15 +66,24 @@ def build_modelfile(shape: PromptShape, *, context: int | None) -> Modelfile:
     Args:
         shape: The training prompt.
         context: Most tokens the model can attend to; None where it does not say.
+
+    Raises:
+        PublishError: The prompt cannot be written as a template of Go's.
     """
     parameters = {
         "temperature": 0,
-        "num_ctx": min(context or LARGEST_WINDOW, LARGEST_WINDOW),
+        "num_ctx": min(context or _LARGEST_WINDOW, _LARGEST_WINDOW),
         # 1.1 before Ollama 0.32.10, which changes greedy answers.
         "repeat_penalty": 1.0,
         "stop": find_stop_words(shape),
     }
-    return Modelfile(build_go_template(shape), shape.default_system, parameters, _write_note(shape))
+    note = f"# The TEMPLATE is the prompt that the model was trained on, `{shape.name}`."
+    if shape.joint is None:
+        note += "\n# This prompt format says other words when there is an input: put it into the instruction's text."
+    elif shape.name != CHAT:
+        joined = json.dumps(f"INSTRUCTION{shape.joint}INPUT", ensure_ascii=False)
+        note += f"\n# An instruction with an input, as it was in training: {joined}"
+    return Modelfile(build_go_template(shape), shape.default_system, parameters, note)
 
 
 def find_stop_words(shape: PromptShape) -> list[str]:
@@ -93,28 +96,13 @@ def find_stop_words(shape: PromptShape) -> list[str]:
     return [word for word in dict.fromkeys(words) if word]
 
 
-def _write_note(shape: PromptShape) -> str:
-    lines = [f"# The TEMPLATE is the prompt that the model was trained on, `{shape.name}`."]
-    if shape.joint is None:
-        lines.append(_NO_JOINT)
-    elif shape.name != CHAT or shape.joint != "\n":
-        joined = json.dumps(f"INSTRUCTION{shape.joint}INPUT", ensure_ascii=False)
-        lines.append(f"# An instruction with an input, as it was in training: {joined}")
-    return "\n".join(lines)
-
-
-def check_name(name: str) -> str:
-    """Return a model's name.
-
-    Raises:
-        PublishError: Ollama would refuse it.
-    """
+def check_name(name: str) -> None:
+    """Raise `PublishError` for a model's name that Ollama would refuse."""
     if not _NAME.fullmatch(name):
         raise PublishError(
             f"`--create {name}` is not a name for an Ollama model. It looks like `my-model`, `my-model:q8` or "
             "`me/my-model:q8`: letters, digits, `.`, `_` and `-`, up to 80 of them."
         )
-    return name
 
 
 class _Version(Body):
@@ -148,44 +136,27 @@ class OllamaServer:
         with self._translated("asked for its version"):
             return read_answer(self._http.get("/api/version", timeout=_ANSWER_SECONDS), _Version).version
 
-    def upload(self, path: Path) -> str:
-        """Put a file on the server, unless it has it, and return its digest.
-
-        Raises:
-            PublishError: The server is gone or refuses it.
-        """
-        hasher = hashlib.sha256()
-        for chunk in _read_chunks(path):
-            hasher.update(chunk)
-        digest = f"sha256:{hasher.hexdigest()}"
-        with self._translated(f"given `{path.name}`"):
-            if self._http.head(f"/api/blobs/{digest}").status_code != httpx.codes.OK:
-                size = {"Content-Length": str(path.stat().st_size)}
-                check_status(self._http.post(f"/api/blobs/{digest}", content=_read_chunks(path), headers=size))
-        return digest
-
     def create(
-        self, name: str, modelfile: Modelfile, *, digest: str, on_status: Callable[[str], None] = lambda status: None
+        self, name: str, modelfile: Modelfile, weights: Path, *, on_status: Callable[[str], None] = lambda status: None
     ) -> None:
-        """Make a model of an uploaded GGUF; one of the same name is replaced.
+        """Upload a GGUF, unless the server has it, and create a model from it; one of the same name is replaced.
 
         Args:
             name: What to call it.
             modelfile: Its template and options.
-            digest: From `upload`.
+            weights: The GGUF.
             on_status: Called with each step that the server tells of.
 
         Raises:
-            PublishError: The server refuses it, or breaks off.
+            PublishError: The server is gone, refuses it, or breaks off.
         """
         body: dict[str, Any] = {
-            "model": check_name(name),
-            "files": {"model.gguf": digest},
+            "model": name,
+            "files": {"model.gguf": self._upload(weights)},
             "template": modelfile.template,
             "parameters": modelfile.parameters,
+            **({"system": modelfile.system} if modelfile.system else {}),
         }
-        if modelfile.system:
-            body["system"] = modelfile.system
         status = ""
         with (
             self._translated(f"asked to create `{name}`"),
@@ -198,25 +169,28 @@ class OllamaServer:
                 status = shorten(parse_body(line, _Progress).status)
                 on_status(status)
         if status != "success":
-            after = f" after `{status}`" if status else ""
-            raise PublishError(f"Ollama at {self.url} broke off while it created `{name}`{after}. Try again.")
+            raise PublishError(f"Ollama at {self.url} broke off after `{status}` while it created `{name}`. Try again.")
+
+    def _upload(self, path: Path) -> str:
+        with path.open("rb") as file:
+            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            file.seek(0)
+            with self._translated(f"given `{path.name}`"):
+                if self._http.head(f"/api/blobs/{digest}").status_code != httpx.codes.OK:
+                    size = {"Content-Length": str(path.stat().st_size)}
+                    chunks = iter(lambda: file.read(_CHUNK), b"")
+                    check_status(self._http.post(f"/api/blobs/{digest}", content=chunks, headers=size))
+        return digest
 
     @contextlib.contextmanager
     def _translated(self, asked: str) -> Iterator[None]:
         try:
             yield
         except ServerError as error:
-            if error.status is None:
-                raise PublishError(f"What answers at {self.url}, {asked}, is not Ollama: {error}.") from error
-            raise PublishError(f"Ollama at {self.url}, {asked}, answered {error.status}: {error}.") from error
+            said = "which is not Ollama's answer" if error.status is None else f"status {error.status}"
+            raise PublishError(f"What answers at {self.url}, {asked}, said: {error} ({said}).") from error
         except (httpx.HTTPError, OSError) as error:
             raise PublishError(
                 f"No Ollama server answers at {self.url} ({str(error) or type(error).__name__}). Start it with "
                 "`ollama serve`, or name another with `--base-url` or OLLAMA_HOST."
             ) from error
-
-
-def _read_chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk

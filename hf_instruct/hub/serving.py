@@ -105,7 +105,7 @@ def serve_model(
 
     build = server.build_server
     names = list_hosts(host, allowed_hosts)
-    server.build_server = functools.partial(_build_guarded, build, folder.name, names)  # type: ignore[assignment]
+    server.build_server = functools.partial(_build_guarded, build, folder.name, names)
     # The model's name is all of its path, and the model is on this disk.
     with contextlib.chdir(folder.parent), offline():
         # What the server says is no result of ours.
