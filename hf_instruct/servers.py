@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
-import itertools
 import json
 import logging
 import os
@@ -26,9 +25,8 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 8 << 20
 _CONNECT_SECONDS = 10.0
 _SHOWN_CHARACTERS = 200
-# Further tries after each HTTP status. 500 is mostly a problem of the request or the model, and rarely passes.
-_RETRIES = {429: 4, 500: 1, 502: 4, 503: 4}
-_CONNECTION_RETRIES = 3
+# 500 is mostly a problem of the request or the model, and rarely passes.
+_PASSING = (429, 502, 503)
 _DELAYS = [0.5, 1.0, 2.0, 4.0]
 # Longest wait that a server may ask for with `Retry-After`.
 _MOST_WAIT_SECONDS = 60.0
@@ -42,14 +40,14 @@ class ServerError(Exception):
 
     Attributes:
         status: The HTTP status, where the server itself says that something failed; the text is its message then.
-        retries: How often it is worth trying again.
+        passing: Whether it is worth trying again.
         wait: Seconds that the server asks to wait before that.
     """
 
-    def __init__(self, text: str, *, status: int | None = None, retries: int = 0, wait: float = 0.0) -> None:
+    def __init__(self, text: str, *, status: int | None = None, passing: bool = False, wait: float = 0.0) -> None:
         super().__init__(text)
         self.status = status
-        self.retries = retries
+        self.passing = passing
         self.wait = wait
 
 
@@ -147,12 +145,8 @@ def open_http(kind: type[Http], url: str, *, key: str | None, where: str, **head
     return client
 
 
-def shown_url(client: httpx.Client | httpx.AsyncClient) -> str:
-    """Return a client's address for messages: an address may carry a user and a password."""
-    return _without_secrets(client.base_url)
-
-
-def _without_secrets(url: httpx.URL) -> str:
+def shown_url(url: httpx.URL) -> str:
+    """Return an address for messages: it may carry a user, a password and a key."""
     return str(redact(str(url.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")))
 
 
@@ -168,7 +162,7 @@ def _guard(response: httpx.Response) -> None:
     """
     if response.has_redirect_location:
         try:
-            target = shorten(_without_secrets(response.request.url.join(response.headers["location"])))
+            target = shorten(shown_url(response.request.url.join(response.headers["location"])))
         except (httpx.InvalidURL, ValueError):
             target = "something that is not an address"
         raise Redirected(f"the server redirects to {target}, and redirects are not followed")
@@ -223,7 +217,7 @@ class Server:
         self._http = http
         self._timeout = timeout_seconds
         self._delays = (_DELAYS if delays is None else delays)[:retries]
-        self.url = shown_url(http)
+        self.url = shown_url(http.base_url)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -247,23 +241,22 @@ class Server:
             Redirected: The server names another address.
             ServerError: The answer is an error or of another form.
         """
-        for tries in itertools.count():
+        delays = iter(self._delays if retry else ())
+        seconds = self._timeout if seconds is None else seconds
+        while True:
             try:
-                return await self._call_once(path, form, body, self._timeout if seconds is None else seconds)
+                with _translated(seconds):
+                    async with asyncio.timeout(seconds):
+                        response = await self._http.request("GET" if body is None else "POST", path, json=body)
+                return read_answer(response, form)
             except ServerError as error:
-                if not retry or tries >= min(error.retries, len(self._delays)):
+                delay = next(delays, None)
+                if delay is None or not error.passing:
                     raise
                 logger.debug("trying again after: %s", error)
-                wait = max(self._delays[tries], error.wait)
+                wait = max(delay, error.wait)
             # Up to half longer, so that many callers do not return in one wave.
             await asyncio.sleep(wait * (1 + random.random() / 2))
-        raise AssertionError
-
-    async def _call_once(self, path: str, form: type[Form], body: Any, seconds: float) -> Form:
-        with _translated(seconds):
-            async with asyncio.timeout(seconds):
-                response = await self._http.request("GET" if body is None else "POST", path, json=body)
-        return read_answer(response, form)
 
     async def lines(self, path: str, form: type[Form], body: Any) -> AsyncIterator[Form]:
         """Yield what each line of an answer says as it arrives; raises as `call` does."""
@@ -287,9 +280,9 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise NoAnswer(f"no connection within {_CONNECT_SECONDS:g} s") from error
     except httpx.ConnectError as error:
-        raise NoServer(_describe(error), retries=_CONNECTION_RETRIES) from error
+        raise NoServer(_describe(error), passing=True) from error
     except httpx.HTTPError as error:
-        raise NoAnswer(f"the connection broke ({_describe(error)})", retries=_CONNECTION_RETRIES) from error
+        raise NoAnswer(f"the connection broke ({_describe(error)})", passing=True) from error
 
 
 def _describe(error: httpx.HTTPError) -> str:
@@ -318,7 +311,7 @@ def check_status(response: httpx.Response) -> None:
     status, asked = response.status_code, response.headers.get("retry-after", "")
     wait = min(float(asked), _MOST_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
     text = shorten(_find_message(response.text)) or "no reason given"
-    raise ServerError(text, status=status, retries=_RETRIES.get(status, 0), wait=wait)
+    raise ServerError(text, status=status, passing=status in _PASSING, wait=wait)
 
 
 def parse_body(body: str | bytes, form: type[Form]) -> Form:

@@ -65,6 +65,7 @@ class FakeOllama:
         self.pulled: str | None = None
         self.latency_seconds = 0.0
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.keys: set[str | None] = set()
         self.dies_after: int | None = None
         self.peak = 0
         self.sent = 0
@@ -82,7 +83,8 @@ class FakeOllama:
     @property
     def chats(self) -> list[dict[str, Any]]:
         """Bodies of the questions asked, without the empty ones that only load the model."""
-        return [body for path, body in self.requests if path == "/api/chat" and body["messages"]]
+        chats = ("/api/chat", "/v1/chat/completions")
+        return [body for path, body in self.requests if path in chats and body["messages"]]
 
     def start(self) -> None:
         self._thread.start()
@@ -162,6 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         fake = self.server.fake
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fake.keys.add(self.headers["Authorization"])
         fake.requests.append((self.path, body))
         known = body["model"] in fake.models or f"{body['model']}:latest" in fake.models
         if self.path == "/api/pull" and fake.pull:

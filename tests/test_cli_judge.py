@@ -128,7 +128,7 @@ def test_run_without_any_verdict_fails_after_its_summary(
 
     run = write_run(tmp_path / "demo")
     scores = json.loads(run.scores.read_text())
-    monkeypatch.setattr("hf_instruct.cli.run.run_stages", lambda options, stages: None)
+    monkeypatch.setattr("hf_instruct.cli.run.run_experiment", lambda options, stages: True)
     assert main(["run", "demo.yaml", "--run-dir", str(run.path)]) == 0
     summary = capsys.readouterr().out
     none = {"mean": None, "standard_error": None, "interval": None, "n": 0, "failures": scores["total"]}

@@ -11,7 +11,7 @@ from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply, opened_judge
+from hf_instruct.evaluation.judges import Reply, choose_judge, opened_judge
 from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.records import Response
@@ -77,17 +77,14 @@ def test_request_pins_everything_that_moves_the_reply(server: FakeOllama) -> Non
 
 
 def test_identity_names_digest_version_and_options(server: FakeOllama) -> None:
-    async def work() -> dict[str, object]:
+    async def work() -> dict[str, Any]:
         async with opened_judge(JudgeSection(backend="auto", base_url=server.url, num_ctx=2048)) as judge:
             return judge.identity()
 
     identity = asyncio.run(work())
-    assert {name: identity[name] for name in ("backend", "model", "digest", "server_version")} == {
-        "backend": "ollama",
-        "model": "llama3",
-        "digest": DIGEST,
-        "server_version": "0.33.0",
-    }
+    assert [identity[name] for name in ("backend", "model", "digest", "server_version")] == [
+        *("ollama", "llama3", DIGEST, "0.33.0")
+    ]
     assert identity["options"]["num_ctx"] == 2048
 
 
@@ -105,12 +102,8 @@ def test_names_compare_as_ollama_compares_them(server: FakeOllama, name: str) ->
 
 
 def test_absent_model_is_named_with_the_command(server: FakeOllama) -> None:
-    with pytest.raises(JudgeUnavailable) as caught:
+    with pytest.raises(JudgeUnavailable, match=r"`phi3` \(it has: `llama3:latest`\)\. Run `ollama pull phi3`"):
         ask(server, model="phi3")
-    assert str(caught.value) == (
-        f"Ollama at {server.url} does not have the model `phi3` (it has: `llama3:latest`). "
-        "Run `ollama pull phi3`, or judge with `--pull`, or choose a model with `--model`."
-    )
     assert server.chats == []
 
 
@@ -123,21 +116,17 @@ def test_model_removed_while_judging(server: FakeOllama) -> None:
 
 def test_absent_server_is_named_with_the_command(server: FakeOllama) -> None:
     server.stop()
-    with pytest.raises(JudgeUnavailable) as caught:
+    with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} .* with `ollama serve`"):
         ask(server)
-    assert str(caught.value) == (
-        f"No Ollama server answers at {server.url} (All connection attempts failed). Start it with `ollama serve`, or "
-        "name another with `--base-url` or OLLAMA_HOST, or judge without a server: `--judge local`."
-    )
+    # With an address of the user's own, `auto` does not fall back to another judge.
+    with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} \(`base_url`; All"):
+        asyncio.run(choose_judge(JudgeSection(base_url=server.url)))
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (
-            Answer(raw="<html><body>Welcome to the router</body></html>"),
-            "the answer is not a whole JSON object: <html><body>Welcome to the router</body></html>",
-        ),
+        (Answer(raw="<html>Welcome</html>"), "the answer is not a whole JSON object: <html>Welcome</html>"),
         (Answer(raw='{"status": "fine"}'), 'the answer lacks a valid `version`: {"status": "fine"}'),
         (Answer("no", status=404), "status 404: no"),
     ],
@@ -146,10 +135,7 @@ def test_something_else_at_the_address(server: FakeOllama, answer: Answer, reaso
     server.version = answer
     with pytest.raises(JudgeUnavailable) as caught:
         ask(server)
-    assert str(caught.value) == (
-        f"What answers at {server.url} is not an Ollama server ({reason}). Start one with `ollama serve`, or name its "
-        "address with `--base-url` or OLLAMA_HOST."
-    )
+    assert f"What answers at {server.url} is not an Ollama server ({reason})" in str(caught.value)
 
 
 def test_unusable_address() -> None:
@@ -165,23 +151,31 @@ def test_busy_server_is_asked_again(server: FakeOllama) -> None:
     assert len(server.chats) == 3
 
 
-def test_failing_server_is_asked_once_more(server: FakeOllama) -> None:
-    server.reply = lambda body: Answer("model runner has unexpectedly stopped", status=500)
-    (reply,) = ask(server)
-    assert reply.failure == "the server failed: model runner has unexpectedly stopped (status 500)"
-    assert len(server.chats) == 2
-
-
-def test_thinking_without_an_answer_is_a_failure(server: FakeOllama) -> None:
-    # As gpt-oss does when told not to think, which it does not know.
-    server.script = [Answer("", thinking='{"score": 2}'), Answer("", thinking="Hmm", done_reason="length")]
-    empty, cut = ask(server, times=2, think="low", max_new_tokens=64)
-    assert (empty.text, cut.text) == ("", "")
-    assert empty.failure == (
-        'the judge thought and then wrote no answer (`judge.think` is "low"; some models take only `low`, `medium` or '
-        "`high`)"
-    )
-    assert cut.failure == "the judge was still thinking when its reply was cut at 64 tokens (`judge.max_new_tokens`)"
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (Answer("stopped", status=500), "the server failed: stopped (status 500)"),
+        (Answer(raw='["broken"]', status=500), 'the server failed: ["broken"] (status 500)'),
+        (Answer(raw='{"error": "an error"}'), "the server failed: an error (status 200)"),
+        # As gpt-oss does when told not to think, which it does not know.
+        (Answer("", thinking='{"score": 2}'), "the judge thought and then wrote no answer (`judge.think` is "),
+        (
+            Answer("", thinking="Hmm", done_reason="length"),
+            "the judge was still thinking when its reply was cut",
+        ),
+        (Answer('{"score": 8', done_reason="length"), "the reply was cut at 64 tokens (`judge.max_new_tokens`)"),
+        (Answer("and and", done=False), "the server broke the reply off"),
+        (
+            Answer(raw="<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"}),
+            "the answer is not JSON but text/html: <html>Log in</html>",
+        ),
+    ],
+)
+def test_failures_of_one_question(server: FakeOllama, answer: Answer, failure: str) -> None:
+    server.script = [answer]
+    failed, fine = ask(server, times=2, max_new_tokens=64)
+    assert (failed.failure or "").startswith(failure)
+    assert (failed.final, fine.failure, len(server.chats)) == (False, None, 2)
 
 
 @pytest.mark.parametrize("think", [False, True, "high"])
@@ -197,22 +191,18 @@ def test_thinking_is_asked_for_and_kept_apart(server: FakeOllama, think: bool | 
 @pytest.mark.parametrize(
     ("refusal", "advice"),
     [
-        (
-            'think value "low" is not supported for this model',
-            " Set `judge.think` to what this model takes: false, true, low, medium or high.",
-        ),
-        (
-            "temperature: only the default (1) is supported",
-            " `judge.temperature: null` leaves the temperature to the server.",
-        ),
-        ("unknown option: seed", " `judge.seed: null` leaves the seed to the server."),
+        ('"llama3" does not support chat', ""),
+        ('think value "low" is not supported for this model', "Set `judge.think` to what this model takes: "),
+        ("temperature: only the default (1) is supported", "`judge.temperature: null` leaves"),
+        ("unknown option: seed", "`judge.seed: null` leaves the seed to the server."),
     ],
 )
 def test_refused_setting_is_named(server: FakeOllama, refusal: str, advice: str) -> None:
     server.script = [Answer(refusal, status=400)]
     with pytest.raises(JudgeError) as caught:
         ask(server)
-    assert str(caught.value) == f"Ollama at {server.url} refuses the question: {refusal} (status 400).{advice}"
+    assert f"refuses the question: {refusal} (status 400)." in str(caught.value)
+    assert advice in str(caught.value)
 
 
 def test_settings_that_are_left_to_the_server(server: FakeOllama) -> None:
@@ -243,10 +233,7 @@ def test_judge_that_changes_before_its_reply_is_no_judge(
     server.reply = reply
     with pytest.raises(JudgeError) as caught:
         ask(server)
-    assert str(caught.value) == (
-        f"The model `llama3` at {server.url} changed during judging (digest 365c0bd3c000 on Ollama 0.33.0; now {now}), "
-        "so the scores would be those of two judges. Judging again starts over with the new one."
-    )
+    assert f"changed during judging (digest 365c0bd3c000 on Ollama 0.33.0; now {now})" in str(caught.value)
 
 
 def test_server_that_no_longer_tells_its_models(server: FakeOllama) -> None:
@@ -272,37 +259,6 @@ def test_redirected_question_is_a_failure_that_names_the_target(server: FakeOlla
         ask(server)
 
 
-def test_broken_off_reply_is_a_failure(server: FakeOllama) -> None:
-    server.script = [Answer("and and and", done=False)]
-    (reply,) = ask(server)
-    assert reply.text == "and and and"
-    assert reply.failure == "the server broke the reply off (`done` is false), as it does when a model repeats itself"
-
-
-def test_cut_reply_is_a_failure(server: FakeOllama) -> None:
-    server.script = [Answer('{"score": 8', done_reason="length")]
-    (reply,) = ask(server)
-    assert reply.failure == "the reply was cut at 512 tokens (`judge.max_new_tokens`)"
-
-
-def test_error_with_status_200_is_a_failure(server: FakeOllama) -> None:
-    server.script = [Answer(raw='{"error": "an error was encountered while running the model"}')]
-    (reply,) = ask(server)
-    assert reply.failure == "the server failed: an error was encountered while running the model (status 200)"
-
-
-def test_web_page_with_status_200_is_a_failure(server: FakeOllama) -> None:
-    server.script = [Answer(raw="<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"})]
-    (reply,) = ask(server)
-    assert reply.failure == "the answer is not JSON but text/html: <html>Log in</html>"
-
-
-def test_error_that_is_no_object_is_a_failure(server: FakeOllama) -> None:
-    server.reply = lambda body: Answer(raw='["broken"]', status=500)
-    (reply,) = ask(server)
-    assert reply.failure == 'the server failed: ["broken"] (status 500)'
-
-
 def test_cut_connection_is_tried_again(server: FakeOllama) -> None:
     server.script = [Answer(cut=True)]
     (reply,) = ask(server)
@@ -324,15 +280,10 @@ def test_slow_reply_is_a_failure(server: FakeOllama) -> None:
 def test_too_long_question_is_a_failure_of_its_own(server: FakeOllama) -> None:
     server.script = [Answer(CONTEXT_ERROR, status=400)]
     too_long, fine = ask(server, times=2, num_ctx=128)
-    assert too_long == Reply(
-        "",
-        too_long.seconds,
-        "request (301 tokens) exceeds the available context size (128 tokens), try increasing it "
-        "(`judge.num_ctx` is 128)",
-        final=True,
-    )
-    assert fine.failure is None
-    assert len(server.chats) == 2
+    assert too_long.failure is not None
+    assert "exceeds the available context size" in too_long.failure
+    assert "`judge.num_ctx` is 128" in too_long.failure
+    assert (too_long.final, fine.failure, len(server.chats)) == (True, None, 2)
 
 
 @pytest.mark.parametrize(
@@ -350,25 +301,12 @@ def test_question_that_the_server_cut_is_a_failure(server: FakeOllama, num_ctx: 
     (reply,) = ask(server, num_ctx=num_ctx)
     characters = len(QUESTION.messages[0]["content"])
     assert 6 * 50 < characters < 6 * 104
-    failure = (
-        f"the question of {characters} characters does not fit: the server cut it and the judge read {read} tokens of "
-        f"it (`judge.num_ctx` is {num_ctx})"
-    )
-    assert (reply.failure, reply.final) == ((failure, True) if is_cut else (None, False))
-
-
-def test_refused_question_ends_judging(server: FakeOllama) -> None:
-    server.script = [Answer('"llama3" does not support chat', status=400)]
-    with pytest.raises(JudgeError) as caught:
-        ask(server)
-    assert str(caught.value) == (
-        f'Ollama at {server.url} refuses the question: "llama3" does not support chat (status 400).'
-    )
+    assert (reply.final, "the server cut it" in (reply.failure or "")) == (is_cut, is_cut)
 
 
 def test_dead_server_ends_judging(server: FakeOllama) -> None:
     server.dies_after = 1
-    with pytest.raises(JudgeUnavailable, match=r"no longer answers .* Start it again with `ollama serve`\.$"):
+    with pytest.raises(JudgeUnavailable, match=r"no longer answers"):
         ask(server, times=2)
 
 
@@ -394,23 +332,10 @@ def test_pull_of_an_unknown_model(server: FakeOllama) -> None:
     server.pull_lines = [PULL_START[0], {"error": "pull model manifest: file does not exist"}]
     with pytest.raises(JudgeUnavailable) as caught:
         ask(server, model="lama3", pull=True)
-    assert str(caught.value) == (
-        f"Ollama at {server.url} cannot pull `lama3`: pull model manifest: file does not exist. Check the name at "
-        "https://ollama.com/library and the server's network."
-    )
+    assert "cannot pull `lama3`: pull model manifest: file does not exist." in str(caught.value)
 
 
 def test_pull_that_breaks_off(server: FakeOllama) -> None:
     server.pull_lines = PULL_START
     with pytest.raises(JudgeUnavailable, match=r"stopped pulling `phi3` at 'pulling 6a07'\. Run `ollama pull phi3`"):
         ask(server, model="phi3", pull=True)
-
-
-def test_auto_with_an_address_does_not_fall_back(server: FakeOllama) -> None:
-    async def work() -> None:
-        async with opened_judge(JudgeSection(base_url=server.url)):
-            pass
-
-    server.stop()
-    with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} \(`base_url`; All"):
-        asyncio.run(work())

@@ -1,15 +1,12 @@
 """The judge behind OpenAI's API, against a small server that answers as such servers do."""
 
 import asyncio
-import contextlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
@@ -19,82 +16,29 @@ from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.records import Response
 
 QUESTION = load_rubric("course").build_question(Response("a", "Name a color.", "", "Red.", "Blue."))
-Outcome = tuple[int, Any]
+MODEL = "llama3:latest"
 
 
-def completion(content: str | None = '{"score": 85}', **message: Any) -> Outcome:
-    reason = message.pop("finish_reason", "stop")
-    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": content, **message}}
-    return 200, {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-
-
-def fault(status: int, message: str) -> Outcome:
-    return status, {"error": {"message": message, "type": "error"}}
-
-
-class FakeServer:
-    def __init__(self) -> None:
-        self.models: Outcome = (200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
-        self.reply: Callable[[dict[str, Any]], Outcome] = lambda body: completion()
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._build_handler())
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-    def _build_handler(self) -> type[BaseHTTPRequestHandler]:
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None: ...
-
-            def do_GET(self) -> None:
-                self._send(*fake.models)
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                fake.bodies.append(body)
-                fake.keys.add(self.headers["Authorization"])
-                self._send(*fake.reply(body))
-
-            def _send(self, status: int, value: Any) -> None:
-                page = isinstance(value, str)
-                data = value.encode() if page else json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/html" if page else "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                # A client that has waited long enough is gone.
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    self.wfile.write(data)
-
-        return Handler
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    fake = FakeServer()
-    fake.thread.start()
-    yield fake
-    if fake.thread.is_alive():
-        fake.stop()
 
 
-def ask(server: FakeServer, before: Callable[[], None] = lambda: None, **settings: Any) -> tuple[Reply, dict[str, Any]]:
-    """Return the reply of a prepared judge to one question, and its identity; `before` runs between the two."""
+def completion(content: str | None = '{"score": 85}', *, model: str = MODEL, **message: Any) -> Answer:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content, **message}}
+    return Answer(raw=json.dumps({"model": model, "choices": [choice]}))
+
+
+def ask(server: FakeOllama, answer: Answer | None = None, **settings: Any) -> tuple[Reply, dict[str, Any]]:
+    """Return the reply of a prepared judge to one question, which may get another answer, and its identity."""
 
     async def work() -> tuple[Reply, dict[str, Any]]:
-        judge = OpenAIJudge(JudgeSection(backend="openai", base_url=server.url, **{"retries": 0, **settings}))
+        given = {"backend": "openai", "base_url": f"{server.url}/v1", "retries": 0, **settings}
+        judge = OpenAIJudge(JudgeSection(**given))
         try:
             await judge.prepare()
-            before()
+            server.script += [answer] if answer else []
             return await judge.ask(QUESTION), judge.identity()
         finally:
             await judge.close()
@@ -102,119 +46,89 @@ def ask(server: FakeServer, before: Callable[[], None] = lambda: None, **setting
     return asyncio.run(work())
 
 
-def test_request_and_identity(server: FakeServer) -> None:
-    reply, identity = ask(server, model="m")
-    assert (reply.text, reply.failure) == ('{"score": 85}', None)
-    body = server.bodies[-1]
-    assert body["messages"] == QUESTION.messages
-    assert {name: body[name] for name in ("model", "temperature", "seed", "max_completion_tokens")} == {
-        "model": "m",
-        "temperature": 0.0,
-        "seed": 123,
-        "max_completion_tokens": 512,
-    }
-    assert body["response_format"] == {
-        "type": "json_schema",
-        "json_schema": {"name": "verdict", "schema": QUESTION.schema, "strict": True},
-    }
-    assert identity["options"]["base_url"] == server.url
-    assert server.keys == {"Bearer EMPTY"}
-
-
-def test_no_proxy_is_asked_for_this_machine(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_and_identity(server: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No proxy is asked for this machine.
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    reply, _ = ask(server)
-    assert json.loads(reply.text) == {"score": 85}
+    reply, identity = ask(server)
+    assert (reply.text, reply.failure) == ('{"score": 85}', None)
+    assert server.chats[-1] == {
+        "model": MODEL,
+        "messages": QUESTION.messages,
+        "temperature": 0.0,
+        "seed": 123,
+        "max_completion_tokens": 512,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "verdict", "schema": QUESTION.schema, "strict": True},
+        },
+    }
+    assert (identity["model"], identity["options"]["base_url"]) == (MODEL, f"{server.url}/v1")
+    assert server.keys == {"Bearer EMPTY"}
 
 
-def test_address_without_its_password(server: FakeServer) -> None:
-    server.url = server.url.replace("http://", "http://me:secret@")
-    _, identity = ask(server, model="m")
+def test_address_without_its_password(server: FakeOllama) -> None:
+    _, identity = ask(server, base_url=server.url.replace("http://", "http://me:secret@") + "/v1")
     assert "secret" not in json.dumps(identity)
 
 
-def test_only_model_is_taken(server: FakeServer) -> None:
-    assert ask(server)[1]["model"] == "m"
-    server.models = (200, {"object": "list", "data": [{"id": name, "object": "model"} for name in ("b", "a")]})
-    with pytest.raises(JudgeUnavailable) as caught:
+def test_one_of_several_models_has_to_be_named(server: FakeOllama) -> None:
+    server.models = {"b": "", "a": ""}
+    with pytest.raises(JudgeUnavailable, match=r"`--model NAME`\. It has: `a`, `b`\.$"):
         ask(server)
-    assert str(caught.value) == (
-        f"Name the model that {server.url} should judge with: `--model NAME`. It has: `a`, `b`."
+    assert ask(server, model="b")[1]["model"] == "b"
+
+
+def test_server_without_schemas_is_used_and_said(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
+    server.reply = lambda body: (
+        Answer("response_format is not supported", status=400) if "response_format" in body else completion("85")
     )
-
-
-def test_server_without_schemas_is_used_and_said(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
-    def reply(body: dict[str, Any]) -> Outcome:
-        return fault(400, "response_format is not supported") if "response_format" in body else completion("85")
-
-    server.reply = reply
-    answer, identity = ask(server, model="m")
-    assert answer.text == "85"
-    assert identity["options"]["response_format"] is None
+    answer, identity = ask(server)
+    assert (answer.text, identity["options"]["response_format"]) == ("85", None)
     assert "does not take a JSON schema" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("outcome", "failure"),
+    ("answer", "failure"),
     [
-        (completion('{"score": 8', finish_reason="length"), "the reply was cut at 512 tokens (`judge.max_new_tokens`)"),
+        (Answer('{"score": 8', done_reason="length"), "the reply was cut at 512 tokens (`judge.max_new_tokens`)"),
         (completion(None, refusal="I may not."), "the judge refused: I may not"),
-        (fault(500, "out of memory"), "the server failed: out of memory (status 500)"),
-        ((200, "<html>Log in</html>"), "the answer is not JSON but text/html: <html>Log in</html>"),
-        (
-            fault(400, "This model's maximum context length is 128 tokens"),
-            "the server refuses the question: This model's maximum context length is 128 tokens",
-        ),
+        (completion("", reasoning_content='{"score": 2}'), "the judge thought and then wrote no answer"),
+        (Answer("out of memory", status=500), "the server failed: out of memory (status 500)"),
+        (Answer(raw="<html></html>", headers={"Content-Type": "text/html"}), "the answer is not JSON but text/html"),
+        (Answer("This model's maximum context length is 128 tokens", status=400), "the question is too long: "),
     ],
 )
-def test_failures_of_one_question(server: FakeServer, outcome: Outcome, failure: str) -> None:
-    def fail() -> None:
-        server.reply = lambda body: outcome
-
-    reply, _ = ask(server, before=fail, model="m")
-    assert reply.failure is not None
-    assert reply.failure.startswith(failure)
+def test_failures_of_one_question(server: FakeOllama, answer: Answer, failure: str) -> None:
+    assert (ask(server, answer)[0].failure or "").startswith(failure)
 
 
-def test_reply_of_another_model_ends_judging(server: FakeServer) -> None:
-    def swap() -> None:
-        status, value = completion()
-        server.reply = lambda body: (status, {**value, "model": "another"})
-
-    with pytest.raises(JudgeError) as caught:
-        ask(server, before=swap)
-    assert str(caught.value) == (
-        f"{server.url} answered as `m` before and now as `another`, so the scores would be those of two judges. Name "
-        "one of them with `--model`, and judge again."
-    )
+def test_reply_of_another_model_ends_judging(server: FakeOllama) -> None:
+    with pytest.raises(JudgeError, match=f"answered as `{MODEL}` before and now as `another`"):
+        ask(server, completion(model="another"))
 
 
-def test_model_behind_a_tag_is_part_of_the_identity(server: FakeServer) -> None:
-    assert "answered_as" not in ask(server, model="m")[1]["options"]
-    assert ask(server, model="latest")[1]["options"]["answered_as"] == "m"
+def test_model_behind_a_tag_is_part_of_the_identity(server: FakeOllama) -> None:
+    assert "answered_as" not in ask(server, model=MODEL)[1]["options"]
+    server.reply = lambda body: completion(model="gpt-4o-2024")
+    assert ask(server, model=MODEL)[1]["options"]["answered_as"] == "gpt-4o-2024"
 
 
-def test_thinking_is_asked_for_and_no_answer(server: FakeServer) -> None:
-    def think() -> None:
-        server.reply = lambda body: completion("", reasoning_content='{"score": 2}')
-
-    reply, identity = ask(server, before=think, think="high")
-    assert reply.failure is not None
-    assert reply.failure.startswith('the judge thought and then wrote no answer (`judge.think` is "high"; ')
-    assert server.bodies[-1]["reasoning_effort"] == identity["options"]["think"] == "high"
-    reply, identity = ask(server)
-    assert "reasoning_effort" not in server.bodies[-1]
+def test_thinking_is_asked_for(server: FakeOllama) -> None:
+    _, identity = ask(server, think="high")
+    assert server.chats[-1]["reasoning_effort"] == identity["options"]["think"] == "high"
+    _, identity = ask(server)
+    assert "reasoning_effort" not in server.chats[-1]
     assert "think" not in identity["options"]
 
 
-def test_refused_setting_is_named_and_can_be_left_out(server: FakeServer) -> None:
-    def reply(body: dict[str, Any]) -> Outcome:
+def test_refused_setting_is_named_and_can_be_left_out(server: FakeOllama) -> None:
+    def reply(body: dict[str, Any]) -> Answer:
         for name in ("temperature", "seed"):
             if name in body:
-                return fault(400, f"Unsupported value: '{name}' does not support {body[name]} with this model.")
+                return Answer(f"Unsupported value: '{name}' does not support {body[name]} here.", status=400)
         return completion()
 
     server.reply = reply
@@ -227,43 +141,35 @@ def test_refused_setting_is_named_and_can_be_left_out(server: FakeServer) -> Non
     assert (identity["options"]["temperature"], identity["options"]["seed"]) == (None, None)
 
 
-def test_a_timeout_is_not_waited_for_again_with_each_retry(server: FakeServer) -> None:
-    released = threading.Event()
-
-    def hang() -> None:
-        server.reply = lambda body: completion() if released.wait(30) else fault(500, "never")
-
+def test_a_timeout_is_not_waited_for_again_with_each_retry(server: FakeOllama) -> None:
     start = time.monotonic()
-    reply, _ = ask(server, hang, retries=3, timeout_seconds=0.5)
-    released.set()
+    reply, _ = ask(server, Answer(seconds=2), retries=3, timeout_seconds=0.5)
     assert reply.failure == "no reply within 0.5 s"
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 2
     # One question finds out about schemas.
-    assert len(server.bodies) == 2
+    assert len(server.chats) == 2
 
 
-def test_faults_that_end_judging(server: FakeServer) -> None:
+def test_server_that_is_gone(server: FakeOllama) -> None:
+    server.dies_after = 1
     with pytest.raises(JudgeUnavailable, match=r"^The server at .* no longer answers \("):
-        ask(server, before=server.stop, model="m")
-    with pytest.raises(
-        JudgeUnavailable, match=r"^No server answers at .* with `--base-url` \(it mostly ends in /v1\)\.$"
-    ):
-        ask(server, model="m")
+        ask(server, retries=1)
+    with pytest.raises(JudgeUnavailable, match=r"^No server answers at .* \(it mostly ends in /v1\)\.$"):
+        ask(server)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "text"),
+    ("answer", "text"),
     [
-        (fault(404, "no such model"), "has no model `m`, or no chat: "),
-        (fault(401, "bad key"), "refuses the question for the model `m`: "),
-        (fault(400, "temperature is unsupported"), "refuses the question for the model `m`: "),
+        (Answer("no such thing", status=404), f"has no model `{MODEL}`, or no chat: "),
+        (Answer("bad key", status=401), "refuses the question: bad key"),
+        (Answer("temperature is unsupported", status=400), "refuses the question: "),
     ],
 )
-def test_refusals_before_the_first_question(server: FakeServer, outcome: Outcome, text: str) -> None:
-    server.reply = lambda body: outcome
-    with pytest.raises(JudgeError) as caught:
-        ask(server, model="m")
-    assert text in str(caught.value)
+def test_refusals_before_the_first_question(server: FakeOllama, answer: Answer, text: str) -> None:
+    server.reply = lambda body: answer
+    with pytest.raises(JudgeError, match=text):
+        ask(server)
 
 
 @pytest.mark.parametrize("port", ["99999", "abc"])
@@ -273,6 +179,6 @@ def test_an_address_that_cannot_be(port: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_key_is_needed_for_openai_itself(server: FakeServer) -> None:
+def test_key_is_needed_for_openai_itself() -> None:
     with pytest.raises(JudgeUnavailable, match=r"^OPENAI_API_KEY is not set\."):
         OpenAIJudge(JudgeSection(backend="openai"))

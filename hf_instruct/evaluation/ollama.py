@@ -2,16 +2,14 @@
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 import httpx
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply
+from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.rubrics import Question
-from hf_instruct.evaluation.server_judge import advise_on_refusal, find_cut
+from hf_instruct.evaluation.server_judge import ServerJudge
 from hf_instruct.progress import progress_bar
 from hf_instruct.servers import Body, NoAnswer, NoServer, Server, ServerError, open_ollama, shorten
 
@@ -74,38 +72,36 @@ async def find_server(base_url: str | None) -> tuple[str | None, str]:
     return None, server.url
 
 
-class OllamaJudge:
+class OllamaJudge(ServerJudge):
     """A model behind Ollama's `/api/chat`.
 
     Args:
-        settings: Model, address, options, timeout.
+        settings: Model, address, options, timeout, retries.
         delays: Seconds before each further try of a call that failed for a passing reason.
     """
 
     def __init__(self, settings: JudgeSection, *, delays: list[float] | None = None) -> None:
-        self._settings = settings
+        super().__init__(settings, open_ollama(httpx.AsyncClient, settings.base_url), name="Ollama", delays=delays)
         self._model = settings.model or DEFAULT_MODEL
-        http = open_ollama(httpx.AsyncClient, settings.base_url)
-        timeout, retries = settings.timeout_seconds, settings.retries
-        self._server = Server(http, timeout_seconds=timeout, retries=retries, delays=delays)
         self._digest: str | None = None
         self._version: str | None = None
         # How many replies have come, and up to which of them the model is known to have been the same.
         self._replies = self._confirmed = 0
         self._confirming = asyncio.Lock()
+
+    def _options(self) -> dict[str, Any]:
         # Everything that moves a greedy reply, so that no server's or model file's default does: `repeat_penalty` was
         # 1.1 before Ollama 0.32.10.
-        self._options = _without_none(
-            {
-                "temperature": settings.temperature,
-                "seed": settings.seed,
-                "num_ctx": settings.num_ctx,
-                "num_predict": settings.max_new_tokens,
-                "repeat_penalty": 1.0,
-                "top_k": 40,
-                "top_p": 0.9,
-            }
-        )
+        options = {
+            "temperature": self._settings.temperature,
+            "seed": self._seed,
+            "num_ctx": self._settings.num_ctx,
+            "num_predict": self._settings.max_new_tokens,
+            "repeat_penalty": 1.0,
+            "top_k": 40,
+            "top_p": 0.9,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
     def identity(self) -> dict[str, Any]:
         """Return model tag, digest, server version and options."""
@@ -116,26 +112,22 @@ class OllamaJudge:
             "model": self._model,
             "digest": self._digest,
             "server_version": self._version,
-            "options": {**self._options, **think},
+            "options": {**self._options(), **think},
         }
 
-    def reseed(self, seed: int | None) -> None:
-        """Ask with another seed from now on."""
-        # A new dictionary: the old one is part of identities that were given out.
-        self._options = _without_none({**self._options, "seed": seed})
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._server.aclose()
-
     async def prepare(self) -> None:
-        """Check as `check` does, and have the model loaded.
+        """Check as `check` does, and have the model loaded, so that no question waits (and times out) for that.
 
         Raises:
             JudgeUnavailable: The server does not answer, is not Ollama, or lacks the model.
         """
         await self.check()
-        await self._load_model()
+        seconds = max(_LOAD_SECONDS, self._settings.timeout_seconds)
+        try:
+            await self._server.call("/api/chat", _Chat, self._build_chat([]), seconds=seconds, retry=False)
+        except ServerError as error:
+            # Servers that imitate Ollama may refuse an empty chat. Whatever is wrong, the first question meets it too.
+            logger.debug("loading the model ahead failed: %s", error)
 
     async def check(self) -> None:
         """Check that the server runs and has the model, and pull it if asked to.
@@ -159,38 +151,24 @@ class OllamaJudge:
                 "serve`, or name its address with `--base-url` or OLLAMA_HOST."
             ) from error
 
-    async def ask(self, question: Question) -> Reply:
-        """Return the reply to one question.
-
-        Raises:
-            JudgeUnavailable: The server is gone, or no longer has the model.
-            JudgeError: The server refuses every such question, or runs another model than before.
-        """
-        start = time.monotonic()
-        failure, final, text = None, False, ""
-        try:
-            answer = await self._server.call(
-                "/api/chat", _Chat, self._build_chat(question.messages, format=question.schema)
-            )
-            await self._confirm()
-            text = answer.message.content or ""
-            cut = self._cut_prompt(question, answer.prompt_eval_count or 0)
+    async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
+        chat = self._build_chat(question.messages, format=question.schema)
+        answer = await self._server.call("/api/chat", _Chat, chat)
+        await self._confirm()
+        text = answer.message.content or ""
+        if cut := self._find_cut_prompt(question, answer.prompt_eval_count or 0):
             # Asked again, the same would be cut off again.
-            failure, final = cut or self._find_problem(answer), cut is not None
-        except NoServer as error:
-            raise JudgeUnavailable(
-                f"The Ollama server at {self._server.url} no longer answers ({error}). Start it again with "
-                "`ollama serve`."
-            ) from error
-        except ServerError as error:
-            failure, final = self._judge_error(error), error.status == 400
-        return Reply(text, time.monotonic() - start, failure, final)
+            return text, cut, True
+        if not answer.done:
+            return text, "the server broke the reply off (`done` is false), as when a model repeats itself", False
+        is_cut = answer.done_reason == "length"
+        return text, self._find_cut(text, answer.message.thinking, is_cut=is_cut), False
 
     def _build_chat(self, messages: list[dict[str, str]], **more: Any) -> dict[str, Any]:
         return {
             "model": self._model,
             "messages": messages,
-            "options": self._options,
+            "options": self._options(),
             # On a model that can think, leaving this out means true.
             "think": self._settings.think,
             "keep_alive": _KEEP_LOADED,
@@ -199,6 +177,14 @@ class OllamaJudge:
             "truncate": False,
             **more,
         }
+
+    def _window(self) -> str:
+        return f" (`judge.num_ctx` is {self._settings.num_ctx})"
+
+    def _refusal(self, error: ServerError) -> JudgeError:
+        if error.status == 404:
+            return JudgeUnavailable(f"{self._where} says: {error}. Run `ollama pull {self._model}`.")
+        return super()._refusal(error)
 
     async def _confirm(self) -> None:
         """Make sure that the reply that just came is by the model that the identity names.
@@ -227,23 +213,13 @@ class OllamaJudge:
             raise ServerError(f"whether the model is still the same could not be checked: {error}") from error
         version, digest = answer.version, models.get(_normalize(self._model))
         if (version, digest) != (self._version, self._digest):
-            before, now = (
-                f"{(digest or 'none')[:12]} on Ollama {version}"
-                for digest, version in ((self._digest, self._version), (digest, version))
-            )
             raise JudgeError(
-                f"The model `{self._model}` at {self._server.url} changed during judging (digest {before}; now {now}), "
-                "so the scores would be those of two judges. Judging again starts over with the new one."
+                f"The model `{self._model}` at {self._server.url} changed during judging (digest "
+                f"{(self._digest or 'none')[:12]} on Ollama {self._version}; now {(digest or 'none')[:12]} on Ollama "
+                f"{version}), so the scores would be those of two judges. Judging again starts over with the new one."
             )
 
-    def _find_problem(self, answer: _Chat) -> str | None:
-        """Return why an answer that came whole is not a whole reply."""
-        if not answer.done:
-            return "the server broke the reply off (`done` is false), as it does when a model repeats itself"
-        is_cut = answer.done_reason == "length"
-        return find_cut(answer.message.content or "", answer.message.thinking, is_cut=is_cut, settings=self._settings)
-
-    def _cut_prompt(self, question: Question, num_read: int) -> str | None:
+    def _find_cut_prompt(self, question: Question, num_read: int) -> str | None:
         """Return the failure of a prompt that the server cut to its context window although told not to, else None.
 
         Servers that know no `truncate` (before 0.12) fill the window with what is left of the prompt, or, as those that
@@ -258,22 +234,6 @@ class OllamaJudge:
             f"the question of {characters:,} characters does not fit: the server cut it and the judge read "
             f"{num_read:,} tokens of it (`judge.num_ctx` is {window:,})"
         )
-
-    def _judge_error(self, error: ServerError) -> str:
-        """Return what was wrong with one question, or raise what will be wrong with every one."""
-        text = str(error)
-        if error.status is None:
-            return text
-        if error.status == 404:
-            raise JudgeUnavailable(f"Ollama at {self._server.url} says: {text}. Run `ollama pull {self._model}`.")
-        if "exceeds the available context size" in text or "exceed_context_size" in text:
-            return f"{text} (`judge.num_ctx` is {self._settings.num_ctx})"
-        if error.status in (400, 401, 403, 405):
-            raise JudgeError(
-                f"Ollama at {self._server.url} refuses the question: {text} (status {error.status})."
-                f"{advise_on_refusal(text)}"
-            )
-        return f"the server failed: {text} (status {error.status})"
 
     async def _list_models(self) -> dict[str, str | None]:
         """Return the digest of each model that the server has, by its name."""
@@ -298,10 +258,9 @@ class OllamaJudge:
 
     async def _obtain_model(self) -> None:
         if not self._settings.pull:
-            names = sorted(await self._list_models())
-            known = ", ".join(f"`{name}`" for name in names[:8]) or "none"
+            known = quote_names(sorted(await self._list_models())[:8]) or "none"
             raise JudgeUnavailable(
-                f"Ollama at {self._server.url} does not have the model `{self._model}` (it has: {known}). "
+                f"{self._where} does not have the model `{self._model}` (it has: {known}). "
                 f"Run `ollama pull {self._model}`, or judge with `--pull`, or choose a model with `--model`."
             )
         await self._pull()
@@ -325,28 +284,15 @@ class OllamaJudge:
                         shown = percent
         except ServerError as error:
             raise JudgeUnavailable(
-                f"Ollama at {self._server.url} cannot pull `{self._model}`: {error}. Check the name at "
+                f"{self._where} cannot pull `{self._model}`: {error}. Check the name at "
                 "https://ollama.com/library and the server's network."
             ) from error
         # The stream may end without an error and without having finished.
         if status != "success":
             raise JudgeUnavailable(
-                f"Ollama at {self._server.url} stopped pulling `{self._model}` at '{shorten(status)}'. Run `ollama "
+                f"{self._where} stopped pulling `{self._model}` at '{shorten(status)}'. Run `ollama "
                 f"pull {self._model}`; it continues where it stopped."
             )
-
-    async def _load_model(self) -> None:
-        """Have the model loaded with the judge's own options, so that no question waits (and times out) for that."""
-        seconds = max(_LOAD_SECONDS, self._settings.timeout_seconds)
-        try:
-            await self._server.call("/api/chat", _Chat, self._build_chat([]), seconds=seconds, retry=False)
-        except ServerError as error:
-            # Servers that imitate Ollama may refuse an empty chat. Whatever is wrong, the first question meets it too.
-            logger.debug("loading the model ahead failed: %s", error)
-
-
-def _without_none(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _normalize(name: str) -> str:

@@ -2,18 +2,16 @@
 
 import logging
 import os
-import time
 from typing import Any
 
 import httpx
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply
+from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.rubrics import Question
-from hf_instruct.evaluation.server_judge import advise_on_refusal, find_cut
+from hf_instruct.evaluation.server_judge import ServerJudge
 from hf_instruct.redaction import redact
-from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, Server, ServerError, open_http, shorten
+from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, open_http, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class _Completion(Body):
     model: str | None = None
 
 
-class OpenAIJudge:
+class OpenAIJudge(ServerJudge):
     """A model behind `/v1/chat/completions`.
 
     Args:
@@ -62,12 +60,6 @@ class OpenAIJudge:
     """
 
     def __init__(self, settings: JudgeSection, *, delays: list[float] | None = None) -> None:
-        self._settings = settings
-        self._model = settings.model or ""
-        self._seed = settings.seed
-        self._takes_schema = True
-        # The model that replies name: a tag such as `gpt-4o` may stand for another one tomorrow.
-        self._answered_as: str | None = None
         base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or None
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not base_url:
@@ -77,8 +69,11 @@ class OpenAIJudge:
         headers = {header: value for header, name in _ACCOUNT_HEADERS.items() if (value := os.environ.get(name))}
         where = f"The judge's address `{redact(base_url)}`"
         http = open_http(httpx.AsyncClient, base_url or _OPENAI_URL, key=key or "EMPTY", where=where, **headers)
-        timeout, retries = settings.timeout_seconds, settings.retries
-        self._server = Server(http, timeout_seconds=timeout, retries=retries, delays=delays)
+        super().__init__(settings, http, name="The server", delays=delays)
+        self._model = settings.model or ""
+        self._takes_schema = True
+        # The model that replies name: a tag such as `gpt-4o` may stand for another one tomorrow.
+        self._answered_as: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return model, address and options; such a server tells neither digest nor version."""
@@ -100,22 +95,6 @@ class OpenAIJudge:
             },
         }
 
-    def reseed(self, seed: int | None) -> None:
-        """Ask with another seed from now on."""
-        self._seed = seed
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._server.aclose()
-
-    async def check(self) -> None:
-        """Check all that `prepare` does; nothing is loaded for it.
-
-        Raises:
-            JudgeUnavailable: The server does not answer, or has no such model, or several and none was named.
-        """
-        await self.prepare()
-
     async def prepare(self) -> None:
         """Check that the server answers, settle the model, and find out whether it takes a JSON schema.
 
@@ -134,41 +113,32 @@ class OpenAIJudge:
             raise self._useless(error) from error
         except ServerError as error:
             if error.status == 401:
-                raise self._refused(error) from error
+                raise self._refusal(error) from error
             # Some servers have no list of models, or one in a form of their own; the first question settles it.
             models = []
+        if not self._model and len(models) != 1:
+            known = f" It has: {quote_names(sorted(models)[:8])}." if models else ""
+            raise JudgeUnavailable(f"Name the model that {self._server.url} should judge with: `--model NAME`.{known}")
         if not self._model:
-            self._model = self._only_model(models)
+            self._model = models[0]
+            logger.info("judging with %s, the only model at %s", self._model, self._server.url)
         await self._probe_schema()
-
-    def _only_model(self, models: list[str]) -> str:
-        if len(models) == 1:
-            logger.info("judging with %s, the only model at %s", models[0], self._server.url)
-            return models[0]
-        known = f" It has: {', '.join(f'`{name}`' for name in sorted(models)[:8])}." if models else ""
-        raise JudgeUnavailable(f"Name the model that {self._server.url} should judge with: `--model NAME`.{known}")
 
     async def _probe_schema(self) -> None:
         """Ask one small question with a schema, and continue without schemas where the server refuses them."""
-        messages = [{"role": "user", "content": 'Reply with {"score": 0}.'}]
         try:
-            await self._complete(messages, _SCHEMA_PROBE)
+            await self._complete([{"role": "user", "content": 'Reply with {"score": 0}.'}], _SCHEMA_PROBE)
         except NoServer as error:
-            raise self._gone(error) from error
+            raise JudgeUnavailable(f"{self._where} no longer answers ({error}).") from error
         except NoAnswer:
-            # Slow, perhaps because it is loading the model; the questions will tell.
+            # Slow, perhaps because it is loading the model; the questions will show.
             return
         except ServerError as error:
             if error.status is None or error.status == 200:
                 raise self._useless(error) from error
-            if error.status == 404:
-                raise JudgeUnavailable(
-                    f"{self._server.url} has no model `{self._model}`, or no chat: {error}. Check `--model` and "
-                    "`--base-url`."
-                ) from error
             about_schema = any(word in str(error) for word in ("response_format", "schema", "json"))
             if error.status not in (400, 422) or not about_schema:
-                raise self._refused(error) from error
+                raise self._refusal(error) from error
             self._takes_schema = False
             logger.warning(
                 "%s does not take a JSON schema (%s); replies are read as text, and more of them may be unreadable.",
@@ -176,25 +146,24 @@ class OpenAIJudge:
                 error,
             )
 
-    async def ask(self, question: Question) -> Reply:
-        """Return the reply to one question.
-
-        Raises:
-            JudgeUnavailable: The server is gone, or no longer has the model.
-            JudgeError: The server refuses every question, or answers with another model than before.
-        """
-        start = time.monotonic()
-        failure, final, text = None, False, ""
-        try:
-            completion = await self._complete(question.messages, question.schema)
-            text, failure = self._read(completion)
-        except NoServer as error:
-            raise self._gone(error) from error
-        except ServerError as error:
-            failure, final = self._judge_error(error), error.status == 400
-        return Reply(text, time.monotonic() - start, failure, final)
+    async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
+        completion = await self._complete(question.messages, question.schema)
+        if not completion.choices:
+            return "", "the server's completion has no choices", False
+        message = completion.choices[0].message
+        text = message.content or ""
+        if message.refusal:
+            return text, f"the judge refused: {shorten(message.refusal)}", False
+        is_cut = completion.choices[0].finish_reason == "length"
+        return text, self._find_cut(text, message.reasoning_content or message.reasoning, is_cut=is_cut), False
 
     async def _complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> _Completion:
+        """Return the completion of a chat by the model that gave those before it.
+
+        Raises:
+            JudgeError: It names another model. Not compared is `system_fingerprint`: OpenAI's changes with how the same
+                model is served, many times a day.
+        """
         think = self._settings.think
         form = {"name": "verdict", "schema": schema, "strict": True}
         body = {
@@ -208,49 +177,14 @@ class OpenAIJudge:
         }
         sent = {name: value for name, value in body.items() if value is not None}
         completion = await self._server.call("chat/completions", _Completion, sent)
-        self._confirm(completion.model)
-        return completion
-
-    def _confirm(self, model: str | None) -> None:
-        """Make sure that a reply names the model that the replies before it did.
-
-        Not compared is `system_fingerprint`: OpenAI's changes with how the same model is served, many times a day.
-
-        Raises:
-            JudgeError: It names another.
-        """
-        self._answered_as = self._answered_as or model
-        if model and model != self._answered_as:
+        self._answered_as = self._answered_as or completion.model
+        if completion.model and completion.model != self._answered_as:
             raise JudgeError(
-                f"{self._server.url} answered as `{shorten(self._answered_as)}` before and now as `{shorten(model)}`, "
-                "so the scores would be those of two judges. Name one of them with `--model`, and judge again."
+                f"{self._server.url} answered as `{shorten(self._answered_as)}` before and now as "
+                f"`{shorten(completion.model)}`, so the scores would be those of two judges. Name one of them with "
+                "`--model`, and judge again."
             )
-
-    def _read(self, completion: _Completion) -> tuple[str, str | None]:
-        """Return the text of a completion, and why it is no whole reply."""
-        if not completion.choices:
-            return "", "the server's completion has no choices"
-        message = completion.choices[0].message
-        text = message.content or ""
-        if message.refusal:
-            return text, f"the judge refused: {shorten(message.refusal)}"
-        thinking = message.reasoning_content or message.reasoning
-        is_cut = completion.choices[0].finish_reason == "length"
-        return text, find_cut(text, thinking, is_cut=is_cut, settings=self._settings)
-
-    def _judge_error(self, error: ServerError) -> str:
-        """Return what was wrong with one question, or raise what will be wrong with every one."""
-        if error.status is None:
-            return str(error)
-        # Too long a question is one response's problem; anything else would be wrong with all of them.
-        if error.status == 400 and any(word in str(error) for word in ("context", "too long", "maximum")):
-            return f"the server refuses the question: {error} (status 400)"
-        if error.status in (400, 401, 403, 404):
-            raise self._refused(error)
-        return f"the server failed: {error} (status {error.status})"
-
-    def _gone(self, error: ServerError) -> JudgeUnavailable:
-        return JudgeUnavailable(f"The server at {self._server.url} no longer answers ({error}).")
+        return completion
 
     def _useless(self, error: ServerError) -> JudgeUnavailable:
         return JudgeUnavailable(
@@ -258,8 +192,9 @@ class OpenAIJudge:
             "with `--base-url` (it mostly ends in /v1)."
         )
 
-    def _refused(self, error: ServerError) -> JudgeError:
-        return JudgeError(
-            f"{self._server.url} refuses the question for the model `{self._model}`: {error} (status {error.status})."
-            f"{advise_on_refusal(str(error))}"
-        )
+    def _refusal(self, error: ServerError) -> JudgeError:
+        if error.status == 404:
+            return JudgeUnavailable(
+                f"{self._where} has no model `{self._model}`, or no chat: {error}. Check `--model` and `--base-url`."
+            )
+        return super()._refusal(error)

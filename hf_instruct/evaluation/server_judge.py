@@ -1,30 +1,121 @@
-"""What judges behind a server have in common."""
+"""What all judges behind a server do alike: ask, find replies that were cut off, and tell whose problem an error is."""
 
+import abc
 import json
 import re
+import time
+
+import httpx
 
 from hf_instruct.config import JudgeSection
+from hf_instruct.errors import JudgeError, JudgeUnavailable
+from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.servers import NoServer, Server, ServerError
+
+_TOO_LONG = re.compile(r"context|too long|maximum")
 
 
-def find_cut(text: str, thinking: str | None, *, is_cut: bool, settings: JudgeSection) -> str | None:
-    """Return why a reply that arrived holds no whole answer, or None.
+class ServerJudge(abc.ABC):
+    """A model behind a server.
 
     Args:
-        text: The reply.
-        thinking: What the model thought before it, where the server keeps that apart.
-        is_cut: Whether the reply reached the limit of tokens, which thinking counts towards.
-        settings: The limit and whether the judge was told to think.
+        settings: Model, options, timeout, retries.
+        http: The connection, from `open_http`.
+        name: What messages call the server, before its address.
+        delays: Seconds before each further try of a call that failed for a passing reason.
     """
-    only_thought = bool(thinking and thinking.strip()) and not text.strip()
-    if is_cut:
-        what = "the judge was still thinking when its reply was cut" if only_thought else "the reply was cut"
-        return f"{what} at {settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
-    if only_thought:
-        return (
-            f"the judge thought and then wrote no answer (`judge.think` is {json.dumps(settings.think)}; some models "
-            "take only `low`, `medium` or `high`)"
+
+    def __init__(
+        self, settings: JudgeSection, http: httpx.AsyncClient, *, name: str, delays: list[float] | None = None
+    ) -> None:
+        self._settings = settings
+        self._seed = settings.seed
+        self._server = Server(http, timeout_seconds=settings.timeout_seconds, retries=settings.retries, delays=delays)
+        self._where = f"{name} at {self._server.url}"
+
+    def reseed(self, seed: int | None) -> None:
+        """Ask with another seed afterwards."""
+        self._seed = seed
+
+    async def check(self) -> None:
+        """Check all that `prepare` does, unless a judge can do with less.
+
+        Raises:
+            JudgeUnavailable: The server does not answer, or lacks the model.
+        """
+        await self.prepare()
+
+    @abc.abstractmethod
+    async def prepare(self) -> None:
+        """Make sure that questions can be asked now.
+
+        Raises:
+            JudgeUnavailable: The server does not answer, or lacks the model.
+        """
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._server.aclose()
+
+    async def ask(self, question: Question) -> Reply:
+        """Return the reply to one question.
+
+        Raises:
+            JudgeUnavailable: The server is gone, or no longer has the model.
+            JudgeError: The server refuses every such question, or runs another model than before.
+        """
+        start = time.monotonic()
+        text, final = "", False
+        try:
+            text, failure, final = await self._ask(question)
+        except NoServer as error:
+            raise JudgeUnavailable(f"{self._where} no longer answers ({error}). Start it again.") from error
+        except ServerError as error:
+            failure, final = self._explain(error), error.status == 400
+        return Reply(text, time.monotonic() - start, failure, final)
+
+    @abc.abstractmethod
+    async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
+        """Return a reply's text, why it cannot count, and whether asking once more is pointless."""
+
+    def _explain(self, error: ServerError) -> str:
+        """Return what was wrong with one question, or raise what will be wrong with every one."""
+        text, status = str(error), error.status
+        if status is None:
+            return text
+        if status == 400 and _TOO_LONG.search(text):
+            return f"the question is too long: {text}{self._window()}"
+        if status in (400, 401, 403, 404, 405):
+            raise self._refusal(error)
+        return f"the server failed: {text} (status {status})"
+
+    def _window(self) -> str:
+        """Return which setting says how long a question may be, to follow in brackets; empty for none."""
+        return ""
+
+    def _refusal(self, error: ServerError) -> JudgeError:
+        return JudgeError(
+            f"{self._where} refuses the question: {error} (status {error.status}).{advise_on_refusal(str(error))}"
         )
-    return None
+
+    def _find_cut(self, text: str, thinking: str | None, *, is_cut: bool) -> str | None:
+        """Return why a reply that arrived holds no whole answer, or None.
+
+        Args:
+            text: The reply.
+            thinking: What the model thought before it, where the server keeps that apart.
+            is_cut: Whether the reply reached the limit of tokens, which thinking counts towards.
+        """
+        only_thought = bool(thinking and thinking.strip()) and not text.strip()
+        if is_cut:
+            what = "the judge was still thinking when its reply was cut" if only_thought else "the reply was cut"
+            return f"{what} at {self._settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
+        if only_thought:
+            think = json.dumps(self._settings.think)
+            hint = f"`judge.think` is {think}; some models take only `low`, `medium` or `high`"
+            return f"the judge thought and then wrote no answer ({hint})"
+        return None
 
 
 def advise_on_refusal(text: str) -> str:

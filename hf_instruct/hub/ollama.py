@@ -125,7 +125,7 @@ class OllamaServer:
 
     def __init__(self, base_url: str | None = None) -> None:
         self._http = open_ollama(httpx.Client, base_url)
-        self.url = shown_url(self._http)
+        self.url = shown_url(self._http.base_url)
 
     def check(self) -> str:
         """Return the server's version.
