@@ -75,7 +75,7 @@ class JudgeSection(_Section):
     """Who scores the answers, and how."""
 
     backend: Literal["auto", "ollama", "local", "openai"] = Field(
-        "auto", description="`auto` takes Ollama where a server answers, else `local`"
+        "auto", description="`ollama`, `local`, `openai`, or `auto`: Ollama where a server answers, else `local`"
     )
     model: str | None = Field(None, description="the judge's tag, Hub id or folder; each backend has a default")
     rubric: str = Field("course", description="`course`, `fenced`, `critique`, `five-point` or a YAML file")

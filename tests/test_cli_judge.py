@@ -263,6 +263,7 @@ def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.Capture
         (["{file}", "--judge.num_ctxt", "1"], "`judge.num_ctxt` is unknown. Did you mean `num_ctx`?"),
         (["{file}", "--data.source", "x"], "`--data.source` is not a setting of judging"),
         (["{file}", "--out", "{file}/x"], "Name another folder with `--out DIR`."),
+        (["{file}", "--judge", "gpt"], "`judge.backend` is 'gpt'; input should be 'auto', 'ollama', 'local' or"),
         (["{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),
         (
             ["{file}", "--judge", "ollama", "--base-url", "127.0.0.1:9"],
@@ -303,7 +304,6 @@ def test_rubric_that_fails_on_one_row_asks_nobody(file: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["{file}", "--judge", "gpt"], "invalid choice: 'gpt'"),
         (["{file}", "--pairwise", "--baseline", "x"], "--pairwise is now an action: `hf-instruct judge pairwise ...`"),
         (["--self-check"], "--self-check is now an action: `hf-instruct judge check ...`"),
         (["{file}", "--metrics-only"], "--metrics-only is now an action: `hf-instruct judge metrics ...`"),
@@ -329,4 +329,4 @@ def test_help_loads_no_heavy_library() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "[]"
-    assert "--rubric R" in answer.stdout
+    assert "--rubric" in answer.stdout

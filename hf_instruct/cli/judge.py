@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hf_instruct.cli.flags import add_field_flags
 from hf_instruct.console import align
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from hf_instruct.evaluation.pairwise import PairFiles
     from hf_instruct.run_folder import RunFolder
 
-_EXAMPLES = """\
+DESCRIPTION = "Put each response, with its task and its reference, to a language model that judges it."
+EPILOG = """\
 `hf-instruct judge ACTION --help` says more. `score` may be left out.
 
 examples:
@@ -40,73 +42,49 @@ class _Moved(argparse.Action):
         parser.error(f"{self.option_strings[0]} is now an action: `hf-instruct judge {self.const} ...`")
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "judge",
-        help="score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",
-        description="Put each response, with its task and its reference, to a language model that judges it.",
-        epilog=_EXAMPLES,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     parser.set_defaults(actions=("score", "pairwise", "check", "metrics"))
 
-    score = actions.add_parser("score", help="score each response (the default action)", allow_abbrev=False)
-    score.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
-    _add_judge_flags(score, _score, rubric=True)
-    score.add_argument("--repeats", metavar="K", type=int, help="judge K times with different seeds (default: 1)")
+    score = actions.add_parser("score", help="score each response (the default action)")
+    _add_source(score, _score)
+    add_field_flags(score, "judge", "rubric", "repeats")
+    _add_judge_flags(score)
     for flag, action in _MOVED.items():
         score.add_argument(flag, action=_Moved, nargs=0, const=action, help=argparse.SUPPRESS)
 
-    pairwise = actions.add_parser("pairwise", help="say which of two answers is better", allow_abbrev=False)
-    pairwise.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
+    pairwise = actions.add_parser("pairwise", help="say which of two answers is better, asked in both orders")
+    _add_source(pairwise, _pairwise)
     pairwise.add_argument(
         "--baseline", metavar="RUN_OR_FILE", type=Path, required=True, help="the answers to compare with"
     )
-    _add_judge_flags(pairwise, _pairwise)
+    _add_judge_flags(pairwise)
 
-    check = actions.add_parser("check", help="test the judge itself with answers of known worth", allow_abbrev=False)
-    check.add_argument(
-        "source", metavar="RUN_OR_FILE", type=Path, nargs="?", help="where examples come from (default: packaged ones)"
-    )
+    check = actions.add_parser("check", help="test the judge itself with answers of known worth")
+    _add_source(check, _check, nargs="?")
     check.add_argument("--limit", metavar="N", type=int, help="examples to use (default: 20)")
     check.add_argument("--strict", action="store_true", help="exit 1 when the judge fails")
-    _add_judge_flags(check, _check, rubric=True)
+    add_field_flags(check, "judge", "rubric")
+    _add_judge_flags(check)
 
-    metrics = actions.add_parser(
-        "metrics", help="only compare with the references, without a judge", allow_abbrev=False
-    )
-    metrics.add_argument("source", metavar="RUN_OR_FILE", type=Path, help="a run folder, or a file of responses")
-    _add_out_flag(metrics)
-    metrics.set_defaults(handler=_metrics)
+    _add_source(actions.add_parser("metrics", help="only compare with the references, without a judge"), _metrics)
 
 
-def _add_judge_flags(parser: argparse.ArgumentParser, handler: object, *, rubric: bool = False) -> None:
-    parser.add_argument(
-        "--judge",
-        dest="backend",
-        choices=("auto", "ollama", "local", "openai"),
-        help="who judges; `auto`: Ollama if it runs, else local",
-    )
-    parser.add_argument("--model", metavar="TAG", help="the judge's model: a tag of Ollama's, a Hub id, a folder")
-    if rubric:
-        parser.add_argument("--rubric", metavar="R", help="course, fenced, critique, five-point, or a YAML file")
-    parser.add_argument(
-        "--base-url", metavar="URL", help="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)"
-    )
-    parser.add_argument("--concurrency", metavar="N", type=int, help="calls under way at once")
-    parser.add_argument("--timeout-seconds", metavar="S", type=float, help="longest wait for one reply")
-    parser.add_argument("--pull", action="store_true", default=None, help="let Ollama download a model that it lacks")
+def _add_source(parser: argparse.ArgumentParser, handler: object, *, nargs: str | None = None) -> None:
+    what = "a run folder, or a file of responses" + (" (default: packaged examples)" if nargs else "")
+    parser.add_argument("source", metavar="RUN_OR_FILE", type=Path, nargs=nargs, help=what)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the results of a file go (default: beside it)")
+    parser.set_defaults(handler=handler)
+
+
+def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
+    fields = ("backend", "model", "base_url", "concurrency", "timeout_seconds")
+    add_field_flags(parser, "judge", *fields, switches=("pull",), renamed={"backend": "judge"})
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
     parser.add_argument("--force", action="store_true", help="judge again what is judged already")
-    _add_out_flag(parser)
     hint = "What was judged is kept; the same command without `--force` continues."
-    parser.set_defaults(handler=handler, takes_overrides=True, resume_hint=hint)
-
-
-def _add_out_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the results of a file go (default: beside it)")
+    parser.set_defaults(takes_overrides=True, resume_hint=hint)
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -275,15 +253,12 @@ def _open_run(options: argparse.Namespace) -> "RunFolder | None":
 
 def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of the `judge` section that the flags set."""
-    from hf_instruct.config import JudgeSection
     from hf_instruct.errors import ConfigError
 
     overrides = getattr(options, "overrides", {})
     if others := [f"`--{name}` is not a setting of judging" for name in overrides if not name.startswith("judge.")]:
         raise ConfigError.listing(others, "in the flags")
-    flags = {field: getattr(options, field, None) for field in JudgeSection.model_fields}
-    given = {field: value for field, value in flags.items() if value is not None}
-    return given | {dotted.removeprefix("judge."): value for dotted, value in overrides.items()}
+    return {name.removeprefix("judge."): value for name, value in overrides.items()}
 
 
 def _build_section(values: dict[str, Any]) -> "JudgeSection":
