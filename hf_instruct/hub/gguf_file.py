@@ -41,10 +41,12 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PRE_TOKENIZERS = {
-    "gpt-2": ["bytes by regex"],
-    "smollm": ["single digits", "bytes by regex"],
-    "llama-bpe": ["Llama 3's regex", "bytes"],
+# The steps that `tokenizer.json` names, by llama.cpp's name for them.
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [_BYTE_LEVEL],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
+    "llama-bpe": [{"type": "Split", "pattern": {"Regex": _LLAMA3_SPLIT}}, {**_BYTE_LEVEL, "use_regex": False}],
 }
 # Read back beside the run's own prompts.
 _TEXTS = ("In 1984, 3.14 * 2 = 6.28!", "  def f(x):\n\treturn x  # it's\n\n", "Grüße, 你好 🙂", "<|endoftext|>Hi")
@@ -97,7 +99,8 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
     writer.add_name(source.name)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_sizes(writer, source.model.config)
+    for key, value in _list_settings(source).items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
     _add_vocabulary(writer, source)
     for name, values, kind in _quantized_tensors(source.model, tensor_type):
         writer.add_tensor(name, values, raw_dtype=kind)
@@ -109,25 +112,33 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
         writer.close()
 
 
-def _add_sizes(writer: "gguf.GGUFWriter", config: "PretrainedConfig") -> None:
-    """Add the keys of the architecture, by which llama.cpp builds the model."""
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_head_count(config.num_attention_heads)
+def _list_settings(source: RunModel) -> dict[str, int | float]:
+    """Return the keys by which llama.cpp builds the model and ends an answer."""
+    config, tokenizer = source.model.config, source.tokenizer
+    sizes: dict[str, int | float] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "attention.head_count": config.num_attention_heads,
+    }
     if config.model_type == "gpt2":
-        writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-        return
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(_head_size(config))
-    if _head_size(config) * config.num_attention_heads != config.hidden_size:
-        writer.add_key_length(_head_size(config))
-        writer.add_value_length(_head_size(config))
+        sizes["feed_forward_length"] = config.n_inner or 4 * config.n_embd
+        sizes["attention.layer_norm_epsilon"] = float(config.layer_norm_epsilon)
+    else:
+        sizes["feed_forward_length"] = config.intermediate_size
+        sizes["attention.head_count_kv"] = config.num_key_value_heads
+        sizes["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
+        sizes["rope.freq_base"] = float(config.rope_parameters["rope_theta"])
+        sizes["rope.dimension_count"] = _head_size(config)
+        if _head_size(config) * config.num_attention_heads != config.hidden_size:
+            sizes |= {"attention.key_length": _head_size(config), "attention.value_length": _head_size(config)}
+    end = source.prompt_format.end_token_id(tokenizer)
+    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
+    # llama.cpp ends an answer at either.
+    ids["eot"] = None if end == tokenizer.eos_token_id else end
+    special = {f"tokenizer.ggml.{name}_token_id": token for name, token in ids.items() if token is not None}
+    return {f"{config.model_type}.{name}": value for name, value in sizes.items()} | special
 
 
 def _head_size(config: "PretrainedConfig") -> int:
@@ -139,7 +150,7 @@ def _rope_type(config: "PretrainedConfig") -> str:
 
 
 def _add_vocabulary(writer: "gguf.GGUFWriter", source: RunModel) -> None:
-    """Add tokens, their kinds, merges, special ids and the chat template."""
+    """Add tokens, their kinds, merges and the chat template."""
     tokenizer = source.tokenizer
     tokens, kinds = _list_tokens(tokenizer, source.model.config.vocab_size)
     writer.add_tokenizer_model("gpt2")
@@ -148,13 +159,6 @@ def _add_vocabulary(writer: "gguf.GGUFWriter", source: RunModel) -> None:
     writer.add_token_types(kinds)
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in merges])
-    end = source.prompt_format.end_token_id(tokenizer)
-    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    # llama.cpp ends an answer at either.
-    ids |= {"eot": end} if end != tokenizer.eos_token_id else {}
-    for name, token in ids.items():
-        if token is not None:
-            getattr(writer, f"add_{name}_token_id")(token)
     first = tokenizer("x")["input_ids"][:1]
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id])
     # A prompt that has ended has no response, whatever the tokenizer does by itself.
@@ -173,28 +177,19 @@ def name_pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     specification = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    pre = specification.get("pre_tokenizer") or {}
-    shape = [_describe_step(step) for step in pre.get("pretokenizers", [pre])]
-    if specification["model"].get("type") == "BPE" and not specification.get("normalizer"):
-        for name, expected in _PRE_TOKENIZERS.items():
-            if shape == expected:
+    kind, pre = specification["model"].get("type"), specification.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    if kind == "BPE" and not specification.get("normalizer"):
+        for name, known in _PRE_TOKENIZERS.items():
+            if len(steps) == len(known) and all(
+                {**step, **has} == step for step, has in zip(steps, known, strict=True)
+            ):
                 return name
     raise PublishError(
-        f"The model's tokenizer is a `{specification['model'].get('type')}` that cuts texts by {', '.join(shape)}. "
-        "GGUF is written here for byte-level BPE as GPT-2, SmolLM2 and Llama 3 have it. Use `--format merged`, and "
-        "llama.cpp's own converter on that folder."
+        f"The model's tokenizer is a `{kind}` that cuts texts by {[step.get('type') for step in steps]}. GGUF is "
+        "written here for byte-level BPE as GPT-2, SmolLM2 and Llama 3 have it. Use `--format merged`, and llama.cpp's "
+        "own converter on that folder."
     )
-
-
-def _describe_step(step: dict[str, Any]) -> str:
-    kind = step.get("type")
-    if kind == "ByteLevel" and not step.get("add_prefix_space"):
-        return "bytes by regex" if step.get("use_regex", True) else "bytes"
-    if kind == "Digits" and step.get("individual_digits"):
-        return "single digits"
-    if kind == "Split" and step.get("pattern", {}).get("Regex") == _LLAMA3_SPLIT:
-        return "Llama 3's regex"
-    return f"`{kind}`"
 
 
 def _list_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[str], list[int]]:
@@ -298,69 +293,42 @@ def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
     Raises:
         PublishError: It cannot be read back, or differs by more than its type explains.
     """
-    # Transformers draws a bar here that cannot be switched off.
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            differences = [*_compare_tokenizers(path, source), *_compare_keys(path, source)]
-            model = _load_gguf(path, source.model.config)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise PublishError(f"The GGUF file cannot be read back ({error}). Please report this.") from error
-    if differences:
-        raise PublishError(f"The GGUF file has {differences[0]}. It was not kept; please report this.")
-    return check_fidelity(model, source.reference, "The GGUF file", tensor_type=tensor_type)
-
-
-def _load_gguf(path: Path, config: "PretrainedConfig") -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    # The run's config, because Transformers does not read all of it: `_compare_keys` compares what the file has.
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, config=config, dtype=torch.float32
-    )
-    model.eval()
-    return model
+    config = source.model.config
+    try:
+        # Transformers draws a bar here that cannot be switched off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            differences = list(_list_differences(path, source))
+            # With the run's config, because Transformers does not read all of the file's.
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise PublishError(f"The GGUF file cannot be read back ({error}). Please report this.") from error
+    if differences:
+        raise PublishError(f"The GGUF file has {differences[0]}. It was not kept; please report this.")
+    return check_fidelity(model.eval(), source.reference, "The GGUF file", tensor_type=tensor_type)
 
 
-def _compare_keys(path: Path, source: RunModel) -> Iterator[str]:
-    """Yield where llama.cpp would build another model; the answers to ten short prompts hardly depend on some keys."""
-    from transformers.integrations.gguf.reader import read_gguf_metadata
-
-    keys, _ = read_gguf_metadata(str(path))
-    config, end = source.model.config, source.prompt_format.end_token_id(source.tokenizer)
-    known = {
-        "context_length": config.max_position_embeddings,
-        "block_count": config.num_hidden_layers,
-        "feed_forward_length": getattr(config, "intermediate_size", None) or config.n_inner or 4 * config.n_embd,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": getattr(config, "num_key_value_heads", None),
-        "attention.layer_norm_epsilon": getattr(config, "layer_norm_epsilon", None),
-        "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
-        "rope.freq_base": (getattr(config, "rope_parameters", None) or {}).get("rope_theta"),
-    }
-    expected = {f"{config.model_type}.{name}": value for name, value in known.items()}
-    expected["tokenizer.ggml.eot_token_id"] = None if end == source.tokenizer.eos_token_id else end
-    for name, value in expected.items():
-        # The file keeps fractions in float32.
-        if value is not None and not math.isclose(keys.get(name, math.nan), value, rel_tol=1e-6):
-            yield f"`{name}` {keys.get(name)}, and the run {value}"
-
-
-def _compare_tokenizers(path: Path, source: RunModel) -> Iterator[str]:
-    """Yield where the file cuts a text otherwise than the run's tokenizer, or has another end or chat template."""
+def _list_differences(path: Path, source: RunModel) -> Iterator[str]:
+    """Yield where the file cuts a text otherwise than the run's tokenizer, or has another setting or chat template."""
     from transformers import AutoTokenizer
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
     tokenizer, read = source.tokenizer, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # Several templates are not written.
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    pairs: list[tuple[str, Any, Any]] = [
-        ("bos_token", tokenizer.bos_token, read.bos_token),
-        ("eos_token", tokenizer.eos_token, read.eos_token),
-        ("chat_template", template, read.chat_template),
-    ]
+    pairs: list[tuple[str, Any, Any]] = [("chat_template", template, read.chat_template)]
     for text in (*_TEXTS, *map(tokenizer.decode, (ids for ids, _ in source.reference.rows))):
         ids, expected = (one(text, add_special_tokens=False)["input_ids"] for one in (read, tokenizer))
         pairs.append((f"tokens of {text!r}", expected, ids))
-    for name, expected, got in pairs:
-        if expected != got:
-            yield f"{got!r} as its {name}, and the run {expected!r}"
+    keys, _ = read_gguf_metadata(str(path))
+    for name, value in _list_settings(source).items():
+        # The file keeps fractions in float32.
+        got = value if math.isclose(value, keys.get(name, math.nan), rel_tol=1e-6) else keys.get(name)
+        pairs.append((name, value, got))
+    for name, value, got in pairs:
+        if value != got:
+            yield f"{got!r} as its {name}, and the run {value!r}"
