@@ -81,9 +81,9 @@ def answer_ours(
     from hf_instruct import generate_responses
 
     responses = generate_responses(model, tokenizer, examples, max_new_tokens=new_tokens)
-    if short := [row.id for row in responses if row.num_tokens != new_tokens]:
+    if short := [row["id"] for row in responses if row["num_tokens"] != new_tokens]:
         raise BenchmarkError(f"{len(short)} answers ended before {new_tokens} tokens; use other random weights.")
-    return [row.response for row in responses]
+    return list(responses["response"])
 
 
 def answer_batched(

@@ -104,9 +104,9 @@ def save_tokenizer(folder: Path, *, merges: int | None = None) -> None:
 
 def load_splits(data: str) -> "Splits":
     """Return the course's splits of a data file: of 1,100 examples the first 935 train, the next 110 test."""
-    from hf_instruct import load_examples, split_examples
+    from hf_instruct.data.splits import read_splits
 
-    return split_examples(load_examples(data))
+    return read_splits(data)
 
 
 def choose_training_examples(

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from hf_instruct.models import load_model
     from hf_instruct.pipeline import run
     from hf_instruct.prompts import PromptFormat
-    from hf_instruct.records import Example, Response, Splits
     from hf_instruct.run_folder import RunFolder
     from hf_instruct.training.fast.collators import PrefixSharingCollator
     from hf_instruct.training.finetune import train
@@ -24,13 +23,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Example",
     "InstructError",
     "PrefixSharingCollator",
     "PromptFormat",
-    "Response",
     "RunFolder",
-    "Splits",
     "compare_runs",
     "generate_responses",
     "judge_pairs",
@@ -47,13 +43,10 @@ __all__ = [
 
 # Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
-    "Example": "records",
     "InstructError": "errors",
     "PrefixSharingCollator": "training.fast.collators",
     "PromptFormat": "prompts",
-    "Response": "records",
     "RunFolder": "run_folder",
-    "Splits": "records",
     "compare_runs": "evaluation.comparison",
     "generate_responses": "generation.answers",
     "judge_pairs": "evaluation.pairwise",

@@ -7,10 +7,10 @@ asked in exactly the words it was trained on.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.errors import ConfigError, DataError, InstructError
 from hf_instruct.records import Example
@@ -310,8 +310,10 @@ class PromptFormat:
         messages = [{"role": role, "content": f"TURN{number}"} for number, role in enumerate(roles)]
         return "TURN0" in self.render_chat(tokenizer, messages)
 
-    def encode_example(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> tuple[list[int], list[int]]:
-        """Return the token ids of the prompt and of the completion.
+    def encode_example(
+        self, tokenizer: "PreTrainedTokenizerBase", example: Example | Mapping[str, Any]
+    ) -> tuple[list[int], list[int]]:
+        """Return the token ids of the prompt and of the completion of an example, as a row of a `Dataset` or our own.
 
         They are tokenized apart, so that training sees exactly the prompt ids that generation starts from: tokenized
         as one text, the last character of the prompt and the first of the completion could merge into one token.
@@ -319,6 +321,9 @@ class PromptFormat:
         Raises:
             DataError: The example cannot be written in this format; it is named.
         """
+        if isinstance(example, Mapping):
+            texts = (example.get(name) or "" for name in ("id", "instruction", "input", "output"))
+            example = Example(*texts)
         with _naming(example):
             prompt_ids = self.encode_prompt(tokenizer, example.instruction, example.input)
             (output,), is_marked = mark_texts(self._tokens(tokenizer).special, [example.output])

@@ -16,7 +16,7 @@ import tiny_models
 
 from hf_instruct.cli import chat as cli_chat
 from hf_instruct.cli.chat_terminal import TerminalChat, append_examples
-from hf_instruct.data.sources import load_examples
+from hf_instruct.data.sources import read_examples
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.chat_model import ChatModel
 from hf_instruct.generation.chat_settings import ChatSettings
@@ -165,7 +165,7 @@ def test_save_appends_what_data_check_accepts(
     session.handle(f"/save {path}")
     session.conversation.turns.append(Turn("Three?", "Drei."))
     session.handle(f"/save {path}")
-    rows = load_examples(str(path))
+    rows = read_examples(str(path))
     assert [(row.instruction, row.input, row.output) for row in rows] == [
         ("Old?", "", "Yes."),
         ("One?", "", "Eins\n\x1b ü."),

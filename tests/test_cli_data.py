@@ -108,10 +108,10 @@ def test_the_defaults_are_those_of_a_run() -> None:
     import inspect
 
     from hf_instruct.config import DataSection
-    from hf_instruct.data.splits import split_examples
+    from hf_instruct.data.splits import split_rows
 
     section = DataSection()
-    parameters = inspect.signature(split_examples).parameters
+    parameters = inspect.signature(split_rows).parameters
     for name in ("split", "train_fraction", "test_fraction", "validation_fraction", "seed"):
         assert parameters[name].default == getattr(section, name)
 

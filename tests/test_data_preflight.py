@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from hf_instruct.data import near_duplicates
 from hf_instruct.data.near_duplicates import METHOD, find_near_duplicates
 from hf_instruct.data.preflight import build_preflight, refuse_leaks
-from hf_instruct.data.sources import load_examples
-from hf_instruct.data.splits import split_examples
+from hf_instruct.data.sources import read_examples
+from hf_instruct.data.splits import split_rows
 from hf_instruct.data.tables import advise, format_findings, format_table
 from hf_instruct.data.tokens import TokenCounter
 from hf_instruct.errors import DataError
@@ -28,7 +28,7 @@ VALIDATION = [Example("6", "b", "i", "v")]
 
 
 def course_splits(course_file: Path, **settings: object) -> Splits:
-    return split_examples(load_examples(str(course_file)), **settings)  # type: ignore[arg-type]
+    return split_rows(read_examples(str(course_file)), **settings)  # type: ignore[arg-type]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -12,7 +12,8 @@ from datasets import Dataset, DatasetDict
 
 from hf_instruct.data.download import COURSE_SHA256, load_course_data
 from hf_instruct.data.readers import convert_dataset
-from hf_instruct.data.sources import _advise_on_hub, collect_examples, load_examples
+from hf_instruct.data.sources import _advise_on_hub, collect_examples, load_examples, read_examples
+from hf_instruct.data.splits import read_splits, split_examples
 from hf_instruct.errors import DataError
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(5)]
@@ -70,12 +71,12 @@ def write_rows(name: str, rows: object = ROWS) -> str:
 
 def error_of(source: object, **options: object) -> str:
     with pytest.raises(DataError) as caught:
-        load_examples(source, **options)  # type: ignore[arg-type]
+        read_examples(source, **options)  # type: ignore[arg-type]
     return str(caught.value)
 
 
 def test_the_courses_file(course_file: Path) -> None:
-    examples = load_examples(str(course_file))
+    examples = read_examples(str(course_file))
     assert len(examples) == len({example.id for example in examples}) == 1100
     assert examples[50].input == "Ocassion"
     assert examples[999].instruction == "What is an antonym of 'complicated'?"
@@ -83,13 +84,13 @@ def test_the_courses_file(course_file: Path) -> None:
 
 
 def test_the_courses_responses_keep_the_ids_of_their_examples(course_file: Path, course_responses_file: Path) -> None:
-    answered = load_examples(str(course_responses_file))
-    assert answered == load_examples(str(course_file))[935:1045]
+    answered = read_examples(str(course_responses_file))
+    assert answered == read_examples(str(course_file))[935:1045]
 
 
 def test_a_local_file_with_a_map_and_a_limit() -> None:
     Path("qa.csv").write_text("question,answer\nWho?,Me.\nWhat?,It.\n")
-    examples = load_examples("qa.csv", map={"instruction": "question", "output": "answer"}, limit=1)
+    examples = read_examples("qa.csv", map={"instruction": "question", "output": "answer"}, limit=1)
     assert [(e.instruction, e.input, e.output) for e in examples] == [("Who?", "", "Me.")]
 
 
@@ -106,7 +107,7 @@ def test_faults_are_one_error() -> None:
 def test_notices_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     write_rows("more.json", [{**ROWS[0], "model_response": "x"}])
     with caplog.at_level(logging.INFO, "hf_instruct"):
-        load_examples("more.json")
+        read_examples("more.json")
     assert caplog.messages == ["`more.json`: columns not used: `model_response`."]
 
 
@@ -203,24 +204,34 @@ def test_a_limit_spares_the_rest_of_a_dataset() -> None:
 def test_a_dataset_or_a_path_is_a_source() -> None:
     import datasets
 
-    examples = load_examples(write_rows("mine.json"))
-    assert load_examples(Path("mine.json")) == examples
+    examples = read_examples(write_rows("mine.json"))
+    assert read_examples(Path("mine.json")) == examples
     dataset = datasets.Dataset.from_list(ROWS)
-    assert load_examples(dataset) == examples
-    assert load_examples(dataset.rename_column("output", "a"), map={"output": "a"}, limit=2) == examples[:2]
+    assert read_examples(dataset) == examples
+    assert read_examples(dataset.rename_column("output", "a"), map={"output": "a"}, limit=2) == examples[:2]
     # What comes out of it goes in again.
     again = datasets.Dataset.from_list([dataclasses.asdict(example) for example in examples])
-    assert load_examples(again) == examples
+    assert read_examples(again) == examples
     assert error_of(datasets.Dataset.from_list([*ROWS, {"instruction": "a"}])).splitlines() == [
         "1 problem in `dataset`:",
         "  - `dataset` row 5, `output` is null; write the output, or delete the row",
     ]
     assert error_of(dataset, revision="main").startswith("`revision` applies to a dataset on the Hub; `dataset` is")
-    for other, name in ((ROWS, "list"), (datasets.DatasetDict(train=dataset), "DatasetDict")):
-        assert error_of(other) == (
-            f"The source is a `{name}`; it should be a name, a file or a `datasets.Dataset`. Take one split of a "
-            "`DatasetDict`; `Dataset.from_list` makes a dataset of rows."
-        )
+    for other, name in ((42, "int"), (datasets.DatasetDict(train=dataset), "DatasetDict")):
+        assert f"The source is a `{name}`; it should be" in error_of(other)
+
+
+def test_the_public_door_takes_and_gives_datasets() -> None:
+    rows = [{"instruction": f"Say {n}.", "output": str(n), "category": None} for n in range(40)]
+    dataset = load_examples(rows)
+    assert dataset.column_names == ["id", "instruction", "input", "output", "category"]
+    assert {str(dataset.features[name].dtype) for name in dataset.column_names} == {"string"}
+    assert dataset.to_list() == [dataclasses.asdict(example) for example in read_examples(rows)]
+    splits = split_examples(rows)
+    assert splits.num_rows == {"train": 34, "test": 4, "validation": 2}
+    assert read_splits(splits) == read_splits(rows) == read_splits({name: splits[name].to_list() for name in splits})
+    with pytest.raises(DataError, match="has a split `dev`; the splits are `train`, `test`, `validation`"):
+        read_splits({"train": rows, "dev": rows})
 
 
 def test_the_download_is_checked_and_kept(server: HTTPServer, online: None, tmp_path: Path) -> None:
@@ -291,7 +302,7 @@ def test_offline_the_course_data_comes_from_the_cache_only(course_file: Path, tm
     )
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "instruction-data.json").write_bytes(course_file.read_bytes())
-    assert load_examples() == load_examples(str(course_file))
+    assert read_examples("instruction-data") == read_examples(str(course_file))
 
 
 def test_saved_datasets_are_read(tmp_path: Path) -> None:
@@ -299,11 +310,11 @@ def test_saved_datasets_are_read(tmp_path: Path) -> None:
     other = [{"instruction": "c", "input": "", "output": "d"}]
     Dataset.from_list(rows).save_to_disk(tmp_path / "one")
     DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list(other)).save_to_disk(tmp_path / "two")
-    assert [example.output for example in load_examples(tmp_path / "one")] == ["b"]
-    assert [example.output for example in load_examples(tmp_path / "two")] == ["b"]
-    assert [example.output for example in load_examples(tmp_path / "two", hub_split="test")] == ["d"]
+    assert [example.output for example in read_examples(tmp_path / "one")] == ["b"]
+    assert [example.output for example in read_examples(tmp_path / "two")] == ["b"]
+    assert [example.output for example in read_examples(tmp_path / "two", hub_split="test")] == ["d"]
     with pytest.raises(DataError, match="has no split `all`; it has `train`, `test`"):
-        load_examples(tmp_path / "two", hub_split="all")
+        read_examples(tmp_path / "two", hub_split="all")
 
 
 @pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
@@ -312,4 +323,4 @@ def test_torn_saved_datasets_are_refused(file: str, content: bytes, tmp_path: Pa
     Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}]).save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / file).write_bytes(content)
     with pytest.raises(DataError, match="cannot be read as a saved dataset"):
-        load_examples(tmp_path / "saved")
+        read_examples(tmp_path / "saved")

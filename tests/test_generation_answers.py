@@ -5,7 +5,7 @@ import tiny_models
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation import answers, batches
-from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.answers import answer_examples, generate_responses
 from hf_instruct.generation.batches import choose_batch_size
 from hf_instruct.records import Example, Response
 
@@ -21,40 +21,49 @@ def tiny(tiny_gpt2: Path):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_the_batch_size_changes_nothing_and_order_is_kept(tiny, batch_size: int) -> None:
-    alone = [generate_responses(*tiny, [example], max_new_tokens=8)[0] for example in EXAMPLES]
-    assert generate_responses(*tiny, EXAMPLES, max_new_tokens=8, batch_size=batch_size) == alone
+    alone = [answer_examples(*tiny, [example], max_new_tokens=8)[0] for example in EXAMPLES]
+    assert answer_examples(*tiny, EXAMPLES, max_new_tokens=8, batch_size=batch_size) == alone
     assert len({response.response for response in alone}) == len(alone)
     assert [response.id for response in alone] == ["e0", "e1", "e2", "e3", "e4"]
 
 
 def test_a_response_carries_its_example(tiny) -> None:
-    (response,) = generate_responses(*tiny, EXAMPLES[:1], max_new_tokens=4)
+    (response,) = answer_examples(*tiny, EXAMPLES[:1], max_new_tokens=4)
     assert response == Response("e0", "Say word word word ", "", "out 0", response.response, "facts", False, 4)
 
 
 def test_batches_go_longest_first(tiny) -> None:
     batches: list[list[str]] = []
-    generate_responses(
+    answer_examples(
         *tiny, EXAMPLES, max_new_tokens=1, batch_size=2, on_batch=lambda rows: batches.append([row.id for row in rows])
     )
     assert batches == [["e1", "e4"], ["e3", "e0"], ["e2"]]
 
 
+def test_mappings_come_back_as_a_dataset(tiny) -> None:
+    rows = [{"instruction": example.instruction, "output": example.output, "id": example.id} for example in EXAMPLES]
+    dataset = generate_responses(*tiny, rows, max_new_tokens=8)
+    expected = answer_examples(*tiny, EXAMPLES, max_new_tokens=8)
+    assert dataset["id"] == [row.id for row in expected]
+    assert dataset["response"] == [row.response for row in expected]
+    assert dataset.features["reference_nll"].dtype == "float64"
+
+
 def test_nothing_to_answer(tiny) -> None:
-    assert generate_responses(*tiny, []) == []
+    assert answer_examples(*tiny, []) == []
 
 
 def test_prompts_that_do_not_fit_are_refused(tiny) -> None:
     long = [Example("long", "word " * 250, "", "o"), *EXAMPLES]
     with pytest.raises(DataError) as caught:
-        generate_responses(*tiny, long, prompt_format="phi3", max_new_tokens=200)
+        answer_examples(*tiny, long, prompt_format="phi3", max_new_tokens=200)
     assert caught.value.summary == (
         "1 of 6 prompts with `generate.max_new_tokens` 200 do not fit the model's 256 positions. Lower "
         "`generate.max_new_tokens`, or shorten or drop these rows:"
     )
     assert caught.value.problems[0].startswith("example `long`: 2")
     with pytest.raises(DataError, match=r"6 of 6 prompts with `generate.max_new_tokens` 256 do not fit") as caught:
-        generate_responses(*tiny, long, max_new_tokens=256)
+        answer_examples(*tiny, long, max_new_tokens=256)
     assert caught.value.problems[5] == "and 1 more"
 
 
@@ -62,23 +71,23 @@ def test_a_prompt_that_fits_exactly_is_answered(tiny) -> None:
     from hf_instruct.prompts import PromptFormat
 
     room = 256 - len(PromptFormat.from_name("alpaca").encode_prompt(tiny[1], EXAMPLES[1].instruction))
-    (response,) = generate_responses(*tiny, EXAMPLES[1:2], max_new_tokens=room)
+    (response,) = answer_examples(*tiny, EXAMPLES[1:2], max_new_tokens=room)
     assert response.stopped or response.num_tokens == room
     with pytest.raises(DataError):
-        generate_responses(*tiny, EXAMPLES[1:2], max_new_tokens=room + 1)
+        answer_examples(*tiny, EXAMPLES[1:2], max_new_tokens=room + 1)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": -1.0, "do_sample": True}, {"num_return_sequences": 2}])
 def test_settings_that_transformers_refuses(tiny, settings: dict) -> None:
     with pytest.raises(ConfigError, match="The `generate` section is refused by Transformers:\n  - "):
-        generate_responses(*tiny, EXAMPLES[:1], max_new_tokens=2, **settings)
+        answer_examples(*tiny, EXAMPLES[:1], max_new_tokens=2, **settings)
 
 
 def test_an_unknown_format(tiny) -> None:
     with pytest.raises(ConfigError, match="Unknown prompt format `nope`"):
-        generate_responses(*tiny, EXAMPLES, prompt_format="nope")
+        answer_examples(*tiny, EXAMPLES, prompt_format="nope")
     with pytest.raises(ConfigError, match="needs a tokenizer with a chat template"):
-        generate_responses(*tiny, EXAMPLES, prompt_format="chat")
+        answer_examples(*tiny, EXAMPLES, prompt_format="chat")
 
 
 GREEDY = {"max_new_tokens": 100, "generation": {}}
@@ -125,11 +134,11 @@ def out_of_memory_above(most: int, sizes: list[int], monkeypatch: pytest.MonkeyP
 
 
 def test_a_batch_that_does_not_fit_is_halved(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = generate_responses(*tiny, EXAMPLES, max_new_tokens=4)
+    expected = answer_examples(*tiny, EXAMPLES, max_new_tokens=4)
     sizes: list[int] = []
     out_of_memory_above(2, sizes, monkeypatch)
     rows: list[str] = []
-    found = generate_responses(
+    found = answer_examples(
         *tiny, EXAMPLES, max_new_tokens=4, on_batch=lambda batch: rows.extend(row.id for row in batch)
     )
     assert found == expected
@@ -141,10 +150,10 @@ def test_memory_that_runs_out_is_an_error_where_nothing_is_left_to_try(tiny, mon
     sizes: list[int] = []
     out_of_memory_above(0, sizes, monkeypatch)
     with pytest.raises(ConfigError, match=r"ran out of memory with 1 prompts at once. Lower `generate.max_new_tokens`"):
-        generate_responses(*tiny, EXAMPLES, max_new_tokens=4)
+        answer_examples(*tiny, EXAMPLES, max_new_tokens=4)
     assert sizes == [5, 2, 1]
     with pytest.raises(ConfigError, match=r"with 3 prompts at once. Lower `generate.batch_size` \(3\) or leave it out"):
-        generate_responses(*tiny, EXAMPLES, max_new_tokens=4, batch_size=3)
+        answer_examples(*tiny, EXAMPLES, max_new_tokens=4, batch_size=3)
 
 
 def test_an_error_of_another_kind_is_not_about_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,4 +162,4 @@ def test_an_error_of_another_kind_is_not_about_memory(tiny, monkeypatch: pytest.
 
     monkeypatch.setattr(answers, "generate_completions", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        generate_responses(*tiny, EXAMPLES, max_new_tokens=4)
+        answer_examples(*tiny, EXAMPLES, max_new_tokens=4)

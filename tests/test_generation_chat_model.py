@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 
 from hf_instruct.errors import ConfigError, RunError
-from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.chat_model import ChatModel
 from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.generation.conversation import Conversation
@@ -51,7 +51,7 @@ def test_loading_an_adapter(tmp_path: Path, tiny_llama: Path) -> None:
     assert answers[0] != answers[1]
     assert (
         answers[0]
-        == generate_responses(tuned.model, tuned.tokenizer, [Example("x", "Name a color.", "", "")], max_new_tokens=6)[
+        == answer_examples(tuned.model, tuned.tokenizer, [Example("x", "Name a color.", "", "")], max_new_tokens=6)[
             0
         ].response
     )

@@ -11,7 +11,7 @@ import tiny_models
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation import chat_model
-from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.chat_model import ChatModel
 from hf_instruct.generation.chat_settings import ChatSettings
 from hf_instruct.generation.conversation import Conversation, Turn, build_examples
@@ -52,7 +52,7 @@ def test_pieces_join_to_the_answer_of_generate(name: str, question: str, request
     model = request.getfixturevalue(name)
     conversation = Conversation(model, settings=ChatSettings(max_new_tokens=24))
     pieces = list(conversation.stream(question))
-    expected = generate_responses(
+    expected = answer_examples(
         model.model,
         model.tokenizer,
         [Example("x", question, "", "")],
@@ -177,7 +177,7 @@ def test_line_ends_become_plain() -> None:
 
 
 def test_stop_keeps_what_was_written(alone: ChatModel) -> None:
-    whole = generate_responses(alone.model, alone.tokenizer, [Example("x", "Go on.", "", "")], max_new_tokens=100)[0]
+    whole = answer_examples(alone.model, alone.tokenizer, [Example("x", "Go on.", "", "")], max_new_tokens=100)[0]
     conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=100))
     stream = conversation.stream("Go on.")
     pieces = [next(stream), next(stream)]

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, MistralConfig, PreTrainedModel
 
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation import decoding_loop
-from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.decoding import Completion, generate_completions
 from hf_instruct.generation.decoding_loop import decode_greedily, decodes_greedily
 from hf_instruct.records import Example
@@ -329,7 +329,7 @@ def test_every_field_of_generation_is_tried_or_refused() -> None:
 def test_a_field_that_would_depend_on_the_batch_is_refused(gpt2, name: str, value) -> None:
     example = Example("1", "Name a color.", "", "Red.")
     with pytest.raises(ConfigError, match=f"`generate.{name}` is not for you to set"):
-        generate_responses(*gpt2, [example], max_new_tokens=2, **{name: value})
+        answer_examples(*gpt2, [example], max_new_tokens=2, **{name: value})
 
 
 def test_a_penalty_counts(gpt2) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from hf_instruct.config import build_experiment
 from hf_instruct.generation import references
-from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.references import measure_references
 from hf_instruct.generation.stage import answer
 from hf_instruct.prompts import PromptFormat
@@ -132,7 +132,7 @@ def test_a_reference_that_does_not_fit_has_no_loss(tiny) -> None:
     found = measure_references(model, tokenizer, [longer, fits], prompt_format=ALPACA)
     assert found[0] is None
     assert found[1].tokens == 256 - len(prompt)
-    (response,) = generate_responses(model, tokenizer, [longer], max_new_tokens=1, reference_loss=True)
+    (response,) = answer_examples(model, tokenizer, [longer], max_new_tokens=1, reference_loss=True)
     assert (response.reference_nll, response.reference_tokens) == (None, None)
 
 
@@ -158,14 +158,12 @@ def test_a_template_without_a_prompt_before_the_completion(tiny) -> None:
 
 
 def test_responses_carry_it_when_asked(tiny) -> None:
-    asked = generate_responses(*tiny, EXAMPLES, max_new_tokens=2, reference_loss=True)
+    asked = answer_examples(*tiny, EXAMPLES, max_new_tokens=2, reference_loss=True)
     losses = measure_references(*tiny, EXAMPLES, prompt_format=ALPACA)
     assert [(row.reference_nll, row.reference_tokens) for row in asked] == losses
     for batch_size in (1, 4):
-        assert (
-            generate_responses(*tiny, EXAMPLES, max_new_tokens=2, reference_loss=True, batch_size=batch_size) == asked
-        )
-    plain = generate_responses(*tiny, EXAMPLES, max_new_tokens=2)
+        assert answer_examples(*tiny, EXAMPLES, max_new_tokens=2, reference_loss=True, batch_size=batch_size) == asked
+    plain = answer_examples(*tiny, EXAMPLES, max_new_tokens=2)
     assert {row.reference_nll for row in plain} == {None}
     assert [row.response for row in plain] == [row.response for row in asked]
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from hf_instruct.cli.main import main
 from hf_instruct.errors import PublishError
-from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.answers import answer_examples
 from hf_instruct.hub.serving import build_snippet, fit_answer, prepare_served_model
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
@@ -120,7 +120,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
         process.kill()
         process.wait()
     loaded, tokenizer = load_model(str(tuned))
-    expected = generate_responses(loaded, tokenizer, [Example("e", question, "", "")], max_new_tokens=16)[0]
+    expected = answer_examples(loaded, tokenizer, [Example("e", question, "", "")], max_new_tokens=16)[0]
     assert (answer.choices[0].message.content or "").strip() == expected.response != ""
     prompt = PromptFormat.from_name("alpaca").encode_prompt(tokenizer, question)
     assert answer.usage is not None

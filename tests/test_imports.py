@@ -17,13 +17,10 @@ LAYERS = ["cli", "ui", "sweeping", "pipeline", "hub", "reporting", "evaluation",
 DOORS = {"cli", "sweeping", "pipeline"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
-    "Example",
     "InstructError",
     "PrefixSharingCollator",
     "PromptFormat",
-    "Response",
     "RunFolder",
-    "Splits",
     "compare_runs",
     "generate_responses",
     "judge_pairs",

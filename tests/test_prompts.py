@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.generation.answers import generate_responses
+from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -215,7 +215,7 @@ def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name:
     end = prompt_format.end_token_id(tokenizer)
 
     answering, sampling = CapturedModel(model), CapturedModel(model)
-    generate_responses(answering, tokenizer, EXAMPLES, prompt_format=prompt_format, batch_size=1, max_new_tokens=1)
+    answer_examples(answering, tokenizer, EXAMPLES, prompt_format=prompt_format, batch_size=1, max_new_tokens=1)
     _build_sampler(sampling, tokenizer, EXAMPLES, prompt_format)()
     longest_first = sorted(range(len(EXAMPLES)), key=lambda index: -len(sampling.prompts[index]))
     assert answering.prompts == [sampling.prompts[index] for index in longest_first]
@@ -279,13 +279,13 @@ def test_a_run_keeps_the_prompt_it_began_with(tiny_llama: Path, tmp_path: Path, 
     tokenizer.save_pretrained(base)
     rows = [{"instruction": e.instruction, "output": e.output} for e in tiny_models.tiny_examples(20)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    answered, generate = [], stage.generate_responses
+    answered, generate = [], stage.answer_examples
 
     def keep_prompt(model, tokenizer, examples, *, prompt_format, **options):
         answered.append(prompt_format.encode_prompt(tokenizer, "Go."))
         return generate(model, tokenizer, examples, prompt_format=prompt_format, **options)
 
-    monkeypatch.setattr(stage, "generate_responses", keep_prompt)
+    monkeypatch.setattr(stage, "answer_examples", keep_prompt)
     experiment = {
         "data": {"source": str(tmp_path / "rows.json"), "prompt_format": "chat"},
         "model": {"name": base},

@@ -261,7 +261,7 @@ def append_examples(path: Path, examples: "list[Example]") -> int:
     Raises:
         DataError: The file is no file of examples, or cannot be written.
     """
-    from hf_instruct.data.sources import load_examples
+    from hf_instruct.data.sources import read_examples
     from hf_instruct.generation.conversation import format_examples
     from hf_instruct.records import build_example_id, write_text
 
@@ -269,7 +269,7 @@ def append_examples(path: Path, examples: "list[Example]") -> int:
         raise DataError(f"`{path}` should end in `.jsonl`: examples are saved as JSON Lines.")
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        there = load_examples(str(path)) if text.strip() else []
+        there = read_examples(str(path)) if text.strip() else []
         known = {build_example_id(row.instruction, row.input, row.output) for row in there}
         lines = format_examples([row for row in examples if row.id not in known])
         if lines:

@@ -199,14 +199,14 @@ def _check(options: argparse.Namespace) -> None:
 
 def _split(options: argparse.Namespace, examples: "list[Example]") -> "tuple[Splits, str | None]":
     """Return the examples as a run would split them, or all in one and the reason where they are too few for that."""
-    from hf_instruct.data.splits import split_examples
+    from hf_instruct.data.splits import split_rows
     from hf_instruct.errors import DataError
     from hf_instruct.records import Splits
 
     names = ("split", "train_fraction", "test_fraction", "validation_fraction", "seed")
     told = {name: value for name in names if (value := getattr(options, name)) is not None}
     try:
-        return split_examples(examples, **told), None
+        return split_rows(examples, **told), None
     except DataError as error:
         if told or options.strict:
             raise
@@ -277,11 +277,11 @@ def _print_summary(source: str, examples: "list[Example]") -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from hf_instruct.data.sources import load_examples
+    from hf_instruct.data.sources import read_examples
     from hf_instruct.errors import DataError
 
     prompt_format, tokenizer = _load_format(options)
-    examples = load_examples(options.source, **_source_options(options))
+    examples = read_examples(options.source, **_source_options(options))
     if options.number >= len(examples):
         raise DataError(
             f"`{options.source}` has no example {options.number:,}; it has {len(examples):,}, counted from 0 to "
@@ -304,11 +304,11 @@ def _show(options: argparse.Namespace) -> None:
 
 def _stats(options: argparse.Namespace) -> None:
     from hf_instruct.data.checks import shorten
-    from hf_instruct.data.sources import load_examples
+    from hf_instruct.data.sources import read_examples
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
 
     prompt_format, tokenizer = _load_format(options)
-    examples = load_examples(options.source, **_source_options(options))
+    examples = read_examples(options.source, **_source_options(options))
     encode = None if tokenizer is None else partial(prompt_format.encode_example, tokenizer)
     result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)

@@ -165,8 +165,8 @@ def _name_answers(path: Path, *, seen_from: Path) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from hf_instruct.data.sources import EVERYDAY, load_examples
-    from hf_instruct.data.splits import split_examples
+    from hf_instruct.data.sources import EVERYDAY, read_examples
+    from hf_instruct.data.splits import split_rows
     from hf_instruct.errors import JudgeError
     from hf_instruct.evaluation.judgment_files import choose_files
     from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
@@ -176,9 +176,9 @@ def _check(options: argparse.Namespace) -> None:
     if run:
         examples = run.read_split("test")
     elif options.source:
-        examples = load_examples(str(options.source))
+        examples = read_examples(str(options.source))
     else:
-        examples = split_examples(load_examples(EVERYDAY)).test
+        examples = split_rows(read_examples(EVERYDAY)).test
     section = _build_section(run.load_judge_settings(given) if run else given)
     out = run.path if run else None
     if not run and (options.source or options.out):

@@ -114,7 +114,7 @@ def parse_json(content: bytes, file: str) -> RawTable:
             remedy = f"save the list under its key `{shorten(lists[0])}` as a file of its own"
         problem = f"holds {describe_type(value)} where a list of rows is due"
         return RawTable(file, [], [], [*faults, Fault(file, None, None, problem, remedy)])
-    return _collect(file, ((f"row {number}", row) for number, row in enumerate(value)), faults)
+    return collect_rows(file, ((f"row {number}", row) for number, row in enumerate(value)), faults)
 
 
 def parse_jsonl(content: bytes, file: str) -> RawTable:
@@ -134,7 +134,7 @@ def parse_jsonl(content: bytes, file: str) -> RawTable:
             faults.append(Fault(file, f"line {number}", None, problem, "each line is one whole object; mend the line"))
         except RecursionError:
             faults.append(Fault(file, f"line {number}", None, *_TOO_DEEP))
-    return _collect(file, values, faults)
+    return collect_rows(file, values, faults)
 
 
 def parse_csv(content: bytes, file: str) -> RawTable:
@@ -267,7 +267,7 @@ def _parse_integer(digits: str) -> int | float:
 _loads = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_parse_integer).decode
 
 
-def _collect(file: str, values: Iterable[tuple[str, Any]], faults: list[Fault]) -> RawTable:
+def collect_rows(file: str, values: Iterable[tuple[str, Any]], faults: list[Fault]) -> RawTable:
     """Return the values that are objects as rows, and the others as faults."""
     rows: list[RawRow] = []
     columns: dict[str, None] = {}

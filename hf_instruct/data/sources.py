@@ -5,7 +5,7 @@ import difflib
 import importlib.resources
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,13 @@ from hf_instruct.data.checks import (
     raise_faults,
     shorten,
 )
+from hf_instruct.data.datasets import build_dataset
 from hf_instruct.data.download import load_course_data
 from hf_instruct.data.readers import (
     SAVED_DATASET,
     SUFFIX_LIST,
     SUFFIXES,
+    collect_rows,
     convert_dataset,
     find_suffix,
     load_saved,
@@ -52,19 +54,19 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 
 def load_examples(
-    source: "str | Path | Dataset" = COURSE,
+    source: "str | Path | Dataset | Iterable[Mapping[str, Any]]" = COURSE,
     *,
     map: Mapping[str, str] | None = None,
     hub_config: str | None = None,
     hub_split: str = "train",
     revision: str | None = None,
     limit: int | None = None,
-) -> list[Example]:
-    """Return the examples of a source, in its order.
+) -> "Dataset":
+    """Return the examples of a source, in its order, with the columns `id, instruction, input, output, category`.
 
     Args:
         source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv` or `.parquet` file; a folder
-            of `Dataset.save_to_disk`; the id of a dataset on the Hub; or a `datasets.Dataset`.
+            of `Dataset.save_to_disk`; the id of a dataset on the Hub; a `datasets.Dataset`; or rows as mappings.
         map: Our field (`instruction`, `input`, `output`, `category`, `id`) = the source's column.
         hub_config: Configuration name of a Hub dataset.
         hub_split: Split of a Hub dataset, or of a saved `DatasetDict`, to read.
@@ -72,11 +74,17 @@ def load_examples(
         limit: Use only the first so many rows.
 
     Raises:
-        DataError: The source cannot be found or read, or has faults; all of them are listed.
+        DataError: The source cannot be found or read, or holds problems; all of them are listed.
     """
-    checked = collect_examples(
-        source, map=map, hub_config=hub_config, hub_split=hub_split, revision=revision, limit=limit
-    )
+    options = {"map": map, "hub_config": hub_config, "hub_split": hub_split, "revision": revision, "limit": limit}
+    return build_dataset(read_examples(source, **options), Example)
+
+
+def read_examples(source: Any, **options: Any) -> list[Example]:
+    """Return the examples of a source as rows; see `load_examples`."""
+    if isinstance(source, list) and source and all(isinstance(row, Example) for row in source):
+        return source
+    checked = collect_examples(source, **options)
     raise_faults(checked.faults)
     for notice in checked.notices:
         logger.info("%s", notice)
@@ -84,7 +92,7 @@ def load_examples(
 
 
 def collect_examples(
-    source: "str | Path | Dataset",
+    source: "str | Path | Dataset | Iterable[Mapping[str, Any]]",
     *,
     map: Mapping[str, str] | None = None,
     hub_config: str | None = None,
@@ -99,6 +107,9 @@ def collect_examples(
     """
     _check_arguments(map, limit)
     columns = choose_columns(map or {}).values()
+    if not isinstance(source, str | Path) and not hasattr(source, "column_names"):
+        table = collect_rows("data", _place_rows(source), [])
+        return build_examples(dataclasses.replace(table, rows=table.rows[:limit]), map=map)
     dataset = None if isinstance(source, str | Path) else _check_dataset(source)
     file = str(source) if dataset is None else "dataset"
     location = HUB_ALIASES.get(file, file)
@@ -122,15 +133,25 @@ def collect_examples(
     return build_examples(table, map=map, drop_without_output=location in _KNOWN_GAPS)
 
 
+def _place_rows(source: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise DataError(_advise_on_type(source))
+    return ((f"row {number}", row) for number, row in enumerate(source))
+
+
 def _check_dataset(source: Any) -> "Dataset":
     import datasets
 
     if not isinstance(source, datasets.Dataset):
-        raise DataError(
-            f"The source is a `{type(source).__name__}`; it should be a name, a file or a `datasets.Dataset`. Take one "
-            "split of a `DatasetDict`; `Dataset.from_list` makes a dataset of rows."
-        )
+        raise DataError(_advise_on_type(source))
     return source
+
+
+def _advise_on_type(source: Any) -> str:
+    return (
+        f"The source is a `{type(source).__name__}`; it should be a name, a file, a `datasets.Dataset` or a list of "
+        "mappings. Take one split of a `DatasetDict`."
+    )
 
 
 def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:

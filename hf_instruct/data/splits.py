@@ -2,12 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_instruct.data.checks import group_by_prompt
+from hf_instruct.data.datasets import build_dataset
+from hf_instruct.data.sources import read_examples
 from hf_instruct.errors import DataError
 from hf_instruct.records import SPLIT_NAMES, Example, Splits
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 SplitMethod = Literal["sequential", "shuffled", "grouped"]
 SPLIT_METHODS: tuple[SplitMethod, ...] = ("sequential", "shuffled", "grouped")
@@ -17,18 +23,18 @@ _TOLERANCE = 1e-9
 
 
 def split_examples(
-    examples: Sequence[Example],
+    examples: "Dataset | str | Path | Iterable[Mapping[str, Any]]",
     *,
     split: SplitMethod = "sequential",
     train_fraction: float = 0.85,
     test_fraction: float = 0.10,
     validation_fraction: float | None = None,
     seed: int = 123,
-) -> Splits:
-    """Return the examples in three splits; the sizes of train and test are rounded down, validation has the rest.
+) -> "DatasetDict":
+    """Return the splits `train`, `test` and `validation`; the first two are rounded down, validation has the rest.
 
     Args:
-        examples: All examples.
+        examples: All examples: a `Dataset`, rows as mappings, or a source of `load_examples`.
         split: `sequential` keeps their order (the course's split: 935/110/55 of 1,100); `shuffled` draws by a hash of
             `seed` and id, so that the result is the same on every machine and whatever the order of the file;
             `grouped` does so too and keeps equal instruction + input pairs in one split.
@@ -38,8 +44,52 @@ def split_examples(
         seed: Seed of `shuffled` and `grouped`.
 
     Raises:
-        DataError: The fractions do not sum to 1, one is not between 0 and 1, or a split would be empty.
+        DataError: The fractions do not sum to 1, one is not between 0 and 1, a split would be empty, or
+            the examples hold problems.
     """
+    splits = split_rows(
+        read_examples(examples),
+        split=split,
+        train_fraction=train_fraction,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )
+    from datasets import DatasetDict
+
+    return DatasetDict({name: build_dataset(rows, Example) for name, rows in splits.named().items()})
+
+
+def read_splits(data: Any) -> Splits:
+    """Return the splits in a `DatasetDict` or a mapping with the keys `train`, `test` and `validation`, as rows.
+
+    A split that is missing is empty. Anything else that `load_examples` takes is split as `split_examples` does.
+
+    Raises:
+        DataError: A key is none of the three, or a split holds problems.
+    """
+    if isinstance(data, Splits):
+        return data
+    if not isinstance(data, Mapping):
+        return split_rows(read_examples(data))
+    if unknown := [str(name) for name in data if name not in SPLIT_NAMES]:
+        raise DataError(
+            f"The data has a split `{unknown[0]}`; the splits are {', '.join(f'`{name}`' for name in SPLIT_NAMES)}. "
+            "Rename it, or leave it out."
+        )
+    return Splits(**{name: read_examples(data[name]) if name in data else [] for name in SPLIT_NAMES})
+
+
+def split_rows(
+    examples: Sequence[Example],
+    *,
+    split: SplitMethod = "sequential",
+    train_fraction: float = 0.85,
+    test_fraction: float = 0.10,
+    validation_fraction: float | None = None,
+    seed: int = 123,
+) -> Splits:
+    """Return rows in three splits; see `split_examples`."""
     if split not in SPLIT_METHODS:
         allowed = ", ".join(f"`{method}`" for method in SPLIT_METHODS)
         raise DataError(f"`split` is `{split}`; allowed are {allowed}.")

@@ -6,7 +6,7 @@ from hf_instruct.config import TRAIN_DEFAULTS, Experiment
 from hf_instruct.data.checks import raise_faults
 from hf_instruct.data.preflight import build_preflight, refuse_leaks
 from hf_instruct.data.sources import collect_examples
-from hf_instruct.data.splits import split_examples
+from hf_instruct.data.splits import split_rows
 from hf_instruct.data.tables import format_findings
 from hf_instruct.data.tokens import TokenCounter, load_counter
 from hf_instruct.errors import ModelLoadError
@@ -37,7 +37,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     raise_faults(checked.faults)
     for notice in checked.notices:
         logger.info("%s", notice)
-    splits = split_examples(
+    splits = split_rows(
         checked.examples,
         split=settings.split,
         train_fraction=settings.train_fraction,

@@ -2,10 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import find_refused_generation
+from hf_instruct.data.datasets import build_dataset
+from hf_instruct.data.sources import read_examples
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.batches import choose_batch_size, even_batch_size, order_by_length
 from hf_instruct.generation.decoding import Completion, generate_completions
@@ -17,12 +20,63 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, Response
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 
 def generate_responses(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: "Dataset | str | Path | Iterable[Mapping[str, Any]]",
+    *,
+    prompt_format: PromptFormat | str = "alpaca",
+    batch_size: int | None = None,
+    max_new_tokens: int = 256,
+    reference_loss: bool = False,
+    **generation: Any,
+) -> "Dataset":
+    """Return a model's response to each example: the examples' columns, then `response` and what is known of it.
+
+    Prompts are batched by length, and a prefix that all of a batch begin with is computed once. Greedy unless told
+    otherwise; with a float32 model a greedy response does not depend on `batch_size`.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        data: What to answer, as `load_examples` takes it; the `output` is not shown to the model.
+        prompt_format: The format the model was trained on, or its name.
+        batch_size: Prompts generated from at once; by default as many as fit the memory.
+        max_new_tokens: Longest response, in tokens.
+        reference_loss: Whether to compute how likely the model finds each example's `output`, for its perplexity.
+        **generation: Any field of `GenerationConfig`, and `seed`: with it, what is sampled for an example depends on
+            the seed and the example's id, not on the batch. With `num_return_sequences`, the first is the response and
+            the others are its `further_responses`.
+
+    Returns:
+        A row for each example, in their order: `stopped` says whether the model ended the response itself,
+        `num_tokens` counts it with its end; `reference_nll`, in nats over `reference_tokens`, is null unless asked for.
+
+    Raises:
+        DataError: The data holds problems, or a prompt and `max_new_tokens` do not fit the model's context.
+        ConfigError: Transformers refuses the generation settings, an answer would depend on the batch, or memory runs
+            out.
+    """
+    rows = answer_examples(
+        model,
+        tokenizer,
+        read_examples(data),
+        prompt_format=prompt_format,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        reference_loss=reference_loss,
+        **generation,
+    )
+    return build_dataset(rows, Response)
+
+
+def answer_examples(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     examples: Sequence[Example],
@@ -34,29 +88,7 @@ def generate_responses(
     on_batch: Callable[[list[Response]], None] | None = None,
     **generation: Any,
 ) -> list[Response]:
-    """Return a model's response to each example, in the order of the examples.
-
-    Prompts are batched by length, and a prefix that all of a batch begin with is computed once. Greedy unless told
-    otherwise; with a float32 model a greedy response does not depend on `batch_size`.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        examples: What to answer; their `output` is not shown to the model.
-        prompt_format: The format the model was trained on, or its name.
-        batch_size: Prompts generated from at once; by default as many as fit the memory.
-        max_new_tokens: Longest response, in tokens.
-        reference_loss: Whether to compute how likely the model finds each example's `output`, for its perplexity.
-        on_batch: Called with each batch of responses as it is done.
-        **generation: Any field of `GenerationConfig`, and `seed`: with it, what is sampled for an example depends on
-            the seed and the example's id, not on the batch. With `num_return_sequences`, the first is the response and
-            the others are its `further_responses`.
-
-    Raises:
-        DataError: A prompt and `max_new_tokens` do not fit the model's context.
-        ConfigError: Transformers refuses the generation settings, an answer would depend on the batch, or memory runs
-            out.
-    """
+    """Return the rows of `generate_responses`; `on_batch` is called with each batch as it is done."""
     if refused := find_refused_generation(generation):
         raise ConfigError("These settings do not answer in batches:", refused)
     prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format

@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_instruct.config import Experiment, GenerateSection, check_generate_fields
 from hf_instruct.errors import ConfigError
-from hf_instruct.generation.answers import check_lengths, generate_responses
+from hf_instruct.generation.answers import answer_examples, check_lengths
 from hf_instruct.manifests import check_model
 from hf_instruct.models import load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
@@ -35,7 +35,7 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
     whole file is left alone. Processes launched together all call this, and it returns in all when the files are whole.
 
     Raises:
-        InstructError: The data or the model is missing, or `generate_responses` raised.
+        InstructError: The data or the model is missing, or `answer_examples` raised.
     """
     examples = run.read_split("test")
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
@@ -115,7 +115,7 @@ def _answer_share(
         base_of=base_of,
     )
     move_to_best_device(model)
-    generate_responses(
+    answer_examples(
         model,
         tokenizer,
         examples,

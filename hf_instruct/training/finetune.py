@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.data.splits import read_splits
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.manifests import write_manifest
@@ -29,6 +30,7 @@ from hf_instruct.run_folder import RunFolder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig
 
@@ -83,7 +85,7 @@ class TrainingSummary:
 def train(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    splits: Splits,
+    data: "DatasetDict | Mapping[str, Any] | Splits | Dataset | str | Path",
     *,
     output_dir: str | Path,
     prompt_format: PromptFormat | str = "alpaca",
@@ -99,7 +101,8 @@ def train(
     Args:
         model: A causal language model in float32; it is trained in place.
         tokenizer: Its tokenizer; for `chat` its chat template becomes the one that is trained on.
-        splits: `train` is learned, on `validation` the loss is followed; `test` is left alone.
+        data: A `DatasetDict`, or a mapping of rows: `train` is learned, on `validation` the loss is followed, `test` is
+            left alone. Anything else that `load_examples` takes is split as `split_examples` does.
         output_dir: A run folder.
         prompt_format: A format or its name.
         settings: Fields of TRL's `SFTConfig`, over the course's defaults.
@@ -119,6 +122,7 @@ def train(
     from hf_instruct.training.checkpoints import build_origin, check_disk_space, find_checkpoint
     from hf_instruct.training.fast.casts import casting_linear_layers
 
+    splits = read_splits(data)
     fuse_activations(model)
     run = RunFolder(Path(output_dir))
     if empty := [name for name in ("train", "validation") if not getattr(splits, name)]:
