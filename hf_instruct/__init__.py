@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hf_instruct.evaluation.comparison import compare_runs
     from hf_instruct.evaluation.metrics import measure_responses
     from hf_instruct.evaluation.pairwise import judge_pairs
-    from hf_instruct.evaluation.rating import rate_preferences
+    from hf_instruct.evaluation.ratings import rate_preferences
     from hf_instruct.evaluation.scoring import judge_responses
     from hf_instruct.generation.answers import generate_responses
     from hf_instruct.models import load_model
@@ -55,7 +55,7 @@ _HOMES = {
     "load_model": "models",
     "measure_agreement": "evaluation.agreement",
     "measure_responses": "evaluation.metrics",
-    "rate_preferences": "evaluation.rating",
+    "rate_preferences": "evaluation.ratings",
     "run": "pipeline",
     "split_examples": "data.splits",
     "train": "training.finetune",

@@ -14,8 +14,7 @@ import pytest
 from hf_instruct.evaluation.agreement import measure_agreement
 from hf_instruct.evaluation.comparison import compare_runs
 from hf_instruct.evaluation.metrics import measure_responses
-from hf_instruct.evaluation.rating import rate_preferences
-from hf_instruct.evaluation.ratings import length_controlled_win_rate, win_rate
+from hf_instruct.evaluation.ratings import length_controlled_win_rate, rate_preferences, win_rate
 from hf_instruct.evaluation.rubrics import Rubric
 from hf_instruct.evaluation.scores import build_scores
 from hf_instruct.records import Judgment, Preference, Response, write_json, write_rows

@@ -90,7 +90,9 @@ def test_what_is_shown_of_a_run(run: RunFolder) -> None:
     assert "<td>+35.0 <small>(-70.0 to +100.0)</small></td><td>0.722</td>" in table
     assert "<td>3 <small>(1 failed)</small></td>" in table
     assert "reference metrics" not in table
-    assert describe_comparability(view) == f"Judge llama3@{JUDGE['digest'][:7]}, rubric course@7777777."
+    assert describe_comparability(view) == (
+        f"Judge llama3@{JUDGE['digest'].removeprefix('sha256:')[:7]} (ollama), rubric course@7777777."
+    )
     svg = format_losses(view.logs)
     assert "mine, validation" in svg
     assert "var(--plot-text" in svg

@@ -41,11 +41,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _agree(options: argparse.Namespace) -> None:
+    from hf_instruct.evaluation.agreement import measure_agreement
 
-    from hf_instruct.evaluation.agreement import compare_verdicts
-    from hf_instruct.evaluation.verdict_files import load_verdicts
-
-    first = load_verdicts(options.a, voter=options.voter_a)
-    second = load_verdicts(options.b, voter=options.voter_b)
-    agreement = compare_verdicts(first, second, seed=options.seed)
+    voters = options.voter_a, options.voter_b
+    agreement = measure_agreement(options.a, options.b, voters=voters, seed=options.seed)
     print(format_json(agreement.to_dict()) if options.json else agreement)

@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _rate(options: argparse.Namespace) -> None:
 
-    from hf_instruct.evaluation.rating import rate_preferences
+    from hf_instruct.evaluation.ratings import rate_preferences
 
     table = rate_preferences(options.sources, force=options.force)
     print(format_json(table.to_dict()) if options.json else table)

@@ -1,23 +1,152 @@
 """Compare runs example by example: paired differences with intervals, over the examples that all runs have."""
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from os.path import normpath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.evaluation.intervals import bootstrap_mean, difference_interval, sign_test
+from hf_instruct.errors import ConfigError, DataError, quote_names
+from hf_instruct.evaluation.intervals import Interval, bootstrap_mean, difference_interval, sign_test
 from hf_instruct.evaluation.metrics import SHARES
-from hf_instruct.evaluation.runs import ScoredRun, describe_judge, find_judging_differences, load_run
+from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
 from hf_instruct.evaluation.score_summary import Leading, choose_leading, find_weakness
-from hf_instruct.evaluation.table import Breakdown, Comparison, Difference, Row
-from hf_instruct.evaluation.verdict_files import Key
+from hf_instruct.evaluation.verdict_table import describe_judge
+
+if TYPE_CHECKING:
+    import pandas
+
+    from hf_instruct.plots import ComparisonRow
 
 _SHOWN_KEYS = 3
 # Below this the bootstrap's intervals are much too narrow.
 _FEWEST = 10
 _LEAST_CONSTANT = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A run's values - the baseline's, example by example.
+
+    Attributes:
+        mean: In the values' unit.
+        interval: Its 95 % interval, a score interval for shares, else bootstrapped; None for a single example.
+        wins: Examples on which the run's value is higher.
+        ties: Examples on which both are equal.
+        losses: Examples on which the baseline's is higher.
+        p_value: Of the two-sided sign test; None where all values are equal.
+        is_shown: Whether the interval excludes zero.
+    """
+
+    mean: float
+    interval: Interval | None
+    wins: int
+    ties: int
+    losses: int
+    p_value: float | None
+    is_shown: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One run of a comparison.
+
+    Attributes:
+        name: The run.
+        mean: Of its scores of the common examples.
+        interval: 95 % bootstrap interval of that mean; None for a single example.
+        n: Its examples with a score, common or not.
+        failures: Its examples without one.
+        total: All of its examples.
+        coverage: Fraction of them with a score.
+        mean_failures_as_0: Mean over all its examples with each failure counted as 0.
+        mean_failures_as_100: The same with each failure counted as 100.
+        difference: From the baseline, on the common examples; None for the baseline itself.
+        validation_loss: Of the model, in nats per token; None where that is not known.
+        repeats: How often each answer was judged.
+        self_check: What a check of its judge found; None where there was none.
+    """
+
+    name: str
+    mean: float
+    interval: Interval | None
+    n: int
+    failures: int
+    total: int
+    coverage: float
+    mean_failures_as_0: float
+    mean_failures_as_100: float
+    difference: Difference | None
+    validation_loss: float | None
+    repeats: int
+    self_check: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """The runs on a part of the examples, or by another measure.
+
+    Attributes:
+        name: The category, or the metric.
+        n: Examples that all runs have a value for.
+        means: Mean of each run, in the order of the comparison's rows.
+        differences: From the baseline, in that order; None for the baseline itself.
+    """
+
+    name: str
+    n: int
+    means: list[float]
+    differences: list[Difference | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        rows: One a run, highest mean of the leading measure first.
+        baseline: The run that the differences are from.
+        n: Examples that all runs have a score for; means and differences are over these.
+        num_dropped: Examples that only some of the runs have a score for.
+        keyed: Whether examples were joined by id, rather than by their order.
+        judge: Who judged, in words.
+        judging_differences: In what the runs were judged differently, where that was forced; mostly empty.
+        categories: The scores by category, where examples have one.
+        metrics: The reference metrics that all runs have.
+        leading: Which measure the rows are sorted by, and why, where that is not the score.
+        notes: What a reader should know before quoting the numbers.
+    """
+
+    rows: list[Row]
+    baseline: str
+    n: int
+    num_dropped: int
+    keyed: bool
+    judge: str
+    judging_differences: list[str]
+    categories: list[Breakdown]
+    metrics: list[Breakdown]
+    leading: Leading
+    notes: list[str]
+
+    def __str__(self) -> str:
+        from hf_instruct.evaluation.table import format_comparison
+
+        return format_comparison(self)
+
+    def list_plot_rows(self) -> "list[ComparisonRow]":
+        """Return what `draw_comparison_plot` draws."""
+        drawn: list[ComparisonRow] = []
+        for row in self.rows:
+            difference = (row.difference.mean, row.difference.interval) if row.difference else None
+            drawn.append((row.name, row.mean, row.interval, difference))
+        return drawn
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as `--json` prints them."""
+        alike = not self.judging_differences
+        return {**dataclasses.asdict(self), "leading": self.leading._asdict(), "alike": alike}
 
 
 def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = False) -> Comparison:
@@ -34,11 +163,11 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         DataError: Scores cannot be read, were given by different judges or rubrics, or belong to no common examples.
     """
     sources = list(runs)
-    place = 0
+    index = 0
     if baseline is not None:
-        places = [place for place, source in enumerate(sources) if _is_same(source, baseline)]
-        sources = sources if places else [baseline, *sources]
-        place = places[0] if places else 0
+        found = [index for index, source in enumerate(sources) if _is_same(source, baseline)]
+        sources = sources if found else [baseline, *sources]
+        index = found[0] if found else 0
     if len(sources) < 2:
         raise ConfigError(
             "A comparison needs two runs or more; name another one, such as `RUN/base`, the untuned side of a run."
@@ -47,21 +176,7 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         load_run(source, name=None if isinstance(source, str | Path) else f"scores {number}")
         for number, source in enumerate(sources, start=1)
     ]
-    return _compare(loaded, baseline=place, force=force)
-
-
-def _compare(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool = False) -> Comparison:
-    """Return loaded runs side by side; see `compare_runs`.
-
-    Args:
-        runs: Two or more.
-        baseline: Place of the run that the differences are from.
-        force: Compare runs that were judged differently.
-
-    Raises:
-        DataError: They were judged differently, or have no examples in common.
-    """
-    judged_differently = find_judging_differences(runs)
+    judged_differently = find_judging_differences(loaded)
     if judged_differently and not force:
         raise DataError(
             "The runs were judged differently, so their scores cannot be compared. Judge them alike (`hf-instruct "
@@ -69,30 +184,40 @@ def _compare(runs: Sequence[ScoredRun], *, baseline: int = 0, force: bool = Fals
             "differ in:",
             judged_differently,
         )
-    runs = _join(runs)
-    keys = _find_common(runs)
-    union = {key for run in runs for key in run.known}
-    leading = choose_leading((_find_weakness(run) for run in runs), set.intersection(*map(_name_metrics, runs)))
-    order = _rank(runs, keys, leading)
-    values = [[runs[place].known[key] for key in keys] for place in order]
-    base = order.index(baseline)
-    rows = [
-        _build_row(runs[place], column, values[base] if number != base else None)
-        for number, (place, column) in enumerate(zip(order, values, strict=True))
-    ]
-    ordered = [runs[place] for place in order]
+    return _compare(_join(loaded), index, judged_differently)
+
+
+def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[str]) -> Comparison:
+    import pandas
+
+    scores = pandas.concat([run.rows["score"] for run in runs], axis=1, keys=range(len(runs))).dropna(how="all")
+    common = scores.dropna()
+    _check_common(runs, common.index)
+    named = [set(run.metrics) for run in runs]
+    leading = choose_leading((_find_weakness(run) for run in runs), set.intersection(*named))
+    metrics = {
+        name: _join_metric(runs, name)
+        for name in runs[0].metrics
+        if all(name in names for names in named) and len(_join_metric(runs, name))
+    }
+    leads = metrics.get(leading.name) if leading.is_metric else common if leading.name else None
+    order = list(range(len(runs))) if leads is None else sorted(range(len(runs)), key=lambda i: -leads[i].mean())
+    ordered, base = [runs[number] for number in order], order.index(baseline)
+    whole = _break_down("", common[order], base)
+    categories = pandas.concat([run.rows["category"] for run in ordered]).dropna()
+    groups = common[order].groupby(categories[~categories.index.duplicated()].reindex(common.index))
     return Comparison(
-        rows=rows,
+        rows=[_build_row(run, common[i], d) for i, run, d in zip(order, ordered, whole.differences, strict=True)],
         baseline=runs[baseline].name,
-        n=len(keys),
-        num_dropped=len(union) - len(keys),
+        n=len(common),
+        num_dropped=len(scores) - len(common),
         keyed=runs[0].keyed,
         judge=_describe_judging(ordered),
         judging_differences=judged_differently,
-        categories=_break_down(ordered, keys, values, base),
-        metrics=_compare_metrics(ordered, base),
+        categories=[_break_down(name, part, base) for name, part in groups] if groups.ngroups > 1 else [],
+        metrics=[_break_down(name, values[order], base, is_share=name in SHARES) for name, values in metrics.items()],
         leading=leading,
-        notes=_list_notes(ordered, num_dropped=len(union) - len(keys), n=len(keys)),
+        notes=_list_notes(ordered, num_dropped=len(scores) - len(common), n=len(common)),
     )
 
 
@@ -110,10 +235,16 @@ def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_sha
     """
     differences = [one - other for one, other in zip(values, baseline, strict=True)]
     wins, losses = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)
-    ties = len(differences) - wins - losses
-    mean = statistics.fmean(differences)
     interval = difference_interval(differences, is_share=is_share)
-    return Difference(mean, interval, wins, ties, losses, sign_test(differences))
+    return Difference(
+        mean=statistics.fmean(differences),
+        interval=interval,
+        wins=wins,
+        ties=len(differences) - wins - losses,
+        losses=losses,
+        p_value=sign_test(differences),
+        is_shown=interval is not None and not interval.spans(0.0),
+    )
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -123,129 +254,87 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _join(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
-    """Return runs with keys of one kind: ids, or places where a run has no ids."""
+    """Return runs with keys of one kind: ids, or indices where a run has no ids."""
     if all(run.keyed for run in runs):
         return list(runs)
-    lengths = {run.name: len(run.scores) for run in runs}
+    lengths = {run.name: len(run.rows) for run in runs}
     if len(set(lengths.values())) > 1:
         raise DataError(
             "Scores without ids are joined by their order, so there have to be equally many; those with ids "
             "(`judgments.jsonl`) are joined by id. The numbers of scores are:",
             [f"`{name}`: {length}" for name, length in lengths.items()],
         )
-    return [run.by_place() for run in runs]
+    return [run.by_index() for run in runs]
 
 
-def _find_common(runs: Sequence[ScoredRun]) -> list[Key]:
-    """Return the keys that all runs have a score for, in the order of the first run."""
-    rest = [run.known for run in runs[1:]]
-    keys = [key for key in runs[0].known if all(key in known for known in rest)]
-    if not keys:
-        faults = []
+def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
+    """Refuse runs without a common example, and those in which an id stands for different examples."""
+    if keys.empty:
+        problems = []
         for run in runs:
-            shown = ", ".join(f"`{key}`" for key in list(run.known)[:_SHOWN_KEYS]) if run.keyed else "no ids"
-            faults.append(f"`{run.name}`: {len(run.known)} of {len(run.scores)} examples have a score ({shown}, …)")
+            shown = quote_names(run.known.index[:_SHOWN_KEYS]) if run.keyed else "no ids"
+            problems.append(f"`{run.name}`: {len(run.known)} of {len(run.rows)} examples have a score ({shown}, …)")
         raise DataError(
-            "There is no example that all of the runs have a score for, so nothing can be compared:", faults
+            "There is no example that all of the runs have a score for, so nothing can be compared:", problems
         )
+    first = runs[0].rows["example"].reindex(keys)
     for run in runs[1:]:
-        first = runs[0].examples
-        wrong = [key for key in keys if key in first and run.examples.get(key, first[key]) != first[key]]
-        if wrong:
+        other = run.rows["example"].reindex(keys)
+        wrong = keys[(first != other) & first.notna() & other.notna()]
+        if len(wrong):
             raise DataError(
                 f"`{runs[0].name}` and `{run.name}` are of different data: {len(wrong)} of {len(keys)} ids stand for "
                 f"another example in each, such as `{wrong[0]}`. Compare runs over the same test examples."
             )
-    return keys
 
 
 def _find_weakness(run: ScoredRun) -> str:
     return find_weakness(run.judge, [str(name) for name in (run.self_check or {}).get("failed") or ()])
 
 
-def _name_metrics(run: ScoredRun) -> set[str]:
-    return {name for values in run.metrics.values() for name in values}
+def _join_metric(runs: Sequence[ScoredRun], name: str) -> "pandas.DataFrame":
+    """Return each run's values of a metric over the examples that all have one for."""
+    import pandas
+
+    return pandas.concat([run.metrics[name] for run in runs], axis=1, keys=range(len(runs))).dropna()
 
 
-def _rank(runs: Sequence[ScoredRun], keys: Sequence[Key], leading: Leading) -> list[int]:
-    """Return the places of the runs, highest mean of the leading measure first; in their order where nothing leads."""
-    columns: Sequence[Sequence[float]] = [[0.0] for _ in runs]
-    if leading.is_metric:
-        columns = _list_columns(runs, leading.name) or columns
-    elif leading.name:
-        columns = [[run.known[key] for key in keys] for run in runs]
-    return sorted(range(len(runs)), key=lambda place: -statistics.fmean(columns[place]))
-
-
-def _list_columns(runs: Sequence[ScoredRun], name: str) -> list[list[float]]:
-    """Return each run's values of a metric over the examples that all have one for; empty where there are none."""
-    columns = [{key: values[name] for key, values in run.metrics.items() if name in values} for run in runs]
-    keys = [key for key in columns[0] if all(key in column for column in columns)]
-    return [[column[key] for key in keys] for column in columns] if keys else []
-
-
-def _build_row(run: ScoredRun, values: Sequence[float], baseline: Sequence[float] | None) -> Row:
-    known, total = list(run.known.values()), len(run.scores)
+def _build_row(run: ScoredRun, values: "pandas.Series[float]", difference: Difference | None) -> Row:
+    known, total = run.known, len(run.rows)
     failures = total - len(known)
     return Row(
         name=run.name,
-        mean=statistics.fmean(values),
-        interval=bootstrap_mean(values),
+        mean=float(values.mean()),
+        interval=bootstrap_mean(values.tolist()),
         n=len(known),
         failures=failures,
-        mean_failures_as_0=sum(known) / total,
-        mean_failures_as_100=(sum(known) + 100 * failures) / total,
-        difference=None if baseline is None else compare_values(values, baseline),
+        total=total,
+        coverage=len(known) / total,
+        mean_failures_as_0=float(known.sum()) / total,
+        mean_failures_as_100=(float(known.sum()) + 100 * failures) / total,
+        difference=difference,
         validation_loss=run.validation_loss,
         repeats=run.repeats,
         self_check=run.self_check,
     )
 
 
-def _break_down(
-    runs: Sequence[ScoredRun], keys: Sequence[Key], values: Sequence[Sequence[float]], base: int
-) -> list[Breakdown]:
-    """Return the scores by category, where the common examples have two at least."""
-    category_of: dict[Key, str] = {}
-    for run in reversed(runs):
-        category_of |= run.categories
-    groups: dict[str, list[int]] = {}
-    for number, key in enumerate(keys):
-        if key in category_of:
-            groups.setdefault(category_of[key], []).append(number)
-    if len(groups) < 2:
-        return []
-    return [
-        _build_breakdown(name, [[column[i] for i in groups[name]] for column in values], base)
-        for name in sorted(groups)
-    ]
-
-
-def _compare_metrics(runs: Sequence[ScoredRun], base: int) -> list[Breakdown]:
-    """Return the reference metrics that all runs have, over the examples that all have a value for."""
-    names = list(dict.fromkeys(name for values in runs[0].metrics.values() for name in values))
-    found = []
-    for name in names:
-        if values := _list_columns(runs, name):
-            found.append(_build_breakdown(name, values, base, is_share=name in SHARES))
-    return found
-
-
-def _build_breakdown(name: str, columns: Sequence[Sequence[float]], base: int, *, is_share: bool = False) -> Breakdown:
+def _break_down(name: str, values: "pandas.DataFrame", base: int, *, is_share: bool = False) -> Breakdown:
+    """Return the means and differences of values, a column a run."""
+    columns = [values[column].tolist() for column in values]
     differences = [
         None if number == base else compare_values(column, columns[base], is_share=is_share)
         for number, column in enumerate(columns)
     ]
-    return Breakdown(name, len(columns[0]), [statistics.fmean(column) for column in columns], differences)
+    return Breakdown(name, len(values), [statistics.fmean(column) for column in columns], differences)
 
 
 def _describe_judging(runs: Sequence[ScoredRun]) -> str:
     shown = {describe_judge(run.judge, run.rubric, run.rubric_sha256): None for run in runs if run.judge}
     if not shown:
         return "unknown judge"
-    names = [f"`{run.name}`" for run in runs if not run.judge]
-    hidden = f"; {', '.join(names)} {'does' if len(names) == 1 else 'do'} not tell who judged" if names else ""
-    return "; ".join(shown) + hidden
+    names = quote_names(run.name for run in runs if not run.judge)
+    return "; ".join(shown) + (f"; not known who judged {names}" if names else "")
 
 
 def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[str]:
@@ -260,9 +349,10 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
     if n < _FEWEST:
         notes.append(f"Examples compared: only {n}. The intervals of so few are too narrow.")
     for run in runs:
-        scores = set(run.known.values())
-        if len(run.known) >= _LEAST_CONSTANT and len(scores) == 1:
-            notes.append(f"All {len(run.known)} scores of {run.name} are {scores.pop():g}: they tell no answer apart.")
+        if len(run.known) >= _LEAST_CONSTANT and run.known.nunique() == 1:
+            notes.append(
+                f"All {len(run.known)} scores of {run.name} are {run.known.iloc[0]:g}: they do not discriminate."
+            )
     if not runs[0].keyed:
         notes.append("The scores are joined by their order, because not all of the files have ids.")
     versions = dict.fromkeys(str(run.judge.get("server_version")) for run in runs if run.judge)

@@ -1,11 +1,17 @@
 """What preferences amount to: win rates, win rates at equal length, and ratings of several sets of responses."""
 
+import dataclasses
+import json
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from os.path import normpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_instruct.console import align
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.intervals import Interval, bootstrap_statistic, bootstrap_statistics, share_interval
+from hf_instruct.evaluation.verdict_table import PERSON, describe_judge, load_preferences
 from hf_instruct.records import Preference
 
 if TYPE_CHECKING:
@@ -62,6 +68,102 @@ class Rating(NamedTuple):
     wins: int
     ties: int
     losses: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RatingTable:
+    """The ratings of several sets of answers.
+
+    Attributes:
+        ratings: Best first.
+        judges: Who preferred, in words; more than one only where that was forced.
+        verdicts: Preferences that the ratings are by.
+        failures: Preferences without a verdict, which are left out.
+        examples: Different examples among the verdicts.
+        notices: What a reader should know.
+    """
+
+    ratings: list[Rating]
+    judges: list[str]
+    verdicts: int
+    failures: int
+    examples: int
+    notices: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the table as plain values, for JSON."""
+        return {**dataclasses.asdict(self), "ratings": [row._asdict() for row in self.ratings]}
+
+    def __str__(self) -> str:
+        by = self.judges[0] if len(self.judges) == 1 else f"{len(self.judges)} judges"
+        table = [["answers", "rating", "95 % interval", "verdicts", "wins", "ties", "losses"]]
+        for row in self.ratings:
+            interval = f"{row.interval.low:.0f} to {row.interval.high:.0f}" if row.interval else "none"
+            counts = map(str, (row.comparisons, row.wins, row.ties, row.losses))
+            table.append([row.name, f"{row.rating:.0f}", interval, *counts])
+        lines = [
+            f"{self.verdicts} verdicts on {self.examples} examples, {self.failures} failed; {by}",
+            "",
+            *align(table, right={1, 3, 4, 5, 6}),
+            "",
+            "Mean 1000; 100 points more are preferred 64 % of the time, 200 points more 76 %.",
+        ]
+        return "\n".join([*lines, *(f"! {notice}" for notice in self.notices)])
+
+
+def rate_preferences(
+    sources: Iterable[Path | str | Preference], *, force: bool = False, resamples: int = 1000
+) -> RatingTable:
+    """Return the Bradley–Terry ratings of all sets of answers that preferences compare.
+
+    Args:
+        sources: Run folders, files of preferences or votes, and `Preference` rows.
+        force: Put together the preferences of different judges, or of judges and people; the table then says so.
+        resamples: Bootstrap draws for the intervals.
+
+    Raises:
+        DataError: A file cannot be read, judges differ, or the sets are not all joined by comparisons.
+    """
+    rows = [
+        dataclasses.replace(row, first=normpath(row.first), second=normpath(row.second))
+        for row in load_preferences(sources)
+    ]
+    judges = _list_judges(rows)
+    if len(judges) > 1 and not force:
+        raise DataError(
+            f"The preferences are by {len(judges)} different judges, whose tastes may differ. Name the files of one of "
+            "them, or put them together with `--force`:",
+            judges,
+        )
+    itself = sum(row.first == row.second for row in rows)
+    kept = [row for row in rows if row.score is not None and row.first != row.second]
+    ratings = bradley_terry(kept, resamples=resamples)
+    notices = [f"{itself} preferences compare a set with itself and are left out."] if itself else []
+    if len(judges) > 1:
+        notices.append(f"{len(judges)} different judges are put together (`--force`): " + "; ".join(judges) + ".")
+    for rating in ratings:
+        if rating.comparisons in (rating.wins, rating.losses):
+            what, side = ("won", "high") if rating.wins else ("lost", "low")
+            notices.append(
+                f"{rating.name} {what} every comparison: its rating could be any further that way, and how {side} it "
+                "stands is the doing of the prior."
+            )
+    failures = sum(row.score is None for row in rows)
+    return RatingTable(ratings, judges, len(kept), failures, len({row.id for row in kept}), notices)
+
+
+def _list_judges(rows: Sequence[Preference]) -> list[str]:
+    """Return those who preferred, in words; all people are one."""
+    people = sorted({str(row.judge.get("model")) for row in rows if row.judge.get("backend") == PERSON})
+    more = f" and {len(people) - 3} more" if len(people) > 3 else ""
+    judges = {f"people ({', '.join(people[:3])}{more})": 1} if people else {}
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        if row.judge.get("backend") != PERSON:
+            options = {name: value for name, value in row.judge.get("options", {}).items() if name != "equal_answers"}
+            seen.setdefault(describe_judge(row.judge, row.rubric), set()).add(json.dumps(options, sort_keys=True))
+    # Two that read alike differ in their options.
+    return [*judges, *(f"{text}, options {each}" if len(o) > 1 else text for text, o in seen.items() for each in o)]
 
 
 def win_rate(preferences: Sequence[Preference]) -> WinRate | None:

@@ -126,7 +126,7 @@ def _add_run(view: RunsView, label: str, facts: "RunFacts") -> None:
 
 
 def _build_set(label: str, side: "Side", loss: float | None) -> AnswerSet:
-    from hf_instruct.evaluation.runs import describe_judge
+    from hf_instruct.evaluation.verdict_table import describe_judge
 
     scores = {id: judgment.score for id, judgment in side.judgments.items()}
     summary = side.scores

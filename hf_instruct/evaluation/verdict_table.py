@@ -1,0 +1,299 @@
+"""Verdicts of judges and people, scores or preferences: one table, whatever they are in, for all that compares them."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from os.path import normpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.errors import DataError, quote_names
+from hf_instruct.evaluation.pairing import is_identical
+from hf_instruct.records import Judgment, Preference, parse_json, read_rows
+from hf_instruct.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas
+
+SCORES, PREFERENCES = "scores", "preferences"
+PERSON = "person"
+_SHOWN_DIGEST_CHARACTERS = 7
+_MOST_PROBLEMS = 20
+_ALLOWED = (
+    "allowed are a run folder, `judgments.jsonl`, a file of preferences or votes, a JSON list of numbers, a JSON "
+    "object of ids and numbers, and .jsonl or .csv with `id` and `score`"
+)
+# Names of two sets of answers, by the pair: in which order their preferences count.
+Order = dict[frozenset[str], tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """What judges, or people, made of one or more sets of answers.
+
+    Attributes:
+        name: The file, or what to call the values.
+        kind: `scores` or `preferences`.
+        rows: A row for each verdict: `id` (the index from 0 where the file has none), `score` (any number; of
+            preferences 1 for the first, 0.5 for a tie, 0 for the second; NaN where no verdict could be read), `judge`
+            (in words), and of preferences `first` and `second`, the sets compared.
+        keyed: Whether the ids are the examples', rather than indices.
+        file: The file of judgments, where they are from one.
+        equal: Preferences left out, because nobody judged them: the two answers are equal.
+    """
+
+    name: str
+    kind: str
+    rows: "pandas.DataFrame"
+    keyed: bool = True
+    file: Path | None = None
+    equal: int = 0
+
+    @property
+    def judge(self) -> str:
+        """Who judged, in words; empty where the file does not say."""
+        judges = [judge for judge in self.rows["judge"].unique() if judge]
+        return ", ".join(judges[:3]) + (f" and {len(judges) - 3} more" if len(judges) > 3 else "")
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns by which verdicts are about the same."""
+        return ["id"] if self.kind == SCORES else ["id", "first", "second"]
+
+    def by_example(self) -> "pandas.Series[float]":
+        """Return one score for each example (and pair): of several the mean, or what most prefer."""
+        found = self.rows.groupby(self.keys, sort=False)["score"].mean()
+        if self.kind == SCORES:
+            return found
+        return found.mask(found > 0.5, 1.0).mask(found < 0.5, 0.0)
+
+    def oriented(self, order: Order) -> tuple["Verdicts", bool]:
+        """Return preferences that count for the first set of each pair in `order`, and whether any were turned.
+
+        Pairs that are not in `order` yet are added to it as they stand.
+        """
+        if self.kind == SCORES:
+            return self, False
+        names = list(zip(self.rows["first"], self.rows["second"], strict=True))
+        turned = [order.setdefault(frozenset(pair), pair) != pair for pair in names]
+        pairs = [order[frozenset(pair)] for pair in names]
+        rows = self.rows.assign(
+            first=[pair[0] for pair in pairs],
+            second=[pair[1] for pair in pairs],
+            score=self.rows["score"].mask(turned, 1 - self.rows["score"]),
+        )
+        return dataclasses.replace(self, rows=rows), any(turned)
+
+    def list_notices(self) -> list[str]:
+        """Return what a reader should know about how one score for each example came about."""
+        counts = self.rows.groupby(self.keys).size()
+        notices = []
+        if several := int((counts > 1).sum()):
+            what = "ids; their mean" if self.kind == SCORES else "pairs; what most prefer"
+            notices.append(f"{self.name}: several verdicts on {several} of {len(counts)} {what} is used.")
+        if self.equal:
+            notices.append(f"{self.name}: {self.equal} pairs of equal answers, which nobody judged, are left out.")
+        return notices
+
+
+def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = None) -> Verdicts:
+    """Return the verdicts in a run folder (its `judgments.jsonl`), a file, or in memory.
+
+    Args:
+        source: A path, numbers, a mapping of ids to numbers, or rows with `score` and perhaps `id`, or `Judgment` or
+            `Preference` rows.
+        name: What to call them; by default the path.
+        voter: Of votes by several people, take only those of this one.
+
+    Raises:
+        DataError: It cannot be read, or holds anything else; all problems are listed.
+    """
+    file = None
+    if isinstance(source, str | Path):
+        name, file = name or str(source), _find_file(Path(source))
+        content = _read_content(file)
+    else:
+        name = name or "the verdicts"
+        if not isinstance(source, Iterable):
+            raise DataError(f"{name} is {source!r}; give a path, numbers, a mapping of ids to numbers, or rows.")
+        content = dict(source) if isinstance(source, Mapping) else list(source)
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, Preference) or (isinstance(first, dict) and {"first", "second"} <= first.keys()):
+        return _collect_preferences(read_rows(file, Preference) if file else content, name, voter)
+    if voter is not None:
+        raise DataError(f"`{name}` holds scores, not votes, so it has no voter `{voter}`; leave that option out.")
+    if isinstance(content, list):
+        content = [dataclasses.asdict(row) if isinstance(row, Judgment) else row for row in content]
+    is_judged = isinstance(first, dict) and "replies" in first
+    return dataclasses.replace(_collect_scores(content, name), file=file if is_judged else None)
+
+
+def load_preferences(sources: Iterable[Path | str | Preference]) -> list[Preference]:
+    """Return the preferences in files and run folders (all in `pairwise/` and the votes), each file once.
+
+    Raises:
+        DataError: A file is missing, or holds something else.
+    """
+    files: dict[Path, Path] = {}
+    rows: list[Preference] = []
+    for source in sources:
+        if isinstance(source, Preference):
+            rows.append(source)
+            continue
+        path = Path(source)
+        found = sorted([*path.glob("pairwise/*.jsonl"), *path.glob("votes*.jsonl")]) if path.is_dir() else [path]
+        if not found:
+            raise DataError(
+                f"`{path}` is a folder without preferences (`pairwise/*.jsonl`, `votes*.jsonl`); make some with "
+                f"`hf-instruct judge pairwise {path} --baseline RUN`, or `hf-instruct vote`."
+            )
+        files |= {file.resolve(): file for file in found}
+    for file in files.values():
+        try:
+            read = read_rows(file, Preference)
+        except DataError as error:
+            raise DataError(
+                f"{str(error).partition('; ')[0]}; name a file of preferences, as `hf-instruct judge pairwise` and "
+                "`hf-instruct vote` write them."
+            ) from error
+        if not read:
+            raise DataError(f"`{file}` holds no preferences.")
+        rows += read
+    return rows
+
+
+def _collect_scores(content: Any, name: str) -> Verdicts:
+    import pandas
+
+    if isinstance(content, Mapping):
+        content = [{"id": key, "score": value} for key, value in content.items()]
+    if not isinstance(content, list) or not content:
+        what = "no scores" if isinstance(content, list) else f"one {type(content).__name__}"
+        raise DataError(f"`{name}` holds {what}; {_ALLOWED}.")
+    rows = [row if isinstance(row, dict) else {"score": row} for row in content]
+    keyed = sum(bool(row.get("id")) for row in rows)
+    problems = [f"{keyed} of {len(rows)} rows have an `id`; give all of them one, or none"] * (0 < keyed < len(rows))
+    scores = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            scores.append(_parse_score(row))
+        except ValueError as error:
+            problems.append(f"`{row['id']}` {error}" if row.get("id") else f"row {number} {error}")
+    if problems:
+        raise DataError.listing(problems, f"in `{name}`; {_ALLOWED}", most=_MOST_PROBLEMS)
+    frame = pandas.DataFrame(
+        {
+            "id": [str(row["id"]) for row in rows] if keyed else range(len(rows)),
+            "score": pandas.Series(scores, dtype=float),
+            "judge": [describe_judge(row["judge"], row.get("rubric", "")) if row.get("judge") else "" for row in rows],
+        }
+    )
+    return Verdicts(name, SCORES, frame, keyed=bool(keyed))
+
+
+def _parse_score(row: Mapping[str, Any]) -> float | None:
+    """Return a row's score; None for a verdict that could not be read.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if "score" not in row:
+        raise ValueError(f"has no `score`; it has {quote_names(list(row)[:6])}")
+    value = row["score"]
+    if value is None or value == "":
+        return None
+    # Numbers in a CSV file are text, in JSON they are not.
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"is {repr(value)[:40]}, not a number; a failure is `null`")
+    return number
+
+
+def _collect_preferences(rows: Sequence[Preference], name: str, voter: str | None) -> Verdicts:
+    import pandas
+
+    if voter is not None:
+        voters = sorted({str(row.judge.get("model")) for row in rows})
+        rows = [row for row in rows if row.judge.get("model") == voter]
+        if not rows:
+            raise DataError(f"`{name}` has no votes of `{voter}`; it has votes of {', '.join(voters)}.")
+    judged = [row for row in rows if not is_identical(row)]
+    if not judged:
+        raise DataError(f"`{name}` holds no preferences yet.")
+    values = [
+        (row.id, row.score, describe_judge(row.judge, row.rubric), normpath(row.first), normpath(row.second))
+        for row in judged
+    ]
+    frame = pandas.DataFrame(values, columns=["id", "score", "judge", "first", "second"]).astype({"score": float})
+    found = Verdicts(name, PREFERENCES, frame, equal=len(rows) - len(judged))
+    # A file may hold a pair in both orders.
+    return found.oriented({})[0]
+
+
+def _find_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    run = RunFolder(path)
+    if run.judgments.is_file():
+        return run.judgments
+    patterns = ("*judgments*.jsonl", "votes*.jsonl", "pairwise/*.jsonl")
+    others = sorted(str(file.relative_to(path)) for pattern in patterns for file in path.glob(pattern))
+    hint = f" It has {quote_names(others)}." if others else ""
+    raise DataError(
+        f"`{path}` is a folder without `judgments.jsonl`; judge the run first (`hf-instruct judge {path}`), or name a "
+        f"file.{hint}"
+    )
+
+
+def _read_content(file: Path) -> Any:
+    """Return what is in a file: rows as dictionaries, or whatever else its JSON holds."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"`{file}` cannot be read: {error.strerror}; {_ALLOWED}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"`{file}` is not UTF-8 text (byte {error.start}); {_ALLOWED}.") from error
+    if not text.strip():
+        raise DataError(f"`{file}` is empty; {_ALLOWED}.")
+    if file.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    if file.suffix != ".jsonl":
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            raise DataError(f"`{file}` is not JSON ({error}); {_ALLOWED}.") from error
+    rows, problems = [], []
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.extend([parse_json(line)] if line.strip() else [])
+        except ValueError as error:
+            # A last line without its newline was torn when its writer was killed.
+            problems += [f"line {number} is not JSON: {error}"] * (number < len(lines))
+    if problems:
+        raise DataError.listing(problems, f"in `{file}`; {_ALLOWED}", most=_MOST_PROBLEMS)
+    return rows
+
+
+def describe_judge(judge: Mapping[str, Any], rubric: str, rubric_sha256: str = "") -> str:
+    """Return who judged, by what, on one line.
+
+    >>> describe_judge({"model": "llama3", "digest": "365c0bd3c000", "backend": "ollama"}, "course", "f870155da365")
+    'judge llama3@365c0bd (ollama), rubric course@f870155'
+    >>> describe_judge({"model": "Ann", "backend": "person"}, "vote")
+    'Ann (person)'
+    """
+    digest, sha256 = (
+        f"@{str(mark).removeprefix('sha256:')[:_SHOWN_DIGEST_CHARACTERS]}" if mark else ""
+        for mark in (judge.get("digest"), rubric_sha256)
+    )
+    backend = f" ({judge['backend']})" if judge.get("backend") else ""
+    text = f"{judge.get('model') or 'unnamed'}{digest}{backend}"
+    if judge.get("backend") != PERSON:
+        text = f"judge {text}, rubric {rubric}{sha256}"
+    return "".join(character if character.isprintable() else "?" for character in text)
