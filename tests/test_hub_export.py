@@ -129,16 +129,6 @@ def test_what_was_there_survives_a_full_disk(tmp_path: Path) -> None:
     assert (tmp_path / "model.gguf").read_text() == "old"
 
 
-def test_a_disk_that_is_too_full_from_the_start(
-    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = publishing_runs.write_run(tmp_path / "run", models["llama"])
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000})())
-    with pytest.raises(PublishError, match=r"needs about 10 MB, and 1 MB are free there"):
-        export_run(run, "merged")
-    assert not (run.path / "export").exists()
-
-
 def test_a_file_that_fails_its_check_is_deleted(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

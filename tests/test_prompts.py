@@ -263,7 +263,7 @@ def test_a_run_keeps_the_prompt_it_began_with(tiny_llama: Path, tmp_path: Path, 
     from hf_instruct import pipeline
     from hf_instruct.generation import stage
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.hub.merging import write_tokenizer
+    from hf_instruct.hub.merging import write_model
 
     base = str(tmp_path / "base")
     model, tokenizer = tiny_models.load_copy(tiny_llama)
@@ -300,7 +300,7 @@ def test_a_run_keeps_the_prompt_it_began_with(tiny_llama: Path, tmp_path: Path, 
     assert answered == [ids, ids]
     assert [ChatModel.load(str(run.path), base=is_base).encode("Go.") for is_base in (True, False)] == [ids, ids]
     message = [{"role": "user", "content": "Go."}]
-    for saved in (AutoTokenizer.from_pretrained(run.model), write_tokenizer(run, tmp_path / "out")):
+    for saved in (AutoTokenizer.from_pretrained(run.model), write_model(run, tmp_path / "out")):
         assert saved.apply_chat_template(message, add_generation_prompt=True)["input_ids"] == ids
 
 

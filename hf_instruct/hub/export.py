@@ -9,17 +9,12 @@ from hf_instruct.hub.fidelity import Fidelity
 from hf_instruct.hub.gguf_file import check_gguf, check_gguf_package, check_model, write_gguf
 from hf_instruct.hub.merging import check_links, check_run, load_run_model, save_run_model
 from hf_instruct.hub.ollama import Modelfile, build_modelfile
-from hf_instruct.hub.outputs import building, check_space, check_target
+from hf_instruct.hub.outputs import building, check_target
 from hf_instruct.hub.templates import shape_prompt
 from hf_instruct.models import context_length
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
-
-# Of a weight, as GGUF stores it.
-_BYTES = {"F32": 4.0, "F16": 2.0, "Q8_0": 34 / 32}
-# About what config, tokenizer and vocabulary take.
-_OTHER_BYTES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +62,6 @@ def export_run(
         check_gguf_package()
     check_run(run)
     source = load_run_model(run)
-    num_bytes = source.model.num_parameters() * (4 if kind == "merged" else _BYTES[tensor_type])
-    check_space(target, int(num_bytes) + _OTHER_BYTES)
     if kind == "merged":
         with building(target) as part:
             check = save_run_model(source, part)

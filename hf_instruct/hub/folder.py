@@ -5,23 +5,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hf_instruct.errors import ModelLoadError, PublishError
+from hf_instruct.errors import PublishError
 from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card
-from hf_instruct.hub.merging import change_json, copy_files, write_tokenizer, write_whole_model
+from hf_instruct.hub.merging import change_json, write_model
 from hf_instruct.hub.publication import Publication
 from hf_instruct.hub.results import public_name
-from hf_instruct.models import cache_folder, resolve_model
+from hf_instruct.models import cache_folder
 from hf_instruct.prompts import CHAT
 from hf_instruct.records import read_json_object, write_json, write_text
 from hf_instruct.redaction import redact
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 CARD = "README.md"
-_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 # What any program that loads models may look for; a repository's other files are somebody's own.
 _OURS = re.compile(
     r"(.*\.safetensors(\.index\.json)?|(adapter_|generation_|tokenizer_)?config\.json|tokenizer\.(json|model)"
@@ -57,7 +52,10 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
         ModelLoadError: The tokenizer, or the base model of an adapter that is merged, cannot be loaded.
         OSError: The folder cannot be written.
     """
-    tokenizer = _write_model(plan, folder, link=link)
+    tokenizer = write_model(plan.run, folder, merge=not plan.is_adapter, link=link)
+    if plan.is_adapter:
+        changes = {"base_model_name_or_path": plan.base.hub_id, "revision": plan.base.revision}
+        change_json(folder / "adapter_config.json", **changes)
     if plan.prompt_format.name != CHAT:
         write_text(folder / PROMPT_FILE, plan.prompt_format.template)
     if plan.run.loss_plot.is_file():
@@ -67,28 +65,6 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
         write_json(path, {name: value for name, value in values.items() if name not in _PATHS})
     write_text(folder / CARD, redact(str(build_card(plan, tokenizer))))
     check_private(folder, plan)
-
-
-def _write_model(plan: Publication, folder: Path, *, link: bool) -> "PreTrainedTokenizerBase":
-    """Write weights, configs and tokenizer, and return the tokenizer."""
-    if not plan.is_adapter:
-        return write_whole_model(plan.run, folder, link=link)
-    from transformers import GenerationConfig
-
-    copy_files(plan.run.model, folder, _ADAPTER_FILES, link=link)
-    changes = {"base_model_name_or_path": plan.base.hub_id, "revision": plan.base.revision}
-    change_json(folder / "adapter_config.json", **changes)
-    # An adapter has no generation config; the base model's says what else ends an answer.
-    section = plan.experiment.model
-    try:
-        location = resolve_model(plan.run.find_base(section.name))
-        settings = GenerationConfig.from_pretrained(
-            location, revision=section.revision or "main", local_files_only=True
-        )
-    except (OSError, ModelLoadError):
-        settings = GenerationConfig()
-    settings.save_pretrained(folder)
-    return write_tokenizer(plan.run, folder)
 
 
 def is_ours(path: str) -> bool:

@@ -1,32 +1,35 @@
 """A run's model as one whole: the adapter merged into its base model, and saved for any other program."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import PublishError
+from hf_instruct.config import Experiment
+from hf_instruct.errors import ModelLoadError, PublishError
 from hf_instruct.hub.fidelity import Fidelity, Reference, check_fidelity, compare_models, take_reference
 from hf_instruct.hub.templates import build_chat_template, shape_prompt
 from hf_instruct.manifests import check_model
-from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars
+from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars, resolve_model
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.records import read_json_object, write_json
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 # Of what a run's `model` folder holds, these are the model; `training_args.bin`, which holds paths, is not among them.
-_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "*.py")
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "*.py")
+# Training switches it off; without it every other program would compute each answer in quadratic time.
+_USABLE = {"use_cache": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +111,7 @@ def load_run_model(run: RunFolder) -> RunModel:
     if run.has_adapter:
         model = merge_adapter(model, reference)
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
-    # Training switches it off; without it every other program would compute each answer in quadratic time.
-    model.config.use_cache = True
+    model.config.update(_USABLE)
     use_training_prompt(tokenizer, prompt_format)
     name = run.path.resolve().name
     return RunModel(model, tokenizer, prompt_format, name, run.has_adapter, reference)
@@ -227,12 +229,16 @@ def save_run_model(source: RunModel, folder: Path) -> Fidelity:
     return check_fidelity(written.eval(), source.reference, "The model that was written")
 
 
-def write_whole_model(run: RunFolder, folder: Path, *, link: bool = False) -> "PreTrainedTokenizerBase":
-    """Write a run's model as `save_run_model` does, without loading it where there is nothing to merge.
+def write_model(run: RunFolder, folder: Path, *, merge: bool = True, link: bool = False) -> "PreTrainedTokenizerBase":
+    """Write a run's model, tokenizer and configs for any other program, loading no weights where none are merged.
+
+    The tokenizer writes the training prompt, and the generation config names the tokens that end an answer, so that
+    `generate()` stops in any program; ends that it names already stay.
 
     Args:
-        run: A run with a tuned model.
-        folder: Made where it is missing.
+        run: A run with a tuned model, which `check_run` has accepted.
+        folder: Created where it is missing.
+        merge: Merge an adapter into its base model.
         link: Link to weights instead of copying them, where that can be done.
 
     Returns:
@@ -242,52 +248,54 @@ def write_whole_model(run: RunFolder, folder: Path, *, link: bool = False) -> "P
         InstructError: As `load_run_model`.
         OSError: The folder cannot be written.
     """
-    if run.has_adapter:
+    from transformers import GenerationConfig
+
+    if run.has_adapter and merge:
         source = load_run_model(run)
         save_run_model(source, folder)
         return source.tokenizer
-    copy_files(run.model, folder, _MODEL_FILES, link=link)
-    # Training switches it off; without it every other program would compute each answer in quadratic time.
-    change_json(folder / "config.json", use_cache=True)
-    return write_tokenizer(run, folder)
-
-
-def copy_files(source: Path, folder: Path, patterns: Sequence[str], *, link: bool) -> None:
-    """Copy the files that match; with `link`, link to weights instead where the disk knows links."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(path for pattern in patterns for path in source.glob(pattern) if path.is_file()):
-        if link and path.suffix == ".safetensors":
-            try:
-                (folder / path.name).symlink_to(path.resolve())
-            except OSError:
-                # Windows allows links to some users only.
-                logger.debug("%s is copied, not linked", path.name)
-            else:
-                continue
-        shutil.copyfile(path, folder / path.name)
-
-
-def write_tokenizer(run: RunFolder, folder: Path) -> "PreTrainedTokenizerBase":
-    """Write a run's tokenizer with the training prompt, and into the generation config the tokens that end an answer.
-
-    `generate()` then stops in any program. Ends that the config names already stay.
-    """
-    from transformers import GenerationConfig
-
+    _copy_files(run.model, folder, link=link)
+    if not run.has_adapter:
+        change_json(folder / "config.json", **_USABLE)
     experiment = run.load_experiment()
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
     use_training_prompt(tokenizer, prompt_format)
     tokenizer.save_pretrained(folder)
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        GenerationConfig().save_pretrained(folder)
-    known = read_json_object(path).get("eos_token_id")
+    try:
+        settings = _find_generation_config(run, experiment)
+    except (OSError, ModelLoadError):
+        settings = GenerationConfig()
+    known = settings.eos_token_id
     named = known if isinstance(known, list) else [known]
     ends = dict.fromkeys([prompt_format.end_token_id(tokenizer), *named, tokenizer.eos_token_id])
     unique = [end for end in ends if end is not None]
-    change_json(path, eos_token_id=unique if len(unique) > 1 else unique[0], pad_token_id=tokenizer.pad_token_id)
+    settings.eos_token_id = unique if len(unique) > 1 else unique[0]
+    settings.pad_token_id = tokenizer.pad_token_id
+    settings.save_pretrained(folder)
     return tokenizer
+
+
+def _find_generation_config(run: RunFolder, experiment: Experiment) -> "GenerationConfig":
+    """Return the model's generation config; an adapter has none, but its base model may be on this disk."""
+    from transformers import GenerationConfig
+
+    if not run.has_adapter:
+        return GenerationConfig.from_pretrained(run.model)
+    section = experiment.model
+    location, revision = resolve_model(run.find_base(section.name)), section.revision or "main"
+    return GenerationConfig.from_pretrained(location, revision=revision, local_files_only=True)
+
+
+def _copy_files(source: Path, folder: Path, *, link: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(path for pattern in _MODEL_FILES for path in source.glob(pattern) if path.is_file()):
+        if link and path.suffix == ".safetensors":
+            # Windows allows links to some users only.
+            with contextlib.suppress(OSError):
+                (folder / path.name).symlink_to(path.resolve())
+                continue
+        shutil.copyfile(path, folder / path.name)
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -31,20 +31,6 @@ def check_target(target: Path, *, force: bool = False) -> None:
         )
 
 
-def check_space(target: Path, num_bytes: int) -> None:
-    """Refuse a disk that is too full for about `num_bytes` more.
-
-    Raises:
-        PublishError: It is.
-    """
-    free = shutil.disk_usage(next(path for path in target.absolute().parents if path.exists())).free
-    if free < num_bytes:
-        raise PublishError(
-            f"`{target}` needs about {format_size(num_bytes)}, and {format_size(free)} are free there. "
-            "Free some space, or name another path with `--out`."
-        )
-
-
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
     """Yield a path beside `target`, where nothing is yet; what is written there is deleted with the block.

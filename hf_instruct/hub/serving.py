@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, PublishError
 from hf_instruct.guard import Guard, list_hosts, refusal
-from hf_instruct.hub.merging import check_run, name_run, use_training_prompt, write_whole_model
+from hf_instruct.hub.merging import check_run, name_run, use_training_prompt, write_model
 from hf_instruct.hub.outputs import building
 from hf_instruct.models import cache_folder, context_length, load_tokenizer
 from hf_instruct.offline import offline
@@ -66,7 +66,7 @@ def prepare_served_model(run: RunFolder) -> Path:
     if run.has_adapter:
         logger.info("Merging the adapter once into %s", folder)
     with building(folder) as part:
-        write_whole_model(run, part, link=True)
+        write_model(run, part, link=True)
     return folder
 
 

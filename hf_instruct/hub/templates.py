@@ -32,9 +32,8 @@ class PromptShape:
         after: From there to where the response begins.
         answer_end: After the response, before another turn.
         system_before: Written before a system text, where there is one.
-        system_after: Written after it.
+        system_after: Written after it; both are empty where there can be none.
         default_system: The system text of a conversation that has none; empty for none.
-        has_system: Whether there can be a system text.
         joint: Between instruction and input, where writing both as the user's words gives the training prompt;
             None where the format writes more.
         begin: The beginning-of-text token that the tokenizer puts before every prompt, in none of the other parts;
@@ -49,7 +48,6 @@ class PromptShape:
     system_before: str = ""
     system_after: str = ""
     default_system: str = ""
-    has_system: bool = True
     joint: str | None = None
     begin: str = ""
 
@@ -116,7 +114,7 @@ def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
     # Between an answer and the next question are the end of the one turn and the start of the other.
     between = render(user, answer, ("user", _INPUT)).partition(_ANSWER)[2].partition(_INPUT)[0]
     before = between.removeprefix(end) if between.startswith(end) else lead
-    shape = PromptShape(CHAT, "", before, after, end, has_system=False, joint="\n", begin=begin)
+    shape = PromptShape(CHAT, "", before, after, end, joint="\n", begin=begin)
     try:
         system_before, _, rest = render(("system", _SYSTEM), user).removeprefix(begin).partition(_SYSTEM)
     except ConfigError:
@@ -126,8 +124,8 @@ def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
     system_after = middle.removesuffix(before)
     default = lead.removeprefix(system_before).removesuffix(middle) if lead != before else ""
     if asked and tail == after and middle == system_after + before:
-        system = {"system_before": system_before, "system_after": system_after, "default_system": default}
-        shape = dataclasses.replace(shape, has_system=True, **system)
+        parts = {"system_before": system_before, "system_after": system_after, "default_system": default}
+        return dataclasses.replace(shape, **parts)
     return shape
 
 
@@ -167,9 +165,6 @@ def build_go_template(shape: PromptShape) -> str:
             f'The prompt format `{shape.name}` holds `{{{{` or `"""`, which an Ollama template cannot. Use '
             "`--format gguf`: that file carries the chat template."
         )
-    system = f"{shape.system_before}{{{{ .System }}}}{shape.system_after}"
-    return (
-        shape.head
-        + (f"{{{{ if .System }}}}{system}{{{{ end }}}}" if shape.has_system else "")
-        + f"{shape.before}{{{{ .Prompt }}}}{shape.after}{{{{ .Response }}}}{shape.answer_end}"
-    )
+    before, after = shape.system_before, shape.system_after
+    system = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ end }}}}" if before or after else ""
+    return f"{shape.head}{system}{shape.before}{{{{ .Prompt }}}}{shape.after}{{{{ .Response }}}}{shape.answer_end}"
