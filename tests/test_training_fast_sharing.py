@@ -99,7 +99,7 @@ def test_others_are_padded_and_told_so(config, changes, reason: str, caplog: pyt
         assert isinstance(choose(model, **changes), PaddingCollator)
     name = type(model).__name__
     messages = [record.message for record in caplog.records if record.name.startswith("hf_instruct")]
-    assert messages == [f"Training {name} on padded batches, several times slower: {reason}."]
+    assert messages[-1] == f"Training {name} on padded batches, several times slower: {reason}."
 
 
 def test_a_mask_that_eager_attention_would_add_as_ones_is_noticed() -> None:
