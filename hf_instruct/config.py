@@ -1,8 +1,8 @@
 """What a user may set: one experiment, with a section per stage.
 
 An experiment file is YAML 1.2 (read by ruamel.yaml, which knows that `5e-5` is a number and refuses a key given
-twice) and is checked by pydantic, because it reports every fault at once where jsonargparse, tyro and OmegaConf stop at
-the first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats the default.
+twice) and is checked by pydantic, because it reports every problem where jsonargparse, tyro and OmegaConf stop at the
+first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats the default.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,36 +191,34 @@ def load_experiment(
             import.
 
     Raises:
-        ConfigError: The file is missing or not YAML, or holds faults; all of them are listed.
+        ConfigError: The file is missing or not YAML, or has problems; all of them are listed.
     """
     values = read_yaml(Path(path)) if path is not None else {}
     for dotted, value in (overrides or {}).items():
         _set_dotted(values, dotted, value)
-    origins = [f"`{path}`"] * (path is not None) + ["the flags"] * bool(overrides)
-    return build_experiment(values, where=" and ".join(origins) or "the defaults", deep=deep)
+    sources = [f"`{path}`"] * (path is not None) + ["the flags"] * bool(overrides)
+    return build_experiment(values, where=" and ".join(sources) or "the defaults", deep=deep)
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True) -> Experiment:
-    """Return the experiment that nested plain values describe; `where` names their origin in errors.
+    """Return the experiment that nested plain values describe; `where` names their source in errors.
 
     Raises:
-        ConfigError: All faults found.
+        ConfigError: All problems found.
     """
-    experiment: Experiment | None = None
-    faults: list[str] = []
     if isinstance(values, Mapping):
         # `lora:` with nothing below it is a user's way to say "LoRA at the defaults".
         values = {name: {} if section is None else section for name, section in values.items()}
+    problems: list[str] = []
     try:
         experiment = Experiment.model_validate(values)
+        problems += _check_across(experiment)
     except ValidationError as error:
-        faults += format_problems(error, Experiment)
+        problems += format_problems(error, Experiment)
     if deep:
-        faults += _check_library_fields(values)
-    if experiment is not None:
-        faults += _check_across(experiment)
-    if faults or experiment is None:
-        raise ConfigError.listing(faults, f"in {where}")
+        problems += _check_library_fields(values)
+    if problems:
+        raise ConfigError.listing(problems, f"in {where}")
     return experiment
 
 
@@ -236,14 +234,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if len(content) > MOST_BYTES:
             raise ConfigError(f"`{path}` is over {MOST_BYTES:,} bytes long, too long for a file of settings.")
         values = parse_yaml(content.decode("utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"`{path}` does not exist.{_suggest_recipe(path)}") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"`{path}` is a folder; name a YAML file.{_suggest_recipe(path)}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"`{path}` is not UTF-8 text (byte {error.start}).") from error
     except OSError as error:
-        raise ConfigError(f"`{path}` cannot be read: {error.strerror or error}.") from error
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise ConfigError(f"`{path}` {what}.{_suggest_recipe(path)}") from error
     except ValueError as error:
         raise ConfigError(f"`{path}` is not valid YAML: {error}") from error
     if values is None:
@@ -336,25 +329,24 @@ def _format_problem(fault: dict[str, Any], model: type[BaseModel], prefix: str) 
 
 
 def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
-    """Return the faults of the sections whose fields belong to TRL, PEFT and Transformers."""
-    faults = []
+    """Return the problems of the sections whose fields belong to TRL, PEFT and Transformers."""
+    problems = []
     train, lora = values.get("train"), values.get("lora")
     if isinstance(train, dict) and train:
         from trl import SFTConfig
 
-        faults += [
-            f"`train.{name}` is not for you to set; {_OURS_TO_SET[name]}" for name in train if name in _OURS_TO_SET
-        ]
-        faults += _check_dataclass({k: v for k, v in train.items() if k not in _OURS_TO_SET}, SFTConfig, "train.")
+        refused = [name for name in train if name in _OURS_TO_SET]
+        problems += [f"`train.{name}` is not for you to set; {_OURS_TO_SET[name]}" for name in refused]
+        problems += _check_dataclass({k: v for k, v in train.items() if k not in refused}, SFTConfig, "train.")
     if isinstance(lora, dict) and lora:
         from peft import LoraConfig
 
-        faults += _check_dataclass(lora, LoraConfig, "lora.")
-    return faults + check_generate_fields(values.get("generate"))
+        problems += _check_dataclass(lora, LoraConfig, "lora.")
+    return problems + check_generate_fields(values.get("generate"))
 
 
 def check_generate_fields(generate: Any) -> list[str]:
-    """Return the faults of a `generate` section: names that are not `GenerationConfig`'s, or not for a user to set.
+    """Return the problems of a `generate` section: names that are not `GenerationConfig`'s, or not for a user to set.
 
     `generate()` takes others besides, and among them is code: `custom_generate` names a repository.
     """
@@ -363,12 +355,12 @@ def check_generate_fields(generate: Any) -> list[str]:
     from transformers import GenerationConfig
 
     allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
-    faults = [_describe_unknown(f"generate.{n}", allowed) for n in generate if n not in allowed]
-    return faults + find_refused_generation(generate)
+    unknown = [_describe_unknown(f"generate.{n}", allowed) for n in generate if n not in allowed]
+    return unknown + find_refused_generation(generate)
 
 
 def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with fields of `GenerationConfig` whose answers would depend on the batch or get lost."""
+    """Return the problems of fields of `GenerationConfig` whose answers would depend on the batch or get lost."""
     refused = {name: reason for name, reason in _NOT_TO_GENERATE.items() if settings.get(name)}
     if settings.get("cache_implementation") == "quantized":
         refused["cache_implementation"] = "a quantized cache rounds the prompts of a batch together; leave it out"
@@ -376,7 +368,7 @@ def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> list[str]:
-    """Return the faults of values meant for another library's dataclass: unknown names and wrong simple types."""
+    """Return the problems of values meant for another library's dataclass: unknown names and wrong simple types."""
     import dataclasses
     import typing
 
@@ -404,15 +396,10 @@ def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> lis
 def _check_across(experiment: Experiment) -> list[str]:
     data = experiment.data
     total = data.train_fraction + data.test_fraction + (data.validation_fraction or 0)
-    if data.validation_fraction is None and total >= 1 - 1e-9:
-        return [
-            f"`data.train_fraction` and `data.test_fraction` sum to {total:g} and leave nothing for validation; lower "
-            "one of them"
-        ]
-    if data.validation_fraction is not None and abs(total - 1) > 1e-9:
+    if (total > 1 - 1e-9) if data.validation_fraction is None else (abs(total - 1) > 1e-9):
         return [
             f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they should "
-            "sum to 1 (leave the last out to give it the rest)"
+            "sum to 1 and leave something for each (leave the last out to give it the rest)"
         ]
     return []
 

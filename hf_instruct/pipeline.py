@@ -1,4 +1,4 @@
-"""The walk of an experiment through its stages, over one run folder."""
+"""The stages of an experiment, over one run folder."""
 
 import contextlib
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
-from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy
+from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
 from hf_instruct.manifests import check_model
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.records import read_json_object
@@ -26,19 +26,19 @@ def run(
     force: bool = False,
     stages: Sequence[str] = STAGES,
 ) -> RunFolder:
-    """Walk an experiment through its stages, and return its run folder.
+    """Run the stages of an experiment, and return its run folder.
 
     Args:
         experiment: The experiment, as such or as plain values by section, or the YAML file that holds it.
         path: The run folder; for a file, `runs/` and its name by default.
-        resume: Go on with a run that was cut off; stages that are whole are left alone.
-        force: Delete what stands in the run folder first.
-        stages: Which stages to walk, in the order of `STAGES`.
+        resume: Continue a run that was cut off; stages that are whole are left alone.
+        force: Delete what is in the run folder first.
+        stages: Which stages to run, in the order of `STAGES`.
 
     Raises:
-        ConfigError: The experiment has faults, or there is no such stage.
-        RunError: The folder holds a run already, another experiment's run, or something else.
-        InstructError: A stage failed; what it finished stays, and `resume` goes on from there.
+        ConfigError: The experiment has problems, or there is no such stage.
+        RunError: The folder already contains a run, another experiment's run, or something else.
+        InstructError: A stage failed; what it finished stays, and `resume` continues from there.
     """
     if isinstance(experiment, str | Path):
         path = path or default_path(Path(experiment))
@@ -48,18 +48,17 @@ def run(
     if path is None:
         raise ConfigError("`run` needs the path of a run folder, unless the experiment is a YAML file.")
     if unknown := set(stages) - set(STAGES):
-        listed, allowed = (", ".join(f"`{name}`" for name in names) for names in (sorted(unknown), STAGES))
-        raise ConfigError(f"`stages` names {listed}; the stages are {allowed}.")
+        raise ConfigError(f"`stages` names {quote_names(sorted(unknown))}; the stages are {quote_names(STAGES)}.")
     check_experiment(experiment, stages)
     folder = RunFolder(Path(path), trust_remote_code=experiment.model.trust_remote_code)
+
+    @_translated_disk_errors(folder)
+    def begin() -> None:
+        open_folder(folder, experiment, resume=resume, force=force)
+        with folder.locked():
+            run_stages(folder, experiment, [stage for stage in stages if stage == "data"])
+
     with _translated_disk_errors(folder):
-
-        def begin() -> None:
-            with _translated_disk_errors(folder):
-                open_folder(folder, experiment, resume=resume, force=force)
-                with folder.locked():
-                    run_stages(folder, experiment, [stage for stage in stages if stage == "data"])
-
         # Launched on several processes, one opens the folder and prepares the data while the others wait.
         on_main_process(begin, use_cpu=experiment.train.get("use_cpu"))
         with folder.locked() if is_main_process() else contextlib.nullcontext():
@@ -67,8 +66,8 @@ def run(
     return folder
 
 
-def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *, force: bool = False) -> None:
-    """Answer the test split of a run with other settings, or go on where answering was cut off.
+def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *, force: bool = False) -> None:
+    """Answer the test split of a run with other settings, or continue where answering was cut off.
 
     Args:
         overrides: Settings of the `generate` section, by dotted name, over those of `run.yaml`.
@@ -76,7 +75,7 @@ def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, 
 
     Raises:
         RunError: The folder is not a run, or the settings differ from those that its answers were made with.
-        ConfigError: An override has a fault, or belongs to another stage.
+        ConfigError: An override has a problem, or belongs to another stage.
     """
     stored = folder.load_experiment()
     if foreign := [name for name in overrides or {} if not name.startswith("generate.")]:
@@ -89,18 +88,18 @@ def answer_again(folder: RunFolder, overrides: Mapping[str, Any] | None = None, 
         values["generate"][name.removeprefix("generate.")] = value
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
     is_main = is_main_process()
+
+    @_translated_disk_errors(folder)
+    def begin() -> None:
+        if force:
+            from hf_instruct.generation.stage import check_answering
+
+            # Settings that cannot work are refused while what was made with others is still there.
+            check_answering(folder, experiment)
+            clear_from(folder, "generate")
+        _accept_changes(folder, experiment)
+
     with _translated_disk_errors(folder), folder.locked() if is_main else contextlib.nullcontext():
-
-        def begin() -> None:
-            with _translated_disk_errors(folder):
-                if force:
-                    from hf_instruct.generation.stage import check_answering
-
-                    # Settings that cannot work are refused while what was made with others is still there.
-                    check_answering(folder, experiment)
-                    clear_from(folder, "generate")
-                _accept_changes(folder, experiment)
-
         on_main_process(begin, use_cpu=experiment.train.get("use_cpu"))
         try:
             run_stages(folder, experiment, ["generate"])
@@ -144,7 +143,7 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
     """Make a run folder ready for an experiment: new, resumed, or emptied first.
 
     Raises:
-        RunError: The folder holds a run already, another experiment's run, or something that is not a run.
+        RunError: The folder already contains a run, another experiment's run, or something that is not a run.
     """
     path = folder.path
     if folder.config.is_file():
@@ -161,7 +160,7 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
             return
         else:
             raise RunError(
-                f"`{path}` holds a run already. `--resume` goes on with it, `--force` deletes it and starts anew, "
+                f"`{path}` already contains a run. `--resume` continues it, `--force` deletes it and starts again, "
                 "`--run-dir` names another folder."
             )
     elif is_occupied(path):
@@ -305,11 +304,10 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     }
     refused = [key for key in changed if begun[key.partition(".")[0]]]
     if refused:
-        names = ", ".join(f"`{key}`" for key in refused) + (" differs" if len(refused) == 1 else " differ")
         raise RunError(
-            f"`{folder.path}` is a run of another experiment: {names} from `{folder.config}`, and that stage "
-            "has begun. Give the same settings, name another `--run-dir`, or delete what was made with the old ones: "
-            "`--force`."
+            f"`{folder.path}` is a run of another experiment: {quote_names(refused)} changed, and that stage has begun "
+            f"(`{folder.config}`). Give the same settings, name another `--run-dir`, or delete what was made with the "
+            "old ones: `--force`."
         )
     if changed:
         folder.save_experiment(experiment)
@@ -336,5 +334,5 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
             raise
         raise RunError(
             f"`{error.filename or folder.path}` cannot be written: {error.strerror}. {disk_remedy(error)}, or "
-            "choose another `--run-dir`; what is finished stays, and `--resume` goes on from there."
+            "choose another `--run-dir`; what is finished stays, and `--resume` continues from there."
         ) from error

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from hf_instruct.console import format_points
 from hf_instruct.records import TrainingRow, write_bytes
@@ -59,24 +59,26 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
     figure, axes = _build_axes(title)
     # A resumed run may log a step again: the later row is the one that the model went through.
     ordered = [row for _, row in sorted({(row.step, row.kind): row for row in rows}.items())]
-    series: list[tuple[str, list[tuple[int, float]], str, dict[str, Any]]] = [
-        ("training batches", [(r.step, r.loss) for r in ordered if r.loss is not None], "batch", {"linewidth": 1}),
-        ("train", [(r.step, r.train_loss) for r in ordered if r.train_loss is not None], "train", {"linewidth": 1.8}),
-        (
-            "validation",
-            [(r.step, r.validation_loss) for r in ordered if r.validation_loss is not None],
-            "validation",
-            {"linewidth": 2.2},
-        ),
-    ]
-    drawn = [entry for entry in series if entry[1]]
-    for label, points, color, style in drawn:
-        # A lone point is a line of no length: show it as a dot.
-        marker = "o" if len(points) == 1 else None
-        axes.plot(*zip(*points, strict=True), label=label, color=COLORS[color], marker=marker, clip_on=False, **style)
+    series = (
+        ("training batches", "loss", "batch", 1.0),
+        ("train", "train_loss", "train", 1.8),
+        ("validation", "validation_loss", "validation", 2.2),
+    )
+    for label, field, color, width in series:
+        points = [(row.step, loss) for row in ordered if (loss := getattr(row, field)) is not None]
+        if points:
+            # A lone point is a line of no length: show it as a dot.
+            axes.plot(
+                *zip(*points, strict=True),
+                label=label,
+                color=COLORS[color],
+                linewidth=width,
+                marker="o" if len(points) == 1 else None,
+                clip_on=False,
+            )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a label token)")
-    if drawn:
+    axes.set_ylabel("loss (nats per label token)")
+    if axes.lines:
         axes.set_xlim(0, max(axes.get_xlim()[1], 1))
         axes.locator_params(axis="x", integer=True)
         _add_token_axis(axes, ordered)
@@ -232,7 +234,7 @@ def style_axes(axes: "Axes", *, grid: Literal["x", "y"]) -> None:
 def _add_token_axis(axes: "Axes", rows: Sequence[TrainingRow]) -> None:
     """Mark round numbers of tokens above the plot, where the run had seen that many."""
     import numpy as np
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     steps, tokens = [row.step for row in rows], [row.tokens_seen for row in rows]
     if max(tokens) <= 0:
@@ -241,19 +243,7 @@ def _add_token_axis(axes: "Axes", rows: Sequence[TrainingRow]) -> None:
     if min(steps) > 0:
         steps, tokens = [0, *steps], [0, *tokens]
     above = axes.secondary_xaxis("top")
-    above.set_xticks(np.interp(marks, tokens, steps), [_format_count(mark) for mark in marks])
+    above.set_xticks(np.interp(marks, tokens, steps), [EngFormatter(sep="")(mark) for mark in marks])
     above.set_xlabel("example tokens seen", color=COLORS["text"], fontsize=9)
     above.tick_params(colors=COLORS["text"], length=0, labelsize=9)
     above.spines["top"].set_visible(False)
-
-
-def _format_count(number: float) -> str:
-    """Return a count with a short unit.
-
-    >>> _format_count(0), _format_count(950), _format_count(20_000), _format_count(2_500_000)
-    ('0', '950', '20k', '2.5M')
-    """
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"

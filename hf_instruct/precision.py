@@ -36,7 +36,7 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
     """Return whether a model computes clearly faster in bf16 than in float32 on a device, as measured on a CPU.
 
     On a CPU a product of the model's own shape is timed in both precisions, and both figures are logged. They are kept
-    in the cache folder for this processor, number of threads and version of PyTorch, so that one machine always decides
+    in the cache folder for this machine, number of threads and version of PyTorch, so that one machine always decides
     alike.
 
     Args:
@@ -113,14 +113,6 @@ def _keep_rates(shape: tuple[int, int], full: float, half: float) -> None:
 
 
 def _rates_file(shape: tuple[int, int]) -> Path:
-    key = repr((_describe_processor(), torch.get_num_threads(), torch.__version__, shape))
+    # A cache folder may be shared by machines: each has a name.
+    key = repr((platform.node(), platform.machine(), torch.get_num_threads(), torch.__version__, shape))
     return cache_folder() / "precision" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-
-
-def _describe_processor() -> str:
-    """Return what tells this processor from another: its name alone says little in a virtual machine."""
-    with contextlib.suppress(OSError):
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        lasting = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU ")
-        return "\n".join(line for line in first if line.startswith(lasting))
-    return f"{platform.machine()} {platform.processor()}"

@@ -11,7 +11,7 @@ from hf_instruct.errors import ConfigError, DataError, InstructError, ModelLoadE
 from hf_instruct.evaluation.harness import benchmark_run
 from hf_instruct.generation.chat_model import ChatModel
 from hf_instruct.generation.stage import answer, check_answering, write_course_file
-from hf_instruct.pipeline import answer_again, clear_from
+from hf_instruct.pipeline import answer_run, clear_from
 from hf_instruct.records import Response, append_rows, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.stage import fine_tune
@@ -180,7 +180,7 @@ def test_settings_that_cannot_work_delete_nothing(
     answer(run, settings)
     before = {path: path.read_bytes() for path in (run.responses, run.config)}
     with pytest.raises((ConfigError, DataError)) as caught:
-        answer_again(run, overrides, force=True)
+        answer_run(run, overrides, force=True)
     assert message in str(caught.value)
     assert {path: path.read_bytes() for path in before} == before
 
@@ -189,7 +189,7 @@ def test_settings_that_work_answer_anew(run: RunFolder, tiny_llama: Path) -> Non
     settings = experiment(tiny_llama, base=False)
     run.save_experiment(settings)
     answer(run, settings)
-    answer_again(run, {"generate.max_new_tokens": 3, "generate.repetition_penalty": 1.3}, force=True)
+    answer_run(run, {"generate.max_new_tokens": 3, "generate.repetition_penalty": 1.3}, force=True)
     assert [row.num_tokens for row in read_rows(run.responses, Response)] == [3] * 5
     assert run.load_experiment().generate.max_new_tokens == 3
 
@@ -204,6 +204,6 @@ def test_an_adapter_has_the_context_of_its_base_model(run: RunFolder, tiny_gpt2:
     settings = experiment(tiny_gpt2, base=False)
     run.save_experiment(settings)
     with pytest.raises(DataError, match="the model's 256 positions"):
-        answer_again(run, {"generate.max_new_tokens": 250}, force=True)
-    answer_again(run, {"generate.max_new_tokens": 2}, force=True)
+        answer_run(run, {"generate.max_new_tokens": 250}, force=True)
+    answer_run(run, {"generate.max_new_tokens": 2}, force=True)
     assert len(read_rows(run.responses, Response)) == 5

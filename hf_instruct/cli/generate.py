@@ -63,12 +63,12 @@ def _generate(options: argparse.Namespace) -> None:
         return
     if options.run is None:
         options.usage_error("the following arguments are required: run")
-    from hf_instruct.pipeline import answer_again
+    from hf_instruct.pipeline import answer_run
     from hf_instruct.processes import is_main_process
     from hf_instruct.run_folder import RunFolder
 
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
-    answer_again(run, _build_overrides(options, run), force=options.force)
+    answer_run(run, _build_overrides(options, run), force=options.force)
     if not is_main_process():
         return
     print(run.responses)
