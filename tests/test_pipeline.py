@@ -96,7 +96,7 @@ def test_resuming_with_other_settings_names_the_keys(tmp_path: Path) -> None:
     write_whole_run(folder, experiment(train={"learning_rate": 1e-4}))
     before = folder.config.read_bytes()
     other = experiment(train={"learning_rate": 1e-5}, lora={}, data={"limit": 3}, model={"name": "gpt2-small"})
-    with pytest.raises(RunError, match="`data.limit`, `lora`, `model.name`, `train.learning_rate` changed"):
+    with pytest.raises(RunError, match=r"`data.limit`, `lora`, `model.name`, `train.learning_rate` changed"):
         open_folder(folder, other, resume=True)
     assert folder.config.read_bytes() == before
 
