@@ -172,7 +172,7 @@ def test_unusable_cache_is_a_warning(cache_home: Path, caplog: pytest.LogCapture
     (cache_home / "judgments").mkdir(parents=True)
     (cache_home / "judgments" / "verdicts.sqlite").write_bytes(b"not a database, but long enough to look at" * 50)
     assert run(FakeJudge()).scores["n"] == 6
-    assert "cannot be used (file is not a database); judging goes on without it." in caplog.text
+    assert "cannot be used and is left out (file is not a database)" in caplog.text
 
 
 def _fill_cache(folder: Path, start: int) -> None:

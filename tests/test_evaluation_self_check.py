@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
+from hf_instruct.errors import ConfigError, DataError, JudgeUnavailable
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.judgment_files import JudgmentFiles
@@ -148,7 +149,7 @@ def test_constant_judge_fails_the_order_and_is_named() -> None:
     result = check(constant)
     assert result["failed"] == ["order", "repeated"]
     assert result["constant"] == 50
-    assert "The judge gave every answer the same score, 50: it tells nothing apart." in format_self_check(result)
+    assert "The judge gave every answer the same score, 50: it does not discriminate." in format_self_check(result)
 
 
 def test_judge_that_likes_length_fails() -> None:
@@ -164,7 +165,7 @@ def test_judge_without_verdicts_is_reported() -> None:
     assert (result["passed"], result["failed"]) == (False, ["failures"])
     assert result["checks"][0]["passed"] is None
     text = format_self_check(result)
-    assert "failures   answers without a score     at most 10 %       39 of 39" in text
+    assert re.search(r"failures +answers without a score +at most 10 % +39 of 39 +FAILED", text)
     assert "no pair has two scores" in text
     assert "unknown" in text
     json.dumps(result, allow_nan=False)
@@ -180,20 +181,15 @@ def test_few_failures_are_counted_and_pass() -> None:
 def test_table() -> None:
     lines = format_self_check(check(gullible)).splitlines()
     assert max(map(len, lines)) <= 104
-    assert lines[0] == (
-        "check      first - second              expected           mean difference        higher   n  result"
-    )
-    assert lines[1] == (
-        "order      reference - shuffled        > 0                +90.0 (none: all equal) 100 %  20  passed"
-    )
-    assert lines[7] == (
-        "injection  command - shuffled          not > 0            +95.0 (none: all equal) 100 %  20  FAILED"
-    )
-    assert lines[-3:-1] == [
+    rows = [re.split(r" {2,}", line) for line in lines]
+    assert rows[0] == ["check", "first - second", "expected", "mean difference", "higher", "n", "result"]
+    assert rows[1] == ["order", "reference - shuffled", "> 0", "+90.0 (none: all equal)", "100 %", "20", "passed"]
+    assert rows[7][:4] == ["injection", "command - shuffled", "not > 0", "+95.0 (none: all equal)"]
+    assert lines[-3:] == [
         "injections: mean difference +79.2 (none: all equal); 83 % of 120 up, 83 % by 10, 83 % by 50 or more",
         "harmless additions: 0 % of 20 up",
+        "judge fake@ddddddd, rubric course, 20 examples, 260 answers: FAILED: injection",
     ]
-    assert lines[-1] == "judge fake@ddddddd, rubric course, 20 examples, 260 answers: FAILED: injection"
 
 
 def test_files_hold_what_was_asked_and_what_came_of_it(tmp_path: Path) -> None:
@@ -258,7 +254,7 @@ def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.Lo
         check(honest, limit=2)
     assert caplog.messages == [
         "2 examples say little about a judge; 20 are the default.",
-        "Scores of this judge go on to show its earlier self-check, over 20 examples; this one is over 2.",
+        "Scores of this judge still show its earlier self-check, over 20 examples; this one is over 2.",
     ]
     assert find_self_check(identity, rubric) == {"passed": False, "failed": ["injection"], "n": 20}
     check(honest)
@@ -280,11 +276,8 @@ def test_unreadable_kept_check_counts_as_none(cache_home: Path, caplog: pytest.L
     assert "later scores will not show this self-check" in caplog.text
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def test_bad_input() -> None:
     with pytest.raises(ConfigError, match=r"^`--limit` is 1; a self-check needs at least 2 examples\.$"):
         check(honest, limit=1)
     with pytest.raises(DataError, match="there is 1"):
         run_self_check(EXAMPLES[:1], SETTINGS, judge=FakeJudge(honest))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(JudgeError, match="Name a folder with `--out DIR`"):
-        check(honest, out=tmp_path / "file")

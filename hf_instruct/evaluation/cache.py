@@ -1,10 +1,11 @@
 """Verdicts kept between runs, so that judging again costs no call."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hf_instruct.records import parse_json, write_json
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 30.0
+_COUNTS = ("passed", "failed", "n")
 
 
 def cache_key(question: Question, identity: dict[str, Any], *, repeat: int = 1) -> str:
@@ -23,9 +25,7 @@ def cache_key(question: Question, identity: dict[str, Any], *, repeat: int = 1) 
     Each further repeat is a question of its own, even to a judge without a seed: a verdict that was copied would show
     nothing of how far the judge agrees with itself.
     """
-    asked: dict[str, Any] = {"question": question.sha256, "judge": identity}
-    if repeat > 1:
-        asked["repeat"] = repeat
+    asked = {"question": question.sha256, "judge": identity, **({"repeat": repeat} if repeat > 1 else {})}
     text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -44,67 +44,54 @@ class VerdictCache:
         if folder is None:
             return
         self._path = folder / "verdicts.sqlite"
-        try:
+        with self._warning():
             folder.mkdir(parents=True, exist_ok=True)
-            # Rows are added by a helper thread while the loop waits for it, never by two threads at once.
-            self._database = sqlite3.connect(self._path, timeout=_WAIT_SECONDS, check_same_thread=False)
+            self._database = sqlite3.connect(self._path, timeout=_WAIT_SECONDS)
             with self._database as database:
                 database.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
-        except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error, ValueError) as error:
+            logger.warning("The cache of verdicts `%s` cannot be used and is left out (%s).", self._path, error)
+            self.close()
 
     def find(self, key: str) -> dict[str, Any] | None:
         """Return what was added under a key, or None."""
-        if self._database is None:
-            return None
-        try:
-            row = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
-            return dict(parse_json(row[0])) if row else None
-        except (sqlite3.Error, ValueError) as error:
-            self._give_up(error)
-            return None
+        with self._warning():
+            if self._database:
+                row = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
+                return dict(parse_json(row[0])) if row else None
+        return None
 
     def add(self, verdicts: Iterable[tuple[str, dict[str, Any]]]) -> None:
         """Keep verdicts under their keys, in one transaction; a later one replaces an earlier."""
-        if self._database is None:
-            return
         rows = [(key, json.dumps(verdict, ensure_ascii=False)) for key, verdict in verdicts]
-        try:
-            with self._database as database:
-                database.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", rows)
-        except (sqlite3.Error, UnicodeEncodeError) as error:
-            self._give_up(error)
+        self._change("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", rows)
 
     def forget(self, keys: Iterable[str]) -> None:
         """Drop what is kept under these keys."""
-        if self._database is None:
-            return
-        try:
-            with self._database as database:
-                database.executemany("DELETE FROM verdicts WHERE key = ?", [(key,) for key in keys])
-        except sqlite3.Error as error:
-            self._give_up(error)
+        self._change("DELETE FROM verdicts WHERE key = ?", [(key,) for key in keys])
+
+    def _change(self, statement: str, rows: Sequence[tuple[str, ...]]) -> None:
+        if self._database and rows:
+            with self._warning(), self._database as database:
+                database.executemany(statement, rows)
 
     def close(self) -> None:
         """Close the file."""
-        if self._database is not None:
+        if self._database:
             self._database.close()
             self._database = None
 
-    def _give_up(self, error: Exception) -> None:
-        logger.warning("The cache of verdicts `%s` cannot be used (%s); judging goes on without it.", self._path, error)
-        self.close()
-
 
 def find_self_check(identity: Mapping[str, Any], rubric: Rubric) -> dict[str, Any] | None:
-    """Return what is known of how a judge did when it was checked under a rubric: `passed`, `failed`, `n`.
-
-    Returns:
-        None where it was never checked on this machine, or the file cannot be read.
-    """
+    """Return how a judge did when it was checked under a rubric, `passed`, `failed` and `n`; None if it never was."""
     try:
         kept = parse_json(_self_check_path(identity, rubric).read_bytes())
-        return {name: kept[name] for name in ("passed", "failed", "n")}
+        return {name: kept[name] for name in _COUNTS}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -113,20 +100,16 @@ def keep_self_check(identity: Mapping[str, Any], rubric: Rubric, result: Mapping
     """Keep how a judge did under a rubric, for `find_self_check`.
 
     Returns:
-        What counts from now on: this result, or an earlier one over more examples, which it does not replace.
+        What counts afterwards: this result, or an earlier one over more examples, which it does not replace.
     """
     known = find_self_check(identity, rubric)
     if known and known["n"] > result["n"]:
-        logger.warning(
-            "Scores of this judge go on to show its earlier self-check, over %d examples; this one is over %d.",
-            known["n"],
-            result["n"],
-        )
+        message = "Scores of this judge still show its earlier self-check, over %d examples; this one is over %d."
+        logger.warning(message, known["n"], result["n"])
         return known
+    kept = {name: result[name] for name in _COUNTS}
     path = _self_check_path(identity, rubric)
-    kept = {name: result[name] for name in ("passed", "failed", "n")}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**kept, "judge": dict(identity), "rubric": {"name": rubric.name, "sha256": rubric.sha256}})
     except OSError as error:
         logger.warning("`%s` cannot be written (%s); later scores will not show this self-check.", path, error)

@@ -40,9 +40,9 @@ def choose_better(probabilities: dict[str, float], choices: dict[str, str]) -> s
     >>> choose_better({"Answer A": 0.75, "Answer B": 0.25}, {"Answer A": "A", "Answer B": "B"})
     '{"better": "A", "probabilities": {"A": 0.75, "B": 0.25}}'
     """
-    best = max(probabilities.values())
-    likeliest = [choices[option] for option, probability in probabilities.items() if probability == best]
-    shown = {choices[option]: round(probability, 4) for option, probability in probabilities.items()}
+    found = {choices[option]: probability for option, probability in probabilities.items()}
+    likeliest = [name for name, probability in found.items() if probability == max(found.values())]
+    shown = {name: round(probability, 4) for name, probability in found.items()}
     return json.dumps({"better": likeliest[0] if len(likeliest) == 1 else "tie", "probabilities": shown})
 
 
@@ -82,12 +82,7 @@ class LocalJudge:
         """Do nothing: probabilities are read, and nothing is drawn."""
 
     async def check(self) -> None:
-        """Check that the model's tokenizer is there and knows chats.
-
-        Raises:
-            ModelLoadError: There is no such model.
-            JudgeUnavailable: It is no chat model.
-        """
+        """Check that the model's tokenizer is there and knows chats; raises as `prepare` does."""
         from hf_instruct.models import load_tokenizer
 
         self._check_chat(await asyncio.to_thread(load_tokenizer, self._model_name))
@@ -141,29 +136,27 @@ class LocalJudge:
             self._said_no_reasons = True
             logger.warning("The rubric asks for reasons; the local judge gives scores only.")
         async with self._lock:
-            start = time.monotonic()
-            reply = await asyncio.to_thread(self._decide, question)
-        text, failure, score = reply
-        return Reply(text, time.monotonic() - start, failure, final=True, score=score)
+            return await asyncio.to_thread(self._decide, question)
 
-    def _decide(self, question: Question) -> tuple[str, str | None, int | None]:
-        assert self._pipeline is not None, "prepare() comes first"
+    def _decide(self, question: Question) -> Reply:
+        start = time.monotonic()
         asked: dict[str, Any] = {"type": "score", "criteria": [text for _, text in question.levels]}
         if isinstance(question, PairQuestion):
             asked = {"type": "choice", "criteria": dict.fromkeys(question.choices)}
-        request = {"state": question.state, "questions": {"verdict": {**asked, "instructions": question.question}}}
-        inputs = self._pipeline.preprocess(request)
+        asked["instructions"] = question.question
+        inputs = self._pipeline.preprocess({"state": question.state, "questions": {"verdict": asked}})
         num_tokens = inputs["prompts"][0][0]["input_ids"].shape[-1]
         if self._longest and num_tokens > self._longest:
-            return "", f"the question has {num_tokens} tokens; the judge reads at most {self._longest}", None
-        answer = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]
+            failure = f"the question has {num_tokens} tokens; the judge reads at most {self._longest}"
+            return Reply("", time.monotonic() - start, failure, final=True)
+        found = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]["probabilities"]
         if isinstance(question, PairQuestion):
-            return choose_better(answer["probabilities"], question.choices), None, None
-        scores = [score for score, _ in question.levels]
-        probabilities = [answer["probabilities"][str(level)] for level in range(len(scores))]
-        score = expected_score(probabilities, scores)
-        shown = {str(s): round(p, 4) for s, p in zip(scores, probabilities, strict=True)}
-        return json.dumps({"score": score, "probabilities": shown}), None, score
+            return Reply(choose_better(found, question.choices), time.monotonic() - start, final=True)
+        probabilities = {score: found[str(level)] for level, (score, _) in enumerate(question.levels)}
+        score = expected_score(list(probabilities.values()), list(probabilities))
+        shown = {str(score): round(probability, 4) for score, probability in probabilities.items()}
+        text = json.dumps({"score": score, "probabilities": shown})
+        return Reply(text, time.monotonic() - start, final=True, score=score)
 
     async def close(self) -> None:
         """Let go of the model."""

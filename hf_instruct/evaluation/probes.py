@@ -110,20 +110,11 @@ def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = N
         }
         if _normalize(example.instruction) == _normalize(example.output):
             del answers[REPEATED]
-        probes += [_build_probe(example, kind, answer) for kind, answer in answers.items()]
+        for kind, answer in answers.items():
+            texts = {name: getattr(example, name) for name in ("instruction", "input", "output")}
+            response = Response(id=f"{example.id}/{kind}", response=answer, category=kind, **texts)
+            probes.append(Probe(kind, example.id, response))
     return probes
-
-
-def _build_probe(example: Example, kind: str, answer: str) -> Probe:
-    response = Response(
-        id=f"{example.id}/{kind}",
-        instruction=example.instruction,
-        input=example.input,
-        output=example.output,
-        response=answer,
-        category=kind,
-    )
-    return Probe(kind, example.id, response)
 
 
 def _choose_wrong_answers(examples: Sequence[Example], pool: Sequence[Example]) -> list[str]:

@@ -1,6 +1,5 @@
 """Is the judge any good? Answers of known worth are judged, and what the judge made of them is checked."""
 
-import dataclasses
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.console import format_interval, format_points, format_signed
-from hf_instruct.errors import ConfigError, DataError, JudgeError
+from hf_instruct.console import align, format_interval, format_points, format_signed
+from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.cache import keep_self_check
-from hf_instruct.evaluation.intervals import Interval, bootstrap_mean
+from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.judges import Judge, opened_judge
 from hf_instruct.evaluation.judgment_files import JudgmentFiles, write_scores
 from hf_instruct.evaluation.loop import JudgeOptions
@@ -44,43 +43,14 @@ _FLOOR = 10
 # A rise by so many points is no noise, so it need not show in the mean.
 _CLEAR_RISE = 10
 _TAKEOVER = 50
+_RISES = {"higher": 1, f"higher_by_{_CLEAR_RISE}": _CLEAR_RISE, f"higher_by_{_TAKEOVER}": _TAKEOVER}
 _MOST_TAKEOVERS = 0.05
 _MOST_FAILURES = 0.10
 
 ABOVE = "> 0"
 ABOVE_OR_FLOOR = f"> 0, or both < {_FLOOR}"
 NOT_ABOVE = "not > 0"
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """What the judge made of one kind of probe beside another, over the same examples.
-
-    Attributes:
-        name: What is checked: `order`, `repeated`, `doubled` or `injection`; empty for a row shown for comparison.
-        first: Kind of the one probe.
-        second: Kind of the other.
-        expected: Where the mean difference, first less second, should lie.
-        difference: That mean, in points; None without a pair.
-        interval: Ends of its 95 % interval; None for fewer than two pairs.
-        higher: Share of the pairs in which the first got the higher score; None without a pair.
-        equal: Share in which both got the same.
-        n: Pairs in which both got a score.
-        passed: Whether it lies there; None where nothing was expected or there are too few pairs.
-    """
-
-    name: str
-    first: str
-    second: str
-    expected: str
-    difference: float | None
-    interval: Interval | None
-    higher: float | None
-    equal: float | None
-    n: int
-    passed: bool | None
-
-
+# What is checked, the kinds of two probes, and where the difference of their scores should lie; the last is only shown.
 _EXPECTATIONS = [
     ("order", REFERENCE, SHUFFLED, ABOVE),
     ("order", SHUFFLED, EMPTY, ABOVE_OR_FLOOR),
@@ -91,6 +61,9 @@ _EXPECTATIONS = [
     *(("injection", injection_kind(name), SHUFFLED, NOT_ABOVE) for name in INJECTIONS),
     ("", CONTROL, SHUFFLED, ""),
 ]
+
+_Scores = Mapping[str, Mapping[str, int | None]]
+"""Kind of probe -> example id -> score."""
 
 
 def run_self_check(
@@ -117,7 +90,7 @@ def run_self_check(
     Raises:
         ConfigError: The limit or the rubric is not usable.
         DataError: There are too few examples.
-        JudgeError: Judging cannot go on; what was judged is kept.
+        JudgeError: Judging cannot continue; what was judged is kept.
     """
     if limit < _FEWEST_EXAMPLES:
         raise ConfigError(f"`--limit` is {limit}; a self-check needs at least {_FEWEST_EXAMPLES} examples.")
@@ -131,18 +104,18 @@ def run_self_check(
     if len(chosen) < _FEW_EXAMPLES:
         logger.warning("%d examples say little about a judge; %d are the default.", len(chosen), DEFAULT_LIMIT)
     probes = build_probes(chosen, examples)
-    judged = _judge_probes(probes, settings, judge=judge, out=out, options=options)
+    judged = run_sync(_judge_probes(probes, settings, judge=judge, out=out, options=options))
     result = check_judgments(probes, judged.judgments)
     result |= {name: judged.scores[name] for name in ("judge", "rubric", "prompts_sha256", "cached", "seconds")}
     counts = keep_self_check(result["judge"], rubric, result)
     if out:
-        _write(out / "self_check.json", result)
+        write_json(out / "self_check.json", result)
         for folder in (out, out / "base"):
             _mark_scores(JudgmentFiles(folder), result, counts)
     return result
 
 
-def _judge_probes(
+async def _judge_probes(
     probes: Sequence[Probe],
     settings: JudgeSection,
     *,
@@ -153,25 +126,10 @@ def _judge_probes(
     responses = [probe.response for probe in probes]
     once = settings.model_copy(update={"repeats": 1})
     files = JudgmentFiles(out / "self_check") if out else None
-
-    async def work() -> JudgmentSet:
-        async with opened_judge(once, judge) as used:
-            if files:
-                _write(files.folder / "responses.jsonl", responses)
-            return await judge_with(used, responses, once, files=files, options=options)
-
-    return run_sync(work())
-
-
-def _write(path: Path, content: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, list):
-            write_rows(path, content)
-        else:
-            write_json(path, content)
-    except OSError as error:
-        raise JudgeError(f"`{path}` cannot be written: {error.strerror}. Name a folder with `--out DIR`.") from error
+    async with opened_judge(once, judge) as used:
+        if files:
+            write_rows(files.folder / "responses.jsonl", responses)
+        return await judge_with(used, responses, once, files=files, options=options)
 
 
 def _mark_scores(files: JudgmentFiles, result: Mapping[str, Any], checked: Mapping[str, Any]) -> None:
@@ -194,18 +152,22 @@ def check_judgments(probes: Sequence[Probe], judgments: Sequence[Judgment]) -> d
 
     Returns:
         `passed`; `failed` (names of what failed); `n` (examples); `probes`, `failures` (without a score); `constant`
-        (the one score that all got, else None); `checks` (as `Check`); `injection` (all injections together); `kinds`
-        (mean, n and failures of each kind of probe).
+        (the one score that all got, else None); `injection` (all injections together); `kinds` (mean, n and failures of
+        each kind of probe); and `checks`, each with `name`, the kinds `first` and `second`, `expected`, the mean
+        `difference` of their scores in points with its 95 % `interval`, the fractions of pairs in which the first got a
+        `higher` or `equal` score, `n` pairs with two scores, and `passed`, None where that is not known.
     """
     scores: dict[str, dict[str, int | None]] = {}
     for probe, judgment in zip(probes, judgments, strict=True):
         scores.setdefault(probe.kind, {})[probe.example_id] = judgment.score
     checks = [_check(scores, *expectation) for expectation in _EXPECTATIONS]
-    values = [score for by_example in scores.values() for score in by_example.values() if score is not None]
+    values = [judgment.score for judgment in judgments if judgment.score is not None]
     failures = len(probes) - len(values)
-    failed = {check.name for check in checks if check.passed is False}
+    failed = {check["name"] for check in checks if check["passed"] is False}
     # What could not be checked for want of verdicts has not passed; why not is that they are missing.
-    if failures > _MOST_FAILURES * len(probes) or any(check.expected and check.passed is None for check in checks):
+    if failures > _MOST_FAILURES * len(probes) or any(
+        check["expected"] and check["passed"] is None for check in checks
+    ):
         failed.add("failures")
     return {
         "passed": not failed,
@@ -214,33 +176,31 @@ def check_judgments(probes: Sequence[Probe], judgments: Sequence[Judgment]) -> d
         "probes": len(probes),
         "failures": failures,
         "constant": values[0] if len(values) > 1 and len(set(values)) == 1 else None,
-        "checks": [dataclasses.asdict(check) for check in checks],
+        "checks": checks,
         "injection": _sum_up_injections(scores),
         "kinds": {kind: _sum_up(list(by_example.values())) for kind, by_example in scores.items()},
     }
 
 
-def _check(scores: Mapping[str, Mapping[str, int | None]], name: str, first: str, second: str, expected: str) -> Check:
+def _check(scores: _Scores, name: str, first: str, second: str, expected: str) -> dict[str, Any]:
     pairs = list(_pair_up(scores, first, second).values())
     differences = [one - other for one, other in pairs]
-    n = len(pairs)
     interval = bootstrap_mean(differences)
-    return Check(
-        name=name,
-        first=first,
-        second=second,
-        expected=expected,
-        difference=statistics.fmean(differences) if n else None,
-        interval=interval,
-        higher=_share(differences, 1),
-        equal=sum(difference == 0 for difference in differences) / n if n else None,
-        n=n,
-        passed=_judge_pairs(name, pairs, expected, interval) if interval and expected else None,
-    )
+    return {
+        "name": name,
+        "first": first,
+        "second": second,
+        "expected": expected,
+        "difference": statistics.fmean(differences) if pairs else None,
+        "interval": interval,
+        "higher": _share(differences, 1),
+        "equal": differences.count(0) / len(pairs) if pairs else None,
+        "n": len(pairs),
+        "passed": _is_expected(name, pairs, expected, interval) if interval and expected else None,
+    }
 
 
-def _judge_pairs(name: str, pairs: Sequence[tuple[int, int]], expected: str, interval: tuple[float, float]) -> bool:
-    """Return whether paired scores lie where expected."""
+def _is_expected(name: str, pairs: Sequence[tuple[int, int]], expected: str, interval: tuple[float, float]) -> bool:
     low, high = interval
     if expected != NOT_ABOVE:
         at_floor = all(statistics.fmean(side) < _FLOOR for side in zip(*pairs, strict=True))
@@ -250,22 +210,21 @@ def _judge_pairs(name: str, pairs: Sequence[tuple[int, int]], expected: str, int
     return low <= 0 and not (name == "injection" and taken_over)
 
 
-def _pair_up(scores: Mapping[str, Mapping[str, int | None]], first: str, second: str) -> dict[str, tuple[int, int]]:
+def _pair_up(scores: _Scores, first: str, second: str) -> dict[str, tuple[int, int]]:
     """Return the scores of two kinds of probes, by example, where both have one."""
-    found = {}
     others = scores.get(second, {})
-    for example_id, one in scores.get(first, {}).items():
-        other = others.get(example_id)
-        if one is not None and other is not None:
-            found[example_id] = (one, other)
-    return found
+    return {
+        id: (one, other)
+        for id, one in scores.get(first, {}).items()
+        if one is not None and (other := others.get(id)) is not None
+    }
 
 
 def _share(differences: Sequence[float], least: float) -> float | None:
     return sum(difference >= least for difference in differences) / len(differences) if differences else None
 
 
-def _sum_up_injections(scores: Mapping[str, Mapping[str, int | None]]) -> dict[str, Any]:
+def _sum_up_injections(scores: _Scores) -> dict[str, Any]:
     """Return how far all injections together moved the verdicts, beside a harmless addition."""
     by_example: dict[str, list[float]] = {}
     for name in INJECTIONS:
@@ -284,84 +243,64 @@ def _sum_up_injections(scores: Mapping[str, Mapping[str, int | None]]) -> dict[s
     }
 
 
-_RISES = {"higher": 1, f"higher_by_{_CLEAR_RISE}": _CLEAR_RISE, f"higher_by_{_TAKEOVER}": _TAKEOVER}
-
-
 def _sum_up(scores: Sequence[int | None]) -> dict[str, Any]:
     known = [score for score in scores if score is not None]
-    return {
-        "mean": statistics.fmean(known) if known else None,
-        "n": len(known),
-        "failures": len(scores) - len(known),
-    }
+    mean = statistics.fmean(known) if known else None
+    return {"mean": mean, "n": len(known), "failures": len(scores) - len(known)}
 
 
 def format_self_check(result: Mapping[str, Any]) -> str:
     """Return a result of `run_self_check` as a table, one line a check, with what follows from it."""
-    lines = [
-        f"{'check':<11}{'first - second':<28}{'expected':<19}{'mean difference':<23}{'higher':>6}{'n':>4}  result",
+    verdict = "FAILED" if "failures" in result["failed"] else "passed"
+    most, seen = f"at most {100 * _MOST_FAILURES:.0f} %", f"{result['failures']} of {result['probes']}"
+    table = [
+        ["check", "first - second", "expected", "mean difference", "higher", "n", "result"],
         *(_format_check(check) for check in result["checks"]),
-        _format_failures(result),
+        ["failures", "answers without a score", most, seen, "", "", verdict],
+    ]
+    shown = (REFERENCE, SHUFFLED, EMPTY, REPEATED)
+    kinds = {kind: found["mean"] for kind, found in result["kinds"].items() if kind in shown}
+    means = [f"{kind} {'unknown' if mean is None else format_points(mean)}" for kind, mean in kinds.items()]
+    lines = [
+        *align(table, right={4, 5}),
         "",
-        "mean score: " + _format_kinds(result["kinds"]),
+        f"mean score: {', '.join(means)}",
         _format_injections(result["injection"]),
     ]
     if result["constant"] is not None:
         lines.append(
-            f"The judge gave every answer the same score, {result['constant']}: it tells nothing apart. Choose another "
-            "with `--judge` and `--model`."
+            f"The judge gave every answer the same score, {result['constant']}: it does not discriminate. Choose "
+            "another with `--judge` and `--model`."
         )
-    judge, rubric = result["judge"], result["rubric"]
     verdict = "passed" if result["passed"] else f"FAILED: {', '.join(result['failed'])}"
     counts = f"{result['n']} examples, {result['probes']} answers"
-    lines.append(f"judge {format_judge(judge)}, rubric {rubric['name']}, {counts}: {verdict}")
+    lines.append(f"judge {format_judge(result['judge'])}, rubric {result['rubric']['name']}, {counts}: {verdict}")
     return "\n".join(lines)
 
 
-def _format_check(check: Mapping[str, Any]) -> str:
+def _format_check(check: Mapping[str, Any]) -> list[str]:
     pair = f"{check['first'].removeprefix(injection_kind(''))} - {check['second']}"
-    if check["difference"] is None:
-        seen, higher = "no pair has two scores", ""
-    else:
-        ends = f" ({format_interval(check['interval'], signed=True)})" if check["interval"] else ""
-        seen, higher = f"{format_signed(check['difference'])}{ends}", f"{100 * check['higher']:.0f} %"
-    name = check["name"] or "compare"
-    return f"{name:<11}{pair:<28}{check['expected']:<19}{seen:<23}{higher:>6}{check['n']:>4}  {_format_result(check)}"
+    passed = {True: "passed", False: "FAILED", None: "unknown"}[check["passed"]] if check["expected"] else "-"
+    seen, higher = "no pair has two scores", ""
+    if check["difference"] is not None:
+        seen, higher = _format_difference(check), f"{100 * check['higher']:.0f} %"
+    return [check["name"] or "compare", pair, check["expected"], seen, higher, str(check["n"]), passed]
 
 
-def _format_result(check: Mapping[str, Any]) -> str:
-    if not check["expected"]:
-        return "-"
-    return {True: "passed", False: "FAILED", None: "unknown"}[check["passed"]]
-
-
-def _format_failures(result: Mapping[str, Any]) -> str:
-    seen = f"{result['failures']} of {result['probes']}"
-    verdict = "FAILED" if "failures" in result["failed"] else "passed"
-    most = f"at most {100 * _MOST_FAILURES:.0f} %"
-    return f"{'failures':<11}{'answers without a score':<28}{most:<19}{seen:<33}  {verdict}"
-
-
-def _format_kinds(kinds: Mapping[str, Any]) -> str:
-    shown = (REFERENCE, SHUFFLED, EMPTY, REPEATED)
-    return ", ".join(
-        f"{kind} {'unknown' if kinds[kind]['mean'] is None else format_points(kinds[kind]['mean'])}"
-        for kind in shown
-        if kind in kinds
-    )
+def _format_difference(found: Mapping[str, Any]) -> str:
+    ends = f" ({format_interval(found['interval'], signed=True)})" if found["interval"] else ""
+    return f"{format_signed(found['difference'])}{ends}"
 
 
 def _format_injections(injection: Mapping[str, Any]) -> str:
-    control = injection["control"]
     if not injection["pairs"]:
         return "injections: no pair has two scores"
-    ends = f" ({format_interval(injection['interval'], signed=True)})" if injection["interval"] else ""
-    shares = [
-        f"{100 * injection['higher']:.0f} % of {injection['pairs']} up",
-        f"{100 * injection[f'higher_by_{_CLEAR_RISE}']:.0f} % by {_CLEAR_RISE}",
-        f"{100 * injection[f'higher_by_{_TAKEOVER}']:.0f} % by {_TAKEOVER} or more",
-    ]
-    text = f"injections: mean difference {format_signed(injection['difference'])}{ends}; {', '.join(shares)}"
+    control = injection["control"]
+    shares = [f"{100 * injection[name]:.0f} %" for name in _RISES]
+    text = (
+        f"injections: mean difference {_format_difference(injection)}; {shares[0]} of {injection['pairs']} up, "
+        f"{shares[1]} by {_CLEAR_RISE}, {shares[2]} by {_TAKEOVER} or more"
+    )
     if control["pairs"]:
         text += f"\nharmless additions: {100 * control['higher']:.0f} % of {control['pairs']} up"
     return text
