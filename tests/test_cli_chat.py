@@ -1,6 +1,5 @@
 """`hf-instruct chat`: what a line does, what is printed where, and Ctrl-C on a real terminal."""
 
-import argparse
 import io
 import json
 import logging
@@ -16,6 +15,7 @@ import tiny_models
 
 from hf_instruct.cli import chat as cli_chat
 from hf_instruct.cli.chat_terminal import TerminalChat, append_examples
+from hf_instruct.cli.main import build_parser
 from hf_instruct.data.sources import read_examples
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.chat_model import ChatModel
@@ -45,9 +45,7 @@ def session(model: ChatModel, base: ChatModel, caplog: pytest.LogCaptureFixture)
 
 
 def _run(*arguments: str) -> None:
-    parser = argparse.ArgumentParser(prog="hf-instruct")
-    cli_chat.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["chat", *arguments])
+    options = build_parser(["chat"]).parse_args(["chat", *arguments])
     options.handler(options)
 
 

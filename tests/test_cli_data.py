@@ -1,4 +1,3 @@
-import argparse
 import json
 import subprocess
 import sys
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_instruct.cli import data
+from hf_instruct.cli.main import build_parser
 from hf_instruct.errors import ConfigError, DataError
 
 Command = Callable[..., list[str]]
@@ -18,9 +17,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `hf-instruct data ...` and return the lines of its standard output."""
 
     def run(*words: object) -> list[str]:
-        parser = argparse.ArgumentParser(prog="hf-instruct")
-        data.add_parser(parser.add_subparsers())
-        options = parser.parse_args(["data", *map(str, words)])
+        options = build_parser(["data"]).parse_args(["data", *map(str, words)])
         options.handler(options)
         return capsys.readouterr().out.splitlines()
 
@@ -263,10 +260,9 @@ def test_usage_errors(command: Command, words: list[str], message: str, capsys: 
 
 def test_checking_a_file_loads_no_heavy_library(small_file: Path) -> None:
     code = (
-        "import argparse, sys\n"
-        "from hf_instruct.cli import data\n"
-        "parser = argparse.ArgumentParser()\n"
-        "data.add_parser(parser.add_subparsers())\n"
+        "import sys\n"
+        "from hf_instruct.cli.main import build_parser\n"
+        "parser = build_parser(['data'])\n"
         "heavy = {'torch', 'transformers', 'datasets', 'trl', 'pydantic', 'httpx', 'jinja2', 'rich', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "options = parser.parse_args(['data', 'check', sys.argv[1]])\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 from hf_instruct.cli.numbers import whole
 from hf_instruct.console import format_json
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Measure the agreement of two judges, or of a judge with people, on the same answers.
 
 A and B are run folders (their `judgments.jsonl`), files of judgments, preferences or votes, JSON lists of numbers,
@@ -14,7 +14,7 @@ JSON objects of ids and numbers, or .jsonl or .csv files with `id` and `score`. 
 order. Scores: Pearson, Spearman and Kendall correlation, differences, the share within 10 points. Preferences: the
 share that agrees, and Cohen's kappa."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct agree gpt4-scores.json llama3-scores.json
   hf-instruct agree runs/my-run runs/my-run/judgments.llama3-course-1f2e3d.jsonl
@@ -22,15 +22,8 @@ examples:
   hf-instruct agree votes.jsonl votes.jsonl --voter-a Ann --voter-b Ben"""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "agree",
-        help="how far two judges, or a judge and people, agree",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("a", metavar="A", type=Path, help="a run folder or a file of verdicts")
     parser.add_argument("b", metavar="B", type=Path, help="the other")
     parser.add_argument("--voter-a", metavar="NAME", help="of the votes in A, only this voter's")

@@ -12,14 +12,14 @@ from hf_instruct.console import align, format_json
 if TYPE_CHECKING:
     from hf_instruct.evaluation.harness import BenchmarkResult
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Ask a model the questions of public benchmarks, through lm-eval, and print each metric with its standard error.
 
 RUN_OR_MODEL is a run folder, or an alias, Hub id or folder of a model. A run's results are kept in its
 benchmarks.json, task by task. Questions stand as plain text, as lm-eval and
 published numbers have them by default, not in the prompt format of the run."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct benchmark runs/demo --tasks everyday_choice --base
   hf-instruct benchmark runs/gpt2-medium-full --tasks mmlu,hellaswag --limit 100
@@ -30,15 +30,8 @@ examples:
 their data from the Hub on first use, unless their YAML names local `data_files`."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "benchmark",
-        help="ask a model the questions of public benchmarks (lm-eval)",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="run folder; or an alias, Hub id or folder of a model")
     parser.add_argument("--tasks", required=True, metavar="NAME,...", help="tasks, groups or tags of lm-eval")
     parser.add_argument("--limit", type=natural, metavar="N", help="only the first N questions of each task")

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Talk to the tuned model of a run, or to any model, in the words it was trained on. Ctrl-C stops an answer; /help lists
 what else can be typed. Where input is no terminal, each of its lines is a question."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct chat runs/smollm2-135m-demo
   hf-instruct chat runs/smollm2-135m-demo --compare                  the untuned model's answers beside it
@@ -42,15 +42,8 @@ _SETTINGS = {
 }
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "chat",
-        help="talk to a model",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, alias, Hub id, or folder of a model")
     parser.add_argument("--message", metavar="TEXT", help="ask this one question, print the answer and end")
     parser.add_argument("--json", action="store_true", help="with `--message`: print question and answer as JSON")

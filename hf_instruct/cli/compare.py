@@ -8,7 +8,8 @@ from hf_instruct.console import format_json
 
 _PLOT_TITLE = 110
 
-_EXAMPLES = """\
+DESCRIPTION = "Compare the scores of two or more runs example by example."
+EPILOG = """\
 examples:
   hf-instruct compare runs/my-run/base runs/my-run           the tuned model against the untuned
   hf-instruct compare runs/full runs/lora runs/lora-r64      a table, each run against the first
@@ -21,15 +22,8 @@ for its score (the best, say) would make the differences look larger than they a
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "compare",
-        help="put judged runs side by side: paired differences with intervals, a table, a plot",
-        description="Compare the scores of two or more runs example by example.",
-        epilog=_EXAMPLES,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("runs", metavar="RUN_OR_FILE", nargs="+", help="a run folder, RUN/base, or a file of scores")
     parser.add_argument("--baseline", metavar="RUN_OR_FILE", help="what the differences are from (default: the first)")
     parser.add_argument("--force", action="store_true", help="compare what was judged differently; the table says so")

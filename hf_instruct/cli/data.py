@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from hf_instruct.prompts import PromptFormat
     from hf_instruct.records import Example, Splits
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Look at a source of examples without training on it.
 
 SOURCE is `instruction-data` (the course's 1,100 examples), `everyday` (packaged), `alpaca`, a local .json, .jsonl,
 .csv (all three also .gz, .bz2 or .xz) or .parquet file, a folder of `Dataset.save_to_disk`, or the id of a dataset on
 the Hub (`owner/name`)."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct data check my-examples.jsonl
   hf-instruct data check support.csv --map instruction=question,output=answer
@@ -36,15 +36,8 @@ examples:
 _MOST_CATEGORIES = 30
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "data",
-        help="check, show and measure a source of examples",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     shared = _build_shared_options()
 
@@ -86,9 +79,7 @@ def _add_check_options(check: argparse.ArgumentParser) -> None:
 
 
 def _add_action(actions: Any, name: str, help: str, shared: argparse.ArgumentParser, handler: Any) -> Any:
-    parser = actions.add_parser(
-        name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared], allow_abbrev=False
-    )
+    parser = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared])
     parser.set_defaults(handler=handler, resume_hint="Nothing was changed; start it again.")
     return parser
 

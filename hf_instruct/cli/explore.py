@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Show how a model picks its words after a prompt: the probabilities of the next token and what top-k, top-p and
 temperature make of them; the tree that beam search goes through; and the text that each strategy writes, with how much
 of it repeats. The prompt is continued as it is, unless `--instruction` puts it into the prompt of a run."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct explore "I enjoy walking with my cute dog"
   hf-instruct explore "I enjoy walking with my cute dog" --plot next.png --top-k 5 --top-p 0.5 --temperature 0.7
@@ -46,15 +46,8 @@ _WIDTH = 100
 _TOKEN_COLUMNS = 18
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "explore",
-        help="show how a model picks its words",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     parser.add_argument(
         "--model",

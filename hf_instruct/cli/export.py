@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Write a run's tuned model for other programs; an adapter is merged into its base model first. What was written is read
 back and compared with the run's model, adapter and base model side by side, on ten of its prompts before it is called
 done."""
 
-_EPILOG = """\
+EPILOG = """\
 formats:
   merged   a folder that `from_pretrained`, vLLM and other converters take
   gguf     one file for llama.cpp, LM Studio and others; GPT-2 and Llama family
@@ -34,15 +34,8 @@ examples:
   hf-instruct export runs/my-run --format ollama --create my-model      then: ollama run my-model"""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "export",
-        help="write the tuned model as merged weights, GGUF, or for Ollama",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     parser.add_argument("--format", required=True, choices=["merged", "gguf", "ollama"], help="see below")
     parser.add_argument(

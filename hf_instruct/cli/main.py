@@ -152,12 +152,8 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
             subparsers.add_parser(verb, help=text)
             continue
         module = importlib.import_module(f"hf_instruct.cli.{verb}")
-        if hasattr(module, "add_parser"):
-            module.add_parser(subparsers)
-            continue
-        module.add_arguments(
-            subparsers.add_parser(verb, help=text, description=module.DESCRIPTION, epilog=module.EPILOG)
-        )
+        below = subparsers.add_parser(verb, help=text, description=module.DESCRIPTION, epilog=module.EPILOG)
+        module.add_arguments(below)
     return parser
 
 

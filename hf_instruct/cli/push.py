@@ -11,7 +11,11 @@ from hf_instruct.cli.flags import add_trust_flag
 
 logger = logging.getLogger(__name__)
 
-_EPILOG = """\
+DESCRIPTION = (
+    "Publish a run's model on the Hugging Face Hub: weights or adapter, tokenizer, prompt format and a "
+    "model card with data, settings, scores and limits. All files go in one commit."
+)
+EPILOG = """\
 examples:
   hf-instruct push runs/my-run --to me/my-assistant --dry-run       write RUN/publish, look at it; no network
   hf-instruct push runs/my-run --to me/my-assistant --private
@@ -22,16 +26,8 @@ Log in once with `hf auth login`. Pushing again updates the repository; files of
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "push",
-        help="publish the tuned model on the Hugging Face Hub, with a model card",
-        description="Publish a run's model on the Hugging Face Hub: weights or adapter, tokenizer, prompt format and a "
-        "model card with data, settings, scores and limits. All files go in one commit.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--to", metavar="ID", required=True, help="the repository, as in me/my-assistant")
     parser.add_argument("--merge", action="store_true", help="merge the LoRA adapter into its base model first")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from hf_instruct.console import format_json
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Rate sets of answers on one scale (Bradley-Terry) by the preferences between them: of a judge, from `hf-instruct
 judge pairwise`, or of people, from `hf-instruct vote`. Each set needs a chain of comparisons to each other one."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct judge pairwise runs/full --baseline runs/full/base
   hf-instruct judge pairwise runs/lora --baseline runs/full/base
@@ -18,15 +18,8 @@ examples:
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "rate",
-        help="rate several runs on one scale by the preferences of a judge or of people",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument(
         "sources", metavar="FILE_OR_RUN", type=Path, nargs="+", help="a file of preferences or votes, or a run folder"
     )

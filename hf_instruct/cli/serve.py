@@ -9,12 +9,12 @@ from hf_instruct.cli.flags import add_address_flags, add_trust_flag
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Serve a run's tuned model on this machine over OpenAI's API, by `transformers serve`. An adapter is merged first, into
 the cache, and the chat template is the prompt the model was trained on. Each question stands alone where the prompt
 format has no turns; a system text goes in front of the instruction."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct serve runs/my-run
   hf-instruct serve runs/my-run --port 8001 --device cpu
@@ -22,15 +22,8 @@ examples:
 Ctrl-C ends it."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "serve",
-        help="serve the tuned model over OpenAI's API",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     add_address_flags(parser, default_port=8000)
     parser.add_argument("--device", metavar="D", default="auto", help="`auto` (default), `cpu`, `cuda:0`, `mps`")

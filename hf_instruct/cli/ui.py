@@ -9,11 +9,11 @@ from hf_instruct.guard import list_hosts
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Serve a page on this machine with a tab each to chat with the models of the runs (tuned and untuned side by side), to
 see how they pick their words, to read losses, scores and answers of the runs, and to vote."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct ui runs/my-run                   chat with it, and with the model that it began with
   hf-instruct ui runs/full runs/lora           two runs side by side
@@ -24,15 +24,8 @@ A model is loaded when it is asked, and dropped again where the memory would not
 two sets of answers, and are kept where `hf-instruct vote` keeps them. Ctrl-C ends it."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "ui",
-        help="serve a page to chat with models, look inside them and read runs side by side",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder; or a model: alias, Hub id or folder")
     add_address_flags(parser, default_port=7860)
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Serve a page on this machine where people see an instruction and two answers without names, in random order, and say
 which one is better. Each vote is stored at once; the same command goes on where each voter was."""
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   hf-instruct vote runs/my-run runs/my-run/base              the tuned model against the untuned one
   hf-instruct vote runs/full runs/lora --limit 40 --voter Ann
@@ -32,15 +32,8 @@ examples:
 Ctrl-C ends it."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the verb."""
-    parser = subparsers.add_parser(
-        "vote",
-        help="serve a page where people say which of two answers is better",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
     parser.add_argument("a", metavar="RUN_A", type=Path, help="a run folder, or a file of responses")
     parser.add_argument("b", metavar="RUN_B", type=Path, help="the other")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where votes go (default: RUN_A/votes.<RUN_B>.jsonl)")
