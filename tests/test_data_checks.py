@@ -3,13 +3,13 @@ from types import SimpleNamespace
 import pytest
 
 from hf_instruct.data.checks import (
-    Fault,
+    Problem,
     RawRow,
     RawTable,
     build_examples,
     check_examples,
     group_by_prompt,
-    raise_faults,
+    raise_problems,
     shorten,
 )
 from hf_instruct.data.tokens import TokenCount
@@ -22,8 +22,8 @@ def build_table(*rows: dict[str, object], file: str = "mine.json") -> RawTable:
     return RawTable(file, [RawRow(f"row {number}", row) for number, row in enumerate(rows)], columns, [])
 
 
-def texts(faults: list[Fault]) -> list[str]:
-    return [str(fault) for fault in faults]
+def texts(problems: list[Problem]) -> list[str]:
+    return [str(problem) for problem in problems]
 
 
 def test_a_row_becomes_an_example_as_it_stands() -> None:
@@ -32,8 +32,8 @@ def test_a_row_becomes_an_example_as_it_stands() -> None:
     )
     id = build_example_id(" Add. ", "1 2", "3\n")
     assert checked.examples == [Example(id, " Add. ", "1 2", "3\n", "sums")]
-    assert checked.places == ["row 0"]
-    assert checked.faults == []
+    assert checked.rows == ["row 0"]
+    assert checked.problems == []
     assert checked.notices == []
 
 
@@ -57,7 +57,7 @@ def test_a_row_becomes_an_example_as_it_stands() -> None:
 )
 def test_each_bad_output_is_named(value: object, problem: str) -> None:
     checked = build_examples(build_table({"instruction": "Add.", "output": value}))
-    assert texts(checked.faults) == [f"`mine.json` row 0, `output` {problem}"]
+    assert texts(checked.problems) == [f"`mine.json` row 0, `output` {problem}"]
     assert checked.examples == []
 
 
@@ -67,9 +67,9 @@ def test_all_faults_of_all_rows_are_found_in_order() -> None:
         {"instruction": "a"},
         {"instruction": "", "output": None, "input": 5, "category": []},
     )
-    table.faults.append(Fault("mine.json", "row 1", None, "is odd", "mend it"))
+    table.problems.append(Problem("mine.json", "row 1", None, "is odd", "mend it"))
     checked = build_examples(table)
-    assert texts(checked.faults) == [
+    assert texts(checked.problems) == [
         "`mine.json` row 1 is odd; mend it",
         "`mine.json` row 1, `output` is missing; add it, or delete the row",
         "`mine.json` row 2, `instruction` is empty; write the instruction, or delete the row",
@@ -89,13 +89,13 @@ def test_input_and_category_may_be_absent_or_null() -> None:
         )
     )
     assert [(e.input, e.category) for e in checked.examples] == [("", None), ("", None), ("", "3")]
-    assert checked.faults == []
+    assert checked.problems == []
 
 
 def test_a_column_of_no_row_is_one_fault_with_the_nearest_first() -> None:
     table = build_table({"question": "a", "outputs": "b"}, {"question": "a", "outputs": "c"}, file="q.csv")
     checked = build_examples(table, map={"instruction": "questions"})
-    assert texts(checked.faults) == [
+    assert texts(checked.problems) == [
         "`q.csv`, `questions` is not a column; the columns are `question`, `outputs` (a CSV's first line names them): "
         "name the right one with `--map instruction=COLUMN`",
         "`q.csv`, `output` is not a column; the columns are `outputs`, `question` (a CSV's first line names them): "
@@ -119,7 +119,7 @@ def test_columns_not_used_are_one_notice_that_spots_a_misspelt_input() -> None:
 
 
 def test_no_rows_is_a_fault() -> None:
-    assert texts(build_examples(build_table()).faults) == [
+    assert texts(build_examples(build_table()).problems) == [
         "`mine.json` holds no rows; add rows, or name another source"
     ]
 
@@ -149,7 +149,7 @@ def test_own_ids_that_do_not_serve_are_noticed_and_a_fault_where_mapped(bad: obj
     problem = f"is no id of its own on every row ({counts})"
     assert checked.notices == [f"`mine.json`: column `id` {problem}; ids are made from the text instead."]
     assert [e.id for e in checked.examples] == [build_example_id("a", "", "b"), build_example_id("a", "", "c")]
-    assert texts(build_examples(table, map={"id": "id"}).faults) == [
+    assert texts(build_examples(table, map={"id": "id"}).problems) == [
         f"`mine.json`, `id` {problem}; map another column, or leave `id` out of the map: ids are then made from the "
         "text"
     ]
@@ -159,9 +159,9 @@ def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
     rows = [{"instruction": "a", "output": output} for output in ("b", "", None, " ", "c")]
     checked = build_examples(build_table(*rows, file="alpaca"), drop_without_output=True)
     assert [e.output for e in checked.examples] == ["b", "c"]
-    assert checked.places == ["row 0", "row 4"]
+    assert checked.rows == ["row 0", "row 4"]
     assert checked.notices == ["`alpaca`: 3 rows without an output are left out."]
-    assert checked.faults == []
+    assert checked.problems == []
 
 
 def test_warnings_name_repeated_prompts_long_rows_and_special_tokens() -> None:
@@ -192,9 +192,9 @@ def test_warnings_name_repeated_prompts_long_rows_and_special_tokens() -> None:
 
 def test_warnings_use_the_places_given_and_cut_long_lists() -> None:
     examples = [Example(str(n), "a", "", str(n)) for n in range(13)]
-    (warning,) = check_examples(examples, file="f", places=[f"line {n}" for n in range(1, 14)])
+    (warning,) = check_examples(examples, file="f", rows=[f"line {n}" for n in range(1, 14)])
     assert warning.row == "line 1"
-    assert warning.problem == (
+    assert warning.what == (
         "has the same instruction and input (but not output) as line 2, line 3, line 4, line 5, line 6, line 7, line "
         "8, "
         "line 9, line 10, line 11 and 2 more"
@@ -207,15 +207,15 @@ def test_groups_hold_positions() -> None:
 
 
 def test_at_most_fifty_faults_are_listed_and_all_are_counted() -> None:
-    faults = [Fault("f.json", f"row {n}", "output", "is empty", "write it") for n in range(1234)]
+    problems = [Problem("f.json", f"row {n}", "output", "is empty", "write it") for n in range(1234)]
     with pytest.raises(DataError) as caught:
-        raise_faults(faults)
+        raise_problems(problems)
     lines = str(caught.value).splitlines()
     assert lines[0] == "1,234 problems in `f.json`:"
     assert lines[1] == "  - `f.json` row 0, `output` is empty; write it"
     assert lines[-1] == "  - and 1,184 more"
     assert len(lines) == 52
-    raise_faults([])
+    raise_problems([])
 
 
 def test_long_names_are_cut() -> None:
@@ -239,17 +239,17 @@ def test_no_two_fields_are_read_from_one_column(map: dict[str, str], fields: tup
 def test_an_optional_field_is_not_read_from_a_column_that_is_mapped_to_another() -> None:
     checked = build_examples(build_table({"input": "a", "output": "b"}), map={"instruction": "input"})
     assert [(example.instruction, example.input, example.output) for example in checked.examples] == [("a", "", "b")]
-    assert (checked.faults, checked.notices) == ([], [])
+    assert (checked.problems, checked.notices) == ([], [])
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations"])
 def test_conversations_are_refused_without_advice_that_cannot_work(column: str) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (fault,) = build_examples(build_table({column: turns})).faults
-    assert fault.problem == "holds conversations, which are not read yet"
-    assert "--map" not in fault.remedy
+    (problem,) = build_examples(build_table({column: turns})).problems
+    assert problem.what == "holds conversations, which are not read yet"
+    assert "--map" not in problem.remedy
 
 
 def test_rows_without_any_column_are_a_fault() -> None:
-    (fault,) = build_examples(build_table({}, {})).faults
-    assert fault.problem == "names no column in any row"
+    (problem,) = build_examples(build_table({}, {})).problems
+    assert problem.what == "names no column in any row"

@@ -15,27 +15,27 @@ ROW = '{"instruction": "a", "input": "", "output": "b"}'
 
 
 def texts(table: object) -> list[str]:
-    return [str(fault) for fault in table.faults]  # type: ignore[attr-defined]
+    return [str(problem) for problem in table.problems]  # type: ignore[attr-defined]
 
 
 def test_json_rows_are_counted_from_0_and_a_byte_order_mark_is_tolerated() -> None:
     table = parse_json(b"\xef\xbb\xbf" + f"[{ROW}, {ROW}]".encode(), "f.json")
-    assert [row.place for row in table.rows] == ["row 0", "row 1"]
+    assert [row.where for row in table.rows] == ["row 0", "row 1"]
     assert table.rows[0].fields == {"instruction": "a", "input": "", "output": "b"}
     assert table.columns == ["instruction", "input", "output"]
-    assert table.faults == []
+    assert table.problems == []
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "problem"),
     [
         (
             "{bad",
-            "line 1 column 2 is not JSON (expecting property name enclosed in double quotes); mend the text there",
+            "line 1 column 2 is not JSON (expecting property name enclosed in double quotes); fix the text there",
         ),
         (
             f'[{ROW},\n{{"instruction": "a" "output": "b"}}]',
-            "line 2 column 21 is not JSON (expecting ',' delimiter); mend the text there",
+            "line 2 column 21 is not JSON (expecting ',' delimiter); fix the text there",
         ),
         (
             '[{"instruction": "a", "outp',
@@ -50,7 +50,7 @@ def test_json_rows_are_counted_from_0_and_a_byte_order_mark_is_tolerated() -> No
             f"{ROW}\n{ROW}\n",
             "line 2 column 1 is not JSON (extra data); it looks like JSON Lines: rename it to end in `.jsonl`",
         ),
-        ("[] x", "line 1 column 4 is not JSON (extra data); mend the text there"),
+        ("[] x", "line 1 column 4 is not JSON (extra data); fix the text there"),
         ("[" * 100_000, "is nested too deeply to be read; a row is an object of plain texts"),
         ("42", "holds a number (42) where a list of rows is due; write the rows as [{…}, {…}]"),
         ('"x"', 'holds text ("x") where a list of rows is due; write the rows as [{…}, {…}]'),
@@ -60,13 +60,13 @@ def test_json_rows_are_counted_from_0_and_a_byte_order_mark_is_tolerated() -> No
             f'{{"version": 1, "data": [{ROW}]}}',
             "holds an object where a list of rows is due; save the list under its key `data` as a file of its own",
         ),
-        ("\0\0\0\0", "line 1 column 1 is not JSON (expecting value); mend the text there"),
-        ('["a\0"]', "line 1 column 4 is not JSON (invalid control character); mend the text there"),
+        ("\0\0\0\0", "line 1 column 1 is not JSON (expecting value); fix the text there"),
+        ('["a\0"]', "line 1 column 4 is not JSON (invalid control character); fix the text there"),
     ],
 )
-def test_a_json_file_that_is_no_list_of_rows(text: str, fault: str) -> None:
+def test_a_json_file_that_is_no_list_of_rows(text: str, problem: str) -> None:
     table = parse_json(text.encode(), "f.json")
-    assert texts(table) == [f"`f.json` {fault}"]
+    assert texts(table) == [f"`f.json` {problem}"]
     assert table.rows == []
 
 
@@ -80,7 +80,7 @@ def test_all_rows_that_are_no_objects_are_named() -> None:
         f"`f.json` row 4 is a number (3.5), {due}",
         "`f.json` row 5 names a key more than once; keep one value for each key",
     ]
-    assert [row.place for row in table.rows] == ["row 0"]
+    assert [row.where for row in table.rows] == ["row 0"]
 
 
 def test_a_number_of_many_digits_and_lone_surrogates_are_read_for_the_checks() -> None:
@@ -107,11 +107,11 @@ def test_utf16_is_recognised(encoding: str) -> None:
 def test_jsonl_lines_are_counted_from_1_and_every_fault_is_found() -> None:
     content = f"{ROW}\r\n\n{{bad\n{'[' * 100_000}\n42\n{ROW}"
     table = parse_jsonl(content.encode(), "f.jsonl")
-    assert [row.place for row in table.rows] == ["line 1", "line 6"]
+    assert [row.where for row in table.rows] == ["line 1", "line 6"]
     assert texts(table) == [
         "`f.jsonl` line 3 is not JSON (expecting property name enclosed in double quotes, at column 2); each line is "
         "one "
-        "whole object; mend the line",
+        "whole object; fix the line",
         "`f.jsonl` line 4 is nested too deeply to be read; a row is an object of plain texts",
         '`f.jsonl` line 5 is a number (42), not an object; a row is {"instruction": …, "input": …, "output": …}',
     ]
@@ -120,7 +120,7 @@ def test_jsonl_lines_are_counted_from_1_and_every_fault_is_found() -> None:
 def test_line_separators_inside_json_strings_do_not_split_a_line() -> None:
     table = parse_jsonl('{"instruction": "a\u2028b\x85c", "output": "d"}\n'.encode(), "f.jsonl")
     assert table.rows[0].fields["instruction"] == "a\u2028b\x85c"
-    assert table.faults == []
+    assert table.problems == []
 
 
 def test_a_json_list_named_jsonl_is_one_fault() -> None:
@@ -131,12 +131,12 @@ def test_a_json_list_named_jsonl_is_one_fault() -> None:
 def test_csv_rows_are_named_by_their_first_line() -> None:
     content = b'instruction, output ,\r\n"x\r\ny","say ""hi""",1\r\n\r\na,b,2\r\n'
     table = parse_csv(content, "f.csv")
-    assert [(row.place, row.fields) for row in table.rows] == [
+    assert [(row.where, row.fields) for row in table.rows] == [
         ("line 2", {"instruction": "x\r\ny", "output": 'say "hi"', "": "1"}),
         ("line 5", {"instruction": "a", "output": "b", "": "2"}),
     ]
     assert table.columns == ["instruction", "output"]
-    assert table.faults == []
+    assert table.problems == []
 
 
 def test_all_faults_of_a_csv_are_found() -> None:
@@ -153,19 +153,19 @@ def test_all_faults_of_a_csv_are_found() -> None:
         f"`f.csv` line 4 is not CSV (',' expected after '\"'); {quotes}",
         f"`f.csv` line 6 is not CSV (unexpected end of data); {quotes}",
     ]
-    assert [row.place for row in table.rows] == ["line 5"]
+    assert [row.where for row in table.rows] == ["line 5"]
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "problem"),
     [
         (b"instruction;output\na;b\n", "line 1 is separated by semicolons; save it with commas"),
         (b"instruction\toutput\na\tb\n", "line 1 is separated by tabs; save it with commas"),
         (b"instruction,output,output\na,b,c\n", "line 1 names `output` more than once; give each column its own name"),
     ],
 )
-def test_a_csv_with_a_wrong_header(content: bytes, fault: str) -> None:
-    assert texts(parse_csv(content, "f.csv")) == [f"`f.csv` {fault}"]
+def test_a_csv_with_a_wrong_header(content: bytes, problem: str) -> None:
+    assert texts(parse_csv(content, "f.csv")) == [f"`f.csv` {problem}"]
 
 
 def test_long_csv_cells_are_read_and_the_modules_limit_is_put_back() -> None:
@@ -182,14 +182,14 @@ def test_parquet_is_read_by_datasets(tmp_path: Path, capfd: pytest.CaptureFixtur
     datasets.Dataset.from_dict({"q": ["a", None], "image": [b"1", b"2"]}).to_parquet(path)
     capfd.readouterr()
     table = read_file(path, file="f.parquet", columns=["q", "input"])
-    assert [(row.place, row.fields) for row in table.rows] == [("row 0", {"q": "a"}), ("row 1", {"q": None})]
+    assert [(row.where, row.fields) for row in table.rows] == [("row 0", {"q": "a"}), ("row 1", {"q": None})]
     assert table.columns == ["q", "image"]
     assert capfd.readouterr() == ("", "")
     path.write_bytes(b"nonsense")
     with pytest.raises(DataError) as caught:
         read_file(path, file="f.parquet")
     assert str(caught.value).startswith("`f.parquet` is not a readable Parquet file (Parquet ")
-    assert str(caught.value).endswith("); write it anew, or name another.")
+    assert str(caught.value).endswith("); write it again, or name another.")
     assert capfd.readouterr() == ("", "")
 
 
@@ -244,7 +244,7 @@ def test_fifty_thousand_rows_take_seconds() -> None:
 def test_compressed_files_are_read(suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(f"{ROW}\n{ROW}\n".encode()))
-    assert [row.place for row in read_file(path, file=path.name).rows] == ["line 1", "line 2"]
+    assert [row.where for row in read_file(path, file=path.name).rows] == ["line 1", "line 2"]
 
 
 def test_what_decompresses_to_more_than_memory_holds_is_refused(
@@ -262,5 +262,5 @@ def test_what_decompresses_to_more_than_memory_holds_is_refused(
 )
 def test_excels_separator_line_is_obeyed(text: str) -> None:
     table = parse_csv(text.encode(), "a.csv")
-    assert table.faults == []
-    assert [(row.place, row.fields) for row in table.rows] == [("line 3", {"instruction": "a, b", "output": "c"})]
+    assert table.problems == []
+    assert [(row.where, row.fields) for row in table.rows] == [("line 3", {"instruction": "a, b", "output": "c"})]

@@ -146,8 +146,8 @@ def test_arguments_that_make_no_sense() -> None:
 def test_collecting_keeps_the_good_rows_beside_the_faults() -> None:
     checked = collect_examples(write_rows("bad.json", [ROWS[0], {}, ROWS[1]]))
     assert [e.output for e in checked.examples] == ["0", "1"]
-    assert checked.places == ["row 0", "row 2"]
-    assert len(checked.faults) == 2
+    assert checked.rows == ["row 0", "row 2"]
+    assert len(checked.problems) == 2
 
 
 def test_the_hub_offline() -> None:
@@ -189,7 +189,7 @@ def test_a_dataset_is_read_only_where_it_is_used() -> None:
 
     dataset = datasets.Dataset.from_list([{"question": "a", "answer": "b", "image": b"x"}])
     table = convert_dataset(dataset, file="a/b", columns=["question", "answer"])
-    assert [(row.place, row.fields) for row in table.rows] == [("row 0", {"question": "a", "answer": "b"})]
+    assert [(row.where, row.fields) for row in table.rows] == [("row 0", {"question": "a", "answer": "b"})]
     assert table.columns == ["question", "answer", "image"]
 
 

@@ -15,11 +15,9 @@ EXAMPLES = [
 ]
 
 
-def test_lengths_are_summarised() -> None:
-    lengths = Lengths("prompt", "tokens", list(range(100, 0, -1)))
-    assert (lengths.mean, lengths.median, lengths.percentile_95, lengths.max) == (50.5, 50.5, 95, 100)
-    one = Lengths("prompt", "tokens", [7])
-    assert (one.mean, one.median, one.percentile_95, one.max) == (7, 7, 7, 7)
+@pytest.mark.parametrize(("values", "summary"), [(range(100, 0, -1), (50.5, 50.5, 95, 100)), ([7], (7, 7, 7, 7))])
+def test_lengths_are_summarised(values, summary: tuple[float, ...]) -> None:
+    assert tuple(Lengths("prompt", "tokens", list(values)).summarize().values()) == summary
 
 
 def test_counts_and_lengths_without_a_tokenizer() -> None:
@@ -65,11 +63,11 @@ def test_a_plot_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         plot_lengths(result, tmp_path / "plot.jpg")
     assert str(caught.value) == (
-        f"`{tmp_path / 'plot.jpg'}` does not end in `.png`, the only format of the plot; name it `plot.png`."
+        f"`{tmp_path / 'plot.jpg'}` must end in `.png`, the only format of the plot; name it `plot.png`."
     )
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError) as caught:
         plot_lengths(result, tmp_path / "file" / "plot.png")
     assert str(caught.value) == (
-        f"`{tmp_path / 'file' / 'plot.png'}` cannot be written (File exists); choose another place."
+        f"`{tmp_path / 'file' / 'plot.png'}` cannot be written (File exists); name another file."
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.numbers import natural, whole
-from hf_instruct.console import format_json
+from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hf_instruct.data.checks import Fault
+    from hf_instruct.data.checks import Problem
     from hf_instruct.data.statistics import DataStatistics
     from hf_instruct.data.tokens import TokenCounter
     from hf_instruct.prompts import PromptFormat
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     shared = _build_shared_options()
 
-    check = _add_action(actions, "check", "list all faults, duplicates and leaks from train to test", shared, _check)
+    check = _add_action(actions, "check", "list all problems, duplicates and leaks from train to test", shared, _check)
     _add_check_options(check)
     show = _add_action(actions, "show", "print one example as fields and as the text a model sees", shared, _show)
     show.add_argument("number", nargs="?", type=whole, default=0, metavar="N", help="counted from 0 (default: 0)")
@@ -153,7 +153,7 @@ def _source_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from hf_instruct.data.checks import check_examples, raise_faults
+    from hf_instruct.data.checks import check_examples, raise_problems
     from hf_instruct.data.preflight import refuse_leaks
     from hf_instruct.data.sources import collect_examples
     from hf_instruct.errors import ConfigError
@@ -168,23 +168,23 @@ def _check(options: argparse.Namespace) -> None:
     if not options.json:
         for notice in checked.notices:
             print(notice)
-        warnings = check_examples(checked.examples, file=options.source, places=checked.places, counter=counter)
+        warnings = check_examples(checked.examples, file=options.source, rows=checked.rows, counter=counter)
         _print_warnings(options.source, warnings)
-        if checked.faults and checked.num_without_output:
+        if checked.problems and checked.num_without_output:
             print(f"{_plural(checked.num_without_output, 'row')} without an output")
-    raise_faults(checked.faults)
+    raise_problems(checked.problems)
     splits, unsplit = _split(options, checked.examples)
     if not options.json:
         _print_summary(options.source, checked.examples)
     _print_preflight(options, splits, unsplit=unsplit, counter=counter, num_left_out=checked.num_without_output)
     if options.strict:
-        places = {example.id: place for example, place in zip(checked.examples, checked.places, strict=True)}
+        rows = {example.id: row for example, row in zip(checked.examples, checked.rows, strict=True)}
         refuse_leaks(
             splits,
             source=options.source,
             strict="`--strict`",
             remedy="--split grouped",
-            name_place=places.__getitem__,
+            name_row=rows.__getitem__,
         )
 
 
@@ -242,7 +242,7 @@ def _print_preflight(
         print(advice)
 
 
-def _print_warnings(source: str, warnings: "list[Fault]") -> None:
+def _print_warnings(source: str, warnings: "list[Problem]") -> None:
     """Print warnings with one remedy together, because what to do about the first is what to do about all."""
     from hf_instruct.data.checks import MOST_PRINTED
 
@@ -250,7 +250,7 @@ def _print_warnings(source: str, warnings: "list[Fault]") -> None:
         alike = [warning for warning in warnings if warning.remedy == remedy]
         print(f"{_plural(len(alike), 'warning')} in `{source}`:")
         for warning in alike[:MOST_PRINTED]:
-            print(f"  - {warning.row} {warning.problem}")
+            print(f"  - {warning.row} {warning.what}")
         if len(alike) > MOST_PRINTED:
             print(f"  - and {len(alike) - MOST_PRINTED:,} more")
         print(f"  What to do: {remedy}.")
@@ -259,10 +259,10 @@ def _print_warnings(source: str, warnings: "list[Fault]") -> None:
 def _print_summary(source: str, examples: "list[Example]") -> None:
     from hf_instruct.data.checks import group_by_prompt
 
-    repeated = sum(len(places) > 1 for places in group_by_prompt(examples).values())
+    repeated = sum(len(group) > 1 for group in group_by_prompt(examples).values())
     with_input = sum(bool(example.input) for example in examples)
     print(
-        f"{source}: {_plural(len(examples), 'example')} ({with_input:,} with an input), no faults; "
+        f"{source}: {_plural(len(examples), 'example')} ({with_input:,} with an input), no problems; "
         f"{_plural(repeated, 'repeated prompt')}"
     )
 
@@ -315,13 +315,12 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
         f"{source}: {_plural(result.num_examples, 'example')}, {result.num_with_input:,} with an input, "
         f"{_plural(result.num_repeated_prompts, 'repeated prompt')}\n"
     )
-    print(f"{'length of':<13}{'in':<12}{'mean':>9}{'median':>9}{'95 %':>9}{'longest':>9}")
+    table = [["length of", "in", "mean", "median", "95 %", "longest"]]
     for lengths in result.lengths:
-        text = "whole row" if lengths.text == "both" else lengths.text
-        print(
-            f"{text:<13}{lengths.unit:<12}{lengths.mean:>9,.1f}{lengths.median:>9,g}{lengths.percentile_95:>9,}"
-            f"{lengths.max:>9,}"
-        )
+        text, summary = "whole row" if lengths.text == "both" else lengths.text, lengths.summarize()
+        mean, median, high, longest = summary.values()
+        table.append([text, lengths.unit, f"{mean:,.1f}", f"{median:,g}", f"{high:,.0f}", f"{longest:,.0f}"])
+    print("\n".join(align(table, right=range(2, 6))))
     if result.categories:
         print(f"\n{'category':<34}{'examples':>9}")
         for name, count in list(result.categories.items())[:_MOST_CATEGORIES]:

@@ -1,6 +1,5 @@
-"""What can be wrong with rows, found all at once: raw rows in, examples and faults out, no I/O."""
+"""What can be wrong with rows, found all at once: raw rows in, examples and problems out, no I/O."""
 
-import dataclasses
 import difflib
 import re
 from collections import Counter, defaultdict
@@ -22,77 +21,74 @@ _CONVERSATIONS = ("messages", "conversations", "conversation")
 _MISSING = object()
 
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """One thing wrong with the data, and how to mend it.
+class Problem(NamedTuple):
+    """One thing wrong with the data, and how to fix it.
 
     Attributes:
         file: The source as the user named it.
         row: Where in it: `line 4` (counted from 1) of JSON Lines or CSV, `row 3` (counted from 0, as `data show`
             counts) of a list or table; None for the file as a whole.
         field: The column, by the source's name; None for the row as a whole.
-        problem: What is wrong, with the value seen.
+        what: What is wrong, with the value seen.
         remedy: What to do.
     """
 
     file: str
     row: str | None
     field: str | None
-    problem: str
+    what: str
     remedy: str
 
     def __str__(self) -> str:
-        place = f"`{self.file}`{f' {self.row}' if self.row else ''}{f', `{self.field}`' if self.field else ''}"
-        return f"{place} {self.problem}; {self.remedy}"
+        where = f"`{self.file}`{f' {self.row}' if self.row else ''}{f', `{self.field}`' if self.field else ''}"
+        return f"{where} {self.what}; {self.remedy}"
 
 
 class RawRow(NamedTuple):
-    """One row as it was read: where it stands, and its columns."""
+    """One row as it was read: where it stands, as `Problem.row` says it, and its columns."""
 
-    place: str
+    where: str
     fields: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class RawTable:
+class RawTable(NamedTuple):
     """All rows of a source as they were read, and what could not be read.
 
     Attributes:
         file: The source as the user named it.
         rows: The rows that could be read, in order.
         columns: Every column name seen, in order of appearance.
-        faults: What could not be read.
+        problems: What could not be read.
     """
 
     file: str
     rows: list[RawRow]
     columns: list[str]
-    faults: list[Fault]
+    problems: list[Problem]
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
+class CheckedData(NamedTuple):
     """What came of reading a source.
 
     Attributes:
         examples: The usable examples.
-        places: Where each of them stands, as `Fault.row` says it.
-        faults: What is wrong with the other rows, or with the source as a whole.
+        rows: Where each of them stands, as `Problem.row` says it.
+        problems: What is wrong with the other rows, or with the source as a whole.
         notices: What a user may want to know about how it was read.
         num_without_output: Rows that are no example, for want of an output.
     """
 
     examples: list[Example]
-    places: list[str]
-    faults: list[Fault]
+    rows: list[str]
+    problems: list[Problem]
     notices: list[str]
     num_without_output: int = 0
 
 
 def build_examples(
     table: RawTable, *, map: Mapping[str, str] | None = None, drop_without_output: bool = False
-) -> Checked:
-    """Return the examples in raw rows, and every fault of those rows.
+) -> CheckedData:
+    """Return the examples in raw rows, and every problem of those rows.
 
     `input`, `category` and `id` are optional; a null or absent `input` is an empty one. Texts are kept as they are.
 
@@ -103,36 +99,39 @@ def build_examples(
     """
     map = map or {}
     columns = choose_columns(map)
-    column_faults = _find_column_faults(table, columns, required={*REQUIRED, *map})
-    faults = [*table.faults, *column_faults]
-    if not faults and not (table.rows and table.columns):
-        problem = "names no column in any row" if table.rows else "holds no rows"
-        faults.append(Fault(table.file, None, None, problem, "add rows, or name another source"))
+    column_problems = _find_column_problems(table, columns, required={*REQUIRED, *map})
+    problems = [*table.problems, *column_problems]
+    if not problems and not (table.rows and table.columns):
+        what = "names no column in any row" if table.rows else "holds no rows"
+        problems.append(Problem(table.file, None, None, what, "add rows, or name another source"))
     present = {ours: theirs for ours, theirs in columns.items() if theirs in table.columns}
     with_output = [row for row in table.rows if not _is_blank(row.fields.get(columns["output"]))]
     rows = with_output if drop_without_output else table.rows
-    drafts, places = [], []
+    drafts, used = [], []
     for row in rows:
-        found = _find_row_faults(table.file, row, present)
-        faults += found
+        found = _find_row_problems(table.file, row, present)
+        problems += found
         if not found:
             drafts.append({ours: row.fields.get(theirs) for ours, theirs in present.items()})
-            places.append(row.place)
-    faults.sort(key=_find_position)
-    # Where a column is missing, the faults list what columns there are.
-    notices = [] if column_faults else _find_notices(table, columns)
+            used.append(row.where)
+    problems.sort(key=_row_number)
+    # Where a column is missing, the problems list what columns there are.
+    notices = [] if column_problems else _find_notices(table, columns)
     if len(rows) < len(table.rows):
         notices.append(f"`{table.file}`: {len(table.rows) - len(rows):,} rows without an output are left out.")
     if not set(REQUIRED) <= set(present):
-        return Checked([], [], faults, notices)
+        return CheckedData([], [], problems, notices)
     ids, id_problem = _choose_ids(drafts)
     if id_problem and "id" in map:
         remedy = "map another column, or leave `id` out of the map: ids are then made from the text"
-        faults.append(Fault(table.file, None, columns["id"], id_problem, remedy))
+        problems.append(Problem(table.file, None, columns["id"], id_problem, remedy))
     elif id_problem:
         notices.append(f"`{table.file}`: column `{columns['id']}` {id_problem}; ids are made from the text instead.")
-    examples = [_build_example(draft, id) for draft, id in zip(drafts, ids, strict=True)]
-    return Checked(examples, places, faults, notices, len(table.rows) - len(with_output))
+    examples = [
+        Example(id, draft["instruction"], draft.get("input") or "", draft["output"], _read_category(draft))
+        for draft, id in zip(drafts, ids, strict=True)
+    ]
+    return CheckedData(examples, used, problems, notices, len(table.rows) - len(with_output))
 
 
 def choose_columns(map: Mapping[str, str]) -> dict[str, str]:
@@ -158,9 +157,9 @@ def check_examples(
     examples: Sequence[Example],
     *,
     file: str,
-    places: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
     counter: "TokenCounter | None" = None,
-) -> list[Fault]:
+) -> list[Problem]:
     """Return warnings about examples that can be used but may not be what the user means.
 
     They are: equal instruction + input pairs, one warning for each such pair, rows that training would cut off, and
@@ -169,49 +168,49 @@ def check_examples(
     Args:
         examples: The examples, in the source's order.
         file: The source as the user named it.
-        places: Where each example stands in it; `row 0` and so on by default.
+        rows: Where each example stands in it; `row 0` and so on by default.
         counter: Counts tokens as training will; without it there are no warnings about tokens.
     """
-    places = places or [f"row {number}" for number in range(len(examples))]
+    rows = rows or [f"row {number}" for number in range(len(examples))]
     warnings = []
     for numbers in group_by_prompt(examples).values():
         if len(numbers) > 1:
             first, *others = numbers
             equal = "and output" if len({examples[number].output for number in numbers}) == 1 else "but not output"
-            problem = f"has the same instruction and input ({equal}) as {_enumerate([places[n] for n in others])}"
+            what = f"has the same instruction and input ({equal}) as {_enumerate([rows[n] for n in others])}"
             remedy = "keep one, or choose the split `grouped`, which keeps them together"
-            warnings.append(Fault(file, places[first], None, problem, remedy))
+            warnings.append(Problem(file, rows[first], None, what, remedy))
     if counter is None:
         return warnings
-    for place, example in zip(places, examples, strict=True):
+    for row, example in zip(rows, examples, strict=True):
         limit = counter.max_length
         if limit is not None and (length := counter.count(example).length) > limit:
-            problem = f"has {length:,} tokens, more than `max_length` {limit:,}"
+            what = f"has {length:,} tokens, more than `max_length` {limit:,}"
             remedy = "shorten it or raise `max_length`, else training cuts its end off"
-            warnings.append(Fault(file, place, None, problem, remedy))
+            warnings.append(Problem(file, row, None, what, remedy))
         if found := counter.find_special_tokens(example):
-            problem = f"contains {_list_names(found)}, a special token of `{counter.model}`"
+            what = f"contains {_list_names(found)}, a special token of `{counter.model}`"
             remedy = "delete it if another program left it there; kept, it is trained on and answered as plain text"
-            warnings.append(Fault(file, place, None, problem, remedy))
+            warnings.append(Problem(file, row, None, what, remedy))
     return warnings
 
 
 def group_by_prompt(examples: Iterable[Example]) -> dict[tuple[str, str], list[int]]:
-    """Return, for each pair of instruction and input, the positions (from 0) of its examples."""
+    """Return, for each pair of instruction and input, the indices of its examples."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for place, example in enumerate(examples):
-        groups[example.instruction, example.input].append(place)
+    for index, example in enumerate(examples):
+        groups[example.instruction, example.input].append(index)
     return dict(groups)
 
 
-def raise_faults(faults: Sequence[Fault]) -> None:
-    """Raise one error with all faults of a source, at most 50 of them printed; do nothing where there are none.
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raise one error with all problems of a source, at most 50 of them printed; do nothing where there are none.
 
     Raises:
-        DataError: There are faults.
+        DataError: There are problems.
     """
-    if faults:
-        raise DataError.listing([str(fault) for fault in faults], f"in `{faults[0].file}`", most=MOST_PRINTED)
+    if problems:
+        raise DataError.listing([str(problem) for problem in problems], f"in `{problems[0].file}`", most=MOST_PRINTED)
 
 
 def describe_nearest(name: str, names: Iterable[str]) -> str:
@@ -224,8 +223,7 @@ def describe_nearest(name: str, names: Iterable[str]) -> str:
     def unlikeness(other: str) -> float:
         return -difflib.SequenceMatcher(None, other.lower()[:100], name.lower()).ratio()
 
-    ordered = sorted(names, key=unlikeness)
-    return _list_names(ordered)
+    return _list_names(sorted(names, key=unlikeness))
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -244,43 +242,37 @@ def shorten(text: str, length: int = 40) -> str:
     return visible if len(visible) <= length else visible[: length - 1] + "…"
 
 
-def _find_column_faults(table: RawTable, columns: Mapping[str, str], required: Iterable[str]) -> list[Fault]:
-    """Return a fault for each column that has to be there and is on no row, instead of one for each row."""
-    if not table.columns:
+def _find_column_problems(table: RawTable, columns: Mapping[str, str], required: Iterable[str]) -> list[Problem]:
+    """Return a problem for each column that has to be there and is on no row, instead of one for each row."""
+    missing = [ours for ours in sorted(required, key=FIELDS.index) if columns[ours] not in table.columns]
+    if not table.columns or not missing:
         return []
-    missing = [ours for ours in required if columns[ours] not in table.columns]
     is_mapped = any(ours != theirs for ours, theirs in columns.items())
-    if missing and not is_mapped and (conversations := [name for name in _CONVERSATIONS if name in table.columns]):
+    if not is_mapped and (conversations := [name for name in _CONVERSATIONS if name in table.columns]):
         remedy = 'write each question and its answer as a row {"instruction": …, "output": …}, or map columns of texts'
-        return [Fault(table.file, None, conversations[0], "holds conversations, which are not read yet", remedy)]
-    faults = []
-    for ours in sorted(required, key=FIELDS.index):
-        if columns[ours] not in table.columns:
-            header = " (a CSV's first line names them)" if table.file.lower().endswith(".csv") else ""
-            remedy = (
-                f"the columns are {describe_nearest(columns[ours], table.columns)}{header}: name the right one with "
-                f"`--map {ours}=COLUMN`"
-            )
-            faults.append(Fault(table.file, None, shorten(columns[ours]), "is not a column", remedy))
-    return faults
+        return [Problem(table.file, None, conversations[0], "holds conversations, which are not read yet", remedy)]
+    header = " (a CSV's first line names them)" if table.file.lower().endswith(".csv") else ""
+    problems = []
+    for ours in missing:
+        nearest = describe_nearest(columns[ours], table.columns)
+        remedy = f"the columns are {nearest}{header}: name the right one with `--map {ours}=COLUMN`"
+        problems.append(Problem(table.file, None, shorten(columns[ours]), "is not a column", remedy))
+    return problems
 
 
-def _find_row_faults(file: str, row: RawRow, present: Mapping[str, str]) -> list[Fault]:
-    faults = []
-    for ours, theirs in present.items():
-        if ours == "id":
-            continue
-        found = _find_value_fault(ours, row.fields.get(theirs, _MISSING))
-        if found:
-            faults.append(Fault(file, row.place, shorten(theirs), *found))
-    return faults
+def _find_row_problems(file: str, row: RawRow, present: Mapping[str, str]) -> list[Problem]:
+    return [
+        Problem(file, row.where, shorten(theirs), *found)
+        for ours, theirs in present.items()
+        if ours != "id" and (found := _find_value_problem(ours, row.fields.get(theirs, _MISSING)))
+    ]
 
 
-def _find_value_fault(ours: str, value: Any) -> tuple[str, str] | None:
+def _find_value_problem(ours: str, value: Any) -> tuple[str, str] | None:
     """Return what is wrong with a value and its remedy, or None."""
     if isinstance(value, str):
-        if (place := value.find("\0")) >= 0:
-            return f"has a NUL character at position {place}", "delete that character"
+        if (index := value.find("\0")) >= 0:
+            return f"has a NUL character at position {index}", "delete that character"
         if not _is_unicode(value):
             return "has half of a surrogate pair, which no UTF-8 file can hold", "replace it by the whole character"
         if ours in REQUIRED and not value.strip():
@@ -294,8 +286,7 @@ def _find_value_fault(ours: str, value: Any) -> tuple[str, str] | None:
         return "is null", f"write the {ours}, or delete the row"
     if ours == "category" and type(value) is int:
         return None
-    kind = describe_type(value)
-    return f"is {kind}, not text", "write it as one text"
+    return f"is {describe_type(value)}, not text", "write it as one text"
 
 
 def describe_type(value: Any) -> str:
@@ -321,8 +312,8 @@ def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _find_position(fault: Fault) -> int:
-    number = re.search(r"\d+", fault.row or "")
+def _row_number(problem: Problem) -> int:
+    number = re.search(r"\d+", problem.row or "")
     return int(number.group()) if number else -1
 
 
@@ -368,23 +359,15 @@ def _choose_ids(drafts: Sequence[Mapping[str, Any]]) -> tuple[list[str], str | N
 def _read_id(value: Any) -> str | None:
     if type(value) is int:
         return str(value)
-    if isinstance(value, str) and value.strip() and value.isprintable():
-        return value
-    return None
+    return value if isinstance(value, str) and value.strip() and value.isprintable() else None
 
 
-def _build_example(draft: Mapping[str, Any], id: str) -> Example:
+def _read_category(draft: Mapping[str, Any]) -> str | None:
     category = draft.get("category")
-    return Example(
-        id=id,
-        instruction=draft["instruction"],
-        input=draft.get("input") or "",
-        output=draft["output"],
-        category=None if category is None or category == "" else str(category),
-    )
+    return None if category is None or category == "" else str(category)
 
 
-def _enumerate(places: Sequence[str]) -> str:
-    if len(places) > 10:
-        return f"{', '.join(places[:10])} and {len(places) - 10:,} more"
-    return " and ".join(part for part in (", ".join(places[:-1]), places[-1]) if part)
+def _enumerate(rows: Sequence[str]) -> str:
+    if len(rows) > 10:
+        return f"{', '.join(rows[:10])} and {len(rows) - 10:,} more"
+    return " and ".join(part for part in (", ".join(rows[:-1]), rows[-1]) if part)

@@ -24,13 +24,13 @@ class NearDuplicate(NamedTuple):
     """A held-out example and the training example that is most like it.
 
     Attributes:
-        place: Position of the held-out example, from 0.
-        train_place: Position of the training example, from 0; the first where several are as like.
+        index: Of the held-out example.
+        train_index: Of the training example; the first where several are as like.
         cosine: Between 0 and 1.
     """
 
-    place: int
-    train_place: int
+    index: int
+    train_index: int
     cosine: float
 
 
@@ -48,8 +48,8 @@ def find_near_duplicates(
         threshold: Least cosine similarity, above 0 and at most 1.
     """
     in_train = {(example.instruction, example.input) for example in train}
-    places = [place for place, example in enumerate(examples) if (example.instruction, example.input) not in in_train]
-    texts = [_join(examples[place]) for place in places]
+    indices = [index for index, example in enumerate(examples) if (example.instruction, example.input) not in in_train]
+    texts = [_join(examples[index]) for index in indices]
     train_texts = [_join(example) for example in train]
     # Without a single character there is nothing to compare, and scikit-learn would say so by an error.
     if not any(text.strip() for text in texts) or not any(text.strip() for text in train_texts):
@@ -78,7 +78,7 @@ def find_near_duplicates(
         order = np.lexsort((columns, -cosines, rows))
         _, firsts = np.unique(rows[order], return_index=True)
         found += [
-            NearDuplicate(places[start + int(rows[n])], int(columns[n]), min(float(cosines[n]), 1.0))
+            NearDuplicate(indices[start + int(rows[n])], int(columns[n]), min(float(cosines[n]), 1.0))
             for n in order[firsts]
         ]
     return found

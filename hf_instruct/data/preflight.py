@@ -59,8 +59,8 @@ def build_preflight(
         "empty_inputs": _count({name: sum(not e.input for e in examples) for name, examples in named.items()}),
         "empty_outputs": _count({**empty_outputs, "left_out": num_left_out}),
         "duplicate_rows": len(everything) - len({(e.instruction, e.input, e.output) for e in everything}),
-        "repeated_prompts": sum(len(places) > 1 for places in groups),
-        "repeated_rows": sum(len(places) - 1 for places in groups),
+        "repeated_prompts": sum(len(group) > 1 for group in groups),
+        "repeated_rows": sum(len(group) - 1 for group in groups),
         "seen_in_train": find_leaks(splits),
         "instruction_seen_in_train": {name: _find_other_inputs(named[name], splits.train) for name in HELD_OUT},
         "near_duplicates": _describe_near(splits, threshold),
@@ -84,7 +84,7 @@ def find_leaks(splits: Splits) -> dict[str, list[dict[str, Any]]]:
 
 
 def refuse_leaks(
-    splits: Splits, *, source: str, strict: str, remedy: str, name_place: Callable[[str], str] | None = None
+    splits: Splits, *, source: str, strict: str, remedy: str, name_row: Callable[[str], str] | None = None
 ) -> None:
     """Raise where a test or validation example has the instruction and input of a training example.
 
@@ -96,7 +96,7 @@ def refuse_leaks(
         source: Where they come from, as the user named it.
         strict: What asked for this, as the user typed it.
         remedy: The setting that keeps such pairs together, as the user would type it.
-        name_place: Says where the example with an id stands; by default by its id.
+        name_row: Says where the example with an id stands; by default by its id.
 
     Raises:
         DataError: There are some; their number and the first of them are named.
@@ -105,22 +105,22 @@ def refuse_leaks(
     leaks = [(name, leak) for name in HELD_OUT for leak in found[name]]
     if not leaks:
         return
-    name_place = name_place or (lambda id: f"example `{id}`")
+    name_row = name_row or (lambda id: f"example `{id}`")
     instructions = {example.id: example.instruction for name in HELD_OUT for example in splits.named()[name]}
-    faults = []
+    problems = []
     for name, leak in leaks[:_SHOWN]:
         first, *others = leak["train_ids"]
         more = f" and {len(others):,} more" if others else ""
         quoted = shorten(instructions[leak["id"]], 60)
-        faults.append(f'{name}, {name_place(leak["id"])} ("{quoted}"): also {name_place(first)}{more} of train')
+        problems.append(f'{name}, {name_row(leak["id"])} ("{quoted}"): also {name_row(first)}{more} of train')
     if len(leaks) > _SHOWN:
-        faults.append(f"and {len(leaks) - _SHOWN:,} more")
+        problems.append(f"and {len(leaks) - _SHOWN:,} more")
     counts = " and ".join(f"{len(found[name]):,} {name}" for name in HELD_OUT)
     raise DataError(
         f"{counts} examples of `{source}` have the same instruction and input as a training example, so that a score "
         f"on them would measure memory; {strict} refuses such data. Split with `{remedy}`, which keeps equal pairs in "
         "one split, or delete the repeats:",
-        faults,
+        problems,
     )
 
 
@@ -151,11 +151,11 @@ def _describe_near(splits: Splits, threshold: float | None) -> dict[str, Any]:
     if threshold is None and len(splits.train) + len(held_out) > MOST_ROWS:
         return {**described, "skipped": f"more than {MOST_ROWS:,} rows"}
     for near in find_near_duplicates(held_out, splits.train, threshold=described["threshold"]):
-        name = "test" if near.place < len(splits.test) else "validation"
+        name = "test" if near.index < len(splits.test) else "validation"
         described[name].append(
             {
-                "id": held_out[near.place].id,
-                "train_id": splits.train[near.train_place].id,
+                "id": held_out[near.index].id,
+                "train_id": splits.train[near.train_index].id,
                 "cosine": round(near.cosine, 4),
             }
         )

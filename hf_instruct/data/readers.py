@@ -1,4 +1,4 @@
-"""Read rows from a file's bytes, and find every fault on the way instead of stopping at the first."""
+"""Read rows from a file's bytes, and find every problem on the way instead of stopping at the first."""
 
 import bz2
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hf_instruct.data.checks import Fault, RawRow, RawTable, describe_type, shorten
+from hf_instruct.data.checks import Problem, RawRow, RawTable, describe_type, shorten
 from hf_instruct.errors import DataError
 
 if TYPE_CHECKING:
@@ -98,31 +98,35 @@ def _read_bytes(path: Path, file: str) -> bytes:
 
 def parse_json(content: bytes, file: str) -> RawTable:
     """Return the rows of a JSON list of objects."""
-    lines, faults = _decode(content, file)
+    lines, problems = _decode(content, file)
     text = "\n".join(lines)
     try:
         value = _loads(text)
     except json.JSONDecodeError as error:
         remedy = _advise_on_json(text, error)
-        place = f"line {error.lineno} column {error.colno}"
-        return RawTable(file, [], [], [*faults, Fault(file, place, None, f"is not JSON ({_reason(error)})", remedy)])
+        where = f"line {error.lineno} column {error.colno}"
+        return RawTable(
+            file, [], [], [*problems, Problem(file, where, None, f"is not JSON ({_reason(error)})", remedy)]
+        )
     except RecursionError:
-        return RawTable(file, [], [], [*faults, Fault(file, None, None, *_TOO_DEEP)])
+        return RawTable(file, [], [], [*problems, Problem(file, None, None, *_TOO_DEEP)])
     if not isinstance(value, list):
         remedy = "write the rows as [{…}, {…}]"
         if isinstance(value, dict) and (lists := [key for key, part in value.items() if isinstance(part, list)]):
             remedy = f"save the list under its key `{shorten(lists[0])}` as a file of its own"
         problem = f"holds {describe_type(value)} where a list of rows is due"
-        return RawTable(file, [], [], [*faults, Fault(file, None, None, problem, remedy)])
-    return collect_rows(file, ((f"row {number}", row) for number, row in enumerate(value)), faults)
+        return RawTable(file, [], [], [*problems, Problem(file, None, None, problem, remedy)])
+    return collect_rows(file, ((f"row {number}", row) for number, row in enumerate(value)), problems)
 
 
 def parse_jsonl(content: bytes, file: str) -> RawTable:
     """Return the rows of JSON Lines: an object a line, blank lines left out."""
-    lines, faults = _decode(content, file)
+    lines, problems = _decode(content, file)
     if lines[0].lstrip().startswith("[") and _is_json_list("\n".join(lines)):
         remedy = "rename it to end in `.json`"
-        return RawTable(file, [], [], [*faults, Fault(file, None, None, "is one JSON list, not JSON Lines", remedy)])
+        return RawTable(
+            file, [], [], [*problems, Problem(file, None, None, "is one JSON list, not JSON Lines", remedy)]
+        )
     values: list[tuple[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -131,15 +135,17 @@ def parse_jsonl(content: bytes, file: str) -> RawTable:
             values.append((f"line {number}", _loads(line)))
         except json.JSONDecodeError as error:
             problem = f"is not JSON ({_reason(error)}, at column {error.colno})"
-            faults.append(Fault(file, f"line {number}", None, problem, "each line is one whole object; mend the line"))
+            problems.append(
+                Problem(file, f"line {number}", None, problem, "each line is one whole object; fix the line")
+            )
         except RecursionError:
-            faults.append(Fault(file, f"line {number}", None, *_TOO_DEEP))
-    return collect_rows(file, values, faults)
+            problems.append(Problem(file, f"line {number}", None, *_TOO_DEEP))
+    return collect_rows(file, values, problems)
 
 
 def parse_csv(content: bytes, file: str) -> RawTable:
     """Return the rows of comma-separated values, whose first line names the columns."""
-    lines, faults = _decode(content, file)
+    lines, problems = _decode(content, file)
     separator_line = _SEPARATOR_LINE.fullmatch(lines[0])
     if separator_line:
         lines[0] = ""
@@ -151,22 +157,22 @@ def parse_csv(content: bytes, file: str) -> RawTable:
     )
     header: list[str] = []
     rows: list[RawRow] = []
-    for number, cells in _iterate_csv(reader, file, faults):
+    for number, cells in _iterate_csv(reader, file, problems):
         if not header:
             header = [cell.strip() for cell in cells]
             if separator := _find_other_separator(header):
-                faults.append(
-                    Fault(file, f"line {number}", None, f"is separated by {separator}", "save it with commas")
+                problems.append(
+                    Problem(file, f"line {number}", None, f"is separated by {separator}", "save it with commas")
                 )
-                return RawTable(file, [], [], faults)
-            faults += _find_header_faults(header, number, file)
+                return RawTable(file, [], [], problems)
+            problems += _find_header_problems(header, number, file)
         elif len(cells) != len(header):
             problem = f"has {len(cells):,} cells where the first line names {len(header):,} columns"
             remedy = "put texts with commas or line breaks in double quotes"
-            faults.append(Fault(file, f"line {number}", None, problem, remedy))
+            problems.append(Problem(file, f"line {number}", None, problem, remedy))
         else:
             rows.append(RawRow(f"line {number}", dict(zip(header, cells, strict=True))))
-    return RawTable(file, rows, [name for name in dict.fromkeys(header) if name], faults)
+    return RawTable(file, rows, [name for name in dict.fromkeys(header) if name], problems)
 
 
 def read_parquet(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTable:
@@ -185,7 +191,7 @@ def read_parquet(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTa
         # `datasets` wraps what went wrong in an error that says only that something did.
         reason = str(error.__cause__ or error).splitlines()[0].partition(". ")[0]
         raise DataError(
-            f"`{file}` is not a readable Parquet file ({reason}); write it anew, or name another."
+            f"`{file}` is not a readable Parquet file ({reason}); write it again, or name another."
         ) from error
     return convert_dataset(dataset, file=file, columns=columns)
 
@@ -227,8 +233,8 @@ def convert_dataset(
     return RawTable(file, [RawRow(f"row {number}", row) for number, row in enumerate(shown.to_list())], names, [])
 
 
-def _decode(content: bytes, file: str) -> tuple[list[str], list[Fault]]:
-    """Return the lines of UTF-8 bytes (a mark at their start is left out) and a fault for each that is not UTF-8."""
+def _decode(content: bytes, file: str) -> tuple[list[str], list[Problem]]:
+    """Return the lines of UTF-8 bytes (a mark at their start is left out) and a problem for each that is not UTF-8."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or content[:2].count(0) == 1:
         raise DataError(f"`{file}` is not UTF-8 text but looks like UTF-16; save it as UTF-8.")
     try:
@@ -236,18 +242,18 @@ def _decode(content: bytes, file: str) -> tuple[list[str], list[Fault]]:
     except UnicodeDecodeError:
         pass
     mark = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
-    lines, faults, start = [], [], len(mark)
+    lines, problems, start = [], [], len(mark)
     for number, line in enumerate(content.removeprefix(mark).split(b"\n"), start=1):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            # Only to find the other faults of the line; unlike replacement characters it keeps texts apart.
+            # Only to find the other problems of the line; unlike replacement characters it keeps texts apart.
             lines.append(line.decode("latin-1"))
             position = start + error.start
             problem = f"is not UTF-8 (byte 0x{content[position]:02x} at position {position:,} of the file)"
-            faults.append(Fault(file, f"line {number}", None, problem, "save the file as UTF-8"))
+            problems.append(Problem(file, f"line {number}", None, problem, "save the file as UTF-8"))
         start += len(line) + 1
-    return lines, faults
+    return lines, problems
 
 
 class _RepeatedKeys(dict[str, Any]):
@@ -267,20 +273,20 @@ def _parse_integer(digits: str) -> int | float:
 _loads = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_parse_integer).decode
 
 
-def collect_rows(file: str, values: Iterable[tuple[str, Any]], faults: list[Fault]) -> RawTable:
-    """Return the values that are objects as rows, and the others as faults."""
+def collect_rows(file: str, values: Iterable[tuple[str, Any]], problems: list[Problem]) -> RawTable:
+    """Return the values that are objects as rows, and the others as problems."""
     rows: list[RawRow] = []
     columns: dict[str, None] = {}
-    for place, value in values:
+    for where, value in values:
         if not isinstance(value, dict):
             problem = f"is {describe_type(value)}, not an object"
-            faults.append(Fault(file, place, None, problem, 'a row is {"instruction": …, "input": …, "output": …}'))
+            problems.append(Problem(file, where, None, problem, 'a row is {"instruction": …, "input": …, "output": …}'))
         elif isinstance(value, _RepeatedKeys):
-            faults.append(Fault(file, place, None, "names a key more than once", "keep one value for each key"))
+            problems.append(Problem(file, where, None, "names a key more than once", "keep one value for each key"))
         else:
-            rows.append(RawRow(place, value))
+            rows.append(RawRow(where, value))
             columns.update(dict.fromkeys(value))
-    return RawTable(file, rows, list(columns), faults)
+    return RawTable(file, rows, list(columns), problems)
 
 
 def _is_json_list(text: str) -> bool:
@@ -302,11 +308,11 @@ def _advise_on_json(text: str, error: json.JSONDecodeError) -> str:
                 return "it looks like JSON Lines: rename it to end in `.jsonl`"
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         return "the file seems to be cut off: copy or download it again"
-    return "mend the text there"
+    return "fix the text there"
 
 
-def _iterate_csv(reader: Any, file: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row with the number of its first line; a row that cannot be parsed becomes a fault."""
+def _iterate_csv(reader: Any, file: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row with the number of its first line; a row that cannot be parsed becomes a problem."""
     # The limit is the module's, not the reader's, and by default below the length of a long document.
     limit = csv.field_size_limit(2**31 - 1)
     try:
@@ -318,7 +324,7 @@ def _iterate_csv(reader: Any, file: str, faults: list[Fault]) -> Iterator[tuple[
                 return
             except csv.Error as error:
                 remedy = "close each double quote, and double those inside a quoted text"
-                faults.append(Fault(file, f"line {number}", None, f"is not CSV ({error})", remedy))
+                problems.append(Problem(file, f"line {number}", None, f"is not CSV ({error})", remedy))
                 continue
             if cells:
                 yield number, cells
@@ -331,10 +337,12 @@ def _find_other_separator(header: list[str]) -> str | None:
     return next((name for mark, name in separators if len(header) == 1 and mark in header[0]), None)
 
 
-def _find_header_faults(header: list[str], number: int, file: str) -> list[Fault]:
+def _find_header_problems(header: list[str], number: int, file: str) -> list[Problem]:
     repeated = dict.fromkeys(name for name in header if name and header.count(name) > 1)
     remedy = "give each column its own name"
-    return [Fault(file, f"line {number}", None, f"names `{shorten(name)}` more than once", remedy) for name in repeated]
+    return [
+        Problem(file, f"line {number}", None, f"names `{shorten(name)}` more than once", remedy) for name in repeated
+    ]
 
 
 @contextlib.contextmanager

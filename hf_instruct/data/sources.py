@@ -1,6 +1,5 @@
-"""Find a source of examples by its name, read it, and return its examples or all of its faults."""
+"""Find a source of examples by its name, read it, and return its examples or all of its problems."""
 
-import dataclasses
 import difflib
 import importlib.resources
 import logging
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.checks import (
     FIELDS,
-    Checked,
+    CheckedData,
     RawTable,
     build_examples,
     choose_columns,
     describe_nearest,
-    raise_faults,
+    raise_problems,
     shorten,
 )
 from hf_instruct.data.datasets import build_dataset
@@ -46,7 +45,7 @@ COURSE = "instruction-data"
 EVERYDAY = "everyday"
 HUB_ALIASES = {"alpaca": "tatsu-lab/alpaca"}
 NAMED_SOURCES = (COURSE, EVERYDAY, *HUB_ALIASES)
-# Some rows of this dataset have no output; in anybody else's data that is a fault.
+# Some rows of this dataset have no output; in anybody else's data that is a problem.
 # Source: https://github.com/gururise/AlpacaDataCleaned
 _KNOWN_GAPS = ("tatsu-lab/alpaca",)
 
@@ -85,7 +84,7 @@ def read_examples(source: Any, **options: Any) -> list[Example]:
     if isinstance(source, list) and source and all(isinstance(row, Example) for row in source):
         return source
     checked = collect_examples(source, **options)
-    raise_faults(checked.faults)
+    raise_problems(checked.problems)
     for notice in checked.notices:
         logger.info("%s", notice)
     return checked.examples
@@ -99,8 +98,8 @@ def collect_examples(
     hub_split: str = "train",
     revision: str | None = None,
     limit: int | None = None,
-) -> Checked:
-    """Return the usable examples of a source beside its faults; the arguments are those of `load_examples`.
+) -> CheckedData:
+    """Return the usable examples of a source beside its problems; the arguments are those of `load_examples`.
 
     Raises:
         DataError: The source cannot be found or opened at all, or an argument is wrong.
@@ -109,7 +108,7 @@ def collect_examples(
     columns = choose_columns(map or {}).values()
     if not isinstance(source, str | Path) and not hasattr(source, "column_names"):
         table = collect_rows("data", _place_rows(source), [])
-        return build_examples(dataclasses.replace(table, rows=table.rows[:limit]), map=map)
+        return build_examples(table._replace(rows=table.rows[:limit]), map=map)
     dataset = None if isinstance(source, str | Path) else _check_dataset(source)
     file = str(source) if dataset is None else "dataset"
     location = HUB_ALIASES.get(file, file)
@@ -129,7 +128,7 @@ def collect_examples(
     else:
         table = parse_json(load_course_data(), file) if file == COURSE else _load_everyday()
     if limit is not None:
-        table = dataclasses.replace(table, rows=table.rows[:limit])
+        table = table._replace(rows=table.rows[:limit])
     return build_examples(table, map=map, drop_without_output=location in _KNOWN_GAPS)
 
 
@@ -244,5 +243,5 @@ def _advise_on_hub(error: Exception, file: str, split: str) -> str:
         advice = "Name one of its configurations as `hub_config`"
     else:
         advice = "Look at its page on the Hub, or save it as a local .parquet or .jsonl file and name that"
-    place = "cannot be loaded" if file in HUB_ALIASES else "is no local file, and cannot be loaded"
-    return f"`{file}` {place} from the Hub ({reason}). {advice}."
+    what = "cannot be loaded" if file in HUB_ALIASES else "is no local file, and cannot be loaded"
+    return f"`{file}` {what} from the Hub ({reason}). {advice}."

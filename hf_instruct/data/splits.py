@@ -97,7 +97,7 @@ def split_rows(
     sizes = _choose_sizes(len(examples), fractions)
     if split == "grouped":
         return _split_groups(examples, sizes, seed)
-    ordered = list(examples) if split == "sequential" else [examples[place] for place in _shuffle(examples, seed)]
+    ordered = list(examples) if split == "sequential" else [examples[index] for index in _shuffle(examples, seed)]
     first, second = sizes["train"], sizes["train"] + sizes["test"]
     return Splits(ordered[:first], ordered[first:second], ordered[second:])
 
@@ -105,7 +105,7 @@ def split_rows(
 def _complete_fractions(train: float, test: float, validation: float | None) -> dict[str, float]:
     """Return all three fractions, having checked that they are sound."""
     given = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
-    faults = [
+    problems = [
         f"`{name}_fraction` is {value}; it should be above 0 and below 1, so that no split is empty"
         for name, value in given.items()
         if not 0 < value < 1
@@ -113,13 +113,13 @@ def _complete_fractions(train: float, test: float, validation: float | None) -> 
     total = math.fsum(given.values())
     listed = ", ".join(f"`{name}_fraction` {value:g}" for name, value in given.items())
     if validation is None and total >= 1 - _TOLERANCE:
-        faults.append(f"{listed} sum to {total:.6g} and leave nothing for validation; lower one of them")
+        problems.append(f"{listed} sum to {total:.6g} and leave nothing for validation; lower one of them")
     elif validation is not None and abs(total - 1) > _TOLERANCE:
-        faults.append(
+        problems.append(
             f"{listed} sum to {total:.6g}; they should sum to 1 (leave `validation_fraction` out to give it the rest)"
         )
-    if faults:
-        raise DataError("The examples cannot be split:", faults)
+    if problems:
+        raise DataError("The examples cannot be split:", problems)
     return {**given, "validation": 1 - train - test}
 
 
@@ -144,10 +144,10 @@ def _refuse_empty(sizes: Mapping[str, int], what: str, fractions: Mapping[str, f
 
 
 def _shuffle(examples: Sequence[Example], seed: int) -> list[int]:
-    """Return the positions of the examples in an order that only `seed` and their ids decide."""
+    """Return the indices of the examples in an order that only `seed` and their ids decide."""
 
-    def draw(place: int) -> bytes:
-        return hashlib.sha256(f"{seed}\0{examples[place].id}".encode()).digest()
+    def draw(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}\0{examples[index].id}".encode()).digest()
 
     return sorted(range(len(examples)), key=draw)
 
@@ -155,7 +155,7 @@ def _shuffle(examples: Sequence[Example], seed: int) -> list[int]:
 def _split_groups(examples: Sequence[Example], sizes: Mapping[str, int], seed: int) -> Splits:
     """Return splits of about these sizes in which equal instruction + input pairs stand together."""
     order = _shuffle(examples, seed)
-    groups = list(group_by_prompt(examples[place] for place in order).values())
+    groups = list(group_by_prompt(examples[index] for index in order).values())
     # The largest first, while there is room for them; single examples then fill the splits exactly. Sorting is stable,
     # so that groups of one size stay shuffled.
     groups.sort(key=len, reverse=True)
@@ -173,8 +173,8 @@ def _split_groups(examples: Sequence[Example], sizes: Mapping[str, int], seed: i
         left[chosen] -= len(group)
         split_of.update(dict.fromkeys(group, chosen))
     splits: dict[str, list[Example]] = {name: [] for name in SPLIT_NAMES}
-    for rank, place in enumerate(order):
-        splits[split_of[rank]].append(examples[place])
+    for rank, index in enumerate(order):
+        splits[split_of[rank]].append(examples[index])
     what = f"{len(examples):,} examples in {len(groups):,} groups of equal instruction and input"
     _refuse_empty({name: len(rows) for name, rows in splits.items()}, what)
     return Splits(**splits)

@@ -3,7 +3,7 @@
 import logging
 
 from hf_instruct.config import TRAIN_DEFAULTS, Experiment
-from hf_instruct.data.checks import raise_faults
+from hf_instruct.data.checks import raise_problems
 from hf_instruct.data.preflight import build_preflight, refuse_leaks
 from hf_instruct.data.sources import collect_examples
 from hf_instruct.data.splits import split_rows
@@ -21,7 +21,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     """Write `data/{train,test,validation}.jsonl` and, last, `data/preflight.json` into the run folder.
 
     Raises:
-        DataError: The source cannot be read, has faults or cannot be split; or `data.strict` is on and test or
+        DataError: The source cannot be read, has problems or cannot be split; or `data.strict` is on and test or
             validation examples also stand in train.
         ConfigError: The prompt format cannot be trained on with the model's tokenizer.
     """
@@ -34,7 +34,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         revision=settings.revision,
         limit=settings.limit,
     )
-    raise_faults(checked.faults)
+    raise_problems(checked.problems)
     for notice in checked.notices:
         logger.info("%s", notice)
     splits = split_rows(

@@ -1,11 +1,10 @@
 """How many examples there are, of what kind, and how long."""
 
-import dataclasses
 import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hf_instruct.data.checks import group_by_prompt
 from hf_instruct.errors import DataError
@@ -17,8 +16,7 @@ Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
 """Turns an example into the token ids of its prompt and of its completion."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Lengths:
+class Lengths(NamedTuple):
     """The lengths of one text of every example, in one unit.
 
     Attributes:
@@ -31,29 +29,20 @@ class Lengths:
     unit: str
     values: list[int]
 
-    @property
-    def mean(self) -> float:
-        """The arithmetic mean."""
-        return statistics.fmean(self.values)
+    def summarize(self) -> dict[str, float]:
+        """Return `mean`, `median`, `percentile_95` (at least 95 % of the examples are no longer) and `max`."""
+        import numpy as np
 
-    @property
-    def median(self) -> float:
-        """The middle value, or the mean of the two middle ones."""
-        return statistics.median(self.values)
-
-    @property
-    def percentile_95(self) -> int:
-        """The smallest length that at least 95 % of the examples do not exceed."""
-        return sorted(self.values)[math.ceil(0.95 * len(self.values)) - 1]
-
-    @property
-    def max(self) -> int:
-        """The largest."""
-        return max(self.values)
+        values = np.asarray(self.values)
+        return {
+            "mean": float(values.mean()),
+            "median": float(np.median(values)),
+            "percentile_95": int(np.percentile(values, 95, method="inverted_cdf")),
+            "max": int(values.max()),
+        }
 
 
-@dataclasses.dataclass(frozen=True)
-class DataStatistics:
+class DataStatistics(NamedTuple):
     """What `data stats` shows.
 
     Attributes:
@@ -82,25 +71,24 @@ def compute_statistics(
             a length in tokens only.
         encode: Adds lengths in tokens, the end-of-text token included.
     """
-    texts = (
-        {}
-        if prompt_format.name == CHAT
-        else {"prompt": [prompt_format.format_prompt(example.instruction, example.input) for example in examples]}
-    )
-    texts["completion"] = [example.output for example in examples]
+    texts = {"completion": [example.output for example in examples]}
+    if prompt_format.name != CHAT:
+        texts = {"prompt": [prompt_format.format_prompt(e.instruction, e.input) for e in examples], **texts}
     lengths = [Lengths(name, "characters", [len(text) for text in values]) for name, values in texts.items()]
     lengths += [Lengths(name, "words", [len(text.split()) for text in values]) for name, values in texts.items()]
     if encode is not None:
-        encoded = [encode(example) for example in examples]
-        prompts, completions = [len(ids) for ids, _ in encoded], [len(ids) for _, ids in encoded]
-        both = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        named = {"prompt": prompts, "completion": completions, "both": both}
+        pairs = [(len(prompt), len(completion)) for prompt, completion in map(encode, examples)]
+        named = {
+            "prompt": [p for p, _ in pairs],
+            "completion": [c for _, c in pairs],
+            "both": [p + c for p, c in pairs],
+        }
         lengths += [Lengths(name, "tokens", values) for name, values in named.items()]
     categories = Counter(example.category for example in examples if example.category is not None)
     return DataStatistics(
         num_examples=len(examples),
         num_with_input=sum(bool(example.input) for example in examples),
-        num_repeated_prompts=sum(len(places) > 1 for places in group_by_prompt(examples).values()),
+        num_repeated_prompts=sum(len(group) > 1 for group in group_by_prompt(examples).values()),
         categories=dict(categories.most_common()),
         lengths=lengths,
     )
@@ -113,7 +101,7 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
         DataError: The path does not end in `.png`, or cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise DataError(f"`{path}` does not end in `.png`, the only format of the plot; name it `{path.stem}.png`.")
+        raise DataError(f"`{path}` must end in `.png`, the only format of the plot; name it `{path.stem}.png`.")
     # Without pyplot nothing global changes, and the figure is drawn by Agg whatever the machine's backend.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -121,26 +109,26 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
     unit = result.lengths[-1].unit if result.lengths[-1].unit == "tokens" else "characters"
     shown = [lengths for lengths in result.lengths if lengths.unit == unit and lengths.text != "both"]
     figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
-    for axes, lengths, color in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown, (COLORS["validation"], COLORS["train"]), strict=False
-    ):
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, lengths, color in zip(panels, shown, (COLORS["validation"], COLORS["train"]), strict=False):
+        summary = lengths.summarize()
         # One bin for each length while that is legible: a token count is a whole number.
-        low = min(lengths.values)
-        width = max(1, math.ceil((lengths.max - low + 1) / 40))
-        edges = [edge - 0.5 for edge in range(low, lengths.max + width + 1, width)]
-        axes.hist(lengths.values, bins=edges, color=color)
-        for name, value, style in (("median", lengths.median, "-"), ("95 %", lengths.percentile_95, "--")):
-            axes.axvline(value, color=COLORS["text"], linewidth=1, linestyle=style, label=f"{name} {value:g}")
-        axes.set_title(f"{lengths.text} (longest {lengths.max:,})", fontsize=10)
+        low, high = min(lengths.values), max(lengths.values)
+        width = max(1, math.ceil((high - low + 1) / 40))
+        axes.hist(lengths.values, bins=[edge - 0.5 for edge in range(low, high + width + 1, width)], color=color)
+        for name, key, style in (("median", "median", "-"), ("95 %", "percentile_95", "--")):
+            label = f"{name} {summary[key]:g}"
+            axes.axvline(summary[key], color=COLORS["text"], linewidth=1, linestyle=style, label=label)
+        axes.set_title(f"{lengths.text} (longest {high:,})", fontsize=10)
         axes.set_xlabel(unit)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    figure.axes[0].set_ylabel("examples")
+    panels[0].set_ylabel("examples")
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
     try:
         write_figure(figure, path)
     except OSError as error:
-        raise DataError(f"`{path}` cannot be written ({error.strerror or error}); choose another place.") from error
+        raise DataError(f"`{path}` cannot be written ({error.strerror or error}); name another file.") from error
