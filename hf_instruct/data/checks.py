@@ -107,7 +107,8 @@ def build_examples(
     present = {ours: theirs for ours, theirs in columns.items() if theirs in table.columns}
     with_output = [row for row in table.rows if not _is_blank(row.fields.get(columns["output"]))]
     rows = with_output if drop_without_output else table.rows
-    drafts, used = [], []
+    drafts: list[dict[str, Any]] = []
+    used = []
     for row in rows:
         found = _find_row_problems(table.file, row, present)
         problems += found

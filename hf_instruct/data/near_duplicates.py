@@ -24,13 +24,13 @@ class NearDuplicate(NamedTuple):
     """A held-out example and the training example that is most like it.
 
     Attributes:
-        index: Of the held-out example.
-        train_index: Of the training example; the first where several are as like.
+        number: Index of the held-out example.
+        train_number: Index of the training example; the first where several are as like.
         cosine: Between 0 and 1.
     """
 
-    index: int
-    train_index: int
+    number: int
+    train_number: int
     cosine: float
 
 

@@ -151,11 +151,11 @@ def _describe_near(splits: Splits, threshold: float | None) -> dict[str, Any]:
     if threshold is None and len(splits.train) + len(held_out) > MOST_ROWS:
         return {**described, "skipped": f"more than {MOST_ROWS:,} rows"}
     for near in find_near_duplicates(held_out, splits.train, threshold=described["threshold"]):
-        name = "test" if near.index < len(splits.test) else "validation"
+        name = "test" if near.number < len(splits.test) else "validation"
         described[name].append(
             {
-                "id": held_out[near.index].id,
-                "train_id": splits.train[near.train_index].id,
+                "id": held_out[near.number].id,
+                "train_id": splits.train[near.train_number].id,
                 "cosine": round(near.cosine, 4),
             }
         )
