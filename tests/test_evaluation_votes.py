@@ -132,22 +132,6 @@ def test_a_second_click_counts_once(tmp_path: Path) -> None:
     assert book.count_votes() == 1
 
 
-def test_a_vote_does_not_read_all_the_others_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = open_book(tmp_path / "votes.jsonl", count=300, equal=30)
-    prefer_first(book, "Ben", 100)
-    prefer_first(book, "Ann")
-    looked = 0
-
-    def count(self: VoteBook, row: Preference, voter: str | None) -> bool:
-        nonlocal looked
-        looked += 1
-        return True
-
-    monkeypatch.setattr(VoteBook, "_is_vote", count)
-    prefer_first(book, "Ann", 50)
-    assert looked == 0
-
-
 def test_undo_takes_back_the_voter_s_own_last_vote(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     book = open_book(path)

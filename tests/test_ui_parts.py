@@ -129,7 +129,7 @@ def test_runs_judged_differently_or_of_other_data_are_not_compared(run: RunFolde
     view = read_runs(find_sources([str(run.path), str(other.path)]))
     assert view.difference(view.sets[3]) is None
     said = describe_comparability(view)
-    assert said.startswith("Judged differently, so these scores cannot be compared: judge llama3@sha256:")
+    assert said.startswith("Judged differently, so these scores cannot be compared: judge llama3@365c0bd (ollama)")
     assert "judge another, rubric course@7777777 (other)." in said
     assert said.endswith(
         "The runs are of different data (mine | other): compare scores and losses within a group only."

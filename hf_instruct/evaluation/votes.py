@@ -6,9 +6,7 @@ the voter was, with the same answers on the same sides.
 """
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,10 +16,10 @@ from typing import NamedTuple
 
 from hf_instruct.errors import DataError, RunError
 from hf_instruct.evaluation.pairing import Pair, is_identical
+from hf_instruct.evaluation.verdict_table import PERSON
 from hf_instruct.records import Preference, append_rows, recover_rows, write_rows
 
 LEFT, RIGHT, TIE, SKIP = CHOICES = ("left", "right", "tie", "skip")
-BACKEND = "person"
 RUBRIC = "vote"
 SKIPPED = "skipped by the voter"
 _LONGEST_NAME = 60
@@ -72,25 +70,6 @@ def check_voter(name: str) -> str:
     return name
 
 
-@dataclasses.dataclass
-class _Progress:
-    """How far one voter is, kept so that a vote costs the same however many there are.
-
-    Attributes:
-        order: The pairs in this voter's order.
-        done: Ids of those with a vote.
-        answered: How many of those were ballots, rather than ties between equal answers.
-        place: All ballots before this index in `order` have a vote.
-        kept: All equal pairs before this index are kept as ties.
-    """
-
-    order: list[Pair]
-    done: set[str]
-    answered: int
-    place: int = 0
-    kept: int = 0
-
-
 class VoteBook:
     """The ballots of two sets of answers, and the file of their votes.
 
@@ -131,10 +110,14 @@ class VoteBook:
                 f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so there "
                 "is nothing to vote on."
             )
-        self._progress: dict[str, _Progress] = {}
         self._lock = threading.Lock()
         self._rows = recover_rows(path, Preference)
         self._check_rows()
+        # By voter: ids of the pairs with a vote, ties between equal answers included.
+        self._done: dict[str, set[str]] = {}
+        for row in self._rows:
+            if self._is_vote(row):
+                self._done.setdefault(str(row.judge.get("model")), set()).add(row.id)
 
     @functools.cached_property
     def num_different(self) -> int:
@@ -149,10 +132,9 @@ class VoteBook:
     def next_ballot(self, voter: str) -> Ballot | None:
         """Return the first ballot that this voter has not answered yet, or None when all are."""
         with self._lock:
-            found = self._find_next(voter)
-            if found is None:
+            number, pair, _ = self._find_next(voter)
+            if pair is None:
                 return None
-            number, pair = found
             sides = (pair.first, pair.second) if self._shows_first_left(voter, pair) else (pair.second, pair.first)
             return Ballot(number, self.num_different, pair.example.instruction, pair.example.input, *sides)
 
@@ -168,35 +150,33 @@ class VoteBook:
             seconds: Since the ballot was shown.
         """
         with self._lock:
-            found = self._find_next(voter)
-            if found is None or found[0] != number or choice not in CHOICES:
+            next_number, pair, passed = self._find_next(voter)
+            if pair is None or next_number != number or choice not in CHOICES:
                 return False
-            pair = found[1]
             first_wins = {LEFT: 1.0, RIGHT: 0.0, TIE: 0.5, SKIP: None}[choice]
             if first_wins is not None and not self._shows_first_left(voter, pair):
                 first_wins = 1 - first_wins
-            row = self._build_row(voter, pair, first_wins, seconds=round(seconds, 1))
             # Equal answers in between are ties without asking. Kept as the voter passes them, because a file of the
             # first half of the votes should hold half of them.
-            rows = [row, *(self._build_row(voter, tie, 0.5) for tie in self._find_equal(voter))]
+            rows = [
+                self._build_row(voter, pair, first_wins, seconds=round(seconds, 1)),
+                *(self._build_row(voter, tie, 0.5) for tie in passed),
+            ]
             append_rows(self.path, rows)
             self._rows += rows
-            progress = self._follow(voter)
-            progress.done |= {row.id for row in rows}
-            progress.answered += 1
-            progress.kept = progress.place
+            self._done.setdefault(voter, set()).update(row.id for row in rows)
             return True
 
     def undo(self, voter: str) -> bool:
         """Take back the voter's last vote, and return whether there was one."""
         with self._lock:
-            for place in range(len(self._rows) - 1, -1, -1):
-                row = self._rows[place]
+            for index in range(len(self._rows) - 1, -1, -1):
+                row = self._rows[index]
                 if self._is_vote(row, voter) and not is_identical(row):
-                    kept = self._rows[:place] + self._rows[place + 1 :]
+                    kept = self._rows[:index] + self._rows[index + 1 :]
                     write_rows(self.path, kept)
                     self._rows = kept
-                    self._progress.pop(voter, None)
+                    self._done[voter].discard(row.id)
                     return True
             return False
 
@@ -206,45 +186,37 @@ class VoteBook:
 
     def voters(self) -> list[str]:
         """Return the names of those who have voted."""
-        return sorted({str(row.judge.get("model")) for row in self._rows if self._is_vote(row, None)})
+        return sorted(self._done)
 
-    def _follow(self, voter: str) -> _Progress:
-        if voter not in self._progress:
-            order = list(self._pairs)
-            random.Random(f"{self._seed}\0{voter}").shuffle(order)
-            done = {row.id for row in self._rows if self._is_vote(row, voter)}
-            answered = sum(not pair.identical and pair.id in done for pair in order)
-            self._progress[voter] = _Progress(order, done, answered)
-        return self._progress[voter]
+    def _find_next(self, voter: str) -> tuple[int, Pair | None, list[Pair]]:
+        """Return the number of the next ballot, its pair (None after the last), and the equal pairs to keep with it.
 
-    def _find_next(self, voter: str) -> tuple[int, Pair] | None:
-        progress = self._follow(voter)
-        for pair in itertools.islice(progress.order, progress.place, None):
-            if not pair.identical and pair.id not in progress.done:
-                return progress.answered + 1, pair
-            progress.place += 1
-        return None
-
-    def _find_equal(self, voter: str) -> list[Pair]:
-        """Return the pairs of equal answers before the next ballot that are not kept yet; with the last ballot, all."""
-        progress = self._follow(voter)
-        is_last = progress.answered + 1 == self.num_different
-        passed = progress.order[progress.kept : None if is_last else progress.place]
-        return [pair for pair in passed if pair.identical and pair.id not in progress.done]
+        Those are the ones in front of the ballot that are not kept yet, or with the last ballot all.
+        """
+        order = list(self._pairs)
+        random.Random(f"{self._seed}\0{voter}").shuffle(order)
+        done = self._done.get(voter, set())
+        number = 1 + sum(not pair.identical and pair.id in done for pair in order)
+        waiting = [index for index, pair in enumerate(order) if not pair.identical and pair.id not in done]
+        if not waiting:
+            return number, None, []
+        passed = order if len(waiting) == 1 else order[: waiting[0]]
+        return number, order[waiting[0]], [pair for pair in passed if pair.identical and pair.id not in done]
 
     def _shows_first_left(self, voter: str, pair: Pair) -> bool:
         return random.Random(f"{self._seed}\0{voter}\0{pair.id}").random() < 0.5
 
     def _build_row(self, voter: str, pair: Pair, score: float | None, *, seconds: float = 0.0) -> Preference:
-        options: dict[str, int] = {"seed": self._seed}
-        if pair.identical:
-            options["equal_answers"] = True
         return Preference(
             id=pair.id,
             first=self._first,
             second=self._second,
             score=score,
-            judge={"backend": BACKEND, "model": voter, "options": options},
+            judge={
+                "backend": PERSON,
+                "model": voter,
+                "options": {"seed": self._seed} | ({"equal_answers": True} if pair.identical else {}),
+            },
             rubric=RUBRIC,
             orders=[],
             replies=[],
@@ -255,24 +227,22 @@ class VoteBook:
             category=pair.example.category,
         )
 
-    def _is_vote(self, row: Preference, voter: str | None) -> bool:
+    def _is_vote(self, row: Preference, voter: str | None = None) -> bool:
+        """Return whether a row is a vote on this book's two sets, by this voter where one is named."""
         return (
             {row.first, row.second} == {self._first, self._second}
-            and row.judge.get("backend") == BACKEND
+            and row.judge.get("backend") == PERSON
             and voter in (None, row.judge.get("model"))
         )
 
     def _check_rows(self) -> None:
         lengths = {pair.id: (len(pair.first), len(pair.second)) for pair in self._pairs}
-        for row in self._rows:
-            known = lengths.get(row.id)
-            if known is None or not self._is_vote(row, None):
-                continue
+        for row in filter(self._is_vote, self._rows):
             seen = (row.first_length, row.second_length)
-            if (seen if row.first == self._first else seen[::-1]) != known:
+            if (seen if row.first == self._first else seen[::-1]) != lengths.get(row.id, seen):
                 raise DataError(
                     f"`{self.path}` holds votes on other answers of `{self._first}` and `{self._second}` (example "
-                    f"`{row.id}`): they were generated anew since. Name another file with `--out`."
+                    f"`{row.id}`): they were generated again since. Name another file with `--out`."
                 )
 
 
