@@ -110,16 +110,6 @@ def test_the_keys_that_llama_cpp_reads(sources: dict, tmp_path: Path) -> None:
     assert {types["token_embd.weight"], types["blk.1.attn_norm.weight"], types["output_norm.weight"]} == {"Q8_0", "F32"}
 
 
-def test_gpt2_tensors_have_llama_cpps_shapes(sources: dict) -> None:
-    source = sources["gpt2"]
-    shapes = {name: list(tensor.shape) for name, tensor in list_tensors(source.model)}
-    assert shapes["blk.0.attn_qkv.weight"] == [96, 32]
-    assert shapes["blk.0.ffn_up.weight"] == [96, 32]
-    assert shapes["blk.0.ffn_down.weight"] == [32, 96]
-    assert shapes["position_embd.weight"] == [256, 32]
-    assert "output.weight" not in shapes
-
-
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embed")
 def test_a_head_that_an_adapter_has_untied(sources: dict, tmp_path: Path) -> None:
     base = tmp_path / "base"

@@ -51,12 +51,12 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         serve_model(
             folder,
+            on_ready=tell,
+            allowed_hosts=options.allow_host,
             host=options.host,
             port=port,
             device=options.device,
-            allowed_hosts=options.allow_host,
             trust_remote_code=options.trust_remote_code,
-            on_ready=tell,
         )
     except KeyboardInterrupt:
         # How one ends it.

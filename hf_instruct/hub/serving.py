@@ -75,25 +75,15 @@ def _hash(text: str) -> str:
 
 
 def serve_model(
-    folder: Path,
-    *,
-    host: str,
-    port: int,
-    device: str = "auto",
-    allowed_hosts: Iterable[str] = (),
-    trust_remote_code: bool = False,
-    on_ready: Callable[[], None] = lambda: None,
+    folder: Path, *, on_ready: Callable[[], None], allowed_hosts: Iterable[str] = (), **settings: Any
 ) -> None:
     """Serve a model until Ctrl-C.
 
     Args:
         folder: From `prepare_served_model`.
-        host: Address to bind.
-        port: A free port.
-        device: As `transformers serve` takes it.
-        allowed_hosts: Names by which it may be asked, besides those that follow from `host`.
-        trust_remote_code: Run code that comes with the model.
         on_ready: Called once the server answers.
+        allowed_hosts: Names by which it may be asked, besides those that follow from `host`.
+        settings: `host`, a free `port`, `device` and `trust_remote_code`, as `transformers serve` takes them.
 
     Raises:
         PublishError: The server ends by itself.
@@ -103,28 +93,19 @@ def serve_model(
     from transformers.cli import serve
     from transformers.cli.serving import server
 
-    build = server.build_server
-    names = list_hosts(host, allowed_hosts)
-    server.build_server = functools.partial(_build_guarded, build, folder.name, names)
+    hosts = list_hosts(settings["host"], allowed_hosts)
+    server.build_server = functools.partial(_build_guarded, server.build_server, folder.name, hosts)
     # The model's name is all of its path, and the model is on this disk.
     with contextlib.chdir(folder.parent), offline():
         # What the server says is no result of ours.
         with contextlib.redirect_stdout(sys.stderr):
-            running = serve.Serve(
-                folder.name,
-                device=device,
-                trust_remote_code=trust_remote_code,
-                host=host,
-                port=port,
-                log_level="error",
-                non_blocking=True,
-            )
+            running = serve.Serve(folder.name, log_level="error", non_blocking=True, **settings)
         try:
-            was_ready = False
+            while running._thread.is_alive() and not running.server.started:
+                time.sleep(0.1)
+            if running.server.started:
+                on_ready()
             while running._thread.is_alive():
-                if running.server.started and not was_ready:
-                    was_ready = True
-                    on_ready()
                 time.sleep(0.2)
             raise PublishError("The server ended by itself; what it said is above.")
         finally:
@@ -132,19 +113,8 @@ def serve_model(
             running.server.force_exit = True
 
 
-def _build_guarded(
-    build: Callable[..., Any], name: str, hosts: list[str], *handlers: Any, generation_state: Any, **others: Any
-) -> Any:
-    """Return the app of Transformers' server, which then refuses what it should not do or cannot.
-
-    Args:
-        build: Transformers' own function.
-        name: The model's.
-        hosts: By which the server may be asked.
-        handlers: For `build`.
-        generation_state: For `build`.
-        others: For `build`.
-    """
+def _build_guarded(build: Callable[..., Any], name: str, hosts: list[str], *parts: Any, **others: Any) -> Any:
+    """Return the app that Transformers builds, which then refuses what it should not do or cannot."""
     from fastapi import HTTPException, Request
     from fastapi.responses import JSONResponse
     from jinja2 import TemplateError
@@ -152,7 +122,7 @@ def _build_guarded(
 
     for method in ("generate_streaming", "generate_non_streaming"):
         setattr(GenerateManager, method, _fitting(getattr(GenerateManager, method)))
-    app = build(*handlers, generation_state=generation_state, **others)
+    app = build(*parts, **others)
 
     def answer_error(request: Request, error: Exception) -> JSONResponse:
         text = getattr(error, "detail", None) or f"This request cannot be used: {error}."
