@@ -252,32 +252,19 @@ def test_the_download_is_checked_and_kept(server: HTTPServer, online: None, tmp_
 
 def test_a_download_of_something_else_is_refused(server: HTTPServer, online: None, tmp_path: Path) -> None:
     server.pages["/data"] = b"<html>Log in</html>"  # type: ignore[attr-defined]
-    url = f"http://127.0.0.1:{server.server_port}/data"
-    with pytest.raises(DataError) as caught:
-        load_course_data(url=url, sha256="0" * 64)
-    found = hashlib.sha256(b"<html>Log in</html>").hexdigest()
-    assert str(caught.value) == (
-        f"What came from {url} is not the course's data (SHA-256 {found}, not {'0' * 64}): a proxy's page, or a "
-        "download "
-        f"cut off. Try again, or download {url} elsewhere and name the file as the source."
-    )
+    with pytest.raises(DataError, match="is not the course's data"):
+        load_course_data(url=f"http://127.0.0.1:{server.server_port}/data", sha256="0" * 64)
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_download_that_fails(server: HTTPServer, online: None) -> None:
     base = f"http://127.0.0.1:{server.server_port}"
     server.pages["/cut"] = b"["  # type: ignore[attr-defined]
-    with pytest.raises(DataError) as caught:
-        load_course_data(url=f"{base}/none")
-    assert str(caught.value) == (
-        "`instruction-data` cannot be downloaded (the server answered 404 Not Found). Check the network, use the "
-        "packaged "
-        f"source `everyday`, or download {base}/none elsewhere and name the file as the source."
-    )
-    caught.value.__cause__.close()  # type: ignore[union-attr]
-    for url in (f"{base}/cut", "http://127.0.0.1:1/refused"):
-        with pytest.raises(DataError):
+    for url, reason in ((f"{base}/none", "404 Not Found"), (f"{base}/cut", ""), ("http://127.0.0.1:1/refused", "")):
+        with pytest.raises(DataError, match="cannot be downloaded") as caught:
             load_course_data(url=url)
+        assert reason in str(caught.value)
+        assert f"download {url} elsewhere" in str(caught.value)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_cache(
@@ -295,11 +282,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_cache(
 
 
 def test_offline_the_course_data_comes_from_the_cache_only(course_file: Path, tmp_path: Path) -> None:
-    assert error_of("instruction-data").startswith(
-        "`instruction-data` is not in the cache, and `HF_HUB_OFFLINE` forbids to download it. Unset that, use the "
-        "packaged "
-        "source `everyday`, or download https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/28c65cd"
-    )
+    assert "is not in the cache and cannot be downloaded (`HF_HUB_OFFLINE` forbids it)" in error_of("instruction-data")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "instruction-data.json").write_bytes(course_file.read_bytes())
     assert read_examples("instruction-data") == read_examples(str(course_file))

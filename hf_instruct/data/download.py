@@ -2,11 +2,7 @@
 
 import contextlib
 import hashlib
-import http.client
 import logging
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 from hf_instruct.errors import DataError
 from hf_instruct.models import cache_folder
@@ -21,7 +17,6 @@ COURSE_URL = (
 )
 COURSE_SHA256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
 
-_MOST_BYTES = 16 * 2**20
 # Longest silence of the server.
 _SECONDS = 30.0
 
@@ -43,46 +38,30 @@ def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256) -> b
             return content
         logger.warning("`%s` is damaged; downloading it again.", cached)
     content = _download(url)
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise DataError(
             f"What came from {url} is not the course's data (SHA-256 {found}, not {sha256}): a proxy's page, or a "
-            f"download cut off. Try again, or {_by_hand(url)}"
+            f"download cut off. Try again, or download it elsewhere and name the file as the source."
         )
-    _keep(cached, content)
+    try:
+        write_bytes(cached, content)
+    except OSError as error:
+        # The cache only saves a download; without one the data is as good.
+        logger.warning("`%s` cannot be written (%s); the data is not cached.", cached, error.strerror or error)
     return content
 
 
 def _download(url: str) -> bytes:
+    import httpx
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        raise DataError(
-            "`instruction-data` is not in the cache, and `HF_HUB_OFFLINE` forbids to download it. Unset that, use the "
-            f"packaged source `everyday`, or {_by_hand(url)}"
-        )
-    logger.info("Downloading %s", url)
     try:
-        with urllib.request.urlopen(url, timeout=_SECONDS) as response:
-            content: bytes = response.read(_MOST_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-        if isinstance(error, urllib.error.HTTPError):
-            reason = f"the server answered {error.code} {error.reason}"
+        if constants.HF_HUB_OFFLINE:
+            raise httpx.ConnectError("`HF_HUB_OFFLINE` forbids it")
+        logger.info("Downloading %s", url)
+        return httpx.get(url, timeout=_SECONDS).raise_for_status().content
+    except httpx.HTTPError as error:
         raise DataError(
-            f"`instruction-data` cannot be downloaded ({reason}). Check the network, use the packaged "
-            f"source `everyday`, or {_by_hand(url)}"
+            f"`instruction-data` is not in the cache and cannot be downloaded ({error}). Check the network, use the "
+            f"packaged source `everyday`, or download {url} elsewhere and name the file as the source."
         ) from error
-    return content
-
-
-def _by_hand(url: str) -> str:
-    return f"download {url} elsewhere and name the file as the source."
-
-
-def _keep(path: Path, content: bytes) -> None:
-    try:
-        write_bytes(path, content)
-    except OSError as error:
-        # The cache only saves a download; without one the data is as good.
-        logger.warning("`%s` cannot be written (%s); the data is not cached.", path, error.strerror or error)

@@ -1,8 +1,7 @@
 """What preflight found, as text: the table of `data check`, and the shorter one of a run."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_instruct.data.checks import shorten
 from hf_instruct.data.preflight import HELD_OUT
@@ -13,8 +12,7 @@ _NUMBER_WIDTH = 11
 _PAIRS_SHOWN = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """One line of the table: its label and its counts, by column; a column without one stays empty."""
 
     label: str
@@ -79,9 +77,9 @@ def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = 
         parts.append(f"delete {_count_rows(duplicates)} that repeat{'s' if duplicates == 1 else ''} another")
     if tokens := preflight["tokens"]:
         # The test split is never trained on.
-        robbed = sum(tokens["without_labels"][name] for name in ("train", "validation"))
-        if robbed:
-            parts.append(f"shorten {_count_rows(robbed)} or raise `--{max_length}`, else training stops")
+        unlabelled = sum(tokens["without_labels"][name] for name in ("train", "validation"))
+        if unlabelled:
+            parts.append(f"shorten {_count_rows(unlabelled)} or raise `--{max_length}`, else training stops")
         elif cut := tokens["cut"]["total"]:
             parts.append(f"shorten {_count_rows(cut)} or raise `--{max_length}` (longest: {tokens['longest']:,})")
     if near and not parts:
