@@ -39,7 +39,7 @@ class ServerError(Exception):
     """What came back from a server cannot be used; the text is the end of a sentence.
 
     Attributes:
-        status: The HTTP status, where the server itself says that something failed; the text is its message then.
+        status: The HTTP status, where the server itself says that something failed, in the text.
         passing: Whether it is worth trying again.
         wait: Seconds that the server asks to wait before that.
     """
@@ -129,10 +129,11 @@ def open_http(kind: type[Http], url: str, *, key: str | None, where: str, **head
             raise httpx.InvalidURL("not of a server")
     except (httpx.InvalidURL, ValueError) as error:
         raise ConfigError(f"{where} is not usable. It looks like http://127.0.0.1:11434.") from error
-    bearer = {"Authorization": f"Bearer {key}"} if key else {}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     client: Http = kind(
         base_url=url,
-        headers={"Accept-Encoding": "identity", **bearer, **headers},
+        headers={"Accept-Encoding": "identity", **headers},
         # How many calls are under way is the caller's business, and so is how long each may take.
         timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
@@ -155,16 +156,11 @@ async def _guard_async(response: httpx.Response) -> None:
 
 
 def _guard(response: httpx.Response) -> None:
-    """Stop before a redirect is followed or a body read that could be of any size.
-
-    Raises:
-        ServerError: The answer is a redirect, or compressed: 8 MB may then hold 8 GB.
-    """
+    """Raise ServerError before a redirect is followed or a body of any size read; compressed, 8 MB may hold 8 GB."""
     if response.has_redirect_location:
-        try:
+        target = "something that is not an address"
+        with contextlib.suppress(httpx.InvalidURL, ValueError):
             target = shorten(shown_url(response.request.url.join(response.headers["location"])))
-        except (httpx.InvalidURL, ValueError):
-            target = "something that is not an address"
         raise Redirected(f"the server redirects to {target}, and redirects are not followed")
     if (coding := response.headers.get("content-encoding", "identity")) != "identity":
         raise ServerError(f"the answer is compressed ({shorten(coding)}), which nobody asked for")
@@ -279,24 +275,17 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
         raise NoAnswer(f"no reply within {seconds:g} s") from error
     except httpx.TimeoutException as error:
         raise NoAnswer(f"no connection within {_CONNECT_SECONDS:g} s") from error
-    except httpx.ConnectError as error:
-        raise NoServer(_describe(error), passing=True) from error
     except httpx.HTTPError as error:
-        raise NoAnswer(f"the connection broke ({_describe(error)})", passing=True) from error
-
-
-def _describe(error: httpx.HTTPError) -> str:
-    # What is wrong in it follows as Python writes bytes, and what the system says comes with a number.
-    text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).partition(": bytearray(")[0])
-    return shorten(text) or "the server closed it"
+        # What is wrong in it follows as Python writes bytes, and what the system says comes with a number.
+        text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).partition(": bytearray(")[0])
+        text = shorten(text) or "the server closed it"
+        if isinstance(error, httpx.ConnectError):
+            raise NoServer(text, passing=True) from error
+        raise NoAnswer(f"the connection broke ({text})", passing=True) from error
 
 
 def read_answer(response: httpx.Response, form: type[Form]) -> Form:
-    """Return what the body of a response says, read whole.
-
-    Raises:
-        ServerError: It is an error, not JSON, or of another form.
-    """
+    """Return what the body of a response, read whole, says, or raise a ServerError."""
     check_status(response)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if kind and "json" not in kind:
@@ -315,11 +304,7 @@ def check_status(response: httpx.Response) -> None:
 
 
 def parse_body(body: str | bytes, form: type[Form]) -> Form:
-    """Return what a JSON object says.
-
-    Raises:
-        ServerError: It is not an object, lacks a field, has one of another type, or holds an `error`.
-    """
+    """Return what a JSON object says; a ServerError is raised where it is none, of another form, or an `error`."""
     try:
         error = Body.model_validate_json(body).error
         if error:
@@ -341,14 +326,10 @@ def _find_message(error: Any) -> str:
     text = ""
     while error:
         if isinstance(error, str):
-            text = error
-            try:
+            text, error = error, None
+            with contextlib.suppress(ValueError, RecursionError):
                 error = json.loads(text)
-            except (ValueError, RecursionError):
-                break
-        if not isinstance(error, dict):
-            break
-        error = error.get("error") or error.get("message") or error.get("detail")
+        error = (error.get("error") or error.get("message") or error.get("detail")) if isinstance(error, dict) else None
     return text
 
 
