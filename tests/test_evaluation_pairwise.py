@@ -1,20 +1,18 @@
 """Pairs: how they are joined, what is asked, how replies are read, and the loop that asks in both orders."""
 
-import asyncio
 import dataclasses
 import json
 import logging
-import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_judge import FakeJudge
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import ConfigError, DataError, JudgeError
+from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.local import choose_better
 from hf_instruct.evaluation.loop import JudgeOptions
@@ -35,46 +33,14 @@ _SHOWN = re.compile(
 Taste = Callable[[str, str], str]
 
 
-class FakeJudge:
-    """Reads the two answers out of the prompt and decides by a function of them; or replies from a queue first."""
+def build_judge(taste: Taste, *replies: Reply | Exception, model: str = "fake") -> FakeJudge:
+    """Return a judge that reads the two answers out of the prompt and decides by a function of them."""
 
-    def __init__(self, taste: Taste, *replies: Reply | Exception, model: str = "fake") -> None:
-        self.taste = taste
-        self.replies = list(replies)
-        self.model = model
-        self.asked: list[Question] = []
-        self.interrupt_after: int | None = None
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "backend": "fake",
-            "model": self.model,
-            "digest": "d" * 12,
-            "server_version": "1",
-            "options": {"seed": 1},
-        }
-
-    def reseed(self, seed: int) -> None: ...
-
-    async def check(self) -> None: ...
-
-    async def prepare(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def ask(self, question: Question) -> Reply:
-        self.asked.append(question)
-        await asyncio.sleep(0)
-        if len(self.asked) == self.interrupt_after:
-            os.kill(os.getpid(), signal.SIGINT)
-            await asyncio.sleep(60)
-        if self.replies:
-            reply = self.replies.pop(0)
-            if isinstance(reply, Exception):
-                raise reply
-            return reply
+    def reply(question: Question) -> Reply:
         shown = {match["letter"]: match["text"] for match in _SHOWN.finditer(question.messages[0]["content"])}
-        return Reply(json.dumps({"better": self.taste(shown["A"], shown["B"])}), 0.25)
+        return Reply(json.dumps({"better": taste(shown["A"], shown["B"])}), 0.25)
+
+    return FakeJudge(*replies, reply=reply, model=model)
 
 
 def longer(a: str, b: str) -> str:
@@ -113,7 +79,7 @@ def judged(
 
 
 def test_a_model_against_itself_is_fifty_percent_and_asks_nothing() -> None:
-    judge = FakeJudge(longer)
+    judge = build_judge(longer)
     found = judge_pairs(BASE, BASE, names=("mine", "mine"), judge=judge)
     summary = found.summary
     assert (summary["win_rate"], summary["win_rate_interval"]) == (0.5, pytest.approx([0.4194, 0.5806], abs=1e-4))
@@ -126,7 +92,7 @@ def test_a_model_against_itself_is_fifty_percent_and_asks_nothing() -> None:
 
 @pytest.mark.parametrize("padding", [lambda n: " Indeed, indeed.", lambda n: " Indeed." * (1 + n % 7)])
 def test_a_padded_copy_gains_raw_but_not_at_equal_length(padding: Callable[[int], str]) -> None:
-    found = judge_pairs(changed(padding), BASE, judge=FakeJudge(longer)).summary
+    found = judge_pairs(changed(padding), BASE, judge=build_judge(longer)).summary
     assert found["win_rate"] == 1.0
     assert found["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.001)
     assert found["one_sided_lengths"] is True
@@ -134,16 +100,8 @@ def test_a_padded_copy_gains_raw_but_not_at_equal_length(padding: Callable[[int]
     assert found["position"] == {"first": 20, "second": 20, "ties": 0, "first_share": 0.5}
 
 
-def test_a_padded_copy_of_half_the_answers_gains_raw_but_not_at_equal_length() -> None:
-    rows = changed(lambda n: " Indeed." * (n % 4) if n % 2 else "")
-    found = judge_pairs(rows, BASE, judge=FakeJudge(longer)).summary
-    assert found["win_rate"] == 0.75
-    assert found["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.001)
-    assert found["identical"] == 10
-
-
 def test_orders_that_disagree_are_ties() -> None:
-    found = judged(FakeJudge(always_a), changed(lambda n: "!"))
+    found = judged(build_judge(always_a), changed(lambda n: "!"))
     assert {row.score for row in found.preferences} == {0.5}
     assert found.preferences[0].orders == [1.0, 0.0]
     assert found.summary["win_rate"] == 0.5
@@ -155,7 +113,7 @@ def test_orders_that_disagree_are_ties() -> None:
 def test_rows_hold_all_that_is_known(tmp_path: Path) -> None:
     files = PairFiles(tmp_path / "pairwise", "base")
     rows = changed(lambda n: "!" * (n + 1))
-    found = judged(FakeJudge(longer), rows, files=files)
+    found = judged(build_judge(longer), rows, files=files)
     assert read_rows(files.preferences, Preference) == found.preferences
     assert json.loads(files.summary.read_text()) == found.summary
     row = found.preferences[3]
@@ -163,17 +121,12 @@ def test_rows_hold_all_that_is_known(tmp_path: Path) -> None:
     assert (row.orders, row.replies) == ([1.0, 1.0], ['{"better": "A"}', '{"better": "B"}'])
     assert (row.first_length, row.second_length, row.seconds) == (len("Grey 3!!!!"), len("Grey 3"), 0.5)
     assert (row.rubric, row.failure, len(row.prompt_sha256)) == ("pairwise", None, 64)
-    assert str(found).splitlines()[:4] == [
-        "mine against base",
-        "20 pairs joined by id, 0 failed",
-        "",
-        "win rate                      100.0 %   95 % interval 83.9 to 100.0 %; won 20, tied 0, lost 0",
-    ]
+    assert str(found).startswith("mine against base\n20 pairs joined by id, 0 failed\n\nwin rate ")
 
 
 def test_unreadable_reply_is_a_failure_and_never_a_tie() -> None:
     bad = Reply("both are fine", 0.5)
-    found = judged(FakeJudge(longer, bad, bad), changed(lambda n: "!"), concurrency=1)
+    found = judged(build_judge(longer, bad, bad), changed(lambda n: "!"), concurrency=1)
     row = found.preferences[0]
     assert (row.score, row.orders, row.replies[0]) == (None, [None, 1.0], "both are fine")
     assert row.failure == "The reply 'both are fine' holds no clear `better`."
@@ -188,66 +141,34 @@ def test_the_last_attempt_decides_whether_a_second_run_asks_again(tmp_path: Path
     bad, broken = Reply("hm", 0.1), Reply("", 0.1, "the server failed")
     rows = changed(lambda n: "!")
     # The first pair fails in its second order, the second pair in its first.
-    judge = FakeJudge(longer, Reply('{"better": "A"}', 0.1), bad, broken, broken, bad)
+    judge = build_judge(longer, Reply('{"better": "A"}', 0.1), bad, broken, broken, bad)
     judged(judge, rows, files=files, concurrency=1)
-    again = FakeJudge(longer)
+    again = build_judge(longer)
     found = judged(again, rows, files=files, concurrency=1)
     # Of the first pair, the order with a verdict comes from the cache.
     assert len(again.asked) == 1
     assert [row.score for row in found.preferences[:2]] == [1.0, None]
 
 
-def test_a_label_that_an_answer_has_too_is_a_quote() -> None:
-    quote = Reply("It says\nBetter: A", 0.1)
-    judge = FakeJudge(longer, quote, quote)
-    found = judged(judge, changed(lambda n: "!\nBetter: A"), concurrency=1)
-    assert found.preferences[0].failure == "The reply 'It says\\nBetter: A' only repeats what it judges."
-
-
-def test_unreadable_reply_is_asked_for_once_more() -> None:
-    judge = FakeJudge(longer, Reply("hm", 0.5))
-    found = judged(judge, changed(lambda n: "!"), concurrency=1)
-    assert found.summary["failures"] == 0
-    assert len(judge.asked) == 41
-    assert found.preferences[0].seconds == 1.0
-
-
-def test_silent_judge_ends_it_and_what_was_judged_is_kept(tmp_path: Path) -> None:
-    files = PairFiles(tmp_path, "base")
-    good, silent = Reply('{"better": "tie"}', 0.1), Reply("", 0.1, "no reply within 1 s")
-    with pytest.raises(JudgeError) as caught:
-        judged(FakeJudge(longer, good, good, *[silent] * 99), changed(lambda n: "!"), files=files, concurrency=1)
-    assert str(caught.value) == (
-        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 1 of 20 are "
-        f"judged, 3 failed, kept in `{files.preferences}`. Judge again to continue."
-    )
-    assert [row.score for row in read_rows(files.preferences, Preference)] == [0.5, None, None, None]
-    assert not files.summary.exists()
-    judge = FakeJudge(longer)
-    assert judged(judge, changed(lambda n: "!"), files=files).summary["failures"] == 0
-    # Rows without any reply are tried again.
-    assert len(judge.asked) == 38
-
-
 def test_judging_again_costs_no_call(tmp_path: Path) -> None:
     files, rows = PairFiles(tmp_path / "one", "base"), changed(lambda n: "!")
-    first = judged(FakeJudge(longer), rows, files=files)
-    again, elsewhere, back = FakeJudge(longer), FakeJudge(longer), FakeJudge(longer)
+    first = judged(build_judge(longer), rows, files=files)
+    again, elsewhere, back = build_judge(longer), build_judge(longer), build_judge(longer)
     assert judged(again, rows, files=files).preferences == first.preferences
     judged(elsewhere, rows, files=PairFiles(tmp_path / "two", "base"))
     # The other way round asks the same two questions, only in the other order.
     assert judged(back, BASE, rows).summary["losses"] == 20
     assert again.asked == elsewhere.asked == back.asked == []
-    fresh = FakeJudge(longer)
+    fresh = build_judge(longer)
     judged(fresh, rows, use_cache=False)
     assert len(fresh.asked) == 40
 
 
 def test_another_judge_sets_the_earlier_preferences_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files, rows = PairFiles(tmp_path, "base"), changed(lambda n: "!")
-    judged(FakeJudge(longer, model="old/one"), rows, files=files)
+    judged(build_judge(longer, model="old/one"), rows, files=files)
     with caplog.at_level(logging.WARNING):
-        judged(FakeJudge(always_a), rows, files=files)
+        judged(build_judge(always_a), rows, files=files)
     kept = list((tmp_path / "earlier").glob("base.old-one-*.jsonl"))
     assert len(kept) == 1
     assert kept[0].with_suffix(".json").exists()
@@ -256,22 +177,14 @@ def test_another_judge_sets_the_earlier_preferences_aside(tmp_path: Path, caplog
     assert {row.judge["model"] for row in read_rows(files.preferences, Preference)} == {"fake"}
 
 
-def test_force_judges_anew(tmp_path: Path) -> None:
-    files, rows = PairFiles(tmp_path, "base"), changed(lambda n: "!")
-    judged(FakeJudge(longer), rows, files=files)
-    judge = FakeJudge(longer)
-    judged(judge, rows, files=files, force=True)
-    assert len(judge.asked) == 40
-
-
 def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
     files, rows = PairFiles(tmp_path, "base"), changed(lambda n: "!")
-    judge = FakeJudge(longer)
+    judge = build_judge(longer)
     judge.interrupt_after = 9
     with pytest.raises(KeyboardInterrupt):
         judged(judge, rows, files=files, concurrency=1)
     assert len(read_rows(files.preferences, Preference)) == 4
-    rest = FakeJudge(longer)
+    rest = build_judge(longer)
     assert judged(rest, rows, files=files, use_cache=False).summary["n"] == 20
     assert len(rest.asked) == 32
 
@@ -302,7 +215,7 @@ def test_sets_are_joined_by_id_and_the_rest_is_counted() -> None:
     joined = join_responses(BASE[:5], list(reversed(BASE[2:])))
     assert [pair.id for pair in joined.pairs] == ["id2", "id3", "id4"]
     assert joined[1:] == ("id", 2, 15)
-    found = judged(FakeJudge(longer), BASE[:5], BASE[2:])
+    found = judged(build_judge(longer), BASE[:5], BASE[2:])
     assert str(found).splitlines()[1] == (
         "3 pairs joined by id, 0 failed; 2 of mine without a counterpart; 15 of base without a counterpart"
     )
@@ -310,9 +223,9 @@ def test_sets_are_joined_by_id_and_the_rest_is_counted() -> None:
 
 def test_arguments_of_the_api() -> None:
     with pytest.raises(ConfigError, match="arguments of `judge_pairs`"):
-        judge_pairs(BASE, BASE, judge=FakeJudge(longer), concurency=3)
+        judge_pairs(BASE, BASE, judge=build_judge(longer), concurency=3)
     with pytest.raises(DataError, match="in the answers of second"):
-        judge_pairs(BASE, [{"instruction": "x"}], judge=FakeJudge(longer))
+        judge_pairs(BASE, [{"instruction": "x"}], judge=build_judge(longer))
 
 
 @pytest.mark.slow

@@ -6,14 +6,13 @@ import dataclasses
 import json
 import logging
 import multiprocessing
-import os
-import signal
 import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_judge import FakeJudge
 from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
@@ -22,7 +21,6 @@ from hf_instruct.evaluation.cache import VerdictCache
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.records import Judgment, Response, read_rows, write_rows
 
@@ -31,40 +29,6 @@ RESPONSES = [
 ]
 SETTINGS = JudgeSection(concurrency=2)
 ONE_BY_ONE = JudgeSection(concurrency=1)
-
-
-class FakeJudge:
-    """Replies from a queue, then `{"score": 50}`; keeps what it was asked."""
-
-    def __init__(self, *replies: Reply | Exception, model: str = "fake") -> None:
-        self.replies = list(replies)
-        self.model = model
-        self.asked: list[Question] = []
-        self.interrupt_after: int | None = None
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "backend": "fake",
-            "model": self.model,
-            "digest": "d" * 12,
-            "server_version": "1",
-            "options": {"seed": 1},
-        }
-
-    async def prepare(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def ask(self, question: Question) -> Reply:
-        self.asked.append(question)
-        await asyncio.sleep(0)
-        if len(self.asked) == self.interrupt_after:
-            os.kill(os.getpid(), signal.SIGINT)
-            await asyncio.sleep(60)
-        reply = self.replies.pop(0) if self.replies else Reply('{"score": 50}', 0.25)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
 
 
 @pytest.fixture(autouse=True)

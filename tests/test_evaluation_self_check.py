@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_judge import FakeJudge
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeUnavailable
@@ -26,38 +27,19 @@ EXAMPLES = [Example(f"id{i}", f"Spell the number {i}.", "", f"The word is number
 SETTINGS = JudgeSection(backend="local", concurrency=4)
 
 
-class FakeJudge:
-    """Scores by what it makes of the response; sees the response as the local judge does."""
+Score = Callable[[str, str, str], int | None]
 
-    def __init__(self, score: Callable[[str, str, str], int | None], model: str = "fake", seed: int = 1) -> None:
-        self.score = score
-        self.model = model
-        self.seed = seed
-        self.calls = 0
-        self.dies_after: int | None = None
 
-    def identity(self) -> dict[str, Any]:
-        options = {"seed": self.seed}
-        return {"backend": "fake", "model": self.model, "digest": "d" * 12, "server_version": "1", "options": options}
+def build_judge(score: Score, model: str = "fake") -> FakeJudge:
+    """Return a judge that scores by what it makes of the response, which it sees as the local judge does."""
 
-    def reseed(self, seed: int) -> None:
-        self.seed = seed
-
-    async def check(self) -> None: ...
-
-    async def prepare(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def ask(self, question: Question) -> Reply:
-        await asyncio.sleep(0)
-        self.calls += 1
-        if self.dies_after is not None and self.calls > self.dies_after:
-            raise JudgeUnavailable("The server is gone.")
+    def reply(question: Question) -> Reply:
         task, _, rest = question.state.removeprefix("Task: ").partition("\nCorrect answer: ")
         output, _, response = rest.partition("\nStudent's answer: ")
-        score = self.score(task, output, response)
-        return Reply("no number", 0.0) if score is None else Reply(str(score), 0.0)
+        found = score(task, output, response)
+        return Reply("no number", 0.0) if found is None else Reply(str(found), 0.0)
+
+    return FakeJudge(reply=reply, model=model)
 
 
 def honest(task: str, output: str, response: str) -> int:
@@ -89,10 +71,10 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def check(score: Callable[[str, str, str], int | None], **arguments: Any) -> dict[str, Any]:
+def check(score: Score, **arguments: Any) -> dict[str, Any]:
     # Fakes that score differently have one identity: what one said is not to be taken for the other's.
     options = JudgeOptions(use_cache=False)
-    return run_self_check(EXAMPLES, SETTINGS, judge=FakeJudge(score), options=options, **arguments)
+    return run_self_check(EXAMPLES, SETTINGS, judge=build_judge(score), options=options, **arguments)
 
 
 def row_of(result: dict[str, Any], first: str) -> dict[str, Any]:
@@ -204,20 +186,20 @@ def test_files_hold_what_was_asked_and_what_came_of_it(tmp_path: Path) -> None:
 
 
 def test_interrupted_check_goes_on(tmp_path: Path) -> None:
-    judge = FakeJudge(honest)
+    judge = build_judge(honest)
     judge.dies_after = 50
     options = JudgeOptions(use_cache=False)
     with pytest.raises(JudgeUnavailable, match=r"The server is gone\. \d+ of 260 are judged"):
         run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options)
     assert not (tmp_path / "out" / "self_check.json").exists()
-    judge.dies_after, judge.calls = None, 0
+    judge.dies_after, judge.asked = None, []
     assert run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options)["passed"]
-    assert 200 < judge.calls < 220
+    assert 200 < len(judge.asked) < 220
 
 
 def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
     rows = [Response(f"r{i}", "Task.", "", "Done.", f"Answer {i}.") for i in range(3)]
-    judge = FakeJudge(gullible)
+    judge = build_judge(gullible)
 
     def judged(model: str = "fake", rubric: str = "course") -> Any:
         judge.model = model
@@ -241,14 +223,14 @@ def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
 def test_passed_check_is_kept_and_not_cried_out(tmp_path: Path) -> None:
     check(honest)
     judged = judge_responses(
-        [Response("r", "Task.", "", "Done.", "Done.")], judge=FakeJudge(honest), rubric="course", cache=False
+        [Response("r", "Task.", "", "Done.", "Done.")], judge=build_judge(honest), rubric="course", cache=False
     )
     assert judged.scores["self_check"] == {"passed": True, "failed": [], "n": 20}
     assert "self-check" not in str(judged)
 
 
 def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.LogCaptureFixture) -> None:
-    rubric, identity = load_rubric("course"), FakeJudge(honest).identity()
+    rubric, identity = load_rubric("course"), build_judge(honest).identity()
     check(gullible)
     with caplog.at_level(logging.WARNING):
         check(honest, limit=2)
@@ -262,7 +244,7 @@ def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.Lo
 
 
 def test_unreadable_kept_check_counts_as_none(cache_home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rubric, identity = load_rubric("course"), FakeJudge(honest).identity()
+    rubric, identity = load_rubric("course"), build_judge(honest).identity()
     result = {"passed": True, "failed": [], "n": 20}
     keep_self_check(identity, rubric, result)
     (path,) = (cache_home / "self_checks").iterdir()
@@ -280,4 +262,4 @@ def test_bad_input() -> None:
     with pytest.raises(ConfigError, match=r"^`--limit` is 1; a self-check needs at least 2 examples\.$"):
         check(honest, limit=1)
     with pytest.raises(DataError, match="there is 1"):
-        run_self_check(EXAMPLES[:1], SETTINGS, judge=FakeJudge(honest))
+        run_self_check(EXAMPLES[:1], SETTINGS, judge=build_judge(honest))
