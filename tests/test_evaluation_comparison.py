@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-import hf_instruct
 from hf_instruct.cli.main import main
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import DataError
 from hf_instruct.evaluation.comparison import compare_runs, compare_values
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.runs import load_run
@@ -72,10 +71,6 @@ def test_runs_are_joined_by_id_and_sorted_by_mean(pair: list[Path]) -> None:
     assert high.interval == bootstrap_mean([30.0 + 2 * i for i in range(12)])
 
 
-def test_scores_are_looked_up_and_not_listed_again(pair: list[Path]) -> None:
-    """For each example anew, the work grew with the square of their number: 171 s for 20,000."""
-
-
 def test_order_of_rows_in_a_file_does_not_matter(tmp_path: Path, pair: list[Path]) -> None:
     turned = {str(i): 30 + 2 * i for i in reversed(range(12))}
     save_run(tmp_path / "turned", turned)
@@ -100,13 +95,6 @@ def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "  are over the 12 left.\n"
         "! 1 answer of high has no score: counted as 0 or as 100, its mean would be 37.8 or 45.5."
     )
-
-
-def test_no_difference_is_said(tmp_path: Path) -> None:
-    scores = {str(i): 50 + i for i in range(12)}
-    moved = {name: score + (1 if int(name) % 2 else -1) for name, score in scores.items()}
-    text = str(compare_runs([save_run(tmp_path / "a", scores), save_run(tmp_path / "b", moved)]))
-    assert "sign test p 1.000): no difference shown." in " ".join(text.split())
 
 
 def test_baseline_is_the_first_or_the_one_named_and_is_added(pair: list[Path], tmp_path: Path) -> None:
@@ -215,13 +203,6 @@ def test_runs_judged_differently_are_refused(
     assert (forced.to_dict()["alike"], forced.judging_differences) == (False, [fault])
 
 
-def test_other_server_version_is_a_note(pair: list[Path], tmp_path: Path) -> None:
-    runs = [
-        save_run(tmp_path / name, {"a": 1, "b": 2}, judge={**JUDGE, "server_version": name}) for name in ("0.1", "0.2")
-    ]
-    assert "The judges' servers are of different versions: 0.2, 0.1." in compare_runs(runs[::-1]).notes
-
-
 def test_other_example_behind_an_id(tmp_path: Path, pair: list[Path]) -> None:
     other = save_run(tmp_path / "other", {str(i): i for i in range(12)})
     rows = [Response(str(i), f"Another task {i}.", "", "Done.", "A.") for i in range(12)]
@@ -269,26 +250,6 @@ def test_numbers_join_by_order(tmp_path: Path, pair: list[Path]) -> None:
     with pytest.raises(DataError) as caught:
         compare_runs([pair[0], [7] * 12])
     assert caught.value.problems == [f"`{pair[0]}`: 13", "`scores 2`: 12"]
-
-
-def test_judge_of_one_mind(pair: list[Path]) -> None:
-    assert "All 13 scores of scores 2 are 7: they do not discriminate." in compare_runs([pair[0], [7] * 13]).notes
-
-
-def test_a_run_against_itself(pair: list[Path]) -> None:
-    first, second = compare_runs([pair[0], pair[0]]).rows
-    assert first.difference is None
-    assert second.difference is not None
-    assert (second.difference.ties, second.difference.p_value, second.difference.is_shown) == (13, None, False)
-
-
-def test_one_run_is_not_enough(pair: list[Path]) -> None:
-    with pytest.raises(ConfigError, match=r"^A comparison needs two runs or more"):
-        compare_runs(pair[:1])
-
-
-def test_public_name() -> None:
-    assert hf_instruct.compare_runs is compare_runs
 
 
 def test_many_long_names_fit(tmp_path: Path) -> None:

@@ -108,14 +108,6 @@ def test_too_few_values_have_no_interval(values: list[float]) -> None:
     assert bootstrap_statistic(lambda places: 0.0, len(values)) is None
 
 
-def test_any_number_has_an_interval() -> None:
-    values = numpy.arange(100.0)
-    interval = bootstrap_statistic(lambda places: float(numpy.median(values[places])), 100)
-    assert interval is not None
-    assert interval.spans(49.5)
-    assert 25 < interval.low < 49.5 < interval.high < 75
-
-
 def test_a_number_that_is_seldom_defined_has_no_interval() -> None:
     draws = iter(range(1000))
     assert bootstrap_statistic(lambda places: math.nan if next(draws) % 10 == 0 else 1.0, 5) is None

@@ -20,7 +20,7 @@ from hf_instruct.config import load_experiment
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation import metrics
 from hf_instruct.evaluation.intervals import bootstrap_mean
-from hf_instruct.evaluation.judgment_files import JudgmentFiles, load_responses
+from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.text_metrics import (
     chrf,
@@ -126,12 +126,6 @@ def test_rouge_reads_scripts_that_rouge_score_drops() -> None:
     assert split_words("Café_9 naïve, 東京タワー!") == ["café", "9", "naïve", *"東京タワー"]
 
 
-@pytest.mark.parametrize("text", ["", "?!", CHINESE, "a", "x" * 5_000, "so on " * 300])
-def test_a_text_equals_itself_in_every_metric(text: str) -> None:
-    assert [exact_match(text, text), token_f1(text, text)] == [1, 1]
-    assert [rouge_l(text, text), chrf(text, text)] == [pytest.approx(1), pytest.approx(100)]
-
-
 @pytest.mark.parametrize(
     ("text", "repeats"),
     [
@@ -152,11 +146,6 @@ def test_a_text_equals_itself_in_every_metric(text: str) -> None:
 )
 def test_what_repeats_itself(text: str, repeats: bool) -> None:
     assert is_repetitive(text) is repeats
-
-
-def test_no_reference_of_the_course_repeats_itself(course_file: Path) -> None:
-    outputs = [row["output"] for row in json.loads(course_file.read_text(encoding="utf-8"))]
-    assert [text for text in outputs if is_repetitive(text)] == []
 
 
 AUSTEN = {"category": "facts", "stopped": True, "reference_nll": 6.0, "reference_tokens": 3}
@@ -295,15 +284,6 @@ def test_bad_columns(name: str, arguments: dict, text: str) -> None:
     assert metrics.RougeL().compute(predictions=["a"], references=["a"]) == {"rouge_l": 1.0}
 
 
-def test_columns_that_evaluate_refuses() -> None:
-    with pytest.raises(ValueError, match=r"Mismatch in the number of predictions \(1\) and references \(2\)"):
-        metrics.RougeL().compute(predictions=["a"], references=["a", "b"])
-    assert metrics.LengthRatio().compute(predictions=["a", "bb"], references=["", "b"], per_example=True) == {
-        "length_ratio": 3.0,
-        "length_ratio_per_example": [None, 2.0],
-    }
-
-
 def test_no_litter_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("the network was asked")
@@ -331,15 +311,6 @@ def test_measuring_loads_neither_torch_nor_evaluate() -> None:
     assert finished.stdout.splitlines() == ["False", "[]"]
 
 
-def test_line() -> None:
-    line = metrics.format_metrics(measure_responses(ROWS))
-    low, high = measure_responses(ROWS)["metrics"]["rouge_l"]["interval"]
-    assert line == (
-        f"exact match 25 %, ROUGE-L 0.52 [{low:.2f}, {high:.2f}], chrF {line.split('chrF ')[1][:4]}, "
-        "ended by itself 67 %, perplexity 7.39"
-    )
-
-
 def run_with_answers(path: Path) -> RunFolder:
     run = RunFolder(path)
     run.save_experiment(load_experiment(None, {}, deep=False))
@@ -359,17 +330,6 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[-3:] == ["(95 % intervals in brackets)", str(run.base.metrics), str(run.metrics)]
     assert json.loads(run.metrics.read_text()) == measure_responses(ROWS)
     assert not run.judgments.exists()
-
-
-def test_metrics_only_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "rows.json"
-    row = {"instruction": "Do.", "input": "", "output": "Done.", "model_response": "Done."}
-    file.write_text(json.dumps([row]))
-    assert main(["judge", "metrics", str(file), "--out", str(tmp_path / "out")]) == 0
-    files = JudgmentFiles(tmp_path / "out")
-    assert capsys.readouterr().out.splitlines()[-1] == str(files.metrics)
-    assert json.loads(files.metrics.read_text())["metrics"]["chrf"] == {"mean": 100.0, "interval": None, "n": 1}
-    assert [path.name for path in files.folder.iterdir()] == ["metrics.json"]
 
 
 def test_the_judge_stage_measures_before_it_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """`hf-instruct benchmark`: a run, or any model, on tasks of lm-eval."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", action="store_true", help="also ask the model that the run started from")
     parser.add_argument(
         "--include-path",
+        dest="include",
         type=Path,
         action="append",
         default=[],
@@ -65,17 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _benchmark(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.harness import BenchmarkOptions, benchmark_run
 
-    settings = BenchmarkOptions(
-        limit=options.limit,
-        num_fewshot=options.num_fewshot,
-        batch_size=options.batch_size,
-        apply_chat_template=options.apply_chat_template,
-        include=tuple(options.include_path),
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-    )
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(BenchmarkOptions)}
     tasks = [name.strip() for name in options.tasks.split(",")]
-    found = benchmark_run(options.model, tasks, options=settings, base=options.base)
+    found = benchmark_run(options.model, tasks, options=BenchmarkOptions(**settings), base=options.base)
     if options.json:
         print(format_json({kind: [row.to_dict() for row in rows] for kind, rows in found.items()}))
     else:
