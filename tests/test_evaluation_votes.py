@@ -10,6 +10,7 @@ from hf_instruct.evaluation.pairing import Pair
 from hf_instruct.evaluation.votes import (
     LEFT,
     RIGHT,
+    SKIP,
     TIE,
     Ballot,
     VoteBook,
