@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.cli.flags import FieldFlag, add_field_flags
 from hf_instruct.cli.numbers import natural, whole
 from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from hf_instruct.config import DataSection
     from hf_instruct.data.checks import Problem
     from hf_instruct.data.statistics import DataStatistics
     from hf_instruct.data.tokens import TokenCounter
@@ -34,90 +36,46 @@ examples:
   hf-instruct data stats everyday --tokenizer gpt2-medium --plot lengths.png"""
 
 _MOST_CATEGORIES = 30
+_SPLIT_FIELDS = ("split", "train_fraction", "test_fraction", "validation_fraction", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    shared = _build_shared_options()
-
-    check = _add_action(actions, "check", "list all problems, duplicates and leaks from train to test", shared, _check)
-    _add_check_options(check)
-    show = _add_action(actions, "show", "print one example as fields and as the text a model sees", shared, _show)
-    show.add_argument("number", nargs="?", type=whole, default=0, metavar="N", help="counted from 0 (default: 0)")
-    stats = _add_action(actions, "stats", "count the examples and measure their lengths", shared, _stats)
-    stats.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths as histograms")
-
-
-def _add_check_options(check: argparse.ArgumentParser) -> None:
+    check = _add_action(actions, "check", "list all problems, duplicates and leaks from train to test", _check)
     check.add_argument(
         "--max-length",
         type=natural,
         metavar="N",
         help="warn of rows longer than this many tokens (default with `--model`: 1024, or the model's context)",
     )
-    check.add_argument(
-        "--split",
-        choices=("sequential", "shuffled", "grouped"),
-        help="how a run would split the examples (default: sequential)",
-    )
-    for name, default in (("train", "0.85"), ("test", "0.1"), ("validation", "the rest")):
-        check.add_argument(
-            f"--{name}-fraction", type=float, metavar="X", help=f"share of the {name} split (default: {default})"
-        )
-    check.add_argument("--seed", type=int, metavar="N", help="seed of `--split shuffled` and `grouped` (default: 123)")
-    check.add_argument(
-        "--strict", action="store_true", help="fail where a test or validation prompt also stands in train"
-    )
-    check.add_argument(
-        "--near",
-        type=_similarity,
-        metavar="COSINE",
-        help="least similarity of near-duplicates, above 0 and at most 1 (default: 0.9)",
-    )
+    add_field_flags(check, "data", *_SPLIT_FIELDS, switches=["strict"])
+    near = "least similarity of near-duplicates, above 0 and at most 1 (default: 0.9)"
+    check.add_argument("--near", type=_similarity, metavar="COSINE", help=near)
     check.add_argument("--json", action="store_true", help="print what a run writes to `data/preflight.json` instead")
+    show = _add_action(actions, "show", "print one example as fields and as the text a model sees", _show)
+    show.add_argument("number", nargs="?", type=whole, default=0, metavar="N", help="counted from 0 (default: 0)")
+    stats = _add_action(actions, "stats", "count the examples and measure their lengths", _stats)
+    stats.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths as histograms")
 
 
-def _add_action(actions: Any, name: str, help: str, shared: argparse.ArgumentParser, handler: Any) -> Any:
-    parser = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared])
+def _add_action(actions: Any, name: str, help: str, handler: Any) -> Any:
+    parser = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
     parser.set_defaults(handler=handler, resume_hint="Nothing was changed; start it again.")
-    return parser
-
-
-def _build_shared_options() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    shared.add_argument("source", metavar="SOURCE", help="a named source, a local file or a Hub dataset")
-    shared.add_argument(
+    parser.add_argument("source", metavar="SOURCE", help="a named source, a local file or a Hub dataset")
+    ours = "ours are instruction, input, output, category and id"
+    parser.add_argument(
         "--map",
         type=_parse_map,
+        default={},
         metavar="OURS=THEIRS,...",
-        help="columns of other names, as in `instruction=question,output=answer`; ours are instruction, input, output, "
-        "category and id",
+        help=f"columns of other names, as in `instruction=question,output=answer`; {ours}",
     )
-    shared.add_argument("--hub-config", metavar="NAME", help="configuration of a Hub dataset")
-    shared.add_argument(
-        "--hub-split",
-        default="train",
-        metavar="NAME",
-        help="split of a Hub dataset or a saved `DatasetDict` (default: train)",
-    )
-    shared.add_argument("--revision", metavar="NAME", help="commit, tag or branch of a Hub dataset")
-    shared.add_argument("--limit", type=natural, metavar="N", help="use only the first N rows")
-    shared.add_argument(
-        "--model",
-        "--tokenizer",
-        dest="tokenizer",
-        metavar="MODEL",
-        help="count tokens as this model does: alias, Hub id or folder",
-    )
-    shared.add_argument(
-        "--prompt-format",
-        "--format",
-        default="alpaca",
-        metavar="NAME",
-        help="alpaca, alpaca-stanford, phi3, chat or a Jinja file (default: alpaca)",
-    )
-    return shared
+    add_field_flags(parser, "data", "hub_config", "hub_split", "revision", "limit")
+    parser.add_argument("--prompt-format", "--format", action=FieldFlag, field="data.prompt_format", metavar="NAME")
+    model = "count tokens as this model does: alias, Hub id or folder"
+    parser.add_argument("--model", "--tokenizer", dest="tokenizer", metavar="MODEL", help=model)
+    return parser
 
 
 def _parse_map(text: str) -> dict[str, str]:
@@ -147,15 +105,17 @@ def _similarity(text: str) -> float:
     return value
 
 
-def _source_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("map", "hub_config", "hub_split", "revision", "limit")
-    return {name: getattr(options, name) for name in names}
+def _load_settings(options: argparse.Namespace) -> "DataSection":
+    from hf_instruct.config import load_experiment
+
+    overrides = {"data.source": options.source, "data.map": options.map, **getattr(options, "overrides", {})}
+    return load_experiment(None, overrides, deep=False).data
 
 
 def _check(options: argparse.Namespace) -> None:
     from hf_instruct.data.checks import check_examples, raise_problems
     from hf_instruct.data.preflight import refuse_leaks
-    from hf_instruct.data.sources import collect_examples
+    from hf_instruct.data.sources import collect_section
     from hf_instruct.errors import ConfigError
 
     if options.max_length and not options.tokenizer:
@@ -163,8 +123,9 @@ def _check(options: argparse.Namespace) -> None:
             f"`--max-length` {options.max_length} counts tokens, which needs a tokenizer; name the model you mean to "
             "tune with `--model`, as in `--model gpt2-medium`."
         )
-    checked = collect_examples(options.source, **_source_options(options))
-    counter = _load_counter(options) if options.tokenizer else None
+    settings = _load_settings(options)
+    checked = collect_section(settings)
+    counter = _load_counter(options, settings) if options.tokenizer else None
     if not options.json:
         for notice in checked.notices:
             print(notice)
@@ -173,33 +134,29 @@ def _check(options: argparse.Namespace) -> None:
         if checked.problems and checked.num_without_output:
             print(f"{_plural(checked.num_without_output, 'row')} without an output")
     raise_problems(checked.problems)
-    splits, unsplit = _split(options, checked.examples)
+    splits, unsplit = _split(options, settings, checked.examples)
     if not options.json:
         _print_summary(options.source, checked.examples)
-    _print_preflight(options, splits, unsplit=unsplit, counter=counter, num_left_out=checked.num_without_output)
-    if options.strict:
+    _print_preflight(options, splits, settings, unsplit, counter, num_left_out=checked.num_without_output)
+    if settings.strict:
         rows = {example.id: row for example, row in zip(checked.examples, checked.rows, strict=True)}
-        refuse_leaks(
-            splits,
-            source=options.source,
-            strict="`--strict`",
-            remedy="--split grouped",
-            name_row=rows.__getitem__,
-        )
+        names = {"source": options.source, "strict": "`--strict`", "remedy": "--split grouped"}
+        refuse_leaks(splits, **names, name_row=rows.__getitem__)
 
 
-def _split(options: argparse.Namespace, examples: "list[Example]") -> "tuple[Splits, str | None]":
+def _split(
+    options: argparse.Namespace, settings: "DataSection", examples: "list[Example]"
+) -> "tuple[Splits, str | None]":
     """Return the examples as a run would split them, or all in one and the reason where they are too few for that."""
-    from hf_instruct.data.splits import split_rows
+    from hf_instruct.data.splits import split_section
     from hf_instruct.errors import DataError
     from hf_instruct.records import Splits
 
-    names = ("split", "train_fraction", "test_fraction", "validation_fraction", "seed")
-    told = {name: value for name in names if (value := getattr(options, name)) is not None}
     try:
-        return split_rows(examples, **told), None
+        return split_section(settings, examples), None
     except DataError as error:
-        if told or options.strict:
+        given = {f"data.{name}" for name in (*_SPLIT_FIELDS, "strict")} & {*getattr(options, "overrides", {})}
+        if given:
             raise
         return Splits(examples, [], []), str(error)
 
@@ -207,9 +164,10 @@ def _split(options: argparse.Namespace, examples: "list[Example]") -> "tuple[Spl
 def _print_preflight(
     options: argparse.Namespace,
     splits: "Splits",
-    *,
+    settings: "DataSection",
     unsplit: str | None,
     counter: "TokenCounter | None",
+    *,
     num_left_out: int,
 ) -> None:
     from hf_instruct.data.preflight import build_preflight
@@ -218,7 +176,7 @@ def _print_preflight(
     preflight = build_preflight(
         splits,
         source=options.source,
-        split=None if unsplit else options.split or "sequential",
+        split=None if unsplit else settings.split,
         threshold=options.near,
         counter=counter,
         num_left_out=num_left_out,
@@ -268,11 +226,12 @@ def _print_summary(source: str, examples: "list[Example]") -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from hf_instruct.data.sources import read_examples
+    from hf_instruct.data.sources import read_section
     from hf_instruct.errors import DataError
 
-    prompt_format, tokenizer = _load_format(options)
-    examples = read_examples(options.source, **_source_options(options))
+    settings = _load_settings(options)
+    prompt_format, tokenizer = _load_format(options, settings)
+    examples = read_section(settings)
     if options.number >= len(examples):
         raise DataError(
             f"`{options.source}` has no example {options.number:,}; it has {len(examples):,}, counted from 0 to "
@@ -295,13 +254,13 @@ def _show(options: argparse.Namespace) -> None:
 
 def _stats(options: argparse.Namespace) -> None:
     from hf_instruct.data.checks import shorten
-    from hf_instruct.data.sources import read_examples
+    from hf_instruct.data.sources import read_section
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
 
-    prompt_format, tokenizer = _load_format(options)
-    examples = read_examples(options.source, **_source_options(options))
+    settings = _load_settings(options)
+    prompt_format, tokenizer = _load_format(options, settings)
     encode = None if tokenizer is None else partial(prompt_format.encode_example, tokenizer)
-    result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
+    result = compute_statistics(read_section(settings), prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
         print("\nLengths in tokens need a tokenizer: add `--model MODEL`, as in `--model gpt2-medium`.")
@@ -322,43 +281,45 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
         table.append([text, lengths.unit, f"{mean:,.1f}", f"{median:,g}", f"{high:,.0f}", f"{longest:,.0f}"])
     print("\n".join(align(table, right=range(2, 6))))
     if result.categories:
-        print(f"\n{'category':<34}{'examples':>9}")
-        for name, count in list(result.categories.items())[:_MOST_CATEGORIES]:
-            print(f"{_printable(name):<34}{count:>9,}")
+        counts = list(result.categories.items())[:_MOST_CATEGORIES]
+        rows = [["category", "examples"], *([_printable(name), f"{count:,}"] for name, count in counts)]
+        print("\n" + "\n".join(align(rows, right={1})))
         if (more := len(result.categories) - _MOST_CATEGORIES) > 0:
             print(f"and {_plural(more, 'more category', 'more categories')}")
 
 
-def _load_format(options: argparse.Namespace) -> "tuple[PromptFormat, PreTrainedTokenizerBase | None]":
+def _load_format(
+    options: argparse.Namespace, settings: "DataSection"
+) -> "tuple[PromptFormat, PreTrainedTokenizerBase | None]":
     """Return the prompt format as a run would train on it, and the tokenizer where one is named."""
     from hf_instruct.models import load_tokenizer
     from hf_instruct.prompt_checks import settle_format
 
-    prompt_format = _name_format(options)
+    prompt_format = _name_format(options, settings)
     if not options.tokenizer:
         return prompt_format, None
     tokenizer = load_tokenizer(options.tokenizer)
     return settle_format(prompt_format, tokenizer), tokenizer
 
 
-def _name_format(options: argparse.Namespace) -> "PromptFormat":
+def _name_format(options: argparse.Namespace, settings: "DataSection") -> "PromptFormat":
     from hf_instruct.errors import ConfigError
     from hf_instruct.prompts import CHAT, PromptFormat
 
-    if options.prompt_format == CHAT and not options.tokenizer:
+    if settings.prompt_format == CHAT and not options.tokenizer:
         raise ConfigError(
             "The prompt format `chat` is a tokenizer's own; name the model with `--model`, as in `--model "
             "smollm2-135m`."
         )
-    return PromptFormat.from_name(options.prompt_format)
+    return PromptFormat.from_name(settings.prompt_format)
 
 
-def _load_counter(options: argparse.Namespace) -> "TokenCounter":
+def _load_counter(options: argparse.Namespace, settings: "DataSection") -> "TokenCounter":
     from hf_instruct.config import TRAIN_DEFAULTS
     from hf_instruct.data.tokens import load_counter
 
     max_length = options.max_length or TRAIN_DEFAULTS["max_length"]
-    return load_counter(options.tokenizer, prompt_format=_name_format(options), max_length=max_length)
+    return load_counter(options.tokenizer, prompt_format=_name_format(options, settings), max_length=max_length)
 
 
 def _plural(count: int, noun: str, nouns: str | None = None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.config import DataSection
 from hf_instruct.data.checks import (
     FIELDS,
     CheckedData,
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 COURSE = "instruction-data"
 EVERYDAY = "everyday"
 HUB_ALIASES = {"alpaca": "tatsu-lab/alpaca"}
+_SOURCE_FIELDS = ("map", "hub_config", "hub_split", "revision", "limit")
 NAMED_SOURCES = (COURSE, EVERYDAY, *HUB_ALIASES)
 # Some rows of this dataset have no output; in anybody else's data that is a problem.
 # Source: https://github.com/gururise/AlpacaDataCleaned
@@ -88,6 +90,16 @@ def read_examples(source: Any, **options: Any) -> list[Example]:
     for notice in checked.notices:
         logger.info("%s", notice)
     return checked.examples
+
+
+def collect_section(section: DataSection) -> CheckedData:
+    """Return what came of reading the source that a `data` section names."""
+    return collect_examples(section.source, **{name: getattr(section, name) for name in _SOURCE_FIELDS})
+
+
+def read_section(section: DataSection) -> list[Example]:
+    """Return the examples of the source that a `data` section names."""
+    return read_examples(section.source, **{name: getattr(section, name) for name in _SOURCE_FIELDS})
 
 
 def collect_examples(

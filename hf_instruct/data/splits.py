@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_instruct.config import DataSection
 from hf_instruct.data.checks import group_by_prompt
 from hf_instruct.data.datasets import build_dataset
 from hf_instruct.data.sources import read_examples
@@ -58,6 +59,12 @@ def split_examples(
     from datasets import DatasetDict
 
     return DatasetDict({name: build_dataset(rows, Example) for name, rows in splits.named().items()})
+
+
+def split_section(section: DataSection, examples: Sequence[Example]) -> Splits:
+    """Return rows in three splits, as a `data` section says."""
+    names = ("split", "train_fraction", "test_fraction", "validation_fraction", "seed")
+    return split_rows(examples, **{name: getattr(section, name) for name in names})
 
 
 def read_splits(data: Any) -> Splits:

@@ -5,8 +5,8 @@ import logging
 from hf_instruct.config import TRAIN_DEFAULTS, Experiment
 from hf_instruct.data.checks import raise_problems
 from hf_instruct.data.preflight import build_preflight, refuse_leaks
-from hf_instruct.data.sources import collect_examples
-from hf_instruct.data.splits import split_rows
+from hf_instruct.data.sources import collect_section
+from hf_instruct.data.splits import split_section
 from hf_instruct.data.tables import format_findings
 from hf_instruct.data.tokens import TokenCounter, load_counter
 from hf_instruct.errors import ModelLoadError
@@ -26,25 +26,11 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         ConfigError: The prompt format cannot be trained on with the model's tokenizer.
     """
     settings = experiment.data
-    checked = collect_examples(
-        settings.source,
-        map=settings.map,
-        hub_config=settings.hub_config,
-        hub_split=settings.hub_split,
-        revision=settings.revision,
-        limit=settings.limit,
-    )
+    checked = collect_section(settings)
     raise_problems(checked.problems)
     for notice in checked.notices:
         logger.info("%s", notice)
-    splits = split_rows(
-        checked.examples,
-        split=settings.split,
-        train_fraction=settings.train_fraction,
-        test_fraction=settings.test_fraction,
-        validation_fraction=settings.validation_fraction,
-        seed=settings.seed,
-    )
+    splits = split_section(settings, checked.examples)
     if settings.strict:
         refuse_leaks(splits, source=settings.source, strict="`data.strict`", remedy="--data.split grouped")
     counter = _load_counter(experiment)
