@@ -307,3 +307,15 @@ def test_torn_saved_datasets_are_refused(file: str, content: bytes, tmp_path: Pa
     (tmp_path / "saved" / file).write_bytes(content)
     with pytest.raises(DataError, match="cannot be read as a saved dataset"):
         read_examples(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("cell", ["007", "NA", "null", "2026-11-26", "1e3", "true", " x ", "\x1b[31m", "=1+1", "1,5"])
+def test_cells_are_kept_as_they_are_written(cell: str) -> None:
+    rows = [{"instruction": cell, "input": cell, "output": cell, "category": cell}]
+    write_rows("cells.json", rows)
+    Path("cells.jsonl").write_text(json.dumps(rows[0]))
+    Path("cells.csv").write_text(f'instruction,input,output,category\n"{cell}","{cell}","{cell}","{cell}"\n')
+    Dataset.from_list(rows).to_parquet("cells.parquet")
+    for name in ("cells.json", "cells.jsonl", "cells.csv", "cells.parquet"):
+        (row,) = load_examples(name)
+        assert [row[field] for field in ("instruction", "input", "output", "category")] == [cell] * 4
