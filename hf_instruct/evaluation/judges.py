@@ -94,13 +94,17 @@ async def choose_judge(settings: JudgeSection) -> Judge:
     Raises:
         JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
     """
-    # The clients below take a while to import, so each is imported only where it is used.
-    backend: str = await _choose_backend(settings) if settings.backend == "auto" else settings.backend
-    if backend == "ollama":
+    # The clients take a while to import, so each is imported only where it is used.
+    if settings.backend in ("auto", "ollama"):
         from hf_instruct.evaluation.ollama import OllamaJudge
 
-        return OllamaJudge(settings)
-    if backend == "openai":
+        ollama = OllamaJudge(settings)
+        problem = await ollama.find_problem() if settings.backend == "auto" else None
+        if problem is None:
+            return ollama
+        await ollama.close()
+        _explain_fallback(settings, ollama.url, problem)
+    if settings.backend == "openai":
         from hf_instruct.evaluation.openai import OpenAIJudge
 
         return OpenAIJudge(settings)
@@ -109,23 +113,18 @@ async def choose_judge(settings: JudgeSection) -> Judge:
     return LocalJudge(settings)
 
 
-async def _choose_backend(settings: JudgeSection) -> str:
+def _explain_fallback(settings: JudgeSection, url: str, problem: str) -> None:
     from hf_instruct.evaluation.local import DEFAULT_MODEL
-    from hf_instruct.evaluation.ollama import find_server
 
-    reason, url = await find_server(settings.base_url)
-    if reason is None:
-        return "ollama"
     if settings.base_url:
         raise JudgeUnavailable(
-            f"No Ollama server answers at {url} (`base_url`; {reason}). Start it there, or name what runs there with "
+            f"No Ollama server answers at {url} (`base_url`; {problem}). Start it there, or name what runs there with "
             "`--judge openai`, or leave `base_url` out to judge with a local model."
         )
     logger.warning(
         "No Ollama server answers at %s (%s), so the local judge %s scores the answers. For the course's judge: start "
         "`ollama serve`, run `ollama pull llama3`, and judge again.",
         url,
-        reason,
+        problem,
         settings.model or DEFAULT_MODEL,
     )
-    return "local"

@@ -1,7 +1,7 @@
 """A judge that an Ollama server runs."""
 
 import asyncio
-import logging
+import contextlib
 from typing import Any
 
 import httpx
@@ -11,9 +11,7 @@ from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.server_judge import ServerJudge
 from hf_instruct.progress import progress_bar
-from hf_instruct.servers import Body, NoAnswer, NoServer, Server, ServerError, open_ollama, shorten
-
-logger = logging.getLogger(__name__)
+from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, open_ollama, shorten
 
 DEFAULT_MODEL = "llama3"
 _PROBE_SECONDS = 3.0
@@ -54,22 +52,6 @@ class _Progress(Body):
     digest: str | None = None
     total: int | None = None
     completed: int | None = None
-
-
-async def find_server(base_url: str | None) -> tuple[str | None, str]:
-    """Look for an Ollama server at an address (default: OLLAMA_HOST, else this machine).
-
-    Returns:
-        Why it does not answer, or None where it does; and its URL.
-    """
-    server = Server(open_ollama(httpx.AsyncClient, base_url), timeout_seconds=_PROBE_SECONDS)
-    try:
-        await server.call("/api/version", _Version)
-    except ServerError as error:
-        return str(error), server.url
-    finally:
-        await server.aclose()
-    return None, server.url
 
 
 class OllamaJudge(ServerJudge):
@@ -115,6 +97,14 @@ class OllamaJudge(ServerJudge):
             "options": {**self._options(), **think},
         }
 
+    async def find_problem(self) -> str | None:
+        """Return why no Ollama server answers at the address, or None where one does."""
+        try:
+            await self._server.call("/api/version", _Version, seconds=_PROBE_SECONDS)
+        except ServerError as error:
+            return str(error)
+        return None
+
     async def prepare(self) -> None:
         """Check as `check` does, and have the model loaded, so that no question waits (and times out) for that.
 
@@ -123,11 +113,9 @@ class OllamaJudge(ServerJudge):
         """
         await self.check()
         seconds = max(_LOAD_SECONDS, self._settings.timeout_seconds)
-        try:
+        # Servers that imitate Ollama may refuse an empty chat. Whatever is wrong, the first question meets it too.
+        with contextlib.suppress(ServerError):
             await self._server.call("/api/chat", _Chat, self._build_chat([]), seconds=seconds, retry=False)
-        except ServerError as error:
-            # Servers that imitate Ollama may refuse an empty chat. Whatever is wrong, the first question meets it too.
-            logger.debug("loading the model ahead failed: %s", error)
 
     async def check(self) -> None:
         """Check that the server runs and has the model, and pull it if asked to.
@@ -141,13 +129,13 @@ class OllamaJudge(ServerJudge):
                 await self._obtain_model()
         except NoAnswer as error:
             raise JudgeUnavailable(
-                f"No Ollama server answers at {self._server.url} ({error}). Start it with `ollama serve`, or name "
+                f"No Ollama server answers at {self.url} ({error}). Start it with `ollama serve`, or name "
                 "another with `--base-url` or OLLAMA_HOST, or judge without a server: `--judge local`."
             ) from error
         except ServerError as error:
             reason = f"status {error.status}: {error}" if error.status else error
             raise JudgeUnavailable(
-                f"What answers at {self._server.url} is not an Ollama server ({reason}). Start one with `ollama "
+                f"What answers at {self.url} is not an Ollama server ({reason}). Start one with `ollama "
                 "serve`, or name its address with `--base-url` or OLLAMA_HOST."
             ) from error
 
@@ -199,25 +187,24 @@ class OllamaJudge(ServerJudge):
         self._replies += 1
         number = self._replies
         async with self._confirming:
-            if self._confirmed < number:
-                latest = self._replies
-                await self._compare_identity()
-                self._confirmed = latest
-
-    async def _compare_identity(self) -> None:
-        try:
-            answer, models = await asyncio.gather(self._server.call("/api/version", _Version), self._list_models())
-        except NoServer:
-            raise
-        except ServerError as error:
-            raise ServerError(f"whether the model is still the same could not be checked: {error}") from error
-        version, digest = answer.version, models.get(_normalize(self._model))
-        if (version, digest) != (self._version, self._digest):
-            raise JudgeError(
-                f"The model `{self._model}` at {self._server.url} changed during judging (digest "
-                f"{(self._digest or 'none')[:12]} on Ollama {self._version}; now {(digest or 'none')[:12]} on Ollama "
-                f"{version}), so the scores would be those of two judges. Judging again starts over with the new one."
-            )
+            if self._confirmed >= number:
+                return
+            latest = self._replies
+            try:
+                answer, models = await asyncio.gather(self._server.call("/api/version", _Version), self._list_models())
+            except NoServer:
+                raise
+            except ServerError as error:
+                raise ServerError(f"whether the model is still the same could not be checked: {error}") from error
+            before, now = (self._digest, self._version), (models.get(_normalize(self._model)), answer.version)
+            if before != now:
+                shown = [f"{(digest or 'none')[:12]} on Ollama {version}" for digest, version in (before, now)]
+                raise JudgeError(
+                    f"The model `{self._model}` at {self.url} changed during judging (digest {shown[0]}; now "
+                    f"{shown[1]}), so the scores would be those of two judges. Judging again starts over with the new "
+                    "one."
+                )
+            self._confirmed = latest
 
     def _find_cut_prompt(self, question: Question, num_read: int) -> str | None:
         """Return the failure of a prompt that the server cut to its context window although told not to, else None.

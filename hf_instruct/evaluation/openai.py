@@ -85,7 +85,7 @@ class OpenAIJudge(ServerJudge):
             "digest": None,
             "server_version": None,
             "options": {
-                "base_url": self._server.url,
+                "base_url": self.url,
                 "temperature": self._settings.temperature,
                 "seed": self._seed,
                 "max_completion_tokens": self._settings.max_new_tokens,
@@ -106,7 +106,7 @@ class OpenAIJudge(ServerJudge):
             models = [model.id for model in (await self._server.call("models", _Models, retry=False)).data]
         except NoAnswer as error:
             raise JudgeUnavailable(
-                f"No server answers at {self._server.url} ({error}). Start it, or name another with `--base-url` (it "
+                f"No server answers at {self.url} ({error}). Start it, or name another with `--base-url` (it "
                 "mostly ends in /v1)."
             ) from error
         except Redirected as error:
@@ -118,10 +118,10 @@ class OpenAIJudge(ServerJudge):
             models = []
         if not self._model and len(models) != 1:
             known = f" It has: {quote_names(sorted(models)[:8])}." if models else ""
-            raise JudgeUnavailable(f"Name the model that {self._server.url} should judge with: `--model NAME`.{known}")
+            raise JudgeUnavailable(f"Name the model that {self.url} should judge with: `--model NAME`.{known}")
         if not self._model:
             self._model = models[0]
-            logger.info("judging with %s, the only model at %s", self._model, self._server.url)
+            logger.info("judging with %s, the only model at %s", self._model, self.url)
         await self._probe_schema()
 
     async def _probe_schema(self) -> None:
@@ -142,7 +142,7 @@ class OpenAIJudge(ServerJudge):
             self._takes_schema = False
             logger.warning(
                 "%s does not take a JSON schema (%s); replies are read as text, and more of them may be unreadable.",
-                self._server.url,
+                self.url,
                 error,
             )
 
@@ -180,7 +180,7 @@ class OpenAIJudge(ServerJudge):
         self._answered_as = self._answered_as or completion.model
         if completion.model and completion.model != self._answered_as:
             raise JudgeError(
-                f"{self._server.url} answered as `{shorten(self._answered_as)}` before and now as "
+                f"{self.url} answered as `{shorten(self._answered_as)}` before and now as "
                 f"`{shorten(completion.model)}`, so the scores would be those of two judges. Name one of them with "
                 "`--model`, and judge again."
             )
@@ -188,7 +188,7 @@ class OpenAIJudge(ServerJudge):
 
     def _useless(self, error: ServerError) -> JudgeUnavailable:
         return JudgeUnavailable(
-            f"What answers at {self._server.url} is not an OpenAI-compatible server ({error}). Name the address of one "
+            f"What answers at {self.url} is not an OpenAI-compatible server ({error}). Name the address of one "
             "with `--base-url` (it mostly ends in /v1)."
         )
 

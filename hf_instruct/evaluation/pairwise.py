@@ -58,17 +58,10 @@ class PairFiles:
         return self.folder / f"{self.name}.json"
 
     def set_aside(self, rows: Sequence[Preference]) -> Path:
-        """Move both files, the first of which holds these rows, to `earlier/`, named after who made them.
-
-        Returns:
-            The new name of the preferences.
-        """
-        asked = hashlib.sha256("".join(f"{row.prompt_sha256}{row.judge}" for row in rows).encode()).hexdigest()
-        label = to_file_name(f"{rows[0].judge.get('model', 'judge')}-{asked[:6]}")
-        kept, number = self.folder / "earlier" / f"{self.name}.{label}.jsonl", 1
-        while kept.exists():
-            number += 1
-            kept = kept.with_name(f"{self.name}.{label}-{number}.jsonl")
+        """Move both files, the first of which holds these rows, to `earlier/`, and return its new name there."""
+        digest = hashlib.sha256(self.preferences.read_bytes()).hexdigest()
+        label = to_file_name(f"{rows[0].judge.get('model', 'judge')}-{digest[:12]}")
+        kept = self.folder / "earlier" / f"{self.name}.{label}.jsonl"
         kept.parent.mkdir(parents=True, exist_ok=True)
         self.preferences.replace(kept)
         if self.summary.exists():

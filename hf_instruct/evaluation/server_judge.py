@@ -32,7 +32,8 @@ class ServerJudge(abc.ABC):
         self._settings = settings
         self._seed = settings.seed
         self._server = Server(http, timeout_seconds=settings.timeout_seconds, retries=settings.retries, delays=delays)
-        self._where = f"{name} at {self._server.url}"
+        self.url = self._server.url
+        self._where = f"{name} at {self.url}"
 
     def reseed(self, seed: int | None) -> None:
         """Ask with another seed afterwards."""
