@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hf_instruct.cli.numbers import whole
+from hf_instruct.cli.flags import whole
 from hf_instruct.console import format_json
 
 DESCRIPTION = """\

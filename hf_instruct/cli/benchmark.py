@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.flags import add_trust_flag
-from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.cli.flags import add_trust_flag, natural, whole
 from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.flags import FieldFlag, add_field_flags
-from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.cli.flags import FieldFlag, add_field_flags, natural, whole
 from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:

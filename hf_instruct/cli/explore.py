@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.flags import add_trust_flag
-from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.cli.flags import add_trust_flag, natural, whole
 from hf_instruct.cli.terminal_text import count_cells, pad_text
 from hf_instruct.console import format_json
 

@@ -1,11 +1,28 @@
 """Flags that several verbs have, and those that stand for fields of an experiment."""
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_instruct.addresses import LOOPBACK
-from hf_instruct.cli.numbers import port
+
+
+def whole(text: str, least: int = 0, most: int | None = None) -> int:
+    """Return a whole number, for argparse's `type`.
+
+    Raises:
+        ArgumentTypeError: The text is none, or one below `least` or above `most`.
+    """
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number {limits}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Return a `whole` number of at least 1."""
+    return whole(text, 1)
 
 
 class FieldFlag(argparse.Action):
@@ -71,6 +88,7 @@ def add_trust_flag(parser: argparse.ArgumentParser) -> None:
 def add_address_flags(parser: argparse.ArgumentParser, *, default_port: int) -> None:
     """Add where something is served, and under which names."""
     parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
+    port = functools.partial(whole, most=65535)
     parser.add_argument(
         "--port", metavar="N", type=port, default=default_port, help=f"default: {default_port}; 0 takes any free one"
     )

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.flags import add_field_flags, add_trust_flag
-from hf_instruct.cli.numbers import natural
+from hf_instruct.cli.flags import add_field_flags, add_trust_flag, natural
 
 if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder

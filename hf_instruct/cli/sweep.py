@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.numbers import natural, whole
+from hf_instruct.cli.flags import natural, whole
 from hf_instruct.console import align
 
 if TYPE_CHECKING:

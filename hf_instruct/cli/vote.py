@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.addresses import LOOPBACK, format_url, open_socket
-from hf_instruct.cli.flags import add_address_flags
-from hf_instruct.cli.numbers import natural
+from hf_instruct.cli.flags import add_address_flags, natural
 from hf_instruct.guard import list_hosts
 
 if TYPE_CHECKING:
