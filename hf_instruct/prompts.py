@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.errors import ConfigError, DataError, InstructError
+from hf_instruct.errors import ConfigError, DataError, InstructError, did_you_mean, quote_names
 from hf_instruct.records import Example
 from hf_instruct.special_tokens import begin_ids, build_pattern, mark_texts, tokenize
 from hf_instruct.templates import UserTemplate, translated_errors
@@ -119,15 +119,13 @@ class PromptFormat:
             return cls(name, TEMPLATES.get(name, ""))
         try:
             template = Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"The prompt format `{name}` is not UTF-8 text (byte {error.start}).") from error
         except (OSError, ValueError) as error:
-            # No file of this name, or no name of a file: the template itself, say.
+            # No file of this name, not a text file, or no name of a file: the template itself, say.
             shown = name if len(name) <= 200 else name[:199] + "…"
-            known = ", ".join(f"`{known}`" for known in [*TEMPLATES, CHAT])
+            known = [*TEMPLATES, CHAT]
             raise ConfigError(
-                f"Unknown prompt format `{shown}`. Allowed are {known}, or the "
-                "path of a Jinja file that uses `instruction` and `input`."
+                f"Unknown prompt format `{shown}`.{did_you_mean(name, known)} Allowed are {quote_names(known)}, or the "
+                "path of a Jinja file, UTF-8 text that uses `instruction` and `input`."
             ) from error
         return cls(name, template)
 
@@ -287,16 +285,12 @@ class PromptFormat:
                 f"The prompt format `{self.name}` has no place for {'earlier turns' if history else 'a system text'}: "
                 "only `chat` has. Leave it out."
             )
-        turns = [text for turn in history for text in turn]
-        (question, marked_system, *turns), is_marked = mark_texts(
-            self._tokens(tokenizer).special, [question, system, *turns]
-        )
-        messages = [{"role": "system", "content": marked_system}] * bool(system)
-        for user, assistant in zip(turns[::2], turns[1::2], strict=True):
-            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        messages.append({"role": "user", "content": question})
+        roles = ["system"] * bool(system) + ["user", "assistant"] * len(history) + ["user"]
+        texts = [system] * bool(system) + [text for turn in history for text in turn] + [question]
+        texts, is_marked = mark_texts(self._tokens(tokenizer).special, texts)
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
         text = self.render_chat(tokenizer, messages)
-        if marked_system.strip() not in text:
+        if system and texts[0].strip() not in text:
             raise ConfigError(
                 f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
             )

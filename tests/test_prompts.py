@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.answers import answer_examples
-from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 from hf_instruct.training.dataset import tokenize_examples
@@ -90,43 +89,36 @@ def test_jinja_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "problem"),
     [
-        (b"{{ instruction }}\n", "The prompt format `{path}` never uses `input`."),
-        (b"Say something.\n", "The prompt format `{path}` never uses `instruction` and `input`."),
-        (b"{{ instruction } {{ input }}", "The prompt format `{path}` is not a usable Jinja template: "),
-        (b"{{ instruction }} {{ inputs }}", "is not a usable Jinja template: 'inputs' is undefined."),
-        (b"{{ instruction }} {{ input }} caf\xe9", "The prompt format `{path}` is not UTF-8 text (byte 33)."),
-        (b"{{ instruction.__class__.__mro__ }}{{ input }}", "is not a usable Jinja template: access to attribute"),
-        (b"{{ instruction }}{{ input }}{{ 1 / 0 }}", "is not a usable Jinja template: "),
-        (b"{{ instruction }}{{ input + 1 }}", "is not a usable Jinja template: "),
-        (b"{{ instruction }}{{ input or nothing }}", "is not a usable Jinja template: 'nothing' is undefined."),
-        (b"{% include 'other' %}{{ instruction }}{{ input }}", "is not a usable Jinja template: "),
+        (b"{{ instruction }}\n", "never uses `input`"),
+        (b"Say something.\n", "never uses `instruction` and `input`"),
+        (b"{{ instruction } {{ input }}", "is not a usable Jinja template"),
+        (b"{{ instruction }} {{ inputs }}", "'inputs' is undefined"),
+        (b"{{ instruction }} {{ input }} caf\xe9", "Jinja file"),
+        (b"{{ instruction.__class__.__mro__ }}{{ input }}", "access to attribute"),
+        (b"{{ instruction }}{{ input + 1 }}", "is not a usable Jinja template"),
+        (b"{{ instruction }}{{ input or nothing }}", "'nothing' is undefined"),
     ],
 )
-def test_faults_of_a_jinja_file(tmp_path: Path, content: bytes, message: str) -> None:
+def test_problems_of_a_jinja_file(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "format.jinja"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         PromptFormat.from_name(str(path))
-    assert message.format(path=path) in str(caught.value)
+    assert f"rompt format `{path}`" in str(caught.value)
+    assert problem in str(caught.value)
 
 
 def test_a_template_of_ones_own_is_checked_like_a_file() -> None:
-    prompt_format = PromptFormat("mine", "Q: {{ instruction }} {{ input }}\nA:")
-    assert prompt_format.format_prompt("What?", "this") == "Q: What? this\nA:"
     PromptFormat("mine", "q: {{ instruction | lower }} {{ input | lower }}\nA:")
     with pytest.raises(ConfigError, match="The prompt format `mine` never uses `input`"):
         PromptFormat("mine", "Q: {{ instruction }}\nA:")
 
 
 def test_unknown_format_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"Did you mean `alpaca`.* Allowed are `alpaca`, `alpaca-stanford`, `phi3`"):
         PromptFormat.from_name("alpacca")
-    assert str(caught.value) == (
-        "Unknown prompt format `alpacca`. Allowed are `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of a "
-        "Jinja file that uses `instruction` and `input`."
-    )
     for name in (tmp_path, "Answer. {{ instruction }} {{ input }} " * 30, "a\0b"):
         with pytest.raises(ConfigError, match="Unknown prompt format"):
             PromptFormat.from_name(name)
@@ -137,11 +129,7 @@ def test_chat_uses_the_tokenizers_template(chat_tokenizer) -> None:
     text = prompt_format.format_prompt("Fix the spelling.", "freind", tokenizer=chat_tokenizer)
     assert text == "<|im_start|>user\nFix the spelling.\nfreind<|im_end|>\n<|im_start|>assistant\n"
     assert prompt_format.format_completion("friend", tokenizer=chat_tokenizer) == "friend<|im_end|>"
-    assert (
-        prompt_format.end_token_id(chat_tokenizer)
-        == chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
-        == tiny_models.END + 2
-    )
+    assert prompt_format.end_token_id(chat_tokenizer) == chat_tokenizer.convert_tokens_to_ids("<|im_end|>") == END + 2
 
 
 @pytest.mark.parametrize(
@@ -163,25 +151,19 @@ def test_chat_ends_with_the_templates_end_of_turn(tokenizer, after: str, end: st
     assert PromptFormat.from_name("chat").end_token(tokenizer) == end
 
 
-def test_chat_without_a_template_says_so(tokenizer) -> None:
+def test_what_chat_and_ends_need(tiny_gpt2: Path, tokenizer) -> None:
     prompt_format = PromptFormat.from_name("chat")
-    with pytest.raises(ConfigError, match="needs a tokenizer with a chat template, and no tokenizer given"):
+    with pytest.raises(ConfigError, match="no tokenizer given"):
         prompt_format.format_prompt("Hello")
-    with pytest.raises(ConfigError, match=r"needs a tokenizer with a chat template, and `.*tiny-gpt2` has none\."):
+    with pytest.raises(ConfigError, match=r"`.*tiny-gpt2` has none\."):
         prompt_format.encode_prompt(tokenizer, "Hello")
-
-
-def test_a_broken_chat_template_says_so(tokenizer) -> None:
-    tokenizer = with_chat(copy.deepcopy(tokenizer), "{% for %}", [])
+    broken = with_chat(copy.deepcopy(tokenizer), "{% for %}", [])
     with pytest.raises(ConfigError, match=r"The chat template of `.*tiny-gpt2` refuses this: Expected an expression"):
-        PromptFormat.from_name("chat").encode_prompt(tokenizer, "Hello")
-
-
-def test_a_tokenizer_without_an_end_is_refused(tiny_gpt2: Path) -> None:
-    tokenizer = tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2)
-    tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match="has no end-of-text token, so a model could never learn to stop"):
-        PromptFormat.from_name("alpaca").end_token(tokenizer)
+        prompt_format.encode_prompt(broken, "Hello")
+    endless = tiny_models.AutoTokenizer.from_pretrained(tiny_gpt2)
+    endless.eos_token = None
+    with pytest.raises(ConfigError, match="has no end-of-text token"):
+        PromptFormat.from_name("alpaca").end_token(endless)
 
 
 class CapturedModel:
@@ -202,7 +184,7 @@ class CapturedModel:
 
 @pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3", "chat", "jinja"])
 def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name: str) -> None:
-    """Contract 1: training, samples while training and answers condition on the same ids."""
+    """Promise 1: training, samples while training and answers condition on the same ids."""
     from hf_instruct.training.finetune import _build_sampler
 
     if name == "jinja":
@@ -259,7 +241,7 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tiny_gpt2: Pat
 
 @pytest.mark.slow
 def test_a_run_keeps_the_prompt_it_began_with(tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
-    """Contract 1 over the stages: one template, with its date and switch, from the data to the export."""
+    """Promise 1 over the stages: one template, with its date and switch, from the data to the export."""
     from hf_instruct import pipeline
     from hf_instruct.generation import stage
     from hf_instruct.generation.chat_model import ChatModel
@@ -363,21 +345,3 @@ def test_a_format_that_fails_on_one_row_names_it(chat_tokenizer) -> None:
     deep.chat_template = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() if 'deep' in messages[0].content }}A"
     with pytest.raises(DataError, match=r"^Example `d`: The chat template of .* refuses this: it is nested too deeply"):
         PromptFormat.from_name("chat").encode_prompts(deep, [EXAMPLES[0], Example("d", "Go deep.", "", "x")])
-
-
-def test_samples_are_what_generate_completions_says(tiny_gpt2: Path) -> None:
-    from hf_instruct.training.finetune import SAMPLE_TOKENS, _build_sampler
-
-    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    prompt_format = PromptFormat.from_name("alpaca")
-    samples = _build_sampler(model, tokenizer, EXAMPLES[:2], prompt_format)()
-    prompts = [prompt_format.encode_prompt(tokenizer, e.instruction, e.input) for e in EXAMPLES[:2]]
-    completions = generate_completions(model, tokenizer, prompts, end_id=END, max_new_tokens=SAMPLE_TOKENS)
-    assert [sample["response"] for sample in samples] == [completion.text for completion in completions]
-    assert samples[0] | {"response": ""} == {
-        "id": "a",
-        "instruction": "Fix the spelling.",
-        "input": "freind",
-        "output": "friend",
-        "response": "",
-    }
