@@ -60,7 +60,7 @@ class GenerateSection(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     batch_size: Natural | None = Field(
-        None, description="prompts generated from at once; by default as many as fit the memory"
+        None, description="prompts generated from together; by default as many as fit the memory"
     )
     max_new_tokens: Natural = Field(256, description="longest answer, in tokens")
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
@@ -82,7 +82,7 @@ class JudgeSection(_Section):
     base: bool = Field(True, description="judge the untuned model's answers too")
     base_url: str | None = Field(None, description="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)")
     pull: bool = Field(False, description="let Ollama download a model that it lacks")
-    concurrency: Natural = Field(4, description="calls under way at once")
+    concurrency: Natural = Field(4, description="calls in flight at once")
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(120.0, description="longest wait for one reply")
     retries: Annotated[int, Field(ge=0)] = Field(3, description="further tries when the server is busy or fails")
     seed: int | None = Field(123, description="seed given to the judge; null for a server that takes none")
@@ -311,21 +311,21 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
     return [_format_problem(dict(problem), model, prefix) for problem in error.errors()]
 
 
-def _format_problem(fault: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
-    location: Sequence[Any] = [part for part in fault["loc"] if part != "[key]"]
+def _format_problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
+    location: Sequence[Any] = [part for part in problem["loc"] if part != "[key]"]
     dotted = prefix + ".".join(str(part) for part in location)
-    if fault["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         owner: Any = model
         for part in location[:-1]:
             owner = owner.model_fields[part].annotation
         return _describe_unknown(dotted, owner.model_fields)
-    if fault["type"] == "missing":
+    if problem["type"] == "missing":
         return f"`{dotted}` is missing"
-    if fault["type"] == "value_error":
-        return f"`{dotted}` {fault['ctx']['error']}"
-    seen = repr(fault["input"])
+    if problem["type"] == "value_error":
+        return f"`{dotted}` {problem['ctx']['error']}"
+    seen = repr(problem["input"])
     seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
-    return f"`{dotted}` is {seen}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    return f"`{dotted}` is {seen}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _check_library_fields(values: Mapping[str, Any]) -> list[str]:

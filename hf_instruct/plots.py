@@ -98,9 +98,9 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
     figure, axes = _build_axes(title)
     sides = [name for name in ("base", "tuned") if scores.get(name)]
     width = 0.84 * SCORE_BIN_WIDTH / max(len(sides), 1)
-    for place, name in enumerate(sides):
+    for index, name in enumerate(sides):
         counts = count_scores(scores[name])
-        left = [start + 0.08 * SCORE_BIN_WIDTH + place * width for start in range(0, 100, SCORE_BIN_WIDTH)]
+        left = [start + 0.08 * SCORE_BIN_WIDTH + index * width for start in range(0, 100, SCORE_BIN_WIDTH)]
         mean = sum(scores[name]) / len(scores[name])
         axes.bar(left, counts, width, align="edge", color=COLORS[name], label=f"{name} (mean {format_points(mean)})")
         axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=(0, (4, 3)))
@@ -132,13 +132,13 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
     figure = build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
     left, right = figure.subplots(1, 2, sharey=True)
     right.axvline(0, color=COLORS["base"], linewidth=1.2, linestyle=(0, (4, 3)))
-    for place, (_, mean, interval, difference) in enumerate(rows):
-        _draw_interval(left, place, mean, interval, COLORS["base" if difference is None else "tuned"])
+    for row, (_, mean, interval, difference) in enumerate(rows):
+        _draw_interval(left, row, mean, interval, COLORS["base" if difference is None else "tuned"])
         if difference is not None:
             is_shown = difference[1] is not None and not difference[1][0] <= 0 <= difference[1][1]
-            _draw_interval(right, place, *difference, COLORS["tuned" if is_shown else "base"])
+            _draw_interval(right, row, *difference, COLORS["tuned" if is_shown else "base"])
         else:
-            right.text(0, place, "baseline ", ha="right", va="center", color=COLORS["text"], fontsize=9)
+            right.text(0, row, "baseline ", ha="right", va="center", color=COLORS["text"], fontsize=9)
     names = [name if len(name) <= _SHOWN_NAME else "…" + name[1 - _SHOWN_NAME :] for name, *_ in rows]
     left.set_yticks(range(len(rows)), names, parse_math=False)
     left.set_ylim(len(rows) - 0.5, -0.5)
@@ -150,10 +150,10 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
     return figure
 
 
-def _draw_interval(axes: "Axes", place: int, mean: float, ends: tuple[float, float] | None, color: str) -> None:
+def _draw_interval(axes: "Axes", row: int, mean: float, ends: tuple[float, float] | None, color: str) -> None:
     if ends is not None:
-        axes.plot(ends, [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
-    axes.plot([mean], [place], color=color, marker="o", markersize=5)
+        axes.plot(ends, [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([mean], [row], color=color, marker="o", markersize=5)
 
 
 def count_scores(scores: Sequence[int]) -> list[int]:

@@ -25,12 +25,12 @@ Result = TypeVar("Result")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: from `kill`, `timeout`, a container's stop or a batch system. As Ctrl-C, but from no person."""
+    """SIGTERM: like Ctrl-C, but sent by a program, such as `kill`, `timeout`, a container or a batch system."""
 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated`, so that whatever is under way is put in order as after Ctrl-C.
+    """Let SIGTERM raise `Terminated`, so that work in progress is cleaned up as after Ctrl-C.
 
     Left as it is in one of several processes launched together, whose launcher ends them while they may wait for each
     other within a collective operation, where no Python runs; in a thread; and where somebody has set a handler.
@@ -43,7 +43,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
     def terminate(number: int, frame: object) -> None:
         if os.getpid() != owner:
-            # A copy of this process, as those that load data: to be gone at once.
+            # A fork of this process, such as a data loader: it ends immediately.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         raise Terminated
@@ -137,7 +137,7 @@ def configure_process() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MessageFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # Processes launched together tell the same story: one of them tells it.
+    # Processes launched together log the same: one of them does.
     logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     # Ours says in one sentence what a dozen of its retries would. It sets its level from this when it is imported.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -33,7 +33,7 @@ _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 def settle_format(
     prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", *, for_training: bool = True
 ) -> PromptFormat:
-    """Return the format that prompts are written in from now on; a format that is settled already comes back as it is.
+    """Return the format that all prompts of a run use; a format that is settled already is returned as it is.
 
     For `chat` it is the tokenizer's chat template with the date of today in place of the clock. For training it also
     gets, where prompts do not fit answers otherwise: the template's switch for thinking turned off, the words that the

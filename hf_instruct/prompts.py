@@ -1,4 +1,4 @@
-"""The prompt formats: the one place where an example becomes text and token ids.
+"""The prompt formats: where an example becomes text and token ids, and nowhere else.
 
 Training, generation, judging, chat and export all take their text from the same `PromptFormat`, so that a model is
 asked in exactly the words it was trained on.
@@ -276,7 +276,7 @@ class PromptFormat:
             system: What the model is told beforehand.
 
         Raises:
-            ConfigError: There is a history or a system text, and the format or the chat template has no place for it.
+            ConfigError: There is a history or a system text, and the format or the chat template cannot hold it.
         """
         if not history and not system:
             return self.encode_prompt(tokenizer, question)
@@ -297,7 +297,7 @@ class PromptFormat:
         return tokenize(tokenizer, text, is_marked=is_marked)
 
     def keeps_turns(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
-        """Return whether a prompt can hold earlier turns; without, each question stands alone."""
+        """Return whether a prompt can hold earlier turns; without, each question is asked alone."""
         if self.name != CHAT:
             return False
         roles = ("user", "assistant", "user")
@@ -360,7 +360,7 @@ def _find_tokens(
     if prompt_format.name == CHAT:
         messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
         tail = prompt_format.render_chat(tokenizer, messages, add_generation_prompt=False).rpartition("ANSWER")[2]
-        # Phi-3's template goes on after the end of the turn, so what counts is the first token.
+        # Phi-3's template writes more after the end of the turn, so what counts is the first token.
         ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
         if ids and ids[0] in added:
             end = str(added[ids[0]])

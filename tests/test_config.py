@@ -146,7 +146,7 @@ def test_a_key_that_is_no_text_is_no_crash(section: str) -> None:
         # No YAML of ruamel's, but a date that there is not.
         (b"model:\n  revision: 2024-02-30\n", "day is out of range for month"),
         (b"data:\n  seed: 1\n  seed: 2\n", 'found duplicate key "seed"'),
-        (b"train: &all {a: *all}", "`*all` stands inside the value that it names"),
+        (b"train: &all {a: *all}", "`*all` is inside the value that it names"),
         (b"a: " + b"[" * 2000, "nested too deeply"),
     ],
 )

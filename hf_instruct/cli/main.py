@@ -61,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_process()
         with sigterm_interrupts(), clean_output():
             options.handler(options)
-        # Here, where a reader that has left can still be told from an error of ours.
+        # Here, where a reader that has left still differs from an error of ours.
         sys.stdout.flush()
     except InstructError as error:
         if not is_main_process():
             # The first process most likely stops for the same reason; the launcher then ends this one, and the reason
-            # stands there once and not once a GPU.
+            # is printed once and not once per GPU.
             time.sleep(_SECONDS_FOR_THE_FIRST)
         _print_error(str(error), options)
         return 1

@@ -1,4 +1,4 @@
-"""`hf-instruct sweep`: many runs of one experiment; validation chooses, the test is looked at once."""
+"""`hf-instruct sweep`: many runs of one experiment; validation chooses, the test is used once."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ Train an experiment once for every combination of some settings, choose the run 
 answer and judge the test split with that run only. With `--trials`, search instead of trying every combination.
 
 Each run has a folder in the sweep's folder, beside sweep.json and sweep.csv. A run that fails is noted and the others
-go on; --SECTION.FIELD VALUE sets a field of all runs, as in `run`."""
+continue; --SECTION.FIELD VALUE sets a field of all runs, as in `run`."""
 
 EPILOG = """\
 examples:
@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep-dir", type=Path, help="folder of the sweep (default: runs/MODEL-EXPERIMENT-sweep)")
     parser.add_argument("--trials", type=natural, metavar="N", help="search with N runs in all (Optuna)")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the search (default: 0)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with a sweep that was cut off, or add values to it"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue a sweep that was cut off, or add values to it")
     parser.add_argument("--judge-all", action="store_true", help="answer and judge the test split with every run")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, and write nothing")
     parser.set_defaults(handler=_sweep, takes_overrides=True)
@@ -118,7 +116,7 @@ def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
 
 
 def _print_comparison(sweep: "Sweep") -> None:
-    """Print the test scores side by side, against the untuned model: a run chosen for its score is no yardstick."""
+    """Print the test scores side by side, against the untuned model: a run chosen for its score would be biased."""
     from hf_instruct.evaluation.comparison import compare_runs
 
     folders = [sweep.folder(c) for c in sweep.candidates if c.status == "finished" and c.name in sweep.tested]

@@ -79,7 +79,7 @@ class Sweep(BaseModel):
         seed: Of the search.
         candidates: In the order in which they run.
         selected: Name of the candidate with the lowest validation loss.
-        tested: Names of the candidates whose test score was looked at, in that order.
+        tested: Names of the candidates whose test score was computed, in that order.
         test_scores: The selected run's `scores.json`.
     """
 
@@ -232,7 +232,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
         for candidate in [best, *(finished if judge_all else [])]:
             if candidate.name not in sweep.tested:
                 sweep.tested.append(candidate.name)
-            # Before the answers: a test that was looked at stays looked at.
+            # Before the answers: a score that may have been seen counts as seen.
             sweep.save()
             logger.info("Test split: %s", format_point(candidate.settings))
             if error := _in_own_process(sweep.experiment(candidate.settings), sweep.folder(candidate), _TESTING):
@@ -248,7 +248,9 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
     known = read_sweep(path)
     if known is None:
         if is_occupied(path):
-            raise RunError(f"`{path}` exists and is no sweep, so nothing is written there. Name another `--sweep-dir`.")
+            raise RunError(
+                f"`{path}` exists and is not a sweep, so nothing is written there. Name another `--sweep-dir`."
+            )
         return
     if not resume:
         raise RunError(
@@ -322,7 +324,7 @@ def _select(sweep: Sweep) -> Candidate:
         )
     if others := [name for name in sweep.tested if name != best.name]:
         logger.warning(
-            "The test split was looked at before, for %s: a choice made after seeing those scores is no longer blind.",
+            "Test scores were computed before, for %s: a choice made after seeing them is no longer blind.",
             quote_names(others),
         )
     return best
