@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
-from hf_instruct.yaml_text import MOST_BYTES, parse_yaml
+from hf_instruct.yaml_text import parse_flag_value, read_yaml
 
 # No split may be empty.
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -138,22 +138,18 @@ _OURS_TO_SET = {
     "push_to_hub": "publishing is a stage of its own",
     "hub_token": "a token never belongs in a file or on a command line; log in with `hf auth login`",
     "resume_from_checkpoint": "use `--resume`",
-    "save_strategy": "checkpoints are what `--resume` needs; set `train.save_steps`",
-    "packing": "it would cross the borders between examples",
-    "padding_free": "it needs kernels that most machines here lack",
-    "eval_strategy": "set `train.eval_steps`",
-    "eval_on_start": "the loss before the first step is always taken",
-    "disable_tqdm": "the progress bar is ours",
-    "remove_unused_columns": "rows hold only what is used",
-    "dataset_kwargs": "rows are prepared by hf_instruct, from the `data` section",
-    "model_init_kwargs": "the model is loaded by hf_instruct, from the `model` section",
-    "chat_template_path": "the rows are made before TRL would read it; set `data.prompt_format`",
-    "eos_token": "`data.prompt_format` decides how a completion ends",
-    "pad_token": "padding is masked, so it makes no difference",
-    "dataset_text_field": "map columns with `data.map`",
-    "dataset_num_proc": "rows are prepared in one pass",
     "assistant_only_loss": "set `train.completion_only_loss`",
-    "pad_to_multiple_of": "batches are padded to their longest row",
+    "model_init_kwargs": "the model is loaded from the `model` section",
+    **dict.fromkeys(("packing", "padding_free"), "examples share rows only where that is exact"),
+    **dict.fromkeys(
+        ("eval_strategy", "eval_on_start", "save_strategy", "disable_tqdm"),
+        "runs are measured and saved alike; set `train.eval_steps` and `train.save_steps`",
+    ),
+    **dict.fromkeys(("chat_template_path", "eos_token", "pad_token"), "`data.prompt_format` decides it"),
+    **dict.fromkeys(
+        ("dataset_kwargs", "dataset_text_field", "dataset_num_proc", "remove_unused_columns", "pad_to_multiple_of"),
+        "rows are prepared from the `data` section; map columns with `data.map`",
+    ),
     "logging_nan_inf_filter": "a loss that is not a number ends the run",
     "include_num_input_tokens_seen": "example tokens are always counted",
 }
@@ -222,58 +218,6 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
     return experiment
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML 1.2 file.
-
-    Raises:
-        ConfigError: The file is missing, not UTF-8, not YAML, or not a mapping.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ConfigError(f"`{path}` is over {MOST_BYTES:,} bytes long, too long for a file of settings.")
-        values = parse_yaml(content.decode("utf-8"))
-    except OSError as error:
-        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise ConfigError(f"`{path}` {what}.{_suggest_recipe(path)}") from error
-    except ValueError as error:
-        raise ConfigError(f"`{path}` is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"`{path}` holds a {type(values).__name__}; it should hold `section:` keys.")
-    return values
-
-
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Return nested plain values as YAML, keys in their order."""
-    from io import StringIO
-
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed as always None
-    yaml.allow_unicode = True
-    yaml.width = 110
-    stream = StringIO()
-    yaml.dump(dict(values), stream)
-    return stream.getvalue()
-
-
-def parse_flag_value(text: str) -> Any:
-    """Return a flag's text as the value it would have in YAML.
-
-    >>> parse_flag_value("5e-5"), parse_flag_value("null"), parse_flag_value("[q_proj, v_proj]")
-    (5e-05, None, ['q_proj', 'v_proj'])
-    """
-    try:
-        return parse_yaml(text)
-    except ValueError:
-        return text
-
-
 def parse_setting(dotted: str, text: str) -> Any:
     """Return the value that a flag's text gives a field: as in YAML, and where our field takes text, that text.
 
@@ -293,11 +237,6 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
             values[name] = {}
         values = values[name]
     values[last] = value
-
-
-def _suggest_recipe(path: Path) -> str:
-    shipped = sorted(path.parent.glob("*.yaml")) or sorted(Path("recipes").glob("*/*.yaml"))
-    return did_you_mean(str(path), map(str, shipped), cutoff=0.0)
 
 
 def _describe_unknown(dotted: str, allowed: Iterable[str]) -> str:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.addresses import is_loopback
-from hf_instruct.config import Experiment, build_experiment, dump_yaml, read_yaml
+from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_json_object, read_rows, write_text
 from hf_instruct.redaction import redact
+from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 

@@ -1,12 +1,15 @@
-"""Read YAML that somebody else may have written: what is not YAML, or is too much of it, is a ValueError."""
+"""Read YAML that somebody else may have written, and write it: too much of it is refused like what is not YAML."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 1_000_000
-"""Longest YAML file that is read."""
+from hf_instruct.errors import ConfigError, did_you_mean
 
+# Of a file.
+_MOST_BYTES = 1_000_000
 _MOST_LEVELS = 100
 _MOST_VALUES = 10_000
 # More digits than the largest float has.
@@ -36,6 +39,18 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split("To suppress")[0].split())) from error
 
 
+def parse_flag_value(text: str) -> Any:
+    """Return a flag's text as the value it would have in YAML.
+
+    >>> parse_flag_value("5e-5"), parse_flag_value("null"), parse_flag_value("[q_proj, v_proj]")
+    (5e-05, None, ['q_proj', 'v_proj'])
+    """
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        return text
+
+
 def _check_size(events: Iterable[Any]) -> None:
     """Raise where the value would be too large to build, from the parser's events, which are few and flat.
 
@@ -63,3 +78,46 @@ def _check_size(events: Iterable[Any]) -> None:
             raise ValueError(f"it is nested too deeply; {_MOST_LEVELS} levels are read")
         if count > _MOST_VALUES:
             raise ValueError(f"it holds more than {_MOST_VALUES:,} values, aliases written out")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML 1.2 file.
+
+    Raises:
+        ConfigError: The file is missing, not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"`{path}` is over {_MOST_BYTES:,} bytes long, too long for a file of settings.")
+        values = parse_yaml(content.decode("utf-8"))
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise ConfigError(f"`{path}` {what}.{_suggest_recipe(path)}") from error
+    except ValueError as error:
+        raise ConfigError(f"`{path}` is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"`{path}` holds a {type(values).__name__}; it should hold `section:` keys.")
+    return values
+
+
+def _suggest_recipe(path: Path) -> str:
+    shipped = sorted(path.parent.glob("*.yaml")) or sorted(Path("recipes").glob("*/*.yaml"))
+    return did_you_mean(str(path), map(str, shipped), cutoff=0.0)
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return nested plain values as YAML, keys in their order."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed as always None
+    yaml.allow_unicode = True
+    yaml.width = 110
+    stream = StringIO()
+    yaml.dump(dict(values), stream)
+    return stream.getvalue()

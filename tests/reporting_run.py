@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.config import build_experiment, dump_yaml, read_yaml
+from hf_instruct.config import build_experiment
 from hf_instruct.records import Example, Judgment, Response, TrainingRow, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 RUBRIC = {"name": "course", "sha256": "7" * 64}
 JUDGE = {"backend": "ollama", "model": "llama3", "digest": "sha256:365c0bd3c000aaaa", "options": {"temperature": 0}}

@@ -3,17 +3,10 @@ from typing import Any
 
 import pytest
 
-from hf_instruct.config import (
-    Experiment,
-    build_experiment,
-    describe_fields,
-    dump_yaml,
-    load_experiment,
-    parse_flag_value,
-    read_yaml,
-)
+from hf_instruct.config import Experiment, build_experiment, describe_fields, load_experiment
 from hf_instruct.errors import ConfigError
 from hf_instruct.run_folder import plain_values
+from hf_instruct.yaml_text import dump_yaml, parse_flag_value, read_yaml
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:

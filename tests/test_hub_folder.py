@@ -13,7 +13,6 @@ from pushed_runs import BASE_ID, END, save_byte_model, save_chat_tokenizer, writ
 from reporting_run import build_judgment
 from tiny_models import CHAT_TEMPLATE
 
-from hf_instruct.config import dump_yaml, read_yaml
 from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
 from hf_instruct.hub.card import quote_python
 from hf_instruct.hub.export import export_run
@@ -25,6 +24,7 @@ from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import append_rows, write_json
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 
 @pytest.fixture(scope="module")

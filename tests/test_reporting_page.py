@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from reporting_run import ANSWERS, JUDGE, write_run
 
-from hf_instruct.config import dump_yaml, read_yaml
 from hf_instruct.records import Judgment, Response, TrainingRow, write_json, write_rows
 from hf_instruct.reporting.facts import read_facts
 from hf_instruct.reporting.page import PAGE_ROWS, TEMPLATES, clean_text, render_page
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 HOSTILE = (
     "</script></textarea></style></title></select></table><script>x()</script><img src=x onerror='x()'>\"'>&lt;{{7*7}}"

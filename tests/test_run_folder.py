@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_instruct.config import build_experiment, read_yaml
+from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError
 from hf_instruct.records import Example, write_json, write_rows
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder, _git_commit, plain_values
+from hf_instruct.yaml_text import read_yaml
 
 
 def experiment(**sections: object):

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from hf_instruct.config import build_experiment, read_yaml
+from hf_instruct.config import build_experiment
 from hf_instruct.records import Splits, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import train
 from hf_instruct.training.stage import fine_tune
+from hf_instruct.yaml_text import read_yaml
 
 SPLITS = Splits(tiny_models.tiny_examples(4), [], tiny_models.tiny_examples(2, start=4))
 

@@ -118,7 +118,7 @@ class Preset:
 @functools.cache
 def load_presets() -> dict[str, Preset]:
     """Return the presets of `presets.yaml` by name."""
-    from hf_instruct.config import read_yaml
+    from hf_instruct.yaml_text import read_yaml
 
     return {name: Preset(name, **values) for name, values in read_yaml(_PRESETS_FILE).items()}
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.config import Experiment, read_yaml
+from hf_instruct.config import Experiment
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.merging import check_links, check_run
 from hf_instruct.hub.results import Measured, read_measured
@@ -14,6 +14,7 @@ from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 

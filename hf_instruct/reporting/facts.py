@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.config import Experiment, read_yaml
+from hf_instruct.config import Experiment
 from hf_instruct.evaluation.intervals import MeanDifference, measure_difference
 from hf_instruct.evaluation.score_summary import Leading, Scores, choose_leading, read_scores
 from hf_instruct.records import Judgment, Response, TrainingRow, as_number, read_json_object, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.yaml_text import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)

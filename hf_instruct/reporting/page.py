@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct import __version__
-from hf_instruct.config import dump_yaml
 from hf_instruct.console import format_points
 from hf_instruct.evaluation.score_summary import Scores, parse_scores
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg
@@ -29,6 +28,7 @@ from hf_instruct.reporting.findings import (
 )
 from hf_instruct.reporting.measures import list_checks, list_metrics, list_pairs, list_tasks
 from hf_instruct.run_folder import plain_values
+from hf_instruct.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Environment
