@@ -53,8 +53,8 @@ def write_commands() -> str:
     lines = [
         "# Commands",
         "",
-        f"What `{parser.prog} VERB --help` prints. An error that you can mend is one message and exit status 1; wrong "
-        "usage is 2. Ctrl-C is 130 and SIGTERM 143: both leave whole rows and files, and a line on how to go on.",
+        f"What `{parser.prog} VERB --help` prints. An error that you can fix is one message and exit status 1 "
+        "(`--debug` adds its traceback); wrong usage is 2. Ctrl-C is 130 and SIGTERM 143: both leave whole rows and files, and a line on how to go on.",
     ]
     before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
     os.environ.update(COLUMNS=str(_COLUMNS), NO_COLOR="1")
