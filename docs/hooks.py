@@ -54,7 +54,8 @@ def write_commands() -> str:
         "# Commands",
         "",
         f"What `{parser.prog} VERB --help` prints. An error that you can fix is one message and exit status 1 "
-        "(`--debug` adds its traceback); wrong usage is 2. Ctrl-C is 130 and SIGTERM 143: both leave whole rows and files, and a line on how to go on.",
+        "(`--debug` adds its traceback); wrong usage is 2. Ctrl-C is 130 and SIGTERM 143: both leave whole rows and "
+        "files, and a line on how to continue.",
     ]
     before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
     os.environ.update(COLUMNS=str(_COLUMNS), NO_COLOR="1")
