@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,16 +15,15 @@ import pytest
 import tiny_models
 
 from hf_instruct.cli import chat as cli_chat
-from hf_instruct.cli.chat_terminal import TerminalChat, append_examples
+from hf_instruct.cli.chat_terminal import TerminalChat, append_examples, iterate_columns
 from hf_instruct.cli.main import build_parser
+from hf_instruct.console import clean_text
 from hf_instruct.data.sources import read_examples
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.generation.chat_model import ChatModel
-from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.chat_model import ChatModel, ChatSettings
 from hf_instruct.generation.conversation import Conversation, Turn
 from hf_instruct.processes import Terminated
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,9 @@ def test_notices_are_not_in_the_answers(
     session.handle("/undo")
     session.handle("")
     assert capsys.readouterr().out == ""
-    assert caplog.messages == [
-        "[cut: an answer has at most 6 tokens; `--max-new-tokens N` or `/set max_new_tokens N` changes it]",
-        "top_p is now 0.9.",
-        "It has no effect at temperature 0; `/set temperature 0.7` draws tokens.",
-        "Taken back: Name a color.",
-    ]
+    said = "\n".join(caplog.messages)
+    for part in ("cut at 6 tokens", "top_p is now 0.9", "no effect at temperature 0", "Taken back: Name a color."):
+        assert part in said
     with pytest.raises(DataError, match="There is nothing to take back"):
         session.handle("/undo")
 
@@ -84,30 +81,26 @@ def test_what_cut_an_answer_is_told(session: TerminalChat, model: ChatModel, cap
     session.handle("Name a color.")
     assert session.conversation.turns[0].ended_by == "length"
     room = 256 - len(model.encode("Name a color."))
-    assert caplog.messages == [f"[cut: after the prompt, the model had room for {room} tokens]"]
+    assert f"[cut at {room} tokens" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/retri", "There is no command `/retri`. Did you mean `/retry`? `/help` lists them"),
-        (
-            "/set temperature hot",
-            "`temperature` cannot be `hot`; allowed is 0 (always the likeliest token) or a number",
-        ),
-        ("/set temperature", "`temperature` cannot be ``; allowed is 0"),
-        ("/set heat 1", "There is no setting `heat`. Settings are `temperature`,"),
-        ("/system Be brief.", "The prompt format `alpaca` has no place for a system text"),
+        ("/retri", "Did you mean `/retry`?"),
+        ("/set temperature hot", "`temperature` cannot be `hot`"),
+        ("/set temperature", "`temperature` cannot be ``"),
+        ("/set heat 1", "There is no setting `heat`"),
+        ("/system Be brief.", "`alpaca` has no place for a system text"),
         ("/save", "`/save` needs the name of a file"),
-        ("/save x.jsonl", "There is nothing to save yet."),
-        ("/retry", "There is no question to ask again yet."),
-        ("a\x1b", "The question holds the control character U+001B"),
+        ("/save x.jsonl", "nothing to save yet"),
+        ("/retry", "no question to ask again yet"),
+        ("a\x1b", "control character U+001B"),
     ],
 )
 def test_what_cannot_be_done(session: TerminalChat, line: str, message: str) -> None:
-    with pytest.raises((ConfigError, DataError)) as caught:
+    with pytest.raises((ConfigError, DataError), match=re.escape(message)):
         session.handle(line)
-    assert str(caught.value).startswith(message)
 
 
 def test_lists_and_the_end(session: TerminalChat, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,9 +108,7 @@ def test_lists_and_the_end(session: TerminalChat, capsys: pytest.CaptureFixture[
     session.handle("/set")
     session.handle("/system")
     out = capsys.readouterr().out
-    assert "  /retry    answer the latest question anew\n" in out
-    assert "  max_new_tokens     6        a whole number from 1 to 1,000,000\n" in out
-    assert out.endswith("(nothing)\n")
+    assert {"/retry", "/save", "max_new_tokens", "(nothing)"} <= set(out.split())
     assert max(map(len, out.splitlines())) <= 110
     assert [session.handle(line) for line in ("/quit", "/exit")] == [False, False]
 
@@ -137,7 +128,7 @@ def test_compare_once_and_always(
     session.handle("/compare Name a bird.")
     once = capsys.readouterr().out
     assert session.conversation.turns == [Turn("Name a bird.", answer(model), "length")]
-    assert session.compared_turn() == Turn("Name a bird.", answer(base), "length")
+    assert clean_text(answer(base)) in once
     assert once.startswith("untuned (base):\n")
     assert "\ntuned (tuned):\n" in once
     session.handle("/compare")
@@ -169,27 +160,25 @@ def test_save_appends_what_data_check_accepts(
         ("One?", "", "Eins\n\x1b ü."),
         ("Three?", "", "Drei."),
     ]
-    assert caplog.messages == [
-        f"Saved 1 into {path}: 1 left out (empty or cut), 1 there already.",
-        f"Saved 1 into {path}: 1 left out (empty or cut), 2 there already.",
-    ]
+    assert "Saved 1 of 3 answers (1 empty or cut, 1 saved already)" in caplog.text
+    assert "Saved 1 of 4 answers (1 empty or cut, 2 saved already)" in caplog.text
 
 
 def test_save_leaves_other_files_alone(tmp_path: Path) -> None:
-    examples = [Example("x", "One?", "", "Eins.")]
+    turns = [Turn("One?", "Eins.")]
     torn = tmp_path / "torn.jsonl"
     torn.write_text('{"instruction": "Old?", "out', encoding="utf-8")
     with pytest.raises(DataError, match="line 1"):
-        append_examples(torn, examples)
+        append_examples(torn, turns)
     assert torn.read_text(encoding="utf-8") == '{"instruction": "Old?", "out'
     with pytest.raises(DataError, match=r"should end in `.jsonl`"):
-        append_examples(tmp_path / "x.json", examples)
+        append_examples(tmp_path / "x.json", turns)
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match="cannot be written: Is a directory"):
-        append_examples(tmp_path / "folder.jsonl", examples)
+    with pytest.raises(DataError, match="cannot be written: "):
+        append_examples(tmp_path / "folder.jsonl", turns)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written: "):
-        append_examples(tmp_path / "file" / "x.jsonl", examples)
+        append_examples(tmp_path / "file" / "x.jsonl", turns)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.jsonl", "torn.jsonl"]
 
 
@@ -292,6 +281,21 @@ def test_the_prompt_ends_on_ctrl_c_twice_and_joins_lines(monkeypatch: pytest.Mon
     assert typed == []
 
 
+def test_columns_show_lines_as_soon_as_both_have_them() -> None:
+    taken = []
+
+    def pieces(name: str, parts: list[str]):
+        for part in parts:
+            taken.append(name)
+            yield part
+
+    columns = [pieces("a", ["one ", "two ", "three ", "漢字漢字漢字"]), pieces("b", ["\x1b[1mleft\n", "right"])]
+    lines = iterate_columns(["A", "[b]"], columns, 17)
+    assert [next(lines) for _ in range(3)] == ["A       | [b]", "        |", "one two | [1mleft"]
+    assert taken.count("a") == 3
+    assert list(lines) == ["three   | right", "漢字漢  |", "字漢字  |"]
+
+
 @pytest.mark.slow
 def test_ctrl_c_on_a_terminal(tmp_path: Path, tiny_gpt2: Path) -> None:
     """The answer stops, the program goes on, and Ctrl-D ends it."""
@@ -314,7 +318,7 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path, tiny_gpt2: Path) -> None:
         screen.type("/set max_new_tokens 2\r")
         screen.wait_for("max_new_tokens is now 2.")
         screen.type("Name a color.\r")
-        screen.wait_for("[cut: an answer has at most 2 tokens")
+        screen.wait_for("[cut at 2 tokens")
         screen.wait_for("> ")
         screen.type("\x04")
         assert process.wait(timeout=20) == 0

@@ -6,7 +6,7 @@ from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
 from hf_instruct.evaluation.votes import TIE, VoteBook, choose_vote_file
 from hf_instruct.records import Response, write_rows
-from hf_instruct.ui import vote_page
+from hf_instruct.ui import vote_tab
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def serve_votes(monkeypatch: pytest.MonkeyPatch, votes: int) -> None:
             assert book.vote(voter or "Ann", number, TIE)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vote_page, "serve_page", serve)
+    monkeypatch.setattr(vote_tab, "serve_votes", serve)
 
 
 def test_it_says_where_votes_go_and_how_to_go_on(

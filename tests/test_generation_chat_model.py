@@ -1,14 +1,14 @@
 """What a name stands for: a run, its base model, an adapter or a plain model, each with its prompt format."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 
 from hf_instruct.errors import ConfigError, RunError
 from hf_instruct.generation.answers import answer_examples
-from hf_instruct.generation.chat_model import ChatModel
-from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.generation.chat_model import ChatModel, ChatSettings
 from hf_instruct.generation.conversation import Conversation
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
@@ -49,36 +49,57 @@ def test_loading_an_adapter(tmp_path: Path, tiny_llama: Path) -> None:
     tuned, base = ChatModel.load(str(run)), ChatModel.load(str(run), base=True)
     answers = ["".join(Conversation(side, settings=SHORT).stream("Name a color.")) for side in (tuned, base)]
     assert answers[0] != answers[1]
-    assert (
-        answers[0]
-        == answer_examples(tuned.model, tuned.tokenizer, [Example("x", "Name a color.", "", "")], max_new_tokens=6)[
-            0
-        ].response
-    )
+    example = Example("x", "Name a color.", "", "")
+    assert answers[0] == answer_examples(tuned.model, tuned.tokenizer, [example], max_new_tokens=6)[0].response
 
 
-def test_what_cannot_be_loaded(tmp_path: Path, tiny_gpt2: Path) -> None:
-    run = _save_run(tmp_path / "run", tiny_gpt2)
+@pytest.mark.parametrize(
+    ("name", "options", "kind", "message"),
+    [
+        ("rum", {}, RunError, "does not exist. Did you mean"),
+        ("", {}, RunError, "is not a model; name a run folder"),
+        ("file.txt", {}, RunError, "is not a model; name a run folder"),
+        ("empty", {}, RunError, "is not a run folder"),
+        ("run", {}, RunError, "--resume"),
+        ("run", {"prompt_format": "alpaca"}, ConfigError, "was trained on the prompt format `phi3`"),
+        ("gpt2", {"base": True}, ConfigError, "is not a run"),
+        ("gpt2", {"prompt_format": "chat"}, ConfigError, "needs a tokenizer with a chat template"),
+        ("gpt2", {"prompt_format": "nope"}, ConfigError, "Unknown prompt format `nope`"),
+    ],
+)
+def test_what_cannot_be_loaded(
+    tmp_path: Path, tiny_gpt2: Path, name: str, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    _save_run(tmp_path / "run", tiny_gpt2)
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "empty").mkdir()
-    cases: list[tuple[str, dict[str, object], type[Exception], str]] = [
-        (str(tmp_path / "rum"), {}, RunError, f"does not exist. Did you mean `{run}`?"),
-        (" ", {}, RunError, "The name of the model is empty"),
-        (str(tmp_path / "file.txt"), {}, RunError, "is a file; name a run folder"),
-        (str(tmp_path / "empty"), {}, RunError, "is not a run folder (no `run.yaml` in it)"),
-        (
-            str(run),
-            {},
-            RunError,
-            f"--run-dir {run} --resume`.",
-        ),
-        (str(run), {"prompt_format": "alpaca"}, ConfigError, "was trained on the prompt format `phi3`"),
-        (str(tiny_gpt2), {"base": True}, ConfigError, "is no run, so there is no base model to compare it with"),
-        (str(tiny_gpt2), {"prompt_format": "chat"}, ConfigError, "needs a tokenizer with a chat template"),
-        (str(tiny_gpt2), {"prompt_format": "nope"}, ConfigError, "Unknown prompt format `nope`"),
-    ]
-    for name, options, kind, message in cases:
-        with pytest.raises(kind) as caught:
-            ChatModel.load(name, **options)  # type: ignore[arg-type]
-        assert message in str(caught.value)
-        assert "\n" not in str(caught.value)
+    (tmp_path / "gpt2").symlink_to(tiny_gpt2)
+    with pytest.raises(kind) as caught:
+        ChatModel.load(str(tmp_path / name) if name else " ", **options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("temperature", "0.7", 0.7), ("top_k", "50", 50), ("seed", "none", None), ("seed", "", None), ("seed", "0", 0)],
+)
+def test_settings_as_typed(name: str, text: str, value: float | None) -> None:
+    assert getattr(ChatSettings(seed=3).change(**{name: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("temperature", text) for text in ("-1", "nan", "inf", "hot", "", "none")),
+        *(("top_p", text) for text in ("0", "1.1")),
+        *(("top_k", text) for text in ("-1", "1.5")),
+        *(("max_new_tokens", text) for text in ("0", "1e3")),
+        *(("repetition_penalty", text) for text in ("0", "11")),
+        *(("seed", text) for text in ("-1", "4294967296")),
+    ],
+)
+def test_settings_that_are_refused(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{name}` cannot be `{text}`: "):
+        ChatSettings().change(**{name: text})
+    with pytest.raises(ConfigError, match="no setting `heat`"):
+        ChatSettings().change(heat="1")

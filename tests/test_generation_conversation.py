@@ -1,20 +1,21 @@
 """Conversations on tiny models: the same answers as everywhere, cut, stopped, asked again, and never mixed."""
 
 import copy
-import dataclasses
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_models
+import torch
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation import chat_model
 from hf_instruct.generation.answers import answer_examples
-from hf_instruct.generation.chat_model import ChatModel
-from hf_instruct.generation.chat_settings import ChatSettings
-from hf_instruct.generation.conversation import Conversation, Turn, build_examples
+from hf_instruct.generation.chat_model import ChatModel, ChatSettings
+from hf_instruct.generation.conversation import Conversation, Turn, format_examples
+from hf_instruct.generation.decoding import Completion
 from hf_instruct.generation.token_text import check_text
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -64,22 +65,26 @@ def test_pieces_join_to_the_answer_of_generate(name: str, question: str, request
     assert conversation.turns == [Turn(question, expected.response, "model" if expected.stopped else "length")]
 
 
-class _Bytes:
-    """A tokenizer that has a token for every byte."""
+def test_characters_come_whole_and_white_space_late(alone: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bytes:
+        """A tokenizer that has a token for every byte."""
 
-    def decode(self, ids: list[int], **settings: object) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
+        eos_token_id = 0
 
+        def decode(self, ids: list[int], **settings: object) -> str:
+            return bytes(ids).decode("utf-8", errors="replace")
 
-def test_characters_come_whole_and_white_space_late() -> None:
-    from hf_instruct.generation.streaming import _Listener
+    def generate(*args: object, stopping_criteria: list, **settings: object) -> list[Completion]:
+        ids = [7]
+        for byte in " é🚀 \n x \ufffd \0".encode():
+            ids.append(byte)
+            stopping_criteria[0](torch.tensor([ids]), None)
+        return [Completion("é🚀 \n x \ufffd", stopped=True, num_tokens=9)]
 
+    monkeypatch.setattr(alone, "tokenizer", Bytes())
+    monkeypatch.setattr(chat_model, "generate_completions", generate)
     pieces: list[str] = []
-    listener = _Listener(_Bytes(), {0}, start=1, on_text=pieces.append)  # type: ignore[arg-type]
-    ids = [7]
-    for byte in " é🚀 \n x \ufffd \0".encode():
-        ids.append(byte)
-        listener.read(ids)
+    alone.answer([7], settings=SHORT, on_text=pieces.append, stop=threading.Event())
     # What looks like a character that is not whole waits for what comes next.
     assert pieces == ["é", "🚀", " \n x", " \ufffd"]
 
@@ -121,7 +126,7 @@ def test_the_oldest_turns_are_cut_and_the_question_never(chat: ChatModel) -> Non
     expected.turns = turns[5 - kept :]
     assert _ask(conversation, "Why?") == _ask(expected, "Why?")
     assert expected.notice == ""
-    assert conversation.notice == f"The {5 - kept} oldest of 5 turns no longer fit the model's 256 tokens: left out."
+    assert f"the oldest {5 - kept} of 5 turns" in conversation.notice
     # What is cut from the prompt is not forgotten.
     assert conversation.turns[:5] == turns
 
@@ -131,14 +136,10 @@ def test_a_question_that_leaves_little_room_shortens_the_answer(alone: ChatModel
     conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=100))
     question = " ".join(["word"] * (256 - frame - 3))
     list(conversation.stream(question))
-    assert conversation.notice == ("The question leaves room for 3 tokens of the model's 256: the answer may be cut.")
+    assert "room for 3 of the model's 256 tokens" in conversation.notice
     assert conversation.turns[0].ended_by == "length"
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="too long: with the prompt format it takes 256 tokens"):
         conversation.stream(question + " word word word")
-    assert str(caught.value) == (
-        "The question is too long: with the prompt format it takes 256 tokens, and the model reads 256, its answer "
-        "included. Shorten it by at least 1 token."
-    )
     assert len(conversation.turns) == 1
 
 
@@ -154,21 +155,17 @@ def test_settings_that_fill_the_context_still_leave_half_of_it(chat: ChatModel) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "The question is empty; type some words."),
-        (" \n\t", "The question is empty; type some words."),
-        (
-            "a\x1b[31m",
-            "The question holds the control character U+001B (character 2); line breaks and tabs are allowed.",
-        ),
-        ("a\0", "The question holds the control character U+0000 (character 2); line breaks and tabs are allowed."),
-        ("caf\udce9", "The question is not UTF-8 text (character 4). Type or save it as UTF-8."),
+        (" \n\t", "is empty"),
+        ("a\x1b[31m", "the control character U+001B (character 2)"),
+        ("a\0", "the control character U+0000 (character 2)"),
+        ("caf\udce9", "is not UTF-8 text (character 4)"),
     ],
 )
 def test_questions_that_cannot_be_asked(alone: ChatModel, text: str, message: str) -> None:
     conversation = Conversation(alone, settings=SHORT)
     with pytest.raises(DataError) as caught:
         conversation.stream(text)
-    assert str(caught.value).startswith(message)
+    assert message in str(caught.value)
     assert conversation.turns == []
 
 
@@ -194,7 +191,9 @@ def test_a_reader_who_leaves_stops_the_answer(alone: ChatModel) -> None:
     stream = conversation.stream("Go on.")
     next(stream)
     stream.close()  # type: ignore[attr-defined]  # a generator
-    assert conversation.turns[0].ended_by == "user"
+    undone = conversation.undo()
+    assert undone is not None
+    assert undone.ended_by == "user"
     # The model is free again.
     assert _ask(Conversation(alone, settings=SHORT), "Name a color.")
 
@@ -214,7 +213,7 @@ def test_retry_replaces_the_latest_answer(chat: ChatModel) -> None:
     _ask(conversation, "One?")
     second = _ask(conversation, "Two?")
     assert "".join(conversation.retry()) == second
-    conversation.settings = dataclasses.replace(SHORT, temperature=1.0, seed=4)
+    conversation.settings = SHORT.change(temperature=1.0, seed=4)
     answers = {"".join(conversation.retry()) for _ in range(3)}
     assert len(answers) == 3
     assert [turn.user for turn in conversation.turns] == ["One?", "Two?"]
@@ -235,7 +234,7 @@ def test_a_retry_stopped_before_its_first_word_keeps_the_answer(chat: ChatModel)
 
 def test_a_seed_repeats_a_conversation(chat: ChatModel) -> None:
     def talk(seed: int | None) -> list[str]:
-        conversation = Conversation(chat, settings=dataclasses.replace(SHORT, temperature=1.0, seed=seed))
+        conversation = Conversation(chat, settings=SHORT.change(temperature=1.0, seed=seed))
         return [_ask(conversation, "One?"), _ask(conversation, "One?")]
 
     assert talk(1) == talk(1)
@@ -246,7 +245,7 @@ def test_a_seed_repeats_a_conversation(chat: ChatModel) -> None:
 
 def _sample(model: ChatModel, **settings: float) -> str:
     changes = {"temperature": 1.0, "seed": 3, **settings}
-    return _ask(Conversation(model, settings=dataclasses.replace(SHORT, **changes)), "Three?")  # type: ignore[arg-type]
+    return _ask(Conversation(model, settings=SHORT.change(**changes)), "Three?")
 
 
 def test_conversations_on_one_model_do_not_mix(chat: ChatModel) -> None:
@@ -285,7 +284,7 @@ def test_what_fails_is_raised_and_no_turn_is_added(alone: ChatModel, monkeypatch
         raise ConfigError("refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr(chat_model, "stream_completion", fail)
+        patch.setattr(chat_model, "generate_completions", fail)
         with pytest.raises(ConfigError, match="refused"):
             _ask(conversation, "One?")
     assert conversation.turns == []
@@ -320,50 +319,17 @@ def test_a_template_that_writes_the_last_question_only_has_no_turns(chat: ChatMo
     assert not alone.has_turns
 
 
-def test_examples_are_whole_answers_only() -> None:
-    turns = [Turn("One?", "Eins."), Turn("Two?", "Zw", "user"), Turn("Three?", "Dre", "length"), Turn("Four?", "")]
-    examples = build_examples(turns)
-    assert [(row.instruction, row.input, row.output) for row in examples] == [("One?", "", "Eins.")]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("temperature", "0.7", 0.7),
-        ("temperature", "0", 0.0),
-        ("top_p", "1", 1.0),
-        ("top_k", "50", 50),
-        ("max_new_tokens", "1", 1),
-        ("seed", "none", None),
-        ("seed", "0", 0),
-    ],
-)
-def test_settings_as_typed(name: str, text: str, value: float | None) -> None:
-    assert ChatSettings.parse(name, text) == value
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        *(("temperature", text) for text in ("-1", "nan", "inf", "0.001", "hot", "", "none")),
-        *(("top_p", text) for text in ("0", "1.1")),
-        *(("top_k", text) for text in ("-1", "1.5")),
-        *(("max_new_tokens", text) for text in ("0", "1e3")),
-        *(("repetition_penalty", text) for text in ("0", "11")),
-        *(("seed", text) for text in ("-1", "4294967296")),
-    ],
-)
-def test_settings_that_are_refused(name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=f"`{name}` cannot be `.*`; allowed is .+[0-9]"):
-        ChatSettings.parse(name, text)
-
-
-def test_a_setting_that_there_is_not() -> None:
-    with pytest.raises(ConfigError) as caught:
-        ChatSettings.parse("heat", "1")
-    assert str(caught.value) == (
-        "There is no setting `heat`. Settings are `temperature`, `top_p`, `top_k`, `max_new_tokens`, "
-        "`repetition_penalty`, `seed`."
-    )
-    with pytest.raises(ConfigError, match="`top_k` cannot be `True`"):
-        ChatSettings(top_k=True)
+def test_examples_are_whole_answers_each_once() -> None:
+    turns = [
+        Turn("Q\n1", "Ä1"),
+        Turn("Q2", "cut", "length"),
+        Turn("Q2", "c", "user"),
+        Turn("Q3", ""),
+        Turn("Q\n1", "Ä1"),
+    ]
+    text, said = format_examples(turns)
+    assert [json.loads(line) for line in text.splitlines()] == [{"instruction": "Q\n1", "input": "", "output": "Ä1"}]
+    assert said == "Saved 1 of 5 answers (3 empty or cut, 1 saved already)"
+    for nothing in ([], turns[1:4]):
+        with pytest.raises(DataError, match="nothing to save yet"):
+            format_examples(nothing)

@@ -1,6 +1,6 @@
-"""The models behind the page: shared, dropped when the memory would not do, and asked by one question a tab."""
+"""What the page is about, the models behind it, and what one browser tab does with them."""
 
-import json
+import contextlib
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,60 +9,84 @@ from pathlib import Path
 import pytest
 import tiny_models
 from peft import LoraConfig, get_peft_model
+from reporting_run import write_run
 
-from hf_instruct.errors import DataError
-from hf_instruct.generation.chat_model import ChatModel
-from hf_instruct.generation.chat_settings import ChatSettings
+from hf_instruct.errors import DataError, InstructError, RunError
+from hf_instruct.generation.chat_model import ChatModel, ChatSettings
 from hf_instruct.generation.conversation import Conversation, Turn
-from hf_instruct.memory import free_bytes, mapped_bytes
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.ui import model_pool as shelf_module
-from hf_instruct.ui.chat_session import ChatSession, Column
-from hf_instruct.ui.chat_tab import save_turns
-from hf_instruct.ui.model_pool import ModelShelf
-from hf_instruct.ui.sources import Source
-from hf_instruct.ui.weights import estimate_bytes, measure_bytes
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.ui import model_pool
+from hf_instruct.ui.chat_tab import ChatSession, Column
+from hf_instruct.ui.model_pool import ModelPool, Source, count_parameters, find_sources
+from hf_instruct.ui.runs_tab import _compare, list_reports
+from hf_instruct.ui.vote_tab import VoteTab
 
 
 @pytest.fixture
-def shelf(tiny_gpt2: Path, tmp_path: Path) -> ModelShelf:
+def run(tmp_path: Path) -> RunFolder:
+    return write_run(tmp_path / "mine")
+
+
+def test_sources_are_runs_or_models_each_once_and_called_differently(run: RunFolder, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "elsewhere" / "mine", stages=("data",))
+    (run.path / "model").mkdir()
+    sources = find_sources([str(run.path), f"{run.path}/", str(other.path), "smollm2-135m", "some-org/some-model"])
+    labels = [f"{run.path}/", str(other.path), "smollm2-135m", "some-org/some-model"]
+    assert [source.label for source in sources] == labels
+    # Of a run that is not trained yet, the untuned model only.
+    expected = [labels[0], f"{labels[0]}, untuned", f"{labels[1]}, untuned", *labels[2:]]
+    assert ModelPool(sources).labels == expected
+    # Asked by its model's folder, a run keeps its prompt format and its untuned model.
+    assert find_sources([str(run.path / "model")])[0].run == run
+    for nothing in (f"{run.path}x", str(run.base.path), "demmo"):
+        with pytest.raises(RunError, match="A model is named by its alias"):
+            find_sources([nothing])
+
+
+def test_a_base_model_is_loaded_once_for_all_runs_that_began_with_it(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        prompts = {"data": {"source": "everyday", "prompt_format": "phi3" if name == "c" else "alpaca"}}
+        (write_run(tmp_path / name, stages=("data",), **prompts).path / "model").mkdir()
+    pool = ModelPool(find_sources([str(tmp_path / name) for name in "abc"]))
+    keys = {label: pool._key(label) for label in pool.labels}
+    assert keys["a, untuned"] == keys["b, untuned"]
+    assert (len(keys), len(set(keys.values()))) == (6, 5)
+
+
+@pytest.fixture
+def pool(tiny_gpt2: Path, tmp_path: Path) -> ModelPool:
     names = [tmp_path / name for name in ("a", "b", "c")]
     for name in names:
         name.symlink_to(tiny_gpt2)
-    return ModelShelf([Source(str(name), name.name) for name in names])
+    return ModelPool([Source(str(name), name.name) for name in names])
 
 
 def test_the_size_of_a_model_is_told_by_its_files_or_its_name(tiny_gpt2: Path, tmp_path: Path) -> None:
     model, _ = tiny_models.load_copy(tiny_gpt2)
-    size = measure_bytes(model)
-    assert estimate_bytes(str(tiny_gpt2), dtype="float32") == size
-    assert estimate_bytes(str(tiny_gpt2), dtype="bfloat16") == size // 2
+    count = model.num_parameters()
+    assert count_parameters(str(tiny_gpt2)) == count
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
     adapted.peft_config["default"].base_model_name_or_path = str(tiny_gpt2)
     adapted.save_pretrained(tmp_path / "adapter")
     # Two layers of c_attn, from 32 to 96, by two ranks.
-    assert estimate_bytes(str(tmp_path / "adapter"), dtype="float32") == size + 4 * 2 * 2 * (32 + 96)
-    assert estimate_bytes("some-org/some-model-1.5B", dtype="bfloat16") == 3_000_000_000
-    assert estimate_bytes("some-org/some-model", dtype="float32") is None
-    assert estimate_bytes(str(tmp_path / "missing"), dtype="float32") is None
+    assert count_parameters(str(tmp_path / "adapter")) == count + 2 * 2 * (32 + 96)
+    assert count_parameters("some-org/some-model-1.5B") == 1_500_000_000
+    assert count_parameters("some-org/some-model") is None
+    assert count_parameters(str(tmp_path / "missing")) is None
 
 
-def test_free_and_mapped_memory_are_told() -> None:
-    assert free_bytes("cpu") > 2**20
-    assert mapped_bytes() >= 0
-
-
-def test_models_stay_while_there_is_room(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf_module, "free_bytes", lambda device: 2**40)
-    with shelf.lend("a") as first, shelf.lend("b") as second:
+def test_models_stay_while_there_is_room(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_pool, "free_bytes", lambda device: 2**40)
+    with pool.acquire("a") as first, pool.acquire("b") as second:
         assert first is not second
-    with shelf.lend("a") as again:
+    with pool.acquire("a") as again:
         assert again is first
-    assert [shelf.is_loaded(label) for label in "abc"] == [True, True, False]
+    assert [pool.is_loaded(label) for label in "abc"] == [True, True, False]
 
 
-def test_a_model_that_is_there_does_not_wait_for_another(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    with shelf.lend("a") as first:
+def test_a_model_that_is_there_does_not_wait_for_another(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pool.acquire("a") as first:
         pass
     began, may_end = threading.Event(), threading.Event()
 
@@ -72,45 +96,45 @@ def test_a_model_that_is_there_does_not_wait_for_another(shelf: ModelShelf, monk
         return first
 
     monkeypatch.setattr(ChatModel, "load", load)
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(lambda: shelf.lend("b").__enter__())
+    with ThreadPoolExecutor(1) as threads:
+        loading = threads.submit(lambda: pool.acquire("b").__enter__())
         assert began.wait(30)
-        with shelf.lend("a") as again:
+        with pool.acquire("a") as again:
             assert again is first
-        assert not shelf.is_loaded("b")
+        assert not pool.is_loaded("b")
         may_end.set()
         loading.result()
-    assert shelf.is_loaded("b")
+    assert pool.is_loaded("b")
 
 
 def test_the_model_unused_for_longest_makes_room_and_comes_back(
-    shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pool: ModelPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="hf_instruct")
-    with shelf.lend("a") as model:
+    with pool.acquire("a") as model:
         first = Conversation(model, settings=ChatSettings(max_new_tokens=4))
         "".join(first.stream("Name a color."))
-    with shelf.lend("b"):
+    with pool.acquire("b"):
         pass
     # Full, until one is dropped.
-    monkeypatch.setattr(shelf_module, "free_bytes", lambda device: 2**40 * (not all(map(shelf.is_loaded, "ab"))))
-    with shelf.lend("c"):
+    monkeypatch.setattr(model_pool, "free_bytes", lambda device: 2**40 * (not all(map(pool.is_loaded, "ab"))))
+    with pool.acquire("c"):
         pass
-    assert [shelf.is_loaded(label) for label in "abc"] == [False, True, True]
-    assert caplog.messages == ["Dropped a (0.0 GB) from memory, to load c (0.0 GB)."]
+    assert [pool.is_loaded(label) for label in "abc"] == [False, True, True]
+    assert "Dropped a (0.0 GB)" in caplog.text
     assert not hasattr(first.model, "model")
-    # A conversation from before goes on.
-    with shelf.lend("a") as model:
+    # A conversation from before continues.
+    with pool.acquire("a") as model:
         assert model is first.model
         assert "".join(first.stream("Name a color.")) == first.turns[0].assistant
 
 
-def test_a_model_in_use_is_not_dropped(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf_module, "free_bytes", lambda device: 0)
-    with shelf.lend("a"), shelf.lend("b"):
-        assert [shelf.is_loaded(label) for label in "ab"] == [True, True]
-    with shelf.lend("c"):
-        assert [shelf.is_loaded(label) for label in "abc"] == [False, False, True]
+def test_a_model_in_use_is_not_dropped(pool: ModelPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_pool, "free_bytes", lambda device: 0)
+    with pool.acquire("a"), pool.acquire("b"):
+        assert [pool.is_loaded(label) for label in "ab"] == [True, True]
+    with pool.acquire("c"):
+        assert [pool.is_loaded(label) for label in "abc"] == [False, False, True]
 
 
 @pytest.fixture
@@ -118,23 +142,13 @@ def model(tiny_gpt2: Path) -> ChatModel:
     return ChatModel("tiny", *tiny_models.load_copy(tiny_gpt2), prompt_format=PromptFormat.from_name("alpaca"))
 
 
-def _column(label: str, model: ChatModel, *turns: Turn) -> Column:
-    talk = Conversation(model, settings=ChatSettings(max_new_tokens=4))
-    talk.turns = list(turns)
-    return Column(label, talk)
-
-
-def test_whole_answers_are_saved_as_the_terminal_does(model: ChatModel) -> None:
-    turns = [Turn("Q\n1", "Ä1"), Turn("Q2", "cut", "length"), Turn("Q\n1", "Ä1"), Turn("Q3", "", "model")]
-    name, text, said = save_turns(_column("runs/my run, untuned", model, *turns))
-    assert name == "runs-my-run-untuned.jsonl"
-    assert [json.loads(line) for line in text.splitlines()] == [{"instruction": "Q\n1", "input": "", "output": "Ä1"}]
-    assert said == f"Saved 1 training example into {name}: 2 left out (empty or cut), 1 said twice."
-    for nothing in (None, Column("x"), _column("x", model)):
-        with pytest.raises(DataError, match="There is nothing to save yet"):
-            save_turns(nothing)
-    with pytest.raises(DataError, match="no answer is whole"):
-        save_turns(_column("x", model, turns[1]))
+def _build_session(model: ChatModel, *columns: list[Turn]) -> ChatSession:
+    session = ChatSession()
+    for turns in columns:
+        talk = Conversation(model, settings=ChatSettings(max_new_tokens=4))
+        talk.turns = turns
+        session.columns.append(Column("x", talk))
+    return session
 
 
 def test_a_second_question_waits_for_an_end_but_interrupts_nothing() -> None:
@@ -142,13 +156,12 @@ def test_a_second_question_waits_for_an_end_but_interrupts_nothing() -> None:
     assert session.begin()
     assert not session.begin()
     session.end()
-    assert session.begin(instead=True)
+    assert session.begin(stop_first=True)
     session.end()
 
 
 def test_stop_before_the_first_word_leaves_the_question_unasked(model: ChatModel) -> None:
-    session = ChatSession()
-    session.columns = [_column("a", model)]
+    session = _build_session(model, [])
     assert session.begin()
     # While the model is being loaded, say.
     session.stop()
@@ -158,24 +171,58 @@ def test_stop_before_the_first_word_leaves_the_question_unasked(model: ChatModel
 
 
 def test_undo_takes_back_the_latest_question_of_those_who_were_asked(model: ChatModel) -> None:
-    session = ChatSession()
-    session.columns = [
-        _column("a", model, Turn("Q1", "A"), Turn("Q2", "A", "user")),
-        _column("b", model, Turn("Q1", "B")),
-    ]
-    assert session.undo() == "Q2"
-    assert [len(column.turns) for column in session.columns] == [1, 1]
-    assert session.undo() == "Q1"
-    assert [len(column.turns) for column in session.columns] == [0, 0]
-    assert session.undo() == ""
+    session = _build_session(model, [Turn("Q1", "A"), Turn("Q2", "A", "user")], [Turn("Q1", "B")])
+    for question, left in (("Q2", [1, 1]), ("Q1", [0, 0]), ("", [0, 0])):
+        assert session.undo() == question
+        assert [len(column.turns) for column in session.columns] == left
 
 
 def test_a_retry_asks_a_model_that_was_not_asked_before(model: ChatModel) -> None:
-    session = ChatSession()
-    session.columns = [_column("a", model, Turn("Q", "old")), _column("b", model)]
+    session = _build_session(model, [Turn("Q", "old")], [])
     assert session.begin()
     for column in session.columns:
         list(session.answer(column, session.latest_question(), again=True))
-    assert [[turn.user for turn in column.turns] for column in session.columns] == [["Q"], ["Q"]]
-    assert session.columns[0].turns[0].assistant == session.columns[1].turns[0].assistant != "old"
+    (first,), (second,) = (column.turns for column in session.columns)
+    assert first == second
+    assert (first.user, first.assistant != "old") == ("Q", True)
     session.end()
+
+
+def test_runs_are_compared_and_reported_as_their_folders_are_now(run: RunFolder, tmp_path: Path) -> None:
+    broken = write_run(tmp_path / "broken", stages=("data", "train"))
+    sources = find_sources([str(run.path), str(broken.path)])
+    comparison = _compare(sources)
+    assert (len(comparison.rows), comparison.baseline) == (2, str(run.base.path))
+    with pytest.raises(InstructError, match="two runs"):
+        _compare(sources[1:])
+    shown = list_reports(sources)
+    assert "Jane Austen" in shown[0]()
+    broken.responses.write_text('{"id": "<b>"}\n')
+    assert "The run cannot be read" in shown[1]()
+    assert "<b>" not in shown[1]()
+
+
+def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other")
+    third = write_run(tmp_path / "third", stages=("data", "train"))
+    sources = find_sources([str(folder.path) for folder in (run, third, other)])
+    with contextlib.ExitStack() as stack:
+        votes = VoteTab(sources, stack)
+        assert list(votes.sides) == ["mine", "other", "mine, untuned", "other, untuned"]
+        book = votes.open("mine", "mine, untuned")
+        assert (book.path, book.num_different) == (run.path / "votes.base.jsonl", 4)
+        assert votes.open("mine", "mine, untuned") is book
+        assert votes.open("other", "mine, untuned").path == other.path / "votes.base.jsonl"
+        for pair, message in (
+            (("mine", "mine"), "Choose two different ones"),
+            (("mine", "other"), "All 4 pairs of answers"),
+            # The one file would be rewritten by two books.
+            (("mine", "other, untuned"), "keeps those on another pair now"),
+        ):
+            with pytest.raises(DataError, match=message):
+                votes.open(*pair)
+        # Another page at the same time goes without.
+        with contextlib.ExitStack() as others, pytest.raises(RunError, match="Another vote page"):
+            VoteTab(sources, others).open("mine", "mine, untuned")
+    with contextlib.ExitStack() as stack:
+        VoteTab(sources, stack).open("mine", "mine, untuned")

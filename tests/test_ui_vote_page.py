@@ -1,48 +1,15 @@
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import browsing
 import httpx
 import pytest
+from browsing import HOSTILE, Server
 
 from hf_instruct.records import Preference, Response, read_rows, write_rows
 
-HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** <b>fat</b> ${1+1} {{7*7}}\n\n# head"
-
-
-class Server:
-    """`hf-instruct vote` as a user starts it."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "hf_instruct", "vote", "secret-tuned", "secret-base", "--no-browser"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(port), *words],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # As if somebody had a proxy and wanted it for everything.
-            env={**os.environ, "http_proxy": "http://127.0.0.1:9", "GRADIO_SHARE": "True"},
-        )
-        self.url = f"http://127.0.0.1:{port}/"
-        assert self.process.stdout is not None
-        self.said = ""
-        for line in self.process.stdout:
-            self.said += line
-            if line.startswith("Vote at"):
-                break
-
-    def stop(self) -> str:
-        self.process.send_signal(signal.SIGINT)
-        said, _ = self.process.communicate(timeout=30)
-        return str(said)
+VOTE = ("vote", "secret-tuned", "secret-base")
 
 
 @pytest.fixture
@@ -58,21 +25,14 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Person:
-    """Somebody with a browser of their own; notes what the page asks for."""
+class Person(browsing.Person):
+    """Somebody who votes."""
 
     def __init__(self, browser: Any, url: str, bodies: list[str] | None = None) -> None:
-        self.context = browser.new_context(viewport={"width": 1200, "height": 800})
-        self.page = self.context.new_page()
-        self.asked: list[str] = []
-        self.faults: list[str] = []
-        self.url = url
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("console", lambda said: self.faults.append(said.text) if said.type == "error" else None)
+        super().__init__(browser, url)
         if bodies is not None:
             self.page.on("requestfinished", lambda request: bodies.append(read_body(request)))
-        self.page.goto(url)
+            self.page.reload()
 
     def start(self, name: str) -> None:
         self.page.locator("#vote-name").get_by_role("textbox").fill(name)
@@ -88,7 +48,7 @@ class Person:
 
 @pytest.mark.slow
 def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> None:
-    server = Server(runs)
+    server = Server(runs, *VOTE)
     votes = runs / "secret-tuned" / "votes.secret-base.jsonl"
     try:
         assert server.said.splitlines()[:2] == [
@@ -122,8 +82,6 @@ def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> N
         # What the answers say is text: no element of theirs, no code of theirs, no Markdown.
         texts = [ann.text("left-text"), ann.text("right-text")]
         assert any(HOSTILE in text for text in texts)
-        assert ann.page.title() == "Which answer is better?"
-        assert ann.page.locator("img[src=x], b:text-is('fat'), strong:text-is('bold'), h1:text-is('head')").count() == 0
         ann.page.screenshot(path=tmp_path / "vote.png")
         assert (tmp_path / "vote.png").stat().st_size > 10_000
 
@@ -145,11 +103,9 @@ def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> N
         assert counts == {"Ann": 4, "<b>Ben</b>": 1}
 
         for person in (ann, ben):
-            assert person.faults == []
-            assert [url for url in person.asked if not url.startswith((server.url, "data:", "blob:"))] == []
+            person.check_and_leave("Which answer is better?")
     finally:
         said = server.stop()
-    assert server.process.returncode == 0
     assert said.strip().splitlines()[-3:] == [
         "5 votes by 2 voters stored in secret-tuned/votes.secret-base.jsonl",
         "Go on with:  hf-instruct rate secret-tuned/votes.secret-base.jsonl",
@@ -161,7 +117,7 @@ def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> N
 def test_a_restart_resumes_and_ends_and_names_are_nowhere_in_the_traffic(runs: Path, browser: Any) -> None:
     words = ("--voter", "Cas", "--out", "cas.jsonl", "--limit", "4")
     bodies: list[str] = []
-    server = Server(runs, *words)
+    server = Server(runs, *VOTE, *words)
     total = int(server.said.split()[6])
     person = Person(browser, server.url, bodies)
     try:
@@ -179,7 +135,7 @@ def test_a_restart_resumes_and_ends_and_names_are_nowhere_in_the_traffic(runs: P
         assert len(read_asked(runs / "cas.jsonl")) == 2
     finally:
         assert "2 votes by Cas stored in cas.jsonl" in server.stop()
-    server = Server(runs, *words)
+    server = Server(runs, *VOTE, *words)
     try:
         assert "Votes go to cas.jsonl (there already: 2 by Cas)" in server.said
         person = Person(browser, server.url, bodies)
@@ -198,7 +154,7 @@ def test_a_restart_resumes_and_ends_and_names_are_nowhere_in_the_traffic(runs: P
 
 @pytest.mark.slow
 def test_other_sites_neither_read_nor_vote_nor_write_files(runs: Path) -> None:
-    server = Server(runs, "--allow-host", "votes.lan")
+    server = Server(runs, *VOTE, "--allow-host", "votes.lan")
     try:
         with httpx.Client(base_url=server.url, trust_env=False, timeout=120) as client:
             page = client.get("/")

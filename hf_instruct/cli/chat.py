@@ -15,7 +15,6 @@ from hf_instruct.processes import Terminated
 if TYPE_CHECKING:
     from hf_instruct.cli.chat_terminal import TerminalChat
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.generation.chat_settings import ChatSettings
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +31,13 @@ examples:
   hf-instruct chat runs/smollm2-135m-demo < questions.txt > answers.txt
 """
 
-_SETTINGS = {
+SETTINGS = {
     "temperature": "0 takes the likeliest token, above tokens are drawn (default: 0)",
     "top_p": "draw from the likeliest tokens that together have this probability (default: 1)",
-    "top_k": "draw from so many likeliest tokens (default: 0, all)",
+    "top_k": "draw from this many likeliest tokens (default: 0, all)",
     "max_new_tokens": "longest answer, in tokens (default: 256)",
     "repetition_penalty": "above 1, makes tokens seen before less likely (default: 1)",
-    "seed": "makes what is drawn repeatable",
+    "seed": "makes what is drawn repeatable (default: none)",
 }
 
 
@@ -58,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a model that is no run's: `alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file "
         "(default: `chat` where the model has a chat template, else `alpaca`)",
     )
-    for name, text in _SETTINGS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=text)
+    for name, text in SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", default=argparse.SUPPRESS, help=text)
     add_trust_flag(parser)
     parser.set_defaults(handler=_chat)
 
@@ -67,35 +66,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from hf_instruct.cli.chat_terminal import TerminalChat
     from hf_instruct.errors import ConfigError
-
-    settings = _read_settings(options)
-    if options.json and options.message is None:
-        raise ConfigError("`--json` goes with `--message TEXT`: it prints one question and its answer.")
-    # Before torch is loaded and a model is read, which takes seconds.
-    from hf_instruct.generation.chat_model import ChatModel, find_run
+    from hf_instruct.generation.chat_model import ChatModel, ChatSettings, find_run
     from hf_instruct.generation.conversation import Conversation
     from hf_instruct.generation.token_text import check_text
 
+    # What can be known before a model is read.
+    settings = ChatSettings().change(**{name: value for name, value in vars(options).items() if name in SETTINGS})
+    if options.json and options.message is None:
+        raise ConfigError("`--json` goes with `--message TEXT`: it prints one question and its answer.")
     if options.message is not None:
         check_text(options.message)
     can_compare = find_run(options.model) is not None and not options.base
     if options.compare and not can_compare:
         raise ConfigError("`--compare` needs a run, without `--base`: it shows untuned and tuned answers side by side.")
 
-    def load_base() -> "ChatModel":
-        logger.info("Loading the untuned model of %s ...", options.model)
-        return ChatModel.load(options.model, base=True, trust_remote_code=options.trust_remote_code)
+    def load(*, base: bool) -> "ChatModel":
+        logger.info("Loading %s%s ...", "the untuned model of " if base else "", options.model)
+        trust, format_name = options.trust_remote_code, None if base else options.prompt_format
+        return ChatModel.load(options.model, base=base, prompt_format=format_name, trust_remote_code=trust)
 
-    logger.info("Loading %s ...", options.model)
-    model = ChatModel.load(
-        options.model,
-        base=options.base,
-        prompt_format=options.prompt_format,
-        trust_remote_code=options.trust_remote_code,
-    )
-    conversation = Conversation(model, system=options.system, settings=settings)
+    conversation = Conversation(load(base=options.base), system=options.system, settings=settings)
     is_terminal = options.message is None and sys.stdin.isatty()
-    session = TerminalChat(conversation, load_base=load_base if can_compare else None, is_terminal=is_terminal)
+    load_base = (lambda: load(base=True)) if can_compare else None
+    session = TerminalChat(conversation, load_base=load_base, is_terminal=is_terminal)
     if options.compare:
         session.turn_on_comparing()
     try:
@@ -109,25 +102,13 @@ def _chat(options: argparse.Namespace) -> None:
         session.stop()
 
 
-def _read_settings(options: argparse.Namespace) -> "ChatSettings":
-    from hf_instruct.generation.chat_settings import ChatSettings
-
-    settings = ChatSettings()
-    for name in _SETTINGS:
-        if (text := getattr(options, name)) is not None:
-            settings = settings.with_text(name, text)
-    return settings
-
-
 def _answer_once(session: "TerminalChat", question: str, *, as_json: bool) -> None:
     with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext():
-        session.ask(question)
-    if not as_json:
-        return
-    turn, base = session.conversation.turns[-1], session.compared_turn()
-    fields = {"question": turn.user, "answer": turn.assistant, "ended_by": turn.ended_by}
-    fields |= {"untuned_answer": base.assistant, "untuned_ended_by": base.ended_by} if base is not None else {}
-    print(format_json(fields))
+        turns = session.ask(question)
+    if as_json:
+        fields = {"question": question.strip(), "answer": turns[-1].assistant, "ended_by": turns[-1].ended_by}
+        fields |= {"untuned_answer": turns[0].assistant, "untuned_ended_by": turns[0].ended_by} if turns[1:] else {}
+        print(format_json(fields))
 
 
 def _answer_lines(session: "TerminalChat") -> None:
@@ -146,12 +127,10 @@ def _talk(session: "TerminalChat") -> None:
 
     model = session.conversation.model
     context = "" if model.context is None else f", {model.context:,} tokens"
-    logger.info(
-        "%s (prompt format %s%s). /help lists commands, Ctrl-D ends.", model.name, model.prompt_format.name, context
-    )
-    if not model.has_turns:
-        logger.info("The prompt format %s has no turns: each question stands alone.", model.prompt_format.name)
-    _edit_lines()
+    turns = "" if model.has_turns else " Each question stands alone: this prompt format has no turns."
+    logger.info("%s (prompt format %s%s).%s", model.name, model.prompt_format.name, context, turns)
+    logger.info("/help lists commands, Ctrl-D ends.")
+    _complete_commands()
     for line in _read_lines():
         try:
             if not session.handle(line):
@@ -164,7 +143,7 @@ def _talk(session: "TerminalChat") -> None:
             logger.info("\nInterrupted.")
 
 
-def _edit_lines() -> None:
+def _complete_commands() -> None:
     """Give the prompt arrow keys, a history and completion of commands, where Python has readline."""
     try:
         import readline
@@ -173,7 +152,7 @@ def _edit_lines() -> None:
     from hf_instruct.cli.chat_terminal import COMMANDS
 
     def complete(text: str, state: int) -> str | None:
-        matches = [command for command in COMMANDS if command.startswith(text)] if text.startswith("/") else []
+        matches = [command for command in COMMANDS if text.startswith("/") and command.startswith(text)]
         return matches[state] if state < len(matches) else None
 
     readline.set_completer_delims(" \t\n")
@@ -182,27 +161,24 @@ def _edit_lines() -> None:
 
 
 def _read_lines() -> Iterator[str]:
-    """Yield what the user types until Ctrl-D, or Ctrl-C twice."""
+    """Yield what the user types until Ctrl-D, or Ctrl-C twice; a line that ends in a backslash continues."""
     held, was_interrupted = "", False
     while True:
-        prompt = ("... " if held else "> ") if sys.stdout.isatty() else ""
         try:
-            line = input(prompt)
-        except EOFError:
-            print()
-            return
+            line = input(("... " if held else "> ") * sys.stdout.isatty())
         except Terminated:
             raise
-        except KeyboardInterrupt:
+        except (EOFError, KeyboardInterrupt) as error:
             print()
-            if was_interrupted:
+            if was_interrupted or isinstance(error, EOFError):
                 return
             held, was_interrupted = "", True
             logger.info("Ctrl-C again ends, and so does Ctrl-D or /quit.")
             continue
         was_interrupted = False
-        if line.endswith("\\"):
-            held += line.removesuffix("\\") + "\n"
+        held += line
+        if held.endswith("\\"):
+            held = held.removesuffix("\\") + "\n"
             continue
-        yield held + line
+        yield held
         held = ""

@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.ui.app import serve_ui
+    from hf_instruct.ui.model_pool import find_sources
     from hf_instruct.ui.pages import check_gradio, open_browser
-    from hf_instruct.ui.sources import find_sources
 
     check_gradio("The page", "ui")
-    sources = find_sources(options.runs, trust_remote_code=options.trust_remote_code)
+    sources = find_sources(options.runs)
     for source in sources:
         if not source.is_trained:
             logger.warning("`%s` has no tuned model yet; only its untuned one can be asked.", source.name)
@@ -51,7 +51,8 @@ def _serve(options: argparse.Namespace) -> None:
         if not options.no_browser:
             open_browser(url)
         try:
-            serve_ui(sources, server, hosts=list_hosts(options.host, options.allow_host))
+            hosts = list_hosts(options.host, options.allow_host)
+            serve_ui(sources, server, hosts=hosts, trust_remote_code=options.trust_remote_code)
         except KeyboardInterrupt:
-            # How one ends it; there is nothing to mend.
+            # How one ends it.
             print()

@@ -49,7 +49,7 @@ def _vote(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.pairing import join_responses
     from hf_instruct.evaluation.votes import VoteBook, check_voter, choose_vote_file, locked_votes
     from hf_instruct.ui.pages import check_gradio
-    from hf_instruct.ui.vote_page import serve_page
+    from hf_instruct.ui.vote_tab import serve_votes
 
     check_gradio("The vote page", "vote")
     voter = None if options.voter is None else check_voter(options.voter)
@@ -61,9 +61,9 @@ def _vote(options: argparse.Namespace) -> None:
         with open_socket(options.host, options.port) as server:
             _announce(book, options, server.getsockname()[1], joined.first_alone + joined.second_alone)
             try:
-                serve_page(book, server, hosts=list_hosts(options.host, options.allow_host), voter=voter)
+                serve_votes(book, server, hosts=list_hosts(options.host, options.allow_host), voter=voter)
             except KeyboardInterrupt:
-                # How one ends it; there is nothing to mend.
+                # How one ends it.
                 pass
             finally:
                 _print_end(book)

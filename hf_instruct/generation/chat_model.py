@@ -1,15 +1,18 @@
 """A model to talk with: loaded by the name of a run or of a model, and shared by all who ask it."""
 
 import dataclasses
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import ConfigError, RunError
-from hf_instruct.generation.chat_settings import ChatSettings
-from hf_instruct.generation.decoding import Completion
-from hf_instruct.generation.streaming import stream_completion
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hf_instruct.errors import ConfigError, InstructError, RunError
+from hf_instruct.generation.decoding import Completion, find_ends, generate_completions
+from hf_instruct.generation.token_text import UNKNOWN, decode_tokens
+from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length, load_model, move_to_best_device
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
@@ -19,6 +22,60 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SECONDS_BETWEEN_LOOKS = 0.05
+# Logits divided by less overflow; only the likeliest token would be left anyway.
+_LEAST_TEMPERATURE = 0.01
+
+
+class ChatSettings(BaseModel):
+    """How answers in a conversation are generated, by the names of `GenerationConfig`.
+
+    Temperature 0 takes the likeliest token, top-k 0 keeps all, and without a seed every draw is another one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    temperature: float = Field(0.0, ge=0, le=10)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_new_tokens: int = Field(256, ge=1, le=10**6)
+    repetition_penalty: float = Field(1.0, ge=0.1, le=10)
+    seed: int | None = Field(None, ge=0, lt=2**32)
+
+    def change(self, **values: Any) -> "ChatSettings":
+        """Return these settings with some changed, also to what a user typed.
+
+        Raises:
+            ConfigError: There is no such setting, or the value is not allowed.
+
+        >>> ChatSettings().change(temperature="0.7", seed="none").temperature
+        0.7
+        """
+        if str(values.get("seed")).strip().lower() in ("none", ""):
+            values = {**values, "seed": None}
+        try:
+            return ChatSettings.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = problem["loc"][0]
+            if problem["type"] == "extra_forbidden":
+                names = ", ".join(f"`{known}`" for known in ChatSettings.model_fields)
+                raise ConfigError(f"There is no setting `{name}`. Settings are {names}.") from error
+            message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+            raise ConfigError(f"`{name}` cannot be `{problem['input']}`: {message}.") from error
+
+    def build_generation(self) -> dict[str, Any]:
+        """Return what `generate_completions` takes for one prompt."""
+        fields: dict[str, Any] = self.model_dump(include={"max_new_tokens", "repetition_penalty"})
+        if self.temperature < _LEAST_TEMPERATURE:
+            return fields
+        # With a seed of its own even where none is set: other threads draw from PyTorch's generator.
+        seed = secrets.randbits(32) if self.seed is None else self.seed
+        return {
+            **fields,
+            **self.model_dump(include={"temperature", "top_k", "top_p"}),
+            "do_sample": True,
+            "seeds": [seed],
+        }
 
 
 class ChatModel:
@@ -79,7 +136,7 @@ class ChatModel:
             run = dataclasses.replace(run, trust_remote_code=trust_remote_code)
             return cls._load_run(run, base=base, prompt_format=prompt_format, dtype=dtype)
         if base:
-            raise ConfigError(f"`{name_or_run}` is no run, so there is no base model to compare it with. Name a run.")
+            raise ConfigError(f"`{name_or_run}` is not a run, so it has no base model to compare with. Name a run.")
         chosen = None if prompt_format is None else PromptFormat.from_name(prompt_format)
         model, tokenizer = load_model(name_or_run, dtype=dtype or "float32", trust_remote_code=trust_remote_code)
         chosen = chosen or PromptFormat.from_name(CHAT if tokenizer.chat_template else "alpaca")
@@ -92,54 +149,89 @@ class ChatModel:
         trained_on = experiment.data.prompt_format
         if prompt_format not in (None, trained_on):
             raise ConfigError(
-                f"`{run.path}` was trained on the prompt format `{trained_on}`, so it is not asked in "
+                f"`{run.path}` was trained on the prompt format `{trained_on}`, so it cannot be asked in "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
         if not base:
             run.check_trained()
-        name = run.find_base(experiment.model.name) if base else str(run.model)
         model, tokenizer = load_model(
-            name,
+            run.find_base(experiment.model.name) if base else str(run.model),
             revision=experiment.model.revision if base else None,
             trust_remote_code=experiment.model.trust_remote_code,
             dtype=dtype or experiment.generate.dtype,
             base_of=run.model if base else None,
         )
-        shown = experiment.model.name if base else str(run.path)
         move_to_best_device(model)
-        return cls(shown, model, tokenizer, prompt_format=run.load_prompt_format(trained_on))
+        name = experiment.model.name if base else str(run.path)
+        return cls(name, model, tokenizer, prompt_format=run.load_prompt_format(trained_on))
 
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""
         return self.prompt_format.encode_turns(self.tokenizer, question, history=history, system=system)
 
     def answer(
-        self,
-        prompt: Sequence[int],
-        *,
-        settings: ChatSettings,
-        on_text: Callable[[str], None],
-        is_stopped: Callable[[], bool],
+        self, prompt: Sequence[int], *, settings: ChatSettings, on_text: Callable[[str], None], stop: threading.Event
     ) -> Completion:
-        """Return the completion of a prompt, once no other is being written; see `stream_completion`."""
-        nothing = Completion("", stopped=False, num_tokens=0)
+        """Return the completion of a prompt, once no other is being written, after each piece was handed on.
+
+        Joined, the pieces are the completion's text; a character is handed on whole, and white space once something
+        follows it. At temperature 0 the completion is that of `generate_completions`.
+
+        Args:
+            prompt: Token ids, not empty.
+            settings: How to generate.
+            on_text: Called with each piece as soon as it is known.
+            stop: Looked at after each token; once it is set, the completion ends there.
+
+        Raises:
+            ConfigError: Transformers refuses the settings.
+            InstructError: There is not enough memory.
+        """
         while not self._lock.acquire(timeout=_SECONDS_BETWEEN_LOOKS):
-            if is_stopped():
-                return nothing
+            if stop.is_set():
+                return Completion("", stopped=False, num_tokens=0)
         try:
-            if is_stopped():
-                return nothing
-            return stream_completion(
-                self.model,
-                self.tokenizer,
-                prompt,
-                end_id=self.end_id,
-                settings=settings,
-                on_text=on_text,
-                is_stopped=is_stopped,
-            )
+            return self._write(prompt, settings, on_text, stop)
+        except ValueError as error:
+            raise ConfigError(f"Transformers refuses these settings: {error}") from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            raise InstructError(
+                f"Memory ran out while answering a prompt of {len(prompt):,} tokens; shorten it, lower "
+                "`max_new_tokens`, or take a smaller model."
+            ) from error
         finally:
             self._lock.release()
+
+    def _write(
+        self, prompt: Sequence[int], settings: ChatSettings, on_text: Callable[[str], None], stop: threading.Event
+    ) -> Completion:
+        # Not a `TextIteratorStreamer`: it decodes each line apart, which loses spaces with SentencePiece tokenizers.
+        ends = find_ends(self.model, self.tokenizer, self.end_id)
+        shown = ""
+
+        def show(text: str) -> None:
+            nonlocal shown
+            if len(text) > len(shown) and text.startswith(shown):
+                piece, shown = text[len(shown) :], text
+                on_text(piece)
+
+        def after_token(ids: Any, scores: Any, **kwargs: Any) -> Any:
+            new = ids[0, len(prompt) :].tolist()
+            if new[-1] not in ends:
+                # The bytes of a character may come in several tokens.
+                show(decode_tokens(self.tokenizer, new).rstrip(UNKNOWN).strip())
+            return ids.new_full((1,), stop.is_set()).bool()
+
+        if stop.is_set():
+            return Completion("", stopped=False, num_tokens=0)
+        fields = settings.build_generation()
+        (completion,) = generate_completions(
+            self.model, self.tokenizer, [prompt], end_id=self.end_id, stopping_criteria=[after_token], **fields
+        )
+        show(completion.text)
+        return completion
 
 
 def find_run(name: str) -> RunFolder | None:
@@ -148,18 +240,14 @@ def find_run(name: str) -> RunFolder | None:
     Raises:
         RunError: It is empty, or a path to nothing, to a file, or to a folder that holds neither a run nor a model.
     """
-    if not name.strip():
-        raise RunError(
-            "The name of the model is empty; give a run folder, the folder of a model, an alias or a Hub id."
-        )
+    if not name.strip() or Path(name).is_file():
+        raise RunError(f"`{name}` is not a model; name a run folder, the folder of a model, an alias or a Hub id.")
     path = Path(name).expanduser()
     for folder in (path, path.parent if path.name == "model" else path):
         if RunFolder(folder).config.is_file():
             return RunFolder(folder)
-    if path.is_file():
-        raise RunError(f"`{name}` is a file; name a run folder, the folder of a model, an alias or a Hub id.")
     is_model = any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
-    # `name/name` with no such folder may stand on the Hub; under a folder that is here, it is a slip.
+    # `name/name` with no such folder may be on the Hub; under a folder that is here, it is a typing error.
     is_path = path.exists() or name.startswith((".", "/", "~")) or (len(path.parts) > 1 and path.parent.is_dir())
     if is_path and not is_model:
         RunFolder(path).load_experiment()

@@ -4,16 +4,14 @@ import bisect
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 
 from hf_instruct.errors import DataError
-from hf_instruct.generation.chat_model import ChatModel
-from hf_instruct.generation.chat_settings import ChatSettings
-from hf_instruct.generation.decoding import Completion
+from hf_instruct.generation.chat_model import ChatModel, ChatSettings
 from hf_instruct.generation.token_text import check_text
-from hf_instruct.records import Example, build_example_id
+from hf_instruct.records import build_example_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,6 @@ class Conversation:
         self.turns: list[Turn] = []
         self.notice = ""
         self.longest = self.settings.max_new_tokens
-        self._system = ""
         self._stop = threading.Event()
         self._working: Future[None] | None = None
         self._num_answers = 0
@@ -78,8 +75,8 @@ class Conversation:
     def stream(self, text: str) -> Iterator[str]:
         """Ask a question, and return the pieces of its answer as they come.
 
-        The answer is written in a thread of its own, from this call on; a reader who closes the iterator stops it. An
-        answer that is still being written is stopped first.
+        The answer is written in a thread of its own, starting with this call; a reader who closes the iterator stops
+        it. An answer that is still being written is stopped first.
 
         Raises:
             DataError: The question is empty, holds control characters, or is longer than the model's context.
@@ -90,7 +87,7 @@ class Conversation:
         return self._start(question, self.turns)
 
     def retry(self) -> Iterator[str]:
-        """Ask the latest question again, and return the pieces of the answer that takes the place of the latest.
+        """Ask the latest question again, and return the pieces of the answer that replaces the latest.
 
         Raises:
             DataError: Nothing was asked yet.
@@ -124,29 +121,29 @@ class Conversation:
             wait([self._working])
 
     def _start(self, question: str, history: list[Turn], *, replaced: Turn | None = None) -> Iterator[str]:
-        prompt, room = self._fit(question, history)
-        self.longest = room
+        prompt, self.longest = self._fit(question, history)
         # Another answer to the same question should be another one; the conversation as a whole repeats.
         seed = None if self.settings.seed is None else (self.settings.seed + self._num_answers) % 2**32
         self._num_answers += 1
-        settings = dataclasses.replace(self.settings, max_new_tokens=room, seed=seed)
+        settings = self.settings.change(max_new_tokens=self.longest, seed=seed)
         pieces: SimpleQueue[str | None] = SimpleQueue()
         stop = self._stop = threading.Event()
 
         def work() -> None:
             try:
-                completion = self.model.answer(prompt, settings=settings, on_text=pieces.put, is_stopped=stop.is_set)
-                turn = _build_turn(question, completion, room)
-                # Stopped before its first word, another answer takes nobody's place.
-                self.turns = [*history, turn if turn.assistant or turn.ended_by != "user" else replaced or turn]
+                done = self.model.answer(prompt, settings=settings, on_text=pieces.put, stop=stop)
+                ended_by = "model" if done.stopped else "length" if done.num_tokens >= self.longest else "user"
+                turn = Turn(question, done.text, ended_by)
+                # Stopped before its first word, another answer replaces nothing.
+                self.turns = [*history, turn if turn.assistant or ended_by != "user" else replaced or turn]
             finally:
                 pieces.put(None)
 
         # A pool of one keeps what the work raises for the reader.
         thread = ThreadPoolExecutor(1, thread_name_prefix="answer")
-        working = self._working = thread.submit(work)
+        self._working = thread.submit(work)
         thread.shutdown(wait=False)
-        return _read_pieces(pieces, working, stop)
+        return _read_pieces(pieces, self._working, stop)
 
     def _fit(self, question: str, history: list[Turn]) -> tuple[list[int], int]:
         """Return the prompt with as many turns before it as fit, and how many tokens the answer may have.
@@ -169,49 +166,43 @@ class Conversation:
         prompt = encode(first)
         room = min(most, limit - len(prompt))
         if room < 1:
-            what = "the system text and the prompt format" if self.system else "the prompt format"
             raise DataError(
-                f"The question is too long: with {what} it takes {len(prompt):,} tokens, and the model reads "
-                f"{limit:,}, its answer included. Shorten it by at least {_count_tokens(len(prompt) - limit + 1)}."
+                f"The question is too long: with the prompt format {'and system text ' * bool(self.system)}it takes "
+                f"{len(prompt):,} tokens, and the model reads {limit:,}, its answer included. Shorten it."
             )
-        self.notice = _describe_cuts(first, len(turns), room if room < kept_free else None, limit)
+        if first:
+            self.notice = f"Left out of the model's {limit:,} tokens: the oldest {first:,} of {len(turns):,} turns."
+        elif room < kept_free:
+            self.notice = f"The question leaves room for {room:,} of the model's {limit:,} tokens."
         return prompt, room
 
 
-def build_examples(turns: Sequence[Turn]) -> list[Example]:
-    """Return turns as training examples, each standing alone; answers that are empty or not whole are left out."""
-    return [
-        Example(build_example_id(turn.user, "", turn.assistant), turn.user, "", turn.assistant)
-        for turn in turns
-        if turn.assistant and turn.ended_by == "model"
+def format_examples(turns: Sequence[Turn], known: Collection[str] = ()) -> tuple[str, str]:
+    """Return the whole answers of a conversation as training examples, each standing alone.
+
+    Args:
+        turns: The conversation.
+        known: Ids of examples that are saved already.
+
+    Returns:
+        JSON Lines that `data check` accepts, each example once; and in words how many there are.
+
+    Raises:
+        DataError: There is nothing to save: no turn, or no answer that is whole.
+    """
+    whole = [turn for turn in turns if turn.assistant and turn.ended_by == "model"]
+    if not whole:
+        raise DataError("There is nothing to save yet: no answer is whole (a larger `max_new_tokens` lets them end).")
+    rows = {build_example_id(turn.user, "", turn.assistant): turn for turn in whole}
+    lines = [
+        json.dumps({"instruction": turn.user, "input": "", "output": turn.assistant}, ensure_ascii=False) + "\n"
+        for id, turn in rows.items()
+        if id not in known
     ]
-
-
-def format_examples(examples: Sequence[Example]) -> str:
-    """Return examples as a file of JSON Lines that `data check` accepts, each once."""
-    rows = {row.id: {"instruction": row.instruction, "input": row.input, "output": row.output} for row in examples}
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
-
-
-def _build_turn(question: str, completion: Completion, room: int) -> Turn:
-    ended_by = "model" if completion.stopped else "length" if completion.num_tokens >= room else "user"
-    return Turn(question, completion.text, ended_by)
-
-
-def _describe_cuts(num_cut: int, num_turns: int, room: int | None, limit: int) -> str:
-    parts = []
-    if num_cut:
-        what = "The oldest turn" if num_cut == 1 else f"The {num_cut:,} oldest of {num_turns:,} turns"
-        parts.append(f"{what} no longer {'fits' if num_cut == 1 else 'fit'} the model's {limit:,} tokens: left out.")
-    if room is not None:
-        parts.append(
-            f"The question leaves room for {_count_tokens(room)} of the model's {limit:,}: the answer may be cut."
-        )
-    return " ".join(parts)
-
-
-def _count_tokens(count: int) -> str:
-    return f"{count:,} {'token' if count == 1 else 'tokens'}"
+    said = f"Saved {len(lines)} of {len(turns)} answers"
+    cut, again = len(turns) - len(whole), len(whole) - len(lines)
+    reasons = [f"{cut} empty or cut"] * bool(cut) + [f"{again} saved already"] * bool(again)
+    return "".join(lines), said + (f" ({', '.join(reasons)})" if reasons else "")
 
 
 def _read_pieces(pieces: "SimpleQueue[str | None]", working: "Future[None]", stop: threading.Event) -> Iterator[str]:
@@ -221,4 +212,3 @@ def _read_pieces(pieces: "SimpleQueue[str | None]", working: "Future[None]", sto
         working.result()
     finally:
         stop.set()
-        wait([working])

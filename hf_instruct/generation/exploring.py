@@ -1,25 +1,29 @@
-"""How a model picks its words: the next token's probabilities, and a text under each strategy.
+"""How a model picks its words: the next token's probabilities, what beam search follows, a text under each strategy.
 
-Everything is what Transformers computes: its own warpers say which tokens stay, its own `generate()` writes.
+Everything is what Transformers computes: its own warpers say which tokens stay, its own `generate()` searches and
+writes. The tables are those of the command line and of the page.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.generation.beam_tree import log_probabilities
-from hf_instruct.generation.decoding import generate_completions, generating
-from hf_instruct.generation.strategies import find_strategy
-from hf_instruct.generation.token_text import decode_tokens, encode_text, show_token
+from hf_instruct.generation.decoding import find_ends, generate_completions, generating
+from hf_instruct.generation.strategies import build_generation_settings, find_strategy
+from hf_instruct.generation.token_text import SPACE, decode_tokens, encode_text, show_text, show_token
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Prefix = tuple[int, ...]
+Table = tuple[list[str], list[list[str]]]
+
 # Of these the effect is shown beside the one that is asked for.
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
+TEXT_HEADS = ["", "tokens", "repeats", "perplexity", "probability", "text"]
 # Length of the runs of tokens whose repetition is measured.
 _GRAM = 4
 
@@ -29,45 +33,24 @@ class NextToken:
     """A token that may come next.
 
     Attributes:
-        rank: 1 for the likeliest.
         token_id: Its id.
         text: Readable, on one line.
         probability: What the model gives it: softmax of the logits.
         tempered: Its probability at the temperature asked for.
         at: Its probability at each of `TEMPERATURES`.
-        cumulative: At the temperature asked for: the probability of this token and all likelier ones.
         in_top_k: Whether top-k alone keeps it, at that temperature; true where top-k is off.
         in_top_p: The same of top-p.
         drawn: With what probability sampling takes it: temperature, then top-k, then top-p, as `generate()` does.
     """
 
-    rank: int
     token_id: int
     text: str
     probability: float
     tempered: float
     at: tuple[float, ...]
-    cumulative: float
     in_top_k: bool
     in_top_p: bool
     drawn: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Temperature:
-    """What a temperature does to all tokens' probabilities.
-
-    Attributes:
-        temperature: By which the logits are divided.
-        entropy: In bits: 0 where one token is certain, log2 of the vocabulary where all are alike.
-        top: Probability of the likeliest token.
-        num_half: How many of the likeliest tokens have half of the probability.
-    """
-
-    temperature: float
-    entropy: float
-    top: float
-    num_half: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,60 +60,128 @@ class NextTokens:
     Attributes:
         prompt_tokens: The prompt's tokens, readable.
         vocabulary: How many tokens there are.
-        temperature: As asked for.
-        top_k: As asked for; 0 is off.
-        top_p: As asked for; 1 is off.
-        num_top_k: How many tokens top-k alone keeps, `share_top_k` their probability together at that temperature.
-        share_top_k: See `num_top_k`.
-        num_top_p: The same of top-p.
-        share_top_p: See `num_top_p`.
+        settings: `temperature`, `top_k` (0 is off) and `top_p` (1 is off) as asked for.
+        share_top_k: Probability of what top-k alone keeps, at the temperature asked for.
+        num_top_p: How many tokens top-p alone keeps.
+        share_top_p: Their probability together.
         num_drawn: How many tokens sampling can take.
-        tokens: The likeliest, in their order.
-        temperatures: Of `TEMPERATURES`.
+        tokens: The likeliest first.
+        entropies: In bits, at each of `TEMPERATURES`: 0 where one token is certain, log2 of the vocabulary at most.
     """
 
     prompt_tokens: list[str]
     vocabulary: int
-    temperature: float
-    top_k: int
-    top_p: float
-    num_top_k: int
+    settings: dict[str, Any]
     share_top_k: float
     num_top_p: int
     share_top_p: float
     num_drawn: int
     tokens: list[NextToken]
-    temperatures: list[Temperature]
+    entropies: tuple[float, ...]
+
+    def list_rows(self) -> Table:
+        """Return heads and rows of a table: a token a row, and the entropies below."""
+        heads = ["", "token", "probability", *(f"T={value:g}" for value in TEMPERATURES), "top-k", "top-p", "drawn"]
+        rows = [
+            [
+                *(str(rank), token.text, f"{token.probability:.2%}", *(f"{share:.1%}" for share in token.at)),
+                *("yes" if kept else "-" for kept in (token.in_top_k, token.in_top_p)),
+                f"{token.drawn:.1%}" if token.drawn else "-",
+            ]
+            for rank, token in enumerate(self.tokens, start=1)
+        ]
+        return heads, [*rows, ["", "(entropy, bits)", "", *(f"{bits:.2f}" for bits in self.entropies), "", "", ""]]
+
+    def __str__(self) -> str:
+        """Say what top-k and top-p keep."""
+        top_k, top_p, temperature = (self.settings[name] for name in ("top_k", "top_p", "temperature"))
+        said = []
+        if top_k:
+            said.append(f"top-k {top_k:,} keeps {self.share_top_k:.1%} of the probability")
+        if top_p < 1:
+            said.append(f"top-p {top_p:g} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
+        said.append(
+            f"at temperature {temperature:g} sampling draws from {self.num_drawn:,} of {self.vocabulary:,} tokens"
+        )
+        return "; ".join(said)
 
 
 @dataclasses.dataclass(frozen=True)
-class StrategyAnswer:
-    """A prompt continued by one strategy.
+class BeamNode:
+    """A token that a beam went through.
 
     Attributes:
-        name: The strategy's.
-        description: One line.
-        settings: Fields of `GenerationConfig` it set.
+        depth: How many tokens stand between the prompt and it.
+        token_id: Its id.
+        text: Readable, on one line.
+        probability: Of this token after those above it.
+        path_probability: Of all tokens from the prompt to this one.
+        outcome: `best`, `number 2` and so on where a text that was found ends here; `dropped` where a path ends that
+            was not followed to its end; else empty.
+    """
+
+    depth: int
+    token_id: int
+    text: str
+    probability: float
+    path_probability: float
+    outcome: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamTree:
+    """What beam search went through.
+
+    Attributes:
+        nodes: From the top down, children below their parent, likelier ones first.
+        texts: What was found, the best first, as many as beams; then what greedy search writes.
+    """
+
+    nodes: list[BeamNode]
+    texts: list["Continuation"]
+
+    def list_rows(self) -> Table:
+        """Return heads and rows of a table: a token a row, indented below the one before it."""
+        rows = [
+            [
+                "\u00a0\u00a0" * node.depth + node.text,
+                f"{node.probability:.2%}",
+                f"{node.path_probability:.3%}",
+                node.outcome,
+            ]
+            for node in self.nodes
+        ]
+        return ["token", "probability", "of the path", ""], rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """A prompt continued.
+
+    Attributes:
+        name: Of the strategy, or the rank in beam search.
         text: The continuation, without the prompt and special tokens.
         token_ids: Its tokens, the one that ends it included.
-        stopped: Whether the model ended it itself.
+        stopped: Whether the model finished it, rather than running into the longest allowed.
         repeated: Share of its runs of four tokens that stood in it before, from 0 to 1; None where it has no such run.
-        perplexity: How surprising the model finds it, 1 for not at all; None where that is not a finite number.
+        log_probability: Of the whole, in nats.
+        perplexity: How surprising the model finds it, 1 for not at all.
     """
 
     name: str
-    description: str
-    settings: Mapping[str, Any]
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: Prefix
     stopped: bool
     repeated: float | None
-    perplexity: float | None
+    log_probability: float
+    perplexity: float
 
-    @property
-    def num_tokens(self) -> int:
-        """Generated tokens, the one that ends the text included."""
-        return len(self.token_ids)
+    def list_cells(self) -> list[str]:
+        """Return the cells of a row under `TEXT_HEADS`."""
+        repeats = "-" if self.repeated is None else f"{self.repeated:.0%}"
+        text = show_text(self.text).replace(SPACE, " ") + ("" if self.stopped else " …")
+        probability = f"{math.exp(self.log_probability):.1e}"
+        return [self.name, str(len(self.token_ids)), repeats, f"{self.perplexity:,.1f}", probability, text]
 
 
 def explore_next(
@@ -147,10 +198,10 @@ def explore_next(
 
     Args:
         text: The prompt as it is, or its token ids.
-        top: How many tokens to list.
+        top: How many tokens to list, at least 1.
         temperature: Above 0; below 1 sharpens, above flattens.
-        top_k: Keep the so many likeliest; 0 for all.
-        top_p: Keep the likeliest that together have this probability, above 0; 1 for all.
+        top_k: Keep this many likeliest tokens; 0 for all.
+        top_p: Keep the likeliest that together have this probability; 1 for all.
 
     Raises:
         DataError: The prompt cannot be used.
@@ -158,77 +209,46 @@ def explore_next(
     """
     import torch
 
-    check_numbers(top=top, temperature=temperature, top_k=top_k, top_p=top_p)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    build_generation_settings("sample", **settings)
     ids = encode_text(model, tokenizer, text, room=0)
     with generating(model), torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].double().cpu()  # [vocabulary]
-        tempered = (logits / temperature).softmax(-1)
+        plain, tempered = logits.softmax(-1), (logits / temperature).softmax(-1)
+        at = torch.stack([(logits / value).softmax(-1) for value in TEMPERATURES])  # [temperatures, vocabulary]
         in_k = _warp(logits, temperature, top_k=top_k).isfinite()
         in_p = _warp(logits, temperature, top_p=top_p).isfinite()
         drawn = _warp(logits, temperature, top_k=top_k, top_p=top_p).softmax(-1)
-        order = logits.argsort(descending=True, stable=True)
-        cumulative = tempered[order].cumsum(0)
-        plain = logits.softmax(-1)
-        at = torch.stack([(logits / value).softmax(-1) for value in TEMPERATURES])  # [temperatures, vocabulary]
-    tokens = [
-        NextToken(
-            rank=place + 1,
-            token_id=token,
-            text=show_token(tokenizer, token),
-            probability=float(plain[token]),
-            tempered=float(tempered[token]),
-            at=tuple(at[:, token].tolist()),
-            cumulative=min(1.0, float(cumulative[place])),
-            in_top_k=bool(in_k[token]),
-            in_top_p=bool(in_p[token]),
-            drawn=float(drawn[token]),
-        )
-        for place, token in enumerate(order[:top].tolist())
-    ]
+        order = logits.argsort(descending=True, stable=True)[:top].tolist()
     return NextTokens(
         prompt_tokens=[show_token(tokenizer, token) for token in ids],
         vocabulary=len(logits),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        num_top_k=int(in_k.sum()),
-        share_top_k=min(1.0, float(tempered[in_k].sum())),
+        settings=settings,
+        share_top_k=float(tempered[in_k].sum()),
         num_top_p=int(in_p.sum()),
-        share_top_p=min(1.0, float(tempered[in_p].sum())),
+        share_top_p=float(tempered[in_p].sum()),
         num_drawn=int((drawn > 0).sum()),
-        tokens=tokens,
-        temperatures=[_measure(value, row) for value, row in zip(TEMPERATURES, at, strict=True)],
+        tokens=[
+            NextToken(
+                token_id=token,
+                text=show_token(tokenizer, token),
+                probability=float(plain[token]),
+                tempered=float(tempered[token]),
+                at=tuple(at[:, token].tolist()),
+                in_top_k=bool(in_k[token]),
+                in_top_p=bool(in_p[token]),
+                drawn=float(drawn[token]),
+            )
+            for token in order
+        ],
+        entropies=tuple(float(-row.xlogy(row).sum()) / math.log(2) for row in at),
     )
-
-
-def check_numbers(*, top: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Refuse what `explore_next` cannot show.
-
-    Raises:
-        ConfigError: Numbers are out of range; all are listed.
-    """
-    faults = []
-    if top < 1:
-        faults.append(f"`top` is {top}; it should be at least 1")
-    if not (0 < temperature < math.inf):
-        faults.append(f"`temperature` is {temperature:g}; it should be above 0 (greedy search is what 0 would be)")
-    if top_k < 0:
-        faults.append(f"`top_k` is {top_k}; it should be at least 1, or 0 for all tokens")
-    if not 0 < top_p <= 1:
-        faults.append(f"`top_p` is {top_p:g}; it should be above 0 and at most 1, which is all tokens")
-    if faults:
-        raise ConfigError("The distribution cannot be shown so:", faults)
 
 
 def _warp(logits: "Tensor", temperature: float, *, top_k: int = 0, top_p: float = 1.0) -> "Tensor":
     """Return logits as `generate()` would draw from them, `[vocabulary]`: minus infinity where a token is left out."""
     import torch
-    from transformers import (
-        LogitsProcessorList,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     if top_k:
@@ -241,15 +261,108 @@ def _warp(logits: "Tensor", temperature: float, *, top_k: int = 0, top_p: float 
     return warped
 
 
-def _measure(temperature: float, probabilities: "Tensor") -> Temperature:
-    cumulative = probabilities.sort(descending=True).values.cumsum(0)
-    entropy = -float(probabilities.xlogy(probabilities).sum()) / math.log(2)
-    return Temperature(
-        temperature=temperature,
-        entropy=max(0.0, entropy),
-        top=float(probabilities.max()),
-        num_half=min(int((cumulative < 0.5).sum()) + 1, len(cumulative)),
-    )
+def explore_beams(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str | Sequence[int],
+    *,
+    num_beams: int = 3,
+    length: int = 5,
+) -> BeamTree:
+    """Return what beam search goes through when it continues a text: its best is that of `generate(num_beams=…)`.
+
+    Args:
+        text: The prompt as it is, or its token ids.
+        num_beams: Beginnings followed side by side, at least 2.
+        length: Most tokens to write.
+
+    Raises:
+        DataError: The prompt cannot be used.
+        ConfigError: A number is out of range.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    if not 2 <= num_beams <= vocabulary or length < 1:
+        raise ConfigError(
+            f"A beam tree takes 2 to {vocabulary:,} beams (1 is greedy search) and 1 token or more; `num_beams` is "
+            f"{num_beams}, `length` is {length}."
+        )
+    ids = encode_text(model, tokenizer, text, room=length)
+    # A model made smaller may still name the end of the one it was made from, which it cannot write.
+    ends = {end for end in find_ends(model, tokenizer) if end < vocabulary}
+    seen: set[Prefix] = set()
+
+    def watch(rows: "Tensor", scores: "Tensor") -> "Tensor":
+        """Note what the beams hold; a logits processor that changes nothing."""
+        seen.update(tuple(row) for row in rows[:, len(ids) :].tolist())
+        return scores
+
+    with generating(model), torch.inference_mode():
+        found: Any = model.generate(  # type: ignore[operator]  # seen as a buffer
+            torch.tensor([ids], device=model.device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            return_dict_in_generate=True,
+            output_scores=True,
+            logits_processor=LogitsProcessorList([watch]),
+            do_sample=False,
+            max_new_tokens=length,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            eos_token_id=sorted(ends) or None,
+        )
+    rows = [_until_end(row, ends) for row in found.sequences[:, len(ids) :].tolist()]
+    end_id = min(ends, default=-1)
+    (greedy,) = generate_completions(model, tokenizer, [ids], end_id=end_id, max_new_tokens=length)
+    names = ["best", *(f"number {rank}" for rank in range(2, num_beams + 1))]
+    nodes = _build_nodes(model, tokenizer, ids, seen - {()}, dict(zip(rows, names, strict=True)))
+    texts = [(*pair, pair[1][-1] in ends) for pair in zip(names, rows, strict=True)]
+    texts.append(("greedy search", greedy.token_ids, greedy.stopped))
+    return BeamTree(nodes, [_measure(model, tokenizer, ids, *text) for text in texts])
+
+
+def _build_nodes(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Sequence[int],
+    seen: set[Prefix],
+    found: dict[Prefix, str],
+) -> list[BeamNode]:
+    """Return the nodes of all prefixes that beams went through; `found` names the texts."""
+    prefixes = seen.union(*(_list_prefixes(row) for row in found))
+    leaves = prefixes - {prefix[:-1] for prefix in prefixes}
+    steps: dict[Prefix, float] = {}
+    for leaf in leaves:
+        steps |= zip(_list_prefixes(leaf), _log_probabilities(model, ids, leaf), strict=True)
+    nodes = []
+    # Likelier tokens first, each with all below it.
+    for prefix in sorted(prefixes, key=lambda prefix: [(-steps[start], start) for start in _list_prefixes(prefix)]):
+        path = math.fsum(steps[start] for start in _list_prefixes(prefix))
+        text = show_token(tokenizer, prefix[-1])
+        outcome = found.get(prefix, "dropped" if prefix in leaves else "")
+        nodes.append(BeamNode(len(prefix) - 1, prefix[-1], text, math.exp(steps[prefix]), math.exp(path), outcome))
+    return nodes
+
+
+def _list_prefixes(row: Prefix) -> list[Prefix]:
+    return [row[:end] for end in range(1, len(row) + 1)]
+
+
+def _log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequence[int]) -> list[float]:
+    """Return the log-probability in nats of each of some tokens after a prompt and those before it."""
+    import torch
+
+    with generating(model), torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[*prompt, *new]], device=model.device)).logits[0].float()
+        steps = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [new, vocabulary]
+        chosen: list[float] = steps.gather(1, torch.tensor(new, device=model.device)[:, None])[:, 0].tolist()
+    return chosen
+
+
+def _until_end(row: Sequence[int], ends: set[int]) -> Prefix:
+    return tuple(row[: next((index for index, token in enumerate(row) if token in ends), len(row)) + 1])
 
 
 def compare_strategies(
@@ -261,13 +374,13 @@ def compare_strategies(
     max_new_tokens: int = 40,
     seed: int = 123,
     end_id: int | None = None,
-) -> list[StrategyAnswer]:
+) -> list[Continuation]:
     """Return a text continued by each of some strategies, in their order.
 
     Args:
         text: The prompt as it is, or its token ids.
         names: Of `STRATEGIES`.
-        max_new_tokens: Longest continuation, in tokens.
+        max_new_tokens: Longest continuation, in tokens, at least 1.
         seed: Of the strategies that sample; all begin with the same.
         end_id: A token that ends a text, besides the model's own.
 
@@ -275,12 +388,9 @@ def compare_strategies(
         DataError: The prompt cannot be used.
         ConfigError: There is no such strategy, or Transformers refuses one for this model.
     """
-    strategies = [find_strategy(name) for name in dict.fromkeys(names)]
-    if max_new_tokens < 1:
-        raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; it should be at least 1.")
     ids = encode_text(model, tokenizer, text, room=max_new_tokens)
     answers = []
-    for strategy in strategies:
+    for strategy in [find_strategy(name) for name in dict.fromkeys(names)]:
         try:
             (completion,) = generate_completions(
                 model,
@@ -293,19 +403,22 @@ def compare_strategies(
             )
         except ValueError as error:
             raise ConfigError(f"Transformers refuses the strategy `{strategy.name}` for this model: {error}") from error
-        answers.append(
-            StrategyAnswer(
-                name=strategy.name,
-                description=strategy.description,
-                settings=strategy.settings,
-                text=decode_tokens(tokenizer, completion.token_ids),
-                token_ids=completion.token_ids,
-                stopped=completion.stopped,
-                repeated=repeated_share(completion.token_ids),
-                perplexity=_perplexity(log_probabilities(model, ids, completion.token_ids)),
-            )
-        )
+        answers.append(_measure(model, tokenizer, ids, strategy.name, completion.token_ids, completion.stopped))
     return answers
+
+
+def _measure(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Sequence[int],
+    name: str,
+    new: Prefix,
+    stopped: bool,
+) -> Continuation:
+    total = math.fsum(_log_probabilities(model, ids, new))
+    # Beyond this many nats per token a float overflows.
+    perplexity = math.exp(min(-total / len(new), 700))
+    return Continuation(name, decode_tokens(tokenizer, new), new, stopped, repeated_share(new), total, perplexity)
 
 
 def repeated_share(tokens: Sequence[int]) -> float | None:
@@ -318,11 +431,3 @@ def repeated_share(tokens: Sequence[int]) -> float | None:
     """
     grams = [tuple(tokens[start : start + _GRAM]) for start in range(len(tokens) - _GRAM + 1)]
     return (len(grams) - len(set(grams))) / len(grams) if grams else None
-
-
-def _perplexity(log_probabilities: Sequence[float]) -> float | None:
-    try:
-        value = math.exp(-math.fsum(log_probabilities) / len(log_probabilities))
-    except (OverflowError, ValueError, ZeroDivisionError):
-        return None
-    return value if math.isfinite(value) else None

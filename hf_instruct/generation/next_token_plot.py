@@ -1,17 +1,13 @@
 """The plot of `hf-instruct explore`: the likeliest next tokens, what top-k and top-p keep, what temperature does."""
 
-import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.errors import ConfigError
 from hf_instruct.generation.exploring import TEMPERATURES, NextTokens
 from hf_instruct.plots import COLORS, build_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = (".png", ".svg")
 _WIDTH_INCHES = 8.2
 _ROW_INCHES = 0.23
 _LONGEST_LABEL = 18
@@ -22,23 +18,9 @@ _KEPT = {
     (False, True): ("kept by top-p only", "batch"),
     (False, False): ("kept by neither", "base"),
 }
-_MARKERS = "v^osDP"
 
 
-def check_plot_path(path: Path) -> Path:
-    """Return the path of a plot, after a look at its suffix.
-
-    Raises:
-        ConfigError: It names no format that can be drawn, or a folder.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"`{path}` does not end in {' or '.join(FORMATS)}, so its format is not known; rename it.")
-    if path.is_dir():
-        raise ConfigError(f"`{path}` is a folder; name a file in it.")
-    return path
-
-
-def draw_next_token_plot(found: NextTokens, *, title: str) -> "Figure":
+def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Figure":
     """Return the plot of the next token.
 
     On the left a bar a token at the temperature asked for, coloured by what top-k and top-p keep; on the right its
@@ -49,42 +31,36 @@ def draw_next_token_plot(found: NextTokens, *, title: str) -> "Figure":
         title: A line above the plot, taken literally.
     """
     tokens = found.tokens
-    figure = build_figure((_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(tokens)), _printable(title, longest=90))
+    size = (_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(tokens))
+    figure = build_figure(size, title and _printable(title, longest=90))
     left, right = figure.subplots(1, 2, sharey=True)
     for kept, (label, color) in _KEPT.items():
-        places = [place for place, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept]
-        if places:
-            widths = [100 * tokens[place].tempered for place in places]
-            left.barh(places, widths, 0.72, color=COLORS[color], label=label)
+        bars = [
+            (row, 100 * token.tempered) for row, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept
+        ]
+        if bars:
+            left.barh(*zip(*bars, strict=True), 0.72, color=COLORS[color], label=label)
     left.set_yticks(range(len(tokens)), [_printable(token.text) for token in tokens], parse_math=False)
     left.set_ylim(len(tokens) - 0.4, -0.6)
     left.set_xlabel("probability of the next token, %")
-    for place, temperature in enumerate(TEMPERATURES):
+    for index, (temperature, marker) in enumerate(zip(TEMPERATURES, "v^os", strict=True)):
         # On a logarithmic axis what is all but impossible would squeeze the rest.
-        points = [(100 * token.at[place], row) for row, token in enumerate(tokens) if token.at[place] >= 1e-6]
-        if points:
-            marker = _MARKERS[place % len(_MARKERS)]
-            right.plot(
-                *zip(*points, strict=True), marker=marker, markersize=4.5, linewidth=0.8, label=f"{temperature:g}"
-            )
+        points = [(100 * token.at[index], row) for row, token in enumerate(tokens) if token.at[index] >= 1e-6]
+        shape = {"marker": marker, "markersize": 4.5, "linewidth": 0.8}
+        right.plot(*zip(*points, strict=True), **shape, label=f"{temperature:g}")
     right.set_xscale("log")
     right.set_xlabel("probability at each temperature, % (logarithmic)")
-    for axes, name in ((left, None), (right, "temperature")):
+    for axes, name, corner in ((left, None, "lower right"), (right, "temperature", "best")):
         style_axes(axes, grid="x")
         axes.tick_params(which="both", labelsize=8, pad=4)
-        axes.legend(loc="best", frameon=False, fontsize=8, title=name, title_fontsize=8, labelcolor=COLORS["text"])
+        axes.legend(loc=corner, frameon=False, fontsize=8, title=name, title_fontsize=8, labelcolor=COLORS["text"])
     return figure
 
 
 def _printable(text: str, *, longest: int = _LONGEST_LABEL) -> str:
     """Return a label cut to length, with characters that the font lacks as their numbers."""
-    known = _drawable()
-    label = "".join(character if ord(character) in known else f"U+{ord(character):04X}" for character in text)
-    return label if len(label) <= longest else label[: longest - 1] + "…"
-
-
-@functools.cache
-def _drawable() -> frozenset[int]:
     from matplotlib.font_manager import findfont, get_font
 
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    label = "".join(character if ord(character) in known else f"U+{ord(character):04X}" for character in text)
+    return label if len(label) <= longest else label[: longest - 1] + "…"

@@ -5,7 +5,6 @@ A strategy is what Transformers does with the probabilities of the next token; n
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ STRATEGY_FIELDS = ("do_sample", *_OF_SAMPLING, *_OF_BEAMS)
 # Transformers takes some values beyond these for "off".
 _RANGES = {
     **dict.fromkeys(("top_p", "min_p", "typical_p"), (0, 1)),
-    **{"temperature": (0, math.inf), "top_k": (0, math.inf), "num_beams": (1, math.inf)},
+    **{"temperature": (0.01, 100), "top_k": (0, 10**6), "num_beams": (1, 1000)},
 }
 # Explicit, because a model's own `generation_config` may say otherwise.
 _NO_SAMPLING = {"do_sample": False, "num_beams": 1}

@@ -1,7 +1,6 @@
 """A prompt into token ids, and tokens into text that can be read: spaces, line ends and parts of characters shown."""
 
 import functools
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ SPACE = "␣"
 _NAMED = {" ": SPACE, "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 # How tokenizers of SentencePiece's kind write a space.
 _PIECE_SPACE = "▁"
-_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-_REPLACEMENT = "\ufffd"
+# What part of a character decodes to.
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def check_text(text: str, *, what: str = "question") -> str:
@@ -33,14 +32,14 @@ def check_text(text: str, *, what: str = "question") -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise DataError(f"The {what} is empty; type some words.")
-    for place, char in enumerate(text, start=1):
+    for index, char in enumerate(text, start=1):
         category = unicodedata.category(char)
         if category == "Cs":
-            raise DataError(f"The {what} is not UTF-8 text (character {place:,}). Type or save it as UTF-8.")
+            raise DataError(f"The {what} is not UTF-8 text (character {index:,}). Type or save it as UTF-8.")
         if category == "Cc" and char not in "\n\t":
             raise DataError(
-                f"The {what} holds the control character U+{ord(char):04X} (character {place:,}); line breaks and tabs "
-                "are allowed. Remove it."
+                f"The {what} holds the control character U+{ord(char):04X} (character {index:,}); only line breaks and "
+                "tabs are allowed. Remove it."
             )
     return text
 
@@ -57,20 +56,17 @@ def encode_text(
     Raises:
         DataError: The text is empty, holds control characters, or does not fit the model's context with `room`.
     """
-    if isinstance(text, str):
-        ids: list[int] = tokenizer(check_text(text, what="prompt"))["input_ids"]
-        # Some tokenizers end every text with end-of-text, after which there is nothing to continue.
-        ids = ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    else:
-        ids = list(text)
-        if not ids:
-            raise DataError("The prompt has no tokens; give at least one.")
+    ids = list(tokenizer(check_text(text, what="prompt"))["input_ids"] if isinstance(text, str) else text)
+    # Some tokenizers end every text with end-of-text, after which there is nothing to continue.
+    if isinstance(text, str) and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    if not ids:
+        raise DataError("The prompt has no tokens; give at least one.")
     limit = context_length(model)
     if limit is not None and len(ids) + room > limit:
-        problem = f"The prompt has {len(ids):,} tokens" + (f" and {room:,} are to follow" if room else "")
         raise DataError(
-            f"{problem}, but the model has {limit:,} positions. Shorten the prompt"
-            + (", or ask for fewer tokens to follow." if room else ".")
+            f"The prompt has {len(ids):,} tokens, {room:,} are to follow, and the model has {limit:,} positions. "
+            "Shorten the prompt, or ask for fewer tokens."
         )
     return ids
 
@@ -83,10 +79,15 @@ def show_token(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str:
     token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else None
     if not isinstance(token, str):
         return f"<id {token_id}>"
-    if token_id in tokenizer.added_tokens_decoder or _BYTE_PIECE.fullmatch(token):
+    if token_id in tokenizer.added_tokens_decoder:
         return show_text(token)
     text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-    if _REPLACEMENT in text and (content := _bytes_of(token)) is not None and _REPLACEMENT.encode() not in content:
+    if UNKNOWN in text:
+        # Part of a character: the bytes of a byte-level tokenizer, or the token as SentencePiece names it, `<0xE2>`.
+        known = _byte_alphabet()
+        if not all(letter in known for letter in token):
+            return show_text(token)
+        content = [known[letter] for letter in token]
         return "".join(show_text(chr(byte)) if byte < 0x80 else f"\\x{byte:02x}" for byte in content)
     if token.startswith(_PIECE_SPACE) and not text.startswith(" "):
         text = " " + text
@@ -99,35 +100,18 @@ def show_text(text: str) -> str:
     >>> show_text(" a dog\n\x1b")
     '␣a␣dog\\n\\u001b'
     """
-    return "".join(_show_character(character) for character in text)
-
-
-def _show_character(character: str) -> str:
-    if character in _NAMED:
-        return _NAMED[character]
     # Controls, formats, unassigned, and spaces other than the usual one.
-    if unicodedata.category(character)[0] in "CZ":
-        return f"\\u{ord(character):04x}"
-    return character
-
-
-def _bytes_of(token: str) -> bytes | None:
-    """Return the bytes that a token of a byte-level tokenizer stands for, or None where it is not of that kind."""
-    try:
-        return bytes(_byte_alphabet()[character] for character in token)
-    except KeyError:
-        return None
+    return "".join(
+        _NAMED.get(char) or (f"\\u{ord(char):04x}" if unicodedata.category(char)[0] in "CZ" else char) for char in text
+    )
 
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each letter of GPT-2's alphabet stands for.
+    """Return the byte that each letter of GPT-2's alphabet stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    Source: `bytes_to_unicode` in https://github.com/openai/gpt-2/blob/master/src/encoder.py
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def decode_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:

@@ -1,1 +1,1 @@
-"""The page: chat with models, see how they pick their words, and read their runs side by side."""
+"""The local pages: chat with models, see how they pick their words, read runs side by side, and vote."""

@@ -1,20 +1,29 @@
 """The chat tab: questions, and answers as they are written; of one model, or of two side by side."""
 
+import contextlib
+import dataclasses
 import functools
+import html
 import re
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import DataError, InstructError
-from hf_instruct.ui.chat_session import ChatSession, Column
-from hf_instruct.ui.html import format_chat, format_notice
-from hf_instruct.ui.model_pool import ModelShelf
+from hf_instruct.errors import InstructError
+from hf_instruct.ui.model_pool import ModelPool
+from hf_instruct.ui.pages import QUICK, format_notice
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chat_settings import ChatSettings
+    from hf_instruct.generation.conversation import Conversation, Turn
 
+# A fast model writes more often than a browser needs to draw.
+_SECONDS_BETWEEN_UPDATES = 0.05
+# A large model on a slow machine may read its prompt for so long before it can stop.
+_SECONDS_TO_STOP = 60.0
 _NOBODY = "nobody"
 _SAVE = "Save as examples"
+_ENDINGS = {"length": "The answer was cut off at the longest allowed.", "user": "Stopped."}
 # The browser makes the file: the server writes none.
 _DOWNLOAD = """
 (name, text) => {
@@ -28,29 +37,177 @@ _DOWNLOAD = """
 """
 
 
+@dataclasses.dataclass(eq=False)
+class Column:
+    """One model's side of a session.
+
+    Attributes:
+        label: What the model is called.
+        conversation: None until the model is loaded.
+        asked: The question that is being answered; None where none is.
+        before: The turns before that question.
+        answer: What there is of the answer.
+    """
+
+    label: str
+    conversation: "Conversation | None" = None
+    asked: str | None = None
+    before: "Sequence[Turn]" = ()
+    answer: str = ""
+
+    @property
+    def turns(self) -> "list[Turn]":
+        """What was said so far."""
+        return self.conversation.turns if self.conversation else []
+
+    def was_asked(self, question: str) -> bool:
+        """Return whether that is its latest question."""
+        return bool(self.turns) and self.turns[-1].user == question
+
+    def list_messages(self) -> list[dict[str, str]]:
+        """Return what `gradio.Chatbot` shows."""
+        # A turn is added a moment before its last piece is read: until then, what was there before counts.
+        said = [(turn.user, turn.assistant) for turn in (self.turns if self.asked is None else self.before)]
+        said += [] if self.asked is None else [(self.asked, self.answer or "…")]
+        # Gradio reads HTML in messages, with Markdown turned off too.
+        return [
+            {"role": role, "content": html.escape(text, quote=False)}
+            for turn in said
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+
+
+class ChatSession:
+    """One browser tab: nothing in it is shared with another but the models.
+
+    Attributes:
+        columns: One for each model it talks to.
+    """
+
+    def __init__(self) -> None:
+        self.columns: list[Column] = []
+        self._is_stopped = False
+        # Held while a question is answered, by whichever thread does so at the time.
+        self._answering = threading.Lock()
+
+    def begin(self, *, stop_first: bool = False) -> bool:
+        """Keep others from asking until `end`, and return whether that was possible.
+
+        Args:
+            stop_first: Whether to stop what is being written; otherwise that is in the way, unless it is about to end.
+        """
+        if stop_first:
+            self.stop()
+        # What was stopped ends with its current token, and what has ended as soon as the page is told.
+        if not self._answering.acquire(timeout=_SECONDS_TO_STOP if self._is_stopped else 0):
+            return False
+        self._is_stopped = False
+        return True
+
+    def end(self) -> None:
+        """Let the next question be asked."""
+        self._answering.release()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Stop what is being written, and change what was said once the page has shown it."""
+        has_begun = self.begin(stop_first=True)
+        try:
+            yield
+        finally:
+            if has_begun:
+                self.end()
+
+    def choose(self, labels: list[str]) -> None:
+        """Talk to these models; another choice starts new conversations, as answers belong to what was said before."""
+        if [column.label for column in self.columns] != labels:
+            with self._alone():
+                self.columns = [Column(label) for label in labels]
+
+    def stop(self) -> None:
+        """End what is being written soon; what there is of it stays."""
+        self._is_stopped = True
+        for column in self.columns:
+            if column.conversation:
+                column.conversation.stop()
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        with self._alone():
+            self.columns = [Column(column.label) for column in self.columns]
+
+    def latest_question(self) -> str:
+        """Return what was asked last; empty where nothing was."""
+        return next((column.turns[-1].user for column in self.columns if column.turns), "")
+
+    def undo(self) -> str:
+        """Take back the latest question and return it; empty where there is none."""
+        with self._alone():
+            question = self.latest_question()
+            for column in self.columns:
+                # One that was stopped before its turn came was not asked.
+                if column.conversation and column.was_asked(question):
+                    column.conversation.undo()
+            return question
+
+    def answer(self, column: Column, question: str, *, again: bool = False) -> Iterator[None]:
+        """Have a model answer, and yield when there is something new to show.
+
+        Args:
+            column: One of this session's, with a conversation.
+            question: What is asked.
+            again: Whether it is the latest question once more, for an answer that replaces the latest.
+
+        Raises:
+            InstructError: The question cannot be asked, or generation failed.
+        """
+        talk = column.conversation
+        if talk is None or self._is_stopped or column not in self.columns:
+            return
+        again = again and (column.was_asked(question) or not question)
+        before = talk.turns[:-1] if again else talk.turns
+        pieces = talk.retry() if again else talk.stream(question)
+        if self._is_stopped:
+            # Between the look above and the start, when there was nothing to stop yet.
+            talk.stop()
+        column.asked, column.before, column.answer = question, before, ""
+        try:
+            # Another conversation may have the model: the question is there while it waits.
+            yield
+            shown_at = 0.0
+            for piece in pieces:
+                column.answer += piece
+                if time.monotonic() - shown_at >= _SECONDS_BETWEEN_UPDATES:
+                    shown_at = time.monotonic()
+                    yield
+        finally:
+            # Also where the browser is gone, and nobody reads the answer.
+            talk.stop()
+            column.asked = None
+        yield
+
+
 class ChatTab:
     """The parts of the tab, and what its buttons do.
 
     Args:
         gradio: The module.
-        shelf: The models.
+        pool: The models.
     """
 
-    def __init__(self, gradio: Any, shelf: ModelShelf) -> None:
-        self._gradio = gradio
-        self._shelf = shelf
+    def __init__(self, gradio: Any, pool: ModelPool) -> None:
+        self._gradio, self._pool = gradio, pool
         # Stays on the server, one for each tab of each browser.
         self._session = gradio.State(None)
-        labels = shelf.labels
+        labels = pool.labels
         with gradio.Row():
-            self._model = gradio.Dropdown(labels, value=labels[0], label="Talk to", min_width=240, elem_id="hi-model")
-            self._other_model = gradio.Dropdown(
-                [_NOBODY, *labels],
-                value=_NOBODY,
-                label="and, side by side, to",
-                min_width=240,
-                elem_id="hi-other-model",
-            )
+            models = [
+                gradio.Dropdown(choices, value=choices[0], label=label, min_width=240, elem_id=f"hi-{name}")
+                for choices, label, name in (
+                    (labels, "Talk to", "model"),
+                    ([_NOBODY, *labels], "and, side by side, to", "other-model"),
+                )
+            ]
         with gradio.Row():
             # Each in a column of its own: beside one another on a wide screen, below on a narrow one.
             with gradio.Column(min_width=320):
@@ -59,274 +216,206 @@ class ChatTab:
                 second = self._build_chat("", "hi-other")
         self._chats = [first, second]
         self._notice = gradio.HTML(format_notice(""), elem_id="hi-chat-notice")
-        with gradio.Row(elem_id="chat-box"):
+        with gradio.Row():
             self._box = gradio.Textbox(
                 show_label=False,
                 placeholder="Ask something. Enter sends, Shift + Enter starts a new line.",
-                lines=1,
                 max_lines=8,
                 scale=8,
                 min_width=200,
                 autofocus=True,
                 elem_id="hi-box",
             )
-            self._send = gradio.Button("Send", variant="primary", scale=1, min_width=84, elem_id="hi-send")
-            self._stop = gradio.Button("Stop", variant="stop", scale=1, min_width=84, visible=False, elem_id="hi-stop")
+            size = {"scale": 1, "min_width": 84}
+            self._send = gradio.Button("Send", variant="primary", elem_id="hi-send", **size)
+            self._stop = gradio.Button("Stop", variant="stop", visible=False, elem_id="hi-stop", **size)
         with gradio.Row():
-            retry = gradio.Button("Retry", size="sm", min_width=80, elem_id="hi-retry")
-            undo = gradio.Button("Undo", size="sm", min_width=80, elem_id="hi-undo")
-            clear = gradio.Button("Clear", size="sm", min_width=80, elem_id="hi-clear")
+            small = {"size": "sm", "min_width": 80}
+            actions = [
+                gradio.Button(name, elem_id=f"hi-{name.lower()}", **small) for name in ("Retry", "Undo", "Clear")
+            ]
             self._saves = [
-                gradio.Button(_SAVE, size="sm", min_width=80, visible=not place, elem_id=f"hi-save-{name}")
-                for place, name in enumerate(("first", "second"))
+                gradio.Button(_SAVE, visible=name == "first", elem_id=f"hi-save-{name}", **small)
+                for name in ("first", "second")
             ]
         # What the browser is to keep, and under which name.
         self._file = [gradio.Textbox(visible="hidden") for _ in range(2)]
         with gradio.Accordion("How answers are written", open=False, elem_id="hi-settings"):
-            self._settings = self._build_settings()
-        self._connect(retry, undo, clear)
+            self._settings = _build_settings(gradio)
+        self._connect([self._session, *models], *actions)
 
     def _build_chat(self, label: str, name: str) -> Any:
-        # Not a `gradio.Chatbot`: it shows HTML in what models and people write, Markdown or not.
-        return self._gradio.HTML(format_chat(label, []), elem_id=name, elem_classes="hi-chat", apply_default_css=False)
-
-    def _build_settings(self) -> dict[str, Any]:
-        """Add the settings, with those of `ChatSettings` under their own names."""
-        gradio = self._gradio
-        with gradio.Row():
-            found = {
-                "temperature": gradio.Slider(
-                    0,
-                    2,
-                    0,
-                    step=0.05,
-                    label="temperature",
-                    min_width=220,
-                    info="0: always the likeliest token",
-                    elem_id="hi-temperature",
-                ),
-                "top_p": gradio.Slider(0.05, 1, 1, step=0.05, label="top-p", info="1: all tokens", min_width=220),
-                "top_k": gradio.Number(0, precision=0, label="top-k", info="0: all tokens", min_width=110),
-            }
-        with gradio.Row():
-            found["max_new_tokens"] = gradio.Number(
-                256, precision=0, label="longest answer", info="in tokens", min_width=110, elem_id="hi-longest"
-            )
-            found["repetition_penalty"] = gradio.Number(1.0, label="repetition penalty", info="1: none", min_width=110)
-            # Not a number field: Gradio turns an empty one into 0, which is a seed like any other.
-            found["seed"] = gradio.Textbox(
-                label="seed", info="repeats what is drawn; empty: anew each time", max_lines=1, min_width=110
-            )
-        found["system"] = gradio.Textbox(
-            label="System text", info="Only for models asked by a chat template.", lines=1, max_lines=6
+        return self._gradio.Chatbot(
+            label=label,
+            elem_id=name,
+            height="min(52vh, 460px)",
+            placeholder="Nothing said yet.",
+            render_markdown=False,
+            latex_delimiters=[],
+            buttons=[],
+            feedback_options=None,
+            group_consecutive_messages=False,
         )
-        return found
 
-    def _connect(self, retry: Any, undo: Any, clear: Any) -> None:
+    def _connect(self, choice: list[Any], retry: Any, undo: Any, clear: Any) -> None:
         outputs = [self._session, *self._chats, self._second, self._box, self._notice, self._send, self._stop]
         outputs += self._saves
-        choice = [self._session, self._model, self._other_model]
         settings = list(self._settings.values())
-        # Not in the API that Gradio offers to programs.
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        # Many may wait at once: each model answers one question at a time anyway. By itself Gradio would drop a click
+        # Many may wait together: each model answers one question at a time anyway. By itself Gradio would drop a click
         # that comes between the end of an answer and its own taking note of it; the session sees to what is too much.
-        slow: dict[str, Any] = {**quick, "queue": True, "concurrency_limit": None, "trigger_mode": "multiple"}
+        slow: dict[str, Any] = {**QUICK, "queue": True, "concurrency_limit": None, "trigger_mode": "multiple"}
         for event in (self._send.click, self._box.submit):
             event(self._ask, [*choice, self._box, *settings], outputs, **slow)
         retry.click(self._retry, [*choice, *settings], outputs, **slow)
-        self._stop.click(self._end, [self._session], None, **quick)
-        undo.click(self._undo, choice, outputs, **quick)
-        clear.click(self._clear, choice, outputs, **quick)
-        for place, save in enumerate(self._saves):
-            write = functools.partial(self._save, place)
-            made = save.click(write, [self._session], [*self._file, self._notice], **quick)
-            made.success(None, self._file, None, js=_DOWNLOAD, **quick)
-        for dropdown in (self._model, self._other_model):
-            dropdown.input(self._choose, choice, outputs, **quick)
+        self._stop.click(lambda session: session and session.stop(), [self._session], None, **QUICK)
+        undo.click(self._undo, choice, outputs, **QUICK)
+        clear.click(self._clear, choice, outputs, **QUICK)
+        for index, save in enumerate(self._saves):
+            made = save.click(
+                functools.partial(self._save, index), [self._session], [*self._file, self._notice], **QUICK
+            )
+            made.success(None, self._file, None, js=_DOWNLOAD, **QUICK)
+        for dropdown in choice[1:]:
+            dropdown.input(lambda *chosen: self._show(_open(*chosen)), choice, outputs, **QUICK)
 
     def _ask(self, session: ChatSession | None, model: str, other: str, text: str, *values: Any) -> Iterator[Any]:
         session = _open(session, model, other)
         if session.begin():
-            yield from self._answer(session, values, text, box="")
+            yield from self._answer(session, values, text, again=False)
 
     def _retry(self, session: ChatSession | None, model: str, other: str, *values: Any) -> Iterator[Any]:
         session = _open(session, model, other)
-        if session.begin(instead=True):
+        if session.begin(stop_first=True):
             yield from self._answer(session, values, session.latest_question(), again=True)
 
-    def _answer(
-        self,
-        session: ChatSession,
-        values: tuple[Any, ...],
-        question: str,
-        *,
-        again: bool = False,
-        box: str | None = None,
-    ) -> Iterator[dict[Any, Any]]:
-        """Yield what to show while the models answer, one after the other; to be called between `begin` and `end`.
+    def _answer(self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool) -> Iterator[Any]:
+        """Yield what to show while the models answer, one after the other; to be called after `begin`.
 
-        On a processor two models at once would each take more than twice as long, and the memory may do for one only.
+        On a processor two models together would each take more than twice as long, and the memory may do for one only.
         """
         try:
             try:
-                yield from self._write_answers(session, values, question, again=again, box=box)
+                yield from self._write_answers(session, values, question, again=again)
+                notice = _describe_end(session)
             except InstructError as error:
-                end = self._show(session, str(error), error=True)
-            else:
-                end = self._show(session, _describe_end(session))
+                notice = str(error)
             # Who asks once the page shows the end waits for it here, rather than being turned away.
             session.stop()
-            yield end
+            yield self._show(session, notice)
         finally:
             session.end()
 
     def _write_answers(
-        self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool, box: str | None
+        self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool
     ) -> Iterator[dict[Any, Any]]:
-        shown = {} if box is None else {self._box: box}
+        # Cleared once: what is typed meanwhile stays.
+        shown: dict[Any, Any] = {} if again else {self._box: ""}
         columns = session.columns
         for column in columns:
             if column.conversation is None:
-                yield self._show_loading(session, column)
+                yield self._show(session, f"Loading {column.label} …", busy=True)
             self._prepare(column, dict(zip(self._settings, values, strict=True)))
         for column in columns:
-            if not self._shelf.is_loaded(column.label):
-                yield self._show_loading(session, column)
-            with self._shelf.lend(column.label):
+            if not self._pool.is_loaded(column.label):
+                yield self._show(session, f"Loading {column.label} …", busy=True)
+            with self._pool.acquire(column.label):
                 for _ in session.answer(column, question, again=again):
                     yield {**self._show(session, busy=True), **shown}
-                    # Cleared once: what is typed meanwhile stays.
                     shown = {}
-
-    def _show_loading(self, session: ChatSession, column: Column) -> dict[Any, Any]:
-        return self._show(session, f"Loading {column.label} …", busy=True)
 
     def _prepare(self, column: Column, values: dict[str, Any]) -> None:
         """Load a column's model, and set how it answers.
 
         Raises:
-            InstructError: It cannot be loaded, or a setting is none of those allowed.
+            InstructError: It cannot be loaded, or a setting is not allowed.
         """
+        from hf_instruct.generation.chat_model import ChatSettings
         from hf_instruct.generation.conversation import Conversation
 
         system = values.pop("system") or ""
-        settings = _build_settings(values)
+        settings = ChatSettings().change(**values)
         if column.conversation is None:
-            with self._shelf.lend(column.label) as model:
+            with self._pool.acquire(column.label) as model:
                 column.conversation = Conversation(model)
         column.conversation.settings = settings
         if column.conversation.system != system.strip():
             column.conversation.system = system
-
-    def _end(self, session: ChatSession | None) -> None:
-        if session is not None:
-            session.stop()
 
     def _undo(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = _open(session, model, other)
         question = session.undo()
         return {**self._show(session), **({self._box: question} if question else {})}
 
-    def _save(self, place: int, session: ChatSession | None) -> tuple[str, str, str]:
-        """Return a file's name, its text, and a notice; no text where there is nothing to save."""
-        try:
-            name, text, said = save_turns(session.columns[place] if session and session.columns else None)
-        except InstructError as error:
-            return "", "", format_notice(str(error), error=True)
-        return name, text, format_notice(said)
-
     def _clear(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = _open(session, model, other)
         session.clear()
         return self._show(session)
 
-    def _choose(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
-        """Begin anew with other models."""
-        return self._show(_open(session, model, other))
+    def _save(self, index: int, session: ChatSession | None) -> tuple[str, str, str]:
+        """Return a file's name, its text, and a notice; no text where there is nothing to save."""
+        from hf_instruct.generation.conversation import format_examples
 
-    def _show(
-        self, session: ChatSession, notice: str = "", *, busy: bool = False, error: bool = False
-    ) -> dict[Any, Any]:
+        column = session.columns[index] if session and session.columns else Column("chat")
+        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', column.label).strip('-.') or 'chat'}.jsonl"
+        try:
+            text, said = format_examples(column.turns)
+        except InstructError as error:
+            return "", "", format_notice(str(error))
+        return name, text, format_notice(f"{said} into {name}. Each example stands alone, without earlier turns.")
+
+    def _show(self, session: ChatSession, notice: str = "", *, busy: bool = False) -> dict[Any, Any]:
         update = self._gradio.update
+        several = len(session.columns) > 1
         shown: dict[Any, Any] = {
             self._session: session,
-            self._notice: format_notice(notice, error=error),
+            self._notice: format_notice(notice),
             self._send: update(visible=not busy),
             self._stop: update(visible=busy),
-            self._second: update(visible=len(session.columns) > 1),
-            self._saves[1]: update(visible=len(session.columns) > 1),
+            self._second: update(visible=several),
+            self._saves[1]: update(visible=several),
         }
-        for save, column in zip(self._saves, session.columns, strict=False):
-            name = f"Save {column.label}" if len(session.columns) > 1 else _SAVE
-            shown[save] = update(value=name, visible=True)
-        for chat, column in zip(self._chats, session.columns, strict=False):
-            shown[chat] = format_chat(column.label, column.list_turns(), aside=_describe_memory(column))
+        for chat, save, column in zip(self._chats, self._saves, session.columns, strict=False):
+            alone = column.conversation is not None and not column.conversation.model.has_turns
+            label = f"{column.label} (each question stands alone)" if alone else column.label
+            shown[chat] = update(value=column.list_messages(), label=label)
+            shown[save] = update(value=f"Save {column.label}" if several else _SAVE, visible=True)
         return shown
+
+
+def _build_settings(gradio: Any) -> dict[str, Any]:
+    """Add the settings, with those of `ChatSettings` under their own names."""
+    wide, narrow = {"step": 0.05, "min_width": 220}, {"min_width": 110}
+    with gradio.Row():
+        info = "0: always the likeliest token"
+        found = {
+            "temperature": gradio.Slider(0, 2, 0, label="temperature", info=info, elem_id="hi-temperature", **wide),
+            "top_p": gradio.Slider(0.05, 1, 1, label="top-p", info="1: all tokens", **wide),
+            "top_k": gradio.Number(0, precision=0, label="top-k", info="0: all tokens", **narrow),
+        }
+    with gradio.Row():
+        found["max_new_tokens"] = gradio.Number(
+            256, precision=0, label="longest answer", info="in tokens", elem_id="hi-longest", **narrow
+        )
+        found["repetition_penalty"] = gradio.Number(1.0, label="repetition penalty", info="1: none", **narrow)
+        # Not a number field: Gradio turns an empty one into 0, which is a seed like any other.
+        found["seed"] = gradio.Textbox(label="seed", info="repeats what is drawn", max_lines=1, **narrow)
+    found["system"] = gradio.Textbox(label="System text", info="Only for models asked by a chat template.", max_lines=6)
+    return found
 
 
 def _open(session: ChatSession | None, model: str, other: str) -> ChatSession:
     """Return the browser tab's session, with the models chosen."""
     session = session or ChatSession()
-    session.take([model] if other in (_NOBODY, model) else [model, other])
+    session.choose([model] if other in (_NOBODY, model) else [model, other])
     return session
-
-
-def _describe_memory(column: Column) -> str:
-    """Return whether the model is told what was said before, where that is not to be expected."""
-    alone = column.conversation is not None and not column.conversation.model.has_turns
-    return "each question stands alone" if alone else ""
-
-
-def _build_settings(values: dict[str, Any]) -> "ChatSettings":
-    """Return the settings in the tab's fields.
-
-    Raises:
-        ConfigError: One is none of those allowed.
-    """
-    from hf_instruct.generation.chat_settings import ChatSettings
-
-    seed = ChatSettings.parse("seed", str(values["seed"] or "").strip() or "none")
-    return ChatSettings(**{**values, "seed": seed})
 
 
 def _describe_end(session: ChatSession) -> str:
     """Return what a reader should know of the latest answers."""
     said = []
     for column in session.columns:
-        if column.conversation is None or not column.turns:
-            continue
-        last = column.turns[-1]
-        ended = {"length": "The answer was cut off at the longest allowed.", "user": "Stopped."}.get(last.ended_by, "")
-        if text := " ".join(filter(None, (column.conversation.notice, ended))):
-            said.append(f"{column.label}: {text}" if len(session.columns) > 1 else text)
+        if column.conversation is not None and column.turns:
+            parts = filter(None, (column.conversation.notice, _ENDINGS.get(column.turns[-1].ended_by)))
+            if text := " ".join(parts):
+                said.append(f"{column.label}: {text}" if len(session.columns) > 1 else text)
     return "\n".join(said)
-
-
-def save_turns(column: Column | None) -> tuple[str, str, str]:
-    """Return the whole answers of a conversation as a file of training examples, as the terminal's `/save` writes it.
-
-    Returns:
-        What to call the file, its text, and what to say of it.
-
-    Raises:
-        DataError: There is nothing to save.
-    """
-    from hf_instruct.generation.conversation import build_examples, format_examples
-
-    turns = list(column.turns) if column else []
-    if column is None or column.conversation is None or not turns:
-        raise DataError("There is nothing to save yet.")
-    examples = build_examples(turns)
-    text = format_examples(examples)
-    num_saved, num_whole = text.count("\n"), len(examples)
-    if not text:
-        raise DataError("There is nothing to save: no answer is whole. A longer `longest answer` lets them end.")
-    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', column.label).strip('-.') or 'chat'}.jsonl"
-    said = f"Saved {num_saved} training {'example' if num_saved == 1 else 'examples'} into {name}"
-    parts = [f"{len(turns) - num_whole:,} left out (empty or cut)"] * (num_whole < len(turns))
-    parts += [f"{num_whole - num_saved:,} said twice"] * (num_saved < num_whole)
-    said += f": {', '.join(parts)}." if parts else "."
-    if column.conversation.system or (column.conversation.model.has_turns and num_saved > 1):
-        said += " Each example stands alone: earlier turns and the system text are not in it."
-    return name, text, said

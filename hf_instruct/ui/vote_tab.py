@@ -1,120 +1,269 @@
-"""The vote tab: which two sets of answers to vote on, and the vote page for these two."""
+"""Where people vote: a page of its own for `hf-instruct vote`, and a tab with a choice of what to vote on.
+
+The browser gets the texts of one ballot and its number, and nothing else: which set an answer is from, who else votes
+and where the votes go stay on the server. Texts are shown in text boxes, which render neither HTML nor Markdown.
+"""
 
 import contextlib
 import dataclasses
+import functools
+import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_instruct.errors import DataError
-from hf_instruct.ui.sources import Source
+from hf_instruct.errors import DataError, InstructError
+from hf_instruct.evaluation.votes import LEFT, RIGHT, SKIP, TIE, Ballot, VoteBook, check_voter
+from hf_instruct.ui.model_pool import Source
+from hf_instruct.ui.pages import QUICK, format_notice, serve_page
 
-if TYPE_CHECKING:
-    from hf_instruct.evaluation.votes import VoteBook
+_WELCOME = """\
+## Which answer is better?
+You will see an instruction and two answers to it, and say which one you prefer. Their sides are drawn at random.
+Each vote is kept immediately: stop whenever you like, and continue later under the same name."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """A set of answers to vote on.
+@dataclasses.dataclass
+class Session:
+    """One browser tab.
 
     Attributes:
-        label: What it is called on the page.
-        path: The folder that `hf-instruct vote` would be given.
-        is_base: Whether the answers are a run's untuned model's.
+        voter: Whose votes it sends.
+        book: What it votes on.
+        shown_at: When its ballot was shown, in seconds of a clock that never goes back.
     """
 
-    label: str
-    path: Path
-    is_base: bool = False
+    voter: str
+    book: VoteBook
+    shown_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
-class VoteShelf:
+def serve_votes(book: VoteBook, server: socket.socket, *, hosts: Iterable[str], voter: str | None = None) -> None:
+    """Serve a page to vote on one pair of sets of answers, until interrupted.
+
+    Args:
+        book: The ballots and their votes.
+        server: From `hf_instruct.addresses.open_socket`.
+        hosts: From `hf_instruct.guard.list_hosts`.
+        voter: Whose votes these are; None asks on the page.
+
+    Raises:
+        KeyboardInterrupt: Somebody ended it.
+    """
+
+    def build(gradio: Any, blocks: Any) -> None:
+        VotePanel(gradio, blocks, lambda: book, voter=voter)
+
+    serve_page("Which answer is better?", build, server, hosts=hosts)
+
+
+class VotePanel:
+    """The parts of the page, and what its buttons do; made inside the page or the tab that is to hold it.
+
+    Args:
+        gradio: The module.
+        blocks: The whole page.
+        pick: Gives the ballots to vote on, from the values of `choice`.
+        choice: The components that say which; none where there is no choice.
+        voter: Whose votes these are; None asks on the page.
+    """
+
+    def __init__(
+        self,
+        gradio: Any,
+        blocks: Any,
+        pick: Callable[..., VoteBook],
+        *,
+        choice: Sequence[Any] = (),
+        voter: str | None = None,
+    ) -> None:
+        self._gradio, self._pick, self._choice, self._voter = gradio, pick, list(choice), voter
+        # Stays on the server, one for each tab, so that several people do not mix.
+        self._session = gradio.State(None)
+        # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
+        self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
+        self._problem = gradio.HTML(visible=False, elem_id="vote-problem")
+        with gradio.Column(visible=False) as self._welcome:
+            gradio.Markdown(_WELCOME)
+            self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, elem_id="vote-name")
+            start = gradio.Button("Start", variant="primary", elem_id="vote-start", elem_classes="vote-big")
+        with gradio.Column(visible=False) as self._main:
+            with gradio.Row():
+                self._progress = gradio.HTML(elem_id="vote-progress")
+                self._change = gradio.Button("", size="sm", min_width=120, scale=0, elem_id="vote-change")
+            with gradio.Column() as self._ballot:
+                buttons = self._build_ballot()
+            with gradio.Row():
+                small = {"size": "sm", "min_width": 120}
+                self._skip = buttons[SKIP] = gradio.Button("Skip (S)", elem_id="vote-skip", **small)
+                undo = gradio.Button("Undo my last vote (U)", elem_id="vote-undo", **small)
+            # Says which ballot a click was on, as the browser saw it.
+            self._number = gradio.Textbox(visible="hidden")
+        self._connect(blocks, start, undo, buttons)
+
+    def _build_ballot(self) -> dict[str, Any]:
+        """Add the texts of a ballot and the buttons under them, and return the buttons by choice."""
+        gradio = self._gradio
+        text = {"interactive": False, "max_lines": 40, "autoscroll": False, "elem_classes": "vote-text"}
+        self._instruction = gradio.Textbox(label="Instruction", elem_id="vote-instruction", **text)
+        self._input = gradio.Textbox(label="Input", elem_id="vote-input", **text)
+        with gradio.Row():
+            # Each in a column of its own: beside one another on a wide screen, below on a narrow one.
+            with gradio.Column(min_width=340):
+                self._left = gradio.Textbox(label="Left answer", elem_id="vote-left-text", **text)
+            with gradio.Column(min_width=340):
+                self._right = gradio.Textbox(label="Right answer", elem_id="vote-right-text", **text)
+        big = {"min_width": 200, "elem_classes": "vote-big"}
+        labels = {LEFT: "← Left is better", TIE: "About equal (T)", RIGHT: "Right is better →"}
+        with gradio.Row():
+            return {
+                choice: gradio.Button(
+                    label, variant="secondary" if choice == TIE else "primary", elem_id=f"vote-{choice}", **big
+                )
+                for choice, label in labels.items()
+            }
+
+    def _connect(self, blocks: Any, start: Any, undo: Any, buttons: dict[str, Any]) -> None:
+        outputs = [self._session, self._remembered, self._problem, self._welcome, self._name, self._main]
+        outputs += [self._ballot, self._skip, self._instruction, self._input, self._left, self._right]
+        outputs += [self._progress, self._change, self._number]
+        known = [self._remembered, *self._choice]
+        for event in (blocks.load, *(part.input for part in self._choice)):
+            event(self._load, known, outputs, **QUICK)
+        for event in (start.click, self._name.submit):
+            event(self._begin, [self._name, *self._choice], outputs, **QUICK)
+        for choice, button in buttons.items():
+            answer = functools.partial(self._answer, choice)
+            button.click(answer, [self._session, self._number, *known], outputs, **QUICK)
+        undo.click(self._undo, [self._session, *known], outputs, **QUICK)
+        self._change.click(lambda: self._show_only(self._welcome), None, outputs, **QUICK)
+
+    def _load(self, remembered: Any, *chosen: Any) -> dict[Any, Any]:
+        try:
+            book = self._pick(*chosen)
+        except InstructError as error:
+            notice = format_notice(f"There is nothing to vote on: {error}")
+            return self._show_only(self._problem, value=notice, remembered=remembered)
+        try:
+            return self._show(self._voter or check_voter(str(remembered or "")), book)
+        except DataError:
+            return self._show_only(self._welcome)
+
+    def _begin(self, name: str, *chosen: Any) -> dict[Any, Any]:
+        try:
+            return self._load(check_voter(name), *chosen)
+        except DataError as error:
+            return {self._name: self._gradio.update(info=str(error))}
+
+    def _answer(self, choice: str, session: Session | None, number: str, *known: Any) -> dict[Any, Any]:
+        if session is None:
+            # The server was restarted under an open page: show what comes next rather than guess what was seen.
+            return self._load(*known)
+        seconds = time.monotonic() - session.shown_at
+        session.book.vote(session.voter, int(number) if number.isdecimal() else 0, choice, seconds=seconds)
+        return self._show(session.voter, session.book)
+
+    def _undo(self, session: Session | None, *known: Any) -> dict[Any, Any]:
+        if session is None:
+            return self._load(*known)
+        session.book.undo(session.voter)
+        return self._show(session.voter, session.book)
+
+    def _show_only(self, part: Any, *, remembered: str = "", **values: Any) -> dict[Any, Any]:
+        """Return what shows one of the page's three parts, without a session."""
+        update = self._gradio.update
+        hidden = {other: update(visible=False) for other in (self._problem, self._welcome, self._main)}
+        shown = {self._session: None, self._remembered: remembered, self._name: update(value="", info=" ")}
+        return {**shown, **hidden, part: update(visible=True, **values)}
+
+    def _show(self, voter: str, book: VoteBook) -> dict[Any, Any]:
+        """Return what a voter sees next."""
+        update = self._gradio.update
+        ballot = book.next_ballot(voter)
+        texts = ballot or Ballot(0, book.num_different, "", "", "", "")
+        state = f"{texts.number} of {texts.total}"
+        if ballot is None:
+            state = f"All {texts.total} done. Thank you! You can close this page."
+        return {
+            **self._show_only(self._main),
+            self._session: Session(voter, book),
+            self._remembered: "" if self._voter else voter,
+            self._ballot: update(visible=ballot is not None),
+            self._skip: update(visible=ballot is not None),
+            self._instruction: texts.instruction,
+            self._input: update(value=texts.input, visible=bool(texts.input)),
+            self._left: texts.left,
+            self._right: texts.right,
+            self._progress: f'<div role="status">Which answer is better? &nbsp;<b>{state}</b></div>',
+            self._change: update(value=f"{voter} (change)", visible=self._voter is None),
+            self._number: str(texts.number),
+        }
+
+
+class VoteTab:
     """The ballots between any two sets of answers: made when two are chosen first, then kept for all who vote on them.
 
     Safe to use from several threads. The files of votes stay this process's until the stack is closed.
 
+    Attributes:
+        sides: What to vote on: the path of each set of answers that is there, as `hf-instruct vote` takes it, by label.
+
     Args:
         sources: Runs and models, as `find_sources` returns them.
-        stack: Keeps what has to be let go in the end.
+        stack: Keeps what has to be released in the end.
     """
 
     def __init__(self, sources: Sequence[Source], stack: contextlib.ExitStack) -> None:
-        self.sides = _find_sides(sources)
-        self._paths = {side.label: side.path for side in self.sides}
+        runs = [(source.label, source.run) for source in sources if source.run]
+        sides = [(label, run) for label, run in runs] + [(f"{label}, untuned", run.base) for label, run in runs]
+        self.sides = {
+            label: run.path for label, run in sides if run.responses.is_file() and run.responses.stat().st_size
+        }
         self._stack = stack
         self._books: dict[tuple[str, str], VoteBook] = {}
         self._lock = threading.Lock()
 
-    def open(self, first: str, second: str) -> "VoteBook":
+    def build(self, gradio: Any, blocks: Any) -> None:
+        """Add the parts of the tab; there are two sides at least."""
+        labels = list(self.sides)
+        with gradio.Row(visible=len(labels) > 2):
+            choice = [
+                gradio.Dropdown(labels, value=labels[index], label=label, min_width=240, elem_id=f"hi-vote-{name}")
+                for index, (label, name) in enumerate((("Vote on the answers of", "first"), ("and of", "second")))
+            ]
+        VotePanel(gradio, blocks, self.open, choice=choice)
+
+    def open(self, first: str, second: str) -> VoteBook:
         """Return the ballots between two sets of answers, by their labels.
 
         Raises:
-            InstructError: There is nothing to vote on, or the file of the votes cannot be had.
+            InstructError: There is nothing to vote on, or the file of the votes is in use.
         """
         if first == second:
             raise DataError("Choose two different ones to compare.")
         with self._lock:
             if (first, second) not in self._books:
-                self._books[first, second] = self._build(self._paths[first], self._paths[second])
+                self._books[first, second] = self._build_book(self.sides[first], self.sides[second])
             return self._books[first, second]
 
-    def _build(self, first: Path, second: Path) -> "VoteBook":
+    def _build_book(self, first: Path, second: Path) -> VoteBook:
+        from hf_instruct.evaluation.judgment_files import load_responses
         from hf_instruct.evaluation.pairing import join_responses
-        from hf_instruct.evaluation.votes import VoteBook, choose_vote_file, locked_votes
-        from hf_instruct.records import Response, read_rows
+        from hf_instruct.evaluation.votes import choose_vote_file, locked_votes
 
         out = choose_vote_file(first, second)
         if any(book.path.resolve() == out.resolve() for book in self._books.values()):
             # Two books on one file would undo each other's votes.
             raise DataError(
-                f"The votes would go to `{out}`, which keeps those on another pair now. Start the page anew for this "
+                f"The votes would go to `{out}`, which keeps those on another pair now. Start the page again for this "
                 f"pair, or use `hf-instruct vote {first} {second} --out FILE`."
             )
         names = (str(first), str(second))
-        answers = (read_rows(folder / "responses.jsonl", Response) for folder in (first, second))
-        pairs = join_responses(*answers, names=names).pairs
+        pairs = join_responses(load_responses(first), load_responses(second), names=names).pairs
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_votes(out))
             book = VoteBook(pairs, out, names=names)
             self._stack.push(stack.pop_all())
         return book
-
-
-class VoteTab:
-    """The parts of the tab.
-
-    Args:
-        gradio: The module.
-        blocks: The whole page.
-        shelf: The ballots, of two sides at least.
-    """
-
-    def __init__(self, gradio: Any, blocks: Any, shelf: VoteShelf) -> None:
-        from hf_instruct.ui.vote_page import VotePanel
-
-        labels = [side.label for side in shelf.sides]
-        first, second = labels[0], choose_second(shelf.sides)
-        with gradio.Row(visible=len(labels) > 2):
-            choice = [
-                gradio.Dropdown(labels, value=value, label=label, min_width=240, elem_id=f"hi-vote-{name}")
-                for value, label, name in ((first, "Vote on the answers of", "first"), (second, "and of", "second"))
-            ]
-        VotePanel(gradio, blocks, shelf.open, choice=choice)
-
-
-def choose_second(sides: Sequence[Side]) -> str:
-    """Return the label of what the first is compared with until somebody chooses: another run, else its untuned one."""
-    return next((side.label for side in sides[1:] if not side.is_base), sides[1].label)
-
-
-def _find_sides(sources: Sequence[Source]) -> list[Side]:
-    """Return the sets of answers that are there: of each run, and of its untuned model."""
-    sides = []
-    for source in sources:
-        if source.folder is None:
-            continue
-        for label, folder in ((source.label, source.folder), (f"{source.label}, untuned", source.folder.base)):
-            if folder.responses.is_file() and folder.responses.stat().st_size:
-                sides.append(Side(label, folder.path, is_base=folder is not source.folder))
-    return sides
