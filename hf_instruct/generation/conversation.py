@@ -58,7 +58,15 @@ class Conversation:
         self._stop = threading.Event()
         self._working: Future[None] | None = None
         self._num_answers = 0
+        # Before the answer that is being written, and the question with what there is of the answer.
+        self._writing: tuple[list[Turn], Turn] | None = None
         self.system = system
+
+    @property
+    def said(self) -> list[Turn]:
+        """What was said so far, with the question that is being answered and what there is of its answer."""
+        writing = self._writing
+        return [*writing[0], writing[1]] if writing else self.turns
 
     @property
     def system(self) -> str:
@@ -128,15 +136,21 @@ class Conversation:
         settings = self.settings.change(max_new_tokens=self.longest, seed=seed)
         pieces: SimpleQueue[str | None] = SimpleQueue()
         stop = self._stop = threading.Event()
+        self._writing = (history, Turn(question, ""))
+
+        def take(piece: str) -> None:
+            self._writing = (history, Turn(question, self.said[-1].assistant + piece))
+            pieces.put(piece)
 
         def work() -> None:
             try:
-                done = self.model.answer(prompt, settings=settings, on_text=pieces.put, stop=stop)
+                done = self.model.answer(prompt, settings=settings, on_text=take, stop=stop)
                 ended_by = "model" if done.stopped else "length" if done.num_tokens >= self.longest else "user"
                 turn = Turn(question, done.text, ended_by)
                 # Stopped before its first word, another answer replaces nothing.
                 self.turns = [*history, turn if turn.assistant or ended_by != "user" else replaced or turn]
             finally:
+                self._writing = None
                 pieces.put(None)
 
         # A pool of one keeps what the work raises for the reader.

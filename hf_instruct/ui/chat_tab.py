@@ -7,7 +7,7 @@ import html
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import InstructError
@@ -44,16 +44,10 @@ class Column:
     Attributes:
         label: What the model is called.
         conversation: None until the model is loaded.
-        asked: The question that is being answered; None where none is.
-        before: The turns before that question.
-        answer: What there is of the answer.
     """
 
     label: str
     conversation: "Conversation | None" = None
-    asked: str | None = None
-    before: "Sequence[Turn]" = ()
-    answer: str = ""
 
     @property
     def turns(self) -> "list[Turn]":
@@ -66,15 +60,12 @@ class Column:
 
     def list_messages(self) -> list[dict[str, str]]:
         """Return what `gradio.Chatbot` shows."""
-        # A turn is added a moment before its last piece is read: until then, what was there before counts.
-        said = [(turn.user, turn.assistant) for turn in (self.turns if self.asked is None else self.before)]
-        said += [] if self.asked is None else [(self.asked, self.answer or "…")]
-        # Gradio reads HTML in messages, with Markdown turned off too.
-        return [
-            {"role": role, "content": html.escape(text, quote=False)}
-            for turn in said
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
+        messages = []
+        for turn in self.conversation.said if self.conversation else []:
+            for role, text in (("user", turn.user), ("assistant", turn.assistant or "…")):
+                # Gradio reads HTML in messages, with Markdown turned off too.
+                messages.append({"role": role, "content": html.escape(text, quote=False)})
+        return messages
 
 
 class ChatSession:
@@ -90,8 +81,9 @@ class ChatSession:
         # Held while a question is answered, by whichever thread does so at the time.
         self._answering = threading.Lock()
 
-    def begin(self, *, stop_first: bool = False) -> bool:
-        """Keep others from asking until `end`, and return whether that was possible.
+    @contextlib.contextmanager
+    def alone(self, *, stop_first: bool = True) -> Iterator[bool]:
+        """Keep others from asking meanwhile; gives whether that was possible.
 
         Args:
             stop_first: Whether to stop what is being written; otherwise that is in the way, unless it is about to end.
@@ -99,29 +91,19 @@ class ChatSession:
         if stop_first:
             self.stop()
         # What was stopped ends with its current token, and what has ended as soon as the page is told.
-        if not self._answering.acquire(timeout=_SECONDS_TO_STOP if self._is_stopped else 0):
-            return False
-        self._is_stopped = False
-        return True
-
-    def end(self) -> None:
-        """Let the next question be asked."""
-        self._answering.release()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Stop what is being written, and change what was said once the page has shown it."""
-        has_begun = self.begin(stop_first=True)
+        has_begun = self._answering.acquire(timeout=_SECONDS_TO_STOP if self._is_stopped else 0)
         try:
-            yield
+            if has_begun:
+                self._is_stopped = False
+            yield has_begun
         finally:
             if has_begun:
-                self.end()
+                self._answering.release()
 
     def choose(self, labels: list[str]) -> None:
         """Talk to these models; another choice starts new conversations, as answers belong to what was said before."""
         if [column.label for column in self.columns] != labels:
-            with self._alone():
+            with self.alone():
                 self.columns = [Column(label) for label in labels]
 
     def stop(self) -> None:
@@ -131,18 +113,13 @@ class ChatSession:
             if column.conversation:
                 column.conversation.stop()
 
-    def clear(self) -> None:
-        """Forget what was said."""
-        with self._alone():
-            self.columns = [Column(column.label) for column in self.columns]
-
     def latest_question(self) -> str:
         """Return what was asked last; empty where nothing was."""
         return next((column.turns[-1].user for column in self.columns if column.turns), "")
 
     def undo(self) -> str:
         """Take back the latest question and return it; empty where there is none."""
-        with self._alone():
+        with self.alone():
             question = self.latest_question()
             for column in self.columns:
                 # One that was stopped before its turn came was not asked.
@@ -164,27 +141,21 @@ class ChatSession:
         talk = column.conversation
         if talk is None or self._is_stopped or column not in self.columns:
             return
-        again = again and (column.was_asked(question) or not question)
-        before = talk.turns[:-1] if again else talk.turns
-        pieces = talk.retry() if again else talk.stream(question)
+        pieces = talk.retry() if again and (column.was_asked(question) or not question) else talk.stream(question)
         if self._is_stopped:
             # Between the look above and the start, when there was nothing to stop yet.
             talk.stop()
-        column.asked, column.before, column.answer = question, before, ""
         try:
             # Another conversation may have the model: the question is there while it waits.
             yield
             shown_at = 0.0
-            for piece in pieces:
-                column.answer += piece
+            for _ in pieces:
                 if time.monotonic() - shown_at >= _SECONDS_BETWEEN_UPDATES:
                     shown_at = time.monotonic()
                     yield
         finally:
             # Also where the browser is gone, and nobody reads the answer.
             talk.stop()
-            column.asked = None
-        yield
 
 
 class ChatTab:
@@ -280,30 +251,29 @@ class ChatTab:
 
     def _ask(self, session: ChatSession | None, model: str, other: str, text: str, *values: Any) -> Iterator[Any]:
         session = _open(session, model, other)
-        if session.begin():
-            yield from self._answer(session, values, text, again=False)
+        with session.alone(stop_first=False) as is_free:
+            if is_free:
+                yield from self._answer(session, values, text, again=False)
 
     def _retry(self, session: ChatSession | None, model: str, other: str, *values: Any) -> Iterator[Any]:
         session = _open(session, model, other)
-        if session.begin(stop_first=True):
-            yield from self._answer(session, values, session.latest_question(), again=True)
+        with session.alone() as is_free:
+            if is_free:
+                yield from self._answer(session, values, session.latest_question(), again=True)
 
     def _answer(self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool) -> Iterator[Any]:
-        """Yield what to show while the models answer, one after the other; to be called after `begin`.
+        """Yield what to show while the models answer, one after the other.
 
         On a processor two models together would each take more than twice as long, and the memory may do for one only.
         """
         try:
-            try:
-                yield from self._write_answers(session, values, question, again=again)
-                notice = _describe_end(session)
-            except InstructError as error:
-                notice = str(error)
-            # Who asks once the page shows the end waits for it here, rather than being turned away.
-            session.stop()
-            yield self._show(session, notice)
-        finally:
-            session.end()
+            yield from self._write_answers(session, values, question, again=again)
+            notice = _describe_end(session)
+        except InstructError as error:
+            notice = str(error)
+        # Who asks once the page shows the end waits for it here, rather than being turned away.
+        session.stop()
+        yield self._show(session, notice)
 
     def _write_answers(
         self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool
@@ -348,7 +318,8 @@ class ChatTab:
 
     def _clear(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = _open(session, model, other)
-        session.clear()
+        with session.alone():
+            session.columns = [Column(column.label) for column in session.columns]
         return self._show(session)
 
     def _save(self, index: int, session: ChatSession | None) -> tuple[str, str, str]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import gc
-import json
 import logging
 import threading
 from collections.abc import Hashable, Iterator, Sequence
@@ -169,7 +168,7 @@ class ModelPool:
 
         source, base = self._targets[label]
         entry = self._entries.get(self._key(label))
-        self._make_room(label, entry.size if entry else self._estimate(source, base))
+        self._make_room(label, entry.size if entry else self._estimate(source))
         loaded = ChatModel.load(source.name, base=base, trust_remote_code=self._trust)
         entry = entry or _Entry(loaded, label, loaded.model.get_memory_footprint())
         with self._lock:
@@ -193,13 +192,13 @@ class ModelPool:
             logger.info("Dropped %s (%.1f GB) from memory, to load %s (%.1f GB).", *sizes)
             _drop_weights(entry)
 
-    def _estimate(self, source: Source, base: bool) -> int:
+    def _estimate(self, source: Source) -> int:
         """Return the bytes to expect of a model's weights; where nothing tells, those of the largest there was."""
         name, dtype, revision = source.name, "float32", None
-        if source.run is not None and source.experiment is not None:
-            dtype = source.experiment.generate.dtype
-            model = source.experiment.model
-            name, revision = (model.name, model.revision) if base else (str(source.run.model), None)
+        if source.experiment is not None:
+            # A run's model is as large as the one it began with, adapters aside.
+            model, dtype = source.experiment.model, source.experiment.generate.dtype
+            name, revision = model.name, model.revision
         count = count_parameters(name, revision)
         if count is None:
             return max((entry.size for entry in self._entries.values()), default=0)
@@ -220,25 +219,18 @@ def count_parameters(name: str, revision: str | None = None) -> float | None:
     """Return how many parameters a model has, by the heads of its files or else its name; None where neither tells.
 
     Args:
-        name: An alias, a Hub id, a local folder, or the folder of an adapter, whose base model is counted too.
+        name: An alias, a Hub id or a local folder.
         revision: Commit, tag or branch on the Hub.
     """
     from huggingface_hub import get_local_safetensors_metadata, snapshot_download
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
     try:
-        location = resolve_model(name)
-        folder = Path(location)
+        folder = Path(resolve_model(name))
         if not folder.is_dir():
-            folder = Path(snapshot_download(location, revision=revision, local_files_only=True))
-        adapter = folder / "adapter_config.json"
-        weights = folder / "adapter_model.safetensors" if adapter.is_file() else folder
-        count = sum(get_local_safetensors_metadata(weights).parameter_count.values())
-        if not adapter.is_file():
-            return count
-        base = count_parameters(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-        return base and base + count
-    except (OSError, ValueError, TypeError, KeyError, InstructError, NotASafetensorsRepoError, SafetensorsParsingError):
+            folder = Path(snapshot_download(str(folder), revision=revision, local_files_only=True))
+        return sum(get_local_safetensors_metadata(folder).parameter_count.values())
+    except (OSError, ValueError, InstructError, NotASafetensorsRepoError, SafetensorsParsingError):
         # Whatever is wrong with the files, loading them says.
         return parse_num_parameters(name)
 

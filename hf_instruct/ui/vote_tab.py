@@ -21,8 +21,8 @@ from hf_instruct.ui.pages import QUICK, format_notice, serve_page
 
 _WELCOME = """\
 ## Which answer is better?
-You will see an instruction and two answers to it, and say which one you prefer. Their sides are drawn at random.
-Each vote is kept immediately: stop whenever you like, and continue later under the same name."""
+Two answers to one instruction, their sides drawn at random: say which you prefer. Each vote is kept immediately; stop
+whenever you like, and continue later under the same name."""
 
 
 @dataclasses.dataclass
@@ -84,23 +84,19 @@ class VotePanel:
         self._session = gradio.State(None)
         # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
         self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
-        self._problem = gradio.HTML(visible=False, elem_id="vote-problem")
-        with gradio.Column(visible=False) as self._welcome:
-            gradio.Markdown(_WELCOME)
-            self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, elem_id="vote-name")
-            start = gradio.Button("Start", variant="primary", elem_id="vote-start", elem_classes="vote-big")
-        with gradio.Column(visible=False) as self._main:
-            with gradio.Row():
-                self._progress = gradio.HTML(elem_id="vote-progress")
-                self._change = gradio.Button("", size="sm", min_width=120, scale=0, elem_id="vote-change")
-            with gradio.Column() as self._ballot:
-                buttons = self._build_ballot()
-            with gradio.Row():
-                small = {"size": "sm", "min_width": 120}
-                self._skip = buttons[SKIP] = gradio.Button("Skip (S)", elem_id="vote-skip", **small)
-                undo = gradio.Button("Undo my last vote (U)", elem_id="vote-undo", **small)
-            # Says which ballot a click was on, as the browser saw it.
-            self._number = gradio.Textbox(visible="hidden")
+        gradio.Markdown(_WELCOME)
+        with gradio.Row(visible=voter is None, equal_height=True):
+            self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, scale=4, elem_id="vote-name")
+            start = gradio.Button("Start", variant="primary", elem_id="vote-start")
+        self._progress = gradio.HTML(elem_id="vote-progress")
+        with gradio.Column(visible=False) as self._ballot:
+            buttons = self._build_ballot()
+        with gradio.Row(visible=False) as self._more:
+            small = {"size": "sm", "min_width": 120}
+            buttons[SKIP] = gradio.Button("Skip (S)", elem_id="vote-skip", **small)
+            undo = gradio.Button("Undo my last vote (U)", elem_id="vote-undo", **small)
+        # Says which ballot a click was on, as the browser saw it.
+        self._number = gradio.Textbox(visible="hidden")
         self._connect(blocks, start, undo, buttons)
 
     def _build_ballot(self) -> dict[str, Any]:
@@ -126,9 +122,8 @@ class VotePanel:
             }
 
     def _connect(self, blocks: Any, start: Any, undo: Any, buttons: dict[str, Any]) -> None:
-        outputs = [self._session, self._remembered, self._problem, self._welcome, self._name, self._main]
-        outputs += [self._ballot, self._skip, self._instruction, self._input, self._left, self._right]
-        outputs += [self._progress, self._change, self._number]
+        outputs = [self._session, self._remembered, self._name, self._progress, self._ballot, self._more]
+        outputs += [self._instruction, self._input, self._left, self._right, self._number]
         known = [self._remembered, *self._choice]
         for event in (blocks.load, *(part.input for part in self._choice)):
             event(self._load, known, outputs, **QUICK)
@@ -138,24 +133,24 @@ class VotePanel:
             answer = functools.partial(self._answer, choice)
             button.click(answer, [self._session, self._number, *known], outputs, **QUICK)
         undo.click(self._undo, [self._session, *known], outputs, **QUICK)
-        self._change.click(lambda: self._show_only(self._welcome), None, outputs, **QUICK)
 
     def _load(self, remembered: Any, *chosen: Any) -> dict[Any, Any]:
-        try:
-            book = self._pick(*chosen)
-        except InstructError as error:
-            notice = format_notice(f"There is nothing to vote on: {error}")
-            return self._show_only(self._problem, value=notice, remembered=remembered)
-        try:
-            return self._show(self._voter or check_voter(str(remembered or "")), book)
-        except DataError:
-            return self._show_only(self._welcome)
+        name = self._voter or str(remembered or "")
+        return self._begin(name, *chosen) if name else self._hide()
 
     def _begin(self, name: str, *chosen: Any) -> dict[Any, Any]:
         try:
-            return self._load(check_voter(name), *chosen)
+            voter = check_voter(name)
         except DataError as error:
             return {self._name: self._gradio.update(info=str(error))}
+        try:
+            return self._show(voter, self._pick(*chosen))
+        except InstructError as error:
+            return {**self._hide(), self._progress: format_notice(f"There is nothing to vote on: {error}")}
+
+    def _hide(self) -> dict[Any, Any]:
+        hidden = self._gradio.update(visible=False)
+        return {self._session: None, self._progress: "", self._ballot: hidden, self._more: hidden}
 
     def _answer(self, choice: str, session: Session | None, number: str, *known: Any) -> dict[Any, Any]:
         if session is None:
@@ -171,13 +166,6 @@ class VotePanel:
         session.book.undo(session.voter)
         return self._show(session.voter, session.book)
 
-    def _show_only(self, part: Any, *, remembered: str = "", **values: Any) -> dict[Any, Any]:
-        """Return what shows one of the page's three parts, without a session."""
-        update = self._gradio.update
-        hidden = {other: update(visible=False) for other in (self._problem, self._welcome, self._main)}
-        shown = {self._session: None, self._remembered: remembered, self._name: update(value="", info=" ")}
-        return {**shown, **hidden, part: update(visible=True, **values)}
-
     def _show(self, voter: str, book: VoteBook) -> dict[Any, Any]:
         """Return what a voter sees next."""
         update = self._gradio.update
@@ -187,17 +175,16 @@ class VotePanel:
         if ballot is None:
             state = f"All {texts.total} done. Thank you! You can close this page."
         return {
-            **self._show_only(self._main),
             self._session: Session(voter, book),
             self._remembered: "" if self._voter else voter,
+            self._name: update(value=voter, info=" "),
+            self._progress: format_notice(state),
             self._ballot: update(visible=ballot is not None),
-            self._skip: update(visible=ballot is not None),
+            self._more: update(visible=True),
             self._instruction: texts.instruction,
             self._input: update(value=texts.input, visible=bool(texts.input)),
             self._left: texts.left,
             self._right: texts.right,
-            self._progress: f'<div role="status">Which answer is better? &nbsp;<b>{state}</b></div>',
-            self._change: update(value=f"{voter} (change)", visible=self._voter is None),
             self._number: str(texts.number),
         }
 
