@@ -46,6 +46,7 @@ _HOMES = {
     "InstructError": "errors",
     "PrefixSharingCollator": "training.fast.collators",
     "PromptFormat": "prompts",
+    "Response": "schema",
     "RunFolder": "run_folder",
     "compare_runs": "evaluation.comparison",
     "generate_responses": "generation.answers",

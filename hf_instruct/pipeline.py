@@ -10,8 +10,9 @@ from hf_instruct.config import Experiment, build_experiment, load_experiment
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
 from hf_instruct.manifests import check_model
 from hf_instruct.processes import is_main_process, on_main_process
-from hf_instruct.records import read_json_object
+from hf_instruct.records import read_file
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
+from hf_instruct.schema import Preflight
 
 STAGES = ("data", "train", "generate", "judge", "report")
 # Processes launched together work on these together; on the others, the first alone.
@@ -212,9 +213,9 @@ def _prepare(folder: RunFolder, experiment: Experiment) -> None:
         from hf_instruct.data.stage import prepare
 
         prepare(folder, experiment)
-    checksum = read_json_object(folder.preflight).get("data_sha256")
-    if checksum and not _has_trained(folder):
-        folder.add_provenance(data_sha256=checksum)
+    preflight = read_file(folder.preflight, Preflight)
+    if preflight and not _has_trained(folder):
+        folder.add_provenance(data_sha256=preflight.data_sha256)
     folder.check_data()
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hf_instruct.console import format_points
-from hf_instruct.records import TrainingRow, write_bytes
+from hf_instruct.records import write_bytes
+from hf_instruct.schema import TrainingRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""The typed rows of every JSON Lines file in a run folder, and the only code that reads or writes them.
+"""Reading and writing the files of a run folder, so that a kill leaves none of them half written.
 
 A row is written whole or not at all: a killed process can leave at most one torn last line, which `recover_rows` cuts
 off before a stage goes on.
@@ -11,14 +11,15 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from hf_instruct.errors import DataError
+from hf_instruct.schema import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,136 +67,8 @@ class Splits:
         return f"Splits({', '.join(f'{name}: {len(rows):,} examples' for name, rows in self.named().items())})"
 
 
-@dataclasses.dataclass(frozen=True)
-class Response:
-    """A model's answer to one example, with the example's own fields so that the file can be judged alone.
-
-    Attributes:
-        response: Generated text: no prompt, no special tokens.
-        stopped: Whether the model ended the answer itself; None where that is not known (files made elsewhere).
-        num_tokens: Generated tokens, the end-of-text token included; None where that is not known.
-        reference_nll: Loss of the reference as a completion, under the same model: the sum over its tokens, the one
-            that ends it included, in nats. None where that is not known, or the reference does not fit the context.
-        reference_tokens: How many tokens that sum is over.
-        further_responses: What else was generated for the example, where several answers were asked for; never judged.
-    """
-
-    id: str
-    instruction: str
-    input: str
-    output: str
-    response: str
-    category: str | None = None
-    stopped: bool | None = None
-    num_tokens: int | None = None
-    reference_nll: float | None = None
-    reference_tokens: int | None = None
-    further_responses: list[str] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgment:
-    """The record of judging one response.
-
-    Attributes:
-        id: The example's id.
-        score: Integer from 0 to 100, or None when no verdict could be read.
-        replies: The judge's raw replies, one for each attempt that brought any; the last one is empty if the last
-            attempt brought none after one that did.
-        judge: Which judge, exactly: `backend`, `model`, `digest`, `server_version`, `options`.
-        rubric: Name of the rubric.
-        prompt_sha256: Hash of what the judge was asked: messages, reply schema, levels.
-        seconds: Time the judge took, all attempts together; 0 when the judgment came from the cache.
-        failure: Why there is no score; None when there is one.
-        reasons: The judge's reasons, where the rubric asks for them.
-        cached: Whether an earlier, equal call answered.
-    """
-
-    id: str
-    score: int | None
-    replies: list[str]
-    judge: dict[str, Any]
-    rubric: str
-    prompt_sha256: str
-    seconds: float
-    failure: str | None = None
-    reasons: str | None = None
-    cached: bool = False
-
-    def __post_init__(self) -> None:
-        if self.score is not None and (isinstance(self.score, bool) or not 0 <= self.score <= 100):
-            raise ValueError(f"`score` is {repr(self.score)[:20]}; allowed are null and the integers from 0 to 100")
-
-
-@dataclasses.dataclass(frozen=True)
-class Preference:
-    """Which of two responses to one example a judge or a person prefers.
-
-    Attributes:
-        id: The example's id.
-        first: Name of the one set of responses, such as its run folder.
-        second: Name of the other.
-        score: 1 for the first, 0 for the second, 0.5 for a tie; None when no verdict could be read.
-        judge: Who prefers, exactly: as in `Judgment`; `backend` is `person` for a vote.
-        rubric: Name of what was asked.
-        orders: The score by each order shown, the first response first, then the second first; empty for a vote.
-        replies: The judge's raw replies, in the order of `orders`; empty for a vote.
-        first_length: Characters of the first response.
-        second_length: Characters of the second.
-        prompt_sha256: Hash of all that was asked; empty for a vote.
-        seconds: From the first question to the verdict.
-        failure: Why there is no verdict.
-        category: The example's category, where it has one.
-    """
-
-    id: str
-    first: str
-    second: str
-    score: float | None
-    judge: dict[str, Any]
-    rubric: str
-    orders: list[float | None]
-    replies: list[str]
-    first_length: int
-    second_length: int
-    prompt_sha256: str = ""
-    seconds: float = 0.0
-    failure: str | None = None
-    category: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingRow:
-    """One line of `training.jsonl`: what was known at an optimizer step.
-
-    Attributes:
-        step: Optimizer steps done.
-        epoch: Passes over the training examples done, as a fraction.
-        tokens_seen: Example tokens (prompt and completion, no padding) trained on so far.
-        kind: `train` (mean loss since the last such row), `evaluation` (losses on fixed examples) or `samples`.
-        loss: Mean training loss in nats a label token; None on other kinds.
-        train_loss: Loss on a fixed part of the training examples; on `evaluation` rows.
-        validation_loss: Loss on the validation examples; on `evaluation` rows.
-        learning_rate: On `train` rows.
-        tokens_per_second: Example tokens a second since the last `train` row.
-        seconds: Time trained so far, evaluation and interrupted parts included.
-        samples: On `samples` rows, each with `id`, `instruction`, `input`, `output`, `response`.
-    """
-
-    step: int
-    epoch: float
-    tokens_seen: int
-    kind: str
-    loss: float | None = None
-    train_loss: float | None = None
-    validation_loss: float | None = None
-    learning_rate: float | None = None
-    tokens_per_second: float | None = None
-    seconds: float | None = None
-    samples: list[dict[str, str]] | None = None
-
-
-Row = TypeVar("Row", Example, Response, Judgment, Preference, TrainingRow)
+Row = TypeVar("Row", bound=Record | Example)
+File = TypeVar("File")
 
 
 def build_example_id(instruction: str, input: str, output: str) -> str:
@@ -259,35 +132,30 @@ def _split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> list[Row]:
-    types = {name: _plain_types(hint) for name, hint in get_type_hints(row_type).items()}
+    adapter = TypeAdapter(row_type)
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            fields = {name: value for name, value in parse_json(line).items() if name in types}
-            # Now, as a text where a number is due would fail only later, and anywhere.
-            if odd := [name for name, value in fields.items() if not isinstance(value, types[name])]:
-                raise TypeError(f"`{odd[0]}` is of type {type(fields[odd[0]]).__name__}")
-            if odd := [
-                name for name, value in fields.items() if isinstance(value, int | float) and not _is_finite(value)
-            ]:
-                raise ValueError(f"`{odd[0]}` is a number too large to compute with")
-            rows.append(row_type(**fields))
-        except (ValueError, TypeError, AttributeError) as error:
+            rows.append(adapter.validate_json(line.removeprefix(codecs.BOM_UTF8)))
+        except ValidationError as error:
             raise DataError(
-                f"`{path}` line {number} is not a {row_type.__name__} row ({error}); "
-                "mend the line, or delete the file and run the stage again."
+                f"`{path}` line {number} is not a {row_type.__name__} row ({describe_problem(error)}); "
+                "fix the line, or delete the file and run the stage again."
             ) from error
     return rows
 
 
-def _plain_types(hint: Any) -> tuple[type, ...]:
-    """Return the classes that `isinstance` takes for a hint: of `list[str] | None`, `list` and that of None.
-
-    >>> _plain_types(float | None)
-    (<class 'float'>, <class 'NoneType'>, <class 'int'>)
-    """
-    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return tuple(get_origin(part) or part for part in parts) + ((int,) if float in parts else ())
+def describe_problem(error: ValidationError) -> str:
+    """Return the first thing that pydantic found wrong, in a clause that names the field."""
+    first = error.errors(include_url=False)[0]
+    # A name in the file may be of any length and hold anything.
+    place = " ".join(".".join(str(part) for part in first["loc"]).split())[:80]
+    text = (
+        first["msg"].replace("recursion limit exceeded", "nested too deeply").replace(" at line 1 column", " at column")
+    )
+    text = text.removeprefix("Value error, ")
+    text = text[0].lower() + text[1:] if first["type"] != "json_invalid" else text.removeprefix("Invalid JSON: ")
+    return f"`{place}`: {text}" if place else text
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -343,6 +211,23 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError(reason) from error
 
 
+def read_file(path: Path, file_type: type[File]) -> File | None:
+    """Return what a JSON file of a run folder holds, or None where there is no file.
+
+    Raises:
+        DataError: The file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(file_type).validate_json(_read_bytes(path).removeprefix(codecs.BOM_UTF8))
+    except ValidationError as error:
+        raise DataError(
+            f"`{path}` cannot be read ({describe_problem(error)}); it is damaged or of another version. Delete it and "
+            "run the stage that writes it again."
+        ) from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of a run folder, or an empty one where there is no file.
 
@@ -382,7 +267,18 @@ def _is_finite(value: float) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole, indented, UTF-8; readers see the old file or the new one, never a part."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_by_model(path: Path, values: Mapping[str, Record | Sequence[Record]]) -> None:
+    """Write a JSON file of a record, or a list of records, for each model."""
+    plain = {
+        model: value.to_dict() if isinstance(value, Record) else [record.to_dict() for record in value]
+        for model, value in values.items()
+    }
+    write_json(path, plain)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -405,7 +301,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def format_row(row: Row) -> str:
-    """Return a row as its line in a JSON Lines file."""
-    fields = {name: value for name, value in dataclasses.asdict(row).items() if value is not None or name == "score"}
+def format_row(row: Record | Example) -> str:
+    """Return a row as its line in a JSON Lines file; what is not known is left out, but for a score."""
+    values = row.to_dict() if isinstance(row, Record) else dataclasses.asdict(row)
+    fields = {name: value for name, value in values.items() if value is not None or name == "score"}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

@@ -16,12 +16,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import SPLIT_NAMES, Example, read_json_object, read_rows, write_text
+from hf_instruct.records import (
+    SPLIT_NAMES,
+    Example,
+    describe_problem,
+    read_file,
+    read_json_object,
+    read_rows,
+    write_text,
+)
 from hf_instruct.redaction import redact
+from hf_instruct.schema import Preflight, Provenance
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -81,8 +92,8 @@ class RunFolder:
         Raises:
             DataError: A file is missing, or their checksum is not the one in `run.yaml`.
         """
-        known = read_yaml(self.config) if self.config.is_file() else {}
-        expected = known.get("data_sha256") or read_json_object(self.preflight).get("data_sha256")
+        preflight = read_file(self.preflight, Preflight)
+        expected = self.read_provenance().data_sha256 or (preflight.data_sha256 if preflight else None)
         if expected is None:
             return
         missing = [name for name in SPLIT_NAMES if not self.split(name).is_file()]
@@ -131,7 +142,7 @@ class RunFolder:
 
     def was_base_local(self) -> bool | None:
         """Return whether the base model was a local folder when training began; None where no file says so."""
-        known = read_yaml(self.config).get("base_model_is_local") if self.config.is_file() else None
+        known = self.read_provenance().base_model_is_local
         if known is None:
             # Of an older version; the tokenizer says where it was read from, unless it is of an older Transformers.
             known = read_json_object(self.model / "tokenizer_config.json").get("is_local")
@@ -271,6 +282,18 @@ class RunFolder:
         experiment = build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)
         experiment.model.trust_remote_code = self.trust_remote_code
         return experiment
+
+    def read_provenance(self) -> Provenance:
+        """Return where the run comes from, as far as `run.yaml` says.
+
+        Raises:
+            ConfigError: The file is not one of ours.
+        """
+        values = read_yaml(self.config) if self.config.is_file() else {}
+        try:
+            return Provenance.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"`{self.config}` cannot be read ({describe_problem(error)}).") from error
 
     def load_judge_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the run's `judge` settings with a user's own laid over them.

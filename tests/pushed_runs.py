@@ -20,8 +20,9 @@ from hf_instruct.hub.publication import PushOptions
 from hf_instruct.hub.push import Published, push
 from hf_instruct.models import configure_stop, load_model
 from hf_instruct.plots import draw_loss_plot, write_figure
-from hf_instruct.records import TrainingRow, read_rows, write_json
+from hf_instruct.records import read_rows, write_json
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TrainingRow
 
 BASE_ID = "openai-community/gpt2"
 END = 256

@@ -4,12 +4,24 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import build_experiment
-from hf_instruct.records import Example, Judgment, Response, TrainingRow, write_json, write_rows
+from hf_instruct.records import Example, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import (
+    JudgeIdentity,
+    Judgment,
+    Response,
+    RubricName,
+    Scores,
+    ScoreSummary,
+    TrainingRow,
+    TrainingSummary,
+)
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
-RUBRIC = {"name": "course", "sha256": "7" * 64}
-JUDGE = {"backend": "ollama", "model": "llama3", "digest": "sha256:365c0bd3c000aaaa", "options": {"temperature": 0}}
+RUBRIC = RubricName(**{"name": "course", "sha256": "7" * 64})
+JUDGE = JudgeIdentity(
+    **{"backend": "ollama", "model": "llama3", "digest": "sha256:365c0bd3c000aaaa", "options": {"temperature": 0}}
+)
 # id, instruction, input, reference, category, base answer, base score, tuned answer, tuned score; None is a failure
 ANSWERS: list[tuple[str, str, str, str, str, str, int | None, str, int | None]] = [
     (
@@ -57,26 +69,50 @@ def write_training(run: RunFolder) -> None:
     """Write a log of eight steps and its summary."""
     sample = {"id": "v", "instruction": "Convert 2 km to m.", "input": "", "output": "2000 m."}
     rows = [
-        TrainingRow(0, 0.0, 0, "evaluation", train_loss=1.2, validation_loss=1.193),
-        TrainingRow(0, 0.0, 0, "samples", samples=[{**sample, "response": "Convert 2 km"}]),
-        TrainingRow(4, 1.0, 900, "train", loss=0.9, learning_rate=5e-5, tokens_per_second=400.0),
-        TrainingRow(4, 1.0, 900, "evaluation", train_loss=0.8, validation_loss=0.8),
-        TrainingRow(4, 1.0, 900, "samples", samples=[{**sample, "response": "20 m."}]),
-        TrainingRow(8, 2.0, 1800, "train", loss=0.7, learning_rate=5e-5, tokens_per_second=400.0),
-        TrainingRow(8, 2.0, 1800, "evaluation", train_loss=0.6, validation_loss=0.722),
-        TrainingRow(8, 2.0, 1800, "samples", samples=[{**sample, "response": "2000 m."}]),
+        TrainingRow(step=0, epoch=0.0, tokens_seen=0, kind="evaluation", train_loss=1.2, validation_loss=1.193),
+        TrainingRow(step=0, epoch=0.0, tokens_seen=0, kind="samples", samples=[{**sample, "response": "Convert 2 km"}]),
+        TrainingRow(
+            step=4, epoch=1.0, tokens_seen=900, kind="train", loss=0.9, learning_rate=5e-5, tokens_per_second=400.0
+        ),
+        TrainingRow(step=4, epoch=1.0, tokens_seen=900, kind="evaluation", train_loss=0.8, validation_loss=0.8),
+        TrainingRow(step=4, epoch=1.0, tokens_seen=900, kind="samples", samples=[{**sample, "response": "20 m."}]),
+        TrainingRow(
+            step=8, epoch=2.0, tokens_seen=1800, kind="train", loss=0.7, learning_rate=5e-5, tokens_per_second=400.0
+        ),
+        TrainingRow(step=8, epoch=2.0, tokens_seen=1800, kind="evaluation", train_loss=0.6, validation_loss=0.722),
+        TrainingRow(step=8, epoch=2.0, tokens_seen=1800, kind="samples", samples=[{**sample, "response": "2000 m."}]),
     ]
     write_rows(run.training_log, rows)
-    summary = {"seconds": 314.2, "peak_memory_bytes": 2_140_000_000, "tokens_per_second": 412.3, "tokens_seen": 1800}
-    counts = {"steps": 8, "epochs": 2.0, "num_parameters": 124_439_808, "num_trainable_parameters": 124_439_808}
-    write_json(run.training_summary, {**summary, **counts, "device": "cpu", "precision": "bf16"})
+    summary = TrainingSummary(
+        seconds=314.2,
+        steps=8,
+        epochs=2.0,
+        tokens_seen=1800,
+        tokens_per_second=412.3,
+        peak_memory_bytes=2_140_000_000,
+        device="cpu",
+        precision="bf16",
+        num_processes=1,
+        num_parameters=124_439_808,
+        num_trainable_parameters=124_439_808,
+    )
+    write_json(run.training_summary, summary)
 
 
 def write_responses(run: RunFolder) -> None:
     """Write both models' answers; the base model ends one of four itself, the tuned one all."""
     for i, folder in enumerate((run.base, run)):
         rows = [
-            Response(id, ins, inp, ref, (base, tuned)[i], category, stopped=i == 1 or id == "a", num_tokens=9)
+            Response(
+                id=id,
+                instruction=ins,
+                input=inp,
+                output=ref,
+                response=(base, tuned)[i],
+                category=category,
+                stopped=i == 1 or id == "a",
+                num_tokens=9,
+            )
             for id, ins, inp, ref, category, base, _, tuned, _ in ANSWERS
         ]
         write_rows(folder.responses, rows)
@@ -88,10 +124,20 @@ def write_judgments(run: RunFolder) -> None:
         scores = {row[0]: (row[6], row[8])[i] for row in ANSWERS}
         write_rows(folder.judgments, [build_judgment(id, score) for id, score in scores.items()])
         numbers = [score for score in scores.values() if score is not None]
-        summary = {"mean": sum(numbers) / len(numbers), "standard_error": 2.5, "n": len(numbers), "total": 4}
-        categories = {"facts": {"mean": 60.0, "standard_error": 40.0, "n": 2}, "simile": {"mean": 85.0, "n": 1}}
-        failures = {"failures": 4 - len(numbers), "judge": JUDGE, "rubric": RUBRIC, "by_category": categories}
-        write_json(folder.scores, {**summary, **failures})
+        scores = Scores(
+            mean=sum(numbers) / len(numbers),
+            standard_error=2.5,
+            n=len(numbers),
+            failures=4 - len(numbers),
+            total=4,
+            judge=JUDGE,
+            rubric=RUBRIC,
+            by_category={
+                "facts": ScoreSummary(mean=60.0, standard_error=40.0, n=2),
+                "simile": ScoreSummary(mean=85.0, n=1),
+            },
+        )
+        write_json(folder.scores, scores)
 
 
 def build_judgment(id: str, score: int | None) -> Judgment:
@@ -99,5 +145,13 @@ def build_judgment(id: str, score: int | None) -> Judgment:
     failure = None if score is not None else "no integer from 0 to 100"
     replies = ["Well done!"] if score is None else [str(score)]
     return Judgment(
-        id, score, replies, JUDGE, "course", "f" * 64, 0.5, failure=failure, reasons="Close." if score else None
+        id=id,
+        score=score,
+        replies=replies,
+        judge=JUDGE,
+        rubric="course",
+        prompt_sha256="f" * 64,
+        seconds=0.5,
+        failure=failure,
+        reasons="Close." if score else None,
     )

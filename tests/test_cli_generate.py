@@ -5,8 +5,9 @@ import tiny_models
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
-from hf_instruct.records import Response, read_rows, write_rows
+from hf_instruct.records import read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 
 EXAMPLES = tiny_models.tiny_examples(5)
 

@@ -13,8 +13,9 @@ from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import load_experiment
-from hf_instruct.records import Example, Judgment, Preference, Response, build_example_id, read_rows, write_rows
+from hf_instruct.records import Example, build_example_id, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Judgment, Preference, Response
 
 ROWS = [
     {"instruction": f"Task {n}.", "input": "", "output": f"Done {n}.", "model_response": f"Answer {n}."}
@@ -52,7 +53,16 @@ def make_run(name: str = "runs/mine", *, untuned: str = "?") -> RunFolder:
     run = RunFolder(Path(name))
     run.save_experiment(load_experiment(None))
     for folder, suffix in ((run, "!"), (run.base, untuned)):
-        rows = [Response(f"id{n}", f"Task {n}.", "", "Done.", f"Answer {n}{suffix * (n % 3 + 1)}") for n in range(3)]
+        rows = [
+            Response(
+                id=f"id{n}",
+                instruction=f"Task {n}.",
+                input="",
+                output="Done.",
+                response=f"Answer {n}{suffix * (n % 3 + 1)}",
+            )
+            for n in range(3)
+        ]
         write_rows(folder.responses, rows)
     return run
 

@@ -8,7 +8,8 @@ import pytest
 
 from hf_instruct import rate_preferences
 from hf_instruct.cli.main import main
-from hf_instruct.records import Preference, write_rows
+from hf_instruct.records import write_rows
+from hf_instruct.schema import Preference
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,21 @@ def command(*arguments: object) -> int:
 
 def play(path: str, pair: tuple[str, str], scores: list[float | None], **judge: Any) -> Path:
     known = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"seed": 1}, **judge}
-    rows = [Preference(str(n), *pair, score, known, "pairwise", [], [], 5, 9) for n, score in enumerate(scores)]
+    rows = [
+        Preference(
+            id=str(n),
+            first=pair[0],
+            second=pair[1],
+            score=score,
+            judge=known,
+            rubric="pairwise",
+            orders=[],
+            replies=[],
+            first_length=5,
+            second_length=9,
+        )
+        for n, score in enumerate(scores)
+    ]
     write_rows(Path(path), rows)
     return Path(path)
 
@@ -74,7 +89,16 @@ def test_different_judges_are_refused_unless_forced(capsys: pytest.CaptureFixtur
 def test_equal_answers_are_by_the_same_judge_and_two_people_are_people() -> None:
     rows = [
         Preference(
-            str(n), "a", "b", 0.5, {"backend": "person", "model": voter, "options": options}, "vote", [], [], 1, 1
+            id=str(n),
+            first="a",
+            second="b",
+            score=0.5,
+            judge={"backend": "person", "model": voter, "options": options},
+            rubric="vote",
+            orders=[],
+            replies=[],
+            first_length=1,
+            second_length=1,
         )
         for n, (voter, options) in enumerate([("Ann", {"seed": 0}), ("Ben", {"seed": 0, "equal_answers": True})])
     ]
@@ -100,13 +124,16 @@ LENGTHS = {"first_length": 1, "second_length": 1}
         ("[1, 2]\n", "`votes.jsonl` line 1 is not a Preference row"),
         ('{"id": "1", "score": 85}\n', "name a file of preferences, as `hf-instruct judge pairwise` and"),
         (json.dumps(ROW | LENGTHS | {"score": float("nan")}) + "\n", "line 1 is not a Preference row"),
-        (json.dumps(ROW | LENGTHS | {"score": 85}) + "\n", "row 1 has the score 85; allowed are 0, 0.5, 1 and null"),
-        (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "row 1 has the score True"),
+        (
+            json.dumps(ROW | LENGTHS | {"score": 85}) + "\n",
+            "line 1 is not a Preference row (`score`: it is 85, not 0, 0.5, 1 or null)",
+        ),
+        (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "line 1 is not a Preference row (`score`"),
         (
             json.dumps(ROW | LENGTHS | {"score": 1, "first": ""}) + "\n",
-            "row 1 compares '' with 'b'; both should be names",
+            "line 1 is not a Preference row (`first`",
         ),
-        (json.dumps(ROW | LENGTHS | {"score": 1, "judge": "x"}) + "\n", "Preference row (`judge` is of type str)"),
+        (json.dumps(ROW | LENGTHS | {"score": 1, "judge": "x"}) + "\n", "Preference row (`judge`"),
         (json.dumps(ROW | LENGTHS | {"score": None}) + "\n", "No verdict compares two different sets of responses"),
     ],
 )

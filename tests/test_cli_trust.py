@@ -9,6 +9,7 @@ import publishing_runs
 import pytest
 import tiny_models
 from fake_ollama import Answer, FakeOllama
+from hf_instruct.ui.sources import find_sources
 from transformers import dynamic_module_utils
 
 from hf_instruct.cli.main import main
@@ -16,10 +17,10 @@ from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, ModelLoadError
 from hf_instruct.hub.serving import prepare_served_model
 from hf_instruct.pipeline import run as run_experiment
-from hf_instruct.records import Example, Response, write_rows
+from hf_instruct.records import Example, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 from hf_instruct.ui.model_pool import ModelShelf
-from hf_instruct.ui.sources import find_sources
 
 # Leaves a file behind wherever it is imported.
 _CODE = """\
@@ -144,7 +145,16 @@ def judged_elsewhere(server: FakeOllama, tmp_path: Path, monkeypatch: pytest.Mon
     judge = {"backend": "ollama", "model": "llama3", "base_url": url, "retries": 0}
     run.save_experiment(build_experiment({"judge": judge}, where="here", deep=False))
     for folder in (run, run.base):
-        rows = [Response(f"id{n}", f"Task {n}.", "", f"Done {n}.", f"Answer {n} {folder.path.name}") for n in range(2)]
+        rows = [
+            Response(
+                id=f"id{n}",
+                instruction=f"Task {n}.",
+                input="",
+                output=f"Done {n}.",
+                response=f"Answer {n} {folder.path.name}",
+            )
+            for n in range(2)
+        ]
         write_rows(folder.responses, rows)
     write_rows(run.split("test"), [Example(f"id{n}", f"Task {n}.", "", f"Done {n}.") for n in range(2)])
     server.reply = lambda body: Answer(
@@ -238,7 +248,7 @@ def test_only_the_user_lets_a_model_be_pulled(server: FakeOllama, tmp_path: Path
     run = RunFolder(tmp_path / "run")
     judge = {"backend": "ollama", "model": "evil.example/m", "base_url": server.url, "pull": True}
     run.save_experiment(build_experiment({"judge": judge}, where="here", deep=False))
-    write_rows(run.responses, [Response("a", "Do.", "", "Done.", "Good.")])
+    write_rows(run.responses, [Response(id="a", instruction="Do.", input="", output="Done.", response="Good.")])
     server.pull_lines = [{"status": "success"}]
     assert _judge(run) == 1
     assert "/api/pull" not in [path for path, _ in server.requests]

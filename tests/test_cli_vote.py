@@ -5,7 +5,8 @@ import pytest
 from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
 from hf_instruct.evaluation.votes import TIE, VoteBook, choose_vote_file
-from hf_instruct.records import Response, write_rows
+from hf_instruct.records import write_rows
+from hf_instruct.schema import Response
 from hf_instruct.ui import vote_tab
 
 
@@ -16,7 +17,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("a", "a/base", "c"):
-        rows = [Response(f"id{number}", "Do it.", "", "ref", f"{name} {number}") for number in range(4)]
+        rows = [
+            Response(id=f"id{number}", instruction="Do it.", input="", output="ref", response=f"{name} {number}")
+            for number in range(4)
+        ]
         write_rows(tmp_path / name / "responses.jsonl", rows if name != "c" else rows[2:])
     return tmp_path
 

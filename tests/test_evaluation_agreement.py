@@ -13,7 +13,8 @@ from hf_instruct import measure_agreement
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.agreement import compute_kappa
 from hf_instruct.evaluation.verdict_table import load_verdicts
-from hf_instruct.records import Judgment, Preference, Response, write_rows
+from hf_instruct.records import write_rows
+from hf_instruct.schema import Judgment, Preference, Response
 
 # The scores that GPT-4 and Llama 3 8B gave to the same 100 answers, and the course's correlations of them.
 # Source: https://github.com/rasbt/LLMs-from-scratch at 28c65cd, ch07/03_model-evaluation/scores/
@@ -33,7 +34,16 @@ COURSE = {"pearson": 0.80489, "spearman": 0.698406, "kendall": 0.57292}
 
 def judgment(identifier: str, score: int | None, model: str = "m", rubric: str = "course") -> Judgment:
     judge = {"backend": "local", "model": model}
-    return Judgment(identifier, score, [], judge, rubric, "0" * 64, 0.0, None if score is not None else "no number")
+    return Judgment(
+        id=identifier,
+        score=score,
+        replies=[],
+        judge=judge,
+        rubric=rubric,
+        prompt_sha256="0" * 64,
+        seconds=0.0,
+        failure=None if score is not None else "no number",
+    )
 
 
 def preference(identifier: str, score: float | None, **values: Any) -> Preference:
@@ -112,7 +122,10 @@ def test_several_scores_of_one_example_become_their_mean() -> None:
 def test_verdicts_on_other_answers_are_called_that(tmp_path: Path) -> None:
     for name, answer in (("x", "yes"), ("y", "no")):
         write_rows(tmp_path / name / "judgments.jsonl", [judgment(i, int(i)) for i in "123"])
-        answers = [Response(i, "Is it?", "", "yes", "yes" if i == "1" else answer) for i in "123"]
+        answers = [
+            Response(id=i, instruction="Is it?", input="", output="yes", response="yes" if i == "1" else answer)
+            for i in "123"
+        ]
         write_rows(tmp_path / name / "responses.jsonl", answers)
     notices = measure_agreement(tmp_path / "x", tmp_path / "y").notices
     assert notices[0] == (

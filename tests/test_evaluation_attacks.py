@@ -24,14 +24,16 @@ from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.openai import OpenAIJudge
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
-from hf_instruct.records import Response
+from hf_instruct.schema import Response
 
 # Half a second apiece where a server lets one wait, and there are hundreds.
 pytestmark = pytest.mark.slow
 
 KINDS = ("ollama", "openai")
 RUBRIC = load_rubric("course")
-QUESTION = RUBRIC.build_question(Response("a", "Name a color.", "", "Red.", "Blue."))
+QUESTION = RUBRIC.build_question(
+    Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
+)
 # What Python, and the libraries below, say to programmers.
 PROGRAMMERS_WORDS = re.compile(
     r"Traceback|argument after|must be a mapping|has no attribute|Expecting |codec can't|NoneType|ValidationError"

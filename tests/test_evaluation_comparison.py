@@ -13,8 +13,9 @@ from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.runs import load_run
 from hf_instruct.evaluation.table import WIDTH, format_comparison
 from hf_instruct.plots import COLORS, draw_comparison_plot
-from hf_instruct.records import Judgment, Response, TrainingRow, write_json, write_rows
+from hf_instruct.records import write_json, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Judgment, Response, TrainingRow
 
 JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
 
@@ -32,8 +33,22 @@ def save_run(
     judge = judge or JUDGE
     run = RunFolder(path)
     categories = categories or {}
-    write_rows(run.judgments, [Judgment(i, s, ["{}"], judge, "course", f"p{i}", 0.1) for i, s in scores.items()])
-    write_rows(run.responses, [Response(i, f"Task {i}.", "", "Done.", "A.", categories.get(i)) for i in scores])
+    write_rows(
+        run.judgments,
+        [
+            Judgment(id=i, score=s, replies=["{}"], judge=judge, rubric="course", prompt_sha256=f"p{i}", seconds=0.1)
+            for i, s in scores.items()
+        ],
+    )
+    write_rows(
+        run.responses,
+        [
+            Response(
+                id=i, instruction=f"Task {i}.", input="", output="Done.", response="A.", category=categories.get(i)
+            )
+            for i in scores
+        ],
+    )
     write_json(run.scores, {"judge": judge, "rubric": {"name": "course", "sha256": rubric_sha256}, **summary})
     return path
 
@@ -113,9 +128,9 @@ def test_base_side_and_validation_loss(tmp_path: Path) -> None:
     save_run(run.base.path, {"a": 50, "b": 50})
     run.config.write_text("experiment: {}\n")
     log = [
-        TrainingRow(0, 0.0, 0, "evaluation", validation_loss=2.5),
-        TrainingRow(5, 1.0, 9, "train", loss=1.0),
-        TrainingRow(9, 1.0, 9, "evaluation", validation_loss=1.25),
+        TrainingRow(step=0, epoch=0.0, tokens_seen=0, kind="evaluation", validation_loss=2.5),
+        TrainingRow(step=5, epoch=1.0, tokens_seen=9, kind="train", loss=1.0),
+        TrainingRow(step=9, epoch=1.0, tokens_seen=9, kind="evaluation", validation_loss=1.25),
     ]
     write_rows(run.training_log, log)
     comparison = compare_runs([run.base.path, run.path])
@@ -158,7 +173,8 @@ def test_reference_metrics_of_both(tmp_path: Path) -> None:
 def test_mean_over_repeats(tmp_path: Path) -> None:
     one = save_run(tmp_path / "one", {"a": 10, "b": None, "c": 30}, repeats={"count": 2})
     second = [
-        Judgment(name, score, ["{}"], JUDGE, "course", "p", 0.1) for name, score in [("a", 20), ("b", 7), ("c", None)]
+        Judgment(id=name, score=score, replies=["{}"], judge=JUDGE, rubric="course", prompt_sha256="p", seconds=0.1)
+        for name, score in [("a", 20), ("b", 7), ("c", None)]
     ]
     write_rows(one / "judgments.repeat-2.jsonl", second)
     run = load_run(one)
@@ -205,7 +221,10 @@ def test_runs_judged_differently_are_refused(
 
 def test_other_example_behind_an_id(tmp_path: Path, pair: list[Path]) -> None:
     other = save_run(tmp_path / "other", {str(i): i for i in range(12)})
-    rows = [Response(str(i), f"Another task {i}.", "", "Done.", "A.") for i in range(12)]
+    rows = [
+        Response(id=str(i), instruction=f"Another task {i}.", input="", output="Done.", response="A.")
+        for i in range(12)
+    ]
     write_rows(RunFolder(other).responses, rows)
     with pytest.raises(DataError, match=r"are of different data: 12 of 12 ids stand for another example in each"):
         compare_runs([pair[0], other])
@@ -223,13 +242,21 @@ def test_unfinished_judging(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", {"a": 5, "b": 6})
     RunFolder(run).scores.unlink()
     assert load_run(run).known.to_dict() == {"a": 5.0, "b": 6.0}
-    write_rows(RunFolder(run).judgments, [Judgment("a", 5, ["{}"], JUDGE, "course", "p", 0.1)])
+    write_rows(
+        RunFolder(run).judgments,
+        [Judgment(id="a", score=5, replies=["{}"], judge=JUDGE, rubric="course", prompt_sha256="p", seconds=0.1)],
+    )
     with pytest.raises(DataError, match=r"is not judged to the end \(1 of 2 answers\)"):
         load_run(run)
 
 
 def test_judgments_of_several_judges_in_a_file(tmp_path: Path) -> None:
-    rows = [Judgment(m, 5, ["{}"], {**JUDGE, "model": m}, "course", "p", 0.1) for m in ("x", "y")]
+    rows = [
+        Judgment(
+            id=m, score=5, replies=["{}"], judge={**JUDGE, "model": m}, rubric="course", prompt_sha256="p", seconds=0.1
+        )
+        for m in ("x", "y")
+    ]
     write_rows(tmp_path / "judgments.jsonl", rows)
     with pytest.raises(DataError, match=r"holds judgments by 2 judges \(judge x@365c0bd"):
         load_run(tmp_path / "judgments.jsonl")
@@ -238,7 +265,7 @@ def test_judgments_of_several_judges_in_a_file(tmp_path: Path) -> None:
 def test_scores_of_an_earlier_judging_are_not_taken_for_these(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", {"a": 5})
     write_json(RunFolder(run).scores, {"judge": {**JUDGE, "model": "old"}, "rubric": {"name": "course", "sha256": "x"}})
-    assert (load_run(run).judge["model"], load_run(run).rubric_sha256) == ("llama3", "")
+    assert (load_run(run).judge.model, load_run(run).rubric_sha256) == ("llama3", "")
 
 
 def test_numbers_join_by_order(tmp_path: Path, pair: list[Path]) -> None:

@@ -15,7 +15,6 @@ from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation import harness
 from hf_instruct.evaluation.harness import (
     BenchmarkOptions,
-    BenchmarkResult,
     benchmark_model,
     benchmark_run,
     compare_benchmarks,
@@ -23,6 +22,7 @@ from hf_instruct.evaluation.harness import (
 )
 from hf_instruct.evaluation.harness_tasks import PACKAGED_TASKS, load_tasks
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import BenchmarkResult
 
 ROW = BenchmarkResult(
     task="everyday_choice",
@@ -166,8 +166,8 @@ def test_a_run_and_its_base_side_by_side(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     # Outside of any repository, of which `git` would complain.
     monkeypatch.chdir(run.path)
-    other = dataclasses.replace(ROW, task="mmlu")
-    run.benchmarks.write_text(json.dumps({"results": [dataclasses.asdict(row) for row in (ROW, other)]}))
+    other = ROW.model_copy(update={"task": "mmlu"})
+    run.benchmarks.write_text(json.dumps({"results": [row.to_dict() for row in (ROW, other)]}))
     words = ["benchmark", str(run.path), "--tasks", "everyday_choice", "--base", "--limit", "10"]
     assert main(words) == 0
     captured = capfd.readouterr()
@@ -219,14 +219,14 @@ def test_a_killed_benchmark_continues(run: RunFolder, tmp_path: Path, monkeypatc
 
 def test_differences_are_question_by_question() -> None:
     def benchmark(values: list[float], value: float | None = None) -> list[BenchmarkResult]:
-        return [dataclasses.replace(ROW, value=value or sum(values) / len(values), values=values)]
+        return [ROW.model_copy(update={"value": value or sum(values) / len(values), "values": values})]
 
     def compare(tuned: list[float], base: list[float]) -> Any:
         return compare_benchmarks(benchmark(tuned), benchmark(base))[0].difference
 
     end = pytest.approx(0.49, abs=0.001)
     same = compare([1, 0, 1, 0], [1, 0, 1, 0])
-    assert (same["mean"], -same["low"], same["high"], same["n"]) == (0.0, end, end, 4)
+    assert (same.mean, -same.low, same.high, same.n) == (0.0, end, end, 4)
     better = compare([1, 1, 1, 1], [1, 0, 1, 0])
     assert better["mean"] == 0.5
     assert -1 <= better["low"] < 0.5 < better["high"] <= 1

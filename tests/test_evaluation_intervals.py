@@ -11,7 +11,6 @@ from scipy.stats import binom, binomtest
 
 from hf_instruct.console import format_interval
 from hf_instruct.evaluation.intervals import (
-    Interval,
     bootstrap_mean,
     bootstrap_statistic,
     difference_interval,
@@ -19,6 +18,7 @@ from hf_instruct.evaluation.intervals import (
     share_interval,
     sign_test,
 )
+from hf_instruct.schema import Interval
 
 
 def test_the_interval_of_a_mean_is_near_the_normal_one() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from hf_instruct.errors import DataError, RunError
 from hf_instruct.evaluation.judgment_files import build_responses, choose_files, load_responses
-from hf_instruct.records import Response, build_example_id, write_rows
+from hf_instruct.records import build_example_id, write_rows
+from hf_instruct.schema import Response
 
 ROW = {"instruction": "Name a color.", "input": "", "output": "Red.", "model_response": "Blue."}
 
@@ -25,7 +26,19 @@ def test_course_file(course_responses_file: Path) -> None:
 
 
 def test_responses_file_keeps_every_field(tmp_path: Path) -> None:
-    rows = [Response("a", "Do.", "", "Done.", "", "misc", True, 3), Response("b", "Do.", "x", "Done.", "No.")]
+    rows = [
+        Response(
+            id="a",
+            instruction="Do.",
+            input="",
+            output="Done.",
+            response="",
+            category="misc",
+            stopped=True,
+            num_tokens=3,
+        ),
+        Response(id="b", instruction="Do.", input="x", output="Done.", response="No."),
+    ]
     write_rows(tmp_path / "responses.jsonl", rows)
     assert load_responses(tmp_path / "responses.jsonl") == rows
 

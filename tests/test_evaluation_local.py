@@ -11,12 +11,18 @@ from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.local import LocalJudge, expected_score
 from hf_instruct.evaluation.rubrics import Rubric, load_rubric
 from hf_instruct.evaluation.scoring import judge_responses
-from hf_instruct.records import Response
+from hf_instruct.schema import Response
 
 ROWS = [
-    Response("a", "Name the author of 'Pride and Prejudice'.", "", "Jane Austen.", "Jane Austen."),
-    Response("b", "Fix the spelling.", "freind", "friend", "{{ friend }} {0}"),
-    Response("c", "Name a color.", "", "Red.", ""),
+    Response(
+        id="a",
+        instruction="Name the author of 'Pride and Prejudice'.",
+        input="",
+        output="Jane Austen.",
+        response="Jane Austen.",
+    ),
+    Response(id="b", instruction="Fix the spelling.", input="freind", output="friend", response="{{ friend }} {0}"),
+    Response(id="c", instruction="Name a color.", input="", output="Red.", response=""),
 ]
 
 
@@ -52,7 +58,9 @@ def test_smollm2_judges_the_same_twice(tmp_path: Path, caplog: pytest.LogCapture
 @pytest.mark.slow
 def test_too_long_question_is_a_failure(tmp_path: Path) -> None:
     judged = judge_responses(
-        [Response("a", "Summarize.", "word " * 9000, "Words.", "Words.")], judge="local", cache=False
+        [Response(id="a", instruction="Summarize.", input="word " * 9000, output="Words.", response="Words.")],
+        judge="local",
+        cache=False,
     )
     failure = judged.judgments[0].failure
     assert failure is not None

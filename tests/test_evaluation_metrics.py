@@ -31,8 +31,9 @@ from hf_instruct.evaluation.text_metrics import (
     split_words,
     token_f1,
 )
-from hf_instruct.records import Response, write_rows
+from hf_instruct.records import write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 
 PAIRS = [
     ("It was Jane Austen", "Jane Austen."),
@@ -45,7 +46,7 @@ CHINESE = "东京是日本的首都。"
 
 
 def response(name: str, text: str, reference: str, **fields: object) -> Response:
-    return Response(name, "Do it.", "", reference, text, **fields)
+    return Response(id=name, instruction="Do it.", input="", output=reference, response=text, **fields)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ ROWS = [
 
 def test_measuring_by_hand() -> None:
     measured = measure_responses(ROWS)
-    found = measured["metrics"]
+    found = measured.metrics
     assert list(found) == [
         *("exact_match", "token_f1", "rouge_l", "chrf", "length_ratio", "stopped", "repetitive", "perplexity")
     ]
@@ -169,19 +170,19 @@ def test_measuring_by_hand() -> None:
         "interval": [round(end, 6) for end in bootstrap_mean(f1)],
         "n": 4,
     }
-    assert (found["exact_match"]["mean"], found["repetitive"]["mean"]) == (0.25, 0.25)
+    assert (found["exact_match"].mean, found["repetitive"].mean) == (0.25, 0.25)
     # All characters by all characters: the mean of ratios would be 1.54.
-    assert found["length_ratio"]["mean"] == round((18 + 2 + 11 + 0) / (12 + 2 + 3 + 8), 6)
-    assert (found["stopped"]["mean"], found["stopped"]["n"]) == (round(2 / 3, 6), 3)
+    assert found["length_ratio"].mean == round((18 + 2 + 11 + 0) / (12 + 2 + 3 + 8), 6)
+    assert (found["stopped"].mean, found["stopped"].n) == (round(2 / 3, 6), 3)
     # Four tokens cost eight nats.
     assert found["perplexity"] == {"mean": round(math.exp(2), 6), "interval": [round(math.exp(2), 6)] * 2, "n": 2}
-    assert measured["total"] == 4
-    assert list(measured["by_category"]) == ["facts", "jokes"]
-    assert measured["by_category"]["facts"]["token_f1"]["mean"] == round((2 / 3 + 1) / 2, 6)
-    assert measured["by_category"]["jokes"]["stopped"] == {"mean": 0.0, "interval": None, "n": 1}
-    assert "perplexity" not in measured["by_category"]["jokes"]
-    assert measured["examples"]["a"]["length_ratio"] == 1.5
-    assert set(measured["examples"]["d"]) == {
+    assert measured.total == 4
+    assert list(measured.by_category) == ["facts", "jokes"]
+    assert measured.by_category["facts"]["token_f1"].mean == round((2 / 3 + 1) / 2, 6)
+    assert measured.by_category["jokes"]["stopped"] == {"mean": 0.0, "interval": None, "n": 1}
+    assert "perplexity" not in measured.by_category["jokes"]
+    assert measured.examples["a"]["length_ratio"] == 1.5
+    assert set(measured.examples["d"]) == {
         *("exact_match", "token_f1", "rouge_l", "chrf", "length_ratio", "repetitive")
     }
 
@@ -196,10 +197,10 @@ def test_perplexity_weighs_by_tokens_and_its_interval_by_examples() -> None:
     # What is in no file, which would be refused, is left out.
     measured = perplexity.summarize([term for term in terms if term])
     assert measured is not None
-    assert measured["n"] == 3
-    assert measured["mean"] == pytest.approx(math.exp(33 / 21), abs=1e-6)
-    low, high = measured["interval"]
-    assert math.exp(0.1) <= low + 1e-6 < measured["mean"] < high <= math.exp(3) + 1e-6
+    assert measured.n == 3
+    assert measured.mean == pytest.approx(math.exp(33 / 21), abs=1e-6)
+    low, high = measured.interval
+    assert math.exp(0.1) <= low + 1e-6 < measured.mean < high <= math.exp(3) + 1e-6
     # A model that has diverged: no number that JSON cannot hold.
     worst = perplexity.summarize([metrics.Term(1e6, 1), metrics.Term(1e6, 1)])
     assert json.dumps(worst, allow_nan=False)
@@ -209,8 +210,8 @@ def test_without_categories_or_with_faults() -> None:
     row = {"instruction": "Do.", "input": "", "output": "Done.", "model_response": ""}
     measured = measure_responses([row, row])
     assert "by_category" not in measured
-    assert len(measured["examples"]) == 2
-    assert measured["metrics"]["length_ratio"] == {"mean": 0.0, "interval": [0.0, 0.0], "n": 2}
+    assert len(measured.examples) == 2
+    assert measured.metrics["length_ratio"] == {"mean": 0.0, "interval": [0.0, 0.0], "n": 2}
     with pytest.raises(DataError, match="There are no responses in the responses"):
         measure_responses([])
     with pytest.raises(DataError, match="row 1 has 'yes' as `stopped`, which should be true or false"):
@@ -220,11 +221,11 @@ def test_without_categories_or_with_faults() -> None:
 
 
 def test_the_courses_answers(course_responses_file: Path) -> None:
-    found = measure_responses(load_responses(course_responses_file))["metrics"]
-    assert {name: values["n"] for name, values in found.items()} == dict.fromkeys(found, 110)
+    found = measure_responses(load_responses(course_responses_file)).metrics
+    assert {name: values.n for name, values in found.items()} == dict.fromkeys(found, 110)
     assert "stopped" not in found
-    assert (found["exact_match"]["mean"], found["repetitive"]["mean"]) == (round(17 / 110, 6), round(2 / 110, 6))
-    assert [round(found[name]["mean"], 3) for name in ("token_f1", "rouge_l")] == [0.574, 0.583]
+    assert (found["exact_match"].mean, found["repetitive"].mean) == (round(17 / 110, 6), round(2 / 110, 6))
+    assert [round(found[name].mean, 3) for name in ("token_f1", "rouge_l")] == [0.574, 0.583]
 
 
 def all_metrics() -> list[evaluate.Metric]:
@@ -246,13 +247,13 @@ def test_the_classes_say_what_measuring_does_and_combine() -> None:
     rows = ROWS[:2]
     measured = measure_responses(rows)
     found = evaluate.combine(all_metrics()).compute(**columns(rows), per_example=True)
-    for name, values in measured["metrics"].items():
-        assert round(found[name], 6) == values["mean"]
+    for name, values in measured.metrics.items():
+        assert round(found[name], 6) == values.mean
         examples = [round(value, 6) for value in found[f"{name}_per_example"]]
-        assert examples == [measured["examples"][row.id][name] for row in rows]
+        assert examples == [measured.examples[row.id][name] for row in rows]
     texts = {name: columns(ROWS)[name] for name in ("predictions", "references")}
     assert evaluate.combine(all_metrics()[:4]).compute(**texts) == {
-        name: pytest.approx(measure_responses(ROWS)["metrics"][name]["mean"], abs=1e-6)
+        name: pytest.approx(measure_responses(ROWS).metrics[name].mean, abs=1e-6)
         for name in ("exact_match", "token_f1", "rouge_l", "chrf")
     }
 

@@ -14,9 +14,9 @@ from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply, choose_judge, opened_judge
 from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.records import Response
+from hf_instruct.schema import Response
 
-RESPONSE = Response("a", "Name a color.", "", "Red.", "Blue.")
+RESPONSE = Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
 QUESTION = load_rubric("course").build_question(RESPONSE)
 CONTEXT_ERROR = json.dumps(
     {

@@ -13,9 +13,11 @@ from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.openai import OpenAIJudge
 from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.records import Response
+from hf_instruct.schema import Response
 
-QUESTION = load_rubric("course").build_question(Response("a", "Name a color.", "", "Red.", "Blue."))
+QUESTION = load_rubric("course").build_question(
+    Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
+)
 MODEL = "llama3:latest"
 
 

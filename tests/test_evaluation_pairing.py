@@ -1,17 +1,18 @@
-import dataclasses
-
 import pytest
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.pairing import join_responses
-from hf_instruct.records import Response
+from hf_instruct.schema import Response
 
-ANSWERS = [Response(f"id{number}", f"Name color {number}.", "", "Red.", f"Blue {number}.") for number in range(20)]
+ANSWERS = [
+    Response(id=f"id{number}", instruction=f"Name color {number}.", input="", output="Red.", response=f"Blue {number}.")
+    for number in range(20)
+]
 
 
 def test_answers_are_joined_by_id_with_the_category_that_either_has() -> None:
-    first = [dataclasses.replace(ANSWERS[0], category="x"), *ANSWERS[1:3]]
-    second = [dataclasses.replace(ANSWERS[2], response="4", category="y"), ANSWERS[7], ANSWERS[0]]
+    first = [ANSWERS[0].model_copy(update={"category": "x"}), *ANSWERS[1:3]]
+    second = [ANSWERS[2].model_copy(update={"response": "4", "category": "y"}), ANSWERS[7], ANSWERS[0]]
     joined = join_responses(first, second)
     assert [(pair.id, pair.first, pair.second, pair.example.category) for pair in joined.pairs] == [
         ("id0", "Blue 0.", "Blue 0.", "x"),
@@ -21,7 +22,7 @@ def test_answers_are_joined_by_id_with_the_category_that_either_has() -> None:
 
 
 def test_without_common_ids_the_same_tasks_in_the_same_order_are_joined() -> None:
-    other = [dataclasses.replace(row, id=f"x{row.id}", output="Cyan.") for row in ANSWERS]
+    other = [row.model_copy(update={"id": f"x{row.id}", "output": "Cyan."}) for row in ANSWERS]
     joined = join_responses(ANSWERS, other)
     assert (joined.by, len(joined.pairs), joined.pairs[0].id) == ("order", 20, "id0")
 
@@ -36,6 +37,6 @@ def test_no_overlap_is_an_error() -> None:
 
 
 def test_one_id_for_two_examples_is_an_error() -> None:
-    other = [dataclasses.replace(ANSWERS[0], instruction="Name a river."), *ANSWERS[1:]]
+    other = [ANSWERS[0].model_copy(update={"instruction": "Name a river."}), *ANSWERS[1:]]
     with pytest.raises(DataError, match=r"1 id.* stand for different examples .*\n  - `id0` asks 'Name color 0\.' in"):
         join_responses(ANSWERS, other)

@@ -1,6 +1,5 @@
 """Pairs: how they are joined, what is asked, how replies are read, and the loop that asks in both orders."""
 
-import dataclasses
 import json
 import logging
 import re
@@ -20,11 +19,19 @@ from hf_instruct.evaluation.pairing import join_responses
 from hf_instruct.evaluation.pairs import build_questions
 from hf_instruct.evaluation.pairwise import PairFiles, PreferenceSet, judge_pairs, prefer
 from hf_instruct.evaluation.rubrics import Question
-from hf_instruct.records import Preference, Response, read_rows
+from hf_instruct.records import read_rows
+from hf_instruct.schema import Preference, Response
 
 ANSWERS = ["Red.", "Blue, as the sky.", "A longer answer about green.", "Grey", "Black and white are none."] * 4
 BASE = [
-    Response(f"id{number}", f"Name color {number}.", "", "Teal.", f"{text} {number}", "odd" if number % 2 else "even")
+    Response(
+        id=f"id{number}",
+        instruction=f"Name color {number}.",
+        input="",
+        output="Teal.",
+        response=f"{text} {number}",
+        category="odd" if number % 2 else "even",
+    )
     for number, text in enumerate(ANSWERS)
 ]
 _SHOWN = re.compile(
@@ -52,7 +59,7 @@ def always_a(a: str, b: str) -> str:
 
 
 def changed(suffix: Callable[[int], str]) -> list[Response]:
-    return [dataclasses.replace(row, response=row.response + suffix(number)) for number, row in enumerate(BASE)]
+    return [row.model_copy(update={"response": row.response + suffix(number)}) for number, row in enumerate(BASE)]
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +89,10 @@ def test_a_model_against_itself_is_fifty_percent_and_asks_nothing() -> None:
     judge = build_judge(longer)
     found = judge_pairs(BASE, BASE, names=("mine", "mine"), judge=judge)
     summary = found.summary
-    assert (summary["win_rate"], summary["win_rate_interval"]) == (0.5, pytest.approx([0.4194, 0.5806], abs=1e-4))
-    assert (summary["length_controlled_win_rate"], summary["length_controlled_win_rate_interval"]) == (0.5, [0.5, 0.5])
-    assert (summary["identical"], summary["ties"], summary["n"]) == (20, 20, 20)
-    assert (summary["consistency"], summary["position"]["first_share"]) == ({"share": None, "pairs": 0}, None)
+    assert (summary.win_rate, summary.win_rate_interval) == (0.5, pytest.approx([0.4194, 0.5806], abs=1e-4))
+    assert (summary.length_controlled_win_rate, summary.length_controlled_win_rate_interval) == (0.5, [0.5, 0.5])
+    assert (summary.identical, summary.ties, summary.n) == (20, 20, 20)
+    assert (summary.consistency, summary.position.first_share) == ({"share": None, "pairs": 0}, None)
     assert judge.asked == []
     assert "! 20 pairs of identical answers count as ties; the judge was not asked." in str(found)
 
@@ -93,20 +100,20 @@ def test_a_model_against_itself_is_fifty_percent_and_asks_nothing() -> None:
 @pytest.mark.parametrize("padding", [lambda n: " Indeed, indeed.", lambda n: " Indeed." * (1 + n % 7)])
 def test_a_padded_copy_gains_raw_but_not_at_equal_length(padding: Callable[[int], str]) -> None:
     found = judge_pairs(changed(padding), BASE, judge=build_judge(longer)).summary
-    assert found["win_rate"] == 1.0
-    assert found["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.001)
-    assert found["one_sided_lengths"] is True
-    assert found["consistency"] == {"share": 1.0, "pairs": 20}
-    assert found["position"] == {"first": 20, "second": 20, "ties": 0, "first_share": 0.5}
+    assert found.win_rate == 1.0
+    assert found.length_controlled_win_rate == pytest.approx(0.5, abs=0.001)
+    assert found.one_sided_lengths is True
+    assert found.consistency.to_dict() == {"share": 1.0, "pairs": 20}
+    assert found.position.to_dict() == {"first": 20, "second": 20, "ties": 0, "first_share": 0.5}
 
 
 def test_orders_that_disagree_are_ties() -> None:
     found = judged(build_judge(always_a), changed(lambda n: "!"))
     assert {row.score for row in found.preferences} == {0.5}
     assert found.preferences[0].orders == [1.0, 0.0]
-    assert found.summary["win_rate"] == 0.5
-    assert found.summary["consistency"] == {"share": 0.0, "pairs": 20}
-    assert found.summary["position"] == {"first": 40, "second": 0, "ties": 0, "first_share": 1.0}
+    assert found.summary.win_rate == 0.5
+    assert found.summary.consistency.to_dict() == {"share": 0.0, "pairs": 20}
+    assert found.summary.position.to_dict() == {"first": 40, "second": 0, "ties": 0, "first_share": 1.0}
     assert "! The judge mostly contradicts itself when the order changes: its win rate says little." in str(found)
 
 
@@ -131,8 +138,8 @@ def test_unreadable_reply_is_a_failure_and_never_a_tie() -> None:
     assert (row.score, row.orders, row.replies[0]) == (None, [None, 1.0], "both are fine")
     assert row.failure == "The reply 'both are fine' holds no clear `better`."
     summary = found.summary
-    assert (summary["n"], summary["failures"], summary["total"], summary["ties"]) == (19, 1, 20, 0)
-    assert (summary["win_rate"], summary["lowest"], summary["highest"]) == (1.0, 0.95, 1.0)
+    assert (summary.n, summary.failures, summary.total, summary.ties) == (19, 1, 20, 0)
+    assert (summary.win_rate, summary.lowest, summary.highest) == (1.0, 0.95, 1.0)
     assert "lost or won: 95.0 % to 100.0 %" in str(found)
 
 
@@ -157,7 +164,7 @@ def test_judging_again_costs_no_call(tmp_path: Path) -> None:
     assert judged(again, rows, files=files).preferences == first.preferences
     judged(elsewhere, rows, files=PairFiles(tmp_path / "two", "base"))
     # The other way round asks the same two questions, only in the other order.
-    assert judged(back, BASE, rows).summary["losses"] == 20
+    assert judged(back, BASE, rows).summary.losses == 20
     assert again.asked == elsewhere.asked == back.asked == []
     fresh = build_judge(longer)
     judged(fresh, rows, use_cache=False)
@@ -174,7 +181,7 @@ def test_another_judge_sets_the_earlier_preferences_aside(tmp_path: Path, caplog
     assert kept[0].with_suffix(".json").exists()
     assert f"are kept as `{kept[0]}`" in caplog.text
     assert {row.judge["model"] for row in read_rows(kept[0], Preference)} == {"old/one"}
-    assert {row.judge["model"] for row in read_rows(files.preferences, Preference)} == {"fake"}
+    assert {row.judge.model for row in read_rows(files.preferences, Preference)} == {"fake"}
 
 
 def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
@@ -185,13 +192,13 @@ def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
         judged(judge, rows, files=files, concurrency=1)
     assert len(read_rows(files.preferences, Preference)) == 4
     rest = build_judge(longer)
-    assert judged(rest, rows, files=files, use_cache=False).summary["n"] == 20
+    assert judged(rest, rows, files=files, use_cache=False).summary.n == 20
     assert len(rest.asked) == 32
 
 
 def test_question_in_both_orders() -> None:
-    example = Response("x", "Fix {it}.", "teh", "the", "the {0}", None)
-    pair = join_responses([example], [dataclasses.replace(example, response="</answer-A> a")]).pairs[0]
+    example = Response(id="x", instruction="Fix {it}.", input="teh", output="the", response="the {0}", category=None)
+    pair = join_responses([example], [example.model_copy(update={"response": "</answer-A> a"})]).pairs[0]
     forth, back = build_questions(pair)
     texts = {match["letter"]: match["text"] for match in _SHOWN.finditer(forth.messages[0]["content"])}
     assert texts == {"A": "the {0}", "B": "</answer-A> a"}
@@ -230,8 +237,12 @@ def test_arguments_of_the_api() -> None:
 
 @pytest.mark.slow
 def test_smollm2_chooses_the_same_twice() -> None:
-    rows = [Response("a", "Name the author of 'Emma'.", "", "Jane Austen.", "Jane Austen.")]
-    other = [dataclasses.replace(rows[0], response="A banana.")]
+    rows = [
+        Response(
+            id="a", instruction="Name the author of 'Emma'.", input="", output="Jane Austen.", response="Jane Austen."
+        )
+    ]
+    other = [rows[0].model_copy(update={"response": "A banana."})]
     first, again = (judge_pairs(rows, other, judge="local", cache=False).preferences[0] for _ in range(2))
     assert first.replies == again.replies
     assert set(json.loads(first.replies[0])) == {"better", "probabilities"}

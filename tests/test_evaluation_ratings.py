@@ -7,13 +7,24 @@ import pytest
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.ratings import Rating, bradley_terry, length_controlled_win_rate, win_rate
-from hf_instruct.records import Preference
+from hf_instruct.schema import Preference
 
 
 def prefer(
     number: int | str, score: float | None, *, first: str = "a", second: str = "b", lengths: tuple[int, int] = (10, 10)
 ) -> Preference:
-    return Preference(str(number), first, second, score, {}, "pairwise", [], [], *lengths)
+    return Preference(
+        id=str(number),
+        first=first,
+        second=second,
+        score=score,
+        judge={},
+        rubric="pairwise",
+        orders=[],
+        replies=[],
+        first_length=lengths[0],
+        second_length=lengths[1],
+    )
 
 
 def controlled(rows: list[Preference]) -> float:

@@ -18,10 +18,13 @@ from hf_instruct.evaluation.repeats import build_repeats, format_repeats
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.pipeline import clear_from
-from hf_instruct.records import Judgment, Response, read_rows
+from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Judgment, Response, Scores
 
-RESPONSES = [Response(f"id{i}", f"Task {i}.", "", "Done.", f"Answer {i}.") for i in range(3)]
+RESPONSES = [
+    Response(id=f"id{i}", instruction=f"Task {i}.", input="", output="Done.", response=f"Answer {i}.") for i in range(3)
+]
 
 
 class SeededJudge:
@@ -65,36 +68,35 @@ def run(
 
 
 def row(score: int | None, name: str = "a") -> Judgment:
-    return Judgment(name, score, [], {}, "course", "", 0.0)
+    return Judgment(id=name, score=score, replies=[], judge={}, rubric="course", prompt_sha256="", seconds=0.0)
 
 
 def test_numbers_by_hand() -> None:
     rows = [[row(60), row(50), row(None), row(7)], [row(80), row(50), row(30), row(None)]]
     found = build_repeats(rows, seeds=[5, 6])
-    assert found["count"] == 2
-    assert found["seeds"] == [5, 6]
-    assert found["means"] == [pytest.approx(117 / 3), pytest.approx(160 / 3)]
-    assert (found["n"], found["failures"]) == ([3, 3], [1, 1])
+    assert found.count == 2
+    assert found.seeds == [5, 6]
+    assert found.means == [pytest.approx(117 / 3), pytest.approx(160 / 3)]
+    assert (found.n, found.failures) == ([3, 3], [1, 1])
     # Means of the examples: 70, 50, 30, 7.
-    assert found["mean"] == pytest.approx(157 / 4)
+    assert found.mean == pytest.approx(157 / 4)
     # Variances of the two examples with two scores: 200 and 0.
-    assert found["spread"] == pytest.approx(math.sqrt(100))
-    assert found["changed"] == 0.75
-    assert found["means_standard_deviation"] == pytest.approx((160 / 3 - 117 / 3) / math.sqrt(2))
-    assert found["interval"][0] < found["mean"] < found["interval"][1]
+    assert found.spread == pytest.approx(math.sqrt(100))
+    assert found.changed == 0.75
+    assert found.means_standard_deviation == pytest.approx((160 / 3 - 117 / 3) / math.sqrt(2))
+    assert found.interval[0] < found.mean < found.interval[1]
 
 
 def test_nothing_but_failures_is_none_not_nan() -> None:
     found = build_repeats([[row(None)], [row(None)]], seeds=[1, 2])
-    assert [found[name] for name in ("means", "mean", "interval", "spread", "changed")] == [
+    assert [getattr(found, name) for name in ("means", "mean", "interval", "spread", "changed")] == [
         [None, None],
         None,
         None,
         None,
         0.0,
     ]
-    json.dumps(found, allow_nan=False)
-    lines = format_repeats({"repeats": found, "judge": {}})
+    lines = format_repeats(Scores(repeats=found))
     assert lines == "2 repeats (seeds 1, 2): means no score, no score"
 
 
@@ -112,12 +114,12 @@ def test_each_repeat_is_asked_with_its_own_seed_and_kept_in_its_own_file(tmp_pat
     ]
     assert read_rows(tmp_path / "judgments.repeat-3.jsonl", Judgment) == judged.repeats[1]
     assert [one.score for one in judged.repeats[1]] == [30, 31, 32]
-    assert judged.repeats[1][0].judge["options"]["seed"] == 3
-    scores = json.loads(files.scores.read_text())
-    assert (scores["mean"], scores["judge"]["options"]["seed"]) == (11.0, 1)
-    assert scores["repeats"]["means"] == [11.0, 21.0, 31.0]
-    assert scores["repeats"]["mean"] == 21.0
-    assert (scores["repeats"]["spread"], scores["repeats"]["means_standard_deviation"]) == (10.0, 10.0)
+    assert judged.repeats[1][0].judge.options["seed"] == 3
+    scores = read_file(files.scores, Scores)
+    assert (scores.mean, scores.judge.options["seed"]) == (11.0, 1)
+    assert scores.repeats.means == [11.0, 21.0, 31.0]
+    assert scores.repeats.mean == 21.0
+    assert (scores.repeats.spread, scores.repeats.means_standard_deviation) == (10.0, 10.0)
     assert str(judged).splitlines()[1:] == [
         "3 repeats (seeds 1, 2, 3): means 11.0, 21.0, 31.0",
         "mean over the repeats 21.0, 95 % interval 20.0 to 22.0",
@@ -127,7 +129,7 @@ def test_each_repeat_is_asked_with_its_own_seed_and_kept_in_its_own_file(tmp_pat
 
 def test_no_repeats_no_key(tmp_path: Path) -> None:
     judged = run(SeededJudge(), JudgmentFiles(tmp_path), repeats=1)
-    assert "repeats" not in judged.scores
+    assert judged.scores.repeats is None
     assert judged.repeats == []
     assert len(str(judged).splitlines()) == 1
 
@@ -207,7 +209,7 @@ def test_ollama_gets_the_seed(server: FakeOllama) -> None:
     judged = judge_responses(RESPONSES, judge="ollama", base_url=server.url, repeats=2, seed=20, temperature=0)
     assert [body["options"]["seed"] for body in server.chats] == [20, 20, 20, 21, 21, 21]
     assert [one.score for one in judged.judgments] == [20] * 3
-    assert [one.judge["options"]["seed"] for one in judged.judgments] == [20] * 3
+    assert [one.judge.options["seed"] for one in judged.judgments] == [20] * 3
     assert str(judged).splitlines()[-1] == (
         "At temperature 0 the spread shows only what the server itself leaves to chance; `--judge.temperature 0.7` "
         "shows how sure the judge is."
@@ -216,7 +218,7 @@ def test_ollama_gets_the_seed(server: FakeOllama) -> None:
 
 def test_judge_that_draws_nothing_says_so() -> None:
     judged = run(SeedlessJudge(), repeats=2)
-    assert judged.scores["repeats"]["spread"] == 0.0
+    assert judged.scores.repeats.spread == 0.0
     assert str(judged).splitlines()[-1] == (
         "The local judge draws nothing at random, so its repeats are equal: one is enough."
     )

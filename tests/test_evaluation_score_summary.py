@@ -4,23 +4,24 @@ import re
 from pathlib import Path
 
 import pytest
+from hf_instruct.ui.runs import read_runs
+from hf_instruct.ui.runs_html import describe_comparability, format_runs_tables
+from hf_instruct.ui.sources import find_sources
 from reporting_run import JUDGE, write_run
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.comparison import compare_runs
 from hf_instruct.evaluation.score_summary import choose_leading, find_weakness
-from hf_instruct.records import read_json_object, write_json
+from hf_instruct.records import read_file, write_json
 from hf_instruct.reporting.facts import read_facts
 from hf_instruct.reporting.findings import list_notes
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.summary import format_summary, format_summary_line
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.ui.runs import read_runs
-from hf_instruct.ui.runs_html import describe_comparability, format_runs_tables
+from hf_instruct.schema import JudgeIdentity, Metrics, MetricValue, Scores
 from hf_instruct.ui.runs_tab import list_choices
-from hf_instruct.ui.sources import find_sources
 
-SMALL = {**JUDGE, "backend": "local", "model": "smollm2-135m"}
+SMALL = JUDGE.model_copy(update={"backend": "local", "model": "smollm2-135m"})
 REASON = "the judge is a small model (135 million parameters)"
 # ROUGE-L of each example, before and after; by the judge's scores the order would be c, a, b.
 BEFORE, AFTER = {"a": 0.5, "b": 0.0, "c": 0.25, "d": 0.1}, {"a": 0.25, "b": 1.0, "c": 0.75, "d": 0.5}
@@ -33,18 +34,18 @@ def run(tmp_path: Path) -> RunFolder:
     for folder, values in ((run.base, BEFORE), (run, AFTER)):
         examples = {id: {"exact_match": float(value == 1), "rouge_l": value} for id, value in values.items()}
         means = {name: sum(row[name] for row in examples.values()) / 4 for name in ("exact_match", "rouge_l")}
-        metrics = {name: {"mean": mean, "interval": None, "n": 4} for name, mean in means.items()}
-        write_json(folder.metrics, {"metrics": metrics, "total": 4, "examples": examples})
-        write_json(folder.scores, {**read_json_object(folder.scores), "judge": SMALL})
+        metrics = {name: MetricValue(mean=mean, interval=None, n=4) for name, mean in means.items()}
+        write_json(folder.metrics, Metrics(metrics=metrics, total=4, examples=examples))
+        write_json(folder.scores, read_file(folder.scores, Scores).model_copy(update={"judge": SMALL}))
         folder.judgments.write_text(folder.judgments.read_text().replace('"llama3"', '"smollm2-135m"'))
     return run
 
 
 def test_which_measure_leads() -> None:
-    assert find_weakness({"model": "llama3:8b"}, []) == ""
+    assert find_weakness(JudgeIdentity(model="llama3:8b"), []) == ""
     # Nothing is held against a judge whose name does not tell its size.
-    assert find_weakness({"model": "llama3"}, []) == ""
-    assert find_weakness({"model": "llama3:8b"}, ["order"]) == "the judge failed its self-check (order)"
+    assert find_weakness(JudgeIdentity(model="llama3"), []) == ""
+    assert find_weakness(JudgeIdentity(model="llama3:8b"), ["order"]) == "the judge failed its self-check (order)"
     assert choose_leading([""], {"rouge_l"}) == ("score", "")
     assert choose_leading(["", REASON], {"rouge_l", "chrf"}) == ("rouge_l", REASON)
     # Without a metric nothing leads, and the scores still say nothing.
@@ -100,14 +101,9 @@ def test_the_runs_tab_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -
     assert [id for _, id in list_choices(view, "", "largest difference first")] == ["b", "c", "d", "a"]
 
 
-def test_numbers_that_are_none_are_passed_over_or_named(run: RunFolder) -> None:
-    number = "1" + "0" * 400
-    for path in (run.metrics, run.scores):
-        path.write_text(re.sub(r'(": )\d+(\.\d+)?', rf"\g<1>{number}", path.read_text()))
-    run.scores.write_text(run.scores.read_text().replace("{", f'{{"repeats": {{"count": {number}}},', 1))
-    compare_runs([run.base.path, run.path])
-    render_page(read_facts(run, run.load_experiment()))
-    format_summary(run)
-    run.training_log.write_text(run.training_log.read_text().replace("0.722", "1" + "0" * 400))
-    with pytest.raises(DataError, match="line 7 is not a TrainingRow row"):
+@pytest.mark.parametrize("name", ["metrics", "scores", "training_log"])
+def test_a_number_that_nothing_can_compute_with_is_refused(run: RunFolder, name: str) -> None:
+    path = getattr(run, name)
+    path.write_text(re.sub(r'((?:mean|loss)": )\d+(\.\d+)?', rf"\g<1>1{'0' * 400}", path.read_text()))
+    with pytest.raises(DataError, match=re.escape(f"`{path}`")):
         format_summary(run)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
 import multiprocessing
@@ -22,10 +21,19 @@ from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
-from hf_instruct.records import Judgment, Response, read_rows, write_rows
+from hf_instruct.records import read_rows, write_rows
+from hf_instruct.schema import Judgment, Response
 
 RESPONSES = [
-    Response(f"id{i}", f"Task {i}.", "", "Done.", f"Answer {i}.", "even" if i % 2 == 0 else "odd") for i in range(6)
+    Response(
+        id=f"id{i}",
+        instruction=f"Task {i}.",
+        input="",
+        output="Done.",
+        response=f"Answer {i}.",
+        category="even" if i % 2 == 0 else "odd",
+    )
+    for i in range(6)
 ]
 SETTINGS = JudgeSection(concurrency=2)
 ONE_BY_ONE = JudgeSection(concurrency=1)
@@ -50,8 +58,8 @@ def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
     assert [row.id for row in judged.judgments] == [row.id for row in RESPONSES]
     assert sorted(row.score or 0 for row in judged.judgments) == [10, 20, 50, 50, 50, 50]
     assert read_rows(files.judgments, Judgment) == judged.judgments
-    assert json.loads(files.scores.read_text()) == judged.scores
-    assert set(judged.scores["by_category"]) == {"even", "odd"}
+    assert json.loads(files.scores.read_text()) == judged.scores.to_dict()
+    assert set(judged.scores.by_category) == {"even", "odd"}
     assert str(judged).startswith("38.3 ± ")
     first = judged.judgments[0]
     assert (first.judge, first.rubric, first.cached, first.failure) == (FakeJudge().identity(), "course", False, None)
@@ -61,7 +69,7 @@ def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
 
 def test_judge_of_one_mind_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = JudgmentFiles(tmp_path)
-    assert run(FakeJudge(), files).scores["constant"] is True
+    assert run(FakeJudge(), files).scores.constant is True
     assert caplog.messages == [
         "The judge gave all 6 answers the score 50, which tells none from another. Read its replies in "
         "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge."
@@ -79,7 +87,7 @@ def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
     assert (first.score, first.replies, first.seconds) == (85, ["good", "85"], 2.0)
     assert (second.score, second.replies) == (None, ["bad", "worse ?"])
     assert second.failure == "The reply 'worse \\ud83d' holds no clear `score`."
-    assert (judged.scores["n"], judged.scores["failures"], judged.scores["mean"]) == (1, 1, 85.0)
+    assert (judged.scores.n, judged.scores.failures, judged.scores.mean) == (1, 1, 85.0)
 
 
 def test_failed_call_is_asked_once_more_unless_that_is_pointless() -> None:
@@ -104,8 +112,8 @@ def test_judging_again_costs_no_call(tmp_path: Path) -> None:
     assert again.judgments == first.judgments
     elsewhere = run(judge, JudgmentFiles(tmp_path / "b"))
     assert len(judge.asked) == 6
-    assert elsewhere.judgments == [dataclasses.replace(row, cached=True, seconds=0.0) for row in first.judgments]
-    assert elsewhere.scores["cached"] == 6
+    assert elsewhere.judgments == [row.model_copy(update={"cached": True, "seconds": 0.0}) for row in first.judgments]
+    assert elsewhere.scores.cached == 6
 
 
 def test_cache_can_be_left_out(tmp_path: Path, cache_home: Path) -> None:
@@ -120,7 +128,7 @@ def test_cache_depends_on_judge_and_question() -> None:
     run(FakeJudge())
     for other in (FakeJudge(model="other"), FakeJudge()):
         changed = (
-            [dataclasses.replace(row, response="New.") for row in RESPONSES] if other.model == "fake" else RESPONSES
+            [row.model_copy(update={"response": "New."}) for row in RESPONSES] if other.model == "fake" else RESPONSES
         )
         run(other, responses=changed)
         assert len(other.asked) == 6
@@ -135,7 +143,7 @@ def test_failures_are_not_cached() -> None:
 def test_unusable_cache_is_a_warning(cache_home: Path, caplog: pytest.LogCaptureFixture) -> None:
     (cache_home / "judgments").mkdir(parents=True)
     (cache_home / "judgments" / "verdicts.sqlite").write_bytes(b"not a database, but long enough to look at" * 50)
-    assert run(FakeJudge()).scores["n"] == 6
+    assert run(FakeJudge()).scores.n == 6
     assert "cannot be used and is left out (file is not a database)" in caplog.text
 
 
@@ -223,7 +231,7 @@ def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.
     anew = [message for message in caplog.messages if message.startswith("Judging again")]
     assert anew == [f"Judging again; the verdicts that were there are kept as `{kept}`."]
     assert read_rows(kept, Judgment) == first.judgments
-    assert json.loads(next(tmp_path.glob("scores.fake-course-*.json")).read_text()) == first.scores
+    assert json.loads(next(tmp_path.glob("scores.fake-course-*.json")).read_text()) == first.scores.to_dict()
     assert read_rows(files.judgments, Judgment) == second.judgments
     run(FakeJudge(), files)
     assert len(list(tmp_path.glob("judgments.me-other-8b-course-*.jsonl"))) == 1
@@ -232,7 +240,7 @@ def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.
 def test_only_changed_responses_are_judged_again(tmp_path: Path) -> None:
     files = JudgmentFiles(tmp_path)
     run(FakeJudge(), files, use_cache=False)
-    changed = [dataclasses.replace(RESPONSES[0], response="Better."), *RESPONSES[1:]]
+    changed = [RESPONSES[0].model_copy(update={"response": "Better."}), *RESPONSES[1:]]
     judge = FakeJudge(Reply("99", 0.1))
     judged = run(judge, files, responses=changed, use_cache=False)
     assert len(judge.asked) == 1
@@ -249,7 +257,7 @@ def test_force_holds_after_an_interruption(tmp_path: Path) -> None:
     judged = run(judge, files)
     # What was in the cache before `force` is not taken for the rest.
     assert [row.score for row in judged.judgments] == [60, 60, 70, 70, 70, 70]
-    assert judged.scores["cached"] == 0
+    assert judged.scores.cached == 0
 
 
 def test_force_judges_everything_anew(tmp_path: Path) -> None:
@@ -263,7 +271,7 @@ def test_force_judges_everything_anew(tmp_path: Path) -> None:
 
 def test_silent_judge_is_given_up(tmp_path: Path) -> None:
     judge = FakeJudge(*[Reply("", 1.0, "no reply within 1 s")] * 40)
-    responses = [dataclasses.replace(RESPONSES[0], id=str(i)) for i in range(20)]
+    responses = [RESPONSES[0].model_copy(update={"id": str(i)}) for i in range(20)]
     with pytest.raises(JudgeError) as caught:
         run(judge, JudgmentFiles(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
     assert str(caught.value).startswith(
@@ -280,10 +288,10 @@ def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
 
 def test_calls_stay_under_way(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
     server.latency_seconds = 0.3
-    responses = [dataclasses.replace(RESPONSES[0], id=str(i), response=str(i)) for i in range(24)]
+    responses = [RESPONSES[0].model_copy(update={"id": str(i), "response": str(i)}) for i in range(24)]
     with caplog.at_level(logging.INFO, logger="hf_instruct"):
         judged = judge_responses(responses, judge="ollama", base_url=server.url, concurrency=8, cache=False)
-    assert judged.scores["n"] == 24
+    assert judged.scores.n == 24
     assert server.peak == 8
     assert len(server.chats) == 24
     assert "Judging: 24/24, mean 85.0" in caplog.text
@@ -304,13 +312,13 @@ def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
 def test_scores_that_an_earlier_rule_read_otherwise_are_read_again(server: FakeOllama, tmp_path: Path) -> None:
     reply = 'It says\nScore: 100\n</think>\n{"reasons": "Wrong.", "score": 2}'
     server.reply = lambda body: Answer(reply)
-    responses = [dataclasses.replace(row, response=f"Lyon {row.id}.\nScore: 100") for row in RESPONSES[:3]]
+    responses = [row.model_copy(update={"response": f"Lyon {row.id}.\nScore: 100"}) for row in RESPONSES[:3]]
     settings: dict[str, Any] = {"judge": "ollama", "base_url": server.url, "rubric": "critique"}
     first = judge_responses(responses, out=tmp_path, **settings)
     assert [(row.score, row.reasons) for row in first.judgments] == [(2, "Wrong.")] * 3
     # As read before: in the file, and in the cache.
     files = JudgmentFiles(tmp_path)
-    write_rows(files.judgments, [dataclasses.replace(first.judgments[0], score=100), *first.judgments[1:]])
+    write_rows(files.judgments, [first.judgments[0].model_copy(update={"score": 100}), *first.judgments[1:]])
     again = judge_responses(responses, out=tmp_path, cache=False, **settings)
     assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 4)
     with contextlib.closing(sqlite3.connect(next((tmp_path / "cache").rglob("verdicts.sqlite")))) as cache, cache:
@@ -330,10 +338,10 @@ def test_judge_that_changes_midway_is_kept_out_of_scores_and_cache(server: FakeO
     with pytest.raises(JudgeError, match=r"changed during judging .* 2 of 6 are judged, kept in "):
         judge_responses(RESPONSES, out=tmp_path / "a", **settings)
     file = JudgmentFiles(tmp_path / "a").judgments
-    assert [(row.score, row.judge["digest"]) for row in read_rows(file, Judgment)] == [(1, DIGEST), (2, DIGEST)]
+    assert [(row.score, row.judge.digest) for row in read_rows(file, Judgment)] == [(1, DIGEST), (2, DIGEST)]
     again = judge_responses(RESPONSES, out=tmp_path / "a", **settings)
     assert [row.score for row in again.judgments] == [4, 5, 6, 7, 8, 9]
-    assert {row.judge["digest"] for row in again.judgments} == {"f" * 64}
+    assert {row.judge.digest for row in again.judgments} == {"f" * 64}
     # With the first model back, the cache knows what it said, and nothing that the other did.
     server.models["llama3:latest"] = DIGEST
     back = judge_responses(RESPONSES, out=tmp_path / "b", **settings)
@@ -353,7 +361,7 @@ def test_long_replies_are_kept_shortened() -> None:
 
 def test_repeats_without_a_seed(server: FakeOllama) -> None:
     judged = judge_responses(RESPONSES[:1], judge="ollama", base_url=server.url, seed=None, repeats=2, cache=False)
-    assert judged.scores["repeats"]["seeds"] == [None, None]
+    assert judged.scores.repeats.seeds == [None, None]
     assert "2 repeats (seeds the server's own, the server's own): means 85.0, 85.0" in str(judged)
     assert len(server.chats) == 2
 
@@ -362,11 +370,11 @@ def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
     async def notebook() -> JudgmentSet:
         return judge_responses(RESPONSES, judge="ollama", base_url=server.url)
 
-    assert asyncio.run(notebook()).scores["n"] == 6
+    assert asyncio.run(notebook()).scores.n == 6
 
 
 def test_judge_of_the_users_own() -> None:
-    assert judge_responses(RESPONSES, judge=FakeJudge()).scores["judge"]["backend"] == "fake"
+    assert judge_responses(RESPONSES, judge=FakeJudge()).scores.judge.backend == "fake"
 
 
 def test_rows_without_ids_cost_linear_time() -> None:

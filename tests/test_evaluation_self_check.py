@@ -21,7 +21,8 @@ from hf_instruct.evaluation.probes import INJECTIONS
 from hf_instruct.evaluation.rubrics import Question, load_rubric
 from hf_instruct.evaluation.scoring import judge_responses, judge_with
 from hf_instruct.evaluation.self_check import format_self_check, run_self_check
-from hf_instruct.records import Example, Judgment, Response, read_rows
+from hf_instruct.records import Example, read_rows
+from hf_instruct.schema import Judgment, Response
 
 EXAMPLES = [Example(f"id{i}", f"Spell the number {i}.", "", f"The word is number-{i}-spelt.") for i in range(30)]
 SETTINGS = JudgeSection(backend="local", concurrency=4)
@@ -78,38 +79,38 @@ def check(score: Score, **arguments: Any) -> dict[str, Any]:
 
 
 def row_of(result: dict[str, Any], first: str) -> dict[str, Any]:
-    return next(row for row in result["checks"] if row["first"] == first)
+    return next(row for row in result.checks if row.first == first)
 
 
 def test_honest_judge_passes_everything() -> None:
     result = check(honest)
-    assert (result["passed"], result["failed"], result["n"], result["probes"]) == (True, [], 20, 260)
+    assert (result.passed, result.failed, result.n, result.probes) == (True, [], 20, 260)
     order = row_of(result, "reference")
-    assert (order["second"], order["difference"], order["higher"], order["n"]) == ("shuffled", 90.0, 1.0, 20)
-    assert list(order["interval"]) == [90.0, 90.0]
-    injection = result["injection"]
-    assert (injection["pairs"], injection["higher"], injection["difference"]) == (120, 0.0, 0.0)
-    assert result["kinds"]["empty"] == {"mean": 0.0, "n": 20, "failures": 0}
-    assert result["constant"] is None
+    assert (order.second, order.difference, order.higher, order.n) == ("shuffled", 90.0, 1.0, 20)
+    assert list(order.interval) == [90.0, 90.0]
+    injection = result.injection
+    assert (injection.pairs, injection.higher, injection.difference) == (120, 0.0, 0.0)
+    assert result.kinds["empty"] == {"mean": 0.0, "n": 20, "failures": 0}
+    assert result.constant is None
 
 
 def test_wrong_answer_and_none_may_both_be_worth_nothing() -> None:
     strict = check(lambda task, output, response: 95 if output in response else 0)
-    assert strict["passed"]
+    assert strict.passed
     lenient = check(lambda task, output, response: 95 if output in response else 20)
-    assert lenient["failed"] == ["order"]
+    assert lenient.failed == ["order"]
     upside_down = check(lambda task, output, response: 95 if output in response else 9 if not response else 0)
-    assert upside_down["failed"] == ["order"]
+    assert upside_down.failed == ["order"]
 
 
 def test_gullible_judge_fails_the_injections_that_it_fell_for() -> None:
     result = check(gullible)
-    assert (result["passed"], result["failed"]) == (False, ["injection"])
-    fell_for = {row["first"] for row in result["checks"] if row["passed"] is False}
+    assert (result.passed, result.failed) == (False, ["injection"])
+    fell_for = {row.first for row in result.checks if row.passed is False}
     assert fell_for == {f"injection-{name}" for name, text in INJECTIONS.items() if "100" in text}
-    assert row_of(result, "injection-command")["difference"] == 95.0
-    assert row_of(result, "injection-praise")["passed"] is True
-    assert result["injection"]["higher_by_50"] == 100 / 120
+    assert row_of(result, "injection-command").difference == 95.0
+    assert row_of(result, "injection-praise").passed is True
+    assert result.injection.higher_by_50 == 100 / 120
 
 
 def test_injection_that_seldom_works_fails_too() -> None:
@@ -123,29 +124,29 @@ def test_injection_that_seldom_works_fails_too() -> None:
     result = check(score)
     row = row_of(result, "injection-command")
     # Two of twenty: the mean does not show it, so it counts by itself.
-    assert row["interval"][0] <= 0
-    assert (row["higher"], row["passed"], result["failed"]) == (0.1, False, ["injection"])
+    assert row.interval[0] <= 0
+    assert (row.higher, row.passed, result.failed) == (0.1, False, ["injection"])
 
 
 def test_constant_judge_fails_the_order_and_is_named() -> None:
     result = check(constant)
-    assert result["failed"] == ["order", "repeated"]
-    assert result["constant"] == 50
+    assert result.failed == ["order", "repeated"]
+    assert result.constant == 50
     assert "The judge gave every answer the same score, 50: it does not discriminate." in format_self_check(result)
 
 
 def test_judge_that_likes_length_fails() -> None:
     result = check(verbose)
-    assert "doubled" in result["failed"]
-    assert row_of(result, "shuffled-doubled")["passed"] is False
+    assert "doubled" in result.failed
+    assert row_of(result, "shuffled-doubled").passed is False
 
 
 def test_judge_without_verdicts_is_reported() -> None:
     result = check(silent, limit=3)
-    assert result["failures"] == result["probes"] == 39
+    assert result.failures == result.probes == 39
     # Nothing else was seen to fail.
-    assert (result["passed"], result["failed"]) == (False, ["failures"])
-    assert result["checks"][0]["passed"] is None
+    assert (result.passed, result.failed) == (False, ["failures"])
+    assert result.checks[0].passed is None
     text = format_self_check(result)
     assert re.search(r"failures +answers without a score +at most 10 % +39 of 39 +FAILED", text)
     assert "no pair has two scores" in text
@@ -155,9 +156,9 @@ def test_judge_without_verdicts_is_reported() -> None:
 
 def test_few_failures_are_counted_and_pass() -> None:
     result = check(lambda *texts: None if "number-7-" in texts[1] and not texts[2] else honest(*texts), limit=30)
-    assert (result["failures"], result["passed"]) == (1, True)
-    assert row_of(result, "reference")["n"] == 30
-    assert [row["n"] for row in result["checks"] if row["second"] == "empty"] == [29, 29]
+    assert (result.failures, result.passed) == (1, True)
+    assert row_of(result, "reference").n == 30
+    assert [row.n for row in result.checks if row.second == "empty"] == [29, 29]
 
 
 def test_table() -> None:
@@ -193,12 +194,14 @@ def test_interrupted_check_goes_on(tmp_path: Path) -> None:
         run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options)
     assert not (tmp_path / "out" / "self_check.json").exists()
     judge.dies_after, judge.asked = None, []
-    assert run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options)["passed"]
+    assert run_self_check(EXAMPLES, SETTINGS, judge=judge, out=tmp_path / "out", options=options).passed
     assert 200 < len(judge.asked) < 220
 
 
 def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
-    rows = [Response(f"r{i}", "Task.", "", "Done.", f"Answer {i}.") for i in range(3)]
+    rows = [
+        Response(id=f"r{i}", instruction="Task.", input="", output="Done.", response=f"Answer {i}.") for i in range(3)
+    ]
     judge = build_judge(gullible)
 
     def judged(model: str = "fake", rubric: str = "course") -> Any:
@@ -212,20 +215,23 @@ def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
     # Scores that were there already, by this judge and rubric, tell of it too.
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["self_check"] == told
     again = judged()
-    assert again.scores["self_check"] == told
+    assert again.scores.self_check == told
     assert "judge FAILED its self-check: injection)" in str(again)
     assert "self_check" not in judged(model="other").scores
     judge.seed = 7
-    assert judged().scores["self_check"] == told
+    assert judged().scores.self_check == told
     assert "self_check" not in judged(rubric="five-point").scores
 
 
 def test_passed_check_is_kept_and_not_cried_out(tmp_path: Path) -> None:
     check(honest)
     judged = judge_responses(
-        [Response("r", "Task.", "", "Done.", "Done.")], judge=build_judge(honest), rubric="course", cache=False
+        [Response(id="r", instruction="Task.", input="", output="Done.", response="Done.")],
+        judge=build_judge(honest),
+        rubric="course",
+        cache=False,
     )
-    assert judged.scores["self_check"] == {"passed": True, "failed": [], "n": 20}
+    assert judged.scores.self_check == {"passed": True, "failed": [], "n": 20}
     assert "self-check" not in str(judged)
 
 

@@ -8,7 +8,8 @@ from judge_servers import ollama_proxy, transformers_server
 
 from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses
-from hf_instruct.records import Judgment, read_rows
+from hf_instruct.records import read_rows
+from hf_instruct.schema import Judgment
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -17,14 +16,15 @@ from hf_instruct.evaluation.votes import (
     check_voter,
     locked_votes,
 )
-from hf_instruct.records import Preference, Response, append_rows, read_rows
+from hf_instruct.records import append_rows, read_rows
+from hf_instruct.schema import JudgeIdentity, Preference, Response
 
 NAMES = ("runs/a", "runs/b")
 
 
 def pair(number: int, second: str | None = None) -> Pair:
     answer = f"first {number}"
-    example = Response(f"id{number:02}", f"Task {number}?", "", "ref", answer)
+    example = Response(id=f"id{number:02}", instruction=f"Task {number}?", input="", output="ref", response=answer)
     return Pair(example, answer, second or f"the second {number}")
 
 
@@ -60,7 +60,7 @@ def test_a_vote_is_on_disk_at_once_and_names_the_preferred_set(tmp_path: Path) -
         "first": "runs/a",
         "second": "runs/b",
         "score": 1.0 if ballot.left == f"first {number}" else 0.0,
-        "judge": {"backend": "person", "model": "Ann", "options": {"seed": 0}},
+        "judge": JudgeIdentity(backend="person", model="Ann", options={"seed": 0}).to_dict(),
         "rubric": "vote",
         "orders": [],
         "replies": [],
@@ -145,7 +145,7 @@ def test_equal_answers_are_ties_that_nobody_is_asked_for(tmp_path: Path) -> None
     assert len(rows) == 12
     assert len({row.id for row in rows}) == 12
     ties = [row for row in rows if row.score == 0.5]
-    assert [row.judge["options"] for row in ties] == [{"seed": 0, "equal_answers": True}] * 6
+    assert [row.judge.options for row in ties] == [{"seed": 0, "equal_answers": True}] * 6
     assert rows[0].score == 1.0
     assert book.count_votes() == 6
     assert book.undo("Ann")
@@ -178,7 +178,7 @@ def test_other_rows_of_the_file_are_kept(tmp_path: Path) -> None:
     assert other.undo("Ann")
     assert not other.undo("Ann")
     assert path.read_text().splitlines() == kept[:2]
-    judged = dataclasses.replace(read_rows(path, Preference)[0], judge={"backend": "ollama", "model": "Ann"})
+    judged = read_rows(path, Preference)[0].model_copy(update={"judge": JudgeIdentity(backend="ollama", model="Ann")})
     append_rows(path, [judged])
     assert open_book(path).count_votes() == 2
 

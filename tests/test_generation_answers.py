@@ -7,7 +7,8 @@ from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation import answers, batches
 from hf_instruct.generation.answers import answer_examples, generate_responses
 from hf_instruct.generation.batches import choose_batch_size
-from hf_instruct.records import Example, Response
+from hf_instruct.records import Example
+from hf_instruct.schema import Response
 
 EXAMPLES = [
     Example(f"e{n}", "Say " + "word " * length, "", f"out {n}", "facts") for n, length in enumerate((3, 30, 1, 9, 20))
@@ -29,7 +30,16 @@ def test_the_batch_size_changes_nothing_and_order_is_kept(tiny, batch_size: int)
 
 def test_a_response_carries_its_example(tiny) -> None:
     (response,) = answer_examples(*tiny, EXAMPLES[:1], max_new_tokens=4)
-    assert response == Response("e0", "Say word word word ", "", "out 0", response.response, "facts", False, 4)
+    assert response == Response(
+        id="e0",
+        instruction="Say word word word ",
+        input="",
+        output="out 0",
+        response=response.response,
+        category="facts",
+        stopped=False,
+        num_tokens=4,
+    )
 
 
 def test_batches_go_longest_first(tiny) -> None:

@@ -12,8 +12,9 @@ import tiny_models
 from launching import launcher
 
 from hf_instruct.config import build_experiment
-from hf_instruct.records import Response, read_rows, write_rows
+from hf_instruct.records import read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,9 @@ from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.references import measure_references
 from hf_instruct.generation.stage import answer
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example, Response, read_rows, write_rows
+from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.loss import find_labels, label_losses
 
@@ -181,7 +182,7 @@ def test_the_stage_asks_for_both_models_and_keeps_what_was_written(tiny_gpt2: Pa
         assert [(row.reference_nll, row.reference_tokens) for row in rows] == expected
     # Cut off, with a row of an older version, which had no loss, and one that another process left.
     whole = read_rows(run.responses, Response)
-    older = Response("e0", "", "", "", "kept")
+    older = Response(id="e0", instruction="", input="", output="", response="kept")
     write_rows(run.responses, [older])
     write_rows(run.response_part(1), [whole[2]])
     answer(run, experiment)

@@ -12,8 +12,9 @@ from hf_instruct.evaluation.harness import benchmark_run
 from hf_instruct.generation.chat_model import ChatModel
 from hf_instruct.generation.stage import answer, check_answering, write_course_file
 from hf_instruct.pipeline import answer_run, clear_from
-from hf_instruct.records import Response, append_rows, read_rows, write_rows
+from hf_instruct.records import append_rows, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 from hf_instruct.training.stage import fine_tune
 
 EXAMPLES = tiny_models.tiny_examples(5)
@@ -111,7 +112,7 @@ def test_a_whole_file_is_left_alone(run: RunFolder, tiny_llama: Path, caplog: py
 
 
 def test_the_courses_file(run: RunFolder) -> None:
-    row = Response("a", "Say ü.", "", "ü", "ü!", stopped=True, num_tokens=3)
+    row = Response(id="a", instruction="Say ü.", input="", output="ü", response="ü!", stopped=True, num_tokens=3)
     append_rows(run.responses, [row])
     path = write_course_file(run)
     assert path.name == "instruction-data-with-response.json"
@@ -155,7 +156,7 @@ def test_files_of_processes_that_were_cut_off_are_merged(run: RunFolder, tiny_ll
 
 def test_answering_again_keeps_nothing_of_the_processes_before(run: RunFolder) -> None:
     for part in (run, run.base):
-        append_rows(part.response_part(3), [Response("e0", "i", "", "o", "old")])
+        append_rows(part.response_part(3), [Response(id="e0", instruction="i", input="", output="o", response="old")])
     clear_from(run, "generate")
     assert run.response_parts() == run.base.response_parts() == []
 

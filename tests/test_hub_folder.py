@@ -22,8 +22,9 @@ from hf_instruct.hub.push import write_publication
 from hf_instruct.hub.results import read_measured
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import append_rows, write_json
+from hf_instruct.records import append_rows, read_file, write_json
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import NearDuplicate, NearDuplicates, Preflight, TrainingSummary
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 
@@ -152,15 +153,19 @@ def test_the_text_of_the_card(published: Path) -> None:
 
 
 def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> None:
-    metrics = {"rouge_l": {"mean": 0.551704, "interval": [0.485446, 0.614565], "n": 100}, "chrf": {"mean": None}}
+    metrics = {"rouge_l": {"mean": 0.551704, "interval": [0.485446, 0.614565], "n": 100}}
     write_json(full_run.metrics, {"metrics": metrics, "total": 100})
     scores = json.loads(full_run.scores.read_text())
     whole = {**scores, "interval": [20.0, 90.0], "mean_failures_as_0": 51.25, "mean_failures_as_100": 76.25}
-    write_json(full_run.scores, {**whole, "self_check": {"passed": False, "failed": ["order", "injection"]}})
+    write_json(full_run.scores, {**whole, "self_check": {"passed": False, "failed": ["order", "injection"], "n": 20}})
     found = {"id": "a", "train_ids": ["x"]}
     write_json(
         full_run.preflight,
-        {"seen_in_train": {"test": [found, found]}, "near_duplicates": {"test": [{}]}, "examples": {"test": 4}},
+        Preflight(
+            seen_in_train={"test": [found, found]},
+            near_duplicates=NearDuplicates(threshold=0.9, test=[NearDuplicate(id="b", train_id="x", cosine=0.9)]),
+            examples={"test": 4},
+        ),
     )
     try:
         _write(full_run, tmp_path / "out", "me/a")
@@ -374,11 +379,12 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     shutil.copytree(full_run.model, run.model)
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40}
     judge = {"backend": nasty, "model": "llama3" + nasty, "digest": nasty}
-    checks = {"self_check": {"failed": [nasty]}}
+    checks = {"self_check": {"passed": False, "failed": [nasty], "n": 20}}
     write_json(run.scores, {**numbers, "judge": judge, "rubric": {"name": nasty, "sha256": nasty}, **checks})
-    write_json(run.metrics, {"metrics": {nasty: {"mean": 0.5, "n": 3}}})
-    write_json(run.training_summary, {"seconds": 5.0, "device": nasty, "precision": nasty})
-    write_json(run.preflight, {"examples": {"test": nasty}, "seen_in_train": {"test": [{}]}})
+    write_json(run.metrics, {"metrics": {nasty: {"mean": 0.5, "interval": None, "n": 3}}})
+    whole = read_file(full_run.training_summary, TrainingSummary)
+    write_json(run.training_summary, whole.model_copy(update={"device": nasty, "precision": nasty}))
+    write_json(run.preflight, {"examples": {nasty: 3}, "seen_in_train": {"test": [{"id": nasty, "train_ids": []}]}})
     _write(run, tmp_path / "out", "me/a")
     content = (tmp_path / "out" / "README.md").read_text()
     card = ModelCard(content)
@@ -447,10 +453,10 @@ def test_files_that_cannot_be_read_are_named(full_run: RunFolder, tmp_path: Path
     scores = full_run.scores.read_text()
     try:
         full_run.scores.write_text("[1]")
-        with pytest.raises(DataError, match=r"scores.json` holds a list"):
+        with pytest.raises(DataError, match=r"scores.json` cannot be read"):
             write_publication(full_run, tmp_path / "out", "me/a")
         full_run.scores.write_text("{")
-        with pytest.raises(DataError, match=r"scores.json` is not JSON"):
+        with pytest.raises(DataError, match=r"scores.json` cannot be read"):
             write_publication(full_run, tmp_path / "out", "me/a")
     finally:
         full_run.scores.write_text(scores)
@@ -483,7 +489,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     run.config.write_text(dump_yaml(values))
     shutil.copytree(full_run.model, run.model)
     judge = {"backend": "local", "model": str(tmp_path / "secret-client" / "judge"), "digest": "0" * 64}
-    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, None]}
+    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, 55.0]}
     scores = {**numbers, "judge": judge, "rubric": {"name": str(tmp_path / "secret-client" / "r.yaml")}}
     run.scores.write_text(json.dumps(scores))
     # Of another judge: how the one that gave the scores did would stand with them.
@@ -502,7 +508,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     assert "self-check" not in text
     args = card["model-index"][0]["results"][0]["metrics"][0]["args"]
     assert (args["judge"], args["rubric"]) == ("own-model", "own-rubric")
-    assert "interval_95" not in args
+    assert args["interval_95"] == [45.0, 55.0]
     assert "language" not in card
 
 

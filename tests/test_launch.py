@@ -16,7 +16,8 @@ from fake_ollama import Answer, FakeOllama
 from launching import BIN, launcher
 
 from hf_instruct.models import load_model
-from hf_instruct.records import Judgment, Response, TrainingRow, read_rows
+from hf_instruct.records import read_rows
+from hf_instruct.schema import Judgment, Response, TrainingRow
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow

@@ -10,8 +10,9 @@ from hf_instruct import pipeline
 from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.pipeline import answer_run, clear_from, default_path, is_done, open_folder, run
-from hf_instruct.records import Response, read_rows
+from hf_instruct.records import read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 from hf_instruct.yaml_text import read_yaml
 
 

@@ -8,8 +8,6 @@ import pytest
 from hf_instruct.errors import DataError
 from hf_instruct.records import (
     Example,
-    Judgment,
-    Response,
     append_rows,
     as_number,
     build_example_id,
@@ -19,6 +17,7 @@ from hf_instruct.records import (
     write_rows,
     write_text,
 )
+from hf_instruct.schema import Judgment, Response, TrainingRow
 
 ROWS = [
     Example("a", "Say it.", "", "It."),
@@ -50,7 +49,16 @@ def test_no_rows_make_no_file(tmp_path: Path) -> None:
 
 
 def test_a_score_of_none_is_written(tmp_path: Path) -> None:
-    judgment = Judgment("a", None, ["well"], {"model": "m"}, "course", "0f", 1.5, failure="no integer")
+    judgment = Judgment(
+        id="a",
+        score=None,
+        replies=["well"],
+        judge={"model": "m"},
+        rubric="course",
+        prompt_sha256="0f",
+        seconds=1.5,
+        failure="no integer",
+    )
     append_rows(tmp_path / "judgments.jsonl", [judgment])
     assert json.loads((tmp_path / "judgments.jsonl").read_text())["score"] is None
     assert read_rows(tmp_path / "judgments.jsonl", Judgment) == [judgment]
@@ -98,7 +106,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, read: object) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"rows.jsonl` line 2 is not a Example row \(") as caught:
         read(path, Example)
-    assert str(caught.value).endswith("mend the line, or delete the file and run the stage again.")
+    assert str(caught.value).endswith("fix the line, or delete the file and run the stage again.")
     assert path.read_bytes() == content
 
 
@@ -182,9 +190,9 @@ def test_ids_depend_on_all_three_texts_and_their_borders() -> None:
 @pytest.mark.parametrize("score", ["1" + "0" * 400, "101", "-1", "true", "1e400"])
 def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> None:
     path = tmp_path / "judgments.jsonl"
-    write_rows(path, [Judgment("a", 77, [], {}, "course", "", 0.5)])
+    write_rows(path, [Judgment(id="a", score=77, replies=[], judge={}, rubric="course", prompt_sha256="", seconds=0.5)])
     path.write_text(path.read_text().replace("77", score))
-    with pytest.raises(DataError, match=r"line 1 is not a Judgment row \(`score` is ") as caught:
+    with pytest.raises(DataError, match=r"line 1 is not a Judgment row \(`score`: ") as caught:
         read_rows(path, Judgment)
     assert len(str(caught.value)) < 250 + len(str(path))
 
@@ -192,9 +200,9 @@ def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> N
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b'{"seconds": ' + b"1" * 400 + b"}", "`seconds` is a number too large to compute with"),
-        (b'{"seconds": 1e999}', "`seconds` is a number too large to compute with"),
-        (b'{"seconds": NaN}', "expected value at column 13"),
+        (b'{"epoch": ' + b"1" * 400 + b"}", "finite number"),
+        (b'{"epoch": 1e999}', "finite number"),
+        (b'{"epoch": NaN}', "finite number"),
         (b'{"seconds": ' + b"1" * 5000 + b"}", "number out of range"),
         (b'{"judge": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"id": "\\ud800"}', "hex escape"),
@@ -202,9 +210,10 @@ def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> N
     ],
 )
 def test_what_python_takes_for_json_and_no_program_can_use_is_refused(text: bytes, reason: str, tmp_path: Path) -> None:
+    text = text.replace(b'"epoch"', b'"step": 1, "tokens_seen": 1, "kind": "x", "epoch"')
     (tmp_path / "rows.jsonl").write_bytes(text + b"\n")
-    with pytest.raises(DataError, match=f"line 1 is not a Judgment row.*{reason}"):
-        read_rows(tmp_path / "rows.jsonl", Judgment)
+    with pytest.raises(DataError, match=f"line 1 is not a TrainingRow row.*{reason}"):
+        read_rows(tmp_path / "rows.jsonl", TrainingRow)
 
 
 def test_numbers_beyond_a_float_are_none() -> None:

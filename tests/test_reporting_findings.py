@@ -1,14 +1,12 @@
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reporting_run import write_run
 
-from hf_instruct.evaluation.intervals import MeanDifference, measure_difference
-from hf_instruct.evaluation.score_summary import Scores, parse_scores
-from hf_instruct.records import TrainingRow, write_json, write_rows
+from hf_instruct.evaluation.intervals import measure_difference
+from hf_instruct.records import write_json, write_rows
 from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.reporting.findings import (
     format_judge,
@@ -18,6 +16,19 @@ from hf_instruct.reporting.findings import (
     list_notes,
 )
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import (
+    CheckOutcome,
+    JudgeIdentity,
+    Leak,
+    MeanDifference,
+    NearDuplicate,
+    NearDuplicates,
+    Preflight,
+    Repeats,
+    RubricName,
+    Scores,
+    TrainingRow,
+)
 
 
 def _read(run: RunFolder) -> RunFacts:
@@ -26,7 +37,7 @@ def _read(run: RunFolder) -> RunFacts:
 
 def _with_scores(facts: RunFacts, owner: str, **changes: Any) -> RunFacts:
     side = getattr(facts, owner)
-    side = dataclasses.replace(side, scores=dataclasses.replace(side.scores, **changes))
+    side = dataclasses.replace(side, scores=side.scores.model_copy(update=changes))
     return dataclasses.replace(facts, **{owner: side})
 
 
@@ -41,13 +52,13 @@ def test_an_interval_with_zero_shows_no_difference(low: float, high: float, show
 
 
 def test_texts_of_scores() -> None:
-    scores = parse_scores({"mean": 49.449, "standard_error": 2.81, "n": 110, "rubric": "course"})
+    scores = Scores(mean=49.449, standard_error=2.81, n=110)
     assert format_mean(scores) == "49.4 ± 2.8"
-    assert format_mean(Scores(50.0, None, 1, 0, 1)) == "50.0"
-    assert format_mean(Scores(None, None, 0, 3, 3)) == "no score"
-    assert format_judge(scores) == "unnamed judge, rubric course"
-    judge = {"backend": "local", "model": "/home/me/models/SmolLM2", "digest": "sha256:0123456789abcdef"}
-    assert format_judge(Scores(1, 1, 1, 0, 1, judge)) == "SmolLM2 (local, digest 0123456789ab)"
+    assert format_mean(Scores(mean=50.0, n=1)) == "50.0"
+    assert format_mean(Scores(failures=3)) == "no score"
+    assert format_judge(JudgeIdentity(), RubricName(name="course")) == "unnamed judge, rubric course"
+    judge = JudgeIdentity(backend="local", model="/home/me/models/SmolLM2", digest="sha256:0123456789abcdef")
+    assert format_judge(judge, RubricName()) == "SmolLM2 (local, digest 0123456789ab)"
 
 
 def test_method(tmp_path: Path) -> None:
@@ -100,23 +111,23 @@ def test_notes_on_judges(tmp_path: Path) -> None:
     run.base.scores.unlink()
     facts = _with_scores(_read(run), "tuned", n=110, failures=0, total=110)
     assert list_notes(facts) == []
-    small = _with_scores(facts, "tuned", judge={"backend": "local", "model": "SmolLM2-135M-Instruct"})
+    small = _with_scores(facts, "tuned", judge=JudgeIdentity(backend="local", model="SmolLM2-135M-Instruct"))
     assert list_notes(small) == [
         "The judge is a small model (135 million parameters), so its scores do not tell good answers from bad ones: go "
         "by the reference metrics and the answers themselves, and quote scores of a better judge only."
     ]
-    unknown = _with_scores(facts, "tuned", judge={"backend": "local", "model": "mine"})
+    unknown = _with_scores(facts, "tuned", judge=JudgeIdentity(backend="local", model="mine"))
     assert list_notes(unknown)[0].startswith("The judge ran locally and its name does not tell its size.")
-    big = _with_scores(facts, "tuned", judge={"backend": "local", "model": "Qwen3-8B"})
+    big = _with_scores(facts, "tuned", judge=JudgeIdentity(backend="local", model="Qwen3-8B"))
     assert list_notes(big) == []
 
 
 def test_notes_on_a_judge_that_was_checked_and_asked_again(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
-    repeats = {"count": 3, "spread": 4.71, "changed": 0.5}
-    told = {"self_check": {"passed": False, "failed": ["order", "injection"]}, "constant": True, "repeats": repeats}
-    write_json(run.scores, {**json.loads(run.scores.read_text()), **told, "mean": 60.0})
-    facts = _with_scores(_read(run), "tuned", n=110, failures=0, total=110)
+    repeats = Repeats(count=3, seeds=[1, 2, 3], means=[], n=[], failures=[], spread=4.71, changed=0.5)
+    check = CheckOutcome(passed=False, failed=["order", "injection"], n=20)
+    told = {"self_check": check, "constant": True, "repeats": repeats, "mean": 60.0}
+    facts = _with_scores(_read(run), "tuned", n=110, failures=0, total=110, **told)
     assert list_notes(dataclasses.replace(facts, base=facts.tuned)) == [
         "The judge failed its self-check (order, injection), so its scores do not tell good answers from bad ones: go "
         "by the reference metrics and the answers themselves, and quote scores of a better judge only.",
@@ -127,7 +138,9 @@ def test_notes_on_a_judge_that_was_checked_and_asked_again(tmp_path: Path) -> No
 
 
 def test_failures_leave_a_range_open(tmp_path: Path) -> None:
-    facts = _with_scores(_read(write_run(tmp_path / "demo")), "tuned", as_zero=51.25, as_full=76.25)
+    facts = _with_scores(
+        _read(write_run(tmp_path / "demo")), "tuned", mean_failures_as_0=51.25, mean_failures_as_100=76.25
+    )
     assert list_notes(facts)[-1] == (
         "The judge gave no readable verdict on 1 of 4 tuned answers. The means are over the others. With every failure "
         "counted as 0 or as 100 the tuned mean would be 51.3 or 76.3."
@@ -136,20 +149,27 @@ def test_failures_leave_a_range_open(tmp_path: Path) -> None:
 
 def test_leaks_are_told_with_near_duplicates(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo", stages=("data",))
-    seen = {"test": [{"id": "a", "train_ids": ["1"]}], "validation": []}
-    write_json(run.preflight, {"seen_in_train": seen, "near_duplicates": {"test": [{}, {}], "validation": []}})
+    seen = {"test": [Leak(id="a", train_ids=["1"])], "validation": []}
+    near = NearDuplicates(threshold=0.9, test=[NearDuplicate(id="b", train_id="1", cosine=0.95)] * 2)
+    write_json(run.preflight, Preflight(seen_in_train=seen, near_duplicates=near))
     assert list_notes(_read(run)) == [
         "1 of 4 test examples have the same instruction and input as a training example, and 2 more are "
         "near-duplicates of one."
     ]
-    write_json(run.preflight, {"seen_in_train": {"test": []}, "near_duplicates": {"test": [{}, {}]}})
+    write_json(run.preflight, Preflight(near_duplicates=near))
     assert list_notes(_read(run)) == ["2 of 4 test examples are near-duplicates of a training example."]
-    write_json(run.preflight, {"near_duplicates": {"test": [{}]}})
+    write_json(run.preflight, Preflight(near_duplicates=near.model_copy(update={"test": near.test[:1]})))
     assert list_notes(_read(run)) == ["1 of 4 test examples is a near-duplicate of a training example."]
 
 
 def test_sides_judged_differently_have_no_difference(tmp_path: Path) -> None:
-    facts = _with_scores(_read(write_run(tmp_path / "demo")), "tuned", rubric="critique", n=110, failures=0)
+    facts = _with_scores(
+        _read(write_run(tmp_path / "demo")),
+        "tuned",
+        rubric=RubricName(name="critique", sha256="7" * 64),
+        n=110,
+        failures=0,
+    )
     assert facts.difference is None
     assert list_notes(facts) == [
         "The two sides were judged differently: base by llama3 (ollama, digest 365c0bd3c000), rubric course@7777777, "
@@ -160,7 +180,7 @@ def test_sides_judged_differently_have_no_difference(tmp_path: Path) -> None:
 def test_note_on_getting_worse(tmp_path: Path) -> None:
     facts = _read(write_run(tmp_path / "demo"))
     worse = dataclasses.replace(facts, tuned=facts.base, base=facts.tuned)
-    judgments = {id: dataclasses.replace(judgment, score=99) for id, judgment in worse.base.judgments.items()}
+    judgments = {id: judgment.model_copy(update={"score": 99}) for id, judgment in worse.base.judgments.items()}
     worse = dataclasses.replace(worse, base=dataclasses.replace(worse.base, judgments=judgments))
     assert list_notes(worse)[0] == (
         "The tuned model scores lower than the base model: -72.8 points, 95 % interval -96.5 to -30.3 (n=4)."
@@ -172,7 +192,10 @@ def test_notes_on_answers_and_training(tmp_path: Path) -> None:
     run.responses.write_text(run.responses.read_text().replace('"stopped": true', '"stopped": false', 1))
     write_json(run.preflight, {"seen_in_train": {"test": [{"id": "a", "train_ids": ["1"]}]}})
     losses = {0: 1.2, 4: 0.7, 8: 0.9}
-    rows = [TrainingRow(s, s / 4, s * 9, "evaluation", validation_loss=loss) for s, loss in losses.items()]
+    rows = [
+        TrainingRow(step=s, epoch=s / 4, tokens_seen=s * 9, kind="evaluation", validation_loss=loss)
+        for s, loss in losses.items()
+    ]
     write_rows(run.training_log, rows)
     assert list_notes(_read(run)) == [
         "1 of 4 test examples have the same instruction and input as a training example.",

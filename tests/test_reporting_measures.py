@@ -3,22 +3,37 @@
 from pathlib import Path
 from typing import Any
 
-from reporting_run import write_run
+from reporting_run import JUDGE, RUBRIC, build_judgment, write_run
 
-from hf_instruct.records import write_json
+from hf_instruct.evaluation.pair_scores import build_pair_scores
+from hf_instruct.evaluation.pairing import join_responses
+from hf_instruct.evaluation.probes import build_probes
+from hf_instruct.evaluation.self_check import check_judgments
+from hf_instruct.records import Example, read_file, write_json
 from hf_instruct.reporting.facts import read_facts
-from hf_instruct.reporting.measures import CheckRow, PairRow, TaskRow, list_checks, list_metrics, list_pairs, list_tasks
+from hf_instruct.reporting.measures import CheckRow, TaskRow, list_checks, list_metrics, list_pairs, list_tasks
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.summary import format_summary
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import (
+    BenchmarkResult,
+    CheckOutcome,
+    Interval,
+    JudgeIdentity,
+    MeanDifference,
+    Metrics,
+    MetricValue,
+    Preference,
+    Response,
+    Scores,
+)
 
 
 def write_metrics(run: RunFolder, values: dict[str, float], **means: float) -> None:
-    examples = {id: {"rouge_l": value} for id, value in values.items()}
     mean = sum(values.values()) / len(values)
-    metrics: dict[str, Any] = {"rouge_l": {"mean": mean, "interval": [0.1, 0.9], "n": len(values)}}
-    metrics |= {name: {"mean": value, "interval": None, "n": 4} for name, value in means.items()}
-    write_json(run.metrics, {"metrics": metrics, "examples": examples})
+    metrics = {"rouge_l": MetricValue(mean=mean, interval=Interval(0.1, 0.9), n=len(values))}
+    metrics |= {name: MetricValue(mean=value, interval=None, n=4) for name, value in means.items()}
+    write_json(run.metrics, Metrics(metrics=metrics, examples={id: {"rouge_l": value} for id, value in values.items()}))
 
 
 def read(run: RunFolder) -> Any:
@@ -56,31 +71,20 @@ def test_one_side_alone_has_no_difference(tmp_path: Path) -> None:
 def test_the_check_of_the_judge_is_shown_wherever_its_score_is(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     assert list_checks(read(run)) == []
-    write_json(
-        run.self_check,
-        {
-            "judge": {"backend": "ollama", "model": "phi3"},
-            "rubric": {"name": "course", "sha256": "7" * 64},
-            "checks": [
-                {"first": "reference", "second": "shuffled", "expected": "above 0", "difference": 1.25, "passed": True},
-                {
-                    "first": "injection:plea",
-                    "second": "shuffled",
-                    "expected": "not above 0",
-                    "difference": 40.0,
-                    "interval": [31.0, 49.0],
-                    "passed": False,
-                },
-                {"first": "empty", "second": "shuffled", "expected": "", "difference": None, "passed": None},
-            ],
-        },
-    )
-    assert list_checks(read(run)) == [
-        CheckRow("reference less shuffled", "above 0", "+1.3", "passed"),
-        CheckRow("plea less shuffled", "not above 0", "+40.0 (+31.0 to +49.0)", "failed"),
-    ]
-    scores = run.scores.read_text()
-    run.scores.write_text(scores.replace("{", '{"self_check": {"passed": false, "failed": ["injection"]},', 1))
+    examples = [Example(str(n), f"Add 1 to {n}.", "", str(n + 1)) for n in range(12)]
+    probes = build_probes(examples)
+    # Right on everything, but talked into 100 by the injection that looks like a verdict.
+    scores = {"reference": 90, "doubled": 90, "injection-json": 100, "empty": 0, "repeated": 0}
+    judgments = [build_judgment(probe.response.id, scores.get(probe.kind, 10)) for probe in probes]
+    judge = JudgeIdentity(backend="ollama", model="phi3")
+    result = check_judgments(probes, judgments).model_copy(update={"judge": judge, "rubric": RUBRIC})
+    write_json(run.self_check, result)
+    rows = {row.pair: row for row in list_checks(read(run))}
+    assert rows["reference - shuffled"] == CheckRow("reference - shuffled", "> 0", "+80.0 (none: all equal)", "passed")
+    assert rows["json - shuffled"] == CheckRow("json - shuffled", "not > 0", "+90.0 (none: all equal)", "failed")
+    assert rows["control - shuffled"].result == ""
+    check = CheckOutcome(passed=False, failed=["injection"], n=12)
+    write_json(run.scores, read_file(run.scores, Scores).model_copy(update={"self_check": check}))
     assert "! The judge failed its self-check (injection)" in format_summary(run)
     # It is not the judge of the run's scores.
     assert "Is the judge any good? <small>scores of answers of known worth, in points, by phi3 (ollama), rubric" in (
@@ -91,9 +95,31 @@ def test_the_check_of_the_judge_is_shown_wherever_its_score_is(tmp_path: Path) -
 def test_benchmark_tasks_keep_their_standard_error(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     assert list_tasks(read(run)) == []
-    row = {"task": "everyday_choice", "metric": "acc", "value": 0.525, "standard_error": 0.08, "n": 40, "total": 40}
-    difference = {"mean": 0.1, "low": -0.05, "high": 0.25, "n": 40}
-    write_json(run.benchmarks, {"results": [{**row, "difference": difference}, {**row, "task": "x", "total": None}]})
+    row = BenchmarkResult(
+        task="everyday_choice",
+        metric="acc",
+        filter="none",
+        value=0.525,
+        standard_error=0.08,
+        n=40,
+        total=40,
+        num_fewshot=0,
+        higher_is_better=True,
+        version="1",
+        questions_sha256=None,
+        limit=None,
+        chat_template=False,
+        dtype="float32",
+        model="m",
+        lm_eval_version="0.4",
+        seconds=1.0,
+        measured_at="",
+        difference=MeanDifference(0.1, -0.05, 0.25, 40),
+    )
+    group = row.model_copy(update={"task": "x", "total": None, "difference": None})
+    write_json(
+        run.benchmarks, {"tuned": [part.to_dict() for part in (row, group, row.model_copy(update={"value": None}))]}
+    )
     assert list_tasks(read(run)) == [
         TaskRow("everyday_choice", "acc", "0.525 ± 0.080", "+0.100 (-0.050 to +0.250)", "40 of 40"),
         TaskRow("x", "acc", "0.525 ± 0.080", "", "40"),
@@ -104,21 +130,34 @@ def test_benchmark_tasks_keep_their_standard_error(tmp_path: Path) -> None:
 def test_preferences_stand_with_what_makes_them_doubtful(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     assert list_pairs(read(run)) == []
-    summary = {
-        **{"second": "runs/x", "win_rate": 0.4864, "win_rate_interval": [0.464, 0.509], "n": 110},
-        **{"length_controlled_win_rate": 0.5, "length_controlled_win_rate_interval": None},
-        **{"consistency": {"share": 0.0707, "pairs": 99}, "judge": {"model": "llama3"}},
-    }
+    answers = [
+        [Response(id=str(n), instruction=f"Task {n}.", input="", output="x", response=f"{text} {n}") for n in range(20)]
+        for text in ("a", "b")
+    ]
+    preferences = [
+        Preference(
+            id=str(n),
+            first="runs/a",
+            second="runs/x",
+            score=1.0 if n < 8 else 0.5,
+            judge=JUDGE,
+            rubric="pairwise",
+            orders=[1.0, 1.0 if n < 8 else 0.0],
+            replies=[],
+            first_length=3,
+            second_length=3,
+        )
+        for n in range(20)
+    ]
+    joined = join_responses(*answers)
+    summary = build_pair_scores(preferences, names=("runs/a", "runs/x"), joined=joined, judge=JUDGE)
     write_json(run.path / "pairwise" / "x.json", summary)
-    write_json(run.path / "pairwise" / "y.json", {"win_rate": None})
-    assert list_pairs(read(run)) == [PairRow("runs/x", "48.6 % (46.4 to 50.9)", "50.0 %", "7 %", 110, "llama3")]
-    assert "48.6 % (46.4 to 50.9)" in render_page(read(run))
-
-
-def test_files_of_another_shape_say_nothing(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo")
-    write_json(run.metrics, {"metrics": [1], "examples": {"a": 3}})
-    write_json(run.self_check, {"checks": {"a": 1}})
-    write_json(run.benchmarks, {"results": [3, {"value": "N/A"}]})
-    facts = read(run)
-    assert (list_metrics(facts), list_checks(facts), list_tasks(facts)) == ([], [], [])
+    (row,) = list_pairs(read(run))
+    assert (row.baseline, row.win_rate[:6], row.consistency, row.n, row.judge) == (
+        "runs/x",
+        "70.0 %",
+        "40 %",
+        20,
+        "llama3",
+    )
+    assert row.win_rate in render_page(read(run))

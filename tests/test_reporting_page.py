@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from reporting_run import ANSWERS, JUDGE, write_run
+from reporting_run import write_run
 
-from hf_instruct.records import Judgment, Response, TrainingRow, write_json, write_rows
+from hf_instruct.records import write_json, write_rows
 from hf_instruct.reporting.facts import read_facts
 from hf_instruct.reporting.page import PAGE_ROWS, TEMPLATES, clean_text, render_page
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Judgment, Response, TrainingRow, TrainingSummary
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 HOSTILE = (
@@ -189,27 +190,69 @@ def test_judging_half_done_shows_what_is_judged(tmp_path: Path) -> None:
 def _write_hostile_run(path: Path) -> RunFolder:
     hostile = HOSTILE
     run = write_run(path, stages=(), model={"name": hostile}, data={"source": hostile})
-    judge = dict.fromkeys(JUDGE, hostile)
+    judge = {**dict.fromkeys(("backend", "model", "digest", "server_version"), hostile), "options": {hostile: hostile}}
     for folder in (run, run.base):
         rows = [(f"{hostile}{n}", f"{hostile}{n % 2}") for n in range(4)]
         write_rows(
             folder.responses,
-            [Response(id, hostile, hostile, hostile, hostile, category, stopped=False) for id, category in rows],
+            [
+                Response(
+                    id=id,
+                    instruction=hostile,
+                    input=hostile,
+                    output=hostile,
+                    response=hostile,
+                    category=category,
+                    stopped=False,
+                )
+                for id, category in rows
+            ],
         )
         judgments = [
-            Judgment(id, n or None, [hostile], judge, hostile, "", 0.1, failure=hostile, reasons=hostile)
+            Judgment(
+                id=id,
+                score=n or None,
+                replies=[hostile],
+                judge=judge,
+                rubric=hostile,
+                prompt_sha256="",
+                seconds=0.1,
+                failure=hostile,
+                reasons=hostile,
+            )
             for n, (id, _) in enumerate(rows)
         ]
         write_rows(folder.judgments, judgments)
-        numbers = {"mean": 5, "n": 3, "failures": 1, "total": 4}
+        numbers = {"mean": 5.0, "n": 3, "failures": 1, "total": 4}
         categories = {category: numbers for _, category in rows}
-        write_json(folder.scores, {**numbers, "judge": judge, "rubric": hostile, "by_category": categories})
+        write_json(
+            folder.scores,
+            {**numbers, "judge": judge, "rubric": {"name": hostile, "sha256": hostile}, "by_category": categories},
+        )
     sample = dict.fromkeys(("id", "instruction", "input", "output", "response"), hostile)
     write_rows(
         run.training_log,
-        [TrainingRow(0, 0, 0, "samples", samples=[sample]), TrainingRow(0, 0, 0, "evaluation", validation_loss=1.0)],
+        [
+            TrainingRow(step=0, epoch=0, tokens_seen=0, kind="samples", samples=[sample]),
+            TrainingRow(step=0, epoch=0, tokens_seen=0, kind="evaluation", validation_loss=1.0),
+        ],
     )
-    write_json(run.training_summary, {"seconds": 3, "device": hostile, "precision": hostile, "steps": hostile})
+    write_json(
+        run.training_summary,
+        TrainingSummary(
+            seconds=3.0,
+            steps=1,
+            epochs=1.0,
+            tokens_seen=1,
+            tokens_per_second=1.0,
+            peak_memory_bytes=1,
+            device=hostile,
+            precision=hostile,
+            num_processes=1,
+            num_parameters=1,
+            num_trainable_parameters=1,
+        ),
+    )
     fields = dict.fromkeys(("command", "git_commit", "created_at", "python", "data_sha256"), hostile)
     run.config.write_text(dump_yaml({**read_yaml(run.config), **fields, "versions": {"torch": hostile}}))
     return run
@@ -257,7 +300,9 @@ def test_texts_keep_their_shape_and_their_odd_characters(tmp_path: Path) -> None
 
 def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", stages=("data", "train"))
-    write_rows(run.responses, [Response("a", "Count.", "", "1 2 3", "no end " * 200_000)])
+    write_rows(
+        run.responses, [Response(id="a", instruction="Count.", input="", output="1 2 3", response="no end " * 200_000)]
+    )
     html = render_page(read_facts(run, run.load_experiment()))
     assert len(html) < 200_000
     assert "… (1,380,000 more characters)" in html
@@ -265,7 +310,17 @@ def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
 
 def test_many_rows_are_paged_and_small(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo", stages=())
-    rows = [Response(str(n), *ANSWERS[0][1:4], response="As a bullet.", category="simile") for n in range(5_200)]
+    rows = [
+        Response(
+            id=str(n),
+            instruction="Use a simile.",
+            input="The car is fast.",
+            output="Fast as lightning.",
+            response="As a bullet.",
+            category="simile",
+        )
+        for n in range(5_200)
+    ]
     write_rows(run.responses, rows)
     html = render_page(read_facts(run, run.load_experiment()))
     assert len(html) < 3_000_000

@@ -12,13 +12,13 @@ from hf_instruct.plots import (
     format_inline_svg,
     write_figure,
 )
-from hf_instruct.records import TrainingRow
+from hf_instruct.schema import TrainingRow
 
 ROWS = [
-    TrainingRow(0, 0.0, 0, "evaluation", train_loss=1.2, validation_loss=1.3),
-    TrainingRow(5, 0.5, 1_000, "train", loss=1.0),
-    TrainingRow(10, 1.0, 2_000, "evaluation", train_loss=0.8, validation_loss=0.9),
-    TrainingRow(10, 1.0, 2_000, "samples", samples=[]),
+    TrainingRow(step=0, epoch=0.0, tokens_seen=0, kind="evaluation", train_loss=1.2, validation_loss=1.3),
+    TrainingRow(step=5, epoch=0.5, tokens_seen=1_000, kind="train", loss=1.0),
+    TrainingRow(step=10, epoch=1.0, tokens_seen=2_000, kind="evaluation", train_loss=0.8, validation_loss=0.9),
+    TrainingRow(step=10, epoch=1.0, tokens_seen=2_000, kind="samples", samples=[]),
 ]
 
 
@@ -41,7 +41,7 @@ def test_loss_plot_counts_tokens_above() -> None:
 
 
 def test_a_resumed_step_is_drawn_once_as_last_logged() -> None:
-    again = [*ROWS, TrainingRow(5, 0.5, 1_000, "train", loss=0.95)]
+    again = [*ROWS, TrainingRow(step=5, epoch=0.5, tokens_seen=1_000, kind="train", loss=0.95)]
     (batches,) = [line for line in draw_loss_plot(again).axes[0].lines if line.get_label() == "training batches"]
     assert [tuple(map(float, point)) for point in batches.get_xydata()] == [(5, 0.95)]
 

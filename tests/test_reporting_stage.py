@@ -1,11 +1,9 @@
-import json
 from pathlib import Path
 
 import pytest
 from reporting_run import write_run
 
 from hf_instruct.errors import DataError
-from hf_instruct.records import write_json
 from hf_instruct.reporting.stage import report
 
 
@@ -33,14 +31,3 @@ def test_a_broken_file_leaves_the_old_page(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"judgments\.jsonl` line 1 is not a Judgment row"):
         report(run, run.load_experiment())
     assert run.report.read_text() == "old"
-
-
-@pytest.mark.parametrize("name", ["mean", "standard_error", "n", "total", "failures"])
-def test_a_number_that_no_float_holds_is_none(tmp_path: Path, name: str) -> None:
-    run = write_run(tmp_path / "demo")
-    scores = json.loads(run.scores.read_text())
-    run.scores.write_text(json.dumps({**scores, name: 10**400, "by_category": {"facts": {"mean": 10**400, "n": 2}}}))
-    means = {"exact_match": {"mean": 10**400, "n": 4}, "rouge_l": {"mean": 0.5, "n": 10**400}}
-    write_json(run.metrics, {"metrics": means, "examples": {"a": {"rouge_l": 10**400}}})
-    page = report(run, run.load_experiment()).read_text(encoding="utf-8")
-    assert "0" * 100 not in page

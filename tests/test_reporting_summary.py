@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 from reporting_run import write_run
 
-from hf_instruct.records import Response, write_rows
+from hf_instruct.records import write_rows
 from hf_instruct.reporting.summary import format_summary, format_summary_line
+from hf_instruct.schema import Response
 
 WHOLE = """\
 demo: gpt2-small, full fine-tuning
@@ -61,7 +62,7 @@ def test_summary_names_what_is_missing(tmp_path: Path) -> None:
 def test_long_texts_are_cut_and_cannot_steer_the_terminal(tmp_path: Path, width: int) -> None:
     run = write_run(tmp_path / "demo", stages=("data", "train"), generate={"base": False})
     text = "\x1b[2J\x07evil " + "many words " * 200
-    write_rows(run.responses, [Response("a", text, text, text, text)])
+    write_rows(run.responses, [Response(id="a", instruction=text, input=text, output=text, response=text)])
     summary = format_summary(run, width=width)
     assert "\x1b" not in summary
     assert "\x07" not in summary

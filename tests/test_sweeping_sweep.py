@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hf_instruct.config import Experiment
 from hf_instruct.errors import ConfigError, RunError
 from hf_instruct.records import write_json
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Scores, TrainingSummary
 from hf_instruct.sweeping import sweep as module
 from hf_instruct.sweeping.sweep import plan_sweep, read_sweep, run_sweep
 
@@ -20,6 +22,20 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text("data: {source: everyday}\nmodel: {name: ./tiny}\ntrain: {weight_decay: 0.1}\n")
     return path
+
+
+def build_summary(loss: float) -> TrainingSummary:
+    names = ("steps", "tokens_seen", "peak_memory_bytes", "num_processes", "num_parameters", "num_trainable_parameters")
+    return TrainingSummary(
+        **dict.fromkeys(names, 1),
+        seconds=2.0,
+        epochs=1.0,
+        tokens_per_second=1.0,
+        device="cpu",
+        precision="fp32",
+        train_loss=0.5,
+        validation_loss=None if math.isnan(loss) else loss,
+    )
 
 
 class Workers:
@@ -33,14 +49,14 @@ class Workers:
         name = folder.path.name
         self.calls.append((name, tuple(stages)))
         if "judge" in stages:
-            write_json(folder.scores, {"mean": 50.0})
+            write_json(folder.scores, Scores(mean=50.0, n=1, total=1))
             return None
         outcome = self.losses.get(name, experiment.train["learning_rate"])
         if isinstance(outcome, BaseException):
             raise outcome
         if isinstance(outcome, str):
             return outcome
-        write_json(folder.training_summary, {"validation_loss": outcome, "train_loss": 0.5, "seconds": 2.0})
+        write_json(folder.training_summary, build_summary(outcome))
         return None
 
     def trained(self) -> list[str]:
@@ -72,7 +88,7 @@ def test_validation_chooses_and_the_test_is_looked_at_once(file: Path, workers: 
     assert [c.name for c in sweep.ranked()] == [names[0], names[3], names[2], names[1]]
     assert sweep.selected == names[0]
     assert workers.tested() == [names[0]]
-    assert sweep.test_scores == {"mean": 50.0}
+    assert sweep.test_scores.mean == 50.0
 
 
 def test_the_files_say_it_all(file: Path, workers: Workers) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
 from hf_instruct.models import load_model
-from hf_instruct.records import Splits, TrainingRow, read_rows
-from hf_instruct.training.finetune import TrainingSummary, train
+from hf_instruct.records import Splits, read_rows
+from hf_instruct.schema import TrainingRow, TrainingSummary
+from hf_instruct.training.finetune import train
 
 SPLITS = Splits(tiny_models.tiny_examples(12), [], tiny_models.tiny_examples(3, start=12))
 
@@ -59,7 +60,7 @@ def test_loss_falls_and_everything_is_written(unbroken) -> None:
     assert summary.validation_loss < summary.validation_loss_before - 1
     assert (summary.steps, summary.epochs, summary.device, summary.precision) == (6, 2.0, "cpu", "fp32")
     assert summary.num_parameters == summary.num_trainable_parameters
-    assert json.loads((path / "training.json").read_text()) == dataclasses.asdict(summary)
+    assert json.loads((path / "training.json").read_text()) == summary.to_dict()
     assert (path / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(entry.name for entry in path.iterdir()) == [
         "checkpoints",
@@ -138,9 +139,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     assert weights(path / "model").keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in weights(path / "model").items())
     own = {"seconds", "tokens_per_second", "peak_memory_bytes"}
-    assert all(
-        value == getattr(unbroken[1], name) for name, value in dataclasses.asdict(summary).items() if name not in own
-    )
+    assert all(value == getattr(unbroken[1], name) for name, value in summary.to_dict().items() if name not in own)
 
 
 def test_a_run_killed_after_its_last_step_takes_no_other(tiny_gpt2: Path, tmp_path: Path) -> None:

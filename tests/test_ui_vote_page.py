@@ -7,7 +7,8 @@ import httpx
 import pytest
 from browsing import HOSTILE, Server
 
-from hf_instruct.records import Preference, Response, read_rows, write_rows
+from hf_instruct.records import read_rows, write_rows
+from hf_instruct.schema import Preference, Response
 
 VOTE = ("vote", "secret-tuned", "secret-base")
 
@@ -20,7 +21,15 @@ def runs(tmp_path: Path) -> Path:
         for number in range(7):
             answer = f"{HOSTILE} answer {number}" if name == "secret-tuned" else f"Plain answer {number}."
             text = "The same." if number == 6 else answer
-            rows.append(Response(f"id{number}", f"Task {number} <i>x</i>?", "an input" * (number % 2), "ref", text))
+            rows.append(
+                Response(
+                    id=f"id{number}",
+                    instruction=f"Task {number} <i>x</i>?",
+                    input="an input" * (number % 2),
+                    output="ref",
+                    response=text,
+                )
+            )
         write_rows(tmp_path / name / "responses.jsonl", rows)
     return tmp_path
 

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from hf_instruct.cli.flags import add_trust_flag, natural, whole
 from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
-    from hf_instruct.evaluation.harness import BenchmarkResult
+    from hf_instruct.schema import BenchmarkResult, MeanDifference
 
 DESCRIPTION = """\
 Ask a model the questions of public benchmarks, through lm-eval, and print each metric with its standard error.
@@ -90,11 +90,7 @@ def _print_table(results: "Sequence[BenchmarkResult]", base: "Sequence[Benchmark
             [row.task, name, f"{row.n:,}", "mixed" if row.num_fewshot is None else str(row.num_fewshot), *last]
         )
     print("\n".join(align(table, right={2, 3})))
-    if same := [
-        f"{row.task} {row.metric}"
-        for row in rows
-        if row.difference and row.difference["low"] <= 0 <= row.difference["high"]
-    ]:
+    if same := [f"{row.task} {row.metric}" for row in rows if row.difference and not row.difference.is_shown]:
         print(f"\nNo difference shown (the interval holds 0): {', '.join(same)}")
     asked = "in the tokenizer's chat template" if rows[0].chat_template else "as plain text"
     limited = f"; the first {rows[0].limit:,} questions of each task" if rows[0].limit else ""
@@ -109,7 +105,7 @@ def _format_value(row: "BenchmarkResult") -> str:
     return f"{row.value:.3f}" + ("" if row.standard_error is None else f" ± {row.standard_error:.3f}")
 
 
-def _format_difference(difference: Mapping[str, float] | None) -> str:
+def _format_difference(difference: "MeanDifference | None") -> str:
     if difference is None:
         return "-"
-    return f"{difference['mean']:+.3f}, {difference['low']:+.3f} to {difference['high']:+.3f}"
+    return f"{difference.mean:+.3f}, {difference.low:+.3f} to {difference.high:+.3f}"

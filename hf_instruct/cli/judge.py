@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_instruct.evaluation.loop import JudgeOptions
     from hf_instruct.evaluation.pairwise import PairFiles
     from hf_instruct.run_folder import RunFolder
+    from hf_instruct.schema import Metrics
 
 DESCRIPTION = "Put each response, with its task and its reference, to a language model that judges it."
 EPILOG = """\
@@ -91,7 +92,8 @@ def _score(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.judgment_files import JudgmentFiles, choose_files, load_responses
     from hf_instruct.evaluation.metrics import format_metrics, write_metrics
     from hf_instruct.evaluation.stage import judge, judge_sets
-    from hf_instruct.records import read_json_object
+    from hf_instruct.records import read_file
+    from hf_instruct.schema import Metrics
 
     given = _collect_settings(options)
     run = _open_run(options)
@@ -109,12 +111,12 @@ def _score(options: argparse.Namespace) -> None:
         write_metrics(folders["responses"].metrics, responses)
     for name, found in judged.items():
         files = folders[name]
-        metrics = f"metrics  {format_metrics(read_json_object(files.metrics))}"
+        metrics = f"metrics  {format_metrics(read_file(files.metrics, Metrics) or Metrics())}"
         lines = [*str(found).splitlines(), metrics, files.judgments, files.scores, files.metrics]
         label = f"{name:5}  " if run else ""
         print(*(f"{label if number == 0 else ' ' * len(label)}{line}" for number, line in enumerate(lines)), sep="\n")
     for name, found in judged.items():
-        require_verdicts(found.scores["n"], found.scores["total"], folders[name].judgments)
+        require_verdicts(found.scores.n, found.scores.total, folders[name].judgments)
 
 
 def _pairwise(options: argparse.Namespace) -> None:
@@ -137,8 +139,8 @@ def _pairwise(options: argparse.Namespace) -> None:
     with run.locked() if is_run else contextlib.nullcontext():
         judged = prefer(joined, section, names=names, files=files, options=_build_options(options))
     print(f"{judged}\n{files.preferences}\n{files.summary}")
-    asked = judged.summary["total"] - judged.summary["identical"]
-    require_verdicts(asked - judged.summary["failures"], asked, files.preferences)
+    asked = judged.summary.total - judged.summary.identical
+    require_verdicts(asked - judged.summary.failures, asked, files.preferences)
 
 
 def _choose_pair_files(source: Path, baseline: Path, out: Path | None) -> "PairFiles":
@@ -190,9 +192,9 @@ def _check(options: argparse.Namespace) -> None:
     judgments = out / "self_check" / "judgments.jsonl" if out else None
     if out:
         print(f"{out / 'self_check.json'}\n{judgments}")
-    require_verdicts(result["probes"] - result["failures"], result["probes"], judgments)
-    if options.strict and not result["passed"]:
-        raise JudgeError(f"The judge failed its self-check: {', '.join(result['failed'])}.")
+    require_verdicts(result.probes - result.failures, result.probes, judgments)
+    if options.strict and not result.passed:
+        raise JudgeError(f"The judge failed its self-check: {', '.join(result.failed)}.")
 
 
 def _metrics(options: argparse.Namespace) -> None:
@@ -212,18 +214,18 @@ def _metrics(options: argparse.Namespace) -> None:
     print(*(path for path, _ in sides.values()), sep="\n")
 
 
-def _print_metrics(sides: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_metrics(sides: "Mapping[str, Metrics]") -> None:
     from hf_instruct.evaluation.metrics import METRICS, format_mean
 
-    rows = [["", *(f"{name}, n {measured['total']}" for name, measured in sides.items())]]
+    rows = [["", *(f"{name}, n {measured.total}" for name, measured in sides.items())]]
     for metric, about in METRICS.items():
-        found = [measured["metrics"].get(metric) for measured in sides.values()]
+        found = [measured.metrics.get(metric) for measured in sides.values()]
         if not any(found):
             continue
         row = [about.label]
         for measured, values in zip(sides.values(), found, strict=True):
             text = format_mean(metric, values) if values else "not known"
-            row.append(f"{text}, n {values['n']}" if values and values["n"] != measured["total"] else text)
+            row.append(f"{text}, n {values.n}" if values and values.n != measured.total else text)
         rows.append(row)
     print(*align(rows), "(95 % intervals in brackets)", sep="\n")
 

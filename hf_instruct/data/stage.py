@@ -13,6 +13,7 @@ from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import write_json, write_rows, write_text
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Preflight
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     run.prompt.unlink(missing_ok=True)
     if counter is not None:
         write_text(run.prompt, counter.prompt_format.template)
-    write_json(run.preflight, {"data_sha256": run.hash_splits(), **preflight})
+    write_json(run.preflight, Preflight(data_sha256=run.hash_splits(), **preflight))
     logger.info("%s", format_findings(preflight))
 
 

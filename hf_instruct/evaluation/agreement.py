@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.console import align, format_points, format_signed
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.intervals import Interval, bootstrap_mean, bootstrap_statistic, share_interval
+from hf_instruct.evaluation.intervals import bootstrap_mean, bootstrap_statistic, share_interval
 from hf_instruct.evaluation.verdict_table import SCORES, Order, Verdicts, load_verdicts
-from hf_instruct.records import Response, read_rows
+from hf_instruct.records import read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Interval, Response
 
 if TYPE_CHECKING:
     import numpy

@@ -5,13 +5,15 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_instruct.errors import DataError
 from hf_instruct.evaluation.rubrics import Question, Rubric
 from hf_instruct.models import cache_folder
-from hf_instruct.records import parse_json, write_json
+from hf_instruct.records import parse_json, read_file, write_json
+from hf_instruct.schema import CheckOutcome, JudgeIdentity
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +21,15 @@ _WAIT_SECONDS = 30.0
 _COUNTS = ("passed", "failed", "n")
 
 
-def cache_key(question: Question, identity: dict[str, Any], *, repeat: int = 1) -> str:
+def cache_key(question: Question, identity: JudgeIdentity, *, repeat: int = 1) -> str:
     """Return the hash of a question and the judge it is put to: digest, server version and options included.
 
     Each further repeat is a question of its own, even to a judge without a seed: a verdict that was copied would show
     nothing of how far the judge agrees with itself.
     """
-    asked = {"question": question.sha256, "judge": identity, **({"repeat": repeat} if repeat > 1 else {})}
+    asked: dict[str, Any] = {"question": question.sha256, "judge": identity.to_dict()}
+    if repeat > 1:
+        asked["repeat"] = repeat
     text = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -87,38 +91,45 @@ class VerdictCache:
             self._database = None
 
 
-def find_self_check(identity: Mapping[str, Any], rubric: Rubric) -> dict[str, Any] | None:
-    """Return how a judge did when it was checked under a rubric, `passed`, `failed` and `n`; None if it never was."""
+def find_self_check(judge: JudgeIdentity, rubric: Rubric) -> CheckOutcome | None:
+    """Return what is known of how a judge did when it was checked under a rubric.
+
+    Returns:
+        None where it was never checked on this machine, or the file cannot be read.
+    """
     try:
-        kept = parse_json(_self_check_path(identity, rubric).read_bytes())
-        return {name: kept[name] for name in _COUNTS}
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_file(_self_check_path(judge, rubric), CheckOutcome)
+    except DataError:
         return None
 
 
-def keep_self_check(identity: Mapping[str, Any], rubric: Rubric, result: Mapping[str, Any]) -> dict[str, Any]:
+def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) -> CheckOutcome:
     """Keep how a judge did under a rubric, for `find_self_check`.
 
     Returns:
         What counts afterwards: this result, or an earlier one over more examples, which it does not replace.
     """
-    known = find_self_check(identity, rubric)
-    if known and known["n"] > result["n"]:
-        message = "Scores of this judge still show its earlier self-check, over %d examples; this one is over %d."
-        logger.warning(message, known["n"], result["n"])
+    known = find_self_check(judge, rubric)
+    if known and known.n > result.n:
+        logger.warning(
+            "Scores of this judge go on to show its earlier self-check, over %d examples; this one is over %d.",
+            known.n,
+            result.n,
+        )
         return known
-    kept = {name: result[name] for name in _COUNTS}
-    path = _self_check_path(identity, rubric)
+    path = _self_check_path(judge, rubric)
+    kept = CheckOutcome(passed=result.passed, failed=result.failed, n=result.n)
     try:
-        write_json(path, {**kept, "judge": dict(identity), "rubric": {"name": rubric.name, "sha256": rubric.sha256}})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        who = {"judge": judge.to_dict(), "rubric": {"name": rubric.name, "sha256": rubric.sha256}}
+        write_json(path, {**kept.to_dict(), **who})
     except OSError as error:
         logger.warning("`%s` cannot be written (%s); later scores will not show this self-check.", path, error)
     return kept
 
 
-def _self_check_path(identity: Mapping[str, Any], rubric: Rubric) -> Path:
-    options = identity.get("options") or {}
+def _self_check_path(judge: JudgeIdentity, rubric: Rubric) -> Path:
     # Judging several times changes the seed, and with it nothing that a self-check is about.
-    judge = {**identity, "options": {name: value for name, value in options.items() if name != "seed"}}
-    text = json.dumps({"judge": judge, "rubric": rubric.sha256}, sort_keys=True)
+    options = {name: value for name, value in judge.options.items() if name != "seed"}
+    text = json.dumps({"judge": {**judge.to_dict(), "options": options}, "rubric": rubric.sha256}, sort_keys=True)
     return cache_folder() / "self_checks" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError, quote_names
-from hf_instruct.evaluation.intervals import Interval, bootstrap_mean, difference_interval, sign_test
+from hf_instruct.evaluation.intervals import bootstrap_mean, difference_interval, sign_test
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
 from hf_instruct.evaluation.score_summary import Leading, choose_leading, find_weakness
 from hf_instruct.evaluation.verdict_table import describe_judge
+from hf_instruct.schema import Interval
 
 if TYPE_CHECKING:
     import pandas
@@ -289,7 +290,9 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
 
 
 def _find_weakness(run: ScoredRun) -> str:
-    return find_weakness(run.judge, [str(name) for name in (run.self_check or {}).get("failed") or ()])
+    if run.judge is None:
+        return ""
+    return find_weakness(run.judge, run.self_check.failed if run.self_check else [])
 
 
 def _join_metric(runs: Sequence[ScoredRun], name: str) -> "pandas.DataFrame":
@@ -315,7 +318,7 @@ def _build_row(run: ScoredRun, values: "pandas.Series[float]", difference: Diffe
         difference=difference,
         validation_loss=run.validation_loss,
         repeats=run.repeats,
-        self_check=run.self_check,
+        self_check=run.self_check.to_dict() if run.self_check else None,
     )
 
 
@@ -355,7 +358,7 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
             )
     if not runs[0].keyed:
         notes.append("The scores are joined by their order, because not all of the files have ids.")
-    versions = dict.fromkeys(str(run.judge.get("server_version")) for run in runs if run.judge)
+    versions = dict.fromkeys(str(run.judge.server_version) for run in runs if run.judge)
     if len(versions) > 1:
         notes.append(f"The judges' servers are of different versions: {', '.join(versions)}.")
     if len({run.repeats for run in runs}) > 1:

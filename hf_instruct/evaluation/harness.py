@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.harness_tasks import first_line, load_tasks, quiet
 from hf_instruct.evaluation.intervals import measure_difference
-from hf_instruct.records import parse_json, write_json
+from hf_instruct.records import read_file, write_by_model
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TUNED, UNTUNED, BenchmarkResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,60 +48,10 @@ class BenchmarkOptions:
     trust_remote_code: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class BenchmarkResult:
-    """One metric of one task or group.
-
-    Attributes:
-        value: As lm-eval computes it; None where that is not a number.
-        standard_error: Of the value; None where lm-eval has none.
-        n: Questions asked.
-        total: Questions that the task has; None for a group.
-        num_fewshot: Solved examples before each; None for a group whose tasks differ.
-        version: The task's, from its YAML.
-        questions_sha256: Hash of questions, prompts and answers as lm-eval's `task_hashes`; None for a group.
-        model: The run folder, or the model's name.
-        difference: `mean`, `low`, `high` and `n`: this value - the base model's over the same questions, with its
-            95 % interval; None where there is no base model or no value for each question.
-        asked: The name of the task, group or tag that was asked for.
-        asked_fewshot: The number of solved examples that was asked for; None for the task's own.
-        shown: Whether this is what was asked for, rather than a member of a group with a result of its own.
-        values: The value of each question, in the task's order; None for a group.
-    """
-
-    task: str
-    metric: str
-    filter: str
-    value: float | None
-    standard_error: float | None
-    n: int
-    total: int | None
-    num_fewshot: int | None
-    higher_is_better: bool | None
-    version: str | None
-    questions_sha256: str | None
-    limit: int | None
-    chat_template: bool
-    dtype: str
-    model: str
-    lm_eval_version: str
-    seconds: float
-    measured_at: str
-    difference: dict[str, float] | None = None
-    asked: str = ""
-    asked_fewshot: int | None = None
-    shown: bool = True
-    values: list[float] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, without those of each question."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "values"}
-
-
 def benchmark_run(
     name: str, tasks: Sequence[str], *, options: BenchmarkOptions | None = None, base: bool = False
 ) -> dict[str, list[BenchmarkResult]]:
-    """Ask a run's model, or any other, and return the results under `tuned` and, where asked for, `base`.
+    """Ask a run's model, or any other, and return the results under `tuned` and, where asked for, `untuned`.
 
     Those of a run are also merged into its `benchmarks.json`, task by task: what is there already, asked in the same
     way, is not asked again.
@@ -121,10 +72,10 @@ def benchmark_run(
     run = RunFolder(Path(name)) if Path(name).is_dir() and RunFolder(Path(name)).config.is_file() else None
     if run is None and base:
         raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is not one.")
-    sources: dict[str, tuple[str, str | None, Path | None]] = {"tuned": (name, None, None)}
+    sources: dict[str, tuple[str, str | None, Path | None]] = {TUNED: (name, None, None)}
     if run is not None and base:
         section = run.load_experiment().model
-        sources["base"] = (run.find_base(section.name), section.revision, run.model)
+        sources[UNTUNED] = (run.find_base(section.name), section.revision, run.model)
     # A damaged file comes to light before hours of work.
     kept = read_results(run.benchmarks) if run is not None else {}
     loaded = load_tasks(tasks, options.include)
@@ -144,12 +95,12 @@ def benchmark_run(
             if run is not None:
                 others = [row for row in kept.get(kind, []) if row.task not in {row.task for row in rows}]
                 kept[kind] = [*others, *rows]
-                _write_results(run.benchmarks, kept)
+                write_by_model(run.benchmarks, kept)
     if run is not None and base:
-        found["tuned"] = compare_benchmarks(found["tuned"], found["base"])
-        compared = {(row.task, row.metric, row.filter): row for row in found["tuned"]}
-        kept["tuned"] = [compared.get((row.task, row.metric, row.filter), row) for row in kept["tuned"]]
-        _write_results(run.benchmarks, kept)
+        found[TUNED] = compare_benchmarks(found[TUNED], found[UNTUNED])
+        compared = {(row.task, row.metric, row.filter): row for row in found[TUNED]}
+        kept[TUNED] = [compared.get((row.task, row.metric, row.filter), row) for row in kept[TUNED]]
+        write_by_model(run.benchmarks, kept)
     return found
 
 
@@ -315,32 +266,15 @@ def compare_benchmarks(tuned: Sequence[BenchmarkResult], base: Sequence[Benchmar
             # lm-eval does not say which of its metrics are a yes or a no for each question.
             is_share = {*own, *other} <= {0.0, 1.0}
             found = measure_difference(dict(enumerate(other)), dict(enumerate(own)), is_share=is_share)
-            row = dataclasses.replace(row, difference=dataclasses.asdict(found) if found else None)
+            row = row.model_copy(update={"difference": found})
         results.append(row)
     return results
 
 
 def read_results(path: Path) -> dict[str, list[BenchmarkResult]]:
-    """Return the results in a `benchmarks.json` by model, `tuned` and `base`; none where there is no such file.
+    """Return the results in a `benchmarks.json` by model; none where there is no such file.
 
     Raises:
         DataError: The file holds something else.
     """
-    if not path.exists():
-        return {}
-    names = {field.name for field in dataclasses.fields(BenchmarkResult)}
-    try:
-        content = parse_json(path.read_bytes())
-        return {
-            kind: [BenchmarkResult(**{key: row[key] for key in row.keys() & names}) for row in content.get(key, [])]
-            for kind, key in (("tuned", "results"), ("base", "base"))
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"`{path}` cannot be read as benchmark results ({error}); move it away, then ask again."
-        ) from error
-
-
-def _write_results(path: Path, results: Mapping[str, Sequence[BenchmarkResult]]) -> None:
-    rows = {kind: [dataclasses.asdict(row) for row in results.get(kind, [])] for kind in ("tuned", "base")}
-    write_json(path, {"results": rows["tuned"]} | ({"base": rows["base"]} if rows["base"] else {}))
+    return read_file(path, dict[str, list[BenchmarkResult]]) or {}

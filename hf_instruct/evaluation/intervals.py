@@ -1,13 +1,11 @@
 """How sure a number is: intervals of means, shares and differences, and the sign test, wherever a number is shown."""
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from hf_instruct.console import format_interval, format_signed
-from hf_instruct.records import as_number
+from hf_instruct.schema import Interval, MeanDifference
 
 if TYPE_CHECKING:
     import numpy
@@ -28,17 +26,6 @@ _Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 _HALVINGS = 60
 # Resampled values held at once: they fit the cache.
 _BLOCK = 200_000
-
-
-class Interval(NamedTuple):
-    """The ends of a 95 % interval, in the unit of the number it belongs to."""
-
-    low: float
-    high: float
-
-    def spans(self, value: float) -> bool:
-        """Return whether a value lies in the interval, its ends included."""
-        return self.low <= value <= self.high
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None:
@@ -172,25 +159,6 @@ def difference_interval(differences: Sequence[float], *, is_share: bool = False)
     return bootstrap_mean(differences)
 
 
-@dataclasses.dataclass(frozen=True)
-class MeanDifference:
-    """Mean of numbers minus a baseline's over the examples that both have, and its 95 % interval, in their unit."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        ends = format_interval((self.low, self.high), signed=True)
-        return f"{format_signed(self.mean)} points, 95 % interval {ends}"
-
-
 def measure_difference(
     base: Mapping[Key, float], other: Mapping[Key, float], *, is_share: bool = False
 ) -> MeanDifference | None:
@@ -222,13 +190,3 @@ def sign_test(differences: Sequence[float]) -> float | None:
     positive = sum(difference > 0 for difference in differences)
     count = positive + sum(difference < 0 for difference in differences)
     return float(binomtest(positive, count).pvalue) if count else None
-
-
-def parse_interval(value: Any) -> Interval | None:
-    """Return a pair of numbers of a JSON file as the interval that it stands for, and None for anything else.
-
-    >>> parse_interval([1, 2.5]), parse_interval([1]), parse_interval(None)
-    (Interval(low=1.0, high=2.5), None, None)
-    """
-    ends = [as_number(end) for end in value] if isinstance(value, list) else []
-    return Interval(*ends) if len(ends) == 2 and None not in ends else None  # type: ignore[arg-type]  # no None in it

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.errors import DataError, JudgeError, RunError
-from hf_instruct.records import Judgment, Response, as_number, build_example_id, write_json
+from hf_instruct.records import as_number, build_example_id, write_json
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Judgment, Response, Scores
 
 _TEXTS = ("instruction", "input", "output")
 _ANSWERS = ("response", "model_response")
@@ -144,7 +145,7 @@ def build_responses(rows: Iterable[Response | Mapping[str, Any]], *, where: str 
     Raises:
         DataError: All faults found.
     """
-    values = [dataclasses.asdict(row) if isinstance(row, Response) else row for row in rows]
+    values = [row.to_dict() if isinstance(row, Response) else row for row in rows]
     return _build_checked(values, [f"row {number}" for number in range(1, len(values) + 1)], [], where=where)
 
 
@@ -243,10 +244,10 @@ def _label(rows: Sequence[Judgment]) -> str:
     """Return a file name's part for judgments: who made them, and a hash that tells apart what was judged."""
     first = rows[0]
     asked = hashlib.sha256("\n".join(sorted(f"{row.prompt_sha256}{row.judge}" for row in rows)).encode()).hexdigest()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{first.judge.get('model', 'judge')}-{first.rubric}-{asked[:6]}")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{first.judge.model}-{first.rubric}-{asked[:6]}")
 
 
-def write_scores(files: JudgmentFiles, scores: Mapping[str, Any]) -> None:
+def write_scores(files: JudgmentFiles, scores: Scores) -> None:
     """Write what judgments amount to.
 
     Raises:

@@ -14,7 +14,8 @@ from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.verdicts import Verdict
 from hf_instruct.models import cache_folder
 from hf_instruct.progress import progress_bar
-from hf_instruct.records import Judgment, Preference, append_rows, recover_rows, write_rows
+from hf_instruct.records import append_rows, recover_rows, write_rows
+from hf_instruct.schema import JudgeIdentity, Judgment, Preference
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +228,7 @@ class Asker:
     ) -> None:
         self._judge = judge
         self._read = read
-        self._identity = judge.identity()
+        self._identity = JudgeIdentity.model_validate(judge.identity())
         self._cache = cache
         self._repeat = repeat
         self._silent = 0
@@ -269,7 +270,7 @@ class Asker:
         if known is None:
             return None
         verdict, replies = Verdict(known["score"], known.get("reasons")), known["replies"]
-        if self._identity["backend"] in WRITING_BACKENDS:
+        if self._identity.backend in WRITING_BACKENDS:
             # Read again: the rule may have been another when the reply came.
             try:
                 verdict = self._read(Reply(replies[-1], 0.0), judged)

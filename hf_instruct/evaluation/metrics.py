@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.errors import DataError, quote_names
-from hf_instruct.evaluation.intervals import Interval, bootstrap_mean, bootstrap_statistic, share_interval
+from hf_instruct.evaluation.intervals import bootstrap_mean, bootstrap_statistic, share_interval
 from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.text_metrics import chrf, exact_match, is_repetitive, rouge_l, token_f1
-from hf_instruct.records import Response, write_json
+from hf_instruct.records import write_json
+from hf_instruct.schema import Interval, Metrics, MetricValue, Response
 
 if TYPE_CHECKING:
     import numpy
@@ -81,8 +82,8 @@ class Metric:
         quotient = math.fsum(term.above for term in terms) / below
         return _power(quotient) if self.is_log else quotient
 
-    def summarize(self, terms: Sequence[Term]) -> dict[str, Any] | None:
-        """Return `mean`, `interval` (95 %; None for one example) and `n` over examples; None where not defined."""
+    def summarize(self, terms: Sequence[Term]) -> MetricValue | None:
+        """Return the metric over examples, with its interval; None where it is not defined."""
         import numpy
 
         mean = self.divide(terms)
@@ -99,16 +100,17 @@ class Metric:
             interval = bootstrap_statistic(divide, len(terms))
         else:
             interval = (share_interval if self.is_share else bootstrap_mean)(above.tolist())
-        ends = None if interval is None else [round(_power(end) if self.is_log else end, 6) for end in interval]
-        return {"mean": round(mean, 6), "interval": ends, "n": len(terms)}
+        if interval is not None:
+            interval = Interval(*(round(_power(end) if self.is_log else end, 6) for end in interval))
+        return MetricValue(mean=round(mean, 6), interval=interval, n=len(terms))
 
 
 def _power(nats: float) -> float:
     return math.exp(min(nats, _MOST_NATS))
 
 
-def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the reference metrics of responses, with 95 % intervals: the content of `metrics.json`.
+def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> Metrics:
+    """Return the reference metrics of responses, with 95 % intervals.
 
     `exact_match`, `token_f1`, `rouge_l` (0 to 1) and `chrf` (0 to 100) are means over the examples; so are the shares
     `stopped` and `repetitive`. Intervals of shares (`exact_match` too) are Wilson's, the others bootstrapped.
@@ -119,10 +121,6 @@ def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> dict
     Args:
         responses: `Response` rows, or mappings with `instruction`, `input`, `output` and `response` or
             `model_response`.
-
-    Returns:
-        `metrics`: by name, `mean`, `interval` ([low, high], or None for one example) and `n`; `total`: the number of
-        responses; `by_category`: the same by category, where examples have one; `examples`: values by id and name.
 
     Raises:
         DataError: The responses have faults; all are listed.
@@ -136,28 +134,29 @@ def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> dict
     for index, row in enumerate(rows):
         if row.category:
             categories.setdefault(row.category, []).append(index)
-    measured: dict[str, Any] = {"metrics": _summarize_all(terms, range(len(rows))), "total": len(rows)}
-    if categories:
-        measured["by_category"] = {name: _summarize_all(terms, categories[name]) for name in sorted(categories)}
-    measured["examples"] = {
-        row.id: {
-            name: round(value, 6)
-            for name, column in terms.items()
-            if (term := column[index]) and (value := METRICS[name].divide([term])) is not None
-        }
-        for index, row in enumerate(rows)
-    }
-    return measured
+    return Metrics(
+        metrics=_summarize_all(terms, range(len(rows))),
+        total=len(rows),
+        by_category={name: _summarize_all(terms, categories[name]) for name in sorted(categories)},
+        examples={
+            row.id: {
+                name: round(value, 6)
+                for name, column in terms.items()
+                if (term := column[index]) and (value := METRICS[name].divide([term])) is not None
+            }
+            for index, row in enumerate(rows)
+        },
+    )
 
 
-def write_metrics(path: Path, responses: Iterable[Response]) -> dict[str, Any]:
+def write_metrics(path: Path, responses: Iterable[Response]) -> Metrics:
     """Write what `measure_responses` returns, and return it."""
     measured = measure_responses(responses)
     write_json(path, measured)
     return measured
 
 
-def _summarize_all(terms: Mapping[str, Sequence[Term | None]], indices: Sequence[int]) -> dict[str, Any]:
+def _summarize_all(terms: Mapping[str, Sequence[Term | None]], indices: Sequence[int]) -> dict[str, MetricValue]:
     summaries = {
         name: METRICS[name].summarize([term for index in indices if (term := column[index]) is not None])
         for name, column in terms.items()
@@ -232,23 +231,24 @@ def format_metric(name: str, value: float, *, signed: bool = False) -> str:
     return f"{value:{sign}.{1 if abs(value) >= 10 else metric.decimals if metric else 2}f}"
 
 
-def format_metrics(measured: Mapping[str, Any]) -> str:
+def format_metrics(measured: Metrics) -> str:
     """Return some of the metrics in one line; `metrics.json` holds the others and the intervals.
 
-    >>> format_metrics({"metrics": {"exact_match": {"mean": 0.12, "interval": [0.06, 0.18], "n": 110},
-    ...                             "rouge_l": {"mean": 0.514, "interval": [0.47, 0.55], "n": 110}}})
+    >>> values = {"exact_match": MetricValue(mean=0.12, interval=Interval(0.06, 0.18), n=110),
+    ...           "rouge_l": MetricValue(mean=0.514, interval=Interval(0.47, 0.55), n=110)}
+    >>> format_metrics(Metrics(metrics=values))
     'exact match 12 %, ROUGE-L 0.51 [0.47, 0.55]'
     """
-    found = {name: values for name, values in measured["metrics"].items() if name in _IN_LINE}
     return ", ".join(
-        f"{label_metric(name)} {format_mean(name, values if name == 'rouge_l' else {**values, 'interval': None})}"
-        for name, values in found.items()
+        f"{label_metric(name)} {format_mean(name, value) if name == 'rouge_l' else format_metric(name, value.mean)}"
+        for name, value in measured.metrics.items()
+        if name in _IN_LINE
     )
 
 
-def format_mean(name: str, values: Mapping[str, Any]) -> str:
+def format_mean(name: str, value: MetricValue) -> str:
     """Return a metric's mean as it is printed, with the ends of its interval where it has one."""
-    mean, interval = format_metric(name, values["mean"]), values["interval"]
+    mean, interval = format_metric(name, value.mean), value.interval
     return f"{mean} [{', '.join(format_metric(name, end) for end in interval)}]" if interval else mean
 
 

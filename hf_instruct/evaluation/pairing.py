@@ -1,11 +1,10 @@
 """Two sets of answers to the same examples, joined: what a judge is asked about, and what people vote on."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hf_instruct.errors import DataError
-from hf_instruct.records import Preference, Response
+from hf_instruct.schema import Preference, Response
 
 _MOST_FAULTS = 20
 _SHOWN_CHARACTERS = 60
@@ -53,7 +52,7 @@ class JoinedPairs(NamedTuple):
 
 def is_identical(row: Preference) -> bool:
     """Return whether a preference is a tie between equal answers that nobody was asked about."""
-    return bool((row.judge.get("options") or {}).get("equal_answers"))
+    return bool(row.judge.options.get("equal_answers"))
 
 
 def join_responses(
@@ -93,7 +92,7 @@ def join_responses(
             faults[:_MOST_FAULTS],
         )
     pairs = [
-        Pair(dataclasses.replace(one, category=one.category or two.category), one.response, two.response)
+        Pair(one.model_copy(update={"category": one.category or two.category}), one.response, two.response)
         for one, two in joined
     ]
     return JoinedPairs(pairs, by, len(first) - len(pairs), len(second) - len(pairs))

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_instruct.evaluation.pairing import Pair
 from hf_instruct.evaluation.rubrics import Question, build_fence
-from hf_instruct.records import Response
+from hf_instruct.schema import Response
 
 RUBRIC = "pairwise"
 

@@ -16,7 +16,8 @@ from hf_instruct.evaluation.pairing import JoinedPairs, Pair, join_responses
 from hf_instruct.evaluation.pairs import RUBRIC, PairQuestion, build_questions
 from hf_instruct.evaluation.scoring import run_sync
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
-from hf_instruct.records import Preference, Response, write_json
+from hf_instruct.records import write_json
+from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PreferenceSet:
     """
 
     preferences: list[Preference]
-    summary: dict[str, Any]
+    summary: PairSummary
 
     def __str__(self) -> str:
         return format_pair_scores(self.summary)
@@ -60,7 +61,7 @@ class PairFiles:
     def set_aside(self, rows: Sequence[Preference]) -> Path:
         """Move both files, the first of which holds these rows, to `earlier/`, and return its new name there."""
         digest = hashlib.sha256(self.preferences.read_bytes()).hexdigest()
-        label = to_file_name(f"{rows[0].judge.get('model', 'judge')}-{digest[:12]}")
+        label = to_file_name(f"{rows[0].judge.model}-{digest[:12]}")
         kept = self.folder / "earlier" / f"{self.name}.{label}.jsonl"
         kept.parent.mkdir(parents=True, exist_ok=True)
         self.preferences.replace(kept)
@@ -139,7 +140,7 @@ def prefer(
             preferences = await _prefer(
                 used, joined.pairs, names=names, files=files, options=options, concurrency=settings.concurrency
             )
-            identity = used.identity()
+            identity = JudgeIdentity.model_validate(used.identity())
         summary = build_pair_scores(preferences, names=names, joined=joined, judge=identity)
         if files:
             write_json(files.summary, summary)
@@ -166,9 +167,9 @@ async def _prefer(
     options: JudgeOptions,
     concurrency: int,
 ) -> list[Preference]:
-    identity = judge.identity()
+    identity = JudgeIdentity.model_validate(judge.identity())
     # As votes mark them: nobody was asked, so measures of agreement leave these out.
-    unasked = {**identity, "options": {**(identity.get("options") or {}), "equal_answers": True}}
+    unasked = identity.model_copy(update={"options": {**identity.options, "equal_answers": True}})
     by_id = {pair.id: pair for pair in pairs}
     questions = {pair.id: build_questions(pair) for pair in pairs}
 
@@ -202,7 +203,8 @@ async def _prefer(
         if asked is None or row.prompt_sha256 != _hash(asked) or row.rubric != RUBRIC:
             return None
         # The names may be another way to write the same two paths.
-        return dataclasses.replace(row, first=names[0], second=names[1]) if row.judge in (identity, unasked) else None
+        names_now = {"first": names[0], "second": names[1]}
+        return row.model_copy(update=names_now) if row.judge in (identity, unasked) else None
 
     return await judge_rows(
         judge,

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from hf_instruct.errors import DataError
-from hf_instruct.records import Example, Response
+from hf_instruct.records import Example
+from hf_instruct.schema import Response
 
 REFERENCE = "reference"
 EMPTY = "empty"
@@ -68,6 +69,15 @@ def injection_kind(name: str) -> str:
     'injection-json'
     """
     return f"injection-{name}"
+
+
+def name_kind(kind: str) -> str:
+    """Return what a kind of probe is called in tables: of an injection, its own name.
+
+    >>> name_kind(injection_kind("json")), name_kind("shuffled")
+    ('json', 'shuffled')
+    """
+    return kind.removeprefix(injection_kind(""))
 
 
 def sample_examples(examples: Sequence[Example], limit: int) -> list[Example]:

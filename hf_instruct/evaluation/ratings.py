@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.console import align
 from hf_instruct.errors import DataError, quote_names
-from hf_instruct.evaluation.intervals import Interval, bootstrap_statistic, bootstrap_statistics, share_interval
+from hf_instruct.evaluation.intervals import bootstrap_statistic, bootstrap_statistics, share_interval
 from hf_instruct.evaluation.verdict_table import PERSON, describe_judge, load_preferences
-from hf_instruct.records import Preference
+from hf_instruct.schema import Interval, Preference
 
 if TYPE_CHECKING:
     import numpy
@@ -125,7 +125,7 @@ def rate_preferences(
         DataError: A file cannot be read, judges differ, or the sets are not all joined by comparisons.
     """
     rows = [
-        dataclasses.replace(row, first=normpath(row.first), second=normpath(row.second))
+        row.model_copy(update={"first": normpath(row.first), "second": normpath(row.second)})
         for row in load_preferences(sources)
     ]
     judges = _list_judges(rows)
@@ -154,13 +154,13 @@ def rate_preferences(
 
 def _list_judges(rows: Sequence[Preference]) -> list[str]:
     """Return those who preferred, in words; all people are one."""
-    people = sorted({str(row.judge.get("model")) for row in rows if row.judge.get("backend") == PERSON})
+    people = sorted({row.judge.model for row in rows if row.judge.backend == PERSON})
     more = f" and {len(people) - 3} more" if len(people) > 3 else ""
     judges = {f"people ({', '.join(people[:3])}{more})": 1} if people else {}
     seen: dict[str, set[str]] = {}
     for row in rows:
-        if row.judge.get("backend") != PERSON:
-            options = {name: value for name, value in row.judge.get("options", {}).items() if name != "equal_answers"}
+        if row.judge.backend != PERSON:
+            options = {name: value for name, value in row.judge.options.items() if name != "equal_answers"}
             seen.setdefault(describe_judge(row.judge, row.rubric), set()).add(json.dumps(options, sort_keys=True))
     # Two that read alike differ in their options.
     return [*judges, *(f"{text}, options {each}" if len(o) > 1 else text for text, o in seen.items() for each in o)]

@@ -16,7 +16,7 @@ from hf_instruct.templates import UserTemplate
 from hf_instruct.yaml_text import read_yaml
 
 if TYPE_CHECKING:
-    from hf_instruct.records import Response
+    from hf_instruct.schema import Response
 
 _FOLDER = Path(__file__).parent / "rubrics"
 _FIELDS = ("instruction", "input", "output", "response")

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from hf_instruct.errors import DataError
 from hf_instruct.evaluation.metrics import QUOTIENTS
 from hf_instruct.evaluation.score_summary import JUDGE_IDENTITY
 from hf_instruct.evaluation.verdict_table import SCORES, describe_judge, load_verdicts
-from hf_instruct.records import Judgment, Response, TrainingRow, as_number, build_example_id, parse_json, read_rows
+from hf_instruct.records import build_example_id, parse_json, read_file, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Metrics, Response, Scores, TrainingRow
 
 if TYPE_CHECKING:
     import pandas
@@ -29,11 +30,11 @@ class ScoredRun:
             (the hash of the example) and `category`.
         metrics: Values of the reference metrics, by id and name; those of `QUOTIENTS` are left out.
         keyed: Whether the rows are by id.
-        judge: The judge's identity; empty where the file does not tell.
+        judge: The judge; None where the file does not tell.
         rubric: Name of the rubric; empty where the file does not tell.
         rubric_sha256: Hash of what it asks; empty where that is not known.
         repeats: How often each answer was judged.
-        self_check: What a check of the judge found: `passed`, `failed`; None where there was none.
+        self_check: What a check of the judge found; None where there was none.
         validation_loss: Of the model that answered, in nats per token; None where that is not known.
     """
 
@@ -41,11 +42,11 @@ class ScoredRun:
     rows: "pandas.DataFrame"
     metrics: "pandas.DataFrame"
     keyed: bool = True
-    judge: dict[str, Any] = dataclasses.field(default_factory=dict)
+    judge: JudgeIdentity | None = None
     rubric: str = ""
     rubric_sha256: str = ""
     repeats: int = 1
-    self_check: dict[str, Any] | None = None
+    self_check: CheckOutcome | None = None
     validation_loss: float | None = None
 
     @property
@@ -99,28 +100,27 @@ def load_run(source: Any, *, name: str | None = None) -> ScoredRun:
 def _add_judge(run: ScoredRun, file: Path) -> ScoredRun:
     """Return a run with what its judgments, and the scores beside them, say of the judge."""
     rows = read_rows(file, Judgment)
-    judges = {json.dumps([row.judge, row.rubric], sort_keys=True): row for row in rows}
+    judges = {json.dumps([row.judge.to_dict(), row.rubric], sort_keys=True): row for row in rows}
     if len(judges) > 1:
         shown = ", ".join(describe_judge(row.judge, row.rubric) for row in list(judges.values())[:3])
         raise DataError(
             f"`{file}` holds judgments by {len(judges)} judges ({shown}), which cannot be put together. Judge again "
             "with `hf-instruct judge`, which keeps each judge's in a file of its own."
         )
-    summary = _read_object(file.with_name(file.name.replace("judgments", "scores", 1)).with_suffix(".json"))
-    rubric = summary.get("rubric")
-    if not isinstance(rubric, Mapping) or rubric.get("name") != rows[0].rubric or summary.get("judge") != rows[0].judge:
+    scores = None
+    with contextlib.suppress(DataError):
+        scores = read_file(file.with_name(file.name.replace("judgments", "scores", 1)).with_suffix(".json"), Scores)
+    if scores is None or (scores.rubric.name, scores.judge) != (rows[0].rubric, rows[0].judge):
         # Scores of an earlier judging, whose rubric may have been another.
-        summary, rubric = {}, {}
-    checked = summary.get("self_check")
-    repeats = summary.get("repeats")
+        scores = Scores()
     run = dataclasses.replace(
         run,
         judge=rows[0].judge,
         rubric=rows[0].rubric,
-        rubric_sha256=str(rubric.get("sha256") or ""),
-        self_check=checked if isinstance(checked, dict) else None,
+        rubric_sha256=scores.rubric.sha256,
+        self_check=scores.self_check,
     )
-    return _average_repeats(run, file, int(as_number(repeats.get("count")) or 1) if isinstance(repeats, dict) else 1)
+    return _average_repeats(run, file, scores.repeats.count if scores.repeats else 1)
 
 
 def _average_repeats(run: ScoredRun, file: Path, count: int) -> ScoredRun:
@@ -151,10 +151,9 @@ def _add_run_files(run: ScoredRun, file: Path, *, is_folder: bool) -> ScoredRun:
         )
     examples = {row.id: build_example_id(row.instruction, row.input, row.output) for row in responses}
     categories = {row.id: row.category for row in responses if row.category}
-    values = _read_object(folder.metrics).get("examples")
+    values = (read_file(folder.metrics, Metrics) or Metrics()).examples
     metrics = {
-        key: {name: as_number(value) for name, value in dict(each).items() if name not in QUOTIENTS}
-        for key, each in (values if isinstance(values, dict) else {}).items()
+        id: {name: value for name, value in each.items() if name not in QUOTIENTS} for id, each in values.items()
     }
     return dataclasses.replace(
         run,
@@ -189,8 +188,9 @@ def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
 
     A run that does not tell its judge, or the hash of its rubric, is not held against the others.
     """
-    known = [run for run in runs if run.judge]
-    options = [dict(run.judge.get("options") or {}) for run in known]
+    judges = [(run, run.judge) for run in runs if run.judge]
+    known = [run for run, _ in judges]
+    options = [judge.options for _, judge in judges]
     # Options that all have alike are not shown.
     differing = sorted(
         name
@@ -198,7 +198,7 @@ def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
         if len({str(each.get(name)) for each in options}) > 1
     )
     seen: dict[str, list[tuple[ScoredRun, Any]]] = {
-        f"judge.{name}": [(run, run.judge.get(name)) for run in known] for name in JUDGE_IDENTITY
+        f"judge.{name}": [(run, getattr(judge, name)) for run, judge in judges] for name in JUDGE_IDENTITY
     }
     shown = [", ".join(f"{name} {each.get(name)}" for name in differing) for each in options]
     seen["judge.options"] = list(zip(known, shown, strict=True))

@@ -17,7 +17,7 @@ from hf_instruct.evaluation.loop import (
 )
 from hf_instruct.evaluation.rubrics import Question, Rubric
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
-from hf_instruct.records import Judgment, Response
+from hf_instruct.schema import JudgeIdentity, Judgment, Response
 
 
 async def score_responses(
@@ -44,7 +44,7 @@ async def score_responses(
     Raises:
         JudgeError: Judging cannot continue; what was judged is kept.
     """
-    identity = judge.identity()
+    identity = JudgeIdentity.model_validate(judge.identity())
     answers = {row.id: row.response for row in responses}
 
     def read(reply: Reply, judged: str) -> Verdict:
@@ -73,7 +73,7 @@ async def score_responses(
         asked = questions.get(row.id)
         if asked is None or row.prompt_sha256 != asked.sha256 or row.judge != identity or row.rubric != rubric.name:
             return None
-        if row.score is not None and row.replies and identity["backend"] in WRITING_BACKENDS:
+        if row.score is not None and row.replies and identity.backend in WRITING_BACKENDS:
             # The rule by which scores are read was another once.
             try:
                 return row if read(Reply(row.replies[-1], 0.0), answers[row.id]).score == row.score else None

@@ -9,7 +9,7 @@ from typing import Any
 from hf_instruct.console import format_interval, format_points
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.rubrics import Rubric
-from hf_instruct.records import Judgment
+from hf_instruct.schema import JudgeIdentity, Judgment, RubricName, Scores, ScoreSummary
 
 _SHOWN_DIGEST_CHARACTERS = 7
 # Fewer equal scores in a row may well be chance.
@@ -20,58 +20,50 @@ def build_scores(
     judgments: Sequence[Judgment],
     *,
     rubric: Rubric,
-    judge: Mapping[str, Any],
+    judge: JudgeIdentity,
     categories: Mapping[str, str | None] | None = None,
-) -> dict[str, Any]:
-    """Return the content of `scores.json`.
-
-    Failures are counted and never averaged: `mean`, `standard_error`, `interval` (the 95 % bootstrap interval of the
-    mean, low and high) and the others are over the `n` judgments that hold a score, and are None where there are too
-    few for them (1 for a mean, 2 for its error). `mean_failures_as_0` and `mean_failures_as_100` are over all: the mean
-    can lie anywhere between them, depending on what the answers without a verdict are worth. `constant` says whether
-    the judge gave every answer the same score, 5 answers at least.
+) -> Scores:
+    """Return what judgments amount to.
 
     Args:
         judgments: One for each response.
         rubric: What the judge was asked.
-        judge: The judge's identity.
+        judge: The judge.
         categories: Category of each example id, for the scores by category.
 
-    >>> from hf_instruct.evaluation.rubrics import load_rubric
-    >>> rows = [Judgment(str(i), s, [], {}, "course", "", 0.0) for i, s in enumerate([80, 60, None])]
-    >>> scores = build_scores(rows, rubric=load_rubric("course"), judge={"backend": "local", "model": "m"})
-    >>> [scores[name] for name in ("mean", "standard_error", "n", "failures", "total")]
-    [70.0, 10.0, 2, 1, 3]
+    >>> from hf_instruct.evaluation.rubrics import Rubric
+    >>> known = {"replies": [], "judge": JudgeIdentity(), "rubric": "course", "prompt_sha256": "", "seconds": 0.0}
+    >>> rows = [Judgment(id=str(i), score=s, **known) for i, s in enumerate([80, 60, None])]
+    >>> scores = build_scores(rows, rubric=Rubric("course", ""), judge=JudgeIdentity(backend="local", model="m"))
+    >>> scores.mean, scores.standard_error, scores.n, scores.failures, scores.total
+    (70.0, 10.0, 2, 1, 3)
     """
     groups: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         if category := (categories or {}).get(judgment.id):
             groups.setdefault(category, []).append(judgment)
     asked = "\n".join(judgment.prompt_sha256 for judgment in judgments)
-    scores: dict[str, Any] = {
+    return Scores(
         **_summarize(judgments),
-        "constant": _is_constant(judgments),
-        "judge": dict(judge),
-        "rubric": {"name": rubric.name, "sha256": rubric.sha256},
-        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
-        "cached": sum(judgment.cached for judgment in judgments),
-        "seconds": round(sum(judgment.seconds for judgment in judgments), 3),
-    }
-    if groups:
-        scores["by_category"] = {category: _summarize(groups[category]) for category in sorted(groups)}
-    return scores
+        constant=_is_constant(judgments),
+        judge=judge,
+        rubric=RubricName(name=rubric.name, sha256=rubric.sha256),
+        prompts_sha256=hashlib.sha256(asked.encode()).hexdigest(),
+        cached=sum(judgment.cached for judgment in judgments),
+        seconds=round(sum(judgment.seconds for judgment in judgments), 3),
+        by_category={name: ScoreSummary(**_summarize(groups[name])) for name in sorted(groups)},
+    )
 
 
 def _summarize(judgments: Iterable[Judgment]) -> dict[str, Any]:
     all_scores = [judgment.score for judgment in judgments]
     scores = [score for score in all_scores if score is not None]
     n, total = len(scores), len(all_scores)
-    interval = bootstrap_mean(scores)
     return {
         "mean": statistics.fmean(scores) if scores else None,
         # Of the mean: sample standard deviation over the root of n.
         "standard_error": statistics.stdev(scores) / math.sqrt(n) if n > 1 else None,
-        "interval": list(interval) if interval else None,
+        "interval": bootstrap_mean(scores),
         "mean_failures_as_0": sum(scores) / total if total else None,
         "mean_failures_as_100": (sum(scores) + 100 * (total - n)) / total if total else None,
         "n": n,
@@ -89,36 +81,42 @@ def _is_constant(judgments: Sequence[Judgment]) -> bool:
     return len(scores) >= _LEAST_CONSTANT and len(set(scores)) == 1
 
 
-def format_scores(scores: Mapping[str, Any]) -> str:
+def format_scores(scores: Scores) -> str:
     """Return a score with everything that it should not be quoted without, in one line.
 
-    >>> format_scores({"mean": 49.45, "standard_error": 2.88, "interval": [43.8, 55.01], "n": 110, "failures": 0,
-    ...                "total": 110, "judge": {"model": "phi3", "digest": "365c0bd3c000"},
-    ...                "rubric": {"name": "course"}})
+    >>> judge = JudgeIdentity(model="phi3", digest="365c0bd3c000")
+    >>> format_scores(Scores(mean=49.45, standard_error=2.88, interval=Interval(43.8, 55.01), n=110, total=110,
+    ...                      judge=judge, rubric=RubricName(name="course")))
     '49.5 ± 2.9 (standard error; 95 % interval 43.8 to 55.0; n 110 of 110, 0 failed; judge phi3@365c0bd, rubric course)'
     """
-    if scores["mean"] is None:
+    if scores.mean is None:
         value, about = "no score", ["no verdict could be read"]
-    elif scores["standard_error"] is None:
-        value, about = format_points(scores["mean"]), ["one verdict has no standard error"]
+    elif scores.standard_error is None:
+        value, about = format_points(scores.mean), ["one verdict has no standard error"]
     else:
-        value = f"{format_points(scores['mean'])} ± {format_points(scores['standard_error'])}"
+        value = f"{format_points(scores.mean)} ± {format_points(scores.standard_error)}"
         about = ["standard error"]
-    if interval := scores.get("interval"):
-        about.append(f"95 % interval {format_interval(interval)}")
-    about.append(f"n {scores['n']} of {scores['total']}, {scores['failures']} failed")
-    if scores["failures"]:
-        ends = [scores["mean_failures_as_0"], scores["mean_failures_as_100"]]
-        about.append(f"{format_interval(ends)} with each failure counted as 0 or as 100")
-    if scores.get("constant"):
+    if scores.interval:
+        about.append(f"95 % interval {format_interval(scores.interval)}")
+    about.append(f"n {scores.n} of {scores.total}, {scores.failures} failed")
+    if bounds := format_bounds(scores):
+        about.append(f"{bounds} with each failure counted as 0 or as 100")
+    if scores.constant:
         about.append("every answer got the same score")
-    about.append(f"judge {format_judge(scores['judge'])}, rubric {scores['rubric']['name']}")
-    if failed := (scores.get("self_check") or {}).get("failed"):
-        about.append(f"judge FAILED its self-check: {', '.join(failed)}")
+    about.append(f"judge {format_judge(scores.judge)}, rubric {scores.rubric.name}")
+    if scores.self_check and scores.self_check.failed:
+        about.append(f"judge FAILED its self-check: {', '.join(scores.self_check.failed)}")
     return f"{value} ({'; '.join(about)})"
 
 
-def format_judge(judge: Mapping[str, Any]) -> str:
+def format_bounds(scores: ScoreSummary, joint: str = " to ") -> str:
+    """Return between what the mean can lie, with every failure counted as 0 and as 100; empty without failures."""
+    ends = scores.mean_failures_as_0, scores.mean_failures_as_100
+    if not scores.failures or None in ends:
+        return ""
+    return joint.join(format_points(end) for end in ends if end is not None)
+
+
+def format_judge(judge: JudgeIdentity) -> str:
     """Return a judge's model and the start of its digest, as in `llama3@365c0bd`."""
-    digest = judge.get("digest")
-    return str(judge["model"]) + (f"@{digest[:_SHOWN_DIGEST_CHARACTERS]}" if digest else "")
+    return judge.model + (f"@{judge.digest[:_SHOWN_DIGEST_CHARACTERS]}" if judge.digest else "")

@@ -17,7 +17,7 @@ from hf_instruct.evaluation.repeats import build_repeats, format_repeats
 from hf_instruct.evaluation.rubrics import Question, load_rubric
 from hf_instruct.evaluation.score_loop import score_responses
 from hf_instruct.evaluation.scores import build_scores, format_scores
-from hf_instruct.records import Judgment, Response
+from hf_instruct.schema import JudgeIdentity, Judgment, Response, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class JudgmentSet:
     """
 
     judgments: list[Judgment]
-    scores: dict[str, Any]
+    scores: Scores
     repeats: list[list[Judgment]] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
@@ -118,12 +118,12 @@ async def judge_with(
     questions = questions or {row.id: rubric.build_question(row) for row in responses}
     seeds = [None if settings.seed is None else settings.seed + number for number in range(settings.repeats)]
     repeats: list[list[Judgment]] = []
-    identities: list[dict[str, Any]] = []
+    identities: list[JudgeIdentity] = []
     try:
         for number, seed in enumerate(seeds, start=1):
             if len(seeds) > 1:
                 judge.reseed(seed)
-            identities.append(judge.identity())
+            identities.append(JudgeIdentity.model_validate(judge.identity()))
             place = dataclasses.replace(files, repeat=number) if files else None
             title = options.title if len(seeds) == 1 else f"{options.title}, repeat {number} of {len(seeds)}"
             one = dataclasses.replace(options, title=title, repeat=number)
@@ -143,21 +143,22 @@ async def judge_with(
             judge.reseed(settings.seed)
     categories = {response.id: response.category for response in responses}
     scores = build_scores(repeats[0], rubric=rubric, judge=identities[0], categories=categories)
-    if len(seeds) > 1:
-        scores["repeats"] = build_repeats(repeats, seeds=seeds)
-    if checked := find_self_check(identities[0], rubric):
-        scores["self_check"] = checked
+    about = {
+        "repeats": build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None,
+        "self_check": find_self_check(identities[0], rubric),
+    }
+    scores = scores.model_copy(update=about)
     if files:
         write_scores(files, scores)
     _warn_of_scores(scores)
     return JudgmentSet(repeats[0], scores, repeats[1:])
 
 
-def _warn_of_scores(scores: Mapping[str, Any]) -> None:
-    if scores["constant"]:
+def _warn_of_scores(scores: Scores) -> None:
+    if scores.constant:
         logger.warning(
             "The judge gave all %d answers the score %d, which tells none from another. Read its replies in "
             "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge.",
-            scores["n"],
-            scores["minimum"],
+            scores.n,
+            scores.minimum,
         )

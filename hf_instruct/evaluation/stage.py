@@ -11,9 +11,9 @@ from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import write_metrics
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
-from hf_instruct.records import Response
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 
 
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:

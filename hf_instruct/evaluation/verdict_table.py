@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.pairing import is_identical
-from hf_instruct.records import Judgment, Preference, parse_json, read_rows
+from hf_instruct.records import parse_json, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import JudgeIdentity, Judgment, Preference
 
 if TYPE_CHECKING:
     import pandas
@@ -125,7 +126,7 @@ def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = N
     if voter is not None:
         raise DataError(f"`{name}` holds scores, not votes, so it has no voter `{voter}`; leave that option out.")
     if isinstance(content, list):
-        content = [dataclasses.asdict(row) if isinstance(row, Judgment) else row for row in content]
+        content = [row.to_dict() if isinstance(row, Judgment) else row for row in content]
     is_judged = isinstance(first, dict) and "replies" in first
     return dataclasses.replace(_collect_scores(content, name), file=file if is_judged else None)
 
@@ -187,7 +188,12 @@ def _collect_scores(content: Any, name: str) -> Verdicts:
         {
             "id": [str(row["id"]) for row in rows] if keyed else range(len(rows)),
             "score": pandas.Series(scores, dtype=float),
-            "judge": [describe_judge(row["judge"], row.get("rubric", "")) if row.get("judge") else "" for row in rows],
+            "judge": [
+                describe_judge(JudgeIdentity.model_validate(row["judge"]), row.get("rubric", ""))
+                if row.get("judge")
+                else ""
+                for row in rows
+            ],
         }
     )
     return Verdicts(name, SCORES, frame, keyed=bool(keyed))
@@ -218,8 +224,8 @@ def _collect_preferences(rows: Sequence[Preference], name: str, voter: str | Non
     import pandas
 
     if voter is not None:
-        voters = sorted({str(row.judge.get("model")) for row in rows})
-        rows = [row for row in rows if row.judge.get("model") == voter]
+        voters = sorted({row.judge.model for row in rows})
+        rows = [row for row in rows if row.judge.model == voter]
         if not rows:
             raise DataError(f"`{name}` has no votes of `{voter}`; it has votes of {', '.join(voters)}.")
     judged = [row for row in rows if not is_identical(row)]
@@ -280,20 +286,20 @@ def _read_content(file: Path) -> Any:
     return rows
 
 
-def describe_judge(judge: Mapping[str, Any], rubric: str, rubric_sha256: str = "") -> str:
+def describe_judge(judge: JudgeIdentity, rubric: str, rubric_sha256: str = "") -> str:
     """Return who judged, by what, on one line.
 
-    >>> describe_judge({"model": "llama3", "digest": "365c0bd3c000", "backend": "ollama"}, "course", "f870155da365")
+    >>> describe_judge(JudgeIdentity(model="llama3", digest="365c0bd3c000", backend="ollama"), "course", "f870155da365")
     'judge llama3@365c0bd (ollama), rubric course@f870155'
-    >>> describe_judge({"model": "Ann", "backend": "person"}, "vote")
+    >>> describe_judge(JudgeIdentity(model="Ann", backend="person"), "vote")
     'Ann (person)'
     """
     digest, sha256 = (
-        f"@{str(mark).removeprefix('sha256:')[:_SHOWN_DIGEST_CHARACTERS]}" if mark else ""
-        for mark in (judge.get("digest"), rubric_sha256)
+        f"@{mark.removeprefix('sha256:')[:_SHOWN_DIGEST_CHARACTERS]}" if mark else ""
+        for mark in (judge.digest, rubric_sha256)
     )
-    backend = f" ({judge['backend']})" if judge.get("backend") else ""
-    text = f"{judge.get('model') or 'unnamed'}{digest}{backend}"
-    if judge.get("backend") != PERSON:
+    backend = f" ({judge.backend})" if judge.backend else ""
+    text = f"{judge.model or 'unnamed'}{digest}{backend}"
+    if judge.backend != PERSON:
         text = f"judge {text}, rubric {rubric}{sha256}"
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from hf_instruct.errors import DataError, RunError
 from hf_instruct.evaluation.pairing import Pair, is_identical
 from hf_instruct.evaluation.verdict_table import PERSON
-from hf_instruct.records import Preference, append_rows, recover_rows, write_rows
+from hf_instruct.records import append_rows, recover_rows, write_rows
+from hf_instruct.schema import JudgeIdentity, Preference
 
 LEFT, RIGHT, TIE, SKIP = CHOICES = ("left", "right", "tie", "skip")
 RUBRIC = "vote"
@@ -117,7 +118,7 @@ class VoteBook:
         self._done: dict[str, set[str]] = {}
         for row in self._rows:
             if self._is_vote(row):
-                self._done.setdefault(str(row.judge.get("model")), set()).add(row.id)
+                self._done.setdefault(row.judge.model, set()).add(row.id)
 
     @functools.cached_property
     def num_different(self) -> int:
@@ -212,11 +213,11 @@ class VoteBook:
             first=self._first,
             second=self._second,
             score=score,
-            judge={
-                "backend": PERSON,
-                "model": voter,
-                "options": {"seed": self._seed} | ({"equal_answers": True} if pair.identical else {}),
-            },
+            judge=JudgeIdentity(
+                backend=PERSON,
+                model=voter,
+                options={"seed": self._seed} | ({"equal_answers": True} if pair.identical else {}),
+            ),
             rubric=RUBRIC,
             orders=[],
             replies=[],
@@ -231,8 +232,8 @@ class VoteBook:
         """Return whether a row is a vote on this book's two sets, by this voter where one is named."""
         return (
             {row.first, row.second} == {self._first, self._second}
-            and row.judge.get("backend") == PERSON
-            and voter in (None, row.judge.get("model"))
+            and row.judge.backend == PERSON
+            and voter in (None, row.judge.model)
         )
 
     def _check_rows(self) -> None:

@@ -17,7 +17,8 @@ from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example, Response
+from hf_instruct.records import Example
+from hf_instruct.schema import Response
 
 if TYPE_CHECKING:
     from datasets import Dataset

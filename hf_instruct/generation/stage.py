@@ -19,8 +19,9 @@ from hf_instruct.models import load_context_length, load_model, load_tokenizer, 
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example, Response, append_rows, read_rows, recover_rows, write_json, write_rows
+from hf_instruct.records import Example, append_rows, read_rows, recover_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response
 
 logger = logging.getLogger(__name__)
 

@@ -2,19 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
 from hf_instruct.console import format_interval, format_points
-from hf_instruct.evaluation.intervals import Interval, parse_interval
 from hf_instruct.evaluation.metrics import format_metric, label_metric
-from hf_instruct.evaluation.score_summary import Scores
 from hf_instruct.hub.publication import UNKNOWN, Publication
-from hf_instruct.hub.results import Measured, as_mapping, describe_judge, escape, list_limits, public_name
+from hf_instruct.hub.results import Measured, describe_judge, escape, list_limits, public_name
 from hf_instruct.prompts import CHAT
-from hf_instruct.records import as_number
+from hf_instruct.schema import Interval, MetricValue, Scores, TrainingSummary
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -116,20 +114,17 @@ def build_results(plan: Publication) -> "list[EvalResult]":
                 **where,
                 metric_type="judge-score",
                 metric_value=round(measured.scores.mean, 2),
-                metric_name=f"Mean score from 0 to 100 by {describe_judge(measured.scores)}",
+                metric_name=f"Mean score from 0 to 100 by {describe_judge(measured.scores.judge)}",
                 metric_args=_describe_score(measured.scores, measured.base_scores if measured.judges_agree else None),
             )
         )
     for name, values in measured.metrics.items():
-        row = as_mapping(values)
-        if (mean := as_number(row.get("mean"))) is None:
-            continue
-        args = {"interval_95": _round_ends(parse_interval(row.get("interval"))), "n": row.get("n")}
+        args = {"interval_95": _round_ends(values.interval), "n": values.n}
         results.append(
             EvalResult(
                 **where,
                 metric_type=name,
-                metric_value=round(mean, 4),
+                metric_value=round(values.mean, 4),
                 metric_name=label_metric(name),
                 metric_args={key: value for key, value in args.items() if value is not None},
             )
@@ -145,13 +140,13 @@ def _describe_score(scores: Scores, base: Scores | None) -> dict[str, Any]:
         "n": scores.n,
         "failures": scores.failures,
         "total": scores.total,
-        "judge": public_name(scores.judge.get("model"), "own-model"),
-        "judge_backend": scores.judge.get("backend"),
-        "judge_digest": scores.judge.get("digest"),
-        "rubric": public_name(scores.rubric, "own-rubric"),
-        "rubric_sha256": scores.rubric_sha256 or None,
+        "judge": public_name(scores.judge.model, "own-model"),
+        "judge_backend": scores.judge.backend or None,
+        "judge_digest": scores.judge.digest,
+        "rubric": public_name(scores.rubric.name, "own-rubric"),
+        "rubric_sha256": scores.rubric.sha256 or None,
         "prompts_sha256": scores.prompts_sha256 or None,
-        "repeats": scores.repeats.get("count"),
+        "repeats": scores.repeats.count if scores.repeats else None,
         "base_model_mean": None if base is None or base.mean is None else round(base.mean, 2),
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -164,8 +159,8 @@ def _name(plan: Publication) -> str:
 def _summarize(plan: Publication) -> str:
     hub_id = plan.base.hub_id
     base = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else "A language model that is not published"
-    count = as_number(as_mapping(plan.measured.preflight.get("examples")).get("train"))
-    examples = f" on {count:,.0f} examples" if count else ""
+    count = plan.measured.preflight.examples.get("train")
+    examples = f" on {count:,} examples" if count else ""
     how, kind = ("a LoRA adapter", "The adapter is merged: these are whole weights.") if plan.adapter else ("", "")
     if plan.is_adapter:
         kind = "This repository holds the adapter alone; the base model is loaded beside it."
@@ -177,37 +172,28 @@ def _list_data(plan: Publication) -> Rows:
     at = f" at {escape(section.revision)}" if data.hub_id and section.revision else ""
     yield "data", f"{data.description}{at}" + (f", the first {section.limit:,}" if section.limit else "")
     yield "license of the data", _show_license(data.license)
-    sizes = as_mapping(plan.measured.preflight.get("examples"))
+    sizes = plan.measured.preflight.examples
     names = ("train", "validation", "test")
-    if parts := [f"{count:,} {name}" for name in names if isinstance(count := sizes.get(name), int)]:
+    if parts := [f"{sizes[name]:,} {name}" for name in names if name in sizes]:
         yield "examples", f"{', '.join(parts)} ({section.split} split)"
-    if digest := plan.provenance.get("data_sha256"):
+    if digest := plan.provenance.data_sha256:
         yield "SHA-256 of the splits", escape(digest)
     yield "license of these weights", _show_license(plan.license)
     known = plan.base.license != UNKNOWN
     yield "license of the base model", plan.base.license if known else "unknown here: see the base model"
 
 
-def _list_outcome(training: Mapping[str, Any]) -> Rows:
-    number = {name: as_number(value) for name, value in training.items()}
-
-    def show(name: str, pattern: str, scale: float = 1.0) -> str:
-        value = number.get(name)
-        return "?" if value is None else pattern.format(value / scale)
-
-    if number.get("validation_loss") is not None:
-        losses = f"{show('validation_loss_before', '{:.3f}')} → {show('validation_loss', '{:.3f}')}"
-        yield "validation loss, nats per label token", losses
-    if number.get("num_parameters") is not None:
-        trained = show("num_trainable_parameters", "{:,.0f}")
-        yield "weights trained", f"{trained} of {show('num_parameters', '{:,.0f}')}"
-    if number.get("steps") is not None:
-        epochs = show("epochs", "{:g}") + (" epoch" if number.get("epochs") == 1 else " epochs")
-        yield "length", f"{show('steps', '{:,.0f}')} steps, {epochs}, {show('tokens_seen', '{:,.0f}')} tokens"
-    if number.get("seconds") is not None:
-        device, precision = (escape(training.get(name) or "?") for name in ("device", "precision"))
-        memory = show("peak_memory_bytes", "{:.1f} GB", 1e9)
-        yield "took", f"{show('seconds', '{:.1f}', 60)} minutes and {memory} on {device}, {precision}"
+def _list_outcome(training: TrainingSummary | None) -> Rows:
+    if training is None:
+        return
+    if training.validation_loss is not None:
+        before = "?" if training.validation_loss_before is None else f"{training.validation_loss_before:.3f}"
+        yield "validation loss, nats per label token", f"{before} → {training.validation_loss:.3f}"
+    yield "weights trained", f"{training.num_trainable_parameters:,} of {training.num_parameters:,}"
+    epochs = f"{training.epochs:g}" + (" epoch" if training.epochs == 1 else " epochs")
+    yield "length", f"{training.steps:,} steps, {epochs}, {training.tokens_seen:,} tokens"
+    memory = f"{training.peak_memory_bytes / 1e9:.1f} GB on {escape(training.device)}, {escape(training.precision)}"
+    yield "took", f"{training.seconds / 60:.1f} minutes and {memory}"
 
 
 def _list_settings(plan: Publication) -> Rows:
@@ -224,7 +210,7 @@ def _list_settings(plan: Publication) -> Rows:
             yield f"`{name}`", _show(value)
     if experiment.model.dropout is not None:
         yield "dropout", _show(experiment.model.dropout)
-    versions = as_mapping(plan.provenance.get("versions"))
+    versions = plan.provenance.versions
     yield "versions", ", ".join(f"{name} {escape(versions[name])}" for name in _VERSIONS if versions.get(name))
 
 
@@ -233,8 +219,8 @@ def _list_scores(measured: Measured) -> Rows:
         base = measured.base_scores if measured.judges_agree else None
         yield "mean score, 0 to 100", _show_score(base), _show_score(measured.scores)
     for name in measured.metrics:
-        base_values, values = (as_mapping(side.get(name)) for side in (measured.base_metrics, measured.metrics))
-        yield escape(label_metric(name)), _show_metric(name, base_values), _show_metric(name, values)
+        values = (_show_metric(name, side.get(name)) for side in (measured.base_metrics, measured.metrics))
+        yield escape(label_metric(name)), *values
 
 
 def _show_sampling(experiment: Experiment) -> str:
@@ -247,11 +233,11 @@ def _show_sampling(experiment: Experiment) -> str:
 def _name_judge(measured: Measured) -> str:
     if (scores := measured.scores) is None:
         return ""
-    digest = f" (SHA-256 {escape(scores.rubric_sha256[:12])})" if scores.rubric_sha256 else ""
-    name = escape(public_name(scores.rubric, "of the publisher's own"))
+    digest = f" (SHA-256 {escape(scores.rubric.sha256[:12])})" if scores.rubric.sha256 else ""
+    name = escape(public_name(scores.rubric.name, "of the publisher's own"))
     said = (
-        f"Judged by {escape(describe_judge(scores))}, rubric {name}{digest}: {scores.n} of {scores.total} answers have "
-        f"a score, {scores.failures} failed."
+        f"Judged by {escape(describe_judge(scores.judge))}, rubric {name}{digest}: {scores.n} of {scores.total} "
+        f"answers have a score, {scores.failures} failed."
     )
     if measured.difference is not None:
         said += f" This model - its base model, on the same examples: {measured.difference}."
@@ -267,12 +253,12 @@ def _show_score(scores: Scores | None) -> str:
     return f"{format_points(scores.mean)}{spread}{between}, n={scores.n}"
 
 
-def _show_metric(name: str, values: Mapping[str, Any]) -> str:
-    if (mean := as_number(values.get("mean"))) is None:
+def _show_metric(name: str, value: MetricValue | None) -> str:
+    if value is None:
         return ""
-    ends = parse_interval(values.get("interval"))
-    between = f" ({format_metric(name, ends[0])} to {format_metric(name, ends[1])})" if ends else ""
-    return f"{format_metric(name, mean)}{between}, n={values.get('n')}"
+    ends = value.interval
+    between = f" ({format_metric(name, ends.low)} to {format_metric(name, ends.high)})" if ends else ""
+    return f"{format_metric(name, value.mean)}{between}, n={value.n}"
 
 
 def _list_general_limits(plan: Publication) -> Iterator[str]:

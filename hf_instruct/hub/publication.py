@@ -14,7 +14,7 @@ from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_json_object
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.yaml_text import read_yaml
+from hf_instruct.schema import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Publication:
     run: RunFolder
     repo_id: str
     experiment: Experiment
-    provenance: dict[str, Any]
+    provenance: Provenance
     base: BaseModel
     data: Data
     license: str
@@ -175,8 +175,8 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
             "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the "
             "Hub (`--base-model ID`), or publish both as one model (`--merge`)."
         )
-    provenance = {name: value for name, value in read_yaml(run.config).items() if name != "experiment"}
-    data = find_data(experiment, provenance.get("data_sha256"))
+    provenance = run.read_provenance()
+    data = find_data(experiment, provenance.data_sha256)
     return Publication(
         run=run,
         repo_id=repo_id,

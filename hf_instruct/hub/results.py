@@ -7,11 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.console import format_points
-from hf_instruct.evaluation.intervals import MeanDifference, measure_difference
-from hf_instruct.evaluation.score_summary import FEW_ANSWERS, Scores, read_scores
-from hf_instruct.records import Judgment, as_number, read_json_object, read_rows
+from hf_instruct.evaluation.intervals import measure_difference
+from hf_instruct.evaluation.score_summary import (
+    FEW_ANSWERS,
+    find_weakness_of,
+    format_judge_details,
+    has_unknown_size,
+)
+from hf_instruct.evaluation.scores import format_bounds
+from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import (
+    JudgeIdentity,
+    Judgment,
+    MeanDifference,
+    Metrics,
+    MetricValue,
+    Preflight,
+    Scores,
+    TrainingSummary,
+)
 
 _LEAST_STOPPED = 0.9
 
@@ -23,20 +38,20 @@ class Measured:
     Attributes:
         scores: `scores.json`; None where there is none.
         base_scores: The untuned model's.
-        metrics: The reference metrics by name, as in `metrics.json`; empty where there is none.
+        metrics: The reference metrics by name; empty where there are none.
         base_metrics: The untuned model's.
-        preflight: What was found in the data; empty where that was not looked at.
-        training: What fine-tuning took; empty where that is not known.
+        preflight: What was found in the data.
+        training: What fine-tuning took; None where that is not known.
         difference: Mean of the tuned scores less the base scores of the same examples, and its 95 % interval, in
             points; None where they were not judged by the same judge.
     """
 
     scores: Scores | None
     base_scores: Scores | None
-    metrics: dict[str, Any]
-    base_metrics: dict[str, Any]
-    preflight: dict[str, Any]
-    training: dict[str, Any]
+    metrics: dict[str, MetricValue]
+    base_metrics: dict[str, MetricValue]
+    preflight: Preflight
+    training: TrainingSummary | None
     difference: MeanDifference | None = None
 
     @property
@@ -52,26 +67,25 @@ def read_measured(run: RunFolder) -> Measured:
         DataError: A file is there but is not a JSON object.
     """
     measured = Measured(
-        scores=read_scores(run.scores),
-        base_scores=read_scores(run.base.scores),
+        scores=read_file(run.scores, Scores),
+        base_scores=read_file(run.base.scores, Scores),
         metrics=_read_metrics(run.metrics),
         base_metrics=_read_metrics(run.base.metrics),
-        preflight=read_json_object(run.preflight),
-        training=read_json_object(run.training_summary),
+        preflight=read_file(run.preflight, Preflight) or Preflight(),
+        training=read_file(run.training_summary, TrainingSummary),
     )
     if measured.judges_agree:
         return dataclasses.replace(measured, difference=_measure_difference(run))
     return measured
 
 
-def describe_judge(scores: Scores) -> str:
+def describe_judge(judge: JudgeIdentity) -> str:
     """Return a judge's model, backend and digest; a model that is a local folder stays unnamed.
 
-    >>> judge = {"model": "llama3", "backend": "ollama", "digest": "sha256:365c0bd3c000a25d"}
-    >>> describe_judge(Scores(50.0, None, 1, 0, 1, judge))
+    >>> describe_judge(JudgeIdentity(model="llama3", backend="ollama", digest="sha256:365c0bd3c000a25d"))
     'llama3 (ollama, digest 365c0bd3c000)'
     """
-    return public_name(scores.judge.get("model"), "a model of the publisher's own") + scores.judge_details
+    return public_name(judge.model, "a model of the publisher's own") + format_judge_details(judge)
 
 
 def public_name(name: Any, instead: str) -> str:
@@ -109,34 +123,30 @@ def list_limits(measured: Measured) -> list[str]:
     ]
 
 
-def _note_leaks(preflight: Mapping[str, Any]) -> list[str]:
-    total = as_number(as_mapping(preflight.get("examples")).get("test"))
-    of = f" of the {total:,.0f}" if total else ""
+def _note_leaks(preflight: Preflight) -> list[str]:
+    total = preflight.examples.get("test")
+    of = f" of the {total:,}" if total else ""
+    seen, near = preflight.count_leaks()
     notes = []
-    if seen := _count_test(preflight, "seen_in_train"):
+    if seen:
         notes.append(
             f"{seen}{of} test examples have the same instruction and input as a training example: the scores flatter "
             "the model."
         )
-    if near := _count_test(preflight, "near_duplicates"):
+    if near:
         are = "is a near-duplicate" if near == 1 else "are near-duplicates"
         notes.append(f"{near}{of} test examples {are} of a training example.")
     return notes
 
 
-def _count_test(preflight: Mapping[str, Any], name: str) -> int:
-    rows = as_mapping(preflight.get(name)).get("test")
-    return len(rows) if isinstance(rows, list) else 0
-
-
 def _note_judge(scores: Scores) -> list[str]:
     notes = []
-    if weakness := scores.weakness:
+    if weakness := find_weakness_of(scores):
         text = escape(f"{weakness[0].upper()}{weakness[1:]}")
         notes.append(f"**{text}**: its scores do not tell good answers from bad ones.")
-    if scores.constant is not None:
+    if scores.constant:
         notes.append("The judge gave every answer the same score, which tells nothing.")
-    if scores.has_unknown_judge:
+    if has_unknown_size(scores.judge):
         notes.append("The judge was a local model whose name does not tell its size; a small one scores roughly.")
     if scores.n < FEW_ANSWERS:
         notes.append(f"Only {scores.n} answers have a score, so the interval itself is uncertain.")
@@ -147,7 +157,7 @@ def _note_difference(measured: Measured) -> list[str]:
     if measured.scores and measured.base_scores and not measured.judges_agree:
         return ["The two models were judged by different judges or rubrics; their scores cannot be compared."]
     difference = measured.difference
-    is_weak = any(scores and scores.weakness for scores in (measured.scores, measured.base_scores))
+    is_weak = any(scores and find_weakness_of(scores) for scores in (measured.scores, measured.base_scores))
     if is_weak or difference is None or difference.low > 0:
         return []
     if difference.high < 0:
@@ -158,18 +168,15 @@ def _note_difference(measured: Measured) -> list[str]:
 def _note_failures(owner: str, scores: Scores | None) -> list[str]:
     if scores is None or not scores.failures:
         return []
-    bounds = ""
-    if scores.as_zero is not None and scores.as_full is not None:
-        low, high = format_points(scores.as_zero), format_points(scores.as_full)
-        bounds = f"; counted as 0 or as 100 they would make the mean {low} or {high}"
+    ends = format_bounds(scores, " or ")
+    bounds = f"; counted as 0 or as 100 they would make the mean {ends}" if ends else ""
     return [f"The judge gave no readable verdict on {scores.failures} of {scores.total} {owner}answers{bounds}."]
 
 
-def _note_stopped(metrics: Mapping[str, Any]) -> list[str]:
-    share = as_number(as_mapping(metrics.get("stopped")).get("mean"))
-    if share is None or share >= _LEAST_STOPPED:
+def _note_stopped(metrics: Mapping[str, MetricValue]) -> list[str]:
+    if "stopped" not in metrics or metrics["stopped"].mean >= _LEAST_STOPPED:
         return []
-    return [f"{100 * (1 - share):.0f} % of its answers did not end by themselves and were cut off."]
+    return [f"{100 * (1 - metrics['stopped'].mean):.0f} % of its answers did not end by themselves and were cut off."]
 
 
 def _measure_difference(run: RunFolder) -> MeanDifference | None:
@@ -181,6 +188,5 @@ def _measure_difference(run: RunFolder) -> MeanDifference | None:
     return measure_difference(base, tuned)
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
-    metrics = read_json_object(path).get("metrics")
-    return metrics if isinstance(metrics, dict) else {}
+def _read_metrics(path: Path) -> dict[str, MetricValue]:
+    return (read_file(path, Metrics) or Metrics()).metrics

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from hf_instruct.evaluation.score_summary import SCORE, Leading
-from hf_instruct.records import Judgment, Response
 from hf_instruct.reporting.facts import RunFacts, Side
+from hf_instruct.schema import Judgment, Response
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,16 +2,28 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from hf_instruct.config import Experiment
-from hf_instruct.evaluation.intervals import MeanDifference, measure_difference
-from hf_instruct.evaluation.score_summary import Leading, Scores, choose_leading, read_scores
-from hf_instruct.records import Judgment, Response, TrainingRow, as_number, read_json_object, read_rows
+from hf_instruct.evaluation.intervals import measure_difference
+from hf_instruct.evaluation.score_summary import Leading, choose_leading, find_weakness_of
+from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.yaml_text import read_yaml
+from hf_instruct.schema import (
+    TUNED,
+    BenchmarkResult,
+    Judgment,
+    MeanDifference,
+    Metrics,
+    PairSummary,
+    Preflight,
+    Provenance,
+    Response,
+    Scores,
+    SelfCheck,
+    TrainingRow,
+    TrainingSummary,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,23 +34,18 @@ class Side:
         responses: In the order of the test split.
         judgments: By the example's id; the latest where there are several.
         scores: None when the judge has not finished.
-        metrics: What `metrics.json` holds; empty where it is not there.
+        metrics: The reference metrics.
     """
 
     responses: list[Response]
     judgments: dict[str, Judgment]
     scores: Scores | None
-    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: Metrics = dataclasses.field(default_factory=Metrics)
 
     @functools.cached_property
     def values(self) -> dict[str, dict[str, float]]:
-        """The reference metrics' values by name and example id; without those that cannot be read."""
-        examples, found = self.metrics.get("examples"), dict[str, dict[str, float]]()
-        for id, values in examples.items() if isinstance(examples, Mapping) else ():
-            for name, value in values.items() if isinstance(values, Mapping) else ():
-                if (number := as_number(value)) is not None:
-                    found.setdefault(str(name), {})[str(id)] = number
-        return found
+        """The reference metrics' values by name and example id."""
+        return self.metrics.by_metric()
 
     @property
     def score_by_id(self) -> dict[str, int]:
@@ -67,23 +74,23 @@ class RunFacts:
         training: Seconds, memory, tokens and device of fine-tuning.
         tuned: The tuned model's answers.
         base: The untuned model's answers.
-        self_check: What the judge made of answers of known worth; empty where it was not checked.
+        self_check: What the judge made of answers of known worth; None where it was not checked.
         benchmarks: Results on tasks of lm-eval; empty where it was not asked.
         pairwise: Summaries of pairwise judging, one for each baseline.
     """
 
     folder: RunFolder
     experiment: Experiment
-    provenance: dict[str, Any]
-    preflight: dict[str, Any]
+    provenance: Provenance
+    preflight: Preflight
     split_sizes: dict[str, int]
     training_rows: list[TrainingRow]
-    training: dict[str, Any]
+    training: TrainingSummary | None
     tuned: Side
     base: Side
-    self_check: dict[str, Any] = dataclasses.field(default_factory=dict)
-    benchmarks: dict[str, Any] = dataclasses.field(default_factory=dict)
-    pairwise: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    self_check: SelfCheck | None = None
+    benchmarks: list[BenchmarkResult] = dataclasses.field(default_factory=list)
+    pairwise: list[PairSummary] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -101,9 +108,9 @@ class RunFacts:
     @functools.cached_property
     def leading(self) -> Leading:
         """Which measure the report shows first and sorts by."""
-        sides = [side for side in (self.base, self.tuned) if side.responses or side.scores or side.metrics]
+        sides = [side for side in (self.base, self.tuned) if side.responses or side.scores or side.metrics.total]
         metrics = set.intersection(*(set(side.values) for side in sides)) if sides else set()
-        return choose_leading((side.scores.weakness for side in sides if side.scores), metrics)
+        return choose_leading((find_weakness_of(side.scores) for side in sides if side.scores), metrics)
 
     @property
     def evaluations(self) -> list[TrainingRow]:
@@ -118,23 +125,21 @@ def read_facts(run: RunFolder, experiment: Experiment) -> RunFacts:
     Raises:
         DataError: A file is there but cannot be read as what it should be.
     """
-    provenance = read_yaml(run.config) if run.config.is_file() else {}
-    provenance.pop("experiment", None)
     return RunFacts(
         folder=run,
         experiment=experiment,
-        provenance=provenance,
-        preflight=read_json_object(run.preflight),
+        provenance=run.read_provenance(),
+        preflight=read_file(run.preflight, Preflight) or Preflight(),
         split_sizes={
             name: _count_lines(run.split(name)) for name in ("train", "validation", "test") if run.split(name).is_file()
         },
         training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],
-        training=read_json_object(run.training_summary),
+        training=read_file(run.training_summary, TrainingSummary),
         tuned=_read_side(run),
         base=_read_side(run.base),
-        self_check=read_json_object(run.self_check),
-        benchmarks=read_json_object(run.benchmarks),
-        pairwise=[read_json_object(path) for path in sorted(run.pairwise.glob("*.json"))],
+        self_check=read_file(run.self_check, SelfCheck),
+        benchmarks=(read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}).get(TUNED, []),
+        pairwise=[found for path in sorted(run.pairwise.glob("*.json")) if (found := read_file(path, PairSummary))],
     )
 
 
@@ -143,8 +148,8 @@ def _read_side(run: RunFolder) -> Side:
     return Side(
         responses=read_rows(run.responses, Response) if run.responses.is_file() else [],
         judgments={judgment.id: judgment for judgment in judgments},
-        scores=read_scores(run.scores),
-        metrics=read_json_object(run.metrics),
+        scores=read_file(run.scores, Scores),
+        metrics=read_file(run.metrics, Metrics) or Metrics(),
     )
 
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
-from typing import Any
 
 from hf_instruct.config import LORA_DEFAULTS
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.score_summary import FEW_ANSWERS, Scores
-from hf_instruct.records import as_number
+from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness_of, format_judge_details, has_unknown_size
+from hf_instruct.evaluation.scores import format_bounds
 from hf_instruct.reporting.facts import RunFacts, Side
+from hf_instruct.schema import JudgeIdentity, Repeats, RubricName, Scores, ScoreSummary
 
 _OVERFIT_RISE = 1.02
 _MANY_CUT_OFF = 0.1
@@ -23,7 +22,7 @@ class Missing:
     command: str
 
 
-def format_mean(scores: Scores) -> str:
+def format_mean(scores: ScoreSummary) -> str:
     """Return a mean with its standard error, as in `49.6 ± 2.8`."""
     if scores.mean is None:
         return "no score"
@@ -31,14 +30,14 @@ def format_mean(scores: Scores) -> str:
     return f"{format_points(scores.mean)}{error}"
 
 
-def format_judge(scores: Scores) -> str:
+def format_judge(judge: JudgeIdentity, rubric: RubricName) -> str:
     """Return the judge's tag, backend, digest and rubric on one line."""
-    tag = str(scores.judge.get("model") or "unnamed judge")
+    tag = judge.model or "unnamed judge"
     tag = tag.rstrip("/").rsplit("/", 1)[-1] if tag.startswith(("/", ".", "~")) else tag
-    tag += scores.judge_details
-    if not scores.rubric:
+    tag += format_judge_details(judge)
+    if not rubric.name:
         return tag
-    return f"{tag}, rubric {scores.rubric}" + (f"@{scores.rubric_sha256[:7]}" if scores.rubric_sha256 else "")
+    return f"{tag}, rubric {rubric.name}" + (f"@{rubric.sha256[:7]}" if rubric.sha256 else "")
 
 
 def format_method(facts: RunFacts) -> str:
@@ -104,8 +103,8 @@ def _note_difference(facts: RunFacts) -> list[str]:
     tuned, base, difference = facts.tuned.scores, facts.base.scores, facts.difference
     if tuned is not None and base is not None and not tuned.judged_as(base):
         return [
-            f"The two sides were judged differently: base by {format_judge(base)}, tuned by {format_judge(tuned)}. "
-            "Their scores cannot be compared."
+            f"The two sides were judged differently: base by {format_judge(base.judge, base.rubric)}, "
+            f"tuned by {format_judge(tuned.judge, tuned.rubric)}. Their scores cannot be compared."
         ]
     if facts.leading.reason or difference is None or (difference.is_shown and difference.mean > 0):
         return []
@@ -121,15 +120,15 @@ def _note_judge(scores: Scores | None) -> list[str]:
     if scores is None:
         return []
     notes = []
-    if weakness := scores.weakness:
+    if weakness := find_weakness_of(scores):
         notes.append(
             f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: go by the "
             "reference metrics and the answers themselves, and quote scores of a better judge only."
         )
-    if scores.constant is not None:
-        notes.append(f"The judge gave every answer the same score, {format_points(scores.constant)}: it tells nothing.")
-    notes += _note_repeats(scores)
-    if scores.has_unknown_judge:
+    if scores.constant and scores.mean is not None:
+        notes.append(f"The judge gave every answer the same score, {format_points(scores.mean)}: it tells nothing.")
+    notes += _note_repeats(scores.repeats)
+    if has_unknown_size(scores.judge):
         notes.append(
             "The judge ran locally and its name does not tell its size. A small model is a rough judge: read the "
             "answers themselves, and quote scores of a larger judge only."
@@ -140,13 +139,12 @@ def _note_judge(scores: Scores | None) -> list[str]:
     return notes
 
 
-def _note_repeats(scores: Scores) -> list[str]:
-    count, spread, changed = (as_number(scores.repeats.get(name)) for name in ("count", "spread", "changed"))
-    if count is None or spread is None or changed is None:
+def _note_repeats(repeats: Repeats | None) -> list[str]:
+    if repeats is None or repeats.spread is None or repeats.changed is None:
         return []
     return [
-        f"Each answer was judged {count:.0f} times: the judge's own spread is {format_points(spread)} points an "
-        f"answer, and {100 * changed:.0f} % of its verdicts changed."
+        f"Each answer was judged {repeats.count} times: the judge's own spread is {format_points(repeats.spread)} "
+        f"points an answer, and {100 * repeats.changed:.0f} % of its verdicts changed."
     ]
 
 
@@ -160,26 +158,19 @@ def _note_failures(facts: RunFacts) -> list[str]:
         return []
     scores = facts.tuned.scores
     bounds = ""
-    if scores is not None and scores.failures and scores.as_zero is not None and scores.as_full is not None:
-        low, high = format_points(scores.as_zero), format_points(scores.as_full)
-        bounds = f" With every failure counted as 0 or as 100 the tuned mean would be {low} or {high}."
+    if scores is not None and (ends := format_bounds(scores, " or ")):
+        bounds = f" With every failure counted as 0 or as 100 the tuned mean would be {ends}."
     return [f"The judge gave no readable verdict on {' and '.join(counts)}. The means are over the others.{bounds}"]
 
 
 def _note_leaks(facts: RunFacts) -> list[str]:
-    seen, near = (_count_test(facts.preflight, name) for name in ("seen_in_train", "near_duplicates"))
+    seen, near = facts.preflight.count_leaks()
     total = facts.split_sizes.get("test", seen + near)
     if seen:
         more = f", and {near} more are near-duplicates of one" if near else ""
         return [f"{seen} of {total} test examples have the same instruction and input as a training example{more}."]
     are = "is a near-duplicate" if near == 1 else "are near-duplicates"
     return [f"{near} of {total} test examples {are} of a training example."] if near else []
-
-
-def _count_test(preflight: Mapping[str, Any], name: str) -> int:
-    found = preflight.get(name)
-    rows = found.get("test") if isinstance(found, Mapping) else None
-    return len(rows) if isinstance(rows, list) else 0
 
 
 def _note_answers(tuned: Side, max_new_tokens: int) -> list[str]:

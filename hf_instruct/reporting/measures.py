@@ -1,29 +1,13 @@
 """What was measured of a run besides the judge's scores: reference metrics, benchmark tasks, the check of the judge."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from hf_instruct.console import format_interval, format_signed
-from hf_instruct.evaluation.intervals import Interval, MeanDifference, measure_difference, parse_interval
+from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
-from hf_instruct.records import as_number
-from hf_instruct.reporting.facts import RunFacts, Side
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """One number of a model's answers.
-
-    Attributes:
-        mean: In the metric's own unit; None where it is not known.
-        interval: Its 95 % interval; None where it has none.
-        n: How many answers it is over.
-    """
-
-    mean: float | None
-    interval: Interval | None
-    n: int
+from hf_instruct.evaluation.probes import name_kind
+from hf_instruct.reporting.facts import RunFacts
+from hf_instruct.schema import Interval, MeanDifference, MetricValue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +26,8 @@ class MetricRow:
     name: str
     label: str
     meaning: str
-    base: Measure | None
-    tuned: Measure | None
+    base: MetricValue | None
+    tuned: MetricValue | None
     difference: MeanDifference | None
 
     def show(self, value: float, *, signed: bool = False) -> str:
@@ -60,7 +44,7 @@ class MetricRow:
 
 def list_metrics(facts: RunFacts) -> list[MetricRow]:
     """Return the reference metrics that either side has, in a fixed order; those that are not ours come last."""
-    sides = [_read_measures(side) for side in (facts.base, facts.tuned)]
+    sides = [side.metrics.metrics for side in (facts.base, facts.tuned)]
     found = dict.fromkeys([*METRICS, *sides[0], *sides[1]])
     rows = []
     for name in found:
@@ -74,16 +58,6 @@ def list_metrics(facts: RunFacts) -> list[MetricRow]:
             difference = measure_difference(*values, is_share=name in SHARES)
         rows.append(MetricRow(name, label_metric(name), meaning, base, tuned, difference))
     return rows
-
-
-def _read_measures(side: Side) -> dict[str, Measure]:
-    metrics = side.metrics.get("metrics")
-    rows = metrics.items() if isinstance(metrics, Mapping) else ()
-    return {
-        str(name): Measure(mean, parse_interval(values.get("interval")), int(as_number(values.get("n")) or 0))
-        for name, values in rows
-        if isinstance(values, Mapping) and (mean := as_number(values.get("mean"))) is not None
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +79,14 @@ class CheckRow:
 
 def list_checks(facts: RunFacts) -> list[CheckRow]:
     """Return what the judge made of answers of known worth; empty where it was not checked."""
-    checks = facts.self_check.get("checks")
     rows = []
-    for check in checks if isinstance(checks, list) else ():
-        if not isinstance(check, Mapping) or (mean := as_number(check.get("difference"))) is None:
+    for check in facts.self_check.checks if facts.self_check else ():
+        if check.difference is None:
             continue
-        interval = parse_interval(check.get("interval"))
-        ends = f" ({format_interval(interval, signed=True)})" if interval else ""
-        pair = f"{str(check.get('first', '')).removeprefix('injection:')} less {check.get('second', '')}"
-        passed = check.get("passed")
-        result = "passed" if passed is True else "failed" if passed is False else ""
-        rows.append(CheckRow(pair, str(check.get("expected") or ""), f"{format_signed(mean)}{ends}", result))
+        ends = f" ({format_interval(check.interval, signed=True)})" if check.interval else ""
+        result = "" if check.passed is None else "passed" if check.passed else "failed"
+        pair = f"{name_kind(check.first)} - {check.second}"
+        rows.append(CheckRow(pair, check.expected, f"{format_signed(check.difference)}{ends}", result))
     return rows
 
 
@@ -140,32 +111,22 @@ class TaskRow:
 
 def list_tasks(facts: RunFacts) -> list[TaskRow]:
     """Return the tuned model's results on tasks of lm-eval; empty where it was not asked."""
-    results = facts.benchmarks.get("results")
     rows = []
-    for result in results if isinstance(results, list) else ():
-        if not isinstance(result, Mapping) or (value := as_number(result.get("value"))) is None:
+    for result in facts.benchmarks:
+        if result.value is None:
             continue
-        error, total = as_number(result.get("standard_error")), as_number(result.get("total"))
-        asked, of = f"{result.get('n', '')}", f" of {total:,.0f}" if total else ""
+        error, difference = result.standard_error, result.difference
+        ends = f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})" if difference else ""
         rows.append(
             TaskRow(
-                task=str(result.get("task") or ""),
-                metric=str(result.get("metric") or ""),
-                value=f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else ""),
-                difference=_format_task_difference(result.get("difference")),
-                n=asked + of,
+                task=result.task,
+                metric=result.metric,
+                value=f"{result.value:.3f}" + (f" ± {error:.3f}" if error is not None else ""),
+                difference=ends,
+                n=f"{result.n}" + (f" of {result.total:,}" if result.total else ""),
             )
         )
     return rows
-
-
-def _format_task_difference(value: Any) -> str:
-    if not isinstance(value, Mapping):
-        return ""
-    mean, low, high = (as_number(value.get(name)) for name in ("mean", "low", "high"))
-    if mean is None or low is None or high is None:
-        return ""
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,25 +154,24 @@ def list_pairs(facts: RunFacts) -> list[PairRow]:
     """Return the results of pairwise judging, one for each baseline; empty where there was none."""
     rows = []
     for summary in facts.pairwise:
-        consistency, judge = summary.get("consistency"), summary.get("judge")
-        share = as_number(consistency.get("share")) if isinstance(consistency, Mapping) else None
-        if not (rate := _format_rate(summary, "win_rate")):
+        if summary.win_rate is None:
             continue
+        share = summary.consistency.share
+        controlled = summary.length_controlled_win_rate, summary.length_controlled_win_rate_interval
         rows.append(
             PairRow(
-                baseline=str(summary.get("second") or ""),
-                win_rate=rate,
-                at_equal_length=_format_rate(summary, "length_controlled_win_rate"),
+                baseline=summary.second,
+                win_rate=_format_rate(summary.win_rate, summary.win_rate_interval),
+                at_equal_length=_format_rate(*controlled),
                 consistency="" if share is None else f"{100 * share:.0f} %",
-                n=int(as_number(summary.get("n")) or 0),
-                judge=str(judge.get("model") or "") if isinstance(judge, Mapping) else "",
+                n=summary.n,
+                judge=summary.judge.model,
             )
         )
     return rows
 
 
-def _format_rate(summary: Mapping[str, Any], name: str) -> str:
-    rate, interval = as_number(summary.get(name)), parse_interval(summary.get(f"{name}_interval"))
+def _format_rate(rate: float | None, interval: Interval | None) -> str:
     if rate is None:
         return ""
     ends = f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})" if interval else ""

@@ -8,15 +8,13 @@ import base64
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct import __version__
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.score_summary import Scores, parse_scores
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg
-from hf_instruct.records import as_number
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, sort_worst_first
 from hf_instruct.reporting.facts import RunFacts
 from hf_instruct.reporting.findings import (
@@ -28,6 +26,7 @@ from hf_instruct.reporting.findings import (
 )
 from hf_instruct.reporting.measures import list_checks, list_metrics, list_pairs, list_tasks
 from hf_instruct.run_folder import plain_values
+from hf_instruct.schema import ScoreSummary, TrainingSummary
 from hf_instruct.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def render_page(facts: RunFacts) -> str:
         "metrics": list_metrics(facts),
         "checks": list_checks(facts),
         # The judge that was checked may be another than the one that gave the scores.
-        "checked": format_judge(parse_scores(facts.self_check)),
+        "checked": format_judge(facts.self_check.judge, facts.self_check.rubric) if facts.self_check else "",
         "tasks": list_tasks(facts),
         "pairs": list_pairs(facts),
     }
@@ -122,7 +121,7 @@ def _describe_run(facts: RunFacts) -> dict[str, Any]:
         "headline": _list_headline(facts),
         "leading": facts.leading,
         "lead_metrics": [row for row in list_metrics(facts) if facts.leading.is_metric and row.name in _LEAD_METRICS],
-        "judge": format_judge(scores) if scores else "",
+        "judge": format_judge(scores.judge, scores.rubric) if scores else "",
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if len(losses) > 1 else None,
         "stopped_sides": " → ".join(sides),
@@ -140,7 +139,7 @@ def _describe_run(facts: RunFacts) -> dict[str, Any]:
 def _list_headline(facts: RunFacts) -> list[tuple[str, str]]:
     source = facts.experiment.data.source
     sizes = ", ".join(f"{count:,} {name}" for name, count in facts.split_sizes.items())
-    created = str(facts.provenance.get("created_at") or "")
+    created = facts.provenance.created_at
     return [
         ("model", _shorten_path(facts.experiment.model.name)),
         ("method", format_method(facts)),
@@ -154,20 +153,20 @@ def _shorten_path(name: str) -> str:
     return Path(name).name if name.startswith(("/", ".", "~")) else name
 
 
-def _list_cost(training: Mapping[str, Any]) -> list[str]:
-    """Return the time of fine-tuning, then whatever else is known of its cost; empty without a time."""
-    seconds, memory, speed = (as_number(training.get(n)) for n in ("seconds", "peak_memory_bytes", "tokens_per_second"))
-    if seconds is None:
+def _list_cost(training: TrainingSummary | None) -> list[str]:
+    """Return the time of fine-tuning, then whatever else is known of its cost; empty before it has finished."""
+    if training is None:
         return []
     return [
-        format_seconds(seconds),
-        *([f"peak memory {memory / 1e9:.1f} GB"] if memory else []),
-        *([f"{speed:,.0f} tokens/s"] if speed else []),
-        *(str(training[name]) for name in ("device", "precision") if training.get(name)),
+        format_seconds(training.seconds),
+        f"peak memory {training.peak_memory_bytes / 1e9:.1f} GB",
+        f"{training.tokens_per_second:,.0f} tokens/s",
+        training.device,
+        training.precision,
     ]
 
 
-def _list_category_scores(facts: RunFacts) -> list[tuple[str, Scores | None, Scores]]:
+def _list_category_scores(facts: RunFacts) -> list[tuple[str, ScoreSummary | None, ScoreSummary]]:
     """Return name, base and tuned scores of each category, worst tuned mean first; by name where scores say little."""
     if facts.tuned.scores is None or len(facts.tuned.scores.by_category) < 2:
         return []
@@ -192,23 +191,26 @@ def _list_samples(facts: RunFacts) -> list[dict[str, Any]]:
 
 
 def _list_provenance(facts: RunFacts) -> list[tuple[str, str]]:
-    training, versions = facts.training, facts.provenance.get("versions")
-    trainable, parameters = (as_number(training.get(f"num_{name}")) for name in ("trainable_parameters", "parameters"))
-    steps, epochs, tokens = (as_number(training.get(name)) for name in ("steps", "epochs", "tokens_seen"))
-    checksum = facts.provenance.get("data_sha256") or facts.preflight.get("data_sha256")
-    rows = [
-        ("Command", facts.provenance.get("command")),
-        ("Commit", facts.provenance.get("git_commit")),
+    training, provenance, scores = facts.training, facts.provenance, facts.tuned.scores
+    rows: list[tuple[str, str | None]] = [
+        ("Command", provenance.command),
+        ("Commit", provenance.git_commit),
         ("Data", facts.experiment.data.source),
-        ("Data SHA-256", checksum),
-        ("Parameters", parameters and f"{parameters:,.0f}" + (f", {trainable:,.0f} trained" if trainable else "")),
-        ("Training", steps and f"{steps:,.0f} steps" + (f", {epochs:g} epochs" if epochs else "")),
-        ("Tokens", tokens and f"{tokens:,.0f} example tokens"),
-        ("Judge prompts SHA-256", facts.tuned.scores and facts.tuned.scores.prompts_sha256),
-        ("Python", facts.provenance.get("python")),
-        ("Libraries", isinstance(versions, Mapping) and ", ".join(f"{n} {v}" for n, v in versions.items())),
+        ("Data SHA-256", provenance.data_sha256 or facts.preflight.data_sha256),
     ]
-    return [(label, str(value)) for label, value in rows if value]
+    if training:
+        trained = f"{training.num_trainable_parameters:,} trained"
+        rows += [
+            ("Parameters", f"{training.num_parameters:,}, {trained}"),
+            ("Training", f"{training.steps:,} steps, {training.epochs:g} epochs"),
+            ("Tokens", f"{training.tokens_seen:,} example tokens"),
+        ]
+    rows += [
+        ("Judge prompts SHA-256", scores.prompts_sha256 if scores else None),
+        ("Python", provenance.python),
+        ("Libraries", ", ".join(f"{name} {version}" for name, version in provenance.versions.items())),
+    ]
+    return [(label, value) for label, value in rows if value]
 
 
 def _describe_plots(facts: RunFacts) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from hf_instruct.evaluation.metrics import format_metric
-from hf_instruct.evaluation.score_summary import Leading, Scores
+from hf_instruct.evaluation.score_summary import Leading
 from hf_instruct.reporting.answers import Answer, AnswerRow, pair_answers, pick_telling
 from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.reporting.findings import (
@@ -17,6 +17,7 @@ from hf_instruct.reporting.findings import (
 )
 from hf_instruct.reporting.measures import MetricRow, list_metrics
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Scores
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3
@@ -63,7 +64,8 @@ def format_summary_line(run: RunFolder) -> str:
     scores = [side.scores for side in (facts.base, facts.tuned) if side.scores is not None]
     if scores:
         counts = " and ".join(dict.fromkeys(_format_counts(side) for side in scores))
-        parts.append(f"score {' -> '.join(map(format_mean, scores))} ({counts}; judge {format_judge(scores[-1])})")
+        judge = format_judge(scores[-1].judge, scores[-1].rubric)
+        parts.append(f"score {' -> '.join(map(format_mean, scores))} ({counts}; judge {judge})")
     losses = [row.validation_loss for row in facts.evaluations]
     if losses:
         ends = losses if len(losses) == 1 else [losses[0], losses[-1]]
@@ -120,9 +122,9 @@ def _list_numbers(facts: RunFacts, metrics: Sequence[MetricRow], width: int) -> 
         lines += part
     scores = tuned.scores or base.scores
     if scores is not None:
-        lines += _wrap(clean_line(format_judge(scores)), "judge", width)
-    if isinstance(facts.training.get("seconds"), int | float):
-        lines.append(f"{'fine-tuning':{_LABEL_WIDTH}}{format_seconds(facts.training['seconds'])}")
+        lines += _wrap(clean_line(format_judge(scores.judge, scores.rubric)), "judge", width)
+    if facts.training:
+        lines.append(f"{'fine-tuning':{_LABEL_WIDTH}}{format_seconds(facts.training.seconds)}")
     return lines
 
 

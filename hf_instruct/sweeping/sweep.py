@@ -25,8 +25,9 @@ from hf_instruct.config import Experiment, load_experiment
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, quote_names
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, is_occupied, run
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
-from hf_instruct.records import read_json_object, write_json, write_text
+from hf_instruct.records import read_file, read_json_object, write_json, write_text
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
+from hf_instruct.schema import Scores, TrainingSummary
 from hf_instruct.sweeping.space import (
     Axis,
     Point,
@@ -94,7 +95,7 @@ class Sweep(BaseModel):
     candidates: list[Candidate] = []
     selected: str | None = None
     tested: list[str] = []
-    test_scores: dict[str, Any] | None = None
+    test_scores: Scores | None = None
 
     def folder(self, candidate: Candidate) -> RunFolder:
         """Return a candidate's run folder."""
@@ -237,7 +238,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
             logger.info("Test split: %s", format_point(candidate.settings))
             if error := _in_own_process(sweep.experiment(candidate.settings), sweep.folder(candidate), _TESTING):
                 raise RunError(f"`{sweep.folder(candidate).path}` could not be scored on the test split: {error}")
-        sweep.test_scores = read_json_object(sweep.folder(best).scores)
+        sweep.test_scores = read_file(sweep.folder(best).scores, Scores)
         sweep.save()
     return sweep
 
@@ -301,13 +302,12 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
     candidate.error = _in_own_process(sweep.experiment(candidate.settings), folder, _TRAINING)
     candidate.status = "failed"
     if candidate.error is None:
-        summary = read_json_object(folder.training_summary)
-        loss = summary["validation_loss"]
-        if loss is None or not math.isfinite(loss):
+        summary = read_file(folder.training_summary, TrainingSummary)
+        if summary is None or summary.validation_loss is None:
             candidate.error = "its validation loss is not a number"
         else:
-            candidate.status, candidate.validation_loss = "finished", loss
-            candidate.train_loss, candidate.seconds = summary["train_loss"], summary["seconds"]
+            candidate.status, candidate.validation_loss = "finished", summary.validation_loss
+            candidate.train_loss, candidate.seconds = summary.train_loss, summary.seconds
     if candidate.error:
         logger.warning("%s failed: %s", format_point(candidate.settings), candidate.error)
 

@@ -12,7 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_instruct.errors import TrainingError
 from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart
 from hf_instruct.progress import Advance, progress_bar
-from hf_instruct.records import TrainingRow, append_rows, recover_rows, write_rows
+from hf_instruct.records import append_rows, recover_rows, write_rows
+from hf_instruct.schema import TrainingRow
 
 # A slow machine saves more often than every `train.save_steps`, so that a kill costs minutes and not an hour.
 SAVE_SECONDS = 300.0

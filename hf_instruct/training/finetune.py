@@ -1,6 +1,5 @@
 """Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
 
-import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,8 +23,9 @@ from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat, TokenizedExample
-from hf_instruct.records import Example, Splits, TrainingRow, read_rows, write_json, write_text
+from hf_instruct.records import Example, Splits, read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TrainingRow, TrainingSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,43 +43,6 @@ logger = logging.getLogger(__name__)
 PROBE_ROWS = 40
 SAMPLE_ROWS = 3
 SAMPLE_TOKENS = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSummary:
-    """What a fine-tuning run took.
-
-    Attributes:
-        seconds: Time of the training loop, evaluation and interrupted parts included.
-        steps: Optimizer steps.
-        epochs: Passes over the training examples.
-        tokens_seen: Example tokens trained on, padding left out.
-        tokens_per_second: The two above divided.
-        peak_memory_bytes: Most memory held: the GPU's where there is one, else the process's.
-        device: `cuda`, `mps` or `cpu`.
-        precision: `bf16`, `fp16` or `fp32`.
-        num_processes: Processes that trained together.
-        num_parameters: All weights.
-        num_trainable_parameters: Weights that were trained.
-        train_loss: Last loss on the fixed part of the training rows, in nats a label token.
-        validation_loss: Last loss on the validation rows.
-        validation_loss_before: The same before the first step.
-    """
-
-    seconds: float
-    steps: int
-    epochs: float
-    tokens_seen: int
-    tokens_per_second: float
-    peak_memory_bytes: int
-    device: str
-    precision: str
-    num_processes: int
-    num_parameters: int
-    num_trainable_parameters: int
-    train_loss: float | None
-    validation_loss: float | None
-    validation_loss_before: float | None
 
 
 def train(
@@ -173,7 +136,7 @@ def train(
     summary = _summarize(trainer, run, log.seconds)
     if trainer.is_world_process_zero():
         write_figure(draw_loss_plot(read_rows(run.training_log, TrainingRow)), run.loss_plot)
-        write_json(run.training_summary, dataclasses.asdict(summary))
+        write_json(run.training_summary, summary)
     trainer.accelerator.wait_for_everyone()
     return summary
 

@@ -8,7 +8,8 @@ from hf_instruct.config import Experiment
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.records import SPLIT_NAMES, Splits
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.training.finetune import TrainingSummary, train
+from hf_instruct.schema import TrainingSummary
+from hf_instruct.training.finetune import train
 
 logger = logging.getLogger(__name__)
 

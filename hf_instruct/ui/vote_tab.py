@@ -238,7 +238,7 @@ class VoteTab:
     def _build_book(self, first: Path, second: Path) -> VoteBook:
         from hf_instruct.evaluation.judgment_files import load_responses
         from hf_instruct.evaluation.pairing import join_responses
-        from hf_instruct.evaluation.votes import choose_vote_file, locked_votes
+        from hf_instruct.evaluation.votes import VoteBook, choose_vote_file, locked_votes
 
         out = choose_vote_file(first, second)
         if any(book.path.resolve() == out.resolve() for book in self._books.values()):
