@@ -15,7 +15,7 @@ from hf_instruct.evaluation.table import WIDTH, format_comparison
 from hf_instruct.plots import COLORS, draw_comparison_plot
 from hf_instruct.records import write_json, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Judgment, Response, TrainingRow
+from hf_instruct.schema import Judgment, Metrics, Repeats, Response, RubricName, Scores, TrainingRow
 
 JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
 
@@ -49,7 +49,8 @@ def save_run(
             for i in scores
         ],
     )
-    write_json(run.scores, {"judge": judge, "rubric": {"name": "course", "sha256": rubric_sha256}, **summary})
+    rubric = RubricName(name="course", sha256=rubric_sha256)
+    write_json(run.scores, Scores(judge=judge, rubric=rubric, **summary))
     return path
 
 
@@ -157,8 +158,8 @@ def test_reference_metrics_of_both(tmp_path: Path) -> None:
     runs = [save_run(tmp_path / name, {str(i): 50 for i in range(3)}) for name in ("one", "two")]
     assert compare_runs(runs).metrics == []
     for run, f1 in zip(runs, (0.25, 0.5), strict=True):
-        examples = {str(i): {"token_f1": f1, "perplexity": 2.0} for i in range(2)} | {"2": {"token_f1": 10**400}}
-        write_json(RunFolder(run).metrics, {"metrics": {}, "examples": examples})
+        examples = {str(i): {"token_f1": f1, "perplexity": 2.0} for i in range(2)}
+        write_json(RunFolder(run).metrics, Metrics(examples=examples))
     found = {part.name: part for part in compare_runs(runs).metrics}
     assert found["token_f1"].n == 2
     assert found["token_f1"].means == [0.25, 0.5]
@@ -171,7 +172,11 @@ def test_reference_metrics_of_both(tmp_path: Path) -> None:
 
 
 def test_mean_over_repeats(tmp_path: Path) -> None:
-    one = save_run(tmp_path / "one", {"a": 10, "b": None, "c": 30}, repeats={"count": 2})
+    one = save_run(
+        tmp_path / "one",
+        {"a": 10, "b": None, "c": 30},
+        repeats=Repeats(count=2, seeds=[1, 2], means=[], n=[], failures=[]),
+    )
     second = [
         Judgment(id=name, score=score, replies=["{}"], judge=JUDGE, rubric="course", prompt_sha256="p", seconds=0.1)
         for name, score in [("a", 20), ("b", 7), ("c", None)]
@@ -264,7 +269,8 @@ def test_judgments_of_several_judges_in_a_file(tmp_path: Path) -> None:
 
 def test_scores_of_an_earlier_judging_are_not_taken_for_these(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", {"a": 5})
-    write_json(RunFolder(run).scores, {"judge": {**JUDGE, "model": "old"}, "rubric": {"name": "course", "sha256": "x"}})
+    old = Scores(judge={**JUDGE, "model": "old"}, rubric=RubricName(name="course", sha256="x"))
+    write_json(RunFolder(run).scores, old)
     assert (load_run(run).judge.model, load_run(run).rubric_sha256) == ("llama3", "")
 
 

@@ -228,8 +228,8 @@ def test_differences_are_question_by_question() -> None:
     same = compare([1, 0, 1, 0], [1, 0, 1, 0])
     assert (same.mean, -same.low, same.high, same.n) == (0.0, end, end, 4)
     better = compare([1, 1, 1, 1], [1, 0, 1, 0])
-    assert better["mean"] == 0.5
-    assert -1 <= better["low"] < 0.5 < better["high"] <= 1
+    assert better.mean == 0.5
+    assert -1 <= better.low < 0.5 < better.high <= 1
     # Not the same questions; not the mean of the questions' values, as a perplexity.
     assert compare([1, 0, 1, 0], [1, 0, 1]) is None
     assert compare_benchmarks(benchmark([1, 0], 12.5), benchmark([1, 0]))[0].difference is None

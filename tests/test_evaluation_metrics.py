@@ -165,7 +165,7 @@ def test_measuring_by_hand() -> None:
         *("exact_match", "token_f1", "rouge_l", "chrf", "length_ratio", "stopped", "repetitive", "perplexity")
     ]
     f1 = [2 / 3, 1.0, 0.4, 0.0]
-    assert found["token_f1"] == {
+    assert found["token_f1"].to_dict() == {
         "mean": round(sum(f1) / 4, 6),
         "interval": [round(end, 6) for end in bootstrap_mean(f1)],
         "n": 4,
@@ -175,11 +175,11 @@ def test_measuring_by_hand() -> None:
     assert found["length_ratio"].mean == round((18 + 2 + 11 + 0) / (12 + 2 + 3 + 8), 6)
     assert (found["stopped"].mean, found["stopped"].n) == (round(2 / 3, 6), 3)
     # Four tokens cost eight nats.
-    assert found["perplexity"] == {"mean": round(math.exp(2), 6), "interval": [round(math.exp(2), 6)] * 2, "n": 2}
+    assert found["perplexity"].to_dict() == {"mean": round(math.exp(2), 6), "interval": [round(math.exp(2), 6)] * 2, "n": 2}
     assert measured.total == 4
     assert list(measured.by_category) == ["facts", "jokes"]
     assert measured.by_category["facts"]["token_f1"].mean == round((2 / 3 + 1) / 2, 6)
-    assert measured.by_category["jokes"]["stopped"] == {"mean": 0.0, "interval": None, "n": 1}
+    assert measured.by_category["jokes"]["stopped"].to_dict() == {"mean": 0.0, "interval": None, "n": 1}
     assert "perplexity" not in measured.by_category["jokes"]
     assert measured.examples["a"]["length_ratio"] == 1.5
     assert set(measured.examples["d"]) == {
@@ -190,7 +190,7 @@ def test_measuring_by_hand() -> None:
 def test_perplexity_weighs_by_tokens_and_its_interval_by_examples() -> None:
     rows = [
         response(str(i), "x", "y", reference_nll=nll, reference_tokens=tokens)
-        for i, (nll, tokens) in enumerate([(1.0, 10), (30.0, 10), (2.0, 1), (700.0, 0), (float("inf"), 3)])
+        for i, (nll, tokens) in enumerate([(1.0, 10), (30.0, 10), (2.0, 1), (700.0, 0)])
     ]
     perplexity = metrics.METRICS["perplexity"]
     terms = [perplexity.build_term(row.reference_nll, row.reference_tokens) for row in rows]
@@ -203,15 +203,15 @@ def test_perplexity_weighs_by_tokens_and_its_interval_by_examples() -> None:
     assert math.exp(0.1) <= low + 1e-6 < measured.mean < high <= math.exp(3) + 1e-6
     # A model that has diverged: no number that JSON cannot hold.
     worst = perplexity.summarize([metrics.Term(1e6, 1), metrics.Term(1e6, 1)])
-    assert json.dumps(worst, allow_nan=False)
+    assert json.dumps(worst.to_dict(), allow_nan=False)
 
 
 def test_without_categories_or_with_faults() -> None:
     row = {"instruction": "Do.", "input": "", "output": "Done.", "model_response": ""}
     measured = measure_responses([row, row])
-    assert "by_category" not in measured
+    assert measured.by_category == {}
     assert len(measured.examples) == 2
-    assert measured.metrics["length_ratio"] == {"mean": 0.0, "interval": [0.0, 0.0], "n": 2}
+    assert measured.metrics["length_ratio"].to_dict() == {"mean": 0.0, "interval": [0.0, 0.0], "n": 2}
     with pytest.raises(DataError, match="There are no responses in the responses"):
         measure_responses([])
     with pytest.raises(DataError, match="row 1 has 'yes' as `stopped`, which should be true or false"):
@@ -329,7 +329,7 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [21 %, 94 %], n 3"
     assert lines[8].split() == ["perplexity", "not", "known", "7.39", "[7.39,", "7.39],", "n", "2"]
     assert lines[-3:] == ["(95 % intervals in brackets)", str(run.base.metrics), str(run.metrics)]
-    assert json.loads(run.metrics.read_text()) == measure_responses(ROWS)
+    assert json.loads(run.metrics.read_text()) == measure_responses(ROWS).to_dict()
     assert not run.judgments.exists()
 
 

@@ -90,9 +90,9 @@ def test_a_model_against_itself_is_fifty_percent_and_asks_nothing() -> None:
     found = judge_pairs(BASE, BASE, names=("mine", "mine"), judge=judge)
     summary = found.summary
     assert (summary.win_rate, summary.win_rate_interval) == (0.5, pytest.approx([0.4194, 0.5806], abs=1e-4))
-    assert (summary.length_controlled_win_rate, summary.length_controlled_win_rate_interval) == (0.5, [0.5, 0.5])
+    assert (summary.length_controlled_win_rate, summary.length_controlled_win_rate_interval) == (0.5, (0.5, 0.5))
     assert (summary.identical, summary.ties, summary.n) == (20, 20, 20)
-    assert (summary.consistency, summary.position.first_share) == ({"share": None, "pairs": 0}, None)
+    assert (summary.consistency.pairs, summary.position.first_share) == (0, None)
     assert judge.asked == []
     assert "! 20 pairs of identical answers count as ties; the judge was not asked." in str(found)
 
@@ -122,7 +122,7 @@ def test_rows_hold_all_that_is_known(tmp_path: Path) -> None:
     rows = changed(lambda n: "!" * (n + 1))
     found = judged(build_judge(longer), rows, files=files)
     assert read_rows(files.preferences, Preference) == found.preferences
-    assert json.loads(files.summary.read_text()) == found.summary
+    assert json.loads(files.summary.read_text()) == found.summary.to_dict()
     row = found.preferences[3]
     assert (row.id, row.first, row.second, row.score, row.category) == ("id3", "mine", "base", 1.0, "odd")
     assert (row.orders, row.replies) == ([1.0, 1.0], ['{"better": "A"}', '{"better": "B"}'])
@@ -180,7 +180,7 @@ def test_another_judge_sets_the_earlier_preferences_aside(tmp_path: Path, caplog
     assert len(kept) == 1
     assert kept[0].with_suffix(".json").exists()
     assert f"are kept as `{kept[0]}`" in caplog.text
-    assert {row.judge["model"] for row in read_rows(kept[0], Preference)} == {"old/one"}
+    assert {row.judge.model for row in read_rows(kept[0], Preference)} == {"old/one"}
     assert {row.judge.model for row in read_rows(files.preferences, Preference)} == {"fake"}
 
 

@@ -22,7 +22,7 @@ from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.records import read_rows, write_rows
-from hf_instruct.schema import Judgment, Response
+from hf_instruct.schema import JudgeIdentity, Judgment, Response
 
 RESPONSES = [
     Response(
@@ -62,7 +62,12 @@ def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
     assert set(judged.scores.by_category) == {"even", "odd"}
     assert str(judged).startswith("38.3 ± ")
     first = judged.judgments[0]
-    assert (first.judge, first.rubric, first.cached, first.failure) == (FakeJudge().identity(), "course", False, None)
+    assert (first.judge, first.rubric, first.cached, first.failure) == (
+        JudgeIdentity(**FakeJudge().identity()),
+        "course",
+        False,
+        None,
+    )
     assert first.replies == ["10"]
     assert first.seconds == 0.5
 

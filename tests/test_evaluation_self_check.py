@@ -22,7 +22,7 @@ from hf_instruct.evaluation.rubrics import Question, load_rubric
 from hf_instruct.evaluation.scoring import judge_responses, judge_with
 from hf_instruct.evaluation.self_check import format_self_check, run_self_check
 from hf_instruct.records import Example, read_rows
-from hf_instruct.schema import Judgment, Response
+from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Response
 
 EXAMPLES = [Example(f"id{i}", f"Spell the number {i}.", "", f"The word is number-{i}-spelt.") for i in range(30)]
 SETTINGS = JudgeSection(backend="local", concurrency=4)
@@ -90,7 +90,7 @@ def test_honest_judge_passes_everything() -> None:
     assert list(order.interval) == [90.0, 90.0]
     injection = result.injection
     assert (injection.pairs, injection.higher, injection.difference) == (120, 0.0, 0.0)
-    assert result.kinds["empty"] == {"mean": 0.0, "n": 20, "failures": 0}
+    assert result.kinds["empty"].to_dict() == {"mean": 0.0, "n": 20, "failures": 0}
     assert result.constant is None
 
 
@@ -151,7 +151,7 @@ def test_judge_without_verdicts_is_reported() -> None:
     assert re.search(r"failures +answers without a score +at most 10 % +39 of 39 +FAILED", text)
     assert "no pair has two scores" in text
     assert "unknown" in text
-    json.dumps(result, allow_nan=False)
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_few_failures_are_counted_and_pass() -> None:
@@ -179,7 +179,7 @@ def test_files_hold_what_was_asked_and_what_came_of_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = check(honest, out=out, limit=10)
     kept = json.loads((out / "self_check.json").read_text())
-    assert kept == json.loads(json.dumps(result))
+    assert kept == result.to_dict()
     assert kept["rubric"]["name"] == "course"
     assert kept["judge"]["model"] == "fake"
     assert len(read_rows(out / "self_check" / "responses.jsonl", Response)) == 130
@@ -209,18 +209,18 @@ def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
         settings = JudgeSection(rubric=rubric)
         return asyncio.run(judge_with(judge, rows, settings, files=JudgmentFiles(tmp_path / "run")))
 
-    assert "self_check" not in judged().scores
+    assert judged().scores.self_check is None
     check(gullible, out=tmp_path / "run")
     told = {"passed": False, "failed": ["injection"], "n": 20}
     # Scores that were there already, by this judge and rubric, tell of it too.
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["self_check"] == told
     again = judged()
-    assert again.scores.self_check == told
+    assert again.scores.self_check.to_dict() == told
     assert "judge FAILED its self-check: injection)" in str(again)
-    assert "self_check" not in judged(model="other").scores
+    assert judged(model="other").scores.self_check is None
     judge.seed = 7
-    assert judged().scores.self_check == told
-    assert "self_check" not in judged(rubric="five-point").scores
+    assert judged().scores.self_check.to_dict() == told
+    assert judged(rubric="five-point").scores.self_check is None
 
 
 def test_passed_check_is_kept_and_not_cried_out(tmp_path: Path) -> None:
@@ -231,12 +231,12 @@ def test_passed_check_is_kept_and_not_cried_out(tmp_path: Path) -> None:
         rubric="course",
         cache=False,
     )
-    assert judged.scores.self_check == {"passed": True, "failed": [], "n": 20}
+    assert judged.scores.self_check == CheckOutcome(passed=True, failed=[], n=20)
     assert "self-check" not in str(judged)
 
 
 def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.LogCaptureFixture) -> None:
-    rubric, identity = load_rubric("course"), build_judge(honest).identity()
+    rubric, identity = load_rubric("course"), JudgeIdentity.model_validate(build_judge(honest).identity())
     check(gullible)
     with caplog.at_level(logging.WARNING):
         check(honest, limit=2)
@@ -244,14 +244,14 @@ def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.Lo
         "2 examples say little about a judge; 20 are the default.",
         "Scores of this judge still show its earlier self-check, over 20 examples; this one is over 2.",
     ]
-    assert find_self_check(identity, rubric) == {"passed": False, "failed": ["injection"], "n": 20}
+    assert find_self_check(identity, rubric) == CheckOutcome(passed=False, failed=["injection"], n=20)
     check(honest)
-    assert find_self_check(identity, rubric) == {"passed": True, "failed": [], "n": 20}
+    assert find_self_check(identity, rubric) == CheckOutcome(passed=True, failed=[], n=20)
 
 
 def test_unreadable_kept_check_counts_as_none(cache_home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rubric, identity = load_rubric("course"), build_judge(honest).identity()
-    result = {"passed": True, "failed": [], "n": 20}
+    rubric, identity = load_rubric("course"), JudgeIdentity.model_validate(build_judge(honest).identity())
+    result = CheckOutcome(passed=True, failed=[], n=20)
     keep_self_check(identity, rubric, result)
     (path,) = (cache_home / "self_checks").iterdir()
     for text in ("", "[]", "{}", "nonsense", '{"passed": true}'):

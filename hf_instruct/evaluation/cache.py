@@ -111,11 +111,8 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
     """
     known = find_self_check(judge, rubric)
     if known and known.n > result.n:
-        logger.warning(
-            "Scores of this judge go on to show its earlier self-check, over %d examples; this one is over %d.",
-            known.n,
-            result.n,
-        )
+        message = "Scores of this judge still show its earlier self-check, over %d examples; this one is over %d."
+        logger.warning(message, known.n, result.n)
         return known
     path = _self_check_path(judge, rubric)
     kept = CheckOutcome(passed=result.passed, failed=result.failed, n=result.n)
