@@ -76,7 +76,7 @@ def test_judge_of_one_mind_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptur
     files = JudgmentFiles(tmp_path)
     assert run(FakeJudge(), files).scores.constant is True
     assert caplog.messages == [
-        "The judge gave all 6 answers the score 50, which tells none from another. Read its replies in "
+        "The judge gave all 6 answers the score 50, so it does not discriminate. Read its replies in "
         "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge."
     ]
     assert json.loads(files.scores.read_text())["constant"] is True

@@ -157,7 +157,7 @@ async def judge_with(
 def _warn_of_scores(scores: Scores) -> None:
     if scores.constant:
         logger.warning(
-            "The judge gave all %d answers the score %d, which tells none from another. Read its replies in "
+            "The judge gave all %d answers the score %d, so it does not discriminate. Read its replies in "
             "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge.",
             scores.n,
             scores.minimum,
