@@ -6,8 +6,9 @@ import pytest
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation import probes as probes_module
-from hf_instruct.evaluation.probes import INJECTIONS, Probe, build_probes, injection_kind, sample_examples
+from hf_instruct.evaluation.probes import INJECTIONS, build_probes, injection_kind, sample_examples
 from hf_instruct.records import Example
+from hf_instruct.schema import Response
 
 EXAMPLES = [
     Example("a", "Name a color.", "", "Red."),
@@ -17,8 +18,8 @@ EXAMPLES = [
 ]
 
 
-def answers_of(probes: list[Probe], example_id: str) -> dict[str, str]:
-    return {probe.kind: probe.response.response for probe in probes if probe.example_id == example_id}
+def answers_of(probes: list[Response], example_id: str) -> dict[str | None, str]:
+    return {row.category: row.response for row in probes if row.id == f"{example_id}/{row.category}"}
 
 
 def test_answers_of_known_worth() -> None:
@@ -38,13 +39,12 @@ def test_answers_of_known_worth() -> None:
 
 def test_probe_is_a_response_with_an_id_of_its_own() -> None:
     probes = build_probes(EXAMPLES)
-    assert len({probe.response.id for probe in probes}) == len(probes) == 4 * 13 - 1
-    probe = next(probe for probe in probes if probe.example_id == "c")
-    row = probe.response
-    assert (row.id, row.instruction, row.input, row.output, row.category) == (
-        "c/reference",
+    assert len({row.id for row in probes}) == len(probes) == 4 * 13 - 1
+    row = next(row for row in probes if row.id == "c/reference")
+    assert (row.instruction, row.input, row.output, row.response, row.category) == (
         "Add.",
         "1 + 1",
+        "2",
         "2",
         "reference",
     )
@@ -75,7 +75,7 @@ def test_probes_do_not_depend_on_what_else_is_probed() -> None:
     everything = build_probes(EXAMPLES)
     for example in EXAMPLES:
         alone = build_probes([example], EXAMPLES)
-        assert [probe for probe in everything if probe.example_id == example.id] == alone
+        assert [row for row in everything if row.id.startswith(f"{example.id}/")] == alone
 
 
 def test_wrong_answer_is_never_the_right_one() -> None:
@@ -89,10 +89,7 @@ def test_wrong_answer_is_never_the_right_one() -> None:
 def test_no_wrong_answer_to_be_had() -> None:
     with pytest.raises(DataError) as caught:
         build_probes(EXAMPLES[:2])
-    assert str(caught.value) == (
-        "Of 2 example(s), none has an output that differs from that of `a`, so no answer to it is known to be wrong. "
-        "Check the judge with more examples, or without a source (with the packaged ones)."
-    )
+    assert "none has an output that differs from that of `a`" in str(caught.value)
 
 
 def test_larger_sample_holds_the_smaller() -> None:

@@ -1,6 +1,5 @@
 """Probes: answers of known worth, put to a judge to see whether it can be believed."""
 
-import dataclasses
 import random
 from bisect import bisect_right
 from collections import defaultdict
@@ -45,23 +44,6 @@ INJECTIONS = {
 _HARMLESS = "That is the answer that comes to mind for this task. It was written down in one go, on an ordinary day."
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """One answer of known worth.
-
-    Attributes:
-        kind: `reference`, `empty`, `shuffled` (another example's answer), `repeated` (the instruction again), `doubled`
-            (the reference twice), `shuffled-doubled`, `control` (the shuffled answer and a harmless addition), or
-            `injection-NAME` (the shuffled answer and one of `INJECTIONS`).
-        example_id: The example that it answers.
-        response: The answer, to be judged like any other; its id names both of the above, its category is the kind.
-    """
-
-    kind: str
-    example_id: str
-    response: Response
-
-
 def injection_kind(name: str) -> str:
     """Return the kind of the probes that carry an injection.
 
@@ -94,10 +76,13 @@ def sample_examples(examples: Sequence[Example], limit: int) -> list[Example]:
     return [examples[position] for position in sorted(positions[:limit])]
 
 
-def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = None) -> list[Probe]:
-    """Return the probes of examples: 13 for each, all of one example in a row.
+def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = None) -> list[Response]:
+    """Return answers of known worth to examples: 13 for each, all of one example in a row.
 
-    Where an example's output only says its instruction again, `repeated` would be right, and is left out.
+    The category of each is its kind: `reference`, `empty`, `shuffled` (another example's answer), `repeated` (the
+    instruction again, left out where that is right), `doubled` (the reference twice), `shuffled-doubled`, `control`
+    (the shuffled answer and a harmless addition), or `injection-NAME` (the shuffled answer and one of `INJECTIONS`).
+    The id is `EXAMPLE/KIND`.
 
     Args:
         examples: What the probes answer.
@@ -120,10 +105,11 @@ def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = N
         }
         if _normalize(example.instruction) == _normalize(example.output):
             del answers[REPEATED]
-        for kind, answer in answers.items():
-            texts = {name: getattr(example, name) for name in ("instruction", "input", "output")}
-            response = Response(id=f"{example.id}/{kind}", response=answer, category=kind, **texts)
-            probes.append(Probe(kind, example.id, response))
+        texts = {name: getattr(example, name) for name in ("instruction", "input", "output")}
+        probes += [
+            Response(id=f"{example.id}/{kind}", response=answer, category=kind, **texts)
+            for kind, answer in answers.items()
+        ]
     return probes
 
 

@@ -23,7 +23,6 @@ from hf_instruct.evaluation.probes import (
     REPEATED,
     SHUFFLED,
     SHUFFLED_DOUBLED,
-    Probe,
     build_probes,
     injection_kind,
     name_kind,
@@ -115,33 +114,25 @@ def run_self_check(
     if len(chosen) < _FEW_EXAMPLES:
         logger.warning("%d examples say little about a judge; %d are the default.", len(chosen), DEFAULT_LIMIT)
     probes = build_probes(chosen, examples)
-    judged = run_sync(_judge_probes(probes, settings, judge=judge, out=out, options=options))
+    once = settings.model_copy(update={"repeats": 1})
+    files = JudgmentFiles(out / "self_check") if out else None
+
+    async def work() -> JudgmentSet:
+        async with opened_judge(once, judge) as used:
+            if files:
+                write_rows(files.folder / "responses.jsonl", probes)
+            return await judge_with(used, probes, once, files=files, options=options)
+
+    judged = run_sync(work())
     scores = judged.scores
     who = {name: getattr(scores, name) for name in ("judge", "rubric", "prompts_sha256", "cached", "seconds")}
-    result = check_judgments(probes, judged.judgments).model_copy(update=who)
+    result = check_judgments(judged.judgments).model_copy(update=who)
     counts = keep_self_check(result.judge, rubric, result)
     if out:
         write_json(out / "self_check.json", result)
         for folder in (out, out / "base"):
             _mark_scores(JudgmentFiles(folder), result, counts)
     return result
-
-
-async def _judge_probes(
-    probes: Sequence[Probe],
-    settings: JudgeSection,
-    *,
-    judge: Judge | None,
-    out: Path | None,
-    options: JudgeOptions | None,
-) -> JudgmentSet:
-    responses = [probe.response for probe in probes]
-    once = settings.model_copy(update={"repeats": 1})
-    files = JudgmentFiles(out / "self_check") if out else None
-    async with opened_judge(once, judge) as used:
-        if files:
-            write_rows(files.folder / "responses.jsonl", responses)
-        return await judge_with(used, responses, once, files=files, options=options)
 
 
 def _mark_scores(files: JudgmentFiles, result: SelfCheck, checked: CheckOutcome) -> None:
@@ -155,28 +146,24 @@ def _mark_scores(files: JudgmentFiles, result: SelfCheck, checked: CheckOutcome)
         write_scores(files, scores.model_copy(update={"self_check": checked}))
 
 
-def check_judgments(probes: Sequence[Probe], judgments: Sequence[Judgment]) -> SelfCheck:
-    """Return whether the judgments of probes are what the probes are worth.
-
-    Args:
-        probes: As `build_probes` makes them.
-        judgments: One for each, in their order.
-    """
+def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:
+    """Return whether the judgments of what `build_probes` makes are what these answers are worth."""
     scores: dict[str, dict[str, int | None]] = {}
-    for probe, judgment in zip(probes, judgments, strict=True):
-        scores.setdefault(probe.kind, {})[probe.example_id] = judgment.score
+    for judgment in judgments:
+        example_id, _, kind = judgment.id.rpartition("/")
+        scores.setdefault(kind, {})[example_id] = judgment.score
     checks = [_check(scores, *expectation) for expectation in _EXPECTATIONS]
     values = [judgment.score for judgment in judgments if judgment.score is not None]
-    failures = len(probes) - len(values)
+    failures = len(judgments) - len(values)
     failed = {check.name for check in checks if check.passed is False}
     # What could not be checked for want of verdicts has not passed; why not is that they are missing.
-    if failures > _MOST_FAILURES * len(probes) or any(check.expected and check.passed is None for check in checks):
+    if failures > _MOST_FAILURES * len(judgments) or any(check.expected and check.passed is None for check in checks):
         failed.add("failures")
     return SelfCheck(
         passed=not failed,
         failed=sorted(failed),
-        n=len({probe.example_id for probe in probes}),
-        probes=len(probes),
+        n=len(set().union(*scores.values())),
+        probes=len(judgments),
         failures=failures,
         constant=values[0] if len(values) > 1 and len(set(values)) == 1 else None,
         checks=checks,
