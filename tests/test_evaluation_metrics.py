@@ -175,7 +175,11 @@ def test_measuring_by_hand() -> None:
     assert found["length_ratio"].mean == round((18 + 2 + 11 + 0) / (12 + 2 + 3 + 8), 6)
     assert (found["stopped"].mean, found["stopped"].n) == (round(2 / 3, 6), 3)
     # Four tokens cost eight nats.
-    assert found["perplexity"].to_dict() == {"mean": round(math.exp(2), 6), "interval": [round(math.exp(2), 6)] * 2, "n": 2}
+    assert found["perplexity"].to_dict() == {
+        "mean": round(math.exp(2), 6),
+        "interval": [round(math.exp(2), 6)] * 2,
+        "n": 2,
+    }
     assert measured.total == 4
     assert list(measured.by_category) == ["facts", "jokes"]
     assert measured.by_category["facts"]["token_f1"].mean == round((2 / 3 + 1) / 2, 6)
