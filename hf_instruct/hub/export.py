@@ -65,7 +65,7 @@ def export_run(
     if kind == "merged":
         with building(target) as part:
             check = save_run_model(source, part)
-        return Export(target, source.merged, check)
+        return Export(target, run.has_adapter, check)
     check_model(source)
     modelfile = None
     if kind == "ollama":
@@ -81,4 +81,4 @@ def export_run(
         check = check_gguf(file, source, tensor_type=tensor_type)
         if modelfile is not None:
             (part / "Modelfile").write_text(modelfile.format(weights.name), encoding="utf-8", newline="\n")
-    return Export(target, source.merged, check, weights, modelfile)
+    return Export(target, run.has_adapter, check, weights, modelfile)

@@ -21,7 +21,6 @@ from hf_instruct.hub.merging import RunModel
 
 if TYPE_CHECKING:
     import gguf
-    import numpy as np
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -96,14 +95,13 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
 
     writer = gguf.GGUFWriter(None, source.model.config.model_type)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(source.name)
+    writer.add_name(source.run.path.resolve().name)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in _list_settings(source).items():
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
     _add_vocabulary(writer, source)
-    for name, values, kind in _quantized_tensors(source.model, tensor_type):
-        writer.add_tensor(name, values, raw_dtype=kind)
+    _add_tensors(writer, source.model, tensor_type)
     try:
         writer.write_header_to_file(path=path)
         writer.write_kv_data_to_file()
@@ -209,10 +207,7 @@ def _list_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[
     return [by_id.get(index, f"[PAD{index}]") for index in range(size)], kinds
 
 
-def _quantized_tensors(
-    model: "PreTrainedModel", tensor_type: str
-) -> Iterator[tuple[str, "np.ndarray[Any, Any]", "gguf.GGMLQuantizationType"]]:
-    """Yield name, stored values and type of every tensor of the file."""
+def _add_tensors(writer: "gguf.GGUFWriter", model: "PreTrainedModel", tensor_type: str) -> None:
     import gguf
     import numpy as np
 
@@ -224,7 +219,7 @@ def _quantized_tensors(
         elif values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             # A row has to be whole blocks.
             kind = gguf.GGMLQuantizationType.F16
-        yield name, gguf.quants.quantize(values, kind), kind
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
 
 def list_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, "Tensor"]]:

@@ -37,20 +37,18 @@ class RunModel:
     """What a run has trained, ready to leave it.
 
     Attributes:
+        run: Where it was trained.
         model: The tuned model in float32, in evaluation mode; an adapter is merged into its base model.
         tokenizer: Its tokenizer, whose chat template writes the prompts the model was trained on.
         prompt_format: The format of these prompts.
-        name: What to call it: the run folder's name.
-        merged: Whether there was an adapter.
         reference: What it computes with the adapter and its base model side by side; what is written is compared with
             this.
     """
 
+    run: RunFolder
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     prompt_format: PromptFormat
-    name: str
-    merged: bool
     reference: Reference
 
 
@@ -113,8 +111,7 @@ def load_run_model(run: RunFolder) -> RunModel:
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     model.config.update(_USABLE)
     use_training_prompt(tokenizer, prompt_format)
-    name = run.path.resolve().name
-    return RunModel(model, tokenizer, prompt_format, name, run.has_adapter, reference)
+    return RunModel(run, model, tokenizer, prompt_format, reference)
 
 
 def merge_adapter(model: Any, reference: Reference) -> "PreTrainedModel":
@@ -175,10 +172,8 @@ def use_training_prompt(
 ) -> None:
     """Give a tokenizer the chat template that writes a model's training prompt.
 
-    A model tuned on `alpaca` is asked in alpaca's words by every program that goes through chat templates, whether its
-    base model had none (GPT-2) or one that the tuning did not use. Where no chat
-    template can write the prompt, the tokenizer has none afterwards: the base model's would write another prompt than
-    the one trained on.
+    Where no chat template can write it, the tokenizer has none afterwards: the base model's would write another prompt
+    than the one trained on.
 
     Args:
         tokenizer: Changed in place.
