@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import TOKEN, FakeHub
-from pushed_runs import BASE_ID, save_byte_model, write_full_run
+from pushed_runs import BASE_ID, save_byte_model, write_adapter_run, write_full_run
 
 from hf_instruct.cli.main import main
 from hf_instruct.run_folder import RunFolder
@@ -30,14 +30,18 @@ def hub() -> Iterator[FakeHub]:
 def test_a_dry_run_writes_the_folder_and_needs_no_network(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was used"))
-    assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(tmp_path / "out")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[:-1]] == sorted(path.name for path in (tmp_path / "out").iterdir())
     out = tmp_path / "out"
+    assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:-1]] == sorted(path.name for path in out.iterdir())
     assert lines[-1] == f"{out}   nothing was published; the card is {out / 'README.md'}"
-    assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--license", "mit"]) == 0
-    assert "\nlicense: mit\n" in (run.path / "publish" / "README.md").read_text()
+    # The base model of an adapter may be on the Hub, and is not asked for.
+    adapter = write_adapter_run(tmp_path / "adapter", run.model)
+    options = ["--dry-run", "--base-model", BASE_ID, "--license", "mit"]
+    assert main(["push", str(adapter.path), "--to", "me/a", *options]) == 0
+    assert "\nlicense: mit\n" in (adapter.path / "publish" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hf_instruct.errors import PublishError
 from hf_instruct.hub.folder import CARD, is_ours, list_sizes, write_folder
 from hf_instruct.hub.outputs import building, staging
 from hf_instruct.hub.publication import BaseModel, Publication, PushOptions, plan_publication
+from hf_instruct.offline import offline, transport_error
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 
@@ -64,7 +65,7 @@ def write_publication(run: RunFolder, out: Path, repo_id: str, options: PushOpti
             f"`{out}` exists and was not made by `hf-instruct push`, so it is left alone. Name another folder with "
             "`--out`."
         )
-    with building(out) as part:
+    with offline(), building(out) as part:
         write_folder(plan, part)
     return list_sizes(out)
 
@@ -197,8 +198,6 @@ def translated_errors(endpoint: str) -> Iterator[None]:
         PublishError: In its place.
     """
     from huggingface_hub import errors
-
-    from hf_instruct.offline import transport_error
 
     try:
         yield
