@@ -19,7 +19,6 @@ from hf_instruct.hub.export import export_run
 from hf_instruct.hub.folder import check_private, list_sizes, write_folder
 from hf_instruct.hub.publication import PushOptions, find_base_model, plan_publication
 from hf_instruct.hub.push import write_publication
-from hf_instruct.hub.results import read_measured
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import append_rows, read_file, write_json
@@ -194,7 +193,7 @@ def test_the_latest_judgment_counts(full_run: RunFolder) -> None:
     judgments = full_run.judgments.read_text()
     try:
         append_rows(full_run.judgments, [build_judgment("a", None)])
-        difference = read_measured(full_run).difference
+        difference = plan_publication(full_run, "me/a", PushOptions()).facts.difference
     finally:
         full_run.judgments.write_text(judgments)
     assert difference is not None
@@ -492,8 +491,6 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, 55.0]}
     scores = {**numbers, "judge": judge, "rubric": {"name": str(tmp_path / "secret-client" / "r.yaml")}}
     run.scores.write_text(json.dumps(scores))
-    # Of another judge: how the one that gave the scores did would stand with them.
-    write_json(run.self_check, {"failed": ["verbosity"]})
     _write(run, tmp_path / "out", "me/a")
     card, text = _read_card(tmp_path / "out")
     for path in ("README.md", "config.json", "tokenizer_config.json"):
@@ -505,7 +502,6 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     assert "Q: {{ instruction }}|{{ input }}\nA:" in text
     assert "| `optim` | adamw_torch |" in text
     assert " nan" not in text
-    assert "self-check" not in text
     args = card["model-index"][0]["results"][0]["metrics"][0]["args"]
     assert (args["judge"], args["rubric"]) == ("own-model", "own-rubric")
     assert args["interval_95"] == [45.0, 55.0]

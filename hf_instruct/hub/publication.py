@@ -9,12 +9,11 @@ from typing import Any
 from hf_instruct.config import Experiment
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.merging import check_links, check_run
-from hf_instruct.hub.results import Measured, read_measured
 from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_json_object
+from hf_instruct.reporting.facts import RunFacts, read_facts
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -124,30 +123,24 @@ class Publication:
     """All that is known of a publication before anything is loaded or written.
 
     Attributes:
-        run: Whose model it is.
+        facts: What the run holds.
         repo_id: Where it goes.
-        experiment: What the run trains.
-        provenance: `run.yaml` without the experiment.
         base: The model that was tuned.
         data: What it learned from.
         license: Of the published weights, or `unknown`.
         prompt_format: The format of the prompts it was trained on.
         adapter: Settings of the adapter; empty for full fine-tuning.
         is_adapter: Whether the adapter alone is published, which needs its base model.
-        measured: What the run's files say about its answers.
     """
 
-    run: RunFolder
+    facts: RunFacts
     repo_id: str
-    experiment: Experiment
-    provenance: Provenance
     base: BaseModel
     data: Data
     license: str
     prompt_format: PromptFormat
     adapter: dict[str, Any]
     is_adapter: bool
-    measured: Measured
 
 
 def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publication:
@@ -175,20 +168,17 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
             "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the "
             "Hub (`--base-model ID`), or publish both as one model (`--merge`)."
         )
-    provenance = run.read_provenance()
-    data = find_data(experiment, provenance.data_sha256)
+    facts = read_facts(run, experiment)
+    data = find_data(experiment, facts.provenance.data_sha256)
     return Publication(
-        run=run,
+        facts=facts,
         repo_id=repo_id,
-        experiment=experiment,
-        provenance=provenance,
         base=base,
         data=dataclasses.replace(data, license=options.data_license or data.license),
         license=options.license or UNKNOWN,
         prompt_format=run.load_prompt_format(experiment.data.prompt_format),
         adapter=adapter,
         is_adapter=is_adapter,
-        measured=read_measured(run),
     )
 
 

@@ -1,13 +1,11 @@
-"""What a run's files tell of its model's answers, read for the model card; what was not measured is simply absent."""
+"""What a model card says of what was measured: what may be public, and what the numbers do not say."""
 
-import dataclasses
 import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.evaluation.score_summary import (
     FEW_ANSWERS,
     find_weakness_of,
@@ -15,68 +13,16 @@ from hf_instruct.evaluation.score_summary import (
     has_unknown_size,
 )
 from hf_instruct.evaluation.scores import format_bounds
-from hf_instruct.records import read_file, read_rows
-from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import (
-    JudgeIdentity,
-    Judgment,
-    MeanDifference,
-    Metrics,
-    MetricValue,
-    Preflight,
-    Scores,
-    TrainingSummary,
-)
+from hf_instruct.reporting.facts import RunFacts
+from hf_instruct.schema import JudgeIdentity, MetricValue, Preflight, Scores
 
 _LEAST_STOPPED = 0.9
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What the files of a run hold.
-
-    Attributes:
-        scores: `scores.json`; None where there is none.
-        base_scores: The untuned model's.
-        metrics: The reference metrics by name; empty where there are none.
-        base_metrics: The untuned model's.
-        preflight: What was found in the data.
-        training: What fine-tuning took; None where that is not known.
-        difference: Mean of the tuned scores less the base scores of the same examples, and its 95 % interval, in
-            points; None where they were not judged by the same judge.
-    """
-
-    scores: Scores | None
-    base_scores: Scores | None
-    metrics: dict[str, MetricValue]
-    base_metrics: dict[str, MetricValue]
-    preflight: Preflight
-    training: TrainingSummary | None
-    difference: MeanDifference | None = None
-
-    @property
-    def judges_agree(self) -> bool:
-        """Whether the same judge scored both sides under the same rubric."""
-        return self.scores is not None and self.base_scores is not None and self.scores.judged_as(self.base_scores)
-
-
-def read_measured(run: RunFolder) -> Measured:
-    """Return what the run's files tell.
-
-    Raises:
-        DataError: A file is there but is not a JSON object.
-    """
-    measured = Measured(
-        scores=read_file(run.scores, Scores),
-        base_scores=read_file(run.base.scores, Scores),
-        metrics=_read_metrics(run.metrics),
-        base_metrics=_read_metrics(run.base.metrics),
-        preflight=read_file(run.preflight, Preflight) or Preflight(),
-        training=read_file(run.training_summary, TrainingSummary),
-    )
-    if measured.judges_agree:
-        return dataclasses.replace(measured, difference=_measure_difference(run))
-    return measured
+def find_comparable(facts: RunFacts) -> Scores | None:
+    """Return the untuned model's scores, where the same judge scored both sides under the same rubric."""
+    base, tuned = facts.base.scores, facts.tuned.scores
+    return base if base is not None and tuned is not None and tuned.judged_as(base) else None
 
 
 def describe_judge(judge: JudgeIdentity) -> str:
@@ -99,27 +45,22 @@ def escape(text: Any) -> str:
     """Return a text of others as one line of Markdown that shows it and does nothing else.
 
     >>> escape("<b>`llama3`\\n---\\n| a_b |")
-    '&lt;b&gt;\\\\`llama3\\\\` --- | a_b |'
+    '&lt;b&gt;\\\\`llama3\\\\` --- \\\\| a_b \\\\|'
     """
     line = html.escape(" ".join(str(text).split()), quote=False)
-    # The card's tables escape `|` themselves.
-    return re.sub(r"([\\`*\[\]~])", r"\\\1", line)
+    return re.sub(r"([\\`*\[\]~|])", r"\\\1", line)
 
 
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    """Return named values of a JSON file, and empty ones for anything else."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def list_limits(measured: Measured) -> list[str]:
+def list_limits(facts: RunFacts) -> list[str]:
     """Return what the numbers do not say: a sentence or two each."""
+    scores = facts.tuned.scores
     return [
-        *_note_leaks(measured.preflight),
-        *(_note_judge(measured.scores) if measured.scores else ["Its answers were not scored by a judge."]),
-        *_note_difference(measured),
-        *_note_failures("", measured.scores),
-        *_note_failures("base model's ", measured.base_scores),
-        *_note_stopped(measured.metrics),
+        *_note_leaks(facts.preflight),
+        *(_note_judge(scores) if scores else ["Its answers were not scored by a judge."]),
+        *_note_difference(facts),
+        *_note_failures("", scores),
+        *_note_failures("base model's ", facts.base.scores),
+        *_note_stopped(facts.tuned.metrics.metrics),
     ]
 
 
@@ -153,12 +94,11 @@ def _note_judge(scores: Scores) -> list[str]:
     return notes
 
 
-def _note_difference(measured: Measured) -> list[str]:
-    if measured.scores and measured.base_scores and not measured.judges_agree:
+def _note_difference(facts: RunFacts) -> list[str]:
+    sides, difference = [side.scores for side in (facts.base, facts.tuned) if side.scores], facts.difference
+    if len(sides) == 2 and find_comparable(facts) is None:
         return ["The two models were judged by different judges or rubrics; their scores cannot be compared."]
-    difference = measured.difference
-    is_weak = any(scores and find_weakness_of(scores) for scores in (measured.scores, measured.base_scores))
-    if is_weak or difference is None or difference.low > 0:
+    if any(map(find_weakness_of, sides)) or difference is None or difference.low > 0:
         return []
     if difference.high < 0:
         return [f"The judge scores this model lower than its base model: {difference}."]
@@ -177,16 +117,3 @@ def _note_stopped(metrics: Mapping[str, MetricValue]) -> list[str]:
     if "stopped" not in metrics or metrics["stopped"].mean >= _LEAST_STOPPED:
         return []
     return [f"{100 * (1 - metrics['stopped'].mean):.0f} % of its answers did not end by themselves and were cut off."]
-
-
-def _measure_difference(run: RunFolder) -> MeanDifference | None:
-    if not (run.judgments.is_file() and run.base.judgments.is_file()):
-        return None
-    # A later row of an example takes the place of an earlier one, with or without a score.
-    latest = ({row.id: row.score for row in read_rows(folder.judgments, Judgment)} for folder in (run.base, run))
-    base, tuned = ({id: score for id, score in scores.items() if score is not None} for scores in latest)
-    return measure_difference(base, tuned)
-
-
-def _read_metrics(path: Path) -> dict[str, MetricValue]:
-    return (read_file(path, Metrics) or Metrics()).metrics
