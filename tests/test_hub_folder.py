@@ -10,7 +10,6 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from pushed_runs import BASE_ID, END, save_byte_model, save_chat_tokenizer, write_adapter_run, write_full_run
-from reporting_run import build_judgment
 from tiny_models import CHAT_TEMPLATE
 
 from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
@@ -19,9 +18,9 @@ from hf_instruct.hub.export import export_run
 from hf_instruct.hub.folder import check_private, list_sizes, write_folder
 from hf_instruct.hub.publication import PushOptions, find_base_model, plan_publication
 from hf_instruct.hub.push import write_publication
-from hf_instruct.models import load_model
+from hf_instruct.models import load_model, load_tokenizer
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import append_rows, read_file, write_json
+from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import NearDuplicate, NearDuplicates, Preflight, TrainingSummary
 from hf_instruct.yaml_text import dump_yaml, read_yaml
@@ -80,16 +79,11 @@ def test_the_files_of_a_full_model(published: Path) -> None:
     generation = json.loads((published / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["pad_token_id"]) == (END, END)
     assert json.loads((published / "config.json").read_text())["use_cache"] is True
-    template = (published / "prompt_format.jinja").read_text()
-    assert template == PromptFormat.from_name("alpaca").template
-
-
-def test_the_tokenizer_writes_the_training_prompt(published: Path) -> None:
-    _, tokenizer = load_model(str(published))
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Name a cloud."}], tokenize=False, add_generation_prompt=True
-    )
-    assert asked == PromptFormat.from_name("alpaca").format_prompt("Name a cloud.")
+    prompt_format = PromptFormat.from_name("alpaca")
+    assert (published / "prompt_format.jinja").read_text() == prompt_format.template
+    message = {"role": "user", "content": "Name a cloud."}
+    asked = load_tokenizer(str(published)).apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    assert asked == prompt_format.format_prompt("Name a cloud.")
 
 
 def test_the_metadata(published: Path) -> None:
@@ -152,26 +146,18 @@ def test_the_text_of_the_card(published: Path) -> None:
 
 
 def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(full_run.path, run.path)
     metrics = {"rouge_l": {"mean": 0.551704, "interval": [0.485446, 0.614565], "n": 100}}
-    write_json(full_run.metrics, {"metrics": metrics, "total": 100})
-    scores = json.loads(full_run.scores.read_text())
+    write_json(run.metrics, {"metrics": metrics, "total": 100})
+    scores = json.loads(run.scores.read_text())
     whole = {**scores, "interval": [20.0, 90.0], "mean_failures_as_0": 51.25, "mean_failures_as_100": 76.25}
-    write_json(full_run.scores, {**whole, "self_check": {"passed": False, "failed": ["order", "injection"], "n": 20}})
+    write_json(run.scores, {**whole, "self_check": {"passed": False, "failed": ["order", "injection"], "n": 20}})
     found = {"id": "a", "train_ids": ["x"]}
-    write_json(
-        full_run.preflight,
-        Preflight(
-            seen_in_train={"test": [found, found]},
-            near_duplicates=NearDuplicates(threshold=0.9, test=[NearDuplicate(id="b", train_id="x", cosine=0.9)]),
-            examples={"test": 4},
-        ),
-    )
-    try:
-        _write(full_run, tmp_path / "out", "me/a")
-    finally:
-        full_run.metrics.unlink()
-        write_json(full_run.scores, scores)
-        write_json(full_run.preflight, {"seen_in_train": {"test": [], "validation": []}})
+    near = NearDuplicates(threshold=0.9, test=[NearDuplicate(id="b", train_id="x", cosine=0.9)])
+    seen = {"test": [found, found]}
+    write_json(run.preflight, Preflight(seen_in_train=seen, near_duplicates=near, examples={"test": 4}))
+    _write(run, tmp_path / "out")
     card, text = _read_card(tmp_path / "out")
     assert card["license"] == "unknown"
     (metric,) = card["model-index"][0]["results"][0]["metrics"][1:]
@@ -189,57 +175,6 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
         assert part in text, part
 
 
-def test_the_latest_judgment_counts(full_run: RunFolder) -> None:
-    judgments = full_run.judgments.read_text()
-    try:
-        append_rows(full_run.judgments, [build_judgment("a", None)])
-        difference = plan_publication(full_run, "me/a", PushOptions()).facts.difference
-    finally:
-        full_run.judgments.write_text(judgments)
-    assert difference is not None
-    assert difference.n == 2
-
-
-def _run_snippet(folder: Path, **replaced: Path) -> str:
-    """Run the code in the card, with local folders in place of ids, and return what it prints."""
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)[1]
-    for id, place in replaced.items():
-        assert f'"{id}"' in code
-        code = code.replace(f'"{id}"', repr(str(place)))
-    finished = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
-
-
-def _answer(model_path: Path, *, limit: int = 256) -> str:
-    model, tokenizer = load_model(str(model_path))
-    ids = PromptFormat.from_name("alpaca").encode_prompt(tokenizer, "Name three animals that live in the sea.")
-    import torch
-
-    output = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False)
-    return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
-
-
-@pytest.mark.slow
-def test_the_snippet_of_a_full_model_runs(full_run: RunFolder, tmp_path: Path) -> None:
-    _set(full_run, "generate", max_new_tokens=12)
-    _write(full_run, tmp_path / "out", "me/assistant")
-    _set(full_run, "generate", max_new_tokens=256)
-    answer = _answer(full_run.model, limit=12)
-    assert answer
-    assert _run_snippet(tmp_path / "out", **{"me/assistant": tmp_path / "out"}) == f"{answer}\n"
-
-
-@pytest.mark.slow
-def test_the_snippet_of_an_adapter_runs(adapter_run: RunFolder, byte_model: Path, tmp_path: Path) -> None:
-    _set(adapter_run, "generate", max_new_tokens=12)
-    _write(adapter_run, tmp_path / "out", "me/a", base_model=BASE_ID)
-    _set(adapter_run, "generate", max_new_tokens=256)
-    answer = _answer(adapter_run.model, limit=12)
-    assert answer != _answer(byte_model, limit=12)
-    assert _run_snippet(tmp_path / "out", **{"me/a": tmp_path / "out", BASE_ID: byte_model}) == f"{answer}\n"
-
-
 @pytest.mark.slow
 def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> None:
     run = write_full_run(
@@ -252,7 +187,9 @@ def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> N
     _, text = _read_card(tmp_path / "out")
     assert "chat template as the tokenizer here has it" in text
     assert "answers sampled and at most 3 tokens long" in text
-    assert _run_snippet(tmp_path / "out", **{"me/a": tmp_path / "out"}) != "\n"
+    code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1].replace('"me/a"', repr(str(tmp_path / "out")))
+    finished = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert finished.stdout.strip(), finished.stderr
 
 
 def test_an_adapter_names_its_base_model_as_others_know_it(
@@ -298,12 +235,8 @@ def test_merge_publishes_whole_weights(adapter_run: RunFolder, byte_model: Path,
 def test_runs_that_do_not_say_where_their_base_model_was(
     adapter_run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = RunFolder(tmp_path / "run")
-    run.path.mkdir()
-    values = read_yaml(adapter_run.config)
-    values["experiment"]["model"]["name"] = "models/my-model"
-    run.config.write_text(dump_yaml(values))
-    shutil.copytree(adapter_run.model, run.model)
+    run = _copy(adapter_run, tmp_path / "run")
+    _set(run, "model", name="models/my-model")
     experiment = run.load_experiment()
     # The tokenizer was read from a folder.
     assert find_base_model(run, experiment).hub_id is None
@@ -371,11 +304,9 @@ def test_links_within_a_run_are_published(full_run: RunFolder, tmp_path: Path) -
 
 def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: Path) -> None:
     nasty = "x`|</td><script>alert(1)</script>\n---\nlicense: mit\n\n# Head\n| a | b |\n[l](http://evil) **b**"
-    run = RunFolder(tmp_path / "run")
-    run.path.mkdir()
+    run = _copy(full_run, tmp_path / "run")
     provenance = {"versions": {"torch": nasty}, "data_sha256": nasty}
     run.config.write_text(dump_yaml({**read_yaml(full_run.config), **provenance}))
-    shutil.copytree(full_run.model, run.model)
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40}
     judge = {"backend": nasty, "model": "llama3" + nasty, "digest": nasty}
     checks = {"self_check": {"passed": False, "failed": [nasty], "n": 20}}
@@ -449,17 +380,15 @@ def test_a_folder_of_somebody_elses_is_left_alone(published: Path, full_run: Run
 
 
 def test_files_that_cannot_be_read_are_named(full_run: RunFolder, tmp_path: Path) -> None:
-    scores = full_run.scores.read_text()
-    try:
-        full_run.scores.write_text("[1]")
-        with pytest.raises(DataError, match=r"scores.json` cannot be read"):
-            write_publication(full_run, tmp_path / "out", "me/a")
-        full_run.scores.write_text("{")
-        with pytest.raises(DataError, match=r"scores.json` cannot be read"):
-            write_publication(full_run, tmp_path / "out", "me/a")
-    finally:
-        full_run.scores.write_text(scores)
-    assert list(tmp_path.iterdir()) == []
+    run = _copy(full_run, tmp_path / "run")
+    run.scores.write_text("[1]")
+    with pytest.raises(DataError, match=r"scores.json` cannot be read"):
+        write_publication(run, tmp_path / "out", "me/a")
+    run.scores.unlink()
+    _set(run, "data", prompt_format="gone.jinja")
+    with pytest.raises(ConfigError, match=r"Unknown prompt format `gone\.jinja`"):
+        write_publication(run, tmp_path / "out", "me/a")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_scores_says_so(full_run: RunFolder, tmp_path: Path) -> None:
@@ -475,21 +404,14 @@ def test_a_run_without_scores_says_so(full_run: RunFolder, tmp_path: Path) -> No
 
 
 def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    run.path.mkdir()
-    (tmp_path / "secret-client").mkdir()
-    (tmp_path / "secret-client" / "format.jinja").write_text("Q: {{ instruction }}|{{ input }}\nA: ")
-    values = read_yaml(full_run.config)
-    values["experiment"]["data"] |= {
-        "source": str(tmp_path / "secret-client" / "data.jsonl"),
-        "prompt_format": str(tmp_path / "secret-client" / "format.jinja"),
-    }
-    values["experiment"]["train"] = {"num_train_epochs": 1, "run_name": "secret-client", "optim": "adamw_torch"}
-    run.config.write_text(dump_yaml(values))
-    shutil.copytree(full_run.model, run.model)
-    judge = {"backend": "local", "model": str(tmp_path / "secret-client" / "judge"), "digest": "0" * 64}
+    run, secret = _copy(full_run, tmp_path / "run"), tmp_path / "secret-client"
+    secret.mkdir()
+    (secret / "format.jinja").write_text("Q: {{ instruction }}|{{ input }}\nA: ")
+    _set(run, "data", source=str(secret / "data.jsonl"), prompt_format=str(secret / "format.jinja"))
+    _set(run, "train", run_name="secret-client", optim="adamw_torch")
+    judge = {"backend": "local", "model": str(secret / "judge"), "digest": "0" * 64}
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, 55.0]}
-    scores = {**numbers, "judge": judge, "rubric": {"name": str(tmp_path / "secret-client" / "r.yaml")}}
+    scores = {**numbers, "judge": judge, "rubric": {"name": str(secret / "r.yaml")}}
     run.scores.write_text(json.dumps(scores))
     _write(run, tmp_path / "out", "me/a")
     card, text = _read_card(tmp_path / "out")
@@ -518,16 +440,6 @@ def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
     assert "chat_template.jinja" not in sizes
     assert 'prompt = "NAME THREE' in (tmp_path / "out" / "README.md").read_text().replace("'", '"')
     assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
-
-
-def test_a_prompt_format_that_is_gone_is_an_error(full_run: RunFolder, tmp_path: Path) -> None:
-    _set(full_run, "data", prompt_format="gone.jinja")
-    try:
-        with pytest.raises(ConfigError, match=r"Unknown prompt format `gone\.jinja`"):
-            write_publication(full_run, tmp_path / "out", "me/a")
-    finally:
-        _set(full_run, "data", prompt_format="alpaca")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_private_texts_are_found(full_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
