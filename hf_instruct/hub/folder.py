@@ -102,7 +102,7 @@ def check_private(folder: Path, plan: Publication) -> None:
             what = "the path of a folder on this machine"
         if what:
             raise PublishError(
-                f"`{path.name}` would publish {what}. Take it out of the file in `{plan.facts.folder.model}`, or of the "
+                f"`{path.name}` would publish {what}. Take it out of the file in `{plan.facts.folder.model}` or of the "
                 "prompt format that it comes from; nothing was published."
             )
 
