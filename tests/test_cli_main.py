@@ -84,25 +84,18 @@ def test_every_verb_says_more(verb: str, capsys: pytest.CaptureFixture[str], mon
     ("arguments", "message"),
     [
         ([], "hf-instruct: error: the following arguments are required: VERB [OPTION]"),
+        (["trian"], "invalid choice: 'trian' (choose from "),
         (["--nope"], "hf-instruct: error: the following arguments are required: VERB [OPTION]"),
         (["generate"], "hf-instruct generate: error: the following arguments are required: run"),
         (["report", "a", "--nope"], "hf-instruct: error: unrecognized arguments: --nope"),
         (["report", "a", "--train.seed=1"], "hf-instruct: error: unrecognized argument: --train.seed"),
-        (
-            ["run", "a.yaml", "--trian.seed", "1"],
-            "hf-instruct: error: unknown section in --trian.seed; "
-            "allowed are data, model, train, lora, generate, judge",
-        ),
+        (["run", "a.yaml", "--trian.seed", "1"], "unknown section in --trian.seed; allowed are data, model, train"),
         (["run", "a.yaml", "--train.seed"], "hf-instruct: error: --train.seed needs a value"),
         (["run", "a.yaml", "--train.bf16", "--resume"], "hf-instruct: error: --train.bf16 needs a value"),
     ],
 )
 def test_usage_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert usage_error(arguments, capsys) == message
-
-
-def test_an_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "invalid choice: 'trian' (choose from " in usage_error(["trian"], capsys)
+    assert message in usage_error(arguments, capsys)
 
 
 @pytest.mark.parametrize(

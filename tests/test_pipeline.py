@@ -46,31 +46,32 @@ def files_in(path: Path) -> set[str]:
     return {str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file() and entry.name != ".lock"}
 
 
-def test_default_path() -> None:
+def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
     assert default_path(Path("recipes/gpt2-medium/full.yaml")) == Path("runs/gpt2-medium-full")
     assert default_path(Path("recipes/mine.yaml")) == Path("runs/mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".hidden").write_text("")
+    for path, resume in ((tmp_path / "deep" / "run", False), (tmp_path / "run", True)):
+        folder = RunFolder(path)
+        open_folder(folder, experiment(data={"limit": 9}), resume=resume)
+        assert folder.load_experiment().data.limit == 9
+        assert files_in(path) - {".hidden"} == {"run.yaml"}
+        # Nothing is lost by a second try that stopped before its data.
+        open_folder(folder, experiment(data={"source": "misspelt.json"}))
+        assert folder.load_experiment().data.source == "misspelt.json"
 
 
-def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "deep" / "run")
-    open_folder(folder, experiment(data={"limit": 9}))
-    assert folder.load_experiment().data.limit == 9
-    assert not any(is_done(folder, stage) for stage in pipeline.STAGES)
-
-
-def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+def test_an_existing_run_is_deleted_by_force_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     write_whole_run(folder, experiment())
+    (folder.path / "notes.txt").write_text("mine")
+    for name in ("judgments.llama3-abc.jsonl", "base/scores.x.json", "self_check.json", "self_check/responses.jsonl"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("{}")
     before = files_in(folder.path)
     with pytest.raises(RunError, match="already contains a run"):
         open_folder(folder, experiment())
     assert files_in(folder.path) == before
-
-
-def test_force_empties_a_run_of_what_is_the_runs(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment())
-    (folder.path / "notes.txt").write_text("mine")
     open_folder(folder, experiment(data={"limit": 5}), force=True)
     assert files_in(folder.path) == {"run.yaml", "notes.txt"}
     assert folder.load_experiment().data.limit == 5
@@ -79,18 +80,10 @@ def test_force_empties_a_run_of_what_is_the_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="exists and is not a run folder, so nothing is written there") as caught:
-        open_folder(RunFolder(tmp_path), experiment(), force=force)
-    assert "Name another `--run-dir`." in str(caught.value)
+    for path in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(RunError, match=r"is not a run folder.* Name another `--run-dir`"):
+            open_folder(RunFolder(path), experiment(), force=force)
     assert files_in(tmp_path) == {"thesis.tex"}
-    with pytest.raises(RunError, match="is not a run folder"):
-        open_folder(RunFolder(tmp_path / "thesis.tex"), experiment(), force=force)
-
-
-def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
-    (tmp_path / ".hidden").write_text("")
-    open_folder(RunFolder(tmp_path), experiment())
-    assert files_in(tmp_path) == {"run.yaml", ".hidden"}
 
 
 def test_resuming_with_other_settings_names_the_keys(tmp_path: Path) -> None:
@@ -141,18 +134,6 @@ def test_another_judge_may_go_on_with_a_judged_run(tmp_path: Path) -> None:
     stamp = folder.config.stat().st_mtime_ns
     open_folder(folder, changed, resume=True)
     assert folder.config.stat().st_mtime_ns == stamp
-
-
-def test_a_first_try_that_stopped_before_its_data_may_be_tried_again(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    open_folder(folder, experiment(data={"source": "mispelt.json"}))
-    open_folder(folder, experiment(data={"source": "misspelt.json"}))
-    assert folder.load_experiment().data.source == "misspelt.json"
-
-
-def test_resuming_what_never_began_begins(tmp_path: Path) -> None:
-    open_folder(RunFolder(tmp_path / "run"), experiment(), resume=True)
-    assert files_in(tmp_path) == {"run/run.yaml"}
 
 
 @pytest.mark.parametrize("data_done", [False, True])
@@ -343,14 +324,3 @@ def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
     # The data still stands, so the run cannot be mistaken for a first try with other data.
     with pytest.raises(RunError, match=r"another experiment: `data.seed` changed"):
         open_folder(folder, experiment(data={"seed": 1}), resume=True)
-
-
-def test_force_also_deletes_what_other_judges_said(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment())
-    (folder.path / "self_check").mkdir()
-    names = ("judgments.llama3-course-abc.jsonl", "scores.llama3-course-abc.json", "base/scores.x.json")
-    for name in (*names, "self_check.json", "self_check/responses.jsonl"):
-        (folder.path / name).write_text("{}")
-    open_folder(folder, experiment(), force=True)
-    assert [path.name for path in folder.path.iterdir() if not path.name.startswith(".")] == ["run.yaml"]
