@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from reporting_run import write_run
 
-from hf_instruct.errors import DataError, InstructError, RunError
+from hf_instruct.errors import DataError, RunError
 from hf_instruct.generation.chat_model import ChatModel, ChatSettings
 from hf_instruct.generation.conversation import Conversation, Turn
 from hf_instruct.prompts import PromptFormat
@@ -18,7 +18,7 @@ from hf_instruct.run_folder import RunFolder
 from hf_instruct.ui import model_pool
 from hf_instruct.ui.chat_tab import ChatSession, Column
 from hf_instruct.ui.model_pool import ModelPool, Source, count_parameters, find_sources
-from hf_instruct.ui.runs_tab import _compare, list_reports
+from hf_instruct.ui.runs_tab import list_reports
 from hf_instruct.ui.vote_tab import VoteTab
 
 
@@ -177,18 +177,12 @@ def test_a_retry_asks_a_model_that_was_not_asked_before(model: ChatModel) -> Non
     assert (first.user, first.assistant != "old") == ("Q", True)
 
 
-def test_runs_are_compared_and_reported_as_their_folders_are_now(run: RunFolder, tmp_path: Path) -> None:
-    broken = write_run(tmp_path / "broken", stages=("data", "train"))
-    sources = find_sources([str(run.path), str(broken.path)])
-    comparison = _compare(sources)
-    assert (len(comparison.rows), comparison.baseline) == (2, str(run.base.path))
-    with pytest.raises(InstructError, match="two runs"):
-        _compare(sources[1:])
-    shown = list_reports(sources)
-    assert "Jane Austen" in shown[0]()
-    broken.responses.write_text('{"id": "<b>"}\n')
-    assert "The run cannot be read" in shown[1]()
-    assert "<b>" not in shown[1]()
+def test_a_report_is_of_the_folder_as_it_is_now(run: RunFolder) -> None:
+    (show,) = list_reports(find_sources([str(run.path)]))
+    assert "Jane Austen" in show()
+    run.responses.write_text('{"id": "<b>"}\n')
+    assert "The run cannot be read" in show()
+    assert "<b>" not in show()
 
 
 def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path) -> None:

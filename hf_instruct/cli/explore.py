@@ -12,7 +12,8 @@ from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.generation.exploring import Continuation, NextTokens
+    from hf_instruct.generation.exploring import NextTokens
+    from hf_instruct.generation.strategies import Continuation
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def _explore(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], names: list[str]) -> None:
     """Print each part as soon as it is computed, or all as JSON."""
-    from hf_instruct.generation.exploring import TEXT_HEADS, compare_strategies, explore_beams, explore_next
+    from hf_instruct.generation.exploring import explore_beams, explore_next
+    from hf_instruct.generation.strategies import TEXT_HEADS, compare_strategies
 
     model, tokenizer = chat_model.model, chat_model.tokenizer
     say = (lambda *lines: None) if options.json else _print_lines

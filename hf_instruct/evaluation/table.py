@@ -27,7 +27,7 @@ def format_comparison(comparison: "Comparison") -> str:
         parts.insert(0, _wrap(f"NOT COMPARABLE: judged differently, compared with `--force`. {differences}"))
     metrics = _format_breakdowns("metric", comparison.metrics, comparison)
     categories = _format_breakdowns("by category", comparison.categories, comparison)
-    table = _format_table(comparison)
+    table = _align(list_rows(comparison), name_column=1)
     if reason := comparison.leading.reason:
         # What such a judge finds higher or lower is not put in words.
         parts += [metrics, _wrap(f"Scores that say little, because {reason}:"), table, categories]
@@ -55,7 +55,8 @@ def describe_difference(name: str, baseline: str, difference: "Difference") -> s
     return f"{start}, 95 % interval {format_interval(difference.interval, signed=True)} ({counts}): {verdict}."
 
 
-def _format_table(comparison: "Comparison") -> str:
+def list_rows(comparison: "Comparison") -> list[list[str]]:
+    """Return the cells of the table of runs, its heads first."""
     table = [["#", "run", "mean", "95 % interval", "difference", "95 % interval", "scored", "validation loss"]]
     for number, row in enumerate(comparison.rows, start=1):
         difference = row.difference
@@ -74,7 +75,7 @@ def _format_table(comparison: "Comparison") -> str:
         )
     if not any(line[-1] for line in table[1:]):
         table = [line[:-1] for line in table]
-    return _align(table, name_column=1)
+    return table
 
 
 def _align(table: Sequence[list[str]], *, name_column: int) -> str:

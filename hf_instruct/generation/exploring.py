@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.decoding import find_ends, generate_completions, generating
-from hf_instruct.generation.strategies import build_generation_settings, find_strategy
-from hf_instruct.generation.token_text import SPACE, decode_tokens, encode_text, show_text, show_token
+from hf_instruct.generation.strategies import (
+    Continuation,
+    Prefix,
+    build_generation_settings,
+    log_probabilities,
+    measure_continuation,
+)
+from hf_instruct.generation.token_text import encode_text, show_token
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Prefix = tuple[int, ...]
 Table = tuple[list[str], list[list[str]]]
 
 # Of these the effect is shown beside the one that is asked for.
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
-TEXT_HEADS = ["", "tokens", "repeats", "perplexity", "probability", "text"]
-# Length of the runs of tokens whose repetition is measured.
-_GRAM = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ class BeamTree:
     """
 
     nodes: list[BeamNode]
-    texts: list["Continuation"]
+    texts: list[Continuation]
 
     def list_rows(self) -> Table:
         """Return heads and rows of a table: a token a row, indented below the one before it."""
@@ -152,36 +154,6 @@ class BeamTree:
             for node in self.nodes
         ]
         return ["token", "probability", "of the path", ""], rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Continuation:
-    """A prompt continued.
-
-    Attributes:
-        name: Of the strategy, or the rank in beam search.
-        text: The continuation, without the prompt and special tokens.
-        token_ids: Its tokens, the one that ends it included.
-        stopped: Whether the model finished it, rather than running into the longest allowed.
-        repeated: Share of its runs of four tokens that stood in it before, from 0 to 1; None where it has no such run.
-        log_probability: Of the whole, in nats.
-        perplexity: How surprising the model finds it, 1 for not at all.
-    """
-
-    name: str
-    text: str
-    token_ids: Prefix
-    stopped: bool
-    repeated: float | None
-    log_probability: float
-    perplexity: float
-
-    def list_cells(self) -> list[str]:
-        """Return the cells of a row under `TEXT_HEADS`."""
-        repeats = "-" if self.repeated is None else f"{self.repeated:.0%}"
-        text = show_text(self.text).replace(SPACE, " ") + ("" if self.stopped else " …")
-        probability = f"{math.exp(self.log_probability):.1e}"
-        return [self.name, str(len(self.token_ids)), repeats, f"{self.perplexity:,.1f}", probability, text]
 
 
 def explore_next(
@@ -320,7 +292,7 @@ def explore_beams(
     nodes = _build_nodes(model, tokenizer, ids, seen - {()}, dict(zip(rows, names, strict=True)))
     texts = [(*pair, pair[1][-1] in ends) for pair in zip(names, rows, strict=True)]
     texts.append(("greedy search", greedy.token_ids, greedy.stopped))
-    return BeamTree(nodes, [_measure(model, tokenizer, ids, *text) for text in texts])
+    return BeamTree(nodes, [measure_continuation(model, tokenizer, ids, *text) for text in texts])
 
 
 def _build_nodes(
@@ -335,7 +307,7 @@ def _build_nodes(
     leaves = prefixes - {prefix[:-1] for prefix in prefixes}
     steps: dict[Prefix, float] = {}
     for leaf in leaves:
-        steps |= zip(_list_prefixes(leaf), _log_probabilities(model, ids, leaf), strict=True)
+        steps |= zip(_list_prefixes(leaf), log_probabilities(model, ids, leaf), strict=True)
     nodes = []
     # Likelier tokens first, each with all below it.
     for prefix in sorted(prefixes, key=lambda prefix: [(-steps[start], start) for start in _list_prefixes(prefix)]):
@@ -350,84 +322,5 @@ def _list_prefixes(row: Prefix) -> list[Prefix]:
     return [row[:end] for end in range(1, len(row) + 1)]
 
 
-def _log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequence[int]) -> list[float]:
-    """Return the log-probability in nats of each of some tokens after a prompt and those before it."""
-    import torch
-
-    with generating(model), torch.inference_mode():
-        logits = model(input_ids=torch.tensor([[*prompt, *new]], device=model.device)).logits[0].float()
-        steps = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [new, vocabulary]
-        chosen: list[float] = steps.gather(1, torch.tensor(new, device=model.device)[:, None])[:, 0].tolist()
-    return chosen
-
-
 def _until_end(row: Sequence[int], ends: set[int]) -> Prefix:
     return tuple(row[: next((index for index, token in enumerate(row) if token in ends), len(row)) + 1])
-
-
-def compare_strategies(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    text: str | Sequence[int],
-    *,
-    names: Sequence[str],
-    max_new_tokens: int = 40,
-    seed: int = 123,
-    end_id: int | None = None,
-) -> list[Continuation]:
-    """Return a text continued by each of some strategies, in their order.
-
-    Args:
-        text: The prompt as it is, or its token ids.
-        names: Of `STRATEGIES`.
-        max_new_tokens: Longest continuation, in tokens, at least 1.
-        seed: Of the strategies that sample; all begin with the same.
-        end_id: A token that ends a text, besides the model's own.
-
-    Raises:
-        DataError: The prompt cannot be used.
-        ConfigError: There is no such strategy, or Transformers refuses one for this model.
-    """
-    ids = encode_text(model, tokenizer, text, room=max_new_tokens)
-    answers = []
-    for strategy in [find_strategy(name) for name in dict.fromkeys(names)]:
-        try:
-            (completion,) = generate_completions(
-                model,
-                tokenizer,
-                [ids],
-                end_id=tokenizer.eos_token_id if end_id is None else end_id,
-                max_new_tokens=max_new_tokens,
-                seeds=[seed] if strategy.samples else None,
-                **strategy.settings,
-            )
-        except ValueError as error:
-            raise ConfigError(f"Transformers refuses the strategy `{strategy.name}` for this model: {error}") from error
-        answers.append(_measure(model, tokenizer, ids, strategy.name, completion.token_ids, completion.stopped))
-    return answers
-
-
-def _measure(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    ids: Sequence[int],
-    name: str,
-    new: Prefix,
-    stopped: bool,
-) -> Continuation:
-    total = math.fsum(_log_probabilities(model, ids, new))
-    # Beyond this many nats per token a float overflows.
-    perplexity = math.exp(min(-total / len(new), 700))
-    return Continuation(name, decode_tokens(tokenizer, new), new, stopped, repeated_share(new), total, perplexity)
-
-
-def repeated_share(tokens: Sequence[int]) -> float | None:
-    """Return the share of runs of four tokens that stood there before; None where there is no such run.
-
-    Source: seq-rep-4 of Welleck et al., https://arxiv.org/abs/1908.04319
-
-    >>> repeated_share([1, 2, 3, 4, 5, 1, 2, 3, 4]), repeated_share([7] * 8), repeated_share([1, 2, 3])
-    (0.16666666666666666, 0.8, None)
-    """
-    grams = [tuple(tokens[start : start + _GRAM]) for start in range(len(tokens) - _GRAM + 1)]
-    return (len(grams) - len(set(grams))) / len(grams) if grams else None

@@ -9,7 +9,7 @@ from hf_instruct.ui.pages import format_notice
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.generation.exploring import Continuation
+    from hf_instruct.generation.strategies import Continuation
 
 # Source: https://huggingface.co/blog/how-to-generate
 _EXAMPLE = "I enjoy walking with my cute dog"
@@ -155,7 +155,7 @@ class ExploreTab:
     def _show_strategies(
         self, model: "ChatModel", prompt: Any, names: list[str], length: float, seed: float | None
     ) -> list[Any]:
-        from hf_instruct.generation.exploring import compare_strategies
+        from hf_instruct.generation.strategies import compare_strategies
 
         answers = compare_strategies(
             model.model,
@@ -169,6 +169,6 @@ class ExploreTab:
         return ["Repeats: share of the runs of four tokens that stood in the text before.", self._fill_texts(answers)]
 
     def _fill_texts(self, answers: "list[Continuation]") -> Any:
-        from hf_instruct.generation.exploring import TEXT_HEADS
+        from hf_instruct.generation.strategies import TEXT_HEADS
 
         return self._fill(TEXT_HEADS, [answer.list_cells() for answer in answers])

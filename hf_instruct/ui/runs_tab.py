@@ -1,26 +1,11 @@
-"""The runs tab: the table of `hf-instruct compare`, and each run's report in a frame; read anew when it is opened."""
+"""The runs tab: the table of `hf-instruct compare`, and each run's report in a frame; read again when it is opened."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hf_instruct.console import format_interval, format_points, format_signed
 from hf_instruct.errors import InstructError
 from hf_instruct.ui.model_pool import Source
 from hf_instruct.ui.pages import QUICK, format_notice
-
-if TYPE_CHECKING:
-    from hf_instruct.evaluation.comparison import Comparison
-
-_HEADS = [
-    "answers of",
-    "mean score",
-    "95 % interval",
-    "n",
-    "failures",
-    "difference",
-    "95 % interval",
-    "validation loss",
-]
 
 
 class RunsTab:
@@ -40,29 +25,32 @@ class RunsTab:
         labels = [source.label for source in sources]
         run = gradio.Dropdown(labels, value=labels[0], label="Report of", visible=len(labels) > 1, elem_id="hi-report")
         frame = gradio.HTML(elem_id="hi-report-frame")
-        tab.select(self._show, [run], [notice, table, plot, frame], **QUICK)
+        tab.select(
+            lambda label: [*self._compare(), self._show_report(label)], [run], [notice, table, plot, frame], **QUICK
+        )
         run.input(self._show_report, [run], [frame], **QUICK)
 
-    def _show(self, label: str) -> list[Any]:
-        update = self._gradio.update
-        try:
-            comparison = _compare(self._sources)
-        except InstructError as error:
-            return [format_notice(str(error)), update(visible=False), update(visible=False), self._show_report(label)]
+    def _compare(self) -> list[Any]:
+        """Return what says how the judged answers compare, the untuned model's of each run and the tuned one's."""
+        from hf_instruct.evaluation.comparison import compare_runs
+        from hf_instruct.evaluation.table import list_rows
         from hf_instruct.plots import draw_comparison_plot
 
-        notice = "\n".join([f"{comparison.judge}.", *comparison.judging_differences, *comparison.notes])
-        plot = draw_comparison_plot(comparison.list_plot_rows())
-        table = {"headers": _HEADS, "data": _list_rows(comparison)}
-        return [
-            format_notice(notice),
-            update(value=table, visible=True),
-            update(value=plot, visible=True),
-            self._show_report(label),
-        ]
+        update = self._gradio.update
+        runs = [source.run for source in self._sources if source.run is not None]
+        judged = [folder.path for run in runs for folder in (run.base, run) if folder.judgments.is_file()]
+        try:
+            found = compare_runs(judged, baseline=judged[0] if judged else None, force=True)
+        except InstructError as error:
+            return [format_notice(str(error)), update(visible=False), update(visible=False)]
+        weak = [f"These scores say little, because {found.leading.reason}."] if found.leading.reason else []
+        notice = format_notice("\n".join([f"{found.judge}.", *weak, *found.judging_differences, *found.notes]))
+        heads, *rows = list_rows(found)
+        plot = draw_comparison_plot(found.list_plot_rows())
+        return [notice, update(value={"headers": heads, "data": rows}, visible=True), update(value=plot, visible=True)]
 
     def _show_report(self, label: str) -> str:
-        number = next(number for number, source in enumerate(self._sources) if source.label == label)
+        number = [source.label for source in self._sources].index(label)
         # Without an origin of its own, the report's script reaches nothing of this page.
         return f'<iframe class="report" title="report" sandbox="allow-scripts" src="/report/{number}"></iframe>'
 
@@ -74,42 +62,10 @@ def list_reports(sources: Sequence[Source]) -> list[Callable[[], str]]:
         from hf_instruct.reporting.facts import read_facts
         from hf_instruct.reporting.page import render_page
 
-        assert source.run is not None
         try:
+            assert source.run is not None
             return render_page(read_facts(source.run, source.run.load_experiment()))
         except InstructError as error:
             return format_notice(f"The run cannot be read: {error}")
 
     return [lambda source=source: render(source) for source in sources]  # type: ignore[misc]
-
-
-def _compare(sources: Sequence[Source]) -> "Comparison":
-    """Return the judged answers of the runs side by side, the untuned model's of each before the tuned one's.
-
-    Raises:
-        InstructError: Fewer than two sets of answers are judged, or they cannot be compared.
-    """
-    from hf_instruct.evaluation.comparison import compare_runs
-
-    runs = [source.run for source in sources if source.run is not None]
-    judged = [folder.path for run in runs for folder in (run.base, run) if folder.judgments.is_file()]
-    return compare_runs(judged, baseline=judged[0] if judged else None, force=True)
-
-
-def _list_rows(comparison: "Comparison") -> list[list[str]]:
-    rows = []
-    for row in comparison.rows:
-        gain = row.difference
-        rows.append(
-            [
-                row.name,
-                format_points(row.mean),
-                format_interval(row.interval) if row.interval else "",
-                str(row.n),
-                str(row.failures),
-                format_signed(gain.mean) if gain else "baseline",
-                format_interval(gain.interval, signed=True) if gain and gain.interval else "",
-                "" if row.validation_loss is None else f"{row.validation_loss:.3f}",
-            ]
-        )
-    return rows
