@@ -85,7 +85,7 @@ class VotePanel:
         # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
         self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
         gradio.Markdown(_WELCOME)
-        with gradio.Row(visible=voter is None, equal_height=True):
+        with gradio.Row(visible=voter is None):
             self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, scale=4, elem_id="vote-name")
             start = gradio.Button("Start", variant="primary", elem_id="vote-start")
         self._progress = gradio.HTML(elem_id="vote-progress")
