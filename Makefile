@@ -49,7 +49,7 @@ unit: setup  ## the fast tests
 slow: setup  ## the tests that train a model or start a server
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -q -m slow --durations=10
 
-format: setup  ## mend what ruff can mend
+format: setup  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

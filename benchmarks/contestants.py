@@ -61,7 +61,7 @@ class Measured:
 
     Attributes:
         ends: Clock readings: where the first step began (or a step that is left out), then each step's end.
-        losses: In nats a label token.
+        losses: In nats per label token.
         computed_tokens: Tokens that went through the blocks, padding included.
         precision: `bfloat16` or `float32`, of the matrix products.
     """
@@ -237,7 +237,7 @@ def _pad(rows: list[tuple[list[int], list[int]]], end_id: int) -> tuple[Any, Any
 
 
 class _MeasuredEnoughError(Exception):
-    """Leaves a trainer that would go on to its last step, evaluate and save."""
+    """Leaves a trainer that would continue to its last step, evaluate and save."""
 
 
 @contextmanager

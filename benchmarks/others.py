@@ -14,7 +14,7 @@ from benchmarks.processes import BenchmarkError, SkipError, run_job
 _PROMPTS = {"ours": 110, "ours-bf16": 110, "batched": 110, "one-by-one": 8, "course": 2}
 _QUICK_PROMPTS = {**_PROMPTS, "one-by-one": 4, "course": 1}
 _NEW_TOKENS = 64
-# In float32 a near tie may still be rounded another way; more than a few differing answers are a fault.
+# In float32 a near tie may still be rounded another way; more than a few differing answers are an error.
 _LEAST_EQUAL = 0.9
 _ROWS = {"full": 100_000, "quick": 100_000, "dry": 200}
 # Long enough for opening the judge not to count: 20 seconds and 5 at the ideal rate.
