@@ -9,7 +9,6 @@ import publishing_runs
 import pytest
 import tiny_models
 from fake_ollama import Answer, FakeOllama
-from hf_instruct.ui.sources import find_sources
 from transformers import dynamic_module_utils
 
 from hf_instruct.cli.main import main
@@ -20,7 +19,7 @@ from hf_instruct.pipeline import run as run_experiment
 from hf_instruct.records import Example, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response
-from hf_instruct.ui.model_pool import ModelShelf
+from hf_instruct.ui.model_pool import ModelPool, find_sources
 
 # Leaves a file behind wherever it is imported.
 _CODE = """\
@@ -93,11 +92,11 @@ def test_what_needs_the_tokenizer_alone_runs_no_code(folder: RunFolder, tmp_path
 
 
 def test_the_page_takes_no_consent_from_the_run(folder: RunFolder, tmp_path: Path) -> None:
-    shelf = ModelShelf(find_sources([str(folder.path)]))
-    with pytest.raises(ModelLoadError, match="add `--trust-remote-code`"), shelf.lend("run"):
+    sources = find_sources([str(folder.path)])
+    with pytest.raises(ModelLoadError, match="add `--trust-remote-code`"), ModelPool(sources).acquire("run"):
         pass
     assert not (tmp_path / "it ran").exists()
-    with ModelShelf(find_sources([str(folder.path)], trust_remote_code=True)).lend("run") as model:
+    with ModelPool(sources, trust_remote_code=True).acquire("run") as model:
         assert type(model.model).__name__ == "Model"
     assert (tmp_path / "it ran").exists()
 

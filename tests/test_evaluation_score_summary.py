@@ -4,9 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from hf_instruct.ui.runs import read_runs
-from hf_instruct.ui.runs_html import describe_comparability, format_runs_tables
-from hf_instruct.ui.sources import find_sources
 from reporting_run import JUDGE, write_run
 
 from hf_instruct.errors import DataError
@@ -19,7 +16,6 @@ from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.summary import format_summary, format_summary_line
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Metrics, MetricValue, Scores
-from hf_instruct.ui.runs_tab import list_choices
 
 SMALL = JUDGE.model_copy(update={"backend": "local", "model": "smollm2-135m"})
 REASON = "the judge is a small model (135 million parameters)"
@@ -90,15 +86,6 @@ def test_a_comparison_leads_with_the_metrics_and_ranks_by_them(run: RunFolder) -
     assert text.index("ROUGE-L") < text.index(f"Scores that say little, because {REASON}:") < text.index("baseline")
     assert "higher" not in text
     assert "lower" not in text
-
-
-def test_the_runs_tab_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> None:
-    view = read_runs(find_sources([str(run.path)]))
-    tables = format_runs_tables(view)
-    assert tables.index("reference metrics") < tables.index("mean score")
-    assert describe_comparability(view).endswith(f"These scores say little: {REASON}.")
-    assert [id for _, id in list_choices(view, "", "lowest first")] == ["b", "d", "a", "c"]
-    assert [id for _, id in list_choices(view, "", "largest difference first")] == ["b", "c", "d", "a"]
 
 
 @pytest.mark.parametrize("name", ["metrics", "scores", "training_log"])
