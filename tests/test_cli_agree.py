@@ -57,6 +57,3 @@ def test_a_mistake_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith(f"hf-instruct: `{tmp_path / 'b.json'}` cannot be read")
-    with pytest.raises(SystemExit, match="2"):
-        main(["agree", "a", "b", "--seed", "-1"])
-    assert "`-1` is not a whole number of at least 0" in capsys.readouterr().err

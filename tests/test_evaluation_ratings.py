@@ -70,11 +70,6 @@ def test_padding_gains_nothing_at_equal_length(padding: "object", every: int) ->
     assert rate.interval is None
 
 
-def test_without_a_difference_in_length_the_rate_is_the_raw_one() -> None:
-    rows = [prefer(number, float(number % 10 > 0)) for number in range(200)]
-    assert controlled(rows) == pytest.approx(0.9, abs=0.002)
-
-
 def test_known_advantage_and_length_effect_are_told_apart() -> None:
     """Pairs in which the first is longer on average, by a judge with an advantage of 0.8 nats for it and a bias."""
     generator = numpy.random.default_rng(0)
@@ -114,14 +109,6 @@ def play(games: dict[tuple[str, str], tuple[int, int, int]]) -> list[Preference]
         scores = [score for score, count in zip((1.0, 0.5, 0.0), counts, strict=True) for _ in range(count)]
         rows += [prefer(number, score, first=first, second=second) for number, score in enumerate(scores)]
     return rows
-
-
-def test_two_sets_differ_by_the_odds_of_their_win_rate() -> None:
-    table = rated(play({("a", "b"): (70, 10, 20)}))
-    assert table["a"].rating - table["b"].rating == pytest.approx(400 * math.log10(75 / 25), abs=0.2)
-    assert table["a"].rating + table["b"].rating == pytest.approx(2000)
-    assert table["a"][3:] == (100, 70, 10, 20)
-    assert table["b"][3:] == (100, 20, 10, 70)
 
 
 def test_ratings_are_the_likeliest_ones() -> None:

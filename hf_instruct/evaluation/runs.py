@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from hf_instruct.errors import DataError
 from hf_instruct.evaluation.metrics import QUOTIENTS
 from hf_instruct.evaluation.score_summary import JUDGE_IDENTITY
 from hf_instruct.evaluation.verdict_table import SCORES, describe_judge, load_verdicts
-from hf_instruct.records import build_example_id, parse_json, read_file, read_rows
+from hf_instruct.records import build_example_id, read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Metrics, Response, Scores, TrainingRow
 
@@ -73,11 +72,6 @@ def load_run(source: Any, *, name: str | None = None) -> ScoredRun:
     """
     import pandas
 
-    path = Path(source) if isinstance(source, str | Path) else None
-    if path is not None and path.suffix == ".json" and {"mean", "judge"} <= set(_read_object(path)):
-        raise DataError(
-            f"`{path}` holds the summary of scores, not the scores; name its folder or the `judgments.jsonl` beside it."
-        )
     verdicts = load_verdicts(source, name)
     if verdicts.kind != SCORES:
         raise DataError(
@@ -89,20 +83,19 @@ def load_run(source: Any, *, name: str | None = None) -> ScoredRun:
         raise DataError(f"`{verdicts.name}` holds {len(wrong)} score(s) outside 0 to 100; the first is {wrong[0]:g}.")
     rows = pandas.DataFrame({"score": scores, "example": None, "category": None})
     run = ScoredRun(verdicts.name, rows, pandas.DataFrame(index=rows.index), verdicts.keyed)
-    if verdicts.file is None or path is None:
+    if not verdicts.judgments or verdicts.file is None:
         return run
-    run = _add_judge(run, verdicts.file)
-    return (
-        _add_run_files(run, verdicts.file, is_folder=path.is_dir()) if verdicts.file.name == "judgments.jsonl" else run
-    )
+    run = _add_judge(run, verdicts.file, verdicts.judgments)
+    if verdicts.file.name != "judgments.jsonl":
+        return run
+    return _add_run_files(run, RunFolder(verdicts.file.parent), must_be_whole=Path(source).is_dir())
 
 
-def _add_judge(run: ScoredRun, file: Path) -> ScoredRun:
+def _add_judge(run: ScoredRun, file: Path, rows: Sequence[Judgment]) -> ScoredRun:
     """Return a run with what its judgments, and the scores beside them, say of the judge."""
-    rows = read_rows(file, Judgment)
-    judges = {json.dumps([row.judge.to_dict(), row.rubric], sort_keys=True): row for row in rows}
+    judges = {(row.judge.model_dump_json(), row.rubric): describe_judge(row.judge, row.rubric) for row in rows}
     if len(judges) > 1:
-        shown = ", ".join(describe_judge(row.judge, row.rubric) for row in list(judges.values())[:3])
+        shown = ", ".join(list(judges.values())[:3])
         raise DataError(
             f"`{file}` holds judgments by {len(judges)} judges ({shown}), which cannot be put together. Judge again "
             "with `hf-instruct judge`, which keeps each judge's in a file of its own."
@@ -135,16 +128,14 @@ def _average_repeats(run: ScoredRun, file: Path, count: int) -> ScoredRun:
     return dataclasses.replace(run, rows=run.rows.assign(score=scores), repeats=count)
 
 
-def _add_run_files(run: ScoredRun, file: Path, *, is_folder: bool) -> ScoredRun:
+def _add_run_files(run: ScoredRun, folder: RunFolder, *, must_be_whole: bool) -> ScoredRun:
     """Return a run with what lies beside its judgments: the answers' examples, metrics, the validation loss."""
     import pandas
 
-    folder = RunFolder(file.parent)
     responses: list[Response] = []
-    if folder.responses.is_file():
-        with contextlib.suppress(DataError):
-            responses = [row for row in read_rows(folder.responses, Response) if row.id]
-    if is_folder and not folder.scores.is_file() and len(run.rows) < len(responses):
+    with contextlib.suppress(DataError):
+        responses = [row for row in read_rows(folder.responses, Response) if row.id]
+    if must_be_whole and not folder.scores.is_file() and len(run.rows) < len(responses):
         raise DataError(
             f"`{run.name}` is not judged to the end ({len(run.rows)} of {len(responses)} answers); "
             f"`hf-instruct judge` continues it."
@@ -174,43 +165,30 @@ def _find_validation_loss(folder: RunFolder) -> float | None:
     return found[-1] if found else None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty where there is none, or something else."""
-    try:
-        value = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
     """Return in what the runs were judged differently, each with the values seen; empty where nothing is known.
 
     A run that does not tell its judge, or the hash of its rubric, is not held against the others.
     """
     judges = [(run, run.judge) for run in runs if run.judge]
-    known = [run for run, _ in judges]
-    options = [judge.options for _, judge in judges]
-    # Options that all have alike are not shown.
-    differing = sorted(
-        name
-        for name in {name for each in options for name in each}
-        if len({str(each.get(name)) for each in options}) > 1
-    )
-    seen: dict[str, list[tuple[ScoredRun, Any]]] = {
-        f"judge.{name}": [(run, getattr(judge, name)) for run, judge in judges] for name in JUDGE_IDENTITY
+    seen: dict[str, list[tuple[str, Any]]] = {
+        f"judge.{name}": [(run.name, getattr(judge, name)) for run, judge in judges] for name in JUDGE_IDENTITY
     }
-    shown = [", ".join(f"{name} {each.get(name)}" for name in differing) for each in options]
-    seen["judge.options"] = list(zip(known, shown, strict=True))
-    seen["rubric"] = [(run, run.rubric) for run in known]
-    if len({run.rubric for run in known}) == 1:
+    # Options that all have alike are not shown.
+    names = sorted({name for _, judge in judges for name in judge.options})
+    differing = [name for name in names if len({str(judge.options.get(name)) for _, judge in judges}) > 1]
+    seen["judge.options"] = [
+        (run.name, ", ".join(f"{name} {judge.options.get(name)}" for name in differing)) for run, judge in judges
+    ]
+    seen["rubric"] = [(run.name, run.rubric) for run, _ in judges]
+    if len({run.rubric for run, _ in judges}) == 1:
         # Another name says it already: another rubric always has another hash.
-        seen["rubric (SHA-256)"] = [(run, run.rubric_sha256[:7]) for run in known if run.rubric_sha256]
+        seen["rubric (SHA-256)"] = [(run.name, run.rubric_sha256[:7]) for run, _ in judges if run.rubric_sha256]
     differences = []
     for name, pairs in seen.items():
         owners: dict[str, list[str]] = {}
-        for run, value in pairs:
-            owners.setdefault(str(value), []).append(run.name)
+        for owner, value in pairs:
+            owners.setdefault(str(value), []).append(owner)
         if len(owners) > 1:
             values = "; ".join(f"{value} ({', '.join(names)})" for value, names in owners.items())
             differences.append(f"`{name}`: {values}")

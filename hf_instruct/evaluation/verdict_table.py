@@ -41,7 +41,8 @@ class Verdicts:
             preferences 1 for the first, 0.5 for a tie, 0 for the second; NaN where no verdict could be read), `judge`
             (in words), and of preferences `first` and `second`, the sets compared.
         keyed: Whether the ids are the examples', rather than indices.
-        file: The file of judgments, where they are from one.
+        judgments: What the scores are from, where it is a judge's.
+        file: The file that holds these.
         equal: Preferences left out, because nobody judged them: the two answers are equal.
     """
 
@@ -49,6 +50,7 @@ class Verdicts:
     kind: str
     rows: "pandas.DataFrame"
     keyed: bool = True
+    judgments: Sequence[Judgment] = ()
     file: Path | None = None
     equal: int = 0
 
@@ -121,14 +123,14 @@ def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = N
             raise DataError(f"{name} is {source!r}; give a path, numbers, a mapping of ids to numbers, or rows.")
         content = dict(source) if isinstance(source, Mapping) else list(source)
     first = content[0] if isinstance(content, list) and content else None
-    if isinstance(first, Preference) or (isinstance(first, dict) and {"first", "second"} <= first.keys()):
+    fields = first.keys() if isinstance(first, dict) else set()
+    if isinstance(first, Preference) or {"first", "second"} <= fields:
         return _collect_preferences(read_rows(file, Preference) if file else content, name, voter)
     if voter is not None:
         raise DataError(f"`{name}` holds scores, not votes, so it has no voter `{voter}`; leave that option out.")
-    if isinstance(content, list):
-        content = [row.to_dict() if isinstance(row, Judgment) else row for row in content]
-    is_judged = isinstance(first, dict) and "replies" in first
-    return dataclasses.replace(_collect_scores(content, name), file=file if is_judged else None)
+    if isinstance(first, Judgment) or "replies" in fields:
+        return _collect_judgments(read_rows(file, Judgment) if file else content, name, file)
+    return _collect_scores(content, name)
 
 
 def load_preferences(sources: Iterable[Path | str | Preference]) -> list[Preference]:
@@ -165,6 +167,14 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> list[Prefere
     return rows
 
 
+def _collect_judgments(judgments: Sequence[Judgment], name: str, file: Path | None) -> Verdicts:
+    import pandas
+
+    values = [(row.id, row.score, describe_judge(row.judge, row.rubric)) for row in judgments]
+    frame = pandas.DataFrame(values, columns=["id", "score", "judge"]).astype({"score": float})
+    return Verdicts(name, SCORES, frame, judgments=judgments, file=file)
+
+
 def _collect_scores(content: Any, name: str) -> Verdicts:
     import pandas
 
@@ -184,18 +194,8 @@ def _collect_scores(content: Any, name: str) -> Verdicts:
             problems.append(f"`{row['id']}` {error}" if row.get("id") else f"row {number} {error}")
     if problems:
         raise DataError.listing(problems, f"in `{name}`; {_ALLOWED}", most=_MOST_PROBLEMS)
-    frame = pandas.DataFrame(
-        {
-            "id": [str(row["id"]) for row in rows] if keyed else range(len(rows)),
-            "score": pandas.Series(scores, dtype=float),
-            "judge": [
-                describe_judge(JudgeIdentity.model_validate(row["judge"]), row.get("rubric", ""))
-                if row.get("judge")
-                else ""
-                for row in rows
-            ],
-        }
-    )
+    ids = [str(row["id"]) for row in rows] if keyed else range(len(rows))
+    frame = pandas.DataFrame({"id": ids, "score": pandas.Series(scores, dtype=float), "judge": ""})
     return Verdicts(name, SCORES, frame, keyed=bool(keyed))
 
 
@@ -302,4 +302,4 @@ def describe_judge(judge: JudgeIdentity, rubric: str, rubric_sha256: str = "") -
     text = f"{judge.model or 'unnamed'}{digest}{backend}"
     if judge.backend != PERSON:
         text = f"judge {text}, rubric {rubric}{sha256}"
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
