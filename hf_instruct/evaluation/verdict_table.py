@@ -259,31 +259,14 @@ def _find_file(path: Path) -> Path:
 def _read_content(file: Path) -> Any:
     """Return what is in a file: rows as dictionaries, or whatever else its JSON holds."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"`{file}` cannot be read: {error.strerror}; {_ALLOWED}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{file}` is not UTF-8 text (byte {error.start}); {_ALLOWED}.") from error
-    if not text.strip():
-        raise DataError(f"`{file}` is empty; {_ALLOWED}.")
-    if file.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text)))
-    if file.suffix != ".jsonl":
-        try:
-            return parse_json(text)
-        except ValueError as error:
-            raise DataError(f"`{file}` is not JSON ({error}); {_ALLOWED}.") from error
-    rows, problems = [], []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.extend([parse_json(line)] if line.strip() else [])
-        except ValueError as error:
-            # A last line without its newline was torn when its writer was killed.
-            problems += [f"line {number} is not JSON: {error}"] * (number < len(lines))
-    if problems:
-        raise DataError.listing(problems, f"in `{file}`; {_ALLOWED}", most=_MOST_PROBLEMS)
-    return rows
+        if file.suffix == ".jsonl":
+            return read_rows(file, dict)
+        text = file.read_text(encoding="utf-8-sig")
+        return list(csv.DictReader(io.StringIO(text))) if file.suffix == ".csv" else parse_json(text)
+    except (DataError, OSError, ValueError) as error:
+        raise DataError(
+            f"`{file}` cannot be read ({getattr(error, 'strerror', None) or error}); {_ALLOWED}."
+        ) from error
 
 
 def describe_judge(judge: JudgeIdentity, rubric: str, rubric_sha256: str = "") -> str:
