@@ -120,13 +120,8 @@ def measure_agreement(
     b, turned = b.oriented(order)
     scores = a.by_example(), b.by_example()
     both = pandas.concat(scores, axis=1, join="inner", keys=("a", "b"))
-    _check_joined(a, b, scores, both)
     pairs = both.dropna()
-    if len(pairs) < 2:
-        raise DataError(
-            f"`{a.name}` and `{b.name}` share {len(both)} examples, {len(pairs)} of them with a verdict on both sides; "
-            "agreement takes at least 2."
-        )
+    _check_joined(a, b, scores, both)
     sides = [
         Side(side.name, side.judge, len(own), int(own.isna().sum()), len(own) - len(both), float(mean))
         for side, own, mean in zip((a, b), scores, pairs.mean(), strict=True)
@@ -169,6 +164,11 @@ def _check_joined(
         raise DataError(
             f"`{first.name}` and `{second.name}` have nothing in common (the first are {one} and {two}); name verdicts "
             "on the same examples, and preferences between the same two sets."
+        )
+    if (common := len(both.dropna())) < 2:
+        raise DataError(
+            f"`{first.name}` and `{second.name}` share {len(both)} examples, {common} of them with a verdict on both "
+            "sides; agreement takes at least 2."
         )
 
 

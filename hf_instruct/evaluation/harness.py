@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,7 @@ def benchmark_run(
                 write_by_model(run.benchmarks, kept)
     if run is not None and base:
         found[TUNED] = compare_benchmarks(found[TUNED], found[UNTUNED])
-        compared = {(row.task, row.metric, row.filter): row for row in found[TUNED]}
-        kept[TUNED] = [compared.get((row.task, row.metric, row.filter), row) for row in kept[TUNED]]
+        kept[TUNED] = compare_benchmarks(kept[TUNED], found[UNTUNED])
         write_by_model(run.benchmarks, kept)
     return found
 
@@ -146,20 +146,11 @@ def benchmark_model(
             f"The tokenizer of `{name}` has no chat template, so `--apply-chat-template` has nothing to apply; leave "
             "it out."
         )
-    from importlib.metadata import version
-
     loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, options.include)
     rows: list[BenchmarkResult] = []
     for asked, found in loaded.items():
         start = time.monotonic()
-        try:
-            raw = _evaluate(model, tokenizer, found, options)
-        except (ValueError, AssertionError, LookupError) as error:
-            # A question longer than the context, more solved examples than there are, a task that runs code.
-            raise DataError(
-                f"lm-eval cannot run `{asked}` with this model and these options: {first_line(error)} Lower "
-                "`--num-fewshot`, or take another task."
-            ) from error
+        raw = _evaluate(model, tokenizer, asked, found, options)
         common = {
             "limit": options.limit,
             "chat_template": options.apply_chat_template,
@@ -176,25 +167,32 @@ def benchmark_model(
     return rows
 
 
-def _evaluate(model: Any, tokenizer: Any, tasks: Mapping[str, Any], options: BenchmarkOptions) -> dict[str, Any]:
+def _evaluate(
+    model: Any, tokenizer: Any, asked: str, tasks: Mapping[str, Any], options: BenchmarkOptions
+) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+    from transformers import set_seed
 
+    # As `simple_evaluate` does, which also spends seconds on `git` and `pip`.
+    seed = lm_eval.defaults.DEFAULT_OTHER_SEED
+    set_seed(seed)
     for task in tasks["tasks"].values():
-        # As `simple_evaluate`, which also spends seconds on `git` and `pip`.
         default = task.get_config("num_fewshot")
         if default is None or (options.num_fewshot is not None and default != 0):
             task.set_config(key="num_fewshot", value=options.num_fewshot or 0)
-        task.set_fewshot_seed(seed=lm_eval.defaults.DEFAULT_OTHER_SEED)
-    with quiet():
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
-        raw: dict[str, Any] = lm_eval.evaluate(
-            lm,
-            dict(tasks),
-            limit=options.limit,
-            apply_chat_template=options.apply_chat_template,
-            fewshot_as_multiturn=True,
-        )
+        task.set_fewshot_seed(seed=seed)
+    chat = {"apply_chat_template": options.apply_chat_template, "fewshot_as_multiturn": True}
+    try:
+        with quiet():
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+            raw: dict[str, Any] = lm_eval.evaluate(lm, dict(tasks), limit=options.limit, **chat)
+    except (ValueError, AssertionError, LookupError) as error:
+        # A question longer than the context, more solved examples than there are, a task that runs code.
+        raise DataError(
+            f"lm-eval cannot run `{asked}` with this model and these options: {first_line(error)} Lower "
+            "`--num-fewshot`, or take another task."
+        ) from error
     return raw
 
 
@@ -207,7 +205,7 @@ def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mappi
         counts = raw["n-samples"].get(task, {})
         # As lm-eval's own `task_hashes`, so that these can be held against published ones.
         parts = [s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples]
-        version = raw["versions"].get(task)
+        task_version = raw["versions"].get(task)
         for key, value in metrics.items():
             metric, comma, filter_name = key.partition(",")
             if not comma or metric.endswith("_stderr"):
@@ -225,7 +223,7 @@ def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mappi
                     num_fewshot=raw["n-shot"].get(task),
                     higher_is_better=raw["higher_is_better"].get(task, {}).get(metric),
                     # lm-eval's word for a YAML that gives none.
-                    version=None if version in (None, "Yaml") else str(version),
+                    version=None if task_version in (None, "Yaml") else str(task_version),
                     questions_sha256=hash_string("".join(parts)) if samples else None,
                     shown=task in shown,
                     values=[v for v in values if v is not None] if values and None not in values else None,
