@@ -72,7 +72,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     if options.json:
         print(format_json({kind: [row.to_dict() for row in rows] for kind, rows in found.items()}))
     else:
-        _print_table(found["tuned"], found.get("base", []))
+        _print_table(found["tuned"], found.get("untuned", []))
 
 
 def _print_table(results: "Sequence[BenchmarkResult]", base: "Sequence[BenchmarkResult]") -> None:
