@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import evaluate
@@ -260,14 +259,6 @@ def test_the_classes_say_what_measuring_does_and_combine() -> None:
         name: pytest.approx(measure_responses(ROWS).metrics[name].mean, abs=1e-6)
         for name in ("exact_match", "token_f1", "rouge_l", "chrf")
     }
-
-
-def test_many_at_once() -> None:
-    def measure(number: int) -> dict:
-        return metrics.RougeL().compute(predictions=[f"{number} {number}"] * 20, references=[f"{number}"] * 20)
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(measure, range(20))) == [{"rouge_l": pytest.approx(2 / 3)}] * 20
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,10 @@ def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -
     Raises:
         DataError: There is no verdict between two sets, or the sets fall into groups without a comparison between them.
 
-    >>> rows = [Preference(str(i), "a", "b", float(i < 3), {}, "", [], [], 0, 0) for i in range(4)]
+    >>> from hf_instruct.schema import JudgeIdentity
+    >>> known = {"first": "a", "second": "b", "judge": JudgeIdentity(), "rubric": "", "orders": [], "replies": []}
+    >>> lengths = {"first_length": 0, "second_length": 0}
+    >>> rows = [Preference(id=str(i), score=float(i < 3), **known, **lengths) for i in range(4)]
     >>> [(row.name, round(row.rating), row.wins, row.losses) for row in bradley_terry(rows, resamples=1)]
     [('a', 1095, 3, 1), ('b', 905, 1, 3)]
     """

@@ -34,7 +34,8 @@ def build_scores(
     >>> from hf_instruct.evaluation.rubrics import Rubric
     >>> known = {"replies": [], "judge": JudgeIdentity(), "rubric": "course", "prompt_sha256": "", "seconds": 0.0}
     >>> rows = [Judgment(id=str(i), score=s, **known) for i, s in enumerate([80, 60, None])]
-    >>> scores = build_scores(rows, rubric=Rubric("course", ""), judge=JudgeIdentity(backend="local", model="m"))
+    >>> rubric = Rubric(name="course", prompt="{{ instruction }} {{ input }} {{ output }} {{ response }}")
+    >>> scores = build_scores(rows, rubric=rubric, judge=JudgeIdentity(backend="local", model="m"))
     >>> scores.mean, scores.standard_error, scores.n, scores.failures, scores.total
     (70.0, 10.0, 2, 1, 3)
     """
@@ -84,6 +85,7 @@ def _is_constant(judgments: Sequence[Judgment]) -> bool:
 def format_scores(scores: Scores) -> str:
     """Return a score with everything that it should not be quoted without, in one line.
 
+    >>> from hf_instruct.schema import Interval, RubricName
     >>> judge = JudgeIdentity(model="phi3", digest="365c0bd3c000")
     >>> format_scores(Scores(mean=49.45, standard_error=2.88, interval=Interval(43.8, 55.01), n=110, total=110,
     ...                      judge=judge, rubric=RubricName(name="course")))
