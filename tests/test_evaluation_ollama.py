@@ -10,7 +10,7 @@ import pytest
 from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
+from hf_instruct.errors import JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply, choose_judge, opened_judge
 from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.rubrics import load_rubric
@@ -76,29 +76,18 @@ def test_request_pins_everything_that_moves_the_reply(server: FakeOllama) -> Non
     assert [load["options"] for load in loads] == [body["options"]]
 
 
-def test_identity_names_digest_version_and_options(server: FakeOllama) -> None:
+@pytest.mark.parametrize("name", ["LLAMA3", "llama3:latest", None])
+def test_identity_names_digest_version_and_options(server: FakeOllama, name: str | None) -> None:
     async def work() -> dict[str, Any]:
-        async with opened_judge(JudgeSection(backend="auto", base_url=server.url, num_ctx=2048)) as judge:
+        async with opened_judge(JudgeSection(backend="auto", base_url=server.url, num_ctx=2048, model=name)) as judge:
             return judge.identity()
 
     identity = asyncio.run(work())
+    # Names compare as Ollama compares them.
     assert [identity[name] for name in ("backend", "model", "digest", "server_version")] == [
-        *("ollama", "llama3", DIGEST, "0.33.0")
+        *("ollama", name or "llama3", DIGEST, "0.33.0")
     ]
     assert identity["options"]["num_ctx"] == 2048
-
-
-@pytest.mark.parametrize("name", ["LLAMA3", "llama3:latest"])
-def test_names_compare_as_ollama_compares_them(server: FakeOllama, name: str) -> None:
-    async def work() -> object:
-        judge = OllamaJudge(JudgeSection(base_url=server.url, model=name))
-        try:
-            await judge.prepare()
-            return judge.identity()["digest"]
-        finally:
-            await judge.close()
-
-    assert asyncio.run(work()) == DIGEST
 
 
 def test_absent_model_is_named_with_the_command(server: FakeOllama) -> None:
@@ -138,11 +127,6 @@ def test_something_else_at_the_address(server: FakeOllama, answer: Answer, reaso
     assert f"What answers at {server.url} is not an Ollama server ({reason})" in str(caught.value)
 
 
-def test_unusable_address() -> None:
-    with pytest.raises(ConfigError, match=r"^The Ollama address `localhost:abc` is not usable\. It looks like http"):
-        OllamaJudge(JudgeSection(base_url="localhost:abc"))
-
-
 def test_busy_server_is_asked_again(server: FakeOllama) -> None:
     busy = Answer("server busy, please try again.  maximum pending requests exceeded", status=503)
     server.script = [busy, busy]
@@ -159,12 +143,13 @@ def test_busy_server_is_asked_again(server: FakeOllama) -> None:
         (Answer(raw='{"error": "an error"}'), "the server failed: an error (status 200)"),
         # As gpt-oss does when told not to think, which it does not know.
         (Answer("", thinking='{"score": 2}'), "the judge thought and then wrote no answer (`judge.think` is "),
-        (
-            Answer("", thinking="Hmm", done_reason="length"),
-            "the judge was still thinking when its reply was cut",
-        ),
+        (Answer("", thinking="Hmm", done_reason="length"), "the judge was still thinking when its reply was cut at 64"),
         (Answer('{"score": 8', done_reason="length"), "the reply was cut at 64 tokens (`judge.max_new_tokens`)"),
         (Answer("and and", done=False), "the server broke the reply off"),
+        (
+            Answer(raw="{}", status=307, headers={"Location": "http://me:secret@evil.example/?k=1"}),
+            "the server redirects to http://evil.example, and redirects are not followed",
+        ),
         (
             Answer(raw="<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"}),
             "the answer is not JSON but text/html: <html>Log in</html>",
@@ -249,16 +234,6 @@ def test_server_that_no_longer_tells_its_models(server: FakeOllama) -> None:
     )
 
 
-def test_redirected_question_is_a_failure_that_names_the_target(server: FakeOllama) -> None:
-    server.reply = lambda body: Answer(raw="{}", status=307, headers={"Location": "http://me:secret@evil.example/?k=1"})
-    (reply,) = ask(server)
-    assert reply.failure == "the server redirects to http://evil.example, and redirects are not followed"
-    assert len(server.chats) == 1
-    server.listing = Answer(raw="{}", status=302, headers={"Location": "/login"})
-    with pytest.raises(JudgeUnavailable, match=rf"^What answers at .* \(the server redirects to {server.url}/login,"):
-        ask(server)
-
-
 def test_cut_connection_is_tried_again(server: FakeOllama) -> None:
     server.script = [Answer(cut=True)]
     (reply,) = ask(server)
@@ -268,13 +243,6 @@ def test_cut_connection_is_tried_again(server: FakeOllama) -> None:
     assert reply.failure is not None
     assert reply.failure.startswith("the connection broke (")
     assert len(server.chats) == 2 + 4
-
-
-def test_slow_reply_is_a_failure(server: FakeOllama) -> None:
-    server.script = [Answer(seconds=0.5)]
-    late, punctual = ask(server, times=2, timeout_seconds=0.2)
-    assert late.failure == "no reply within 0.2 s"
-    assert punctual.failure is None
 
 
 def test_too_long_question_is_a_failure_of_its_own(server: FakeOllama) -> None:
@@ -328,14 +296,15 @@ def test_pull(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
     assert (body["model"], body["stream"]) == ("phi3", True)
 
 
-def test_pull_of_an_unknown_model(server: FakeOllama) -> None:
-    server.pull_lines = [PULL_START[0], {"error": "pull model manifest: file does not exist"}]
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        ([{"error": "pull model manifest: file does not exist"}], "cannot pull `phi3`: pull model manifest: file does"),
+        ([], "stopped pulling `phi3` at 'pulling 6a07'. Run `ollama pull phi3`"),
+    ],
+)
+def test_pull_that_fails_or_breaks_off(server: FakeOllama, last: list[dict[str, Any]], text: str) -> None:
+    server.pull_lines = [*PULL_START, *last]
     with pytest.raises(JudgeUnavailable) as caught:
-        ask(server, model="lama3", pull=True)
-    assert "cannot pull `lama3`: pull model manifest: file does not exist." in str(caught.value)
-
-
-def test_pull_that_breaks_off(server: FakeOllama) -> None:
-    server.pull_lines = PULL_START
-    with pytest.raises(JudgeUnavailable, match=r"stopped pulling `phi3` at 'pulling 6a07'\. Run `ollama pull phi3`"):
         ask(server, model="phi3", pull=True)
+    assert text in str(caught.value)

@@ -18,38 +18,26 @@ LEVELS = load_rubric("five-point")
 
 
 @pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ('{"score": 85}', 85),
-        ('{"score": 0}', 0),
-        ('{"score": 100.0}', 100),
-        ('{"score": "85"}', 85),
-        ('{"score": 1e2}', 100),
-        ('```json\n{"score": 85}\n```', 85),
-        ('{"thoughts": "of 2 facts, 1 is wrong", "score": 50}', 50),
-        ("85", 85),
-        (" 85.\n", 85),
-        ("85.0", 85),
-        ("007", 7),
-        ("Score: 85", 85),
-        ("**Score:** 85/100", 85),
-        ("score is 85", 85),
-        ("85/100", 85),
-        ("85 / 100", 85),
-        ("85 out of 100", 85),
-        ("**85**", 85),
-        ("`85`", 85),
-        ("Score: 85\n\nThe response is right.", 85),
-        ("<think>100? No, 40.</think>\n40", 40),
-        ('{"Score": 85}', 85),
-        ('{"score": 85} {"score": 90}', 90),
-        ("Score: 85\n\nTwo of 3 facts are right.", 85),
-        ("Of 3 facts, 2 are right. Score: 85", 85),
-        ("Score: 85 points", 85),
-    ],
+    ("score", "texts"),
+    {
+        85: [
+            *('{"score": 85}', '{"score": "85"}', '{"Score": 85}', '```json\n{"score": 85}\n```'),
+            *("85", " 85.\n", "85.0", "**85**", "`85`", "85/100", "85 / 100", "85 out of 100"),
+            *("Score: 85", "**Score:** 85/100", "score is 85", "Score: 85 points"),
+            *("Score: 85\n\nThe response is right.", "Score: 85\n\nTwo of 3 facts are right."),
+            "Of 3 facts, 2 are right. Score: 85",
+        ],
+        0: ['{"score": 0}'],
+        7: ["007"],
+        40: ["<think>100? No, 40.</think>\n40"],
+        50: ['{"thoughts": "of 2 facts, 1 is wrong", "score": 50}'],
+        90: ['{"score": 85} {"score": 90}'],
+        100: ['{"score": 100.0}', '{"score": 1e2}'],
+    }.items(),
 )
-def test_readable_replies(text: str, score: int) -> None:
-    assert parse_verdict(text, COURSE).score == score
+def test_readable_replies(score: int, texts: list[str]) -> None:
+    for text in texts:
+        assert parse_verdict(text, COURSE).score == score, text
 
 
 UNCLEAR = """\
