@@ -119,6 +119,20 @@ def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
     return " to ".join(map(format_signed if signed else format_points, ends))
 
 
+def format_seconds(seconds: float) -> str:
+    """Return a time in the two largest units that it fills.
+
+    >>> format_seconds(8.24), format_seconds(314), format_seconds(11_782)
+    ('8.2 s', '5 min 14 s', '3 h 16 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def align(table: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
     """Return rows of cells, all of one length, as lines with aligned columns.
 

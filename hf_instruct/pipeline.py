@@ -202,7 +202,7 @@ def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str])
 
             judge(folder, experiment)
         elif stage == "report":
-            from hf_instruct.reporting.stage import report
+            from hf_instruct.reporting.page import report
 
             report(folder, experiment)
 

@@ -1,24 +1,35 @@
-"""A small run folder with a file of every stage, written by hand; the tests of the report read it."""
+"""A small run folder with a file of every stage, for the tests of everything that reads one."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import build_experiment
+from hf_instruct.evaluation.metrics import measure_responses
+from hf_instruct.evaluation.pair_scores import build_pair_scores
+from hf_instruct.evaluation.pairing import JoinedPairs
+from hf_instruct.evaluation.probes import build_probes
+from hf_instruct.evaluation.rubrics import load_rubric
+from hf_instruct.evaluation.scores import build_scores
+from hf_instruct.evaluation.self_check import check_judgments
 from hf_instruct.records import Example, write_json, write_rows
+from hf_instruct.reporting.results import RunResults
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
+    BenchmarkResult,
     JudgeIdentity,
     Judgment,
+    MeanDifference,
+    Preference,
+    Preflight,
     Response,
     RubricName,
-    Scores,
-    ScoreSummary,
     TrainingRow,
     TrainingSummary,
 )
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
-RUBRIC = RubricName(**{"name": "course", "sha256": "7" * 64})
+RUBRIC = RubricName(name="course", sha256="7" * 64)
 JUDGE = JudgeIdentity(
     **{"backend": "ollama", "model": "llama3", "digest": "sha256:365c0bd3c000aaaa", "options": {"temperature": 0}}
 )
@@ -55,7 +66,8 @@ def write_run(
         write_rows(run.split("train"), [Example(str(n), f"Do {n}.", "", "Done.") for n in range(34)])
         write_rows(run.split("validation"), [Example("v", "Convert 2 km to m.", "", "2000 m.")])
         write_rows(run.split("test"), [Example(i, ins, inp, ref, cat) for i, ins, inp, ref, cat, *_ in ANSWERS])
-        write_json(run.preflight, {"seen_in_train": {"test": [], "validation": []}})
+        sizes = {"train": 34, "validation": 1, "test": 4, "total": 39}
+        write_json(run.preflight, Preflight(examples=sizes, seen_in_train={"test": [], "validation": []}))
     if "train" in stages:
         write_training(run)
     if "generate" in stages:
@@ -95,6 +107,8 @@ def write_training(run: RunFolder) -> None:
         num_processes=1,
         num_parameters=124_439_808,
         num_trainable_parameters=124_439_808,
+        validation_loss_before=1.193,
+        validation_loss=0.722,
     )
     write_json(run.training_summary, summary)
 
@@ -121,23 +135,11 @@ def write_responses(run: RunFolder) -> None:
 def write_judgments(run: RunFolder) -> None:
     """Write the judge's verdicts and their summary."""
     for i, folder in enumerate((run.base, run)):
-        scores = {row[0]: (row[6], row[8])[i] for row in ANSWERS}
-        write_rows(folder.judgments, [build_judgment(id, score) for id, score in scores.items()])
-        numbers = [score for score in scores.values() if score is not None]
-        scores = Scores(
-            mean=sum(numbers) / len(numbers),
-            standard_error=2.5,
-            n=len(numbers),
-            failures=4 - len(numbers),
-            total=4,
-            judge=JUDGE,
-            rubric=RUBRIC,
-            by_category={
-                "facts": ScoreSummary(mean=60.0, standard_error=40.0, n=2),
-                "simile": ScoreSummary(mean=85.0, n=1),
-            },
-        )
-        write_json(folder.scores, scores)
+        judgments = [build_judgment(row[0], (row[6], row[8])[i]) for row in ANSWERS]
+        write_rows(folder.judgments, judgments)
+        categories = {row[0]: row[4] for row in ANSWERS}
+        scores = build_scores(judgments, rubric=load_rubric("course"), judge=JUDGE, categories=categories)
+        write_json(folder.scores, scores.model_copy(update={"rubric": RUBRIC}))
 
 
 def build_judgment(id: str, score: int | None) -> Judgment:
@@ -154,4 +156,50 @@ def build_judgment(id: str, score: int | None) -> Judgment:
         seconds=0.5,
         failure=failure,
         reasons="Close." if score else None,
+    )
+
+
+def add_measurements(results: RunResults) -> RunResults:
+    """Return a run's results with all else that may be measured: metrics, a check of the judge, pairs, benchmarks."""
+    base, tuned = (
+        dataclasses.replace(side, metrics=measure_responses(side.responses)) for side in (results.base, results.tuned)
+    )
+    probes = build_probes([Example(id, *texts) for id, *texts in (row[:4] for row in ANSWERS)])
+    worth = {"reference": 100, "doubled": 100, "injection-json": 40}
+    judged = check_judgments([build_judgment(row.id, worth.get(str(row.category), 0)) for row in probes])
+    rubric = RubricName(name="course", sha256="7" * 64)
+    preferences = [
+        Preference(
+            id=row[0],
+            first="demo",
+            second="runs/other",
+            score=score,
+            judge=JUDGE,
+            rubric="pairs",
+            orders=[score, score],
+            replies=["A", "B"],
+            first_length=5,
+            second_length=7 + number,
+        )
+        for number, (row, score) in enumerate(zip(ANSWERS, (1.0, 0.0, 0.5, None), strict=True))
+    ]
+    pairs = build_pair_scores(
+        preferences, names=("demo", "runs/other"), joined=JoinedPairs([], "id", 0, 0), judge=JUDGE
+    )
+    benchmark = BenchmarkResult.model_construct(
+        task="everyday_choice",
+        metric="acc",
+        value=0.525,
+        standard_error=0.08,
+        n=40,
+        total=100,
+        difference=MeanDifference(0.1, -0.05, 0.25, 40),
+    )
+    return dataclasses.replace(
+        results,
+        base=base,
+        tuned=tuned,
+        self_check=judged.model_copy(update={"judge": JUDGE.model_copy(update={"model": "phi3"}), "rubric": rubric}),
+        pairwise=[pairs],
+        benchmarks=[benchmark],
     )

@@ -5,6 +5,7 @@ from reporting_run import write_run
 
 from hf_instruct.cli.main import build_parser
 from hf_instruct.errors import RunError
+from hf_instruct.reporting.summary import format_summary
 
 
 def _run(*arguments: str) -> None:
@@ -15,9 +16,9 @@ def _run(*arguments: str) -> None:
 def test_report_prints_the_page_and_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "demo")
     _run(str(run.path))
-    path, line = capsys.readouterr().out.splitlines()
+    path, _, summary = capsys.readouterr().out.partition("\n")
     assert path == str(run.report)
-    assert line.startswith("score 26.3 ± 2.5 -> 68.3 ± 2.5 (n=4 of 4 and n=3 of 4, 1 failure; judge llama3 ")
+    assert summary == format_summary(run) + "\n"
     assert run.report.is_file()
 
 

@@ -10,10 +10,10 @@ from hf_instruct.errors import DataError
 from hf_instruct.evaluation.comparison import compare_runs
 from hf_instruct.evaluation.score_summary import choose_leading, find_weakness
 from hf_instruct.records import read_file, write_json
-from hf_instruct.reporting.facts import read_facts
-from hf_instruct.reporting.findings import list_notes
+from hf_instruct.reporting.findings import list_findings
 from hf_instruct.reporting.page import render_page
-from hf_instruct.reporting.summary import format_summary, format_summary_line
+from hf_instruct.reporting.results import read_results
+from hf_instruct.reporting.summary import format_summary
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Metrics, MetricValue, Scores
 
@@ -55,20 +55,18 @@ def test_the_summary_leads_with_the_metrics(run: RunFolder) -> None:
     assert "Name the author.  [ROUGE-L 0.00 -> 1.00]" in summary
     assert "Use a simile. | The car is fast.  [the lowest ROUGE-L, 0.25]" in summary
     assert "worst" not in summary
-    assert "No difference shown" not in summary
-    assert format_summary_line(run).startswith("exact match 0 % -> 25 %; ROUGE-L 0.21 -> 0.62; score 26.3")
+    assert "no difference" not in summary
 
 
 def test_nothing_is_said_from_a_weak_judges_difference(run: RunFolder) -> None:
-    notes = list_notes(read_facts(run, run.load_experiment()))
-    assert notes[0].startswith("The judge is a small model (135 million parameters), so its scores do not tell")
-    assert not any("tuned - base" in note for note in notes)
+    names = [finding.name for finding in list_findings(read_results(run, run.load_experiment()))]
+    assert names == ["weak_judge", "few_scores", "failures"]
 
 
 def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> None:
-    html = render_page(read_facts(run, run.load_experiment()))
+    html = render_page(read_results(run, run.load_experiment()))
     tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
-    assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Ended by itself", "Fine-tuning", "Score"]
+    assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Finished", "Fine-tuning", "Score"]
     assert f"These scores say little: {REASON}." in html
     assert re.findall(r'<tr data-i="(\d)" data-s="([\d.]+)"', html) == [
         ("1", "0.25"), ("4", "0.5"), ("3", "0.75"), ("2", "1.0")

@@ -105,9 +105,10 @@ def test_the_metadata(published: Path) -> None:
     assert score == {
         "type": "judge-score",
         "value": 68.33,
-        "name": "Mean score from 0 to 100 by llama3 (ollama, digest 365c0bd3c000)",
+        "name": "Mean score from 0 to 100 by llama3@365c0bd (ollama)",
         "args": {
-            "standard_error": 2.5,
+            "interval_95": [20.0, 100.0],
+            "standard_error": 24.55,
             "n": 3,
             "failures": 1,
             "total": 4,
@@ -116,6 +117,7 @@ def test_the_metadata(published: Path) -> None:
             "judge_digest": "sha256:365c0bd3c000aaaa",
             "rubric": "course",
             "rubric_sha256": "7" * 64,
+            "prompts_sha256": score["args"]["prompts_sha256"],
             "base_model_mean": 26.25,
         },
     }
@@ -123,9 +125,8 @@ def test_the_metadata(published: Path) -> None:
 
 def test_the_text_of_the_card(published: Path) -> None:
     _, text = _read_card(published)
-    assert text.startswith(
-        f"\n# assistant\n\n[{BASE_ID}](https://huggingface.co/{BASE_ID}), tuned to follow instructions (all weights).\n"
-    )
+    base = f"[{BASE_ID}](https://huggingface.co/{BASE_ID})"
+    assert text.startswith(f"\n# assistant\n\n{base}, tuned on 34 examples to follow instructions (all weights).\n")
     for line in (
         "| license of the data | apache-2.0 |",
         "| license of these weights | mit |",
@@ -135,7 +136,7 @@ def test_the_text_of_the_card(published: Path) -> None:
         "| took | 5.2 minutes and 2.1 GB on cpu, bf16 |",
         "| `learning_rate` | 5e-05 |",
         "![Training and validation loss](loss.png)",
-        "| mean score, 0 to 100 | 26.3 ± 2.5 standard error, n=4 | 68.3 ± 2.5 standard error, n=3 |",
+        "| mean score, 0 to 100 | 26.3 (2.5 to 68.8), n=4 | 68.3 (20.0 to 100.0), n=3 |",
     ):
         assert f"\n{line}\n" in text, line
     assert "verdict on 1 of 4 answers" in text
@@ -165,10 +166,10 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     assert metric["args"] == {"interval_95": [0.4854, 0.6146], "n": 100}
     for part in (
         "| license of these weights | unknown: the publisher named none |",
-        "| mean score, 0 to 100 | 26.3 ± 2.5 standard error, n=4 | 68.3 (20.0 to 90.0), n=3 |",
+        "| mean score, 0 to 100 | 26.3 (2.5 to 68.8), n=4 | 68.3 (20.0 to 90.0), n=3 |",
         "| ROUGE-L |  | 0.55 (0.49 to 0.61), n=100 |",
-        "2 of the 4 test examples have the same instruction and input as a training example",
-        "1 of the 4 test examples is a near-duplicate of a training example",
+        "2 of 4 test examples have the same instruction and input as a training example",
+        "1 of 4 test examples is a near-duplicate of a training example",
         "failed its self-check (order, injection)",
         "would make the mean 51.3 or 76.3",
     ):
@@ -419,7 +420,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
         assert "secret-client" not in (tmp_path / "out" / path).read_text()
     assert "| data | a file of the publisher's own, not published here |" in text
     assert "| license of the data | unknown: the publisher named none |" in text
-    assert "Judged by a model of the publisher's own (local, digest 000000000000), rubric of the publisher" in text
+    assert "Judged by a model of the publisher's own@0000000 (local), rubric of the publisher" in text
     assert "a format of the publisher's own), which ends" in text
     assert "Q: {{ instruction }}|{{ input }}\nA:" in text
     assert "| `optim` | adamw_torch |" in text

@@ -4,16 +4,17 @@ import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from reporting_run import write_run
+from pydantic import BaseModel
+from reporting_run import add_measurements, write_run
 
-from hf_instruct.records import write_json, write_rows
-from hf_instruct.reporting.facts import read_facts
-from hf_instruct.reporting.page import PAGE_ROWS, TEMPLATES, clean_text, render_page
+from hf_instruct.errors import DataError
+from hf_instruct.reporting.page import PAGE_ROWS, TEMPLATES, render_page, report
+from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Judgment, Response, TrainingRow, TrainingSummary
-from hf_instruct.yaml_text import dump_yaml, read_yaml
+from hf_instruct.schema import MeanDifference, Response
 
 HOSTILE = (
     "</script></textarea></style></title></select></table><script>x()</script><img src=x onerror='x()'>\"'>&lt;{{7*7}}"
@@ -56,38 +57,39 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def _render(run: RunFolder) -> Page:
-    return Page(render_page(read_facts(run, run.load_experiment())))
+def read(run: RunFolder) -> RunResults:
+    return read_results(run, run.load_experiment())
 
 
 @pytest.fixture(scope="module")
-def whole_html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    run = write_run(tmp_path_factory.mktemp("whole") / "demo")
-    return render_page(read_facts(run, run.load_experiment()))
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
+    return read(write_run(tmp_path_factory.mktemp("whole") / "demo"))
 
 
 @pytest.fixture(scope="module")
-def hostile_html(tmp_path_factory: pytest.TempPathFactory) -> str:
-    run = _write_hostile_run(tmp_path_factory.mktemp("hostile") / "demo")
-    return render_page(read_facts(run, run.load_experiment()))
+def whole_html(whole: RunResults) -> str:
+    return render_page(whole)
 
 
-def test_a_whole_run_is_told(whole_html: str) -> None:
+@pytest.fixture(scope="module")
+def measured(whole: RunResults) -> RunResults:
+    return add_measurements(whole)
+
+
+def test_a_whole_run(whole_html: str) -> None:
     text = Page(whole_html).text
     for part in (
         "model gpt2-small method full fine-tuning data everyday (34 train, 1 validation, 4 test)",
-        "26.3 ± 2.5 → 68.3 ± 2.5",
         "n=4 of 4",
         "n=3 of 4, 1 failed",
-        "Judged by llama3 (ollama, digest 365c0bd3c000), rubric course@7777777.",
+        "Judged by llama3@365c0bd (ollama), rubric course@7777777.",
         "+35.0 points, 95 % interval -70.0 to +100.0",
         "1.193 → 0.722 first → last of 3 evaluations",
-        "25 % → 100 % of the answers, base → tuned",
+        "Finished 25 % → 100 % of the answers",
         "5 min 14 s peak memory 2.1 GB · 412 tokens/s · cpu · bf16",
         "before training Convert 2 km epoch 1 20 m. epoch 2 2000 m. reference 2000 m.",
         "Command hf-instruct run x.yaml Commit abc1234 Data everyday Data SHA-256 " + "d" * 64,
-        "Parameters 124,439,808, 124,439,808 trained Training 8 steps, 2 epochs Tokens 1,800 example tokens",
-        "no verdict",
+        "Parameters 124,439,808, 124,439,808 trained Training 8 steps, 2 epochs, 1,800 example tokens",
         "what the judge replied no integer from 0 to 100 Well done!",
         "judge's reasons Close.",
     ):
@@ -96,8 +98,7 @@ def test_a_whole_run_is_told(whole_html: str) -> None:
 
 
 def test_the_worst_answer_comes_first(whole_html: str) -> None:
-    page = Page(whole_html)
-    rows = [a for a in page.find("tr") if "data-i" in a]
+    rows = [a for a in Page(whole_html).find("tr") if "data-i" in a]
     assert [(a["data-i"], a.get("data-s"), a.get("data-g"), a["data-c"], a["data-k"]) for a in rows] == [
         ("3", "20", "-70", "facts", "down"),
         ("1", "85", "75", "simile", "up"),
@@ -107,34 +108,20 @@ def test_the_worst_answer_comes_first(whole_html: str) -> None:
 
 
 def test_filters_offer_what_there_is(tmp_path: Path, whole_html: str) -> None:
-    page = Page(whole_html)
-    options = [a["value"] for a in page.find("option")]
-    assert options == [
-        "",
-        "facts",
-        "simile",
-        "spelling",
-        "",
-        "up",
-        "down",
-        "same",
-        "failed",
-        "worst",
-        "best",
-        "gain",
-        "loss",
-        "order",
-    ]
-    plain = _render(write_run(tmp_path / "plain", stages=("generate",)))
-    assert [a["value"] for a in plain.find("option")] == ["", "facts", "simile", "spelling", "order"]
+    def list_options(html: str) -> str:
+        return " ".join(str(a["value"]) for a in Page(html).find("option"))
+
+    kinds, orders = " up down same failed", " worst best gain loss order"
+    assert list_options(whole_html) == f" facts simile spelling {kinds}{orders}"
+    plain = render_page(read(write_run(tmp_path / "plain", stages=("generate",))))
+    assert list_options(plain) == " facts simile spelling order"
 
 
 def test_every_control_is_labelled(whole_html: str) -> None:
-    html = whole_html
-    controls = re.findall(r"<(?:select|input)\b", html)
-    assert len(controls) == len(re.findall(r"<label[^>]*>[^<]+<(?:select|input)\b", html)) == 4
-    assert '<html lang="en">' in html
-    plots = Page(html).find("div", role="img")
+    controls = re.findall(r"<(?:select|input)\b", whole_html)
+    assert len(controls) == len(re.findall(r"<label[^>]*>[^<]+<(?:select|input)\b", whole_html)) == 4
+    assert '<html lang="en">' in whole_html
+    plots = Page(whole_html).find("div", role="img")
     assert [a["aria-label"] for a in plots] == [
         "Validation loss by step: 1.193 at step 0, 0.800 at step 4, 0.722 at step 8.",
         "base: 2 from 0, 1 from 10, 1 from 90. tuned: 1 from 20, 1 from 80, 1 from 90.",
@@ -145,8 +132,7 @@ def test_ids_are_unique_and_links_lead_somewhere(whole_html: str) -> None:
     page = Page(whole_html)
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    links = [a["href"] for a in page.find("a")]
-    assert links == ["#answers"] * 3
+    assert {a["href"] for a in page.find("a")} == {"#answers"}
     assert "answers" in ids
 
 
@@ -162,113 +148,73 @@ def test_ids_are_unique_and_links_lead_somewhere(whole_html: str) -> None:
 def test_a_part_of_a_run_still_gives_a_page(
     tmp_path: Path, stages: tuple[str, ...], shown: list[str], absent: list[str]
 ) -> None:
-    page = _render(write_run(tmp_path / "demo", stages=stages))
+    page = Page(render_page(read(write_run(tmp_path / "demo", stages=stages))))
     assert all(part in page.text for part in shown)
     assert not set(absent) & set(page.texts)
     assert f"hf-instruct report {tmp_path / 'demo'}" in page.text
 
 
-def test_tuned_answers_alone_need_no_column_before(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo", generate={"base": False}, judge={"base": False})
-    for path in (run.base.responses, run.base.judgments, run.base.scores):
-        path.unlink()
-    page = _render(run)
+def test_tuned_answers_alone_need_no_column_before(whole: RunResults) -> None:
+    sections = {
+        name: getattr(whole.experiment, name).model_copy(update={"base": False}) for name in ("generate", "judge")
+    }
+    base = dataclasses.replace(whole.base, responses=[], judgments={}, scores=None)
+    experiment = whole.experiment.model_copy(update=sections)
+    page = Page(render_page(dataclasses.replace(whole, base=base, experiment=experiment)))
     assert len(page.find("table", **{"class": "answers two"})) == 1
     assert "Before" not in page.texts
     assert "Not in this report yet" not in page.text
 
 
-def test_judging_half_done_shows_what_is_judged(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo")
-    run.scores.unlink()
-    page = _render(run)
+def test_judging_half_done_shows_what_is_judged(whole: RunResults) -> None:
+    page = Page(render_page(dataclasses.replace(whole, tuned=dataclasses.replace(whole.tuned, scores=None))))
     assert "the scores of the tuned model's answers (4 of 4 are judged)" in page.text
     assert "n=3 of 4" not in page.text
     assert [a.get("data-s") for a in page.find("tr") if "data-i" in a] == ["20", "85", "100", None]
 
 
-def _write_hostile_run(path: Path) -> RunFolder:
-    hostile = HOSTILE
-    run = write_run(path, stages=(), model={"name": hostile}, data={"source": hostile})
-    judge = {**dict.fromkeys(("backend", "model", "digest", "server_version"), hostile), "options": {hostile: hostile}}
-    for folder in (run, run.base):
-        rows = [(f"{hostile}{n}", f"{hostile}{n % 2}") for n in range(4)]
-        write_rows(
-            folder.responses,
-            [
-                Response(
-                    id=id,
-                    instruction=hostile,
-                    input=hostile,
-                    output=hostile,
-                    response=hostile,
-                    category=category,
-                    stopped=False,
-                )
-                for id, category in rows
-            ],
-        )
-        judgments = [
-            Judgment(
-                id=id,
-                score=n or None,
-                replies=[hostile],
-                judge=judge,
-                rubric=hostile,
-                prompt_sha256="",
-                seconds=0.1,
-                failure=hostile,
-                reasons=hostile,
-            )
-            for n, (id, _) in enumerate(rows)
-        ]
-        write_rows(folder.judgments, judgments)
-        numbers = {"mean": 5.0, "n": 3, "failures": 1, "total": 4}
-        categories = {category: numbers for _, category in rows}
-        write_json(
-            folder.scores,
-            {**numbers, "judge": judge, "rubric": {"name": hostile, "sha256": hostile}, "by_category": categories},
-        )
-    sample = dict.fromkeys(("id", "instruction", "input", "output", "response"), hostile)
-    write_rows(
-        run.training_log,
-        [
-            TrainingRow(step=0, epoch=0, tokens_seen=0, kind="samples", samples=[sample]),
-            TrainingRow(step=0, epoch=0, tokens_seen=0, kind="evaluation", validation_loss=1.0),
-        ],
-    )
-    write_json(
-        run.training_summary,
-        TrainingSummary(
-            seconds=3.0,
-            steps=1,
-            epochs=1.0,
-            tokens_seen=1,
-            tokens_per_second=1.0,
-            peak_memory_bytes=1,
-            device=hostile,
-            precision=hostile,
-            num_processes=1,
-            num_parameters=1,
-            num_trainable_parameters=1,
-        ),
-    )
-    fields = dict.fromkeys(("command", "git_commit", "created_at", "python", "data_sha256"), hostile)
-    run.config.write_text(dump_yaml({**read_yaml(run.config), **fields, "versions": {"torch": hostile}}))
-    return run
+def test_all_else_that_was_measured(measured: RunResults) -> None:
+    text = Page(render_page(measured)).text
+    for part in (
+        "exact match equal to the reference 25 % 5 % to 70 % 50 % 15 % to 85 % +25 % (-50 % to +78 %)",
+        "runs/other 50.0 % 15.4 to 84.6 50.0 % 100 % 3 llama3",
+        "everyday_choice acc 0.525 ± 0.080 +0.100 (-0.050 to +0.250) 40 of 100",
+        "in points, by phi3@365c0bd (ollama), rubric course@7777777",
+        "reference - shuffled > 0 +100.0 (none: all equal) passed",
+        "injection-json - shuffled not > 0 +40.0 (none: all equal) failed",
+    ):
+        assert part in text
 
 
-def test_no_text_becomes_markup(whole_html: str, hostile_html: str) -> None:
-    hostile, plain = Page(hostile_html), Page(whole_html)
-    assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in plain.elements} | {"code", "use"}
+def poison(value: Any) -> Any:
+    """Return a value with markup in front of every text in it."""
+    if isinstance(value, str):
+        return HOSTILE + value
+    if isinstance(value, BaseModel):
+        # Other kinds of rows are not drawn.
+        return value.model_copy(update={name: poison(v) for name, v in value.__dict__.items() if name != "kind"})
+    if isinstance(value, dict):
+        # The names that a sample of the training log has are ours.
+        return {n if n in Response.model_fields else poison(n): poison(item) for n, item in value.items()}
+    if isinstance(value, list):
+        return [poison(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | RunFolder | MeanDifference):
+        return dataclasses.replace(value, **{f.name: poison(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
+
+
+def test_no_text_becomes_markup(measured: RunResults) -> None:
+    plain, hostile = Page(render_page(measured)), Page(render_page(poison(measured)))
+    assert {tag for tag, _ in hostile.elements} <= {tag for tag, _ in plain.elements}
     assert hostile.scripts == plain.scripts
-    assert hostile.texts.count(HOSTILE) > 40
+    assert hostile.text.count(HOSTILE) > 100
     for _, attributes in hostile.elements:
         assert not [name for name in attributes if name.startswith("on")]
 
 
-def test_a_browser_may_run_our_scripts_and_load_nothing(hostile_html: str) -> None:
-    html, page = hostile_html, Page(hostile_html)
+def test_a_browser_may_run_our_scripts_and_load_nothing(measured: RunResults) -> None:
+    html = render_page(poison(measured))
+    page = Page(html)
     assert page.scripts == [(TEMPLATES / name).read_text() for name in ("head.js", "report.js")]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in page.scripts]
     (policy,) = page.find("meta", **{"http-equiv": "Content-Security-Policy"})
@@ -284,56 +230,64 @@ def test_a_browser_may_run_our_scripts_and_load_nothing(hostile_html: str) -> No
     assert "url(" not in style
 
 
-def test_texts_keep_their_shape_and_their_odd_characters(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo", stages=())
-    response = "  one\n\n\ttwo  \x00\x1b[31m \u202e العربية"
-    run.responses.write_text(
-        '{"id": "a", "instruction": "x", "input": "", "output": " ", "response": '
-        + r'"  one\n\n\ttwo  \u0000\u001b[31m \u202e العربية"'
-        + "}\n"
+def answer_with(results: RunResults, responses: list[Response]) -> str:
+    """Return the page of a run of which the tuned model gave these answers, unjudged."""
+    base, tuned = (
+        dataclasses.replace(side, judgments={}, scores=None, responses=rows)
+        for side, rows in ((results.base, []), (results.tuned, responses))
     )
-    html = render_page(read_facts(run, run.load_experiment()))
-    assert clean_text(response) == "  one\n\n\ttwo  ␀␛[31m � العربية"
-    assert f'<div class="text" dir="auto">{clean_text(response)}</div>' in html
+    return render_page(dataclasses.replace(results, base=base, tuned=tuned))
+
+
+def test_texts_keep_their_shape_and_their_odd_characters(whole: RunResults) -> None:
+    text = "  one\n\n\ttwo  \x00\x1b[31m \u202e العربية"
+    html = answer_with(whole, [Response(id="a", instruction="x", input="", output=" ", response=text)])
+    assert '<div class="text" dir="auto">  one\n\n\ttwo  ␀␛[31m \ufffd العربية</div>' in html
     assert '<div class="text none">(empty)</div>' in html
 
 
-def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", stages=("data", "train"))
-    write_rows(
-        run.responses, [Response(id="a", instruction="Count.", input="", output="1 2 3", response="no end " * 200_000)]
-    )
-    html = render_page(read_facts(run, run.load_experiment()))
+def test_an_endless_answer_is_cut(whole: RunResults) -> None:
+    endless = Response(id="a", instruction="Count.", input="", output="1 2 3", response="no end " * 200_000)
+    html = answer_with(whole, [endless])
     assert len(html) < 200_000
     assert "… (1,380,000 more characters)" in html
 
 
-def test_many_rows_are_paged_and_small(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo", stages=())
-    rows = [
-        Response(
-            id=str(n),
-            instruction="Use a simile.",
-            input="The car is fast.",
-            output="Fast as lightning.",
-            response="As a bullet.",
-            category="simile",
-        )
-        for n in range(5_200)
-    ]
-    write_rows(run.responses, rows)
-    html = render_page(read_facts(run, run.load_experiment()))
+def test_many_rows_are_paged_and_small(whole: RunResults) -> None:
+    rows = [whole.tuned.responses[0].model_copy(update={"id": str(number)}) for number in range(5_200)]
+    html = answer_with(whole, rows)
     assert len(html) < 3_000_000
-    shown = re.findall(r'<tr data-i="\d+"[^>]* class="match on">', html)
-    assert len(shown) == PAGE_ROWS
+    assert len(re.findall(r'<tr data-i="\d+"[^>]* class="match on">', html)) == PAGE_ROWS
     assert f"const PAGE_ROWS = {PAGE_ROWS};" in html
 
 
-def test_configuration_holds_no_password(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "demo", stages=())
-    experiment = run.load_experiment()
-    judge = experiment.judge.model_copy(update={"base_url": "http://me:secret@127.0.0.1:1"})
-    facts = dataclasses.replace(read_facts(run, experiment), experiment=experiment.model_copy(update={"judge": judge}))
-    html = render_page(facts)
+def test_configuration_holds_no_password(whole: RunResults) -> None:
+    judge = whole.experiment.judge.model_copy(update={"base_url": "http://me:secret@127.0.0.1:1"})
+    html = render_page(dataclasses.replace(whole, experiment=whole.experiment.model_copy(update={"judge": judge})))
     assert "http://127.0.0.1:1" in html
     assert "secret" not in html
+
+
+def test_report_writes_the_page_and_the_histogram(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    before = {path.name for path in run.path.iterdir()}
+    assert report(run, run.load_experiment()) == run.report
+    assert {path.name for path in run.path.iterdir()} - before == {"report.html", "scores.png"}
+    first = run.report.read_bytes()
+    report(run, run.load_experiment())
+    assert run.report.read_bytes() == first
+
+
+def test_report_without_scores_writes_no_histogram(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo", stages=())
+    report(run, run.load_experiment())
+    assert {path.name for path in run.path.iterdir()} == {"run.yaml", "report.html"}
+
+
+def test_a_broken_file_leaves_the_old_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    run.report.write_text("old")
+    run.judgments.write_text("{}\n")
+    with pytest.raises(DataError, match=r"judgments\.jsonl` line 1 is not a Judgment row"):
+        report(run, run.load_experiment())
+    assert run.report.read_text() == "old"

@@ -20,12 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from hf_instruct.reporting.stage import report
-    from hf_instruct.reporting.summary import format_summary_line
+    from hf_instruct.reporting.page import report
+    from hf_instruct.reporting.summary import format_summary
     from hf_instruct.run_folder import RunFolder
 
     run = RunFolder(options.run)
     print(report(run, run.load_experiment()))
-    line = format_summary_line(run)
-    if line:
-        print(line)
+    print(format_summary(run))

@@ -189,7 +189,7 @@ METRICS = {
     "length_ratio": Metric(
         "length", "characters for each of the reference's", "LengthRatio", _length_term, is_quotient=True
     ),
-    "stopped": Metric("ended by itself", "not cut off", "StoppedShare", float, ("stopped",), is_share=True),
+    "stopped": Metric("finished", "not cut off", "StoppedShare", float, ("stopped",), is_share=True),
     "repetitive": Metric(
         "repeats itself",
         "says the same again and again",

@@ -1,11 +1,13 @@
 """What the views of scores say of the judge that gave them, and which measure they show first."""
 
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from hf_instruct.console import format_points
 from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.models import parse_num_parameters
-from hf_instruct.schema import JudgeIdentity, Scores
+from hf_instruct.schema import JudgeIdentity, RubricName, Scores, ScoreSummary
 
 # Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
 JUDGE_IDENTITY = ("backend", "model", "digest", "options")
@@ -13,6 +15,7 @@ JUDGE_IDENTITY = ("backend", "model", "digest", "options")
 FEW_ANSWERS = 30
 # Judges below this hardly tell good answers from bad ones.
 _SMALL_JUDGE_PARAMETERS = 3e9
+_SHOWN_DIGEST_CHARACTERS = 7
 SCORE = "score"
 # The metric that leads where a judge's scores should not: it has a value between for a partly right answer.
 LEADING_METRIC = "rouge_l"
@@ -87,14 +90,6 @@ def has_unknown_size(judge: JudgeIdentity) -> bool:
     return judge.backend == "local" and parse_num_parameters(judge.model) is None
 
 
-def format_judge_details(judge: JudgeIdentity) -> str:
-    """Return a judge's backend and digest, in brackets after its name; empty where neither is known."""
-    details = [judge.backend] if judge.backend else []
-    if judge.digest:
-        details.append(f"digest {judge.digest.removeprefix('sha256:')[:12]}")
-    return f" ({', '.join(details)})" if details else ""
-
-
 def format_parameters(count: float) -> str:
     """Return a number of parameters in words.
 
@@ -102,3 +97,42 @@ def format_parameters(count: float) -> str:
     ('135 million', '1.7 billion')
     """
     return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
+
+
+def format_mean(scores: ScoreSummary | None) -> str:
+    """Return a mean with its standard error, as in `49.6 ± 2.8`; empty where nothing was judged."""
+    if scores is None:
+        return ""
+    if scores.mean is None:
+        return "no score"
+    error = "" if scores.standard_error is None else f" ± {format_points(scores.standard_error)}"
+    return f"{format_points(scores.mean)}{error}"
+
+
+def format_counts(scores: ScoreSummary) -> str:
+    """Return how many answers have a score: `n=109 of 110, 1 failure`."""
+    failures = f", {scores.failures} failure{'' if scores.failures == 1 else 's'}" if scores.failures else ""
+    return f"n={scores.n} of {scores.total}{failures}"
+
+
+def label_judge(judge: JudgeIdentity, rubric: RubricName | None = None) -> str:
+    """Return who judged, by which rubric, on one line; of a local folder the last part of its path.
+
+    >>> label_judge(JudgeIdentity(backend="ollama", model="llama3", digest="365c0bd3c000"), RubricName(name="course"))
+    'llama3@365c0bd (ollama), rubric course'
+    """
+    digest = (judge.digest or "").removeprefix("sha256:")[:_SHOWN_DIGEST_CHARACTERS]
+    label = (short_name(judge.model) or "unnamed judge") + (f"@{digest}" if digest else "")
+    label += f" ({judge.backend})" if judge.backend else ""
+    if rubric is None or not rubric.name:
+        return label
+    return f"{label}, rubric {rubric.name}" + (f"@{rubric.sha256[:_SHOWN_DIGEST_CHARACTERS]}" if rubric.sha256 else "")
+
+
+def short_name(name: str) -> str:
+    """Return the last part of a local path, and a Hub id or an alias as it is.
+
+    >>> short_name("./models/SmolLM2/"), short_name("Qwen/Qwen3-8B")
+    ('SmolLM2', 'Qwen/Qwen3-8B')
+    """
+    return Path(name).name if name.startswith(("/", ".", "~")) else name

@@ -1,5 +1,6 @@
 """The model card: what the model is, how to ask it, how it was made, how well it does and where that says little."""
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -8,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
 from hf_instruct.console import format_interval, format_points
-from hf_instruct.evaluation.metrics import format_metric, label_metric
-from hf_instruct.hub.publication import Publication
-from hf_instruct.hub.results import describe_judge, escape, find_comparable, list_limits, public_name
+from hf_instruct.evaluation.score_summary import label_judge
+from hf_instruct.hub.publication import Publication, public_name
 from hf_instruct.prompts import CHAT
-from hf_instruct.reporting.facts import RunFacts
-from hf_instruct.schema import Interval, MetricValue, Scores
+from hf_instruct.reporting.findings import list_findings
+from hf_instruct.reporting.results import MetricRow, RunResults
+from hf_instruct.schema import Interval, JudgeIdentity, MetricValue, Scores
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -39,7 +40,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    facts, results, name = plan.facts, build_results(plan), plan.repo_id.rpartition("/")[2]
+    results, measured, name = plan.results, build_results(plan), plan.repo_id.rpartition("/")[2]
     data = ModelCardData(
         base_model=plan.base.hub_id,
         datasets=[plan.data.hub_id] if plan.data.hub_id else None,
@@ -49,9 +50,9 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         pipeline_tag="text-generation",
         tags=["hf-instruct", "instruction-tuning", "sft", *(["lora"] if plan.adapter else [])],
         model_name=name,
-        eval_results=results or None,
+        eval_results=measured or None,
     )
-    if not results:
+    if not measured:
         # Without results it would not become a model index, but a field of its own that the Hub does not know.
         data.model_name = None
     template = plan.prompt_format.template
@@ -63,15 +64,14 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         plan=plan,
         name=name,
         base=plan.base,
-        facts=facts,
-        experiment=facts.experiment,
-        sizes=facts.preflight.examples,
-        training=facts.training,
-        scores=facts.tuned.scores,
+        results=results,
+        experiment=results.experiment,
+        training=results.training,
+        scores=results.tuned.scores,
         escape=escape,
         quote=json.dumps,
         public_name=public_name,
-        describe_judge=describe_judge,
+        label_judge=_label_judge,
         fence="`" * max(3, longest + 1),
         is_chat=plan.prompt_format.name == CHAT,
         question=_QUESTION,
@@ -79,11 +79,11 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         prompt_file=PROMPT_FILE,
         template=template.removesuffix("\n"),
         settings=list(_list_settings(plan)),
-        has_loss_plot=facts.folder.loss_plot.is_file(),
+        has_loss_plot=results.folder.loss_plot.is_file(),
         loss_plot=LOSS_PLOT,
-        sampling=_show_sampling(facts.experiment),
-        score_rows=list(_list_scores(facts)),
-        limits=list_limits(facts),
+        sampling=_show_sampling(results.experiment),
+        score_rows=list(_list_scores(results)),
+        limits=[escape(finding.text) for finding in list_findings(results)],
     )
     return card
 
@@ -108,19 +108,25 @@ def build_results(plan: Publication) -> "list[EvalResult]":
             metric_args={key: value for key, value in args.items() if value is not None},
         )
 
-    results, scores = [], plan.facts.tuned.scores
+    results, scores = [], plan.results.tuned.scores
     if scores is not None and scores.mean is not None:
-        name = f"Mean score from 0 to 100 by {describe_judge(scores.judge)}"
-        results.append(build("judge-score", round(scores.mean, 2), name, _describe_score(scores, plan.facts)))
-    for metric, value in plan.facts.tuned.metrics.metrics.items():
-        args = {"interval_95": _round_ends(value.interval), "n": value.n}
-        results.append(build(metric, round(value.mean, 4), label_metric(metric), args))
+        name = f"Mean score from 0 to 100 by {_label_judge(scores.judge)}"
+        results.append(build("judge-score", round(scores.mean, 2), name, _describe_score(scores, plan.results)))
+    for row in plan.results.metrics:
+        if row.tuned:
+            args = {"interval_95": _round_ends(row.tuned.interval), "n": row.tuned.n}
+            results.append(build(row.name, round(row.tuned.mean, 4), row.label, args))
     return results
 
 
-def _describe_score(scores: Scores, facts: RunFacts) -> dict[str, Any]:
+def _label_judge(judge: JudgeIdentity) -> str:
+    """Return a judge's label; a model that is a local folder stays unnamed."""
+    return label_judge(judge.model_copy(update={"model": public_name(judge.model, "a model of the publisher's own")}))
+
+
+def _describe_score(scores: Scores, results: RunResults) -> dict[str, Any]:
     """Return what a score should not be quoted without."""
-    base = find_comparable(facts)
+    base = results.comparable_scores
     return {
         "interval_95": _round_ends(scores.interval),
         "standard_error": None if scores.standard_error is None else round(scores.standard_error, 2),
@@ -139,7 +145,7 @@ def _describe_score(scores: Scores, facts: RunFacts) -> dict[str, Any]:
 
 
 def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
-    experiment = plan.facts.experiment
+    experiment = plan.results.experiment
     if plan.adapter:
         settings = {**LORA_DEFAULTS, **(experiment.lora or {}), **plan.adapter}
         for name in _LORA_SHOWN:
@@ -152,16 +158,21 @@ def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
             yield f"`{name}`", _show(value)
     if experiment.model.dropout is not None:
         yield "dropout", _show(experiment.model.dropout)
-    versions = plan.facts.provenance.versions
+    versions = plan.results.provenance.versions
     yield "versions", ", ".join(f"{name} {escape(versions[name])}" for name in _VERSIONS if versions.get(name))
 
 
-def _list_scores(facts: RunFacts) -> Iterator[tuple[str, ...]]:
-    if facts.tuned.scores:
-        yield "mean score, 0 to 100", _show_score(find_comparable(facts)), _show_score(facts.tuned.scores)
-    sides = [side.metrics.metrics for side in (facts.base, facts.tuned)]
-    for name in sides[1]:
-        yield escape(label_metric(name)), *(_show_metric(name, side.get(name)) for side in sides)
+def _list_scores(results: RunResults) -> Iterator[tuple[str, str, str]]:
+    base, tuned = results.comparable_scores, results.tuned.scores
+    score = [("mean score, 0 to 100", _show_score(base), _show_score(tuned))] if tuned else []
+    if not results.leading.reason:
+        yield from score
+    for row in results.metrics:
+        if row.tuned:
+            yield escape(row.label), _show_metric(row, row.base), _show_metric(row, row.tuned)
+    # The scores of a weak judge come last.
+    if results.leading.reason:
+        yield from score
 
 
 def _show_sampling(experiment: Experiment) -> str:
@@ -180,12 +191,11 @@ def _show_score(scores: Scores | None) -> str:
     return f"{format_points(scores.mean)}{spread}{between}, n={scores.n}"
 
 
-def _show_metric(name: str, value: MetricValue | None) -> str:
+def _show_metric(row: MetricRow, value: MetricValue | None) -> str:
     if value is None:
         return ""
-    ends = value.interval
-    between = f" ({format_metric(name, ends.low)} to {format_metric(name, ends.high)})" if ends else ""
-    return f"{format_metric(name, value.mean)}{between}, n={value.n}"
+    between = f" ({row.show_interval(value)})" if value.interval else ""
+    return f"{row.show(value)}{between}, n={value.n}"
 
 
 def _show(value: Any) -> str:
@@ -194,6 +204,16 @@ def _show(value: Any) -> str:
 
 def _round_ends(ends: Interval | None) -> list[float] | None:
     return [round(end, 4) for end in ends] if ends else None
+
+
+def escape(text: Any) -> str:
+    """Return a text of others as one line of Markdown that shows it and does nothing else.
+
+    >>> escape("<b>`llama3`\\n---\\n| a_b |")
+    '&lt;b&gt;\\\\`llama3\\\\` --- \\\\| a_b \\\\|'
+    """
+    line = html.escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`*\[\]~|])", r"\\\1", line)
 
 
 def quote_python(text: str) -> str:

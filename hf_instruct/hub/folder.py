@@ -9,8 +9,7 @@ from pathlib import Path
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card
 from hf_instruct.hub.merging import change_json, write_model
-from hf_instruct.hub.publication import Publication
-from hf_instruct.hub.results import public_name
+from hf_instruct.hub.publication import Publication, public_name
 from hf_instruct.models import cache_folder
 from hf_instruct.prompts import CHAT
 from hf_instruct.records import read_json_object, write_json, write_text
@@ -52,14 +51,14 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
         ModelLoadError: The tokenizer, or the base model of an adapter that is merged, cannot be loaded.
         OSError: The folder cannot be written.
     """
-    tokenizer = write_model(plan.facts.folder, folder, merge=not plan.is_adapter, link=link)
+    tokenizer = write_model(plan.results.folder, folder, merge=not plan.is_adapter, link=link)
     if plan.is_adapter:
         changes = {"base_model_name_or_path": plan.base.hub_id, "revision": plan.base.revision}
         change_json(folder / "adapter_config.json", **changes)
     if plan.prompt_format.name != CHAT:
         write_text(folder / PROMPT_FILE, plan.prompt_format.template)
-    if plan.facts.folder.loss_plot.is_file():
-        shutil.copyfile(plan.facts.folder.loss_plot, folder / LOSS_PLOT)
+    if plan.results.folder.loss_plot.is_file():
+        shutil.copyfile(plan.results.folder.loss_plot, folder / LOSS_PLOT)
     for path in folder.glob("*config.json"):
         values = read_json_object(path)
         write_json(path, {name: value for name, value in values.items() if name not in _PATHS})
@@ -102,19 +101,19 @@ def check_private(folder: Path, plan: Publication) -> None:
             what = "the path of a folder on this machine"
         if what:
             raise PublishError(
-                f"`{path.name}` would publish {what}. Take it out of the file in `{plan.facts.folder.model}` or of the "
-                "prompt format that it comes from; nothing was published."
+                f"`{path.name}` would publish {what}. Take it out of the file in `{plan.results.folder.model}` or of "
+                "the prompt format that it comes from; nothing was published."
             )
 
 
 def _private_patterns(plan: Publication) -> Iterator[re.Pattern[str]]:
-    folders = {Path.home(), Path.cwd(), plan.facts.folder.path.resolve(), cache_folder().resolve()}
+    folders = {Path.home(), Path.cwd(), plan.results.folder.path.resolve(), cache_folder().resolve()}
     for folder in folders:
         # From its first character to what comes after the folder's name: for somebody who works in `/datasets`, neither
         # `/datasets` nor the address `https://huggingface.co/datasets/...` is a path on this machine.
         if len(str(folder)) > 1:
             yield re.compile(rf"(?<![\w.-]){re.escape(f'{folder}{os.sep}')}")
-    experiment = plan.facts.experiment
+    experiment = plan.results.experiment
     names = (experiment.data.source, experiment.data.prompt_format, experiment.judge.rubric, experiment.judge.model)
     own = [name for name in names if name and not public_name(name, "")]
     if "/" in experiment.model.name and experiment.model.name != plan.base.hub_id:

@@ -12,7 +12,7 @@ from hf_instruct.hub.merging import check_links, check_run
 from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_json_object
-from hf_instruct.reporting.facts import RunFacts, read_facts
+from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Publication:
     """All that is known of a publication before anything is loaded or written.
 
     Attributes:
-        facts: What the run holds.
+        results: What the run holds.
         repo_id: Where it goes.
         base: The model that was tuned.
         data: What it learned from.
@@ -133,7 +133,7 @@ class Publication:
         is_adapter: Whether the adapter alone is published, which needs its base model.
     """
 
-    facts: RunFacts
+    results: RunResults
     repo_id: str
     base: BaseModel
     data: Data
@@ -168,10 +168,10 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
             "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the "
             "Hub (`--base-model ID`), or publish both as one model (`--merge`)."
         )
-    facts = read_facts(run, experiment)
-    data = find_data(experiment, facts.provenance.data_sha256)
+    results = read_results(run, experiment)
+    data = find_data(experiment, results.provenance.data_sha256)
     return Publication(
-        facts=facts,
+        results=results,
         repo_id=repo_id,
         base=base,
         data=dataclasses.replace(data, license=options.data_license or data.license),
@@ -180,6 +180,12 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
         adapter=adapter,
         is_adapter=is_adapter,
     )
+
+
+def public_name(name: str, instead: str) -> str:
+    """Return a name, or `instead` where it is the path of a local file or folder, or missing."""
+    is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    return instead if not name or is_path or ("/" in name and Path(name).exists()) else name
 
 
 def _check_options(run: RunFolder, options: PushOptions, has_adapter: bool) -> None:

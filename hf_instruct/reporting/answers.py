@@ -1,10 +1,9 @@
 """The answers before and after fine-tuning, side by side."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from hf_instruct.evaluation.score_summary import SCORE, Leading
-from hf_instruct.reporting.facts import RunFacts, Side
+from hf_instruct.reporting.results import ModelResults, RunResults
 from hf_instruct.schema import Judgment, Response
 
 
@@ -13,14 +12,17 @@ class Answer:
     """One model's answer with its verdict.
 
     Attributes:
-        text: The response.
-        stopped: Whether the model ended it itself; None where that is not known.
+        response: The answer, with the example.
         judgment: None when the answer has not been judged.
     """
 
-    text: str
-    stopped: bool | None
+    response: Response
     judgment: Judgment | None
+
+    @property
+    def text(self) -> str:
+        """What the model answered."""
+        return self.response.response
 
     @property
     def score(self) -> int | None:
@@ -33,8 +35,9 @@ class AnswerRow:
     """One test example with the answers to it.
 
     Attributes:
-        number: Its place in the test split, from 1.
-        base: The untuned model's answer; None when it gave none.
+        number: Its position in the test split, from 1.
+        example: Any response to it, for the example's own fields.
+        base: The base model's answer; None when it gave none.
         tuned: The tuned model's answer; None when it gave none.
         value: What the row is sorted by: the leading measure of the tuned answer, or of the base answer where it stands
             alone; None where it has none.
@@ -42,42 +45,43 @@ class AnswerRow:
     """
 
     number: int
-    id: str
-    instruction: str
-    input: str
-    reference: str
-    category: str | None
+    example: Response
     base: Answer | None
     tuned: Answer | None
     value: float | None
     gain: float | None
 
+    @property
+    def kinds(self) -> list[str]:
+        """The values of the page's `Show` filter that the row answers to."""
+        kinds = []
+        if self.gain is not None:
+            kinds.append("up" if self.gain > 0 else "down" if self.gain < 0 else "same")
+        if any(
+            side is not None and side.judgment is not None and side.score is None for side in (self.base, self.tuned)
+        ):
+            kinds.append("failed")
+        if self.tuned is not None and self.tuned.response.stopped is False:
+            kinds.append("cut")
+        return kinds
 
-def pair_answers(facts: RunFacts) -> list[AnswerRow]:
+
+def pair_answers(results: RunResults) -> list[AnswerRow]:
     """Return a row for each answered example, in the order of the responses."""
-    tuned, base = _index(facts.tuned), _index(facts.base)
-    after, before = (_list_values(side, facts.leading) for side in (facts.tuned, facts.base))
+    base, tuned = _index(results.base), _index(results.tuned)
+    before, after = (side.list_values(results.leading.name) for side in (results.base, results.tuned))
+    rows = []
     # A row that only the base model has answered comes last: the tuned model was interrupted.
-    examples = list({response.id: response for response in [*facts.tuned.responses, *facts.base.responses]}.values())
-    return [
-        AnswerRow(
-            number=number,
-            id=(id := example.id),
-            instruction=example.instruction,
-            input=example.input,
-            reference=example.output,
-            category=example.category,
-            base=base.get(id),
-            tuned=tuned.get(id),
-            value=(after if id in tuned else before).get(id),
-            gain=after[id] - before[id] if id in after and id in before else None,
-        )
-        for number, example in enumerate(examples, start=1)
-    ]
+    for number, id in enumerate(dict.fromkeys([*tuned, *base]), start=1):
+        value = after.get(id) if id in tuned else before.get(id)
+        gain = after[id] - before[id] if id in after and id in before else None
+        example = (tuned.get(id) or base[id]).response
+        rows.append(AnswerRow(number, example, base.get(id), tuned.get(id), value, gain))
+    return rows
 
 
-def _list_values(side: Side, leading: Leading) -> Mapping[str, float]:
-    return side.score_by_id if leading.name == SCORE else side.values.get(leading.name, {})
+def _index(side: ModelResults) -> dict[str, Answer]:
+    return {response.id: Answer(response, side.judgments.get(response.id)) for response in side.responses}
 
 
 def sort_worst_first(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
@@ -85,8 +89,8 @@ def sort_worst_first(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
     return sorted(rows, key=lambda row: (row.value is None, row.value or 0))
 
 
-def pick_telling(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[list[AnswerRow], AnswerRow | None]:
-    """Return the rows that say most about a run in least space.
+def pick_highlights(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[list[AnswerRow], AnswerRow | None]:
+    """Return the rows that say most about a run in the least space.
 
     Args:
         rows: All rows.
@@ -96,17 +100,9 @@ def pick_telling(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[list
         The rows with the biggest gains (without values: the first rows whose answer changed), and the row with the
         lowest value that is not among them, or None where nothing has a value.
     """
-    gained = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))
-    if not any(row.value is not None for row in rows):
-        gained = [row for row in rows if row.tuned and (row.base is None or row.base.text != row.tuned.text)]
-    best = gained[:num_gains]
-    rest = [row for row in sort_worst_first(rows) if row.value is not None and row not in best]
-    return best, rest[0] if rest else None
-
-
-def _index(side: Side) -> dict[str, Answer]:
-    return {response.id: _build_answer(response, side) for response in side.responses}
-
-
-def _build_answer(response: Response, side: Side) -> Answer:
-    return Answer(text=response.response, stopped=response.stopped, judgment=side.judgments.get(response.id))
+    with_value = [row for row in rows if row.value is not None]
+    if not with_value:
+        changed = [row for row in rows if row.tuned and (row.base is None or row.base.text != row.tuned.text)]
+        return changed[:num_gains], None
+    best = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))[:num_gains]
+    return best, next((row for row in sort_worst_first(with_value) if row not in best), None)

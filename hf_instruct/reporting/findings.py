@@ -1,17 +1,36 @@
-"""What the numbers of a run say, and what they do not: pure functions over `RunFacts`."""
+"""What a reader should know before quoting a run's numbers: computed once, for the page, the terminal and the card.
+
+A finding names no file, folder or model of the user's own, so that it may be published.
+"""
 
 import dataclasses
 import shlex
+from collections.abc import Iterator
+from typing import Any
 
-from hf_instruct.config import LORA_DEFAULTS
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness_of, format_judge_details, has_unknown_size
+from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness_of, has_unknown_size
 from hf_instruct.evaluation.scores import format_bounds
-from hf_instruct.reporting.facts import RunFacts, Side
-from hf_instruct.schema import JudgeIdentity, Repeats, RubricName, Scores, ScoreSummary
+from hf_instruct.reporting.results import RunResults
+from hf_instruct.schema import Scores
 
 _OVERFIT_RISE = 1.02
 _MANY_CUT_OFF = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that a run's numbers do not say by themselves.
+
+    Attributes:
+        name: Which it is, such as `overfitting`.
+        text: The same in a sentence or two.
+        numbers: What it is made of: counts, fractions, losses in nats per label token, scores in points.
+    """
+
+    name: str
+    text: str
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,173 +41,137 @@ class Missing:
     command: str
 
 
-def format_mean(scores: ScoreSummary) -> str:
-    """Return a mean with its standard error, as in `49.6 ± 2.8`."""
-    if scores.mean is None:
-        return "no score"
-    error = "" if scores.standard_error is None else f" ± {format_points(scores.standard_error)}"
-    return f"{format_points(scores.mean)}{error}"
-
-
-def format_judge(judge: JudgeIdentity, rubric: RubricName) -> str:
-    """Return the judge's tag, backend, digest and rubric on one line."""
-    tag = judge.model or "unnamed judge"
-    tag = tag.rstrip("/").rsplit("/", 1)[-1] if tag.startswith(("/", ".", "~")) else tag
-    tag += format_judge_details(judge)
-    if not rubric.name:
-        return tag
-    return f"{tag}, rubric {rubric.name}" + (f"@{rubric.sha256[:7]}" if rubric.sha256 else "")
-
-
-def format_method(facts: RunFacts) -> str:
-    """Return how the run fine-tunes: `full fine-tuning`, or LoRA with rank and scale."""
-    if facts.experiment.lora is None:
-        return "full fine-tuning"
-    lora = {**LORA_DEFAULTS, **facts.experiment.lora}
-    return f"LoRA (r {lora['r']}, alpha {lora['lora_alpha']})"
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a time in the two largest units that it fills.
-
-    >>> format_seconds(8.24), format_seconds(314), format_seconds(11_782)
-    ('8.2 s', '5 min 14 s', '3 h 16 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def list_missing(facts: RunFacts) -> list[Missing]:
-    """Return the parts that the run folder lacks, in the order in which the stages make them."""
-    folder = shlex.quote(str(facts.folder.path))
-    tuned, base = facts.tuned, facts.base
-    missing = []
-    if not facts.training_rows:
-        # These two stages take the experiment's file, whose name the run folder does not tell.
-        what = "the training log" if facts.split_sizes else "the examples and the training log"
-        missing.append(Missing(what, f"hf-instruct train EXPERIMENT.yaml --run-dir {folder} --resume"))
-    if not tuned.responses:
-        missing.append(Missing("the tuned model's answers", f"hf-instruct generate {folder}"))
-    elif len(tuned.responses) < facts.split_sizes.get("test", 0):
-        left = facts.split_sizes["test"] - len(tuned.responses)
-        missing.append(Missing(f"{left} of the tuned model's answers", f"hf-instruct generate {folder}"))
-    if not base.responses and facts.experiment.generate.base:
-        missing.append(Missing("the base model's answers, to compare with", f"hf-instruct generate {folder}"))
-    for side, owner in ((tuned, "tuned"), (base, "base")):
-        if side.scores is None and side.responses and (side is tuned or facts.experiment.judge.base):
-            done = sum(response.id in side.judgments for response in side.responses)
-            what = f"the scores of the {owner} model's answers"
-            what += f" ({done} of {len(side.responses)} are judged)" if done else ""
-            missing.append(Missing(what, f"hf-instruct judge {folder}"))
-    return missing
-
-
-def list_notes(facts: RunFacts) -> list[str]:
+def list_findings(results: RunResults) -> list[Finding]:
     """Return what a reader should know before quoting the numbers, most important first."""
+    scores = results.tuned.scores or results.base.scores
     return [
-        *_note_difference(facts),
-        *_note_judge(facts.tuned.scores or facts.base.scores),
-        *_note_failures(facts),
-        *_note_leaks(facts),
-        *_note_answers(facts.tuned, facts.experiment.generate.max_new_tokens),
-        *_note_overfitting(facts),
+        *_find_difference(results),
+        *(_find_judge(scores) if scores else ()),
+        *_find_failures("tuned", results.tuned.scores),
+        *_find_failures("base", results.base.scores),
+        *_find_leaks(results),
+        *_find_cut_off(results),
+        *_find_overfitting(results),
     ]
 
 
-def _note_difference(facts: RunFacts) -> list[str]:
-    tuned, base, difference = facts.tuned.scores, facts.base.scores, facts.difference
-    if tuned is not None and base is not None and not tuned.judged_as(base):
-        return [
-            f"The two sides were judged differently: base by {format_judge(base.judge, base.rubric)}, "
-            f"tuned by {format_judge(tuned.judge, tuned.rubric)}. Their scores cannot be compared."
-        ]
-    if facts.leading.reason or difference is None or (difference.is_shown and difference.mean > 0):
-        return []
+def _find_difference(results: RunResults) -> Iterator[Finding]:
+    difference = results.difference
+    if differing := results.judging_differences:
+        yield Finding(
+            "judged_differently",
+            f"The two models were judged differently ({', '.join(differing)}): their scores cannot be compared.",
+            {"fields": differing},
+        )
+    if difference is None or results.leading.reason or (difference.is_shown and difference.mean > 0):
+        return
+    numbers = dataclasses.asdict(difference)
     if difference.is_shown:
-        return [f"The tuned model scores lower than the base model: {difference} (n={difference.n})."]
-    return [
-        f"No difference shown in the scores: tuned - base is {difference}, over the {difference.n} examples scored "
-        "on both sides. The interval includes zero."
-    ]
+        text = f"The tuned model scores lower than the base model: {difference} (n={difference.n})."
+        yield Finding("scores_lower", text, numbers)
+    else:
+        text = (
+            f"The scores show no difference: tuned - base is {difference}, over the {difference.n} examples scored on "
+            "both sides. The interval includes zero."
+        )
+        yield Finding("no_difference", text, numbers)
 
 
-def _note_judge(scores: Scores | None) -> list[str]:
-    if scores is None:
-        return []
-    notes = []
+def _find_judge(scores: Scores) -> Iterator[Finding]:
     if weakness := find_weakness_of(scores):
-        notes.append(
-            f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: go by the "
-            "reference metrics and the answers themselves, and quote scores of a better judge only."
+        yield Finding(
+            "weak_judge",
+            f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: rely on the "
+            "reference metrics and the answers themselves, and quote scores of a better judge only.",
         )
     if scores.constant and scores.mean is not None:
-        notes.append(f"The judge gave every answer the same score, {format_points(scores.mean)}: it tells nothing.")
-    notes += _note_repeats(scores.repeats)
+        text = f"The judge gave every answer the same score, {format_points(scores.mean)}, which says nothing."
+        yield Finding("constant_scores", text, {"score": scores.mean})
+    repeats = scores.repeats
+    if repeats and repeats.spread is not None and repeats.changed is not None:
+        yield Finding(
+            "judge_spread",
+            f"Each answer was judged {repeats.count} times: the judge's own spread is {format_points(repeats.spread)} "
+            f"points per answer, and {100 * repeats.changed:.0f} % of its verdicts changed.",
+            {"count": repeats.count, "spread": repeats.spread, "changed": repeats.changed},
+        )
     if has_unknown_size(scores.judge):
-        notes.append(
-            "The judge ran locally and its name does not tell its size. A small model is a rough judge: read the "
-            "answers themselves, and quote scores of a larger judge only."
+        yield Finding(
+            "unknown_judge",
+            "The judge was a local model whose name does not tell its size. A small model is a rough judge: read the "
+            "answers themselves, and quote scores of a larger judge only.",
         )
     if 0 < scores.n < FEW_ANSWERS:
         answers = "1 answer has" if scores.n == 1 else f"{scores.n} answers have"
-        notes.append(f"Only {answers} a score: the standard error itself is uncertain.")
-    return notes
+        yield Finding("few_scores", f"Only {answers} a score: the standard error itself is uncertain.", {"n": scores.n})
 
 
-def _note_repeats(repeats: Repeats | None) -> list[str]:
-    if repeats is None or repeats.spread is None or repeats.changed is None:
-        return []
-    return [
-        f"Each answer was judged {repeats.count} times: the judge's own spread is {format_points(repeats.spread)} "
-        f"points an answer, and {100 * repeats.changed:.0f} % of its verdicts changed."
-    ]
+def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
+    if scores is None or not scores.failures:
+        return
+    ends = format_bounds(scores, " or ")
+    bounds = f"; counted as 0 or as 100, they would make the mean {ends}" if ends else ""
+    answers = f"{scores.failures} of {scores.total} answers of the {model} model"
+    numbers = {"model": model, "failures": scores.failures, "total": scores.total}
+    yield Finding("failures", f"The judge gave no readable verdict on {answers}{bounds}.", numbers)
 
 
-def _note_failures(facts: RunFacts) -> list[str]:
-    counts = [
-        f"{side.scores.failures} of {side.scores.total} {owner} answers"
-        for owner, side in (("tuned", facts.tuned), ("base", facts.base))
-        if side.scores is not None and side.scores.failures
-    ]
-    if not counts:
-        return []
-    scores = facts.tuned.scores
-    bounds = ""
-    if scores is not None and (ends := format_bounds(scores, " or ")):
-        bounds = f" With every failure counted as 0 or as 100 the tuned mean would be {ends}."
-    return [f"The judge gave no readable verdict on {' and '.join(counts)}. The means are over the others.{bounds}"]
-
-
-def _note_leaks(facts: RunFacts) -> list[str]:
-    seen, near = facts.preflight.count_leaks()
-    total = facts.split_sizes.get("test", seen + near)
+def _find_leaks(results: RunResults) -> Iterator[Finding]:
+    seen, near = results.preflight.count_leaks()
+    of = f"of {total:,} " if (total := results.preflight.examples.get("test")) else ""
     if seen:
-        more = f", and {near} more are near-duplicates of one" if near else ""
-        return [f"{seen} of {total} test examples have the same instruction and input as a training example{more}."]
-    are = "is a near-duplicate" if near == 1 else "are near-duplicates"
-    return [f"{near} of {total} test examples {are} of a training example."] if near else []
+        text = (
+            f"{seen} {of}test examples {'has' if seen == 1 else 'have'} the same instruction and input as a training "
+            "example: the scores flatter the model."
+        )
+        yield Finding("leaks", text, {"seen": seen, "total": total})
+    if near:
+        are = "is a near-duplicate" if near == 1 else "are near-duplicates"
+        yield Finding("near_duplicates", f"{near} {of}test examples {are} of a training example.", {"near": near})
 
 
-def _note_answers(tuned: Side, max_new_tokens: int) -> list[str]:
-    share = tuned.stopped_share
-    if share is None or 1 - share <= _MANY_CUT_OFF:
-        return []
-    return [
-        f"{100 * (1 - share):.0f} % of the tuned model's answers did not end by themselves and were cut off at "
-        f"`generate.max_new_tokens` ({max_new_tokens})."
-    ]
+def _find_cut_off(results: RunResults) -> Iterator[Finding]:
+    rate = results.tuned.stop_rate
+    if rate is not None and 1 - rate > _MANY_CUT_OFF:
+        limit, cut_off = results.experiment.generate.max_new_tokens, f"{100 * (1 - rate):.0f} %"
+        text = f"{cut_off} of the tuned model's answers did not finish: they were cut off at {limit} tokens."
+        yield Finding("cut_off", text, {"share": 1 - rate})
 
 
-def _note_overfitting(facts: RunFacts) -> list[str]:
-    losses = [(row.validation_loss, row.step) for row in facts.evaluations if row.validation_loss is not None]
+def _find_overfitting(results: RunResults) -> Iterator[Finding]:
+    losses = [(row.validation_loss, row.step) for row in results.evaluations if row.validation_loss is not None]
     if len(losses) < 3:
-        return []
-    lowest, step = min(losses)
-    last, _ = losses[-1]
-    if last <= lowest * _OVERFIT_RISE:
-        return []
-    return [f"The validation loss was lowest at step {step} ({lowest:.3f}) and has risen to {last:.3f}: overfitting."]
+        return
+    (lowest, step), (last, _) = min(losses), losses[-1]
+    if last > lowest * _OVERFIT_RISE:
+        text = f"The validation loss was lowest at step {step} ({lowest:.3f}) and has risen to {last:.3f}: overfitting."
+        yield Finding("overfitting", text, {"step": step, "lowest": lowest, "last": last})
+
+
+def list_missing(results: RunResults) -> list[Missing]:
+    """Return the parts that the run folder lacks, in the order in which the stages make them."""
+    folder = shlex.quote(str(results.folder.path))
+    tuned, base, experiment = results.tuned, results.base, results.experiment
+    sizes = results.preflight.examples
+    train, generate, judge = (
+        # The name of the experiment's file is not known to the run folder.
+        f"hf-instruct train EXPERIMENT.yaml --run-dir {folder} --resume",
+        f"hf-instruct generate {folder}",
+        f"hf-instruct judge {folder}",
+    )
+    missing = []
+    if not results.training_rows:
+        missing.append(Missing("the training log" if sizes else "the examples and the training log", train))
+    left = sizes.get("test", 0) - len(tuned.responses)
+    if not tuned.responses:
+        missing.append(Missing("the tuned model's answers", generate))
+    elif left > 0:
+        missing.append(Missing(f"{left} of the tuned model's answers", generate))
+    if not base.responses and experiment.generate.base:
+        missing.append(Missing("the base model's answers, to compare with", generate))
+    for side, owner, wanted in ((tuned, "tuned", True), (base, "base", experiment.judge.base)):
+        if wanted and side.responses and side.scores is None:
+            done = sum(response.id in side.judgments for response in side.responses)
+            what = f"the scores of the {owner} model's answers"
+            missing.append(Missing(what + (f" ({done} of {len(side.responses)} are judged)" if done else ""), judge))
+    return missing

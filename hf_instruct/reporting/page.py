@@ -6,6 +6,7 @@ content security policy allows only the two scripts written here, by their hashe
 
 import base64
 import hashlib
+import logging
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -13,30 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct import __version__
-from hf_instruct.console import format_points
-from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg
-from hf_instruct.reporting.answers import AnswerRow, pair_answers, sort_worst_first
-from hf_instruct.reporting.facts import RunFacts
-from hf_instruct.reporting.findings import (
-    format_judge,
-    format_method,
-    format_seconds,
-    list_missing,
-    list_notes,
-)
-from hf_instruct.reporting.measures import list_checks, list_metrics, list_pairs, list_tasks
-from hf_instruct.run_folder import plain_values
-from hf_instruct.schema import ScoreSummary, TrainingSummary
+from hf_instruct.config import Experiment
+from hf_instruct.console import format_interval, format_points, format_seconds, format_signed
+from hf_instruct.evaluation.score_summary import label_judge, short_name
+from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg, write_figure
+from hf_instruct.records import write_text
+from hf_instruct.reporting.answers import pair_answers, sort_worst_first
+from hf_instruct.reporting.findings import list_findings, list_missing
+from hf_instruct.reporting.results import RunResults, read_results
+from hf_instruct.run_folder import RunFolder, plain_values
+from hf_instruct.schema import ScoreSummary
 from hf_instruct.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
 # Rows that the page shows at first; `report.js` has the same number.
 PAGE_ROWS = 50
-# Shown first where a metric leads.
-_LEAD_METRICS = ("exact_match", "rouge_l")
 # Characters shown of a text: a model without an end of its own may fill any number of pages.
 _LONGEST_TEXT = 20_000
 # Control characters that HTML drops or forbids are shown as the pictures Unicode has of them; tab and newline stay.
@@ -48,12 +44,34 @@ _CONTROLS = {
 }
 
 
-def render_page(facts: RunFacts) -> str:
+def report(run: RunFolder, experiment: Experiment) -> Path:
+    """Write `report.html`, and `scores.png` where there are scores; a run may lack any stage's files.
+
+    Args:
+        run: The run folder.
+        experiment: What the run is of.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: A file of the run cannot be read as what it should be.
+    """
+    results = read_results(run, experiment)
+    if scores := _list_scores(results):
+        write_figure(draw_score_histogram(scores, title=results.name), run.score_plot)
+    write_text(run.report, render_page(results))
+    logger.debug("wrote %s", run.report)
+    return run.report
+
+
+def render_page(results: RunResults) -> str:
     """Return the page of a run, complete whatever the run folder lacks."""
     from markupsafe import Markup
 
-    head_script, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("head.js", "report.js"))
-    style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    head_script, script, style = (
+        Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("head.js", "report.js", "report.css")
+    )
     context = {
         "policy": build_policy([head_script, script]),
         "head_script": head_script,
@@ -61,15 +79,20 @@ def render_page(facts: RunFacts) -> str:
         "style": style,
         "version": __version__,
         "longest": _LONGEST_TEXT,
-        **_describe_run(facts),
-        **_describe_plots(facts),
-        **_describe_answers(facts),
-        "metrics": list_metrics(facts),
-        "checks": list_checks(facts),
-        # The judge that was checked may be another than the one that gave the scores.
-        "checked": format_judge(facts.self_check.judge, facts.self_check.rubric) if facts.self_check else "",
-        "tasks": list_tasks(facts),
-        "pairs": list_pairs(facts),
+        "results": results,
+        "base": results.base,
+        "tuned": results.tuned,
+        "leading": results.leading,
+        "started": results.provenance.created_at.replace("T", " ").replace("+00:00", " UTC"),
+        "losses": [row.validation_loss for row in results.evaluations],
+        "findings": list_findings(results),
+        "missing": list_missing(results),
+        "command": f"hf-instruct report {shlex.quote(str(results.folder.path))}",
+        "category_scores": _list_category_scores(results),
+        "samples": _list_samples(results),
+        "configuration": dump_yaml(plain_values(results.experiment)),
+        **_describe_plots(results),
+        **_describe_answers(results),
     }
     return _build_environment().get_template("report.html.jinja").render(context)
 
@@ -105,161 +128,71 @@ def _build_environment() -> "Environment":
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=clean_text
     )
-    environment.filters["points"] = format_points
+    environment.globals["label_judge"] = label_judge
+    environment.filters |= {
+        "points": format_points,
+        "signed": format_signed,
+        "interval": format_interval,
+        "seconds": format_seconds,
+        "short_name": short_name,
+    }
     return environment
 
 
-def _describe_run(facts: RunFacts) -> dict[str, Any]:
-    """Return what the head, the tiles, the notes and the last section say."""
-    losses = [row.validation_loss for row in facts.evaluations]
-    sides = [name for name, side in (("base", facts.base), ("tuned", facts.tuned)) if side.stopped_share is not None]
-    scores = facts.tuned.scores or facts.base.scores
-    return {
-        "facts": facts,
-        "tuned": facts.tuned,
-        "base": facts.base,
-        "headline": _list_headline(facts),
-        "leading": facts.leading,
-        "lead_metrics": [row for row in list_metrics(facts) if facts.leading.is_metric and row.name in _LEAD_METRICS],
-        "judge": format_judge(scores.judge, scores.rubric) if scores else "",
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if len(losses) > 1 else None,
-        "stopped_sides": " → ".join(sides),
-        "cost": _list_cost(facts.training),
-        "notes": list_notes(facts),
-        "missing": list_missing(facts),
-        "again": f"hf-instruct report {shlex.quote(str(facts.folder.path))}",
-        "category_scores": _list_category_scores(facts),
-        "samples": _list_samples(facts),
-        "provenance": _list_provenance(facts),
-        "configuration": dump_yaml(plain_values(facts.experiment)),
-    }
+def _list_scores(results: RunResults) -> dict[str, list[int]]:
+    """Return all scores of each model that has any."""
+    scores = {"base": list(results.base.score_by_id.values()), "tuned": list(results.tuned.score_by_id.values())}
+    return {name: values for name, values in scores.items() if values}
 
 
-def _list_headline(facts: RunFacts) -> list[tuple[str, str]]:
-    source = facts.experiment.data.source
-    sizes = ", ".join(f"{count:,} {name}" for name, count in facts.split_sizes.items())
-    created = facts.provenance.created_at
-    return [
-        ("model", _shorten_path(facts.experiment.model.name)),
-        ("method", format_method(facts)),
-        ("data", _shorten_path(source) + (f" ({sizes})" if sizes else "")),
-        *([("started", created.replace("T", " ").replace("+00:00", " UTC"))] if created else []),
-    ]
-
-
-def _shorten_path(name: str) -> str:
-    """Return the last part of a local path, and a Hub id or an alias as it is."""
-    return Path(name).name if name.startswith(("/", ".", "~")) else name
-
-
-def _list_cost(training: TrainingSummary | None) -> list[str]:
-    """Return the time of fine-tuning, then whatever else is known of its cost; empty before it has finished."""
-    if training is None:
-        return []
-    return [
-        format_seconds(training.seconds),
-        f"peak memory {training.peak_memory_bytes / 1e9:.1f} GB",
-        f"{training.tokens_per_second:,.0f} tokens/s",
-        training.device,
-        training.precision,
-    ]
-
-
-def _list_category_scores(facts: RunFacts) -> list[tuple[str, ScoreSummary | None, ScoreSummary]]:
+def _list_category_scores(results: RunResults) -> list[tuple[str, ScoreSummary | None, ScoreSummary]]:
     """Return name, base and tuned scores of each category, worst tuned mean first; by name where scores say little."""
-    if facts.tuned.scores is None or len(facts.tuned.scores.by_category) < 2:
-        return []
-    base = facts.base.scores.by_category if facts.base.scores else {}
-    rows = [(name, base.get(name), scores) for name, scores in facts.tuned.scores.by_category.items()]
-    if facts.leading.reason:
-        return sorted(rows, key=lambda row: row[0])
-    return sorted(rows, key=lambda row: (row[2].mean is None, row[2].mean or 0, row[0]))
+    base, tuned = (side.scores.by_category if side.scores else {} for side in (results.base, results.tuned))
+    rows = [(name, base.get(name), tuned[name]) for name in sorted(tuned)]
+    if results.leading.reason:
+        return rows
+    return sorted(rows, key=lambda row: (row[2].mean is None, row[2].mean or 0))
 
 
-def _list_samples(facts: RunFacts) -> list[dict[str, Any]]:
-    """Return the fixed validation prompts, each with its answers in the order of training."""
-    samples: dict[str, dict[str, Any]] = {}
-    moments = {row.step: row for row in facts.training_rows if row.kind == "samples" and row.samples}
-    for _, row in sorted(moments.items()):
-        moment = "before training" if row.step == 0 else f"epoch {round(row.epoch, 2):g}"
-        for sample in row.samples or []:
-            texts = {name: str(sample.get(name, "")) for name in ("id", "instruction", "input", "output", "response")}
-            entry = samples.setdefault(texts["id"], {**texts, "reference": texts["output"], "answers": []})
-            entry["answers"].append((moment, texts["response"]))
+def _list_samples(results: RunResults) -> list[tuple[dict[str, str], list[tuple[float, str]]]]:
+    """Return the fixed validation prompts, each with its answers and their epochs in the order of training."""
+    samples: dict[str, tuple[dict[str, str], list[tuple[float, str]]]] = {}
+    # A resumed run may log a step again: the later row counts.
+    rows = {row.step: row for row in results.training_rows if row.samples}
+    for step in sorted(rows):
+        for sample in rows[step].samples or ():
+            samples.setdefault(sample["id"], (sample, []))[1].append((round(rows[step].epoch, 2), sample["response"]))
     return list(samples.values())
 
 
-def _list_provenance(facts: RunFacts) -> list[tuple[str, str]]:
-    training, provenance, scores = facts.training, facts.provenance, facts.tuned.scores
-    rows: list[tuple[str, str | None]] = [
-        ("Command", provenance.command),
-        ("Commit", provenance.git_commit),
-        ("Data", facts.experiment.data.source),
-        ("Data SHA-256", provenance.data_sha256 or facts.preflight.data_sha256),
-    ]
-    if training:
-        trained = f"{training.num_trainable_parameters:,} trained"
-        rows += [
-            ("Parameters", f"{training.num_parameters:,}, {trained}"),
-            ("Training", f"{training.steps:,} steps, {training.epochs:g} epochs"),
-            ("Tokens", f"{training.tokens_seen:,} example tokens"),
-        ]
-    rows += [
-        ("Judge prompts SHA-256", scores.prompts_sha256 if scores else None),
-        ("Python", provenance.python),
-        ("Libraries", ", ".join(f"{name} {version}" for name, version in provenance.versions.items())),
-    ]
-    return [(label, value) for label, value in rows if value]
-
-
-def _describe_plots(facts: RunFacts) -> dict[str, Any]:
+def _describe_plots(results: RunResults) -> dict[str, Any]:
     """Return the plots that there are numbers for, each with the same in words for those who do not see it."""
     from markupsafe import Markup
 
     plots = {"loss_plot": None, "loss_text": "", "histogram": None, "histogram_text": ""}
-    if any(row.kind in ("train", "evaluation") for row in facts.training_rows):
-        plots["loss_plot"] = Markup(format_inline_svg(draw_loss_plot(facts.training_rows), "loss"))
-        losses = [f"{row.validation_loss:.3f} at step {row.step}" for row in facts.evaluations]
-        plots["loss_text"] = f"Validation loss by step: {', '.join(losses)}." if losses else "Training loss by step."
-    scores = {"base": list(facts.base.score_by_id.values()), "tuned": list(facts.tuned.score_by_id.values())}
-    if any(scores.values()):
+    if any(row.kind in ("train", "evaluation") for row in results.training_rows):
+        plots["loss_plot"] = Markup(format_inline_svg(draw_loss_plot(results.training_rows), "loss"))
+        losses = ", ".join(f"{row.validation_loss:.3f} at step {row.step}" for row in results.evaluations)
+        plots["loss_text"] = f"Validation loss by step: {losses}." if losses else "Training loss by step."
+    if scores := _list_scores(results):
         plots["histogram"] = Markup(format_inline_svg(draw_score_histogram(scores), "scores"))
         plots["histogram_text"] = " ".join(
-            f"{name}: " + ", ".join(f"{n} from {10 * i}" for i, n in enumerate(count_scores(side)) if n) + "."
-            for name, side in scores.items()
-            if side
+            f"{name}: {', '.join(f'{n} from {10 * i}' for i, n in enumerate(count_scores(values)) if n)}."
+            for name, values in scores.items()
         )
     return plots
 
 
-def _describe_answers(facts: RunFacts) -> dict[str, Any]:
+def _describe_answers(results: RunResults) -> dict[str, Any]:
     """Return the rows of the table and which of its columns and filters make sense."""
-    rows = pair_answers(facts)
-    kinds = {row.number: _list_kinds(row) for row in rows}
-    found = {kind for names in kinds.values() for kind in names}
-    categories = Counter(row.category for row in rows if row.category)
+    rows = pair_answers(results)
+    categories = Counter(row.example.category for row in rows if row.example.category)
     return {
         "rows": sort_worst_first(rows),
-        "kinds": {number: " ".join(names) for number, names in kinds.items()},
+        "kinds": {kind for row in rows for kind in row.kinds},
         "categories": sorted(categories.items()) if len(categories) > 1 else [],
         "has_base": any(row.base for row in rows),
         "has_values": any(row.value is not None for row in rows),
         "has_gains": any(row.gain is not None for row in rows),
-        "has_failures": "failed" in found,
-        "has_cut": "cut" in found,
         "page_rows": PAGE_ROWS,
     }
-
-
-def _list_kinds(row: AnswerRow) -> list[str]:
-    """Return the values of the page's `Show` filter that the row answers to."""
-    sides = [side for side in (row.base, row.tuned) if side is not None]
-    kinds = []
-    if row.gain is not None:
-        kinds.append("up" if row.gain > 0 else "down" if row.gain < 0 else "same")
-    if any(side.judgment is not None and side.score is None for side in sides):
-        kinds.append("failed")
-    if row.tuned is not None and row.tuned.stopped is False:
-        kinds.append("cut")
-    return kinds

@@ -1,27 +1,18 @@
 """What a run came to, as text for a terminal."""
 
 import textwrap
-from collections.abc import Sequence
 
-from hf_instruct.evaluation.metrics import format_metric
-from hf_instruct.evaluation.score_summary import Leading
-from hf_instruct.reporting.answers import Answer, AnswerRow, pair_answers, pick_telling
-from hf_instruct.reporting.facts import RunFacts, read_facts
-from hf_instruct.reporting.findings import (
-    format_judge,
-    format_mean,
-    format_method,
-    format_seconds,
-    list_missing,
-    list_notes,
-)
-from hf_instruct.reporting.measures import MetricRow, list_metrics
+from hf_instruct.console import align, clean_text, format_interval, format_seconds, format_signed
+from hf_instruct.evaluation.score_summary import Leading, format_counts, format_mean
+from hf_instruct.reporting.answers import AnswerRow, pair_answers, pick_highlights
+from hf_instruct.reporting.findings import list_findings, list_missing
+from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Scores
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3
-_SHOWN_METRICS = frozenset({"exact_match", "rouge_l", "chrf", "perplexity"})
+_DIFFERENCE = "tuned - base (95 % interval)"
+_SHOWN_METRICS = ("exact_match", "rouge_l", "chrf", "perplexity")
 
 
 def format_summary(run: RunFolder, *, width: int = 88) -> str:
@@ -35,46 +26,61 @@ def format_summary(run: RunFolder, *, width: int = 88) -> str:
         RunError: The folder holds no run.
         DataError: A file of the run cannot be read as what it should be.
     """
-    facts = read_facts(run, run.load_experiment())
-    metrics = list_metrics(facts)
-    best, worst = pick_telling(pair_answers(facts))
+    results = read_results(run, run.load_experiment())
+    best, worst = pick_highlights(pair_answers(results))
+    paths = (("report", run.report), ("answers", run.responses), ("model", run.model))
+    title = f"{results.name}: {results.experiment.model.name}, {results.method}"
     parts = [
-        [_format_title(facts), *_list_numbers(facts, metrics, width)],
-        *(_format_row(row, _title_row(row, facts.leading), width) for row in best),
-        *([_format_row(worst, _title_worst(worst, facts.leading), width)] if worst else []),
-        _list_notes(facts, width),
-        _list_paths(run),
+        [_one_line(title)],
+        _list_numbers(results, width),
+        *(_format_answers(row, _title_gain(row, results.leading), width) for row in best),
+        *([_format_answers(worst, _title_worst(worst, results.leading), width)] if worst else []),
+        [
+            *(textwrap.fill(f"! {_one_line(f.text)}", width, subsequent_indent="  ") for f in list_findings(results)),
+            *(f"! Missing: {part.what}. Make it with `{part.command}`." for part in list_missing(results)),
+        ],
+        [f"{name:{_LABEL_WIDTH}}{path}" for name, path in paths if path.exists()],
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def format_summary_line(run: RunFolder) -> str:
-    """Return the run's scores and losses on one line.
+def _list_numbers(results: RunResults, width: int) -> list[str]:
+    """Return a table of the numbers that the run has, before and after, then who judged and how long training took."""
+    base, tuned = results.base, results.tuned
+    scores, others = [], []
+    if results.scores:
+        difference = ""
+        if results.difference:
+            numbers = (results.difference.low, results.difference.high)
+            difference = f"{format_signed(results.difference.mean)} ({format_interval(numbers, signed=True)})"
+        scores.append(["score of 100", *(format_mean(side.scores) for side in (base, tuned)), difference])
+    metrics = [
+        [row.label, row.show(row.base), row.show(row.tuned), row.show_difference()]
+        for row in results.metrics
+        if row.name in _SHOWN_METRICS
+    ]
+    if losses := [f"{row.validation_loss:.3f}" for row in results.evaluations]:
+        others.append(["validation loss", losses[0], losses[-1] if losses[1:] else "", ""])
+    rates = [side.stop_rate for side in (base, tuned)]
+    if any(rate is not None for rate in rates):
+        others.append(["finished", *("" if rate is None else f"{100 * rate:.0f} %" for rate in rates), ""])
+    # A judge whose scores say little comes last.
+    rows = [*metrics, *others, *scores] if results.leading.reason else [*scores, *others, *metrics]
+    if not rows:
+        return []
+    rows = [["", "before", "after", _DIFFERENCE if any(row[-1] for row in rows) else ""], *rows]
+    lines = align(
+        [[f"{label:{_LABEL_WIDTH - 2}}", *(cell or "-" for cell in cells), note] for label, *cells, note in rows]
+    )
+    if results.scores:
+        counts = " / ".join(dict.fromkeys(map(format_counts, results.scores)))
+        lines += _label("judge", f"{'; '.join(results.judges)}; {counts}", width)
+    if results.training:
+        lines += _label("fine-tuning", format_seconds(results.training.seconds), width)
+    return lines
 
-    Raises:
-        RunError: The folder holds no run.
-        DataError: A file of the run cannot be read as what it should be.
-    """
-    facts = read_facts(run, run.load_experiment())
-    parts = []
-    for row in list_metrics(facts):
-        if facts.leading.reason and row.name in ("exact_match", "rouge_l"):
-            means = [side.mean for side in (row.base, row.tuned) if side and side.mean is not None]
-            parts.append(f"{row.label} {' -> '.join(map(row.show, means))}")
-    scores = [side.scores for side in (facts.base, facts.tuned) if side.scores is not None]
-    if scores:
-        counts = " and ".join(dict.fromkeys(_format_counts(side) for side in scores))
-        judge = format_judge(scores[-1].judge, scores[-1].rubric)
-        parts.append(f"score {' -> '.join(map(format_mean, scores))} ({counts}; judge {judge})")
-    losses = [row.validation_loss for row in facts.evaluations]
-    if losses:
-        ends = losses if len(losses) == 1 else [losses[0], losses[-1]]
-        parts.append(f"validation loss {' -> '.join(f'{loss:.3f}' for loss in ends)}")
-    parts += [f"missing: {part.what} (`{part.command}`)" for part in list_missing(facts)[:1]]
-    return clean_line("; ".join(parts))
 
-
-def _title_row(row: AnswerRow, leading: Leading) -> str:
+def _title_gain(row: AnswerRow, leading: Leading) -> str:
     if row.gain is None or row.value is None:
         return "after fine-tuning"
     if leading.is_metric:
@@ -86,109 +92,23 @@ def _title_worst(row: AnswerRow, leading: Leading) -> str:
     return f"the lowest {leading.label}, {leading.show(row.value or 0)}" if leading.is_metric else "the worst score"
 
 
-def _format_title(facts: RunFacts) -> str:
-    return f"{clean_line(facts.name)}: {clean_line(facts.experiment.model.name)}, {format_method(facts)}"
-
-
-def _format_counts(scores: Scores) -> str:
-    failures = f", {scores.failures} failure{'' if scores.failures == 1 else 's'}" if scores.failures else ""
-    return f"n={scores.n} of {scores.total}{failures}"
-
-
-def _list_numbers(facts: RunFacts, metrics: Sequence[MetricRow], width: int) -> list[str]:
-    """Return a line for each number that the run has, base and tuned side by side."""
-    tuned, base = facts.tuned, facts.base
-    losses = [f"{row.validation_loss:.3f}" for row in facts.evaluations]
-    judged: list[tuple[str, str, str, str]] = []
-    if tuned.scores or base.scores:
-        before, after = (format_mean(side.scores) if side.scores else "-" for side in (base, tuned))
-        counts = [_format_counts(side.scores) for side in (base, tuned) if side.scores]
-        judged.append(("score of 100", before, after, " / ".join(dict.fromkeys(counts))))
-    if (difference := facts.difference) is not None:
-        judged.append(("  difference", f"{difference} (paired, n={difference.n})", "", ""))
-    rows: list[tuple[str, str, str, str]] = []
-    if losses:
-        rows.append(("validation loss", losses[0], losses[-1] if len(losses) > 1 else "-", "first, last"))
-    if tuned.stopped_share is not None or base.stopped_share is not None:
-        shares = [side.stopped_share for side in (base, tuned)]
-        before, after = ("-" if share is None else format_metric("stopped", share) for share in shares)
-        rows.append(("ended by itself", before, after, "of the answers"))
-    if not rows and not judged:
-        return []
-    parts = [[_format_columns(*row) for row in part] for part in (judged, rows)] + [_list_metric_lines(metrics)]
-    lines = ["", f"{'':{_LABEL_WIDTH}}{'before':<14}after"]
-    # A judge whose scores say little comes last.
-    for part in reversed(parts) if facts.leading.reason else parts:
-        lines += part
-    scores = tuned.scores or base.scores
-    if scores is not None:
-        lines += _wrap(clean_line(format_judge(scores.judge, scores.rubric)), "judge", width)
-    if facts.training:
-        lines.append(f"{'fine-tuning':{_LABEL_WIDTH}}{format_seconds(facts.training.seconds)}")
-    return lines
-
-
-def _list_metric_lines(metrics: Sequence[MetricRow]) -> list[str]:
-    """Return the few reference metrics that say most, base and tuned side by side."""
-    lines = []
-    for row in metrics:
-        if row.name not in _SHOWN_METRICS:
-            continue
-        before, after = (
-            row.show(side.mean) if side and side.mean is not None else "-" for side in (row.base, row.tuned)
-        )
-        lines.append(_format_columns(row.label, before, after, row.show_difference()))
-    return lines
-
-
-def _format_columns(label: str, before: str, after: str, note: str) -> str:
-    if not after:
-        return f"{label:{_LABEL_WIDTH}}{before}"
-    return f"{label:{_LABEL_WIDTH}}{before:<14}{after:<14}{note}".rstrip()
-
-
-def _format_row(row: AnswerRow, title: str, width: int) -> list[str]:
-    task = clean_line(" | ".join(part for part in (row.instruction, row.input) if part))
+def _format_answers(row: AnswerRow, title: str, width: int) -> list[str]:
+    task = _one_line(" | ".join(part for part in (row.example.instruction, row.example.input) if part))
     lines = [f"{textwrap.shorten(task, width - len(title) - 4, placeholder=' ...')}  [{title}]"]
     for label, answer in (("before", row.base), ("after", row.tuned)):
         if answer is not None:
-            lines += _wrap(clean_line(answer.text) or "(empty)", _label_answer(label, answer), width)
-    return lines + _wrap(clean_line(row.reference), "  reference", width)
+            score = "" if answer.score is None else f"{answer.score:>4}"
+            lines += _label(f"  {label:<9}{score}", answer.text or "(empty)", width)
+    return lines + _label("  reference", row.example.output, width)
 
 
-def _label_answer(label: str, answer: Answer) -> str:
-    score = "" if answer.score is None else f"{answer.score:>4}"
-    return f"  {label:<9}{score}"
-
-
-def _list_notes(facts: RunFacts, width: int) -> list[str]:
-    lines = [
-        line
-        for note in list_notes(facts)
-        for line in textwrap.wrap(clean_line(f"! {note}"), width, subsequent_indent="  ")
-    ]
-    for part in list_missing(facts):
-        lines.append(f"! Missing: {part.what}. Make it with `{part.command}`.")
-    return lines
-
-
-def _list_paths(run: RunFolder) -> list[str]:
-    found = [("report", run.report), ("answers", run.responses), ("model", run.model)]
-    return [f"{label:{_LABEL_WIDTH}}{path}" for label, path in found if path.exists()]
-
-
-def _wrap(text: str, label: str, width: int) -> list[str]:
+def _label(label: str, text: str, width: int) -> list[str]:
     """Return a text beside a label, cut after a few lines."""
-    lines: Sequence[str] = textwrap.wrap(
-        text, width - _LABEL_WIDTH, max_lines=_TEXT_LINES, placeholder=" ...", break_on_hyphens=False
+    lines = textwrap.wrap(
+        _one_line(text), width - _LABEL_WIDTH, max_lines=_TEXT_LINES, placeholder=" ...", break_on_hyphens=False
     )
-    return [f"{label if not place else '':{_LABEL_WIDTH}}{line}" for place, line in enumerate(lines)]
+    return [f"{'' if number else label:{_LABEL_WIDTH}}{line}" for number, line in enumerate(lines)]
 
 
-def clean_line(text: str) -> str:
-    r"""Return a text on one line, without what could steer a terminal.
-
-    >>> clean_line("a\n\tb \x1b[31mred\u202e")
-    'a b [31mred'
-    """
-    return "".join(char for char in " ".join(text.split()) if char.isprintable())
+def _one_line(text: str) -> str:
+    return " ".join(clean_text(text).split())

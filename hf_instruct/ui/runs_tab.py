@@ -59,12 +59,12 @@ def list_reports(sources: Sequence[Source]) -> list[Callable[[], str]]:
     """Return what renders each run's report as its folder is now."""
 
     def render(source: Source) -> str:
-        from hf_instruct.reporting.facts import read_facts
         from hf_instruct.reporting.page import render_page
+        from hf_instruct.reporting.results import read_results
 
         try:
             assert source.run is not None
-            return render_page(read_facts(source.run, source.run.load_experiment()))
+            return render_page(read_results(source.run, source.run.load_experiment()))
         except InstructError as error:
             return format_notice(f"The run cannot be read: {error}")
 

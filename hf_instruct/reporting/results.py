@@ -1,0 +1,263 @@
+"""What a run folder holds, read for every view of it; whatever a stage has not written yet is simply absent."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+from hf_instruct.config import LORA_DEFAULTS, Experiment
+from hf_instruct.evaluation.intervals import measure_difference
+from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
+from hf_instruct.evaluation.score_summary import SCORE, Leading, choose_leading, find_weakness_of, label_judge
+from hf_instruct.records import read_file, read_rows
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import (
+    TUNED,
+    BenchmarkResult,
+    Judgment,
+    MeanDifference,
+    Metrics,
+    MetricValue,
+    PairSummary,
+    Preflight,
+    Provenance,
+    Response,
+    Scores,
+    SelfCheck,
+    TrainingRow,
+    TrainingSummary,
+)
+
+_LEAD_METRICS = ("exact_match", "rouge_l")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResults:
+    """The answers of one model, and what was measured of them.
+
+    Attributes:
+        responses: In the order of the test split.
+        judgments: Of the newest judging, by the example's id.
+        scores: None until the judge has finished.
+        metrics: The reference metrics.
+    """
+
+    responses: list[Response]
+    judgments: dict[str, Judgment]
+    scores: Scores | None
+    metrics: Metrics
+
+    @functools.cached_property
+    def values(self) -> dict[str, dict[str, float]]:
+        """The reference metrics' values by name and example id."""
+        return self.metrics.by_metric()
+
+    @property
+    def score_by_id(self) -> dict[str, int]:
+        """The scores by the example's id, failures left out."""
+        known = {response.id for response in self.responses}
+        return {id: j.score for id, j in self.judgments.items() if j.score is not None and (not known or id in known)}
+
+    @property
+    def stop_rate(self) -> float | None:
+        """Share of the answers that the model ended itself, a fraction; None where that is not known."""
+        known = [response.stopped for response in self.responses if response.stopped is not None]
+        return sum(known) / len(known) if known else None
+
+    def list_values(self, measure: str) -> Mapping[str, float]:
+        """Return the score, or the value of a reference metric, by the example's id."""
+        return self.score_by_id if measure == SCORE else self.values.get(measure, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricRow:
+    """One reference metric, before and after.
+
+    Attributes:
+        name: As in `metrics.json`.
+        base: Of the base model's answers; None where it was not measured.
+        tuned: Of the tuned model's answers.
+        difference: Of the same examples, tuned - base; None where one side lacks them.
+    """
+
+    name: str
+    base: MetricValue | None
+    tuned: MetricValue | None
+    difference: MeanDifference | None
+
+    @property
+    def label(self) -> str:
+        """What the metric is called."""
+        return label_metric(self.name)
+
+    @property
+    def meaning(self) -> str:
+        """What it says, in a few words; empty for one that is not ours."""
+        return METRICS[self.name].meaning if self.name in METRICS else ""
+
+    def show(self, value: MetricValue | None) -> str:
+        """Return a mean as it is printed; empty where it is not known."""
+        return format_metric(self.name, value.mean) if value else ""
+
+    def show_interval(self, value: MetricValue | None) -> str:
+        """Return the ends of a mean's interval; empty where there is none."""
+        if value is None or value.interval is None:
+            return ""
+        return " to ".join(format_metric(self.name, end) for end in value.interval)
+
+    def show_difference(self) -> str:
+        """Return the paired difference with its interval; empty where there is none."""
+        if self.difference is None:
+            return ""
+        numbers = (self.difference.mean, self.difference.low, self.difference.high)
+        mean, low, high = (format_metric(self.name, number, signed=True) for number in numbers)
+        return f"{mean} ({low} to {high})"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResults:
+    """All that the files of a run say of it.
+
+    Attributes:
+        folder: The run folder.
+        experiment: What the run is of.
+        provenance: Command, versions, commit, time.
+        preflight: What the data stage found.
+        training_rows: The training log.
+        training: Seconds, memory, tokens and device of fine-tuning.
+        base: The base model's answers.
+        tuned: The tuned model's answers.
+        self_check: What the judge made of answers of known worth; None where it was not checked.
+        benchmarks: The tuned model's results on tasks of lm-eval.
+        pairwise: Summaries of pairwise judging, one for each baseline.
+    """
+
+    folder: RunFolder
+    experiment: Experiment
+    provenance: Provenance
+    preflight: Preflight
+    training_rows: list[TrainingRow]
+    training: TrainingSummary | None
+    base: ModelResults
+    tuned: ModelResults
+    self_check: SelfCheck | None
+    benchmarks: list[BenchmarkResult]
+    pairwise: list[PairSummary]
+
+    @property
+    def name(self) -> str:
+        """The run folder's own name."""
+        return self.folder.path.resolve().name
+
+    @property
+    def sizes(self) -> str:
+        """How many examples each split has, in words; empty before there are any."""
+        return ", ".join(f"{count:,} {name}" for name, count in self.preflight.examples.items() if name != "total")
+
+    @property
+    def method(self) -> str:
+        """How the run fine-tunes: `full fine-tuning`, or LoRA with rank and scale."""
+        if self.experiment.lora is None:
+            return "full fine-tuning"
+        lora = {**LORA_DEFAULTS, **self.experiment.lora}
+        return f"LoRA (r {lora['r']}, alpha {lora['lora_alpha']})"
+
+    @property
+    def sides(self) -> list[ModelResults]:
+        """The base model and the tuned one, as far as anything is known of them."""
+        return [side for side in (self.base, self.tuned) if side.responses or side.scores or side.values]
+
+    @property
+    def scores(self) -> list[Scores]:
+        """The scores of the base model and of the tuned one, those that there are."""
+        return [side.scores for side in (self.base, self.tuned) if side.scores]
+
+    @property
+    def judges(self) -> list[str]:
+        """Who judged by which rubric: one, unless the two sides were judged differently."""
+        return list(dict.fromkeys(label_judge(scores.judge, scores.rubric) for scores in self.scores))
+
+    @property
+    def judging_differences(self) -> list[str]:
+        """In what the two sides were judged differently; empty where they were judged alike, or one was not judged."""
+        if len(self.scores) < 2:
+            return []
+        one, other = ({**scores.judge.to_dict(), "rubric": scores.rubric} for scores in self.scores)
+        # Another version of a server does not make another judge.
+        return [name for name in one | other if one.get(name) != other.get(name) and name != "server_version"]
+
+    @property
+    def comparable_scores(self) -> Scores | None:
+        """The base model's scores, where the tuned model was judged alike; None otherwise."""
+        return None if self.judging_differences else self.base.scores
+
+    @functools.cached_property
+    def difference(self) -> MeanDifference | None:
+        """By how much the tuned model scores higher; None where the two sides were not both judged, and alike."""
+        if len(self.scores) < 2 or self.judging_differences:
+            return None
+        return measure_difference(self.base.score_by_id, self.tuned.score_by_id)
+
+    @functools.cached_property
+    def metrics(self) -> list[MetricRow]:
+        """The reference metrics that either side has, in a fixed order; those that are not ours come last."""
+        base, tuned = (side.metrics.metrics for side in (self.base, self.tuned))
+        return [
+            MetricRow(name, base.get(name), tuned.get(name), self._compare(name))
+            for name in dict.fromkeys([*METRICS, *base, *tuned])
+            if name in base or name in tuned
+        ]
+
+    def _compare(self, name: str) -> MeanDifference | None:
+        # The mean of quotients is not the quotient that is shown.
+        if name in QUOTIENTS:
+            return None
+        values = (side.values.get(name, {}) for side in (self.base, self.tuned))
+        return measure_difference(*values, is_share=name in SHARES)
+
+    @functools.cached_property
+    def leading(self) -> Leading:
+        """Which measure every view shows first and sorts by."""
+        metrics = set.intersection(*(set(side.values) for side in self.sides)) if self.sides else set()
+        return choose_leading(map(find_weakness_of, self.scores), metrics)
+
+    @property
+    def lead_metrics(self) -> list[MetricRow]:
+        """The metrics that every view shows first; none where the scores lead."""
+        return [row for row in self.metrics if self.leading.is_metric and row.name in _LEAD_METRICS]
+
+    @property
+    def evaluations(self) -> list[TrainingRow]:
+        """The rows with a validation loss, by step."""
+        rows = {row.step: row for row in self.training_rows if row.validation_loss is not None}
+        return [rows[step] for step in sorted(rows)]
+
+
+def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
+    """Return what the run folder holds.
+
+    Raises:
+        DataError: A file is there but cannot be read as what it should be.
+    """
+    return RunResults(
+        folder=run,
+        experiment=experiment,
+        provenance=run.read_provenance(),
+        preflight=read_file(run.preflight, Preflight) or Preflight(),
+        training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],
+        training=read_file(run.training_summary, TrainingSummary),
+        base=_read_model(run.base),
+        tuned=_read_model(run),
+        self_check=read_file(run.self_check, SelfCheck),
+        benchmarks=(read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}).get(TUNED, []),
+        pairwise=[found for path in sorted(run.pairwise.glob("*.json")) if (found := read_file(path, PairSummary))],
+    )
+
+
+def _read_model(run: RunFolder) -> ModelResults:
+    judgments = read_rows(run.judgments, Judgment) if run.judgments.is_file() else []
+    return ModelResults(
+        responses=read_rows(run.responses, Response) if run.responses.is_file() else [],
+        judgments={judgment.id: judgment for judgment in judgments},
+        scores=read_file(run.scores, Scores),
+        metrics=read_file(run.metrics, Metrics) or Metrics(),
+    )

@@ -1,0 +1,118 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from reporting_run import build_judgment, write_run
+
+from hf_instruct.errors import DataError
+from hf_instruct.records import append_rows
+from hf_instruct.reporting.answers import pair_answers, pick_highlights, sort_worst_first
+from hf_instruct.reporting.results import RunResults, read_results
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Metrics, MetricValue
+
+
+def read(run: RunFolder) -> RunResults:
+    return read_results(run, run.load_experiment())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
+    return read(write_run(tmp_path_factory.mktemp("runs") / "demo"))
+
+
+def add_metrics(results: RunResults, **sides: Metrics) -> RunResults:
+    """Return results with other reference metrics of `base`, `tuned` or both."""
+    changed = {name: dataclasses.replace(getattr(results, name), metrics=metrics) for name, metrics in sides.items()}
+    return dataclasses.replace(results, **changed)
+
+
+def build_metrics(values: dict[str, float], **means: float) -> Metrics:
+    """Return metrics of which `rouge_l` is known by example."""
+    means["rouge_l"] = sum(values.values()) / len(values)
+    return Metrics(
+        metrics={name: MetricValue(mean=mean, interval=None, n=len(values)) for name, mean in means.items()},
+        examples={id: {"rouge_l": value} for id, value in values.items()},
+    )
+
+
+def test_a_whole_run(results: RunResults) -> None:
+    assert results.name == "demo"
+    assert results.method == "full fine-tuning"
+    assert [row.validation_loss for row in results.evaluations] == [1.193, 0.8, 0.722]
+    assert results.tuned.score_by_id == {"a": 85, "b": 100, "c": 20}
+    assert (results.base.stop_rate, results.tuned.stop_rate) == (0.25, 1.0)
+    assert results.judges == ["llama3@365c0bd (ollama), rubric course@7777777"]
+    assert results.difference is not None
+    assert (results.difference.mean, results.difference.n) == (35.0, 3)
+
+
+def test_an_empty_run(tmp_path: Path) -> None:
+    results = read(write_run(tmp_path / "demo", stages=(), lora={"r": 8}))
+    assert results.method == "LoRA (r 8, alpha 256)"
+    assert (results.evaluations, results.scores, results.metrics, results.judges) == ([], [], [], [])
+    assert results.base == results.tuned
+    assert results.tuned.stop_rate is None
+    assert results.difference is None
+
+
+def test_the_latest_judgment_counts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    append_rows(run.judgments, [build_judgment("a", 7), build_judgment("gone", 99)])
+    assert read(run).tuned.score_by_id == {"a": 7, "b": 100, "c": 20}
+
+
+@pytest.mark.parametrize("text", ['{"mean"', "[1]"])
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    run = write_run(tmp_path / "demo")
+    run.scores.write_text(text)
+    with pytest.raises(DataError, match=r"scores\.json` cannot be read .* run the stage that writes it again"):
+        read(run)
+
+
+def test_metrics_stand_side_by_side_with_their_paired_difference(results: RunResults) -> None:
+    changed = add_metrics(
+        results,
+        base=build_metrics({"a": 0.25, "b": 0.25, "c": 0.5}, exact_match=0.04, perplexity=12.5),
+        tuned=build_metrics({"a": 0.5, "b": 0.5, "c": 0.75}, exact_match=0.171, perplexity=6.0, mine=1.5),
+    )
+    rows = {row.label: (row.show(row.base), row.show(row.tuned), row.show_difference()) for row in changed.metrics}
+    assert rows == {
+        "exact match": ("4 %", "17 %", ""),
+        "ROUGE-L": ("0.33", "0.58", "+0.25 (+0.25 to +0.25)"),
+        # A mean of ratios is not the ratio that is shown.
+        "perplexity": ("12.5", "6.00", ""),
+        "mine": ("", "1.50", ""),
+    }
+    assert list(rows) == ["exact match", "ROUGE-L", "perplexity", "mine"]
+
+
+def test_rows_pair_the_answers(results: RunResults) -> None:
+    rows = pair_answers(results)
+    assert [(row.example.id, row.number, row.value, row.gain) for row in rows] == [
+        ("a", 1, 85, 75),
+        ("b", 2, 100, 100),
+        ("c", 3, 20, -70),
+        ("d", 4, None, None),
+    ]
+    assert [row.example.id for row in sort_worst_first(rows)] == ["c", "a", "b", "d"]
+    best, worst = pick_highlights(rows)
+    assert [row.example.id for row in best] == ["b", "a"]
+    assert worst is not None
+    assert worst.example.id == "c"
+
+
+def test_rows_of_one_side_only(results: RunResults) -> None:
+    rows = pair_answers(dataclasses.replace(results, tuned=dataclasses.replace(results.tuned, responses=[])))
+    assert [(row.example.id, row.tuned, row.value) for row in rows] == [
+        ("a", None, 10),
+        ("b", None, 0),
+        ("c", None, 90),
+        ("d", None, 5),
+    ]
+
+
+def test_highlights_without_scores_are_changed_answers(tmp_path: Path) -> None:
+    best, worst = pick_highlights(pair_answers(read(write_run(tmp_path / "demo", stages=("generate",)))), num_gains=2)
+    assert [row.example.id for row in best] == ["a", "b"]
+    assert worst is None
