@@ -27,7 +27,8 @@ _CONNECT_SECONDS = 10.0
 _SHOWN_CHARACTERS = 200
 # 500 is mostly a problem of the request or the model, and rarely passes.
 _PASSING = (429, 502, 503)
-_DELAYS = [0.5, 1.0, 2.0, 4.0]
+# Seconds before each further try.
+DELAYS = [0.5, 1.0, 2.0, 4.0]
 # Longest wait that a server may ask for with `Retry-After`.
 _MOST_WAIT_SECONDS = 60.0
 
@@ -204,15 +205,12 @@ class Server:
         http: From `open_http`.
         timeout_seconds: Longest wait for one answer.
         retries: Most further tries of a call that failed for a passing reason.
-        delays: Seconds before each of them.
     """
 
-    def __init__(
-        self, http: httpx.AsyncClient, *, timeout_seconds: float, retries: int = 0, delays: list[float] | None = None
-    ) -> None:
+    def __init__(self, http: httpx.AsyncClient, *, timeout_seconds: float, retries: int = 0) -> None:
         self._http = http
         self._timeout = timeout_seconds
-        self._delays = (_DELAYS if delays is None else delays)[:retries]
+        self._delays = DELAYS[:retries]
         self.url = shown_url(http.base_url)
 
     async def aclose(self) -> None:

@@ -76,8 +76,9 @@ def _log_levels_kept() -> Iterator[None]:
 
 
 @pytest.fixture
-def server() -> Iterator[FakeOllama]:
-    """A fake Ollama on loopback."""
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOllama]:
+    """A fake Ollama on loopback, and clients that try again immediately."""
+    monkeypatch.setattr("hf_instruct.servers.DELAYS", [0.0] * 4)
     fake = FakeOllama()
     fake.start()
     yield fake

@@ -189,7 +189,7 @@ class Attacked:
         base_url = self.server.url if kind == "ollama" else f"{self.server.url}/v1"
         settings = JudgeSection(base_url=base_url, model="llama3:latest", timeout_seconds=0.3)
         self.runner = asyncio.Runner()
-        self.judge = {"ollama": OllamaJudge, "openai": OpenAIJudge}[kind](settings, delays=[0.0] * 4)
+        self.judge = {"ollama": OllamaJudge, "openai": OpenAIJudge}[kind](settings)
         self.runner.run(self.judge.prepare())
 
     def ask(self, answer: Answer) -> Outcome:
@@ -207,7 +207,9 @@ class Attacked:
 
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[dict[str, Attacked]]:
-    both = {kind: Attacked(kind) for kind in KINDS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_instruct.servers.DELAYS", [0.0] * 4)
+        both = {kind: Attacked(kind) for kind in KINDS}
     yield both
     for one in both.values():
         one.stop()
@@ -263,7 +265,7 @@ OTHER = {
 def test_answer_to_something_else(server: FakeOllama, asked: str, name: str) -> None:
     async def work() -> Reply:
         settings = JudgeSection(base_url=server.url, model="other" if asked == "pull" else None, pull=True)
-        judge = OllamaJudge(settings.model_copy(update={"timeout_seconds": 0.3}), delays=[0.0] * 4)
+        judge = OllamaJudge(settings.model_copy(update={"timeout_seconds": 0.3}))
         try:
             if asked != "listing afterwards":
                 setattr(server, asked, OTHER[name])

@@ -33,9 +33,7 @@ def ask(server: FakeOllama, *, times: int = 1, **settings: object) -> list[Reply
     """Return the replies to one question, asked several times in a row of a prepared judge."""
 
     async def work() -> list[Reply]:
-        judge = OllamaJudge(
-            JudgeSection(backend="ollama", base_url=server.url, **settings), delays=[0.0, 0.0, 0.0, 0.0]
-        )
+        judge = OllamaJudge(JudgeSection(backend="ollama", base_url=server.url, **settings))
         try:
             await judge.prepare()
             return [await judge.ask(QUESTION) for _ in range(times)]

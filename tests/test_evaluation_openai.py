@@ -155,7 +155,7 @@ def test_a_timeout_is_not_waited_for_again_with_each_retry(server: FakeOllama) -
 def test_server_that_is_gone(server: FakeOllama) -> None:
     server.dies_after = 1
     with pytest.raises(JudgeUnavailable, match=r"^The server at .* no longer answers \("):
-        ask(server, retries=1)
+        ask(server, retries=4)
     with pytest.raises(JudgeUnavailable, match=r"^No server answers at .* \(it mostly ends in /v1\)\.$"):
         ask(server)
 

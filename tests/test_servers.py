@@ -20,7 +20,7 @@ def call(url: str, *, lines: bool = False, **settings: Any) -> str:
     """Return the version that a server tells, or the last one of a stream of them."""
 
     async def work() -> str:
-        server = Server(open_ollama(httpx.AsyncClient, url), timeout_seconds=60, delays=[0.0] * 4, **settings)
+        server = Server(open_ollama(httpx.AsyncClient, url), timeout_seconds=60, **settings)
         try:
             if lines:
                 return [line.version async for line in server.lines("/api/pull", Version, {"model": "llama3"})][-1]

@@ -59,11 +59,10 @@ class OllamaJudge(ServerJudge):
 
     Args:
         settings: Model, address, options, timeout, retries.
-        delays: Seconds before each further try of a call that failed for a passing reason.
     """
 
-    def __init__(self, settings: JudgeSection, *, delays: list[float] | None = None) -> None:
-        super().__init__(settings, open_ollama(httpx.AsyncClient, settings.base_url), name="Ollama", delays=delays)
+    def __init__(self, settings: JudgeSection) -> None:
+        super().__init__(settings, open_ollama(httpx.AsyncClient, settings.base_url), name="Ollama")
         self._model = settings.model or DEFAULT_MODEL
         self._digest: str | None = None
         self._version: str | None = None

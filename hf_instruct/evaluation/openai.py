@@ -56,10 +56,9 @@ class OpenAIJudge(ServerJudge):
 
     Args:
         settings: Model, address, options, timeout, retries. The key comes from OPENAI_API_KEY and is written nowhere.
-        delays: Seconds before each further try of a call that failed for a passing reason.
     """
 
-    def __init__(self, settings: JudgeSection, *, delays: list[float] | None = None) -> None:
+    def __init__(self, settings: JudgeSection) -> None:
         base_url = settings.base_url or os.environ.get("OPENAI_BASE_URL") or None
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not base_url:
@@ -69,7 +68,7 @@ class OpenAIJudge(ServerJudge):
         headers = {header: value for header, name in _ACCOUNT_HEADERS.items() if (value := os.environ.get(name))}
         where = f"The judge's address `{redact(base_url)}`"
         http = open_http(httpx.AsyncClient, base_url or _OPENAI_URL, key=key or "EMPTY", where=where, **headers)
-        super().__init__(settings, http, name="The server", delays=delays)
+        super().__init__(settings, http, name="The server")
         self._model = settings.model or ""
         self._takes_schema = True
         # The model that replies name: a tag such as `gpt-4o` may stand for another one tomorrow.

@@ -23,15 +23,12 @@ class ServerJudge(abc.ABC):
         settings: Model, options, timeout, retries.
         http: The connection, from `open_http`.
         name: What messages call the server, before its address.
-        delays: Seconds before each further try of a call that failed for a passing reason.
     """
 
-    def __init__(
-        self, settings: JudgeSection, http: httpx.AsyncClient, *, name: str, delays: list[float] | None = None
-    ) -> None:
+    def __init__(self, settings: JudgeSection, http: httpx.AsyncClient, *, name: str) -> None:
         self._settings = settings
         self._seed = settings.seed
-        self._server = Server(http, timeout_seconds=settings.timeout_seconds, retries=settings.retries, delays=delays)
+        self._server = Server(http, timeout_seconds=settings.timeout_seconds, retries=settings.retries)
         self.url = self._server.url
         self._where = f"{name} at {self.url}"
 
