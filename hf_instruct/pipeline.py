@@ -1,6 +1,7 @@
 """The stages of an experiment, over one run folder."""
 
 import contextlib
+import operator
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,14 @@ from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.schema import Preflight
 
 STAGES = ("data", "train", "generate", "judge", "report")
+# What each stage writes, as attributes of the run folder; first the file that says it is done.
+_WRITTEN = {
+    "data": ("preflight", "data", "prompt"),
+    "train": ("training_summary", "model", "checkpoints", "training_log", "loss_plot", "benchmarks"),
+    "generate": ("responses", "base.responses", "course_file"),
+    "judge": ("scores", "base.scores", "judgments", "base.judgments", "metrics", "base.metrics", "pairwise"),
+    "report": ("report", "score_plot"),
+}
 # Processes launched together work on these together; on the others, the first alone.
 _SHARED_STAGES = ("train", "generate")
 
@@ -221,14 +230,7 @@ def _prepare(folder: RunFolder, experiment: Experiment) -> None:
 
 def is_done(folder: RunFolder, stage: str) -> bool:
     """Return whether a stage has finished: whether the file it writes last is there."""
-    last = {
-        "data": folder.preflight,
-        "train": folder.training_summary,
-        "generate": folder.responses,
-        "judge": folder.scores,
-        "report": folder.report,
-    }
-    return last[stage].exists()
+    return _find_written(folder, stage)[0].exists()
 
 
 def clear_from(folder: RunFolder, stage: str) -> None:
@@ -236,43 +238,21 @@ def clear_from(folder: RunFolder, stage: str) -> None:
 
     Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
     """
-    written = {
-        "data": [folder.preflight, folder.data, folder.prompt],
-        "train": [
-            folder.training_summary,
-            folder.model,
-            folder.checkpoints,
-            folder.training_log,
-            folder.loss_plot,
-            folder.benchmarks,
-        ],
-        # The processes' own files first: left behind, they would be merged into the next answers.
-        "generate": [
-            *folder.response_parts(),
-            *folder.base.response_parts(),
-            folder.responses,
-            folder.base.responses,
-            folder.course_file,
-        ],
-        "judge": [
-            *folder.judgment_repeats(),
-            *folder.base.judgment_repeats(),
-            folder.judgments,
-            folder.scores,
-            folder.base.judgments,
-            folder.base.scores,
-            folder.metrics,
-            folder.base.metrics,
-            folder.pairwise,
-        ],
-        "report": [folder.report, folder.score_plot],
-    }
     for name in reversed(STAGES[STAGES.index(stage) :]):
-        for path in written[name]:
+        for part in (folder, folder.base):
+            # The processes' own files first: left behind, they would be merged into the next answers.
+            extra = {"generate": part.response_parts, "judge": part.judgment_repeats}
+            for path in extra[name]() if name in extra else []:
+                path.unlink()
+        for path in _find_written(folder, name):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _find_written(folder: RunFolder, stage: str) -> list[Path]:
+    return [operator.attrgetter(name)(folder) for name in _WRITTEN[stage]]
 
 
 def _empty(folder: RunFolder) -> None:
