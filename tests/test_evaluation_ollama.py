@@ -101,11 +101,12 @@ def test_model_removed_while_judging(server: FakeOllama) -> None:
     assert len(server.chats) == 1
 
 
-def test_absent_server_is_named_with_the_command(server: FakeOllama) -> None:
+def test_absent_server_is_named_with_the_command(server: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
     server.stop()
     with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} .* with `ollama serve`"):
         ask(server)
-    # With an address of the user's own, `auto` does not fall back to another judge.
+    # With an address of the user's own, `auto` does not fall back to another judge; it asks once.
+    monkeypatch.setattr("hf_instruct.servers.DELAYS", [60.0])
     with pytest.raises(JudgeUnavailable, match=rf"^No Ollama server answers at {server.url} \(`base_url`; All"):
         asyncio.run(choose_judge(JudgeSection(base_url=server.url)))
 

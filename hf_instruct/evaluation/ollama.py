@@ -99,7 +99,7 @@ class OllamaJudge(ServerJudge):
     async def find_problem(self) -> str | None:
         """Return why no Ollama server answers at the address, or None where one does."""
         try:
-            await self._server.call("/api/version", _Version, seconds=_PROBE_SECONDS)
+            await self._server.call("/api/version", _Version, seconds=_PROBE_SECONDS, retry=False)
         except ServerError as error:
             return str(error)
         return None
