@@ -97,5 +97,5 @@ def test_the_list_of_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--presets"]) == 0
     text = capsys.readouterr().out
     assert "  code         code that keeps to what is usual\n" in text
-    assert "top-p  temperature 0.2, top_p 0.1" in text
+    assert "temperature 0.2, top_k 0, top_p 0.1" in text
     assert text.count("https://") >= 16

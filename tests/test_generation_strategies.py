@@ -6,7 +6,6 @@ from hf_instruct.errors import ConfigError
 from hf_instruct.generation.strategies import (
     STRATEGIES,
     build_generation_settings,
-    find_preset,
     find_strategy,
     load_presets,
 )
@@ -39,20 +38,20 @@ def test_presets_are_strategies_with_fields() -> None:
     presets = load_presets()
     assert all(preset.description and preset.source.startswith("https://") for preset in presets.values())
     nucleus = {"do_sample": True, "num_beams": 1, "temperature": 0.2, "top_k": 0, "top_p": 0.1}
-    assert presets["code"].build_settings() == nucleus
+    assert build_generation_settings(presets["code"]) == nucleus
     # The more open the task, the more is left to chance.
     names = ("code", "comments", "chat", "explore-code", "creative")
-    order = [presets[name].build_settings()["top_p"] for name in names]
+    order = [presets[name].settings["top_p"] for name in names]
     assert order == sorted(order)
-    settings = find_preset("creative").build_settings(top_p=0.6, max_new_tokens=9)
+    settings = build_generation_settings(presets["creative"], top_p=0.6, max_new_tokens=9)
     assert (settings["top_p"], settings["temperature"], settings["max_new_tokens"]) == (0.6, 0.7, 9)
 
 
 def test_names_are_read_kindly() -> None:
     assert find_strategy(" Top_P ").name == "top-p"
-    for find, name, near in ((find_strategy, "topp", "top-p"), (find_preset, "creativ", "creative")):
+    for preset, name, near in ((False, "topp", "top-p"), (True, "creativ", "creative")):
         with pytest.raises(ConfigError, match=f"`{name}`. Did you mean `{near}`"):
-            find(name)
+            find_strategy(name, preset=preset)
     with pytest.raises(ConfigError, match="Allowed are `greedy`"):
         find_strategy("zzz")
 

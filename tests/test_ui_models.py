@@ -16,7 +16,7 @@ from hf_instruct.generation.conversation import Conversation, Turn
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.ui import model_pool
-from hf_instruct.ui.chat_tab import ChatSession, Column
+from hf_instruct.ui.chat_tab import ChatSession
 from hf_instruct.ui.model_pool import ModelPool, Source, count_parameters, find_sources
 from hf_instruct.ui.runs_tab import list_reports
 from hf_instruct.ui.vote_tab import VoteTab
@@ -136,11 +136,14 @@ def model(tiny_gpt2: Path) -> ChatModel:
 
 def _build_session(model: ChatModel, *columns: list[Turn]) -> ChatSession:
     session = ChatSession()
-    for turns in columns:
-        talk = Conversation(model, settings=ChatSettings(max_new_tokens=4))
+    for label, turns in zip("ab", columns, strict=False):
+        talk = session.talks[label] = Conversation(model, settings=ChatSettings(max_new_tokens=4))
         talk.turns = turns
-        session.columns.append(Column("x", talk))
     return session
+
+
+def _list_turns(session: ChatSession) -> list[list[Turn]]:
+    return [talk.turns for talk in session.talks.values() if talk]
 
 
 def test_a_second_question_waits_for_an_end_but_interrupts_nothing() -> None:
@@ -156,23 +159,23 @@ def test_stop_before_the_first_word_leaves_the_question_unasked(model: ChatModel
     with session.alone():
         # While the model is being loaded, say.
         session.stop()
-        assert list(session.answer(session.columns[0], "Q")) == []
-    assert session.columns[0].turns == []
+        assert list(session.answer("a", "Q")) == []
+    assert _list_turns(session) == [[]]
 
 
 def test_undo_takes_back_the_latest_question_of_those_who_were_asked(model: ChatModel) -> None:
     session = _build_session(model, [Turn("Q1", "A"), Turn("Q2", "A", "user")], [Turn("Q1", "B")])
     for question, left in (("Q2", [1, 1]), ("Q1", [0, 0]), ("", [0, 0])):
         assert session.undo() == question
-        assert [len(column.turns) for column in session.columns] == left
+        assert list(map(len, _list_turns(session))) == left
 
 
 def test_a_retry_asks_a_model_that_was_not_asked_before(model: ChatModel) -> None:
     session = _build_session(model, [Turn("Q", "old")], [])
     with session.alone():
-        for column in session.columns:
-            list(session.answer(column, session.latest_question(), again=True))
-    (first,), (second,) = (column.turns for column in session.columns)
+        for label in session.talks:
+            list(session.answer(label, session.latest_question(), again=True))
+    (first,), (second,) = _list_turns(session)
     assert first == second
     assert (first.user, first.assistant != "old") == ("Q", True)
 

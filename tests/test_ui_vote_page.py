@@ -108,7 +108,7 @@ def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> N
         ann.page.reload()
         ann.wait_for(5)
         assert ann.text("instruction") == shown
-        counts = {name: sum(row.judge["model"] == name for row in read_asked(votes)) for name in ("Ann", "<b>Ben</b>")}
+        counts = {name: sum(row.judge.model == name for row in read_asked(votes)) for name in ("Ann", "<b>Ben</b>")}
         assert counts == {"Ann": 4, "<b>Ben</b>": 1}
 
         for person in (ann, ben):
@@ -158,7 +158,7 @@ def test_a_restart_resumes_and_ends_and_names_are_nowhere_in_the_traffic(runs: P
         server.stop()
     assert sum("Plain answer" in body for body in bodies) >= total
     assert not any("secret-" in body or "cas.jsonl" in body for body in bodies)
-    assert {row.judge["model"] for row in read_rows(runs / "cas.jsonl", Preference)} == {"Cas"}
+    assert {row.judge.model for row in read_rows(runs / "cas.jsonl", Preference)} == {"Cas"}
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_other_sites_neither_read_nor_vote_nor_write_files(runs: Path) -> None:
 
 def read_asked(path: Path) -> list[Preference]:
     """Return the votes, without the ties of equal answers."""
-    return [row for row in read_rows(path, Preference) if "equal_answers" not in row.judge["options"]]
+    return [row for row in read_rows(path, Preference) if "equal_answers" not in row.judge.options]
 
 
 def read_body(request: Any) -> str:

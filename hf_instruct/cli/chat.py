@@ -130,7 +130,9 @@ def _talk(session: "TerminalChat") -> None:
     turns = "" if model.has_turns else " Each question stands alone: this prompt format has no turns."
     logger.info("%s (prompt format %s%s).%s", model.name, model.prompt_format.name, context, turns)
     logger.info("/help lists commands, Ctrl-D ends.")
-    _complete_commands()
+    with contextlib.suppress(ImportError):
+        # Gives the prompt arrow keys and a history.
+        import readline  # noqa: F401
     for line in _read_lines():
         try:
             if not session.handle(line):
@@ -141,23 +143,6 @@ def _talk(session: "TerminalChat") -> None:
             raise
         except KeyboardInterrupt:
             logger.info("\nInterrupted.")
-
-
-def _complete_commands() -> None:
-    """Give the prompt arrow keys, a history and completion of commands, where Python has readline."""
-    try:
-        import readline
-    except ImportError:
-        return
-    from hf_instruct.cli.chat_terminal import COMMANDS
-
-    def complete(text: str, state: int) -> str | None:
-        matches = [command for command in COMMANDS if text.startswith("/") and command.startswith(text)]
-        return matches[state] if state < len(matches) else None
-
-    readline.set_completer_delims(" \t\n")
-    readline.set_completer(complete)
-    readline.parse_and_bind("tab: complete")
 
 
 def _read_lines() -> Iterator[str]:

@@ -84,7 +84,7 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
         RunError: The folder is not a run.
         ConfigError: There is no such strategy or preset, or fields are set that have no effect with it.
     """
-    from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_preset
+    from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 
     given = dict(getattr(options, "overrides", {}))
     if options.num_return is not None:
@@ -93,10 +93,8 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
         return given
     # Fields of other sections are refused where every verb refuses them.
     fields = {name.partition(".")[2]: value for name, value in given.items() if name.startswith("generate.")}
-    if options.preset:
-        settings = find_preset(options.preset).build_settings(**fields)
-    else:
-        settings = build_generation_settings(options.strategy, **fields)
+    chosen = find_strategy(options.preset or options.strategy, preset=bool(options.preset))
+    settings = build_generation_settings(chosen, **fields)
     # What another strategy had set in this run does not stay.
     stored = run.load_experiment().generate.model_dump()
     stale = {name: None for name in STRATEGY_FIELDS if stored.get(name) is not None and name not in settings}
@@ -106,14 +104,11 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
 def _print_presets() -> None:
     from hf_instruct.generation.strategies import STRATEGIES, load_presets
 
-    print("strategies (`--strategy NAME`)\n")
-    for strategy in STRATEGIES.values():
-        print(f"  {strategy.name:<13}{strategy.description}")
-        print(f"{'':<15}{_format(strategy.settings)}\n{'':<15}{strategy.source}")
-    print("\npresets (`--preset NAME`)\n")
-    for preset in load_presets().values():
-        print(f"  {preset.name:<13}{preset.description}")
-        print(f"{'':<15}{preset.strategy}  {_format(preset.settings)}".rstrip() + f"\n{'':<15}{preset.source}")
+    for title, known in (("strategies (`--strategy NAME`)", STRATEGIES), ("presets (`--preset NAME`)", load_presets())):
+        print(f"{title}\n")
+        for one in known.values():
+            print(f"  {one.name:<13}{one.description}\n{'':<15}{_format(one.settings)}\n{'':<15}{one.source}")
+        print()
 
 
 def _format(settings: Any) -> str:

@@ -6,7 +6,7 @@ A strategy is what Transformers does with the probabilities of the next token: f
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,66 +102,40 @@ STRATEGIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Decoding settings for a kind of task.
-
-    Attributes:
-        name: As the user types it.
-        description: What it is for.
-        source: Where its numbers come from.
-        strategy: Name of its strategy.
-        settings: What it sets otherwise than the strategy does.
-    """
-
-    name: str
-    description: str
-    source: str
-    strategy: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def build_settings(self, /, **overrides: Any) -> dict[str, Any]:
-        """Return the fields of `GenerationConfig` to generate with; see `build_generation_settings`."""
-        return build_generation_settings(self.strategy, **{**self.settings, **overrides})
-
-
 @functools.cache
-def load_presets() -> dict[str, Preset]:
-    """Return the presets of `presets.yaml` by name."""
+def load_presets() -> dict[str, Strategy]:
+    """Return the presets of `presets.yaml` by name: strategies whose settings fit a kind of task."""
     from hf_instruct.yaml_text import read_yaml
 
-    return {name: Preset(name, **values) for name, values in read_yaml(_PRESETS_FILE).items()}
+    return {
+        name: Strategy(
+            name, row["description"], row["source"], {**STRATEGIES[row["strategy"]].settings, **row.get("settings", {})}
+        )
+        for name, row in read_yaml(_PRESETS_FILE).items()
+    }
 
 
-def find_preset(name: str) -> Preset:
-    """Return a preset by its name.
-
-    Raises:
-        ConfigError: There is no such preset; the nearest is named.
-    """
-    presets = load_presets()
-    if name not in presets:
-        raise ConfigError(f"Unknown preset `{name}`.{_suggest(name, presets)} `--preset` takes one of them.")
-    return presets[name]
-
-
-def find_strategy(name: str) -> Strategy:
-    """Return a strategy by its name; underscores are taken for hyphens.
+def find_strategy(name: str, *, preset: bool = False) -> Strategy:
+    """Return a strategy, or a preset, by its name; underscores are taken for hyphens.
 
     Raises:
-        ConfigError: There is no such strategy; the nearest is named.
+        ConfigError: There is none of this name; the nearest is named.
     """
     known = name.strip().lower().replace("_", "-")
-    if known not in STRATEGIES:
-        raise ConfigError(f"Unknown strategy `{name}`.{_suggest(known, STRATEGIES)}")
-    return STRATEGIES[known]
+    allowed = load_presets() if preset else STRATEGIES
+    if known not in allowed:
+        near = did_you_mean(known, allowed, cutoff=0.5)
+        raise ConfigError(
+            f"Unknown {'preset' if preset else 'strategy'} `{name}`.{near} Allowed are {quote_names(allowed)}."
+        )
+    return allowed[known]
 
 
-def build_generation_settings(strategy: str, /, **overrides: Any) -> dict[str, Any]:
+def build_generation_settings(strategy: str | Strategy, /, **overrides: Any) -> dict[str, Any]:
     """Return the fields of `GenerationConfig` that a strategy sets, with others over them.
 
     Args:
-        strategy: Its name.
+        strategy: It, or its name.
         **overrides: Any field of `GenerationConfig`.
 
     Raises:
@@ -171,7 +145,7 @@ def build_generation_settings(strategy: str, /, **overrides: Any) -> dict[str, A
     >>> build_generation_settings("top-p", top_p=0.5)
     {'do_sample': True, 'num_beams': 1, 'temperature': 1.0, 'top_k': 0, 'top_p': 0.5}
     """
-    chosen = find_strategy(strategy)
+    chosen = find_strategy(strategy) if isinstance(strategy, str) else strategy
     settings = {**chosen.settings, **overrides}
     problems = []
     for name, value in overrides.items():
@@ -299,7 +273,3 @@ def log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequ
         steps = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [new, vocabulary]
         chosen: list[float] = steps.gather(1, torch.tensor(new, device=model.device)[:, None])[:, 0].tolist()
     return chosen
-
-
-def _suggest(name: str, allowed: Iterable[str]) -> str:
-    return f"{did_you_mean(name, allowed, cutoff=0.5)} Allowed are {quote_names(allowed)}."

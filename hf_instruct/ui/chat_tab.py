@@ -1,13 +1,12 @@
 """The chat tab: questions, and answers as they are written; of one model, or of two side by side."""
 
 import contextlib
-import dataclasses
 import functools
 import html
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import InstructError
@@ -15,7 +14,8 @@ from hf_instruct.ui.model_pool import ModelPool
 from hf_instruct.ui.pages import QUICK, format_notice
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.conversation import Conversation, Turn
+    from hf_instruct.generation.chat_model import ChatModel
+    from hf_instruct.generation.conversation import Conversation
 
 # A fast model writes more often than a browser needs to draw.
 _SECONDS_BETWEEN_UPDATES = 0.05
@@ -37,46 +37,15 @@ _DOWNLOAD = """
 """
 
 
-@dataclasses.dataclass(eq=False)
-class Column:
-    """One model's side of a session.
-
-    Attributes:
-        label: What the model is called.
-        conversation: None until the model is loaded.
-    """
-
-    label: str
-    conversation: "Conversation | None" = None
-
-    @property
-    def turns(self) -> "list[Turn]":
-        """What was said so far."""
-        return self.conversation.turns if self.conversation else []
-
-    def was_asked(self, question: str) -> bool:
-        """Return whether that is its latest question."""
-        return bool(self.turns) and self.turns[-1].user == question
-
-    def list_messages(self) -> list[dict[str, str]]:
-        """Return what `gradio.Chatbot` shows."""
-        messages = []
-        for turn in self.conversation.said if self.conversation else []:
-            for role, text in (("user", turn.user), ("assistant", turn.assistant or "…")):
-                # Gradio reads HTML in messages, with Markdown turned off too.
-                messages.append({"role": role, "content": html.escape(text, quote=False)})
-        return messages
-
-
 class ChatSession:
     """One browser tab: nothing in it is shared with another but the models.
 
     Attributes:
-        columns: One for each model it talks to.
+        talks: The conversation with each model that it talks to, by label; None until the model is loaded.
     """
 
     def __init__(self) -> None:
-        self.columns: list[Column] = []
+        self.talks: dict[str, Conversation | None] = {}
         self._is_stopped = False
         # Held while a question is answered, by whichever thread does so at the time.
         self._answering = threading.Lock()
@@ -100,48 +69,48 @@ class ChatSession:
             if has_begun:
                 self._answering.release()
 
-    def choose(self, labels: list[str]) -> None:
-        """Talk to these models; another choice starts new conversations, as answers belong to what was said before."""
-        if [column.label for column in self.columns] != labels:
-            with self.alone():
-                self.columns = [Column(label) for label in labels]
+    def restart(self, labels: Iterable[str]) -> None:
+        """Forget what was said, and talk to these models: answers belong to what was said before."""
+        with self.alone():
+            self.talks = dict.fromkeys(labels)
 
     def stop(self) -> None:
         """End what is being written soon; what there is of it stays."""
         self._is_stopped = True
-        for column in self.columns:
-            if column.conversation:
-                column.conversation.stop()
+        for talk in filter(None, self.talks.values()):
+            talk.stop()
 
     def latest_question(self) -> str:
         """Return what was asked last; empty where nothing was."""
-        return next((column.turns[-1].user for column in self.columns if column.turns), "")
+        return next((talk.turns[-1].user for talk in self.talks.values() if talk and talk.turns), "")
 
     def undo(self) -> str:
         """Take back the latest question and return it; empty where there is none."""
         with self.alone():
             question = self.latest_question()
-            for column in self.columns:
+            for talk in filter(None, self.talks.values()):
                 # One that was stopped before its turn came was not asked.
-                if column.conversation and column.was_asked(question):
-                    column.conversation.undo()
+                if talk.turns and talk.turns[-1].user == question:
+                    talk.undo()
             return question
 
-    def answer(self, column: Column, question: str, *, again: bool = False) -> Iterator[None]:
+    def answer(self, label: str, question: str, *, again: bool = False) -> Iterator[None]:
         """Have a model answer, and yield when there is something new to show.
 
         Args:
-            column: One of this session's, with a conversation.
+            label: The model, one with a conversation.
             question: What is asked.
             again: Whether it is the latest question once more, for an answer that replaces the latest.
 
         Raises:
             InstructError: The question cannot be asked, or generation failed.
         """
-        talk = column.conversation
-        if talk is None or self._is_stopped or column not in self.columns:
+        talk = self.talks.get(label)
+        if talk is None or self._is_stopped:
             return
-        pieces = talk.retry() if again and (column.was_asked(question) or not question) else talk.stream(question)
+        # A model that was stopped before its turn came is asked now.
+        again = again and (not question or bool(talk.turns and talk.turns[-1].user == question))
+        pieces = talk.retry() if again else talk.stream(question)
         if self._is_stopped:
             # Between the look above and the start, when there was nothing to stop yet.
             talk.stop()
@@ -280,36 +249,17 @@ class ChatTab:
     ) -> Iterator[dict[Any, Any]]:
         # Cleared once: what is typed meanwhile stays.
         shown: dict[Any, Any] = {} if again else {self._box: ""}
-        columns = session.columns
-        for column in columns:
-            if column.conversation is None:
-                yield self._show(session, f"Loading {column.label} …", busy=True)
-            self._prepare(column, dict(zip(self._settings, values, strict=True)))
-        for column in columns:
-            if not self._pool.is_loaded(column.label):
-                yield self._show(session, f"Loading {column.label} …", busy=True)
-            with self._pool.acquire(column.label):
-                for _ in session.answer(column, question, again=again):
-                    yield {**self._show(session, busy=True), **shown}
-                    shown = {}
-
-    def _prepare(self, column: Column, values: dict[str, Any]) -> None:
-        """Load a column's model, and set how it answers.
-
-        Raises:
-            InstructError: It cannot be loaded, or a setting is not allowed.
-        """
-        from hf_instruct.generation.chat_model import ChatSettings
-        from hf_instruct.generation.conversation import Conversation
-
-        system = values.pop("system") or ""
-        settings = ChatSettings().change(**values)
-        if column.conversation is None:
-            with self._pool.acquire(column.label) as model:
-                column.conversation = Conversation(model)
-        column.conversation.settings = settings
-        if column.conversation.system != system.strip():
-            column.conversation.system = system
+        for prepare in (True, False):
+            for label in session.talks:
+                if not self._pool.is_loaded(label):
+                    yield self._show(session, f"Loading {label} …", busy=True)
+                with self._pool.acquire(label) as model:
+                    if prepare:
+                        _prepare(session, label, model, dict(zip(self._settings, values, strict=True)))
+                        continue
+                    for _ in session.answer(label, question, again=again):
+                        yield {**self._show(session, busy=True), **shown}
+                        shown = {}
 
     def _undo(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = _open(session, model, other)
@@ -318,25 +268,24 @@ class ChatTab:
 
     def _clear(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = _open(session, model, other)
-        with session.alone():
-            session.columns = [Column(column.label) for column in session.columns]
+        session.restart(session.talks)
         return self._show(session)
 
     def _save(self, index: int, session: ChatSession | None) -> tuple[str, str, str]:
         """Return a file's name, its text, and a notice; no text where there is nothing to save."""
         from hf_instruct.generation.conversation import format_examples
 
-        column = session.columns[index] if session and session.columns else Column("chat")
-        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', column.label).strip('-.') or 'chat'}.jsonl"
+        label, talk = list(session.talks.items())[index] if session and session.talks else ("", None)
+        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label).strip('-.') or 'chat'}.jsonl"
         try:
-            text, said = format_examples(column.turns)
+            text, said = format_examples(talk.turns if talk else [])
         except InstructError as error:
             return "", "", format_notice(str(error))
         return name, text, format_notice(f"{said} into {name}. Each example stands alone, without earlier turns.")
 
     def _show(self, session: ChatSession, notice: str = "", *, busy: bool = False) -> dict[Any, Any]:
         update = self._gradio.update
-        several = len(session.columns) > 1
+        several = len(session.talks) > 1
         shown: dict[Any, Any] = {
             self._session: session,
             self._notice: format_notice(notice),
@@ -345,11 +294,10 @@ class ChatTab:
             self._second: update(visible=several),
             self._saves[1]: update(visible=several),
         }
-        for chat, save, column in zip(self._chats, self._saves, session.columns, strict=False):
-            alone = column.conversation is not None and not column.conversation.model.has_turns
-            label = f"{column.label} (each question stands alone)" if alone else column.label
-            shown[chat] = update(value=column.list_messages(), label=label)
-            shown[save] = update(value=f"Save {column.label}" if several else _SAVE, visible=True)
+        for chat, save, (label, talk) in zip(self._chats, self._saves, session.talks.items(), strict=False):
+            alone = " (each question stands alone)" if talk and not talk.model.has_turns else ""
+            shown[chat] = update(value=_list_messages(talk), label=f"{label}{alone}")
+            shown[save] = update(value=f"Save {label}" if several else _SAVE, visible=True)
         return shown
 
 
@@ -374,19 +322,47 @@ def _build_settings(gradio: Any) -> dict[str, Any]:
     return found
 
 
+def _prepare(session: ChatSession, label: str, model: "ChatModel", values: dict[str, Any]) -> None:
+    """Begin a conversation where there is none, and set how it answers.
+
+    Raises:
+        InstructError: A setting is not allowed, or the prompt format has no place for a system text.
+    """
+    from hf_instruct.generation.chat_model import ChatSettings
+    from hf_instruct.generation.conversation import Conversation
+
+    system = values.pop("system") or ""
+    settings = ChatSettings().change(**values)
+    talk = session.talks[label] = session.talks.get(label) or Conversation(model)
+    talk.settings = settings
+    if talk.system != system.strip():
+        talk.system = system
+
+
+def _list_messages(talk: "Conversation | None") -> list[dict[str, str]]:
+    """Return what `gradio.Chatbot` shows of a conversation."""
+    # Gradio reads HTML in messages, with Markdown turned off too.
+    return [
+        {"role": role, "content": html.escape(text, quote=False)}
+        for turn in (talk.said if talk else [])
+        for role, text in (("user", turn.user), ("assistant", turn.assistant or "…"))
+    ]
+
+
 def _open(session: ChatSession | None, model: str, other: str) -> ChatSession:
     """Return the browser tab's session, with the models chosen."""
     session = session or ChatSession()
-    session.choose([model] if other in (_NOBODY, model) else [model, other])
+    labels = [model] if other in (_NOBODY, model) else [model, other]
+    if list(session.talks) != labels:
+        session.restart(labels)
     return session
 
 
 def _describe_end(session: ChatSession) -> str:
     """Return what a reader should know of the latest answers."""
     said = []
-    for column in session.columns:
-        if column.conversation is not None and column.turns:
-            parts = filter(None, (column.conversation.notice, _ENDINGS.get(column.turns[-1].ended_by)))
-            if text := " ".join(parts):
-                said.append(f"{column.label}: {text}" if len(session.columns) > 1 else text)
+    for label, talk in session.talks.items():
+        if talk and talk.turns:
+            text = " ".join(filter(None, (talk.notice, _ENDINGS.get(talk.turns[-1].ended_by))))
+            said += [f"{label}: {text}" if len(session.talks) > 1 else text] if text else []
     return "\n".join(said)
