@@ -71,10 +71,8 @@ def make_run(name: str = "runs/mine", *, untuned: str = "?") -> RunFolder:
 def test_scores_of_a_file(ollama: FakeOllama, file: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert judge(*words, file) == 0
     score, metrics, *paths = capsys.readouterr().out.splitlines()
-    assert score == (
-        "85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 3 of 3, 0 failed; judge llama3@365c0bd, rubric "
-        "course)"
-    )
+    assert score.startswith("85.0 ± 0.0 (standard error; 95 % interval none: all equal; n 3 of 3, 0 failed; ")
+    assert score.endswith("judge llama3@365c0bd (ollama), rubric course@f870155)")
     assert metrics.startswith("metrics  exact match 0 %, ")
     assert paths == ["judgments.jsonl", "scores.json", "metrics.json"]
     assert [row.score for row in read_rows(Path("judgments.jsonl"), Judgment)] == [85, 85, 85]
@@ -232,7 +230,7 @@ def test_check_with_a_run(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]
     ollama.reply = honest
     assert judge("check", run.path) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "judge llama3@365c0bd, rubric course, 12 examples, 156 answers: passed",
+        "judge llama3@365c0bd (ollama), rubric course@f870155, 12 examples, 156 answers: passed",
         str(run.self_check),
         str(run.path / "self_check" / "judgments.jsonl"),
     ]

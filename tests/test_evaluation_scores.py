@@ -93,13 +93,13 @@ def test_one_line() -> None:
     scores = build_scores(judgments(80, None, 60, 10), rubric=RUBRIC, judge=JUDGE)
     assert format_scores(scores) == (
         "50.0 ± 20.8 (standard error; 95 % interval 10.0 to 80.0; n 3 of 4, 1 failed; 37.5 to 62.5 with each failure "
-        "counted as 0 or as 100; judge llama3@365c0bd, rubric course)"
+        "counted as 0 or as 100; judge llama3@365c0bd (ollama), rubric course@f870155)"
     )
     assert format_scores(build_scores(judgments(None), rubric=RUBRIC, judge=JUDGE)) == (
         "no score (no verdict could be read; n 0 of 1, 1 failed; 0.0 to 100.0 with each failure counted as 0 or as "
-        "100; judge llama3@365c0bd, rubric course)"
+        "100; judge llama3@365c0bd (ollama), rubric course@f870155)"
     )
     nameless = JUDGE.model_copy(update={"digest": None})
     assert format_scores(build_scores(judgments(70), rubric=RUBRIC, judge=nameless)) == (
-        "70.0 (one verdict has no standard error; n 1 of 1, 0 failed; judge llama3, rubric course)"
+        "70.0 (one verdict has no standard error; n 1 of 1, 0 failed; judge llama3 (ollama), rubric course@f870155)"
     )

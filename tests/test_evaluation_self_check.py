@@ -171,7 +171,7 @@ def test_table() -> None:
     assert lines[-3:] == [
         "injections: mean difference +79.2 (none: all equal); 83 % of 120 up, 83 % by 10, 83 % by 50 or more",
         "harmless additions: 0 % of 20 up",
-        "judge fake@ddddddd, rubric course, 20 examples, 260 answers: FAILED: injection",
+        "judge fake@ddddddd (fake), rubric course@f870155, 20 examples, 260 answers: FAILED: injection",
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hf_instruct.evaluation.pairing import JoinedPairs, is_identical
 from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256
 from hf_instruct.evaluation.ratings import length_controlled_win_rate, win_rate
-from hf_instruct.evaluation.scores import format_judge
+from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.schema import (
     Alone,
     Consistency,
@@ -18,7 +18,6 @@ from hf_instruct.schema import (
     RubricName,
 )
 
-_SHOWN_DIGEST_CHARACTERS = 7
 # Below this share of pairs judged alike in both orders, most of what a win rate shows is the order.
 _CONSISTENT_ENOUGH = 0.5
 
@@ -108,8 +107,7 @@ def format_pair_scores(scores: PairSummary) -> str:
         f"{'shown first and preferred':<29}{_percent(position.first_share):>8}   of "
         f"{position.first + position.second} verdicts that are no tie; fair is 50.0 %"
     )
-    rubric = f"{scores.rubric.name}@{scores.rubric.sha256[:_SHOWN_DIGEST_CHARACTERS]}"
-    return "\n".join([*lines, f"judge {format_judge(scores.judge)}, rubric {rubric}", *_find_notes(scores)])
+    return "\n".join([*lines, f"judge {label_judge(scores.judge, scores.rubric)}", *_find_notes(scores)])
 
 
 def _format_rates(scores: PairSummary) -> list[str]:

@@ -9,9 +9,9 @@ from typing import Any
 from hf_instruct.console import format_interval, format_points
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.rubrics import Rubric
+from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.schema import JudgeIdentity, Judgment, RubricName, Scores, ScoreSummary
 
-_SHOWN_DIGEST_CHARACTERS = 7
 # Fewer equal scores in a row may well be chance.
 _LEAST_CONSTANT = 5
 
@@ -105,7 +105,7 @@ def format_scores(scores: Scores) -> str:
         about.append(f"{bounds} with each failure counted as 0 or as 100")
     if scores.constant:
         about.append("every answer got the same score")
-    about.append(f"judge {format_judge(scores.judge)}, rubric {scores.rubric.name}")
+    about.append(f"judge {label_judge(scores.judge, scores.rubric)}")
     if scores.self_check and scores.self_check.failed:
         about.append(f"judge FAILED its self-check: {', '.join(scores.self_check.failed)}")
     return f"{value} ({'; '.join(about)})"
@@ -117,8 +117,3 @@ def format_bounds(scores: ScoreSummary, joint: str = " to ") -> str:
     if not scores.failures or None in ends:
         return ""
     return joint.join(format_points(end) for end in ends if end is not None)
-
-
-def format_judge(judge: JudgeIdentity) -> str:
-    """Return a judge's model and the start of its digest, as in `llama3@365c0bd`."""
-    return judge.model + (f"@{judge.digest[:_SHOWN_DIGEST_CHARACTERS]}" if judge.digest else "")

@@ -29,7 +29,7 @@ from hf_instruct.evaluation.probes import (
     sample_examples,
 )
 from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.evaluation.scores import format_judge
+from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
 from hf_instruct.records import Example, read_file, write_json, write_rows
 from hf_instruct.schema import (
@@ -272,7 +272,7 @@ def format_self_check(result: SelfCheck) -> str:
         )
     verdict = "passed" if result.passed else f"FAILED: {', '.join(result.failed)}"
     counts = f"{result.n} examples, {result.probes} answers"
-    lines.append(f"judge {format_judge(result.judge)}, rubric {result.rubric.name}, {counts}: {verdict}")
+    lines.append(f"judge {label_judge(result.judge, result.rubric)}, {counts}: {verdict}")
     return "\n".join(lines)
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.pairing import is_identical
+from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.records import parse_json, read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import JudgeIdentity, Judgment, Preference
+from hf_instruct.schema import JudgeIdentity, Judgment, Preference, RubricName
 
 if TYPE_CHECKING:
     import pandas
 
 SCORES, PREFERENCES = "scores", "preferences"
 PERSON = "person"
-_SHOWN_DIGEST_CHARACTERS = 7
 _MOST_PROBLEMS = 20
 _ALLOWED = (
     "allowed are a run folder, `judgments.jsonl`, a file of preferences or votes, a JSON list of numbers, a JSON "
@@ -277,12 +277,7 @@ def describe_judge(judge: JudgeIdentity, rubric: str, rubric_sha256: str = "") -
     >>> describe_judge(JudgeIdentity(model="Ann", backend="person"), "vote")
     'Ann (person)'
     """
-    digest, sha256 = (
-        f"@{mark.removeprefix('sha256:')[:_SHOWN_DIGEST_CHARACTERS]}" if mark else ""
-        for mark in (judge.digest, rubric_sha256)
-    )
-    backend = f" ({judge.backend})" if judge.backend else ""
-    text = f"{judge.model or 'unnamed'}{digest}{backend}"
+    text = label_judge(judge)
     if judge.backend != PERSON:
-        text = f"judge {text}, rubric {rubric}{sha256}"
+        text = f"judge {label_judge(judge, RubricName(name=rubric, sha256=rubric_sha256))}"
     return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
