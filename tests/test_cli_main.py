@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_instruct.cli.main import VERBS, main
+from hf_instruct.cli.main import VERBS, build_parser, main
+from hf_instruct.config import describe_fields
 from hf_instruct.errors import InstructError
 from hf_instruct.processes import Terminated
 
@@ -122,6 +123,17 @@ def test_values_of_settings_are_yaml(verb, word: str, value: object) -> None:
     assert main(["try", "--train.x", word]) == 0
     assert main(["try", f"--train.x={word}"]) == 0
     assert [options.overrides for options in verb.calls] == [{"train.x": value}] * 2
+
+
+def test_flags_of_fields_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["judge", "score", "run", "--judge", "local", "--model", "1e5", "--concurrency", "3", "--pull"]
+    options = build_parser(words).parse_args(words)
+    expected = {"judge.backend": "local", "judge.model": "1e5", "judge.concurrency": 3, "judge.pull": True}
+    assert options.overrides == expected
+    with pytest.raises(SystemExit):
+        main(["judge", "score", "--help"])
+    described = {name: text for name, _, text in describe_fields()}
+    assert described["judge.concurrency"] in " ".join(capsys.readouterr().out.split())
 
 
 def test_other_flags_with_dots_in_their_values_are_no_settings(verb) -> None:

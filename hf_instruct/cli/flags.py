@@ -47,11 +47,11 @@ class FieldFlag(argparse.Action):
         """Return the help text: the field's description and default."""
         from hf_instruct.config import describe_fields
 
-        found = next(describe(default, text) for name, default, text in describe_fields() if name == self.field)
+        found = next(format_help(default, text) for name, default, text in describe_fields() if name == self.field)
         return found.replace("%", "%%")
 
 
-def describe(default: Any, text: str) -> str:
+def format_help(default: Any, text: str) -> str:
     """Return the help text of a field: its description and its default."""
     return text if default is None else f"{text} (default: {default})"
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hf_instruct.cli.flags import describe
+from hf_instruct.cli.flags import format_help
 
 DESCRIPTION = "Run all stages of an experiment, in one run folder."
 EPILOG = """\
@@ -61,7 +61,7 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
 
     if options.fields:
         for name, default, text in describe_fields():
-            print(f"--{name:25} {describe(default, text)}")
+            print(f"--{name:25} {format_help(default, text)}")
         return False
     if options.experiment is None:
         raise ConfigError("Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`.")
