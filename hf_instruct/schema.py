@@ -364,14 +364,6 @@ class Scores(ScoreSummary):
     repeats: Repeats | None = None
     self_check: CheckOutcome | None = None
 
-    def judged_as(self, other: "Scores") -> bool:
-        """Return whether the same judge gave these scores and others, under the same rubric.
-
-        A server's version does not make it another judge.
-        """
-        mine, others = (scores.judge.model_copy(update={"server_version": None}) for scores in (self, other))
-        return (mine, self.rubric) == (others, other.rubric)
-
 
 class MetricValue(Record):
     """A reference metric over several examples: in its own unit, with the 95 % interval (None for one example)."""

@@ -80,20 +80,13 @@ def write_run(
 def write_training(run: RunFolder) -> None:
     """Write a log of eight steps and its summary."""
     sample = {"id": "v", "instruction": "Convert 2 km to m.", "input": "", "output": "2000 m."}
-    rows = [
-        TrainingRow(step=0, epoch=0.0, tokens_seen=0, kind="evaluation", train_loss=1.2, validation_loss=1.193),
-        TrainingRow(step=0, epoch=0.0, tokens_seen=0, kind="samples", samples=[{**sample, "response": "Convert 2 km"}]),
-        TrainingRow(
-            step=4, epoch=1.0, tokens_seen=900, kind="train", loss=0.9, learning_rate=5e-5, tokens_per_second=400.0
-        ),
-        TrainingRow(step=4, epoch=1.0, tokens_seen=900, kind="evaluation", train_loss=0.8, validation_loss=0.8),
-        TrainingRow(step=4, epoch=1.0, tokens_seen=900, kind="samples", samples=[{**sample, "response": "20 m."}]),
-        TrainingRow(
-            step=8, epoch=2.0, tokens_seen=1800, kind="train", loss=0.7, learning_rate=5e-5, tokens_per_second=400.0
-        ),
-        TrainingRow(step=8, epoch=2.0, tokens_seen=1800, kind="evaluation", train_loss=0.6, validation_loss=0.722),
-        TrainingRow(step=8, epoch=2.0, tokens_seen=1800, kind="samples", samples=[{**sample, "response": "2000 m."}]),
-    ]
+    rows = []
+    for step, loss, answer in ((0, 1.193, "Convert 2 km"), (4, 0.8, "20 m."), (8, 0.722, "2000 m.")):
+        at = {"step": step, "epoch": step / 4, "tokens_seen": 225 * step}
+        if step:
+            rows.append(TrainingRow(kind="train", loss=loss + 0.1, tokens_per_second=400.0, **at))
+        rows.append(TrainingRow(kind="evaluation", train_loss=loss, validation_loss=loss, **at))
+        rows.append(TrainingRow(kind="samples", samples=[{**sample, "response": answer}], **at))
     write_rows(run.training_log, rows)
     summary = TrainingSummary(
         seconds=314.2,

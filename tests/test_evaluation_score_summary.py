@@ -15,7 +15,7 @@ from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import read_results
 from hf_instruct.reporting.summary import format_summary
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import JudgeIdentity, Metrics, MetricValue, Scores
+from hf_instruct.schema import CheckOutcome, JudgeIdentity, Metrics, MetricValue, Scores
 
 SMALL = JUDGE.model_copy(update={"backend": "local", "model": "smollm2-135m"})
 REASON = "the judge is a small model (135 million parameters)"
@@ -38,10 +38,11 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_which_measure_leads() -> None:
-    assert find_weakness(JudgeIdentity(model="llama3:8b"), []) == ""
+    assert find_weakness(JudgeIdentity(model="llama3:8b"), None) == ""
     # Nothing is held against a judge whose name does not tell its size.
-    assert find_weakness(JudgeIdentity(model="llama3"), []) == ""
-    assert find_weakness(JudgeIdentity(model="llama3:8b"), ["order"]) == "the judge failed its self-check (order)"
+    assert find_weakness(JudgeIdentity(model="llama3"), None) == ""
+    failed = CheckOutcome(passed=False, failed=["order"], n=20)
+    assert find_weakness(JudgeIdentity(model="llama3:8b"), failed) == "the judge failed its self-check (order)"
     assert choose_leading([""], {"rouge_l"}) == ("score", "")
     assert choose_leading(["", REASON], {"rouge_l", "chrf"}) == ("rouge_l", REASON)
     # Without a metric nothing leads, and the scores still say nothing.

@@ -195,7 +195,8 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     common = scores.dropna()
     _check_common(runs, common.index)
     named = [set(run.metrics) for run in runs]
-    leading = choose_leading((_find_weakness(run) for run in runs), set.intersection(*named))
+    weaknesses = (find_weakness(run.judge, run.self_check) for run in runs if run.judge)
+    leading = choose_leading(weaknesses, set.intersection(*named))
     metrics = {
         name: _join_metric(runs, name)
         for name in runs[0].metrics
@@ -287,12 +288,6 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
                 f"`{runs[0].name}` and `{run.name}` are of different data: {len(wrong)} of {len(keys)} ids stand for "
                 f"another example in each, such as `{wrong[0]}`. Compare runs over the same test examples."
             )
-
-
-def _find_weakness(run: ScoredRun) -> str:
-    if run.judge is None:
-        return ""
-    return find_weakness(run.judge, run.self_check.failed if run.self_check else [])
 
 
 def _join_metric(runs: Sequence[ScoredRun], name: str) -> "pandas.DataFrame":

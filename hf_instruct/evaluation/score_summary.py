@@ -1,13 +1,13 @@
 """What the views of scores say of the judge that gave them, and which measure they show first."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from hf_instruct.console import format_points
 from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.models import parse_num_parameters
-from hf_instruct.schema import JudgeIdentity, RubricName, Scores, ScoreSummary
+from hf_instruct.schema import CheckOutcome, JudgeIdentity, RubricName, ScoreSummary
 
 # Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
 JUDGE_IDENTITY = ("backend", "model", "digest", "options")
@@ -66,23 +66,18 @@ def choose_leading(weaknesses: Iterable[str], metrics: Collection[str]) -> Leadi
     return Leading(LEADING_METRIC if LEADING_METRIC in metrics else "", reason)
 
 
-def find_weakness(judge: JudgeIdentity, failed_checks: Sequence[str]) -> str:
+def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
     """Return why a judge's scores should not lead, in a clause; empty where they may.
 
-    >>> find_weakness(JudgeIdentity(model="smollm2-135m"), [])
+    >>> find_weakness(JudgeIdentity(model="smollm2-135m"), None)
     'the judge is a small model (135 million parameters)'
     """
-    if failed_checks:
-        return f"the judge failed its self-check ({', '.join(failed_checks)})"
+    if self_check and self_check.failed:
+        return f"the judge failed its self-check ({', '.join(self_check.failed)})"
     size = parse_num_parameters(judge.model)
     if size is not None and size < _SMALL_JUDGE_PARAMETERS:
         return f"the judge is a small model ({format_parameters(size)} parameters)"
     return ""
-
-
-def find_weakness_of(scores: Scores) -> str:
-    """Return why these scores should not lead, in a clause; empty where they may."""
-    return find_weakness(scores.judge, scores.self_check.failed if scores.self_check else [])
 
 
 def has_unknown_size(judge: JudgeIdentity) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness_of, has_unknown_size
+from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness, has_unknown_size
 from hf_instruct.evaluation.scores import format_bounds
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import Scores
@@ -78,7 +78,7 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
 
 
 def _find_judge(scores: Scores) -> Iterator[Finding]:
-    if weakness := find_weakness_of(scores):
+    if weakness := find_weakness(scores.judge, scores.self_check):
         yield Finding(
             "weak_judge",
             f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: rely on the "

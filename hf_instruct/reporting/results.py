@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hf_instruct.config import LORA_DEFAULTS, Experiment
 from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
-from hf_instruct.evaluation.score_summary import SCORE, Leading, choose_leading, find_weakness_of, label_judge
+from hf_instruct.evaluation.score_summary import SCORE, Leading, choose_leading, find_weakness, label_judge
 from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
@@ -151,7 +151,8 @@ class RunResults:
     @property
     def sizes(self) -> str:
         """How many examples each split has, in words; empty before there are any."""
-        return ", ".join(f"{count:,} {name}" for name, count in self.preflight.examples.items() if name != "total")
+        sizes = self.preflight.examples
+        return ", ".join(f"{sizes[name]:,} {name}" for name in ("train", "validation", "test") if name in sizes)
 
     @property
     def method(self) -> str:
@@ -160,11 +161,6 @@ class RunResults:
             return "full fine-tuning"
         lora = {**LORA_DEFAULTS, **self.experiment.lora}
         return f"LoRA (r {lora['r']}, alpha {lora['lora_alpha']})"
-
-    @property
-    def sides(self) -> list[ModelResults]:
-        """The base model and the tuned one, as far as anything is known of them."""
-        return [side for side in (self.base, self.tuned) if side.responses or side.scores or side.values]
 
     @property
     def scores(self) -> list[Scores]:
@@ -217,8 +213,10 @@ class RunResults:
     @functools.cached_property
     def leading(self) -> Leading:
         """Which measure every view shows first and sorts by."""
-        metrics = set.intersection(*(set(side.values) for side in self.sides)) if self.sides else set()
-        return choose_leading(map(find_weakness_of, self.scores), metrics)
+        sides = [set(side.values) for side in (self.base, self.tuned) if side.responses or side.scores or side.values]
+        metrics = set.intersection(*sides) if sides else set()
+        weaknesses = (find_weakness(scores.judge, scores.self_check) for scores in self.scores)
+        return choose_leading(weaknesses, metrics)
 
     @property
     def lead_metrics(self) -> list[MetricRow]:
