@@ -58,6 +58,12 @@ def test_a_question_and_its_retry(session: TerminalChat, capsys: pytest.CaptureF
     assert session.handle("/retry")
     assert len(session.conversation.turns) == 1
     assert session.conversation.turns[0].assistant != answer
+    session.handle("//etc is what?")
+    assert session.conversation.turns[1].user == "/etc is what?"
+    for command in ("/help", "/set", "/system"):
+        session.handle(command)
+    assert {"/retry", "/save", "max_new_tokens", "(nothing)"} <= set(capsys.readouterr().out.split())
+    assert not session.handle("/quit")
 
 
 def test_notices_are_not_in_the_answers(
@@ -74,14 +80,6 @@ def test_notices_are_not_in_the_answers(
         assert part in said
     with pytest.raises(DataError, match="There is nothing to take back"):
         session.handle("/undo")
-
-
-def test_what_cut_an_answer_is_told(session: TerminalChat, model: ChatModel, caplog: pytest.LogCaptureFixture) -> None:
-    session.conversation.settings = ChatSettings(max_new_tokens=250)
-    session.handle("Name a color.")
-    assert session.conversation.turns[0].ended_by == "length"
-    room = 256 - len(model.encode("Name a color."))
-    assert f"[cut at {room} tokens" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -103,21 +101,6 @@ def test_what_cannot_be_done(session: TerminalChat, line: str, message: str) -> 
         session.handle(line)
 
 
-def test_lists_and_the_end(session: TerminalChat, capsys: pytest.CaptureFixture[str]) -> None:
-    session.handle("/help")
-    session.handle("/set")
-    session.handle("/system")
-    out = capsys.readouterr().out
-    assert {"/retry", "/save", "max_new_tokens", "(nothing)"} <= set(out.split())
-    assert max(map(len, out.splitlines())) <= 110
-    assert [session.handle(line) for line in ("/quit", "/exit")] == [False, False]
-
-
-def test_a_question_that_begins_with_a_slash(session: TerminalChat) -> None:
-    session.handle("//etc is what?")
-    assert session.conversation.turns[0].user == "/etc is what?"
-
-
 def test_compare_once_and_always(
     session: TerminalChat, model: ChatModel, base: ChatModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,12 +120,6 @@ def test_compare_once_and_always(
     session.handle("/compare")
     session.handle("Name a bird.")
     assert "untuned" not in capsys.readouterr().out
-
-
-def test_compare_without_a_base(model: ChatModel) -> None:
-    session = TerminalChat(Conversation(model), load_base=None)
-    with pytest.raises(ConfigError, match="`tuned` has no untuned model to compare with: name a run"):
-        session.handle("/compare")
 
 
 def test_save_appends_what_data_check_accepts(

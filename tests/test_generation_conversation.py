@@ -16,7 +16,6 @@ from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.chat_model import ChatModel, ChatSettings
 from hf_instruct.generation.conversation import Conversation, Turn, format_examples
 from hf_instruct.generation.decoding import Completion
-from hf_instruct.generation.token_text import check_text
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 
@@ -143,15 +142,6 @@ def test_a_question_that_leaves_little_room_shortens_the_answer(alone: ChatModel
     assert len(conversation.turns) == 1
 
 
-def test_settings_that_fill_the_context_still_leave_half_of_it(chat: ChatModel) -> None:
-    conversation = Conversation(chat, settings=ChatSettings(max_new_tokens=256))
-    conversation.turns = [Turn("One?", "Eins.")]
-    stream = conversation.stream("Two?")
-    conversation.stop()
-    list(stream)
-    assert conversation.notice == ""
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -167,10 +157,6 @@ def test_questions_that_cannot_be_asked(alone: ChatModel, text: str, message: st
         conversation.stream(text)
     assert message in str(caught.value)
     assert conversation.turns == []
-
-
-def test_line_ends_become_plain() -> None:
-    assert check_text("  a\r\nb\rc\td\n") == "  a\nb\nc\td\n"
 
 
 def test_stop_keeps_what_was_written(alone: ChatModel) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import browsing
+import httpx
 import pytest
 from browsing import HOSTILE, WAIT, Server
 from reporting_run import write_run
@@ -304,6 +305,10 @@ def test_runs_and_votes_in_a_browser(server: Server, runs: Path, browser: Any, t
     fay.find("report input").click()
     fay.page.get_by_role("option", name="two", exact=True).click()
     report.get_by_text("Ms <b>Austen</b> ${1+1}.").first.wait_for(state="attached")
+    with httpx.Client(base_url=server.url, trust_env=False) as client:
+        assert "sandbox allow-scripts" in client.get("/report/1").headers["content-security-policy"]
+        assert client.get("/report/2").status_code == 404
+        assert client.get("/report/1", headers={"Host": "evil.example"}).status_code == 403
     fay.page.screenshot(path=tmp_path / "runs.png", full_page=True)
     assert (tmp_path / "runs.png").stat().st_size > 20_000
 
