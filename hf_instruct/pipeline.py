@@ -1,7 +1,6 @@
 """The stages of an experiment, over one run folder."""
 
 import contextlib
-import operator
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ STAGES = ("data", "train", "generate", "judge", "report")
 _WRITTEN = {
     "data": ("preflight", "data", "prompt"),
     "train": ("training_summary", "model", "checkpoints", "training_log", "loss_plot", "benchmarks"),
-    "generate": ("responses", "base.responses", "course_file"),
-    "judge": ("scores", "base.scores", "judgments", "base.judgments", "metrics", "base.metrics", "pairwise"),
+    "generate": ("responses", "course_file"),
+    "judge": ("scores", "judgments", "metrics", "pairwise"),
     "report": ("report", "score_plot"),
 }
 # Processes launched together work on these together; on the others, the first alone.
@@ -239,11 +238,12 @@ def clear_from(folder: RunFolder, stage: str) -> None:
     Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
     """
     for name in reversed(STAGES[STAGES.index(stage) :]):
-        for part in (folder, folder.base):
-            # The processes' own files first: left behind, they would be merged into the next answers.
-            extra = {"generate": part.response_parts, "judge": part.judgment_repeats}
-            for path in extra[name]() if name in extra else []:
+        if name == "generate":
+            # Left behind, the processes' own files would be merged into the next answers.
+            for path in folder.response_parts():
                 path.unlink()
+            # Of older versions, which kept the untuned model's in a folder of their own.
+            shutil.rmtree(folder.path / "base", ignore_errors=True)
         for path in _find_written(folder, name):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -252,15 +252,16 @@ def clear_from(folder: RunFolder, stage: str) -> None:
 
 
 def _find_written(folder: RunFolder, stage: str) -> list[Path]:
-    return [operator.attrgetter(name)(folder) for name in _WRITTEN[stage]]
+    return [getattr(folder, name) for name in _WRITTEN[stage]]
 
 
 def _empty(folder: RunFolder) -> None:
     clear_from(folder, "data")
+    # Older versions kept each judge's in files of their own.
     for pattern in ("judgments.*.jsonl", "scores.*.json"):
         for path in folder.path.glob(pattern):
             path.unlink()
-    for path in (folder.base.path, folder.path / "model.partial", folder.self_check.with_suffix("")):
+    for path in (folder.path / "model.partial", folder.self_check.with_suffix("")):
         shutil.rmtree(path, ignore_errors=True)
     # Of a judge that the new run may not have.
     folder.self_check.unlink(missing_ok=True)
@@ -302,7 +303,7 @@ def _has_trained(folder: RunFolder) -> bool:
 
 
 def _has_begun_to_answer(folder: RunFolder) -> bool:
-    return any(part.responses.exists() or part.response_parts() for part in (folder, folder.base))
+    return folder.responses.exists() or bool(folder.response_parts())
 
 
 @contextlib.contextmanager

@@ -145,9 +145,9 @@ def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> lis
     return rows
 
 
-def describe_problem(error: ValidationError) -> str:
-    """Return the first thing that pydantic found wrong, in a clause that names the field."""
-    first = error.errors(include_url=False)[0]
+def describe_problem(error: ValidationError, index: int = 0) -> str:
+    """Return the first thing that pydantic found wrong, or another, in a clause that names the field."""
+    first = error.errors(include_url=False)[index]
     # A name in the file may be of any length and hold anything.
     place = " ".join(".".join(str(part) for part in first["loc"]).split())[:80]
     text = (

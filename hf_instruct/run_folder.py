@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from hf_instruct.records import (
     read_file,
     read_json_object,
     read_rows,
+    write_by_model,
     write_text,
 )
 from hf_instruct.redaction import redact
-from hf_instruct.schema import Preflight, Provenance
+from hf_instruct.schema import MODELS, TUNED, Judgment, Metrics, Preflight, Provenance, Response, RubricName, Scores
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -222,22 +223,80 @@ class RunFolder:
 
     @property
     def judgments(self) -> Path:
-        """`Judgment` rows of the tuned model's responses."""
+        """`Judgment` rows: what any judge said of any model's responses, in the order in which it was said."""
         return self.path / "judgments.jsonl"
-
-    def judgment_repeats(self) -> list[Path]:
-        """Return the files of the further repeats, where the answers were judged several times."""
-        return sorted(self.path.glob("judgments.repeat-*.jsonl"))
 
     @property
     def scores(self) -> Path:
-        """The summary of the judgments."""
+        """`Scores` of the newest judging, by model."""
         return self.path / "scores.json"
 
     @property
     def metrics(self) -> Path:
-        """The reference metrics of the responses: computed, not judged."""
+        """`Metrics` of the responses, by model: computed, not judged."""
         return self.path / "metrics.json"
+
+    def read_responses(self, model: str = TUNED) -> list[Response]:
+        """Return a model's responses, in the order of the test split; none where there are none yet.
+
+        Raises:
+            RunError: The run is of an older version.
+            DataError: A row cannot be read.
+        """
+        self.refuse_older()
+        rows = read_rows(self.responses, Response) if self.responses.is_file() else []
+        return [row for row in rows if row.model == model]
+
+    def read_scores(self, model: str = TUNED) -> Scores | None:
+        """Return what the newest judging of a model's responses amounts to; None where there was none.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        return (read_file(self.scores, dict[str, Scores]) or {}).get(model)
+
+    def write_scores(self, model: str, scores: Scores) -> None:
+        """Replace the scores of a model."""
+        write_by_model(self.scores, {**(read_file(self.scores, dict[str, Scores]) or {}), model: scores})
+
+    def read_metrics(self, model: str = TUNED) -> Metrics:
+        """Return the reference metrics of a model's responses; empty ones where they were not measured.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        return (read_file(self.metrics, dict[str, Metrics]) or {}).get(model) or Metrics()
+
+    def write_metrics(self, model: str, metrics: Metrics) -> None:
+        """Replace the reference metrics of a model."""
+        write_by_model(self.metrics, {**(read_file(self.metrics, dict[str, Metrics]) or {}), model: metrics})
+
+    def read_judgments(self, model: str = TUNED, *, repeat: int = 1) -> list[Judgment]:
+        """Return the judgments that a model's scores are of: one for each response, the newest where there are several.
+
+        Before there are scores, those by the judge who judged last. Other judges' are in the file too.
+
+        Args:
+            model: Whose responses.
+            repeat: Which time, from 1, where each response was judged several times.
+
+        Raises:
+            DataError: A row or the scores cannot be read.
+        """
+        rows = read_rows(self.judgments, Judgment) if self.judgments.is_file() else []
+        return choose_judgments([row for row in rows if row.model == model], self.read_scores(model), repeat=repeat)
+
+    def refuse_older(self) -> None:
+        """Refuse a run whose untuned model's answers are in a folder of their own, as older versions kept them.
+
+        Raises:
+            RunError: It is such a run.
+        """
+        if (self.path / "base" / "responses.jsonl").is_file():
+            raise RunError(
+                f"`{self.path}` is of an older version, which kept the untuned model's answers in `base/`: answer "
+                f"again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the tuned model stays."
+            )
 
     @property
     def pairwise(self) -> Path:
@@ -263,11 +322,6 @@ class RunFolder:
     def report(self) -> Path:
         """The page."""
         return self.path / "report.html"
-
-    @property
-    def base(self) -> "RunFolder":
-        """The untuned model's responses, judgments and scores, under the same names."""
-        return RunFolder(self.path / "base")
 
     def load_experiment(self) -> Experiment:
         """Return the experiment that this run is of; its `model.trust_remote_code` is this object's.
@@ -365,6 +419,42 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+
+def split_model(path: Path) -> tuple[Path, str]:
+    """Return the run folder and the model that a path such as `runs/mine/untuned` names; else the path, and `tuned`.
+
+    >>> split_model(Path("runs/mine"))
+    (PosixPath('runs/mine'), 'tuned')
+    """
+    if path.name in MODELS and not path.exists() and path.parent.is_dir():
+        return path.parent, path.name
+    return path, TUNED
+
+
+def choose_judgments(rows: Sequence[Judgment], scores: Scores | None, *, repeat: int = 1) -> list[Judgment]:
+    """Return the judgments of one judging, the newest of each response, in the order of their first.
+
+    Args:
+        rows: Of one model, by any judges.
+        scores: Those of the judging; None for the judging of the last row.
+        repeat: Which time the responses were judged.
+    """
+    if not rows:
+        return []
+    last = rows[-1]
+    judge, rubric = last.judge, RubricName(name=last.rubric, sha256=last.rubric_sha256)
+    if scores is not None:
+        judge, rubric = scores.judge, scores.rubric
+        if scores.repeats and repeat > 1:
+            judge = judge.with_seed(scores.repeats.seeds[repeat - 1])
+    chosen = {
+        row.id: row
+        for row in rows
+        if (row.judge, row.rubric, row.repeat) == (judge, rubric.name, repeat)
+        and row.rubric_sha256 in ("", rubric.sha256)
+    }
+    return list(chosen.values())
 
 
 def plain_values(experiment: Experiment) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from hf_instruct.evaluation.probes import build_probes
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scores import build_scores
 from hf_instruct.evaluation.self_check import check_judgments
-from hf_instruct.records import Example, write_json, write_rows
+from hf_instruct.records import Example, append_rows, write_json, write_rows
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
+    MODELS,
+    TUNED,
     BenchmarkResult,
     JudgeIdentity,
     Judgment,
@@ -108,10 +110,11 @@ def write_training(run: RunFolder) -> None:
 
 def write_responses(run: RunFolder) -> None:
     """Write both models' answers; the base model ends one of four itself, the tuned one all."""
-    for i, folder in enumerate((run.base, run)):
+    for i, model in enumerate(MODELS):
         rows = [
             Response(
                 id=id,
+                model=model,
                 instruction=ins,
                 input=inp,
                 output=ref,
@@ -122,25 +125,26 @@ def write_responses(run: RunFolder) -> None:
             )
             for id, ins, inp, ref, category, base, _, tuned, _ in ANSWERS
         ]
-        write_rows(folder.responses, rows)
+        append_rows(run.responses, rows)
 
 
 def write_judgments(run: RunFolder) -> None:
     """Write the judge's verdicts and their summary."""
-    for i, folder in enumerate((run.base, run)):
-        judgments = [build_judgment(row[0], (row[6], row[8])[i]) for row in ANSWERS]
-        write_rows(folder.judgments, judgments)
+    for i, model in enumerate(MODELS):
+        judgments = [build_judgment(row[0], (row[6], row[8])[i], model) for row in ANSWERS]
+        append_rows(run.judgments, judgments)
         categories = {row[0]: row[4] for row in ANSWERS}
         scores = build_scores(judgments, rubric=load_rubric("course"), judge=JUDGE, categories=categories)
-        write_json(folder.scores, scores.model_copy(update={"rubric": RUBRIC}))
+        run.write_scores(model, scores.model_copy(update={"rubric": RUBRIC}))
 
 
-def build_judgment(id: str, score: int | None) -> Judgment:
+def build_judgment(id: str, score: int | None, model: str = TUNED) -> Judgment:
     """Return a judgment; without a score it is a failure."""
     failure = None if score is not None else "no integer from 0 to 100"
     replies = ["Well done!"] if score is None else [str(score)]
     return Judgment(
         id=id,
+        model=model,
         score=score,
         replies=replies,
         judge=JUDGE,

@@ -13,7 +13,7 @@ from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import load_experiment
-from hf_instruct.records import Example, build_example_id, read_rows, write_rows
+from hf_instruct.records import Example, append_rows, build_example_id, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Judgment, Preference, Response
 
@@ -52,10 +52,11 @@ def judge(*arguments: object) -> int:
 def make_run(name: str = "runs/mine", *, untuned: str = "?") -> RunFolder:
     run = RunFolder(Path(name))
     run.save_experiment(load_experiment(None))
-    for folder, suffix in ((run, "!"), (run.base, untuned)):
+    for model, suffix in (("untuned", untuned), ("tuned", "!")):
         rows = [
             Response(
                 id=f"id{n}",
+                model=model,
                 instruction=f"Task {n}.",
                 input="",
                 output="Done.",
@@ -63,7 +64,7 @@ def make_run(name: str = "runs/mine", *, untuned: str = "?") -> RunFolder:
             )
             for n in range(3)
         ]
-        write_rows(folder.responses, rows)
+        append_rows(run.responses, rows)
     return run
 
 
@@ -82,11 +83,9 @@ def test_scores_of_a_run(ollama: FakeOllama, capsys: pytest.CaptureFixture[str])
     run = make_run()
     assert judge(run.path, "--no-cache") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:18] for line in lines[::5]] == ["base   85.0 ± 0.0 ", "tuned  85.0 ± 0.0 "]
-    for side, start in ((run.base, 1), (run, 6)):
-        assert lines[start].startswith("       metrics  exact match 0 %, ")
-        shown = [line.strip() for line in lines[start + 1 : start + 4]]
-        assert shown == [str(side.judgments), str(side.scores), str(side.metrics)]
+    assert [line[:20] for line in lines[:4:2]] == ["untuned  85.0 ± 0.0 ", "tuned    85.0 ± 0.0 "]
+    assert [line[:30] for line in lines[1:4:2]] == ["         metrics  exact match "] * 2
+    assert lines[4:] == [str(run.judgments), str(run.scores), str(run.metrics)]
     assert judge(run.path, "--judge.base", "false", "--rubric", "critique") == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
 
@@ -95,7 +94,7 @@ def test_flags_reach_the_judge(ollama: FakeOllama, file: Path) -> None:
     ollama.reply = lambda body: Answer('{"score": 3}')
     flags = ["--model", "llama3", "--rubric", "five-point", "--concurrency", "1", "--out", "out"]
     assert judge("score", file, *flags, "--judge.num_ctx", "2048", "--judge.seed=7") == 0
-    scores = json.loads(Path("out/scores.json").read_text())
+    scores = json.loads(Path("out/scores.json").read_text())["tuned"]
     assert (scores["mean"], scores["rubric"]["name"]) == (50.0, "five-point")
     assert (scores["judge"]["options"]["num_ctx"], scores["judge"]["options"]["seed"]) == (2048, 7)
     assert not Path("scores.json").exists()
@@ -110,18 +109,18 @@ def test_judge_without_any_verdict_fails_and_leaves_its_files(
     assert streams.out.startswith("no score (no verdict could be read; n 0 of 3, 3 failed; ")
     assert "The judge gave no verdict: all 3 failed. `judgments.jsonl` has its replies" in streams.err
     assert len(read_rows(Path("judgments.jsonl"), Judgment)) == 3
-    assert json.loads(Path("scores.json").read_text())["failures"] == 3
+    assert json.loads(Path("scores.json").read_text())["tuned"]["failures"] == 3
     # One side of a run is enough.
     run = make_run()
     ollama.reply = lambda body: Answer("no idea" if "!" in str(body) else "90")
     assert judge(run.path) == 1
     streams = capsys.readouterr()
-    assert len(streams.out.splitlines()) == 10
+    assert len(streams.out.splitlines()) == 7
     assert f"all 3 failed. `{run.judgments}` has its replies" in streams.err
     ollama.reply = lambda body: Answer("both")
-    assert judge("pairwise", run.path, "--baseline", run.base.path) == 1
-    assert "The judge gave no verdict: all 3 failed. `runs/mine/pairwise/base.jsonl` has" in capsys.readouterr().err
-    assert len(read_rows(run.pairwise / "base.jsonl", Preference)) == 3
+    assert judge("pairwise", run.path, "--baseline", run.path / "untuned") == 1
+    assert "The judge gave no verdict: all 3 failed. `runs/mine/pairwise/untuned.jsonl` has" in capsys.readouterr().err
+    assert len(read_rows(run.pairwise / "untuned.jsonl", Preference)) == 3
     assert judge("check", file, "--limit", 2) == 1
     streams = capsys.readouterr()
     assert "FAILED: failures" in streams.out
@@ -135,16 +134,15 @@ def test_run_without_any_verdict_fails_after_its_summary(
     from reporting_run import write_run
 
     run = write_run(tmp_path / "demo")
-    scores = json.loads(run.scores.read_text())
     monkeypatch.setattr("hf_instruct.cli.run.run_experiment", lambda options, stages: True)
     assert main(["run", "demo.yaml", "--run-dir", str(run.path)]) == 0
     summary = capsys.readouterr().out
-    none = {"mean": None, "standard_error": None, "interval": None, "n": 0, "failures": scores["total"]}
-    run.scores.write_text(json.dumps({**scores, **none}))
+    none = {"mean": None, "standard_error": None, "interval": None, "n": 0, "failures": 4}
+    run.write_scores("tuned", run.read_scores().model_copy(update=none))
     assert main(["run", "demo.yaml", "--run-dir", str(run.path)]) == 1
     streams = capsys.readouterr()
     assert streams.out.splitlines()[0] == summary.splitlines()[0]
-    assert f"The judge gave no verdict: all {scores['total']} failed. `{run.judgments}` has" in streams.err
+    assert f"The judge gave no verdict: all 4 failed. `{run.judgments}` has" in streams.err
 
 
 def test_dying_server_says_how_to_continue(
@@ -170,14 +168,14 @@ def prefer_exclamations(body: dict[str, Any]) -> Answer:
 def test_pairs_of_a_run_and_its_base(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run()
     ollama.reply = prefer_exclamations
-    assert judge("pairwise", "runs/mine/", "--baseline", "runs/mine/base") == 0
+    assert judge("pairwise", "runs/mine/", "--baseline", "runs/mine/untuned") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "runs/mine against runs/mine/base"
+    assert lines[0] == "runs/mine against runs/mine/untuned"
     assert lines[3] == "win rate                      100.0 %   95 % interval 43.9 to 100.0 %; won 3, tied 0, lost 0"
-    assert lines[-2:] == ["runs/mine/pairwise/base.jsonl", "runs/mine/pairwise/base.json"]
+    assert lines[-2:] == ["runs/mine/pairwise/untuned.jsonl", "runs/mine/pairwise/untuned.json"]
     assert len(ollama.chats) == 6
-    rows = read_rows(run.pairwise / "base.jsonl", Preference)
-    assert [(row.first, row.second, row.score) for row in rows] == [("runs/mine", "runs/mine/base", 1.0)] * 3
+    rows = read_rows(run.pairwise / "untuned.jsonl", Preference)
+    assert [(row.first, row.second, row.score) for row in rows] == [("runs/mine", "runs/mine/untuned", 1.0)] * 3
     assert not run.scores.exists()
 
 
@@ -185,8 +183,8 @@ def test_pairs_of_files_and_equal_answers(ollama: FakeOllama) -> None:
     make_run()
     ollama.reply = prefer_exclamations
     shutil.copy("runs/mine/responses.jsonl", "tuned.jsonl")
-    assert judge("pairwise", "tuned.jsonl", "--baseline", "runs/mine/base") == 0
-    assert Path("pairwise/tuned-against-mine-base.jsonl").exists()
+    assert judge("pairwise", "tuned.jsonl", "--baseline", "runs/mine/untuned") == 0
+    assert Path("pairwise/tuned-against-mine-untuned.jsonl").exists()
     ollama.reply = lambda body: Answer("Equal answers need no judge.")
     assert judge("pairwise", "runs/mine", "--baseline", "tuned.jsonl", "--out", "out") == 0
     assert json.loads(Path("out/mine-against-tuned.json").read_text())["identical"] == 3

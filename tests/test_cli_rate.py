@@ -43,14 +43,14 @@ def play(path: str, pair: tuple[str, str], scores: list[float | None], **judge: 
 
 
 def test_rate_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    play("runs/full/pairwise/base.jsonl", ("runs/full", "runs/full/base"), [1, 1, 1, 0.5, 0, 1, None])
-    play("runs/lora/pairwise/base.jsonl", ("./runs/lora", "runs/full/base"), [1, 0.5, 0.5, 0.5, 0, 1])
-    assert command("rate", "runs/full", "runs/lora", "runs/lora/pairwise/base.jsonl") == 0
+    play("runs/full/pairwise/untuned.jsonl", ("runs/full", "runs/full/untuned"), [1, 1, 1, 0.5, 0, 1, None])
+    play("runs/lora/pairwise/untuned.jsonl", ("./runs/lora", "runs/full/untuned"), [1, 0.5, 0.5, 0.5, 0, 1])
+    assert command("rate", "runs/full", "runs/lora", "runs/lora/pairwise/untuned.jsonl") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "12 verdicts on 6 examples, 1 failed; judge llama3@365c0bd (ollama), rubric pairwise"
     assert lines[2] == "answers         rating   95 % interval     verdicts   wins   ties  losses"
     names = [line.split()[0] for line in lines[3:6]]
-    assert names == ["runs/full", "runs/lora", "runs/full/base"]
+    assert names == ["runs/full", "runs/lora", "runs/full/untuned"]
     assert lines[5].split()[-4:] == ["12", "2", "4", "6"]
     assert lines[7] == "Mean 1000; 100 points more are preferred 64 % of the time, 200 points more 76 %."
     assert max(map(len, lines)) <= 100

@@ -16,7 +16,7 @@ from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, ModelLoadError
 from hf_instruct.hub.serving import prepare_served_model
 from hf_instruct.pipeline import run as run_experiment
-from hf_instruct.records import Example, write_rows
+from hf_instruct.records import Example, append_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response
 from hf_instruct.ui.model_pool import ModelPool, find_sources
@@ -143,18 +143,19 @@ def judged_elsewhere(server: FakeOllama, tmp_path: Path, monkeypatch: pytest.Mon
     url = server.url.replace("127.0.0.1", "judge.example")
     judge = {"backend": "ollama", "model": "llama3", "base_url": url, "retries": 0}
     run.save_experiment(build_experiment({"judge": judge}, where="here", deep=False))
-    for folder in (run, run.base):
+    for model in ("untuned", "tuned"):
         rows = [
             Response(
                 id=f"id{n}",
+                model=model,
                 instruction=f"Task {n}.",
                 input="",
                 output=f"Done {n}.",
-                response=f"Answer {n} {folder.path.name}",
+                response=f"Answer {n} {model}",
             )
             for n in range(2)
         ]
-        write_rows(folder.responses, rows)
+        append_rows(run.responses, rows)
     write_rows(run.split("test"), [Example(f"id{n}", f"Task {n}.", "", f"Done {n}.") for n in range(2)])
     server.reply = lambda body: Answer(
         json.dumps({"better": "A"} if "### Answer A" in str(body["messages"][-1]) else {"score": 50})
@@ -164,7 +165,7 @@ def judged_elsewhere(server: FakeOllama, tmp_path: Path, monkeypatch: pytest.Mon
 
 def _judge(run: RunFolder, *words: str) -> int:
     action = words[:1] if words and not words[0].startswith("-") else ()
-    rest = (str(run.base.path) if word == "base" else word for word in words[len(action) :])
+    rest = (str(run.path / "untuned") if word == "base" else word for word in words[len(action) :])
     return main(["judge", *action, str(run.path), *rest])
 
 

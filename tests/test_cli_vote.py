@@ -5,7 +5,7 @@ import pytest
 from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
 from hf_instruct.evaluation.votes import TIE, VoteBook, choose_vote_file
-from hf_instruct.records import write_rows
+from hf_instruct.records import append_rows
 from hf_instruct.schema import Response
 from hf_instruct.ui import vote_tab
 
@@ -16,12 +16,19 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # As on a machine without a desktop, or with one: no test opens a browser.
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("a", "a/base", "c"):
+    for name, model in (("a", "tuned"), ("a", "untuned"), ("c", "tuned")):
         rows = [
-            Response(id=f"id{number}", instruction="Do it.", input="", output="ref", response=f"{name} {number}")
+            Response(
+                id=f"id{number}",
+                model=model,
+                instruction="Do it.",
+                input="",
+                output="ref",
+                response=f"{name} {model} {number}",
+            )
             for number in range(4)
         ]
-        write_rows(tmp_path / name / "responses.jsonl", rows if name != "c" else rows[2:])
+        append_rows(tmp_path / name / "responses.jsonl", rows if name != "c" else rows[2:])
     return tmp_path
 
 
@@ -41,22 +48,22 @@ def test_it_says_where_votes_go_and_how_to_go_on(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve_votes(monkeypatch, 1)
-    assert main(["vote", "a", "a/base", "--port", "0", "--voter", " Ann "]) == 0
+    assert main(["vote", "a", "a/untuned", "--port", "0", "--voter", " Ann "]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[:2] == ["Pairs of answers to vote on: 4", "Votes go to a/votes.base.jsonl"]
+    assert said[:2] == ["Pairs of answers to vote on: 4", "Votes go to a/votes.untuned.jsonl"]
     assert said[2].startswith("Vote at http://127.0.0.1:")
     assert said[2].endswith("/   (Ctrl-C ends)")
     assert said[3:] == [
         "",
-        "1 vote by Ann stored in a/votes.base.jsonl",
-        "Go on with:  hf-instruct rate a/votes.base.jsonl",
-        "             hf-instruct agree a/votes.base.jsonl PREFERENCES_OF_A_JUDGE",
+        "1 vote by Ann stored in a/votes.untuned.jsonl",
+        "Go on with:  hf-instruct rate a/votes.untuned.jsonl",
+        "             hf-instruct agree a/votes.untuned.jsonl PREFERENCES_OF_A_JUDGE",
     ]
     serve_votes(monkeypatch, 0)
-    assert main(["vote", "a", "a/base", "--port", "0", "--voter", "Ann"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "Votes go to a/votes.base.jsonl (there already: 1 by Ann)"
+    assert main(["vote", "a", "a/untuned", "--port", "0", "--voter", "Ann"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "Votes go to a/votes.untuned.jsonl (there already: 1 by Ann)"
     # The votes are what `agree` reads.
-    assert main(["agree", "a/votes.base.jsonl", "a/votes.base.jsonl"]) == 1
+    assert main(["agree", "a/votes.untuned.jsonl", "a/votes.untuned.jsonl"]) == 1
     assert "share 1 examples, 1 of them with a verdict on both sides" in capsys.readouterr().err
 
 
@@ -79,7 +86,7 @@ def test_no_votes_and_examples_of_one_side_only(
     ("words", "message"),
     [
         (["a", "nowhere"], "`nowhere` does not exist"),
-        (["a", "."], "`.` is a folder without `responses.jsonl`"),
+        (["a", "."], "`.` has no answers of the tuned model"),
         (["a", "a/"], "`a` is named twice; name two different runs or files."),
         (["a", "c", "--voter", " "], "Please give a name"),
         (["a", "c", "--out", "a"], "`a` is a folder"),
@@ -104,5 +111,6 @@ def test_a_port_in_use(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_where_votes_go_by_default(runs: Path) -> None:
     assert choose_vote_file(Path("a"), Path("c")) == Path("a/votes.c.jsonl")
-    assert choose_vote_file(Path("a/base"), Path("a/base/..")) == Path("a/base/votes.a.jsonl")
+    assert choose_vote_file(Path("a"), Path("a/untuned")) == Path("a/votes.untuned.jsonl")
+    assert choose_vote_file(Path("a/untuned"), Path("a/../a")) == Path("a/votes.a.jsonl")
     assert choose_vote_file(Path("x/course.json"), Path("a/responses.jsonl")) == Path("x/votes.course.responses.jsonl")

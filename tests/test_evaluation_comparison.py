@@ -13,7 +13,7 @@ from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.runs import load_run
 from hf_instruct.evaluation.table import WIDTH, format_comparison
 from hf_instruct.plots import COLORS, draw_comparison_plot
-from hf_instruct.records import write_json, write_rows
+from hf_instruct.records import append_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Judgment, Metrics, Repeats, Response, RubricName, Scores, TrainingRow
 
@@ -27,30 +27,26 @@ def save_run(
     judge: dict[str, Any] | None = None,
     rubric_sha256: str = "abc",
     categories: dict[str, str] | None = None,
+    model: str = "tuned",
     **summary: Any,
 ) -> Path:
     """Write what a judged run leaves in its folder, and return the folder."""
     judge = judge or JUDGE
     run = RunFolder(path)
     categories = categories or {}
-    write_rows(
+    asked = {"judge": judge, "rubric": "course", "rubric_sha256": rubric_sha256}
+    append_rows(
         run.judgments,
         [
-            Judgment(id=i, score=s, replies=["{}"], judge=judge, rubric="course", prompt_sha256=f"p{i}", seconds=0.1)
+            Judgment(id=i, model=model, score=s, replies=["{}"], prompt_sha256=f"p{i}", seconds=0.1, **asked)
             for i, s in scores.items()
         ],
     )
-    write_rows(
-        run.responses,
-        [
-            Response(
-                id=i, instruction=f"Task {i}.", input="", output="Done.", response="A.", category=categories.get(i)
-            )
-            for i in scores
-        ],
-    )
+    known = {"model": model, "input": "", "output": "Done.", "response": "A."}
+    rows = [Response(id=i, instruction=f"Task {i}.", category=categories.get(i), **known) for i in scores]
+    append_rows(run.responses, rows)
     rubric = RubricName(name="course", sha256=rubric_sha256)
-    write_json(run.scores, Scores(judge=judge, rubric=rubric, **summary))
+    run.write_scores(model, Scores(judge=judge, rubric=rubric, **summary))
     return path
 
 
@@ -118,7 +114,7 @@ def test_baseline_is_the_first_or_the_one_named_and_is_added(pair: list[Path], t
 
 def test_base_side_and_validation_loss(tmp_path: Path) -> None:
     run = RunFolder(save_run(tmp_path / "run", {"a": 60, "b": 70}))
-    save_run(run.base.path, {"a": 50, "b": 50})
+    save_run(run.path, {"a": 50, "b": 50}, model="untuned")
     run.config.write_text("experiment: {}\n")
     log = [
         TrainingRow(step=0, epoch=0.0, tokens_seen=0, kind="evaluation", validation_loss=2.5),
@@ -126,7 +122,7 @@ def test_base_side_and_validation_loss(tmp_path: Path) -> None:
         TrainingRow(step=9, epoch=1.0, tokens_seen=9, kind="evaluation", validation_loss=1.25),
     ]
     write_rows(run.training_log, log)
-    comparison = compare_runs([run.base.path, run.path])
+    comparison = compare_runs([run.path / "untuned", run.path])
     assert [row.validation_loss for row in comparison.rows] == [1.25, 2.5]
     assert str(comparison).splitlines()[2].endswith("validation loss")
 
@@ -151,7 +147,7 @@ def test_reference_metrics_of_both(tmp_path: Path) -> None:
     assert compare_runs(runs).metrics == []
     for run, f1 in zip(runs, (0.25, 0.5), strict=True):
         examples = {str(i): {"token_f1": f1, "perplexity": 2.0} for i in range(2)}
-        write_json(RunFolder(run).metrics, Metrics(examples=examples))
+        RunFolder(run).write_metrics("tuned", Metrics(examples=examples))
     found = {part.name: part for part in compare_runs(runs).metrics}
     assert found["token_f1"].n == 2
     assert found["token_f1"].means == [0.25, 0.5]
@@ -169,11 +165,13 @@ def test_mean_over_repeats(tmp_path: Path) -> None:
         {"a": 10, "b": None, "c": 30},
         repeats=Repeats(count=2, seeds=[1, 2], means=[], n=[], failures=[]),
     )
+    asked = {"replies": ["{}"], "rubric": "course", "rubric_sha256": "abc", "prompt_sha256": "p", "seconds": 0.1}
+    judge = {**JUDGE, "options": {**JUDGE["options"], "seed": 2}}
     second = [
-        Judgment(id=name, score=score, replies=["{}"], judge=JUDGE, rubric="course", prompt_sha256="p", seconds=0.1)
+        Judgment(id=name, score=score, judge=judge, repeat=2, **asked)
         for name, score in [("a", 20), ("b", 7), ("c", None)]
     ]
-    write_rows(one / "judgments.repeat-2.jsonl", second)
+    append_rows(one / "judgments.jsonl", second)
     run = load_run(one)
     assert (run.known.to_dict(), run.repeats) == ({"a": 15.0, "b": 7.0, "c": 30.0}, 2)
     other = save_run(tmp_path / "other", {"a": 10, "b": 5, "c": 30})
@@ -238,23 +236,12 @@ def test_unfinished_judging(tmp_path: Path) -> None:
         load_run(run)
 
 
-def test_judgments_of_several_judges_in_a_file(tmp_path: Path) -> None:
-    rows = [
-        Judgment(
-            id=m, score=5, replies=["{}"], judge={**JUDGE, "model": m}, rubric="course", prompt_sha256="p", seconds=0.1
-        )
-        for m in ("x", "y")
-    ]
-    write_rows(tmp_path / "judgments.jsonl", rows)
-    with pytest.raises(DataError, match=r"holds judgments by 2 judges \(judge x@365c0bd"):
-        load_run(tmp_path / "judgments.jsonl")
-
-
-def test_scores_of_an_earlier_judging_are_not_taken_for_these(tmp_path: Path) -> None:
-    run = save_run(tmp_path / "run", {"a": 5})
-    old = Scores(judge={**JUDGE, "model": "old"}, rubric=RubricName(name="course", sha256="x"))
-    write_json(RunFolder(run).scores, old)
-    assert (load_run(run).judge.model, load_run(run).rubric_sha256) == ("llama3", "")
+def test_the_last_judge_in_a_file_counts(tmp_path: Path) -> None:
+    asked = {"replies": ["{}"], "rubric": "course", "prompt_sha256": "p", "seconds": 0.1}
+    rows = [Judgment(id=m, score=5, judge={**JUDGE, "model": m}, **asked) for m in ("x", "y")]
+    write_rows(tmp_path / "other.jsonl", rows)
+    run = load_run(tmp_path / "other.jsonl")
+    assert (run.judge.model, run.known.to_dict()) == ("y", {"y": 5.0})
 
 
 def test_numbers_join_by_order(tmp_path: Path, pair: list[Path]) -> None:

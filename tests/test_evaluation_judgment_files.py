@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.evaluation.judgment_files import build_responses, choose_files, load_responses
+from hf_instruct.evaluation.judgment_files import build_responses, choose_folder, load_responses
 from hf_instruct.records import build_example_id, write_rows
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response
 
 ROW = {"instruction": "Name a color.", "input": "", "output": "Red.", "model_response": "Blue."}
@@ -54,13 +55,22 @@ def test_equal_examples_get_ids_of_their_own() -> None:
     assert [row.id for row in build_responses([ROW, ROW, ROW])] == [base, f"{base}-2", f"{base}-3"]
 
 
-def test_all_faults_are_listed(tmp_path: Path) -> None:
+def test_a_files_other_models_answers_are_left_out(tmp_path: Path) -> None:
+    rows = [{**ROW, "id": f"{n}", "model": name} for n, name in enumerate(("untuned", "tuned", "gpt-4"))]
+    path = write(tmp_path / "rows.json", json.dumps(rows))
+    assert [(row.id, row.model) for row in load_responses(path)] == [("1", "tuned"), ("2", "tuned")]
+    run = RunFolder(tmp_path / "run")
+    write_rows(run.responses, [Response(response="a", **{**ROW, "id": m, "model": m}) for m in ("untuned", "tuned")])
+    assert [row.id for row in load_responses(run.path)] == ["tuned"]
+    assert [row.id for row in load_responses(run.path / "untuned")] == ["untuned"]
+
+
+def test_all_problems_are_listed(tmp_path: Path) -> None:
     rows = [
         ROW,
         "text",
         {"instruction": "", "input": "", "output": "x", "model_response": "y"},
         {"instruction": "Do.", "input": None, "output": "x"},
-        {**ROW, "model_response": "\ud83d"},
         {**ROW, "id": 7},
         {**ROW, "id": "same"},
         {**ROW, "id": "same"},
@@ -69,24 +79,26 @@ def test_all_faults_are_listed(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.json", json.dumps(rows))
     with pytest.raises(DataError) as caught:
         load_responses(path)
-    assert str(caught.value).splitlines() == [
-        f"8 problems in `{path}`:",
-        "  - row 2 is 'text', not an object",
-        "  - row 3 has an empty `instruction`",
-        "  - row 4 has neither `response` nor `model_response`",
-        "  - row 4 has None as `input`, which should be text",
-        "  - row 5 has half of a surrogate pair in `model_response`, which is no character; mend or remove it",
-        "  - row 6 has 7 as `id`, which should be text",
-        "  - row 8 has the id `same` of row 7; ids must differ",
-        f"  - row 9 has 1{'0' * 39}… as `num_tokens`, which should be a whole number",
-    ]
+    problems = str(caught.value).splitlines()
+    assert problems[0] == f"7 problems in `{path}`:"
+    for line, words in zip(
+        problems[1:],
+        [
+            *(("row 2",), ("row 3", "`instruction`"), ("row 4", "`input`"), ("row 4", "`response`"), ("row 5", "`id`")),
+            *(("row 7", "`same`", "row 6"), ("row 8", "`num_tokens`")),
+        ],
+        strict=True,
+    ):
+        assert all(word in line for word in words)
+    with pytest.raises(DataError, match="half of a surrogate"):
+        build_responses([{**ROW, "model_response": "\ud83d"}])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
         ("a.json", b"", "is empty; it should hold a JSON list of responses, or one object a line."),
-        ("a.json", b"[", "is not JSON: Expecting value: line 1 column 2 (char 1). It should hold a list of responses."),
+        ("a.json", b"[", "is not JSON: EOF while parsing a list at column 1. It should hold a list of responses."),
         ("a.json", b'{"a": 1}', "holds one JSON object; it should hold a list of objects."),
         ("a.json", b"\xff\xfe", "is not UTF-8 text (byte 0); save it as UTF-8."),
         ("a.json", b"[]", "There are no responses in"),
@@ -103,15 +115,15 @@ def test_unreadable_files(tmp_path: Path, name: str, content: bytes, text: str) 
 def test_absent_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"does not exist; name a run folder or a file of responses\.$"):
         load_responses(tmp_path / "none.json")
-    with pytest.raises(DataError, match=r"is a folder without `responses\.jsonl`"):
+    with pytest.raises(DataError, match="has no answers of the tuned model"):
         load_responses(tmp_path)
 
 
 def test_place_of_the_judgments(tmp_path: Path) -> None:
     source = tmp_path / "rows.json"
-    assert choose_files(source, None).judgments == tmp_path / "judgments.jsonl"
-    assert choose_files(source, tmp_path / "new" / "folder").scores == tmp_path / "new" / "folder" / "scores.json"
+    assert choose_folder(source, None).judgments == tmp_path / "judgments.jsonl"
+    assert choose_folder(source, tmp_path / "new" / "folder").scores == tmp_path / "new" / "folder" / "scores.json"
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     write(source, "[]")
     with pytest.raises(RunError, match=r"^Nothing can be written in .* Name another folder with `--out DIR`\.$"):
-        choose_files(source, source / "below-a-file")
+        choose_folder(source, source / "below-a-file")

@@ -217,9 +217,9 @@ def test_without_categories_or_with_faults() -> None:
     assert measured.metrics["length_ratio"].to_dict() == {"mean": 0.0, "interval": [0.0, 0.0], "n": 2}
     with pytest.raises(DataError, match="There are no responses in the responses"):
         measure_responses([])
-    with pytest.raises(DataError, match="row 1 has 'yes' as `stopped`, which should be true or false"):
+    with pytest.raises(DataError, match="row 1: `stopped`: input should be a valid boolean"):
         measure_responses([{**row, "stopped": "yes"}])
-    with pytest.raises(DataError, match="row 1 has True as `reference_tokens`, which should be a whole number"):
+    with pytest.raises(DataError, match="row 1: `reference_tokens`: input should be a valid integer"):
         measure_responses([{**row, "reference_nll": 1, "reference_tokens": True}])
 
 
@@ -310,8 +310,7 @@ def test_measuring_loads_neither_torch_nor_evaluate() -> None:
 def run_with_answers(path: Path) -> RunFolder:
     run = RunFolder(path)
     run.save_experiment(load_experiment(None, {}, deep=False))
-    write_rows(run.responses, ROWS)
-    write_rows(run.base.responses, ROWS[2:])
+    write_rows(run.responses, [*(row.model_copy(update={"model": "untuned"}) for row in ROWS[2:]), *ROWS])
     return run
 
 
@@ -319,12 +318,12 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     run = run_with_answers(tmp_path / "run")
     assert main(["judge", "metrics", str(run.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["base,", "n", "2", "tuned,", "n", "4"]
+    assert lines[0].split() == ["untuned,", "n", "2", "tuned,", "n", "4"]
     assert lines[1].endswith("25 % [5 %, 70 %]")
     assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [21 %, 94 %], n 3"
     assert lines[8].split() == ["perplexity", "not", "known", "7.39", "[7.39,", "7.39],", "n", "2"]
-    assert lines[-3:] == ["(95 % intervals in brackets)", str(run.base.metrics), str(run.metrics)]
-    assert json.loads(run.metrics.read_text()) == measure_responses(ROWS).to_dict()
+    assert lines[-2:] == ["(95 % intervals in brackets)", str(run.metrics)]
+    assert run.read_metrics() == measure_responses(ROWS)
     assert not run.judgments.exists()
 
 
@@ -335,6 +334,6 @@ def test_the_judge_stage_measures_before_it_asks(tmp_path: Path, capsys: pytest.
     assert not run.metrics.exists()
     assert main(["judge", str(run.path), "--judge", "ollama", "--base-url", "http://127.0.0.1:9"]) == 1
     assert "No Ollama server answers" in capsys.readouterr().err
-    assert json.loads(run.metrics.read_text())["total"] == 4
+    assert run.read_metrics().total == 4
     # Also where the untuned model's answers are not to be judged.
-    assert json.loads(run.base.metrics.read_text())["total"] == 2
+    assert run.read_metrics("untuned").total == 2

@@ -12,13 +12,11 @@ from fake_ollama import Answer, FakeOllama
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.judgment_files import JudgmentFiles
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.repeats import build_repeats, format_repeats
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.pipeline import clear_from
-from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Judgment, Response, Scores
 
@@ -61,7 +59,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    judge: Any, files: JudgmentFiles | None = None, *, repeats: int = 3, responses: Any = RESPONSES, **options: Any
+    judge: Any, files: RunFolder | None = None, *, repeats: int = 3, responses: Any = RESPONSES, **options: Any
 ) -> JudgmentSet:
     settings = JudgeSection(concurrency=1, repeats=repeats, seed=1)
     return asyncio.run(judge_with(judge, responses, settings, files=files, options=JudgeOptions(**options)))
@@ -100,22 +98,17 @@ def test_nothing_but_failures_is_none_not_nan() -> None:
     assert lines == "2 repeats (seeds 1, 2): means no score, no score"
 
 
-def test_each_repeat_is_asked_with_its_own_seed_and_kept_in_its_own_file(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+def test_each_repeat_is_asked_with_its_own_seed(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path)
     judge = SeededJudge()
     judged = run(judge, files)
     assert judge.asked == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert judge.seed == 1
-    assert sorted(path.name for path in tmp_path.glob("*.json*")) == [
-        "judgments.jsonl",
-        "judgments.repeat-2.jsonl",
-        "judgments.repeat-3.jsonl",
-        "scores.json",
-    ]
-    assert read_rows(tmp_path / "judgments.repeat-3.jsonl", Judgment) == judged.repeats[1]
+    assert files.read_judgments() == judged.judgments
+    assert files.read_judgments(repeat=3) == judged.repeats[1]
     assert [one.score for one in judged.repeats[1]] == [30, 31, 32]
     assert judged.repeats[1][0].judge.options["seed"] == 3
-    scores = read_file(files.scores, Scores)
+    scores = files.read_scores()
     assert (scores.mean, scores.judge.options["seed"]) == (11.0, 1)
     assert scores.repeats.means == [11.0, 21.0, 31.0]
     assert scores.repeats.mean == 21.0
@@ -128,18 +121,18 @@ def test_each_repeat_is_asked_with_its_own_seed_and_kept_in_its_own_file(tmp_pat
 
 
 def test_no_repeats_no_key(tmp_path: Path) -> None:
-    judged = run(SeededJudge(), JudgmentFiles(tmp_path), repeats=1)
+    judged = run(SeededJudge(), RunFolder(tmp_path), repeats=1)
     assert judged.scores.repeats is None
     assert judged.repeats == []
     assert len(str(judged).splitlines()) == 1
 
 
 def test_repeats_go_on_where_they_stopped(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     with pytest.raises(JudgeUnavailable) as caught:
         run(SeededJudge(dies_at=5), files, use_cache=False, go_on="Go on with `again`.")
     assert str(caught.value) == (
-        f"The server is gone. 2 of 3 are judged, kept in `{tmp_path}/judgments.repeat-2.jsonl`. Go on with `again`."
+        f"The server is gone. 2 of 3 are judged, kept in `{tmp_path}/judgments.jsonl`. Go on with `again`."
     )
     assert not files.scores.exists()
     judge = SeededJudge()
@@ -148,7 +141,7 @@ def test_repeats_go_on_where_they_stopped(tmp_path: Path) -> None:
 
 
 def test_more_repeats_later_keep_the_first(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     run(SeededJudge(), files, repeats=1, use_cache=False)
     judge = SeededJudge()
     run(judge, files, repeats=2, use_cache=False)
@@ -164,42 +157,20 @@ def test_cache_takes_repeats_for_separate_questions(kind: type[SeededJudge]) -> 
     assert len(judge.asked) == 9
 
 
-def test_another_judge_sets_all_repeats_aside(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
-    run(SeededJudge(), files)
-    run(SeedlessJudge(), files, repeats=1)
-    names = sorted(path.name for path in tmp_path.glob("judgments*"))
-    label = names[0].split(".")[1]
-    assert names == [
-        f"judgments.{label}.jsonl",
-        f"judgments.{label}.repeat-2.jsonl",
-        f"judgments.{label}.repeat-3.jsonl",
-        "judgments.jsonl",
-    ]
-
-
-def test_repeats_set_aside_keep_the_name_of_what_they_repeat(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
-    run(SeededJudge(), files, repeats=1)
-    run(SeededJudge(), files, repeats=2, force=True)
-    run(SeededJudge(), files, repeats=1, force=True)
-    label = next(path.name.split(".")[1] for path in tmp_path.glob("judgments.fake-*"))
-    base = label.removesuffix("-2")
-    assert {path.name for path in tmp_path.glob("*.json*")} == {
-        "judgments.jsonl",
-        "scores.json",
-        f"judgments.{base}.jsonl",
-        f"scores.{base}.json",
-        f"judgments.{base}-2.jsonl",
-        f"judgments.{base}-2.repeat-2.jsonl",
-        f"scores.{base}-2.json",
-    }
+@pytest.mark.parametrize("kind", [SeededJudge, SeedlessJudge])
+def test_repeats_of_the_newest_judging_are_read(tmp_path: Path, kind: type[SeededJudge]) -> None:
+    files = RunFolder(tmp_path)
+    first = run(kind(), files, use_cache=False)
+    run(SeedlessJudge() if kind is SeededJudge else SeededJudge(), files, repeats=1, use_cache=False)
+    assert files.read_judgments(repeat=2) == []
+    again = run(kind(), files, use_cache=False)
+    assert again.repeats == first.repeats
+    assert [files.read_judgments(repeat=number) for number in (2, 3)] == first.repeats
 
 
 def test_clearing_the_judge_stage_takes_the_repeats_along(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    for side in (folder, folder.base):
-        run(SeededJudge(), JudgmentFiles(side.path))
+    run(SeededJudge(), folder)
     clear_from(folder, "judge")
     assert list(folder.path.rglob("*.json*")) == []
 

@@ -9,13 +9,12 @@ from reporting_run import JUDGE, write_run
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.comparison import compare_runs
 from hf_instruct.evaluation.score_summary import choose_leading, find_weakness
-from hf_instruct.records import read_file, write_json
 from hf_instruct.reporting.findings import list_findings
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import read_results
 from hf_instruct.reporting.summary import format_summary
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import CheckOutcome, JudgeIdentity, Metrics, MetricValue, Scores
+from hf_instruct.schema import TUNED, UNTUNED, CheckOutcome, JudgeIdentity, Metrics, MetricValue
 
 SMALL = JUDGE.model_copy(update={"backend": "local", "model": "smollm2-135m"})
 REASON = "the judge is a small model (135 million parameters)"
@@ -27,13 +26,15 @@ BEFORE, AFTER = {"a": 0.5, "b": 0.0, "c": 0.25, "d": 0.1}, {"a": 0.25, "b": 1.0,
 def run(tmp_path: Path) -> RunFolder:
     """A run judged by a small model, with reference metrics."""
     run = write_run(tmp_path / "demo")
-    for folder, values in ((run.base, BEFORE), (run, AFTER)):
+    run.judgments.write_text(
+        re.sub(r'"ollama", "model": "llama3"', '"local", "model": "smollm2-135m"', run.judgments.read_text())
+    )
+    for model, values in ((UNTUNED, BEFORE), (TUNED, AFTER)):
         examples = {id: {"exact_match": float(value == 1), "rouge_l": value} for id, value in values.items()}
         means = {name: sum(row[name] for row in examples.values()) / 4 for name in ("exact_match", "rouge_l")}
         metrics = {name: MetricValue(mean=mean, interval=None, n=4) for name, mean in means.items()}
-        write_json(folder.metrics, Metrics(metrics=metrics, total=4, examples=examples))
-        write_json(folder.scores, read_file(folder.scores, Scores).model_copy(update={"judge": SMALL}))
-        folder.judgments.write_text(folder.judgments.read_text().replace('"llama3"', '"smollm2-135m"'))
+        run.write_metrics(model, Metrics(metrics=metrics, total=4, examples=examples))
+        run.write_scores(model, run.read_scores(model).model_copy(update={"judge": SMALL}))
     return run
 
 
@@ -78,8 +79,8 @@ def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> No
 
 
 def test_a_comparison_leads_with_the_metrics_and_ranks_by_them(run: RunFolder) -> None:
-    comparison = compare_runs([run.base.path, run.path])
-    assert [row.name for row in comparison.rows] == [str(run.path), str(run.base.path)]
+    comparison = compare_runs([run.path / "untuned", run.path])
+    assert [row.name for row in comparison.rows] == [str(run.path), str(run.path / "untuned")]
     assert comparison.to_dict()["leading"] == {"name": "rouge_l", "reason": REASON}
     text = str(comparison)
     assert text.index("ROUGE-L") < text.index(f"Scores that say little, because {REASON}:") < text.index("baseline")

@@ -15,13 +15,13 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeUnavailable
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.judgment_files import JudgmentFiles
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import INJECTIONS
 from hf_instruct.evaluation.rubrics import Question, load_rubric
 from hf_instruct.evaluation.scoring import judge_responses, judge_with
 from hf_instruct.evaluation.self_check import format_self_check, run_self_check
 from hf_instruct.records import Example, read_rows
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Response
 
 EXAMPLES = [Example(f"id{i}", f"Spell the number {i}.", "", f"The word is number-{i}-spelt.") for i in range(30)]
@@ -207,13 +207,13 @@ def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
     def judged(model: str = "fake", rubric: str = "course") -> Any:
         judge.model = model
         settings = JudgeSection(rubric=rubric)
-        return asyncio.run(judge_with(judge, rows, settings, files=JudgmentFiles(tmp_path / "run")))
+        return asyncio.run(judge_with(judge, rows, settings, files=RunFolder(tmp_path / "run")))
 
     assert judged().scores.self_check is None
     check(gullible, out=tmp_path / "run")
     told = {"passed": False, "failed": ["injection"], "n": 20}
     # Scores that were there already, by this judge and rubric, tell of it too.
-    assert json.loads((tmp_path / "run" / "scores.json").read_text())["self_check"] == told
+    assert RunFolder(tmp_path / "run").read_scores().self_check.to_dict() == told
     again = judged()
     assert again.scores.self_check.to_dict() == told
     assert "judge FAILED its self-check: injection)" in str(again)

@@ -176,14 +176,14 @@ def test_the_stage_asks_for_both_models_and_keeps_what_was_written(tiny_gpt2: Pa
     values = {"model": {"name": str(tiny_llama)}, "generate": {"max_new_tokens": 2, "batch_size": 2}}
     experiment = build_experiment(values, where="here", deep=False)
     answer(run, experiment)
-    for folder, path in ((run, tiny_gpt2), (run.base, tiny_llama)):
-        rows = read_rows(folder.responses, Response)
+    for model, path in (("tuned", tiny_gpt2), ("untuned", tiny_llama)):
+        rows = run.read_responses(model)
         expected = measure_references(*tiny_models.load_copy(path), EXAMPLES, prompt_format=ALPACA)
         assert [(row.reference_nll, row.reference_tokens) for row in rows] == expected
     # Cut off, with a row of an older version, which had no loss, and one that another process left.
-    whole = read_rows(run.responses, Response)
+    base, whole = run.read_responses("untuned"), run.read_responses()
     older = Response(id="e0", instruction="", input="", output="", response="kept")
-    write_rows(run.responses, [older])
+    write_rows(run.responses, [*base, older])
     write_rows(run.response_part(1), [whole[2]])
     answer(run, experiment)
-    assert read_rows(run.responses, Response) == [older, *whole[1:]]
+    assert read_rows(run.responses, Response) == [*base, older, *whole[1:]]

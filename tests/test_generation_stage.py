@@ -36,7 +36,8 @@ def experiment(tiny_llama: Path, **generate: object) -> Experiment:
 
 def test_both_models_answer_in_the_order_of_the_split(run: RunFolder, tiny_llama: Path) -> None:
     answer(run, experiment(tiny_llama))
-    tuned, base = read_rows(run.responses, Response), read_rows(run.base.responses, Response)
+    tuned, base = run.read_responses(), run.read_responses("untuned")
+    assert read_rows(run.responses, Response) == [*base, *tuned]
     assert [row.id for row in tuned] == [row.id for row in base] == [example.id for example in EXAMPLES]
     assert [row.response for row in tuned] != [row.response for row in base]
     assert all(row.num_tokens == 4 and row.stopped is False for row in tuned)
@@ -44,8 +45,8 @@ def test_both_models_answer_in_the_order_of_the_split(run: RunFolder, tiny_llama
 
 def test_the_untuned_model_can_be_left_out(run: RunFolder, tiny_llama: Path) -> None:
     answer(run, experiment(tiny_llama, base=False))
-    assert not run.base.path.exists()
-    assert len(read_rows(run.responses, Response)) == 5
+    assert run.read_responses("untuned") == []
+    assert len(run.read_responses()) == 5
 
 
 def test_an_untuned_model_in_a_folder_is_never_a_strangers(
@@ -126,8 +127,6 @@ def test_nothing_to_answer_with_or_for(run: RunFolder, tiny_llama: Path) -> None
     run.model.unlink()
     with pytest.raises(InstructError, match="model"):
         answer(run, experiment(tiny_llama, base=False))
-    with pytest.raises(DataError, match="does not exist; run the stage that writes it first"):
-        write_course_file(run)
     run.split("test").unlink()
     with pytest.raises(DataError, match=r"test.jsonl` does not exist; run the stage that writes it first"):
         answer(run, experiment(tiny_llama))
@@ -155,10 +154,9 @@ def test_files_of_processes_that_were_cut_off_are_merged(run: RunFolder, tiny_ll
 
 
 def test_answering_again_keeps_nothing_of_the_processes_before(run: RunFolder) -> None:
-    for part in (run, run.base):
-        append_rows(part.response_part(3), [Response(id="e0", instruction="i", input="", output="o", response="old")])
+    append_rows(run.response_part(3), [Response(id="e0", instruction="i", input="", output="o", response="old")])
     clear_from(run, "generate")
-    assert run.response_parts() == run.base.response_parts() == []
+    assert run.response_parts() == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hf_instruct.evaluation.rubrics import Rubric
 from hf_instruct.evaluation.scores import build_scores
 from hf_instruct.records import write_json, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Judgment, Preference, Response
+from hf_instruct.schema import JudgeIdentity, Judgment, Preference, Response
 
 GOLDEN = Path(__file__).parent / "fixtures" / "statistics.json"
 JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
@@ -89,12 +89,13 @@ def compute_statistics(folder: Path) -> dict[str, Any]:
         run = RunFolder(folder / name)
         write_rows(run.responses, _responses(shift))
         write_rows(run.judgments, _judgments(shift))
-        write_json(run.metrics, measure_responses(_responses(shift)))
+        run.write_metrics("tuned", measure_responses(_responses(shift)))
         rubric, categories = (
             Rubric.model_construct(name="course", prompt="{response}"),
             {row.id: row.category for row in _responses(shift)},
         )
-        write_json(run.scores, build_scores(_judgments(shift), rubric=rubric, judge=JUDGE, categories=categories))
+        scores = build_scores(_judgments(shift), rubric=rubric, judge=JudgeIdentity(**JUDGE), categories=categories)
+        run.write_scores("tuned", scores)
         runs.append(run.path)
     preferences, votes = _preferences(JUDGE), _preferences({"backend": "person", "model": "Ann"}, 1)
     comparison = compare_runs(runs).to_dict()
@@ -105,8 +106,8 @@ def compute_statistics(folder: Path) -> dict[str, Any]:
     rates = win_rate(pair), length_controlled_win_rate(pair, resamples=50)
     agreed = (_judgments(0), _judgments(1)), (preferences, votes)
     return {
-        "metrics": json.loads((folder / NAMES[1] / "metrics.json").read_text()),
-        "scores": json.loads((folder / NAMES[0] / "scores.json").read_text()),
+        "metrics": json.loads((folder / NAMES[1] / "metrics.json").read_text())["tuned"],
+        "scores": json.loads((folder / NAMES[0] / "scores.json").read_text())["tuned"],
         "comparison": comparison,
         "agreement": [measure_agreement(*sides).to_dict()["estimates"] for sides in agreed],
         "ratings": rate_preferences(preferences, resamples=50).to_dict(),

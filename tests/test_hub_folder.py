@@ -22,7 +22,7 @@ from hf_instruct.models import load_model, load_tokenizer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import NearDuplicate, NearDuplicates, Preflight, TrainingSummary
+from hf_instruct.schema import NearDuplicate, NearDuplicates, Preflight, Scores, TrainingSummary
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 
@@ -150,10 +150,11 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     run = RunFolder(tmp_path / "run")
     shutil.copytree(full_run.path, run.path)
     metrics = {"rouge_l": {"mean": 0.551704, "interval": [0.485446, 0.614565], "n": 100}}
-    write_json(run.metrics, {"metrics": metrics, "total": 100})
-    scores = json.loads(run.scores.read_text())
+    write_json(run.metrics, {"tuned": {"metrics": metrics, "total": 100}})
+    scores = run.read_scores().to_dict()
     whole = {**scores, "interval": [20.0, 90.0], "mean_failures_as_0": 51.25, "mean_failures_as_100": 76.25}
-    write_json(run.scores, {**whole, "self_check": {"passed": False, "failed": ["order", "injection"], "n": 20}})
+    check = {"passed": False, "failed": ["order", "injection"], "n": 20}
+    run.write_scores("tuned", Scores.model_validate({**whole, "self_check": check}, strict=False))
     found = {"id": "a", "train_ids": ["x"]}
     near = NearDuplicates(threshold=0.9, test=[NearDuplicate(id="b", train_id="x", cosine=0.9)])
     seen = {"test": [found, found]}
@@ -311,8 +312,9 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40}
     judge = {"backend": nasty, "model": "llama3" + nasty, "digest": nasty}
     checks = {"self_check": {"passed": False, "failed": [nasty], "n": 20}}
-    write_json(run.scores, {**numbers, "judge": judge, "rubric": {"name": nasty, "sha256": nasty}, **checks})
-    write_json(run.metrics, {"metrics": {nasty: {"mean": 0.5, "interval": None, "n": 3}}})
+    rubric = {"name": nasty, "sha256": nasty}
+    write_json(run.scores, {"tuned": {**numbers, "judge": judge, "rubric": rubric, **checks}})
+    write_json(run.metrics, {"tuned": {"metrics": {nasty: {"mean": 0.5, "interval": None, "n": 3}}}})
     whole = read_file(full_run.training_summary, TrainingSummary)
     write_json(run.training_summary, whole.model_copy(update={"device": nasty, "precision": nasty}))
     write_json(run.preflight, {"examples": {nasty: 3}, "seen_in_train": {"test": [{"id": nasty, "train_ids": []}]}})
@@ -413,7 +415,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     judge = {"backend": "local", "model": str(secret / "judge"), "digest": "0" * 64}
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, 55.0]}
     scores = {**numbers, "judge": judge, "rubric": {"name": str(secret / "r.yaml")}}
-    run.scores.write_text(json.dumps(scores))
+    run.scores.write_text(json.dumps({"tuned": scores}))
     _write(run, tmp_path / "out", "me/a")
     card, text = _read_card(tmp_path / "out")
     for path in ("README.md", "config.json", "tokenizer_config.json"):

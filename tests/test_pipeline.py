@@ -10,9 +10,7 @@ from hf_instruct import pipeline
 from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.pipeline import answer_run, clear_from, default_path, is_done, open_folder, run
-from hf_instruct.records import read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Response
 from hf_instruct.yaml_text import read_yaml
 
 
@@ -32,7 +30,7 @@ def write_whole_run(folder: RunFolder, settings: Experiment) -> None:
         folder.training_log,
         folder.training_summary,
         folder.loss_plot,
-        *(path for part in (folder, folder.base) for path in (part.responses, part.judgments, part.scores)),
+        *(folder.responses, folder.judgments, folder.scores),
         folder.course_file,
         folder.pairwise / "other.json",
         folder.report,
@@ -257,7 +255,7 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "checkpoints").exists()
     folder = run(build_experiment(values, where="here"), tmp_path / "run", stages=stages, resume=True)
     assert [is_done(folder, stage) for stage in pipeline.STAGES] == [True, True, True, False, False]
-    tuned, base = read_rows(folder.responses, Response), read_rows(folder.base.responses, Response)
+    tuned, base = folder.read_responses(), folder.read_responses("untuned")
     assert [row.instruction for row in tuned] == [f"Say the word {n}." for n in range(12, 16)]
     assert [row.response for row in tuned] != [row.response for row in base]
     assert len(read_yaml(folder.config)["data_sha256"]) == 64

@@ -1,4 +1,5 @@
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
@@ -6,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError
-from hf_instruct.records import Example, write_json, write_rows
+from hf_instruct.generation.stage import answer
+from hf_instruct.pipeline import clear_from
+from hf_instruct.records import Example, read_file, read_rows, write_json, write_rows
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder, _git_commit, plain_values
+from hf_instruct.schema import TrainingRow, TrainingSummary
 from hf_instruct.yaml_text import read_yaml
 
 
@@ -148,12 +153,6 @@ def test_a_damaged_run_file_is_named(tmp_path: Path, content: str) -> None:
         run.load_experiment()
 
 
-def test_the_untuned_models_files_have_the_same_names(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    assert run.base.responses == tmp_path / "base" / "responses.jsonl"
-    assert run.split("test") == tmp_path / "data" / "test.jsonl"
-
-
 def test_splits_that_have_changed_are_refused(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     rows = [Example(f"e{number}", "Say it.", "", "It.") for number in range(3)]
@@ -201,3 +200,35 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
         process.join()
     with RunFolder(tmp_path).locked():
         assert process.exitcode == 0
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> RunFolder:
+    """A run of a tiny model, written by the code of commit 8789c1b."""
+    return RunFolder(shutil.copytree(Path(__file__).parent / "fixtures" / "old_run", tmp_path / "old"))
+
+
+def test_an_older_run_says_which_stage_to_run_again(old_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (old_run.load_experiment().model.name, len(old_run.read_split("test"))) == ("tiny", 4)
+    assert len(read_rows(old_run.training_log, TrainingRow)) > 2
+    assert read_file(old_run.training_summary, TrainingSummary).steps == 2
+    path = str(old_run.path)
+    for command in (["report", path], ["judge", path], ["judge", "metrics", path], ["compare", path, f"{path}/base"]):
+        assert main(command) == 1
+    said = capsys.readouterr().err.splitlines()
+    remedy = f"answer again with `hf-instruct generate {path} --force`"
+    assert [remedy in line for line in said[:3]] == [True] * 3
+    with pytest.raises(RunError, match="is of an older version"):
+        answer(old_run, old_run.load_experiment())
+    clear_from(old_run, "generate")
+    assert (old_run.read_responses(), (old_run.path / "base").exists()) == ([], False)
+
+
+def test_an_older_run_of_the_tuned_model_alone_is_read_but_for_its_scores(old_run: RunFolder) -> None:
+    shutil.rmtree(old_run.path / "base")
+    assert [row.model for row in old_run.read_responses()] == ["tuned"] * 4
+    for read in (old_run.read_scores, old_run.read_metrics):
+        with pytest.raises(DataError, match="Delete it and run the stage that writes it again"):
+            read()
+    old_run.scores.unlink()
+    assert [row.score for row in old_run.read_judgments()] == [50] * 4

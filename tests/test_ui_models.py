@@ -38,7 +38,7 @@ def test_sources_are_runs_or_models_each_once_and_called_differently(run: RunFol
     assert ModelPool(sources).labels == expected
     # Asked by its model's folder, a run keeps its prompt format and its untuned model.
     assert find_sources([str(run.path / "model")])[0].run == run
-    for nothing in (f"{run.path}x", str(run.base.path), "demmo"):
+    for nothing in (f"{run.path}x", str(run.path / "untuned"), "demmo"):
         with pytest.raises(RunError, match="A model is named by its alias"):
             find_sources([nothing])
 
@@ -196,9 +196,9 @@ def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path)
         votes = VoteTab(sources, stack)
         assert list(votes.sides) == ["mine", "other", "mine, untuned", "other, untuned"]
         book = votes.open("mine", "mine, untuned")
-        assert (book.path, book.num_different) == (run.path / "votes.base.jsonl", 4)
+        assert (book.path, book.num_different) == (run.path / "votes.untuned.jsonl", 4)
         assert votes.open("mine", "mine, untuned") is book
-        assert votes.open("other", "mine, untuned").path == other.path / "votes.base.jsonl"
+        assert votes.open("other", "mine, untuned").path == other.path / "votes.untuned.jsonl"
         for pair, message in (
             (("mine", "mine"), "Choose two different ones"),
             (("mine", "other"), "All 4 pairs of answers"),

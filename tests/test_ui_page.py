@@ -297,9 +297,9 @@ def test_explore_in_a_browser(server: Server, browser: Any) -> None:
 def test_runs_and_votes_in_a_browser(server: Server, runs: Path, browser: Any, tmp_path: Path) -> None:
     fay = Person(browser, server.url)
     fay.open_tab("Runs")
-    fay.wait_for_text("runs-table", "two/base")
+    fay.wait_for_text("runs-table", "two/untuned")
     fay.find("runs-plot").locator("img").wait_for()
-    assert {"one", "one/base", "two", "two/base", "+35.0"} <= set(fay.find("runs-table").inner_text().split())
+    assert {"one", "one/untuned", "two", "two/untuned", "+35.0"} <= set(fay.find("runs-table").inner_text().split())
     report = fay.page.frame_locator("iframe.report")
     report.get_by_role("heading", name="one", exact=True).wait_for()
     fay.find("report input").click()

@@ -18,7 +18,7 @@ EPILOG = """\
 examples:
   hf-instruct agree gpt4-scores.json llama3-scores.json
   hf-instruct agree runs/my-run runs/my-run/judgments.llama3-course-1f2e3d.jsonl
-  hf-instruct agree runs/my-run/votes.base.jsonl runs/my-run/pairwise/base.jsonl
+  hf-instruct agree runs/my-run/votes.untuned.jsonl runs/my-run/pairwise/untuned.jsonl
   hf-instruct agree votes.jsonl votes.jsonl --voter-a Ann --voter-b Ben"""
 
 

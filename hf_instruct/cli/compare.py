@@ -11,12 +11,12 @@ _PLOT_TITLE = 110
 DESCRIPTION = "Compare the scores of two or more runs example by example."
 EPILOG = """\
 examples:
-  hf-instruct compare runs/my-run/base runs/my-run           the tuned model against the untuned
+  hf-instruct compare runs/my-run/untuned runs/my-run        the tuned model against the untuned
   hf-instruct compare runs/full runs/lora runs/lora-r64      a table, each run against the first
   hf-instruct compare runs/* --baseline runs/full --plot runs.png
   hf-instruct compare a/judgments.jsonl b/judgments.jsonl    files of scores; lists of numbers are joined by order
 
-A run folder stands for its tuned side, RUN/base for the untuned one. Examples are joined by id, and everything is over
+A run folder stands for its tuned model, RUN/untuned for the other. Examples are joined by id, and everything is over
 those that all runs have a score for. Differences are from the first run named, or from `--baseline`: a baseline chosen
 for its score (the best, say) would make the differences look larger than they are.
 """
@@ -24,7 +24,7 @@ for its score (the best, say) would make the differences look larger than they a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument("runs", metavar="RUN_OR_FILE", nargs="+", help="a run folder, RUN/base, or a file of scores")
+    parser.add_argument("runs", metavar="RUN_OR_FILE", nargs="+", help="a run folder, RUN/untuned, or a file of scores")
     parser.add_argument("--baseline", metavar="RUN_OR_FILE", help="what the differences are from (default: the first)")
     parser.add_argument("--force", action="store_true", help="compare what was judged differently; the table says so")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw means and differences with their intervals")

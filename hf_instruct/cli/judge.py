@@ -89,34 +89,30 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.judgment_files import JudgmentFiles, choose_files, load_responses
-    from hf_instruct.evaluation.metrics import format_metrics, write_metrics
+    from hf_instruct.evaluation.judgment_files import choose_folder, load_responses
+    from hf_instruct.evaluation.metrics import format_metrics, measure_responses
     from hf_instruct.evaluation.stage import judge, judge_sets
-    from hf_instruct.records import read_file
-    from hf_instruct.schema import Metrics
+    from hf_instruct.schema import TUNED
 
     given = _collect_settings(options)
     run = _open_run(options)
     section = _build_section(run.load_judge_settings(given) if run else given)
+    folder = run or choose_folder(options.source, options.out)
     if run:
         experiment = run.load_experiment().model_copy(update={"judge": section})
         with run.locked():
             judged = judge(run, experiment, options=_build_options(options))
-        folders = {"base": JudgmentFiles(run.base.path), "tuned": JudgmentFiles(run.path)}
     else:
         responses = load_responses(options.source)
-        folders = {"responses": choose_files(options.source, options.out)}
-        sets = {"responses": (responses, folders["responses"])}
-        judged = judge_sets(sets, section, options=_build_options(options))
-        write_metrics(folders["responses"].metrics, responses)
-    for name, found in judged.items():
-        files = folders[name]
-        metrics = f"metrics  {format_metrics(read_file(files.metrics, Metrics) or Metrics())}"
-        lines = [*str(found).splitlines(), metrics, files.judgments, files.scores, files.metrics]
-        label = f"{name:5}  " if run else ""
+        judged = judge_sets({TUNED: responses}, folder, section, options=_build_options(options))
+        folder.write_metrics(TUNED, measure_responses(responses))
+    for model, found in judged.items():
+        lines = [*str(found).splitlines(), f"metrics  {format_metrics(folder.read_metrics(model))}"]
+        label = f"{model:9}" if run else ""
         print(*(f"{label if number == 0 else ' ' * len(label)}{line}" for number, line in enumerate(lines)), sep="\n")
-    for name, found in judged.items():
-        require_verdicts(found.scores.n, found.scores.total, folders[name].judgments)
+    print(folder.judgments, folder.scores, folder.metrics, sep="\n")
+    for found in judged.values():
+        require_verdicts(found.scores.n, found.scores.total, folder.judgments)
 
 
 def _pairwise(options: argparse.Namespace) -> None:
@@ -125,13 +121,13 @@ def _pairwise(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.judgment_files import load_responses
     from hf_instruct.evaluation.pairing import join_responses
     from hf_instruct.evaluation.pairwise import prefer
-    from hf_instruct.run_folder import RunFolder
+    from hf_instruct.run_folder import RunFolder, split_model
 
     given = _collect_settings(options)
     first, second = load_responses(options.source), load_responses(options.baseline)
     names = normpath(options.source), normpath(options.baseline)
     joined = join_responses(first, second, names=names)
-    run = RunFolder(options.source)
+    run = RunFolder(split_model(options.source)[0])
     is_run = run.config.is_file()
     # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
     section = _build_section(run.load_judge_settings(given) if is_run else given)
@@ -145,32 +141,36 @@ def _pairwise(options: argparse.Namespace) -> None:
 
 def _choose_pair_files(source: Path, baseline: Path, out: Path | None) -> "PairFiles":
     """Return where the preferences go: `pairwise/` in the run or beside the file, or `out`."""
-    from hf_instruct.evaluation.judgment_files import choose_files
+    from hf_instruct.evaluation.judgment_files import choose_folder
     from hf_instruct.evaluation.pairwise import PairFiles, to_file_name
+    from hf_instruct.run_folder import split_model
 
+    run, _ = split_model(source)
     name = _name_answers(baseline, seen_from=source)
-    if out is not None or not source.is_dir():
+    if out is not None or not run.is_dir():
         # Others may keep their preferences there.
         name = f"{_name_answers(source, seen_from=baseline)}-against-{name}"
-    folder = out or (source if source.is_dir() else source.parent) / "pairwise"
-    return PairFiles(choose_files(source, folder).folder, to_file_name(name))
+    folder = out or (run if run.is_dir() else source.parent) / "pairwise"
+    return PairFiles(choose_folder(source, folder).path, to_file_name(name))
 
 
 def _name_answers(path: Path, *, seen_from: Path) -> str:
-    """Return a short name for a set of answers; an untuned side keeps its run's name where that is another run."""
-    resolved = path.resolve()
-    if not path.is_dir():
-        return resolved.stem
-    if resolved.name == "base" and resolved.parent != seen_from.resolve():
-        return f"{resolved.parent.name}-base"
-    return resolved.name
+    """Return a short name for a set of answers; an untuned model's keep their run's name where that is another run."""
+    from hf_instruct.run_folder import split_model
+
+    (run, model), (other, _) = split_model(path), split_model(seen_from)
+    if not run.is_dir():
+        return path.resolve().stem
+    if run == path:
+        return run.resolve().name
+    return model if run.resolve() == other.resolve() else f"{run.resolve().name}-{model}"
 
 
 def _check(options: argparse.Namespace) -> None:
     from hf_instruct.data.sources import EVERYDAY, read_examples
     from hf_instruct.data.splits import split_rows
     from hf_instruct.errors import JudgeError
-    from hf_instruct.evaluation.judgment_files import choose_files
+    from hf_instruct.evaluation.judgment_files import choose_folder
     from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
 
     given = _collect_settings(options)
@@ -184,7 +184,7 @@ def _check(options: argparse.Namespace) -> None:
     section = _build_section(run.load_judge_settings(given) if run else given)
     out = run.path if run else None
     if not run and (options.source or options.out):
-        out = choose_files(options.source or Path("the packaged examples"), options.out).folder
+        out = choose_folder(options.source or Path("the packaged examples"), options.out).path
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
     with run.locked() if run else contextlib.nullcontext():
         result = run_self_check(examples, section, limit=limit, out=out, options=_build_options(options))
@@ -198,20 +198,21 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _metrics(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.judgment_files import choose_files, load_responses
-    from hf_instruct.evaluation.metrics import write_metrics
+    from hf_instruct.evaluation.judgment_files import choose_folder, load_responses
+    from hf_instruct.evaluation.metrics import measure_responses
+    from hf_instruct.schema import TUNED, UNTUNED
 
     run = _open_run(options)
+    folder = run or choose_folder(options.source, options.out)
     # All are read before any is written.
-    if run:
-        sides = {"tuned": (run.metrics, load_responses(run.responses))}
-        if run.base.responses.exists():
-            sides = {"base": (run.base.metrics, load_responses(run.base.responses)), **sides}
-    else:
-        sides = {"responses": (choose_files(options.source, options.out).metrics, load_responses(options.source))}
+    sets = {UNTUNED: run.read_responses(UNTUNED)} if run else {}
+    sets[TUNED] = load_responses(options.source)
+    measured = {model: measure_responses(rows) for model, rows in sets.items() if rows}
     with run.locked() if run else contextlib.nullcontext():
-        _print_metrics({name: write_metrics(path, rows) for name, (path, rows) in sides.items()})
-    print(*(path for path, _ in sides.values()), sep="\n")
+        for model, metrics in measured.items():
+            folder.write_metrics(model, metrics)
+    _print_metrics(measured if run else {"responses": measured[TUNED]})
+    print(folder.metrics)
 
 
 def _print_metrics(sides: "Mapping[str, Metrics]") -> None:

@@ -11,8 +11,8 @@ judge pairwise`, or of people, from `hf-instruct vote`. Each set needs a chain o
 
 EPILOG = """\
 examples:
-  hf-instruct judge pairwise runs/full --baseline runs/full/base
-  hf-instruct judge pairwise runs/lora --baseline runs/full/base
+  hf-instruct judge pairwise runs/full --baseline runs/full/untuned
+  hf-instruct judge pairwise runs/lora --baseline runs/full/untuned
   hf-instruct rate runs/full runs/lora                       all preferences in these folders
   hf-instruct rate runs/full/votes.lora.jsonl                the votes of people
 """

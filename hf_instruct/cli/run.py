@@ -40,17 +40,16 @@ def _run(options: argparse.Namespace) -> None:
     if not run_experiment(options, STAGES):
         return
     from hf_instruct.cli.judge import require_verdicts
-    from hf_instruct.records import read_file
     from hf_instruct.reporting.summary import format_summary
     from hf_instruct.run_folder import RunFolder
-    from hf_instruct.schema import Scores
+    from hf_instruct.schema import MODELS
 
     run = RunFolder(options.run_dir)
     print(format_summary(run))
     # Last: training, answers, metrics and the report are good without scores.
-    for folder in (run.base, run):
-        if scores := read_file(folder.scores, Scores):
-            require_verdicts(scores.n, scores.total, files=folder.judgments)
+    for model in MODELS:
+        if scores := run.read_scores(model):
+            require_verdicts(scores.n, scores.total, files=run.judgments)
 
 
 def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool:

@@ -118,9 +118,10 @@ def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
 def _print_comparison(sweep: "Sweep") -> None:
     """Print the test scores side by side, against the untuned model: a run chosen for its score would be biased."""
     from hf_instruct.evaluation.comparison import compare_runs
+    from hf_instruct.schema import UNTUNED
 
     folders = [sweep.folder(c) for c in sweep.candidates if c.status == "finished" and c.name in sweep.tested]
-    base = folders[0].base
-    runs = [base.path] * base.judgments.exists() + [folder.path for folder in folders]
+    untuned = [folders[0].path / UNTUNED] if folders[0].read_scores(UNTUNED) else []
+    runs = [*untuned, *(folder.path for folder in folders)]
     if len(runs) > 1:
         print(f"\n{compare_runs(runs)}")

@@ -21,7 +21,7 @@ which one is better. Each vote is stored at once; the same command goes on where
 
 EPILOG = """\
 examples:
-  hf-instruct vote runs/my-run runs/my-run/base              the tuned model against the untuned one
+  hf-instruct vote runs/my-run runs/my-run/untuned           the tuned model against the untuned one
   hf-instruct vote runs/full runs/lora --limit 40 --voter Ann
   hf-instruct rate runs/full/votes.lora.jsonl                 ratings from the votes
   hf-instruct judge pairwise runs/full --baseline runs/lora

@@ -9,9 +9,8 @@ from hf_instruct.console import align, format_points, format_signed
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.intervals import bootstrap_mean, bootstrap_statistic, share_interval
 from hf_instruct.evaluation.verdict_table import SCORES, Order, Verdicts, load_verdicts
-from hf_instruct.records import read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Interval, Response
+from hf_instruct.schema import Interval
 
 if TYPE_CHECKING:
     import numpy
@@ -185,10 +184,12 @@ def _note_other_answers(first: Verdicts, second: Verdicts, keys: "pandas.Index")
 
 def _read_answers(verdicts: Verdicts) -> dict[str, str]:
     """Return the answers judged, by id; none where they do not lie beside the file."""
-    if verdicts.file is None:
+    if verdicts.file is None or not verdicts.judgments:
         return {}
     try:
-        return {row.id: row.response for row in read_rows(RunFolder(verdicts.file.parent).responses, Response)}
+        return {
+            row.id: row.response for row in RunFolder(verdicts.file.parent).read_responses(verdicts.judgments[0].model)
+        }
     except DataError:
         return {}
 

@@ -154,8 +154,9 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
     """Return runs side by side, each against a baseline on the examples that all of them have a score for.
 
     Args:
-        runs: Two or more: run folders (`RUN/base` is the untuned side), `judgments.jsonl` files, other files of scores,
-            or scores in memory: numbers, or a mapping of ids to numbers. Files without ids are joined by their order.
+        runs: Two or more: run folders (`RUN/untuned` is the untuned model), `judgments.jsonl` files, other files of
+            scores, or scores in memory: numbers, or a mapping of ids to numbers. Files without ids are joined by their
+            order.
         baseline: Which run the differences are from; the first by default, and added where it is not among them.
         force: Compare runs that were judged differently; the comparison then says so.
 
@@ -171,7 +172,7 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         index = found[0] if found else 0
     if len(sources) < 2:
         raise ConfigError(
-            "A comparison needs two runs or more; name another one, such as `RUN/base`, the untuned side of a run."
+            "A comparison needs two runs or more; name another one, such as `RUN/untuned`, the untuned model of a run."
         )
     loaded = [
         load_run(source, name=None if isinstance(source, str | Path) else f"scores {number}")

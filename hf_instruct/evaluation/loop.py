@@ -87,13 +87,14 @@ class KeptRows(NamedTuple, Generic[Row]):
         path: The file.
         row_type: Type of its rows.
         reuse: Returns a row of it as this pass would make it again, or None where it would make another.
-        set_aside: Moves the file, which holds these rows, to a name of its own, and returns that.
+        set_aside: Moves the file, which holds these rows, to a name of its own, and returns that. None where rows of
+            other judges stay in it: rows are only ever added, and the newest counts.
     """
 
     path: Path
     row_type: type[Row]
     reuse: Callable[[Row], Row | None]
-    set_aside: Callable[[Sequence[Row]], Path]
+    set_aside: Callable[[Sequence[Row]], Path] | None = None
 
 
 async def judge_rows(
@@ -144,7 +145,7 @@ async def judge_rows(
 
                 await _make_rows(asker, waiting, build, keep, concurrency=concurrency)
         rows = [done[task.id] for task in tasks]
-        if kept:
+        if kept and kept.set_aside:
             write_rows(kept.path, rows)
     except JudgeError as error:
         failed = sum(row.score is None for row in done.values())
@@ -166,8 +167,19 @@ async def judge_rows(
 def _take_over(kept: KeptRows[Row], *, force: bool) -> dict[str, Row]:
     """Return the rows of the file that count for this pass too, by id; set any others aside."""
     rows = recover_rows(kept.path, kept.row_type)
-    reusable = {} if force else {row.id: again for row in rows if (again := kept.reuse(row))}
-    if len(reusable) < len({row.id for row in rows}):
+    reusable = {row.id: again for row in rows if (again := kept.reuse(row))}
+    if kept.set_aside is None and force:
+        # They count no longer, also for whoever continues after an interruption and leaves `force` out.
+        void: dict[str, Any] = {
+            "score": None,
+            "replies": [],
+            "failure": "to be judged again",
+            "reasons": None,
+            "cached": False,
+        }
+        append_rows(kept.path, [row.model_copy(update=void) for row in reusable.values()])
+    reusable = {} if force else reusable
+    if kept.set_aside and len(reusable) < len({row.id for row in rows}):
         logger.warning("Judging again; the verdicts that were there are kept as `%s`.", kept.set_aside(rows))
         append_rows(kept.path, reusable.values())
     # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.

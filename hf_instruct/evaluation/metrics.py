@@ -23,7 +23,6 @@ from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.intervals import bootstrap_mean, bootstrap_statistic, share_interval
 from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.text_metrics import chrf, exact_match, is_repetitive, rouge_l, token_f1
-from hf_instruct.records import write_json
 from hf_instruct.schema import Interval, Metrics, MetricValue, Response
 
 if TYPE_CHECKING:
@@ -147,13 +146,6 @@ def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> Metr
             for index, row in enumerate(rows)
         },
     )
-
-
-def write_metrics(path: Path, responses: Iterable[Response]) -> Metrics:
-    """Write what `measure_responses` returns, and return it."""
-    measured = measure_responses(responses)
-    write_json(path, measured)
-    return measured
 
 
 def _summarize_all(terms: Mapping[str, Sequence[Term | None]], indices: Sequence[int]) -> dict[str, MetricValue]:

@@ -152,8 +152,8 @@ def prefer(
 def to_file_name(name: str) -> str:
     """Return a name with nothing in it that a file name should not have.
 
-    >>> to_file_name("runs/full/base")
-    'runs-full-base'
+    >>> to_file_name("runs/full/untuned")
+    'runs-full-untuned'
     """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pairs"
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.metrics import QUOTIENTS
 from hf_instruct.evaluation.score_summary import JUDGE_IDENTITY
-from hf_instruct.evaluation.verdict_table import SCORES, describe_judge, load_verdicts
-from hf_instruct.records import build_example_id, read_file, read_rows
+from hf_instruct.evaluation.verdict_table import SCORES, load_verdicts
+from hf_instruct.records import build_example_id, read_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Metrics, Response, Scores, TrainingRow
+from hf_instruct.schema import TUNED, CheckOutcome, JudgeIdentity, Response, TrainingRow
 
 if TYPE_CHECKING:
     import pandas
@@ -60,7 +60,7 @@ class ScoredRun:
 
 
 def load_run(source: Any, *, name: str | None = None) -> ScoredRun:
-    """Return the scores of a run folder (its tuned side; `RUN/base` is the untuned), of a file, or in memory.
+    """Return the scores of a run folder (its tuned model; `RUN/untuned` is the other), of a file, or in memory.
 
     Args:
         source: A folder with `judgments.jsonl`, such a file, another file of scores as `hf-instruct agree` takes it, a
@@ -85,64 +85,44 @@ def load_run(source: Any, *, name: str | None = None) -> ScoredRun:
     run = ScoredRun(verdicts.name, rows, pandas.DataFrame(index=rows.index), verdicts.keyed)
     if not verdicts.judgments or verdicts.file is None:
         return run
-    run = _add_judge(run, verdicts.file, verdicts.judgments)
+    last = verdicts.judgments[-1]
+    run = dataclasses.replace(run, judge=last.judge, rubric=last.rubric, rubric_sha256=last.rubric_sha256)
     if verdicts.file.name != "judgments.jsonl":
         return run
-    return _add_run_files(run, RunFolder(verdicts.file.parent), must_be_whole=Path(source).is_dir())
+    is_folder = Path(source) != verdicts.file
+    return _add_run_files(run, RunFolder(verdicts.file.parent), last.model, is_folder=is_folder)
 
 
-def _add_judge(run: ScoredRun, file: Path, rows: Sequence[Judgment]) -> ScoredRun:
-    """Return a run with what its judgments, and the scores beside them, say of the judge."""
-    judges = {(row.judge.model_dump_json(), row.rubric): describe_judge(row.judge, row.rubric) for row in rows}
-    if len(judges) > 1:
-        shown = ", ".join(list(judges.values())[:3])
-        raise DataError(
-            f"`{file}` holds judgments by {len(judges)} judges ({shown}), which cannot be put together. Judge again "
-            "with `hf-instruct judge`, which keeps each judge's in a file of its own."
-        )
-    scores = None
-    with contextlib.suppress(DataError):
-        scores = read_file(file.with_name(file.name.replace("judgments", "scores", 1)).with_suffix(".json"), Scores)
-    if scores is None or (scores.rubric.name, scores.judge) != (rows[0].rubric, rows[0].judge):
-        # Scores of an earlier judging, whose rubric may have been another.
-        scores = Scores()
-    run = dataclasses.replace(
-        run,
-        judge=rows[0].judge,
-        rubric=rows[0].rubric,
-        rubric_sha256=scores.rubric.sha256,
-        self_check=scores.self_check,
-    )
-    return _average_repeats(run, file, scores.repeats.count if scores.repeats else 1)
-
-
-def _average_repeats(run: ScoredRun, file: Path, count: int) -> ScoredRun:
-    """Return a run with the means over the repeats that `scores.json` speaks of."""
+def _average_repeats(run: ScoredRun, folder: RunFolder, model: str, count: int) -> ScoredRun:
+    """Return a run with the means over the repeats that its scores are of."""
     import pandas
 
-    files = [file.with_suffix(f".repeat-{number}.jsonl") for number in range(2, count + 1)]
-    if not files or not all(other.is_file() for other in files):
-        return run
-    columns = [run.rows["score"], *(load_verdicts(other).by_example() for other in files)]
+    columns = [
+        pandas.Series({row.id: row.score for row in folder.read_judgments(model, repeat=number)}, dtype=float)
+        for number in range(1, count + 1)
+    ]
     scores = pandas.concat(columns, axis=1).mean(axis=1).reindex(run.rows.index)
     return dataclasses.replace(run, rows=run.rows.assign(score=scores), repeats=count)
 
 
-def _add_run_files(run: ScoredRun, folder: RunFolder, *, must_be_whole: bool) -> ScoredRun:
-    """Return a run with what lies beside its judgments: the answers' examples, metrics, the validation loss."""
+def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: bool) -> ScoredRun:
+    """Return a run with what lies beside its judgments: the scores, the answers' examples, metrics, validation loss."""
     import pandas
 
     responses: list[Response] = []
     with contextlib.suppress(DataError):
-        responses = [row for row in read_rows(folder.responses, Response) if row.id]
-    if must_be_whole and not folder.scores.is_file() and len(run.rows) < len(responses):
+        responses = folder.read_responses(model)
+    scores = folder.read_scores(model)
+    if is_folder and scores is None and len(run.rows) < len(responses):
         raise DataError(
             f"`{run.name}` is not judged to the end ({len(run.rows)} of {len(responses)} answers); "
             f"`hf-instruct judge` continues it."
         )
+    if scores and scores.repeats:
+        run = _average_repeats(run, folder, model, scores.repeats.count)
     examples = {row.id: build_example_id(row.instruction, row.input, row.output) for row in responses}
     categories = {row.id: row.category for row in responses if row.category}
-    values = (read_file(folder.metrics, Metrics) or Metrics()).examples
+    values = folder.read_metrics(model).examples
     metrics = {
         id: {name: value for name, value in each.items() if name not in QUOTIENTS} for id, each in values.items()
     }
@@ -150,18 +130,18 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, *, must_be_whole: bool) ->
         run,
         rows=run.rows.assign(example=run.rows.index.map(examples), category=run.rows.index.map(categories)),
         metrics=pandas.DataFrame.from_dict(metrics, orient="index", dtype=float),
-        validation_loss=_find_validation_loss(folder),
+        rubric_sha256=run.rubric_sha256 or (scores.rubric.sha256 if scores else ""),
+        self_check=scores.self_check if scores else None,
+        validation_loss=_find_validation_loss(folder, model),
     )
 
 
-def _find_validation_loss(folder: RunFolder) -> float | None:
-    """Return the last validation loss of a run, or, of the untuned side of one, that before the first step."""
-    is_base = folder.path.name == "base" and not folder.config.is_file()
-    log = RunFolder(folder.path.parent).training_log if is_base else folder.training_log
-    if not log.is_file():
+def _find_validation_loss(folder: RunFolder, model: str) -> float | None:
+    """Return the last validation loss of a run, or, of the untuned model, that before the first step."""
+    if not folder.training_log.is_file():
         return None
-    rows = [row for row in read_rows(log, TrainingRow) if row.validation_loss is not None]
-    found = [row.validation_loss for row in rows if not is_base or row.step == 0]
+    rows = [row for row in read_rows(folder.training_log, TrainingRow) if row.validation_loss is not None]
+    found = [row.validation_loss for row in rows if model == TUNED or row.step == 0]
     return found[-1] if found else None
 
 

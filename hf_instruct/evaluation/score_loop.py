@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from hf_instruct.console import format_points
 from hf_instruct.errors import VerdictError
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.judgment_files import JudgmentFiles
 from hf_instruct.evaluation.loop import (
     WRITING_BACKENDS,
     Answer,
@@ -17,6 +16,7 @@ from hf_instruct.evaluation.loop import (
 )
 from hf_instruct.evaluation.rubrics import Question, Rubric
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response
 
 
@@ -26,7 +26,7 @@ async def score_responses(
     responses: Sequence[Response],
     questions: Mapping[str, Question],
     *,
-    files: JudgmentFiles | None,
+    files: RunFolder | None,
     options: JudgeOptions,
     concurrency: int,
 ) -> list[Judgment]:
@@ -46,6 +46,7 @@ async def score_responses(
     """
     identity = JudgeIdentity.model_validate(judge.identity())
     answers = {row.id: row.response for row in responses}
+    models = {row.id: row.model for row in responses}
 
     def read(reply: Reply, judged: str) -> Verdict:
         if reply.score is not None:
@@ -58,10 +59,13 @@ async def score_responses(
         verdict = answer.verdict
         return Judgment(
             id=id,
+            model=models[id],
             score=None if verdict is None else int(verdict.score),
             replies=answer.replies,
             judge=identity,
             rubric=rubric.name,
+            rubric_sha256=rubric.sha256,
+            repeat=options.repeat,
             prompt_sha256=questions[id].sha256,
             seconds=round(answer.seconds, 4),
             failure=answer.failure,
@@ -71,7 +75,9 @@ async def score_responses(
 
     def reuse(row: Judgment) -> Judgment | None:
         asked = questions.get(row.id)
-        if asked is None or row.prompt_sha256 != asked.sha256 or row.judge != identity or row.rubric != rubric.name:
+        if asked is None or row.prompt_sha256 != asked.sha256:
+            return None
+        if (row.model, row.judge, row.rubric, row.repeat) != (models[row.id], identity, rubric.name, options.repeat):
             return None
         if row.score is not None and row.replies and identity.backend in WRITING_BACKENDS:
             # The rule by which scores are read was another once.
@@ -86,7 +92,7 @@ async def score_responses(
         [Task(row.id, [questions[row.id]], row.response) for row in responses],
         read=read,
         build=build,
-        kept=KeptRows(files.judgments, Judgment, reuse, files.set_aside) if files else None,
+        kept=KeptRows(files.judgments, Judgment, reuse) if files else None,
         options=options,
         concurrency=concurrency,
         show_mean=lambda mean: f"mean {format_points(mean)}",

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.judges import Judge, opened_judge
-from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses, write_scores
+from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.repeats import build_repeats, format_repeats
 from hf_instruct.evaluation.rubrics import Question, load_rubric
 from hf_instruct.evaluation.score_loop import score_responses
 from hf_instruct.evaluation.scores import build_scores, format_scores
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response, Scores
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def judge_responses(
     section = build_experiment({"judge": values}, where="the arguments of `judge_responses`", deep=False).judge
     checked = build_responses(responses)
     options = JudgeOptions(use_cache=cache)
-    folder = None if out is None else JudgmentFiles(Path(out))
+    folder = None if out is None else RunFolder(Path(out))
 
     async def work() -> JudgmentSet:
         async with opened_judge(section, None if isinstance(judge, str) else judge) as used:
@@ -100,7 +101,7 @@ async def judge_with(
     responses: Sequence[Response],
     settings: JudgeSection,
     *,
-    files: JudgmentFiles | None = None,
+    files: RunFolder | None = None,
     options: JudgeOptions | None = None,
     questions: Mapping[str, Question] | None = None,
 ) -> JudgmentSet:
@@ -124,7 +125,6 @@ async def judge_with(
             if len(seeds) > 1:
                 judge.reseed(seed)
             identities.append(JudgeIdentity.model_validate(judge.identity()))
-            place = dataclasses.replace(files, repeat=number) if files else None
             title = options.title if len(seeds) == 1 else f"{options.title}, repeat {number} of {len(seeds)}"
             one = dataclasses.replace(options, title=title, repeat=number)
             repeats.append(
@@ -133,7 +133,7 @@ async def judge_with(
                     rubric,
                     responses,
                     questions,
-                    files=place,
+                    files=files,
                     options=one,
                     concurrency=settings.concurrency,
                 )
@@ -149,7 +149,7 @@ async def judge_with(
     }
     scores = scores.model_copy(update=about)
     if files:
-        write_scores(files, scores)
+        files.write_scores(responses[0].model, scores)
     _warn_of_scores(scores)
     return JudgmentSet(repeats[0], scores, repeats[1:])
 

@@ -12,7 +12,6 @@ from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.cache import keep_self_check
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.judges import Judge, opened_judge
-from hf_instruct.evaluation.judgment_files import JudgmentFiles, write_scores
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import (
     CONTROL,
@@ -31,8 +30,10 @@ from hf_instruct.evaluation.probes import (
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
-from hf_instruct.records import Example, read_file, write_json, write_rows
+from hf_instruct.records import Example, write_json, write_rows
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
+    MODELS,
     Check,
     CheckOutcome,
     Injections,
@@ -40,7 +41,6 @@ from hf_instruct.schema import (
     Judgment,
     KindSummary,
     Rises,
-    Scores,
     SelfCheck,
 )
 
@@ -115,12 +115,12 @@ def run_self_check(
         logger.warning("%d examples say little about a judge; %d are the default.", len(chosen), DEFAULT_LIMIT)
     probes = build_probes(chosen, examples)
     once = settings.model_copy(update={"repeats": 1})
-    files = JudgmentFiles(out / "self_check") if out else None
+    files = RunFolder(out / "self_check") if out else None
 
     async def work() -> JudgmentSet:
         async with opened_judge(once, judge) as used:
             if files:
-                write_rows(files.folder / "responses.jsonl", probes)
+                write_rows(files.responses, probes)
             return await judge_with(used, probes, once, files=files, options=options)
 
     judged = run_sync(work())
@@ -130,20 +130,20 @@ def run_self_check(
     counts = keep_self_check(result.judge, rubric, result)
     if out:
         write_json(out / "self_check.json", result)
-        for folder in (out, out / "base"):
-            _mark_scores(JudgmentFiles(folder), result, counts)
+        _mark_scores(RunFolder(out), result, counts)
     return result
 
 
-def _mark_scores(files: JudgmentFiles, result: SelfCheck, checked: CheckOutcome) -> None:
+def _mark_scores(folder: RunFolder, result: SelfCheck, checked: CheckOutcome) -> None:
     """Add to the scores that this judge gave before, under this rubric, how it did when it was checked."""
-    try:
-        scores = read_file(files.scores, Scores)
-    except DataError:
-        # The next judging replaces what cannot be read.
-        return
-    if scores and (scores.judge, scores.rubric) == (result.judge, result.rubric):
-        write_scores(files, scores.model_copy(update={"self_check": checked}))
+    for model in MODELS:
+        try:
+            scores = folder.read_scores(model)
+        except DataError:
+            # The next judging says what is wrong with the file.
+            return
+        if scores and (scores.judge, scores.rubric) == (result.judge, result.rubric):
+            folder.write_scores(model, scores.model_copy(update={"self_check": checked}))
 
 
 def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:

@@ -6,25 +6,24 @@ from collections.abc import Mapping
 
 from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.evaluation.judges import choose_judge, opened_judge
-from hf_instruct.evaluation.judgment_files import JudgmentFiles, load_responses
+from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.metrics import write_metrics
+from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Response
+from hf_instruct.schema import TUNED, UNTUNED, Response
 
 
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
     """Judge the responses of the tuned model, and of the untuned one where there are any and the experiment asks.
 
     What needs no judge, the reference metrics, is written first, for both and whether or not a judge can be reached.
-    Judgments that are in the run already and would come out the same are kept; those by another judge, or of other
-    responses, move to a file of their own.
+    Judgments that are in the run already and would come out the same are not made again.
 
     Returns:
-        The judgments of `run.responses` under `tuned` and, where made, of `run.base.responses` under `base`.
+        The judgments by model, the untuned one's first.
 
     Raises:
         DataError: There are no responses.
@@ -35,22 +34,20 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
         url = experiment.judge.base_url
         words = ["hf-instruct", "judge", str(run.path), *(["--base-url", redact(url)] if url else [])]
         options = JudgeOptions(go_on=f"Continue with `{shlex.join(words)}`.")
-    sets = {"tuned": (load_responses(run.responses), JudgmentFiles(run.path))}
-    if run.base.responses.exists():
-        # Before tuning first, as in every table.
-        sets = {"base": (load_responses(run.base.responses), JudgmentFiles(run.base.path)), **sets}
+    sets = {UNTUNED: run.read_responses(UNTUNED), TUNED: load_responses(run.path)}
     load_rubric(experiment.judge.rubric)
-    for responses, files in sets.values():
-        write_metrics(files.metrics, responses)
-    if not experiment.judge.base:
-        sets.pop("base", None)
-    return judge_sets(sets, experiment.judge, options=options)
+    for model, responses in sets.items():
+        if responses:
+            run.write_metrics(model, measure_responses(responses))
+    if not experiment.judge.base or not sets[UNTUNED]:
+        del sets[UNTUNED]
+    return judge_sets(sets, run, experiment.judge, options=options)
 
 
 def judge_sets(
-    sets: Mapping[str, tuple[list[Response], JudgmentFiles]], settings: JudgeSection, *, options: JudgeOptions
+    sets: Mapping[str, list[Response]], folder: RunFolder, settings: JudgeSection, *, options: JudgeOptions
 ) -> dict[str, JudgmentSet]:
-    """Judge several sets of responses with one judge, opened once; the progress bar shows their names.
+    """Judge several models' responses with one judge, opened once, into one folder; the progress bar shows their names.
 
     Raises:
         ConfigError: The rubric is not usable, or fails on a response.
@@ -58,9 +55,7 @@ def judge_sets(
     """
     # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
     rubric = load_rubric(settings.rubric)
-    questions = {
-        name: {row.id: rubric.build_question(row) for row in responses} for name, (responses, _) in sets.items()
-    }
+    questions = {name: {row.id: rubric.build_question(row) for row in rows} for name, rows in sets.items()}
 
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
@@ -69,11 +64,11 @@ def judge_sets(
                     judge,
                     responses,
                     settings,
-                    files=files,
+                    files=folder,
                     options=dataclasses.replace(options, title=f"Judging, {name}"),
                     questions=questions[name],
                 )
-                for name, (responses, files) in sets.items()
+                for name, responses in sets.items()
             }
 
     return run_sync(work())

@@ -13,8 +13,8 @@ from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.pairing import is_identical
 from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.records import parse_json, read_rows
-from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import JudgeIdentity, Judgment, Preference, RubricName
+from hf_instruct.run_folder import RunFolder, choose_judgments, split_model
+from hf_instruct.schema import TUNED, JudgeIdentity, Judgment, Preference, RubricName
 
 if TYPE_CHECKING:
     import pandas
@@ -113,9 +113,10 @@ def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = N
     Raises:
         DataError: It cannot be read, or holds anything else; all problems are listed.
     """
-    file = None
+    file, model = None, TUNED
     if isinstance(source, str | Path):
-        name, file = name or str(source), _find_file(Path(source))
+        folder, model = split_model(Path(source))
+        name, file = name or str(source), _find_file(folder)
         content = _read_content(file)
     else:
         name = name or "the verdicts"
@@ -129,8 +130,19 @@ def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = N
     if voter is not None:
         raise DataError(f"`{name}` holds scores, not votes, so it has no voter `{voter}`; leave that option out.")
     if isinstance(first, Judgment) or "replies" in fields:
-        return _collect_judgments(read_rows(file, Judgment) if file else content, name, file)
+        return _collect_judgments(_read_judging(file, model) if file else content, name, file)
     return _collect_scores(content, name)
+
+
+def _read_judging(file: Path, model: str) -> list[Judgment]:
+    """Return the judgments of the newest judging of a model's responses, from `judgments.jsonl` or a file like it."""
+    if file.name == RunFolder(file.parent).judgments.name:
+        rows = RunFolder(file.parent).read_judgments(model)
+    else:
+        rows = choose_judgments([row for row in read_rows(file, Judgment) if row.model == model], None)
+    if not rows:
+        raise DataError(f"`{file}` has no judgments of the {model} model's answers; `hf-instruct judge` makes them.")
+    return rows
 
 
 def load_preferences(sources: Iterable[Path | str | Preference]) -> list[Preference]:

@@ -18,6 +18,7 @@ from hf_instruct.errors import DataError, RunError
 from hf_instruct.evaluation.pairing import Pair, is_identical
 from hf_instruct.evaluation.verdict_table import PERSON
 from hf_instruct.records import append_rows, recover_rows, write_rows
+from hf_instruct.run_folder import split_model
 from hf_instruct.schema import JudgeIdentity, Preference
 
 LEFT, RIGHT, TIE, SKIP = CHOICES = ("left", "right", "tie", "skip")
@@ -51,10 +52,11 @@ def choose_vote_file(first: Path, second: Path) -> Path:
         first: A run folder, or a file of responses.
         second: The other.
     """
-    other = second.resolve().name if second.is_dir() else second.stem
-    if first.is_dir():
-        return first / f"votes.{other}.jsonl"
-    return first.with_name(f"votes.{first.stem}.{other}.jsonl")
+    folder, (other, _) = split_model(first)[0], split_model(second)
+    name = second.resolve().name if other.is_dir() else second.stem
+    if folder.is_dir():
+        return folder / f"votes.{name}.jsonl"
+    return first.with_name(f"votes.{first.stem}.{name}.jsonl")
 
 
 def check_voter(name: str) -> str:

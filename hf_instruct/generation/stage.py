@@ -19,9 +19,9 @@ from hf_instruct.models import load_context_length, load_model, load_tokenizer, 
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example, append_rows, read_rows, recover_rows, write_json, write_rows
+from hf_instruct.records import Example, append_rows, recover_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Response
+from hf_instruct.schema import MODELS, TUNED, UNTUNED, Response
 
 logger = logging.getLogger(__name__)
 
@@ -30,55 +30,41 @@ _OWN_FIELDS = {"batch_size", "base", "dtype", "seed", "max_new_tokens"}
 
 
 def answer(run: RunFolder, experiment: Experiment) -> None:
-    """Answer the test split into `responses.jsonl`, and with the untuned model into `base/responses.jsonl`.
+    """Answer the test split with the tuned model, and before with the untuned one where the experiment asks.
 
-    Rows are appended as batches finish; a stage that was cut off goes on with the examples that have no row yet, and a
-    whole file is left alone. Processes launched together all call this, and it returns in all when the files are whole.
+    Rows are appended to `responses.jsonl` as batches finish; a stage that was cut off continues with the examples that
+    have no row of the model yet. Processes launched together all call this, and it returns in all when the file is
+    whole.
 
     Raises:
         InstructError: The data or the model is missing, or `answer_examples` raised.
+        RunError: The run is of an older version.
     """
+    run.refuse_older()
     examples = run.read_split("test")
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
-    if experiment.generate.base:
-        name = experiment.model.name
-        _answer_into(
-            run.base,
-            examples,
-            experiment,
-            prompt_format,
-            name,
-            f"Answering, untuned ({name})",
-            base_of=run,
-        )
-    _answer_into(run, examples, experiment, prompt_format, str(run.model), "Answering, tuned")
+    for model in MODELS if experiment.generate.base else (TUNED,):
+        _answer_with(model, run, examples, experiment, prompt_format)
 
 
-def _answer_into(
-    run: RunFolder,
-    examples: list[Example],
-    experiment: Experiment,
-    prompt_format: PromptFormat,
-    name: str,
-    description: str,
-    *,
-    base_of: RunFolder | None = None,
+def _answer_with(
+    model: str, run: RunFolder, examples: list[Example], experiment: Experiment, prompt_format: PromptFormat
 ) -> None:
+    description = f"Answering, {model}" + (f" ({experiment.model.name})" if model == UNTUNED else "")
     rank, num_processes = process_rank(), count_processes()
     on_main_process(lambda: _merge(run, examples))
-    finished = {row.id for row in recover_rows(run.responses, Response)}
+    finished = {row.id for row in recover_rows(run.responses, Response) if row.model == model}
     remaining = [example for example in examples if example.id not in finished]
     if not remaining:
         if rank == 0:
             logger.info("%s: all %d answers are in %s", description, len(examples), run.responses)
         return
     if finished and rank == 0:
-        logger.info("%s: going on after %d of %d answers", description, len(finished), len(examples))
+        logger.info("%s: continuing after %d of %d answers", description, len(finished), len(examples))
     # Or the path of a folder that is not there would be taken for an id on the Hub.
-    if base_of is None:
+    if model == TUNED:
         run.check_trained()
-    else:
-        name = base_of.find_base(name)
+    name = str(run.model) if model == TUNED else run.find_base(experiment.model.name)
     share = remaining[rank::num_processes]
     # Nobody writes into the file that the others may still be reading.
     path = run.responses if num_processes == 1 else run.response_part(rank)
@@ -88,11 +74,11 @@ def _answer_into(
         with bar as advance:
 
             def keep(batch: list[Response]) -> None:
-                append_rows(path, batch)
+                append_rows(path, [row.model_copy(update={"model": model}) for row in batch])
                 if advance is not None:
                     advance(len(batch), "")
 
-            tuned = base_of.model if base_of else None
+            tuned = run.model if model == UNTUNED else None
             _answer_share(share, experiment, prompt_format, name, base_of=tuned, on_batch=keep)
     wait_for_all()
     on_main_process(lambda: _merge(run, examples))
@@ -131,14 +117,15 @@ def _answer_share(
 
 
 def _merge(run: RunFolder, examples: list[Example]) -> None:
-    """Write what is answered into `responses.jsonl`, in the order of the test split, and delete the processes' files.
+    """Write what is answered into `responses.jsonl`, each model in the order of the test split, without other files.
 
-    Cut off in between, the files that are left hold rows that are there already, and are merged again.
+    Cut off in between, the files of the processes that are left hold rows that are there already, and are merged again.
     """
     parts = run.response_parts()
     found = recover_rows(run.responses, Response)
-    rows = {row.id: row for row in found} | {row.id: row for path in parts for row in recover_rows(path, Response)}
-    ordered = [rows[example.id] for example in examples if example.id in rows]
+    added = [row for path in parts for row in recover_rows(path, Response)]
+    rows = {(row.model, row.id): row for row in [*found, *added]}
+    ordered = [rows[key] for model in MODELS for example in examples if (key := (model, example.id)) in rows]
     if ordered != found:
         write_rows(run.responses, ordered)
     for path in parts:
@@ -208,11 +195,11 @@ def write_course_file(run: RunFolder) -> Path:
     """Write the responses as the course's `instruction-data-with-response.json`, and return its path.
 
     Raises:
-        DataError: There are no responses yet.
+        DataError: The responses cannot be read.
     """
     rows = [
         {"instruction": r.instruction, "input": r.input, "output": r.output, "model_response": r.response}
-        for r in read_rows(run.responses, Response)
+        for r in run.read_responses()
     ]
     write_json(run.course_file, rows)
     return run.course_file

@@ -12,6 +12,7 @@ from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
     TUNED,
+    UNTUNED,
     BenchmarkResult,
     Judgment,
     MeanDifference,
@@ -243,19 +244,18 @@ def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
         preflight=read_file(run.preflight, Preflight) or Preflight(),
         training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],
         training=read_file(run.training_summary, TrainingSummary),
-        base=_read_model(run.base),
-        tuned=_read_model(run),
+        base=_read_model(run, UNTUNED),
+        tuned=_read_model(run, TUNED),
         self_check=read_file(run.self_check, SelfCheck),
         benchmarks=(read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}).get(TUNED, []),
         pairwise=[found for path in sorted(run.pairwise.glob("*.json")) if (found := read_file(path, PairSummary))],
     )
 
 
-def _read_model(run: RunFolder) -> ModelResults:
-    judgments = read_rows(run.judgments, Judgment) if run.judgments.is_file() else []
+def _read_model(run: RunFolder, model: str) -> ModelResults:
     return ModelResults(
-        responses=read_rows(run.responses, Response) if run.responses.is_file() else [],
-        judgments={judgment.id: judgment for judgment in judgments},
-        scores=read_file(run.scores, Scores),
-        metrics=read_file(run.metrics, Metrics) or Metrics(),
+        responses=run.read_responses(model),
+        judgments={judgment.id: judgment for judgment in run.read_judgments(model)},
+        scores=run.read_scores(model),
+        metrics=run.read_metrics(model),
     )

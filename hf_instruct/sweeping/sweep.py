@@ -238,7 +238,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
             logger.info("Test split: %s", format_point(candidate.settings))
             if error := _in_own_process(sweep.experiment(candidate.settings), sweep.folder(candidate), _TESTING):
                 raise RunError(f"`{sweep.folder(candidate).path}` could not be scored on the test split: {error}")
-        sweep.test_scores = read_file(sweep.folder(best).scores, Scores)
+        sweep.test_scores = sweep.folder(best).read_scores()
         sweep.save()
     return sweep
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hf_instruct.errors import InstructError
+from hf_instruct.schema import MODELS, TUNED
 from hf_instruct.ui.model_pool import Source
 from hf_instruct.ui.pages import QUICK, format_notice
 
@@ -38,7 +39,8 @@ class RunsTab:
 
         update = self._gradio.update
         runs = [source.run for source in self._sources if source.run is not None]
-        judged = [folder.path for run in runs for folder in (run.base, run) if folder.judgments.is_file()]
+        sides = [(run, model) for run in runs for model in MODELS if run.read_judgments(model)]
+        judged = [run.path if model == TUNED else run.path / model for run, model in sides]
         try:
             found = compare_runs(judged, baseline=judged[0] if judged else None, force=True)
         except InstructError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 from hf_instruct.errors import DataError, InstructError
 from hf_instruct.evaluation.votes import LEFT, RIGHT, SKIP, TIE, Ballot, VoteBook, check_voter
+from hf_instruct.schema import UNTUNED
 from hf_instruct.ui.model_pool import Source
 from hf_instruct.ui.pages import QUICK, format_notice, serve_page
 
@@ -204,10 +205,8 @@ class VoteTab:
 
     def __init__(self, sources: Sequence[Source], stack: contextlib.ExitStack) -> None:
         runs = [(source.label, source.run) for source in sources if source.run]
-        sides = [(label, run) for label, run in runs] + [(f"{label}, untuned", run.base) for label, run in runs]
-        self.sides = {
-            label: run.path for label, run in sides if run.responses.is_file() and run.responses.stat().st_size
-        }
+        self.sides = {label: run.path for label, run in runs if run.read_responses()}
+        self.sides |= {f"{label}, untuned": run.path / UNTUNED for label, run in runs if run.read_responses(UNTUNED)}
         self._stack = stack
         self._books: dict[tuple[str, str], VoteBook] = {}
         self._lock = threading.Lock()
