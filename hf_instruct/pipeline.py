@@ -243,7 +243,8 @@ def clear_from(folder: RunFolder, stage: str) -> None:
             for path in folder.response_parts():
                 path.unlink()
             # Of older versions, which kept the untuned model's in a folder of their own.
-            shutil.rmtree(folder.path / "base", ignore_errors=True)
+            if (folder.path / "base").is_dir():
+                shutil.rmtree(folder.path / "base")
         for path in _find_written(folder, name):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -320,7 +320,7 @@ def test_metrics_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["untuned,", "n", "2", "tuned,", "n", "4"]
     assert lines[1].endswith("25 % [5 %, 70 %]")
-    assert " ".join(lines[6].split()) == "ended by itself 0 %, n 1 67 % [21 %, 94 %], n 3"
+    assert " ".join(lines[6].split()) == "finished 0 %, n 1 67 % [21 %, 94 %], n 3"
     assert lines[8].split() == ["perplexity", "not", "known", "7.39", "[7.39,", "7.39],", "n", "2"]
     assert lines[-2:] == ["(95 % intervals in brackets)", str(run.metrics)]
     assert run.read_metrics() == measure_responses(ROWS)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import multiprocessing
 import sqlite3
@@ -18,10 +17,11 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.cache import VerdictCache
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.judgment_files import JudgmentFiles, build_responses
+from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.records import read_rows, write_rows
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response
 
 RESPONSES = [
@@ -46,19 +46,19 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(
-    judge: FakeJudge, files: JudgmentFiles | None = None, *, responses: list[Response] = RESPONSES, **options: Any
+    judge: FakeJudge, files: RunFolder | None = None, *, responses: list[Response] = RESPONSES, **options: Any
 ) -> JudgmentSet:
     settings = options.pop("settings", SETTINGS)
     return asyncio.run(judge_with(judge, responses, settings, files=files, options=JudgeOptions(**options)))
 
 
 def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     judged = run(FakeJudge(Reply("10", 0.5), Reply("20", 0.5)), files)
     assert [row.id for row in judged.judgments] == [row.id for row in RESPONSES]
     assert sorted(row.score or 0 for row in judged.judgments) == [10, 20, 50, 50, 50, 50]
-    assert read_rows(files.judgments, Judgment) == judged.judgments
-    assert json.loads(files.scores.read_text()) == judged.scores.to_dict()
+    assert sorted(files.read_judgments(), key=lambda row: row.id) == judged.judgments
+    assert files.read_scores() == judged.scores
     assert set(judged.scores.by_category) == {"even", "odd"}
     assert str(judged).startswith("38.3 ± ")
     first = judged.judgments[0]
@@ -73,13 +73,13 @@ def test_every_response_gets_a_judgment_in_its_order(tmp_path: Path) -> None:
 
 
 def test_judge_of_one_mind_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     assert run(FakeJudge(), files).scores.constant is True
     assert caplog.messages == [
         "The judge gave all 6 answers the score 50, so it does not discriminate. Read its replies in "
         "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge."
     ]
-    assert json.loads(files.scores.read_text())["constant"] is True
+    assert files.read_scores().constant
     caplog.clear()
     run(FakeJudge(Reply("51", 0.1)), use_cache=False)
     assert caplog.messages == []
@@ -112,10 +112,10 @@ def test_judge_that_computes_the_score_is_believed() -> None:
 
 def test_judging_again_costs_no_call(tmp_path: Path) -> None:
     judge = FakeJudge()
-    first = run(judge, JudgmentFiles(tmp_path / "a"))
-    again = run(judge, JudgmentFiles(tmp_path / "a"))
+    first = run(judge, RunFolder(tmp_path / "a"))
+    again = run(judge, RunFolder(tmp_path / "a"))
     assert again.judgments == first.judgments
-    elsewhere = run(judge, JudgmentFiles(tmp_path / "b"))
+    elsewhere = run(judge, RunFolder(tmp_path / "b"))
     assert len(judge.asked) == 6
     assert elsewhere.judgments == [row.model_copy(update={"cached": True, "seconds": 0.0}) for row in first.judgments]
     assert elsewhere.scores.cached == 6
@@ -172,7 +172,7 @@ def test_two_processes_share_the_cache(cache_home: Path) -> None:
 
 
 def test_dying_judge_leaves_what_was_judged(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     judge = FakeJudge(*[Reply("70", 0.1)] * 4, JudgeUnavailable("The server is gone."))
     with pytest.raises(JudgeUnavailable) as caught:
         run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False, go_on="Go on with `again`.")
@@ -188,7 +188,7 @@ def test_dying_judge_leaves_what_was_judged(tmp_path: Path) -> None:
 
 
 def test_interruption_leaves_what_was_judged(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     judge = FakeJudge()
     judge.interrupt_after = 4
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +197,7 @@ def test_interruption_leaves_what_was_judged(tmp_path: Path) -> None:
 
 
 def test_torn_row_of_a_kill_is_judged_again(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     whole = run(FakeJudge(), files, use_cache=False).judgments
     lines = files.judgments.read_text().splitlines(keepends=True)
     files.judgments.write_text("".join(lines[:3]) + lines[3][:40])
@@ -207,7 +207,7 @@ def test_torn_row_of_a_kill_is_judged_again(tmp_path: Path) -> None:
 
 
 def test_call_without_a_reply_is_made_again_and_an_unreadable_reply_is_not(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     silent = Reply("", 1.0, "no reply within 1 s")
     first = FakeJudge(silent, silent, Reply("no", 0.1), Reply("no", 0.1))
     run(first, files, responses=RESPONSES[:3], settings=JudgeSection(concurrency=1))
@@ -218,7 +218,7 @@ def test_call_without_a_reply_is_made_again_and_an_unreadable_reply_is_not(tmp_p
 
 
 def test_the_last_attempt_decides_whether_a_second_run_asks_again(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     bad, broken = Reply("no idea", 0.1), Reply("", 1.0, "the server failed: overloaded (status 500)")
     first = run(FakeJudge(bad, broken, broken, bad), files, responses=RESPONSES[:2], settings=ONE_BY_ONE)
     assert [row.replies for row in first.judgments] == [["no idea", ""], ["no idea"]]
@@ -228,22 +228,42 @@ def test_the_last_attempt_decides_whether_a_second_run_asks_again(tmp_path: Path
     assert ([row.score for row in judged.judgments], len(again.asked)) == ([50, None], 1)
 
 
-def test_another_judge_keeps_the_older_judgments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = JudgmentFiles(tmp_path)
+def test_judgments_of_several_judges_and_rubrics_stay_in_one_file(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path)
     first = run(FakeJudge(), files)
-    second = run(FakeJudge(model="me/other:8b"), files)
-    (kept,) = tmp_path.glob("judgments.fake-course-*.jsonl")
-    anew = [message for message in caplog.messages if message.startswith("Judging again")]
-    assert anew == [f"Judging again; the verdicts that were there are kept as `{kept}`."]
-    assert read_rows(kept, Judgment) == first.judgments
-    assert json.loads(next(tmp_path.glob("scores.fake-course-*.json")).read_text()) == first.scores.to_dict()
-    assert read_rows(files.judgments, Judgment) == second.judgments
-    run(FakeJudge(), files)
-    assert len(list(tmp_path.glob("judgments.me-other-8b-course-*.jsonl"))) == 1
+    run(FakeJudge(model="me/other:8b"), files)
+    third = run(FakeJudge(), files, settings=JudgeSection(rubric="five-point", concurrency=1))
+    rows = read_rows(files.judgments, Judgment)
+    assert [(row.judge.model, row.rubric) for row in rows[::6]] == [
+        ("fake", "course"),
+        ("me/other:8b", "course"),
+        ("fake", "five-point"),
+    ]
+    assert files.read_judgments() == third.judgments
+    assert files.read_scores() == third.scores
+    # Those of the first are there still: nothing is asked and nothing is added.
+    judge = FakeJudge()
+    assert run(judge, files, use_cache=False).judgments == first.judgments
+    assert (judge.asked, len(read_rows(files.judgments, Judgment))) == ([], 18)
+    assert {row.id: row for row in files.read_judgments()} == {row.id: row for row in first.judgments}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "judgments.jsonl", "scores.json"]
+
+
+def test_two_models_are_judged_into_one_file(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path)
+    untuned = [row.model_copy(update={"model": "untuned", "response": "?"}) for row in RESPONSES]
+    tuned_judged, base_judged = (
+        run(FakeJudge(), files),
+        run(FakeJudge(*[Reply("7", 0.1)] * 6), files, responses=untuned),
+    )
+    assert (tuned_judged.scores.mean, base_judged.scores.mean) == (50.0, 7.0)
+    assert [row.score for row in files.read_judgments()] == [50] * 6
+    assert [row.score for row in files.read_judgments("untuned")] == [7] * 6
+    assert (files.read_scores(), files.read_scores("untuned")) == (tuned_judged.scores, base_judged.scores)
 
 
 def test_only_changed_responses_are_judged_again(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     run(FakeJudge(), files, use_cache=False)
     changed = [RESPONSES[0].model_copy(update={"response": "Better."}), *RESPONSES[1:]]
     judge = FakeJudge(Reply("99", 0.1))
@@ -253,7 +273,7 @@ def test_only_changed_responses_are_judged_again(tmp_path: Path) -> None:
 
 
 def test_force_holds_after_an_interruption(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     run(FakeJudge(), files)
     answered = [Reply('{"score": 60}', 0.1)] * 2
     with pytest.raises(JudgeUnavailable):
@@ -265,20 +285,22 @@ def test_force_holds_after_an_interruption(tmp_path: Path) -> None:
     assert judged.scores.cached == 0
 
 
-def test_force_judges_everything_anew(tmp_path: Path) -> None:
-    files = JudgmentFiles(tmp_path)
+def test_force_judges_everything_again(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path)
     run(FakeJudge(), files)
-    judge = FakeJudge()
-    run(judge, files, force=True)
+    judge = FakeJudge(*[Reply('{"score": 70}', 0.1)] * 6)
+    judged = run(judge, files, force=True)
     assert len(judge.asked) == 6
-    assert len(list(tmp_path.glob("judgments.fake-course-*.jsonl"))) == 1
+    assert [row.score for row in judged.judgments] == [row.score for row in files.read_judgments()] == [70] * 6
+    # The first ones are in the file still.
+    assert [row.score for row in read_rows(files.judgments, Judgment)] == [50] * 6 + [None] * 6 + [70] * 6
 
 
 def test_silent_judge_is_given_up(tmp_path: Path) -> None:
     judge = FakeJudge(*[Reply("", 1.0, "no reply within 1 s")] * 40)
     responses = [RESPONSES[0].model_copy(update={"id": str(i)}) for i in range(20)]
     with pytest.raises(JudgeError) as caught:
-        run(judge, JudgmentFiles(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
+        run(judge, RunFolder(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
     assert str(caught.value).startswith(
         "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 0 of 20 "
         f"are judged, 7 failed, kept in `{tmp_path / 'judgments.jsonl'}`. "
@@ -288,7 +310,7 @@ def test_silent_judge_is_given_up(tmp_path: Path) -> None:
 def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JudgeError, match=r"^The verdicts cannot be written: "):
-        run(FakeJudge(), JudgmentFiles(tmp_path / "file"))
+        run(FakeJudge(), RunFolder(tmp_path / "file"))
 
 
 def test_calls_stay_under_way(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
@@ -310,7 +332,7 @@ def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
     assert (tmp_path / "scores.json").exists()
     with pytest.raises(ConfigError, match=r"`judge\.concurency` is unknown. Did you mean `concurrency`"):
         judge_responses(rows, concurency=3)
-    with pytest.raises(DataError, match="row 1 has no `output`"):
+    with pytest.raises(DataError, match="row 1: `output`: field required"):
         judge_responses([{"instruction": "Do.", "input": "", "response": ""}])
 
 
@@ -322,7 +344,7 @@ def test_scores_that_an_earlier_rule_read_otherwise_are_read_again(server: FakeO
     first = judge_responses(responses, out=tmp_path, **settings)
     assert [(row.score, row.reasons) for row in first.judgments] == [(2, "Wrong.")] * 3
     # As read before: in the file, and in the cache.
-    files = JudgmentFiles(tmp_path)
+    files = RunFolder(tmp_path)
     write_rows(files.judgments, [first.judgments[0].model_copy(update={"score": 100}), *first.judgments[1:]])
     again = judge_responses(responses, out=tmp_path, cache=False, **settings)
     assert ([row.score for row in again.judgments], len(server.chats)) == ([2, 2, 2], 4)
@@ -342,7 +364,7 @@ def test_judge_that_changes_midway_is_kept_out_of_scores_and_cache(server: FakeO
     settings = {"judge": "ollama", "base_url": server.url, "concurrency": 1}
     with pytest.raises(JudgeError, match=r"changed during judging .* 2 of 6 are judged, kept in "):
         judge_responses(RESPONSES, out=tmp_path / "a", **settings)
-    file = JudgmentFiles(tmp_path / "a").judgments
+    file = RunFolder(tmp_path / "a").judgments
     assert [(row.score, row.judge.digest) for row in read_rows(file, Judgment)] == [(1, DIGEST), (2, DIGEST)]
     again = judge_responses(RESPONSES, out=tmp_path / "a", **settings)
     assert [row.score for row in again.judgments] == [4, 5, 6, 7, 8, 9]
