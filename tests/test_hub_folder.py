@@ -188,7 +188,7 @@ def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out" / "prompt_format.jinja").exists()
     _, text = _read_card(tmp_path / "out")
     assert "chat template as the tokenizer here has it" in text
-    assert "answers sampled and at most 3 tokens long" in text
+    assert "; sampled answers of at most 3 tokens;" in text
     code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1].replace('"me/a"', repr(str(tmp_path / "out")))
     finished = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert finished.stdout.strip(), finished.stderr
