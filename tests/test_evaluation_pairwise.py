@@ -17,7 +17,7 @@ from hf_instruct.evaluation.local import choose_better
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.pairing import join_responses
 from hf_instruct.evaluation.pairs import build_questions
-from hf_instruct.evaluation.pairwise import PairFiles, PreferenceSet, judge_pairs, prefer
+from hf_instruct.evaluation.pairwise import PreferenceSet, judge_pairs, prefer
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.records import read_rows
 from hf_instruct.schema import Preference, Response
@@ -71,7 +71,7 @@ def judged(
     judge: FakeJudge,
     first: list[Response],
     second: list[Response] = BASE,
-    files: PairFiles | None = None,
+    file: Path | None = None,
     **options: Any,
 ) -> PreferenceSet:
     concurrency = options.pop("concurrency", 2)
@@ -79,7 +79,7 @@ def judged(
         join_responses(first, second),
         JudgeSection(concurrency=concurrency),
         names=("mine", "base"),
-        files=files,
+        file=file,
         options=JudgeOptions(**options),
         judge=judge,
     )
@@ -118,11 +118,11 @@ def test_orders_that_disagree_are_ties() -> None:
 
 
 def test_rows_hold_all_that_is_known(tmp_path: Path) -> None:
-    files = PairFiles(tmp_path / "pairwise", "base")
+    file = tmp_path / "pairwise" / "base.jsonl"
     rows = changed(lambda n: "!" * (n + 1))
-    found = judged(build_judge(longer), rows, files=files)
-    assert read_rows(files.preferences, Preference) == found.preferences
-    assert json.loads(files.summary.read_text()) == found.summary.to_dict()
+    found = judged(build_judge(longer), rows, file=file)
+    assert read_rows(file, Preference) == found.preferences
+    assert json.loads(file.with_suffix(".json").read_text()) == found.summary.to_dict()
     row = found.preferences[3]
     assert (row.id, row.first, row.second, row.score, row.category) == ("id3", "mine", "base", 1.0, "odd")
     assert (row.orders, row.replies) == ([1.0, 1.0], ['{"better": "A"}', '{"better": "B"}'])
@@ -144,25 +144,25 @@ def test_unreadable_reply_is_a_failure_and_never_a_tie() -> None:
 
 
 def test_the_last_attempt_decides_whether_a_second_run_asks_again(tmp_path: Path) -> None:
-    files = PairFiles(tmp_path, "base")
+    file = tmp_path / "base.jsonl"
     bad, broken = Reply("hm", 0.1), Reply("", 0.1, "the server failed")
     rows = changed(lambda n: "!")
     # The first pair fails in its second order, the second pair in its first.
     judge = build_judge(longer, Reply('{"better": "A"}', 0.1), bad, broken, broken, bad)
-    judged(judge, rows, files=files, concurrency=1)
+    judged(judge, rows, file=file, concurrency=1)
     again = build_judge(longer)
-    found = judged(again, rows, files=files, concurrency=1)
+    found = judged(again, rows, file=file, concurrency=1)
     # Of the first pair, the order with a verdict comes from the cache.
     assert len(again.asked) == 1
     assert [row.score for row in found.preferences[:2]] == [1.0, None]
 
 
 def test_judging_again_costs_no_call(tmp_path: Path) -> None:
-    files, rows = PairFiles(tmp_path / "one", "base"), changed(lambda n: "!")
-    first = judged(build_judge(longer), rows, files=files)
+    file, rows = tmp_path / "one" / "base.jsonl", changed(lambda n: "!")
+    first = judged(build_judge(longer), rows, file=file)
     again, elsewhere, back = build_judge(longer), build_judge(longer), build_judge(longer)
-    assert judged(again, rows, files=files).preferences == first.preferences
-    judged(elsewhere, rows, files=PairFiles(tmp_path / "two", "base"))
+    assert judged(again, rows, file=file).preferences == first.preferences
+    judged(elsewhere, rows, file=tmp_path / "two" / "base.jsonl")
     # The other way round asks the same two questions, only in the other order.
     assert judged(back, BASE, rows).summary.losses == 20
     assert again.asked == elsewhere.asked == back.asked == []
@@ -172,27 +172,27 @@ def test_judging_again_costs_no_call(tmp_path: Path) -> None:
 
 
 def test_another_judge_sets_the_earlier_preferences_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files, rows = PairFiles(tmp_path, "base"), changed(lambda n: "!")
-    judged(build_judge(longer, model="old/one"), rows, files=files)
+    file, rows = tmp_path / "base.jsonl", changed(lambda n: "!")
+    judged(build_judge(longer, model="old/one"), rows, file=file)
     with caplog.at_level(logging.WARNING):
-        judged(build_judge(always_a), rows, files=files)
+        judged(build_judge(always_a), rows, file=file)
     kept = list((tmp_path / "earlier").glob("base.old-one-*.jsonl"))
     assert len(kept) == 1
     assert kept[0].with_suffix(".json").exists()
     assert f"are kept as `{kept[0]}`" in caplog.text
     assert {row.judge.model for row in read_rows(kept[0], Preference)} == {"old/one"}
-    assert {row.judge.model for row in read_rows(files.preferences, Preference)} == {"fake"}
+    assert {row.judge.model for row in read_rows(file, Preference)} == {"fake"}
 
 
 def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
-    files, rows = PairFiles(tmp_path, "base"), changed(lambda n: "!")
+    file, rows = tmp_path / "base.jsonl", changed(lambda n: "!")
     judge = build_judge(longer)
     judge.interrupt_after = 9
     with pytest.raises(KeyboardInterrupt):
-        judged(judge, rows, files=files, concurrency=1)
-    assert len(read_rows(files.preferences, Preference)) == 4
+        judged(judge, rows, file=file, concurrency=1)
+    assert len(read_rows(file, Preference)) == 4
     rest = build_judge(longer)
-    assert judged(rest, rows, files=files, use_cache=False).summary.n == 20
+    assert judged(rest, rows, file=file, use_cache=False).summary.n == 20
     assert len(rest.asked) == 32
 
 

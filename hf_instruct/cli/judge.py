@@ -14,7 +14,6 @@ from hf_instruct.console import align
 if TYPE_CHECKING:
     from hf_instruct.config import JudgeSection
     from hf_instruct.evaluation.loop import JudgeOptions
-    from hf_instruct.evaluation.pairwise import PairFiles
     from hf_instruct.run_folder import RunFolder
     from hf_instruct.schema import Metrics
 
@@ -131,18 +130,18 @@ def _pairwise(options: argparse.Namespace) -> None:
     is_run = run.config.is_file()
     # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
     section = _build_section(run.load_judge_settings(given) if is_run else given)
-    files = _choose_pair_files(options.source, options.baseline, options.out)
+    file = _choose_pair_file(options.source, options.baseline, options.out)
     with run.locked() if is_run else contextlib.nullcontext():
-        judged = prefer(joined, section, names=names, files=files, options=_build_options(options))
-    print(f"{judged}\n{files.preferences}\n{files.summary}")
+        judged = prefer(joined, section, names=names, file=file, options=_build_options(options))
+    print(f"{judged}\n{file}\n{file.with_suffix('.json')}")
     asked = judged.summary.total - judged.summary.identical
-    require_verdicts(asked - judged.summary.failures, asked, files.preferences)
+    require_verdicts(asked - judged.summary.failures, asked, file)
 
 
-def _choose_pair_files(source: Path, baseline: Path, out: Path | None) -> "PairFiles":
+def _choose_pair_file(source: Path, baseline: Path, out: Path | None) -> Path:
     """Return where the preferences go: `pairwise/` in the run or beside the file, or `out`."""
     from hf_instruct.evaluation.judgment_files import choose_folder
-    from hf_instruct.evaluation.pairwise import PairFiles, to_file_name
+    from hf_instruct.evaluation.pairwise import to_file_name
     from hf_instruct.run_folder import split_model
 
     run, _ = split_model(source)
@@ -151,7 +150,7 @@ def _choose_pair_files(source: Path, baseline: Path, out: Path | None) -> "PairF
         # Others may keep their preferences there.
         name = f"{_name_answers(source, seen_from=baseline)}-against-{name}"
     folder = out or (run if run.is_dir() else source.parent) / "pairwise"
-    return PairFiles(choose_folder(source, folder).path, to_file_name(name))
+    return choose_folder(source, folder).path / f"{to_file_name(name)}.jsonl"
 
 
 def _name_answers(path: Path, *, seen_from: Path) -> str:

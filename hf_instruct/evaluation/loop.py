@@ -94,7 +94,7 @@ class KeptRows(NamedTuple, Generic[Row]):
     path: Path
     row_type: type[Row]
     reuse: Callable[[Row], Row | None]
-    set_aside: Callable[[Sequence[Row]], Path] | None = None
+    set_aside: Callable[[Path, Sequence[Row]], Path] | None = None
 
 
 async def judge_rows(
@@ -165,11 +165,15 @@ async def judge_rows(
 
 
 def _take_over(kept: KeptRows[Row], *, force: bool) -> dict[str, Row]:
-    """Return the rows of the file that count for this pass too, by id; set any others aside."""
+    """Return the rows of the file that count for this pass too, by id."""
     rows = recover_rows(kept.path, kept.row_type)
-    reusable = {row.id: again for row in rows if (again := kept.reuse(row))}
-    if kept.set_aside is None and force:
-        # They count no longer, also for whoever continues after an interruption and leaves `force` out.
+    fitting = {row.id: again for row in rows if (again := kept.reuse(row))}
+    reusable = {} if force else fitting
+    if kept.set_aside and len(reusable) < len({row.id for row in rows}):
+        logger.warning("Judging again; the verdicts that were there are kept as `%s`.", kept.set_aside(kept.path, rows))
+        append_rows(kept.path, reusable.values())
+    elif force and not kept.set_aside:
+        # They no longer count, also for whoever continues after an interruption and leaves `force` out.
         void: dict[str, Any] = {
             "score": None,
             "replies": [],
@@ -177,11 +181,7 @@ def _take_over(kept: KeptRows[Row], *, force: bool) -> dict[str, Row]:
             "reasons": None,
             "cached": False,
         }
-        append_rows(kept.path, [row.model_copy(update=void) for row in reusable.values()])
-    reusable = {} if force else reusable
-    if kept.set_aside and len(reusable) < len({row.id for row in rows}):
-        logger.warning("Judging again; the verdicts that were there are kept as `%s`.", kept.set_aside(rows))
-        append_rows(kept.path, reusable.values())
+        append_rows(kept.path, [row.model_copy(update=void) for row in fitting.values()])
     # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
     return {id: row for id, row in reusable.items() if row.score is not None or (row.replies and all(row.replies))}
 

@@ -1,5 +1,6 @@
 """Ask a judge which of two answers is better, for every example that both sets answer, in both orders."""
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -34,40 +35,6 @@ class PreferenceSet:
 
     def __str__(self) -> str:
         return format_pair_scores(self.summary)
-
-
-@dataclasses.dataclass(frozen=True)
-class PairFiles:
-    """The files that judging two sets of answers writes.
-
-    Attributes:
-        folder: Where they lie.
-        name: Their name without its end, such as the baseline's.
-    """
-
-    folder: Path
-    name: str
-
-    @property
-    def preferences(self) -> Path:
-        """`Preference` rows."""
-        return self.folder / f"{self.name}.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """What they amount to."""
-        return self.folder / f"{self.name}.json"
-
-    def set_aside(self, rows: Sequence[Preference]) -> Path:
-        """Move both files, the first of which holds these rows, to `earlier/`, and return its new name there."""
-        digest = hashlib.sha256(self.preferences.read_bytes()).hexdigest()
-        label = to_file_name(f"{rows[0].judge.model}-{digest[:12]}")
-        kept = self.folder / "earlier" / f"{self.name}.{label}.jsonl"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        self.preferences.replace(kept)
-        if self.summary.exists():
-            self.summary.replace(kept.with_suffix(".json"))
-        return kept
 
 
 def judge_pairs(
@@ -105,10 +72,10 @@ def judge_pairs(
         build_responses(rows, where=f"the answers of {name}") for rows, name in zip((first, second), names, strict=True)
     )
     joined = join_responses(one, two, names=names)
-    files = None if out is None else PairFiles(Path(out), to_file_name(names[1]))
+    file = None if out is None else Path(out) / f"{to_file_name(names[1])}.jsonl"
     options = JudgeOptions(use_cache=cache)
     used = None if isinstance(judge, str) else judge
-    return prefer(joined, section, names=names, files=files, options=options, judge=used)
+    return prefer(joined, section, names=names, file=file, options=options, judge=used)
 
 
 def prefer(
@@ -116,17 +83,17 @@ def prefer(
     settings: JudgeSection,
     *,
     names: tuple[str, str],
-    files: PairFiles | None = None,
+    file: Path | None = None,
     options: JudgeOptions | None = None,
     judge: Judge | None = None,
 ) -> PreferenceSet:
-    """Return the preferences between two sets that are joined already, and write them where `files` says.
+    """Return the preferences between two sets that are joined already, and write them where `file` says.
 
     Args:
         joined: The pairs.
         settings: Which judge, and how to ask it.
         names: What the two sets are called.
-        files: Where preferences and summary go; None for nowhere.
+        file: Where preferences go, and their summary with the end `.json`; None for nowhere.
         options: How to go about it.
         judge: A prepared judge; by default the one of the settings, opened for this.
 
@@ -138,15 +105,26 @@ def prefer(
     async def work() -> PreferenceSet:
         async with opened_judge(settings, judge) as used:
             preferences = await _prefer(
-                used, joined.pairs, names=names, files=files, options=options, concurrency=settings.concurrency
+                used, joined.pairs, names=names, file=file, options=options, concurrency=settings.concurrency
             )
             identity = JudgeIdentity.model_validate(used.identity())
         summary = build_pair_scores(preferences, names=names, joined=joined, judge=identity)
-        if files:
-            write_json(files.summary, summary)
+        if file:
+            write_json(file.with_suffix(".json"), summary)
         return PreferenceSet(preferences, summary)
 
     return run_sync(work())
+
+
+def _set_aside(file: Path, rows: Sequence[Preference]) -> Path:
+    """Move a file that holds these rows, and its summary, to `earlier/`, and return its new name there."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    kept = file.parent / "earlier" / f"{file.stem}.{to_file_name(f'{rows[0].judge.model}-{digest[:12]}')}.jsonl"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for old, new in ((file, kept), (file.with_suffix(".json"), kept.with_suffix(".json"))):
+        with contextlib.suppress(FileNotFoundError):
+            old.replace(new)
+    return kept
 
 
 def to_file_name(name: str) -> str:
@@ -163,7 +141,7 @@ async def _prefer(
     pairs: Sequence[Pair],
     *,
     names: tuple[str, str],
-    files: PairFiles | None,
+    file: Path | None,
     options: JudgeOptions,
     concurrency: int,
 ) -> list[Preference]:
@@ -211,7 +189,7 @@ async def _prefer(
         [Task(pair.id, [] if pair.identical else questions[pair.id], f"{pair.first}\n{pair.second}") for pair in pairs],
         read=read,
         build=build,
-        kept=KeptRows(files.preferences, Preference, reuse, files.set_aside) if files else None,
+        kept=KeptRows(file, Preference, reuse, _set_aside) if file else None,
         options=dataclasses.replace(options, title="Judging pairs"),
         concurrency=concurrency,
         show_mean=lambda mean: f"win rate {100 * mean:.0f} %",
