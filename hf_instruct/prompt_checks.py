@@ -13,8 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.special_tokens import begin_ids
+from hf_instruct.prompts import CHAT, PromptFormat, begin_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,7 +146,7 @@ def _repair(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -
         prompt = _format_probe(candidate, tokenizer)
         lead = _format_turn(candidate, tokenizer).partition(_ANSWER)[0]
         if lead.startswith(prompt):
-            words = quote_jinja(lead[len(prompt) :])
+            words = repr(lead[len(prompt) :])
             # Jinja does not write the last line end of a source.
             yield text.removesuffix("\n") + f"{{{{ {words} if add_generation_prompt else '' }}}}"
 
@@ -172,14 +171,6 @@ def _freeze_clock(template: str, now: datetime) -> str:
         return template
     # Transformers renders with a function of this name, and passes no function that takes its place.
     times = ", ".join(
-        f"{quote_jinja(format)}: {quote_jinja(now.strftime(format))}"
-        for format in dict.fromkeys(one or other for one, other in calls)
+        f"{format!r}: {now.strftime(format)!r}" for format in dict.fromkeys(one or other for one, other in calls)
     )
     return f"{{% macro strftime_now(format) %}}{{{{ {{{times}}}[format] }}}}{{% endmacro %}}\n{template}"
-
-
-def quote_jinja(text: str) -> str:
-    """Return a text as a literal of Jinja's."""
-    for character, escape in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        text = text.replace(character, escape)
-    return f"'{text}'"

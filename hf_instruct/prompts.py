@@ -7,14 +7,13 @@ asked in exactly the words it was trained on.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.errors import ConfigError, DataError, InstructError, did_you_mean, quote_names
 from hf_instruct.records import Example
-from hf_instruct.special_tokens import begin_ids, build_pattern, mark_texts, tokenize
 from hf_instruct.templates import UserTemplate, translated_errors
 
 if TYPE_CHECKING:
@@ -46,32 +45,16 @@ CHAT = "chat"
 IGNORED = -100
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenizedExample:
-    """One training row.
-
-    Attributes:
-        input_ids: Prompt and completion.
-        labels: The ids that carry loss, `IGNORED` elsewhere; as long as `input_ids`.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-
-    @property
-    def num_labels(self) -> int:
-        """How many labels carry loss; never the first token of a row, because nothing predicts it."""
-        return sum(label != IGNORED for label in self.labels[1:])
-
-
 def build_row(
     prompt_ids: Sequence[int],
     completion_ids: Sequence[int],
     *,
     max_length: int | None,
     completion_only_loss: bool = True,
-) -> TokenizedExample:
-    """Return the training row of an example, cut to `max_length` tokens at the end.
+) -> dict[str, list[int]]:
+    """Return the training row of an example, cut to `max_length` tokens at the end: `input_ids` and `labels`.
+
+    Labels are the ids that carry loss, and `IGNORED` elsewhere.
 
     Args:
         prompt_ids: As `PromptFormat.encode_example` returns them.
@@ -80,11 +63,16 @@ def build_row(
         completion_only_loss: Whether prompt tokens are left out of the loss.
 
     >>> build_row([1, 2], [3, 4], max_length=3)
-    TokenizedExample(input_ids=[1, 2, 3], labels=[-100, -100, 3])
+    {'input_ids': [1, 2, 3], 'labels': [-100, -100, 3]}
     """
     labels = [IGNORED] * len(prompt_ids) if completion_only_loss else list(prompt_ids)
-    labels += completion_ids
-    return TokenizedExample([*prompt_ids, *completion_ids][:max_length], labels[:max_length])
+    ids = [*prompt_ids, *completion_ids]
+    return {"input_ids": ids[:max_length], "labels": [*labels, *completion_ids][:max_length]}
+
+
+def count_labels(row: Mapping[str, Sequence[int]]) -> int:
+    """Return how many labels of a row carry loss; never the first token, because nothing predicts it."""
+    return sum(label != IGNORED for label in row["labels"][1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +147,8 @@ class PromptFormat:
         <BLANKLINE>
         """
         if self.name == CHAT:
-            messages = [{"role": "user", "content": _user_turn(instruction, input)}]
-            return self.render_chat(tokenizer, messages)
+            content = f"{instruction}\n{input}" if input else instruction
+            return self.render_chat(tokenizer, [{"role": "user", "content": content}])
         return self._user_template.render({"instruction": instruction, "input": input})
 
     def render_chat(
@@ -193,20 +181,16 @@ class PromptFormat:
         Raises:
             ConfigError: There is no tokenizer, or it has no chat template.
         """
-        if self.template and tokenizer is not None:
-            return self.template
-        if tokenizer is None or not tokenizer.chat_template:
-            name = "no tokenizer given" if tokenizer is None else f"`{tokenizer.name_or_path}` has none"
-            raise ConfigError(
-                f"The prompt format `chat` needs a tokenizer with a chat template, and {name}. "
-                "Use `alpaca`, `phi3` or a Jinja file, or an instruction-tuned model."
-            )
-        try:
-            return str(tokenizer.get_chat_template())
-        except ValueError as error:
-            raise ConfigError(
-                f"The tokenizer `{tokenizer.name_or_path}` has several chat templates and none called `default`."
-            ) from error
+        problem = "no tokenizer given"
+        if tokenizer is not None:
+            try:
+                return self.template or str(tokenizer.get_chat_template())
+            except ValueError:
+                problem = f"`{tokenizer.name_or_path}` has none, or several and none of them called `default`"
+        raise ConfigError(
+            f"The prompt format `chat` needs a tokenizer with a chat template, and {problem}. Use `alpaca`, `phi3` or "
+            "a Jinja file, or an instruction-tuned model."
+        )
 
     def format_completion(self, output: str, *, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the text trained on: the output and the one token that ends it.
@@ -240,11 +224,32 @@ class PromptFormat:
         Raises:
             DataError: The tokenizer makes a special token even of plain text.
         """
-        tokens = self._tokens(tokenizer)
-        (instruction, input), is_marked = mark_texts(tokens.special, [instruction, input])
-        ids = tokenize(tokenizer, self.format_prompt(instruction, input, tokenizer=tokenizer), is_marked=is_marked)
+        build = partial(self.format_prompt, tokenizer=tokenizer)
+        ids = self._encode(tokenizer, build, instruction, input)
         # A chat template writes its own beginning-of-text token.
-        return ids if self.name == CHAT else [*tokens.begin, *ids]
+        return ids if self.name == CHAT else [*self._tokens(tokenizer).begin, *ids]
+
+    def _encode(self, tokenizer: "PreTrainedTokenizerBase", build: Callable[..., str], *texts: str) -> list[int]:
+        """Return the token ids of the text that `build` makes of a user's texts, in which nothing is a special token.
+
+        A tokenizer reads `<|endoftext|>` in an answer as the end of it. Transformers tells the two apart by marks of
+        its own around a token in a text, made before a template is rendered.
+        """
+        special = self._tokens(tokenizer).special
+        if not any(special.search(text) for text in texts):
+            ids: list[int] = tokenizer(build(*texts), add_special_tokens=False)["input_ids"]
+            return ids
+        from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+
+        marked = build(*(mark_control_tokens(text, special) for text in texts))
+        try:
+            ids = encode_marked_chat(tokenizer, marked)
+        except ValueError as error:
+            raise DataError(
+                f"A text contains a special token that the tokenizer `{tokenizer.name_or_path}` cannot encode as plain "
+                f"text ({error}). Delete it from the text."
+            ) from error
+        return ids
 
     def encode_prompts(self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example]) -> list[list[int]]:
         """Return `encode_prompt` of each example.
@@ -287,14 +292,17 @@ class PromptFormat:
             )
         roles = ["system"] * bool(system) + ["user", "assistant"] * len(history) + ["user"]
         texts = [system] * bool(system) + [text for turn in history for text in turn] + [question]
-        texts, is_marked = mark_texts(self._tokens(tokenizer).special, texts)
-        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-        text = self.render_chat(tokenizer, messages)
-        if system and texts[0].strip() not in text:
-            raise ConfigError(
-                f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
-            )
-        return tokenize(tokenizer, text, is_marked=is_marked)
+
+        def build(*texts: str) -> str:
+            messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+            text = self.render_chat(tokenizer, messages)
+            if system and texts[0].strip() not in text:
+                raise ConfigError(
+                    f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
+                )
+            return text
+
+        return self._encode(tokenizer, build, *texts)
 
     def keeps_turns(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Return whether a prompt can hold earlier turns; without, each question is asked alone."""
@@ -320,14 +328,12 @@ class PromptFormat:
             example = Example(*texts)
         with _naming(example):
             prompt_ids = self.encode_prompt(tokenizer, example.instruction, example.input)
-            (output,), is_marked = mark_texts(self._tokens(tokenizer).special, [example.output])
-            text = self.format_completion(output, tokenizer=tokenizer)
-            return prompt_ids, tokenize(tokenizer, text, is_marked=is_marked)
+            ending = self._tokens(tokenizer).ending
+            return prompt_ids, self._encode(tokenizer, lambda text: text + ending, example.output)
 
     def end_token_id(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id of `end_token`."""
-        ids = tokenizer.convert_tokens_to_ids([self.end_token(tokenizer)])
-        return int(ids[0])  # type: ignore[index]  # a list of tokens gives a list of ids
+        return int(tokenizer.convert_tokens_to_ids(self.end_token(tokenizer)))  # type: ignore[arg-type]  # of one token
 
 
 class _Tokens(NamedTuple):
@@ -370,8 +376,16 @@ def _find_tokens(
             f"The tokenizer `{tokenizer.name_or_path}` has no end-of-text token, so a model could never learn to "
             "stop; choose another model."
         )
-    special = build_pattern([end, *(str(token) for token in added.values() if token.special)])
+    tokens = {end, *(str(token) for token in added.values() if token.special)}
+    # The longest first, as one may be the beginning of another.
+    special = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
     return _Tokens(begin_ids(tokenizer), end, ending, special)
+
+
+def begin_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the ids that the tokenizer puts before every text; what it puts after a text is left out."""
+    whole, plain = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
+    return [int(id) for id in whole[: whole.index(plain[0])]]
 
 
 @contextlib.contextmanager
@@ -381,7 +395,3 @@ def _naming(example: Example) -> Iterator[None]:
         yield
     except InstructError as error:
         raise DataError(f"Example `{example.id}`: {error}") from error
-
-
-def _user_turn(instruction: str, input: str) -> str:
-    return f"{instruction}\n{input}" if input else instruction

@@ -9,7 +9,7 @@ from tiny_models import load_copy
 from hf_instruct.config import build_experiment
 from hf_instruct.data.stage import prepare
 from hf_instruct.errors import DataError
-from hf_instruct.prompts import PromptFormat
+from hf_instruct.prompts import PromptFormat, count_labels
 from hf_instruct.records import SPLIT_NAMES, Example, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.dataset import tokenize_examples
@@ -114,7 +114,7 @@ def test_tokens_are_counted_as_training_will(tiny_gpt2: Path, tmp_path: Path) ->
             max_length=256,
             completion_only_loss=False,
         )
-        assert tokens["label_tokens"][name] == sum(row.num_labels for row in rows) > 0
+        assert tokens["label_tokens"][name] == sum(count_labels(row) for row in rows) > 0
         assert tokens["cut"][name] == 0
 
 

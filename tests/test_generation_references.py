@@ -54,8 +54,8 @@ def test_it_is_what_training_reports_as_the_validation_loss(tiny) -> None:
     total = 0.0
     with torch.no_grad():
         for row in rows:
-            hidden = model.base_model(torch.tensor([row.input_ids])).last_hidden_state
-            labels = torch.tensor([row.labels])
+            hidden = model.base_model(torch.tensor([row["input_ids"]])).last_hidden_state
+            labels = torch.tensor([row["labels"]])
             head = model.get_output_embeddings()
             total += float(label_losses(hidden, labels, head, where=find_labels(labels)).sum())
     assert math.fsum(loss.nll for loss in found) == pytest.approx(total, rel=1e-5)

@@ -155,7 +155,7 @@ def test_what_chat_and_ends_need(tiny_gpt2: Path, tokenizer) -> None:
     prompt_format = PromptFormat.from_name("chat")
     with pytest.raises(ConfigError, match="no tokenizer given"):
         prompt_format.format_prompt("Hello")
-    with pytest.raises(ConfigError, match=r"`.*tiny-gpt2` has none\."):
+    with pytest.raises(ConfigError, match=r"`.*tiny-gpt2` has none"):
         prompt_format.encode_prompt(tokenizer, "Hello")
     broken = with_chat(copy.deepcopy(tokenizer), "{% for %}", [])
     with pytest.raises(ConfigError, match=r"The chat template of `.*tiny-gpt2` refuses this: Expected an expression"):
@@ -206,9 +206,9 @@ def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name:
     for example, row, prompt in zip(EXAMPLES, rows, sampling.prompts, strict=True):
         text = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
         assert prompt == tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert row.input_ids[: len(prompt)] == prompt
-        completion = row.input_ids[len(prompt) :]
-        assert row.labels == [IGNORED] * len(prompt) + completion
+        assert row["input_ids"][: len(prompt)] == prompt
+        completion = row["input_ids"][len(prompt) :]
+        assert row["labels"] == [IGNORED] * len(prompt) + completion
         assert tokenizer.decode(completion[:-1]) == example.output
         assert completion[-1] == end
         assert completion.count(end) == 1

@@ -24,21 +24,21 @@ def test_the_completion_and_its_one_end_carry_loss(tokenizer) -> None:
     for example, row in zip(EXAMPLES, rows, strict=True):
         prompt = tokenizer(FORMAT.format_prompt(example.instruction, example.input))["input_ids"]
         completion = [*tokenizer(example.output)["input_ids"], END]
-        assert row.input_ids == prompt + completion
-        assert row.labels == [IGNORED] * len(prompt) + completion
+        assert row["input_ids"] == prompt + completion
+        assert row["labels"] == [IGNORED] * len(prompt) + completion
 
 
 def test_the_whole_text_carries_loss_where_asked_for(tokenizer) -> None:
     for row in tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=None, completion_only_loss=False):
-        assert row.labels == row.input_ids
-        assert row.labels.count(END) == 1
+        assert row["labels"] == row["input_ids"]
+        assert row["labels"].count(END) == 1
 
 
 def test_rows_are_cut_at_the_end(tokenizer) -> None:
     whole = tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=None)
     cut = tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=26)
     for before, after in zip(whole, cut, strict=True):
-        assert (after.input_ids, after.labels) == (before.input_ids[:26], before.labels[:26])
+        assert (after["input_ids"], after["labels"]) == (before["input_ids"][:26], before["labels"][:26])
 
 
 def test_rows_that_cutting_robs_of_every_label_are_refused(tokenizer) -> None:

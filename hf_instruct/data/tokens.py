@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompt_checks import settle_format
-from hf_instruct.prompts import PromptFormat, build_row
+from hf_instruct.prompts import PromptFormat, build_row, count_labels
 from hf_instruct.records import Example
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class TokenCounter:
                 max_length=self.max_length,
                 completion_only_loss=self.completion_only_loss,
             )
-            self._counted[example] = TokenCount(len(prompt_ids) + len(completion_ids), row.num_labels)
+            self._counted[example] = TokenCount(len(prompt_ids) + len(completion_ids), count_labels(row))
         return self._counted[example]
 
     def find_special_tokens(self, example: Example) -> list[str]:

@@ -8,9 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ConfigError, PublishError
-from hf_instruct.prompt_checks import quote_jinja
-from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.special_tokens import begin_token
+from hf_instruct.prompts import CHAT, PromptFormat, begin_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,7 +92,7 @@ def _shape_text(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
         answer_end=prompt_format.end_token(tokenizer),
         system_after="\n\n",
         joint=joint if both == f"{head}{_USER}{joint}{_INPUT}{after}" else None,
-        begin=begin_token(tokenizer),
+        begin=_begin_token(tokenizer),
     )
 
 
@@ -106,7 +104,7 @@ def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
         return prompt_format.render_chat(tokenizer, turns, add_generation_prompt=add_generation_prompt)
 
     user, answer = ("user", _USER), ("assistant", _ANSWER)
-    plain, begin = render(user), begin_token(tokenizer)
+    plain, begin = render(user), _begin_token(tokenizer)
     # What the tokenizer would put there by itself is in a chat template's text already.
     begin = begin if plain.startswith(begin) else ""
     lead, _, after = plain.removeprefix(begin).partition(_USER)
@@ -136,12 +134,12 @@ def build_chat_template(shape: PromptShape) -> str:
     whole training row.
     """
     # Everything is a quoted text, so that no trimming of white space around blocks can touch it.
-    head, after, end = (quote_jinja(text) for text in (shape.begin + shape.head, shape.after, shape.answer_end))
+    head, after, end = (repr(text) for text in (shape.begin + shape.head, shape.after, shape.answer_end))
     return (
         "{% set ns = namespace(system='', question='') %}"
         "{% for message in messages %}"
         "{% if message['role'] == 'system' %}"
-        f"{{% set ns.system = message['content'] + {quote_jinja(shape.system_after)} %}}"
+        f"{{% set ns.system = message['content'] + {shape.system_after!r} %}}"
         "{% elif message['role'] == 'user' %}{% set ns.question = message['content'] %}"
         "{% endif %}{% endfor %}"
         f"{{{{ {head} + ns.system + ns.question + {after} }}}}"
@@ -168,3 +166,8 @@ def build_go_template(shape: PromptShape) -> str:
     before, after = shape.system_before, shape.system_after
     system = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ end }}}}" if before or after else ""
     return f"{shape.head}{system}{shape.before}{{{{ .Prompt }}}}{shape.after}{{{{ .Response }}}}{shape.answer_end}"
+
+
+def _begin_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the token that the tokenizer puts before every text, or an empty text where it puts none."""
+    return str(tokenizer.bos_token) if begin_ids(tokenizer)[:1] == [tokenizer.bos_token_id] else ""

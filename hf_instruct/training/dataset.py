@@ -1,11 +1,10 @@
 """From examples to the rows a trainer reads: token ids and labels."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import DataError
-from hf_instruct.prompts import PromptFormat, TokenizedExample, build_row
+from hf_instruct.prompts import PromptFormat, build_row, count_labels
 from hf_instruct.records import Example
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def tokenize_examples(
     *,
     max_length: int | None,
     completion_only_loss: bool = True,
-) -> list[TokenizedExample]:
+) -> list[dict[str, list[int]]]:
     """Return the training rows of examples, cut to `max_length` tokens at the end.
 
     Args:
@@ -36,7 +35,7 @@ def tokenize_examples(
     for example in examples:
         prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
         row = build_row(prompt_ids, completion_ids, max_length=max_length, completion_only_loss=completion_only_loss)
-        if not row.num_labels:
+        if not count_labels(row):
             unlabelled.append(
                 f"example `{example.id}`: {len(prompt_ids)} prompt and {len(completion_ids)} completion tokens"
             )
@@ -51,8 +50,8 @@ def tokenize_examples(
     return rows
 
 
-def build_dataset(rows: Sequence[TokenizedExample]) -> "Dataset":
+def build_dataset(rows: Sequence[dict[str, list[int]]]) -> "Dataset":
     """Return rows as a `datasets.Dataset` with the columns `input_ids` and `labels`."""
     from datasets import Dataset
 
-    return Dataset.from_list([dataclasses.asdict(row) for row in rows])
+    return Dataset.from_list(list(rows))

@@ -22,7 +22,7 @@ from hf_instruct.models import (
 from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import settle_format
-from hf_instruct.prompts import CHAT, PromptFormat, TokenizedExample
+from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.records import Example, Splits, read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingRow, TrainingSummary
@@ -200,7 +200,7 @@ def _tokenize(
     *,
     prompt_format: PromptFormat,
     arguments: "SFTConfig",
-) -> list[list["TokenizedExample"]]:
+) -> list[list[dict[str, list[int]]]]:
     """Return the rows of the training and of the validation split, of ids that the model has embeddings for."""
     from hf_instruct.training.dataset import tokenize_examples
 
@@ -216,7 +216,7 @@ def _tokenize(
     ]
     weight: Any = model.get_input_embeddings().weight
     size = weight.shape[0]
-    highest = max(max(row.input_ids) for part in rows for row in part)
+    highest = max(max(row["input_ids"]) for part in rows for row in part)
     if highest >= size:
         raise DataError(
             f"The tokenizer writes token id {highest}, and the model knows the ids 0 to {size - 1}. Load both from one "
