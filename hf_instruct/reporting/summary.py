@@ -33,8 +33,8 @@ def format_summary(run: RunFolder, *, width: int = 88) -> str:
     parts = [
         [_one_line(title)],
         _list_numbers(results, width),
-        *(_format_answers(row, _title_gain(row, results.leading), width) for row in best),
-        *([_format_answers(worst, _title_worst(worst, results.leading), width)] if worst else []),
+        *(_format_answers(results, row, _title_gain(row, results.leading), width) for row in best),
+        *([_format_answers(results, worst, _title_worst(worst, results.leading), width)] if worst else []),
         [
             *(textwrap.fill(f"! {_one_line(f.text)}", width, subsequent_indent="  ") for f in list_findings(results)),
             *(f"! Missing: {part.what}. Make it with `{part.command}`." for part in list_missing(results)),
@@ -92,13 +92,13 @@ def _title_worst(row: AnswerRow, leading: Leading) -> str:
     return f"the lowest {leading.label}, {leading.show(row.value or 0)}" if leading.is_metric else "the worst score"
 
 
-def _format_answers(row: AnswerRow, title: str, width: int) -> list[str]:
+def _format_answers(results: RunResults, row: AnswerRow, title: str, width: int) -> list[str]:
     task = _one_line(" | ".join(part for part in (row.example.instruction, row.example.input) if part))
     lines = [f"{textwrap.shorten(task, width - len(title) - 4, placeholder=' ...')}  [{title}]"]
-    for label, answer in (("before", row.base), ("after", row.tuned)):
+    for label, side, answer in (("before", results.base, row.base), ("after", results.tuned, row.tuned)):
         if answer is not None:
-            score = "" if answer.score is None else f"{answer.score:>4}"
-            lines += _label(f"  {label:<9}{score}", answer.text or "(empty)", width)
+            score = side.score_by_id.get(answer.id, "")
+            lines += _label(f"  {label:<9}{score:>4}", answer.response or "(empty)", width)
     return lines + _label("  reference", row.example.output, width)
 
 
