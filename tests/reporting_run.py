@@ -6,8 +6,6 @@ from typing import Any
 
 from hf_instruct.config import build_experiment
 from hf_instruct.evaluation.metrics import measure_responses
-from hf_instruct.evaluation.pair_scores import build_pair_scores
-from hf_instruct.evaluation.pairing import JoinedPairs
 from hf_instruct.evaluation.probes import build_probes
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scores import build_scores
@@ -19,10 +17,12 @@ from hf_instruct.schema import (
     MODELS,
     TUNED,
     BenchmarkResult,
+    Consistency,
+    Interval,
     JudgeIdentity,
     Judgment,
     MeanDifference,
-    Preference,
+    PairSummary,
     Preflight,
     Response,
     RubricName,
@@ -37,17 +37,7 @@ JUDGE = JudgeIdentity(
 )
 # id, instruction, input, reference, category, base answer, base score, tuned answer, tuned score; None is a failure
 ANSWERS: list[tuple[str, str, str, str, str, str, int | None, str, int | None]] = [
-    (
-        "a",
-        "Use a simile.",
-        "The car is fast.",
-        "Fast as lightning.",
-        "simile",
-        "The car is fast.",
-        10,
-        "As a bullet.",
-        85,
-    ),
+    ("a", "Use a simile.", "The car is fast.", "Fast as light.", "simile", "The car is fast.", 10, "As a bullet.", 85),
     ("b", "Name the author.", "", "Jane Austen.", "facts", "Elizabeth Bennet", 0, "Jane Austen.", 100),
     ("c", "Name a cloud.", "", "Cumulonimbus.", "facts", "Cumulonimbus!", 90, "Cumulus.", 20),
     ("d", "Spell it.", "Ocassion", "Occasion.", "spelling", "Ocassion", 5, "Occasion", None),
@@ -164,24 +154,15 @@ def add_measurements(results: RunResults) -> RunResults:
     probes = build_probes([Example(id, *texts) for id, *texts in (row[:4] for row in ANSWERS)])
     worth = {"reference": 100, "doubled": 100, "injection-json": 40}
     judged = check_judgments([build_judgment(row.id, worth.get(str(row.category), 0)) for row in probes])
-    rubric = RubricName(name="course", sha256="7" * 64)
-    preferences = [
-        Preference(
-            id=row[0],
-            first="demo",
-            second="runs/other",
-            score=score,
-            judge=JUDGE,
-            rubric="pairs",
-            orders=[score, score],
-            replies=["A", "B"],
-            first_length=5,
-            second_length=7 + number,
-        )
-        for number, (row, score) in enumerate(zip(ANSWERS, (1.0, 0.0, 0.5, None), strict=True))
-    ]
-    pairs = build_pair_scores(
-        preferences, names=("demo", "runs/other"), joined=JoinedPairs([], "id", 0, 0), judge=JUDGE
+    pairs = PairSummary.model_construct(
+        second="runs/other",
+        win_rate=0.5,
+        win_rate_interval=Interval(0.154, 0.846),
+        length_controlled_win_rate=0.5,
+        length_controlled_win_rate_interval=None,
+        consistency=Consistency(share=1.0, pairs=3),
+        n=3,
+        judge=JUDGE,
     )
     benchmark = BenchmarkResult.model_construct(
         task="everyday_choice",
@@ -196,7 +177,7 @@ def add_measurements(results: RunResults) -> RunResults:
         results,
         base=base,
         tuned=tuned,
-        self_check=judged.model_copy(update={"judge": JUDGE.model_copy(update={"model": "phi3"}), "rubric": rubric}),
+        self_check=judged.model_copy(update={"judge": JUDGE.model_copy(update={"model": "phi3"}), "rubric": RUBRIC}),
         pairwise=[pairs],
         benchmarks=[benchmark],
     )

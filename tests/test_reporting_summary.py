@@ -28,7 +28,7 @@ Name the author.  [gain +100]
 Use a simile. | The car is fast.  [gain +75]
   before     10   The car is fast.
   after      85   As a bullet.
-  reference       Fast as lightning.
+  reference       Fast as light.
 
 Name a cloud.  [the worst score]
   before     90   Cumulonimbus!
