@@ -15,17 +15,16 @@ MODELFILE = Modelfile("{{ .Prompt }}{{ .Response }}", "", {"temperature": 0, "st
 
 
 class FakeBlobs(ThreadingHTTPServer):
-    """Ollama's blobs and `/api/create`."""
+    """Ollama's version, blobs and `/api/create`, which answer as they should until `answer` says otherwise."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.blobs: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str]] = []
+        self.requests: list[str] = []
         self.created: list[dict] = []
         self.lines: list[dict] = CREATED
-        self.refusal: tuple[int, dict] | None = None
-        self.version = '{"version": "0.33.0"}'
-        self.target: str | None = None
+        # Status and text of every answer.
+        self.answer: tuple[int, str] | None = None
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -36,50 +35,39 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
     def do_GET(self) -> None:
-        self._send(307 if self.server.target else 200, self.server.version)
-
-    def do_HEAD(self) -> None:
-        self.server.requests.append(("HEAD", self.path))
-        if self.server.target:
-            self._send(307, "")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append(f"{self.command} {self.path[:11]}")
+        digest = self.path.rpartition("/")[2]
+        if self.server.answer is not None:
+            self._send(*self.server.answer)
+        elif self.command == "HEAD":
+            self._send(200 if digest in self.server.blobs else 404, "")
+        elif self.path == "/api/version":
+            self._send(200, '{"version": "0.33.0"}')
+        elif self.path == "/api/create":
+            self.server.created.append(json.loads(body))
+            self._send(200, "".join(json.dumps(line) + "\n" for line in self.server.lines))
         else:
-            self.send_response(200 if self.path.rpartition("/")[2] in self.server.blobs else 404)
-            self.end_headers()
-
-    def do_POST(self) -> None:
-        self.server.requests.append(("POST", self.path))
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.server.target:
-            self._send(307, "")
-        elif self.server.refusal is not None:
-            self._send(self.server.refusal[0], json.dumps(self.server.refusal[1]))
-        elif self.path.startswith("/api/blobs/"):
-            digest = self.path.rpartition("/")[2]
             assert digest == f"sha256:{hashlib.sha256(body).hexdigest()}"
             self.server.blobs[digest] = body
             self._send(201, "")
-        else:
-            self.server.created.append(json.loads(body))
-            self._send(200, "".join(json.dumps(line) + "\n" for line in self.server.lines))
+
+    do_HEAD = do_POST = do_GET  # noqa: N815  (called by the server by these names)
 
     def _send(self, status: int, text: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
-        if status == 307:
-            self.send_header("Location", str(self.server.target))
+        self.send_header("Location", "http://me:secret@evil.example/x?key=secret")
         self.end_headers()
         self.wfile.write(text.encode())
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeBlobs]:
-    server = FakeBlobs()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with FakeBlobs() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 @pytest.fixture
@@ -108,7 +96,9 @@ def test_upload_and_create(fake: FakeBlobs, weights: Path) -> None:
     ]
     # What is there already is not sent again.
     server.create("mine", Modelfile("T", "Be brief.", {}, ""), weights)
-    assert [method for method, path in fake.requests if "blobs" in path] == ["HEAD", "POST", "HEAD"]
+    assert [asked for asked in fake.requests if "blobs" in asked] == [
+        f"{how} /api/blobs/" for how in ("HEAD", "POST", "HEAD")
+    ]
     assert fake.created[1]["system"] == "Be brief."
 
 
@@ -123,28 +113,16 @@ def test_what_the_server_refuses(fake: FakeBlobs, weights: Path) -> None:
     refuse("asked to create `mine`, said: unsupported architecture")
     fake.lines = CREATED[:2]
     refuse("broke off after `writing manifest`")
-    fake.refusal = (400, {"error": "supplied file was not in GGUF format"})
-    refuse("asked to create `mine`, said: supplied file was not in GGUF format")
-    fake.blobs.clear()
-    refuse("given `model.gguf`, said: supplied file")
-    fake.version = "hello"
+    fake.answer = 400, '{"error": "supplied file was not in GGUF format"}'
+    refuse("given `model.gguf`, said: supplied file was not in GGUF format")
+    # No weights are sent elsewhere, and no endless answer is read.
+    fake.answer = 307, ""
+    refuse("redirects to http://evil.example/x, and redirects are not followed")
+    fake.answer = 200, "x" * (9 << 20)
+    refuse("the answer is longer than 8 MB")
+    fake.answer = 200, "hello"
     with pytest.raises(PublishError, match=r"hello \(which is not Ollama's answer\)"):
         server.check()
-
-
-def test_no_redirect_is_followed_and_no_endless_answer_read(fake: FakeBlobs, weights: Path) -> None:
-    server = OllamaServer(fake.url)
-    fake.target = "http://me:secret@evil.example/x?key=secret"
-    for work in (server.check, lambda: server.create("mine", MODELFILE, weights)):
-        with pytest.raises(PublishError, match=r"redirects to http://evil\.example/x, and redirects are not followed"):
-            work()
-    fake.target = None
-    fake.version = "x" * (9 << 20)
-    with pytest.raises(PublishError, match=r"the answer is longer than 8 MB"):
-        server.check()
-    fake.lines = [{"status": "x" * (9 << 20)}]
-    with pytest.raises(PublishError, match=r"the answer is longer than 8 MB"):
-        server.create("mine", MODELFILE, weights)
 
 
 def test_no_server() -> None:
