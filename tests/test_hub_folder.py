@@ -231,7 +231,9 @@ def test_merge_publishes_whole_weights(adapter_run: RunFolder, byte_model: Path,
     # The base model is a folder of the user's: whole weights do without its name.
     card, text = _read_card(tmp_path / "out")
     assert "base_model" not in card
-    assert "A language model that is not published, tuned to follow instructions (a LoRA adapter)." in text
+    assert (
+        "A language model that is not published, tuned on 34 examples to follow instructions (a LoRA adapter)." in text
+    )
 
 
 def test_runs_that_do_not_say_where_their_base_model_was(

@@ -33,8 +33,8 @@ def format_summary(run: RunFolder, *, width: int = 88) -> str:
     parts = [
         [_one_line(title)],
         _list_numbers(results, width),
-        *(_format_answers(results, row, _title_gain(row, results.leading), width) for row in best),
-        *([_format_answers(results, worst, _title_worst(worst, results.leading), width)] if worst else []),
+        *(_format_answers(results, row, _title(row, results.leading), width) for row in best),
+        _format_answers(results, worst, f"lowest {results.leading.label}", width) if worst else [],
         [
             *(textwrap.fill(f"! {_one_line(f.text)}", width, subsequent_indent="  ") for f in list_findings(results)),
             *(f"! Missing: {part.what}. Make it with `{part.command}`." for part in list_missing(results)),
@@ -80,16 +80,12 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
     return lines
 
 
-def _title_gain(row: AnswerRow, leading: Leading) -> str:
+def _title(row: AnswerRow, leading: Leading) -> str:
     if row.gain is None or row.value is None:
         return "after fine-tuning"
     if leading.is_metric:
         return f"{leading.label} {leading.show(row.value - row.gain)} -> {leading.show(row.value)}"
     return f"gain {leading.show(row.gain, signed=True)}"
-
-
-def _title_worst(row: AnswerRow, leading: Leading) -> str:
-    return f"the lowest {leading.label}, {leading.show(row.value or 0)}" if leading.is_metric else "the worst score"
 
 
 def _format_answers(results: RunResults, row: AnswerRow, title: str, width: int) -> list[str]:
