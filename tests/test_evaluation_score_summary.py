@@ -55,7 +55,7 @@ def test_the_summary_leads_with_the_metrics(run: RunFolder) -> None:
     labels = re.findall(r"^(exact match|ROUGE-L|validation loss|score of 100) ", summary, flags=re.MULTILINE)
     assert labels == ["exact match", "ROUGE-L", "validation loss", "score of 100"]
     assert "Name the author.  [ROUGE-L 0.00 -> 1.00]" in summary
-    assert "Use a simile. | The car is fast.  [lowest ROUGE-L]" in summary
+    assert "Use a simile. | The car is fast.  [lowest ROUGE-L, 0.25]" in summary
     assert "worst" not in summary
     assert "no difference" not in summary
 

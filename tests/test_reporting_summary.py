@@ -30,7 +30,7 @@ Use a simile. | The car is fast.  [gain +75]
   after      85   As a bullet.
   reference       Fast as light.
 
-Name a cloud.  [lowest score]
+Name a cloud.  [lowest score, 20]
   before     90   Cumulonimbus!
   after      20   Cumulus.
   reference       Cumulonimbus.

@@ -27,14 +27,16 @@ def format_summary(run: RunFolder, *, width: int = 88) -> str:
         DataError: A file of the run cannot be read as what it should be.
     """
     results = read_results(run, run.load_experiment())
-    best, worst = pick_highlights(pair_answers(results))
+    leading, (best, worst) = results.leading, pick_highlights(pair_answers(results))
     paths = (("report", run.report), ("answers", run.responses), ("model", run.model))
     title = f"{results.name}: {results.experiment.model.name}, {results.method}"
     parts = [
         [_one_line(title)],
         _list_numbers(results, width),
-        *(_format_answers(results, row, _title(row, results.leading), width) for row in best),
-        _format_answers(results, worst, f"lowest {results.leading.label}", width) if worst else [],
+        *(_format_answers(results, row, _title(row, leading), width) for row in best),
+        _format_answers(results, worst, f"lowest {leading.label}, {leading.show(worst.value or 0)}", width)
+        if worst
+        else [],
         [
             *(textwrap.fill(f"! {_one_line(f.text)}", width, subsequent_indent="  ") for f in list_findings(results)),
             *(f"! Missing: {part.what}. Make it with `{part.command}`." for part in list_missing(results)),
