@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import secrets
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -248,21 +247,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
             "delete the file and run the stage that writes it again."
         )
     return value
-
-
-def as_number(value: Any) -> float | None:
-    """Return a finite number of a JSON file as a float, and None for anything else.
-
-    >>> as_number(3), as_number(True), as_number("3"), as_number(float("nan")), as_number(10**400)
-    (3.0, None, None, None, None)
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
-    return float(value) if is_number else None
-
-
-def _is_finite(value: float) -> bool:
-    # As `math.isfinite`, which cannot take an integer of 400 digits.
-    return abs(value) <= sys.float_info.max
 
 
 def write_json(path: Path, value: Any) -> None:

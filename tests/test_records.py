@@ -1,5 +1,4 @@
 import json
-import math
 import os
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from hf_instruct.errors import DataError
 from hf_instruct.records import (
     Example,
     append_rows,
-    as_number,
     build_example_id,
     read_rows,
     recover_rows,
@@ -214,7 +212,3 @@ def test_what_python_takes_for_json_and_no_program_can_use_is_refused(text: byte
     (tmp_path / "rows.jsonl").write_bytes(text + b"\n")
     with pytest.raises(DataError, match=f"line 1 is not a TrainingRow row.*{reason}"):
         read_rows(tmp_path / "rows.jsonl", TrainingRow)
-
-
-def test_numbers_beyond_a_float_are_none() -> None:
-    assert [as_number(10**400), as_number(-(10**400)), as_number(math.inf)] == [None] * 3
