@@ -13,8 +13,8 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.repeats import build_repeats, format_repeats
 from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.scores import build_repeats, format_repeats
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.pipeline import clear_from
 from hf_instruct.run_folder import RunFolder

@@ -270,6 +270,10 @@ def test_only_changed_responses_are_judged_again(tmp_path: Path) -> None:
     judged = run(judge, files, responses=changed, use_cache=False)
     assert len(judge.asked) == 1
     assert [row.score for row in judged.judgments] == [99, 50, 50, 50, 50, 50]
+    # The earlier answers again: the newest row is of another, so it does not count.
+    back = FakeJudge()
+    run(back, files, use_cache=False)
+    assert (len(back.asked), [row.score for row in files.read_judgments()]) == (1, [50] * 6)
 
 
 def test_force_holds_after_an_interruption(tmp_path: Path) -> None:

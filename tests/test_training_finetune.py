@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -132,7 +131,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
 
     def rows(folder: Path) -> list[TrainingRow]:
         found = read_rows(folder / "training.jsonl", TrainingRow)
-        return [dataclasses.replace(row, seconds=None, tokens_per_second=None) for row in found]
+        return [row.model_copy(update={"seconds": None, "tokens_per_second": None}) for row in found]
 
     assert rows(path) == rows(unbroken[0])
     expected = weights(unbroken[0] / "model")

@@ -89,12 +89,14 @@ class KeptRows(NamedTuple, Generic[Row]):
         reuse: Returns a row of it as this pass would make it again, or None where it would make another.
         set_aside: Moves the file, which holds these rows, to a name of its own, and returns that. None where rows of
             other judges stay in it: rows are only ever added, and the newest counts.
+        belongs: Whether a row is of a pass like this one, over these answers or earlier ones.
     """
 
     path: Path
     row_type: type[Row]
     reuse: Callable[[Row], Row | None]
     set_aside: Callable[[Path, Sequence[Row]], Path] | None = None
+    belongs: Callable[[Row], bool] = lambda row: True
 
 
 async def judge_rows(
@@ -167,7 +169,8 @@ async def judge_rows(
 def _take_over(kept: KeptRows[Row], *, force: bool) -> dict[str, Row]:
     """Return the rows of the file that count for this pass too, by id."""
     rows = recover_rows(kept.path, kept.row_type)
-    fitting = {row.id: again for row in rows if (again := kept.reuse(row))}
+    newest = {row.id: row for row in rows if kept.belongs(row)}
+    fitting = {id: again for id, row in newest.items() if (again := kept.reuse(row))}
     reusable = {} if force else fitting
     if kept.set_aside and len(reusable) < len({row.id for row in rows}):
         logger.warning("Judging again; the verdicts that were there are kept as `%s`.", kept.set_aside(kept.path, rows))

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_instruct.config import JudgeSection, build_experiment
+from hf_instruct.console import format_points
+from hf_instruct.errors import VerdictError
 from hf_instruct.evaluation.cache import find_self_check
-from hf_instruct.evaluation.judges import Judge, opened_judge
+from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
 from hf_instruct.evaluation.judgment_files import build_responses
-from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.repeats import build_repeats, format_repeats
-from hf_instruct.evaluation.rubrics import Question, load_rubric
-from hf_instruct.evaluation.score_loop import score_responses
-from hf_instruct.evaluation.scores import build_scores, format_scores
+from hf_instruct.evaluation.loop import WRITING_BACKENDS, Answer, JudgeOptions, KeptRows, Task, judge_rows, to_printable
+from hf_instruct.evaluation.rubrics import Question, Rubric, load_rubric
+from hf_instruct.evaluation.scores import build_repeats, build_scores, format_repeats, format_scores
+from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response, Scores
 
@@ -128,7 +129,7 @@ async def judge_with(
             title = options.title if len(seeds) == 1 else f"{options.title}, repeat {number} of {len(seeds)}"
             one = dataclasses.replace(options, title=title, repeat=number)
             repeats.append(
-                await score_responses(
+                await _score_responses(
                     judge,
                     rubric,
                     responses,
@@ -162,3 +163,83 @@ def _warn_of_scores(scores: Scores) -> None:
             scores.n,
             scores.minimum,
         )
+
+
+async def _score_responses(
+    judge: Judge,
+    rubric: Rubric,
+    responses: Sequence[Response],
+    questions: Mapping[str, Question],
+    *,
+    files: RunFolder | None,
+    options: JudgeOptions,
+    concurrency: int,
+) -> list[Judgment]:
+    """Return the judgment of each response by a prepared judge.
+
+    Args:
+        judge: The judge.
+        rubric: What it is asked.
+        responses: What to judge.
+        questions: What the rubric asks about each, by id.
+        files: Where judgments are kept as they arrive; None for nowhere.
+        options: How to judge.
+        concurrency: Questions under way at any moment.
+
+    Raises:
+        JudgeError: Judging cannot continue; what was judged is kept.
+    """
+    identity = JudgeIdentity.model_validate(judge.identity())
+    answers = {row.id: row.response for row in responses}
+    models = {row.id: row.model for row in responses}
+
+    def read(reply: Reply, judged: str) -> Verdict:
+        if reply.score is not None:
+            return Verdict(reply.score)
+        score, reasons = parse_verdict(reply.text, rubric, judged)
+        return Verdict(score, reasons and to_printable(reasons))
+
+    def build(id: str, found: list[Answer]) -> Judgment:
+        answer = found[0]
+        verdict = answer.verdict
+        return Judgment(
+            id=id,
+            model=models[id],
+            score=None if verdict is None else int(verdict.score),
+            replies=answer.replies,
+            judge=identity,
+            rubric=rubric.name,
+            rubric_sha256=rubric.sha256,
+            repeat=options.repeat,
+            prompt_sha256=questions[id].sha256,
+            seconds=round(answer.seconds, 4),
+            failure=answer.failure,
+            reasons=verdict.reasons if verdict else None,
+            cached=answer.cached,
+        )
+
+    def belongs(row: Judgment) -> bool:
+        same_rubric = row.rubric == rubric.name and row.rubric_sha256 in ("", rubric.sha256)
+        return same_rubric and (row.model, row.judge, row.repeat) == (models.get(row.id), identity, options.repeat)
+
+    def reuse(row: Judgment) -> Judgment | None:
+        if row.prompt_sha256 != questions[row.id].sha256:
+            return None
+        if row.score is not None and row.replies and identity.backend in WRITING_BACKENDS:
+            # The rule by which scores are read was another once.
+            try:
+                return row if read(Reply(row.replies[-1], 0.0), answers[row.id]).score == row.score else None
+            except VerdictError:
+                return None
+        return row
+
+    return await judge_rows(
+        judge,
+        [Task(row.id, [questions[row.id]], row.response) for row in responses],
+        read=read,
+        build=build,
+        kept=KeptRows(files.judgments, Judgment, reuse, belongs=belongs) if files else None,
+        options=options,
+        concurrency=concurrency,
+        show_mean=lambda mean: f"mean {format_points(mean)}",
+    )
