@@ -131,6 +131,7 @@ def test_another_base_model_is_not_written_over(run: RunFolder, hub: FakeHub) ->
     card = b"---\nbase_model: google/gemma-3-1b-it\n---\n# Theirs\n"
     hub.add_repo(ID, {"README.md": card, "model.safetensors": b"theirs"})
     text = refuse(run, hub)
+    assert text == refuse(run, hub, revision="main")
     assert f"holds a model made from `google/gemma-3-1b-it`; this one is made from `{BASE_ID}`." in text
     assert "`--force`. Nothing was published." in text
     hub.add_repo("me/other", {"README.md": b"# Mine\n", "pytorch_model.bin": b"theirs"})
@@ -173,8 +174,10 @@ def test_an_old_name_of_a_repository(run: RunFolder, hub: FakeHub) -> None:
 
 def test_private_is_not_ignored_for_a_public_repository(run: RunFolder, hub: FakeHub) -> None:
     repo = hub.add_repo(ID, {})
-    assert "exists and is public; `--private` is for new repositories." in refuse(run, hub, private=True)
-    assert not repo.private
+    for revision in (None, "v2"):
+        text = refuse(run, hub, private=True, revision=revision)
+        assert "exists and is public; `--private` is for new repositories." in text
+    assert (repo.private, list(repo.branches)) == (False, ["main"])
     # Not even for one that is made between the look and the commit.
     del hub.repos[ID]
     hub.before["create"] = lambda: hub.add_repo(ID, {".gitattributes": b""})

@@ -97,9 +97,8 @@ def push(run: RunFolder, repo_id: str, options: PushOptions | None = None, *, ap
     # Before merging weights, which takes its time.
     with translated_errors(api.endpoint):
         _check_base(api, plan.base)
-        repository = api.model_info(api.create_repo(repo_id, private=options.private or None, exist_ok=True).repo_id)
-        head = _open_branch(api, repository, options.revision)
-    _check_repository(repository, head, plan.base, options)
+        repository, head = _open_repository(api, repo_id, options)
+    _check_head(repository, head, plan.base, options)
     with staging(run.path / "publish") as folder:
         write_folder(dataclasses.replace(plan, repo_id=repository.id), folder, link=True)
         with translated_errors(api.endpoint):
@@ -124,33 +123,24 @@ def _check_base(api: "HfApi", base: BaseModel) -> None:
         ) from error
 
 
-def _open_branch(api: "HfApi", repository: "ModelInfo", revision: str | None) -> "ModelInfo":
-    """Return the state of the branch that the commit goes to; created at the state of `main` where it is missing."""
-    if revision is None:
-        return repository
-    api.create_branch(repository.id, branch=revision, revision=repository.sha, exist_ok=True)
-    return api.model_info(repository.id, revision=revision)
-
-
-def _check_repository(repository: "ModelInfo", head: "ModelInfo", base: BaseModel, options: PushOptions) -> None:
-    """Refuse to publish openly what should be private, or over a model that was made from another one.
-
-    Args:
-        repository: What `main` holds.
-        head: What the branch holds that the commit goes to.
-        base: The model that was tuned.
-        options: What the user wants.
-
-    Raises:
-        PublishError: It would.
-    """
+def _open_repository(api: "HfApi", repo_id: str, options: PushOptions) -> tuple["ModelInfo", "ModelInfo"]:
+    """Return what `main` and the branch of the commit hold; repository and branch are created where they are missing."""
+    repository = api.model_info(api.create_repo(repo_id, private=options.private or None, exist_ok=True).repo_id)
     if options.private and not repository.private:
         raise PublishError(
             f"`{repository.id}` exists and is public; `--private` is for new repositories. Make it private in its "
             f"settings first, or leave out `--private`. {_NOTHING}"
         )
+    if options.revision is None:
+        return repository, repository
+    api.create_branch(repository.id, branch=options.revision, revision=repository.sha, exist_ok=True)
+    return repository, api.model_info(repository.id, revision=options.revision)
+
+
+def _check_head(repository: "ModelInfo", head: "ModelInfo", base: BaseModel, options: PushOptions) -> None:
+    """Refuse to publish over a model that was made from another base model."""
     # What a branch without commits of its own holds is in `main`, too.
-    is_new_branch = options.revision is not None and head.sha == repository.sha
+    is_new_branch = options.revision not in (None, "main") and head.sha == repository.sha
     has_weights = any(sibling.rfilename.endswith(_WEIGHTS) for sibling in head.siblings or [])
     if options.force or is_new_branch or not has_weights:
         return
