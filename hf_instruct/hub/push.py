@@ -124,7 +124,7 @@ def _check_base(api: "HfApi", base: BaseModel) -> None:
 
 
 def _open_repository(api: "HfApi", repo_id: str, options: PushOptions) -> tuple["ModelInfo", "ModelInfo"]:
-    """Return what `main` and the branch of the commit hold; repository and branch are created where they are missing."""
+    """Return what `main` and the branch of the commit hold; what is missing of both is created."""
     repository = api.model_info(api.create_repo(repo_id, private=options.private or None, exist_ok=True).repo_id)
     if options.private and not repository.private:
         raise PublishError(
