@@ -48,7 +48,7 @@ def test_rate_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("rate", "runs/full", "runs/lora", "runs/lora/pairwise/untuned.jsonl") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "12 verdicts on 6 examples, 1 failed; judge llama3@365c0bd (ollama), rubric pairwise"
-    assert lines[2].split() == "answers rating 95 % interval verdicts wins ties losses".split()
+    assert lines[2].split() == ["answers", "rating", "95", "%", "interval", "verdicts", "wins", "ties", "losses"]
     names = [line.split()[0] for line in lines[3:6]]
     assert names == ["runs/full", "runs/lora", "runs/full/untuned"]
     assert lines[5].split()[-4:] == ["12", "2", "4", "6"]
