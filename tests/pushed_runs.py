@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_hub import TOKEN, FakeHub
+from publishing_runs import save_adapter
 from reporting_run import write_run
 from tiny_models import build_model
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
@@ -57,13 +58,8 @@ def write_full_run(path: Path, tiny: Path, **overrides: Any) -> RunFolder:
 
 def write_adapter_run(path: Path, tiny: Path, **overrides: Any) -> RunFolder:
     """Write a run of which `model/` is a LoRA adapter of the tiny model, which it names by its local folder."""
-    from peft import LoraConfig, get_peft_model
-
     run = write_run(path, lora={"r": 4}, **{"model": {"name": str(tiny)}, **overrides})
-    model, tokenizer = load_model(str(tiny))
-    settings = LoraConfig(r=4, lora_alpha=64, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
-    get_peft_model(model, settings).save_pretrained(run.model)
-    tokenizer.save_pretrained(run.model)
+    save_adapter(run.model, tiny, r=4, lora_alpha=64, target_modules=["c_attn"])
     _add_what_training_leaves(run)
     return run
 

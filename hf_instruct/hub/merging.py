@@ -167,21 +167,11 @@ def _tie_again(model: "PreTrainedModel") -> None:
         model.config.tie_word_embeddings = True
 
 
-def use_training_prompt(
-    tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, *, required: bool = False
-) -> None:
-    """Give a tokenizer the chat template that writes a model's training prompt.
+def use_training_prompt(tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> None:
+    """Give a tokenizer the chat template that writes a model's training prompt; it is changed in place.
 
     Where no chat template can write it, the tokenizer has none afterwards: the base model's would write another prompt
     than the one trained on.
-
-    Args:
-        tokenizer: Changed in place.
-        prompt_format: The format of the prompts that the model was trained on.
-        required: Whether the model is of no use without.
-
-    Raises:
-        PublishError: It is required, and the prompt format cannot be written as a chat template.
     """
     if prompt_format.name == CHAT:
         tokenizer.chat_template = settle_format(prompt_format, tokenizer, for_training=False).template
@@ -189,8 +179,6 @@ def use_training_prompt(
     try:
         tokenizer.chat_template = build_chat_template(shape_prompt(prompt_format, tokenizer))
     except PublishError:
-        if required:
-            raise
         logger.warning(
             "The prompt format `%s` cannot be written as a chat template, so the tokenizer is without one; whoever "
             "asks the model writes the prompt.",

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, PublishError
 from hf_instruct.guard import Guard, list_hosts, refusal
-from hf_instruct.hub.merging import check_run, name_run, use_training_prompt, write_model
+from hf_instruct.hub.merging import check_run, name_run, write_model
 from hf_instruct.hub.outputs import building
+from hf_instruct.hub.templates import shape_prompt
 from hf_instruct.models import cache_folder, context_length, load_tokenizer
 from hf_instruct.offline import offline
+from hf_instruct.prompts import CHAT
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ def prepare_served_model(run: RunFolder) -> Path:
         return folder
     # Before minutes of merging: a server writes all prompts by the chat template.
     tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
-    use_training_prompt(tokenizer, prompt_format, required=True)
+    if prompt_format.name != CHAT:
+        shape_prompt(prompt_format, tokenizer)
     shutil.rmtree(home, ignore_errors=True)
     if run.has_adapter:
         logger.info("Merging the adapter once into %s", folder)
