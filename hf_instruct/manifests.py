@@ -6,11 +6,12 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from hf_instruct.errors import RunError
-from hf_instruct.records import read_json_object, write_text
+from hf_instruct.records import read_file, write_text
 
 MANIFEST = "manifest.json"
 # Never read again, and it holds paths, so its owner may delete it.
@@ -113,7 +114,7 @@ def check_model(folder: Path, *, full: bool = False) -> None:
             f"`{folder.parent / 'training.json'}` and `--resume` the run, which saves it again from its last "
             "checkpoint."
         )
-    adapter = read_json_object(folder / "adapter_config.json")
+    adapter = read_file(folder / "adapter_config.json", dict[str, Any]) or {}
     if name := adapter.get("base_model_name_or_path"):
         check_base(folder, str(name), revision=adapter.get("revision"), full=full)
 

@@ -227,28 +227,6 @@ def read_file(path: Path, file_type: type[File]) -> File | None:
         ) from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run folder, or an empty one where there is no file.
-
-    Raises:
-        DataError: The file holds something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = parse_json(_read_bytes(path))
-    except ValueError as error:
-        raise DataError(
-            f"`{path}` is not JSON ({error}); delete the file and run the stage that writes it again."
-        ) from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f"`{path}` holds a {type(value).__name__}, not an object with named values; "
-            "delete the file and run the stage that writes it again."
-        )
-    return value
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole, indented, UTF-8; readers see the old file or the new one, never a part."""
     if isinstance(value, BaseModel):

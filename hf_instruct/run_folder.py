@@ -27,7 +27,6 @@ from hf_instruct.records import (
     Example,
     describe_problem,
     read_file,
-    read_json_object,
     read_rows,
     write_by_model,
     write_text,
@@ -37,6 +36,17 @@ from hf_instruct.schema import MODELS, TUNED, Judgment, Metrics, Preflight, Prov
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+
+
+class _File:
+    """A file or a folder of a run: its path in the run folder, and what it holds."""
+
+    def __init__(self, path: str, holds: str) -> None:
+        self._path = path
+        self.__doc__ = holds
+
+    def __get__(self, run: "RunFolder", owner: type["RunFolder"]) -> Path:
+        return run.path / self._path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +62,34 @@ class RunFolder:
     path: Path
     trust_remote_code: bool = False
 
+    config = _File("run.yaml", "The resolved experiment and where it comes from.")
+    data = _File("data", "Folder of the splits.")
+    preflight = _File(
+        "data/preflight.json", "What was found in the data; written last, so its presence says the stage is whole."
+    )
+    prompt = _File("prompt.jinja", "Template of all prompts of the run, as settled before training.")
+    checkpoints = _File("checkpoints", "Folder of what `--resume` continues from.")
+    model = _File("model", "The tuned model or adapter with its tokenizer; renamed into place when whole.")
+    training_log = _File("training.jsonl", "`TrainingRow` rows.")
+    training_summary = _File("training.json", "`TrainingSummary`: what fine-tuning took.")
+    loss_plot = _File("loss.png", "Training and validation loss over steps and tokens.")
+    responses = _File("responses.jsonl", "`Response` rows of all models.")
+    course_file = _File("instruction-data-with-response.json", "Responses as the course writes them, where asked for.")
+    judgments = _File(
+        "judgments.jsonl", "`Judgment` rows of any judge and model, in the order in which they were made."
+    )
+    scores = _File("scores.json", "`Scores` of the newest judging, by model.")
+    metrics = _File("metrics.json", "`Metrics` of the responses, by model: computed, not judged.")
+    pairwise = _File("pairwise", "Folder of preferences between these answers and others, and their summaries.")
+    self_check = _File("self_check.json", "`SelfCheck`: what the judge made of answers of known worth.")
+    benchmarks = _File("benchmarks.json", "`BenchmarkResult`s on tasks of lm-eval, by model.")
+    score_plot = _File("scores.png", "Histogram of the scores.")
+    report = _File("report.html", "The page.")
+
     def __post_init__(self) -> None:
         # A home that cannot be found is left as it is written.
         with contextlib.suppress(RuntimeError):
             object.__setattr__(self, "path", Path(self.path).expanduser())
-
-    @property
-    def config(self) -> Path:
-        """The resolved experiment and where it comes from."""
-        return self.path / "run.yaml"
-
-    @property
-    def data(self) -> Path:
-        """Folder of the splits."""
-        return self.path / "data"
 
     def split(self, name: str) -> Path:
         """Return the file of a split: `train`, `test` or `validation`."""
@@ -106,16 +130,6 @@ class RunFolder:
                 "if that has changed, start again with `--force`."
             )
 
-    @property
-    def preflight(self) -> Path:
-        """What was found in the data before training; written last, so its presence says the stage is whole."""
-        return self.data / "preflight.json"
-
-    @property
-    def prompt(self) -> Path:
-        """The template that all prompts of the run are written with, as it was settled before training."""
-        return self.path / "prompt.jinja"
-
     def load_prompt_format(self, name: str) -> PromptFormat:
         """Return the format of the run's prompts; a run of an older version has kept no template beside its name.
 
@@ -127,16 +141,6 @@ class RunFolder:
         return PromptFormat(name, self.prompt.read_text(encoding="utf-8"))
 
     @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints that `--resume` goes on from."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The tuned model or adapter, with its tokenizer; renamed into place when whole."""
-        return self.path / "model"
-
-    @property
     def has_adapter(self) -> bool:
         """Whether the tuned model is an adapter."""
         return (self.model / "adapter_config.json").is_file()
@@ -146,7 +150,7 @@ class RunFolder:
         known = self.read_provenance().base_model_is_local
         if known is None:
             # Of an older version; the tokenizer says where it was read from, unless it is of an older Transformers.
-            known = read_json_object(self.model / "tokenizer_config.json").get("is_local")
+            known = (read_file(self.model / "tokenizer_config.json", dict[str, Any]) or {}).get("is_local")
         return known if isinstance(known, bool) else None
 
     def find_base(self, name: str) -> str:
@@ -162,7 +166,8 @@ class RunFolder:
 
         if name in (*ALIASES, WHEEL_MODEL) or is_local_model(name) or not self.was_base_local():
             return name
-        noted = read_json_object(self.model / "adapter_config.json").get("base_model_name_or_path")
+        adapter = read_file(self.model / "adapter_config.json", dict[str, Any]) or {}
+        noted = adapter.get("base_model_name_or_path")
         if isinstance(noted, str) and is_local_model(noted):
             return noted
         raise ModelLoadError(
@@ -188,26 +193,6 @@ class RunFolder:
             f"EXPERIMENT.yaml --run-dir {self.path} --resume`."
         )
 
-    @property
-    def training_log(self) -> Path:
-        """`TrainingRow` rows."""
-        return self.path / "training.jsonl"
-
-    @property
-    def training_summary(self) -> Path:
-        """Seconds, peak memory, tokens, device and precision of fine-tuning."""
-        return self.path / "training.json"
-
-    @property
-    def loss_plot(self) -> Path:
-        """Training and validation loss over steps and tokens."""
-        return self.path / "loss.png"
-
-    @property
-    def responses(self) -> Path:
-        """`Response` rows of the tuned model."""
-        return self.path / "responses.jsonl"
-
     def response_part(self, rank: int) -> Path:
         """Return the file of the `Response` rows that one of several processes has finished."""
         return self.path / f"responses.part-{rank}.jsonl"
@@ -215,26 +200,6 @@ class RunFolder:
     def response_parts(self) -> list[Path]:
         """Return the files of processes that are there: several are at work, or were cut off."""
         return sorted(self.path.glob("responses.part-*.jsonl"))
-
-    @property
-    def course_file(self) -> Path:
-        """The responses under the keys and the file name the course gives them, where asked for."""
-        return self.path / "instruction-data-with-response.json"
-
-    @property
-    def judgments(self) -> Path:
-        """`Judgment` rows: what any judge said of any model's responses, in the order in which it was said."""
-        return self.path / "judgments.jsonl"
-
-    @property
-    def scores(self) -> Path:
-        """`Scores` of the newest judging, by model."""
-        return self.path / "scores.json"
-
-    @property
-    def metrics(self) -> Path:
-        """`Metrics` of the responses, by model: computed, not judged."""
-        return self.path / "metrics.json"
 
     def read_responses(self, model: str = TUNED) -> list[Response]:
         """Return a model's responses, in the order of the test split; none where there are none yet.
@@ -297,31 +262,6 @@ class RunFolder:
                 f"`{self.path}` is of an older version, which kept the untuned model's answers in `base/`: answer "
                 f"again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the tuned model stays."
             )
-
-    @property
-    def pairwise(self) -> Path:
-        """Folder of what judges preferred, these answers or another run's, where that was asked."""
-        return self.path / "pairwise"
-
-    @property
-    def self_check(self) -> Path:
-        """What the judge made of answers of known worth, where it was checked."""
-        return self.path / "self_check.json"
-
-    @property
-    def benchmarks(self) -> Path:
-        """Results of the tuned model on tasks of lm-eval, where it was asked."""
-        return self.path / "benchmarks.json"
-
-    @property
-    def score_plot(self) -> Path:
-        """Histogram of the scores."""
-        return self.path / "scores.png"
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.path / "report.html"
 
     def load_experiment(self) -> Experiment:
         """Return the experiment that this run is of; its `model.trust_remote_code` is this object's.

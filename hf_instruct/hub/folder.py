@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card
@@ -12,7 +13,7 @@ from hf_instruct.hub.merging import change_json, write_model
 from hf_instruct.hub.publication import Publication, public_name
 from hf_instruct.models import cache_folder
 from hf_instruct.prompts import CHAT
-from hf_instruct.records import read_json_object, write_json, write_text
+from hf_instruct.records import read_file, write_json, write_text
 from hf_instruct.redaction import redact
 
 CARD = "README.md"
@@ -60,7 +61,7 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
     if plan.results.folder.loss_plot.is_file():
         shutil.copyfile(plan.results.folder.loss_plot, folder / LOSS_PLOT)
     for path in folder.glob("*config.json"):
-        values = read_json_object(path)
+        values = read_file(path, dict[str, Any]) or {}
         write_json(path, {name: value for name, value in values.items() if name not in _PATHS})
     write_text(folder / CARD, redact(str(build_card(plan, tokenizer))))
     check_private(folder, plan)

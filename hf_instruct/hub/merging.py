@@ -18,7 +18,7 @@ from hf_instruct.manifests import check_model
 from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars, resolve_model
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.records import read_json_object, write_json
+from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -283,4 +283,4 @@ def _copy_files(source: Path, folder: Path, *, link: bool) -> None:
 
 def change_json(path: Path, **changes: Any) -> None:
     """Set values of a JSON object in a file."""
-    write_json(path, {**read_json_object(path), **changes})
+    write_json(path, {**(read_file(path, dict[str, Any]) or {}), **changes})

@@ -11,7 +11,7 @@ from hf_instruct.errors import PublishError
 from hf_instruct.hub.merging import check_links, check_run
 from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import read_json_object
+from hf_instruct.records import read_file
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
 
@@ -159,7 +159,7 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
     check_links(run)
     check_run(run)
     experiment = run.load_experiment()
-    adapter = read_json_object(run.model / "adapter_config.json")
+    adapter = read_file(run.model / "adapter_config.json", dict[str, Any]) or {}
     _check_options(run, options, bool(adapter))
     base = find_base_model(run, experiment, options.base_model)
     is_adapter = bool(adapter) and not options.merge

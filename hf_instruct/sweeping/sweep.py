@@ -25,7 +25,7 @@ from hf_instruct.config import Experiment, load_experiment
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, quote_names
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, is_occupied, run
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
-from hf_instruct.records import read_file, read_json_object, write_json, write_text
+from hf_instruct.records import read_file, write_json, write_text
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.schema import Scores, TrainingSummary
 from hf_instruct.sweeping.space import (
@@ -134,7 +134,7 @@ def read_sweep(path: Path) -> Sweep | None:
     if not file.exists():
         return None
     try:
-        return Sweep.model_validate({**read_json_object(file), "path": path})
+        return Sweep.model_validate({**(read_file(file, dict[str, Any]) or {}), "path": path})
     except ValidationError as error:
         names = quote_names(".".join(map(str, problem["loc"])) for problem in error.errors())
         raise DataError(f"`{file}` cannot be read as a sweep: see {names}. Name another `--sweep-dir`.") from error

@@ -11,7 +11,7 @@ from hf_instruct.errors import ConfigError
 from hf_instruct.models import best_device
 from hf_instruct.precision import prefers_bf16
 from hf_instruct.processes import on_main_process
-from hf_instruct.records import read_json_object, write_json
+from hf_instruct.records import read_file, write_json
 from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 
@@ -99,7 +99,7 @@ def settle_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: R
 
 def _decide_bf16(model: "PreTrainedModel", device: str, run: RunFolder) -> bool:
     path = run.checkpoints / "precision.json"
-    begun = read_json_object(path).get("bf16")
+    begun = (read_file(path, dict[str, Any]) or {}).get("bf16")
     decided = begun if isinstance(begun, bool) else prefers_bf16(model, device)
     write_json(path, {"bf16": decided})
     return decided
