@@ -45,13 +45,13 @@ def test_smollm2_judges_the_same_twice(tmp_path: Path, caplog: pytest.LogCapture
     first = judge_responses(ROWS, judge="local", out=tmp_path, cache=False)
     again = judge_responses(ROWS, judge="local", cache=False, concurrency=1)
     assert [row.score for row in first.judgments] == [row.score for row in again.judgments]
-    assert first.scores["n"] == 3
+    assert first.scores.n == 3
     for row in first.judgments:
         reply = json.loads(row.replies[0])
         assert reply["score"] == row.score
         assert list(reply["probabilities"]) == ["0", "20", "40", "60", "80", "100"]
         assert sum(reply["probabilities"].values()) == pytest.approx(1, abs=1e-3)
-    assert len(first.scores["judge"]["digest"]) == 64
+    assert len(first.scores.judge.digest) == 64
     assert "is too small to judge well" in caplog.text
 
 

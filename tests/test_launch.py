@@ -223,5 +223,5 @@ def test_killed_three_times_while_judging_ends_with_every_judgment_once(
     ]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 110
-    scores = [json.loads((folder / "scores.json").read_text())["mean"] for folder in (broken, unbroken)]
+    scores = [json.loads((folder / "scores.json").read_text())["tuned"]["mean"] for folder in (broken, unbroken)]
     assert scores[0] == scores[1]

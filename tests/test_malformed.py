@@ -156,9 +156,6 @@ RUN_FILES = (
     "metrics.json",
     "self_check.json",
     "benchmarks.json",
-    "base/responses.jsonl",
-    "base/judgments.jsonl",
-    "base/scores.json",
     "pairwise/x.json",
 )
 IN_RUNS = {
