@@ -218,7 +218,7 @@ def test_killed_three_times_while_judging_ends_with_every_judgment_once(
     assert len(server.chats) <= 110 + 3 * 8
     call([*command, "--no-cache", "--out", unbroken], environment)
     rows = [
-        [(row.id, row.score, row.replies) for row in read_rows(folder / "judgments.jsonl", Judgment)]
+        sorted((row.id, row.score, row.replies) for row in read_rows(folder / "judgments.jsonl", Judgment))
         for folder in (broken, unbroken)
     ]
     assert rows[0] == rows[1]
