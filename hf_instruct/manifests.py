@@ -86,11 +86,6 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise RunError(f"`{path}` is not complete, so the files beside it cannot be checked.") from error
 
 
-def find_damage(folder: Path, manifest: Manifest) -> str | None:
-    """Return which file of a folder is not as its manifest says, and how, by comparing all contents; None if none."""
-    return _find_change(folder, manifest.files, full=True)
-
-
 def check_model(folder: Path, *, full: bool = False) -> None:
     """Refuse a tuned model whose files, or whose base model's, are not what training left and began with.
 
@@ -108,7 +103,7 @@ def check_model(folder: Path, *, full: bool = False) -> None:
         return
     weights = {name: stamp for name, stamp in manifest.files.items() if name.endswith(".safetensors")}
     missing = next((f"`{name}` is missing" for name in manifest.files if not (folder / name).is_file()), None)
-    if change := missing or _find_change(folder, weights, full=full):
+    if change := missing or find_change(folder, weights, full=full):
         raise RunError(
             f"The model in `{folder}` is damaged: {change}. Put the file back, or delete "
             f"`{folder.parent / 'training.json'}` and `--resume` the run, which saves it again from its last "
@@ -139,7 +134,7 @@ def check_base(folder: Path, location: str, *, revision: str | None = None, full
     now, commit = place
     if commit is not None and commit == then.commit and not full:
         return
-    if change := _find_change(now, then.files, full=full):
+    if change := find_change(now, then.files, full=full):
         at = f" at commit {then.commit}" if then.commit else ""
         raise RunError(
             f"The base model `{location}` is not the one{at} that `{folder}` was trained from: {change}. Put the old "
@@ -178,7 +173,14 @@ def _stamp(path: Path) -> FileStamp:
     return FileStamp(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest.hexdigest())
 
 
-def _find_change(folder: Path, files: dict[str, FileStamp], *, full: bool) -> str | None:
+def find_change(folder: Path, files: dict[str, FileStamp], *, full: bool = True) -> str | None:
+    """Return which file of a folder is not as it was, and how; None if none.
+
+    Args:
+        folder: Of the files.
+        files: How they were, by name.
+        full: Compare all by content, not only those whose modification time has changed.
+    """
     for name, then in files.items():
         try:
             stat = (folder / name).stat()

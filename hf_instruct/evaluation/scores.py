@@ -31,7 +31,6 @@ def build_scores(
         judge: The judge.
         categories: Category of each example id, for the scores by category.
 
-    >>> from hf_instruct.evaluation.rubrics import Rubric
     >>> known = {"replies": [], "judge": JudgeIdentity(), "rubric": "course", "prompt_sha256": "", "seconds": 0.0}
     >>> rows = [Judgment(id=str(i), score=s, **known) for i, s in enumerate([80, 60, None])]
     >>> rubric = Rubric(name="course", prompt="{{ instruction }} {{ input }} {{ output }} {{ response }}")
@@ -85,7 +84,7 @@ def _is_constant(judgments: Sequence[Judgment]) -> bool:
 def format_scores(scores: Scores) -> str:
     """Return a score with everything that it should not be quoted without, in one line.
 
-    >>> from hf_instruct.schema import JudgeIdentity, Judgment, Repeats, RubricName, Scores, ScoreSummary
+    >>> from hf_instruct.schema import Interval
     >>> judge = JudgeIdentity(model="phi3", digest="365c0bd3c000")
     >>> format_scores(Scores(mean=49.45, standard_error=2.88, interval=Interval(43.8, 55.01), n=110, total=110,
     ...                      judge=judge, rubric=RubricName(name="course")))

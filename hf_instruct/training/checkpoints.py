@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import RunError, TrainingError
-from hf_instruct.manifests import MANIFEST, Manifest, Origin, find_damage, read_manifest, stamp_weights
+from hf_instruct.manifests import MANIFEST, Manifest, Origin, find_change, read_manifest, stamp_weights
 from hf_instruct.processes import is_main_process
 from hf_instruct.records import Splits, format_row
 
@@ -73,7 +73,7 @@ def _inspect(checkpoint: Path) -> tuple[Manifest | None, str | None]:
         manifest = read_manifest(checkpoint)
     except RunError:
         manifest = None
-    return manifest, find_damage(checkpoint, manifest) if manifest else "it was cut off while it was written"
+    return manifest, find_change(checkpoint, manifest.files) if manifest else "it was cut off while it was written"
 
 
 def _check_origin(checkpoint: Path, then: Origin, now: Origin) -> None:
