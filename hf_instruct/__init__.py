@@ -3,39 +3,49 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_instruct.config import Experiment
     from hf_instruct.data.sources import load_examples
     from hf_instruct.data.splits import split_examples
     from hf_instruct.errors import InstructError
-    from hf_instruct.evaluation.agreement import measure_agreement
     from hf_instruct.evaluation.comparison import compare_runs
+    from hf_instruct.evaluation.judges import Judge
     from hf_instruct.evaluation.metrics import measure_responses
     from hf_instruct.evaluation.pairwise import judge_pairs
-    from hf_instruct.evaluation.ratings import rate_preferences
+    from hf_instruct.evaluation.rubrics import Rubric
     from hf_instruct.evaluation.scoring import judge_responses
     from hf_instruct.generation.answers import generate_responses
+    from hf_instruct.hub.export import export
+    from hf_instruct.hub.push import push
     from hf_instruct.models import load_model
     from hf_instruct.pipeline import run
     from hf_instruct.prompts import PromptFormat
+    from hf_instruct.reporting.page import report
     from hf_instruct.run_folder import RunFolder
     from hf_instruct.training.fast.collators import PrefixSharingCollator
     from hf_instruct.training.finetune import train
+    from hf_instruct.training.trainer import InstructTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Experiment",
     "InstructError",
+    "InstructTrainer",
+    "Judge",
     "PrefixSharingCollator",
     "PromptFormat",
+    "Rubric",
     "RunFolder",
     "compare_runs",
+    "export",
     "generate_responses",
     "judge_pairs",
     "judge_responses",
     "load_examples",
     "load_model",
-    "measure_agreement",
     "measure_responses",
-    "rate_preferences",
+    "push",
+    "report",
     "run",
     "split_examples",
     "train",
@@ -43,20 +53,24 @@ __all__ = [
 
 # Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
+    "Experiment": "config",
     "InstructError": "errors",
+    "InstructTrainer": "training.trainer",
+    "Judge": "evaluation.judges",
     "PrefixSharingCollator": "training.fast.collators",
     "PromptFormat": "prompts",
-    "Response": "schema",
+    "Rubric": "evaluation.rubrics",
     "RunFolder": "run_folder",
     "compare_runs": "evaluation.comparison",
+    "export": "hub.export",
     "generate_responses": "generation.answers",
     "judge_pairs": "evaluation.pairwise",
     "judge_responses": "evaluation.scoring",
     "load_examples": "data.sources",
     "load_model": "models",
-    "measure_agreement": "evaluation.agreement",
     "measure_responses": "evaluation.metrics",
-    "rate_preferences": "evaluation.ratings",
+    "push": "hub.push",
+    "report": "reporting.page",
     "run": "pipeline",
     "split_examples": "data.splits",
     "train": "training.finetune",
@@ -69,7 +83,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # From now on found at once.
+    # Found immediately the next time.
     globals()[name] = value
     return value
 

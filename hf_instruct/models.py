@@ -74,7 +74,7 @@ def load_tokenizer(
 
 
 def load_model(
-    name: str,
+    name: str | Path,
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -97,6 +97,9 @@ def load_model(
         ModelLoadError: There is no such model, it cannot be reached, or it is not a causal language model.
         RunError: A tuned model is damaged, or its base model is not the one it was trained from.
     """
+    if not isinstance(name, str | Path):
+        raise ModelLoadError(f"`name` is a `{type(name).__name__}`; give an alias, a Hub id or a folder.")
+    name = str(name)
     let_threads_sleep()
     import torch
 

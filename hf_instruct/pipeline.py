@@ -52,6 +52,9 @@ def run(
     if isinstance(experiment, str | Path):
         path = path or default_path(Path(experiment))
         experiment = load_experiment(experiment)
+    elif not isinstance(experiment, Experiment | Mapping):
+        kind = type(experiment).__name__
+        raise ConfigError(f"The experiment is a `{kind}`; give an `Experiment`, a mapping, or the path of a YAML file.")
     elif not isinstance(experiment, Experiment):
         experiment = build_experiment(experiment, where="the experiment")
     if path is None:

@@ -91,6 +91,19 @@ class RunFolder:
         with contextlib.suppress(RuntimeError):
             object.__setattr__(self, "path", Path(self.path).expanduser())
 
+    @classmethod
+    def of(cls, run: "RunFolder | str | Path") -> "RunFolder":
+        """Return the run folder at a path; one that is such an object already stays as it is.
+
+        Raises:
+            RunError: It is neither.
+        """
+        if isinstance(run, RunFolder):
+            return run
+        if not isinstance(run, str | Path):
+            raise RunError(f"`run` is a `{type(run).__name__}`; give a `RunFolder`, or the path of one.")
+        return cls(Path(run))
+
     def split(self, name: str) -> Path:
         """Return the file of a split: `train`, `test` or `validation`."""
         return self.data / f"{name}.jsonl"

@@ -16,7 +16,6 @@ from tiny_models import build_model
 from transformers import AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from hf_instruct.errors import PublishError
-from hf_instruct.hub.publication import PushOptions
 from hf_instruct.hub.push import Published, push
 from hf_instruct.models import configure_stop, load_model
 from hf_instruct.plots import draw_loss_plot, write_figure
@@ -109,7 +108,7 @@ def push_to(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **optio
     """Push, with the fields of `PushOptions`."""
     from huggingface_hub import HfApi
 
-    return push(run, repo_id, PushOptions(**options), api=HfApi(endpoint=hub.url))
+    return push(run, repo_id, api=HfApi(endpoint=hub.url), **options)
 
 
 def list_commits(hub: FakeHub) -> dict[str, list[str]]:

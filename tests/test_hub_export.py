@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_instruct.errors import ModelLoadError, PublishError, RunError
-from hf_instruct.hub.export import export_run
+from hf_instruct.hub.export import export
 from hf_instruct.hub.merging import check_run, load_run_model
 from hf_instruct.hub.outputs import building
 from hf_instruct.models import load_model
@@ -39,7 +39,7 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["gpt2-lora", "llama-lora", "gpt2"])
 def test_merged_weights_compute_what_the_adapter_did(name: str, models: dict[str, Path], tmp_path: Path) -> None:
     run = publishing_runs.write_run(tmp_path / "run", models[name])
-    exported = export_run(run, "merged")
+    exported = export(run, "merged")
     assert (exported.path, exported.merged) == (run.path / "export" / "merged", "lora" in name)
     assert exported.check.same_answers == exported.check.num_prompts == 10
     tuned, tokenizer = load_model(str(models[name]))
@@ -61,7 +61,7 @@ def test_merged_weights_compute_what_the_adapter_did(name: str, models: dict[str
 
 def test_an_ollama_folder_of_an_adapter(models: dict[str, Path], tmp_path: Path) -> None:
     run = publishing_runs.write_run(tmp_path / "run", models["gpt2-lora"])
-    exported = export_run(run, "ollama", tensor_type="F16", out=tmp_path / "out")
+    exported = export(run, "ollama", tensor_type="F16", out=tmp_path / "out")
     assert names(tmp_path / "out") == ["Modelfile", "model-F16.gguf"]
     assert (exported.merged, exported.weights) == (True, tmp_path / "out/model-F16.gguf")
     assert exported.check.num_prompts == 10
@@ -78,8 +78,8 @@ def test_a_prompt_that_no_chat_template_writes(
     run = publishing_runs.write_run(tmp_path / "run", models["llama"], prompt_format=str(tmp_path / "shout.jinja"))
     # What the refusal advises does work, and is without a template of the base model's.
     with pytest.raises(PublishError, match=r"Export with `--format merged`, and write the prompt in your program"):
-        export_run(run, "ollama")
-    exported = export_run(run, "merged")
+        export(run, "ollama")
+    exported = export(run, "merged")
     assert AutoTokenizer.from_pretrained(exported.path).chat_template is None
     assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
 
@@ -89,13 +89,13 @@ def test_what_is_there_is_replaced_only_when_told(models: dict[str, Path], tmp_p
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").touch()
     with pytest.raises(PublishError, match=r"out` exists already. Replace it with `--force`"):
-        export_run(run, "merged", out=tmp_path / "out")
+        export(run, "merged", out=tmp_path / "out")
     with pytest.raises(PublishError, match=r"out` is a folder that holds no export, so it is left alone, `--force` "):
-        export_run(run, "merged", out=tmp_path / "out", force=True)
+        export(run, "merged", out=tmp_path / "out", force=True)
     with pytest.raises(PublishError, match=r"run` is a folder that holds no export"):
-        export_run(run, "merged", out=run.path, force=True)
+        export(run, "merged", out=run.path, force=True)
     (tmp_path / "out/config.json").touch()
-    export_run(run, "merged", out=tmp_path / "out", force=True)
+    export(run, "merged", out=tmp_path / "out", force=True)
     assert "old" not in names(tmp_path / "out")
     assert "model.safetensors" in names(tmp_path / "out")
 
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_leaves_nothing(kind: str, models: dict[str, Path],
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(PublishError, match=r"could not be written .*, and nothing of it was kept"):
-            export_run(run, kind, out=target)
+            export(run, kind, out=target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(tmp_path / "out") == []
@@ -135,19 +135,19 @@ def test_a_file_that_fails_its_check_is_deleted(
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     monkeypatch.setattr("hf_instruct.hub.gguf_file.pair_rotated", lambda weight, heads: weight)
     with pytest.raises(PublishError, match=r"The GGUF file is not the model that was trained"):
-        export_run(run, "gguf")
+        export(run, "gguf")
     assert names(run.path / "export") == []
 
 
 def test_runs_that_cannot_be_exported(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"does not exist"):
-        export_run(RunFolder(tmp_path / "nowhere"), "merged")
+        export(RunFolder(tmp_path / "nowhere"), "merged")
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     shutil.rmtree(run.model)
     with pytest.raises(PublishError, match=r"has no tuned model yet .*Train it first: `hf-instruct train EXP"):
         check_run(run)
     with pytest.raises(PublishError, match=r"must end in `.gguf`"):
-        export_run(run, "gguf", out=tmp_path / "model.bin")
+        export(run, "gguf", out=tmp_path / "model.bin")
 
 
 def test_an_adapter_whose_base_is_gone(models: dict[str, Path], tmp_path: Path) -> None:

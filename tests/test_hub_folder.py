@@ -14,7 +14,7 @@ from tiny_models import CHAT_TEMPLATE
 
 from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
 from hf_instruct.hub.card import quote_python
-from hf_instruct.hub.export import export_run
+from hf_instruct.hub.export import export
 from hf_instruct.hub.folder import check_private, list_sizes, write_folder
 from hf_instruct.hub.publication import PushOptions, find_base_model, plan_publication
 from hf_instruct.hub.push import write_publication
@@ -279,7 +279,7 @@ def test_links_out_of_a_run_are_not_published(full_run: RunFolder, tmp_path: Pat
     with pytest.raises(PublishError, match=message):
         write_publication(run, tmp_path / "out", "me/a")
     with pytest.raises(PublishError, match=message):
-        export_run(run, "merged", out=tmp_path / "merged")
+        export(run, "merged", out=tmp_path / "merged")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "merged").exists()
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,19 +18,24 @@ LAYERS = ["cli", "ui", "sweeping", "pipeline", "hub", "reporting", "evaluation",
 DOORS = {"cli", "sweeping", "pipeline"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
+    "Experiment",
     "InstructError",
+    "InstructTrainer",
+    "Judge",
     "PrefixSharingCollator",
     "PromptFormat",
+    "Rubric",
     "RunFolder",
     "compare_runs",
+    "export",
     "generate_responses",
     "judge_pairs",
     "judge_responses",
     "load_examples",
     "load_model",
-    "measure_agreement",
     "measure_responses",
-    "rate_preferences",
+    "push",
+    "report",
     "run",
     "split_examples",
     "train",
@@ -131,6 +137,29 @@ def test_the_public_surface() -> None:
     assert set(PUBLIC) <= set(dir(hf_instruct))
     with pytest.raises(AttributeError, match="module 'hf_instruct' has no attribute 'nothing'"):
         hf_instruct.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("compare_runs", [3]),
+        ("export", [3, "merged"]),
+        ("generate_responses", [None, None, 3]),
+        ("judge_pairs", [3, 4]),
+        ("judge_responses", [3]),
+        ("load_examples", [3]),
+        ("load_model", [3]),
+        ("measure_responses", [3]),
+        ("push", [3, "me/mine"]),
+        ("report", [3]),
+        ("run", [3, "runs/x"]),
+        ("split_examples", [3]),
+    ],
+)
+def test_a_misused_argument_is_one_sentence(name: str, arguments: list[Any]) -> None:
+    with pytest.raises(hf_instruct.InstructError) as caught:
+        getattr(hf_instruct, name)(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

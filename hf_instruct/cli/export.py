@@ -60,7 +60,7 @@ def _export(options: argparse.Namespace) -> None:
         options.usage_error("--base-url is for `--create NAME`")
     if options.type is not None and options.format == "merged":
         options.usage_error("--type is for `--format gguf` and `ollama`")
-    from hf_instruct.hub.export import export_run
+    from hf_instruct.hub.export import export
     from hf_instruct.hub.merging import name_run
     from hf_instruct.hub.ollama import OllamaServer, check_name
     from hf_instruct.run_folder import RunFolder
@@ -72,20 +72,20 @@ def _export(options: argparse.Namespace) -> None:
         server = OllamaServer(options.base_url)
         server.check()
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
-    export = export_run(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
+    done = export(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
     if options.json:
-        values = {name: value for name, value in dataclasses.asdict(export).items() if name != "modelfile"}
+        values = {name: value for name, value in dataclasses.asdict(done).items() if name != "modelfile"}
         print(format_json(values | {key: str(values[key]) for key in ("path", "weights") if values[key]}))
     else:
-        _print(export)
-    if export.modelfile is None or export.weights is None:
+        _print(done)
+    if done.modelfile is None or done.weights is None:
         return
-    command = shlex.join(["ollama", "create", name or name_run(run), "-f", str(export.path / "Modelfile")])
+    command = shlex.join(["ollama", "create", name or name_run(run), "-f", str(done.path / "Modelfile")])
     if name is not None:
-        logger.info("Uploading %s to Ollama at %s", export.weights.name, server.url)
+        logger.info("Uploading %s to Ollama at %s", done.weights.name, server.url)
         try:
             server.create(
-                name, export.modelfile, export.weights, on_status=lambda status: logger.info("Ollama: %s", status)
+                name, done.modelfile, done.weights, on_status=lambda status: logger.info("Ollama: %s", status)
             )
         except InstructError:
             logger.warning("The export itself is whole: `%s` uses it.", command)

@@ -57,13 +57,13 @@ def _push(options: argparse.Namespace) -> None:
     if options.out and not options.dry_run:
         raise ConfigError("`--out` is where `--dry-run` writes; add `--dry-run`, or leave it out.")
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
-    chosen = PushOptions(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PushOptions)})
+    chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(PushOptions)}
     if options.dry_run:
         out = options.out or run.path / "publish"
-        _print_files(write_publication(run, out, options.to, chosen))
+        _print_files(write_publication(run, out, options.to, PushOptions(**chosen)))
         print(f"{out}   nothing was published; the card is {out / 'README.md'}")
     else:
-        done = push(run, options.to, chosen)
+        done = push(run, options.to, **chosen)
         if done.changed:
             _print_files(done.sizes)
             for name in done.removed:

@@ -25,5 +25,5 @@ def _report(options: argparse.Namespace) -> None:
     from hf_instruct.run_folder import RunFolder
 
     run = RunFolder(options.run)
-    print(report(run, run.load_experiment()))
+    print(report(run))
     print(format_summary(run))

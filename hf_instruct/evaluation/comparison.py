@@ -164,7 +164,7 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         ConfigError: There are fewer than two runs.
         DataError: Scores cannot be read, were given by different judges or rubrics, or belong to no common examples.
     """
-    sources = list(runs)
+    sources = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
     index = 0
     if baseline is not None:
         found = [index for index, source in enumerate(sources) if _is_same(source, baseline)]

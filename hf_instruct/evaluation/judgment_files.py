@@ -98,12 +98,19 @@ def load_responses(path: Path) -> list[Response]:
     return _build_responses(chosen, problems, where=f"`{path}`")
 
 
-def build_responses(rows: Iterable[Response | Mapping[str, Any]], *, where: str = "the responses") -> list[Response]:
-    """Return responses from rows as `load_responses` takes them; those that are responses already stay as they are.
+def build_responses(rows: Any, *, where: str = "the responses") -> list[Response]:
+    """Return responses from what a user has: a `Dataset`, other rows, or the path of what `load_responses` reads.
 
     Raises:
         DataError: All problems found.
     """
+    if isinstance(rows, str | Path):
+        return load_responses(Path(rows))
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise DataError(
+            f"There is a `{type(rows).__name__}` where {where} should be: give a `Dataset`, a list of mappings, a run "
+            "folder or a file of responses."
+        )
     return _build_responses({f"row {number}": row for number, row in enumerate(rows, start=1)}, [], where=where)
 
 

@@ -27,6 +27,7 @@ from hf_instruct.schema import Interval, Metrics, MetricValue, Response
 
 if TYPE_CHECKING:
     import numpy
+    from datasets import Dataset
 
 # Nats a token; a model that predicts worse has diverged, and e to the power of more is no float.
 _MOST_NATS = 700.0
@@ -108,7 +109,7 @@ def _power(nats: float) -> float:
     return math.exp(min(nats, _MOST_NATS))
 
 
-def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> Metrics:
+def measure_responses(responses: "Dataset | Iterable[Response | Mapping[str, Any]] | str | Path") -> Metrics:
     """Return the reference metrics of responses, with 95 % intervals.
 
     `exact_match`, `token_f1`, `rouge_l` (0 to 1) and `chrf` (0 to 100) are means over the examples; so are the shares
@@ -118,11 +119,11 @@ def measure_responses(responses: Iterable[Response | Mapping[str, Any]]) -> Metr
     response does not tell (`stopped`, `reference_nll`) is left out, and `n` says so.
 
     Args:
-        responses: `Response` rows, or mappings with `instruction`, `input`, `output` and `response` or
-            `model_response`.
+        responses: A `Dataset` or mappings with `instruction`, `input`, `output` and `response` or `model_response`; a
+            run folder or a file of them.
 
     Raises:
-        DataError: The responses have faults; all are listed.
+        DataError: The responses have problems; all are listed.
     """
     rows = build_responses(responses)
     terms = {

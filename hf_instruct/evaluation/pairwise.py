@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
@@ -19,6 +19,9 @@ from hf_instruct.evaluation.scoring import run_sync
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
 from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Response
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,8 @@ class PreferenceSet:
 
 
 def judge_pairs(
-    first: Iterable[Response | Mapping[str, Any]],
-    second: Iterable[Response | Mapping[str, Any]],
+    first: "Dataset | Iterable[Response | Mapping[str, Any]] | str | Path",
+    second: "Dataset | Iterable[Response | Mapping[str, Any]] | str | Path",
     *,
     names: tuple[str, str] = ("first", "second"),
     judge: str | Judge = "auto",
@@ -52,7 +55,8 @@ def judge_pairs(
     Each pair is judged in both orders; where these disagree it is a tie.
 
     Args:
-        first: `Response` rows, or mappings with `instruction`, `input`, `output` and `response` or `model_response`.
+        first: A `Dataset` or mappings with `instruction`, `input`, `output` and `response` or `model_response`; a run
+            folder or a file of them.
         second: The same for the baseline.
         names: What the two sets are called in the rows, and in ratings over several of them.
         judge: `auto`, `ollama`, `local` or `openai`, or a prepared `Judge` of your own.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.console import format_points
@@ -20,6 +20,9 @@ from hf_instruct.evaluation.scores import build_repeats, build_scores, format_re
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response, Scores
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class JudgmentSet:
 
 
 def judge_responses(
-    responses: Iterable[Response | Mapping[str, Any]],
+    responses: "Dataset | Iterable[Response | Mapping[str, Any]] | str | Path",
     *,
     judge: str | Judge = "auto",
     model: str | None = None,
@@ -57,8 +60,8 @@ def judge_responses(
     """Return the judgments of responses and their scores.
 
     Args:
-        responses: `Response` rows, or mappings with `instruction`, `input`, `output` and `response` or
-            `model_response`.
+        responses: A `Dataset` or mappings with `instruction`, `input`, `output` and `response` or `model_response`; a
+            run folder or a file of them.
         judge: `auto`, `ollama`, `local` or `openai`, or a prepared `Judge` of your own.
         model: The judge's model; each kind of judge has a default.
         rubric: `course`, `fenced`, `critique`, `five-point` or the path of a YAML file.
@@ -69,7 +72,7 @@ def judge_responses(
 
     Raises:
         ConfigError: A setting or the rubric is wrong.
-        DataError: The responses are; all faults are listed.
+        DataError: The responses are; all problems are listed.
         JudgeError: Judging cannot go on; with `out`, what was judged is kept.
     """
     values: dict[str, Any] = {**settings, "rubric": rubric, "model": model}

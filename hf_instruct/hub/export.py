@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from hf_instruct.errors import PublishError
+from hf_instruct.errors import PublishError, quote_names
 from hf_instruct.hub.fidelity import Fidelity
 from hf_instruct.hub.gguf_file import check_gguf, check_gguf_package, check_model, write_gguf
 from hf_instruct.hub.merging import check_links, check_run, load_run_model, save_run_model
@@ -15,6 +15,9 @@ from hf_instruct.models import context_length
 from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+KINDS = ("merged", "gguf", "ollama")
+TENSOR_TYPES = ("F32", "F16", "Q8_0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +39,18 @@ class Export:
     modelfile: Modelfile | None = None
 
 
-def export_run(
-    run: RunFolder, kind: str, *, out: Path | None = None, tensor_type: str = "Q8_0", force: bool = False
+def export(
+    run: RunFolder | str | Path,
+    kind: str,
+    *,
+    out: str | Path | None = None,
+    tensor_type: str = "Q8_0",
+    force: bool = False,
 ) -> Export:
     """Export a run's tuned model, and check what was written; what fails the check is deleted.
 
     Args:
-        run: The run.
+        run: The run folder, or its path.
         kind: `merged`, `gguf` or `ollama`.
         out: The folder, or for `gguf` the file, to write; in the run's `export/` by default.
         tensor_type: How a GGUF stores matrices: `F32`, `F16` or `Q8_0`.
@@ -52,8 +60,12 @@ def export_run(
         InstructError: The run or its model is missing, the format cannot hold it, the target is taken or full, or
             what was written differs from the run's model by more than its type explains.
     """
+    run = RunFolder.of(run)
+    for name, value, allowed in (("kind", kind, KINDS), ("tensor_type", tensor_type, TENSOR_TYPES)):
+        if value not in allowed:
+            raise PublishError(f"`{name}` is `{value}`; allowed are {quote_names(allowed)}.")
     name = f"{run.path.resolve().name}-{tensor_type}.gguf" if kind == "gguf" else kind
-    target = out or run.path / "export" / name
+    target = Path(out) if out else run.path / "export" / name
     if kind == "gguf" and target.suffix != ".gguf":
         raise PublishError(f"`--out {target}` must end in `.gguf`.")
     check_target(target, force=force)

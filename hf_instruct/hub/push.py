@@ -7,9 +7,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import PublishError
+from hf_instruct.errors import PublishError, quote_names
 from hf_instruct.hub.folder import CARD, is_ours, list_sizes, write_folder
 from hf_instruct.hub.outputs import building, staging
 from hf_instruct.hub.publication import BaseModel, Publication, PushOptions, plan_publication
@@ -70,7 +70,7 @@ def write_publication(run: RunFolder, out: Path, repo_id: str, options: PushOpti
     return list_sizes(out)
 
 
-def push(run: RunFolder, repo_id: str, options: PushOptions | None = None, *, api: "HfApi | None" = None) -> Published:
+def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = None, **options: Any) -> Published:
     """Publish a run's model on the Hub, or update what was published.
 
     All files go in one commit, so that readers see the old state or the new one. What fails on the way can be run
@@ -78,10 +78,10 @@ def push(run: RunFolder, repo_id: str, options: PushOptions | None = None, *, ap
     token is the one that huggingface_hub finds.
 
     Args:
-        run: A run with a tuned model.
+        run: A run with a tuned model, or its folder.
         repo_id: `namespace/name`; a name alone goes to the user's own namespace.
-        options: What to publish, and how.
         api: The Hub to talk to; the one of `HF_ENDPOINT` by default.
+        options: Fields of `PushOptions`, such as `private`, `license` or `merge`.
 
     Raises:
         RunError: The run does not exist, or its model is damaged.
@@ -91,18 +91,22 @@ def push(run: RunFolder, repo_id: str, options: PushOptions | None = None, *, ap
     """
     from huggingface_hub import HfApi
 
-    options = options or PushOptions()
-    plan = plan_publication(run, repo_id, options)
+    run = RunFolder.of(run)
+    names = [field.name for field in dataclasses.fields(PushOptions)]
+    if unknown := set(options) - set(names):
+        raise PublishError(f"`push` has no options {quote_names(sorted(unknown))}; they are {quote_names(names)}.")
+    chosen = PushOptions(**options)
+    plan = plan_publication(run, repo_id, chosen)
     api = api or HfApi()
     # Before merging weights, which takes its time.
     with translated_errors(api.endpoint):
         _check_base(api, plan.base)
-        repository, head = _open_repository(api, repo_id, options)
-    _check_head(repository, head, plan.base, options)
+        repository, head = _open_repository(api, repo_id, chosen)
+    _check_head(repository, head, plan.base, chosen)
     with staging(run.path / "publish") as folder:
         write_folder(dataclasses.replace(plan, repo_id=repository.id), folder, link=True)
         with translated_errors(api.endpoint):
-            return _commit(api, plan, folder, head=head, options=options)
+            return _commit(api, plan, folder, head=head, options=chosen)
 
 
 def _check_base(api: "HfApi", base: BaseModel) -> None:

@@ -44,20 +44,22 @@ _CONTROLS = {
 }
 
 
-def report(run: RunFolder, experiment: Experiment) -> Path:
+def report(run: RunFolder | str | Path, experiment: Experiment | None = None) -> Path:
     """Write `report.html`, and `scores.png` where there are scores; a run may lack any stage's files.
 
     Args:
-        run: The run folder.
-        experiment: What the run is of.
+        run: The run folder, or its path.
+        experiment: What the run is of; by default what its `run.yaml` says.
 
     Returns:
         The page.
 
     Raises:
+        RunError: There is no such run.
         DataError: A file of the run cannot be read as what it should be.
     """
-    results = read_results(run, experiment)
+    run = RunFolder.of(run)
+    results = read_results(run, experiment or run.load_experiment())
     if scores := _list_scores(results):
         write_figure(draw_score_histogram(scores, title=results.name), run.score_plot)
     write_text(run.report, render_page(results))
