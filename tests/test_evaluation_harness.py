@@ -167,7 +167,7 @@ def test_a_run_and_its_base_side_by_side(
     # Outside of any repository, of which `git` would complain.
     monkeypatch.chdir(run.path)
     other = ROW.model_copy(update={"task": "mmlu"})
-    run.benchmarks.write_text(json.dumps({"results": [row.to_dict() for row in (ROW, other)]}))
+    run.benchmarks.write_text(json.dumps({"tuned": [row.to_dict() for row in (ROW, other)]}))
     words = ["benchmark", str(run.path), "--tasks", "everyday_choice", "--base", "--limit", "10"]
     assert main(words) == 0
     captured = capfd.readouterr()
@@ -184,11 +184,11 @@ def test_a_run_and_its_base_side_by_side(
     stored = read_results(run.benchmarks)
     assert [row.task for row in stored["tuned"]] == ["mmlu", "everyday_choice", "everyday_choice"]
     assert stored["tuned"][0] == other
-    tuned, base = stored["tuned"][1], stored["base"][0]
+    tuned, base = stored["tuned"][1], stored["untuned"][0]
     assert tuned.value is not None
     assert base.value is not None
     assert tuned.difference is not None
-    assert tuned.difference["mean"] == pytest.approx(tuned.value - base.value)
+    assert tuned.difference.mean == pytest.approx(tuned.value - base.value)
 
 
 @pytest.mark.slow
