@@ -288,8 +288,8 @@ def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -
     games = _Games(frame, names)
     groups = games.group(numpy.ones(len(games.pairs), dtype=bool))
     if groups.max():
-        parts = sorted((frozenset(numpy.flatnonzero(groups == group)) for group in set(groups)), key=lambda p: -len(p))
-        listed = "; ".join(quote_names(names[index] for index in sorted(part)) for part in parts)
+        parts = [[name for name, own in zip(names, groups, strict=True) if own == group] for group in set(groups)]
+        listed = "; ".join(map(quote_names, sorted(parts, key=lambda part: (-len(part), part))))
         raise DataError(
             f"The {len(names)} sets of responses fall into {len(parts)} groups without a comparison between them: "
             f"{listed}. Ratings need a chain of comparisons from each set to each; judge a pair across the groups with "
@@ -310,7 +310,7 @@ class _Games:
 
     Args:
         frame: Verdicts: `id`, `first`, `second`, `score`.
-        names: The sets; ratings are in their order.
+        names: The sets, sorted; ratings are in their order.
     """
 
     def __init__(self, frame: "pandas.DataFrame", names: Sequence[str]) -> None:
@@ -318,12 +318,10 @@ class _Games:
 
         self._examples, ids = frame["id"].factorize()
         self.num_examples = len(ids)
-        numbers = {name: number for number, name in enumerate(names)}
-        sides = numpy.stack([frame[side].map(numbers) for side in ("first", "second")], axis=1)
-        turned = sides[:, 0] > sides[:, 1]
+        sides = numpy.stack([numpy.searchsorted(names, frame[side]) for side in ("first", "second")], axis=1)
         # [pairs, 2]: the two sets of a pair. Of each verdict [verdicts]: its pair, and the win of that pair's first.
-        self.pairs, self._pair = numpy.unique(numpy.sort(sides, axis=1), axis=0, return_inverse=True)
-        self._won = numpy.where(turned, 1 - frame["score"], frame["score"])
+        self.pairs, self._pair = numpy.unique(sides, axis=0, return_inverse=True)
+        self._won = frame["score"].to_numpy()
         # [pairs, sets]: 1 for the pair's first, -1 for its second.
         self._columns = numpy.eye(len(names))[self.pairs[:, 0]] - numpy.eye(len(names))[self.pairs[:, 1]]
 
