@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hf_instruct import rate_preferences
 from hf_instruct.cli.main import main
+from hf_instruct.evaluation.ratings import rate_preferences
 from hf_instruct.records import write_rows
 from hf_instruct.schema import Preference
 

@@ -8,13 +8,13 @@ import numpy
 import pytest
 import scipy.stats
 import sklearn.metrics
+from rows import judgment, preference, response
 
-from hf_instruct import measure_agreement
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.agreement import compute_kappa
+from hf_instruct.evaluation.agreement import compute_kappa, measure_agreement
 from hf_instruct.evaluation.verdict_table import load_verdicts
 from hf_instruct.records import write_rows
-from hf_instruct.schema import Judgment, Preference, Response
+from hf_instruct.schema import Preference
 
 # The scores that GPT-4 and Llama 3 8B gave to the same 100 answers, and the course's correlations of them.
 # Source: https://github.com/rasbt/LLMs-from-scratch at 28c65cd, ch07/03_model-evaluation/scores/
@@ -30,26 +30,6 @@ LLAMA3 = json.loads(
     "98,98,25,98,40,92,95,82,87,98,80,90,95,4,90,90,80,98,20,98,98,40,92,98]"
 )
 COURSE = {"pearson": 0.80489, "spearman": 0.698406, "kendall": 0.57292}
-
-
-def judgment(identifier: str, score: int | None, model: str = "m", rubric: str = "course") -> Judgment:
-    judge = {"backend": "local", "model": model}
-    return Judgment(
-        id=identifier,
-        score=score,
-        replies=[],
-        judge=judge,
-        rubric=rubric,
-        prompt_sha256="0" * 64,
-        seconds=0.0,
-        failure=None if score is not None else "no number",
-    )
-
-
-def preference(identifier: str, score: float | None, **values: Any) -> Preference:
-    fields: dict[str, Any] = {"first": "runs/a", "second": "runs/b", "judge": {"backend": "person", "model": "Ann"}}
-    fields |= {"rubric": "vote", "orders": [], "replies": [], "first_length": 1, "second_length": 1}
-    return Preference(id=identifier, score=score, **(fields | values))
 
 
 def write(path: Path, text: str) -> Path:
@@ -106,7 +86,7 @@ def test_ids_join_in_any_order_and_failures_are_counted(tmp_path: Path) -> None:
     agreement = measure_agreement(tmp_path, other)
     assert agreement.n == 3
     assert agreement.joined_by == "id"
-    assert agreement.first == (str(tmp_path), "judge m (local), rubric course", 4, 1, 1, 50.0)
+    assert agreement.first == (str(tmp_path), "judge llama3@365c0bd (ollama), rubric course", 4, 1, 1, 50.0)
     assert agreement.second == (str(other), "", 4, 0, 1, pytest.approx(155 / 3))
     assert agreement.estimates["mean_difference"].value == pytest.approx(5 / 3)
     assert measure_agreement(rows, {"d": 95, "b": 40, "a": 20}).estimates == agreement.estimates
@@ -115,10 +95,7 @@ def test_ids_join_in_any_order_and_failures_are_counted(tmp_path: Path) -> None:
 def test_verdicts_on_other_answers_are_called_that(tmp_path: Path) -> None:
     for name, answer in (("x", "yes"), ("y", "no")):
         write_rows(tmp_path / name / "judgments.jsonl", [judgment(i, int(i)) for i in "123"])
-        answers = [
-            Response(id=i, instruction="Is it?", input="", output="yes", response="yes" if i == "1" else answer)
-            for i in "123"
-        ]
+        answers = [response(i, "yes" if i == "1" else answer) for i in "123"]
         write_rows(tmp_path / name / "responses.jsonl", answers)
     notices = measure_agreement(tmp_path / "x", tmp_path / "y").notices
     assert notices[0] == (

@@ -1,13 +1,10 @@
 import pytest
+from rows import response
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.pairing import join_responses
-from hf_instruct.schema import Response
 
-ANSWERS = [
-    Response(id=f"id{number}", instruction=f"Name color {number}.", input="", output="Red.", response=f"Blue {number}.")
-    for number in range(20)
-]
+ANSWERS = [response(f"id{number}", f"Blue {number}.", instruction=f"Name color {number}.") for number in range(20)]
 
 
 def test_answers_are_joined_by_id_with_the_category_that_either_has() -> None:

@@ -4,6 +4,7 @@ import math
 
 import numpy
 import pytest
+from rows import preference
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.ratings import Rating, bradley_terry, length_controlled_win_rate, win_rate
@@ -13,18 +14,8 @@ from hf_instruct.schema import Preference
 def prefer(
     number: int | str, score: float | None, *, first: str = "a", second: str = "b", lengths: tuple[int, int] = (10, 10)
 ) -> Preference:
-    return Preference(
-        id=str(number),
-        first=first,
-        second=second,
-        score=score,
-        judge={},
-        rubric="pairwise",
-        orders=[],
-        replies=[],
-        first_length=lengths[0],
-        second_length=lengths[1],
-    )
+    sides = {"first": first, "second": second, "first_length": lengths[0], "second_length": lengths[1]}
+    return preference(str(number), score, **sides)
 
 
 def controlled(rows: list[Preference]) -> float:

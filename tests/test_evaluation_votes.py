@@ -3,6 +3,7 @@ import random
 from pathlib import Path
 
 import pytest
+from rows import response
 
 from hf_instruct.errors import DataError, RunError
 from hf_instruct.evaluation.pairing import Pair
@@ -17,14 +18,14 @@ from hf_instruct.evaluation.votes import (
     locked_votes,
 )
 from hf_instruct.records import append_rows, read_rows
-from hf_instruct.schema import JudgeIdentity, Preference, Response
+from hf_instruct.schema import JudgeIdentity, Preference
 
 NAMES = ("runs/a", "runs/b")
 
 
 def pair(number: int, second: str | None = None) -> Pair:
     answer = f"first {number}"
-    example = Response(id=f"id{number:02}", instruction=f"Task {number}?", input="", output="ref", response=answer)
+    example = response(f"id{number:02}", answer, instruction=f"Task {number}?")
     return Pair(example, answer, second or f"the second {number}")
 
 
