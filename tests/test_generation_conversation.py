@@ -164,10 +164,13 @@ def test_stop_keeps_what_was_written(alone: ChatModel) -> None:
     conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=100))
     stream = conversation.stream("Go on.")
     pieces = [next(stream), next(stream)]
+    # What is being written is there for a page to show, and no turn yet.
+    assert conversation.said[0].assistant.startswith("".join(pieces))
+    assert (conversation.said[0].user, conversation.turns) == ("Go on.", [])
     conversation.stop()
     pieces += stream
-    turn = conversation.turns[0]
-    assert turn == Turn("Go on.", "".join(pieces), "user")
+    (turn,) = conversation.said
+    assert turn == conversation.turns[0] == Turn("Go on.", "".join(pieces), "user")
     assert whole.response.startswith(turn.assistant)
     assert 0 < len(turn.assistant) < len(whole.response)
 

@@ -19,8 +19,10 @@ from hf_instruct.generation.strategies import (
     measure_continuation,
 )
 from hf_instruct.generation.token_text import encode_text, show_token
+from hf_instruct.plots import COLORS, build_figure, style_axes
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +30,17 @@ Table = tuple[list[str], list[list[str]]]
 
 # Of these the effect is shown beside the one that is asked for.
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
+# Of the plot.
+_WIDTH_INCHES = 8.2
+_ROW_INCHES = 0.23
+_LONGEST_LABEL = 18
+# By whether top-k and whether top-p keep a token; of the Okabe-Ito set, as `plots.COLORS`.
+_KEPT = {
+    (True, True): ("kept by top-k and top-p", "tuned"),
+    (True, False): ("kept by top-k only", "train"),
+    (False, True): ("kept by top-p only", "batch"),
+    (False, False): ("kept by neither", "base"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,3 +337,49 @@ def _list_prefixes(row: Prefix) -> list[Prefix]:
 
 def _until_end(row: Sequence[int], ends: set[int]) -> Prefix:
     return tuple(row[: next((index for index, token in enumerate(row) if token in ends), len(row)) + 1])
+
+
+def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Figure":
+    """Return the plot of the next token.
+
+    On the left a bar a token at the temperature asked for, coloured by what top-k and top-p keep; on the right its
+    probability at each of some temperatures.
+
+    Args:
+        found: Which tokens may come next.
+        title: A line above the plot, taken literally.
+    """
+    tokens = found.tokens
+    size = (_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(tokens))
+    figure = build_figure(size, title and _printable(title, longest=90))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for kept, (label, color) in _KEPT.items():
+        bars = [
+            (row, 100 * token.tempered) for row, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept
+        ]
+        if bars:
+            left.barh(*zip(*bars, strict=True), 0.72, color=COLORS[color], label=label)
+    left.set_yticks(range(len(tokens)), [_printable(token.text) for token in tokens], parse_math=False)
+    left.set_ylim(len(tokens) - 0.4, -0.6)
+    left.set_xlabel("probability of the next token, %")
+    for index, (temperature, marker) in enumerate(zip(TEMPERATURES, "v^os", strict=True)):
+        # On a logarithmic axis what is all but impossible would squeeze the rest.
+        points = [(100 * token.at[index], row) for row, token in enumerate(tokens) if token.at[index] >= 1e-6]
+        shape = {"marker": marker, "markersize": 4.5, "linewidth": 0.8}
+        right.plot(*zip(*points, strict=True), **shape, label=f"{temperature:g}")
+    right.set_xscale("log")
+    right.set_xlabel("probability at each temperature, % (logarithmic)")
+    for axes, name, corner in ((left, None, "lower right"), (right, "temperature", "best")):
+        style_axes(axes, grid="x")
+        axes.tick_params(which="both", labelsize=8, pad=4)
+        axes.legend(loc=corner, frameon=False, fontsize=8, title=name, title_fontsize=8, labelcolor=COLORS["text"])
+    return figure
+
+
+def _printable(text: str, *, longest: int = _LONGEST_LABEL) -> str:
+    """Return a label cut to length, with characters that the font lacks as their numbers."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont("DejaVu Sans")).get_charmap()
+    label = "".join(character if ord(character) in known else f"U+{ord(character):04X}" for character in text)
+    return label if len(label) <= longest else label[: longest - 1] + "…"

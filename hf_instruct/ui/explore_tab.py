@@ -133,8 +133,7 @@ class ExploreTab:
     def _show_next(
         self, model: "ChatModel", prompt: Any, temperature: float, top_k: float, top_p: float, top: float
     ) -> list[Any]:
-        from hf_instruct.generation.exploring import explore_next
-        from hf_instruct.generation.next_token_plot import draw_next_token_plot
+        from hf_instruct.generation.exploring import draw_next_token_plot, explore_next
 
         settings: dict[str, Any] = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p}
         found = explore_next(model.model, model.tokenizer, prompt, top=int(top), **settings)

@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import logging
 import threading
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,25 +79,6 @@ def _find_source(name: str, label: str) -> Source:
         raise RunError(f"{error} A model is named by its alias, its Hub id or its folder.") from error
 
 
-@dataclasses.dataclass
-class _Entry:
-    """A model that was loaded once.
-
-    Attributes:
-        model: Without its weights while they are dropped: conversations keep it, so that it has to stay.
-        label: What it was called by who asked for it first.
-        size: Its weights in bytes.
-        num_users: How many are using the weights now.
-        is_loaded: Whether the weights are there.
-    """
-
-    model: "ChatModel"
-    label: str
-    size: int
-    num_users: int = 0
-    is_loaded: bool = True
-
-
 class ModelPool:
     """The models that can be asked, by what they are called on the page. Safe to use from several threads.
 
@@ -113,9 +95,10 @@ class ModelPool:
             if source.run:
                 self._targets[f"{source.label}, untuned"] = (source, True)
         self._trust = trust_remote_code
-        # The one unused for longest first.
-        self._entries: dict[Hashable, _Entry] = {}
-        # Held while a model is loaded: two at once would need the memory for both weights files besides.
+        # The one unused for longest first; without its weights where they were dropped, as conversations keep it.
+        self._models: dict[Hashable, ChatModel] = {}
+        self._users: Counter[Hashable] = Counter()
+        # Held while a model is loaded: two together would need the memory for both weights files besides.
         self._loading = threading.Lock()
         # Held for a moment: who uses what, and whether its weights are there.
         self._lock = threading.Lock()
@@ -127,8 +110,7 @@ class ModelPool:
 
     def is_loaded(self, label: str) -> bool:
         """Return whether a model can answer immediately."""
-        entry = self._entries.get(self._key(label))
-        return entry is not None and entry.is_loaded
+        return hasattr(self._models.get(self._key(label)), "model")
 
     @contextlib.contextmanager
     def acquire(self, label: str) -> "Iterator[ChatModel]":
@@ -140,69 +122,71 @@ class ModelPool:
         Raises:
             InstructError: It cannot be loaded.
         """
-        entry = self._use(label)
-        if entry is None:
+        key = self._key(label)
+        if not self._use(key):
             with self._loading:
                 # Somebody else may have asked for it meanwhile.
-                entry = self._use(label) or self._load(label)
+                if not self._use(key):
+                    self._load(label, key)
         try:
-            yield entry.model
+            yield self._models[key]
         finally:
             with self._lock:
-                entry.num_users -= 1
+                self._users[key] -= 1
 
-    def _use(self, label: str) -> _Entry | None:
-        """Return a model, noted as in use; None where it has to be loaded."""
-        key = self._key(label)
+    def _use(self, key: Hashable) -> bool:
+        """Note a model as in use, and return whether its weights are there; otherwise it has to be loaded."""
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None or not entry.is_loaded:
-                return None
-            entry.num_users += 1
-            self._entries[key] = self._entries.pop(key)
-            return entry
+            if not hasattr(self._models.get(key), "model"):
+                return False
+            self._models[key] = self._models.pop(key)
+            self._users[key] += 1
+            return True
 
-    def _load(self, label: str) -> _Entry:
-        """Load a model and return it, noted as in use."""
+    def _load(self, label: str, key: Hashable) -> None:
+        """Load a model, and note it as in use."""
         from hf_instruct.generation.chat_model import ChatModel
 
         source, base = self._targets[label]
-        entry = self._entries.get(self._key(label))
-        self._make_room(label, entry.size if entry else self._estimate(source))
+        self._make_room(label, self._estimate(source))
         loaded = ChatModel.load(source.name, base=base, trust_remote_code=self._trust)
-        entry = entry or _Entry(loaded, label, loaded.model.get_memory_footprint())
         with self._lock:
-            entry.model.model, entry.is_loaded, entry.num_users = loaded.model, True, 1
-            self._entries.pop(self._key(label), None)
-            self._entries[self._key(label)] = entry
-        return entry
+            model = self._models.pop(key, loaded)
+            model.model = loaded.model
+            self._models[key] = model
+            self._users[key] += 1
 
     def _make_room(self, label: str, size: int) -> None:
         """Drop models until there is room for another, or none is left that could go."""
+        import torch
+
         device = best_device()
-        for entry in list(self._entries.values()):
+        for key, model in list(self._models.items()):
             mapped = mapped_bytes() if device == "cpu" else 0
             if free_bytes(device) - mapped >= size * _LEEWAY:
                 return
             with self._lock:
-                if entry.num_users or not entry.is_loaded:
+                if self._users[key] or not hasattr(model, "model"):
                     continue
-                entry.is_loaded = False
-            sizes = (entry.label, entry.size / 1e9, label, size / 1e9)
-            logger.info("Dropped %s (%.1f GB) from memory, to load %s (%.1f GB).", *sizes)
-            _drop_weights(entry)
+                del model.model
+            gc.collect()
+            give_back_freed_memory()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.info("Dropped %s from memory, to load %s (%.1f GB).", model.name, label, size / 1e9)
 
     def _estimate(self, source: Source) -> int:
-        """Return the bytes to expect of a model's weights; where nothing tells, those of the largest there was."""
+        """Return the bytes to expect of a model's weights; where nothing tells, those of the largest there is."""
         name, dtype, revision = source.name, "float32", None
         if source.experiment is not None:
             # A run's model is as large as the one it began with, adapters aside.
             model, dtype = source.experiment.model, source.experiment.generate.dtype
             name, revision = model.name, model.revision
         count = count_parameters(name, revision)
-        if count is None:
-            return max((entry.size for entry in self._entries.values()), default=0)
-        return int(count * _BYTES[dtype])
+        if count is not None:
+            return int(count * _BYTES[dtype])
+        there = [kept.model for kept in self._models.values() if hasattr(kept, "model")]
+        return max((weights.get_memory_footprint() for weights in there), default=0)
 
     def _key(self, label: str) -> Hashable:
         """Return what identifies a model: runs that began with the same one and ask it alike share it."""
@@ -233,13 +217,3 @@ def count_parameters(name: str, revision: str | None = None) -> float | None:
     except (OSError, ValueError, InstructError, NotASafetensorsRepoError, SafetensorsParsingError):
         # Whatever is wrong with the files, loading them says.
         return parse_num_parameters(name)
-
-
-def _drop_weights(entry: _Entry) -> None:
-    import torch
-
-    del entry.model.model
-    gc.collect()
-    give_back_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
