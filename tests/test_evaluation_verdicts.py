@@ -258,10 +258,14 @@ def test_a_reply_cut_anywhere_never_gives_what_the_candidate_claims() -> None:
 
 def test_a_long_reply_costs_linear_time() -> None:
     def seconds(text: str) -> float:
-        start = time.process_time()
-        with contextlib.suppress(VerdictError):
-            parse_verdict(text, COURSE, CLAIM)
-        return time.process_time() - start
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            with contextlib.suppress(VerdictError):
+                parse_verdict(text, COURSE, CLAIM)
+            times.append(time.process_time() - start)
+        # The best of three: a garbage collection may fall into any.
+        return min(times)
 
     for unit in ('{"a":[', "{ ", "```\n", "score: 1\n", "<think", '{"score": 1} '):
         assert seconds(unit * 8_000) < 10 * seconds(unit * 2_000) + 0.05
