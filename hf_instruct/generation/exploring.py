@@ -1,4 +1,4 @@
-"""How a model picks its words: the next token's probabilities, what beam search follows, a text under each strategy.
+"""How a model picks its words: the probabilities of the next token with their plot, and what beam search follows.
 
 Everything is what Transformers computes: its own warpers say which tokens stay, its own `generate()` searches and
 writes. The tables are those of the command line and of the page.
