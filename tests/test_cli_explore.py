@@ -98,6 +98,6 @@ def test_runs_that_are_missing(run: RunFolder, capsys: pytest.CaptureFixture[str
 def test_the_example_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "I enjoy walking with my cute dog", "--strategies", "beam", "--length", "40"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^  1  , +39\.\d\d%", text, re.MULTILINE)
+    assert re.search(r"^ +1  , +39\.\d\d%", text, re.MULTILINE)
     # What the strategy is known for.
     assert re.search(r"^beam +40 +[5-9]\d%", text, re.MULTILINE)
