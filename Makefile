@@ -47,7 +47,7 @@ unit: setup  ## the fast tests
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 slow: setup  ## the tests that train a model or start a server
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -q -m slow --durations=10
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist load -m slow --durations=10
 
 format: setup  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .

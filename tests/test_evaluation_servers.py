@@ -48,8 +48,8 @@ def test_ollamas_protocol(upstream: str, model: Path, course_responses_file: Pat
             max_new_tokens=12,
         )
     assert_verdicts_or_named_failures(judged)
-    assert judged.scores["total"] == 6
-    assert judged.scores["judge"]["server_version"] == "0.6.5"
+    assert judged.scores.total == 6
+    assert judged.scores.judge.server_version == "0.6.5"
     assert read_rows(tmp_path / "out" / "judgments.jsonl", Judgment) == judged.judgments
 
 
