@@ -81,6 +81,8 @@ TRAINING_CASES = [
     ),
 ]
 _DRY = Plan(1, 1, warm_up=1)
+_PRECISIONS = ("float32", "bfloat16")
+_TRIAL = Plan(1, 2, warm_up=1)
 _DRY_BATCH_SIZE = 2
 
 
@@ -98,8 +100,10 @@ def run_training_case(case: TrainingCase, bench: Bench) -> Outcome:
         plan = dataclasses.replace(plan, contestants=case.full.contestants)
         case = dataclasses.replace(case, shape=bench.shape(case.shape), batch_size=_DRY_BATCH_SIZE)
     reports: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.contestants}
+    precision = find_faster_precision(case, bench) if "trl-tuned" in plan.contestants else "float32"
     for name in order_turns(plan, beside_each=bench.mode == "full"):
-        report = run_job("contestants", _build_job(case, plan, name, bench), deadline=bench.deadline)
+        job = dataclasses.replace(_build_job(case, plan, name, bench), precision=precision)
+        report = run_job("contestants", job, deadline=bench.deadline)
         reports[name].append(report)
         tell(f"{case.name}: {name}: {statistics.median(report['seconds']):.2f} s/step")
     outcome = Outcome(contestants={name: merge_turns(turns) for name, turns in reports.items()})
@@ -111,6 +115,21 @@ def run_training_case(case: TrainingCase, bench: Bench) -> Outcome:
     for name in set(case.full.contestants) - set(plan.contestants):
         outcome.skipped[f"{case.name}.speedup_vs_{name.replace('-', '_')}"] = "the quick run leaves it out"
     return outcome
+
+
+def find_faster_precision(case: TrainingCase, bench: Bench) -> str:
+    """Return the precision in which TRL takes less time for a step: both are tried for three steps.
+
+    The quick run has no time for that, and goes by the rate of plain matrix products.
+    """
+    if bench.mode == "quick":
+        return max(_PRECISIONS, key=lambda precision: float(bench.peaks()[precision]))
+    seconds = {}
+    for precision in _PRECISIONS:
+        job = dataclasses.replace(_build_job(case, _TRIAL, "trl-tuned", bench), precision=precision)
+        seconds[precision] = min(run_job("contestants", job, deadline=bench.deadline)["seconds"])
+        tell(f"{case.name}: trl-tuned in {precision}: {seconds[precision]:.2f} s/step")
+    return min(seconds, key=lambda precision: seconds[precision])
 
 
 def order_turns(plan: Plan, *, beside_each: bool) -> list[str]:
