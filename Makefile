@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# For a machine-specific torch: make setup PIP_ARGS="--index-url ..." (see Installation in the README).
+# For a machine-specific torch: make setup PIP_ARGS="--index-url ..." (see Install in the README).
 PIP_ARGS ?=
 # More options for the benchmark: make bench BENCH_ARGS="--only generate"; `python -m benchmarks --help` lists them.
 BENCH_ARGS ?=

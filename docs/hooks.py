@@ -1,7 +1,6 @@
 """Write the reference while the site is built, from the code itself: nothing of it is kept by hand."""
 
 import argparse
-import dataclasses
 import importlib
 import inspect
 import os
@@ -13,7 +12,7 @@ from mkdocs.structure.files import File, Files
 
 import hf_instruct
 from hf_instruct import config as settings
-from hf_instruct import errors, records
+from hf_instruct import errors, records, schema
 
 # Of the help texts; argparse asks the terminal otherwise, and a page should not depend on where it was built.
 _COLUMNS = 100
@@ -24,9 +23,9 @@ _STAGES = {
     "models": "Models",
     "training": "Fine-tuning",
     "generation": "Answers",
-    "judging": "Judging and metrics",
-    "comparing": "Comparing",
-    "publishing": "Publishing",
+    "evaluation": "Judging, metrics and comparison",
+    "reporting": "The report",
+    "hub": "Publishing",
     "pipeline": "All stages at once",
     "run_folder": "The run folder",
 }
@@ -135,8 +134,8 @@ def write_python() -> str:
         "# Python",
         "",
         "What `from hf_instruct import …` offers. Importing the package loads neither torch nor TRL: a name is looked "
-        "up when it is first used. `Example`, `Response`, `Splits` and `InstructError` are on the page "
-        "[Rows and errors](records.md).",
+        "up when it is first used. `InstructError`, and what the files of a run folder hold, are on the page "
+        "[Files and errors](records.md).",
     ]
     for stage in order:
         if stage in by_stage and stage not in _ELSEWHERE:
@@ -146,22 +145,22 @@ def write_python() -> str:
 
 
 def write_records() -> str:
-    """Return the page of the rows of our files, and of the errors."""
+    """Return the page of what our files hold, and of the errors."""
     rows = [
-        name
-        for name, value in vars(records).items()
-        if dataclasses.is_dataclass(value) and value.__module__ == records.__name__
+        value
+        for value in vars(schema).values()
+        if inspect.isclass(value) and issubclass(value, schema.Record) and value is not schema.Record
     ]
     tree = inspect.cleandoc(errors.__doc__ or "").partition("\n\n")[2]
     lines = [
-        "# Rows and errors",
+        "# Files and errors",
         "",
-        "## Rows",
+        "## Files",
         "",
-        "Every `.jsonl` file of a run folder holds rows of one of these, one JSON object a line. `Splits` is how three "
-        "such files come in Python.",
+        "What the files of a run folder hold. The lines of `data/*.jsonl` are an `Example` each; the other classes "
+        "name their file, or are part of one.",
     ]
-    lines += [line for name in rows for line in ("", f"::: {records.__name__}.{name}")]
+    lines += [line for row in (records.Example, *rows) for line in ("", f"::: {row.__module__}.{row.__name__}")]
     lines += ["", "## Errors", "", "What a user can cause, in one tree; `except InstructError` catches all of it.", ""]
     lines += ["```text", tree, "```", "", f"::: {errors.__name__}.InstructError"]
     return "\n".join(lines) + "\n"
