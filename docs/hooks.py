@@ -160,7 +160,9 @@ def write_records() -> str:
         "What the files of a run folder hold. The lines of `data/*.jsonl` are an `Example` each; the other classes "
         "name their file, or are part of one.",
     ]
-    lines += [line for row in (records.Example, *rows) for line in ("", f"::: {row.__module__}.{row.__name__}")]
+    for row in (records.Example, *rows):
+        # The comments beside the fields are their description.
+        lines += ["", f"::: {row.__module__}.{row.__name__}", "    options: {show_source: true}"]
     lines += ["", "## Errors", "", "What a user can cause, in one tree; `except InstructError` catches all of it.", ""]
     lines += ["```text", tree, "```", "", f"::: {errors.__name__}.InstructError"]
     return "\n".join(lines) + "\n"
