@@ -60,7 +60,7 @@ def test_all_problems_are_listed() -> None:
     "name", ["judge.seed", "generate.max_new_tokens", "data.limit", "train.max_length", "train.label_smoothing_factor"]
 )
 def test_what_validation_cannot_choose(name: str) -> None:
-    assert problems_of(f"{name}=1,2")[0].startswith(f"`{name}` is not for a sweep: it ")
+    assert problems_of(f"{name}=1,2")[0].startswith(f"`{name}` cannot be swept: it ")
 
 
 def test_the_prompt_format_can_be_swept() -> None:

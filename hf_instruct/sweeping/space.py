@@ -19,18 +19,21 @@ _NAME = re.compile(r"\w+(\.\w+)+")
 # A range of real numbers this wide is searched by its logarithm.
 _LOG_RATIO = 10
 _LONGEST_NAME = 100
-_TOO_LATE = "it takes effect after training, so the validation loss is the same for all"
-_OTHER_TOKENS = "it changes which tokens the validation loss is over, so losses cannot be compared"
-_OTHER_LOSS = "it changes how the validation loss is computed, so losses cannot be compared"
-# Why the validation loss cannot choose between values of these.
+# Sections and fields between whose values the validation loss cannot choose, and why.
 _NOT_TO_SWEEP = {
-    "generate": _TOO_LATE,
-    "judge": _TOO_LATE,
+    **dict.fromkeys(
+        ("generate", "judge"), "it takes effect after training, so the validation loss is the same for all"
+    ),
     "data": "it changes the validation examples, so their losses cannot be compared",
-    "train.completion_only_loss": _OTHER_TOKENS,
-    "train.max_length": _OTHER_TOKENS,
-    "train.loss_type": _OTHER_LOSS,
-    "train.label_smoothing_factor": _OTHER_LOSS,
+    **dict.fromkeys(
+        ("train.completion_only_loss", "train.max_length"),
+        "it changes which tokens the validation loss is over, so losses cannot be compared",
+    ),
+    **dict.fromkeys(
+        ("train.loss_type", "train.label_smoothing_factor"),
+        "it changes how the validation loss is computed, so losses cannot be compared",
+    ),
+    "data.prompt_format": "",
 }
 
 Point = dict[str, Any]
@@ -38,13 +41,7 @@ Point = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A setting and what it may be.
-
-    Attributes:
-        name: Dotted.
-        values: Those it may take, each once, in the order given; of a range its two ends, both included.
-        is_range: Whether any number between the two may be taken.
-    """
+    """A setting by its dotted name and what it may be: one of its values, or any number between two, ends included."""
 
     name: str
     values: tuple[Any, ...]
@@ -78,7 +75,7 @@ def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
     ['train.learning_rate=1e-05,5e-05', 'lora.r=8..64']
     """
     axes: dict[str, Axis] = {}
-    problems: list[str] = []
+    problems = [] if texts else ["there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,1e-4`"]
     for text in texts:
         try:
             axis = _parse_axis(text, searched=searched)
@@ -87,8 +84,6 @@ def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
             axes[axis.name] = axis
         except ValueError as error:
             problems.append(str(error))
-    if not texts:
-        problems.append("there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,5e-5,1e-4`")
     if problems:
         raise ConfigError.listing(problems, "in what to sweep")
     return list(axes.values())
@@ -99,20 +94,19 @@ def _parse_axis(text: str, *, searched: bool) -> Axis:
     values = parse_flag_value(f"[{given}]")
     if not _NAME.fullmatch(name) or not isinstance(values, list) or not values:
         raise ValueError(f"`--set {text}` is not SECTION.FIELD=VALUE,VALUE, as in `--set lora.r=8,16`")
-    reason = _NOT_TO_SWEEP.get(name, _NOT_TO_SWEEP.get(name.partition(".")[0]))
-    if reason and name != "data.prompt_format":
-        raise ValueError(f"`{name}` is not for a sweep: {reason}")
+    if reason := _NOT_TO_SWEEP.get(name, _NOT_TO_SWEEP.get(name.partition(".")[0])):
+        raise ValueError(f"`{name}` cannot be swept: {reason}")
     if found := _RANGE.fullmatch(given):
         # Not as YAML, which does not take `1.` for a number.
         is_whole = all(re.fullmatch(r"[-+]?\d+", end) for end in found.groups())
-        ends = tuple((int if is_whole else float)(end) for end in found.groups())
+        low, high = ((int if is_whole else float)(end) for end in found.groups())
         if not searched:
             raise ValueError(f"`--set {text}` is a range, which needs `--trials N`; a grid takes values: {name}=A,B")
-        if not ends[0] < ends[1] < math.inf:
-            raise ValueError(f"`--set {text}` is empty; the first end is to be below the second")
-        return Axis(name, ends, is_range=True)
+        if not low < high < math.inf:
+            raise ValueError(f"`--set {text}` is empty; the first end must be below the second")
+        return Axis(name, (low, high), is_range=True)
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        raise ValueError(f"`--set {text}` holds what is not a finite number")
+        raise ValueError(f"`--set {text}` has a value that is not a finite number")
     # By their text: 1 and true are equal in Python, and 1e-4 and 0.0001 the same.
     return Axis(name, tuple({json.dumps(value, sort_keys=True, default=str): value for value in values}.values()))
 
@@ -138,9 +132,16 @@ def suggest(axes: Sequence[Axis], tried: Sequence[tuple[Point, float | None]], *
         seed: Of the search.
     """
     import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    def build_distribution(axis: Axis) -> Any:
+        if not axis.is_range:
+            # As text, since a category may be a list, and 1 and true are to differ.
+            return CategoricalDistribution([json.dumps(value) for value in axis.values])
+        return IntDistribution(*axis.values) if axis.is_whole else FloatDistribution(*axis.values, log=axis.is_log)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {axis.name: _build_distribution(axis) for axis in axes}
+    distributions = {axis.name: build_distribution(axis) for axis in axes}
     # A sampler of its own for each trial: one that lives on would draw differently after an interruption.
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed + len(tried)))
     for point, loss in tried:
@@ -150,26 +151,6 @@ def suggest(axes: Sequence[Axis], tried: Sequence[tuple[Point, float | None]], *
         study.add_trial(trial)
     found = study.ask(distributions).params
     return {axis.name: found[axis.name] if axis.is_range else json.loads(found[axis.name]) for axis in axes}
-
-
-def _build_distribution(axis: Axis) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if not axis.is_range:
-        # As text, since a category may be a list, and 1 and true are to differ.
-        return CategoricalDistribution([json.dumps(value) for value in axis.values])
-    return IntDistribution(*axis.values) if axis.is_whole else FloatDistribution(*axis.values, log=axis.is_log)
-
-
-def format_point(point: Mapping[str, Any]) -> str:
-    """Return settings as they are shown, by the last part of their names where that is not ambiguous.
-
-    >>> format_point({"train.learning_rate": 1e-05, "lora.r": 8})
-    'learning_rate=1e-05,r=8'
-    """
-    return ",".join(
-        f"{name}={format_value(value)}" for name, value in zip(short_names(point), point.values(), strict=True)
-    )
 
 
 def short_names(names: Iterable[str]) -> list[str]:
@@ -183,18 +164,14 @@ def short_names(names: Iterable[str]) -> list[str]:
     return [last if counts[last] == 1 else name for name, last in lasts.items()]
 
 
-def folder_name(point: Mapping[str, Any]) -> str:
-    """Return the name of a point's run folder: readable, safe in any file system, different for different points.
+def format_point(point: Mapping[str, Any]) -> str:
+    """Return settings as they are shown.
 
-    >>> folder_name({"train.learning_rate": 1e-05, "lora.target_modules": "all-linear"})
-    'learning_rate=1e-05,target_modules=all-linear'
+    >>> format_point({"train.learning_rate": 1e-05, "lora.r": 8})
+    'learning_rate=1e-05,r=8'
     """
-    text = format_point(point)
-    name = re.sub(r"[^\w=,.+-]+", "_", text, flags=re.ASCII)
-    if name == text and len(name) <= _LONGEST_NAME and all(map(_is_exact, point.values())):
-        return name
-    digest = hashlib.sha256(json.dumps(point, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    return f"{name[:_LONGEST_NAME]}-{digest}"
+    shown = zip(short_names(point), map(format_value, point.values()), strict=True)
+    return ",".join(f"{name}={value}" for name, value in shown)
 
 
 def format_value(value: Any) -> str:
@@ -206,7 +183,18 @@ def format_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _is_exact(value: Any) -> bool:
-    """Return whether the shown value differs from how any other is shown: a text `8` is shown like the number."""
-    shown = parse_flag_value(format_value(value))
-    return bool(shown == value and type(shown) is type(value))
+def folder_name(point: Mapping[str, Any]) -> str:
+    """Return the name of a point's run folder: readable, safe in any file system, different for different points.
+
+    >>> folder_name({"train.learning_rate": 1e-05, "lora.target_modules": "all-linear"})
+    'learning_rate=1e-05,target_modules=all-linear'
+    """
+    text = format_point(point)
+    name = re.sub(r"[^\w=,.+-]+", "_", text, flags=re.ASCII)
+    # A text `8` is shown like the number, and 0.123456 like 0.1235: then a hash tells them apart.
+    shown = [parse_flag_value(format_value(value)) for value in point.values()]
+    is_exact = all(one == value and type(one) is type(value) for one, value in zip(shown, point.values(), strict=True))
+    if name == text and len(name) <= _LONGEST_NAME and is_exact:
+        return name
+    digest = hashlib.sha256(json.dumps(point, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{name[:_LONGEST_NAME]}-{digest}"

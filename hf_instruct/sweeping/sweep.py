@@ -4,8 +4,6 @@ Candidates are trained only. The test split is answered and judged once, for the
 that chose its own run would be too high.
 """
 
-import csv
-import io
 import json
 import logging
 import math
@@ -13,7 +11,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,16 +26,8 @@ from hf_instruct.processes import Terminated, configure_process, sigterm_interru
 from hf_instruct.records import read_file, write_json, write_text
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.schema import Scores, TrainingSummary
-from hf_instruct.sweeping.space import (
-    Axis,
-    Point,
-    build_grid,
-    folder_name,
-    format_point,
-    parse_axes,
-    probe_points,
-    suggest,
-)
+from hf_instruct.sweeping.space import Axis, Point, build_grid, folder_name, format_point, parse_axes, probe_points
+from hf_instruct.sweeping.space import suggest as suggest_point
 
 logger = logging.getLogger(__name__)
 
@@ -46,56 +36,34 @@ _TESTING = ("generate", "judge", "report")
 
 
 class Candidate(BaseModel):
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        name: Of its run folder, in the sweep's folder.
-        settings: What it differs in, by dotted name.
-        validation_loss: Last loss on the validation examples, in nats per label token.
-        seconds: Time of its training loop.
-        error: Why it failed.
-        times: How often a search came to it; it is trained once.
-    """
-
-    name: str
-    settings: Point
+    name: str  # of its run folder, in the sweep's folder
+    settings: Point  # what it differs in
     status: Literal["waiting", "finished", "failed"] = "waiting"
-    validation_loss: float | None = None
+    validation_loss: float | None = None  # the last one, in nats per label token
     train_loss: float | None = None
-    seconds: float | None = None
-    error: str | None = None
-    times: int = 1
+    seconds: float | None = None  # of its training loop
+    error: str | None = None  # why it failed
+    times: int = 1  # how often a search came to it; it is trained once
 
 
 class Sweep(BaseModel):
-    """A sweep, planned or done: what `sweep.json` holds.
+    """A sweep, planned or done: what `sweep.json` holds, and what to run, which the command says again each time."""
 
-    Attributes:
-        path: Its folder; each candidate's run folder is in it.
-        file: The experiment file.
-        overrides: Settings of all runs, by dotted name, over those of the file.
-        training: What all runs have in common, as far as it bears on training; of a search also what it varies.
-        axes: What is varied.
-        trials: How many runs to search with; None for a grid.
-        seed: Of the search.
-        candidates: In the order in which they run.
-        selected: Name of the candidate with the lowest validation loss.
-        tested: Names of the candidates whose test score was computed, in that order.
-        test_scores: The selected run's `scores.json`.
-    """
-
-    path: Path
-    file: Path
-    overrides: dict[str, Any] = Field({}, exclude=True)
+    path: Path  # each candidate's run folder is in it
+    file: Path  # the experiment
+    overrides: dict[str, Any] = Field({}, exclude=True)  # settings of all runs over those of the file
+    # What all runs have in common, as far as it bears on training; of a search also what it varies.
     training: dict[str, Any]
     axes: list[Axis] = Field([], exclude=True)
-    trials: int | None = Field(None, exclude=True)
+    trials: int | None = Field(None, exclude=True)  # None for a grid
     seed: int = Field(0, exclude=True)
     chosen_by: Literal["validation_loss"] = "validation_loss"
-    candidates: list[Candidate] = []
-    selected: str | None = None
-    tested: list[str] = []
-    test_scores: Scores | None = None
+    candidates: list[Candidate] = []  # in the order in which they run
+    selected: str | None = None  # name of the candidate with the lowest validation loss
+    tested: list[str] = []  # names of those whose test score was computed, in that order
+    test_scores: Scores | None = None  # of the selected run
 
     def folder(self, candidate: Candidate) -> RunFolder:
         """Return a candidate's run folder."""
@@ -109,19 +77,32 @@ class Sweep(BaseModel):
         """Return the candidates, lowest validation loss first, those without one last."""
         return sorted(self.candidates, key=lambda c: math.inf if c.validation_loss is None else c.validation_loss)
 
+    def next_candidate(self) -> Candidate | None:
+        """Return what is to be trained next: what waits, or in a search what it suggests until it had its trials."""
+        while True:
+            if waiting := next((c for c in self.candidates if c.status == "waiting"), None):
+                return waiting
+            tried = [(c.settings, c.validation_loss) for c in self.candidates for _ in range(c.times)]
+            if len(tried) >= (self.trials or 0):
+                return None
+            point = suggest_point(self.axes, tried, seed=self.seed)
+            # The same settings may come twice where there are few; they would train to the same loss.
+            if known := next((c for c in self.candidates if c.name == folder_name(point)), None):
+                known.times += 1
+            else:
+                self.candidates.append(Candidate(name=folder_name(point), settings=point))
+
     def save(self) -> None:
         """Write `sweep.json`, and `sweep.csv` for other programs."""
+        from pandas import DataFrame
+
         write_json(self.path / "sweep.json", self.model_dump(mode="json"))
         rows = []
         for candidate in self.ranked():
             found = candidate.model_dump(exclude={"name", "settings", "times"})
             selected = "yes" if candidate.name == self.selected else ""
             rows.append({"run": candidate.name, **candidate.settings, **found, "selected": selected})
-        stream = io.StringIO()
-        table = csv.DictWriter(stream, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_text(self.path / "sweep.csv", stream.getvalue())
+        write_text(self.path / "sweep.csv", DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
 def read_sweep(path: Path) -> Sweep | None:
@@ -167,35 +148,27 @@ def plan_sweep(
     if twice := [f"`--{axis.name}` is both fixed and swept" for axis in axes if axis.name in overrides]:
         raise ConfigError("Take one of the two out:", twice)
     if trials is not None and find_spec("optuna") is None:
-        raise ConfigError(
-            "`--trials` needs the package Optuna, which is not installed: pip install 'hf-instruct[search]'. Without "
-            "it, a grid of values can be swept."
-        )
+        raise ConfigError("`--trials` needs Optuna, which is not installed: pip install 'hf-instruct[search]'.")
     # The file itself first: its problems are not those of the sweep.
     common = plain_values(load_experiment(file, overrides))
     training = {name: common.get(name) for name in ("data", "model", "train", "lora")}
-    sweep = Sweep(
-        training=training | ({"search": {"settings": [str(axis) for axis in axes], "seed": seed}} if trials else {}),
-        path=path or default_path(file).with_name(default_path(file).name + "-sweep"),
-        file=file,
-        overrides=overrides,
-        axes=axes,
-        trials=trials,
-        seed=seed,
-    )
-    seen: dict[str, Point] = {}
+    if trials:
+        training["search"] = {"settings": [str(axis) for axis in axes], "seed": seed}
+    path = path or default_path(file).with_name(default_path(file).name + "-sweep")
+    sweep = Sweep(path=path, file=file, overrides=overrides, training=training, axes=axes, trials=trials, seed=seed)
+    points: dict[str, Point] = {}
     problems: dict[str, None] = {}
     for point in probe_points(axes) if trials else build_grid(axes):
         try:
             experiment = sweep.experiment(point, deep=True)
             check_experiment(experiment, _TRAINING)
-            seen.setdefault(json.dumps(plain_values(experiment), sort_keys=True), point)
+            points.setdefault(json.dumps(plain_values(experiment), sort_keys=True), point)
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems or [str(error)])
     if problems:
         raise ConfigError.listing(list(problems), "in what to sweep")
     if not trials:
-        sweep.candidates = [Candidate(name=folder_name(point), settings=point) for point in seen.values()]
+        sweep.candidates = [Candidate(name=folder_name(point), settings=point) for point in points.values()]
     return sweep
 
 
@@ -216,7 +189,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
 
     Raises:
         ConfigError: The judge cannot be used.
-        RunError: The folder holds another sweep or something else, another process works on it, or no run finished.
+        RunError: The folder contains another sweep or something else, another process works on it, or no run finished.
         InstructError: The selected run could not be answered or judged; its training is kept.
     """
     _open(sweep, resume=resume)
@@ -224,13 +197,12 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
     if any(axis.name == "model.name" for axis in sweep.axes):
         logger.warning("`model.name` varies: the losses of two models compare only if they have the same tokenizer.")
     with RunFolder(sweep.path).locked():
-        for candidate in _choose_candidates(sweep):
+        while candidate := sweep.next_candidate():
             # Before it trains: a search that is cut off trains it first when it continues.
             sweep.save()
             _train(sweep, candidate)
-        best = _select(sweep)
-        finished = [c for c in sweep.ranked() if c.status == "finished" and c is not best]
-        for candidate in [best, *(finished if judge_all else [])]:
+        best, *others = _rank_finished(sweep)
+        for candidate in [best, *(others if judge_all else [])]:
             if candidate.name not in sweep.tested:
                 sweep.tested.append(candidate.name)
             # Before the answers: a score that may have been seen counts as seen.
@@ -245,13 +217,10 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
 
 def _open(sweep: Sweep, *, resume: bool) -> None:
     """Take over what the folder holds of this sweep, or refuse."""
-    path = sweep.path
-    known = read_sweep(path)
+    path, known = sweep.path, read_sweep(sweep.path)
     if known is None:
         if is_occupied(path):
-            raise RunError(
-                f"`{path}` exists and is not a sweep, so nothing is written there. Name another `--sweep-dir`."
-            )
+            raise RunError(f"`{path}` exists and is not a sweep folder. Name another `--sweep-dir`.")
         return
     if not resume:
         raise RunError(
@@ -265,69 +234,51 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
         )
     sweep.candidates = list(({c.name: c for c in sweep.candidates} | {c.name: c for c in known.candidates}).values())
     for candidate in sweep.candidates:
-        if candidate.status == "finished" and not is_done(sweep.folder(candidate), "train"):
-            # Its folder was deleted meanwhile.
+        was_deleted = candidate.status == "finished" and not is_done(sweep.folder(candidate), "train")
+        if was_deleted or (candidate.status == "failed" and not sweep.trials):
             candidate.status, candidate.validation_loss = "waiting", None
     sweep.tested = list(known.tested)
 
 
-def _choose_candidates(sweep: Sweep) -> Iterator[Candidate]:
-    """Yield what is to be trained: the rest of a grid, or what a search comes to until it has had its trials."""
-    if sweep.trials is None:
-        yield from [candidate for candidate in sweep.candidates if candidate.status != "finished"]
-        return
-    while True:
-        yield from [candidate for candidate in sweep.candidates if candidate.status == "waiting"]
-        tried = [(c.settings, c.validation_loss) for c in sweep.candidates for _ in range(c.times)]
-        if len(tried) >= sweep.trials:
-            return
-        point = suggest(sweep.axes, tried, seed=sweep.seed)
-        # The same settings may come twice where there are few; they would train to the same loss.
-        known = next((c for c in sweep.candidates if c.name == folder_name(point)), None)
-        if known:
-            known.times += 1
-        else:
-            sweep.candidates.append(Candidate(name=folder_name(point), settings=point))
-
-
 def _train(sweep: Sweep, candidate: Candidate) -> None:
     """Train one candidate and note its losses, or why it failed."""
-    count = sweep.trials or len(sweep.candidates)
-    logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, format_point(candidate.settings))
+    shown, count = format_point(candidate.settings), sweep.trials or len(sweep.candidates)
+    logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, shown)
     folder = sweep.folder(candidate)
     if folder.path.exists():
         # Refuses where a process that was left over still works on it.
         with folder.locked():
             pass
-    candidate.error = _in_own_process(sweep.experiment(candidate.settings), folder, _TRAINING)
-    candidate.status = "failed"
+    candidate.status, candidate.error = (
+        "failed",
+        _in_own_process(sweep.experiment(candidate.settings), folder, _TRAINING),
+    )
     if candidate.error is None:
         summary = read_file(folder.training_summary, TrainingSummary)
-        if summary is None or summary.validation_loss is None:
-            candidate.error = "its validation loss is not a number"
-        else:
+        if summary and summary.validation_loss is not None:
             candidate.status, candidate.validation_loss = "finished", summary.validation_loss
             candidate.train_loss, candidate.seconds = summary.train_loss, summary.seconds
-    if candidate.error:
-        logger.warning("%s failed: %s", format_point(candidate.settings), candidate.error)
+            return
+        candidate.error = "its validation loss is not a number"
+    logger.warning("%s failed: %s", shown, candidate.error)
 
 
-def _select(sweep: Sweep) -> Candidate:
-    """Return the candidate with the lowest validation loss."""
-    best = sweep.ranked()[0]
-    sweep.selected = best.name if best.status == "finished" else None
+def _rank_finished(sweep: Sweep) -> list[Candidate]:
+    """Return the candidates that finished, the one with the lowest validation loss first, and note that one."""
+    finished = [candidate for candidate in sweep.ranked() if candidate.status == "finished"]
+    sweep.selected = finished[0].name if finished else None
     sweep.save()
-    if best.status != "finished":
+    if not finished:
         raise RunError(
             f"None of the {len(sweep.candidates)} runs in `{sweep.path}` finished, so there is nothing to choose from. "
             f"The first one: {sweep.candidates[0].error}"
         )
-    if others := [name for name in sweep.tested if name != best.name]:
+    if seen := [name for name in sweep.tested if name != sweep.selected]:
         logger.warning(
             "Test scores were computed before, for %s: a choice made after seeing them is no longer blind.",
-            quote_names(others),
+            quote_names(seen),
         )
-    return best
+    return finished
 
 
 def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[str]) -> str | None:
@@ -350,9 +301,7 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
         return None
     if receiver.poll():
         return str(receiver.recv())
-    if process.exitcode is not None and process.exitcode < 0:
-        return f"its process was killed (signal {-process.exitcode}), by the system when memory runs out"
-    return f"its process ended with status {process.exitcode}; what it printed says more"
+    return f"its process ended with status {process.exitcode} (-9: killed, as when memory runs out)"
 
 
 def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Connection) -> None:
@@ -374,7 +323,6 @@ def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Con
 
 def _end_with_parent() -> None:
     """End this process when the one that started it is gone, so that nothing trains on unseen."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
