@@ -1,22 +1,38 @@
-"""What reaches the terminal: numbers as text, tables, and all output, errors and logs, harmless whoever wrote them.
+"""What is shown: numbers as text, tables, and all output, errors and logs, harmless whoever wrote them.
 
 Answers, servers' replies, files and names may hold escape sequences, by which a text steers the terminal that shows it.
-They are taken out where text is printed, and nowhere else. Progress bars write their own codes around this.
+They are taken out where text is printed, and nowhere else. Progress bars write their own codes around this. Secrets are
+cut out of what is shown or written.
 """
 
 import contextlib
 import json
 import logging
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TextIO, cast
 
-from hf_instruct.redaction import redact
-
 # Joiners that several scripts and emoji are spelt with; they steer nothing.
 _JOINERS = "\u200c\u200d"
+# Of the Hub and of OpenAI and those who write keys its way. Names such as `hf_finetuning_experiments` have no such row
+# of letters and digits.
+_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk[_-][A-Za-z0-9_-]*[A-Za-z0-9]{16}[A-Za-z0-9_-]*)")
+# Everything before the last `@` of a host part: a password may hold an `@` itself. `git@` alone is no secret.
+_USER = re.compile(r"://(?!git@[^/\s@]*(?:[/\s]|$))[^/\s]+@")
+
+
+def redact(value: Any) -> Any:
+    """Return a plain value whose texts hold no user:password part of an address and no Hub or API token."""
+    if isinstance(value, dict):
+        return {key: redact(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [redact(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    return _TOKEN.sub("[token removed]", _USER.sub("://", value))
 
 
 def clean_text(text: str) -> str:

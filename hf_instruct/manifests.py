@@ -3,6 +3,7 @@
 `manifest.json` is written when all other files are on disk, and renamed into place: a folder that has one is whole.
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -34,19 +35,12 @@ class Weights(BaseModel):
 
 
 class Origin(BaseModel):
-    """What weights were trained from.
+    """What weights were trained from."""
 
-    Attributes:
-        num_processes: How many processes trained together: the batches depend on it.
-        sharding: `FSDP` or `DEEPSPEED`, whose checkpoints are in formats of their own, or None.
-        examples_sha256: Checksum of the training and validation examples, in order.
-        base: The base model; None where it came from no folder and no snapshot.
-    """
-
-    num_processes: int
-    sharding: str | None
-    examples_sha256: str
-    base: Weights | None
+    num_processes: int  # that trained together: the batches depend on it
+    sharding: str | None  # `FSDP` or `DEEPSPEED`, whose checkpoints are in formats of their own
+    examples_sha256: str  # of the training and validation examples, in order
+    base: Weights | None  # None where it came from no folder and no snapshot
 
 
 class Manifest(BaseModel):
@@ -72,7 +66,7 @@ def write_manifest(folder: Path, origin: Origin | None) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder; None where it has none, as what older versions wrote.
+    """Return the manifest of a folder; None where it has none, as a model made elsewhere.
 
     Raises:
         RunError: The file holds something else.
@@ -90,10 +84,7 @@ def check_model(folder: Path, *, full: bool = False) -> None:
     """Refuse a tuned model whose files, or whose base model's, are not what training left and began with.
 
     Files other than weights may be edited; they have to be there. A folder without a manifest is taken as it is.
-
-    Args:
-        folder: A model or an adapter.
-        full: Compare all weights by content, not only those whose modification time has changed.
+    `full` as in `find_change`.
 
     Raises:
         RunError: A file is missing or damaged, or the base model of an adapter is another one.
@@ -121,18 +112,15 @@ def check_base(folder: Path, location: str, *, revision: str | None = None, full
         folder: A tuned model or an adapter; one without a manifest is taken as it is.
         location: A local folder, or the id of a model in the cache of the Hub; one that is not there is not compared.
         revision: Commit, tag or branch on the Hub.
-        full: Compare all weights by content, not only those whose commit or modification time has changed.
+        full: As in `find_change`; otherwise weights of the same commit are not compared at all.
 
     Raises:
         RunError: It is another one.
     """
     manifest = read_manifest(folder)
     then = manifest.origin.base if manifest and manifest.origin else None
-    place = _find_weights(location, revision)
-    if then is None or place is None:
-        return
-    now, commit = place
-    if commit is not None and commit == then.commit and not full:
+    now, commit = _find_weights(location, revision)
+    if then is None or now is None or (commit is not None and commit == then.commit and not full):
         return
     if change := find_change(now, then.files, full=full):
         at = f" at commit {then.commit}" if then.commit else ""
@@ -144,27 +132,26 @@ def check_base(folder: Path, location: str, *, revision: str | None = None, full
 
 def stamp_weights(location: str, revision: str | None = None) -> Weights | None:
     """Return what a base model's weights hold, read in full; None where they are in no folder and no snapshot."""
-    place = _find_weights(location, revision)
-    if place is None:
+    folder, commit = _find_weights(location, revision)
+    if folder is None:
         return None
-    folder, commit = place
     whole = folder / "model.safetensors"
     paths = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
     return Weights(commit=commit, files={path.name: _stamp(path) for path in paths})
 
 
-def _find_weights(location: str, revision: str | None) -> tuple[Path, str | None] | None:
-    """Return the folder with a model's weights, and the commit where it is a snapshot of the Hub."""
+def _find_weights(location: str, revision: str | None) -> tuple[Path | None, str | None]:
+    """Return the folder with a model's weights, if there is one, and the commit where it is a snapshot of the Hub."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     if location and Path(location).is_dir():
         return Path(location), None
-    try:
+    with contextlib.suppress(HFValidationError):
         config = try_to_load_from_cache(location, "config.json", revision=revision)
-    except HFValidationError:
-        return None
-    return (Path(config).parent, Path(config).parent.name) if isinstance(config, str) else None
+        if isinstance(config, str):
+            return Path(config).parent, Path(config).parent.name
+    return None, None
 
 
 def _stamp(path: Path) -> FileStamp:
@@ -174,12 +161,9 @@ def _stamp(path: Path) -> FileStamp:
 
 
 def find_change(folder: Path, files: dict[str, FileStamp], *, full: bool = True) -> str | None:
-    """Return which file of a folder is not as it was, and how; None if none.
+    """Return which file of a folder, given as it was by name, has changed, and how; None if none has.
 
-    Args:
-        folder: Of the files.
-        files: How they were, by name.
-        full: Compare all by content, not only those whose modification time has changed.
+    With `full`, all are compared by content, not only those whose modification time has changed.
     """
     for name, then in files.items():
         try:

@@ -2,9 +2,9 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_instruct.config import Experiment, build_experiment, load_experiment
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
@@ -14,17 +14,71 @@ from hf_instruct.records import read_file
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.schema import Preflight
 
-STAGES = ("data", "train", "generate", "judge", "report")
-# What each stage writes, as attributes of the run folder; first the file that says it is done.
-_WRITTEN = {
-    "data": ("preflight", "data", "prompt"),
-    "train": ("training_summary", "model", "checkpoints", "training_log", "loss_plot", "benchmarks"),
-    "generate": ("responses", "course_file"),
-    "judge": ("scores", "judgments", "metrics", "pairwise"),
-    "report": ("report", "score_plot"),
+
+def _prepare(folder: RunFolder, experiment: Experiment) -> None:
+    """Split the data unless that is done; splits that a model was trained on have to be the same as before."""
+    if not is_done(folder, "data"):
+        from hf_instruct.data.stage import prepare
+
+        prepare(folder, experiment)
+    preflight = read_file(folder.preflight, Preflight)
+    if preflight and not _has_trained(folder):
+        folder.add_provenance(data_sha256=preflight.data_sha256)
+    folder.check_data()
+
+
+def _train(folder: RunFolder, experiment: Experiment) -> None:
+    """Fine-tune unless that is done; then the model has to be whole."""
+    if is_done(folder, "train"):
+        folder.check_trained()
+        check_model(folder.model)
+    else:
+        from hf_instruct.training.stage import fine_tune
+
+        fine_tune(folder, experiment, resume=True)
+
+
+def _answer(folder: RunFolder, experiment: Experiment) -> None:
+    from hf_instruct.generation.stage import answer
+
+    answer(folder, experiment)
+
+
+def _judge(folder: RunFolder, experiment: Experiment) -> None:
+    from hf_instruct.evaluation.stage import judge
+
+    judge(folder, experiment)
+
+
+def _report(folder: RunFolder, experiment: Experiment) -> None:
+    from hf_instruct.reporting.page import report
+
+    report(folder, experiment)
+
+
+class _Stage(NamedTuple):
+    """What runs a stage, and what it writes, as attributes of the run folder; first the file that says it is done."""
+
+    run: Callable[[RunFolder, Experiment], None]
+    writes: tuple[str, ...]
+    # Processes launched together work on it together; on the others, the first alone.
+    is_shared: bool = False
+
+    def list_files(self, folder: RunFolder) -> list[Path]:
+        return [getattr(folder, name) for name in self.writes]
+
+
+# In the order in which they run.
+_STAGES = {
+    "data": _Stage(_prepare, ("preflight", "data", "prompt")),
+    "train": _Stage(
+        _train, ("training_summary", "model", "checkpoints", "training_log", "loss_plot", "benchmarks"), is_shared=True
+    ),
+    "generate": _Stage(_answer, ("responses", "course_file"), is_shared=True),
+    "judge": _Stage(_judge, ("scores", "judgments", "metrics", "pairwise")),
+    "report": _Stage(_report, ("report", "score_plot")),
 }
-# Processes launched together work on these together; on the others, the first alone.
-_SHARED_STAGES = ("train", "generate")
+STAGES = tuple(_STAGES)
 
 
 def run(
@@ -52,11 +106,11 @@ def run(
     if isinstance(experiment, str | Path):
         path = path or default_path(Path(experiment))
         experiment = load_experiment(experiment)
-    elif not isinstance(experiment, Experiment | Mapping):
+    elif isinstance(experiment, Mapping):
+        experiment = build_experiment(experiment, where="the experiment")
+    elif not isinstance(experiment, Experiment):
         kind = type(experiment).__name__
         raise ConfigError(f"The experiment is a `{kind}`; give an `Experiment`, a mapping, or the path of a YAML file.")
-    elif not isinstance(experiment, Experiment):
-        experiment = build_experiment(experiment, where="the experiment")
     if path is None:
         raise ConfigError("`run` needs the path of a run folder, unless the experiment is a YAML file.")
     if unknown := set(stages) - set(STAGES):
@@ -74,7 +128,8 @@ def run(
         # Launched on several processes, one opens the folder and prepares the data while the others wait.
         on_main_process(begin, use_cpu=experiment.train.get("use_cpu"))
         with folder.locked() if is_main_process() else contextlib.nullcontext():
-            run_stages(folder, experiment, [stage for stage in stages if stage in _SHARED_STAGES or is_main_process()])
+            own = [stage for stage in stages if _STAGES[stage].is_shared or is_main_process()]
+            run_stages(folder, experiment, own)
     return folder
 
 
@@ -190,49 +245,19 @@ def is_occupied(path: Path) -> bool:
 
 def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:
     """Run stages over a run folder, in the order of `STAGES`; data and training that are whole are left alone."""
-    for stage in (name for name in STAGES if name in stages):
-        if stage == "data":
-            _prepare(folder, experiment)
-        elif stage == "train" and is_done(folder, "train"):
-            folder.check_trained()
-            check_model(folder.model)
-        elif stage == "train":
-            from hf_instruct.training.stage import fine_tune
+    for name in STAGES:
+        if name not in stages:
+            continue
+        if name == "train" and "generate" in stages and not is_done(folder, "train"):
+            from hf_instruct.generation.stage import check_answering
 
-            if "generate" in stages:
-                from hf_instruct.generation.stage import check_answering
-
-                check_answering(folder, experiment)
-            fine_tune(folder, experiment, resume=True)
-        elif stage == "generate":
-            from hf_instruct.generation.stage import answer
-
-            answer(folder, experiment)
-        elif stage == "judge":
-            from hf_instruct.evaluation.stage import judge
-
-            judge(folder, experiment)
-        elif stage == "report":
-            from hf_instruct.reporting.page import report
-
-            report(folder, experiment)
-
-
-def _prepare(folder: RunFolder, experiment: Experiment) -> None:
-    """Split the data unless that is done; splits that a model was trained on have to be the same as before."""
-    if not is_done(folder, "data"):
-        from hf_instruct.data.stage import prepare
-
-        prepare(folder, experiment)
-    preflight = read_file(folder.preflight, Preflight)
-    if preflight and not _has_trained(folder):
-        folder.add_provenance(data_sha256=preflight.data_sha256)
-    folder.check_data()
+            check_answering(folder, experiment)
+        _STAGES[name].run(folder, experiment)
 
 
 def is_done(folder: RunFolder, stage: str) -> bool:
     """Return whether a stage has finished: whether the file it writes last is there."""
-    return _find_written(folder, stage)[0].exists()
+    return _STAGES[stage].list_files(folder)[0].exists()
 
 
 def clear_from(folder: RunFolder, stage: str) -> None:
@@ -241,30 +266,17 @@ def clear_from(folder: RunFolder, stage: str) -> None:
     Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
     """
     for name in reversed(STAGES[STAGES.index(stage) :]):
-        if name == "generate":
-            # Left behind, the processes' own files would be merged into the next answers.
-            for path in folder.response_parts():
-                path.unlink()
-            # Of older versions, which kept the untuned model's in a folder of their own.
-            if (folder.path / "base").is_dir():
-                shutil.rmtree(folder.path / "base")
-        for path in _find_written(folder, name):
+        # Left behind, the processes' own files would be merged into the next answers.
+        parts = folder.response_parts() if name == "generate" else []
+        for path in [*parts, *_STAGES[name].list_files(folder)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
 
 
-def _find_written(folder: RunFolder, stage: str) -> list[Path]:
-    return [getattr(folder, name) for name in _WRITTEN[stage]]
-
-
 def _empty(folder: RunFolder) -> None:
     clear_from(folder, "data")
-    # Older versions kept each judge's in files of their own.
-    for pattern in ("judgments.*.jsonl", "scores.*.json"):
-        for path in folder.path.glob(pattern):
-            path.unlink()
     for path in (folder.path / "model.partial", folder.self_check.with_suffix("")):
         shutil.rmtree(path, ignore_errors=True)
     # Of a judge that the new run may not have.
@@ -285,7 +297,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         "data": is_done(folder, "data") or has_trained,
         **dict.fromkeys(("model", "train", "lora"), has_trained),
         "generate": _has_begun_to_answer(folder),
-        # Judging again with another judge is a matter of course: the judge stage keeps the older judgments apart.
+        # The judgments of other judges are kept apart.
         "judge": False,
     }
     refused = [key for key in changed if begun[key.partition(".")[0]]]
@@ -298,7 +310,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     if changed:
         folder.save_experiment(experiment)
     if "model.name" in changed:
-        # Of the model before; training finds out about this one.
+        # Said of the model before.
         folder.add_provenance(base_model_is_local=None)
 
 

@@ -1,7 +1,7 @@
 """Reading and writing the files of a run folder, so that a kill leaves none of them half written.
 
 A row is written whole or not at all: a killed process can leave at most one torn last line, which `recover_rows` cuts
-off before a stage goes on.
+off before a stage continues.
 """
 
 import codecs
@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_jsonable_python
 
 from hf_instruct.errors import DataError
 from hf_instruct.schema import Record
@@ -23,21 +23,13 @@ from hf_instruct.schema import Record
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One dataset row.
+    """One dataset row."""
 
-    Attributes:
-        id: Stable name of the row: its own `id` where it has one, else a hash of its text.
-        instruction: The task, never empty.
-        input: The text the task is about; often empty.
-        output: The reference answer.
-        category: A label to group scores by, where the data has one.
-    """
-
-    id: str
-    instruction: str
-    input: str
-    output: str
-    category: str | None = None
+    id: str  # its own `id` where it has one, else a hash of its text
+    instruction: str  # the task, never empty
+    input: str  # the text the task is about; often empty
+    output: str  # the reference answer
+    category: str | None = None  # a label to group scores by
 
 
 SPLIT_NAMES = ("train", "test", "validation")
@@ -45,17 +37,11 @@ SPLIT_NAMES = ("train", "test", "validation")
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Splits:
-    """Examples by what they are for; no example is in two of them.
-
-    Attributes:
-        train: What a model learns from.
-        test: What it is asked at the end, and scored on.
-        validation: What the loss is followed on while it learns.
-    """
+    """Examples by what they are for; no example is in two of them."""
 
     train: list[Example]
-    test: list[Example]
-    validation: list[Example]
+    test: list[Example]  # what a model is asked at the end, and scored on
+    validation: list[Example]  # what the loss is followed on while it learns
 
     def named(self) -> dict[str, list[Example]]:
         """Return the splits by name, in the order of `SPLIT_NAMES`."""
@@ -88,8 +74,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     Raises:
         DataError: The file is missing, or a line is not a row of this type (file and line are named).
     """
-    lines, _ = _split_lines(_read_bytes(path))
-    return _parse_lines(path, lines, row_type)
+    return _parse_rows(path, _read_bytes(path), row_type)[0]
 
 
 def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
@@ -101,8 +86,7 @@ def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
     if not path.exists():
         return []
     content = _read_bytes(path)
-    lines, torn = _split_lines(content)
-    rows = _parse_lines(path, lines, row_type)
+    rows, torn = _parse_rows(path, content, row_type)
     if torn:
         os.truncate(path, len(content) - len(torn))
     elif content and not content.endswith(b"\n"):
@@ -120,17 +104,14 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
 
 
-def _split_lines(content: bytes) -> tuple[list[bytes], bytes]:
-    """Return the whole lines, and what is left of a torn one: that is never JSON, as a line begins with a brace."""
+def _parse_rows(path: Path, content: bytes, row_type: type[Row]) -> tuple[list[Row], bytes]:
+    """Return the rows of whole lines, and what is left of a torn one, which is never JSON."""
     *lines, last = content.split(b"\n")
     try:
         parse_json(last)
+        lines, torn = [*lines, last], b""
     except ValueError:
-        return lines, last
-    return [*lines, last], b""
-
-
-def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> list[Row]:
+        torn = last
     adapter = TypeAdapter(row_type)
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
@@ -141,48 +122,52 @@ def _parse_lines(path: Path, lines: Iterable[bytes], row_type: type[Row]) -> lis
                 f"`{path}` line {number} is not a {row_type.__name__} row ({describe_problem(error)}); "
                 "fix the line, or delete the file and run the stage again."
             ) from error
-    return rows
+    return rows, torn
 
 
 def describe_problem(error: ValidationError, index: int = 0) -> str:
     """Return the first thing that pydantic found wrong, or another, in a clause that names the field."""
-    first = error.errors(include_url=False)[index]
+    problem = error.errors(include_url=False)[index]
     # A name in the file may be of any length and hold anything.
-    place = " ".join(".".join(str(part) for part in first["loc"]).split())[:80]
-    text = (
-        first["msg"].replace("recursion limit exceeded", "nested too deeply").replace(" at line 1 column", " at column")
-    )
-    text = text.removeprefix("Value error, ")
-    text = text[0].lower() + text[1:] if first["type"] != "json_invalid" else text.removeprefix("Invalid JSON: ")
+    place = " ".join(".".join(map(str, problem["loc"])).split())[:80]
+    text = _describe_syntax(problem["msg"]).removeprefix("Value error, ")
+    text = text.removeprefix("Invalid JSON: ") if problem["type"] == "json_invalid" else text[0].lower() + text[1:]
     return f"`{place}`: {text}" if place else text
+
+
+def _describe_syntax(message: str) -> str:
+    return message.replace("recursion limit exceeded", "nested too deeply").replace(" at line 1 column", " at column")
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Append rows to a JSON Lines file in one write, and wait until they are on disk."""
-    text = "".join(format_row(row) for row in rows)
-    if not text:
+    data = "".join(map(format_row, rows)).encode("utf-8")
+    if not data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        start = os.fstat(descriptor).st_size
-        data = text.encode("utf-8")
+    with path.open("ab", buffering=0) as file:
+        start = os.fstat(file.fileno()).st_size
         try:
             written = 0
             while written < len(data):
-                written += os.write(descriptor, data[written:])
-            os.fsync(descriptor)
+                written += os.write(file.fileno(), data[written:])
+            os.fsync(file.fileno())
         except OSError:
             # A full disk may have taken half of the rows: take them back, so that the file holds whole rows only.
-            os.ftruncate(descriptor, start)
+            os.ftruncate(file.fileno(), start)
             raise
-    finally:
-        os.close(descriptor)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a JSON Lines file whole; readers see the old file or the new one, never a part."""
-    write_text(path, "".join(format_row(row) for row in rows))
+    write_text(path, "".join(map(format_row, rows)))
+
+
+def format_row(row: Record | Example) -> str:
+    """Return a row as its line in a JSON Lines file; what is not known is left out, but for a score."""
+    values = to_jsonable_python(row)
+    fields = {name: value for name, value in values.items() if value is not None or name == "score"}
+    return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -197,17 +182,12 @@ def parse_json(content: bytes | str) -> Any:
     >>> parse_json(b'{"score": 80}')
     {'score': 80}
     """
+    if isinstance(content, bytes):
+        content = content.removeprefix(codecs.BOM_UTF8)
     try:
-        return from_json(
-            content.removeprefix(codecs.BOM_UTF8) if isinstance(content, bytes) else content, allow_inf_nan=False
-        )
+        return from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        reason = (
-            str(error)
-            .replace("recursion limit exceeded", "nested too deeply")
-            .replace(" at line 1 column", " at column")
-        )
-        raise ValueError(reason) from error
+        raise ValueError(_describe_syntax(str(error))) from error
 
 
 def read_file(path: Path, file_type: type[File]) -> File | None:
@@ -228,19 +208,9 @@ def read_file(path: Path, file_type: type[File]) -> File | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, indented, UTF-8; readers see the old file or the new one, never a part."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_by_model(path: Path, values: Mapping[str, Record | Sequence[Record]]) -> None:
-    """Write a JSON file of a record, or a list of records, for each model."""
-    plain = {
-        model: value.to_dict() if isinstance(value, Record) else [record.to_dict() for record in value]
-        for model, value in values.items()
-    }
-    write_json(path, plain)
+    """Write a JSON file whole, indented, UTF-8: plain values, and records anywhere among them."""
+    text = json.dumps(to_jsonable_python(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -261,10 +231,3 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def format_row(row: Record | Example) -> str:
-    """Return a row as its line in a JSON Lines file; what is not known is left out, but for a score."""
-    values = row.to_dict() if isinstance(row, Record) else dataclasses.asdict(row)
-    fields = {name: value for name, value in values.items() if value is not None or name == "score"}
-    return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

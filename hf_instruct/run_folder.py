@@ -20,18 +20,10 @@ from pydantic import ValidationError
 
 from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, build_experiment
+from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import (
-    SPLIT_NAMES,
-    Example,
-    describe_problem,
-    read_file,
-    read_rows,
-    write_by_model,
-    write_text,
-)
-from hf_instruct.redaction import redact
+from hf_instruct.records import SPLIT_NAMES, Example, describe_problem, read_file, read_rows, write_json, write_text
 from hf_instruct.schema import MODELS, TUNED, Judgment, Metrics, Preflight, Provenance, Response, RubricName, Scores
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
@@ -51,7 +43,7 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """The files of one run, by what they hold.
+    """The files of one run, by what they hold. Reading one that is damaged raises `DataError`.
 
     Attributes:
         path: The folder; a `~` at its start is this user's home, also where no shell has seen to that.
@@ -64,9 +56,7 @@ class RunFolder:
 
     config = _File("run.yaml", "The resolved experiment and where it comes from.")
     data = _File("data", "Folder of the splits.")
-    preflight = _File(
-        "data/preflight.json", "What was found in the data; written last, so its presence says the stage is whole."
-    )
+    preflight = _File("data/preflight.json", "`Preflight`: what was found in the data; written last.")
     prompt = _File("prompt.jinja", "Template of all prompts of the run, as settled before training.")
     checkpoints = _File("checkpoints", "Folder of what `--resume` continues from.")
     model = _File("model", "The tuned model or adapter with its tokenizer; renamed into place when whole.")
@@ -75,9 +65,7 @@ class RunFolder:
     loss_plot = _File("loss.png", "Training and validation loss over steps and tokens.")
     responses = _File("responses.jsonl", "`Response` rows of all models.")
     course_file = _File("instruction-data-with-response.json", "Responses as the course writes them, where asked for.")
-    judgments = _File(
-        "judgments.jsonl", "`Judgment` rows of any judge and model, in the order in which they were made."
-    )
+    judgments = _File("judgments.jsonl", "`Judgment` rows of any judge and model, in the order they were made.")
     scores = _File("scores.json", "`Scores` of the newest judging, by model.")
     metrics = _File("metrics.json", "`Metrics` of the responses, by model: computed, not judged.")
     pairwise = _File("pairwise", "Folder of preferences between these answers and others, and their summaries.")
@@ -109,11 +97,7 @@ class RunFolder:
         return self.data / f"{name}.jsonl"
 
     def read_split(self, name: str) -> list[Example]:
-        """Return the examples of a split.
-
-        Raises:
-            DataError: As `check_data`, or a row cannot be read.
-        """
+        """Return the examples of a split, once `check_data` has passed."""
         self.check_data()
         return read_rows(self.split(name), Example)
 
@@ -144,11 +128,7 @@ class RunFolder:
             )
 
     def load_prompt_format(self, name: str) -> PromptFormat:
-        """Return the format of the run's prompts; a run of an older version has kept no template beside its name.
-
-        Args:
-            name: `data.prompt_format` of the run's experiment.
-        """
+        """Return the format of the run's prompts: as settled before training, else the one of that name."""
         if not self.prompt.is_file():
             return PromptFormat.from_name(name)
         return PromptFormat(name, self.prompt.read_text(encoding="utf-8"))
@@ -157,14 +137,6 @@ class RunFolder:
     def has_adapter(self) -> bool:
         """Whether the tuned model is an adapter."""
         return (self.model / "adapter_config.json").is_file()
-
-    def was_base_local(self) -> bool | None:
-        """Return whether the base model was a local folder when training began; None where no file says so."""
-        known = self.read_provenance().base_model_is_local
-        if known is None:
-            # Of an older version; the tokenizer says where it was read from, unless it is of an older Transformers.
-            known = (read_file(self.model / "tokenizer_config.json", dict[str, Any]) or {}).get("is_local")
-        return known if isinstance(known, bool) else None
 
     def find_base(self, name: str) -> str:
         """Return what to load the run's base model by: its name, or its folder where only the adapter knows it.
@@ -177,7 +149,8 @@ class RunFolder:
         """
         from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 
-        if name in (*ALIASES, WHEEL_MODEL) or is_local_model(name) or not self.was_base_local():
+        was_local = self.read_provenance().base_model_is_local
+        if name in (*ALIASES, WHEEL_MODEL) or is_local_model(name) or not was_local:
             return name
         adapter = read_file(self.model / "adapter_config.json", dict[str, Any]) or {}
         noted = adapter.get("base_model_name_or_path")
@@ -218,36 +191,27 @@ class RunFolder:
         """Return a model's responses, in the order of the test split; none where there are none yet.
 
         Raises:
-            RunError: The run is of an older version.
-            DataError: A row cannot be read.
+            RunError: As `refuse_older`.
         """
         self.refuse_older()
         rows = read_rows(self.responses, Response) if self.responses.is_file() else []
         return [row for row in rows if row.model == model]
 
     def read_scores(self, model: str = TUNED) -> Scores | None:
-        """Return what the newest judging of a model's responses amounts to; None where there was none.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Return what the newest judging of a model's responses amounts to; None where there was none."""
         return (read_file(self.scores, dict[str, Scores]) or {}).get(model)
 
     def write_scores(self, model: str, scores: Scores) -> None:
         """Replace the scores of a model."""
-        write_by_model(self.scores, {**(read_file(self.scores, dict[str, Scores]) or {}), model: scores})
+        write_json(self.scores, {**(read_file(self.scores, dict[str, Scores]) or {}), model: scores})
 
     def read_metrics(self, model: str = TUNED) -> Metrics:
-        """Return the reference metrics of a model's responses; empty ones where they were not measured.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Return the reference metrics of a model's responses; empty ones where they were not measured."""
         return (read_file(self.metrics, dict[str, Metrics]) or {}).get(model) or Metrics()
 
     def write_metrics(self, model: str, metrics: Metrics) -> None:
         """Replace the reference metrics of a model."""
-        write_by_model(self.metrics, {**(read_file(self.metrics, dict[str, Metrics]) or {}), model: metrics})
+        write_json(self.metrics, {**(read_file(self.metrics, dict[str, Metrics]) or {}), model: metrics})
 
     def read_judgments(self, model: str = TUNED, *, repeat: int = 1) -> list[Judgment]:
         """Return the judgments that a model's scores are of: one for each response, the newest where there are several.
@@ -257,9 +221,6 @@ class RunFolder:
         Args:
             model: Whose responses.
             repeat: Which time, from 1, where each response was judged several times.
-
-        Raises:
-            DataError: A row or the scores cannot be read.
         """
         rows = read_rows(self.judgments, Judgment) if self.judgments.is_file() else []
         return choose_judgments([row for row in rows if row.model == model], self.read_scores(model), repeat=repeat)
@@ -272,8 +233,9 @@ class RunFolder:
         """
         if (self.path / "base" / "responses.jsonl").is_file():
             raise RunError(
-                f"`{self.path}` is of an older version, which kept the untuned model's answers in `base/`: answer "
-                f"again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the tuned model stays."
+                f"`{self.path}` is of an older version, which kept the untuned model's answers in `base/`: delete that "
+                f"folder and answer again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the tuned "
+                "model stays."
             )
 
     def load_experiment(self) -> Experiment:
@@ -283,7 +245,8 @@ class RunFolder:
             RunError: The folder does not exist or holds no run.
         """
         if not self.config.is_file():
-            hint = _nearest_run(self.path)
+            runs = [str(config.parent) for config in self.path.parent.glob("*/run.yaml")]
+            hint = did_you_mean(str(self.path), runs, cutoff=0.4)
             what = "is not a run folder (no `run.yaml` in it)" if self.path.is_dir() else "does not exist"
             raise RunError(f"`{self.path}` {what}.{hint} `hf-instruct run EXPERIMENT.yaml` makes one.")
         experiment = build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)
@@ -303,13 +266,10 @@ class RunFolder:
             raise ConfigError(f"`{self.config}` cannot be read ({describe_problem(error)}).") from error
 
     def load_judge_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the run's `judge` settings with a user's own laid over them.
+        """Return the run's `judge` settings with a user's own, `given` now, laid over them.
 
         The folder may be from somebody else. A server elsewhere would get the user's API key, so the user has to name
         it too; and a model is downloaded only where the user says so now.
-
-        Args:
-            given: Fields that the user sets now.
 
         Raises:
             RunError: The folder does not exist or holds no run.
@@ -333,21 +293,22 @@ class RunFolder:
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Write `run.yaml`: the resolved experiment and its provenance, never a secret."""
-        provenance = {
-            "experiment": plain_values(experiment),
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-            "git_commit": _git_commit(),
-            "python": sys.version.split()[0],
-            "versions": _library_versions(),
-        }
-        # What was added later, such as the data's checksum, is still true when settings of a later stage change.
-        known = read_yaml(self.config) if self.config.is_file() else {}
-        write_text(self.config, dump_yaml({**known, **provenance}))
+        self._update_config(
+            experiment=plain_values(experiment),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            git_commit=_git_commit(),
+            python=sys.version.split()[0],
+            versions=_library_versions(),
+        )
 
     def add_provenance(self, **values: str | bool | None) -> None:
         """Add to `run.yaml` what became known only after it was first written."""
-        known = read_yaml(self.config)
+        self._update_config(**values)
+
+    def _update_config(self, **values: Any) -> None:
+        # What is known already, such as the data's checksum, is still true when settings of a later stage change.
+        known = read_yaml(self.config) if self.config.is_file() else {}
         if known != {**known, **values}:
             write_text(self.config, dump_yaml({**known, **values}))
 
@@ -412,12 +373,11 @@ def choose_judgments(rows: Sequence[Judgment], scores: Scores | None, *, repeat:
 
 def plain_values(experiment: Experiment) -> dict[str, Any]:
     """Return an experiment as it is written to `run.yaml`, without secrets."""
-    values = experiment.model_dump(mode="json")
+    values: dict[str, Any] = redact(experiment.model_dump(mode="json"))
     if values["lora"] is None:
         # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
         del values["lora"]
-    redacted: dict[str, Any] = redact(values)
-    return redacted
+    return values
 
 
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -443,10 +403,9 @@ def _git_commit() -> str | None:
         return None
     command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
 
 
 def _library_versions() -> dict[str, str]:
@@ -457,8 +416,3 @@ def _library_versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
-
-
-def _nearest_run(path: Path) -> str:
-    runs = [str(config.parent) for config in path.parent.glob("*/run.yaml")]
-    return did_you_mean(str(path), runs, cutoff=0.4)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from hf_instruct.console import format_interval, format_signed
+
 # Whose answers: the base model's before training, and those of the model that training made of it.
 UNTUNED, TUNED = "untuned", "tuned"
 # In the order of every table and file.
@@ -42,6 +44,10 @@ class MeanDifference:
     def is_shown(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        ends = format_interval((self.low, self.high), signed=True)
+        return f"{format_signed(self.mean)} points, 95 % interval {ends}"
 
 
 class Record(BaseModel):

@@ -16,8 +16,8 @@ import httpx
 import pydantic
 
 from hf_instruct.addresses import is_loopback
+from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
-from hf_instruct.redaction import redact
 
 logger = logging.getLogger(__name__)
 

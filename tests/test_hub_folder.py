@@ -242,13 +242,7 @@ def test_runs_that_do_not_say_where_their_base_model_was(
     run = _copy(adapter_run, tmp_path / "run")
     _set(run, "model", name="models/my-model")
     experiment = run.load_experiment()
-    # The tokenizer was read from a folder.
-    assert find_base_model(run, experiment).hub_id is None
-    assert not caplog.messages
-    settings = run.model / "tokenizer_config.json"
-    write_json(
-        settings, {name: value for name, value in json.loads(settings.read_text()).items() if name != "is_local"}
-    )
+    run.add_provenance(base_model_is_local=None)
     assert find_base_model(run, experiment).hub_id == "models/my-model"
     assert "does not say whether `models/my-model` was a folder or a model on the Hub" in caplog.text
     run.add_provenance(base_model_is_local=True)

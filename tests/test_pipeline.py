@@ -63,7 +63,7 @@ def test_an_existing_run_is_deleted_by_force_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     write_whole_run(folder, experiment())
     (folder.path / "notes.txt").write_text("mine")
-    for name in ("judgments.llama3-abc.jsonl", "base/scores.x.json", "self_check.json", "self_check/responses.jsonl"):
+    for name in ("self_check.json", "self_check/responses.jsonl", "model.partial/config.json"):
         (folder.path / name).parent.mkdir(exist_ok=True)
         (folder.path / name).write_text("{}")
     before = files_in(folder.path)
@@ -117,9 +117,9 @@ def test_whether_the_base_model_is_a_folder_is_of_that_model_alone(tmp_path: Pat
     folder.preflight.write_text("")
     # Training began and saved no checkpoint.
     open_folder(folder, experiment(model={"name": "models/mine"}, judge={"model": "m"}), resume=True)
-    assert folder.was_base_local() is True
+    assert folder.read_provenance().base_model_is_local is True
     open_folder(folder, experiment(model={"name": "me/theirs"}), resume=True)
-    assert folder.was_base_local() is None
+    assert folder.read_provenance().base_model_is_local is None
     assert folder.find_base("me/theirs") == "me/theirs"
 
 

@@ -270,8 +270,8 @@ def _build_section(values: dict[str, Any]) -> "JudgeSection":
 
 
 def _build_options(options: argparse.Namespace) -> "JudgeOptions":
+    from hf_instruct.console import redact
     from hf_instruct.evaluation.loop import JudgeOptions
-    from hf_instruct.redaction import redact
 
     # `--force` would throw away what was judged before the interruption.
     command = redact(shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")]))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.harness_tasks import first_line, load_tasks, quiet
 from hf_instruct.evaluation.intervals import measure_difference
-from hf_instruct.records import read_file, write_by_model
+from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED, BenchmarkResult
 
@@ -96,11 +96,11 @@ def benchmark_run(
             if run is not None:
                 others = [row for row in kept.get(kind, []) if row.task not in {row.task for row in rows}]
                 kept[kind] = [*others, *rows]
-                write_by_model(run.benchmarks, kept)
+                write_json(run.benchmarks, kept)
     if run is not None and base:
         found[TUNED] = compare_benchmarks(found[TUNED], found[UNTUNED])
         kept[TUNED] = compare_benchmarks(kept[TUNED], found[UNTUNED])
-        write_by_model(run.benchmarks, kept)
+        write_json(run.benchmarks, kept)
     return found
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 
 from hf_instruct.config import JudgeSection
+from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.server_judge import ServerJudge
-from hf_instruct.redaction import redact
 from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, open_http, shorten
 
 logger = logging.getLogger(__name__)

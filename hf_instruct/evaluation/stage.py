@@ -5,13 +5,13 @@ import shlex
 from collections.abc import Mapping
 
 from hf_instruct.config import Experiment, JudgeSection
+from hf_instruct.console import redact
 from hf_instruct.evaluation.judges import choose_judge, opened_judge
 from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
-from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED, Response
 

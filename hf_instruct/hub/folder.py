@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_instruct.console import redact
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card
 from hf_instruct.hub.merging import change_json, write_model
@@ -14,7 +15,6 @@ from hf_instruct.hub.publication import Publication, public_name
 from hf_instruct.models import cache_folder
 from hf_instruct.prompts import CHAT
 from hf_instruct.records import read_file, write_json, write_text
-from hf_instruct.redaction import redact
 
 CARD = "README.md"
 # What any program that loads models may look for; a repository's other files are somebody's own.

@@ -224,7 +224,7 @@ def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | No
 
 def _was_local(run: RunFolder, name: str) -> bool:
     """Return whether a base model was a folder when the run was trained."""
-    known = run.was_base_local()
+    known = run.read_provenance().base_model_is_local
     if known is not None:
         return known
     if is_local_model(name):

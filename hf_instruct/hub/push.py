@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.console import redact
 from hf_instruct.errors import PublishError, quote_names
 from hf_instruct.hub.folder import CARD, is_ours, list_sizes, write_folder
 from hf_instruct.hub.outputs import building, staging
 from hf_instruct.hub.publication import BaseModel, Publication, PushOptions, plan_publication
 from hf_instruct.offline import offline, transport_error
-from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from hf_instruct.console import format_interval, format_points, format_signed
+from hf_instruct.console import format_points
 from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness, has_unknown_size
 from hf_instruct.evaluation.scores import format_bounds
 from hf_instruct.reporting.results import RunResults
@@ -66,14 +66,12 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
     if difference is None or results.leading.reason or (difference.is_shown and difference.mean > 0):
         return
     numbers = dataclasses.asdict(difference)
-    interval = format_interval((difference.low, difference.high), signed=True)
-    shown = f"{format_signed(difference.mean)} points, 95 % interval {interval}"
     if difference.is_shown:
-        text = f"The tuned model scores lower than the base model: {shown} (n={difference.n})."
+        text = f"The tuned model scores lower than the base model: {difference} (n={difference.n})."
         yield Finding("scores_lower", text, numbers)
     else:
         text = (
-            f"The scores show no difference: tuned - base is {shown}, over the {difference.n} examples scored on "
+            f"The scores show no difference: tuned - base is {difference}, over the {difference.n} examples scored on "
             "both sides. The interval includes zero."
         )
         yield Finding("no_difference", text, numbers)

@@ -249,10 +249,8 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
         # Refuses where a process that was left over still works on it.
         with folder.locked():
             pass
-    candidate.status, candidate.error = (
-        "failed",
-        _in_own_process(sweep.experiment(candidate.settings), folder, _TRAINING),
-    )
+    candidate.status = "failed"
+    candidate.error = _in_own_process(sweep.experiment(candidate.settings), folder, _TRAINING)
     if candidate.error is None:
         summary = read_file(folder.training_summary, TrainingSummary)
         if summary and summary.validation_loss is not None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS
+from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
 from hf_instruct.models import best_device
 from hf_instruct.precision import prefers_bf16
 from hf_instruct.processes import on_main_process
 from hf_instruct.records import read_file, write_json
-from hf_instruct.redaction import redact
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
