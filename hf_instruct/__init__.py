@@ -3,53 +3,29 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_instruct.config import Experiment
-    from hf_instruct.data.sources import load_examples
-    from hf_instruct.data.splits import split_examples
-    from hf_instruct.errors import InstructError
-    from hf_instruct.evaluation.comparison import compare_runs
-    from hf_instruct.evaluation.judges import Judge
-    from hf_instruct.evaluation.metrics import measure_responses
-    from hf_instruct.evaluation.pairwise import judge_pairs
-    from hf_instruct.evaluation.rubrics import Rubric
-    from hf_instruct.evaluation.scoring import judge_responses
-    from hf_instruct.generation.answers import generate_responses
-    from hf_instruct.hub.export import export
-    from hf_instruct.hub.push import push
-    from hf_instruct.models import load_model
-    from hf_instruct.pipeline import run
-    from hf_instruct.prompts import PromptFormat
-    from hf_instruct.reporting.page import report
-    from hf_instruct.run_folder import RunFolder
-    from hf_instruct.training.fast.collators import PrefixSharingCollator
-    from hf_instruct.training.finetune import train
-    from hf_instruct.training.trainer import InstructTrainer
+    from hf_instruct.config import Experiment as Experiment
+    from hf_instruct.data.sources import load_examples as load_examples
+    from hf_instruct.data.splits import split_examples as split_examples
+    from hf_instruct.errors import InstructError as InstructError
+    from hf_instruct.evaluation.comparison import compare_runs as compare_runs
+    from hf_instruct.evaluation.judges import Judge as Judge
+    from hf_instruct.evaluation.metrics import measure_responses as measure_responses
+    from hf_instruct.evaluation.pairwise import judge_pairs as judge_pairs
+    from hf_instruct.evaluation.rubrics import Rubric as Rubric
+    from hf_instruct.evaluation.scoring import judge_responses as judge_responses
+    from hf_instruct.generation.answers import generate_responses as generate_responses
+    from hf_instruct.hub.export import export as export
+    from hf_instruct.hub.push import push as push
+    from hf_instruct.models import load_model as load_model
+    from hf_instruct.pipeline import run as run
+    from hf_instruct.prompts import PromptFormat as PromptFormat
+    from hf_instruct.reporting.page import report as report
+    from hf_instruct.run_folder import RunFolder as RunFolder
+    from hf_instruct.training.fast.collators import PrefixSharingCollator as PrefixSharingCollator
+    from hf_instruct.training.finetune import train as train
+    from hf_instruct.training.trainer import InstructTrainer as InstructTrainer
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Experiment",
-    "InstructError",
-    "InstructTrainer",
-    "Judge",
-    "PrefixSharingCollator",
-    "PromptFormat",
-    "Rubric",
-    "RunFolder",
-    "compare_runs",
-    "export",
-    "generate_responses",
-    "judge_pairs",
-    "judge_responses",
-    "load_examples",
-    "load_model",
-    "measure_responses",
-    "push",
-    "report",
-    "run",
-    "split_examples",
-    "train",
-]
 
 # Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
@@ -75,6 +51,7 @@ _HOMES = {
     "split_examples": "data.splits",
     "train": "training.finetune",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,13 @@
 """Deal with the C library and the system about memory: what to keep, to give back, and how much there was."""
 
+import ctypes
 import functools
+import mmap
 import os
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import ctypes
     import resource
 
     from torch import Tensor
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 # Linux's madvise.
 _DONTNEED = 4
+
+
+@functools.cache
+def _load_library() -> ctypes.CDLL | None:
+    """Return Linux's C library, or None on another system."""
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _set_malloc(settings: dict[int, int]) -> bool:
+    library = _load_library()
+    if library is None or not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # Each call returns 1 when the value was taken.
+    return all(library.mallopt(name, value) == 1 for name, value in settings.items())
 
 
 def place_large_blocks_apart() -> None:
@@ -28,30 +43,12 @@ def place_large_blocks_apart() -> None:
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next request, for the rest of this process.
+    """Let the C library keep freed memory for the next request, and return whether it could: on Linux with glibc.
 
     glibc maps every large block again and unmaps it when freed, so that each step of a model pays for the same pages
     again: page faults and zeroing took 30 % of a training step on a CPU.
-
-    Returns:
-        Whether there was such a setting to change: on Linux with glibc.
     """
     return _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1})
-
-
-def _set_malloc(settings: dict[int, int]) -> bool:
-    library = _load_library()
-    if library is None or not hasattr(library, "gnu_get_libc_version"):
-        return False
-    # Each call returns 1 when the value was taken.
-    return all(library.mallopt(name, value) == 1 for name, value in settings.items())
-
-
-def _load_library() -> "ctypes.CDLL | None":
-    """Return Linux's C library, or None on another system."""
-    import ctypes
-
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def give_back_freed_memory() -> None:
@@ -68,14 +65,9 @@ def drop_pages(tensor: "Tensor") -> None:
     in use. On Linux alone; elsewhere the memory goes with the last tensor.
     """
     library = _load_library()
-    if library is None or tensor.device.type != "cpu":
-        return
-    import ctypes
-    import mmap
-
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
+    if library is not None and tensor.device.type == "cpu" and end > start:
         library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
@@ -90,9 +82,8 @@ def free_bytes(device: str) -> int:
         return int(torch.cuda.mem_get_info()[0]) + kept
     if device == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    available: int = psutil.virtual_memory().available
     # Processes launched together on this machine take as much each.
-    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def mapped_bytes() -> int:

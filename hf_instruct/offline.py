@@ -18,21 +18,22 @@ def cache_alone_if_unreachable(location: str) -> Iterator[None]:
     """Load from the cache immediately where the Hub cannot be reached, as `HF_HUB_OFFLINE=1` does.
 
     Args:
-        location: Hub id of a model or a data set, or a local folder. A folder asks the Hub for nothing, unless it is
-            that of an adapter, whose base model may be there.
+        location: Hub id of a model or a data set, or a local folder, for which the Hub is not asked, unless it is that
+            of an adapter, whose base model may be there.
     """
     from huggingface_hub import constants, get_session
 
     folder = Path(location)
+    how: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     is_local = folder.is_dir() and not (folder / "adapter_config.json").is_file()
-    with contextlib.ExitStack() as stack:
-        if not is_local and not constants.HF_HUB_OFFLINE:
-            try:
-                get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-            except (transport_error(), OSError) as error:
-                logger.debug("%s: %s", constants.ENDPOINT, error)
-                logger.info("%s cannot be reached; looking for `%s` in the cache alone.", constants.ENDPOINT, location)
-                stack.enter_context(offline())
+    if not is_local and not constants.HF_HUB_OFFLINE:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+        except (transport_error(), OSError) as error:
+            logger.debug("%s: %s", constants.ENDPOINT, error)
+            logger.info("%s cannot be reached; looking for `%s` in the cache alone.", constants.ENDPOINT, location)
+            how = offline()
+    with how:
         yield
 
 

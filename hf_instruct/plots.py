@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_instruct.console import format_points
 from hf_instruct.records import write_bytes
@@ -38,9 +38,11 @@ BACKGROUND = "#ffffff"
 # Small, so that the labels stay legible where the figure is scaled to the width of a telephone.
 _SIZE_INCHES = (4.8, 3.1)
 _PNG_DOTS_PER_INCH = 220
-SCORE_BIN_WIDTH = 10
 _ROW_INCHES = 0.32
 _SHOWN_NAME = 32
+_SCORE_BINS = range(0, 101, 10)
+_DASHED = (0, (4, 3))
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": COLORS["text"]}
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
@@ -69,21 +71,14 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
         points = [(row.step, loss) for row in ordered if (loss := getattr(row, field)) is not None]
         if points:
             # A lone point is a line of no length: show it as a dot.
-            axes.plot(
-                *zip(*points, strict=True),
-                label=label,
-                color=COLORS[color],
-                linewidth=width,
-                marker="o" if len(points) == 1 else None,
-                clip_on=False,
-            )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per label token)")
+            style: dict[str, Any] = {"color": COLORS[color], "linewidth": width, "clip_on": False}
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None, **style)
+    axes.set(xlabel="step", ylabel="loss (nats per label token)")
     if axes.lines:
         axes.set_xlim(0, max(axes.get_xlim()[1], 1))
         axes.locator_params(axis="x", integer=True)
         _add_token_axis(axes, ordered)
-        axes.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=COLORS["text"], handlelength=1.4)
+        axes.legend(loc="upper right", handlelength=1.4, **_LEGEND)
     else:
         axes.text(0.5, 0.5, "no losses were logged", transform=axes.transAxes, ha="center", color=COLORS["text"])
     return figure
@@ -97,26 +92,23 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
         title: A line above the plot, taken literally.
     """
     figure, axes = _build_axes(title)
-    sides = [name for name in ("base", "tuned") if scores.get(name)]
-    width = 0.84 * SCORE_BIN_WIDTH / max(len(sides), 1)
-    for index, name in enumerate(sides):
-        counts = count_scores(scores[name])
-        left = [start + 0.08 * SCORE_BIN_WIDTH + index * width for start in range(0, 100, SCORE_BIN_WIDTH)]
-        mean = sum(scores[name]) / len(scores[name])
-        axes.bar(left, counts, width, align="edge", color=COLORS[name], label=f"{name} (mean {format_points(mean)})")
-        axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.set_xlim(0, 100)
-    axes.set_xticks(range(0, 101, 2 * SCORE_BIN_WIDTH))
-    axes.set_xlabel("score")
-    axes.set_ylabel("answers")
-    axes.locator_params(axis="y", integer=True)
-    if sides:
-        # Beside the plot, where it can hide no bar.
-        figure.legend(
-            loc="outside upper right", ncols=2, frameon=False, fontsize=9, labelcolor=COLORS["text"], handlelength=1.0
+    if sides := [name for name in ("base", "tuned") if scores.get(name)]:
+        means = [sum(scores[name]) / len(scores[name]) for name in sides]
+        axes.hist(
+            [list(scores[name]) for name in sides],
+            bins=_SCORE_BINS,
+            rwidth=0.84,
+            color=[COLORS[name] for name in sides],
+            label=[f"{name} (mean {format_points(mean)})" for name, mean in zip(sides, means, strict=True)],
         )
+        for name, mean in zip(sides, means, strict=True):
+            axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=_DASHED)
+        # Beside the plot, where it can hide no bar.
+        figure.legend(loc="outside upper right", ncols=2, handlelength=1.0, **_LEGEND)
     else:
         axes.text(50, 0.5, "no scores", ha="center", color=COLORS["text"])
+    axes.set(xlim=(0, 100), xticks=_SCORE_BINS[::2], xlabel="score", ylabel="answers")
+    axes.locator_params(axis="y", integer=True)
     return figure
 
 
@@ -132,7 +124,7 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
     """
     figure = build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
     left, right = figure.subplots(1, 2, sharey=True)
-    right.axvline(0, color=COLORS["base"], linewidth=1.2, linestyle=(0, (4, 3)))
+    right.axvline(0, color=COLORS["base"], linewidth=1.2, linestyle=_DASHED)
     for row, (_, mean, interval, difference) in enumerate(rows):
         _draw_interval(left, row, mean, interval, COLORS["base" if difference is None else "tuned"])
         if difference is not None:
@@ -163,10 +155,9 @@ def count_scores(scores: Sequence[int]) -> list[int]:
     >>> count_scores([0, 9, 10, 85, 100])
     [2, 1, 0, 0, 0, 0, 0, 0, 1, 1]
     """
-    counts = [0] * (100 // SCORE_BIN_WIDTH)
-    for score in scores:
-        counts[min(score // SCORE_BIN_WIDTH, len(counts) - 1)] += 1
-    return counts
+    import numpy as np
+
+    return [int(count) for count in np.histogram(scores, _SCORE_BINS)[0]]
 
 
 def format_inline_svg(figure: "Figure", prefix: str) -> str:
@@ -189,20 +180,15 @@ def format_inline_svg(figure: "Figure", prefix: str) -> str:
     svg = text[text.index("<svg") :]
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     # Fixed sizes would keep the figure from shrinking with a narrow window; `viewBox` says the shape.
-    svg = re.sub(r'(<svg [^>]*?) ?\bwidth="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) ?\bheight="[^"]*"', r"\1", svg, count=1)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg [^>]*?) ?\b{size}="[^"]*"', r"\1", svg, count=1)
     for role, color in COLORS.items():
         svg = svg.replace(color, f"var(--plot-{role}, {color})")
     return svg.strip()
 
 
 def build_figure(size_inches: tuple[float, float], title: str | None = None) -> "Figure":
-    """Return an empty figure.
-
-    Args:
-        size_inches: Width and height.
-        title: A line above the plot, taken literally.
-    """
+    """Return an empty figure of a width and height, with a title above that is taken literally."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

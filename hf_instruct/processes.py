@@ -70,24 +70,10 @@ def is_main_process() -> bool:
     return process_rank() == 0
 
 
-def join_processes(*, use_cpu: bool | None = None) -> "PartialState":
-    """Let processes that were launched together find each other, and return what accelerate knows of them.
-
-    Args:
-        use_cpu: Whether to compute on the CPU; by default where there is no GPU. The first call decides.
-    """
-    from accelerate import PartialState
-
-    from hf_instruct.models import best_device
-
-    # Without `cpu`, processes on a machine without a GPU would not find each other.
-    return PartialState(cpu=best_device() == "cpu" if use_cpu is None else use_cpu)
-
-
 def wait_for_all() -> None:
     """Wait until all processes that were launched together are here."""
     if count_processes() > 1:
-        join_processes().wait_for_everyone()
+        _join_processes().wait_for_everyone()
 
 
 def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) -> Result:
@@ -97,7 +83,7 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
 
     Args:
         work: What to do once.
-        use_cpu: As in `join_processes`.
+        use_cpu: Whether to compute on the CPU; by default where there is no GPU. The first call decides.
 
     Raises:
         InstructError: `work` raised it.
@@ -106,8 +92,7 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
         return work()
     from accelerate.utils import broadcast_object_list
 
-    join_processes(use_cpu=use_cpu)
-
+    _join_processes(use_cpu)
     outcome: list[Any] = [None, None]
     try:
         if is_main_process():
@@ -120,6 +105,16 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
         raise outcome[1]
     result: Result = outcome[0]
     return result
+
+
+def _join_processes(use_cpu: bool | None = None) -> "PartialState":
+    """Let processes that were launched together find each other."""
+    from accelerate import PartialState
+
+    from hf_instruct.models import best_device
+
+    # Without `cpu`, processes on a machine without a GPU would not find each other.
+    return PartialState(cpu=best_device() == "cpu" if use_cpu is None else use_cpu)
 
 
 def let_threads_sleep() -> None:
@@ -139,9 +134,10 @@ def configure_process() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Processes launched together log the same: one of them does.
     logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    # Ours says in one sentence what a dozen of its retries would. It sets its level from this when it is imported.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Read when a library is imported. Ours says in one sentence what a dozen of the Hub client's retries would.
+    quiet = {"HF_HUB_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+    for name, value in {**quiet, "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}.items():
+        os.environ.setdefault(name, value)
     if not sys.warnoptions:
         # What the libraries tell their own developers; `python -W default -m hf_instruct` shows it.
         warnings.simplefilter("ignore")
@@ -153,6 +149,4 @@ def configure_process() -> None:
         # A model may write what the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, "1")
     let_threads_sleep()

@@ -21,41 +21,28 @@ def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Adv
     On a terminal this is a rich bar on standard error with elapsed and remaining time; elsewhere a logged line at
     most every 20 seconds and one at the end.
     """
-    if sys.stderr.isatty():
-        with _rich_bar(description, total, done) as advance:
-            yield advance
-    else:
-        yield from _plain_lines(description, total, done)
-
-
-@contextmanager
-def _rich_bar(description: str, total: int, done: int) -> Iterator[Advance]:
+    if not sys.stderr.isatty():
+        yield _log_lines(description, total, done)
+        return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
     )
     # A step may take longer than the half-minute from which the speed is estimated by default.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
-        task = progress.add_task(description, total=total, completed=done, note="")
-        yield lambda count, note: progress.update(task, advance=count, note=note)
+    with progress.Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+        yield lambda count, note: bar.update(task, advance=count, note=note)
 
 
-def _plain_lines(description: str, total: int, done: int) -> Iterator[Advance]:
+def _log_lines(description: str, total: int, done: int) -> Advance:
     last = time.monotonic()
     # When the first units were done. What comes before, such as a first evaluation and a step that builds kernels, says
     # nothing about the rest.
@@ -69,9 +56,7 @@ def _plain_lines(description: str, total: int, done: int) -> Iterator[Advance]:
             start, first = now, done
         if now - last >= _PLAIN_LINE_SECONDS or done >= total:
             last = now
-            parts = [f"{done}/{total}", note]
-            if done > first:
-                parts.append(f"{(now - start) / (done - first) * (total - done):.0f} s left")
-            logger.info("%s: %s", description, ", ".join(part for part in parts if part))
+            left = f"{(now - start) / (done - first) * (total - done):.0f} s left" if done > first else ""
+            logger.info("%s: %s", description, ", ".join(filter(None, (f"{done}/{total}", note, left))))
 
-    yield advance
+    return advance
