@@ -52,9 +52,7 @@ def test_dropped_pages_of_a_file_come_back_from_it(tmp_path: Path) -> None:
     assert torch.equal(mapped, values)
     drop_pages(mapped[10:-10])
     assert torch.equal(mapped, values)
-
-
-def test_less_than_a_page_is_left_alone() -> None:
+    # Less than a page is left alone.
     small = torch.arange(8)
     drop_pages(small)
     assert small.tolist() == list(range(8))

@@ -42,6 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_without_a_network_the_cache_alone_is_looked_at(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "hf_instruct")
+    said = "{} cannot be reached; looking for `{}` in the cache alone."
     with cache_alone_if_unreachable("some/model"):
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
@@ -49,15 +50,10 @@ def test_without_a_network_the_cache_alone_is_looked_at(caplog: pytest.LogCaptur
     # The client warns each time it tries again, for half a minute.
     with pytest.raises(ModelLoadError, match="without a network, a model must be in the Hugging Face cache already"):
         load_tokenizer("some/model")
-    assert caplog.messages == [f"{constants.ENDPOINT} cannot be reached; looking for `some/model` in the cache alone."]
-    assert not constants.HF_HUB_OFFLINE
-
-
-def test_without_a_network_data_is_looked_for_in_the_cache_alone(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "hf_instruct")
     with pytest.raises(DataError, match=r"Couldn't reach 'some/data' on the Hub .* Check the network"):
         collect_examples("some/data")
-    assert caplog.messages == [f"{constants.ENDPOINT} cannot be reached; looking for `some/data` in the cache alone."]
+    assert caplog.messages == [said.format(constants.ENDPOINT, name) for name in ("some/model", "some/data")]
+    assert not constants.HF_HUB_OFFLINE
     assert not datasets.config.HF_HUB_OFFLINE
 
 

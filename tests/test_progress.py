@@ -43,8 +43,3 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.search(r"Answering .*4/4.* note", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", captured.err))
-
-
-def test_an_error_inside_comes_through() -> None:
-    with pytest.raises(KeyError), progress_bar("x", 3):
-        raise KeyError("inside")
