@@ -1,4 +1,3 @@
-import json
 import shutil
 import signal
 import subprocess
@@ -20,16 +19,14 @@ TRAIN = "{use_cpu: true, bf16: false, per_device_train_batch_size: 4, eval_steps
 @pytest.fixture
 def file(tmp_path: Path, tiny_gpt2: Path) -> Path:
     """An experiment on a tiny model, judged by another one."""
-    examples = tiny_models.tiny_examples(24)
-    rows = [{"instruction": e.instruction, "input": e.input, "output": e.output} for e in examples]
-    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    source = tiny_models.write_examples(tmp_path / "mine.json", 24)
     judge = shutil.copytree(tiny_gpt2, tmp_path / "judge")
     tokenizer = AutoTokenizer.from_pretrained(judge)
     tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
     tokenizer.save_pretrained(judge)
     path = tmp_path / "mine.yaml"
     path.write_text(
-        f"data: {{source: {tmp_path}/mine.json, train_fraction: 0.6, test_fraction: 0.2}}\n"
+        f"data: {{source: {source}, train_fraction: 0.6, test_fraction: 0.2}}\n"
         f"model: {{name: {tiny_gpt2}}}\ntrain: {TRAIN}\ngenerate: {{max_new_tokens: 3}}\n"
         f"judge: {{backend: local, model: {judge}}}\n"
     )
@@ -53,15 +50,6 @@ def test_a_dry_run_lists_and_writes_nothing(file: Path, capsys: pytest.CaptureFi
         "  lora.r=4..8",
     ]
     assert sorted(file.parent.iterdir()) == before
-
-
-def test_a_problem_is_one_message(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", str(file), "--set", "train.learning_rat=1,2"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == (
-        "hf-instruct: 1 problem in what to sweep:\n  - `train.learning_rat` is unknown. Did you mean `learning_rate`?\n"
-    )
 
 
 def test_the_others_are_named_where_there_are_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

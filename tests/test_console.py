@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rows import preference
 
 import hf_instruct
 from hf_instruct.cli.main import VERBS, build_parser, main
 from hf_instruct.console import format_json
 from hf_instruct.errors import ConfigError
 from hf_instruct.records import write_rows
-from hf_instruct.schema import Preference
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
 HARMLESS = "]0;owned[2J31m"
@@ -82,23 +82,8 @@ logging.getLogger("other").warning({STEERING!r})
 
 
 def test_names_of_voters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    judge = {"backend": "person", "model": STEERING, "options": {}}
-    names = (f"tuned{STEERING}", "base")
-    votes = [
-        Preference(
-            id=f"e{n}",
-            first=names[0],
-            second=names[1],
-            score=n % 2,
-            judge=judge,
-            rubric="vote",
-            orders=[],
-            replies=[],
-            first_length=10,
-            second_length=10,
-        )
-        for n in range(4)
-    ]
+    judge = {"backend": "person", "model": STEERING}
+    votes = [preference(f"e{n}", n % 2, first=f"tuned{STEERING}", judge=judge) for n in range(4)]
     write_rows(tmp_path / "votes.jsonl", votes)
     assert main(["rate", str(tmp_path / "votes.jsonl")]) == 0
     out = capsys.readouterr().out

@@ -22,13 +22,10 @@ def test_values_are_read_as_yaml_reads_them() -> None:
         Axis("lora.target_modules", ("all-linear", ["q_proj", "v_proj"])),
         Axis("train.bf16", (True, None)),
     ]
-
-
-def test_equal_values_count_once() -> None:
-    assert parse_axes(["lora.r=8,16,8"], searched=False) == [Axis("lora.r", (8, 16))]
-    assert parse_axes(["train.learning_rate=1e-4,0.0001"], searched=False)[0].values == (1e-4,)
-    # Equal in Python, and not the same setting.
-    assert len(parse_axes(["train.logging_steps=1,true"], searched=False)[0].values) == 2
+    # Each once, by its text: equal in Python is not the same setting.
+    for text, values in (("8,16,8", (8, 16)), ("1e-4,0.0001", (1e-4,)), ("1,true", (1, True))):
+        assert parse_axes([f"lora.x={text}"], searched=False)[0].values == values
+    assert parse_axes(["data.prompt_format=alpaca,phi3"], searched=False)[0].values == ("alpaca", "phi3")
 
 
 @pytest.mark.parametrize(
@@ -63,21 +60,11 @@ def test_what_validation_cannot_choose(name: str) -> None:
     assert problems_of(f"{name}=1,2")[0].startswith(f"`{name}` cannot be swept: it ")
 
 
-def test_the_prompt_format_can_be_swept() -> None:
-    assert parse_axes(["data.prompt_format=alpaca,phi3"], searched=False)[0].values == ("alpaca", "phi3")
-
-
-def test_the_grid_has_every_combination() -> None:
-    assert build_grid([Axis("a.x", (1, 2)), Axis("b.y", ("u", "v"))]) == [
-        {"a.x": 1, "b.y": "u"},
-        {"a.x": 1, "b.y": "v"},
-        {"a.x": 2, "b.y": "u"},
-        {"a.x": 2, "b.y": "v"},
-    ]
-
-
-def test_a_search_is_checked_at_every_value_and_both_ends() -> None:
+def test_points() -> None:
+    ones = [{"a.x": 1, "b.y": "u"}, {"a.x": 1, "b.y": "v"}]
+    assert build_grid([Axis("a.x", (1, 2)), Axis("b.y", ("u", "v"))]) == [*ones, *({**p, "a.x": 2} for p in ones)]
     axes = [Axis("a.x", (1, 9), is_range=True), Axis("b.y", ("u", "v", "w"))]
+    # Before a search, every value and both ends are checked.
     assert probe_points(axes) == [{"a.x": 1, "b.y": "u"}, {"a.x": 9, "b.y": "v"}, {"a.x": 1, "b.y": "w"}]
 
 

@@ -101,6 +101,11 @@ def test_a_sweep_that_was_cut_off_goes_on(file: Path, workers: Workers) -> None:
     sweep = run_sweep(plan(file, "train.learning_rate=0.1,0.2,0.3"), resume=True)
     assert workers.trained() == ["learning_rate=0.2", "learning_rate=0.3"]
     assert sweep.selected == "learning_rate=0.1"
+    # A run whose folder is gone is run again.
+    (sweep.path / "learning_rate=0.1" / "training.json").unlink()
+    workers.calls = []
+    run_sweep(plan(file, "train.learning_rate=0.1,0.2,0.3"), resume=True)
+    assert workers.trained() == ["learning_rate=0.1"]
 
 
 def test_more_values_can_be_added(file: Path, workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,14 +115,6 @@ def test_more_values_can_be_added(file: Path, workers: Workers, caplog: pytest.L
     assert len(sweep.candidates) == 3
     assert sweep.tested == ["learning_rate=0.2", "learning_rate=0.1"]
     assert "Test scores were computed before, for `learning_rate=0.2`: " in caplog.text
-
-
-def test_a_run_whose_folder_is_gone_is_run_again(file: Path, workers: Workers) -> None:
-    sweep = run_sweep(plan(file, "train.learning_rate=0.1,0.2"))
-    (sweep.path / "learning_rate=0.1" / "training.json").unlink()
-    workers.calls = []
-    run_sweep(plan(file, "train.learning_rate=0.1,0.2"), resume=True)
-    assert workers.trained() == ["learning_rate=0.1"]
 
 
 def test_all_can_be_tested(file: Path, workers: Workers) -> None:
@@ -165,28 +162,21 @@ def test_problems_of_all_points_are_listed_and_nothing_is_written(file: Path) ->
     with pytest.raises(ConfigError, match=r"`--train.seed` is both fixed and swept"):
         plan(file, "train.seed=1,2", overrides={"train.seed": 3})
     assert sorted(file.parent.iterdir()) == before
-
-
-def test_points_that_make_one_experiment_run_once(file: Path) -> None:
-    # Pydantic reads the text as the number.
+    # Pydantic reads the text as the number: one experiment runs once.
     assert [c.settings for c in plan(file, "model.dropout=0.1,'0.1'").candidates] == [{"model.dropout": 0.1}]
 
 
-def test_a_folder_that_is_no_sweep_is_left_alone(file: Path, workers: Workers) -> None:
-    (file.parent / "sweep").mkdir()
-    (file.parent / "sweep" / "thesis.tex").write_text("")
-    with pytest.raises(RunError, match="exists and is not a sweep"):
-        run_sweep(plan(file, "train.learning_rate=0.1"), resume=True)
-    assert workers.calls == []
-
-
-def test_a_run_that_is_still_under_way_is_not_touched(file: Path, workers: Workers) -> None:
+def test_a_run_under_way_and_other_folders_are_not_touched(file: Path, workers: Workers) -> None:
     sweep = plan(file, "train.learning_rate=0.1")
     with sweep.folder(sweep.candidates[0]).locked():
         # An entry of its own would make the folder something else than a sweep.
         sweep.save()
         with pytest.raises(RunError, match="Another process is working on"):
             run_sweep(sweep, resume=True)
+    (file.parent / "other").mkdir()
+    (file.parent / "other" / "thesis.tex").write_text("")
+    with pytest.raises(RunError, match="exists and is not a sweep"):
+        run_sweep(plan_sweep(file, ["train.learning_rate=0.1"], file.parent / "other"), resume=True)
     assert workers.calls == []
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,10 @@ def tiny_examples(count: int, *, start: int = 0) -> list[Example]:
     """Return examples whose lengths differ."""
     numbers = range(start, start + count)
     return [Example(f"e{n}", f"Say the word {n}.", "now " * (n % 4), f"{n} " * (n % 3 + 1) + "it is.") for n in numbers]
+
+
+def write_examples(path: Path, count: int) -> Path:
+    """Write such examples to a file that `data.source` can name."""
+    rows = [{"instruction": e.instruction, "input": e.input, "output": e.output} for e in tiny_examples(count)]
+    path.write_text(json.dumps(rows))
+    return path
