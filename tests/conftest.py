@@ -1,5 +1,6 @@
 """Fixtures that more than one test module uses, and the rule that no test reaches the network."""
 
+import json
 import logging
 import os
 import shutil
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from fake_ollama import FakeOllama
+
+import hf_instruct
 
 # Before torch or any Hugging Face library is imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose much on a busy machine
@@ -28,6 +31,26 @@ def course_file() -> Path:
 def course_responses_file() -> Path:
     """The course's 110 test examples with the answers of its own model."""
     return _shared("instruction-data-with-response.json")
+
+
+@pytest.fixture(scope="session")
+def sample_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hundred of the packaged examples, for tests that need some that read like a person's."""
+    return _write_sample(tmp_path_factory.mktemp("sample") / "examples.json", 200)
+
+
+@pytest.fixture(scope="session")
+def sample_responses_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty of them with answers, as the course writes them: each has the reference of the next."""
+    return _write_sample(tmp_path_factory.mktemp("sample") / "responses.json", 60, model_response=True)
+
+
+def _write_sample(path: Path, count: int, *, model_response: bool = False) -> Path:
+    text = (Path(hf_instruct.__file__).parent / "data" / "everyday.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()[: count + 1]]
+    answers = [{"model_response": row["output"]} if model_response else {} for row in rows[1:]]
+    path.write_text(json.dumps([row | answer for row, answer in zip(rows, answers, strict=False)]))
+    return path
 
 
 def _shared(name: str) -> Path:

@@ -35,8 +35,8 @@ def assert_verdicts_or_named_failures(judged: JudgmentSet) -> None:
         assert row.seconds > 0
 
 
-def test_ollamas_protocol(upstream: str, model: Path, course_responses_file: Path, tmp_path: Path) -> None:
-    responses = load_responses(course_responses_file)[:6]
+def test_ollamas_protocol(upstream: str, model: Path, sample_responses_file: Path, tmp_path: Path) -> None:
+    responses = load_responses(sample_responses_file)[:6]
     with ollama_proxy(upstream, tmp_path) as url:
         judged = judge_responses(
             responses,
@@ -53,8 +53,8 @@ def test_ollamas_protocol(upstream: str, model: Path, course_responses_file: Pat
     assert read_rows(tmp_path / "out" / "judgments.jsonl", Judgment) == judged.judgments
 
 
-def test_openais_protocol(upstream: str, model: Path, course_responses_file: Path) -> None:
-    responses = load_responses(course_responses_file)[:3]
+def test_openais_protocol(upstream: str, model: Path, sample_responses_file: Path) -> None:
+    responses = load_responses(sample_responses_file)[:3]
     judged = judge_responses(
         responses, judge="openai", model=str(model), base_url=upstream, cache=False, max_new_tokens=12
     )

@@ -201,27 +201,27 @@ def test_killed_three_times_in_training_and_answering_ends_like_unbroken(experim
 
 
 def test_killed_three_times_while_judging_ends_with_every_judgment_once(
-    course_responses_file: Path, environment, server: FakeOllama, tmp_path
+    sample_responses_file: Path, environment, server: FakeOllama, tmp_path
 ):
     server.latency_seconds = 0.02
     # A verdict of its own for each response, so that a mixed-up row would show.
     server.reply = lambda body: Answer(json.dumps({"score": len(body["messages"][-1]["content"]) % 101}))
-    command = [BIN / "hf-instruct", "judge", course_responses_file, "--judge", "ollama", "--base-url", server.url]
+    command = [BIN / "hf-instruct", "judge", sample_responses_file, "--judge", "ollama", "--base-url", server.url]
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    for lines in (5, 40, 90):
+    for lines in (5, 20, 50):
         ready = lambda lines=lines: num_lines(broken / "judgments.jsonl") >= lines  # noqa: E731
         kill_when([*command, "--no-cache", "--out", broken], environment, ready, 0.01)
     calls = len(server.chats)
     call([*command, "--no-cache", "--out", broken], environment)
     # At most the calls under way at each kill were asked again, and the replies that a busy disk had not taken yet.
-    assert calls < 110
-    assert len(server.chats) <= 110 + 3 * 8
+    assert calls < 60
+    assert len(server.chats) <= 60 + 3 * 8
     call([*command, "--no-cache", "--out", unbroken], environment)
     rows = [
         sorted((row.id, row.score, row.replies) for row in read_rows(folder / "judgments.jsonl", Judgment))
         for folder in (broken, unbroken)
     ]
     assert rows[0] == rows[1]
-    assert len(rows[0]) == 110
+    assert len(rows[0]) == 60
     scores = [json.loads((folder / "scores.json").read_text())["tuned"]["mean"] for folder in (broken, unbroken)]
     assert scores[0] == scores[1]
