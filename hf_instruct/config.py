@@ -5,7 +5,7 @@ twice) and is checked by pydantic, because it reports every problem where jsonar
 first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats the default.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -109,7 +109,7 @@ class Experiment(_Section):
     judge: JudgeSection = JudgeSection()
 
 
-# The course's settings. `output_dir` and reporting belong to the run folder, so they are not for the user to set here.
+# The course's settings. `output_dir` and reporting belong to the run folder, so they cannot be set here.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
 TRAIN_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-5,
@@ -247,37 +247,37 @@ def _describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
 
 def format_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """Return what pydantic found wrong with the fields of a model, each as the end of a list; names get the prefix."""
-    return [_format_problem(dict(problem), model, prefix) for problem in error.errors()]
-
-
-def _format_problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
-    location: Sequence[Any] = [part for part in problem["loc"] if part != "[key]"]
-    dotted = prefix + ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        owner: Any = model
-        for part in location[:-1]:
-            owner = owner.model_fields[part].annotation
-        return _describe_unknown(dotted, owner.model_fields)
-    if problem["type"] == "missing":
-        return f"`{dotted}` is missing"
-    if problem["type"] == "value_error":
-        return f"`{dotted}` {problem['ctx']['error']}"
-    seen = repr(problem["input"])
-    seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
-    return f"`{dotted}` is {seen}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    problems = []
+    for problem in error.errors():
+        location = [part for part in problem["loc"] if part != "[key]"]
+        dotted = prefix + ".".join(map(str, location))
+        if problem["type"] == "extra_forbidden":
+            owner: Any = model
+            for part in location[:-1]:
+                owner = owner.model_fields[part].annotation
+            text = _describe_unknown(dotted, owner.model_fields)
+        elif problem["type"] == "missing":
+            text = f"`{dotted}` is missing"
+        elif problem["type"] == "value_error":
+            text = f"`{dotted}` {problem['ctx']['error']}"
+        else:
+            seen = repr(problem["input"])
+            seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
+            text = f"`{dotted}` is {seen}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        problems.append(text)
+    return problems
 
 
 def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
     """Return the problems of the sections whose fields belong to TRL, PEFT and Transformers."""
     problems = []
-    train, lora = values.get("train"), values.get("lora")
-    if isinstance(train, dict) and train:
+    if isinstance(train := values.get("train"), dict) and train:
         from trl import SFTConfig
 
-        refused = [name for name in train if name in _OURS_TO_SET]
-        problems += [f"`train.{name}` is not for you to set; {_OURS_TO_SET[name]}" for name in refused]
+        refused = _OURS_TO_SET.keys() & train
+        problems += [f"`train.{name}` cannot be set; {_OURS_TO_SET[name]}" for name in train if name in refused]
         problems += _check_dataclass({k: v for k, v in train.items() if k not in refused}, SFTConfig, "train.")
-    if isinstance(lora, dict) and lora:
+    if isinstance(lora := values.get("lora"), dict) and lora:
         from peft import LoraConfig
 
         problems += _check_dataclass(lora, LoraConfig, "lora.")
@@ -285,7 +285,7 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
 
 
 def check_generate_fields(generate: Any) -> list[str]:
-    """Return the problems of a `generate` section: names that are not `GenerationConfig`'s, or not for a user to set.
+    """Return the problems of a `generate` section: names that are not `GenerationConfig`'s, or cannot be set.
 
     `generate()` takes others besides, and among them is code: `custom_generate` names a repository.
     """
@@ -303,7 +303,7 @@ def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
     refused = {name: reason for name, reason in _NOT_TO_GENERATE.items() if settings.get(name)}
     if settings.get("cache_implementation") == "quantized":
         refused["cache_implementation"] = "a quantized cache rounds the prompts of a batch together; leave it out"
-    return [f"`generate.{name}` is not for you to set; {reason}" for name, reason in refused.items()]
+    return [f"`generate.{name}` cannot be set; {reason}" for name, reason in refused.items()]
 
 
 def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> list[str]:
@@ -313,18 +313,14 @@ def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> lis
 
     # Only names and the plain types are checked here; everything else is the library's own business.
     hints = typing.get_type_hints(owner)
-    plain = {int, float, bool, str, type(None)}
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(owner):
         hint = hints[field.name]
-        parts = set(typing.get_args(hint)) or {hint}
-        is_plain = parts <= plain or typing.get_origin(hint) is Literal
+        parts = set(get_args(hint)) or {hint}
+        is_plain = parts <= {int, float, bool, str, type(None)} or typing.get_origin(hint) is Literal
         fields[field.name] = (Annotated[hint if is_plain else Any, _BOUNDS.get(field.name)], None)
-    model = create_model(
-        "Fields",
-        __config__=ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False),
-        **fields,
-    )
+    strict = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
+    model = create_model("Fields", __config__=strict, **fields)
     try:
         model.model_validate(dict(values))
     except ValidationError as error:

@@ -328,7 +328,7 @@ def test_every_field_of_generation_is_tried_or_refused() -> None:
 @pytest.mark.parametrize(("name", "value"), REFUSED.items())
 def test_a_field_that_would_depend_on_the_batch_is_refused(gpt2, name: str, value) -> None:
     example = Example("1", "Name a color.", "", "Red.")
-    with pytest.raises(ConfigError, match=f"`generate.{name}` is not for you to set"):
+    with pytest.raises(ConfigError, match=f"`generate.{name}` cannot be set"):
         answer_examples(*gpt2, [example], max_new_tokens=2, **{name: value})
 
 
