@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from rows import preference
 
 import hf_instruct
 from hf_instruct.cli.main import VERBS, build_parser, main
 from hf_instruct.console import format_json
 from hf_instruct.errors import ConfigError
-from hf_instruct.records import write_rows
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
 HARMLESS = "]0;owned[2J31m"
@@ -60,9 +58,10 @@ def test_errors_are_clean_and_hold_no_secret(handler: dict[str, object], capsys:
     "words", [[f"--x{STEERING}"], [f"--judge.{STEERING}", "1"], ["--seed", f"{STEERING} {SECRET}"]]
 )
 def test_usage_errors_of_all_verbs_are_clean(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = build_parser()
     for verb in VERBS:
         with pytest.raises(SystemExit):
-            build_parser().parse_args([verb, *words, "a", "b", "--run-dir"])
+            parser.parse_args([verb, *words, "a", "b", "--run-dir"])
         said = capsys.readouterr().err
         assert said
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said)
@@ -79,16 +78,6 @@ logging.getLogger("other").warning({STEERING!r})
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr.decode()
     assert said == f"Judging with {HARMLESS}{REDACTED}\n{HARMLESS}\n"
-
-
-def test_names_of_voters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    judge = {"backend": "person", "model": STEERING}
-    votes = [preference(f"e{n}", n % 2, first=f"tuned{STEERING}", judge=judge) for n in range(4)]
-    write_rows(tmp_path / "votes.jsonl", votes)
-    assert main(["rate", str(tmp_path / "votes.jsonl")]) == 0
-    out = capsys.readouterr().out
-    assert f"tuned{HARMLESS}" in out
-    assert "\x1b" not in out
 
 
 def test_json_reads_back_as_it_was() -> None:

@@ -208,7 +208,7 @@ def test_killed_three_times_while_judging_ends_with_every_judgment_once(
     server.reply = lambda body: Answer(json.dumps({"score": len(body["messages"][-1]["content"]) % 101}))
     command = [BIN / "hf-instruct", "judge", sample_responses_file, "--judge", "ollama", "--base-url", server.url]
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    for lines in (5, 20, 50):
+    for lines in (5, 20, 35):
         ready = lambda lines=lines: num_lines(broken / "judgments.jsonl") >= lines  # noqa: E731
         kill_when([*command, "--no-cache", "--out", broken], environment, ready, 0.01)
     calls = len(server.chats)

@@ -32,6 +32,7 @@ print(kept - resident())
 """
 
 
+@pytest.mark.slow
 @linux
 def test_freed_memory_is_used_again_until_it_is_given_back() -> None:
     process = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
