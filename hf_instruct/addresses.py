@@ -1,16 +1,26 @@
-"""Network addresses: which are this machine's own, sockets bound to them, and how they are written."""
+"""Network addresses: which are this machine's own, how to serve at one, and which requests a server there answers.
+
+A page of any site can make a browser send requests to this machine. By DNS rebinding, a name of its own that suddenly
+means this machine, it could read the replies too; such requests carry that name in `Host`. So `Guard` answers only
+requests that name the server, come from its own pages, and ask what it offers.
+"""
 
 import contextlib
 import errno
+import ipaddress
+import json
 import os
+import re
 import socket
+from collections.abc import Callable, Iterable
+from typing import Any
 from urllib.parse import urlsplit
 
 from hf_instruct.errors import RunError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# Of a server that is to be reached by all of this machine's addresses.
-EVERY_ADDRESS = ("0.0.0.0", "::")
+# Of a server that can be reached at all of this machine's addresses.
+_EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 def is_loopback(url: str) -> bool:
@@ -21,7 +31,7 @@ def is_loopback(url: str) -> bool:
     """
     # A server prints the address that it listens at as 0.0.0.0 or ::, every address of its machine.
     with contextlib.suppress(ValueError):
-        return urlsplit(url).hostname in (*LOOPBACK, "0.0.0.0", "::")
+        return urlsplit(url).hostname in (*LOOPBACK, *_EVERY_ADDRESS)
     return False
 
 
@@ -34,7 +44,7 @@ def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socke
         what: What is to be served there, as the start of a sentence.
 
     Raises:
-        RunError: The port is taken or not to be had, or the address is not this machine's.
+        RunError: The port is taken or reserved, or the address is not this machine's.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -42,7 +52,7 @@ def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socke
         return socket.create_server(address, family=family, dualstack_ipv6=both)
     except OSError as error:
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            raise RunError(f"`--host {host}` is no address of this machine; `--host 127.0.0.1` is its own.") from error
+            raise RunError(f"`--host {host}` is not an address of this machine; try `--host 127.0.0.1`.") from error
         raise RunError(
             f"{what} cannot be served at {host}:{port} ({os.strerror(error.errno or 0)}). Stop what runs there, or "
             "name another port with `--port`; `--port 0` takes any free one."
@@ -56,3 +66,83 @@ def format_url(host: str, port: int) -> str:
     'http://[::1]:7860/'
     """
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def list_hosts(host: str, allowed: Iterable[str] = ()) -> list[str]:
+    """Return the names that a request may give the server in `Host`, besides the address it came in by.
+
+    Args:
+        host: What the server is bound to.
+        allowed: Further names, as `--allow-host` gives them.
+    """
+    own = socket.gethostname()
+    names = [own, f"{own}.local"] if host in _EVERY_ADDRESS else [host]
+    return [name.lower() for name in (*LOOPBACK, *names, *allowed)]
+
+
+def refusal(message: str) -> dict[str, Any]:
+    """Return the JSON body of a refused request, in the form that clients of OpenAI's API read."""
+    return {"error": {"message": message, "type": "invalid_request_error"}}
+
+
+class Guard:
+    """Refuse requests under another name, from pages of others, and for what is not offered; an ASGI middleware.
+
+    Args:
+        app: What answers the others.
+        hosts: From `list_hosts`.
+        routes: A regular expression of what is offered: method, space and path.
+    """
+
+    def __init__(self, app: Callable[..., Any], *, hosts: Iterable[str], routes: str) -> None:
+        self._app, self._hosts, self._routes = app, frozenset(hosts), re.compile(routes)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        refused = None if scope["type"] == "lifespan" else self._check(scope)
+        if refused is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            status, message = refused
+            headers = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": json.dumps(refusal(message)).encode()})
+
+    def _check(self, scope: Any) -> tuple[int, str] | None:
+        """Return status and message for a request to refuse."""
+        hosts, origins = (
+            [value.decode("latin-1").lower() for key, value in scope["headers"] if key == name]
+            for name in (b"host", b"origin")
+        )
+        if len(hosts) != 1 or not self._is_ours(hosts[0], scope.get("server")):
+            return 403, "This server does not go by the name in `Host`; start it with `--allow-host NAME` if it should."
+        # Browsers name the page's origin in requests that may change something; programs mostly send none.
+        if any(_split(origin) != _split(f"//{hosts[0]}") for origin in origins):
+            return 403, "This server does not answer pages of other servers."
+        if not self._routes.fullmatch(f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"):
+            return 404, "This server has no such page."
+        return None
+
+    def _is_ours(self, host: str, server: Any) -> bool:
+        name = _split(f"//{host}")[0]
+        # Bound to all addresses, it is asked by each of them; none can be made to mean another machine.
+        address = _address(name)
+        return name in self._hosts or (address is not None and server is not None and address == _address(server[0]))
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Return the host of a URL, and host and port as they are written; empty texts where it has none."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        return parts.hostname or "", parts.netloc
+    return "", ""
+
+
+def _address(text: str) -> Any:
+    """Return an IP address, an IPv4 one also where IPv6 wraps it; None for a name."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(text.partition("%")[0])
+        return getattr(address, "ipv4_mapped", None) or address
+    return None

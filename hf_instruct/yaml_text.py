@@ -20,8 +20,8 @@ def parse_yaml(text: str) -> Any:
     """Return the value of a YAML 1.2 text.
 
     Raises:
-        ValueError: It is not YAML, nested over 100 levels, holds over 10,000 values (each alias counts as all that
-            it stands for), or holds a number that nothing can compute with.
+        ValueError: It is not YAML, nested over 100 levels, has over 10,000 values (an alias counts as all that it
+            stands for), or a number with over 308 digits.
 
     >>> parse_yaml("a: &rate 5e-5\\nb: *rate")
     {'a': 5e-05, 'b': 5e-05}
@@ -33,8 +33,8 @@ def parse_yaml(text: str) -> Any:
         _check_size(YAML(typ="safe", pure=True).parse(text))
         return YAML(typ="safe", pure=True).load(text)
     except LookupError as error:
-        # Of ruamel.yaml 0.19 where a value does not go with its tag, as in `!!bool maybe`.
-        raise ValueError("a value does not go with its `!!` tag") from error
+        # Of ruamel.yaml 0.19 where a value does not match its tag, as in `!!bool maybe`.
+        raise ValueError("a value does not match its `!!` tag") from error
     except YAMLError as error:
         raise ValueError(" ".join(str(error).split("To suppress")[0].split())) from error
 
@@ -54,7 +54,7 @@ def parse_flag_value(text: str) -> Any:
 def _check_size(events: Iterable[Any]) -> None:
     """Raise where the value would be too large to build, from the parser's events, which are few and flat.
 
-    Ten lines of YAML whose aliases name each other stand for billions of values.
+    Ten lines of YAML whose aliases name each other can stand for billions of values.
     """
     from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
@@ -77,7 +77,7 @@ def _check_size(events: Iterable[Any]) -> None:
         if len(levels) > _MOST_LEVELS:
             raise ValueError(f"it is nested too deeply; {_MOST_LEVELS} levels are read")
         if count > _MOST_VALUES:
-            raise ValueError(f"it holds more than {_MOST_VALUES:,} values, aliases written out")
+            raise ValueError(f"it has more than {_MOST_VALUES:,} values, aliases written out")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -94,19 +94,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(content.decode("utf-8"))
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        raise ConfigError(f"`{path}` {what}.{_suggest_recipe(path)}") from error
+        shipped = sorted(path.parent.glob("*.yaml")) or sorted(Path("recipes").glob("*/*.yaml"))
+        raise ConfigError(f"`{path}` {what}.{did_you_mean(str(path), map(str, shipped), cutoff=0.0)}") from error
     except ValueError as error:
         raise ConfigError(f"`{path}` is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ConfigError(f"`{path}` holds a {type(values).__name__}; it should hold `section:` keys.")
-    return values
-
-
-def _suggest_recipe(path: Path) -> str:
-    shipped = sorted(path.parent.glob("*.yaml")) or sorted(Path("recipes").glob("*/*.yaml"))
-    return did_you_mean(str(path), map(str, shipped), cutoff=0.0)
+    return values or {}
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

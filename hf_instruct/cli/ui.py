@@ -3,9 +3,8 @@
 import argparse
 import logging
 
-from hf_instruct.addresses import LOOPBACK, format_url, open_socket
+from hf_instruct.addresses import LOOPBACK, format_url, list_hosts, open_socket
 from hf_instruct.cli.flags import add_address_flags, add_trust_flag
-from hf_instruct.guard import list_hosts
 
 logger = logging.getLogger(__name__)
 

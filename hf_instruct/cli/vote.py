@@ -6,9 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.addresses import LOOPBACK, format_url, open_socket
+from hf_instruct.addresses import LOOPBACK, format_url, list_hosts, open_socket
 from hf_instruct.cli.flags import add_address_flags, natural
-from hf_instruct.guard import list_hosts
 
 if TYPE_CHECKING:
     from hf_instruct.evaluation.votes import VoteBook

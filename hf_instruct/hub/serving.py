@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.addresses import Guard, list_hosts, refusal
 from hf_instruct.errors import ConfigError, PublishError
-from hf_instruct.guard import Guard, list_hosts, refusal
 from hf_instruct.hub.merging import check_run, name_run, write_model
 from hf_instruct.hub.outputs import building
 from hf_instruct.hub.templates import shape_prompt

@@ -19,7 +19,7 @@ def serve_ui(
     Args:
         sources: From `find_sources`.
         server: From `hf_instruct.addresses.open_socket`.
-        hosts: From `hf_instruct.guard.list_hosts`.
+        hosts: From `hf_instruct.addresses.list_hosts`.
         trust_remote_code: Run code that comes with the models.
 
     Raises:

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from hf_instruct.addresses import Guard
 from hf_instruct.errors import ConfigError
-from hf_instruct.guard import Guard
 
 # Nothing but the page itself, should any part of Gradio ever ask for more.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -99,7 +99,7 @@ def serve_page(
         title: In the browser's title bar.
         build: Adds the parts, given the module `gradio` and the page as a `gradio.Blocks`.
         server: From `hf_instruct.addresses.open_socket`.
-        hosts: From `hf_instruct.guard.list_hosts`.
+        hosts: From `hf_instruct.addresses.list_hosts`.
         reports: Each returns a page of HTML, to be shown in a frame: `/report/0` and so on.
 
     Raises:

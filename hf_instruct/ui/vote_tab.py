@@ -47,7 +47,7 @@ def serve_votes(book: VoteBook, server: socket.socket, *, hosts: Iterable[str], 
     Args:
         book: The ballots and their votes.
         server: From `hf_instruct.addresses.open_socket`.
-        hosts: From `hf_instruct.guard.list_hosts`.
+        hosts: From `hf_instruct.addresses.list_hosts`.
         voter: Whose votes these are; None asks on the page.
 
     Raises:
