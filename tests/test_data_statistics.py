@@ -54,7 +54,7 @@ def test_the_histogram_is_a_png(tmp_path: Path) -> None:
         plot_lengths(compute_statistics(EXAMPLES, prompt_format=PHI3, encode=encode), path, title="costs $5_ and $6")
         with Image.open(path) as image:
             assert image.format == "PNG"
-            assert image.size == (2024, 792)
+            assert image.size == (pytest.approx(2024, abs=2), 792)
     assert [file.name for file in path.parent.iterdir()] == ["lengths.png"]
 
 

@@ -162,9 +162,9 @@ def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> N
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b'{"epoch": ' + b"1" * 400 + b"}", "finite number"),
-        (b'{"epoch": 1e999}', "finite number"),
-        (b'{"epoch": NaN}', "finite number"),
+        (b'{"epoch": ' + b"1" * 400 + b"}", "number"),
+        (b'{"epoch": 1e999}', "number"),
+        (b'{"epoch": NaN}', "number"),
         (b'{"seconds": ' + b"1" * 5000 + b"}", "number out of range"),
         (b'{"judge": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"id": "\\ud800"}', "hex escape"),
