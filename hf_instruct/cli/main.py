@@ -1,6 +1,7 @@
 """The `hf-instruct` command: its verbs, and what happens to errors."""
 
 import argparse
+import functools
 import importlib
 import os
 import re
@@ -101,10 +102,8 @@ class _HelpText(argparse.HelpFormatter):
     """Fills paragraphs to the terminal's width, and leaves those with indented lines, the examples, as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        parts = []
-        for part in text.strip().split("\n\n"):
-            is_laid_out = "\n " in part
-            parts.append(part if is_laid_out else textwrap.fill(part, width - len(indent), break_on_hyphens=False))
+        fill = functools.partial(textwrap.fill, width=width - len(indent), break_on_hyphens=False)
+        parts = [part if "\n " in part else fill(part) for part in text.strip().split("\n\n")]
         return textwrap.indent("\n\n".join(parts), indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:

@@ -63,7 +63,7 @@ def _sweep(options: argparse.Namespace) -> None:
         return
     options.resume_hint = "Finished runs are kept; the same command with `--resume` continues."
     run_sweep(sweep, resume=options.resume, judge_all=options.judge_all)
-    print("\n".join(_format_table(sweep)))
+    _print_table(sweep)
     _print_choice(sweep, judge_all=options.judge_all)
 
 
@@ -79,22 +79,24 @@ def _print_plan(sweep: "Sweep", known: "Sweep | None") -> None:
         print(f"  {candidate.name:<60}  {statuses.get(candidate.name, 'to run')}")
 
 
-def _format_table(sweep: "Sweep") -> list[str]:
-    """Return the runs as aligned lines, best first, the chosen one marked."""
+def _print_table(sweep: "Sweep") -> None:
+    """Print the runs as aligned lines, best first, the chosen one marked."""
     from hf_instruct.sweeping.space import format_value, short_names
 
     ranked = sweep.ranked()
     names = list(dict.fromkeys(name for candidate in ranked for name in candidate.settings))
     table = [["", *short_names(names), "validation loss", "training loss", "seconds", "folder"]]
     for candidate in ranked:
-        loss = candidate.status if candidate.validation_loss is None else f"{candidate.validation_loss:.4f}"
-        numbers = [_format_number(candidate.train_loss, 4), _format_number(candidate.seconds, 0)]
-        values = [format_value(candidate.settings.get(name, "-")) for name in names]
         mark = "*" if candidate.name == sweep.selected else ""
-        table.append([mark, *values, loss, *numbers, candidate.name])
-    lines = align(table, right=range(1, len(table[0]) - 1))
-    errors = [f"failed: {candidate.name}: {candidate.error}" for candidate in ranked if candidate.error]
-    return [f"{sweep.path}, by validation loss:", *lines, *errors]
+        row = [mark, *(format_value(candidate.settings.get(name, "-")) for name in names)]
+        row.append(candidate.status if candidate.validation_loss is None else f"{candidate.validation_loss:.4f}")
+        row += [_format_number(candidate.train_loss, 4), _format_number(candidate.seconds, 0)]
+        table.append([*row, candidate.name])
+    print(f"{sweep.path}, by validation loss:")
+    print("\n".join(align(table, right=range(1, len(table[0]) - 1))))
+    for candidate in ranked:
+        if candidate.error:
+            print(f"failed: {candidate.name}: {candidate.error}")
 
 
 def _format_number(value: float | None, digits: int) -> str:
@@ -102,26 +104,22 @@ def _format_number(value: float | None, digits: int) -> str:
 
 
 def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
+    """Print the chosen run, and the test scores of all against the untuned model where all were judged."""
+    from hf_instruct.evaluation.comparison import compare_runs
     from hf_instruct.evaluation.scores import format_scores
+    from hf_instruct.schema import UNTUNED
 
     best = sweep.ranked()[0]
     print(f"\n* chosen, validation loss {best.validation_loss:.4f}: {sweep.folder(best).path}")
     if sweep.test_scores:
         print(f"  test score {format_scores(sweep.test_scores)}")
     print(f"  report {sweep.folder(best).report}")
-    if judge_all:
-        _print_comparison(sweep)
-    elif any(c.status == "finished" and c.name not in sweep.tested for c in sweep.candidates):
+    finished = [candidate for candidate in sweep.candidates if candidate.status == "finished"]
+    folders = [sweep.folder(candidate) for candidate in finished if candidate.name in sweep.tested]
+    if len(folders) < len(finished) and not judge_all:
         print("  The others were not tested: hf-instruct sweep … --resume --judge-all")
-
-
-def _print_comparison(sweep: "Sweep") -> None:
-    """Print the test scores side by side, against the untuned model: a run chosen for its score would be biased."""
-    from hf_instruct.evaluation.comparison import compare_runs
-    from hf_instruct.schema import UNTUNED
-
-    folders = [sweep.folder(c) for c in sweep.candidates if c.status == "finished" and c.name in sweep.tested]
-    untuned = [folders[0].path / UNTUNED] if folders[0].read_scores(UNTUNED) else []
-    runs = [*untuned, *(folder.path for folder in folders)]
-    if len(runs) > 1:
-        print(f"\n{compare_runs(runs)}")
+    elif judge_all:
+        # Against the untuned model: a run chosen for its score would be biased.
+        untuned = [folders[0].path / UNTUNED] if folders[0].read_scores(UNTUNED) else []
+        if len(runs := [*untuned, *(folder.path for folder in folders)]) > 1:
+            print(f"\n{compare_runs(runs)}")
