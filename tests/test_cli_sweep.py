@@ -1,12 +1,11 @@
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny_models
+from launching import call, kill_when
 from transformers import AutoTokenizer
 
 from hf_instruct.cli.main import main
@@ -69,21 +68,15 @@ def test_a_killed_sweep_goes_on_and_ends_in_a_table(file: Path) -> None:
     path = file.parent / "sweep"
     command = [sys.executable, "-m", "hf_instruct", "sweep", str(file), "--sweep-dir", str(path)]
     command += ["--set", "train.learning_rate=1e-2,1e-30", "--train.num_train_epochs", "4"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     second = path / "learning_rate=1e-30"
-    deadline = time.monotonic() + 200
     # The file that is written last: a checkpoint that was cut off is not gone on from.
-    while not any(second.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(lambda: any(second.glob("checkpoints/checkpoint-*/trainer_state.json")), command)
     assert (path / "learning_rate=0.01" / "training.json").exists()
     stamp = (path / "learning_rate=0.01" / "training.json").stat().st_mtime_ns
     # The process of the run ends with the one that was killed, and lets go of its folder.
     time.sleep(2)
 
-    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)
-    assert finished.returncode == 0, finished.stderr
+    finished = call([*command, "--resume"])
     lines = finished.stdout.splitlines()
     assert lines[0] == f"{path}, by validation loss:"
     assert lines[2].split()[:2] == ["*", "0.01"]

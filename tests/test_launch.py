@@ -4,22 +4,19 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from fake_ollama import Answer, FakeOllama
-from launching import BIN, launcher
+from launching import BIN, ROOT, call, kill_when, launcher, num_lines
 
 from hf_instruct.models import load_model
 from hf_instruct.records import read_rows
 from hf_instruct.schema import Judgment, Response, TrainingRow
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 # Left out of comparisons: these depend on the clock.
 CLOCK = {"seconds", "tokens_per_second"}
@@ -34,15 +31,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def experiment(tmp_path: Path, tiny_gpt2: Path) -> Path:
     """An experiment on 60 examples (48 to train on: whole batches of 8) and a tiny GPT-2."""
-    animals = ["cat", "dog", "owl", "hen", "fox", "cow", "bee", "ant", "elk", "emu"]
-    rows = [
-        {"instruction": f"Say {animal} {count} times.", "input": "loudly" * (count % 2), "output": f"{animal} " * count}
-        for animal in animals
-        for count in range(1, 7)
-    ]
-    (tmp_path / "data.json").write_text(json.dumps(rows))
+    source = tiny_models.write_examples(tmp_path / "data.json", 60)
     values = {
-        "data": {"source": str(tmp_path / "data.json"), "train_fraction": 0.8, "test_fraction": 0.15},
+        "data": {"source": str(source), "train_fraction": 0.8, "test_fraction": 0.15},
         "model": {"name": str(tiny_gpt2)},
         "train": {"learning_rate": 1e-3, "bf16": False, "logging_steps": 1, "eval_steps": 3, "save_steps": 2},
         "generate": {"max_new_tokens": 12, "batch_size": 2},
@@ -55,12 +46,6 @@ def experiment(tmp_path: Path, tiny_gpt2: Path) -> Path:
 def training_rows(run: Path) -> list[dict[str, object]]:
     rows = [vars(row) for row in read_rows(run / "training.jsonl", TrainingRow)]
     return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
-
-
-def call(command: list[str | Path], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def check_equal_training(one: Path, two: Path) -> None:
@@ -101,8 +86,7 @@ def test_a_run_of_two_processes_resumes_on_two_only(experiment: Path, environmen
     shutil.rmtree(path / "model")
     (path / "training.json").unlink()
     alone = [BIN / "python", *train, "--resume"]
-    done = subprocess.run([str(c) for c in alone], env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1
+    done = call(alone, environment, status=1)
     assert "was trained by 2 processes, and this is 1 process" in done.stderr
     # One of them finds the damage, and both start again.
     (checkpoint / "rng_state_1.pth").unlink()
@@ -120,8 +104,7 @@ def test_a_mistake_is_told_once_whatever_the_number_of_processes(experiment: Pat
         (["--run-dir", tmp_path / "new", "--model.name", "gpt7"], "`gpt7` cannot be loaded"),
     ):
         command = [*launcher("cpu_2proc.yaml"), "recipes/sft.py", experiment, *mistake]
-        done = subprocess.run([str(c) for c in command], env=environment, capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 1
+        done = call(command, environment, status=1)
         assert done.stderr.count("hf-instruct: ") == 1, done.stderr
         assert text in done.stderr
         assert "[rank" not in done.stderr  # a traceback of one of ours
@@ -159,25 +142,6 @@ def test_a_model_spread_over_two_processes_trains_like_a_whole_one(
     torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
 
 
-def kill_when(command: list[str | Path], environment: dict[str, str], ready, delay: float) -> None:
-    """Start a command, wait until `ready()`, wait on, and kill it with SIGKILL."""
-    process = subprocess.Popen(
-        [str(c) for c in command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not ready() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(delay)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
-def num_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
 def test_killed_three_times_in_training_and_answering_ends_like_unbroken(experiment: Path, environment, tmp_path: Path):
     chance = random.Random(7)
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
@@ -191,9 +155,11 @@ def test_killed_three_times_in_training_and_answering_ends_like_unbroken(experim
     call([*walk, unbroken], environment)
     log, answers = broken / "training.jsonl", broken / "responses.jsonl"
     for lines in (2, 7, 13):
-        kill_when([*walk, broken], environment, lambda lines=lines: num_lines(log) >= lines, chance.random() * 0.2)
+        ready = lambda lines=lines: num_lines(log) >= lines  # noqa: E731
+        kill_when(ready, [*walk, broken], environment, delay=chance.random() * 0.2)
     for lines in (2, 8, 14):
-        kill_when([*walk, broken], environment, lambda n=lines: num_lines(answers) >= n, chance.random() * 0.02)
+        ready = lambda lines=lines: num_lines(answers) >= lines  # noqa: E731
+        kill_when(ready, [*walk, broken], environment, delay=chance.random() * 0.02)
     call([*walk, broken], environment)
     assert training_rows(broken) == training_rows(unbroken)
     assert read_rows(answers, Response) == read_rows(unbroken / "responses.jsonl", Response)
@@ -210,7 +176,7 @@ def test_killed_three_times_while_judging_ends_with_every_judgment_once(
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     for lines in (5, 20, 35):
         ready = lambda lines=lines: num_lines(broken / "judgments.jsonl") >= lines  # noqa: E731
-        kill_when([*command, "--no-cache", "--out", broken], environment, ready, 0.01)
+        kill_when(ready, [*command, "--no-cache", "--out", broken], environment, delay=0.01)
     calls = len(server.chats)
     call([*command, "--no-cache", "--out", broken], environment)
     # At most the calls under way at each kill were asked again, and the replies that a busy disk had not taken yet.
