@@ -1,5 +1,7 @@
 """Read YAML that somebody else may have written, and write it: too much of it is refused like what is not YAML."""
 
+import copy
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from io import StringIO
@@ -26,6 +28,12 @@ def parse_yaml(text: str) -> Any:
     >>> parse_yaml("a: &rate 5e-5\\nb: *rate")
     {'a': 5e-05, 'b': 5e-05}
     """
+    return copy.deepcopy(_parse(text))
+
+
+# A command reads its run's `run.yaml` several times, each time for 10 ms or more.
+@functools.lru_cache(maxsize=16)
+def _parse(text: str) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
