@@ -36,12 +36,7 @@ def is_loopback(url: str) -> bool:
 
 
 def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socket:
-    """Return a socket bound to an address; port 0 takes any free one.
-
-    Args:
-        host: The address.
-        port: The port.
-        what: What is to be served there, as the start of a sentence.
+    """Return a socket bound to an address; port 0 takes any free one, `what` is to be served there.
 
     Raises:
         RunError: The port is taken or reserved, or the address is not this machine's.
@@ -69,11 +64,9 @@ def format_url(host: str, port: int) -> str:
 
 
 def list_hosts(host: str, allowed: Iterable[str] = ()) -> list[str]:
-    """Return the names that a request may give the server in `Host`, besides the address it came in by.
+    """Return the names that a request may give a server bound to `host` in its header, besides the address it came by.
 
-    Args:
-        host: What the server is bound to.
-        allowed: Further names, as `--allow-host` gives them.
+    `allowed` are further names, as `--allow-host` gives them.
     """
     own = socket.gethostname()
     names = [own, f"{own}.local"] if host in _EVERY_ADDRESS else [host]

@@ -25,7 +25,7 @@ DISK_ERRORS = (
 
 
 def disk_remedy(error: Exception) -> str:
-    """Return what is to be done about a disk error, as the start of a sentence.
+    """Return what to do about a disk error, as the start of a sentence.
 
     >>> disk_remedy(OSError(errno.ENOSPC, "No space left on device")), disk_remedy(PermissionError(errno.EACCES, "no"))
     ('Free some disk space', 'Fix that')
@@ -46,10 +46,7 @@ def quote_names(names: Iterable[object]) -> str:
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return the known name that is most like a wrong one, as a question to append to a message; empty for none.
 
-    Args:
-        name: What was given.
-        known: What is allowed.
-        cutoff: Least likeness, from 0 to 1.
+    `cutoff` is the least likeness, from 0 to 1.
 
     >>> did_you_mean("alpacca", ["alpaca", "phi3"]), did_you_mean("chat", ["alpaca", "phi3"])
     (' Did you mean `alpaca`?', '')
@@ -74,12 +71,7 @@ class _ProblemListError(InstructError):
 
     @classmethod
     def listing(cls, problems: Sequence[str], where: str, *, most: int = 50) -> Self:
-        """Return the error whose first line counts the problems and says where they are.
-
-        Args:
-            problems: All that were found.
-            where: What follows their number.
-            most: How many of them are listed.
+        """Return the error whose first line counts the problems and says where they are; at most so many are listed.
 
         >>> str(ConfigError.listing(["`a` is odd", "`b` is odd"], "in the flags", most=1))
         '2 problems in the flags:\\n  - `a` is odd\\n  - and 1 more'

@@ -53,12 +53,7 @@ def write_figure(figure: "Figure", path: Path) -> None:
 
 
 def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> "Figure":
-    """Return the plot of the losses over steps (below) and example tokens (above).
-
-    Args:
-        rows: A training log; rows of kind `train` and `evaluation` are drawn, in the order of their steps.
-        title: A line above the plot, taken literally.
-    """
+    """Return the plot of the losses in a training log over steps (below) and example tokens (above)."""
     figure, axes = _build_axes(title)
     # A resumed run may log a step again: the later row is the one that the model went through.
     ordered = [row for _, row in sorted({(row.step, row.kind): row for row in rows}.items())]
@@ -85,12 +80,7 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
 
 
 def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | None = None) -> "Figure":
-    """Return the histogram of scores in bins of ten points, the last one 90 to 100.
-
-    Args:
-        scores: The scores from 0 to 100 of each side: `base`, `tuned` or both.
-        title: A line above the plot, taken literally.
-    """
+    """Return the histogram of scores of `base`, `tuned` or both, in bins of ten points, the last one 90 to 100."""
     figure, axes = _build_axes(title)
     if sides := [name for name in ("base", "tuned") if scores.get(name)]:
         means = [sum(scores[name]) / len(scores[name]) for name in sides]
@@ -116,11 +106,7 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
     """Return the plot of a comparison: means on the left, differences from the baseline on the right.
 
     Differences are paired, so their intervals are narrower than those of the means suggest; those that exclude zero are
-    drawn in colour.
-
-    Args:
-        rows: One a run, in the order from top to bottom.
-        title: A line above the plot, taken literally.
+    drawn in colour. Runs are drawn from top to bottom.
     """
     figure = build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -164,11 +150,8 @@ def format_inline_svg(figure: "Figure", prefix: str) -> str:
     """Return a figure as an `<svg>` element to stand inside an HTML page.
 
     Text stays text, the background is transparent, and each colour is a CSS variable (`--plot-validation`) with the
-    usual colour as its default, so that the page's light and dark themes apply.
-
-    Args:
-        figure: The figure.
-        prefix: Put before every id, because two figures on a page may not share any.
+    usual colour as its default, so that the page's light and dark themes apply. The prefix is put before every id,
+    because two figures on a page may not share any.
     """
     import matplotlib
 

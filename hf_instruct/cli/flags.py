@@ -72,7 +72,7 @@ def add_field_flags(
         section: Of the experiment.
         names: Fields that take a value.
         switches: Fields that a flag without a value turns on.
-        renamed: The flag's name, without hyphens in front, of those whose flag is not called as the field.
+        renamed: Names of flags that are not called as their field, by the field.
     """
     for name in (*names, *switches):
         flag = (renamed or {}).get(name, name).replace("_", "-")
