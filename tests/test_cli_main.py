@@ -52,15 +52,6 @@ def verb(monkeypatch: pytest.MonkeyPatch):
     return state
 
 
-def usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return captured.err.splitlines()[-1]
-
-
 @pytest.mark.parametrize("words", [[], *([verb] for verb in VERBS)], ids=" ".join)
 def test_every_verb_says_more(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -79,37 +70,37 @@ def test_every_verb_says_more(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "hf-instruct: error: the following arguments are required: VERB [OPTION]"),
-        (["trian"], "invalid choice: 'trian' (choose from "),
-        (["--nope"], "hf-instruct: error: the following arguments are required: VERB [OPTION]"),
-        (["generate"], "hf-instruct generate: error: the following arguments are required: run"),
-        (["report", "a", "--nope"], "hf-instruct: error: unrecognized arguments: --nope"),
-        (["report", "a", "--train.seed=1"], "hf-instruct: error: unrecognized argument: --train.seed"),
-        (["run", "a.yaml", "--trian.seed", "1"], "unknown section in --trian.seed; allowed are data, model, train"),
-        (["run", "a.yaml", "--train.seed"], "hf-instruct: error: --train.seed needs a value"),
-        (["run", "a.yaml", "--train.bf16", "--resume"], "hf-instruct: error: --train.bf16 needs a value"),
-    ],
+    ("command", "message"),
+    {
+        "": "hf-instruct: error: the following arguments are required: VERB [OPTION]",
+        "trian": "invalid choice: 'trian' (choose from ",
+        "--nope": "hf-instruct: error: the following arguments are required: VERB [OPTION]",
+        "generate": "hf-instruct generate: error: the following arguments are required: run",
+        "report a --nope": "hf-instruct: error: unrecognized arguments: --nope",
+        "report a --train.seed=1": "hf-instruct: error: unrecognized argument: --train.seed",
+        "run a.yaml --trian.seed 1": "unknown section in --trian.seed; allowed are data, model, train",
+        "run a.yaml --train.seed": "hf-instruct: error: --train.seed needs a value",
+        "run a.yaml --train.bf16 --resume": "hf-instruct: error: --train.bf16 needs a value",
+    }.items(),
 )
-def test_usage_errors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert message in usage_error(arguments, capsys)
+def test_usage_errors(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    captured = capsys.readouterr()
+    assert (caught.value.code, captured.out) == (2, "")
+    assert message in captured.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["run", "--train.seed", "1", "--generate.top_p=0.5", "--force"],
-        ["run", "--train.seed=1", "--force", "--generate.top_p", "0.5"],
-        ["--train.seed", "1", "run", "--force", "--generate.top_p=0.5"],
-        ["--force", "--generate.top_p", "0.5", "--train.seed=1", "run"],
-    ],
-)
-def test_settings_may_stand_anywhere(verb, arguments: list[str]) -> None:
-    assert main(["try", *arguments]) == 0
-    (options,) = verb.calls
-    assert (options.run, options.force) == ("run", True)
-    assert options.overrides == {"train.seed": 1, "generate.top_p": 0.5}
+def test_settings_may_stand_anywhere(verb) -> None:
+    for command in (
+        "run --train.seed 1 --generate.top_p=0.5 --force",
+        "run --train.seed=1 --force --generate.top_p 0.5",
+        "--train.seed 1 run --force --generate.top_p=0.5",
+        "--force --generate.top_p 0.5 --train.seed=1 run",
+    ):
+        assert main(["try", *command.split()]) == 0
+        assert (verb.calls[-1].run, verb.calls[-1].force) == ("run", True)
+        assert verb.calls[-1].overrides == {"train.seed": 1, "generate.top_p": 0.5}
 
 
 def test_values_of_settings_are_yaml_and_other_flags_none(verb) -> None:
@@ -203,27 +194,23 @@ def test_ctrl_c_in_a_run_names_the_command(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run"], "Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`."),
-        (["run", "mine.yml"], "`mine.yml` does not exist. Did you mean `mine.yaml`?"),
-        (["train", "mine.yaml", "--train.learning_rat", "1"], "1 problem in `mine.yaml` and the flags:"),
-        (["run", "mine.yaml", "--data.prompt_format", "nope"], "Unknown prompt format `nope`."),
-        (["generate", "runs/none"], "`runs/none` does not exist."),
-        (["generate", "runs/none", "--train.seed", "1"], "`runs/none` does not exist."),
-        (["report", "mine.yaml"], "`mine.yaml` does not exist."),
-    ],
+    ("command", "message"),
+    {
+        "run": "Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`.",
+        "run mine.yml": "`mine.yml` does not exist. Did you mean `mine.yaml`?",
+        "train mine.yaml --train.learning_rat 1": "1 problem in `mine.yaml` and the flags:",
+        "run mine.yaml --data.prompt_format nope": "Unknown prompt format `nope`.",
+        "generate runs/none": "`runs/none` does not exist.",
+        "generate runs/none --train.seed 1": "`runs/none` does not exist.",
+        "report mine.yaml": "`mine.yaml` does not exist.",
+    }.items(),
 )
 def test_mistakes_end_in_one_message_and_write_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(RECIPE)
-    assert main(arguments) == 1
+    assert main(command.split()) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith(f"hf-instruct: {message}")
