@@ -154,27 +154,25 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
     for name, value in (overrides or {}).items():
         values["generate"][name.removeprefix("generate.")] = value
     experiment = build_experiment(values, where="the flags", deep=bool(overrides))
-    is_main = is_main_process()
 
     @_translated_disk_errors(folder)
-    def begin() -> None:
-        if force:
-            from hf_instruct.generation.stage import check_answering
+    def clear() -> None:
+        from hf_instruct.generation.stage import check_answering
 
+        with folder.locked():
             # Settings that cannot work are refused while what was made with others is still there.
             check_answering(folder, experiment)
             clear_from(folder, "generate")
-        _accept_changes(folder, experiment)
 
-    with _translated_disk_errors(folder), folder.locked() if is_main else contextlib.nullcontext():
-        on_main_process(begin, use_cpu=experiment.train.get("use_cpu"))
-        try:
-            run_stages(folder, experiment, ["generate"])
-        except (ConfigError, DataError):
-            if is_main and not _has_begun_to_answer(folder):
-                # Refused before it began: settings that cannot be used do not stay.
-                folder.save_experiment(stored)
-            raise
+    if force:
+        on_main_process(clear, use_cpu=experiment.train.get("use_cpu"))
+    try:
+        run(experiment, folder.path, resume=True, stages=["generate"])
+    except (ConfigError, DataError):
+        if is_main_process() and not _has_begun_to_answer(folder):
+            # Refused before it began: settings that cannot be used do not stay.
+            folder.save_experiment(stored)
+        raise
 
 
 def default_path(experiment_file: Path) -> Path:
@@ -193,7 +191,9 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     """
     from hf_instruct.prompts import PromptFormat
 
-    PromptFormat.from_name(experiment.data.prompt_format)
+    if {"data", "train"} & set(stages):
+        # Later stages read what the run has kept of it.
+        PromptFormat.from_name(experiment.data.prompt_format)
     name = experiment.model.name
     if "train" in stages and any((Path(name) / part / "adapter_config.json").is_file() for part in ("", "model")):
         raise ConfigError(
@@ -217,7 +217,7 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
         if force:
             with folder.locked():
                 _empty(folder)
-        elif not is_done(folder, "data") and not _has_trained(folder):
+        elif not (is_done(folder, "data") or _has_trained(folder) or _has_begun_to_answer(folder)):
             # A first try that stopped at its first stage: there is nothing to lose.
             pass
         elif resume:

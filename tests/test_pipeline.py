@@ -170,7 +170,7 @@ def test_a_stage_run_again_takes_settings_of_its_own(tmp_path: Path, monkeypatch
     # The files of this run hold nothing that could be checked.
     monkeypatch.setattr("hf_instruct.generation.stage.check_answering", lambda folder, experiment: None)
     answer_run(folder, {"generate.batch_size": 3}, force=True)
-    assert calls == [(3, ["generate"])]
+    assert calls[-1] == (3, ["generate"])
     assert not folder.responses.exists()
     assert folder.model.exists()
     with pytest.raises(ConfigError, match="`generate` over a run takes settings of its own section only:"):
