@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -18,30 +19,37 @@ def experiment(**sections: object) -> Experiment:
     return build_experiment(sections, where="here", deep=False)
 
 
-def write_whole_run(folder: RunFolder, settings: Experiment) -> None:
-    """Write every file of a run, as empty as may be."""
-    open_folder(folder, settings)
-    files = [
-        *(folder.split(name) for name in ("train", "test", "validation")),
-        folder.preflight,
-        folder.prompt,
-        folder.checkpoints / "checkpoint-2" / "trainer_state.json",
-        folder.model / "model.safetensors",
-        folder.training_log,
-        folder.training_summary,
-        folder.loss_plot,
-        *(folder.responses, folder.judgments, folder.scores),
-        folder.course_file,
-        folder.pairwise / "other.json",
-        folder.report,
-    ]
-    for path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+# What each stage writes.
+FILES = {
+    "data": {"data/train.jsonl", "data/test.jsonl", "data/validation.jsonl", "data/preflight.json", "prompt.jinja"},
+    "train": {
+        *("model/model.safetensors", "checkpoints/checkpoint-2/trainer_state.json"),
+        *("training.jsonl", "training.json", "loss.png"),
+    },
+    "generate": {"responses.jsonl", "instruction-data-with-response.json"},
+    # The report would show who had preferred answers that are no longer there.
+    "judge": {"judgments.jsonl", "scores.json", "pairwise/other.json"},
+    "report": {"report.html"},
+}
+
+
+def write_files(folder: RunFolder, names: Iterable[str]) -> None:
+    for name in names:
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("")
 
 
 def files_in(path: Path) -> set[str]:
     return {str(entry.relative_to(path)) for entry in path.rglob("*") if entry.is_file() and entry.name != ".lock"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run with every file, as empty as may be."""
+    folder = RunFolder(tmp_path / "run")
+    open_folder(folder, experiment())
+    write_files(folder, [name for names in FILES.values() for name in names])
+    return folder
 
 
 def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
@@ -59,13 +67,8 @@ def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
         assert folder.load_experiment().data.source == "misspelt.json"
 
 
-def test_an_existing_run_is_deleted_by_force_alone(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment())
-    (folder.path / "notes.txt").write_text("mine")
-    for name in ("self_check.json", "self_check/responses.jsonl", "model.partial/config.json"):
-        (folder.path / name).parent.mkdir(exist_ok=True)
-        (folder.path / name).write_text("{}")
+def test_an_existing_run_is_deleted_by_force_alone(folder: RunFolder) -> None:
+    write_files(folder, ["notes.txt", "self_check.json", "self_check/responses.jsonl", "model.partial/config.json"])
     before = files_in(folder.path)
     with pytest.raises(RunError, match="already contains a run"):
         open_folder(folder, experiment())
@@ -84,44 +87,29 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, force: bool) -> N
     assert files_in(tmp_path) == {"thesis.tex"}
 
 
-def test_resuming_with_other_settings_names_the_keys(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment(train={"learning_rate": 1e-4}))
-    before = folder.config.read_bytes()
+def test_resuming_takes_over_settings_of_stages_not_begun_and_no_others(folder: RunFolder) -> None:
     other = experiment(train={"learning_rate": 1e-5}, lora={}, data={"limit": 3}, model={"name": "gpt2-small"})
+    before = folder.config.read_bytes()
     with pytest.raises(RunError, match=r"`data.limit`, `lora`, `model.name`, `train.learning_rate` changed"):
         open_folder(folder, other, resume=True)
     assert folder.config.read_bytes() == before
-
-
-def test_resuming_takes_over_settings_of_stages_not_begun(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment())
-    changed = experiment(judge={"backend": "local", "rubric": "critique"})
-    open_folder(folder, changed, resume=True)
-    assert folder.load_experiment() == changed
-    clear_from(folder, "generate")
-    changed = experiment(generate={"max_new_tokens": 9, "top_p": 0.5}, judge={"retries": 0})
-    open_folder(folder, changed, resume=True)
-    assert folder.load_experiment() == changed
-    clear_from(folder, "train")
-    changed = experiment(lora={"r": 2}, train={"learning_rate": 1e-5})
-    open_folder(folder, changed, resume=True)
-    assert folder.load_experiment() == changed
-    stamp = folder.config.stat().st_mtime_ns
-    open_folder(folder, changed, resume=True)
-    assert folder.config.stat().st_mtime_ns == stamp
+    for cleared, sections in (
+        ("judge", {"judge": {"backend": "local", "rubric": "critique"}}),
+        ("generate", {"generate": {"max_new_tokens": 9, "top_p": 0.5}, "judge": {"retries": 0}}),
+        ("train", {"lora": {"r": 2}, "train": {"learning_rate": 1e-5}}),
+    ):
+        clear_from(folder, cleared)
+        open_folder(folder, experiment(**sections), resume=True)
+        assert folder.load_experiment() == experiment(**sections)
     with pytest.raises(RunError, match=r"another experiment: `data.seed` changed"):
         open_folder(folder, experiment(data={"seed": 1}), resume=True)
 
 
-def test_whether_the_base_model_is_a_folder_is_of_that_model_alone(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    open_folder(folder, experiment(model={"name": "models/mine"}))
-    folder.add_provenance(base_model_is_local=True)
-    folder.split("train").parent.mkdir()
-    folder.preflight.write_text("")
+def test_whether_the_base_model_is_a_folder_is_of_that_model_alone(folder: RunFolder) -> None:
     # Training began and saved no checkpoint.
+    clear_from(folder, "train")
+    open_folder(folder, experiment(model={"name": "models/mine"}), resume=True)
+    folder.add_provenance(base_model_is_local=True)
     open_folder(folder, experiment(model={"name": "models/mine"}, judge={"model": "m"}), resume=True)
     assert folder.read_provenance().base_model_is_local is True
     open_folder(folder, experiment(model={"name": "me/theirs"}), resume=True)
@@ -129,38 +117,26 @@ def test_whether_the_base_model_is_a_folder_is_of_that_model_alone(tmp_path: Pat
     assert folder.find_base("me/theirs") == "me/theirs"
 
 
-@pytest.mark.parametrize("data_done", [False, True])
 @pytest.mark.parametrize("how", [{}, {"resume": True}, {"force": True}])
-def test_a_run_in_progress_is_not_touched(tmp_path: Path, how: dict, data_done: bool) -> None:
-    folder = RunFolder(tmp_path / "run")
-    open_folder(folder, experiment())
-    if data_done:
-        write_whole_run(folder, experiment())
+def test_a_run_in_progress_is_not_touched(folder: RunFolder, how: dict) -> None:
     before = folder.config.read_bytes()
-    with folder.locked(), pytest.raises(RunError, match=r"Another process|contains a run"):
-        open_folder(folder, experiment(generate={"max_new_tokens": 9}), **how)
-    assert folder.config.read_bytes() == before
+    for stage in ("report", "data"):
+        clear_from(folder, stage)
+        with folder.locked(), pytest.raises(RunError, match=r"Another process|contains a run"):
+            open_folder(folder, experiment(generate={"max_new_tokens": 9}), **how)
+        assert folder.config.read_bytes() == before
 
 
-def test_clearing_a_stage_clears_those_after_it(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment())
-    gone = {"report": {"report.html"}}
-    # The report would show who had preferred answers that are no longer there.
-    gone["judge"] = gone["report"] | {"judgments.jsonl", "scores.json", "pairwise/other.json"}
-    gone["generate"] = gone["judge"] | {"responses.jsonl", "instruction-data-with-response.json"}
-    trained = {"checkpoints/checkpoint-2/trainer_state.json", "model/model.safetensors"}
-    gone["train"] = gone["generate"] | trained | {"training.jsonl", "training.json", "loss.png"}
-    whole = files_in(folder.path)
-    gone["data"] = whole - {"run.yaml"}
+def test_clearing_a_stage_clears_those_after_it(folder: RunFolder) -> None:
+    left = files_in(folder.path)
     for stage in reversed(pipeline.STAGES):
         clear_from(folder, stage)
-        assert files_in(folder.path) == whole - gone[stage], stage
+        left -= FILES[stage]
+        assert files_in(folder.path) == left, stage
+    assert left == {"run.yaml"}
 
 
-def test_a_stage_run_again_takes_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment())
+def test_a_stage_run_again_takes_settings_of_its_own(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
     monkeypatch.setattr(
         pipeline, "run_stages", lambda folder, settings, stages: calls.append((settings.generate.batch_size, stages))
@@ -273,11 +249,8 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
 
 
 def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder(tmp_path / "run")
-    write_whole_run(folder, experiment())
-
     def cut_off(path: Path) -> None:
         if path == folder.model:
             raise KeyboardInterrupt
