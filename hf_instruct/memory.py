@@ -115,6 +115,6 @@ def resident_bytes(usage: "resource.struct_rusage") -> int:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether PyTorch raised this for want of memory: on a GPU, or, as a bare RuntimeError, on a CPU."""
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether this was raised for want of memory; PyTorch raises a RuntimeError, a bare one on a CPU."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -1,7 +1,9 @@
 """Answer examples with a model, in batches."""
 
+import dataclasses
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,9 @@ from hf_instruct.config import find_refused_generation
 from hf_instruct.data.datasets import build_dataset
 from hf_instruct.data.sources import read_examples
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.generation.batches import choose_batch_size, even_batch_size, order_by_length
-from hf_instruct.generation.decoding import Completion, generate_completions
-from hf_instruct.generation.references import ReferenceLoss, measure_references
+from hf_instruct.generation.batches import choose_batch_size
+from hf_instruct.generation.decoding import generate_completions
+from hf_instruct.generation.references import measure_references
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length
 from hf_instruct.prompt_checks import settle_format
@@ -94,32 +96,40 @@ def answer_examples(
         raise ConfigError("These settings do not answer in batches:", refused)
     prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
     prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
-    end_id = prompt_format.end_token_id(tokenizer)
     prompts = prompt_format.encode_prompts(tokenizer, examples)
     check_lengths(examples, prompts, max_new_tokens, context_length(model))
     size = batch_size or choose_batch_size(model, prompts, max_new_tokens=max_new_tokens, generation=generation)
-    waiting = order_by_length(prompts)
+    generation |= {"end_id": prompt_format.end_token_id(tokenizer), "max_new_tokens": max_new_tokens}
+    # Longest first: little is padded, and a batch too large for the memory fails at the start.
+    waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     responses: dict[int, Response] = {}
     while waiting:
-        indices = waiting[: batch_size or even_batch_size(len(waiting), size)]
+        # About equal batches, rather than full ones and a short last one.
+        indices = waiting[: batch_size or math.ceil(len(waiting) / math.ceil(len(waiting) / size))]
+        batch = [examples[index] for index in indices]
         try:
-            answered = _answer_batch(
-                model,
-                tokenizer,
-                [examples[index] for index in indices],
-                [prompts[index] for index in indices],
-                reference_format=prompt_format if reference_loss else None,
-                end_id=end_id,
-                max_new_tokens=max_new_tokens,
-                **generation,
-            )
-        except MemoryError as error:
-            if batch_size or len(indices) == 1:
-                raise ConfigError(_advise_on_memory(len(indices), batch_size)) from error
-            size = len(indices) // 2
-            logger.info("Out of memory with %d prompts at once; going on with %d.", len(indices), size)
+            answered = _answer_batch(model, tokenizer, batch, [prompts[index] for index in indices], generation)
+            if reference_loss:
+                losses = measure_references(model, tokenizer, batch, prompt_format=prompt_format)
+                known = [
+                    {"reference_nll": loss.nll, "reference_tokens": loss.tokens} if loss else {} for loss in losses
+                ]
+                answered = [row.model_copy(update=fields) for row, fields in zip(answered, known, strict=True)]
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size or len(batch) == 1:
+                lower = (
+                    f"generate.batch_size` ({batch_size}) or leave it out" if batch_size else "generate.max_new_tokens`"
+                )
+                raise ConfigError(
+                    f"The machine ran out of memory with {len(batch)} prompts at once. Lower `{lower}, or set "
+                    "`generate.dtype: bfloat16`."
+                ) from error
+            size = len(batch) // 2
+            logger.info("Out of memory with %d prompts at once; continuing with %d.", len(batch), size)
             continue
-        waiting = waiting[len(indices) :]
+        waiting = waiting[len(batch) :]
         responses |= zip(indices, answered, strict=True)
         if on_batch is not None:
             on_batch(answered)
@@ -131,66 +141,33 @@ def _answer_batch(
     tokenizer: "PreTrainedTokenizerBase",
     examples: list[Example],
     prompts: list[list[int]],
-    *,
-    reference_format: PromptFormat | None,
-    **settings: Any,
+    settings: dict[str, Any],
 ) -> list[Response]:
-    """Return responses, with what is raised for the user's settings and for memory told apart.
-
-    Args:
-        reference_format: The format of prompts and references, where the references' loss is asked for.
+    """Return the responses of one batch.
 
     Raises:
         ConfigError: Transformers refuses the settings.
-        MemoryError: There is not enough, on whatever device.
     """
-    losses: list[ReferenceLoss | None] = [None] * len(examples)
+    settings = dict(settings)
     if (seed := settings.pop("seed", None)) is not None:
-        settings["seeds"] = [_seed_of(example, seed) for example in examples]
+        # Of 63 bits, differing from example to example and from seed to seed.
+        digests = [hashlib.sha256(f"{seed}\0{example.id}".encode()).digest() for example in examples]
+        settings["seeds"] = [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
     try:
-        try:
-            completions = generate_completions(model, tokenizer, prompts, **settings)
-        except ValueError as error:
-            raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
-        if reference_format is not None:
-            losses = measure_references(model, tokenizer, examples, prompt_format=reference_format)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise MemoryError(str(error)) from error
-        raise
+        completions = generate_completions(model, tokenizer, prompts, **settings)
+    except ValueError as error:
+        raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
     each = len(completions) // len(examples)
-    groups = [completions[start : start + each] for start in range(0, len(completions), each)]
-    return [_build_response(*parts) for parts in zip(examples, groups, losses, strict=True)]
-
-
-def _seed_of(example: Example, seed: int) -> int:
-    """Return a number of 63 bits that differs from example to example and from seed to seed."""
-    digest = hashlib.sha256(f"{seed}\0{example.id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _advise_on_memory(num_prompts: int, batch_size: int | None) -> str:
-    problem = f"The machine ran out of memory with {num_prompts} prompts at once."
-    if batch_size is None:
-        return f"{problem} Lower `generate.max_new_tokens`, or set `generate.dtype: bfloat16`."
-    return f"{problem} Lower `generate.batch_size` ({batch_size}) or leave it out, or set `generate.dtype: bfloat16`."
-
-
-def _build_response(example: Example, completions: Sequence[Completion], loss: ReferenceLoss | None) -> Response:
-    completion, *further = completions
-    return Response(
-        id=example.id,
-        instruction=example.instruction,
-        input=example.input,
-        output=example.output,
-        category=example.category,
-        response=completion.text,
-        stopped=completion.stopped,
-        num_tokens=completion.num_tokens,
-        reference_nll=loss and loss.nll,
-        reference_tokens=loss and loss.tokens,
-        further_responses=[other.text for other in further] or None,
-    )
+    return [
+        Response(
+            **dataclasses.asdict(example),
+            response=completions[first].text,
+            stopped=completions[first].stopped,
+            num_tokens=completions[first].num_tokens,
+            further_responses=[other.text for other in completions[first + 1 : first + each]] or None,
+        )
+        for example, first in zip(examples, range(0, len(completions), each), strict=True)
+    ]
 
 
 def check_lengths(

@@ -1,6 +1,5 @@
 """Which prompts are answered at once: as many as fit the memory, of about one length."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +18,6 @@ _MOST = 512
 # Shares of the free memory to plan with: the estimate is rough, and a CPU's memory serves other programs too.
 _SHARE_ON_CPU = 0.4
 _SHARE = 0.8
-
-
-def order_by_length(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Return the indices of prompts, longest first.
-
-    So little is padded, and a batch too large for the memory fails at once rather than at the end.
-    """
-    return sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-
-
-def even_batch_size(num_prompts: int, most: int) -> int:
-    """Return the size of batches that are about equal, rather than full but for a short last one.
-
-    >>> even_batch_size(130, most=128)
-    65
-    """
-    return math.ceil(num_prompts / math.ceil(num_prompts / most))
 
 
 def choose_batch_size(

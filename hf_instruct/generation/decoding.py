@@ -162,13 +162,20 @@ def _as_list(ids: int | list[int] | None) -> list[int | None]:
 
 def _read_completion(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: set[int]) -> Completion:
     # Rows that finish early are filled with the pad token, which may be an end token too: the first one counts.
-    stop = next((index for index, token in enumerate(ids) if token in ends), None)
-    kept = ids if stop is None else ids[:stop]
-    num_tokens = len(ids) if stop is None else stop + 1
-    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Completion(
-        str(text).strip(), stopped=stop is not None, num_tokens=num_tokens, token_ids=tuple(ids[:num_tokens])
-    )
+    kept = until_end(ids, ends)
+    stopped = kept[-1] in ends
+    text = decode_tokens(tokenizer, kept[:-1] if stopped else kept).strip()
+    return Completion(text, stopped=stopped, num_tokens=len(kept), token_ids=tuple(kept))
+
+
+def until_end(row: list[int], ends: set[int]) -> list[int]:
+    """Return tokens up to and with the first that is an end."""
+    return row[: next((index for index, token in enumerate(row) if token in ends), len(row)) + 1]
+
+
+def decode_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """Return tokens as the text they stand for, without special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 @contextmanager

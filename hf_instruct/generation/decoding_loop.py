@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from hf_instruct.generation.decoding import until_end
 from hf_instruct.models import attending_by
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def decode_greedily(
                 batch.keep(kept)
                 latest, ended = latest[kept], ended[kept]
             batch.advance(latest)
-    return [_until_end(row, ends) for row in chosen.tolist()]
+    return [until_end(row, ends) for row in chosen.tolist()]
 
 
 class _Batch:
@@ -256,10 +257,6 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     low, high = min(prompts, key=list), max(prompts, key=list)
     longest = min(len(prompt) for prompt in prompts) - 1
     return next((i for i in range(longest) if low[i] != high[i]), longest)
-
-
-def _until_end(row: list[int], ends: set[int]) -> list[int]:
-    return row[: next((index for index, token in enumerate(row) if token in ends), len(row)) + 1]
 
 
 def _without_adapter(model: "PreTrainedModel") -> "PreTrainedModel":

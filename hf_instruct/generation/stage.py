@@ -7,9 +7,8 @@ and the first merges them. Whatever is cut off, the next start merges what it fi
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import Experiment, GenerateSection, check_generate_fields
 from hf_instruct.errors import ConfigError
@@ -22,6 +21,9 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, append_rows, recover_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import MODELS, TUNED, UNTUNED, Response
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +50,13 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
 
 
 def _answer_with(
-    model: str, run: RunFolder, examples: list[Example], experiment: Experiment, prompt_format: PromptFormat
+    which: str, run: RunFolder, examples: list[Example], experiment: Experiment, prompt_format: PromptFormat
 ) -> None:
-    description = f"Answering, {model}" + (f" ({experiment.model.name})" if model == UNTUNED else "")
+    section = experiment.generate
+    description = f"Answering, {which}" + (f" ({experiment.model.name})" if which == UNTUNED else "")
     rank, num_processes = process_rank(), count_processes()
     on_main_process(lambda: _merge(run, examples))
-    finished = {row.id for row in recover_rows(run.responses, Response) if row.model == model}
+    finished = {row.id for row in recover_rows(run.responses, Response) if row.model == which}
     remaining = [example for example in examples if example.id not in finished]
     if not remaining:
         if rank == 0:
@@ -61,59 +64,66 @@ def _answer_with(
         return
     if finished and rank == 0:
         logger.info("%s: continuing after %d of %d answers", description, len(finished), len(examples))
-    # Or the path of a folder that is not there would be taken for an id on the Hub.
-    if model == TUNED:
-        run.check_trained()
-    name = str(run.model) if model == TUNED else run.find_base(experiment.model.name)
     share = remaining[rank::num_processes]
     # Nobody writes into the file that the others may still be reading.
     path = run.responses if num_processes == 1 else run.response_part(rank)
+    done = len(examples) - len(remaining) if num_processes == 1 else 0
+    bar = progress_bar(description, done + len(share), done=done) if rank == 0 else contextlib.nullcontext()
     if share:
-        done = len(examples) - len(remaining) if num_processes == 1 else 0
-        bar = progress_bar(description, done + len(share), done=done) if rank == 0 else contextlib.nullcontext()
         with bar as advance:
 
             def keep(batch: list[Response]) -> None:
-                append_rows(path, [row.model_copy(update={"model": model}) for row in batch])
+                append_rows(path, [row.model_copy(update={"model": which}) for row in batch])
                 if advance is not None:
                     advance(len(batch), "")
 
-            tuned = run.model if model == UNTUNED else None
-            _answer_share(share, experiment, prompt_format, name, base_of=tuned, on_batch=keep)
+            model, tokenizer = load_run_model(run, experiment, which)
+            answer_examples(
+                model,
+                tokenizer,
+                share,
+                prompt_format=prompt_format,
+                batch_size=section.batch_size,
+                max_new_tokens=section.max_new_tokens,
+                reference_loss=True,
+                on_batch=keep,
+                seed=section.seed,
+                **_generation_fields(section),
+            )
+            # Before the next model is loaded.
+            del model
     wait_for_all()
     on_main_process(lambda: _merge(run, examples))
 
 
-def _answer_share(
-    examples: list[Example],
-    experiment: Experiment,
-    prompt_format: PromptFormat,
-    name: str,
-    *,
-    base_of: Path | None,
-    on_batch: Callable[[list[Response]], None],
-) -> None:
-    section = experiment.generate
+def load_run_model(
+    run: RunFolder, experiment: Experiment, which: str, *, dtype: str | None = None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Return a run's tuned or untuned model and its tokenizer, on the fastest device there is.
+
+    Args:
+        run: The run.
+        experiment: What it is of.
+        which: One of `schema.MODELS`.
+        dtype: By default `generate.dtype`.
+
+    Raises:
+        RunError: The run has no tuned model yet, or its model is damaged.
+        ModelLoadError: The model cannot be loaded.
+    """
+    base, is_base = experiment.model, which == UNTUNED
+    if not is_base:
+        # Or the path of a folder that is not there would be taken for an id on the Hub.
+        run.check_trained()
     model, tokenizer = load_model(
-        name,
-        revision=experiment.model.revision if base_of else None,
-        trust_remote_code=experiment.model.trust_remote_code,
-        dtype=section.dtype,
-        base_of=base_of,
+        run.find_base(base.name) if is_base else str(run.model),
+        revision=base.revision if is_base else None,
+        trust_remote_code=base.trust_remote_code,
+        dtype=dtype or experiment.generate.dtype,
+        base_of=run.model if is_base else None,
     )
     move_to_best_device(model)
-    answer_examples(
-        model,
-        tokenizer,
-        examples,
-        prompt_format=prompt_format,
-        batch_size=section.batch_size,
-        max_new_tokens=section.max_new_tokens,
-        reference_loss=True,
-        on_batch=on_batch,
-        seed=section.seed,
-        **_generation_fields(section),
-    )
+    return model, tokenizer
 
 
 def _merge(run: RunFolder, examples: list[Example]) -> None:
