@@ -30,7 +30,7 @@ def test_everything_at_once(tiny_gpt2: Path, tmp_path: Path, capsys: pytest.Capt
     assert len(re.findall(r"^ *[1-4]  .*%", text, re.MULTILINE)) == 4
     assert "top-k 10 keeps" in text
     tree = text[text.index("Beam search with 3 beams, 3 tokens") :]
-    assert re.search(r"^    \S+ +\d+\.\d+% +\d+\.\d+%  best$", tree, re.MULTILINE)
+    assert re.search(r"^    \S+ +\d+\.\d+% +\d+\.\d+% +best$", tree, re.MULTILINE)
     for name in ("greedy", "beam", "sample", "top-k", "top-p"):
         assert re.search(rf"^{name} +6 ", text, re.MULTILINE)
     assert max(map(len, text.splitlines())) <= 110

@@ -9,8 +9,14 @@ import torch
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.decoding import generate_completions
-from hf_instruct.generation.exploring import TEMPERATURES, draw_next_token_plot, explore_beams, explore_next
-from hf_instruct.generation.strategies import compare_strategies, repeated_share
+from hf_instruct.generation.exploring import (
+    TEMPERATURES,
+    compare_strategies,
+    draw_next_token_plot,
+    explore_beams,
+    explore_next,
+    repeated_share,
+)
 from hf_instruct.generation.token_text import show_token
 from hf_instruct.plots import write_figure
 

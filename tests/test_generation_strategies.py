@@ -4,10 +4,9 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.strategies import (
-    STRATEGIES,
     build_generation_settings,
     find_strategy,
-    load_presets,
+    load_strategies,
 )
 
 
@@ -17,7 +16,7 @@ def model() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=16, n_embd=8, n_layer=1, n_head=1)).eval()
 
 
-@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize("name", list(load_strategies()))
 def test_generate_takes_every_strategy(name: str, model: GPT2LMHeadModel) -> None:
     settings = build_generation_settings(name)
     assert set(settings) <= set(GenerationConfig().to_dict())
@@ -35,7 +34,7 @@ def test_a_strategy_beats_the_model_s_own_generation_config(model: GPT2LMHeadMod
 
 
 def test_presets_are_strategies_with_fields() -> None:
-    presets = load_presets()
+    presets = load_strategies(presets=True)
     assert all(preset.description and preset.source.startswith("https://") for preset in presets.values())
     nucleus = {"do_sample": True, "num_beams": 1, "temperature": 0.2, "top_k": 0, "top_p": 0.1}
     assert build_generation_settings(presets["code"]) == nucleus

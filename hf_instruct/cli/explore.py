@@ -12,8 +12,7 @@ from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.generation.exploring import NextTokens
-    from hf_instruct.generation.strategies import Continuation
+    from hf_instruct.generation.exploring import NextTokens, Table
 
 logger = logging.getLogger(__name__)
 
@@ -96,65 +95,52 @@ def _explore(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], names: list[str]) -> None:
     """Print each part as soon as it is computed, or all as JSON."""
-    from hf_instruct.generation.exploring import explore_beams, explore_next
-    from hf_instruct.generation.strategies import TEXT_HEADS, compare_strategies
+    from hf_instruct.generation.exploring import compare_strategies, explore_beams, explore_next, tabulate_texts
 
-    model, tokenizer = chat_model.model, chat_model.tokenizer
+    asked = (chat_model.model, chat_model.tokenizer, ids)
     say = (lambda *lines: None) if options.json else _print_lines
-    following = explore_next(
-        model, tokenizer, ids, top=options.top, **{name: getattr(options, name) for name in _SAMPLING}
-    )
+    following = explore_next(*asked, top=options.top, **{name: getattr(options, name) for name in _SAMPLING})
     shown = following.prompt_tokens
     shown = shown if len(shown) <= 60 else [*shown[:30], "...", *shown[-30:]]
     prompt = textwrap.fill(" ".join(shown), _WIDTH - 2, break_on_hyphens=False)
     how = f", in the prompt format `{chat_model.prompt_format.name}`" if options.instruction else ""
     say(f"{options.model} continues {len(ids)} tokens{how}:", "", textwrap.indent(prompt, "  "), "")
-    heads, rows = following.list_rows()
-    say(*align([heads, *rows], right={0, *range(2, len(heads))}), "", *textwrap.wrap(str(following), _WIDTH))
+    say(*_format_table(following.to_table()), "", *textwrap.wrap(str(following), _WIDTH))
     if options.plot:
         _plot(following, options)
-    tree = None
+    tree, texts = None, []
     if options.beams:
-        tree = explore_beams(model, tokenizer, ids, num_beams=options.beams, length=options.depth)
-        heads, rows = tree.list_rows()
+        tree = explore_beams(*asked, num_beams=options.beams, length=options.depth)
         say("", f"Beam search with {options.beams} beams, {options.depth} tokens", "")
-        say(*align([heads, *rows], right={1, 2}), "", _format_row(TEXT_HEADS), *map(_format_text, tree.texts))
+        say(*_format_table(tree.to_table()), "", *_format_table(tabulate_texts(tree.texts)))
     if names:
+        end_id = chat_model.end_id if options.instruction else None
+        settings = {"max_new_tokens": options.length, "seed": options.seed, "end_id": end_id}
+        texts = compare_strategies(*asked, names=names, **settings)
         say("", f"The same prompt, {options.length} tokens by each strategy (seed {options.seed})", "")
-        say(_format_row(TEXT_HEADS))
-    answers = []
-    for name in names:
-        answers += compare_strategies(
-            model,
-            tokenizer,
-            ids,
-            names=[name],
-            max_new_tokens=options.length,
-            seed=options.seed,
-            end_id=chat_model.end_id if options.instruction else None,
-        )
-        say(_format_text(answers[-1]))
-    if names:
-        say("", _LEGEND)
+        say(*_format_table(tabulate_texts(texts)), "", _LEGEND)
     if options.json:
         values = {name: getattr(options, name) for name in ("model", "prompt", "instruction", "seed")}
         parts = {"next": dataclasses.asdict(following), "beams": tree and dataclasses.asdict(tree)}
-        print(format_json({**values, **parts, "strategies": [dataclasses.asdict(answer) for answer in answers]}))
+        print(format_json({**values, **parts, "strategies": [dataclasses.asdict(text) for text in texts]}))
 
 
 def _print_lines(*lines: str) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _format_text(answer: "Continuation") -> str:
-    return _format_row(answer.list_cells())
-
-
-def _format_row(cells: list[str]) -> str:
-    """Return a row under `TEXT_HEADS`, its text wrapped beside the numbers."""
-    name, *numbers, text = cells
-    start = f"{name:<13}" + "".join(f"{cell:>{width}}" for cell, width in zip(numbers, (6, 9, 12, 13), strict=True))
-    return textwrap.fill(text or "(nothing)", _WIDTH, initial_indent=f"{start}   ", subsequent_indent=" " * 56)
+def _format_table(table: "Table") -> list[str]:
+    """Return a table as lines, its last column wrapped."""
+    heads, rows, left = table
+    cells = [heads, *rows]
+    starts = align([row[:-1] for row in cells], right=set(range(len(heads))) - left)
+    indent = max(map(len, starts)) + 2
+    wrapper = textwrap.TextWrapper(_WIDTH, subsequent_indent=" " * indent)
+    lines = []
+    for start, row in zip(starts, cells, strict=True):
+        wrapper.initial_indent = start.ljust(indent)
+        lines.append(wrapper.fill(row[-1]) or start)
+    return lines
 
 
 def _plot(following: "NextTokens", options: argparse.Namespace) -> None:
@@ -163,10 +149,9 @@ def _plot(following: "NextTokens", options: argparse.Namespace) -> None:
     from hf_instruct.plots import write_figure
 
     settings = f"top-k {options.top_k or 'off'}, top-p {options.top_p:g}, temperature {options.temperature:g}"
-    prompt = " ".join(options.prompt.split())
-    prompt = prompt if len(prompt) <= 50 else "…" + prompt[-49:]
+    prompt = textwrap.shorten(options.prompt, 50, placeholder=" …")
     try:
-        write_figure(draw_next_token_plot(following, title=f"“{prompt} …”   {settings}"), options.plot)
+        write_figure(draw_next_token_plot(following, title=f"“{prompt}”   {settings}"), options.plot)
     except OSError as error:
         raise ConfigError(f"`{options.plot}` cannot be written: {error.strerror}. Name another file.") from error
     logger.info("Plot: %s", options.plot)

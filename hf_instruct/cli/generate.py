@@ -102,11 +102,11 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
 
 
 def _print_presets() -> None:
-    from hf_instruct.generation.strategies import STRATEGIES, load_presets
+    from hf_instruct.generation.strategies import load_strategies
 
-    for title, known in (("strategies (`--strategy NAME`)", STRATEGIES), ("presets (`--preset NAME`)", load_presets())):
+    for title, presets in (("strategies (`--strategy NAME`)", False), ("presets (`--preset NAME`)", True)):
         print(f"{title}\n")
-        for one in known.values():
+        for one in load_strategies(presets=presets).values():
             print(f"  {one.name:<13}{one.description}\n{'':<15}{_format(one.settings)}\n{'':<15}{one.source}")
         print()
 

@@ -1,24 +1,18 @@
-"""How a model picks its words: the probabilities of the next token with their plot, and what beam search follows.
+"""How a model picks its words: the next token's probabilities, what beam search follows, what each strategy writes.
 
 Everything is what Transformers computes: its own warpers say which tokens stay, its own `generate()` searches and
-writes. The tables are those of the command line and of the page.
+writes. Each result has a `Table`, which the terminal and the page both show.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.generation.decoding import find_ends, generate_completions, generating
-from hf_instruct.generation.strategies import (
-    Continuation,
-    Prefix,
-    build_generation_settings,
-    log_probabilities,
-    measure_continuation,
-)
-from hf_instruct.generation.token_text import encode_text, show_token
+from hf_instruct.generation.decoding import decode_tokens, find_ends, generate_completions, generating, until_end
+from hf_instruct.generation.strategies import build_generation_settings, find_strategy
+from hf_instruct.generation.token_text import SPACE, encode_text, show_text, show_token
 from hf_instruct.plots import COLORS, build_figure, style_axes
 
 if TYPE_CHECKING:
@@ -26,15 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Table = tuple[list[str], list[list[str]]]
-
 # Of these the effect is shown beside the one that is asked for.
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
-# Of the plot.
-_WIDTH_INCHES = 8.2
-_ROW_INCHES = 0.23
+# Length of the runs of tokens whose repetition is measured.
+_GRAM = 4
 _LONGEST_LABEL = 18
-# By whether top-k and whether top-p keep a token; of the Okabe-Ito set, as `plots.COLORS`.
+# By whether top-k and whether top-p keep a token: the bar's label and its role in `plots.COLORS`.
 _KEPT = {
     (True, True): ("kept by top-k and top-p", "tuned"),
     (True, False): ("kept by top-k only", "train"),
@@ -43,59 +34,44 @@ _KEPT = {
 }
 
 
+class Table(NamedTuple):
+    """A result as text: one row of cells for each thing found."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    left: set[int]  # numbers of the columns that hold words; the others hold numbers
+
+
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """A token that may come next.
-
-    Attributes:
-        token_id: Its id.
-        text: Readable, on one line.
-        probability: What the model gives it: softmax of the logits.
-        tempered: Its probability at the temperature asked for.
-        at: Its probability at each of `TEMPERATURES`.
-        in_top_k: Whether top-k alone keeps it, at that temperature; true where top-k is off.
-        in_top_p: The same of top-p.
-        drawn: With what probability sampling takes it: temperature, then top-k, then top-p, as `generate()` does.
-    """
+    """A token that may come next."""
 
     token_id: int
-    text: str
-    probability: float
-    tempered: float
-    at: tuple[float, ...]
-    in_top_k: bool
-    in_top_p: bool
-    drawn: float
+    text: str  # readable, on one line
+    probability: float  # what the model gives it: softmax of the logits
+    tempered: float  # its probability at the temperature asked for
+    at: tuple[float, ...]  # its probability at each of `TEMPERATURES`
+    in_top_k: bool  # whether top-k alone keeps it, at that temperature; true where top-k is off
+    in_top_p: bool  # the same of top-p
+    drawn: float  # its probability under temperature, then top-k, then top-p, as `generate()` samples
 
 
 @dataclasses.dataclass(frozen=True)
 class NextTokens:
-    """The distribution of the next token after a prompt.
+    """The distribution of the next token after a prompt."""
 
-    Attributes:
-        prompt_tokens: The prompt's tokens, readable.
-        vocabulary: How many tokens there are.
-        settings: `temperature`, `top_k` (0 is off) and `top_p` (1 is off) as asked for.
-        share_top_k: Probability of what top-k alone keeps, at the temperature asked for.
-        num_top_p: How many tokens top-p alone keeps.
-        share_top_p: Their probability together.
-        num_drawn: How many tokens sampling can take.
-        tokens: The likeliest first.
-        entropies: In bits, at each of `TEMPERATURES`: 0 where one token is certain, log2 of the vocabulary at most.
-    """
+    prompt_tokens: list[str]  # readable
+    vocabulary: int  # number of tokens
+    settings: dict[str, Any]  # `temperature`, `top_k` (0 is off) and `top_p` (1 is off) as asked for
+    share_top_k: float  # probability of what top-k alone keeps, at the temperature asked for
+    num_top_p: int  # tokens that top-p alone keeps
+    share_top_p: float  # their probability together
+    num_drawn: int  # tokens that sampling can take
+    tokens: list[NextToken]  # the likeliest first
+    entropies: tuple[float, ...]  # in bits, at each of `TEMPERATURES`
 
-    prompt_tokens: list[str]
-    vocabulary: int
-    settings: dict[str, Any]
-    share_top_k: float
-    num_top_p: int
-    share_top_p: float
-    num_drawn: int
-    tokens: list[NextToken]
-    entropies: tuple[float, ...]
-
-    def list_rows(self) -> Table:
-        """Return heads and rows of a table: a token a row, and the entropies below."""
+    def to_table(self) -> Table:
+        """Return a row for each token, and below them the entropies."""
         heads = ["", "token", "probability", *(f"T={value:g}" for value in TEMPERATURES), "top-k", "top-p", "drawn"]
         rows = [
             [
@@ -105,68 +81,72 @@ class NextTokens:
             ]
             for rank, token in enumerate(self.tokens, start=1)
         ]
-        return heads, [*rows, ["", "(entropy, bits)", "", *(f"{bits:.2f}" for bits in self.entropies), "", "", ""]]
+        entropies = ["", "(entropy, bits)", "", *(f"{bits:.2f}" for bits in self.entropies), "", "", ""]
+        return Table(heads, [*rows, entropies], {1})
 
     def __str__(self) -> str:
         """Say what top-k and top-p keep."""
         top_k, top_p, temperature = (self.settings[name] for name in ("top_k", "top_p", "temperature"))
-        said = []
-        if top_k:
-            said.append(f"top-k {top_k:,} keeps {self.share_top_k:.1%} of the probability")
+        said = [f"top-k {top_k:,} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
         if top_p < 1:
             said.append(f"top-p {top_p:g} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
-        said.append(
-            f"at temperature {temperature:g} sampling draws from {self.num_drawn:,} of {self.vocabulary:,} tokens"
-        )
-        return "; ".join(said)
+        drawn = f"sampling draws from {self.num_drawn:,} of {self.vocabulary:,} tokens"
+        return "; ".join([*said, f"at temperature {temperature:g} {drawn}"])
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamNode:
-    """A token that a beam went through.
+    """A token that a beam went through."""
 
-    Attributes:
-        depth: How many tokens stand between the prompt and it.
-        token_id: Its id.
-        text: Readable, on one line.
-        probability: Of this token after those above it.
-        path_probability: Of all tokens from the prompt to this one.
-        outcome: `best`, `number 2` and so on where a text that was found ends here; `dropped` where a path ends that
-            was not followed to its end; else empty.
-    """
-
-    depth: int
+    depth: int  # number of tokens between the prompt and it
     token_id: int
-    text: str
-    probability: float
-    path_probability: float
-    outcome: str
+    text: str  # readable, on one line
+    probability: float  # of this token after those above it
+    path_probability: float  # of all tokens from the prompt to this one
+    outcome: str  # `best`, `number 2` … where a text ends; `dropped` where a path was left; else empty
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """A prompt continued."""
+
+    name: str  # of the strategy, or the rank in beam search
+    text: str  # without the prompt and special tokens
+    token_ids: tuple[int, ...]  # with the one that ends it
+    stopped: bool  # whether the model finished it, rather than reaching the longest allowed
+    repeated: float | None  # share of its runs of four tokens that stood in it before; None where it has no such run
+    log_probability: float  # of the whole, in nats
+    perplexity: float  # how surprising the model finds it, 1 for not at all
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamTree:
-    """What beam search went through.
+    """What beam search went through."""
 
-    Attributes:
-        nodes: From the top down, children below their parent, likelier ones first.
-        texts: What was found, the best first, as many as beams; then what greedy search writes.
-    """
+    nodes: list[BeamNode]  # from the top down, children below their parent, likelier ones first
+    texts: list[Continuation]  # what was found, the best first, as many as beams; then what greedy search writes
 
-    nodes: list[BeamNode]
-    texts: list[Continuation]
-
-    def list_rows(self) -> Table:
-        """Return heads and rows of a table: a token a row, indented below the one before it."""
+    def to_table(self) -> Table:
+        """Return a row for each token, indented below the one before it."""
+        indent = "\u00a0\u00a0"
         rows = [
-            [
-                "\u00a0\u00a0" * node.depth + node.text,
-                f"{node.probability:.2%}",
-                f"{node.path_probability:.3%}",
-                node.outcome,
-            ]
+            [indent * node.depth + node.text, f"{node.probability:.2%}", f"{node.path_probability:.3%}", node.outcome]
             for node in self.nodes
         ]
-        return ["token", "probability", "of the path", ""], rows
+        return Table(["token", "probability", "of the path", ""], rows, {0, 3})
+
+
+def tabulate_texts(texts: Sequence[Continuation]) -> Table:
+    """Return a row for each text, with its measures before it."""
+    rows = [
+        [
+            *(found.name, str(len(found.token_ids)), "-" if found.repeated is None else f"{found.repeated:.0%}"),
+            *(f"{found.perplexity:,.1f}", f"{math.exp(found.log_probability):.1e}"),
+            show_text(found.text).replace(SPACE, " ") + ("" if found.stopped else " …"),
+        ]
+        for found in texts
+    ]
+    return Table(["", "tokens", "repeats", "perplexity", "probability", "text"], rows, {0, 5})
 
 
 def explore_next(
@@ -199,12 +179,11 @@ def explore_next(
     ids = encode_text(model, tokenizer, text, room=0)
     with generating(model), torch.inference_mode():
         logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].double().cpu()  # [vocabulary]
-        plain, tempered = logits.softmax(-1), (logits / temperature).softmax(-1)
-        at = torch.stack([(logits / value).softmax(-1) for value in TEMPERATURES])  # [temperatures, vocabulary]
-        in_k = _warp(logits, temperature, top_k=top_k).isfinite()
-        in_p = _warp(logits, temperature, top_p=top_p).isfinite()
-        drawn = _warp(logits, temperature, top_k=top_k, top_p=top_p).softmax(-1)
-        order = logits.argsort(descending=True, stable=True)[:top].tolist()
+    plain, tempered = logits.softmax(-1), (logits / temperature).softmax(-1)
+    at = torch.stack([(logits / value).softmax(-1) for value in TEMPERATURES])  # [temperatures, vocabulary]
+    in_k = _warp(logits, temperature, top_k=top_k).isfinite()
+    in_p = _warp(logits, temperature, top_p=top_p).isfinite()
+    drawn = _warp(logits, temperature, top_k=top_k, top_p=top_p).softmax(-1)
     return NextTokens(
         prompt_tokens=[show_token(tokenizer, token) for token in ids],
         vocabulary=len(logits),
@@ -224,7 +203,7 @@ def explore_next(
                 in_top_p=bool(in_p[token]),
                 drawn=float(drawn[token]),
             )
-            for token in order
+            for token in logits.argsort(descending=True, stable=True)[:top].tolist()
         ],
         entropies=tuple(float(-row.xlogy(row).sum()) / math.log(2) for row in at),
     )
@@ -266,7 +245,6 @@ def explore_beams(
         ConfigError: A number is out of range.
     """
     import torch
-    from transformers import LogitsProcessorList
 
     vocabulary = int(model.config.get_text_config().vocab_size)
     if not 2 <= num_beams <= vocabulary or length < 1:
@@ -277,11 +255,11 @@ def explore_beams(
     ids = encode_text(model, tokenizer, text, room=length)
     # A model made smaller may still name the end of the one it was made from, which it cannot write.
     ends = {end for end in find_ends(model, tokenizer) if end < vocabulary}
-    seen: set[Prefix] = set()
+    followed: set[tuple[int, ...]] = set()
 
     def watch(rows: "Tensor", scores: "Tensor") -> "Tensor":
         """Note what the beams hold; a logits processor that changes nothing."""
-        seen.update(tuple(row) for row in rows[:, len(ids) :].tolist())
+        followed.update(tuple(row) for row in rows[:, len(ids) :].tolist())
         return scores
 
     with generating(model), torch.inference_mode():
@@ -290,53 +268,129 @@ def explore_beams(
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
             num_beams=num_beams,
             num_return_sequences=num_beams,
-            return_dict_in_generate=True,
-            output_scores=True,
-            logits_processor=LogitsProcessorList([watch]),
+            logits_processor=[watch],
             do_sample=False,
             max_new_tokens=length,
             pad_token_id=tokenizer.pad_token_id or 0,
             eos_token_id=sorted(ends) or None,
         )
-    rows = [_until_end(row, ends) for row in found.sequences[:, len(ids) :].tolist()]
+    rows = [tuple(until_end(row, ends)) for row in found[:, len(ids) :].tolist()]
+    ranks = ["best", *(f"number {rank}" for rank in range(2, num_beams + 1))]
+    nodes = _build_nodes(model, tokenizer, ids, followed, dict(zip(rows, ranks, strict=True)))
     end_id = min(ends, default=-1)
     (greedy,) = generate_completions(model, tokenizer, [ids], end_id=end_id, max_new_tokens=length)
-    names = ["best", *(f"number {rank}" for rank in range(2, num_beams + 1))]
-    nodes = _build_nodes(model, tokenizer, ids, seen - {()}, dict(zip(rows, names, strict=True)))
-    texts = [(*pair, pair[1][-1] in ends) for pair in zip(names, rows, strict=True)]
+    texts = [(rank, row, row[-1] in ends) for rank, row in zip(ranks, rows, strict=True)]
     texts.append(("greedy search", greedy.token_ids, greedy.stopped))
-    return BeamTree(nodes, [measure_continuation(model, tokenizer, ids, *text) for text in texts])
+    return BeamTree(nodes, [_measure(model, tokenizer, ids, *text) for text in texts])
 
 
 def _build_nodes(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     ids: Sequence[int],
-    seen: set[Prefix],
-    found: dict[Prefix, str],
+    followed: set[tuple[int, ...]],
+    found: dict[tuple[int, ...], str],
 ) -> list[BeamNode]:
-    """Return the nodes of all prefixes that beams went through; `found` names the texts."""
-    prefixes = seen.union(*(_list_prefixes(row) for row in found))
-    leaves = prefixes - {prefix[:-1] for prefix in prefixes}
-    steps: dict[Prefix, float] = {}
+    """Return the nodes of all beginnings that beams went through; `found` names the texts."""
+    paths = {row[:end] for row in (*followed, *found) for end in range(1, len(row) + 1)}
+    leaves = paths - {path[:-1] for path in paths}
+    logs: dict[tuple[int, ...], list[float]] = {}  # by path, of each of its tokens
     for leaf in leaves:
-        steps |= zip(_list_prefixes(leaf), log_probabilities(model, ids, leaf), strict=True)
-    nodes = []
+        steps = _log_probabilities(model, ids, leaf)
+        logs |= {leaf[:end]: steps[:end] for end in range(1, len(leaf) + 1)}
     # Likelier tokens first, each with all below it.
-    for prefix in sorted(prefixes, key=lambda prefix: [(-steps[start], start) for start in _list_prefixes(prefix)]):
-        path = math.fsum(steps[start] for start in _list_prefixes(prefix))
-        text = show_token(tokenizer, prefix[-1])
-        outcome = found.get(prefix, "dropped" if prefix in leaves else "")
-        nodes.append(BeamNode(len(prefix) - 1, prefix[-1], text, math.exp(steps[prefix]), math.exp(path), outcome))
-    return nodes
+    ordered = sorted(paths, key=lambda path: [(-log, token) for log, token in zip(logs[path], path, strict=True)])
+    return [
+        BeamNode(
+            depth=len(path) - 1,
+            token_id=path[-1],
+            text=show_token(tokenizer, path[-1]),
+            probability=math.exp(logs[path][-1]),
+            path_probability=math.exp(math.fsum(logs[path])),
+            outcome=found.get(path, "dropped" if path in leaves else ""),
+        )
+        for path in ordered
+    ]
 
 
-def _list_prefixes(row: Prefix) -> list[Prefix]:
-    return [row[:end] for end in range(1, len(row) + 1)]
+def compare_strategies(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str | Sequence[int],
+    *,
+    names: Sequence[str],
+    max_new_tokens: int = 40,
+    seed: int = 123,
+    end_id: int | None = None,
+) -> list[Continuation]:
+    """Return a text continued by each of some strategies, in their order.
+
+    Args:
+        text: The prompt as it is, or its token ids.
+        names: Of strategies.
+        max_new_tokens: Longest continuation, in tokens, at least 1.
+        seed: Of the strategies that sample; all begin with the same.
+        end_id: A token that ends a text, besides the model's own.
+
+    Raises:
+        DataError: The prompt cannot be used.
+        ConfigError: There is no such strategy, or Transformers refuses one for this model.
+    """
+    ids = encode_text(model, tokenizer, text, room=max_new_tokens)
+    texts = []
+    for strategy in [find_strategy(name) for name in dict.fromkeys(names)]:
+        try:
+            (completion,) = generate_completions(
+                model,
+                tokenizer,
+                [ids],
+                end_id=tokenizer.eos_token_id if end_id is None else end_id,
+                max_new_tokens=max_new_tokens,
+                seeds=[seed] if strategy.samples else None,
+                **strategy.settings,
+            )
+        except ValueError as error:
+            raise ConfigError(f"Transformers refuses the strategy `{strategy.name}` for this model: {error}") from error
+        texts.append(_measure(model, tokenizer, ids, strategy.name, completion.token_ids, completion.stopped))
+    return texts
 
 
-def _until_end(row: Sequence[int], ends: set[int]) -> Prefix:
-    return tuple(row[: next((index for index, token in enumerate(row) if token in ends), len(row)) + 1])
+def _measure(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    ids: Sequence[int],
+    name: str,
+    new: tuple[int, ...],
+    stopped: bool,
+) -> Continuation:
+    """Return a continuation with what the model makes of it; `ids` is the prompt, `new` what follows."""
+    total = math.fsum(_log_probabilities(model, ids, new))
+    # Beyond this many nats per token a float overflows.
+    perplexity = math.exp(min(-total / len(new), 700))
+    return Continuation(name, decode_tokens(tokenizer, new), new, stopped, repeated_share(new), total, perplexity)
+
+
+def repeated_share(tokens: Sequence[int]) -> float | None:
+    """Return the share of runs of four tokens that stood there before; None where there is no such run.
+
+    Source: seq-rep-4 of Welleck et al., https://arxiv.org/abs/1908.04319
+
+    >>> repeated_share([1, 2, 3, 4, 5, 1, 2, 3, 4]), repeated_share([7] * 8), repeated_share([1, 2, 3])
+    (0.16666666666666666, 0.8, None)
+    """
+    grams = [tuple(tokens[start : start + _GRAM]) for start in range(len(tokens) - _GRAM + 1)]
+    return (len(grams) - len(set(grams))) / len(grams) if grams else None
+
+
+def _log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequence[int]) -> list[float]:
+    """Return the log-probability in nats of each of some tokens after a prompt and those before it."""
+    import torch
+
+    with generating(model), torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[*prompt, *new]], device=model.device)).logits[0].float()
+        steps = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [new, vocabulary]
+        chosen: list[float] = steps.gather(1, torch.tensor(new, device=model.device)[:, None])[:, 0].tolist()
+    return chosen
 
 
 def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Figure":
@@ -350,15 +404,12 @@ def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Fig
         title: A line above the plot, taken literally.
     """
     tokens = found.tokens
-    size = (_WIDTH_INCHES, 1.5 + _ROW_INCHES * len(tokens))
-    figure = build_figure(size, title and _printable(title, longest=90))
+    figure = build_figure((8.2, 1.5 + 0.23 * len(tokens)), title and _printable(title, longest=90))
     left, right = figure.subplots(1, 2, sharey=True)
     for kept, (label, color) in _KEPT.items():
-        bars = [
-            (row, 100 * token.tempered) for row, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept
-        ]
-        if bars:
-            left.barh(*zip(*bars, strict=True), 0.72, color=COLORS[color], label=label)
+        rows = [row for row, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept]
+        if rows:
+            left.barh(rows, [100 * tokens[row].tempered for row in rows], 0.72, color=COLORS[color], label=label)
     left.set_yticks(range(len(tokens)), [_printable(token.text) for token in tokens], parse_math=False)
     left.set_ylim(len(tokens) - 0.4, -0.6)
     left.set_xlabel("probability of the next token, %")

@@ -1,28 +1,14 @@
-"""The decoding strategies by name, presets by task, and a text continued by each.
-
-A strategy is what Transformers does with the probabilities of the next token: fields of `GenerationConfig`.
-"""
+"""The decoding strategies by name, and presets by task: fields of `GenerationConfig`, listed in `strategies.yaml`."""
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
-from hf_instruct.generation.decoding import generate_completions, generating
-from hf_instruct.generation.token_text import SPACE, decode_tokens, encode_text, show_text
+from hf_instruct.yaml_text import read_yaml
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Prefix = tuple[int, ...]
-
-TEXT_HEADS = ["", "tokens", "repeats", "perplexity", "probability", "text"]
-# Length of the runs of tokens whose repetition is measured.
-_GRAM = 4
-_PRESETS_FILE = Path(__file__).with_name("presets.yaml")
 # Fields of `GenerationConfig` that belong to some strategies only: set with another, they would do nothing.
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")
@@ -33,26 +19,16 @@ _RANGES = {
     **dict.fromkeys(("top_p", "min_p", "typical_p"), (0, 1)),
     **{"temperature": (0.01, 100), "top_k": (0, 10**6), "num_beams": (1, 1000)},
 }
-# Explicit, because a model's own `generation_config` may say otherwise.
-_NO_SAMPLING = {"do_sample": False, "num_beams": 1}
-_ALL_TOKENS = {"do_sample": True, "num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """A way to choose the next token.
+    """A way to choose the next token: a strategy, or a preset, which is one for a kind of task."""
 
-    Attributes:
-        name: As the user types it.
-        description: One line.
-        source: Where it, and the numbers of `settings`, come from.
-        settings: Fields of `GenerationConfig`.
-    """
-
-    name: str
-    description: str
-    source: str
-    settings: Mapping[str, Any]
+    name: str  # as the user types it
+    description: str  # one line
+    source: str  # where it, and the numbers of `settings`, come from
+    settings: Mapping[str, Any]  # fields of `GenerationConfig`
 
     @property
     def samples(self) -> bool:
@@ -65,54 +41,15 @@ class Strategy:
         return (*_OF_SAMPLING * self.samples, *_OF_BEAMS * (self.settings["num_beams"] > 1))
 
 
-_BLOG = "https://huggingface.co/blog/how-to-generate"
-_DRAWN = "a token by its probability"
-STRATEGIES = {
-    strategy.name: strategy
-    for strategy in (
-        Strategy("greedy", "always the likeliest token", _BLOG, _NO_SAMPLING),
-        Strategy("beam", "the likeliest text that five beams find", _BLOG, {**_NO_SAMPLING, "num_beams": 5}),
-        Strategy("sample", f"{_DRAWN}, any of them", _BLOG, _ALL_TOKENS),
-        Strategy(
-            "top-k",
-            f"{_DRAWN}, of the 50 likeliest",
-            f"https://arxiv.org/abs/1805.04833; 50 as in {_BLOG}",
-            {**_ALL_TOKENS, "top_k": 50},
-        ),
-        Strategy(
-            "top-p",
-            f"{_DRAWN}, of the likeliest that together have 92 %",
-            f"https://arxiv.org/abs/1904.09751; 0.92 as in {_BLOG}",
-            {**_ALL_TOKENS, "top_p": 0.92},
-        ),
-        Strategy(
-            "min-p",
-            f"{_DRAWN}, of those at least a tenth as likely as the likeliest",
-            "https://arxiv.org/abs/2407.01082",
-            {**_ALL_TOKENS, "min_p": 0.1},
-        ),
-        Strategy(
-            "typical",
-            f"{_DRAWN}, of those about as surprising as is to be expected",
-            "https://arxiv.org/abs/2202.00666",
-            {**_ALL_TOKENS, "typical_p": 0.95},
-        ),
-        Strategy("beam-sample", "five beams, whose continuations are drawn", _BLOG, {**_ALL_TOKENS, "num_beams": 5}),
-    )
-}
-
-
 @functools.cache
-def load_presets() -> dict[str, Strategy]:
-    """Return the presets of `presets.yaml` by name: strategies whose settings fit a kind of task."""
-    from hf_instruct.yaml_text import read_yaml
-
-    return {
-        name: Strategy(
-            name, row["description"], row["source"], {**STRATEGIES[row["strategy"]].settings, **row.get("settings", {})}
-        )
-        for name, row in read_yaml(_PRESETS_FILE).items()
-    }
+def load_strategies(*, presets: bool = False) -> dict[str, Strategy]:
+    """Return the strategies, or the presets, by name."""
+    listed = read_yaml(Path(__file__).with_name("strategies.yaml"))
+    found = {}
+    for name, row in listed["presets" if presets else "strategies"].items():
+        settings = dict(load_strategies()[row["strategy"]].settings) if presets else {}
+        found[name] = Strategy(name, row["description"], row["source"], settings | row.get("settings", {}))
+    return found
 
 
 def find_strategy(name: str, *, preset: bool = False) -> Strategy:
@@ -122,7 +59,7 @@ def find_strategy(name: str, *, preset: bool = False) -> Strategy:
         ConfigError: There is none of this name; the nearest is named.
     """
     known = name.strip().lower().replace("_", "-")
-    allowed = load_presets() if preset else STRATEGIES
+    allowed = load_strategies(presets=preset)
     if known not in allowed:
         near = did_you_mean(known, allowed, cutoff=0.5)
         raise ConfigError(
@@ -161,115 +98,3 @@ def build_generation_settings(strategy: str | Strategy, /, **overrides: Any) -> 
     if problems:
         raise ConfigError(f"The strategy `{chosen.name}` cannot be used like this:", problems)
     return settings
-
-
-@dataclasses.dataclass(frozen=True)
-class Continuation:
-    """A prompt continued.
-
-    Attributes:
-        name: Of the strategy, or the rank in beam search.
-        text: The continuation, without the prompt and special tokens.
-        token_ids: Its tokens, the one that ends it included.
-        stopped: Whether the model finished it, rather than running into the longest allowed.
-        repeated: Share of its runs of four tokens that stood in it before, from 0 to 1; None where it has no such run.
-        log_probability: Of the whole, in nats.
-        perplexity: How surprising the model finds it, 1 for not at all.
-    """
-
-    name: str
-    text: str
-    token_ids: Prefix
-    stopped: bool
-    repeated: float | None
-    log_probability: float
-    perplexity: float
-
-    def list_cells(self) -> list[str]:
-        """Return the cells of a row under `TEXT_HEADS`."""
-        repeats = "-" if self.repeated is None else f"{self.repeated:.0%}"
-        text = show_text(self.text).replace(SPACE, " ") + ("" if self.stopped else " …")
-        probability = f"{math.exp(self.log_probability):.1e}"
-        return [self.name, str(len(self.token_ids)), repeats, f"{self.perplexity:,.1f}", probability, text]
-
-
-def compare_strategies(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    text: str | Sequence[int],
-    *,
-    names: Sequence[str],
-    max_new_tokens: int = 40,
-    seed: int = 123,
-    end_id: int | None = None,
-) -> list[Continuation]:
-    """Return a text continued by each of some strategies, in their order.
-
-    Args:
-        text: The prompt as it is, or its token ids.
-        names: Of `STRATEGIES`.
-        max_new_tokens: Longest continuation, in tokens, at least 1.
-        seed: Of the strategies that sample; all begin with the same.
-        end_id: A token that ends a text, besides the model's own.
-
-    Raises:
-        DataError: The prompt cannot be used.
-        ConfigError: There is no such strategy, or Transformers refuses one for this model.
-    """
-    ids = encode_text(model, tokenizer, text, room=max_new_tokens)
-    answers = []
-    for strategy in [find_strategy(name) for name in dict.fromkeys(names)]:
-        try:
-            (completion,) = generate_completions(
-                model,
-                tokenizer,
-                [ids],
-                end_id=tokenizer.eos_token_id if end_id is None else end_id,
-                max_new_tokens=max_new_tokens,
-                seeds=[seed] if strategy.samples else None,
-                **strategy.settings,
-            )
-        except ValueError as error:
-            raise ConfigError(f"Transformers refuses the strategy `{strategy.name}` for this model: {error}") from error
-        answers.append(
-            measure_continuation(model, tokenizer, ids, strategy.name, completion.token_ids, completion.stopped)
-        )
-    return answers
-
-
-def measure_continuation(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    ids: Sequence[int],
-    name: str,
-    new: Prefix,
-    stopped: bool,
-) -> Continuation:
-    """Return a continuation with what the model makes of it; `ids` is the prompt, `new` what follows."""
-    total = math.fsum(log_probabilities(model, ids, new))
-    # Beyond this many nats per token a float overflows.
-    perplexity = math.exp(min(-total / len(new), 700))
-    return Continuation(name, decode_tokens(tokenizer, new), new, stopped, repeated_share(new), total, perplexity)
-
-
-def repeated_share(tokens: Sequence[int]) -> float | None:
-    """Return the share of runs of four tokens that stood there before; None where there is no such run.
-
-    Source: seq-rep-4 of Welleck et al., https://arxiv.org/abs/1908.04319
-
-    >>> repeated_share([1, 2, 3, 4, 5, 1, 2, 3, 4]), repeated_share([7] * 8), repeated_share([1, 2, 3])
-    (0.16666666666666666, 0.8, None)
-    """
-    grams = [tuple(tokens[start : start + _GRAM]) for start in range(len(tokens) - _GRAM + 1)]
-    return (len(grams) - len(set(grams))) / len(grams) if grams else None
-
-
-def log_probabilities(model: "PreTrainedModel", prompt: Sequence[int], new: Sequence[int]) -> list[float]:
-    """Return the log-probability in nats of each of some tokens after a prompt and those before it."""
-    import torch
-
-    with generating(model), torch.inference_mode():
-        logits = model(input_ids=torch.tensor([[*prompt, *new]], device=model.device)).logits[0].float()
-        steps = logits[len(prompt) - 1 : -1].log_softmax(-1)  # [new, vocabulary]
-        chosen: list[float] = steps.gather(1, torch.tensor(new, device=model.device)[:, None])[:, 0].tolist()
-    return chosen

@@ -112,8 +112,3 @@ def _byte_alphabet() -> dict[str, int]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return {letter: byte for byte, letter in bytes_to_unicode().items()}
-
-
-def decode_tokens(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    """Return tokens as the text they stand for, without special tokens."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

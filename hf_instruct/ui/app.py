@@ -31,13 +31,13 @@ def serve_ui(
 
         def build(gradio: Any, blocks: Any) -> None:
             from hf_instruct.ui.chat_tab import ChatTab
-            from hf_instruct.ui.explore_tab import ExploreTab
+            from hf_instruct.ui.explore_tab import build_explore_tab
 
             with gradio.Tabs():
                 with gradio.Tab("Chat", id="chat"):
                     ChatTab(gradio, pool)
                 with gradio.Tab("Explore", id="explore"):
-                    ExploreTab(gradio, pool)
+                    build_explore_tab(gradio, pool)
                 if runs:
                     with gradio.Tab("Runs", id="runs") as tab:
                         RunsTab(gradio, runs, tab)
