@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from rich.console import Console
 
 from hf_instruct.cli import chat as cli_chat
-from hf_instruct.cli.chat_terminal import TerminalChat, append_examples, iterate_columns
+from hf_instruct.cli.chat_terminal import TerminalChat, append_examples, show_columns
 from hf_instruct.cli.main import build_parser
 from hf_instruct.console import clean_text
 from hf_instruct.data.sources import read_examples
@@ -258,19 +259,16 @@ def test_the_prompt_ends_on_ctrl_c_twice_and_joins_lines(monkeypatch: pytest.Mon
     assert typed == []
 
 
-def test_columns_show_lines_as_soon_as_both_have_them() -> None:
-    taken = []
-
-    def pieces(name: str, parts: list[str]):
-        for part in parts:
-            taken.append(name)
-            yield part
-
-    columns = [pieces("a", ["one ", "two ", "three ", "漢字漢字漢字"]), pieces("b", ["\x1b[1mleft\n", "right"])]
-    lines = iterate_columns(["A", "[b]"], columns, 17)
-    assert [next(lines) for _ in range(3)] == ["A       | [b]", "        |", "one two | [1mleft"]
-    assert taken.count("a") == 3
-    assert list(lines) == ["three   | right", "漢字漢  |", "字漢字  |"]
+def test_columns_show_all_of_both_texts() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=40, height=5)
+    long = [f"line {number}\n" for number in range(9)]
+    show_columns(console, ["A", "[b]"], [iter(long), iter(["\x1b[31mred ", "漢字"])])
+    shown = screen.getvalue()
+    assert shown.rindex("line 8") > shown.rindex("line 0")
+    assert "[b]" in shown
+    assert "[31mred 漢字" in shown
+    assert "\x1b[31m" not in shown
 
 
 @pytest.mark.slow

@@ -82,10 +82,9 @@ def test_characters_come_whole_and_white_space_late(alone: ChatModel, monkeypatc
 
     monkeypatch.setattr(alone, "tokenizer", Bytes())
     monkeypatch.setattr(chat_model, "generate_completions", generate)
-    pieces: list[str] = []
-    alone.answer([7], settings=SHORT, on_text=pieces.append, stop=threading.Event())
     # What looks like a character that is not whole waits for what comes next.
-    assert pieces == ["é", "🚀", " \n x", " \ufffd"]
+    grown = alone.stream([7], settings=SHORT, stop=threading.Event())
+    assert list(dict.fromkeys(done.text for done in grown)) == ["é", "é🚀", "é🚀 \n x", "é🚀 \n x \ufffd"]
 
 
 def test_turns_are_in_the_prompt_where_the_format_has_them(chat: ChatModel) -> None:
@@ -160,39 +159,29 @@ def test_questions_that_cannot_be_asked(alone: ChatModel, text: str, message: st
 
 
 def test_stop_keeps_what_was_written(alone: ChatModel) -> None:
-    whole = answer_examples(alone.model, alone.tokenizer, [Example("x", "Go on.", "", "")], max_new_tokens=100)[0]
-    conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=100))
-    stream = conversation.stream("Go on.")
+    whole = answer_examples(alone.model, alone.tokenizer, [Example("x", "Continue.", "", "")], max_new_tokens=100)[0]
+    conversation, stop = Conversation(alone, settings=ChatSettings(max_new_tokens=100)), threading.Event()
+    stream = conversation.stream("Continue.", stop=stop)
+    # What is being written is there for a page to show.
+    assert conversation.turns == [Turn("Continue.", "", "user")]
     pieces = [next(stream), next(stream)]
-    # What is being written is there for a page to show, and no turn yet.
-    assert conversation.said[0].assistant.startswith("".join(pieces))
-    assert (conversation.said[0].user, conversation.turns) == ("Go on.", [])
-    conversation.stop()
+    assert conversation.turns == [Turn("Continue.", "".join(pieces), "user")]
+    stop.set()
     pieces += stream
-    (turn,) = conversation.said
-    assert turn == conversation.turns[0] == Turn("Go on.", "".join(pieces), "user")
+    (turn,) = conversation.turns
+    assert turn == Turn("Continue.", "".join(pieces), "user")
     assert whole.response.startswith(turn.assistant)
     assert 0 < len(turn.assistant) < len(whole.response)
 
 
 def test_a_reader_who_leaves_stops_the_answer(alone: ChatModel) -> None:
     conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=150))
-    stream = conversation.stream("Go on.")
-    next(stream)
+    stream = conversation.stream("Continue.")
+    piece = next(stream)
     stream.close()  # type: ignore[attr-defined]  # a generator
-    undone = conversation.undo()
-    assert undone is not None
-    assert undone.ended_by == "user"
+    assert conversation.undo() == Turn("Continue.", piece, "user")
     # The model is free again.
     assert _ask(Conversation(alone, settings=SHORT), "Name a color.")
-
-
-def test_asking_anew_ends_an_answer_that_is_being_written(alone: ChatModel) -> None:
-    conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=150))
-    conversation.stream("First?")
-    conversation.settings = SHORT
-    _ask(conversation, "Second?")
-    assert [(turn.user, turn.ended_by) for turn in conversation.turns] == [("First?", "user"), ("Second?", "length")]
 
 
 def test_retry_replaces_the_latest_answer(chat: ChatModel) -> None:
@@ -215,8 +204,9 @@ def test_a_retry_stopped_before_its_first_word_keeps_the_answer(chat: ChatModel)
     conversation = Conversation(chat, settings=SHORT)
     answer = _ask(conversation, "One?")
     with chat._lock:
-        stream = conversation.retry()
-        conversation.stop()
+        stop = threading.Event()
+        stream = conversation.retry(stop=stop)
+        stop.set()
         assert list(stream) == []
     assert [turn.assistant for turn in conversation.turns] == [answer]
 

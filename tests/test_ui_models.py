@@ -158,7 +158,7 @@ def test_stop_before_the_first_word_leaves_the_question_unasked(model: ChatModel
     session = _build_session(model, [])
     with session.alone():
         # While the model is being loaded, say.
-        session.stop()
+        session.stop.set()
         assert list(session.answer("a", "Q")) == []
     assert _list_turns(session) == [[]]
 

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hf_instruct.cli.chat_terminal import SETTINGS, TerminalChat
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.console import format_json
 from hf_instruct.processes import Terminated
 
 if TYPE_CHECKING:
-    from hf_instruct.cli.chat_terminal import TerminalChat
     from hf_instruct.generation.chat_model import ChatModel
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,6 @@ examples:
   hf-instruct chat smollm2-135m --temperature 0.7 --seed 1           a model that is no run's
   hf-instruct chat runs/smollm2-135m-demo < questions.txt > answers.txt
 """
-
-SETTINGS = {
-    "temperature": "0 takes the likeliest token, above tokens are drawn (default: 0)",
-    "top_p": "draw from the likeliest tokens that together have this probability (default: 1)",
-    "top_k": "draw from this many likeliest tokens (default: 0, all)",
-    "max_new_tokens": "longest answer, in tokens (default: 256)",
-    "repetition_penalty": "above 1, makes tokens seen before less likely (default: 1)",
-    "seed": "makes what is drawn repeatable (default: none)",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from hf_instruct.cli.chat_terminal import TerminalChat
     from hf_instruct.errors import ConfigError
     from hf_instruct.generation.chat_model import ChatModel, ChatSettings, find_run
     from hf_instruct.generation.conversation import Conversation
@@ -90,19 +80,20 @@ def _chat(options: argparse.Namespace) -> None:
     load_base = (lambda: load(base=True)) if can_compare else None
     session = TerminalChat(conversation, load_base=load_base, is_terminal=is_terminal)
     if options.compare:
-        session.turn_on_comparing()
-    try:
-        if options.message is not None:
-            _answer_once(session, options.message, as_json=options.json)
-        elif is_terminal:
-            _talk(session)
-        else:
-            _answer_lines(session)
-    finally:
-        session.stop()
+        session.compare_always()
+    if options.message is not None:
+        _answer_once(session, options.message, as_json=options.json)
+    elif is_terminal:
+        _talk(session)
+    else:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # Bytes that are no text get a message instead of a traceback.
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        # The first line that cannot be answered ends the program.
+        all(map(session.handle, sys.stdin))
 
 
-def _answer_once(session: "TerminalChat", question: str, *, as_json: bool) -> None:
+def _answer_once(session: TerminalChat, question: str, *, as_json: bool) -> None:
     with contextlib.redirect_stdout(io.StringIO()) if as_json else contextlib.nullcontext():
         turns = session.ask(question)
     if as_json:
@@ -111,17 +102,7 @@ def _answer_once(session: "TerminalChat", question: str, *, as_json: bool) -> No
         print(format_json(fields))
 
 
-def _answer_lines(session: "TerminalChat") -> None:
-    """Answer each line of the input; the first that cannot be answered ends the program."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # Bytes that are no text get a message instead of a traceback.
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    for line in sys.stdin:
-        if not session.handle(line):
-            return
-
-
-def _talk(session: "TerminalChat") -> None:
+def _talk(session: TerminalChat) -> None:
     """Read and answer until the user ends it."""
     from hf_instruct.errors import InstructError
 

@@ -10,48 +10,51 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.chat import SETTINGS
 from hf_instruct.console import clean_text
 from hf_instruct.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hf_instruct.generation.chat_model import ChatModel
     from hf_instruct.generation.conversation import Conversation, Turn
 
 logger = logging.getLogger(__name__)
 
-_LEAST_COLUMNS = 60
-_BORDER = " | "
-COMMANDS = {
-    "/help": "this list",
-    "/retry": "answer the latest question again",
-    "/undo": "take back the latest question and its answer",
-    "/clear": "forget all questions and answers",
-    "/set": "/set NAME VALUE changes how answers are generated; alone, lists the settings",
-    "/system": "/system TEXT tells the model something beforehand (`none`: nothing); alone, shows it",
-    "/compare": "/compare QUESTION asks the untuned model too; alone, turns that on or off for every question",
-    "/save": "/save FILE.jsonl appends the whole answers to a file of training examples",
-    "/quit": "end; so does Ctrl-D",
+SETTINGS = {
+    "temperature": "0 takes the likeliest token, above tokens are drawn (default: 0)",
+    "top_p": "draw from the likeliest tokens that together have this probability (default: 1)",
+    "top_k": "draw from this many likeliest tokens (default: 0, all)",
+    "max_new_tokens": "longest answer, in tokens (default: 256)",
+    "repetition_penalty": "above 1, makes tokens seen before less likely (default: 1)",
+    "seed": "makes what is drawn repeatable (default: none)",
 }
+HELP = """\
+  /retry           answer the latest question again
+  /undo            take back the latest question and its answer
+  /clear           forget all questions and answers
+  /set NAME VALUE  change how answers are generated; alone, list the settings
+  /system TEXT     tell the model something beforehand (`none`: nothing); alone, show it
+  /compare TEXT    ask the untuned model too; alone, turn that on or off for every question
+  /save FILE       append the whole answers to a JSON Lines file of training examples
+  /quit            end; so does Ctrl-D
+  A question that begins with a slash is typed with two; a line that ends in \\ continues in the next."""
+COMMANDS = ("/help", *(line.split()[0] for line in HELP.splitlines() if line.startswith("  /")))
+_LEAST_COLUMNS = 60
 
 
 class TerminalChat:
     """What the lines that a user types do.
 
-    Attributes:
-        conversation: With the model that was named.
+    Args:
+        conversation: With the model to talk to.
+        load_base: Loads the model to compare with; None where there is none.
+        is_terminal: Whether Ctrl-C stops an answer instead of the program.
     """
 
     def __init__(
         self, conversation: "Conversation", *, load_base: "Callable[[], ChatModel] | None", is_terminal: bool = False
     ) -> None:
-        """Begin.
-
-        Args:
-            conversation: With the model to talk to.
-            load_base: Loads the model to compare with; None where there is none.
-            is_terminal: Whether Ctrl-C stops an answer instead of the program.
-        """
         self.conversation = conversation
         self._load_base, self._is_terminal = load_base, is_terminal
         self._base: Conversation | None = None
@@ -68,7 +71,7 @@ class TerminalChat:
         if not line:
             return True
         if not line.startswith("/") or line.startswith("//"):
-            self.ask(line.removeprefix("/") if line.startswith("//") else line)
+            self.ask(line[1:] if line.startswith("//") else line)
         elif command in ("/quit", "/exit"):
             return False
         elif command in COMMANDS:
@@ -80,8 +83,12 @@ class TerminalChat:
             )
         return True
 
-    def ask(self, question: str, *, compare: bool = False) -> "list[Turn]":
+    def ask(self, question: str | None, *, compare: bool = False) -> "list[Turn]":
         """Ask a question and print the answer as it comes, or both models' answers side by side.
+
+        Args:
+            question: None asks the latest again.
+            compare: Ask the untuned model too, also where that is not turned on.
 
         Returns:
             The tuned model's turn, and before it the untuned model's where it was asked.
@@ -89,14 +96,25 @@ class TerminalChat:
         Raises:
             InstructError: The question cannot be asked, or generation fails.
         """
-        return self._answer(lambda conversation: conversation.stream(question), compare=compare or self._compares)
+        talks = [self.conversation]
+        if compare or self._compares:
+            # Both answer the same prompt.
+            base = self._require_base()
+            base.turns, base.settings = self.conversation.turns, self.conversation.settings
+            base.system = self.conversation.system
+            talks.insert(0, base)
+        with self._stopped_by_ctrl_c() as stop:
+            streams = [
+                talk.retry(stop=stop) if question is None else talk.stream(question, stop=stop) for talk in talks
+            ]
+            if self.conversation.notice:
+                logger.info("%s", self.conversation.notice)
+            self._show([talk.model.name for talk in talks], streams)
+        for talk in talks:
+            _note_ending(talk, who=f"{talk.model.name}: " if len(talks) > 1 else "")
+        return [talk.turns[-1] for talk in talks]
 
-    def stop(self) -> None:
-        """End every answer that is being written."""
-        for conversation in filter(None, (self.conversation, self._base)):
-            conversation.stop()
-
-    def turn_on_comparing(self) -> None:
+    def compare_always(self) -> None:
         """Ask the untuned model too, every time; loads it.
 
         Raises:
@@ -105,36 +123,14 @@ class TerminalChat:
         self._require_base()
         self._compares = True
 
-    def _answer(self, start: "Callable[[Conversation], Iterator[str]]", *, compare: bool) -> "list[Turn]":
-        conversations = [self.conversation]
-        if compare:
-            # Both answer the same prompt.
-            base = self._require_base()
-            base.turns, base.settings = list(self.conversation.turns), self.conversation.settings
-            base.system = self.conversation.system
-            conversations.insert(0, base)
-        with self._ctrl_c_stops() as pressed:
-            try:
-                streams = [start(conversation) for conversation in conversations]
-                if pressed.is_set():
-                    # Before there was anything to stop.
-                    self.stop()
-                if self.conversation.notice:
-                    logger.info("%s", self.conversation.notice)
-                self._show(streams, conversations)
-            finally:
-                # Whatever came between: no thread continues unseen.
-                self.stop()
-        for conversation in conversations:
-            _note_ending(conversation, named=compare)
-        return [conversation.turns[-1] for conversation in conversations]
+    def _show(self, names: list[str], streams: list[Iterator[str]]) -> None:
+        labels = [f"{which} ({name})" for which, name in zip(("untuned", "tuned"), names, strict=False)]
+        is_wide = self._is_terminal and shutil.get_terminal_size().columns >= _LEAST_COLUMNS
+        if len(streams) > 1 and is_wide and sys.stdout.isatty():
+            from rich.console import Console
 
-    def _show(self, streams: list[Iterator[str]], conversations: "list[Conversation]") -> None:
-        width = shutil.get_terminal_size().columns
-        labels = [f"{who} ({talk.model.name})" for who, talk in zip(("untuned", "tuned"), conversations, strict=False)]
-        if len(streams) > 1 and self._is_terminal and sys.stdout.isatty() and width >= _LEAST_COLUMNS:
-            for line in iterate_columns(labels, streams, width - 1):
-                print(line, flush=True)
+            # Its codes for the cursor would not pass the stream that cleans what is printed.
+            show_columns(Console(file=sys.__stdout__), labels, streams)
         else:
             for label, stream in zip(labels, streams, strict=True):
                 if len(streams) > 1:
@@ -146,43 +142,34 @@ class TerminalChat:
             print(flush=True)
 
     @contextlib.contextmanager
-    def _ctrl_c_stops(self) -> Iterator[threading.Event]:
-        pressed = threading.Event()
-        if not self._is_terminal:
-            yield pressed
-            return
-
-        def stop(number: int, frame: object) -> None:
-            pressed.set()
-            self.stop()
-
-        before = signal.signal(signal.SIGINT, stop)
+    def _stopped_by_ctrl_c(self) -> Iterator[threading.Event]:
+        stop = threading.Event()
+        before = signal.signal(signal.SIGINT, lambda *_: stop.set()) if self._is_terminal else None
         try:
-            yield pressed
+            yield stop
         finally:
-            signal.signal(signal.SIGINT, before)
+            # Whatever came between: no thread continues unseen.
+            stop.set()
+            if self._is_terminal:
+                signal.signal(signal.SIGINT, before)
 
     def _require_base(self) -> "Conversation":
         from hf_instruct.generation.conversation import Conversation
 
         if self._base is None:
             if self._load_base is None:
-                raise ConfigError(
-                    f"`{self.conversation.model.name}` has no untuned model to compare with: name a run, without "
-                    "`--base`."
-                )
+                name = self.conversation.model.name
+                raise ConfigError(f"`{name}` has no untuned model to compare with: name a run, without `--base`.")
             self._base = Conversation(self._load_base())
         return self._base
 
     def _help(self, argument: str) -> None:
-        for command, text in COMMANDS.items():
-            print(f"  {command:<10}{text}")
-        print("  A question that begins with a slash is typed with two; a line that ends in \\ continues in the next.")
+        print(HELP)
 
     def _retry(self, argument: str) -> None:
         if self.conversation.turns and self.conversation.settings.temperature == 0:
             logger.info("At temperature 0 the answer is always the same; `/set temperature 0.7` draws another.")
-        self._answer(lambda conversation: conversation.retry(), compare=self._compares)
+        self.ask(None)
 
     def _undo(self, argument: str) -> None:
         turn = self.conversation.undo()
@@ -218,7 +205,7 @@ class TerminalChat:
             self._compares = False
             logger.info("The untuned model is no longer asked.")
         else:
-            self.turn_on_comparing()
+            self.compare_always()
             logger.info("Every question is now answered by the untuned model too.")
 
     def _save(self, argument: str) -> None:
@@ -247,8 +234,9 @@ def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         there = read_examples(str(path)) if text.strip() else []
-        known = {build_example_id(row.instruction, row.input, row.output) for row in there}
-        lines, said = format_examples(turns, known)
+        lines, said = format_examples(
+            turns, {build_example_id(row.instruction, row.input, row.output) for row in there}
+        )
         if lines:
             write_text(path.resolve(), text + "\n" * (text != "" and not text.endswith("\n")) + lines)
     except (OSError, UnicodeDecodeError) as error:
@@ -257,43 +245,28 @@ def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
     return said
 
 
-def iterate_columns(labels: Sequence[str], columns: Sequence[Iterator[str]], width: int) -> Iterator[str]:
-    """Yield lines that show growing texts under their labels side by side, each as soon as all columns are that far.
-
-    Args:
-        labels: Heads of the columns.
-        columns: The pieces of each text.
-        width: Longest line, in terminal cells.
-    """
-    from rich.cells import set_cell_size
-    from rich.console import Console
+def show_columns(console: "Console", labels: Sequence[str], streams: Sequence[Iterator[str]]) -> None:
+    """Show texts that grow under their labels side by side, one after the other; in the end all of both."""
+    from rich.live import Live
+    from rich.markup import escape
+    from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    inner = (width - len(_BORDER) * (len(columns) - 1)) // len(columns)
-    texts, growing = [f"{label}\n\n" for label in labels], [True] * len(columns)
-    shown = 0
-    while any(growing):
-        for index, pieces in enumerate(columns):
-            piece = next(pieces, None) if growing[index] else None
-            growing[index] = piece is not None
-            texts[index] += clean_text(piece or "")
-        wrapped = [[line.plain for line in Text(text).wrap(console, inner)] for text in texts]
-        # The last line of a text that grows may still change.
-        whole = [len(lines) - 1 for lines, grows in zip(wrapped, growing, strict=True) if grows]
-        ready = min(whole) if whole else max(map(len, wrapped))
-        for number in range(shown, ready):
-            cells = [lines[number] if number < len(lines) else "" for lines in wrapped]
-            yield _BORDER.join(set_cell_size(cell, inner) for cell in cells).rstrip()
-        shown = max(shown, ready)
+    texts = [""] * len(labels)
+    with Live(console=console, auto_refresh=False) as live:
+        for column, stream in enumerate(streams):
+            for piece in stream:
+                texts[column] += clean_text(piece)
+                table = Table(*(escape(clean_text(label)) for label in labels), expand=True)
+                table.add_row(*map(Text, texts))
+                live.update(table, refresh=True)
 
 
-def _note_ending(conversation: "Conversation", *, named: bool) -> None:
-    turn = conversation.turns[-1]
-    who = f"{conversation.model.name}: " if named else ""
+def _note_ending(talk: "Conversation", *, who: str) -> None:
+    turn = talk.turns[-1]
     if turn.ended_by == "user":
         logger.info("%s[stopped]", who)
     elif turn.ended_by == "length":
-        logger.info("%s[cut at %s tokens; `/set max_new_tokens N` changes it]", who, f"{conversation.longest:,}")
+        logger.info("%s[cut at %s tokens; `/set max_new_tokens N` changes it]", who, f"{talk.longest:,}")
     elif not turn.assistant:
         logger.info("%s[the model ended immediately, without a word]", who)

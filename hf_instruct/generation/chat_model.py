@@ -3,20 +3,23 @@
 import dataclasses
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hf_instruct.errors import ConfigError, InstructError, RunError
-from hf_instruct.generation.decoding import Completion, find_ends, generate_completions
-from hf_instruct.generation.token_text import UNKNOWN, decode_tokens
+from hf_instruct.generation.decoding import Completion, decode_tokens, find_ends, generate_completions
+from hf_instruct.generation.stage import load_run_model
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length, load_model, move_to_best_device
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TUNED, UNTUNED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,24 +68,19 @@ class ChatSettings(BaseModel):
 
     def build_generation(self) -> dict[str, Any]:
         """Return what `generate_completions` takes for one prompt."""
-        fields: dict[str, Any] = self.model_dump(include={"max_new_tokens", "repetition_penalty"})
+        fields = self.model_dump(exclude={"seed"})
         if self.temperature < _LEAST_TEMPERATURE:
-            return fields
+            return {name: fields[name] for name in ("max_new_tokens", "repetition_penalty")}
         # With a seed of its own even where none is set: other threads draw from PyTorch's generator.
         seed = secrets.randbits(32) if self.seed is None else self.seed
-        return {
-            **fields,
-            **self.model_dump(include={"temperature", "top_k", "top_p"}),
-            "do_sample": True,
-            "seeds": [seed],
-        }
+        return {**fields, "do_sample": True, "seeds": [seed]}
 
 
 class ChatModel:
     """A model that any number of conversations share; it answers one at a time.
 
     Attributes:
-        name: What it was loaded by, and for a run's base model that one's name.
+        name: What it was loaded by; for the untuned model of a run, the base model's name.
         model: In evaluation mode.
         tokenizer: Its tokenizer.
         prompt_format: The one it was trained on, settled.
@@ -121,30 +119,26 @@ class ChatModel:
         Args:
             name_or_run: A run folder, an alias, a Hub id, or the folder of a model or adapter.
             base: Whether to take the model that the run began with.
-            prompt_format: Of a model that is no run's; by default `chat` where its tokenizer has a chat template, else
-                `alpaca`. A run has its own.
+            prompt_format: Of a model that is not a run's; by default `chat` where its tokenizer has a chat template,
+                else `alpaca`. A run has its own.
             dtype: `float32`, `bfloat16` or `float16`; by default a run's `generate.dtype`, else `float32`.
             trust_remote_code: Run code that comes with the model.
 
         Raises:
             RunError: There is no such run, or it has no tuned model yet.
-            ConfigError: `base` or `prompt_format` does not go with what is named, or the prompt format with the model.
+            ConfigError: `base` or `prompt_format` does not fit what is named, or the prompt format the model.
             ModelLoadError: There is no such model, or it cannot be loaded.
         """
         run = find_run(name_or_run)
-        if run is not None:
-            run = dataclasses.replace(run, trust_remote_code=trust_remote_code)
-            return cls._load_run(run, base=base, prompt_format=prompt_format, dtype=dtype)
-        if base:
-            raise ConfigError(f"`{name_or_run}` is not a run, so it has no base model to compare with. Name a run.")
-        chosen = None if prompt_format is None else PromptFormat.from_name(prompt_format)
-        model, tokenizer = load_model(name_or_run, dtype=dtype or "float32", trust_remote_code=trust_remote_code)
-        chosen = chosen or PromptFormat.from_name(CHAT if tokenizer.chat_template else "alpaca")
-        move_to_best_device(model)
-        return cls(name_or_run, model, tokenizer, prompt_format=chosen)
-
-    @classmethod
-    def _load_run(cls, run: RunFolder, *, base: bool, prompt_format: str | None, dtype: str | None) -> "ChatModel":
+        if run is None:
+            if base:
+                raise ConfigError(f"`{name_or_run}` is not a run, so it has no untuned model. Name a run.")
+            chosen = prompt_format and PromptFormat.from_name(prompt_format)
+            model, tokenizer = load_model(name_or_run, dtype=dtype or "float32", trust_remote_code=trust_remote_code)
+            move_to_best_device(model)
+            chosen = chosen or PromptFormat.from_name(CHAT if tokenizer.chat_template else "alpaca")
+            return cls(name_or_run, model, tokenizer, prompt_format=chosen)
+        run = dataclasses.replace(run, trust_remote_code=trust_remote_code)
         experiment = run.load_experiment()
         trained_on = experiment.data.prompt_format
         if prompt_format not in (None, trained_on):
@@ -152,16 +146,7 @@ class ChatModel:
                 f"`{run.path}` was trained on the prompt format `{trained_on}`, so it cannot be asked in "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
-        if not base:
-            run.check_trained()
-        model, tokenizer = load_model(
-            run.find_base(experiment.model.name) if base else str(run.model),
-            revision=experiment.model.revision if base else None,
-            trust_remote_code=experiment.model.trust_remote_code,
-            dtype=dtype or experiment.generate.dtype,
-            base_of=run.model if base else None,
-        )
-        move_to_best_device(model)
+        model, tokenizer = load_run_model(run, experiment, UNTUNED if base else TUNED, dtype=dtype)
         name = experiment.model.name if base else str(run.path)
         return cls(name, model, tokenizer, prompt_format=run.load_prompt_format(trained_on))
 
@@ -169,69 +154,91 @@ class ChatModel:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""
         return self.prompt_format.encode_turns(self.tokenizer, question, history=history, system=system)
 
-    def answer(
-        self, prompt: Sequence[int], *, settings: ChatSettings, on_text: Callable[[str], None], stop: threading.Event
-    ) -> Completion:
-        """Return the completion of a prompt, once no other is being written, after each piece was handed on.
+    def stream(self, prompt: Sequence[int], *, settings: ChatSettings, stop: threading.Event) -> Iterator[Completion]:
+        """Yield the completion of a prompt as it grows, once no other is being written; the last one is whole.
 
-        Joined, the pieces are the completion's text; a character is handed on whole, and white space once something
-        follows it. At temperature 0 the completion is that of `generate_completions`.
+        Each text begins with the one before; a character is shown whole, and white space once something follows it. At
+        temperature 0 the last is that of `generate_completions`. It is written in another thread, which ends with the
+        iterator.
 
         Args:
             prompt: Token ids, not empty.
             settings: How to generate.
-            on_text: Called with each piece as soon as it is known.
             stop: Looked at after each token; once it is set, the completion ends there.
 
         Raises:
             ConfigError: Transformers refuses the settings.
             InstructError: There is not enough memory.
         """
-        while not self._lock.acquire(timeout=_SECONDS_BETWEEN_LOOKS):
-            if stop.is_set():
-                return Completion("", stopped=False, num_tokens=0)
-        try:
-            return self._write(prompt, settings, on_text, stop)
-        except ValueError as error:
-            raise ConfigError(f"Transformers refuses these settings: {error}") from error
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                raise
-            raise InstructError(
-                f"Memory ran out while answering a prompt of {len(prompt):,} tokens; shorten it, lower "
-                "`max_new_tokens`, or take a smaller model."
-            ) from error
-        finally:
-            self._lock.release()
+        grown: SimpleQueue[Completion | None] = SimpleQueue()
+        has_left = threading.Event()
+
+        def is_over() -> bool:
+            return stop.is_set() or has_left.is_set()
+
+        def work() -> None:
+            try:
+                while not self._lock.acquire(timeout=_SECONDS_BETWEEN_LOOKS):
+                    if is_over():
+                        return
+                try:
+                    if not is_over():
+                        self._write(prompt, settings, is_over, grown)
+                finally:
+                    self._lock.release()
+            finally:
+                grown.put(None)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="answer") as thread:
+            working = thread.submit(work)
+            try:
+                while (completion := grown.get()) is not None:
+                    yield completion
+            finally:
+                has_left.set()
+            try:
+                working.result()
+            except ValueError as error:
+                raise ConfigError(f"Transformers refuses these settings: {error}") from error
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise InstructError(
+                    f"Memory ran out while answering a prompt of {len(prompt):,} tokens; shorten it, lower "
+                    "`max_new_tokens`, or take a smaller model."
+                ) from error
 
     def _write(
-        self, prompt: Sequence[int], settings: ChatSettings, on_text: Callable[[str], None], stop: threading.Event
-    ) -> Completion:
+        self,
+        prompt: Sequence[int],
+        settings: ChatSettings,
+        is_over: Callable[[], bool],
+        grown: "SimpleQueue[Completion | None]",
+    ) -> None:
         # Not a `TextIteratorStreamer`: it decodes each line apart, which loses spaces with SentencePiece tokenizers.
         ends = find_ends(self.model, self.tokenizer, self.end_id)
         shown = ""
 
-        def show(text: str) -> None:
-            nonlocal shown
-            if len(text) > len(shown) and text.startswith(shown):
-                piece, shown = text[len(shown) :], text
-                on_text(piece)
-
         def after_token(ids: Any, scores: Any, **kwargs: Any) -> Any:
+            nonlocal shown
             new = ids[0, len(prompt) :].tolist()
             if new[-1] not in ends:
                 # The bytes of a character may come in several tokens.
-                show(decode_tokens(self.tokenizer, new).rstrip(UNKNOWN).strip())
-            return ids.new_full((1,), stop.is_set()).bool()
+                text = decode_tokens(self.tokenizer, new).rstrip("\N{REPLACEMENT CHARACTER}").strip()
+                if len(text) > len(shown) and text.startswith(shown):
+                    shown = text
+                    grown.put(Completion(text, stopped=False, num_tokens=len(new)))
+            return ids.new_full((1,), is_over()).bool()
 
-        if stop.is_set():
-            return Completion("", stopped=False, num_tokens=0)
-        fields = settings.build_generation()
         (completion,) = generate_completions(
-            self.model, self.tokenizer, [prompt], end_id=self.end_id, stopping_criteria=[after_token], **fields
+            self.model,
+            self.tokenizer,
+            [prompt],
+            end_id=self.end_id,
+            stopping_criteria=[after_token],
+            **settings.build_generation(),
         )
-        show(completion.text)
-        return completion
+        grown.put(completion)
 
 
 def find_run(name: str) -> RunFolder | None:

@@ -5,11 +5,10 @@ import dataclasses
 import json
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from queue import SimpleQueue
 
 from hf_instruct.errors import DataError
 from hf_instruct.generation.chat_model import ChatModel, ChatSettings
+from hf_instruct.generation.decoding import Completion
 from hf_instruct.generation.token_text import check_text
 from hf_instruct.records import build_example_id
 
@@ -21,8 +20,8 @@ class Turn:
     Attributes:
         user: The question.
         assistant: The answer, no white space around it.
-        ended_by: `model` where the answer is whole, `length` where it ran into the most tokens it may have, `user`
-            where it was stopped.
+        ended_by: `model` where the answer is whole, `length` where it reached `max_new_tokens`, `user` where it was
+            stopped or is still being written.
     """
 
     user: str
@@ -31,16 +30,14 @@ class Turn:
 
 
 class Conversation:
-    """Questions to a model and its answers, one after the other.
-
-    Not to be asked by two threads at once; `stop` may be called from any.
+    """Questions to a model and its answers, one after the other: each is read to its end, or closed, before the next.
 
     Attributes:
         model: Shared with other conversations.
-        settings: How answers are generated; may be exchanged between questions.
-        turns: What was said so far; a turn is added when its answer ends, however it ends.
+        settings: How answers are generated; may be replaced between questions.
+        turns: What was said so far, with what there is of an answer that is being written.
         notice: What a reader should know about the latest prompt, such as turns left out of it; empty for nothing.
-        longest: Most tokens that the latest answer could have: as set, or what its prompt left of the model's context.
+        longest: Most tokens of the latest answer: as set, or what its prompt left of the model's context.
     """
 
     def __init__(self, model: ChatModel, *, system: str = "", settings: ChatSettings | None = None) -> None:
@@ -48,25 +45,12 @@ class Conversation:
 
         Raises:
             ConfigError: There is a system text, and the prompt format has no place for it.
-            DataError: It holds control characters.
+            DataError: It contains control characters.
         """
         self.model = model
         self.settings = settings or ChatSettings()
-        self.turns: list[Turn] = []
-        self.notice = ""
-        self.longest = self.settings.max_new_tokens
-        self._stop = threading.Event()
-        self._working: Future[None] | None = None
-        self._num_answers = 0
-        # Before the answer that is being written, and the question with what there is of the answer.
-        self._writing: tuple[list[Turn], Turn] | None = None
+        self.clear()
         self.system = system
-
-    @property
-    def said(self) -> list[Turn]:
-        """What was said so far, with the question that is being answered and what there is of its answer."""
-        writing = self._writing
-        return [*writing[0], writing[1]] if writing else self.turns
 
     @property
     def system(self) -> str:
@@ -80,84 +64,66 @@ class Conversation:
         self.model.encode("Q", system=text)
         self._system = text
 
-    def stream(self, text: str) -> Iterator[str]:
-        """Ask a question, and return the pieces of its answer as they come.
-
-        The answer is written in a thread of its own, starting with this call; a reader who closes the iterator stops
-        it. An answer that is still being written is stopped first.
-
-        Raises:
-            DataError: The question is empty, holds control characters, or is longer than the model's context.
-            InstructError: From the iterator, where generation fails; the turn is then not added.
-        """
-        question = check_text(text).strip()
-        self._settle()
-        return self._start(question, self.turns)
-
-    def retry(self) -> Iterator[str]:
-        """Ask the latest question again, and return the pieces of the answer that replaces the latest.
-
-        Raises:
-            DataError: Nothing was asked yet.
-        """
-        self._settle()
-        if not self.turns:
-            raise DataError("There is no question to ask again yet.")
-        return self._start(self.turns[-1].user, self.turns[:-1], replaced=self.turns[-1])
-
-    def stop(self) -> None:
-        """End the answer that is being written after its current token; what there is of it becomes the turn."""
-        self._stop.set()
+    def clear(self) -> None:
+        """Forget all turns; system text and settings stay."""
+        self.turns: list[Turn] = []
+        self.notice, self.longest, self._num_answers = "", self.settings.max_new_tokens, 0
 
     def undo(self) -> Turn | None:
         """Take back the latest turn and return it; None where there is none."""
-        self._settle()
         if not self.turns:
             return None
         *self.turns, last = self.turns
         return last
 
-    def clear(self) -> None:
-        """Forget all turns; system text and settings stay."""
-        self._settle()
-        self.turns, self.notice, self._num_answers = [], "", 0
+    def stream(self, text: str, *, stop: threading.Event | None = None) -> Iterator[str]:
+        """Ask a question, and return the pieces of its answer as they come.
 
-    def _settle(self) -> None:
-        """Wait until no answer is being written."""
-        if self._working is not None:
-            self._stop.set()
-            wait([self._working])
+        Closing the iterator ends the answer, and so does setting `stop`, after the current token; what there is of it
+        stays as a turn.
 
-    def _start(self, question: str, history: list[Turn], *, replaced: Turn | None = None) -> Iterator[str]:
+        Raises:
+            DataError: The question is empty, contains control characters, or is longer than the model's context.
+            InstructError: From the iterator, where generation fails; the turns are then as before.
+        """
+        return self._start(check_text(text).strip(), self.turns, stop)
+
+    def retry(self, *, stop: threading.Event | None = None) -> Iterator[str]:
+        """Ask the latest question again, as `stream`; its answer replaces the latest unless stopped before a word.
+
+        Raises:
+            DataError: Nothing was asked yet.
+        """
+        if not self.turns:
+            raise DataError("There is no question to ask again yet.")
+        return self._start(self.turns[-1].user, self.turns[:-1], stop)
+
+    def _start(self, question: str, history: list[Turn], stop: threading.Event | None) -> Iterator[str]:
         prompt, self.longest = self._fit(question, history)
         # Another answer to the same question should be another one; the conversation as a whole repeats.
         seed = None if self.settings.seed is None else (self.settings.seed + self._num_answers) % 2**32
         self._num_answers += 1
         settings = self.settings.change(max_new_tokens=self.longest, seed=seed)
-        pieces: SimpleQueue[str | None] = SimpleQueue()
-        stop = self._stop = threading.Event()
-        self._writing = (history, Turn(question, ""))
+        before, self.turns = self.turns, [*history, Turn(question, "", "user")]
+        return self._read(before, self.model.stream(prompt, settings=settings, stop=stop or threading.Event()))
 
-        def take(piece: str) -> None:
-            self._writing = (history, Turn(question, self.said[-1].assistant + piece))
-            pieces.put(piece)
-
-        def work() -> None:
-            try:
-                done = self.model.answer(prompt, settings=settings, on_text=take, stop=stop)
+    def _read(self, before: list[Turn], growing: Iterator[Completion]) -> Iterator[str]:
+        """Yield the pieces of an answer while the latest turn takes them up; `before` is what it was asked after."""
+        *history, turn = asked = self.turns
+        try:
+            for done in growing:
+                piece = done.text.removeprefix(turn.assistant)
                 ended_by = "model" if done.stopped else "length" if done.num_tokens >= self.longest else "user"
-                turn = Turn(question, done.text, ended_by)
-                # Stopped before its first word, another answer replaces nothing.
-                self.turns = [*history, turn if turn.assistant or ended_by != "user" else replaced or turn]
-            finally:
-                self._writing = None
-                pieces.put(None)
-
-        # A pool of one keeps what the work raises for the reader.
-        thread = ThreadPoolExecutor(1, thread_name_prefix="answer")
-        self._working = thread.submit(work)
-        thread.shutdown(wait=False)
-        return _read_pieces(pieces, self._working, stop)
+                turn = Turn(turn.user, done.text, ended_by)
+                self.turns = [*history, turn]
+                if piece:
+                    yield piece
+        except Exception:
+            self.turns = before
+            raise
+        if self.turns == asked and len(before) == len(asked):
+            # Nothing came to replace the latest answer.
+            self.turns = before
 
     def _fit(self, question: str, history: list[Turn]) -> tuple[list[int], int]:
         """Return the prompt with as many turns before it as fit, and how many tokens the answer may have.
@@ -213,16 +179,6 @@ def format_examples(turns: Sequence[Turn], known: Collection[str] = ()) -> tuple
         for id, turn in rows.items()
         if id not in known
     ]
-    said = f"Saved {len(lines)} of {len(turns)} answers"
     cut, again = len(turns) - len(whole), len(whole) - len(lines)
     reasons = [f"{cut} empty or cut"] * bool(cut) + [f"{again} saved already"] * bool(again)
-    return "".join(lines), said + (f" ({', '.join(reasons)})" if reasons else "")
-
-
-def _read_pieces(pieces: "SimpleQueue[str | None]", working: "Future[None]", stop: threading.Event) -> Iterator[str]:
-    try:
-        while (piece := pieces.get()) is not None:
-            yield piece
-        working.result()
-    finally:
-        stop.set()
+    return "".join(lines), f"Saved {len(lines)} of {len(turns)} answers" + f" ({', '.join(reasons)})" * bool(reasons)

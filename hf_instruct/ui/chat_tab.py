@@ -6,7 +6,7 @@ import html
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import InstructError
@@ -14,7 +14,6 @@ from hf_instruct.ui.model_pool import ModelPool
 from hf_instruct.ui.pages import QUICK, format_notice
 
 if TYPE_CHECKING:
-    from hf_instruct.generation.chat_model import ChatModel
     from hf_instruct.generation.conversation import Conversation
 
 # A fast model writes more often than a browser needs to draw.
@@ -42,11 +41,12 @@ class ChatSession:
 
     Attributes:
         talks: The conversation with each model that it talks to, by label; None until the model is loaded.
+        stop: Set to end what is being written; what there is of it stays.
     """
 
     def __init__(self) -> None:
         self.talks: dict[str, Conversation | None] = {}
-        self._is_stopped = False
+        self.stop = threading.Event()
         # Held while a question is answered, by whichever thread does so at the time.
         self._answering = threading.Lock()
 
@@ -55,30 +55,24 @@ class ChatSession:
         """Keep others from asking meanwhile; gives whether that was possible.
 
         Args:
-            stop_first: Whether to stop what is being written; otherwise that is in the way, unless it is about to end.
+            stop_first: Whether to stop what is being written; otherwise that is in the way, unless it is stopped.
         """
         if stop_first:
-            self.stop()
-        # What was stopped ends with its current token, and what has ended as soon as the page is told.
-        has_begun = self._answering.acquire(timeout=_SECONDS_TO_STOP if self._is_stopped else 0)
+            self.stop.set()
+        has_begun = self._answering.acquire(timeout=_SECONDS_TO_STOP if self.stop.is_set() else 0)
+        if has_begun:
+            self.stop = threading.Event()
         try:
-            if has_begun:
-                self._is_stopped = False
             yield has_begun
         finally:
             if has_begun:
+                self.stop.set()
                 self._answering.release()
 
-    def restart(self, labels: Iterable[str]) -> None:
-        """Forget what was said, and talk to these models: answers belong to what was said before."""
+    def clear(self, labels: list[str]) -> None:
+        """Forget what was said, and talk to these models."""
         with self.alone():
             self.talks = dict.fromkeys(labels)
-
-    def stop(self) -> None:
-        """End what is being written soon; what there is of it stays."""
-        self._is_stopped = True
-        for talk in filter(None, self.talks.values()):
-            talk.stop()
 
     def latest_question(self) -> str:
         """Return what was asked last; empty where nothing was."""
@@ -105,26 +99,19 @@ class ChatSession:
         Raises:
             InstructError: The question cannot be asked, or generation failed.
         """
-        talk = self.talks.get(label)
-        if talk is None or self._is_stopped:
+        talk = self.talks[label]
+        if talk is None or self.stop.is_set():
             return
         # A model that was stopped before its turn came is asked now.
         again = again and (not question or bool(talk.turns and talk.turns[-1].user == question))
-        pieces = talk.retry() if again else talk.stream(question)
-        if self._is_stopped:
-            # Between the look above and the start, when there was nothing to stop yet.
-            talk.stop()
-        try:
-            # Another conversation may have the model: the question is there while it waits.
-            yield
-            shown_at = 0.0
-            for _ in pieces:
-                if time.monotonic() - shown_at >= _SECONDS_BETWEEN_UPDATES:
-                    shown_at = time.monotonic()
-                    yield
-        finally:
-            # Also where the browser is gone, and nobody reads the answer.
-            talk.stop()
+        pieces = talk.retry(stop=self.stop) if again else talk.stream(question, stop=self.stop)
+        # Another conversation may have the model: the question is there while it waits.
+        yield
+        shown_at = 0.0
+        for _ in pieces:
+            if time.monotonic() - shown_at >= _SECONDS_BETWEEN_UPDATES:
+                shown_at = time.monotonic()
+                yield
 
 
 class ChatTab:
@@ -136,130 +123,104 @@ class ChatTab:
     """
 
     def __init__(self, gradio: Any, pool: ModelPool) -> None:
-        self._gradio, self._pool = gradio, pool
+        self._update, self._pool = gradio.update, pool
         # Stays on the server, one for each tab of each browser.
         self._session = gradio.State(None)
         labels = pool.labels
+        wide = {"min_width": 240}
         with gradio.Row():
-            models = [
-                gradio.Dropdown(choices, value=choices[0], label=label, min_width=240, elem_id=f"hi-{name}")
-                for choices, label, name in (
-                    (labels, "Talk to", "model"),
-                    ([_NOBODY, *labels], "and, side by side, to", "other-model"),
-                )
-            ]
+            model = gradio.Dropdown(labels, value=labels[0], label="Talk to", elem_id="hi-model", **wide)
+            both = "and, side by side, to"
+            other = gradio.Dropdown([_NOBODY, *labels], value=_NOBODY, label=both, elem_id="hi-other-model", **wide)
         with gradio.Row():
             # Each in a column of its own: beside one another on a wide screen, below on a narrow one.
             with gradio.Column(min_width=320):
-                first = self._build_chat(labels[0], "hi-chat")
+                first = _build_chat(gradio, labels[0], "hi-chat")
             with gradio.Column(min_width=320, visible=False) as self._second:
-                second = self._build_chat("", "hi-other")
+                second = _build_chat(gradio, "", "hi-other")
         self._chats = [first, second]
         self._notice = gradio.HTML(format_notice(""), elem_id="hi-chat-notice")
         with gradio.Row():
-            self._box = gradio.Textbox(
-                show_label=False,
-                placeholder="Ask something. Enter sends, Shift + Enter starts a new line.",
-                max_lines=8,
-                scale=8,
-                min_width=200,
-                autofocus=True,
-                elem_id="hi-box",
-            )
+            hint = "Ask something. Enter sends, Shift + Enter starts a new line."
+            large = {"max_lines": 8, "scale": 8, "min_width": 200, "autofocus": True}
+            self._box = gradio.Textbox(show_label=False, placeholder=hint, elem_id="hi-box", **large)
             size = {"scale": 1, "min_width": 84}
             self._send = gradio.Button("Send", variant="primary", elem_id="hi-send", **size)
             self._stop = gradio.Button("Stop", variant="stop", visible=False, elem_id="hi-stop", **size)
         with gradio.Row():
-            small = {"size": "sm", "min_width": 80}
-            actions = [
-                gradio.Button(name, elem_id=f"hi-{name.lower()}", **small) for name in ("Retry", "Undo", "Clear")
+            names = {"hi-retry": "Retry", "hi-undo": "Undo", "hi-clear": "Clear"}
+            names |= {"hi-save-first": _SAVE, "hi-save-second": ""}
+            buttons = [
+                gradio.Button(text, elem_id=name, size="sm", min_width=80, visible=bool(text))
+                for name, text in names.items()
             ]
-            self._saves = [
-                gradio.Button(_SAVE, visible=name == "first", elem_id=f"hi-save-{name}", **small)
-                for name in ("first", "second")
-            ]
+        retry, undo, clear, *self._saves = buttons
         # What the browser is to keep, and under which name.
-        self._file = [gradio.Textbox(visible="hidden") for _ in range(2)]
+        file = [gradio.Textbox(visible="hidden") for _ in range(2)]
         with gradio.Accordion("How answers are written", open=False, elem_id="hi-settings"):
             self._settings = _build_settings(gradio)
-        self._connect([self._session, *models], *actions)
 
-    def _build_chat(self, label: str, name: str) -> Any:
-        return self._gradio.Chatbot(
-            label=label,
-            elem_id=name,
-            height="min(52vh, 460px)",
-            placeholder="Nothing said yet.",
-            render_markdown=False,
-            latex_delimiters=[],
-            buttons=[],
-            feedback_options=None,
-            group_consecutive_messages=False,
-        )
-
-    def _connect(self, choice: list[Any], retry: Any, undo: Any, clear: Any) -> None:
+        choice, settings = [self._session, model, other], list(self._settings.values())
         outputs = [self._session, *self._chats, self._second, self._box, self._notice, self._send, self._stop]
         outputs += self._saves
-        settings = list(self._settings.values())
         # Many may wait together: each model answers one question at a time anyway. By itself Gradio would drop a click
         # that comes between the end of an answer and its own taking note of it; the session sees to what is too much.
         slow: dict[str, Any] = {**QUICK, "queue": True, "concurrency_limit": None, "trigger_mode": "multiple"}
         for event in (self._send.click, self._box.submit):
             event(self._ask, [*choice, self._box, *settings], outputs, **slow)
-        retry.click(self._retry, [*choice, *settings], outputs, **slow)
-        self._stop.click(lambda session: session and session.stop(), [self._session], None, **QUICK)
+        retry.click(functools.partial(self._ask, again=True), [*choice, self._box, *settings], outputs, **slow)
+        self._stop.click(lambda session: session and session.stop.set(), [self._session], None, **QUICK)
         undo.click(self._undo, choice, outputs, **QUICK)
         clear.click(self._clear, choice, outputs, **QUICK)
         for index, save in enumerate(self._saves):
-            made = save.click(
-                functools.partial(self._save, index), [self._session], [*self._file, self._notice], **QUICK
-            )
-            made.success(None, self._file, None, js=_DOWNLOAD, **QUICK)
-        for dropdown in choice[1:]:
+            made = save.click(functools.partial(_save, index), [self._session], [*file, self._notice], **QUICK)
+            made.success(None, file, None, js=_DOWNLOAD, **QUICK)
+        for dropdown in (model, other):
             dropdown.input(lambda *chosen: self._show(_open(*chosen)), choice, outputs, **QUICK)
 
-    def _ask(self, session: ChatSession | None, model: str, other: str, text: str, *values: Any) -> Iterator[Any]:
-        session = _open(session, model, other)
-        with session.alone(stop_first=False) as is_free:
-            if is_free:
-                yield from self._answer(session, values, text, again=False)
-
-    def _retry(self, session: ChatSession | None, model: str, other: str, *values: Any) -> Iterator[Any]:
-        session = _open(session, model, other)
-        with session.alone() as is_free:
-            if is_free:
-                yield from self._answer(session, values, session.latest_question(), again=True)
-
-    def _answer(self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool) -> Iterator[Any]:
-        """Yield what to show while the models answer, one after the other.
-
-        On a processor two models together would each take more than twice as long, and the memory may do for one only.
-        """
-        try:
-            yield from self._write_answers(session, values, question, again=again)
-            notice = _describe_end(session)
-        except InstructError as error:
-            notice = str(error)
-        # Who asks once the page shows the end waits for it here, rather than being turned away.
-        session.stop()
-        yield self._show(session, notice)
-
-    def _write_answers(
-        self, session: ChatSession, values: tuple[Any, ...], question: str, *, again: bool
+    def _ask(
+        self, session: ChatSession | None, model: str, other: str, text: str, *values: Any, again: bool = False
     ) -> Iterator[dict[Any, Any]]:
+        """Yield what to show while the models answer a question, or the latest again."""
+        session = _open(session, model, other)
+        with session.alone(stop_first=again) as is_free:
+            if not is_free:
+                return
+            try:
+                question = session.latest_question() if again else text
+                yield from self._answer(session, question, dict(zip(self._settings, values, strict=True)), again=again)
+                notice = _describe_end(session)
+            except InstructError as error:
+                notice = str(error)
+            # Who asks once the page shows the end waits for it here, rather than being turned away.
+            session.stop.set()
+            yield self._show(session, notice)
+
+    def _answer(
+        self, session: ChatSession, question: str, values: dict[str, Any], *, again: bool
+    ) -> Iterator[dict[Any, Any]]:
+        """Have the models answer one after the other: together each would take more than twice as long on a CPU."""
+        from hf_instruct.generation.chat_model import ChatSettings
+        from hf_instruct.generation.conversation import Conversation
+
+        system = values.pop("system") or ""
+        settings = ChatSettings().change(**values)
         # Cleared once: what is typed meanwhile stays.
-        shown: dict[Any, Any] = {} if again else {self._box: ""}
+        box: dict[Any, Any] = {} if again else {self._box: ""}
         for prepare in (True, False):
             for label in session.talks:
                 if not self._pool.is_loaded(label):
                     yield self._show(session, f"Loading {label} …", busy=True)
                 with self._pool.acquire(label) as model:
                     if prepare:
-                        _prepare(session, label, model, dict(zip(self._settings, values, strict=True)))
+                        talk = session.talks[label] = session.talks[label] or Conversation(model)
+                        talk.settings = settings
+                        if talk.system != system.strip():
+                            talk.system = system
                         continue
                     for _ in session.answer(label, question, again=again):
-                        yield {**self._show(session, busy=True), **shown}
-                        shown = {}
+                        yield {**self._show(session, busy=True), **box}
+                        box = {}
 
     def _undo(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = _open(session, model, other)
@@ -268,24 +229,11 @@ class ChatTab:
 
     def _clear(self, session: ChatSession | None, model: str, other: str) -> dict[Any, Any]:
         session = _open(session, model, other)
-        session.restart(session.talks)
+        session.clear(list(session.talks))
         return self._show(session)
 
-    def _save(self, index: int, session: ChatSession | None) -> tuple[str, str, str]:
-        """Return a file's name, its text, and a notice; no text where there is nothing to save."""
-        from hf_instruct.generation.conversation import format_examples
-
-        label, talk = list(session.talks.items())[index] if session and session.talks else ("", None)
-        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label).strip('-.') or 'chat'}.jsonl"
-        try:
-            text, said = format_examples(talk.turns if talk else [])
-        except InstructError as error:
-            return "", "", format_notice(str(error))
-        return name, text, format_notice(f"{said} into {name}. Each example stands alone, without earlier turns.")
-
     def _show(self, session: ChatSession, notice: str = "", *, busy: bool = False) -> dict[Any, Any]:
-        update = self._gradio.update
-        several = len(session.talks) > 1
+        update, several = self._update, len(session.talks) > 1
         shown: dict[Any, Any] = {
             self._session: session,
             self._notice: format_notice(notice),
@@ -299,6 +247,20 @@ class ChatTab:
             shown[chat] = update(value=_list_messages(talk), label=f"{label}{alone}")
             shown[save] = update(value=f"Save {label}" if several else _SAVE, visible=True)
         return shown
+
+
+def _build_chat(gradio: Any, label: str, name: str) -> Any:
+    return gradio.Chatbot(
+        label=label,
+        elem_id=name,
+        height="min(52vh, 460px)",
+        placeholder="Nothing said yet.",
+        render_markdown=False,
+        latex_delimiters=[],
+        buttons=[],
+        feedback_options=None,
+        group_consecutive_messages=False,
+    )
 
 
 def _build_settings(gradio: Any) -> dict[str, Any]:
@@ -322,29 +284,12 @@ def _build_settings(gradio: Any) -> dict[str, Any]:
     return found
 
 
-def _prepare(session: ChatSession, label: str, model: "ChatModel", values: dict[str, Any]) -> None:
-    """Begin a conversation where there is none, and set how it answers.
-
-    Raises:
-        InstructError: A setting is not allowed, or the prompt format has no place for a system text.
-    """
-    from hf_instruct.generation.chat_model import ChatSettings
-    from hf_instruct.generation.conversation import Conversation
-
-    system = values.pop("system") or ""
-    settings = ChatSettings().change(**values)
-    talk = session.talks[label] = session.talks.get(label) or Conversation(model)
-    talk.settings = settings
-    if talk.system != system.strip():
-        talk.system = system
-
-
 def _list_messages(talk: "Conversation | None") -> list[dict[str, str]]:
     """Return what `gradio.Chatbot` shows of a conversation."""
     # Gradio reads HTML in messages, with Markdown turned off too.
     return [
         {"role": role, "content": html.escape(text, quote=False)}
-        for turn in (talk.said if talk else [])
+        for turn in (talk.turns if talk else [])
         for role, text in (("user", turn.user), ("assistant", turn.assistant or "…"))
     ]
 
@@ -354,7 +299,8 @@ def _open(session: ChatSession | None, model: str, other: str) -> ChatSession:
     session = session or ChatSession()
     labels = [model] if other in (_NOBODY, model) else [model, other]
     if list(session.talks) != labels:
-        session.restart(labels)
+        # Answers belong to what was said before, so a conversation with other models begins again.
+        session.clear(labels)
     return session
 
 
@@ -366,3 +312,16 @@ def _describe_end(session: ChatSession) -> str:
             text = " ".join(filter(None, (talk.notice, _ENDINGS.get(talk.turns[-1].ended_by))))
             said += [f"{label}: {text}" if len(session.talks) > 1 else text] if text else []
     return "\n".join(said)
+
+
+def _save(index: int, session: ChatSession | None) -> tuple[str, str, str]:
+    """Return a file's name, its text, and a notice; no text where there is nothing to save."""
+    from hf_instruct.generation.conversation import format_examples
+
+    label, talk = list(session.talks.items())[index] if session and session.talks else ("", None)
+    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label).strip('-.') or 'chat'}.jsonl"
+    try:
+        text, said = format_examples(talk.turns if talk else [])
+    except InstructError as error:
+        return "", "", format_notice(str(error))
+    return name, text, format_notice(f"{said} into {name}. Each example stands alone, without earlier turns.")

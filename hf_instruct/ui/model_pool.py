@@ -116,7 +116,7 @@ class ModelPool:
     def acquire(self, label: str) -> "Iterator[ChatModel]":
         """Give a model for as long as it is used; where it is not there it is loaded, which takes seconds.
 
-        Where the memory would not do, models that nobody uses are dropped first, the one unused for longest before
+        Where there is not enough memory, models that nobody uses are dropped first, the one unused for longest before
         others; they are loaded again when they are asked again.
 
         Raises:
@@ -148,7 +148,7 @@ class ModelPool:
         from hf_instruct.generation.chat_model import ChatModel
 
         source, base = self._targets[label]
-        self._make_room(label, self._estimate(source))
+        self._make_room(label, source)
         loaded = ChatModel.load(source.name, base=base, trust_remote_code=self._trust)
         with self._lock:
             model = self._models.pop(key, loaded)
@@ -156,11 +156,11 @@ class ModelPool:
             self._models[key] = model
             self._users[key] += 1
 
-    def _make_room(self, label: str, size: int) -> None:
+    def _make_room(self, label: str, source: Source) -> None:
         """Drop models until there is room for another, or none is left that could go."""
         import torch
 
-        device = best_device()
+        size, device = self._estimate(source), best_device()
         for key, model in list(self._models.items()):
             mapped = mapped_bytes() if device == "cpu" else 0
             if free_bytes(device) - mapped >= size * _LEEWAY:
@@ -175,16 +175,13 @@ class ModelPool:
                 torch.cuda.empty_cache()
             logger.info("Dropped %s from memory, to load %s (%.1f GB).", model.name, label, size / 1e9)
 
-    def _estimate(self, source: Source) -> int:
+    def _estimate(self, source: Source) -> float:
         """Return the bytes to expect of a model's weights; where nothing tells, those of the largest there is."""
-        name, dtype, revision = source.name, "float32", None
-        if source.experiment is not None:
-            # A run's model is as large as the one it began with, adapters aside.
-            model, dtype = source.experiment.model, source.experiment.generate.dtype
-            name, revision = model.name, model.revision
-        count = count_parameters(name, revision)
+        # A run's model is as large as the one it began with, adapters aside.
+        base = source.experiment and source.experiment.model
+        count = count_parameters(base.name, base.revision) if base else count_parameters(source.name)
         if count is not None:
-            return int(count * _BYTES[dtype])
+            return count * _BYTES[source.experiment.generate.dtype if source.experiment else "float32"]
         there = [kept.model for kept in self._models.values() if hasattr(kept, "model")]
         return max((weights.get_memory_footprint() for weights in there), default=0)
 
@@ -200,7 +197,7 @@ class ModelPool:
 
 
 def count_parameters(name: str, revision: str | None = None) -> float | None:
-    """Return how many parameters a model has, by the heads of its files or else its name; None where neither tells.
+    """Return a model's number of parameters, from the heads of its files or else its name; None if neither tells.
 
     Args:
         name: An alias, a Hub id or a local folder.
