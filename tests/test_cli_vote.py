@@ -51,13 +51,13 @@ def test_it_says_where_votes_go_and_how_to_go_on(
     assert main(["vote", "a", "a/untuned", "--port", "0", "--voter", " Ann "]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["Pairs of answers to vote on: 4", "Votes go to a/votes.untuned.jsonl"]
-    assert said[2].startswith("Vote at http://127.0.0.1:")
+    assert said[2].startswith("Open http://127.0.0.1:")
     assert said[2].endswith("/   (Ctrl-C ends)")
     assert said[3:] == [
         "",
         "1 vote by Ann stored in a/votes.untuned.jsonl",
-        "Go on with:  hf-instruct rate a/votes.untuned.jsonl",
-        "             hf-instruct agree a/votes.untuned.jsonl PREFERENCES_OF_A_JUDGE",
+        "Continue with:  hf-instruct rate a/votes.untuned.jsonl",
+        "                hf-instruct agree a/votes.untuned.jsonl PREFERENCES_OF_A_JUDGE",
     ]
     serve_votes(monkeypatch, 0)
     assert main(["vote", "a", "a/untuned", "--port", "0", "--voter", "Ann"]) == 0
@@ -73,7 +73,7 @@ def test_no_votes_and_examples_of_one_side_only(
     serve_votes(monkeypatch, 0)
     assert main(["vote", "a", "c", "--port", "0", "--host", "0.0.0.0", "--out", "new/votes.jsonl"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Pairs of answers to vote on: 2\nVotes go to new/votes.jsonl\nVote at http://0.0.0.0:")
+    assert said.startswith("Pairs of answers to vote on: 2\nVotes go to new/votes.jsonl\nOpen http://0.0.0.0:")
     assert said.endswith("\nNo votes stored.\n")
     assert caplog.messages == [
         "2 answers to examples that only one side has are left out.",

@@ -16,9 +16,9 @@ from hf_instruct.generation.conversation import Conversation, Turn
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.ui import model_pool
+from hf_instruct.ui.app import render_report
 from hf_instruct.ui.chat_tab import ChatSession
 from hf_instruct.ui.model_pool import ModelPool, Source, count_parameters, find_sources
-from hf_instruct.ui.runs_tab import list_reports
 from hf_instruct.ui.vote_tab import VoteTab
 
 
@@ -181,11 +181,12 @@ def test_a_retry_asks_a_model_that_was_not_asked_before(model: ChatModel) -> Non
 
 
 def test_a_report_is_of_the_folder_as_it_is_now(run: RunFolder) -> None:
-    (show,) = list_reports(find_sources([str(run.path)]))
-    assert "Jane Austen" in show()
+    (source,) = find_sources([str(run.path)])
+    assert "Jane Austen" in render_report(source)
     run.responses.write_text('{"id": "<b>"}\n')
-    assert "The run cannot be read" in show()
-    assert "<b>" not in show()
+    shown = render_report(source)
+    assert "The run cannot be read" in shown
+    assert "<b>" not in shown
 
 
 def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.ui.pages import Headers, check_gradio
+from hf_instruct.ui.pages import add_headers, check_gradio
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_every_reply_says_that_nothing_is_fetched_from_elsewhere() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Headers(app)({"type": "http"}, None, send))
+    asyncio.run(add_headers(app)({"type": "http"}, None, send))
     headers = dict(sent[0]["headers"])
     assert headers[b"a"] == b"b"
     assert headers[b"content-security-policy"].startswith(b"default-src 'self' ")

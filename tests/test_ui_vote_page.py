@@ -117,8 +117,8 @@ def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> N
         said = server.stop()
     assert said.strip().splitlines()[-3:] == [
         "5 votes by 2 voters stored in secret-tuned/votes.secret-base.jsonl",
-        "Go on with:  hf-instruct rate secret-tuned/votes.secret-base.jsonl",
-        "             hf-instruct agree secret-tuned/votes.secret-base.jsonl PREFERENCES_OF_A_JUDGE",
+        "Continue with:  hf-instruct rate secret-tuned/votes.secret-base.jsonl",
+        "                hf-instruct agree secret-tuned/votes.secret-base.jsonl PREFERENCES_OF_A_JUDGE",
     ]
 
 

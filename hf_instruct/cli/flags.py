@@ -1,11 +1,15 @@
 """Flags that several verbs have, and those that stand for fields of an experiment."""
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_instruct.addresses import LOOPBACK
+from hf_instruct.addresses import LOOPBACK, format_url, list_hosts, open_socket
+
+logger = logging.getLogger(__name__)
 
 
 def whole(text: str, least: int = 0, most: int | None = None) -> int:
@@ -83,6 +87,36 @@ def add_field_flags(
 def add_trust_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--trust-remote-code`: the only consent there is for a run folder, whoever it is from."""
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def add_page_flags(parser: argparse.ArgumentParser) -> None:
+    """Add where a page is served, and whether a browser opens it."""
+    add_address_flags(parser, default_port=7860)
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+
+
+@contextlib.contextmanager
+def open_page(options: argparse.Namespace, *, risk: str) -> Iterator[dict[str, Any]]:
+    """Bind the address of a page and print it; gives `server` and `hosts` for `serve_page`, which Ctrl-C ends.
+
+    Args:
+        options: With what `add_page_flags` adds.
+        risk: What whoever reaches the page can do, for a warning where that is not only this machine.
+
+    Raises:
+        RunError: The page cannot be served there.
+    """
+    from hf_instruct.ui.pages import open_browser
+
+    if options.host not in LOOPBACK:
+        logger.warning("`--host %s`: whoever reaches this machine can %s.", options.host, risk)
+    with open_socket(options.host, options.port) as server, contextlib.suppress(KeyboardInterrupt):
+        url = format_url(options.host, server.getsockname()[1])
+        print(f"Open {url}   (Ctrl-C ends)", flush=True)
+        if not options.no_browser:
+            open_browser(url)
+        yield {"server": server, "hosts": list_hosts(options.host, options.allow_host)}
+    print()
 
 
 def add_address_flags(parser: argparse.ArgumentParser, *, default_port: int) -> None:

@@ -3,8 +3,7 @@
 import argparse
 import logging
 
-from hf_instruct.addresses import LOOPBACK, format_url, list_hosts, open_socket
-from hf_instruct.cli.flags import add_address_flags, add_trust_flag
+from hf_instruct.cli.flags import add_page_flags, add_trust_flag, open_page
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +25,7 @@ two sets of answers, and are kept where `hf-instruct vote` keeps them. Ctrl-C en
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder; or a model: alias, Hub id or folder")
-    add_address_flags(parser, default_port=7860)
-    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    add_page_flags(parser)
     add_trust_flag(parser)
     parser.set_defaults(handler=_serve, resume_hint="Nothing is lost; start it again.")
 
@@ -35,23 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.ui.app import serve_ui
     from hf_instruct.ui.model_pool import find_sources
-    from hf_instruct.ui.pages import check_gradio, open_browser
+    from hf_instruct.ui.pages import check_gradio
 
     check_gradio("The page", "ui")
     sources = find_sources(options.runs)
     for source in sources:
         if not source.is_trained:
             logger.warning("`%s` has no tuned model yet; only its untuned one can be asked.", source.name)
-    if options.host not in LOOPBACK:
-        logger.warning("`--host %s`: whoever reaches this machine can use the models and read the runs.", options.host)
-    with open_socket(options.host, options.port) as server:
-        url = format_url(options.host, server.getsockname()[1])
-        print(f"Open {url}   (Ctrl-C ends)", flush=True)
-        if not options.no_browser:
-            open_browser(url)
-        try:
-            hosts = list_hosts(options.host, options.allow_host)
-            serve_ui(sources, server, hosts=hosts, trust_remote_code=options.trust_remote_code)
-        except KeyboardInterrupt:
-            # How one ends it.
-            print()
+    with open_page(options, risk="use the models and read the runs") as address:
+        serve_ui(sources, trust_remote_code=options.trust_remote_code, **address)

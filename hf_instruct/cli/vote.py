@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.addresses import LOOPBACK, format_url, list_hosts, open_socket
-from hf_instruct.cli.flags import add_address_flags, natural
+from hf_instruct.cli.flags import add_page_flags, natural, open_page
 
 if TYPE_CHECKING:
     from hf_instruct.evaluation.votes import VoteBook
@@ -16,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Serve a page on this machine where people see an instruction and two answers without names, in random order, and say
-which one is better. Each vote is stored at once; the same command goes on where each voter was."""
+which one is better. Each vote is stored at once; the same command continues where each voter was."""
 
 EPILOG = """\
 examples:
@@ -38,9 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voter", metavar="NAME", help="whose votes these are (default: the page asks)")
     parser.add_argument("--limit", metavar="N", type=natural, help="vote on N examples, drawn with the seed")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of sample, order and sides (default: 0)")
-    add_address_flags(parser, default_port=7860)
-    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
-    parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command goes on.")
+    add_page_flags(parser)
+    parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command continues.")
 
 
 def _vote(options: argparse.Namespace) -> None:
@@ -57,42 +55,31 @@ def _vote(options: argparse.Namespace) -> None:
     out = options.out or choose_vote_file(options.a, options.b)
     with locked_votes(out):
         book = VoteBook(joined.pairs, out, names=names, seed=options.seed, limit=options.limit)
-        with open_socket(options.host, options.port) as server:
-            _announce(book, options, server.getsockname()[1], joined.first_alone + joined.second_alone)
-            try:
-                serve_votes(book, server, hosts=list_hosts(options.host, options.allow_host), voter=voter)
-            except KeyboardInterrupt:
-                # How one ends it.
-                pass
-            finally:
-                _print_end(book)
+        _announce(book, joined.first_alone + joined.second_alone)
+        try:
+            with open_page(options, risk="read the answers and vote") as address:
+                serve_votes(book, voter=voter, **address)
+        finally:
+            _print_end(book)
 
 
-def _announce(book: "VoteBook", options: argparse.Namespace, port: int, alone: int) -> None:
+def _announce(book: "VoteBook", alone: int) -> None:
     if alone:
         logger.warning("%d answers to examples that only one side has are left out.", alone)
-    if options.host not in LOOPBACK:
-        logger.warning("`--host %s`: whoever reaches this machine can read the answers and vote.", options.host)
     equal = f" ({book.num_equal} more with equal answers: ties)" if book.num_equal else ""
     print(f"Pairs of answers to vote on: {book.num_different}{equal}")
     already = f" (there already: {book.count_votes()} by {', '.join(book.voters())})" if book.count_votes() else ""
     print(f"Votes go to {book.path}{already}")
-    url = format_url(options.host, port)
-    print(f"Vote at {url}   (Ctrl-C ends)", flush=True)
-    if not options.no_browser:
-        from hf_instruct.ui.pages import open_browser
-
-        open_browser(url)
 
 
 def _print_end(book: "VoteBook") -> None:
     kept = book.count_votes()
     if not kept:
-        print("\nNo votes stored.")
+        print("No votes stored.")
         return
     voters = book.voters()
     file = shlex.quote(str(book.path))
     by = voters[0] if len(voters) == 1 else f"{len(voters)} voters"
-    print(f"\n{kept} {'vote' if kept == 1 else 'votes'} by {by} stored in {book.path}")
-    print(f"Go on with:  hf-instruct rate {file}")
-    print(f"             hf-instruct agree {file} PREFERENCES_OF_A_JUDGE")
+    print(f"{kept} {'vote' if kept == 1 else 'votes'} by {by} stored in {book.path}")
+    print(f"Continue with:  hf-instruct rate {file}")
+    print(f"                hf-instruct agree {file} PREFERENCES_OF_A_JUDGE")

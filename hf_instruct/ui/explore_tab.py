@@ -16,7 +16,8 @@ _EXAMPLE = "I enjoy walking with my cute dog"
 _AS_IT_IS = "continue it as it is"
 _AS_QUESTION = "ask it as an instruction"
 _SHOWN_STRATEGIES = ["greedy", "beam", "sample", "top-k", "top-p"]
-_TEXT_WIDTHS = ["13%", "8%", "10%", "12%", "13%", "44%"]
+# In pixels, so that a narrow screen scrolls the table instead of breaking its words.
+_TEXT_WIDTHS = ["120px", "80px", "90px", "110px", "120px", "520px"]
 # More would keep others waiting for minutes, and nobody reads them.
 _MOST_BEAMS, _MOST_STEPS, _MOST_TOKENS = 10, 30, 200
 

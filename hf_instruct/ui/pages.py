@@ -121,7 +121,7 @@ def build_app(blocks: Any, hosts: Iterable[str], reports: Sequence[Callable[[], 
     import gradio
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Headers)
+    app.add_middleware(add_headers)
     app.add_middleware(Guard, hosts=hosts, routes=_ROUTES)
 
     @app.get("/report/{number}")
@@ -150,22 +150,19 @@ def build_app(blocks: Any, hosts: Iterable[str], reports: Sequence[Callable[[], 
     )
 
 
-class Headers:
-    """Add to every reply the rule that the page may fetch from nowhere else; an ASGI middleware."""
+def add_headers(app: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an ASGI app whose every reply holds the rule that the page may fetch from nowhere else."""
+    added = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
 
-    def __init__(self, app: Callable[..., Any]) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
-
-        async def send_with_policy(message: Any) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def send_more(message: Any) -> None:
             if message["type"] == "http.response.start":
-                added = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        await self._app(scope, receive, send_with_policy if scope["type"] == "http" else send)
+        await app(scope, receive, send_more)
+
+    return answer
 
 
 def format_notice(text: str) -> str:
