@@ -110,7 +110,6 @@ def run_training(**values: Any) -> dict[str, Any]:
 def train_ours(job: TrainingJob, examples: "list[Example]", tokenizer: "PreTrainedTokenizerBase") -> Measured:
     """Train as every user of this package does: `hf_instruct.train` at its defaults."""
     from hf_instruct import load_model, train
-    from hf_instruct.records import Splits
 
     model, tokenizer = load_model(job.model, dropout=0.0)
     settings = {
@@ -124,7 +123,7 @@ def train_ours(job: TrainingJob, examples: "list[Example]", tokenizer: "PreTrain
         "eval_steps": _NEVER,
         "save_steps": _NEVER,
     }
-    splits = Splits(train=examples, test=[], validation=examples[-1:])
+    splits = {"train": examples, "validation": examples[-1:]}
     with tempfile.TemporaryDirectory() as folder, steps_timed(job) as measured:
         train(model, tokenizer, splits, output_dir=folder, settings=settings, lora=LORA if job.lora else None)
     return measured

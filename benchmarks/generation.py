@@ -52,7 +52,7 @@ def run_generation(**values: Any) -> dict[str, Any]:
     precision, answer = CONTESTANTS[job.contestant]
     model, tokenizer = load_model(job.model, dtype=precision)
     model.to(best_device())
-    examples = load_splits(job.data).test
+    examples = load_splits(job.data)["test"]
     count = min(job.prompts, len(examples))
     chosen = [examples[index * len(examples) // count] for index in range(count)]
     # The first product of each shape costs extra; so does the first import of what generation needs.

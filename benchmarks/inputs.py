@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from hf_instruct.records import Example, Splits
+    from hf_instruct.records import Example
 
 VOCABULARY = 50257
 WIDTHS = {"gpt2": (768, 12, 12), "gpt2-medium": (1024, 24, 16), "gpt2-xl": (1600, 48, 25), "tiny": (32, 2, 2)}
@@ -102,11 +102,12 @@ def save_tokenizer(folder: Path, *, merges: int | None = None) -> None:
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
-def load_splits(data: str) -> "Splits":
+def load_splits(data: str) -> "dict[str, list[Example]]":
     """Return the course's splits of a data file: of 1,100 examples the first 935 train, the next 110 test."""
-    from hf_instruct.data.splits import read_splits
+    from hf_instruct.data.sources import iterate_examples
+    from hf_instruct.data.splits import split_examples
 
-    return read_splits(data)
+    return {name: list(iterate_examples(rows)) for name, rows in split_examples(data).items()}
 
 
 def choose_training_examples(
@@ -120,7 +121,7 @@ def choose_training_examples(
         count: How many; examples are used again where the file has fewer.
         long_answers: Whether outputs are joined into answers of 150 tokens on average.
     """
-    examples = load_splits(data).train
+    examples = load_splits(data)["train"]
     if long_answers:
         examples = join_answers(examples, tokenizer)
     examples = list(examples)

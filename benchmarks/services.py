@@ -55,7 +55,7 @@ def measure_data(model: str, data: str, rows: int) -> dict[str, Any]:
     from hf_instruct.models import load_tokenizer
     from hf_instruct.training.dataset import tokenize_examples
 
-    examples = load_splits(data).train
+    examples = load_splits(data)["train"]
     tokenizer, prompt_format = load_tokenizer(model), PromptFormat.from_name("alpaca")
     done, before = 0, None
     start = time.perf_counter()

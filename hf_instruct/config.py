@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
 
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.yaml_text import parse_flag_value, read_yaml
@@ -23,10 +23,40 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class SourceSection(_Section):
+    """One of several sources, by the field names of TRL's `DatasetConfig`."""
+
+    path: str = Field(description="a named source, a local file or a Hub dataset")
+    name: str | None = Field(None, description="configuration name of a Hub dataset")
+    split: str = Field("train", description="split to read of a Hub dataset or a saved `DatasetDict`")
+    columns: list[str] | None = Field(None, description="the only columns to look at")
+    fraction: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="share of the mixture, for all sources or for none; rows are drawn by the seed"
+    )
+    map: dict[str, str] = Field({}, description="our field = the source's column, as in `output=answer`")
+    revision: str | None = Field(None, description="commit, tag or branch on the Hub")
+    limit: Natural | None = Field(None, description="use only the first so many rows")
+
+
+def _read_sources(value: Any) -> Any:
+    """Return sources that are names alone as the mappings that they stand for."""
+    return [{"path": part} if isinstance(part, str) else part for part in value] if isinstance(value, list) else value
+
+
+# Told apart by a tag, or the problems of one would be listed with those of the other.
+Sources = Annotated[
+    Annotated[str, Tag("[one]")] | Annotated[list[SourceSection], Field(min_length=1), Tag("[several]")],
+    Discriminator(lambda value: "[several]" if isinstance(value, list) else "[one]"),
+    BeforeValidator(_read_sources),
+]
+
+
 class DataSection(_Section):
     """Where the examples come from and how they are split."""
 
-    source: str = Field("instruction-data", description="a named source, a local file or a Hub dataset")
+    source: Sources = Field(
+        "instruction-data", description="a named source, a local file or a Hub dataset; or a list of several"
+    )
     map: dict[str, str] = Field({}, description="our field = the source's column, as in `output=answer`")
     hub_config: str | None = Field(None, description="configuration name of a Hub dataset")
     hub_split: str = Field("train", description="split to read of a Hub dataset or a saved `DatasetDict`")
@@ -39,8 +69,21 @@ class DataSection(_Section):
     test_fraction: Fraction = Field(0.10, description="share held out for answers and scores")
     validation_fraction: Fraction | None = Field(None, description="share for validation loss; the rest by default")
     seed: int = Field(123, description="seed of the shuffled and grouped splits")
+    num_proc: Natural | None = Field(None, description="processes that count tokens and tokenize; one by default")
     strict: bool = Field(False, description="refuse data whose test or validation prompts also stand in train")
     prompt_format: str = Field("alpaca", description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file")
+
+    @property
+    def source_name(self) -> str:
+        """The source as messages name it."""
+        return " + ".join(self.paths)
+
+    @property
+    def paths(self) -> list[str]:
+        """The sources by their names alone."""
+        if isinstance(self.source, str):
+            return [self.source]
+        return [part.path for part in self.source]
 
 
 class ModelSection(_Section):
@@ -226,6 +269,8 @@ def parse_setting(dotted: str, text: str) -> Any:
     """
     section, _, name = dotted.partition(".")
     fields = getattr(Experiment.model_fields[section].annotation, "model_fields", {})
+    if dotted == "data.source":
+        return parse_flag_value(text) if text.startswith("[") else text
     takes_text = name in fields and str in (fields[name].annotation, *get_args(fields[name].annotation))
     return text if takes_text and text != "null" else parse_flag_value(text)
 
@@ -249,12 +294,12 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
     """Return what pydantic found wrong with the fields of a model, each as the end of a list; names get the prefix."""
     problems = []
     for problem in error.errors():
-        location = [part for part in problem["loc"] if part != "[key]"]
+        location = [part for part in problem["loc"] if part not in ("[key]", "[one]", "[several]")]
         dotted = prefix + ".".join(map(str, location))
         if problem["type"] == "extra_forbidden":
             owner: Any = model
             for part in location[:-1]:
-                owner = owner.model_fields[part].annotation
+                owner = SourceSection if isinstance(part, int) else owner.model_fields[part].annotation
             text = _describe_unknown(dotted, owner.model_fields)
         elif problem["type"] == "missing":
             text = f"`{dotted}` is missing"
@@ -330,13 +375,18 @@ def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> lis
 
 def _check_across(experiment: Experiment) -> list[str]:
     data = experiment.data
+    problems = []
     total = data.train_fraction + data.test_fraction + (data.validation_fraction or 0)
     if (total > 1 - 1e-9) if data.validation_fraction is None else (abs(total - 1) > 1e-9):
-        return [
+        problems.append(
             f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they should "
             "sum to 1 and leave something for each (leave the last out to give it the rest)"
-        ]
-    return []
+        )
+    if not isinstance(data.source, str):
+        alone = {"map": "map", "hub_config": "name", "revision": "revision"}
+        given = [name for name in alone if getattr(data, name)]
+        problems += [f"`data.{name}` is for one source; give each of several its `{alone[name]}`" for name in given]
+    return problems
 
 
 def describe_fields() -> list[tuple[str, Any, str]]:

@@ -117,6 +117,10 @@ class PromptFormat:
             ) from error
         return cls(name, template)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Processes that share the work are sent it, and a compiled template cannot be.
+        return PromptFormat, (self.name, self.template)
+
     @cached_property
     def _user_template(self) -> UserTemplate:
         return UserTemplate(f"The prompt format `{self.name}`", self.template, keep_trailing_newline=True)
@@ -324,8 +328,10 @@ class PromptFormat:
             DataError: The example cannot be written in this format; it is named.
         """
         if isinstance(example, Mapping):
-            texts = (example.get(name) or "" for name in ("id", "instruction", "input", "output"))
-            example = Example(*texts)
+            fields: dict[str, Any] = {
+                name: example.get(name) or "" for name in ("id", "instruction", "input", "output")
+            }
+            example = Example(**fields, prompt=example.get("prompt"), messages=example.get("messages"))
         with _naming(example):
             prompt_ids = self.encode_prompt(tokenizer, example.instruction, example.input)
             ending = self._tokens(tokenizer).ending

@@ -30,40 +30,24 @@ class Example:
     input: str  # the text the task is about; often empty
     output: str  # the reference answer
     category: str | None = None  # a label to group scores by
+    prompt: str | None = None  # what is asked, as it is: in no prompt format
+    messages: list[dict[str, str]] | None = None  # a conversation, whose last turns are the instruction and the output
 
 
 SPLIT_NAMES = ("train", "test", "validation")
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Splits:
-    """Examples by what they are for; no example is in two of them."""
-
-    train: list[Example]
-    test: list[Example]  # what a model is asked at the end, and scored on
-    validation: list[Example]  # what the loss is followed on while it learns
-
-    def named(self) -> dict[str, list[Example]]:
-        """Return the splits by name, in the order of `SPLIT_NAMES`."""
-        return {name: getattr(self, name) for name in SPLIT_NAMES}
-
-    def __repr__(self) -> str:
-        # A notebook would print every example.
-        return f"Splits({', '.join(f'{name}: {len(rows):,} examples' for name, rows in self.named().items())})"
 
 
 Row = TypeVar("Row", bound=Record | Example)
 File = TypeVar("File")
 
 
-def build_example_id(instruction: str, input: str, output: str) -> str:
-    """Return the first 12 hex digits of the SHA-256 of the three texts, joined by NUL.
+def build_example_id(*texts: str) -> str:
+    """Return the first 12 hex digits of the SHA-256 of an example's texts, joined by NUL.
 
     >>> build_example_id("Name a color.", "", "Red.")
     'afd331bf07dd'
     """
-    text = "\0".join((instruction, input, output))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+    return hashlib.sha256("\0".join(texts).encode("utf-8")).hexdigest()[:12]
 
 
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
@@ -160,7 +144,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a JSON Lines file whole; readers see the old file or the new one, never a part."""
-    write_text(path, "".join(map(format_row, rows)))
+    _replace(path, (format_row(row).encode("utf-8") for row in rows))
 
 
 def format_row(row: Record | Example) -> str:
@@ -220,11 +204,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole: into a temporary file beside it, then renamed over it; makes its folder."""
+    _replace(path, [content])
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with partial.open("xb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

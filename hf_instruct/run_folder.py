@@ -105,7 +105,9 @@ class RunFolder:
         """Return the SHA-256 of the bytes of the three splits, in the order of `SPLIT_NAMES`."""
         digest = hashlib.sha256()
         for name in SPLIT_NAMES:
-            digest.update(self.split(name).read_bytes())
+            with self.split(name).open("rb") as file:
+                while part := file.read(2**20):
+                    digest.update(part)
         return digest.hexdigest()
 
     def check_data(self) -> None:

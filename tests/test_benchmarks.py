@@ -182,7 +182,7 @@ def test_examples_come_in_one_shuffled_order(tiny_model: str, sample_file: Path)
     tokenizer = load_tokenizer(tiny_model)
     short = choose_training_examples(str(sample_file), tokenizer, count=8)
     assert short == choose_training_examples(str(sample_file), tokenizer, count=1000)[:8]
-    train = load_splits(str(sample_file)).train
+    train = load_splits(str(sample_file))["train"]
     assert len(train) == 170
     assert short != train[:8]
     assert set(short) < set(train)
@@ -190,7 +190,7 @@ def test_examples_come_in_one_shuffled_order(tiny_model: str, sample_file: Path)
 
 def test_long_answers_have_150_tokens_on_average(tiny_model: str, sample_file: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    examples = load_splits(str(sample_file)).train
+    examples = load_splits(str(sample_file))["train"]
     joined = join_answers(examples, tokenizer)
     lengths = [len(tokenizer(example.output)["input_ids"]) for example in joined]
     assert sum(lengths) / len(lengths) == pytest.approx(150, abs=15)

@@ -2,17 +2,21 @@ from pathlib import Path
 
 import pytest
 
+from hf_instruct.data.sources import build_dataset
 from hf_instruct.data.statistics import Lengths, compute_statistics, plot_lengths
 from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 
 PHI3 = PromptFormat.from_name("phi3")
-EXAMPLES = [
-    Example("1", "Say one.", "", "One it is.", "say"),
-    Example("2", "Say one.", "", "1", "say"),
-    Example("3", "Add.", "1 2", "3", "sums"),
-]
+EXAMPLES = build_dataset(
+    [
+        Example("1", "Say one.", "", "One it is.", "say"),
+        Example("2", "Say one.", "", "1", "say"),
+        Example("3", "Add.", "1 2", "3", "sums"),
+    ],
+    Example,
+)
 
 
 @pytest.mark.parametrize(("values", "summary"), [(range(100, 0, -1), (50.5, 50.5, 95, 100)), ([7], (7, 7, 7, 7))])
@@ -33,7 +37,7 @@ def test_counts_and_lengths_without_a_tokenizer() -> None:
 
 
 def test_tokens_where_they_can_be_counted() -> None:
-    result = compute_statistics(EXAMPLES, prompt_format=PHI3, encode=lambda e: ([0] * 5, [0] * len(e.output)))
+    result = compute_statistics(EXAMPLES, prompt_format=PHI3, encode=lambda e: ([0] * 5, [0] * len(e["output"])))
     assert [(lengths.text, lengths.values) for lengths in result.lengths if lengths.unit == "tokens"] == [
         ("prompt", [5, 5, 5]),
         ("completion", [10, 1, 1]),
@@ -50,7 +54,7 @@ def test_the_histogram_is_a_png(tmp_path: Path) -> None:
     from PIL import Image
 
     path = tmp_path / "new" / "lengths.png"
-    for encode in (None, lambda e: ([0] * 5, [0] * len(e.output))):
+    for encode in (None, lambda e: ([0] * 5, [0] * len(e["output"]))):
         plot_lengths(compute_statistics(EXAMPLES, prompt_format=PHI3, encode=encode), path, title="costs $5_ and $6")
         with Image.open(path) as image:
             assert image.format == "PNG"

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 from judge_servers import find_free_port
 
-from hf_instruct.data.sources import collect_examples
+from hf_instruct.data.sources import check_source
 from hf_instruct.errors import DataError, ModelLoadError
 from hf_instruct.models import load_tokenizer
 from hf_instruct.offline import cache_alone_if_unreachable, offline
@@ -51,7 +51,7 @@ def test_without_a_network_the_cache_alone_is_looked_at(caplog: pytest.LogCaptur
     with pytest.raises(ModelLoadError, match="without a network, a model must be in the Hugging Face cache already"):
         load_tokenizer("some/model")
     with pytest.raises(DataError, match=r"Couldn't reach 'some/data' on the Hub .* Check the network"):
-        collect_examples("some/data")
+        check_source("some/data")
     assert caplog.messages == [said.format(constants.ENDPOINT, name) for name in ("some/model", "some/data")]
     assert not constants.HF_HUB_OFFLINE
     assert not datasets.config.HF_HUB_OFFLINE

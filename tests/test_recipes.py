@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from hf_instruct.config import Experiment, load_experiment
+from hf_instruct.data.splits import load_splits
 from hf_instruct.models import ALIASES, WHEEL_MODEL, load_model
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example, Splits
+from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import _build_trainer
 
@@ -54,7 +55,7 @@ def build_tiny_trainer(experiment: Experiment, tiny_model: Path, folder: Path):
     trainer, _ = _build_trainer(
         model,
         tokenizer,
-        Splits([example] * 8, [example], [example]),
+        load_splits({"train": [example] * 8, "test": [example], "validation": [example]}),
         run=RunFolder(folder),
         prompt_format=PromptFormat.from_name(experiment.data.prompt_format),
         settings=experiment.train,

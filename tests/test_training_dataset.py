@@ -6,7 +6,7 @@ import tiny_models
 from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
-from hf_instruct.training.dataset import build_dataset, tokenize_examples
+from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.collators import IGNORED, PaddingCollator
 
 END = tiny_models.END
@@ -63,7 +63,7 @@ def test_one_label_is_enough_and_none_is_not(tokenizer) -> None:
 
 
 def test_padding_is_masked_and_carries_no_loss(tokenizer) -> None:
-    rows = list(build_dataset(tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=None)))
+    rows = list(tokenize_examples(EXAMPLES, tokenizer, FORMAT, max_length=None))
     batch = PaddingCollator(END)(rows)
     width = max(len(row["input_ids"]) for row in rows)
     for index, row in enumerate(rows):

@@ -242,7 +242,7 @@ def test_the_courses_batches_halve(tiny_gpt2: Path, course_file: Path) -> None:
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
     records = json.loads(course_file.read_text())[:80]
     examples = [Example(str(n), r["instruction"], r["input"], r["output"]) for n, r in enumerate(records)]
-    rows = tokenize_examples(examples, tokenizer, PromptFormat.from_name("alpaca"), max_length=None)
+    rows = list(tokenize_examples(examples, tokenizer, PromptFormat.from_name("alpaca"), max_length=None))
     batches = [rows[start : start + 8] for start in range(0, 80, 8)]
     padded = sum(PaddingCollator(0)(batch)["input_ids"].numel() for batch in batches)
     shared = sum(PrefixSharingCollator(0, row_length=1000)(batch)["input_ids"].numel() for batch in batches)

@@ -135,12 +135,12 @@ def test_attention_that_hears_of_no_segments_gets_a_mask(monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_training_shares_by_default(tiny_gpt2: Path, tmp_path: Path) -> None:
     """The same losses and weights as on padded batches, and example tokens counted as if each had its own row."""
-    from hf_instruct.records import Splits, read_rows
+    from hf_instruct.records import read_rows
     from hf_instruct.schema import TrainingRow
     from hf_instruct.training.finetune import train
 
     examples = tiny_models.tiny_examples(16)
-    splits = Splits(examples[:12], [], examples[12:])
+    splits = {"train": examples[:12], "validation": examples[12:]}
 
     def run(name: str, *, padded: bool) -> tuple[list[TrainingRow], dict[str, torch.Tensor], int]:
         model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)

@@ -9,11 +9,11 @@ import torch
 
 from hf_instruct.errors import ConfigError, DataError, RunError, TrainingError
 from hf_instruct.models import load_model
-from hf_instruct.records import Splits, read_rows
+from hf_instruct.records import read_rows
 from hf_instruct.schema import TrainingRow, TrainingSummary
 from hf_instruct.training.finetune import train
 
-SPLITS = Splits(tiny_models.tiny_examples(12), [], tiny_models.tiny_examples(3, start=12))
+SPLITS = {"train": tiny_models.tiny_examples(12), "validation": tiny_models.tiny_examples(3, start=12)}
 
 
 def train_tiny(folder: Path, output_dir: Path, *, dropout: float = 0.0, **options) -> TrainingSummary:
@@ -88,7 +88,7 @@ def test_tokens_seen_are_those_of_the_examples_without_padding(tiny_gpt2: Path, 
     from hf_instruct.prompts import PromptFormat
 
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    lengths = [sum(map(len, PromptFormat.from_name("alpaca").encode_example(tokenizer, e))) for e in SPLITS.train]
+    lengths = [sum(map(len, PromptFormat.from_name("alpaca").encode_example(tokenizer, e))) for e in SPLITS["train"]]
     assert unbroken[1].tokens_seen == 2 * sum(lengths)
 
 
@@ -155,7 +155,7 @@ def test_a_run_killed_after_its_last_step_takes_no_other(tiny_gpt2: Path, tmp_pa
 def test_only_the_same_run_resumes(tiny_gpt2: Path, unbroken, tmp_path: Path) -> None:
     path = tmp_path / "run"
     manifest = cut_off(unbroken[0], path) / "manifest.json"
-    fewer = Splits(SPLITS.train[:-1], [], SPLITS.validation)
+    fewer = {**SPLITS, "train": SPLITS["train"][:-1]}
     with pytest.raises(RunError, match="was trained on other examples than those given now"):
         train_tiny(tiny_gpt2, path, resume=True, splits=fewer)
     manifest.write_text(manifest.read_text().replace('"num_processes": 1', '"num_processes": 2'))
@@ -230,7 +230,7 @@ def test_samples_come_from_the_adapted_model(adapter) -> None:
     path, *_ = adapter
     reloaded, tokenizer = load_model(str(path / "model"))
     last = [row for row in read_rows(path / "training.jsonl", TrainingRow) if row.kind == "samples"][-1]
-    assert last.samples == _build_sampler(reloaded, tokenizer, SPLITS.validation, PromptFormat.from_name("alpaca"))()
+    assert last.samples == _build_sampler(reloaded, tokenizer, SPLITS["validation"], PromptFormat.from_name("alpaca"))()
 
 
 def test_the_whole_text_can_carry_loss(tiny_gpt2: Path, unbroken, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_max_length_above_the_context_is_lowered(
     tiny_gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = tiny_models.Example("long", "Repeat.", "", "word " * 400)
-    splits = Splits([*SPLITS.train, long], [], SPLITS.validation)
+    splits = {**SPLITS, "train": [*SPLITS["train"], long]}
     with caplog.at_level("INFO", logger="hf_instruct"):
         summary = train_tiny(tiny_gpt2, tmp_path, splits=splits, settings={"max_steps": 1, "save_steps": 100})
     assert summary.steps == 1
@@ -278,7 +278,7 @@ def test_a_token_that_the_model_lacks_is_a_message(tiny_gpt2: Path, tmp_path: Pa
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_tokens(["<new>"])
-    splits = Splits([tiny_models.Example("a", "Say <new>.", "", "<new>")], [], SPLITS.validation)
+    splits = {**SPLITS, "train": [tiny_models.Example("a", "Say <new>.", "", "<new>")]}
     with pytest.raises(DataError) as caught:
         train(model, tokenizer, splits, output_dir=tmp_path, settings=tiny_models.TINY_SETTINGS)
     assert f"writes token id {tiny_models.END + 1}, and the model knows the ids 0 to {tiny_models.END}." in str(
@@ -288,7 +288,7 @@ def test_a_token_that_the_model_lacks_is_a_message(tiny_gpt2: Path, tmp_path: Pa
 
 def test_empty_splits_are_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        train_tiny(tiny_gpt2, tmp_path, splits=Splits([], [], []))
+        train_tiny(tiny_gpt2, tmp_path, splits={})
     assert str(caught.value) == "There is nothing to train on: the split(s) train and validation hold no examples."
     assert list(tmp_path.iterdir()) == []
 

@@ -7,13 +7,13 @@ import pytest
 import tiny_models
 
 from hf_instruct.config import build_experiment
-from hf_instruct.records import Splits, write_rows
+from hf_instruct.records import write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import train
 from hf_instruct.training.stage import fine_tune
 from hf_instruct.yaml_text import read_yaml
 
-SPLITS = Splits(tiny_models.tiny_examples(4), [], tiny_models.tiny_examples(2, start=4))
+SPLITS = {"train": tiny_models.tiny_examples(4), "test": [], "validation": tiny_models.tiny_examples(2, start=4)}
 
 
 @pytest.mark.parametrize("kind", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
@@ -23,7 +23,7 @@ def test_adapters_that_look_at_the_frozen_weights_find_them_whole(tiny_gpt2: Pat
     run = RunFolder(tmp_path / "stage")
     run.split("train").parent.mkdir(parents=True)
     for name in ("train", "test", "validation"):
-        write_rows(run.split(name), getattr(SPLITS, name))
+        write_rows(run.split(name), SPLITS[name])
     experiment = build_experiment(sections, where="here", deep=False)
     run.save_experiment(experiment)
     found = fine_tune(run, experiment)
@@ -43,7 +43,7 @@ def test_no_file_of_a_run_holds_a_secret_or_takes_a_folder_for_a_hub_id(
     sections = {"train": settings, "lora": {"r": 4}, "model": {"name": name}}
     run = RunFolder(tmp_path / "run")
     for split in ("train", "test", "validation"):
-        write_rows(run.split(split), getattr(SPLITS, split))
+        write_rows(run.split(split), SPLITS[split])
     experiment = build_experiment(sections, where="here", deep=False)
     run.save_experiment(experiment)
     fine_tune(run, experiment)

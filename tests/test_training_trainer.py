@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments, build_lora_config
-from hf_instruct.training.dataset import build_dataset, tokenize_examples
+from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.collators import IGNORED, PaddingCollator, PrefixSharingCollator
 from hf_instruct.training.fast.loss import has_plain_head
 from hf_instruct.training.trainer import InstructTrainer
@@ -26,7 +26,7 @@ CONFIGS = {
 def rows(tiny_gpt2: Path):
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
     examples = tiny_models.tiny_examples(7)
-    return build_dataset(tokenize_examples(examples, tokenizer, PromptFormat.from_name("phi3"), max_length=None))
+    return tokenize_examples(examples, tokenizer, PromptFormat.from_name("phi3"), max_length=None)
 
 
 def build_trainer(tiny_gpt2: Path, rows, tmp_path: Path, *, config=None, lora: bool = False, **settings):

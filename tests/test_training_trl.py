@@ -9,7 +9,7 @@ from trl import SFTTrainer
 
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.training.arguments import build_arguments
-from hf_instruct.training.dataset import build_dataset, tokenize_examples
+from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.collators import PaddingCollator, PrefixSharingCollator, SegmentCollator
 from hf_instruct.training.trainer import InstructTrainer
 
@@ -20,7 +20,7 @@ def train_losses(kind: type[SFTTrainer], collator, tiny_gpt2: Path, folder: Path
     """Return the loss of every step, on the same batches whoever trains."""
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
     examples = tiny_models.tiny_examples(48)
-    rows = build_dataset(tokenize_examples(examples, tokenizer, PromptFormat.from_name("alpaca"), max_length=None))
+    rows = tokenize_examples(examples, tokenizer, PromptFormat.from_name("alpaca"), max_length=None)
     quiet = {"eval_steps": 1000, "save_steps": 1000}
     arguments = build_arguments({**tiny_models.TINY_SETTINGS, **quiet, **settings}, folder)
     arguments.eval_on_start = False

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,21 +11,21 @@ from hf_instruct.cli.flags import FieldFlag, add_field_flags, natural, whole
 from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from hf_instruct.config import DataSection
-    from hf_instruct.data.checks import Problem
+    from hf_instruct.data.formats import Problem
     from hf_instruct.data.statistics import DataStatistics
     from hf_instruct.data.tokens import TokenCounter
     from hf_instruct.prompts import PromptFormat
-    from hf_instruct.records import Example, Splits
 
 DESCRIPTION = """\
 Look at a source of examples without training on it.
 
 SOURCE is `instruction-data` (the course's 1,100 examples), `everyday` (packaged), `alpaca`, a local .json, .jsonl,
-.csv (all three also .gz, .bz2 or .xz) or .parquet file, a folder of `Dataset.save_to_disk`, or the id of a dataset on
-the Hub (`owner/name`)."""
+.csv (all three also .gz, .bz2, .xz or .zst), .parquet or .arrow file, a folder of `Dataset.save_to_disk`, the id of a
+dataset on the Hub (`owner/name`), or several of these: "[a.jsonl, b.csv]"."""
 
 EPILOG = """\
 examples:
@@ -70,7 +71,7 @@ def _add_action(actions: Any, name: str, help: str, handler: Any) -> Any:
         metavar="OURS=THEIRS,...",
         help=f"columns of other names, as in `instruction=question,output=answer`; {ours}",
     )
-    add_field_flags(parser, "data", "hub_config", "hub_split", "revision", "limit")
+    add_field_flags(parser, "data", "hub_config", "hub_split", "revision", "limit", "num_proc")
     parser.add_argument("--prompt-format", "--format", action=FieldFlag, field="data.prompt_format", metavar="NAME")
     model = "count tokens as this model does: alias, Hub id or folder"
     parser.add_argument("--model", "--tokenizer", dest="tokenizer", metavar="MODEL", help=model)
@@ -105,16 +106,17 @@ def _similarity(text: str) -> float:
 
 
 def _load_settings(options: argparse.Namespace) -> "DataSection":
-    from hf_instruct.config import load_experiment
+    from hf_instruct.config import load_experiment, parse_setting
 
-    overrides = {"data.source": options.source, "data.map": options.map, **getattr(options, "overrides", {})}
+    source = parse_setting("data.source", options.source)
+    overrides = {"data.source": source, "data.map": options.map, **getattr(options, "overrides", {})}
     return load_experiment(None, overrides, deep=False).data
 
 
 def _check(options: argparse.Namespace) -> None:
-    from hf_instruct.data.checks import check_examples, raise_problems
-    from hf_instruct.data.preflight import refuse_leaks
-    from hf_instruct.data.sources import collect_section
+    from hf_instruct.data.findings import build_preflight, find_warnings, refuse_leaks
+    from hf_instruct.data.formats import raise_problems
+    from hf_instruct.data.sources import check_section
     from hf_instruct.errors import ConfigError
 
     if options.max_length and not options.tokenizer:
@@ -123,33 +125,43 @@ def _check(options: argparse.Namespace) -> None:
             "tune with `--model`, as in `--model gpt2-medium`."
         )
     settings = _load_settings(options)
-    checked = collect_section(settings)
+    checked = check_section(settings)
+    examples, source = checked.examples, settings.source_name
     counter = _load_counter(options, settings) if options.tokenizer else None
+    if counter is not None:
+        examples = counter.add_counts(examples, num_proc=settings.num_proc)
     if not options.json:
         for notice in checked.notices:
             print(notice)
-        warnings = check_examples(checked.examples, file=options.source, rows=checked.rows, counter=counter)
-        _print_warnings(options.source, warnings)
+        _print_warnings(source, find_warnings(examples, file=source, counter=counter))
         if checked.problems and checked.num_without_output:
             print(f"{_plural(checked.num_without_output, 'row')} without an output")
     raise_problems(checked.problems)
-    splits, unsplit = _split(options, settings, checked.examples)
-    if not options.json:
-        _print_summary(options.source, checked.examples)
-    _print_preflight(options, splits, settings, unsplit, counter, num_left_out=checked.num_without_output)
+    splits, unsplit = _split(options, settings, examples)
+    preflight = build_preflight(
+        splits,
+        source=source,
+        split=None if unsplit else settings.split,
+        threshold=options.near,
+        counter=counter,
+        num_left_out=checked.num_without_output,
+    )
+    if options.json:
+        print(format_json(preflight))
+    else:
+        _print_preflight(preflight, splits, unsplit)
     if settings.strict:
-        rows = {example.id: row for example, row in zip(checked.examples, checked.rows, strict=True)}
-        names = {"source": options.source, "strict": "`--strict`", "remedy": "--split grouped"}
+        rows = dict(zip(examples["id"][:], examples["row"][:], strict=True))
+        names = {"source": source, "strict": "`--strict`", "remedy": "--split grouped"}
         refuse_leaks(splits, **names, name_row=rows.__getitem__)
 
 
 def _split(
-    options: argparse.Namespace, settings: "DataSection", examples: "list[Example]"
-) -> "tuple[Splits, str | None]":
+    options: argparse.Namespace, settings: "DataSection", examples: "Dataset"
+) -> "tuple[Mapping[str, Dataset], str | None]":
     """Return the examples as a run would split them, or all in one and the reason where they are too few for that."""
     from hf_instruct.data.splits import split_section
     from hf_instruct.errors import DataError
-    from hf_instruct.records import Splits
 
     try:
         return split_section(settings, examples), None
@@ -157,43 +169,29 @@ def _split(
         given = {f"data.{name}" for name in (*_SPLIT_FIELDS, "strict")} & {*getattr(options, "overrides", {})}
         if given:
             raise
-        return Splits(examples, [], []), str(error)
+        none = examples.select([])
+        return {"train": examples, "test": none, "validation": none}, str(error)
 
 
-def _print_preflight(
-    options: argparse.Namespace,
-    splits: "Splits",
-    settings: "DataSection",
-    unsplit: str | None,
-    counter: "TokenCounter | None",
-    *,
-    num_left_out: int,
-) -> None:
-    from hf_instruct.data.preflight import build_preflight
-    from hf_instruct.data.tables import advise, format_near_duplicates, format_table
+def _print_preflight(preflight: "dict[str, Any]", splits: "Mapping[str, Dataset]", unsplit: str | None) -> None:
+    from hf_instruct.data.findings import advise, format_near_duplicates, format_table
 
-    preflight = build_preflight(
-        splits,
-        source=options.source,
-        split=None if unsplit else settings.split,
-        threshold=options.near,
-        counter=counter,
-        num_left_out=num_left_out,
+    total = preflight["examples"]["total"]
+    print(
+        f"{preflight['source']}: {_plural(total, 'example')} ({total - preflight['empty_inputs']['total']:,} with an "
+        f"input), no problems; {_plural(preflight['repeated_prompts'], 'repeated prompt')}"
     )
-    if options.json:
-        print(format_json(preflight))
-        return
     print(f"\n{format_table(preflight)}")
     near = preflight["near_duplicates"]
     if unsplit:
         print(f"\n{unsplit}")
-    elif near["skipped"]:
-        print(f"\nNear-duplicates were not looked for: {near['skipped']}; `--near {near['threshold']:g}` does.")
     else:
         print("\nNear-duplicates: instruction + input of test and validation against train, repeats left out;")
+        if near["sampled"]:
+            print(f"{near['sampled']} (`--near {near['threshold']:g}` takes all);")
         shown = format_near_duplicates(preflight, splits)
         print(_printable("\n".join([f"{near['method']}.{' The nearest:' if shown else ''}", *shown])))
-    if counter is None:
+    if preflight["tokens"] is None:
         print("Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`.")
     if advice := advise(preflight):
         print(advice)
@@ -201,7 +199,7 @@ def _print_preflight(
 
 def _print_warnings(source: str, warnings: "list[Problem]") -> None:
     """Print warnings with one remedy together, because what to do about the first is what to do about all."""
-    from hf_instruct.data.checks import MOST_PRINTED
+    from hf_instruct.data.formats import MOST_PRINTED
 
     for remedy in dict.fromkeys(warning.remedy for warning in warnings):
         alike = [warning for warning in warnings if warning.remedy == remedy]
@@ -213,24 +211,13 @@ def _print_warnings(source: str, warnings: "list[Problem]") -> None:
         print(f"  What to do: {remedy}.")
 
 
-def _print_summary(source: str, examples: "list[Example]") -> None:
-    from hf_instruct.data.checks import group_by_prompt
-
-    repeated = sum(len(group) > 1 for group in group_by_prompt(examples).values())
-    with_input = sum(bool(example.input) for example in examples)
-    print(
-        f"{source}: {_plural(len(examples), 'example')} ({with_input:,} with an input), no problems; "
-        f"{_plural(repeated, 'repeated prompt')}"
-    )
-
-
 def _show(options: argparse.Namespace) -> None:
-    from hf_instruct.data.sources import read_section
+    from hf_instruct.data.sources import load_section
     from hf_instruct.errors import DataError
 
     settings = _load_settings(options)
     prompt_format, tokenizer = _load_format(options, settings)
-    examples = read_section(settings)
+    examples = load_section(settings)
     if options.number >= len(examples):
         raise DataError(
             f"`{options.source}` has no example {options.number:,}; it has {len(examples):,}, counted from 0 to "
@@ -239,27 +226,27 @@ def _show(options: argparse.Namespace) -> None:
     example = examples[options.number]
     print(f"example {options.number:,} of {len(examples):,} in {options.source}, counted from 0")
     for name in ("id", "category", "instruction", "input", "output"):
-        if (value := getattr(example, name)) is not None:
+        if (value := example.get(name)) is not None:
             print(f"{name + ':':<13}{_printable(value) or '(empty)'}")
-    prompt = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
+    prompt = prompt_format.format_prompt(example["instruction"], example["input"], tokenizer=tokenizer)
     print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
     if tokenizer is None:
-        print(f"--- completion, which the model's end-of-text token ends ---\n{_printable(example.output)}")
+        print(f"--- completion, which the model's end-of-text token ends ---\n{_printable(example['output'])}")
         return
-    print(f"--- completion ---\n{_printable(prompt_format.format_completion(example.output, tokenizer=tokenizer))}")
+    print(f"--- completion ---\n{_printable(prompt_format.format_completion(example['output'], tokenizer=tokenizer))}")
     prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
     print(f"\n{len(prompt_ids)} prompt tokens, {len(completion_ids)} completion tokens ({options.tokenizer})")
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from hf_instruct.data.checks import shorten
-    from hf_instruct.data.sources import read_section
+    from hf_instruct.data.formats import shorten
+    from hf_instruct.data.sources import load_section
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
 
     settings = _load_settings(options)
     prompt_format, tokenizer = _load_format(options, settings)
     encode = None if tokenizer is None else partial(prompt_format.encode_example, tokenizer)
-    result = compute_statistics(read_section(settings), prompt_format=prompt_format, encode=encode)
+    result = compute_statistics(load_section(settings), prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
         print("\nLengths in tokens need a tokenizer: add `--model MODEL`, as in `--model gpt2-medium`.")

@@ -166,8 +166,9 @@ def _name_answers(path: Path, *, seen_from: Path) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from hf_instruct.data.sources import EVERYDAY, read_examples
-    from hf_instruct.data.splits import split_rows
+    from hf_instruct.data.loaders import EVERYDAY
+    from hf_instruct.data.sources import read_examples
+    from hf_instruct.data.splits import split_examples
     from hf_instruct.errors import JudgeError
     from hf_instruct.evaluation.judgment_files import choose_folder
     from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
@@ -179,7 +180,7 @@ def _check(options: argparse.Namespace) -> None:
     elif options.source:
         examples = read_examples(str(options.source))
     else:
-        examples = split_rows(read_examples(EVERYDAY)).test
+        examples = read_examples(split_examples(EVERYDAY)["test"])
     section = _build_section(run.load_judge_settings(given) if run else given)
     out = run.path if run else None
     if not run and (options.source or options.out):

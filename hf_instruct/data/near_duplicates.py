@@ -1,15 +1,17 @@
 """Held-out prompts that are almost a training prompt: cosine similarity of character n-grams, by scikit-learn."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.records import Example
+from hf_instruct.data.formats import hash_prompts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NEAR_THRESHOLD = 0.9
 """Least cosine similarity of two prompts that count as near-duplicates."""
 
 METHOD = "TF-IDF of character 3- to 5-grams within words, case ignored; cosine"
-MOST_ROWS = 100_000
 # Similarities of so many held-out rows with all of train are held at once.
 _BLOCK = 128
 # Vectors are in float32: equal texts have a cosine of 0.9999999 or so.
@@ -35,7 +37,7 @@ class NearDuplicate(NamedTuple):
 
 
 def find_near_duplicates(
-    examples: Sequence[Example], train: Sequence[Example], *, threshold: float = NEAR_THRESHOLD
+    examples: "Dataset", train: "Dataset", *, threshold: float = NEAR_THRESHOLD
 ) -> list[NearDuplicate]:
     """Return the examples whose instruction and input are nearly those of a training example.
 
@@ -47,10 +49,9 @@ def find_near_duplicates(
         train: The training examples.
         threshold: Least cosine similarity, above 0 and at most 1.
     """
-    in_train = {(example.instruction, example.input) for example in train}
-    indices = [index for index, example in enumerate(examples) if (example.instruction, example.input) not in in_train]
-    texts = [_join(examples[index]) for index in indices]
-    train_texts = [_join(example) for example in train]
+    in_train = set(hash_prompts(train))
+    indices = [index for index, key in enumerate(hash_prompts(examples)) if key not in in_train]
+    texts, train_texts = _join(examples.select(indices)), _join(train)
     # Without a single character there is nothing to compare, and scikit-learn would say so by an error.
     if not any(text.strip() for text in texts) or not any(text.strip() for text in train_texts):
         return []
@@ -129,5 +130,6 @@ def _keep_rare(vectors: Any, weights: Any, *, aside: float) -> tuple[Any, Any]:
     return csr_matrix((vectors.data[where], (rows[kept], vectors.indices[where])), shape=vectors.shape), norms
 
 
-def _join(example: Example) -> str:
-    return f"{example.instruction}\n{example.input}"
+def _join(examples: "Dataset") -> list[str]:
+    pairs = zip(examples["instruction"][:], examples["input"][:], strict=True)
+    return [f"{instruction}\n{input}" for instruction, input in pairs]

@@ -1,39 +1,35 @@
-"""Read rows from a file's bytes, and find every problem on the way instead of stopping at the first."""
+"""Read rows from CSV and JSON, keeping every text as it is written and every problem with its place.
+
+`datasets` reads Parquet, Arrow and the Hub. Its readers of text formats turn `007` into 7, `NA` into null and dates
+into timestamps, and stop at the first bad line without its number.
+"""
 
 import bz2
-import contextlib
 import csv
 import gzip
 import io
 import json
-import logging
 import lzma
 import re
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, BinaryIO
 
-from hf_instruct.data.checks import Problem, RawRow, RawTable, describe_type, shorten
-from hf_instruct.errors import DataError
+from hf_instruct.data.formats import CONVERSATIONS, Problem, RawRow, describe_type, shorten
+from hf_instruct.errors import DataError, quote_names
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
+SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` (each also with `.gz`, `.bz2`, `.xz` or `.zst`), `.parquet` or `.arrow`"
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` (each also with `.gz`, `.bz2` or `.xz`) or `.parquet`"
-
-_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # A few kilobytes can be decompressed to more than any memory holds.
 _MOST_DECOMPRESSED = 2**30
 # By this first line Excel knows the separator of a CSV file.
-_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?', re.IGNORECASE)
-
-SAVED_DATASET = ("dataset_dict.json", "state.json")
-"""What a folder of `DatasetDict.save_to_disk` holds, and one of `Dataset.save_to_disk`."""
-
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
+_BLANKS = re.compile(r"[ \t\n\r]*")
 _TOO_DEEP = ("is nested too deeply to be read", "a row is an object of plain texts")
+_ROW = 'a row is {"instruction": …, "input": …, "output": …}'
 
 
 def find_suffix(path: Path) -> str:
@@ -42,218 +38,98 @@ def find_suffix(path: Path) -> str:
     >>> find_suffix(Path("a.jsonl.gz")), find_suffix(Path("a.CSV"))
     ('.jsonl', '.csv')
     """
-    return Path(path.stem if path.suffix.lower() in _OPENERS else path.name).suffix.lower()
+    return Path(path.stem if path.suffix.lower() in _COMPRESSED else path.name).suffix.lower()
 
 
-def read_file(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTable:
-    """Return the rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file; the first three may be compressed.
-
-    Args:
-        path: The file.
-        file: The source as the user named it, for messages.
-        columns: What to read of a `.parquet` file, where it has them; everything by default.
+def read_text_file(path: Path, *, file: str, problems: list[Problem]) -> Iterator[RawRow]:
+    """Yield the rows of a `.json`, `.jsonl` or `.csv` file, and add what cannot be read to the problems.
 
     Raises:
-        DataError: The file cannot be opened, is empty, or is no such file.
+        DataError: The file cannot be opened or decompressed.
     """
-    suffix = find_suffix(path)
-    if suffix not in SUFFIXES:
-        raise DataError(
-            f"`{file}` ends in `{''.join(path.suffixes[-2:])}`; a data file ends in {SUFFIX_LIST}. "
-            "Convert or decompress it, or rename it if it is one of these."
-        )
-    if suffix == ".parquet" and path.suffix.lower() == suffix:
-        return read_parquet(path, file=file, columns=columns)
-    content = _read_bytes(path, file)
-    if suffix == ".parquet":
-        raise DataError(f"`{file}` is compressed twice; decompress it, as Parquet is compressed in itself.")
-    if not content.strip():
-        raise DataError(f"`{file}` is empty; a data file holds one example a row. Write some, or name another file.")
-    return {".json": parse_json, ".jsonl": parse_jsonl, ".csv": parse_csv}[suffix](content, file)
-
-
-def _read_bytes(path: Path, file: str) -> bytes:
-    """Return the content of a file, decompressed.
-
-    Raises:
-        DataError: It cannot be read, is not compressed as its name says, or is far too large.
-    """
-    is_compressed = path.suffix.lower() in _OPENERS
     try:
-        if not is_compressed:
-            return path.read_bytes()
-        with _OPENERS[path.suffix.lower()](path) as stream:
-            content = stream.read(_MOST_DECOMPRESSED + 1)
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise DataError(
-            f"`{file}` is not a whole `{path.suffix}` file ({error}); copy or download it again."
-        ) from error
+        with _open(path, file) as stream:
+            yield from parse_text(stream, find_suffix(path), file=file, problems=problems)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"`{file}` cannot be read ({reason}); check its permissions, or name another file.") from error
+
+
+def parse_text(stream: BinaryIO, suffix: str, *, file: str, problems: list[Problem]) -> Iterator[RawRow]:
+    """Yield the rows of a stream of bytes: UTF-8, or UTF-16 with its mark."""
+    stream = _recode(stream, file)
+    if suffix == ".csv":
+        return _parse_csv(_decode(stream, file, problems), file, problems)
+    start = stream.tell()
+    is_lines = suffix == ".jsonl" and not stream.read(4096).lstrip().startswith(b"[")
+    stream.seek(start)
+    if is_lines:
+        return _check_objects(_parse_lines(_decode(stream, file, problems), file, problems), file, problems)
+    text = "".join(_decode(stream, file, problems))
+    return _check_objects(_parse_json(text, file, problems), file, problems)
+
+
+def _open(path: Path, file: str) -> BinaryIO:
+    """Open a file, decompressed.
+
+    Raises:
+        DataError: It is not compressed as its name says, or is far too large.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _COMPRESSED:
+        return path.open("rb")
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    broken: tuple[type[Exception], ...] = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+    if suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise DataError(
+                f"`{file}` is compressed by Zstandard: run `pip install zstandard`, or decompress it with `unzstd`."
+            ) from error
+        openers[suffix], broken = zstandard.open, (zstandard.ZstdError, EOFError)
+    try:
+        compressed: IO[bytes]
+        with openers[suffix](path, "rb") as compressed:
+            content = compressed.read(_MOST_DECOMPRESSED + 1)
+    except broken as error:
+        raise DataError(f"`{file}` is not a whole `{suffix}` file ({error}); copy or download it again.") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # So says bz2 of what is no such file.
+        raise DataError(f"`{file}` is not a whole `{suffix}` file ({error}); copy or download it again.") from error
     if len(content) > _MOST_DECOMPRESSED:
         raise DataError(f"`{file}` is over 1 GiB when decompressed; save the rows as `.parquet`, or as several files.")
-    return content
+    return io.BytesIO(content)
 
 
-def parse_json(content: bytes, file: str) -> RawTable:
-    """Return the rows of a JSON list of objects."""
-    lines, problems = _decode(content, file)
-    text = "\n".join(lines)
+def _recode(stream: BinaryIO, file: str) -> BinaryIO:
+    """Return a stream of UTF-8 bytes behind their byte order mark, where there is one."""
+    start = stream.read(3)
+    stream.seek(0 if start != b"\xef\xbb\xbf" else 3)
+    has_mark = start.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not has_mark and start[:2].count(0) != 1:
+        return stream
+    name = "utf-16" if has_mark else "utf-16-be" if start[:1] == b"\0" else "utf-16-le"
     try:
-        value = _loads(text)
-    except json.JSONDecodeError as error:
-        remedy = _advise_on_json(text, error)
-        where = f"line {error.lineno} column {error.colno}"
-        return RawTable(
-            file, [], [], [*problems, Problem(file, where, None, f"is not JSON ({_reason(error)})", remedy)]
-        )
-    except RecursionError:
-        return RawTable(file, [], [], [*problems, Problem(file, None, None, *_TOO_DEEP)])
-    if not isinstance(value, list):
-        remedy = "write the rows as [{…}, {…}]"
-        if isinstance(value, dict) and (lists := [key for key, part in value.items() if isinstance(part, list)]):
-            remedy = f"save the list under its key `{shorten(lists[0])}` as a file of its own"
-        problem = f"holds {describe_type(value)} where a list of rows is due"
-        return RawTable(file, [], [], [*problems, Problem(file, None, None, problem, remedy)])
-    return collect_rows(file, ((f"row {number}", row) for number, row in enumerate(value)), problems)
+        return io.BytesIO(stream.read().decode(name).encode("utf-8"))
+    except UnicodeError as error:
+        raise DataError(f"`{file}` looks like UTF-16 and is not ({error}); save it as UTF-8.") from error
 
 
-def parse_jsonl(content: bytes, file: str) -> RawTable:
-    """Return the rows of JSON Lines: an object a line, blank lines left out."""
-    lines, problems = _decode(content, file)
-    if lines[0].lstrip().startswith("[") and _is_json_list("\n".join(lines)):
-        remedy = "rename it to end in `.json`"
-        return RawTable(
-            file, [], [], [*problems, Problem(file, None, None, "is one JSON list, not JSON Lines", remedy)]
-        )
-    values: list[tuple[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+def _decode(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator[str]:
+    """Yield the lines of UTF-8 bytes, and add a problem for each that is not UTF-8."""
+    start = stream.tell()
+    for number, line in enumerate(stream, start=1):
         try:
-            values.append((f"line {number}", _loads(line)))
-        except json.JSONDecodeError as error:
-            problem = f"is not JSON ({_reason(error)}, at column {error.colno})"
-            problems.append(
-                Problem(file, f"line {number}", None, problem, "each line is one whole object; fix the line")
-            )
-        except RecursionError:
-            problems.append(Problem(file, f"line {number}", None, *_TOO_DEEP))
-    return collect_rows(file, values, problems)
-
-
-def parse_csv(content: bytes, file: str) -> RawTable:
-    """Return the rows of comma-separated values, whose first line names the columns."""
-    lines, problems = _decode(content, file)
-    separator_line = _SEPARATOR_LINE.fullmatch(lines[0])
-    if separator_line:
-        lines[0] = ""
-    # Without translation of line ends, those inside quoted texts stay as they are.
-    reader = csv.reader(
-        io.StringIO("\n".join(lines), newline=""),
-        strict=True,
-        delimiter=separator_line[1] if separator_line else ",",
-    )
-    header: list[str] = []
-    rows: list[RawRow] = []
-    for number, cells in _iterate_csv(reader, file, problems):
-        if not header:
-            header = [cell.strip() for cell in cells]
-            if separator := _find_other_separator(header):
-                problems.append(
-                    Problem(file, f"line {number}", None, f"is separated by {separator}", "save it with commas")
-                )
-                return RawTable(file, [], [], problems)
-            problems += _find_header_problems(header, number, file)
-        elif len(cells) != len(header):
-            problem = f"has {len(cells):,} cells where the first line names {len(header):,} columns"
-            remedy = "put texts with commas or line breaks in double quotes"
-            problems.append(Problem(file, f"line {number}", None, problem, remedy))
-        else:
-            rows.append(RawRow(f"line {number}", dict(zip(header, cells, strict=True))))
-    return RawTable(file, rows, [name for name in dict.fromkeys(header) if name], problems)
-
-
-def read_parquet(path: Path, *, file: str, columns: Iterable[str] = ()) -> RawTable:
-    """Return the rows of a Parquet file, read by `datasets`.
-
-    Raises:
-        DataError: It is not a Parquet file.
-    """
-    import datasets
-
-    try:
-        # `datasets` keeps what it reads in a cache; a user's file is already on disk.
-        with _quiet_datasets(), tempfile.TemporaryDirectory() as folder:
-            dataset = datasets.Dataset.from_parquet(str(path), cache_dir=folder, keep_in_memory=True)
-    except (OSError, ValueError, NotImplementedError, datasets.exceptions.DatasetsError) as error:
-        # `datasets` wraps what went wrong in an error that says only that something did.
-        reason = str(error.__cause__ or error).splitlines()[0].partition(". ")[0]
-        raise DataError(
-            f"`{file}` is not a readable Parquet file ({reason}); write it again, or name another."
-        ) from error
-    return convert_dataset(dataset, file=file, columns=columns)
-
-
-def load_saved(path: Path, *, file: str, split: str) -> "Dataset":
-    """Return the dataset in a folder of `Dataset.save_to_disk`, or this split of a `DatasetDict`'s.
-
-    Raises:
-        DataError: The folder is torn, or has no such split.
-    """
-    import datasets
-
-    try:
-        with _quiet_datasets():
-            saved = datasets.load_from_disk(path)
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-        # `datasets` checks nothing of what it finds in the JSON files of such a folder.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"`{file}` cannot be read as a saved dataset ({reason}); save it again.") from error
-    if isinstance(saved, datasets.Dataset):
-        return saved
-    if split not in saved:
-        raise DataError(
-            f"`{file}` has no split `{split}`; it has {', '.join(f'`{name}`' for name in saved)}. "
-            "Name one of them as `hub_split`."
-        )
-    return saved[split]
-
-
-def convert_dataset(
-    dataset: "Dataset", *, file: str, columns: Iterable[str] = (), limit: int | None = None
-) -> RawTable:
-    """Return the rows of a dataset, only the first `limit`; only these columns, so that no images are decoded."""
-    names = list(dataset.column_names)
-    used = [name for name in names if name in set(columns)] if columns else names
-    shown = dataset.select_columns(used)
-    if limit is not None:
-        shown = shown.take(min(limit, len(shown)))
-    return RawTable(file, [RawRow(f"row {number}", row) for number, row in enumerate(shown.to_list())], names, [])
-
-
-def _decode(content: bytes, file: str) -> tuple[list[str], list[Problem]]:
-    """Return the lines of UTF-8 bytes (a mark at their start is left out) and a problem for each that is not UTF-8."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or content[:2].count(0) == 1:
-        raise DataError(f"`{file}` is not UTF-8 text but looks like UTF-16; save it as UTF-8.")
-    try:
-        return content.decode("utf-8-sig").split("\n"), []
-    except UnicodeDecodeError:
-        pass
-    mark = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
-    lines, problems, start = [], [], len(mark)
-    for number, line in enumerate(content.removeprefix(mark).split(b"\n"), start=1):
-        try:
-            lines.append(line.decode("utf-8"))
+            yield line.decode("utf-8")
         except UnicodeDecodeError as error:
+            what = f"is not UTF-8 (byte 0x{line[error.start]:02x} at position {start + error.start:,} of the file)"
+            problems.append(Problem(file, f"line {number}", None, what, "save the file as UTF-8"))
             # Only to find the other problems of the line; unlike replacement characters it keeps texts apart.
-            lines.append(line.decode("latin-1"))
-            position = start + error.start
-            problem = f"is not UTF-8 (byte 0x{content[position]:02x} at position {position:,} of the file)"
-            problems.append(Problem(file, f"line {number}", None, problem, "save the file as UTF-8"))
-        start += len(line) + 1
-    return lines, problems
+            yield line.decode("latin-1")
+        start += len(line)
 
 
 class _RepeatedKeys(dict[str, Any]):
@@ -270,30 +146,92 @@ def _parse_integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= 4000 else float(digits)
 
 
-_loads = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_parse_integer).decode
+_DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_parse_integer)
 
 
-def collect_rows(file: str, values: Iterable[tuple[str, Any]], problems: list[Problem]) -> RawTable:
-    """Return the values that are objects as rows, and the others as problems."""
-    rows: list[RawRow] = []
-    columns: dict[str, None] = {}
+def _parse_lines(lines: Iterable[str], file: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of JSON Lines with where they are; blank lines are left out."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", _DECODER.decode(line)
+        except json.JSONDecodeError as error:
+            what = f"is not JSON ({_reason(error)}, at column {error.colno})"
+            remedy = "each line is one whole object; fix the line"
+            problems.append(Problem(file, f"line {number}", None, what, remedy))
+        except RecursionError:
+            problems.append(Problem(file, f"line {number}", None, *_TOO_DEEP))
+
+
+def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a JSON list, of the one list in an object, or of JSON Lines by another name."""
+    start = _skip_blanks(text, 0)
+    try:
+        if text[start : start + 1] == "[":
+            for number, value in enumerate(_iterate_list(text, start)):
+                yield f"row {number}", value
+            return
+        if start == len(text):
+            return
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        remedy = "the file seems to be cut off: copy or download it again" if is_cut else "fix the text there"
+        where = f"line {error.lineno} column {error.colno}"
+        problems.append(Problem(file, where, None, f"is not JSON ({_reason(error)})", remedy))
+        return
+    except RecursionError:
+        problems.append(Problem(file, None, None, *_TOO_DEEP))
+        return
+    if _skip_blanks(text, end) < len(text):
+        yield from _parse_lines(text.split("\n"), file, problems)
+        return
+    lists = [key for key, part in value.items() if isinstance(part, list)] if isinstance(value, dict) else []
+    if len(lists) == 1 and lists[0] not in CONVERSATIONS:
+        yield from ((f"`{shorten(lists[0])}` row {number}", row) for number, row in enumerate(value[lists[0]]))
+    elif isinstance(value, dict) and (not lists or lists[0] in CONVERSATIONS):
+        yield "row 0", value
+    else:
+        what = f"holds {describe_type(value)} where a list of rows is due"
+        named = quote_names(map(shorten, lists))
+        remedy = f"save one of its lists as a file: {named}" if lists else "write [{…}, {…}]"
+        problems.append(Problem(file, None, None, what, remedy))
+
+
+def _iterate_list(text: str, start: int) -> Iterator[Any]:
+    """Yield the values of a JSON list one by one: those of a large one take several times its text together."""
+    index = _skip_blanks(text, start + 1)
+    if text[index : index + 1] == "]":
+        index += 1
+    else:
+        while True:
+            value, index = _DECODER.raw_decode(text, index)
+            yield value
+            index = _skip_blanks(text, index) + 1
+            if (mark := text[index - 1 : index]) == "]":
+                break
+            if mark != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, index - 1)
+            index = _skip_blanks(text, index)
+    if (index := _skip_blanks(text, index)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, index)
+
+
+def _skip_blanks(text: str, index: int) -> int:
+    found = _BLANKS.match(text, index)
+    return found.end() if found else index
+
+
+def _check_objects(values: Iterable[tuple[str, Any]], file: str, problems: list[Problem]) -> Iterator[RawRow]:
+    """Yield the values that are objects as rows, and add the others to the problems."""
     for where, value in values:
         if not isinstance(value, dict):
-            problem = f"is {describe_type(value)}, not an object"
-            problems.append(Problem(file, where, None, problem, 'a row is {"instruction": …, "input": …, "output": …}'))
+            problems.append(Problem(file, where, None, f"is {describe_type(value)}, not an object", _ROW))
         elif isinstance(value, _RepeatedKeys):
             problems.append(Problem(file, where, None, "names a key more than once", "keep one value for each key"))
         else:
-            rows.append(RawRow(where, value))
-            columns.update(dict.fromkeys(value))
-    return RawTable(file, rows, list(columns), problems)
-
-
-def _is_json_list(text: str) -> bool:
-    try:
-        return isinstance(_loads(text), list)
-    except (json.JSONDecodeError, RecursionError):
-        return False
+            yield RawRow(where, value)
 
 
 def _reason(error: json.JSONDecodeError) -> str:
@@ -301,14 +239,32 @@ def _reason(error: json.JSONDecodeError) -> str:
     return (error.msg[0].lower() + error.msg[1:]).removesuffix(" at").removesuffix(" starting")
 
 
-def _advise_on_json(text: str, error: json.JSONDecodeError) -> str:
-    if error.msg == "Extra data":
-        with contextlib.suppress(json.JSONDecodeError, RecursionError):
-            if isinstance(_loads(text.lstrip().split("\n", 1)[0]), dict):
-                return "it looks like JSON Lines: rename it to end in `.jsonl`"
-    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-        return "the file seems to be cut off: copy or download it again"
-    return "fix the text there"
+def _parse_csv(lines: Iterator[str], file: str, problems: list[Problem]) -> Iterator[RawRow]:
+    """Yield the rows of separated values, whose first line names the columns."""
+    first = next(lines, "")
+    separator_line = _SEPARATOR_LINE.fullmatch(first)
+    # Where a comma is the decimal mark, Excel separates by semicolons.
+    guess = next((mark for mark in (",", ";", "\t") if mark in first), ",")
+
+    def iterate() -> Iterator[str]:
+        yield "\n" if separator_line else first
+        yield from lines
+
+    # Line ends are not translated, so those inside quoted texts stay as they are.
+    reader = csv.reader(iterate(), strict=True, delimiter=separator_line[1] if separator_line else guess)
+    header: list[str] = []
+    for number, cells in _iterate_csv(reader, file, problems):
+        where = f"line {number}"
+        if not header:
+            header = [cell.strip() for cell in cells]
+            for name in dict.fromkeys(name for name in header if name and header.count(name) > 1):
+                what = f"names `{shorten(name)}` more than once"
+                problems.append(Problem(file, where, None, what, "give each column its own name"))
+        elif len(cells) != len(header):
+            what = f"has {len(cells):,} cells where the first line names {len(header):,} columns"
+            problems.append(Problem(file, where, None, what, "put texts with commas or line breaks in double quotes"))
+        else:
+            yield RawRow(where, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 
 
 def _iterate_csv(reader: Any, file: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
@@ -330,32 +286,3 @@ def _iterate_csv(reader: Any, file: str, problems: list[Problem]) -> Iterator[tu
                 yield number, cells
     finally:
         csv.field_size_limit(limit)
-
-
-def _find_other_separator(header: list[str]) -> str | None:
-    separators = ((";", "semicolons"), ("\t", "tabs"))
-    return next((name for mark, name in separators if len(header) == 1 and mark in header[0]), None)
-
-
-def _find_header_problems(header: list[str], number: int, file: str) -> list[Problem]:
-    repeated = dict.fromkeys(name for name in header if name and header.count(name) > 1)
-    remedy = "give each column its own name"
-    return [
-        Problem(file, f"line {number}", None, f"names `{shorten(name)}` more than once", remedy) for name in repeated
-    ]
-
-
-@contextlib.contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Keep `datasets` from logging an error that we raise, and from showing a bar for a local file."""
-    import datasets
-
-    verbosity, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not bars:
-            datasets.enable_progress_bars()

@@ -1,57 +1,59 @@
 """Find a source of examples by its name, read it, and return its examples or all of its problems."""
 
-import difflib
+import contextlib
+import dataclasses
+import hashlib
 import importlib.resources
+import io
+import itertools
 import logging
 import re
-from collections.abc import Iterable, Mapping
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from hf_instruct.config import DataSection
-from hf_instruct.data.checks import (
+from hf_instruct.config import DataSection, SourceSection
+from hf_instruct.data.formats import (
+    BATCH,
     FIELDS,
     CheckedData,
-    RawTable,
+    Problem,
+    RawRow,
     build_examples,
-    choose_columns,
-    describe_nearest,
+    choose_fields,
+    describe_type,
+    list_names,
     raise_problems,
     shorten,
 )
-from hf_instruct.data.datasets import build_dataset
-from hf_instruct.data.download import load_course_data
-from hf_instruct.data.readers import (
-    SAVED_DATASET,
-    SUFFIX_LIST,
-    SUFFIXES,
-    collect_rows,
-    convert_dataset,
-    find_suffix,
-    load_saved,
-    parse_json,
-    parse_jsonl,
-    read_file,
+from hf_instruct.data.loaders import (
+    COURSE,
+    EVERYDAY,
+    HUB_ALIASES,
+    NAMED_SOURCES,
+    load_arrow,
+    load_course_data,
+    load_from_hub,
 )
-from hf_instruct.errors import DataError
-from hf_instruct.offline import cache_alone_if_unreachable, transport_error
+from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, find_suffix, parse_text, read_text_file
+from hf_instruct.errors import DataError, did_you_mean, quote_names
 from hf_instruct.records import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_instruct.run_folder import RunFolder
+
 logger = logging.getLogger(__name__)
 
-COURSE = "instruction-data"
-EVERYDAY = "everyday"
-HUB_ALIASES = {"alpaca": "tatsu-lab/alpaca"}
-_SOURCE_FIELDS = ("map", "hub_config", "hub_split", "revision", "limit")
-NAMED_SOURCES = (COURSE, EVERYDAY, *HUB_ALIASES)
 # Some rows of this dataset have no output; in anybody else's data that is a problem.
 # Source: https://github.com/gururise/AlpacaDataCleaned
 _KNOWN_GAPS = ("tatsu-lab/alpaca",)
-
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+# What a folder of `DatasetDict.save_to_disk` contains, and one of `Dataset.save_to_disk`.
+_SAVED = ("dataset_dict.json", "state.json")
 
 
 def load_examples(
@@ -65,47 +67,139 @@ def load_examples(
 ) -> "Dataset":
     """Return the examples of a source, in its order, with the columns `id, instruction, input, output, category`.
 
+    Conversations are also in `messages`, and prompts that are asked as they are in `prompt`; `instruction` and `output`
+    are then the last question and its answer.
+
     Args:
-        source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv` or `.parquet` file; a folder
-            of `Dataset.save_to_disk`; the id of a dataset on the Hub; a `datasets.Dataset`; or rows as mappings.
-        map: Our field (`instruction`, `input`, `output`, `category`, `id`) = the source's column.
+        source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv`, `.parquet` or `.arrow`
+            file; a folder of `Dataset.save_to_disk`; the id of a dataset on the Hub; a `Dataset`; or rows as mappings.
+        map: Our field (`instruction`, `input`, `output`, `category`, `id`, `prompt`, `messages`) = the source's column,
+            where its format is not recognised.
         hub_config: Configuration name of a Hub dataset.
         hub_split: Split of a Hub dataset, or of a saved `DatasetDict`, to read.
         revision: Commit, tag or branch of a Hub dataset.
         limit: Use only the first so many rows.
 
     Raises:
-        DataError: The source cannot be found or read, or holds problems; all of them are listed.
+        DataError: The source cannot be found or read, or has problems; all of them are listed.
     """
-    options = {"map": map, "hub_config": hub_config, "hub_split": hub_split, "revision": revision, "limit": limit}
-    return build_dataset(read_examples(source, **options), Example)
+    return settle(
+        check_source(source, map=map, hub_config=hub_config, hub_split=hub_split, revision=revision, limit=limit)
+    )
+
+
+def load_section(section: DataSection) -> "Dataset":
+    """Return the examples of the sources that a `data` section names."""
+    return settle(check_section(section))
+
+
+def settle(checked: CheckedData) -> "Dataset":
+    """Return examples that have no problems, with the notices logged.
+
+    Raises:
+        DataError: There are problems; all of them are listed.
+    """
+    raise_problems(checked.problems)
+    for notice in checked.notices:
+        logger.info("%s", notice)
+    return checked.examples.remove_columns("row")
 
 
 def read_examples(source: Any, **options: Any) -> list[Example]:
     """Return the examples of a source as rows; see `load_examples`."""
-    if isinstance(source, list) and source and all(isinstance(row, Example) for row in source):
-        return source
-    checked = collect_examples(source, **options)
-    raise_problems(checked.problems)
-    for notice in checked.notices:
-        logger.info("%s", notice)
-    return checked.examples
+    return list(iterate_examples(load_examples(source, **options)))
 
 
-def collect_section(section: DataSection) -> CheckedData:
-    """Return what came of reading the source that a `data` section names."""
-    return collect_examples(section.source, **{name: getattr(section, name) for name in _SOURCE_FIELDS})
+def iterate_examples(examples: "Dataset") -> Iterator[Example]:
+    """Yield the rows of a `Dataset` that `load_examples` returned."""
+    names = [field.name for field in dataclasses.fields(Example) if field.name in examples.column_names]
+    for row in examples.select_columns(names):
+        yield Example(**row)
 
 
-def read_section(section: DataSection) -> list[Example]:
-    """Return the examples of the source that a `data` section names."""
-    return read_examples(section.source, **{name: getattr(section, name) for name in _SOURCE_FIELDS})
+def load_split(run: "RunFolder", name: str) -> "Dataset":
+    """Return the examples of a split of a run folder.
+
+    Raises:
+        DataError: The file is not the one that the run was prepared with, or has problems.
+    """
+    run.check_data()
+    problems: list[Problem] = []
+    path = run.split(name)
+    rows = read_text_file(path, file=str(path), problems=problems)
+    return settle(build_examples(rows, file=str(path), problems=problems, fields={field: field for field in FIELDS}))
 
 
-def collect_examples(
+def check_section(section: DataSection) -> CheckedData:
+    """Return what came of reading the sources that a `data` section names."""
+    if isinstance(section.source, str):
+        names = ("map", "hub_config", "hub_split", "revision", "limit")
+        return check_source(section.source, **{name: getattr(section, name) for name in names})
+    parts = section.source
+    checked = [_check_part(part) for part in parts]
+    problems = [problem for one in checked for problem in one.problems]
+    if problems:
+        return CheckedData(checked[0].examples, problems, [], 0)
+    chosen = _choose_shares([one.examples for one in checked], [part.fraction for part in parts], section.seed)
+    mixed = _interleave([part.path for part in parts], chosen)
+    notices = [notice for one in checked for notice in one.notices]
+    notices += [f"`{part.path}`: {len(one):,} rows" for part, one in zip(parts, chosen, strict=True)]
+    if section.limit is not None:
+        mixed = mixed.take(min(section.limit, len(mixed)))
+    return CheckedData(mixed, [], notices, sum(one.num_without_output for one in checked))
+
+
+def _check_part(part: SourceSection) -> CheckedData:
+    options: dict[str, Any] = {"hub_config": part.name, "hub_split": part.split, "revision": part.revision}
+    return check_source(part.path, map=part.map, columns=part.columns, limit=part.limit, **options)
+
+
+def _choose_shares(examples: "Sequence[Dataset]", fractions: Sequence[float | None], seed: int) -> "list[Dataset]":
+    """Return of each source as many rows as its share of the largest mixture in which no row is used twice.
+
+    TRL's own mixture takes the first rows of each; here they are drawn by a hash of `seed` and id, and stay in order.
+
+    Raises:
+        DataError: Some sources have a fraction and others none.
+    """
+    given = [fraction for fraction in fractions if fraction is not None]
+    if not given:
+        return list(examples)
+    if len(given) < len(fractions):
+        raise DataError("Some of the sources have a `fraction` and others none; give all of them one, or none.")
+    total = sum(given)
+    size = min(len(one) * total / fraction for one, fraction in zip(examples, given, strict=True))
+    chosen = []
+    for one, fraction in zip(examples, given, strict=True):
+        count = min(max(round(size * fraction / total), 1), len(one))
+        ids = one["id"][:]
+        ranks = sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}\0{ids[index]}".encode()).digest())
+        chosen.append(one.select(sorted(ranks[:count])))
+    return chosen
+
+
+def _interleave(paths: Sequence[str], examples: "Sequence[Dataset]") -> "Dataset":
+    """Return the rows of several sources spread evenly, so that each split has all of them in proportion."""
+    import numpy as np
+    from datasets import concatenate_datasets
+
+    from hf_instruct.data.formats import number_repeats
+
+    whole = concatenate_datasets(list(examples))
+    positions = np.concatenate([(np.arange(len(one)) + 0.5) / len(one) for one in examples])
+    whole = whole.select(np.argsort(positions, kind="stable"))
+    files = [path for path, one in zip(paths, examples, strict=True) for _ in range(len(one))]
+    order = np.argsort(positions, kind="stable")
+    rows = [f"`{files[index]}` {row}" for index, row in zip(order, whole["row"][:], strict=True)]
+    ids = number_repeats(whole["id"][:])
+    return whole.remove_columns(["row", "id"]).add_column("row", rows).add_column("id", ids)
+
+
+def check_source(
     source: "str | Path | Dataset | Iterable[Mapping[str, Any]]",
     *,
     map: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
     hub_config: str | None = None,
     hub_split: str = "train",
     revision: str | None = None,
@@ -113,41 +207,73 @@ def collect_examples(
 ) -> CheckedData:
     """Return the usable examples of a source beside its problems; the arguments are those of `load_examples`.
 
+    Args:
+        columns: The only columns to look at; all by default.
+
     Raises:
         DataError: The source cannot be found or opened at all, or an argument is wrong.
     """
     _check_arguments(map, limit)
-    columns = choose_columns(map or {}).values()
-    if not isinstance(source, str | Path) and not hasattr(source, "column_names"):
-        table = collect_rows("data", _place_rows(source), [])
-        return build_examples(table._replace(rows=table.rows[:limit]), map=map)
-    dataset = None if isinstance(source, str | Path) else _check_dataset(source)
-    file = str(source) if dataset is None else "dataset"
-    location = HUB_ALIASES.get(file, file)
-    path = None if dataset is not None or file in NAMED_SOURCES else _find_file(file)
-    on_hub = dataset is None and path is None and file not in (COURSE, EVERYDAY)
+    problems: list[Problem] = []
+    options: dict[str, Any] = {"map": map, "problems": problems}
+    if isinstance(source, str | Path):
+        file = str(source)
+        location = HUB_ALIASES.get(file, file)
+        options["drop_without_output"] = location in _KNOWN_GAPS
+        path = None if file in NAMED_SOURCES else _find_file(file)
+        on_hub = path is None and file not in (COURSE, EVERYDAY)
+    else:
+        file, path, on_hub = "dataset" if hasattr(source, "column_names") else "data", None, False
     if not on_hub and (hub_config or revision):
         name = "hub_config" if hub_config else "revision"
         raise DataError(f"`{name}` applies to a dataset on the Hub; `{file}` is none. Leave it out.")
-    if on_hub:
-        dataset = _load_from_hub(location, file=file, name=hub_config, split=hub_split, revision=revision)
-    elif path is not None and path.is_dir():
-        dataset = load_saved(path, file=file, split=hub_split)
-    if dataset is not None:
-        table = convert_dataset(dataset, file=file, columns=columns, limit=limit)
-    elif path is not None:
-        table = read_file(path, file=file, columns=columns)
-    else:
-        table = parse_json(load_course_data(), file) if file == COURSE else _load_everyday()
-    if limit is not None:
-        table = table._replace(rows=table.rows[:limit])
-    return build_examples(table, map=map, drop_without_output=location in _KNOWN_GAPS)
+    with contextlib.ExitStack() as stack:
+        dataset: Dataset | None = None
+        rows: Iterable[RawRow]
+        if on_hub:
+            dataset = load_from_hub(location, file=file, name=hub_config, split=hub_split, revision=revision)
+        elif path is not None and (path.is_dir() or find_suffix(path) in (".parquet", ".arrow")):
+            dataset = load_arrow(path, file=file, split=hub_split, stack=stack)
+        elif path is not None:
+            rows = read_text_file(path, file=file, problems=problems)
+        elif file in (COURSE, EVERYDAY):
+            rows = _read_named(file, problems)
+        elif file == "dataset":
+            dataset = _check_dataset(source)
+        else:
+            rows = _place_rows(source, problems)
+        if dataset is not None:
+            if columns is not None:
+                dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
+            options["columns"] = dataset.column_names
+            fields, _ = choose_fields(dataset.column_names, map or {}, file=file, problems=[])
+            rows = _iterate_dataset(dataset, list(dict.fromkeys(fields.values())))
+        elif columns is not None:
+            kept = set(columns)
+            rows = (RawRow(row.where, {n: v for n, v in row.fields.items() if n in kept}) for row in rows)
+        return build_examples(itertools.islice(rows, limit), file=file, **options)
 
 
-def _place_rows(source: Any) -> Iterable[tuple[str, Any]]:
+def _iterate_dataset(dataset: "Dataset", columns: Sequence[str]) -> Iterator[RawRow]:
+    """Yield the rows of a dataset, with these columns only, so that no images are decoded."""
+    number = 0
+    for batch in dataset.select_columns(list(columns)).with_format("arrow").iter(BATCH) if columns else ():
+        for row in batch.to_pylist():
+            yield RawRow(f"row {number}", row)
+            number += 1
+
+
+def _place_rows(source: Any, problems: list[Problem]) -> Iterator[RawRow]:
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(_advise_on_type(source))
-    return ((f"row {number}", row) for number, row in enumerate(source))
+    for number, row in enumerate(source):
+        if isinstance(row, Example):
+            row = {name: value for name, value in vars(row).items() if value is not None or name == "category"}
+        if isinstance(row, Mapping):
+            yield RawRow(f"row {number}", row)
+        else:
+            what, remedy = f"is {describe_type(row)}, not an object", 'a row is {"instruction": …, "output": …}'
+            problems.append(Problem("data", f"row {number}", None, what, remedy))
 
 
 def _check_dataset(source: Any) -> "Dataset":
@@ -169,8 +295,8 @@ def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:
     for ours in map or {}:
         if ours not in FIELDS:
             raise DataError(
-                f"`map` names the field `{shorten(ours)}`, which no example has; the fields are "
-                f"{describe_nearest(ours, FIELDS)}. Write `our field=the source's column`."
+                f"`map` names the field `{shorten(ours)}`, which no example has.{did_you_mean(ours, FIELDS)} The "
+                f"fields are {quote_names(FIELDS)}; write `our field=the source's column`."
             )
     if limit is not None and limit < 1:
         raise DataError(f"`limit` is {limit}; it should be at least 1, or left out to use all examples.")
@@ -185,13 +311,18 @@ def _find_file(source: str) -> Path | None:
     path = Path(source).expanduser()
     try:
         if source.strip() and path.is_dir():
-            if any((path / name).is_file() for name in SAVED_DATASET):
+            if any((path / name).is_file() for name in _SAVED):
                 return path
             held = sorted(file.name for file in path.iterdir() if find_suffix(file) in SUFFIXES)
-            inside = f"; it holds {describe_nearest('', held)}" if held else ""
+            inside = f"; it contains {list_names(held)}" if held else ""
             raise DataError(f"`{source}` is a folder{inside}. Name one file.")
         if path.is_file():
-            return path
+            if find_suffix(path) in SUFFIXES:
+                return path
+            raise DataError(
+                f"`{source}` ends in `{''.join(path.suffixes[-2:])}`; a data file ends in {SUFFIX_LIST}. "
+                "Convert or decompress it, or rename it if it is one of these."
+            )
         if source.strip() and path.exists():
             raise DataError(f"`{source}` is not a regular file. {_advise_on_name(source)}")
     except (OSError, ValueError) as error:
@@ -212,48 +343,35 @@ def _advise_on_name(source: str) -> str:
     except (OSError, ValueError):
         # No folder to suggest a file from.
         files = []
-    near = difflib.get_close_matches(source, [*NAMED_SOURCES, *files], n=3, cutoff=0.5)
-    nearest = f"Nearest: {', '.join(f'`{shorten(name, 200)}`' for name in near)}. " if near else ""
     return (
-        f"{nearest}A source is {', '.join(f'`{name}`' for name in NAMED_SOURCES)}, a file that ends in "
-        f"{SUFFIX_LIST}, or a Hub dataset (`owner/name`)."
+        f"A source is {quote_names(NAMED_SOURCES)}, a file that ends in {SUFFIX_LIST}, a folder of `save_to_disk` or a "
+        f"Hub dataset (`owner/name`).{did_you_mean(source, [*NAMED_SOURCES, *map(shorten, files)], cutoff=0.5)}"
     )
 
 
-def _load_everyday() -> RawTable:
+def _read_named(name: str, problems: list[Problem]) -> Iterator[RawRow]:
+    """Yield the rows of the course's data, or of those that are packaged."""
+    if name == COURSE:
+        return parse_text(io.BytesIO(load_course_data()), ".json", file=name, problems=problems)
     packaged = importlib.resources.files("hf_instruct.data") / f"{EVERYDAY}.jsonl"
-    return parse_jsonl(packaged.read_bytes(), EVERYDAY)
+    return parse_text(io.BytesIO(packaged.read_bytes()), ".jsonl", file=name, problems=problems)
 
 
-def _load_from_hub(location: str, *, file: str, name: str | None, split: str, revision: str | None) -> "Dataset":
-    import datasets
+def build_dataset(rows: Sequence[Any], row_type: type) -> "Dataset":
+    """Return rows of one type as a `Dataset` with a column for each of the type's fields.
 
-    try:
-        with cache_alone_if_unreachable(location):
-            return datasets.load_dataset(location, name, split=split, revision=revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, transport_error()) as error:
-        raise DataError(_advise_on_hub(error, file, split)) from error
+    Without their types, a column that is null on every row would have none.
+    """
+    from datasets import Dataset, Features, List, Value
 
+    names = {str: "string", bool: "bool", int: "int64", float: "float64"}
 
-def _advise_on_hub(error: Exception, file: str, split: str) -> str:
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    def convert(hint: Any) -> Any:
+        if get_origin(hint) in (types.UnionType, typing.Union):
+            return convert(next(part for part in get_args(hint) if part is not type(None)))
+        if get_origin(hint) is dict:
+            return {"role": Value("string"), "content": Value("string")}
+        return List(convert(get_args(hint)[0])) if get_origin(hint) is list else Value(names[hint])
 
-    # `datasets` wraps what went wrong while reading in an error that says only that something did.
-    cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-    reason = (str(cause).splitlines() or [""])[0].strip().rstrip(".") or type(cause).__name__
-    if isinstance(error, DatasetNotFoundError):
-        named = ", ".join(f"`{name}`" for name in NAMED_SOURCES)
-        advice = (
-            "Check its spelling and `revision`; for a gated or private one run `hf auth login`. Or name a local file "
-            f"or one of {named}"
-        )
-    elif isinstance(error, ConnectionError):
-        advice = "Check the network and `HF_HUB_OFFLINE`, or use a local file or the packaged source `everyday`"
-    elif "split" in reason.lower():
-        advice = f"`hub_split` is `{split}`; name one of the splits there are"
-    elif "config" in reason.lower():
-        advice = "Name one of its configurations as `hub_config`"
-    else:
-        advice = "Look at its page on the Hub, or save it as a local .parquet or .jsonl file and name that"
-    what = "cannot be loaded" if file in HUB_ALIASES else "is no local file, and cannot be loaded"
-    return f"`{file}` {what} from the Hub ({reason}). {advice}."
+    features = Features({name: convert(hint) for name, hint in get_type_hints(row_type).items()})
+    return Dataset.from_dict({name: [getattr(row, name) for row in rows] for name in features}, features=features)

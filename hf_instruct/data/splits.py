@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_instruct.config import DataSection
-from hf_instruct.data.checks import group_by_prompt
-from hf_instruct.data.datasets import build_dataset
-from hf_instruct.data.sources import read_examples
-from hf_instruct.errors import DataError
-from hf_instruct.records import SPLIT_NAMES, Example, Splits
+from hf_instruct.data.formats import group_by_prompt
+from hf_instruct.data.sources import build_dataset, load_examples
+from hf_instruct.errors import DataError, quote_names
+from hf_instruct.records import SPLIT_NAMES, Example
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -46,67 +45,61 @@ def split_examples(
 
     Raises:
         DataError: The fractions do not sum to 1, one is not between 0 and 1, a split would be empty, or
-            the examples hold problems.
+            the examples have problems.
     """
-    splits = split_rows(
-        read_examples(examples),
-        split=split,
-        train_fraction=train_fraction,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        seed=seed,
-    )
-    from datasets import DatasetDict
-
-    return DatasetDict({name: build_dataset(rows, Example) for name, rows in splits.named().items()})
+    if split not in SPLIT_METHODS:
+        raise DataError(f"`split` is `{split}`; allowed are {quote_names(SPLIT_METHODS)}.")
+    fractions = _complete_fractions(train_fraction, test_fraction, validation_fraction)
+    return split_dataset(load_examples(examples), split=split, fractions=fractions, seed=seed)
 
 
-def split_section(section: DataSection, examples: Sequence[Example]) -> Splits:
-    """Return rows in three splits, as a `data` section says."""
-    names = ("split", "train_fraction", "test_fraction", "validation_fraction", "seed")
-    return split_rows(examples, **{name: getattr(section, name) for name in names})
+class CheckedSplits(dict[str, "Dataset"]):
+    """The examples of `train`, `test` and `validation`, known to have no problems."""
 
 
-def read_splits(data: Any) -> Splits:
-    """Return the splits in a `DatasetDict` or a mapping with the keys `train`, `test` and `validation`, as rows.
+def load_splits(data: Any) -> CheckedSplits:
+    """Return the splits in a `DatasetDict` or a mapping with the keys `train`, `test` and `validation`.
 
     A split that is missing is empty. Anything else that `load_examples` takes is split as `split_examples` does.
 
     Raises:
-        DataError: A key is none of the three, or a split holds problems.
+        DataError: A key is none of the three, or a split has problems.
     """
-    if isinstance(data, Splits):
+    if isinstance(data, CheckedSplits):
         return data
     if not isinstance(data, Mapping):
-        return split_rows(read_examples(data))
+        return CheckedSplits(split_examples(data))
     if unknown := [str(name) for name in data if name not in SPLIT_NAMES]:
         raise DataError(
-            f"The data has a split `{unknown[0]}`; the splits are {', '.join(f'`{name}`' for name in SPLIT_NAMES)}. "
-            "Rename it, or leave it out."
+            f"The data has a split `{unknown[0]}`; the splits are {quote_names(SPLIT_NAMES)}. Rename it, or leave it "
+            "out."
         )
-    return Splits(**{name: read_examples(data[name]) if name in data else [] for name in SPLIT_NAMES})
+    return CheckedSplits(
+        {name: load_examples(data[name]) if data.get(name) else build_dataset([], Example) for name in SPLIT_NAMES}
+    )
 
 
-def split_rows(
-    examples: Sequence[Example],
-    *,
-    split: SplitMethod = "sequential",
-    train_fraction: float = 0.85,
-    test_fraction: float = 0.10,
-    validation_fraction: float | None = None,
-    seed: int = 123,
-) -> Splits:
-    """Return rows in three splits; see `split_examples`."""
-    if split not in SPLIT_METHODS:
-        allowed = ", ".join(f"`{method}`" for method in SPLIT_METHODS)
-        raise DataError(f"`split` is `{split}`; allowed are {allowed}.")
-    fractions = _complete_fractions(train_fraction, test_fraction, validation_fraction)
+def split_section(section: DataSection, examples: "Dataset") -> "DatasetDict":
+    """Return examples in three splits, as a `data` section says."""
+    fractions = _complete_fractions(section.train_fraction, section.test_fraction, section.validation_fraction)
+    return split_dataset(examples, split=section.split, fractions=fractions, seed=section.seed)
+
+
+def split_dataset(
+    examples: "Dataset", *, split: SplitMethod, fractions: Mapping[str, float], seed: int
+) -> "DatasetDict":
+    """Return the rows of a dataset in three splits, with all of its columns; see `split_examples`."""
+    from datasets import DatasetDict
+
     sizes = _choose_sizes(len(examples), fractions)
+    indices: Mapping[str, Sequence[int]]
     if split == "grouped":
-        return _split_groups(examples, sizes, seed)
-    ordered = list(examples) if split == "sequential" else [examples[index] for index in _shuffle(examples, seed)]
-    first, second = sizes["train"], sizes["train"] + sizes["test"]
-    return Splits(ordered[:first], ordered[first:second], ordered[second:])
+        indices = _split_groups(examples, sizes, seed)
+    else:
+        order = range(len(examples)) if split == "sequential" else _shuffle(examples["id"][:], seed)
+        first, second = sizes["train"], sizes["train"] + sizes["test"]
+        indices = {"train": order[:first], "test": order[first:second], "validation": order[second:]}
+    return DatasetDict({name: examples.select(indices[name]) for name in SPLIT_NAMES})
 
 
 def _complete_fractions(train: float, test: float, validation: float | None) -> dict[str, float]:
@@ -150,19 +143,15 @@ def _refuse_empty(sizes: Mapping[str, int], what: str, fractions: Mapping[str, f
         )
 
 
-def _shuffle(examples: Sequence[Example], seed: int) -> list[int]:
-    """Return the indices of the examples in an order that only `seed` and their ids decide."""
-
-    def draw(index: int) -> bytes:
-        return hashlib.sha256(f"{seed}\0{examples[index].id}".encode()).digest()
-
-    return sorted(range(len(examples)), key=draw)
+def _shuffle(ids: Sequence[str], seed: int) -> list[int]:
+    """Return the indices of examples in an order that only `seed` and their ids decide."""
+    return sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}\0{ids[index]}".encode()).digest())
 
 
-def _split_groups(examples: Sequence[Example], sizes: Mapping[str, int], seed: int) -> Splits:
-    """Return splits of about these sizes in which equal instruction + input pairs stand together."""
-    order = _shuffle(examples, seed)
-    groups = list(group_by_prompt(examples[index] for index in order).values())
+def _split_groups(examples: "Dataset", sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+    """Return indices for splits of about these sizes in which equal instruction + input pairs stand together."""
+    order = _shuffle(examples["id"][:], seed)
+    groups = group_by_prompt(examples.select(order))
     # The largest first, while there is room for them; single examples then fill the splits exactly. Sorting is stable,
     # so that groups of one size stay shuffled.
     groups.sort(key=len, reverse=True)
@@ -179,9 +168,9 @@ def _split_groups(examples: Sequence[Example], sizes: Mapping[str, int], seed: i
             chosen = max(candidates, key=lambda name: left[name])
         left[chosen] -= len(group)
         split_of.update(dict.fromkeys(group, chosen))
-    splits: dict[str, list[Example]] = {name: [] for name in SPLIT_NAMES}
+    splits: dict[str, list[int]] = {name: [] for name in SPLIT_NAMES}
     for rank, index in enumerate(order):
-        splits[split_of[rank]].append(examples[index])
+        splits[split_of[rank]].append(index)
     what = f"{len(examples):,} examples in {len(groups):,} groups of equal instruction and input"
     _refuse_empty({name: len(rows) for name, rows in splits.items()}, what)
-    return Splits(**splits)
+    return splits

@@ -3,11 +3,9 @@
 import logging
 
 from hf_instruct.config import TRAIN_DEFAULTS, Experiment
-from hf_instruct.data.checks import raise_problems
-from hf_instruct.data.preflight import build_preflight, refuse_leaks
-from hf_instruct.data.sources import collect_section
+from hf_instruct.data.findings import build_preflight, format_findings, refuse_leaks
+from hf_instruct.data.sources import check_section, iterate_examples, settle
 from hf_instruct.data.splits import split_section
-from hf_instruct.data.tables import format_findings
 from hf_instruct.data.tokens import TokenCounter, load_counter
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompts import PromptFormat
@@ -27,25 +25,25 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         ConfigError: The prompt format cannot be trained on with the model's tokenizer.
     """
     settings = experiment.data
-    checked = collect_section(settings)
-    raise_problems(checked.problems)
-    for notice in checked.notices:
-        logger.info("%s", notice)
-    splits = split_section(settings, checked.examples)
-    if settings.strict:
-        refuse_leaks(splits, source=settings.source, strict="`data.strict`", remedy="--data.split grouped")
+    checked = check_section(settings)
     counter = _load_counter(experiment)
+    examples = settle(checked)
+    if counter is not None:
+        examples = counter.add_counts(examples, num_proc=settings.num_proc)
+    splits = split_section(settings, examples)
+    if settings.strict:
+        refuse_leaks(splits, source=settings.source_name, strict="`data.strict`", remedy="--data.split grouped")
     preflight = build_preflight(
         splits,
-        source=settings.source,
+        source=settings.source_name,
         split=settings.split,
         counter=counter,
         num_left_out=checked.num_without_output,
     )
     # Its presence says that the splits beside it are whole, so it goes before they change.
     run.preflight.unlink(missing_ok=True)
-    for name, rows in splits.named().items():
-        write_rows(run.split(name), rows)
+    for name, rows in splits.items():
+        write_rows(run.split(name), iterate_examples(rows))
     # Without a tokenizer, training settles the format.
     run.prompt.unlink(missing_ok=True)
     if counter is not None:

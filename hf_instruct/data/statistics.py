@@ -2,17 +2,19 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.checks import group_by_prompt
+from hf_instruct.data.formats import hash_prompts
 from hf_instruct.errors import DataError
 from hf_instruct.plots import COLORS, write_figure
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.records import Example
 
-Encode = Callable[[Example], tuple[Sequence[int], Sequence[int]]]
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Encode = Callable[[Mapping[str, Any]], tuple[Sequence[int], Sequence[int]]]
 """Turns an example into the token ids of its prompt and of its completion."""
 
 
@@ -61,7 +63,7 @@ class DataStatistics(NamedTuple):
 
 
 def compute_statistics(
-    examples: Sequence[Example], *, prompt_format: PromptFormat, encode: Encode | None = None
+    examples: "Dataset", *, prompt_format: PromptFormat, encode: Encode | None = None
 ) -> DataStatistics:
     """Return counts and lengths of examples.
 
@@ -71,24 +73,25 @@ def compute_statistics(
             a length in tokens only.
         encode: Adds lengths in tokens, the end-of-text token included.
     """
-    texts = {"completion": [example.output for example in examples]}
+    texts = {"completion": examples["output"][:]}
     if prompt_format.name != CHAT:
-        texts = {"prompt": [prompt_format.format_prompt(e.instruction, e.input) for e in examples], **texts}
+        pairs = zip(examples["instruction"][:], examples["input"][:], strict=True)
+        texts = {"prompt": [prompt_format.format_prompt(*pair) for pair in pairs], **texts}
     lengths = [Lengths(name, "characters", [len(text) for text in values]) for name, values in texts.items()]
     lengths += [Lengths(name, "words", [len(text.split()) for text in values]) for name, values in texts.items()]
     if encode is not None:
-        pairs = [(len(prompt), len(completion)) for prompt, completion in map(encode, examples)]
+        counts = [(len(prompt), len(completion)) for prompt, completion in map(encode, examples)]
         named = {
-            "prompt": [p for p, _ in pairs],
-            "completion": [c for _, c in pairs],
-            "both": [p + c for p, c in pairs],
+            "prompt": [prompt for prompt, _ in counts],
+            "completion": [completion for _, completion in counts],
+            "both": [sum(both) for both in counts],
         }
         lengths += [Lengths(name, "tokens", values) for name, values in named.items()]
-    categories = Counter(example.category for example in examples if example.category is not None)
+    categories = Counter(category for category in examples["category"][:] if category is not None)
     return DataStatistics(
         num_examples=len(examples),
-        num_with_input=sum(bool(example.input) for example in examples),
-        num_repeated_prompts=sum(len(group) > 1 for group in group_by_prompt(examples).values()),
+        num_with_input=len(examples) - examples["input"][:].count(""),
+        num_repeated_prompts=sum(count > 1 for count in Counter(hash_prompts(examples)).values()),
         categories=dict(categories.most_common()),
         lengths=lengths,
     )

@@ -1,32 +1,25 @@
 """How many tokens of each example training would use: counted by the prompt object and the cut that training uses."""
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from hf_instruct.data.formats import new_fingerprint
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import PromptFormat, build_row, count_labels
-from hf_instruct.records import Example
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-
-class TokenCount(NamedTuple):
-    """The tokens of one example.
-
-    Attributes:
-        length: Of its whole training row, before anything is cut off.
-        labels: Those that carry loss, after the cut.
-    """
-
-    length: int
-    labels: int
+# With fewer rows a bar would be gone before it is read.
+_LEAST_FOR_A_BAR = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenCounter:
-    """Counts the tokens of examples as training with one model and its settings would; each example once.
+    """Counts the tokens of examples as training with one model and its settings would.
 
     Attributes:
         model: The model's name, as the user gave it.
@@ -41,25 +34,65 @@ class TokenCounter:
     prompt_format: PromptFormat
     max_length: int | None
     completion_only_loss: bool = True
-    _counted: dict[Example, TokenCount] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
-    def count(self, example: Example) -> TokenCount:
-        """Return the tokens of an example."""
-        if example not in self._counted:
-            prompt_ids, completion_ids = self.prompt_format.encode_example(self.tokenizer, example)
-            row = build_row(
-                prompt_ids,
-                completion_ids,
-                max_length=self.max_length,
-                completion_only_loss=self.completion_only_loss,
-            )
-            self._counted[example] = TokenCount(len(prompt_ids) + len(completion_ids), count_labels(row))
-        return self._counted[example]
+    def add_counts(self, examples: "Dataset", *, num_proc: int | None = None) -> "Dataset":
+        """Return examples with their counts beside them, in new columns.
 
-    def find_special_tokens(self, example: Example) -> list[str]:
-        """Return the special tokens that the texts of an example contain; they are encoded as plain text."""
-        texts = (example.instruction, example.input, example.output)
-        return self.prompt_format.find_special_tokens(self.tokenizer, *texts)
+        They are: `num_tokens` of the whole training row, before anything is cut off; `num_labels`, the tokens that
+        carry loss after the cut; and `special_tokens` that are in the texts, which are encoded as plain text.
+        """
+        from datasets import Features, List, Value, concatenate_datasets
+
+        types = {"num_tokens": Value("int32"), "num_labels": Value("int32"), "special_tokens": List(Value("string"))}
+        counts = map_rows(examples, self._count, features=Features(types), note="Counting tokens", num_proc=num_proc)
+        return concatenate_datasets([examples, counts], axis=1)
+
+    def _count(self, example: Mapping[str, Any]) -> dict[str, Any]:
+        prompt_ids, completion_ids = self.prompt_format.encode_example(self.tokenizer, example)
+        row = build_row(
+            prompt_ids, completion_ids, max_length=self.max_length, completion_only_loss=self.completion_only_loss
+        )
+        texts = (example[name] or "" for name in ("instruction", "input", "output"))
+        return {
+            "num_tokens": len(prompt_ids) + len(completion_ids),
+            "num_labels": count_labels(row),
+            "special_tokens": self.prompt_format.find_special_tokens(self.tokenizer, *texts),
+        }
+
+
+def map_rows(
+    rows: "Dataset", function: Any, *, features: Any, note: str, num_proc: int | None = None, file: str | None = None
+) -> "Dataset":
+    """Return what a function makes of each row, by `Dataset.map`, with a progress bar where there are many.
+
+    Args:
+        rows: The rows.
+        function: From a row to a row of other columns.
+        features: The types of these.
+        note: What stands before the bar.
+        num_proc: Processes to work in.
+        file: The Arrow file that the result is written to; by default it is kept in memory.
+    """
+    import datasets
+
+    hides = len(rows) < _LEAST_FOR_A_BAR and not datasets.are_progress_bars_disabled()
+    if hides:
+        datasets.disable_progress_bars()
+    try:
+        return rows.map(
+            function,
+            remove_columns=rows.column_names,
+            features=features,
+            desc=note,
+            num_proc=num_proc if num_proc and num_proc > 1 and len(rows) > num_proc else None,
+            keep_in_memory=file is None,
+            cache_file_name=file,
+            load_from_cache_file=False,
+            new_fingerprint=new_fingerprint(),
+        )
+    finally:
+        if hides:
+            datasets.enable_progress_bars()
 
 
 def load_counter(

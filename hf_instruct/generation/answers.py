@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import find_refused_generation
-from hf_instruct.data.datasets import build_dataset
-from hf_instruct.data.sources import read_examples
+from hf_instruct.data.sources import build_dataset, read_examples
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.batches import choose_batch_size
 from hf_instruct.generation.decoding import generate_completions

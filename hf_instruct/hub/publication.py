@@ -244,7 +244,7 @@ def find_data(experiment: Experiment, data_sha256: Any) -> Data:
         experiment: The run's.
         data_sha256: Checksum of the splits, which tells the course's data whatever its file is called.
     """
-    source = experiment.data.source
+    source = experiment.data.source_name
     if source in _NAMED:
         return _NAMED[source]
     if data_sha256 == _COURSE_SHA256:

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_instruct.data.sources import iterate_examples
+from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.errors import RunError, TrainingError
 from hf_instruct.manifests import MANIFEST, Manifest, Origin, find_change, read_manifest, stamp_weights
 from hf_instruct.processes import is_main_process
-from hf_instruct.records import Splits, format_row
+from hf_instruct.records import format_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,11 +24,12 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def build_origin(trainer: "InstructTrainer", model: "PreTrainedModel", splits: Splits) -> Origin:
+def build_origin(trainer: "InstructTrainer", model: "PreTrainedModel", splits: CheckedSplits) -> Origin:
     """Return what a run is made from; its base model's weights are read in full, by the main process only."""
     digest = hashlib.sha256()
-    for example in [*splits.train, *splits.validation]:
-        digest.update(format_row(example).encode("utf-8"))
+    for name in ("train", "validation"):
+        for example in iterate_examples(splits[name]):
+            digest.update(format_row(example).encode("utf-8"))
     sharding = trainer.accelerator.distributed_type.value
     location, commit = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
     return Origin(

@@ -1,8 +1,14 @@
 """From examples to the rows a trainer reads: token ids and labels."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hf_instruct.data.sources import build_dataset
+from hf_instruct.data.tokens import map_rows
 from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat, build_row, count_labels
 from hf_instruct.records import Example
@@ -12,46 +18,72 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 5
+# The tokens of more rows are kept in a file and not in memory.
+_MOST_IN_MEMORY = 50_000
 
 
 def tokenize_examples(
-    examples: Sequence[Example],
+    examples: "Dataset | Iterable[Example]",
     tokenizer: "PreTrainedTokenizerBase",
     prompt_format: PromptFormat,
     *,
     max_length: int | None,
     completion_only_loss: bool = True,
-) -> list[dict[str, list[int]]]:
-    """Return the training rows of examples, cut to `max_length` tokens at the end.
+    num_proc: int | None = None,
+) -> "Dataset":
+    """Return the training rows of examples, `input_ids` and `labels`, cut to `max_length` tokens at the end.
 
     Args:
         max_length: Most tokens in a row; None for no limit.
         completion_only_loss: Whether prompt tokens are left out of the loss.
+        num_proc: Processes to work in.
 
     Raises:
         DataError: Cutting takes every label from some rows; their number and the first of them are named.
     """
-    rows, unlabelled = [], []
-    for example in examples:
+    from datasets import Dataset, Features, List, Value
+
+    if not isinstance(examples, Dataset):
+        examples = build_dataset(list(examples), Example)
+
+    def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
         prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
         row = build_row(prompt_ids, completion_ids, max_length=max_length, completion_only_loss=completion_only_loss)
-        if not count_labels(row):
-            unlabelled.append(
-                f"example `{example.id}`: {len(prompt_ids)} prompt and {len(completion_ids)} completion tokens"
-            )
-        rows.append(row)
-    if unlabelled:
+        sizes = [len(prompt_ids), len(completion_ids)] if not count_labels(row) else []
+        return {**row, "unlabelled": sizes}
+
+    types = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "unlabelled": List(Value("int32"))}
+    file = str(_temporary_folder() / "rows.arrow") if len(examples) > _MOST_IN_MEMORY else None
+    rows = map_rows(examples, tokenize, features=Features(types), note="Tokenizing", num_proc=num_proc, file=file)
+    sizes = rows["unlabelled"][:]
+    if unlabelled := [index for index, pair in enumerate(sizes) if pair]:
+        shown = [
+            "example `{}`: {} prompt and {} completion tokens".format(examples[index]["id"], *sizes[index])
+            for index in unlabelled[:_SHOWN]
+        ]
         more = [f"and {len(unlabelled) - _SHOWN} more"] if len(unlabelled) > _SHOWN else []
         raise DataError(
             f"{len(unlabelled)} of {len(examples)} examples have no label within `train.max_length` {max_length}, "
             "so there is nothing to learn from them. Raise `train.max_length`, or shorten or drop these rows:",
-            unlabelled[:_SHOWN] + more,
+            shown + more,
         )
-    return rows
+    return rows.remove_columns("unlabelled")
 
 
-def build_dataset(rows: Sequence[dict[str, list[int]]]) -> "Dataset":
-    """Return rows as a `datasets.Dataset` with the columns `input_ids` and `labels`."""
-    from datasets import Dataset
+def find_highest_id(rows: "Dataset") -> int:
+    """Return the highest token id of training rows."""
+    import pyarrow.compute
 
-    return Dataset.from_list(list(rows))
+    column = rows.with_format("arrow").select_columns("input_ids")
+    batches = (batch["input_ids"] for batch in column.iter(10_000))
+    return max((pyarrow.compute.max(pyarrow.compute.list_flatten(batch)).as_py() for batch in batches), default=0)
+
+
+def _temporary_folder() -> Path:
+    """Return a folder beside the cache of `datasets` that is deleted when the program ends."""
+    from datasets import config
+
+    config.HF_DATASETS_CACHE.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="hf-instruct-", dir=config.HF_DATASETS_CACHE))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -7,7 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.data.splits import read_splits
+from hf_instruct.data.sources import iterate_examples
+from hf_instruct.data.splits import CheckedSplits, load_splits
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.manifests import write_manifest
@@ -23,7 +24,7 @@ from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.records import Example, Splits, read_rows, write_json, write_text
+from hf_instruct.records import Example, read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingRow, TrainingSummary
 
@@ -48,7 +49,7 @@ SAMPLE_TOKENS = 60
 def train(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    data: "DatasetDict | Mapping[str, Any] | Splits | Dataset | str | Path",
+    data: "DatasetDict | Mapping[str, Any] | Dataset | str | Path",
     *,
     output_dir: str | Path,
     prompt_format: PromptFormat | str = "alpaca",
@@ -85,10 +86,10 @@ def train(
     from hf_instruct.training.checkpoints import build_origin, check_disk_space, find_checkpoint
     from hf_instruct.training.fast.casts import casting_linear_layers
 
-    splits = read_splits(data)
+    splits = load_splits(data)
     fuse_activations(model)
     run = RunFolder(Path(output_dir))
-    if empty := [name for name in ("train", "validation") if not getattr(splits, name)]:
+    if empty := [name for name in ("train", "validation") if not len(splits[name])]:
         raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
     if hasattr(model, "peft_config") and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
@@ -144,7 +145,7 @@ def train(
 def _build_trainer(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    splits: Splits,
+    splits: CheckedSplits,
     *,
     run: RunFolder,
     prompt_format: PromptFormat,
@@ -153,7 +154,6 @@ def _build_trainer(
 ) -> tuple["InstructTrainer", "RunLog"]:
     from hf_instruct.training.arguments import build_arguments, build_lora_config, settle_precision, translated_refusals
     from hf_instruct.training.callbacks import KeepMemory, RunLog
-    from hf_instruct.training.dataset import build_dataset
     from hf_instruct.training.fast.optimizer import build_optimizer
     from hf_instruct.training.fast.sharing import build_collator, has_plain_loss
     from hf_instruct.training.trainer import InstructTrainer
@@ -163,7 +163,8 @@ def _build_trainer(
     train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
-    log = RunLog(run.training_log, _build_sampler(model, tokenizer, splits.validation[:SAMPLE_ROWS], prompt_format))
+    samples = list(iterate_examples(splits["validation"].take(min(SAMPLE_ROWS, len(splits["validation"])))))
+    log = RunLog(run.training_log, _build_sampler(model, tokenizer, samples, prompt_format))
     adapter = build_lora_config(lora, model) if lora is not None else None
     plain_loss = has_plain_loss(model, arguments)
     pad_id = int(tokenizer.pad_token_id or 0)
@@ -175,9 +176,9 @@ def _build_trainer(
             args=arguments,
             plain_loss=plain_loss,
             data_collator=collator,
-            train_dataset=build_dataset(train_rows),
-            eval_dataset=build_dataset(validation_rows),
-            probe_dataset=build_dataset(train_rows[::spacing][:PROBE_ROWS]),
+            train_dataset=train_rows,
+            eval_dataset=validation_rows,
+            probe_dataset=train_rows.select(range(0, len(train_rows), spacing)[:PROBE_ROWS]),
             processing_class=tokenizer,
             peft_config=adapter,
             callbacks=[log, KeepMemory()],
@@ -196,13 +197,13 @@ def _build_trainer(
 def _tokenize(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    splits: Splits,
+    splits: CheckedSplits,
     *,
     prompt_format: PromptFormat,
     arguments: "SFTConfig",
-) -> list[list[dict[str, list[int]]]]:
+) -> "list[Dataset]":
     """Return the rows of the training and of the validation split, of ids that the model has embeddings for."""
-    from hf_instruct.training.dataset import tokenize_examples
+    from hf_instruct.training.dataset import find_highest_id, tokenize_examples
 
     rows = [
         tokenize_examples(
@@ -211,12 +212,13 @@ def _tokenize(
             prompt_format,
             max_length=arguments.max_length,
             completion_only_loss=arguments.completion_only_loss is not False,
+            num_proc=arguments.dataset_num_proc,
         )
-        for examples in (splits.train, splits.validation)
+        for examples in (splits["train"], splits["validation"])
     ]
     weight: Any = model.get_input_embeddings().weight
     size = weight.shape[0]
-    highest = max(max(row["input_ids"]) for part in rows for row in part)
+    highest = max(map(find_highest_id, rows))
     if highest >= size:
         raise DataError(
             f"The tokenizer writes token id {highest}, and the model knows the ids 0 to {size - 1}. Load both from one "

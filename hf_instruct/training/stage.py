@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_instruct.config import Experiment
+from hf_instruct.data.sources import load_split
+from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.processes import count_processes, is_main_process
-from hf_instruct.records import SPLIT_NAMES, Splits
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
 from hf_instruct.training.finetune import train
@@ -25,7 +26,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     from hf_instruct.training.arguments import settle_precision
     from hf_instruct.training.fast.casts import halve_linear_weights
 
-    splits = Splits(**{name: run.read_split(name) for name in SPLIT_NAMES})
+    splits = CheckedSplits({name: load_split(run, name) for name in ("train", "validation")})
     section = experiment.model
     name = run.find_base(section.name)
     model, tokenizer = load_model(
@@ -42,12 +43,14 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
         lora = {"revision": section.revision, **lora}
     settings = settle_precision(experiment.train, model, run)
+    if experiment.data.num_proc:
+        settings = {"dataset_num_proc": experiment.data.num_proc, **settings}
     if lora is not None and _only_multiplies(lora) and settings["bf16"] and count_processes() == 1:
         # This model object ends with the stage, so its frozen weights need not survive in full. (FSDP wants one dtype.)
         halve_linear_weights(model)
         give_back_freed_memory()
     method = "LoRA" if lora is not None else "all weights"
-    logger.info("Fine-tuning %s (%s) on %d examples", section.name, method, len(splits.train))
+    logger.info("Fine-tuning %s (%s) on %d examples", section.name, method, len(splits["train"]))
     summary = train(
         model,
         tokenizer,

@@ -1,34 +1,52 @@
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from datasets import Dataset, concatenate_datasets
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from hf_instruct.data import near_duplicates
+from hf_instruct.data import findings, near_duplicates
+from hf_instruct.data.findings import (
+    advise,
+    build_preflight,
+    find_warnings,
+    format_findings,
+    format_table,
+    refuse_leaks,
+)
 from hf_instruct.data.near_duplicates import METHOD, find_near_duplicates
-from hf_instruct.data.preflight import build_preflight, refuse_leaks
-from hf_instruct.data.sources import read_examples
-from hf_instruct.data.splits import split_rows
-from hf_instruct.data.tables import advise, format_findings, format_table
-from hf_instruct.data.tokens import TokenCounter
-from hf_instruct.errors import DataError
+from hf_instruct.data.sources import build_dataset
+from hf_instruct.data.splits import split_examples
+from hf_instruct.data.tokens import TokenCounter, load_counter
+from hf_instruct.errors import DataError, ModelLoadError
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example, Splits
+from hf_instruct.records import Example
 
 TRAIN = [Example("1", "a", "", "x"), Example("2", "a", "", "y"), Example("3", "b", "i", "z")]
 TEST = [Example("4", "a", "", "w"), Example("5", "b", "", "z")]
 VALIDATION = [Example("6", "b", "i", "v")]
 
 
-def course_splits(course_file: Path, **settings: object) -> Splits:
-    return split_rows(read_examples(str(course_file)), **settings)  # type: ignore[arg-type]
+def rows(examples: Sequence[Example]) -> Dataset:
+    return build_dataset(examples, Example)
+
+
+def build_splits(
+    train: Sequence[Example],
+    test: Sequence[Example] = (),
+    validation: Sequence[Example] = (),
+    counter: TokenCounter | None = None,
+) -> dict[str, Dataset]:
+    splits = {"train": rows(train), "test": rows(test), "validation": rows(validation)}
+    return splits if counter is None else {name: counter.add_counts(part) for name, part in splits.items()}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -49,8 +67,9 @@ def build_counter(max_length: int | None, **settings: bool) -> TokenCounter:
 
 
 def test_everything_is_counted_exactly() -> None:
-    splits = Splits(TRAIN, TEST, VALIDATION)
-    assert build_preflight(splits, source="mine", split="sequential", num_left_out=4) == {
+    assert build_preflight(
+        build_splits(TRAIN, TEST, VALIDATION), source="mine", split="sequential", num_left_out=4
+    ) == {
         "source": "mine",
         "split": "sequential",
         "examples": {"train": 3, "test": 2, "validation": 1, "total": 6},
@@ -69,7 +88,7 @@ def test_everything_is_counted_exactly() -> None:
             "method": METHOD,
             "compared": "instruction and input of each test and validation example with those of every training "
             "example",
-            "skipped": None,
+            "sampled": None,
             "test": [],
             "validation": [],
         },
@@ -77,24 +96,22 @@ def test_everything_is_counted_exactly() -> None:
     }
 
 
-def test_duplicates_and_empty_outputs() -> None:
-    row = Example("1", "a", "", "x")
-    twin, blank = Example("2", "a", "", "x"), Example("3", "c", "", " ")
-    preflight = build_preflight(Splits([row, twin], [twin], [blank]), source="mine")
+def test_duplicates() -> None:
+    row, twin = Example("1", "a", "", "x"), Example("2", "a", "", "x")
+    preflight = build_preflight(build_splits([row, twin], [twin], [Example("3", "c", "", "y")]), source="mine")
     assert (preflight["duplicate_rows"], preflight["repeated_rows"], preflight["repeated_prompts"]) == (2, 2, 1)
-    assert preflight["empty_outputs"] == {"train": 0, "test": 0, "validation": 1, "left_out": 0, "total": 1}
 
 
 def test_the_courses_data_in_the_courses_split(course_file: Path) -> None:
-    preflight = build_preflight(course_splits(course_file), source="course", split="sequential")
-    rows = [tuple(row.values()) for row in json.loads(course_file.read_text(encoding="utf-8"))]
-    assert preflight["duplicate_rows"] == len(rows) - len(set(rows)) == 0
-    assert preflight["repeated_rows"] == len(rows) - len({row[:2] for row in rows}) == 25
-    assert preflight["repeated_prompts"] == sum(n > 1 for n in Counter(row[:2] for row in rows).values()) == 20
-    expected = {"test": (rows[935:1045], 2, 16, 6), "validation": (rows[1045:], 4, 8, 3)}
+    preflight = build_preflight(split_examples(course_file), source="course", split="sequential")
+    texts = [tuple(row.values()) for row in json.loads(course_file.read_text(encoding="utf-8"))]
+    assert preflight["duplicate_rows"] == len(texts) - len(set(texts)) == 0
+    assert preflight["repeated_rows"] == len(texts) - len({row[:2] for row in texts}) == 25
+    assert preflight["repeated_prompts"] == sum(n > 1 for n in Counter(row[:2] for row in texts).values()) == 20
+    expected = {"test": (texts[935:1045], 2, 16, 6), "validation": (texts[1045:], 4, 8, 3)}
     for name, (held_out, leaks, others, near) in expected.items():
-        seen = [any(row[:2] == other[:2] for other in rows[:935]) for row in held_out]
-        known = [any(row[0] == other[0] for other in rows[:935]) for row in held_out]
+        seen = [any(row[:2] == other[:2] for other in texts[:935]) for row in held_out]
+        known = [any(row[0] == other[0] for other in texts[:935]) for row in held_out]
         assert len(preflight["seen_in_train"][name]) == sum(seen) == leaks
         both = zip(known, seen, strict=True)
         assert len(preflight["instruction_seen_in_train"][name]) == sum(k and not s for k, s in both) == others
@@ -103,7 +120,7 @@ def test_the_courses_data_in_the_courses_split(course_file: Path) -> None:
 
 def test_the_grouped_split_has_no_leaks(course_file: Path) -> None:
     for seed in range(5):
-        splits = course_splits(course_file, split="grouped", seed=seed)
+        splits = split_examples(course_file, split="grouped", seed=seed)
         assert build_preflight(splits, source="course")["seen_in_train"] == {"test": [], "validation": []}
         refuse_leaks(splits, source="course", strict="`--strict`", remedy="--split grouped")
 
@@ -120,12 +137,12 @@ def split_ngrams(text: str) -> Counter[str]:
 
 
 def test_near_duplicates_equal_a_computation_by_hand(course_file: Path) -> None:
-    splits = course_splits(course_file)
-    held_out = [*splits.test, *splits.validation]
-    train_pairs = {(e.instruction, e.input) for e in splits.train}
-    places = [n for n, e in enumerate(held_out) if (e.instruction, e.input) not in train_pairs]
-    examples = [*(held_out[n] for n in places), *splits.train]
-    documents = [split_ngrams(f"{e.instruction}\n{e.input}") for e in examples]
+    splits = split_examples(course_file)
+    train, held_out = splits["train"], concatenate_datasets([splits["test"], splits["validation"]])
+    pairs = [(row["instruction"], row["input"]) for row in held_out]
+    train_pairs = [(row["instruction"], row["input"]) for row in train]
+    places = [n for n, pair in enumerate(pairs) if pair not in set(train_pairs)]
+    documents = [split_ngrams("\n".join(pair)) for pair in [*(pairs[n] for n in places), *train_pairs]]
     frequency = Counter(gram for document in documents for gram in document)
     postings: dict[str, list[tuple[int, float]]] = defaultdict(list)
     vectors = []
@@ -145,13 +162,13 @@ def test_near_duplicates_equal_a_computation_by_hand(course_file: Path) -> None:
         best = max(cosines.values(), default=0)
         if best >= 0.8:
             expected.append((place, min(n for n, cosine in cosines.items() if cosine > best - 1e-9), best))
-    found = find_near_duplicates(held_out, splits.train, threshold=0.8)
+    found = find_near_duplicates(held_out, train, threshold=0.8)
     assert len(found) == 18
     assert [near[:2] for near in found] == [near[:2] for near in expected]
     assert [near.cosine for near in found] == pytest.approx([near[2] for near in expected], abs=2e-6)
-    assert [near for near in found if near.cosine >= 0.9] == find_near_duplicates(held_out, splits.train)
+    assert [near for near in found if near.cosine >= 0.9] == find_near_duplicates(held_out, train)
     # Below 0.7 every pair is compared by all of its n-grams.
-    assert [near[:2] for near in find_near_duplicates(held_out, splits.train, threshold=0.6) if near.cosine >= 0.8] == [
+    assert [near[:2] for near in find_near_duplicates(held_out, train, threshold=0.6) if near.cosine >= 0.8] == [
         near[:2] for near in found
     ]
 
@@ -171,7 +188,7 @@ def test_candidates_are_few_where_all_texts_have_frequent_words(monkeypatch: pyt
         return rare, norms
 
     monkeypatch.setattr(near_duplicates, "_keep_rare", kept)
-    find_near_duplicates(examples[:100], examples[100:])
+    find_near_duplicates(rows(examples[:100]), rows(examples[100:]))
     assert compared[0] < 0.5
 
 
@@ -183,39 +200,40 @@ def test_near_duplicates_are_no_exact_repeats_and_ignore_case_and_blanks() -> No
         Example("e2", "Add the numbers. 1 2", "", "3"),
         Example("e3", "Whistle!", "", "…"),
     ]
-    found = find_near_duplicates(held_out, train, threshold=1.0)
+    found = find_near_duplicates(rows(held_out), rows(train), threshold=1.0)
     assert found == [(1, 0, 1.0), (2, 1, 1.0)]
-    assert find_near_duplicates(held_out, [], threshold=0.5) == []
-    assert find_near_duplicates([Example("e", " ", "", "x")], train) == []
+    assert find_near_duplicates(rows(held_out), rows([]), threshold=0.5) == []
+    assert find_near_duplicates(rows([Example("e", " ", "", "x")]), rows(train)) == []
 
 
 def test_many_blocks_of_held_out_rows_give_the_same(course_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = course_splits(course_file)
-    whole = find_near_duplicates(splits.test, splits.train, threshold=0.7)
+    test, train = (split_examples(course_file)[name] for name in ("test", "train"))
+    whole = find_near_duplicates(test, train, threshold=0.7)
     monkeypatch.setattr("hf_instruct.data.near_duplicates._BLOCK", 7)
-    assert find_near_duplicates(splits.test, splits.train, threshold=0.7) == whole
+    assert find_near_duplicates(test, train, threshold=0.7) == whole
 
 
-def test_very_many_rows_are_compared_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_instruct.data.preflight.MOST_ROWS", 2)
-    splits = Splits([Example("1", "Name a color.", "", "Red.")], [Example("2", "name a color.", "", "Red.")], [])
+def test_very_many_rows_are_sampled_unless_a_threshold_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [Example(f"t{n}", f"Name color number {n}.", "", "Red.") for n in range(40)]
+    test = [Example(f"e{n}", f"name color number {n}.", "", "Red.") for n in range(40)]
+    splits = build_splits(train, test, [Example("v", "Sing.", "", "La.")])
+    assert len(build_preflight(splits, source="mine")["near_duplicates"]["test"]) == 40
+    monkeypatch.setattr(findings, "MOST_ROWS", 40)
     preflight = build_preflight(splits, source="mine", split="sequential")
-    assert preflight["near_duplicates"]["test"] == [{"id": "2", "train_id": "1", "cosine": 1.0}]
-    monkeypatch.setattr("hf_instruct.data.preflight.MOST_ROWS", 1)
-    preflight = build_preflight(splits, source="mine", split="sequential")
-    assert (preflight["near_duplicates"]["skipped"], preflight["near_duplicates"]["test"]) == ("more than 1 rows", [])
-    assert format_findings(preflight) == (
-        "mine: 1 train, 1 test, 0 validation\nNear-duplicates were not looked for: more than 1 rows."
-    )
-    assert "near-duplicate" not in format_table(preflight)
-    asked = build_preflight(splits, source="mine", split="sequential", threshold=0.95)
-    assert len(asked["near_duplicates"]["test"]) == 1
+    sample = "2 test and 1 validation examples with 36 of train"
+    assert preflight["near_duplicates"]["sampled"] == sample
+    assert [pair["id"] for pair in preflight["near_duplicates"]["test"]] == ["e0", "e20"]
+    assert f"looked for in a sample: {sample}." in format_findings(preflight)
+    assert "near-duplicate in a sample of train" in format_table(preflight)
+    asked = build_preflight(splits, source="mine", threshold=0.9)["near_duplicates"]
+    assert (asked["sampled"], len(asked["test"])) == (None, 40)
 
 
 def test_tokens_are_counted_after_the_cut() -> None:
     train = [Example("1", "one two", "", "a b c"), Example("2", "one two", "three four", "a")]
-    splits = Splits(train, [Example("3", "one", "", "a")], [Example("4", "one two three four five", "", "a")])
-    tokens = build_preflight(splits, source="mine", counter=build_counter(4))["tokens"]
+    parts = (train, [Example("3", "one", "", "a")], [Example("4", "one two three four five", "", "a")])
+    counter = build_counter(4)
+    tokens = build_preflight(build_splits(*parts, counter), source="mine", counter=counter)["tokens"]
     assert tokens == {
         "model": "words",
         "prompt_format": "words",
@@ -229,15 +247,16 @@ def test_tokens_are_counted_after_the_cut() -> None:
     }
     # The first token of a row is predicted by nothing, so that it is no label.
     counter = build_counter(None, completion_only_loss=False)
-    tokens = build_preflight(splits, source="mine", counter=counter)["tokens"]
+    tokens = build_preflight(build_splits(*parts, counter), source="mine", counter=counter)["tokens"]
     assert tokens["label_tokens"] == {"train": 5 + 5, "test": 2, "validation": 6, "total": 18}
     assert tokens["cut"]["total"] == tokens["without_labels"]["total"] == 0
 
 
 def test_the_table_and_its_advice() -> None:
     train = [Example("1", "one two", "", "a b c"), Example("2", "one two three four", "", "a")]
-    splits = Splits(train, [Example("3", "one two", "", "<end>")], [Example("4", "one two", "", "a b c")])
-    preflight = build_preflight(splits, source="mine", split="sequential", counter=build_counter(4))
+    counter = build_counter(4)
+    parts = (train, [Example("3", "one two", "", "<end>")], [Example("4", "one two", "", "a b c")])
+    preflight = build_preflight(build_splits(*parts, counter), source="mine", split="sequential", counter=counter)
     assert format_findings(preflight).splitlines() == [
         "mine: 2 train, 1 test, 1 validation; label tokens: 2, 2, 2",
         "split `sequential`                                  train       test validation      total",
@@ -251,12 +270,12 @@ def test_the_table_and_its_advice() -> None:
         "shorten 1 row or raise `--train.max_length`, else training stops.",
     ]
     assert preflight["tokens"]["special_tokens"]["test"] == [{"id": "3", "tokens": ["<end>"]}]
-    assert advise(build_preflight(Splits(train, [], []), source="mine")) is None
+    assert advise(build_preflight(build_splits(train), source="mine")) is None
 
 
 def test_refused_leaks_are_counted_and_the_first_are_named() -> None:
     test = [Example(f"e{n}", "Name\ta color.", "", str(n)) for n in range(7)]
-    splits = Splits([Example("t1", "Name\ta color.", "", "x"), Example("t2", "Name\ta color.", "", "y")], test, [])
+    splits = build_splits([Example(f"t{n}", "Name\ta color.", "", "x") for n in (1, 2)], test)
     with pytest.raises(DataError) as caught:
         refuse_leaks(splits, source="mine", strict="`--strict`", remedy="--split grouped")
     assert caught.value.summary.startswith("7 test and 0 validation examples of `mine` have the same instruction")
@@ -267,9 +286,6 @@ def test_refused_leaks_are_counted_and_the_first_are_named() -> None:
 
 
 def test_a_tokenizer_without_a_config_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_instruct.data.tokens import load_counter
-    from hf_instruct.errors import ModelLoadError
-
     def refuse(name: str, **_: object) -> int:
         raise ModelLoadError("no config")
 
@@ -281,3 +297,29 @@ def test_a_tokenizer_without_a_config_is_enough(monkeypatch: pytest.MonkeyPatch)
     assert load_counter("mine", **vars(settings)).max_length == 64
     settings.max_length = 1024
     assert load_counter("mine", **vars(settings)).max_length == 64
+
+
+def test_warnings_name_repeated_prompts_long_rows_and_special_tokens() -> None:
+    examples = [Example(str(n), "a", "", output) for n, output in enumerate(["x", "x", "y y y"])]
+    examples += [Example("3", "b", "i", "<end>"), Example("4", "b", "i", "<end>")]
+    checked = rows(examples).add_column("row", [f"line {n}" for n in range(1, 6)])
+    counter = build_counter(4)
+    warnings = [str(one) for one in find_warnings(counter.add_counts(checked), file="f.json", counter=counter)]
+    assert [warning.partition(";")[0] for warning in warnings] == [
+        "`f.json` line 1 has the same instruction and input (but not output) as line 2 and line 3",
+        "`f.json` line 4 has the same instruction and input (and output) as line 5",
+        "`f.json` line 3 has 5 tokens, more than `max_length` 4",
+        "`f.json` line 4 contains `<end>`, a special token of `words`",
+        "`f.json` line 5 contains `<end>`, a special token of `words`",
+    ]
+    assert len(find_warnings(checked, file="f.json")) == 2
+    many = rows([Example(str(n), "a", "", "x") for n in range(13)]).add_column("row", [f"row {n}" for n in range(13)])
+    (warning,) = find_warnings(many, file="f")
+    assert warning.what.endswith("as row 1, row 2, row 3, row 4, row 5, row 6, row 7, row 8, row 9, row 10 and 2 more")
+
+
+def test_tokens_are_counted_in_several_processes() -> None:
+    counter = build_counter(4)
+    examples = rows([Example(str(n), "one " * n, "", "a") for n in range(1, 9)])
+    alone = counter.add_counts(examples)
+    assert counter.add_counts(examples, num_proc=2).to_list() == alone.to_list()

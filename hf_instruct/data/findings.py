@@ -1,0 +1,369 @@
+"""What is known of the data before anything is trained on it: computed once, and shown as a table or in a few lines."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_instruct.data.formats import Problem, group_by_prompt, hash_prompts, shorten
+from hf_instruct.data.near_duplicates import METHOD, NEAR_THRESHOLD, find_near_duplicates
+from hf_instruct.data.tokens import TokenCounter
+from hf_instruct.errors import DataError
+from hf_instruct.records import SPLIT_NAMES
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    Splits = Mapping[str, Dataset]
+
+HELD_OUT = ("test", "validation")
+# So many rows at most are compared for near-duplicates unless a threshold is asked for; of the held-out rows a tenth.
+MOST_ROWS = 100_000
+_LEAKS_SHOWN = 5
+_PAIRS_SHOWN = 3
+_LABEL_WIDTH = 46
+_NUMBER_WIDTH = 11
+
+
+def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | None = None) -> list[Problem]:
+    """Return warnings about examples that can be used but may not be what the user means.
+
+    They are: equal instruction + input pairs, one warning for each such pair; and, where tokens were counted, rows that
+    training would cut off and rows whose text contains a special token.
+
+    Args:
+        examples: The examples, with the column `row`.
+        file: The source as the user named it.
+        counter: What counted their tokens.
+    """
+    warnings = []
+    rows = examples["row"][:]
+    for indices in group_by_prompt(examples):
+        if len(indices) > 1:
+            first, *others = indices
+            outputs = set(examples.select(indices)["output"][:])
+            equal = "and output" if len(outputs) == 1 else "but not output"
+            what = f"has the same instruction and input ({equal}) as {_enumerate([rows[index] for index in others])}"
+            remedy = "keep one, or choose the split `grouped`, which keeps them together"
+            warnings.append(Problem(file, rows[first], None, what, remedy))
+    if counter is None:
+        return warnings
+    counts = zip(rows, examples["num_tokens"][:], examples["special_tokens"][:], strict=True)
+    for row, length, special in counts:
+        if counter.max_length is not None and length > counter.max_length:
+            what = f"has {length:,} tokens, more than `max_length` {counter.max_length:,}"
+            remedy = "shorten it or raise `max_length`, else training cuts its end off"
+            warnings.append(Problem(file, row, None, what, remedy))
+        if special:
+            what = f"contains {', '.join(f'`{token}`' for token in special)}, a special token of `{counter.model}`"
+            remedy = "delete it if another program left it there; kept, it is trained on and answered as plain text"
+            warnings.append(Problem(file, row, None, what, remedy))
+    return warnings
+
+
+def build_preflight(
+    splits: "Splits",
+    *,
+    source: str,
+    split: str | None = None,
+    threshold: float | None = None,
+    counter: TokenCounter | None = None,
+    num_left_out: int = 0,
+) -> dict[str, Any]:
+    """Return what `preflight.json` contains, but for the checksum of the files.
+
+    Args:
+        splits: The examples of each split.
+        source: Where they come from, as the user named it.
+        split: How they were split; None where they were not.
+        threshold: Least cosine similarity of near-duplicates. None takes `NEAR_THRESHOLD`, and with more than
+            `MOST_ROWS` examples looks at a sample.
+        counter: What counted their tokens; None leaves out what needs that.
+        num_left_out: Rows of the source that are not in the splits because they have no output.
+
+    Returns:
+        `examples`, `empty_inputs`, `empty_outputs`: how many, for each split and in `total`; in the last with
+        `left_out`. `duplicate_rows`: how many rows repeat an earlier one in instruction, input and output.
+        `repeated_prompts`: how many instruction + input pairs are on more than one row, and `repeated_rows` how many
+        rows repeat such a pair after its first. For `test` and for `validation`: `seen_in_train`, the examples whose
+        instruction and input are also in train, as `id` and `train_ids`; `instruction_seen_in_train`, the others
+        whose instruction is, with another input, as `id` and `num_train`; `near_duplicates`, the examples not in
+        `seen_in_train` that are nearly a training example, as `id`, `train_id` and `cosine`, beside `threshold`,
+        `method`, `compared` and `sampled`, how much of it where not all. `tokens`: None, or `model`,
+        `prompt_format`, `max_length`, `completion_only_loss`, `longest` (tokens of the longest row before the cut) and,
+        for each split and in `total`, `label_tokens` (after the cut), `cut` (rows longer than `max_length`),
+        `without_labels` (rows that have no label left); and `special_tokens`, for each split the examples whose text
+        contains some, as `id` and `tokens`.
+    """
+    keys = {name: hash_prompts(splits[name]) for name in SPLIT_NAMES}
+    prompts = Counter(key for name in SPLIT_NAMES for key in keys[name])
+    outputs = {name: splits[name]["output"][:] for name in SPLIT_NAMES}
+    rows = {(key, hash(output)) for name in SPLIT_NAMES for key, output in zip(keys[name], outputs[name], strict=True)}
+    num_rows = sum(map(len, outputs.values()))
+    train = set(keys["train"])
+    return {
+        "source": source,
+        "split": split,
+        "examples": _count({name: len(splits[name]) for name in SPLIT_NAMES}),
+        "empty_inputs": _count({name: splits[name]["input"][:].count("") for name in SPLIT_NAMES}),
+        "empty_outputs": _count({**dict.fromkeys(SPLIT_NAMES, 0), "left_out": num_left_out}),
+        "duplicate_rows": num_rows - len(rows),
+        "repeated_prompts": sum(count > 1 for count in prompts.values()),
+        "repeated_rows": num_rows - len(prompts),
+        "seen_in_train": find_leaks(splits, keys),
+        "instruction_seen_in_train": {
+            name: _find_other_inputs(splits[name], splits["train"], [key in train for key in keys[name]])
+            for name in HELD_OUT
+        },
+        "near_duplicates": _describe_near(splits, threshold),
+        "tokens": None if counter is None else _sum_tokens(splits, counter),
+    }
+
+
+def find_leaks(splits: "Splits", keys: Mapping[str, Sequence[bytes]] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Return, for test and validation, the examples whose instruction and input are in train: `id`, `train_ids`."""
+    keys = keys or {name: hash_prompts(splits[name]) for name in SPLIT_NAMES}
+    held_out = {key for name in HELD_OUT for key in keys[name]}
+    train_ids: dict[bytes, list[str]] = defaultdict(list)
+    for index, key in enumerate(keys["train"]):
+        if key in held_out:
+            train_ids[key].append(splits["train"][index]["id"])
+    return {
+        name: [
+            {"id": splits[name][index]["id"], "train_ids": train_ids[key]}
+            for index, key in enumerate(keys[name])
+            if key in train_ids
+        ]
+        for name in HELD_OUT
+    }
+
+
+def refuse_leaks(
+    splits: "Splits", *, source: str, strict: str, remedy: str, name_row: Callable[[str], str] | None = None
+) -> None:
+    """Raise where a test or validation example has the instruction and input of a training example.
+
+    Near-duplicates are no reason: where they begin is a matter of the threshold, and no way of splitting would be sure
+    to have none.
+
+    Args:
+        splits: The examples.
+        source: Where they come from, as the user named it.
+        strict: What asked for this, as the user typed it.
+        remedy: The setting that keeps such pairs together, as the user would type it.
+        name_row: Says where the example with an id stands; by default by its id.
+
+    Raises:
+        DataError: There are some; their number and the first of them are named.
+    """
+    found = find_leaks(splits)
+    leaks = [(name, leak) for name in HELD_OUT for leak in found[name]]
+    if not leaks:
+        return
+    name_row = name_row or (lambda id: f"example `{id}`")
+    instructions = {row["id"]: row["instruction"] for name in HELD_OUT for row in splits[name]}
+    problems = []
+    for name, leak in leaks[:_LEAKS_SHOWN]:
+        first, *others = leak["train_ids"]
+        more = f" and {len(others):,} more" if others else ""
+        quoted = shorten(instructions[leak["id"]], 60)
+        problems.append(f'{name}, {name_row(leak["id"])} ("{quoted}"): also {name_row(first)}{more} of train')
+    if len(leaks) > _LEAKS_SHOWN:
+        problems.append(f"and {len(leaks) - _LEAKS_SHOWN:,} more")
+    counts = " and ".join(f"{len(found[name]):,} {name}" for name in HELD_OUT)
+    raise DataError(
+        f"{counts} examples of `{source}` have the same instruction and input as a training example, so that a score "
+        f"on them would measure memory; {strict} refuses such data. Split with `{remedy}`, which keeps equal pairs in "
+        "one split, or delete the repeats:",
+        problems,
+    )
+
+
+def _find_other_inputs(examples: "Dataset", train: "Dataset", seen: Sequence[bool]) -> list[dict[str, Any]]:
+    counts = Counter(train["instruction"][:])
+    rows = zip(examples["id"][:], examples["instruction"][:], seen, strict=True)
+    return [
+        {"id": id, "num_train": counts[instruction]}
+        for id, instruction, is_seen in rows
+        if instruction in counts and not is_seen
+    ]
+
+
+def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
+    from datasets import concatenate_datasets
+
+    described: dict[str, Any] = {
+        "threshold": NEAR_THRESHOLD if threshold is None else threshold,
+        "method": METHOD,
+        "compared": "instruction and input of each test and validation example with those of every training example",
+        "sampled": None,
+        "test": [],
+        "validation": [],
+    }
+    held_out, train = {name: splits[name] for name in HELD_OUT}, splits["train"]
+    if threshold is None and sum(len(splits[name]) for name in SPLIT_NAMES) > MOST_ROWS:
+        held_out = {name: _spread(rows, MOST_ROWS // 20) for name, rows in held_out.items()}
+        train = _spread(train, MOST_ROWS - MOST_ROWS // 10)
+        counts = [len(rows) for rows in (*held_out.values(), train)]
+        described["sampled"] = "{:,} test and {:,} validation examples with {:,} of train".format(*counts)
+    both, train_ids = concatenate_datasets(list(held_out.values())), train["id"][:]
+    for near in find_near_duplicates(both, train, threshold=described["threshold"]):
+        name = "test" if near.number < len(held_out["test"]) else "validation"
+        pair = {"id": both[near.number]["id"], "train_id": train_ids[near.train_number]}
+        described[name].append({**pair, "cosine": round(near.cosine, 4)})
+    return described
+
+
+def _spread(rows: "Dataset", count: int) -> "Dataset":
+    """Return so many rows at most, evenly spaced."""
+    if len(rows) <= count:
+        return rows
+    return rows.select([index * len(rows) // count for index in range(count)])
+
+
+def _sum_tokens(splits: "Splits", counter: TokenCounter) -> dict[str, Any]:
+    lengths = {name: splits[name]["num_tokens"][:] for name in SPLIT_NAMES}
+    labels = {name: splits[name]["num_labels"][:] for name in SPLIT_NAMES}
+    special = {name: zip(splits[name]["id"][:], splits[name]["special_tokens"][:], strict=True) for name in SPLIT_NAMES}
+    limit = counter.max_length
+    return {
+        "model": counter.model,
+        "prompt_format": counter.prompt_format.name,
+        "max_length": limit,
+        "completion_only_loss": counter.completion_only_loss,
+        "longest": max((length for rows in lengths.values() for length in rows), default=0),
+        "label_tokens": _count({name: sum(rows) for name, rows in labels.items()}),
+        "cut": _count({n: sum(limit is not None and length > limit for length in rows) for n, rows in lengths.items()}),
+        "without_labels": _count({name: rows.count(0) for name, rows in labels.items()}),
+        "special_tokens": {
+            name: [{"id": id, "tokens": tokens} for id, tokens in rows if tokens] for name, rows in special.items()
+        },
+    }
+
+
+def _count(counts: dict[str, int]) -> dict[str, int]:
+    return {**counts, "total": sum(counts.values())}
+
+
+def _enumerate(rows: Sequence[str]) -> str:
+    if len(rows) > 10:
+        return f"{', '.join(rows[:10])} and {len(rows) - 10:,} more"
+    return " and ".join(part for part in (", ".join(rows[:-1]), rows[-1]) if part)
+
+
+class _Row(NamedTuple):
+    """One line of the table: its label and its counts, by column; a column without one stays empty."""
+
+    label: str
+    counts: Mapping[str, int]
+
+
+def format_table(preflight: Mapping[str, Any]) -> str:
+    """Return the whole table of what `build_preflight` found; where nothing was split, of the total alone."""
+    columns = (*SPLIT_NAMES, "total") if preflight["split"] else ("total",)
+    sizes = [
+        _Row("examples", preflight["examples"]),
+        _Row("  without an input", preflight["empty_inputs"]),
+        _Row("  without an output", preflight["empty_outputs"]),
+    ]
+    if preflight["tokens"]:
+        sizes.append(_Row("label tokens", preflight["tokens"]["label_tokens"]))
+    title = f"split `{preflight['split']}`" if preflight["split"] else "not split"
+    return _format_rows(title, [*sizes, *_build_findings(preflight)], columns)
+
+
+def format_findings(preflight: Mapping[str, Any]) -> str:
+    """Return the sizes of the splits in a line and, where anything was found, a table of that and what to do."""
+    text = f"{preflight['source']}: " + ", ".join(f"{preflight['examples'][name]:,} {name}" for name in SPLIT_NAMES)
+    if tokens := preflight["tokens"]:
+        text += "; label tokens: " + ", ".join(f"{tokens['label_tokens'][name]:,}" for name in SPLIT_NAMES)
+    if rows := [row for row in _build_findings(preflight) if any(row.counts.values())]:
+        text += "\n" + _format_rows(f"split `{preflight['split']}`", rows, (*SPLIT_NAMES, "total"))
+    if sampled := preflight["near_duplicates"]["sampled"]:
+        text += f"\nNear-duplicates were looked for in a sample: {sampled}."
+    advice = advise(preflight, prefix="data.", max_length="train.max_length")
+    return f"{text}\n{advice}" if advice else text
+
+
+def format_near_duplicates(preflight: Mapping[str, Any], splits: "Splits") -> list[str]:
+    """Return lines that show the most similar of the near-duplicates beside what they are like."""
+    near = preflight["near_duplicates"]
+    found = sorted((pair for name in HELD_OUT for pair in near[name]), key=lambda pair: -pair["cosine"])
+    wanted = {pair[key] for pair in found[:_PAIRS_SHOWN] for key in ("id", "train_id")}
+    texts = {}
+    for rows in splits.values():
+        for index, id in enumerate(rows["id"][:]):
+            if id in wanted:
+                texts[id] = shorten(f"{rows[index]['instruction']} {rows[index]['input']}".strip(), 44)
+    lines = []
+    for pair in found[:_PAIRS_SHOWN]:
+        own, other = texts[pair["id"]], texts[pair["train_id"]]
+        lines.append(f"  {pair['cosine']:.3f}  {own} ~ {other}")
+    return lines
+
+
+def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = "max-length") -> str | None:
+    """Return one line of what to do about what was found, or None where nothing is wrong.
+
+    Args:
+        preflight: What was found.
+        prefix: What stands before the names of the flags of the `data` section.
+        max_length: Name of the flag for the longest row.
+    """
+    leaks, near = (sum(len(preflight[key][name]) for name in HELD_OUT) for key in ("seen_in_train", "near_duplicates"))
+    parts = []
+    if leaks:
+        parts.append(f"`--{prefix}split grouped` keeps what stands in train out of test")
+    if duplicates := preflight["duplicate_rows"]:
+        parts.append(f"delete {_count_rows(duplicates)} that repeat{'s' if duplicates == 1 else ''} another")
+    if tokens := preflight["tokens"]:
+        # The test split is never trained on.
+        unlabelled = sum(tokens["without_labels"][name] for name in ("train", "validation"))
+        if unlabelled:
+            parts.append(f"shorten {_count_rows(unlabelled)} or raise `--{max_length}`, else training stops")
+        elif cut := tokens["cut"]["total"]:
+            parts.append(f"shorten {_count_rows(cut)} or raise `--{max_length}` (longest: {tokens['longest']:,})")
+    if near and not parts:
+        parts.append("read the near-duplicates before you trust a score on them")
+    return f"What to do: {'; '.join(parts)}." if parts else None
+
+
+def _build_findings(preflight: Mapping[str, Any]) -> list[_Row]:
+    rows = [
+        _Row("rows that repeat another whole", {"total": preflight["duplicate_rows"]}),
+        _Row("rows that repeat an instruction + input", {"total": preflight["repeated_rows"]}),
+    ]
+    near = preflight["near_duplicates"]
+    if preflight["split"]:
+        rows += [
+            _Row("instruction + input also in train", _count_found(preflight["seen_in_train"])),
+            _Row("instruction in train with another input", _count_found(preflight["instruction_seen_in_train"])),
+        ]
+        where = "a sample of train" if near["sampled"] else "train"
+        rows.append(_Row(f"near-duplicate in {where} (cosine >= {near['threshold']:g})", _count_found(near)))
+    if tokens := preflight["tokens"]:
+        limit = "no `max_length`" if tokens["max_length"] is None else f"`max_length` {tokens['max_length']:,}"
+        rows += [
+            _Row(f"rows that lose their end at {limit}", tokens["cut"]),
+            _Row("rows that lose all labels", tokens["without_labels"]),
+            _Row("rows whose text contains a special token", _count_found(tokens["special_tokens"])),
+        ]
+    return rows
+
+
+def _count_found(found: Mapping[str, Any]) -> dict[str, int]:
+    counts = {name: len(found[name]) for name in SPLIT_NAMES if name in found}
+    return {**counts, "total": sum(counts.values())}
+
+
+def _count_rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def _format_rows(title: str, rows: Sequence[_Row], columns: Sequence[str]) -> str:
+    def join(label: str, cells: Sequence[str]) -> str:
+        return (f"{label:<{_LABEL_WIDTH}}" + "".join(f"{cell:>{_NUMBER_WIDTH}}" for cell in cells)).rstrip()
+
+    lines = [join(title, columns)]
+    for row in rows:
+        lines.append(join(row.label, [f"{row.counts[name]:,}" if name in row.counts else "" for name in columns]))
+    return "\n".join(lines)

@@ -1,0 +1,305 @@
+from typing import Any
+
+import pytest
+
+from hf_instruct.data import formats
+from hf_instruct.data.formats import (
+    CheckedData,
+    Problem,
+    RawRow,
+    build_examples,
+    check_messages,
+    group_by_prompt,
+    raise_problems,
+    shorten,
+)
+from hf_instruct.data.sources import iterate_examples
+from hf_instruct.errors import DataError
+from hf_instruct.records import Example, build_example_id
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def check(*rows: dict[str, Any], file: str = "mine.json", **options: Any) -> CheckedData:
+    return build_examples((RawRow(f"row {n}", row) for n, row in enumerate(rows)), file=file, **options)
+
+
+def read(*rows: dict[str, Any], **options: Any) -> list[Example]:
+    checked = check(*rows, **options)
+    assert checked.problems == []
+    return list(iterate_examples(checked.examples))
+
+
+def texts(checked: CheckedData) -> list[str]:
+    return [str(problem) for problem in checked.problems]
+
+
+def test_a_row_becomes_an_example_as_it_is() -> None:
+    checked = check({"instruction": " Add. ", "input": "1 2", "output": "3\n", "category": "sums"})
+    id = build_example_id(" Add. ", "1 2", "3\n")
+    assert list(iterate_examples(checked.examples)) == [Example(id, " Add. ", "1 2", "3\n", "sums")]
+    assert checked.examples["row"][:] == ["row 0"]
+    assert checked.problems == checked.notices == []
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, "is null; write the output, or delete the row"),
+        (" \n\t", "is empty; write the output, or delete the row"),
+        (42, "is a number (42), not text; write it as one text"),
+        (True, "is a boolean (true), not text; write it as one text"),
+        (["a"], "is a list, not text; write it as one text"),
+        ({"a": 1}, "is an object, not text; write it as one text"),
+        ("a\0b", "has a NUL character at position 1; delete that character"),
+        ("a\ud800", "has half of a surrogate pair, which no UTF-8 file can hold; replace it by the whole character"),
+    ],
+)
+def test_each_bad_output_is_named(value: object, problem: str) -> None:
+    checked = check({"instruction": "Add.", "output": value})
+    assert texts(checked) == [f"`mine.json` row 0, `output` {problem}"]
+    assert len(checked.examples) == 0
+
+
+def test_all_problems_of_all_rows_are_found_in_order() -> None:
+    checked = check(
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a"},
+        {"instruction": "", "output": None, "input": 5, "category": []},
+        problems=[Problem("mine.json", "row 1", None, "is odd", "fix it")],
+    )
+    assert texts(checked) == [
+        "`mine.json` row 1 is odd; fix it",
+        "`mine.json` row 1, `output` is missing; add it, or delete the row",
+        "`mine.json` row 2, `instruction` is empty; write the instruction, or delete the row",
+        "`mine.json` row 2, `input` is a number (5), not text; write it as one text",
+        "`mine.json` row 2, `output` is null; write the output, or delete the row",
+        "`mine.json` row 2, `category` is a list, not text; write it as one text",
+    ]
+    assert checked.examples["output"][:] == ["b"]
+
+
+def test_input_and_category_may_be_absent_or_null() -> None:
+    rows = read(
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a", "output": "c", "input": None, "category": None},
+        {"instruction": "a", "output": "d", "category": 3},
+    )
+    assert [(row.input, row.category) for row in rows] == [("", None), ("", None), ("", "3")]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "i", "context": "c", "response": "r", "category": "k"}, ("i", "c", "r", "k")),
+        ({"question": "q", "answer": "a"}, ("q", "", "a", None)),
+        ({"Instruction": "i", "INPUT": "x", " output ": "o"}, ("i", "x", "o", None)),
+        ({"instruction": "i", "output": "o", "response": "unused"}, ("i", "", "o", None)),
+    ],
+)
+def test_formats_of_texts_are_recognised(row: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    (example,) = read(row)
+    assert (example.instruction, example.input, example.output, example.category) == expected
+    assert (example.prompt, example.messages) == (None, None)
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+MORE = [*TURNS, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "turns"),
+    [
+        ({"messages": [SYSTEM, *MORE]}, [SYSTEM, *MORE]),
+        ({"messages": [{**turn, "weight": 1} for turn in TURNS]}, TURNS),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, TURNS),
+        ({"Conversations": [{"from": "system", "value": "Be brief."}, *TURNS]}, [SYSTEM, *TURNS]),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, TURNS),
+        ({"prompt": [SYSTEM, TURNS[0]], "completion": "b"}, [SYSTEM, *TURNS]),
+    ],
+)
+def test_conversations_are_recognised(row: dict[str, Any], turns: list[dict[str, str]]) -> None:
+    checked = check(row)
+    (example,) = iterate_examples(checked.examples)
+    assert checked.problems == []
+    assert example.messages == turns
+    assert (example.instruction, example.input, example.output) == (turns[-2]["content"], "", turns[-1]["content"])
+    assert "holds " in checked.notices[0]
+
+
+def test_prompt_and_completion_are_kept_as_they_are() -> None:
+    (example,) = read({"prompt": "Q: 1+1\nA:", "completion": " 2"})
+    assert (example.prompt, example.instruction, example.output) == ("Q: 1+1\nA:", "Q: 1+1\nA:", " 2")
+
+
+@pytest.mark.parametrize(
+    ("turns", "problem"),
+    [
+        ("hello", 'is text ("hello"), not a list of turns'),
+        ([1], "turn 0 has no text as `role`"),
+        ([{"role": "user", "content": None}, TURNS[1]], "turn 0 has no text as `role` or `content`"),
+        ([TURNS[0], TURNS[0], TURNS[1]], "turn 1 is of `user` where one of `assistant` is due"),
+        ([SYSTEM, TURNS[1]], "turn 1 is of `assistant` where one of `user` is due"),
+        ([*TURNS, TURNS[0]], "ends without an answer"),
+        ([TURNS[0], {"role": "assistant", "content": " "}], "turn 1 is empty"),
+        ([TURNS[0], {"role": "tool", "content": "x"}, TURNS[1]], "turn 1 has the role `tool`"),
+        ([TURNS[0], {"role": "assistant", "content": "a\0"}], "turn 1 has a NUL character"),
+        ([SYSTEM], "holds no question with an answer"),
+        ([], "holds no question with an answer"),
+        (None, "is null"),
+    ],
+)
+def test_bad_conversations_are_named_by_row_and_turn(turns: Any, problem: str) -> None:
+    (found,) = texts(check({"messages": TURNS}, {"messages": turns}))
+    assert found.startswith("`mine.json` row 1, `messages` ")
+    assert problem in found
+    assert check_messages(TURNS) is None
+
+
+def test_what_was_recognised_is_said_in_a_line() -> None:
+    assert check({"Question": "q", "answer": "a", "id": "1"}).notices == [
+        "`mine.json` holds questions and answers: `Question` as instruction, `answer` as output."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        (
+            {"instruction": "i", "response": "r", "question": "q", "answer": "a"},
+            "choose one by `--map instruction=instruction,output=response` (Dolly's rows) or `--map "
+            "instruction=question,output=answer` (questions and answers)",
+        ),
+        (
+            {"messages": TURNS, "conversations": TURNS},
+            "choose one by `--map messages=messages` (messages) or `--map messages=conversations` (ShareGPT's",
+        ),
+        ({"prompt": "a", "response": "b"}, "name the right one with `--map output=response`"),
+        ({"Output": "a", "OUTPUT": "b", "instruction": "i"}, "name the right one with `--map output=COLUMN`"),
+    ],
+)
+def test_what_is_ambiguous_names_the_map_to_type(row: dict[str, Any], remedy: str) -> None:
+    (problem,) = check(row).problems
+    assert remedy in problem.remedy
+
+
+def test_a_column_of_no_row_is_one_problem_with_the_nearest() -> None:
+    row = {"queries": "a", "outputs": "b"}
+    checked = check(row, row, file="q.csv", map={"instruction": "query"})
+    known = "is not a column; the columns are `queries`, `outputs` (a CSV's first line names them): name the right one"
+    assert texts(checked) == [
+        f"`q.csv`, `query` {known} with `--map instruction=COLUMN`. Did you mean `queries`?",
+        f"`q.csv`, `output` {known} with `--map output=COLUMN`. Did you mean `outputs`?",
+    ]
+    assert len(checked.examples) == 0
+    assert checked.notices == []
+
+
+def test_a_map_renames_columns() -> None:
+    row = {"q": "a", "a": "b", "kind": "k", "key": 7}
+    map = {"instruction": "q", "output": "a", "category": "kind", "id": "key"}
+    assert read(row, map=map) == [Example("7", "a", "", "b", "k")]
+    assert read({"dialog": TURNS}, map={"messages": "dialog"})[0].messages == TURNS
+    assert read({"q": "a", "completion": "b"}, map={"prompt": "q"})[0].prompt == "a"
+    # Only what differs has to be mapped.
+    assert read({"question": "q", "reply": "a"}, map={"output": "reply", "instruction": "question"})[0].output == "a"
+
+
+@pytest.mark.parametrize(
+    ("map", "fields"),
+    [
+        ({"instruction": "output", "output": "output"}, ("instruction", "output")),
+        ({"instruction": "output"}, ("instruction", "output")),
+        ({"instruction": "input", "input": "input"}, ("instruction", "input")),
+    ],
+)
+def test_no_two_fields_are_read_from_one_column(map: dict[str, str], fields: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match=f"reads both `{fields[0]}` and `{fields[1]}` from the column"):
+        check({"input": "a", "output": "b"}, map=map)
+
+
+def test_an_optional_field_is_not_read_from_a_column_that_is_mapped_to_another() -> None:
+    (example,) = read({"input": "a", "output": "b"}, map={"instruction": "input"})
+    assert (example.instruction, example.input, example.output) == ("a", "", "b")
+
+
+def test_columns_not_used_are_one_notice_that_spots_a_misspelt_input() -> None:
+    assert check({"instruction": "a", "inputs": "i", "output": "b", "\x1b[2J": 1}).notices == [
+        "`mine.json`: columns not used: `inputs`, `\\x1b[2J`. No column is `input`. Did you mean `inputs`? Add it by "
+        "`--map input=COLUMN`."
+    ]
+
+
+def test_no_rows_and_rows_without_any_column_are_problems() -> None:
+    assert texts(check()) == ["`mine.json` holds no rows; add rows, or name another source"]
+    assert texts(check({}, {})) == ["`mine.json` names no column in any row; add rows, or name another source"]
+
+
+def test_equal_rows_get_ids_of_their_own_that_do_not_change_when_rows_follow() -> None:
+    row = {"instruction": "a", "output": "b"}
+    id = build_example_id("a", "", "b")
+    assert [example.id for example in read(row, row, {**row, "output": "c"}, row)] == [
+        id,
+        f"{id}-2",
+        build_example_id("a", "", "c"),
+        f"{id}-3",
+    ]
+    assert [example.id for example in read(row, row)] == [id, f"{id}-2"]
+
+
+def test_own_ids_are_kept_where_every_row_has_one_of_its_own() -> None:
+    rows = [{"id": id, "instruction": "a", "output": "b"} for id in (1, "x", 10**30)]
+    assert [example.id for example in read(*rows)] == ["1", "x", "1" + "0" * 30]
+
+
+@pytest.mark.parametrize("bad", [None, "", "two\nlines", 1.5, True, "\ud800", 1])
+def test_own_ids_that_do_not_serve_are_noticed_and_a_problem_where_mapped(bad: object) -> None:
+    rows = [{"id": 1, "instruction": "a", "output": "b"}, {"id": bad, "instruction": "a", "output": "c"}]
+    checked = check(*rows)
+    counts = "0 without, 1 repeated" if type(bad) is int else "1 without, 0 repeated"
+    problem = f"is no id of its own on every row ({counts})"
+    assert checked.notices == [f"`mine.json`: column `id` {problem}; ids are made from the text instead."]
+    assert checked.examples["id"][:] == [build_example_id("a", "", "b"), build_example_id("a", "", "c")]
+    assert texts(check(*rows, map={"id": "id"}))[0].startswith(f"`mine.json`, `id` {problem}; map another column")
+
+
+def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
+    rows = [{"instruction": "a", "output": output} for output in ("b", "", None, " ", "c")]
+    checked = check(*rows, file="alpaca", drop_without_output=True)
+    assert checked.examples["output"][:] == ["b", "c"]
+    assert checked.examples["row"][:] == ["row 0", "row 4"]
+    assert checked.notices == ["`alpaca`: 3 rows without an output are left out."]
+    assert checked.problems == []
+
+
+def test_many_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"instruction": f"Say {n}.", "output": str(n)} for n in range(10)] + [{"instruction": "x", "new": 1}]
+    whole = check(*rows)
+    monkeypatch.setattr(formats, "BATCH", 3)
+    parts = check(*rows)
+    assert parts.examples.to_list() == whole.examples.to_list()
+    assert (texts(parts), parts.notices) == (texts(whole), whole.notices)
+
+
+def test_groups_hold_indices() -> None:
+    pairs = [("a", ""), ("a", "i"), ("a", "")]
+    checked = check(*({"instruction": i, "input": input, "output": "o"} for i, input in pairs))
+    assert group_by_prompt(checked.examples) == [[0, 2], [1]]
+    assert group_by_prompt(check({"messages": MORE}, {"messages": MORE[2:]}).examples) == [[0], [1]]
+
+
+def test_at_most_fifty_problems_are_listed_and_all_are_counted() -> None:
+    problems = [Problem("f.json", f"row {n}", "output", "is empty", "write it") for n in range(1234)]
+    with pytest.raises(DataError) as caught:
+        raise_problems(problems)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "1,234 problems in `f.json`:"
+    assert lines[1] == "  - `f.json` row 0, `output` is empty; write it"
+    assert lines[-1] == "  - and 1,184 more"
+    assert len(lines) == 52
+    raise_problems([])
+
+
+def test_long_names_are_cut() -> None:
+    assert shorten("x" * 100) == "x" * 39 + "…"
+    assert shorten("\ud800" * 100, 10) == "\\ud800\\ud…"
