@@ -264,8 +264,20 @@ class PromptFormat:
         prompts = []
         for example in examples:
             with _naming(example):
-                prompts.append(self.encode_prompt(tokenizer, example.instruction, example.input))
+                prompts.append(self._encode_asked(tokenizer, example))
         return prompts
+
+    def _encode_asked(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> list[int]:
+        """Return the token ids of what an example asks: its own prompt, its turns before the answer, or its texts."""
+        if example.prompt is not None:
+            return [*self._tokens(tokenizer).begin, *self._encode(tokenizer, str, example.prompt)]
+        if not example.messages:
+            return self.encode_prompt(tokenizer, example.instruction, example.input)
+        *earlier, question, _ = example.messages
+        system = earlier.pop(0)["content"] if earlier and earlier[0]["role"] == "system" else ""
+        texts = [turn["content"] for turn in earlier]
+        history = list(zip(texts[::2], texts[1::2], strict=True))
+        return self.encode_turns(tokenizer, question["content"], history=history, system=system)
 
     def encode_turns(
         self,
@@ -333,7 +345,7 @@ class PromptFormat:
             }
             example = Example(**fields, prompt=example.get("prompt"), messages=example.get("messages"))
         with _naming(example):
-            prompt_ids = self.encode_prompt(tokenizer, example.instruction, example.input)
+            prompt_ids = self._encode_asked(tokenizer, example)
             ending = self._tokens(tokenizer).ending
             return prompt_ids, self._encode(tokenizer, lambda text: text + ending, example.output)
 

@@ -345,3 +345,19 @@ def test_a_format_that_fails_on_one_row_names_it(chat_tokenizer) -> None:
     deep.chat_template = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() if 'deep' in messages[0].content }}A"
     with pytest.raises(DataError, match=r"^Example `d`: The chat template of .* refuses this: it is nested too deeply"):
         PromptFormat.from_name("chat").encode_prompts(deep, [EXAMPLES[0], Example("d", "Go deep.", "", "x")])
+
+
+def test_conversations_and_prompts_of_their_own_are_asked_as_they_are(chat_tokenizer, tokenizer) -> None:
+    turns = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    row = {"id": "1", "instruction": "c", "input": "", "output": "d", "messages": messages}
+    chat = PromptFormat.from_name("chat")
+    prompt_ids, completion_ids = chat.encode_example(chat_tokenizer, row)
+    text = chat.render_chat(chat_tokenizer, messages, add_generation_prompt=False)
+    assert chat_tokenizer.decode(prompt_ids + completion_ids) == text.rstrip("\n")
+    assert chat.encode_prompts(chat_tokenizer, [Example(**row)]) == [prompt_ids]
+    with pytest.raises(DataError, match="Example `1`: The prompt format `alpaca` has no place for earlier turns"):
+        PromptFormat.from_name("alpaca").encode_example(tokenizer, row)
+    own = Example("2", "Q: a\nA:", "", " b", prompt="Q: a\nA:")
+    prompt_ids, completion_ids = PromptFormat.from_name("alpaca").encode_example(tokenizer, own)
+    assert (tokenizer.decode(prompt_ids), tokenizer.decode(completion_ids)) == ("Q: a\nA:", " b<|endoftext|>")
