@@ -112,6 +112,12 @@ class GenerateSection(BaseModel):
         "float32", description="in float32 an answer does not depend on the batch size"
     )
     seed: int = Field(123, description="seed of sampling")
+    limit: Natural | None = Field(None, description="answer only the first so many examples")
+    endpoint: str | None = Field(
+        None, description="address of an OpenAI-compatible server that answers with the tuned model, in its stead"
+    )
+    model: str | None = Field(None, description="name of the model at `endpoint`")
+    concurrency: Natural = Field(8, description="questions that `endpoint` gets at once")
 
 
 class JudgeSection(_Section):

@@ -300,7 +300,9 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         # The judgments of other judges are kept apart.
         "judge": False,
     }
-    refused = [key for key in changed if begun[key.partition(".")[0]]]
+    # These say how many answers, and how fast.
+    free = ("generate.limit", "generate.concurrency")
+    refused = [key for key in changed if begun[key.partition(".")[0]] and key not in free]
     if refused:
         raise RunError(
             f"`{folder.path}` is a run of another experiment: {quote_names(refused)} changed, and that stage has begun "

@@ -9,7 +9,8 @@ import logging
 import os
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import httpx
@@ -73,7 +74,18 @@ class Body(pydantic.BaseModel):
 
 
 Form = TypeVar("Form", bound=Body)
+Result = TypeVar("Result")
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+
+def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what a coroutine returns, also where an event loop is running already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def parse_ollama_host(text: str) -> str:

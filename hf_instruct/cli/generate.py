@@ -15,9 +15,14 @@ examples:
   hf-instruct generate runs/gpt2-medium-full
   hf-instruct generate runs/gpt2-medium-full --generate.max_new_tokens 64 --force
   hf-instruct generate runs/gpt2-medium-full --format course
+  hf-instruct generate runs/gpt2-medium-full --limit 20                  a first look; without it, the rest
   hf-instruct generate runs/gpt2-medium-full --strategy beam --force
   hf-instruct generate runs/gpt2-medium-full --preset creative --num-return 5 --seed 7 --force
   hf-instruct generate --presets
+  hf-instruct generate runs/mine --endpoint http://127.0.0.1:8000/v1 --model mine
+                                       the run's prompts, answered by its model on a server (vLLM, llama.cpp, Ollama)
+  hf-instruct generate runs/mine/data/test.jsonl --endpoint http://127.0.0.1:11434/v1 --model llama3 --out llama3.jsonl
+                                       a reference model, asked as a chat; `judge` and `compare` take the file
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/generate.py runs/gpt2-medium-full
 
 strategies: greedy (the default), beam, sample, top-k, top-p, min-p, typical, beam-sample.
@@ -28,7 +33,7 @@ settings is deleted by `--force` only, its scores with it. `hf-instruct explore`
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument("run", type=Path, nargs="?", help="run folder; `--presets` alone needs none")
+    parser.add_argument("run", type=Path, nargs="?", help="run folder; with `--out`, a source of examples")
     parser.add_argument("--force", action="store_true", help="delete the answers there are, and answer again")
     parser.add_argument(
         "--format",
@@ -40,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--strategy", metavar="NAME", help="how tokens are chosen; see below")
     how.add_argument("--preset", metavar="NAME", help="settings for a kind of task; `--presets` lists them")
     parser.add_argument("--presets", action="store_true", help="list strategies and presets with their sources")
-    add_field_flags(parser, "generate", "seed")
+    add_field_flags(parser, "generate", "seed", "limit", "endpoint", "model", "concurrency")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="answer examples of no run, by `--endpoint`")
     parser.add_argument(
         "--num-return",
         type=natural,
@@ -62,6 +68,9 @@ def _generate(options: argparse.Namespace) -> None:
         return
     if options.run is None:
         options.usage_error("the following arguments are required: run")
+    if options.out:
+        _answer_source(options)
+        return
     from hf_instruct.pipeline import answer_run
     from hf_instruct.processes import is_main_process
     from hf_instruct.run_folder import RunFolder
@@ -77,6 +86,23 @@ def _generate(options: argparse.Namespace) -> None:
         print(write_course_file(run))
 
 
+def _answer_source(options: argparse.Namespace) -> None:
+    from hf_instruct.config import build_experiment
+    from hf_instruct.data.sources import read_examples
+    from hf_instruct.errors import ConfigError
+    from hf_instruct.generation.endpoint import answer_source
+    from hf_instruct.generation.strategies import build_generation_settings
+
+    fields = {name.removeprefix("generate."): value for name, value in getattr(options, "overrides", {}).items()}
+    if "endpoint" not in fields or options.preset or options.format == "course":
+        raise ConfigError("`--out` goes with `--endpoint URL` and `--model NAME`, without `--preset` and `--format`.")
+    if options.strategy:
+        fields = build_generation_settings(options.strategy, **fields)
+    section = build_experiment({"generate": fields}, where="the flags").generate
+    answer_source(section, read_examples(str(options.run)), options.out, force=options.force)
+    print(options.out)
+
+
 def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str, Any]:
     """Return what the flags set, by dotted name: the fields of a preset or a strategy, then those given.
 
@@ -89,6 +115,10 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
     given = dict(getattr(options, "overrides", {}))
     if options.num_return is not None:
         given.setdefault("generate.num_return_sequences", options.num_return)
+    stored = run.load_experiment().generate.model_dump()
+    if stored["limit"]:
+        # Of an earlier command.
+        given.setdefault("generate.limit", None)
     if not (options.strategy or options.preset):
         return given
     # Fields of other sections are refused where every verb refuses them.
@@ -96,7 +126,6 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
     chosen = find_strategy(options.preset or options.strategy, preset=bool(options.preset))
     settings = build_generation_settings(chosen, **fields)
     # What another strategy had set in this run does not stay.
-    stored = run.load_experiment().generate.model_dump()
     stale = {name: None for name in STRATEGY_FIELDS if stored.get(name) is not None and name not in settings}
     return {**given, **{f"generate.{name}": value for name, value in {**stale, **settings}.items()}}
 

@@ -15,10 +15,10 @@ from hf_instruct.evaluation.loop import Answer, JudgeOptions, KeptRows, Task, ju
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.evaluation.pairing import JoinedPairs, Pair, join_responses
 from hf_instruct.evaluation.pairs import RUBRIC, PairQuestion, build_questions
-from hf_instruct.evaluation.scoring import run_sync
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
 from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Response
+from hf_instruct.servers import run_sync
 
 if TYPE_CHECKING:
     from datasets import Dataset

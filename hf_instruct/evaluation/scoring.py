@@ -1,12 +1,10 @@
 """Judge sets of responses, once or several times, and sum up what comes of it."""
 
-import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.console import format_points
@@ -20,13 +18,12 @@ from hf_instruct.evaluation.scores import build_repeats, build_scores, format_re
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response, Scores
+from hf_instruct.servers import run_sync
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +85,6 @@ def judge_responses(
             return await judge_with(used, checked, section, files=folder, options=options)
 
     return run_sync(work())
-
-
-def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what a coroutine returns, also where an event loop is running already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
 
 
 async def judge_with(

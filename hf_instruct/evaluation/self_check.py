@@ -29,7 +29,7 @@ from hf_instruct.evaluation.probes import (
 )
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.score_summary import label_judge
-from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
+from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
 from hf_instruct.records import Example, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
@@ -43,6 +43,7 @@ from hf_instruct.schema import (
     Rises,
     SelfCheck,
 )
+from hf_instruct.servers import run_sync
 
 logger = logging.getLogger(__name__)
 

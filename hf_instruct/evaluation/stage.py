@@ -11,9 +11,10 @@ from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.evaluation.scoring import JudgmentSet, judge_with, run_sync
+from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED, Response
+from hf_instruct.servers import run_sync
 
 
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:

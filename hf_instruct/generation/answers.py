@@ -149,9 +149,7 @@ def _answer_batch(
     """
     settings = dict(settings)
     if (seed := settings.pop("seed", None)) is not None:
-        # Of 63 bits, differing from example to example and from seed to seed.
-        digests = [hashlib.sha256(f"{seed}\0{example.id}".encode()).digest() for example in examples]
-        settings["seeds"] = [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
+        settings["seeds"] = [build_seed(seed, example) for example in examples]
     try:
         completions = generate_completions(model, tokenizer, prompts, **settings)
     except ValueError as error:
@@ -167,6 +165,12 @@ def _answer_batch(
         )
         for example, first in zip(examples, range(0, len(completions), each), strict=True)
     ]
+
+
+def build_seed(seed: int, example: Example) -> int:
+    """Return a number of 63 bits that differs from example to example and from seed to seed."""
+    digest = hashlib.sha256(f"{seed}\0{example.id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def check_lengths(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import Experiment, GenerateSection, check_generate_fields
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import answer_examples, check_lengths
+from hf_instruct.generation.endpoint import answer_at_endpoint, build_prompts, check_endpoint
 from hf_instruct.manifests import check_model
 from hf_instruct.models import load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Fields of the section that are not `GenerationConfig`'s.
-_OWN_FIELDS = {"batch_size", "base", "dtype", "seed", "max_new_tokens"}
+# Fields of the section that `generate()` does not get: they are not `GenerationConfig`'s, or given apart.
+_OWN_FIELDS = set(GenerateSection.model_fields) - {"do_sample"}
 
 
 def answer(run: RunFolder, experiment: Experiment) -> None:
@@ -57,17 +58,18 @@ def _answer_with(
     rank, num_processes = process_rank(), count_processes()
     on_main_process(lambda: _merge(run, examples))
     finished = {row.id for row in recover_rows(run.responses, Response) if row.model == which}
-    remaining = [example for example in examples if example.id not in finished]
+    remaining = [example for example in examples[: section.limit] if example.id not in finished]
     if not remaining:
         if rank == 0:
-            logger.info("%s: all %d answers are in %s", description, len(examples), run.responses)
+            logger.info("%s: all %d answers are in %s", description, len(finished), run.responses)
         return
     if finished and rank == 0:
-        logger.info("%s: continuing after %d of %d answers", description, len(finished), len(examples))
+        total = len(finished) + len(remaining)
+        logger.info("%s: continuing after %d of %d answers", description, len(finished), total)
     share = remaining[rank::num_processes]
     # Nobody writes into the file that the others may still be reading.
     path = run.responses if num_processes == 1 else run.response_part(rank)
-    done = len(examples) - len(remaining) if num_processes == 1 else 0
+    done = len(finished) if num_processes == 1 else 0
     bar = progress_bar(description, done + len(share), done=done) if rank == 0 else contextlib.nullcontext()
     if share:
         with bar as advance:
@@ -77,21 +79,27 @@ def _answer_with(
                 if advance is not None:
                     advance(len(batch), "")
 
-            model, tokenizer = load_run_model(run, experiment, which)
-            answer_examples(
-                model,
-                tokenizer,
-                share,
-                prompt_format=prompt_format,
-                batch_size=section.batch_size,
-                max_new_tokens=section.max_new_tokens,
-                reference_loss=True,
-                on_batch=keep,
-                seed=section.seed,
-                **_generation_fields(section),
-            )
-            # Before the next model is loaded.
-            del model
+            if section.endpoint and which == TUNED:
+                run.check_trained()
+                tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+                prompts = build_prompts(share, prompt_format, tokenizer)
+                answer_at_endpoint(section, share, prompts, on_response=lambda row: keep([row]))
+            else:
+                model, tokenizer = load_run_model(run, experiment, which)
+                answer_examples(
+                    model,
+                    tokenizer,
+                    share,
+                    prompt_format=prompt_format,
+                    batch_size=section.batch_size,
+                    max_new_tokens=section.max_new_tokens,
+                    reference_loss=True,
+                    on_batch=keep,
+                    seed=section.seed,
+                    **_generation_fields(section),
+                )
+                # Before the next one is loaded.
+                del model
     wait_for_all()
     on_main_process(lambda: _merge(run, examples))
 
@@ -158,7 +166,10 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
         revision=None if is_tuned else base.revision,
         trust_remote_code=base.trust_remote_code,
     )
-    _try_settings(_generation_fields(section), len(tokenizer))
+    if section.endpoint:
+        check_endpoint(section)
+    else:
+        _try_settings(_generation_fields(section), len(tokenizer))
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     examples = run.read_split("test")
     prompts = prompt_format.encode_prompts(tokenizer, examples)

@@ -1,0 +1,205 @@
+"""Answers from a server that speaks OpenAI's API: vLLM, llama.cpp, Ollama's `/v1`, OpenAI."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from hf_instruct.config import GenerateSection
+from hf_instruct.console import redact
+from hf_instruct.errors import ConfigError, InstructError
+from hf_instruct.generation.answers import build_seed
+from hf_instruct.progress import progress_bar
+from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.records import Example, append_rows, recover_rows, write_rows
+from hf_instruct.schema import Response
+from hf_instruct.servers import Body, NoServer, Server, ServerError, open_http, run_sync
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# A question may wait for those before it, and a long answer take minutes.
+_TIMEOUT_SECONDS = 600.0
+_RETRIES = 3
+# The settings of sampling that vLLM and llama.cpp take by the names of `GenerationConfig`.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+# Values by which a strategy says that it does without.
+_OFF = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "typical_p": 1.0, "do_sample": False}
+
+
+class _Message(Body):
+    content: str | None = None
+
+
+class _Choice(Body):
+    text: str | None = None
+    message: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(Body):
+    completion_tokens: int | None = None
+
+
+class _Completion(Body):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+def build_prompts(
+    examples: Sequence[Example], prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase"
+) -> list[dict[str, Any]]:
+    """Return what to ask `/v1/completions` for each example: its prompt as text, without the server's own BOS token.
+
+    A text in which a user wrote a special token goes as token ids, so that the server takes it for plain text too.
+    """
+    adds_begin = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    asked: list[dict[str, Any]] = []
+    for example in examples:
+        text = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
+        if prompt_format.find_special_tokens(tokenizer, example.instruction, example.input):
+            asked.append({"prompt": prompt_format.encode_prompt(tokenizer, example.instruction, example.input)})
+        elif prompt_format.name == CHAT and adds_begin:
+            asked.append({"prompt": text.removeprefix(str(tokenizer.bos_token))})
+        else:
+            asked.append({"prompt": text})
+    return asked
+
+
+def check_endpoint(section: GenerateSection) -> None:
+    """Refuse settings that no such server takes.
+
+    Raises:
+        ConfigError: All that are wrong with the `generate` section.
+    """
+    own = {*GenerateSection.model_fields, *_SAMPLING}
+    refused = [
+        f"`generate.{name}` is {value!r}; leave it out"
+        for name, value in section.model_dump().items()
+        if name not in own and value is not None and value != _OFF.get(name)
+    ]
+    if not section.model:
+        refused.append("`generate.model` is not set; name the server's model with `--model NAME`")
+    if refused:
+        raise ConfigError(f"A server cannot answer with these settings (it takes {', '.join(_SAMPLING)}):", refused)
+
+
+def answer_at_endpoint(
+    section: GenerateSection,
+    examples: Sequence[Example],
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    on_response: Callable[[Response], None],
+) -> None:
+    """Have a server answer examples, several at a time; the key comes from OPENAI_API_KEY.
+
+    Args:
+        section: Its `endpoint`, `model` and settings.
+        examples: What to answer.
+        prompts: For each, `prompt` for `/v1/completions` or `messages` for `/v1/chat/completions`.
+        on_response: Called with each response as it arrives.
+
+    Raises:
+        ConfigError: The address or a setting cannot be used.
+        InstructError: The server does not answer or refuses an example; responses that arrived are handed on.
+    """
+    check_endpoint(section)
+    run_sync(_answer(section, list(zip(examples, prompts, strict=True)), on_response))
+
+
+async def _answer(
+    section: GenerateSection,
+    asked: Sequence[tuple[Example, Mapping[str, Any]]],
+    on_response: Callable[[Response], None],
+) -> None:
+    url = str(section.endpoint).rstrip("/")
+    url += "" if urlsplit(url).path else "/v1"
+    http = open_http(
+        httpx.AsyncClient, url, key=os.environ.get("OPENAI_API_KEY"), where=f"The endpoint `{redact(url)}`"
+    )
+    server = Server(http, timeout_seconds=_TIMEOUT_SECONDS, retries=_RETRIES)
+    waiting = iter(asked)
+
+    async def work() -> None:
+        # All draw from one iterator, so a slow answer holds up nobody else.
+        for example, prompt in waiting:
+            on_response(await _ask(server, section, example, prompt))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(section.concurrency, len(asked))):
+                group.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        await server.aclose()
+
+
+async def _ask(server: Server, section: GenerateSection, example: Example, prompt: Mapping[str, Any]) -> Response:
+    is_chat = "messages" in prompt
+    settings: dict[str, Any] = {"temperature": 0}
+    if section.do_sample:
+        given = section.model_dump()
+        settings = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+        settings["seed"] = build_seed(section.seed, example) % 2**31
+    limit = "max_completion_tokens" if is_chat else "max_tokens"
+    body = {"model": section.model, **prompt, limit: section.max_new_tokens, **settings}
+    try:
+        found = await server.call("chat/completions" if is_chat else "completions", _Completion, body)
+        if not found.choices:
+            raise ServerError("the answer has no choices")
+    except NoServer as error:
+        raise InstructError(
+            f"No server answers at {server.url} ({error}). Start it, or name another with `--endpoint`."
+        ) from error
+    except ServerError as error:
+        status = f" (status {error.status})" if error.status else ""
+        raise InstructError(f"{server.url} does not answer example `{example.id}`: {error}{status}.") from error
+    choice = found.choices[0]
+    text = choice.text if choice.message is None else choice.message.content
+    ended = {"stop": True, "length": False}
+    return Response(
+        id=example.id,
+        instruction=example.instruction,
+        input=example.input,
+        output=example.output,
+        category=example.category,
+        response=(text or "").strip(),
+        stopped=ended.get(choice.finish_reason or ""),
+        num_tokens=found.usage.completion_tokens if found.usage else None,
+    )
+
+
+def answer_source(section: GenerateSection, examples: Sequence[Example], path: Path, *, force: bool = False) -> None:
+    """Have a server's chat model answer examples into a file of responses; rows that are there are kept.
+
+    Args:
+        section: Its `endpoint`, `model`, `limit` and settings.
+        examples: What to answer.
+        path: The file; it is in the order of the examples once it is whole.
+        force: Answer again what is answered.
+
+    Raises:
+        ConfigError: A setting cannot be used.
+        InstructError: The server does not answer, or refuses an example.
+    """
+    check_endpoint(section)
+    rows = {} if force else {row.id: row for row in recover_rows(path, Response)}
+    if force:
+        path.unlink(missing_ok=True)
+    waiting = [example for example in examples[: section.limit] if example.id not in rows]
+    texts = [f"{example.instruction}\n{example.input}" if example.input else example.instruction for example in waiting]
+    prompts = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    with progress_bar(f"Answering, {section.model}", len(rows) + len(waiting), done=len(rows)) as advance:
+
+        def keep(response: Response) -> None:
+            append_rows(path, [response])
+            rows[response.id] = response
+            advance(1, "")
+
+        answer_at_endpoint(section, waiting, prompts, on_response=keep)
+    write_rows(path, [rows[example.id] for example in examples if example.id in rows])
