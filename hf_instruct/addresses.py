@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from hf_instruct.errors import RunError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# Of a server that can be reached at all of this machine's addresses.
+# A server bound to these can be reached at all of this machine's addresses.
 _EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -29,7 +29,7 @@ def is_loopback(url: str) -> bool:
     >>> is_loopback("http://localhost:11434"), is_loopback("http://[::1]:8000/v1"), is_loopback("https://hf.co")
     (True, True, False)
     """
-    # A server prints the address that it listens at as 0.0.0.0 or ::, every address of its machine.
+    # Servers that listen at every address of their machine print 0.0.0.0 or ::.
     with contextlib.suppress(ValueError):
         return urlsplit(url).hostname in (*LOOPBACK, *_EVERY_ADDRESS)
     return False

@@ -16,7 +16,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-# What the system says of a disk that is full or failing, and of paths that are not for this user or of another kind.
+# A disk that is full or failing, and paths that this user may not use or that are of another kind.
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.EROFS),

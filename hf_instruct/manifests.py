@@ -1,4 +1,4 @@
-"""What a folder of weights holds and what it was made from: written beside the weights, checked when they are used.
+"""What is in a folder of weights and what it was made from: written beside the weights, checked when they are used.
 
 `manifest.json` is written when all other files are on disk, and renamed into place: a folder that has one is whole.
 """
@@ -15,7 +15,7 @@ from hf_instruct.errors import RunError
 from hf_instruct.records import read_file, write_text
 
 MANIFEST = "manifest.json"
-# Never read again, and it holds paths, so its owner may delete it.
+# The second is never read again and contains paths, so its owner may delete it.
 _UNLISTED = {MANIFEST, "training_args.bin"}
 
 
@@ -69,7 +69,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a folder; None where it has none, as a model made elsewhere.
 
     Raises:
-        RunError: The file holds something else.
+        RunError: The file contains something else.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Deal with the C library and the system about memory: what to keep, to give back, and how much there was."""
+"""Memory, as the C library and the system manage it: what to keep or give back, and how much was used."""
 
 import ctypes
 import functools

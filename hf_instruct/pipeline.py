@@ -160,7 +160,7 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
         from hf_instruct.generation.stage import check_answering
 
         with folder.locked():
-            # Settings that cannot work are refused while what was made with others is still there.
+            # Refuse settings that cannot work before the answers made with others are deleted.
             check_answering(folder, experiment)
             clear_from(folder, "generate")
 
@@ -170,7 +170,7 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
         run(experiment, folder.path, resume=True, stages=["generate"])
     except (ConfigError, DataError):
         if is_main_process() and not _has_begun_to_answer(folder):
-            # Refused before it began: settings that cannot be used do not stay.
+            # Refused before the first answer: the run keeps the settings that it had.
             folder.save_experiment(stored)
         raise
 
@@ -192,7 +192,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     from hf_instruct.prompts import PromptFormat
 
     if {"data", "train"} & set(stages):
-        # Later stages read what the run has kept of it.
+        # Later stages read the template that the run has kept.
         PromptFormat.from_name(experiment.data.prompt_format)
     name = experiment.model.name
     if "train" in stages and any((Path(name) / part / "adapter_config.json").is_file() for part in ("", "model")):
@@ -218,10 +218,10 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
             with folder.locked():
                 _empty(folder)
         elif not (is_done(folder, "data") or _has_trained(folder) or _has_begun_to_answer(folder)):
-            # A first try that stopped at its first stage: there is nothing to lose.
+            # An earlier attempt failed in its first stage: there is nothing to lose.
             pass
         elif resume:
-            # Not while another process goes by the settings that stand there.
+            # Another process may be using the settings in the folder.
             with folder.locked():
                 _accept_changes(folder, experiment)
             return
@@ -266,7 +266,7 @@ def clear_from(folder: RunFolder, stage: str) -> None:
     Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
     """
     for name in reversed(STAGES[STAGES.index(stage) :]):
-        # Left behind, the processes' own files would be merged into the next answers.
+        # Otherwise the files of single processes would be merged into the next answers.
         parts = folder.response_parts() if name == "generate" else []
         for path in [*parts, *_STAGES[name].list_files(folder)]:
             if path.is_dir():
@@ -279,7 +279,7 @@ def _empty(folder: RunFolder) -> None:
     clear_from(folder, "data")
     for path in (folder.path / "model.partial", folder.self_check.with_suffix("")):
         shutil.rmtree(path, ignore_errors=True)
-    # Of a judge that the new run may not have.
+    # The new run may have another judge.
     folder.self_check.unlink(missing_ok=True)
     folder.config.unlink()
 
@@ -297,7 +297,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         "data": is_done(folder, "data") or has_trained,
         **dict.fromkeys(("model", "train", "lora"), has_trained),
         "generate": _has_begun_to_answer(folder),
-        # The judgments of other judges are kept apart.
+        # The judgments of each judge are kept apart.
         "judge": False,
     }
     # These say how many answers, and how fast.
@@ -312,7 +312,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     if changed:
         folder.save_experiment(experiment)
     if "model.name" in changed:
-        # Said of the model before.
+        # It describes the previous model.
         folder.add_provenance(base_model_is_local=None)
 
 

@@ -93,7 +93,7 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
         )
         for name, mean in zip(sides, means, strict=True):
             axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=_DASHED)
-        # Beside the plot, where it can hide no bar.
+        # Outside the plot, where it hides no bar.
         figure.legend(loc="outside upper right", ncols=2, handlelength=1.0, **_LEGEND)
     else:
         axes.text(50, 0.5, "no scores", ha="center", color=COLORS["text"])

@@ -132,21 +132,21 @@ def configure_process() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MessageFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # Processes launched together log the same: one of them does.
+    # Processes launched together would log the same lines.
     logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    # Read when a library is imported. Ours says in one sentence what a dozen of the Hub client's retries would.
+    # Libraries read these when imported. We report in one sentence what the Hub client would warn of a dozen times.
     quiet = {"HF_HUB_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     for name, value in {**quiet, "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
-        # What the libraries tell their own developers; `python -W default -m hf_instruct` shows it.
+        # Meant for the libraries' developers; `python -W default -m hf_instruct` shows them.
         warnings.simplefilter("ignore")
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        # Closed by whoever started us, as some schedulers do.
+        # Some schedulers start programs with closed streams.
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the process lives)
     for stream in (sys.stdout, sys.stderr):
-        # A model may write what the terminal's encoding lacks.
+        # A model may write characters that the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     let_threads_sleep()

@@ -112,7 +112,7 @@ def _parse_rows(path: Path, content: bytes, row_type: type[Row]) -> tuple[list[R
 def describe_problem(error: ValidationError, index: int = 0) -> str:
     """Return the first thing that pydantic found wrong, or another, in a clause that names the field."""
     problem = error.errors(include_url=False)[index]
-    # A name in the file may be of any length and hold anything.
+    # Names in the file may be long and contain anything.
     place = " ".join(".".join(map(str, problem["loc"])).split())[:80]
     text = _describe_syntax(problem["msg"]).removeprefix("Value error, ")
     text = text.removeprefix("Invalid JSON: ") if problem["type"] == "json_invalid" else text[0].lower() + text[1:]
@@ -137,7 +137,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
                 written += os.write(file.fileno(), data[written:])
             os.fsync(file.fileno())
         except OSError:
-            # A full disk may have taken half of the rows: take them back, so that the file holds whole rows only.
+            # A full disk may have taken half of the rows: remove them, so that the file has whole rows only.
             os.ftruncate(file.fileno(), start)
             raise
 
@@ -178,7 +178,7 @@ def read_file(path: Path, file_type: type[File]) -> File | None:
     """Return what a JSON file of a run folder holds, or None where there is no file.
 
     Raises:
-        DataError: The file holds something else.
+        DataError: The file contains something else.
     """
     if not path.is_file():
         return None

@@ -244,7 +244,7 @@ class RunFolder:
         """Return the experiment that this run is of; its `model.trust_remote_code` is this object's.
 
         Raises:
-            RunError: The folder does not exist or holds no run.
+            RunError: The folder does not exist or is not a run folder.
         """
         if not self.config.is_file():
             runs = [str(config.parent) for config in self.path.parent.glob("*/run.yaml")]
@@ -274,7 +274,7 @@ class RunFolder:
         it too; and a model is downloaded only where the user says so now.
 
         Raises:
-            RunError: The folder does not exist or holds no run.
+            RunError: The folder does not exist or is not a run folder.
             ConfigError: `run.yaml` names a server elsewhere, and neither `given` nor the environment does.
         """
         from hf_instruct.servers import parse_ollama_host
@@ -309,7 +309,7 @@ class RunFolder:
         self._update_config(**values)
 
     def _update_config(self, **values: Any) -> None:
-        # What is known already, such as the data's checksum, is still true when settings of a later stage change.
+        # Other values, such as the data's checksum, stay true when settings of a later stage change.
         known = read_yaml(self.config) if self.config.is_file() else {}
         if known != {**known, **values}:
             write_text(self.config, dump_yaml({**known, **values}))
@@ -401,7 +401,7 @@ def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
 def _git_commit() -> str | None:
     clone = Path(__file__).parents[1]
     if not (clone / ".git").exists():
-        # Installed: git would name the commit of whatever repository the environment stands in.
+        # Installed: git would name the commit of the repository that the environment happens to be in.
         return None
     command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_instruct.errors import ConfigError, did_you_mean
 
-# Of a file.
+# Limits of one file.
 _MOST_BYTES = 1_000_000
 _MOST_LEVELS = 100
 _MOST_VALUES = 10_000

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_process()
         with sigterm_interrupts(), clean_output():
             options.handler(options)
-        # Here, where a reader that has left still differs from an error of ours.
+        # Now, while a closed pipe can still be told from an error of ours.
         sys.stdout.flush()
     except InstructError as error:
         if not is_main_process():
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_error(f"interrupted. {getattr(options, 'resume_hint', '')}".rstrip(), options, before="\n")
         return 143 if _is_termination(stop) else 130
     except BrokenPipeError:
-        # The reader (`head`, say) has all it wanted; keep the interpreter from complaining when it flushes at exit.
+        # The reader (such as `head`) has closed the pipe; keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -128,7 +128,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # What is refused may be a text of others, pasted.
+        # The refused text may be pasted from somewhere else.
         super()._print_message(clean_message(message), file)
 
 
@@ -144,7 +144,7 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
         epilog="`hf-instruct VERB --help` says more. Start with\n  hf-instruct run recipes/smollm2-135m/demo.yaml",
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
-    # As long as the longest verb and more: argparse lays out the column of help texts by it.
+    # The metavar is longer than any verb: argparse lays out the column of help texts by it.
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB [OPTION]", required=True)
     for verb, text in VERBS.items():
         if arguments is not None and verb not in arguments:

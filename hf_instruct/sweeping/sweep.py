@@ -198,7 +198,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
         logger.warning("`model.name` varies: the losses of two models compare only if they have the same tokenizer.")
     with RunFolder(sweep.path).locked():
         while candidate := sweep.next_candidate():
-            # Before it trains: a search that is cut off trains it first when it continues.
+            # Before training: a search that is interrupted then continues with this candidate.
             sweep.save()
             _train(sweep, candidate)
         best, *others = _rank_finished(sweep)
@@ -216,7 +216,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
 
 
 def _open(sweep: Sweep, *, resume: bool) -> None:
-    """Take over what the folder holds of this sweep, or refuse."""
+    """Load the progress of this sweep from its folder, or refuse."""
     path, known = sweep.path, read_sweep(sweep.path)
     if known is None:
         if is_occupied(path):
@@ -246,7 +246,7 @@ def _train(sweep: Sweep, candidate: Candidate) -> None:
     logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, shown)
     folder = sweep.folder(candidate)
     if folder.path.exists():
-        # Refuses where a process that was left over still works on it.
+        # Raises if a process left over from before is still working on it.
         with folder.locked():
             pass
     candidate.status = "failed"
@@ -289,7 +289,7 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
     try:
         process.join()
     except KeyboardInterrupt as stop:
-        # The terminal's Ctrl-C has reached it as well; it is given time to finish the row it writes.
+        # The terminal's Ctrl-C has reached it as well; give it time to finish the row that it is writing.
         if isinstance(stop, Terminated):
             process.terminate()
         process.join(timeout=20)
@@ -320,7 +320,7 @@ def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Con
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone, so that nothing trains on unseen."""
+    """End this process when the one that started it is gone, so that no training continues unseen."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
