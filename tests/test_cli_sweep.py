@@ -9,8 +9,6 @@ from launching import call, kill_when
 from transformers import AutoTokenizer
 
 from hf_instruct.cli.main import main
-from hf_instruct.cli.sweep import _print_choice
-from hf_instruct.sweeping.sweep import Candidate, Sweep
 
 TRAIN = "{use_cpu: true, bf16: false, per_device_train_batch_size: 4, eval_steps: 3, save_steps: 1, logging_steps: 1}"
 
@@ -51,18 +49,6 @@ def test_a_dry_run_lists_and_writes_nothing(file: Path, capsys: pytest.CaptureFi
     assert sorted(file.parent.iterdir()) == before
 
 
-def test_the_others_are_named_where_there_are_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, two = (
-        Candidate(name=name, settings={}, status="finished", validation_loss=loss)
-        for name, loss in (("a", 1), ("b", 2))
-    )
-    sweep = Sweep(path=tmp_path, file=tmp_path / "x.yaml", training={}, candidates=[one], selected="a", tested=["a"])
-    _print_choice(sweep, judge_all=False)
-    assert "The others" not in capsys.readouterr().out
-    _print_choice(sweep.model_copy(update={"candidates": [one, two]}), judge_all=False)
-    assert "The others were not tested: hf-instruct sweep … --resume --judge-all" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_in_a_table(file: Path) -> None:
     path = file.parent / "sweep"
@@ -82,6 +68,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_a_table(file: Path) -> None:
     assert lines[2].split()[:2] == ["*", "0.01"]
     assert lines[3].split()[0] == "1e-30"
     assert "test score " in finished.stdout
+    assert "The others were not tested: hf-instruct sweep … --resume --judge-all" in finished.stdout
     assert "95 % interval" in finished.stdout
     assert (path / "learning_rate=0.01" / "training.json").stat().st_mtime_ns == stamp
     assert (path / "learning_rate=0.01" / "report.html").exists()

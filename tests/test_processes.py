@@ -78,20 +78,21 @@ def test_a_launched_process_knows_its_rank(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_threads_sleep_unless_the_user_says_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        # Set first, so that it is taken back afterwards whatever happens to it.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    let_threads_sleep()
-    assert os.environ["GOMP_SPINCOUNT"] == "3000"
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    let_threads_sleep()
-    assert os.environ["GOMP_SPINCOUNT"] == "7"
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    let_threads_sleep()
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    monkeypatch.setitem(sys.modules, "torch", sys)
-    let_threads_sleep()
-    assert "GOMP_SPINCOUNT" not in os.environ
+    for has_torch, given, expected in (
+        (False, {}, "3000"),
+        (False, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (False, {"OMP_WAIT_POLICY": "active"}, None),
+        (True, {}, None),
+    ):
+        with monkeypatch.context() as patch:
+            for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+                # Set first, so that it is restored afterwards whatever happens to it.
+                patch.setenv(name, given.get(name, ""))
+                if name not in given:
+                    patch.delenv(name)
+            if has_torch:
+                patch.setitem(sys.modules, "torch", sys)
+            else:
+                patch.delitem(sys.modules, "torch", raising=False)
+            let_threads_sleep()
+            assert os.environ.get("GOMP_SPINCOUNT") == expected

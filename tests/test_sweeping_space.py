@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.sweeping.space import Axis, build_grid, folder_name, parse_axes, probe_points, suggest
+from hf_instruct.sweeping.space import Axis, build_grid, folder_name, parse_axes, probe_points
 
 
 def problems_of(*texts: str, searched: bool = False) -> list[str]:
@@ -90,17 +90,3 @@ def test_different_points_have_different_folders() -> None:
     names = [folder_name({"train.x": value}) for value in values]
     assert len(set(names)) == len(values)
     assert all("/" not in name and len(name) < 120 for name in names)
-
-
-def test_a_search_depends_on_its_trials_alone() -> None:
-    pytest.importorskip("optuna")
-    axes = parse_axes(["train.x=1e-5..1e-3", "lora.r=4..64", "train.y=true,null,[a, b]"], searched=True)
-    tried: list[tuple[dict[str, Any], float | None]] = []
-    for number in range(12):
-        point = suggest(axes, tried, seed=7)
-        assert 1e-5 <= point["train.x"] <= 1e-3
-        assert type(point["lora.r"]) is int
-        assert point["train.y"] in (True, None, ["a", "b"])
-        assert point == suggest(axes, list(tried), seed=7)
-        tried.append((point, None if number == 3 else point["train.x"]))
-    assert suggest(axes, tried, seed=8) != suggest(axes, tried, seed=7)

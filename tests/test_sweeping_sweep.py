@@ -181,7 +181,12 @@ def test_a_run_under_way_and_other_folders_are_not_touched(file: Path, workers: 
 
 
 def test_a_search_goes_on_where_it_was(file: Path, workers: Workers) -> None:
-    settings = ["train.learning_rate=1e-5..1e-3", "lora.r=4..64", "train.bf16=true,null"]
+    settings = [
+        "train.learning_rate=1e-5..1e-3",
+        "lora.r=4..64",
+        "train.bf16=true,null",
+        "lora.target_modules=all-linear,[c_attn]",
+    ]
     whole = run_sweep(plan_sweep(file, settings, file.parent / "whole", trials=4, seed=7))
     points = [c.settings for c in whole.candidates]
     assert all(1e-5 <= p["train.learning_rate"] <= 1e-3 and 4 <= p["lora.r"] <= 64 for p in points)

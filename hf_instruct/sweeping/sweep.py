@@ -26,8 +26,16 @@ from hf_instruct.processes import Terminated, configure_process, sigterm_interru
 from hf_instruct.records import read_file, write_json, write_text
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.schema import Scores, TrainingSummary
-from hf_instruct.sweeping.space import Axis, Point, build_grid, folder_name, format_point, parse_axes, probe_points
-from hf_instruct.sweeping.space import suggest as suggest_point
+from hf_instruct.sweeping.space import (
+    Axis,
+    Point,
+    build_grid,
+    folder_name,
+    format_point,
+    parse_axes,
+    probe_points,
+    suggest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +86,14 @@ class Sweep(BaseModel):
         return sorted(self.candidates, key=lambda c: math.inf if c.validation_loss is None else c.validation_loss)
 
     def next_candidate(self) -> Candidate | None:
-        """Return what is to be trained next: what waits, or in a search what it suggests until it had its trials."""
+        """Return the candidate to train next: a waiting one, or in a search a new one until it has had its trials."""
         while True:
             if waiting := next((c for c in self.candidates if c.status == "waiting"), None):
                 return waiting
             tried = [(c.settings, c.validation_loss) for c in self.candidates for _ in range(c.times)]
             if len(tried) >= (self.trials or 0):
                 return None
-            point = suggest_point(self.axes, tried, seed=self.seed)
+            point = suggest(self.axes, tried, seed=self.seed)
             # The same settings may come twice where there are few; they would train to the same loss.
             if known := next((c for c in self.candidates if c.name == folder_name(point)), None):
                 known.times += 1
