@@ -55,18 +55,19 @@ def build_prompts(
 ) -> list[dict[str, Any]]:
     """Return what to ask `/v1/completions` for each example: its prompt as text, without the server's own BOS token.
 
-    A text in which a user wrote a special token goes as token ids, so that the server takes it for plain text too.
+    Conversations, and texts in which a user wrote a special token, go as token ids: a server reads no more into them.
     """
     adds_begin = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     asked: list[dict[str, Any]] = []
-    for example in examples:
-        text = prompt_format.format_prompt(example.instruction, example.input, tokenizer=tokenizer)
-        if prompt_format.find_special_tokens(tokenizer, example.instruction, example.input):
-            asked.append({"prompt": prompt_format.encode_prompt(tokenizer, example.instruction, example.input)})
-        elif prompt_format.name == CHAT and adds_begin:
-            asked.append({"prompt": text.removeprefix(str(tokenizer.bos_token))})
-        else:
-            asked.append({"prompt": text})
+    for example, ids in zip(examples, prompt_format.encode_prompts(tokenizer, examples), strict=True):
+        texts = (example.prompt or "", example.instruction, example.input)
+        if example.messages or prompt_format.find_special_tokens(tokenizer, *texts):
+            asked.append({"prompt": ids})
+            continue
+        text = example.prompt or prompt_format.format_prompt(*texts[1:], tokenizer=tokenizer)
+        if prompt_format.name == CHAT and adds_begin:
+            text = text.removeprefix(str(tokenizer.bos_token))
+        asked.append({"prompt": text})
     return asked
 
 
@@ -192,8 +193,7 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
     if force:
         path.unlink(missing_ok=True)
     waiting = [example for example in examples[: section.limit] if example.id not in rows]
-    texts = [f"{example.instruction}\n{example.input}" if example.input else example.instruction for example in waiting]
-    prompts = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    prompts = [{"messages": _build_messages(example)} for example in waiting]
     with progress_bar(f"Answering, {section.model}", len(rows) + len(waiting), done=len(rows)) as advance:
 
         def keep(response: Response) -> None:
@@ -203,3 +203,11 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
 
         answer_at_endpoint(section, waiting, prompts, on_response=keep)
     write_rows(path, [rows[example.id] for example in examples if example.id in rows])
+
+
+def _build_messages(example: Example) -> list[dict[str, str]]:
+    """Return what is asked, as the prompt format `chat` writes it."""
+    if example.messages:
+        return example.messages[:-1]
+    text = f"{example.instruction}\n{example.input}" if example.input else example.instruction
+    return [{"role": "user", "content": example.prompt or text}]
