@@ -66,21 +66,53 @@ class TerminalChat:
         Raises:
             InstructError: It cannot be done; the session can continue.
         """
-        line = line.strip()
-        command, _, argument = line.partition(" ")
-        if not line:
-            return True
+        line, talk = line.strip(), self.conversation
         if not line.startswith("/") or line.startswith("//"):
-            self.ask(line[1:] if line.startswith("//") else line)
-        elif command in ("/quit", "/exit"):
-            return False
-        elif command in COMMANDS:
-            getattr(self, f"_{command[1:]}")(argument.strip())
-        else:
-            near = did_you_mean(command, COMMANDS)
-            raise ConfigError(
-                f"There is no command `{command}`.{near} `/help` lists them; `//` begins a question with a slash."
-            )
+            if line:
+                self.ask(line.removeprefix("/"))
+            return True
+        command, _, argument = line.partition(" ")
+        match command, argument.strip():
+            case (("/quit" | "/exit"), _):
+                return False
+            case "/help", _:
+                print(HELP)
+            case "/retry", _:
+                if talk.turns and talk.settings.temperature == 0:
+                    logger.info("At temperature 0 the answer is always the same; `/set temperature 0.7` draws another.")
+                self.ask(None)
+            case "/undo", _:
+                if (turn := talk.undo()) is None:
+                    raise DataError("There is nothing to take back.")
+                logger.info("Taken back: %s", turn.user)
+            case "/clear", _:
+                talk.clear()
+                logger.info("Forgotten: all questions and answers.")
+            case "/set", "":
+                for name, text in SETTINGS.items():
+                    print(f"  {name:<18} {getattr(talk.settings, name)!s:<8} {text}")
+            case "/set", setting:
+                self._set(setting)
+            case "/system", text:
+                if text:
+                    talk.system = "" if text == "none" else text
+                print(talk.system or "(nothing)")
+            case "/compare", "":
+                self.compare_always(not self._compares)
+                logger.info("The untuned model is %s.", "now asked too" if self._compares else "no longer asked")
+            case "/compare", question:
+                self.ask(question, compare=True)
+            case "/save", "":
+                raise ConfigError("`/save` needs the name of a file, as in `/save examples.jsonl`.")
+            case "/save", name:
+                logger.info("%s into %s.", append_examples(Path(name).expanduser(), talk.turns), name)
+                if talk.system or talk.model.has_turns:
+                    logger.info("Each example stands alone: earlier turns and the system text are not in it.")
+            case _:
+                near = did_you_mean(command, COMMANDS)
+                raise ConfigError(
+                    f"There is no command `{command}`.{near} `/help` lists them; `//` begins a question with a slash."
+                )
         return True
 
     def ask(self, question: str | None, *, compare: bool = False) -> "list[Turn]":
@@ -114,14 +146,15 @@ class TerminalChat:
             _note_ending(talk, who=f"{talk.model.name}: " if len(talks) > 1 else "")
         return [talk.turns[-1] for talk in talks]
 
-    def compare_always(self) -> None:
-        """Ask the untuned model too, every time; loads it.
+    def compare_always(self, on: bool = True) -> None:
+        """Ask the untuned model too, every time, or no longer.
 
         Raises:
             InstructError: There is none, or it cannot be loaded.
         """
-        self._require_base()
-        self._compares = True
+        if on:
+            self._require_base()
+        self._compares = on
 
     def _show(self, names: list[str], streams: list[Iterator[str]]) -> None:
         labels = [f"{which} ({name})" for which, name in zip(("untuned", "tuned"), names, strict=False)]
@@ -163,58 +196,13 @@ class TerminalChat:
             self._base = Conversation(self._load_base())
         return self._base
 
-    def _help(self, argument: str) -> None:
-        print(HELP)
-
-    def _retry(self, argument: str) -> None:
-        if self.conversation.turns and self.conversation.settings.temperature == 0:
-            logger.info("At temperature 0 the answer is always the same; `/set temperature 0.7` draws another.")
-        self.ask(None)
-
-    def _undo(self, argument: str) -> None:
-        turn = self.conversation.undo()
-        if turn is None:
-            raise DataError("There is nothing to take back.")
-        logger.info("Taken back: %s", turn.user)
-
-    def _clear(self, argument: str) -> None:
-        self.conversation.clear()
-        logger.info("Forgotten: all questions and answers.")
-
-    def _set(self, argument: str) -> None:
-        if not argument:
-            for known, text in SETTINGS.items():
-                print(f"  {known:<18} {getattr(self.conversation.settings, known)!s:<8} {text}")
-            return
-        name, _, value = argument.replace("=", " ", 1).partition(" ")
+    def _set(self, setting: str) -> None:
+        name, _, value = setting.replace("=", " ", 1).partition(" ")
         name = name.replace("-", "_")
         settings = self.conversation.settings = self.conversation.settings.change(**{name: value.strip()})
         logger.info("%s is now %s.", name, getattr(settings, name))
         if settings.temperature == 0 and name in ("top_p", "top_k", "seed"):
             logger.info("It has no effect at temperature 0; `/set temperature 0.7` draws tokens.")
-
-    def _system(self, argument: str) -> None:
-        if argument:
-            self.conversation.system = "" if argument == "none" else argument
-        print(self.conversation.system or "(nothing)")
-
-    def _compare(self, argument: str) -> None:
-        if argument:
-            self.ask(argument, compare=True)
-        elif self._compares:
-            self._compares = False
-            logger.info("The untuned model is no longer asked.")
-        else:
-            self.compare_always()
-            logger.info("Every question is now answered by the untuned model too.")
-
-    def _save(self, argument: str) -> None:
-        if not argument:
-            raise ConfigError("`/save` needs the name of a file, as in `/save examples.jsonl`.")
-        path = Path(argument).expanduser()
-        logger.info("%s into %s.", append_examples(path, self.conversation.turns), path)
-        if self.conversation.system or self.conversation.model.has_turns:
-            logger.info("Each example stands alone: earlier turns and the system text are not in it.")
 
 
 def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
