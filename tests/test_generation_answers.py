@@ -8,7 +8,6 @@ from hf_instruct.generation import answers, batches
 from hf_instruct.generation.answers import answer_examples, generate_responses
 from hf_instruct.generation.batches import choose_batch_size
 from hf_instruct.records import Example
-from hf_instruct.schema import Response
 
 EXAMPLES = [
     Example(f"e{n}", "Say " + "word " * length, "", f"out {n}", "facts") for n, length in enumerate((3, 30, 1, 9, 20))
@@ -28,39 +27,16 @@ def test_the_batch_size_changes_nothing_and_order_is_kept(tiny, batch_size: int)
     assert [response.id for response in alone] == ["e0", "e1", "e2", "e3", "e4"]
 
 
-def test_a_response_carries_its_example(tiny) -> None:
-    (response,) = answer_examples(*tiny, EXAMPLES[:1], max_new_tokens=4)
-    assert response == Response(
-        id="e0",
-        instruction="Say word word word ",
-        input="",
-        output="out 0",
-        response=response.response,
-        category="facts",
-        stopped=False,
-        num_tokens=4,
-    )
-
-
-def test_batches_go_longest_first(tiny) -> None:
-    batches: list[list[str]] = []
-    answer_examples(
-        *tiny, EXAMPLES, max_new_tokens=1, batch_size=2, on_batch=lambda rows: batches.append([row.id for row in rows])
-    )
-    assert batches == [["e1", "e4"], ["e3", "e0"], ["e2"]]
-
-
-def test_mappings_come_back_as_a_dataset(tiny) -> None:
-    rows = [{"instruction": example.instruction, "output": example.output, "id": example.id} for example in EXAMPLES]
+def test_examples_come_back_with_their_responses_as_a_dataset(tiny) -> None:
+    columns = ("id", "instruction", "input", "output", "category")
+    rows = [{name: getattr(example, name) for name in columns} for example in EXAMPLES]
     dataset = generate_responses(*tiny, rows, max_new_tokens=8)
+    assert [{name: row[name] for name in columns} for row in dataset] == rows
     expected = answer_examples(*tiny, EXAMPLES, max_new_tokens=8)
-    assert dataset["id"] == [row.id for row in expected]
-    assert dataset["response"] == [row.response for row in expected]
+    assert [(row["response"], row["stopped"], row["num_tokens"]) for row in dataset] == [
+        (row.response, row.stopped, row.num_tokens) for row in expected
+    ]
     assert dataset.features["reference_nll"].dtype == "float64"
-
-
-def test_nothing_to_answer(tiny) -> None:
-    assert answer_examples(*tiny, []) == []
 
 
 def test_prompts_that_do_not_fit_are_refused(tiny) -> None:
@@ -93,13 +69,6 @@ def test_settings_that_transformers_refuses(tiny, settings: dict) -> None:
         answer_examples(*tiny, EXAMPLES[:1], max_new_tokens=2, **settings)
 
 
-def test_an_unknown_format(tiny) -> None:
-    with pytest.raises(ConfigError, match="Unknown prompt format `nope`"):
-        answer_examples(*tiny, EXAMPLES, prompt_format="nope")
-    with pytest.raises(ConfigError, match="needs a tokenizer with a chat template"):
-        answer_examples(*tiny, EXAMPLES, prompt_format="chat")
-
-
 GREEDY = {"max_new_tokens": 100, "generation": {}}
 
 
@@ -116,12 +85,9 @@ def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.Monkey
         sizes.append(choose_batch_size(model, prompts, **GREEDY))
     assert sizes == [1, 1, 50, 128]
     assert choose_batch_size(model, [[1] * 28] * 3, max_new_tokens=10, generation={"num_beams": 1}) == 128
-
-
-def test_the_batch_size_of_samples_does_not_depend_on_the_memory(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "free_bytes", lambda device: 1)
+    # What is sampled or searched with beams does not depend on the memory.
     for generation in ({"do_sample": True}, {"num_beams": 2}):
-        assert choose_batch_size(tiny[0], [[1]], max_new_tokens=10, generation=generation) == 32
+        assert choose_batch_size(model, [[1]], max_new_tokens=10, generation=generation) == 32
 
 
 def test_processes_launched_together_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,14 +80,6 @@ def test_what_cannot_be_loaded(
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [("temperature", "0.7", 0.7), ("top_k", "50", 50), ("seed", "none", None), ("seed", "", None), ("seed", "0", 0)],
-)
-def test_settings_as_typed(name: str, text: str, value: float | None) -> None:
-    assert getattr(ChatSettings(seed=3).change(**{name: text}), name) == value
-
-
-@pytest.mark.parametrize(
     ("name", "text"),
     [
         *(("temperature", text) for text in ("-1", "nan", "inf", "hot", "", "none")),

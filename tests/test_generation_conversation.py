@@ -103,16 +103,6 @@ def test_turns_are_in_the_prompt_where_the_format_has_them(chat: ChatModel) -> N
     assert chat.encode("Two?") == chat.prompt_format.encode_prompt(chat.tokenizer, "Two?")
 
 
-def test_each_question_stands_alone_where_the_format_has_no_turns(alone: ChatModel) -> None:
-    conversation = Conversation(alone, settings=SHORT)
-    first = _ask(conversation, "Name a color.")
-    _ask(conversation, "Name a bird.")
-    assert _ask(conversation, "Name a color.") == first
-    assert (len(conversation.turns), conversation.notice, alone.has_turns) == (3, "", False)
-    with pytest.raises(ConfigError, match="`alpaca` has no place for a system text: only `chat` has"):
-        conversation.system = "Be brief."
-
-
 def test_the_oldest_turns_are_cut_and_the_question_never(chat: ChatModel) -> None:
     conversation = Conversation(chat, settings=ChatSettings(max_new_tokens=100))
     turns = [Turn(f"question {number} " + "word " * 20, "answer " * 10) for number in range(5)]

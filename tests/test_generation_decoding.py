@@ -51,12 +51,6 @@ def greedy(model, prompt: list[int], count: int = 8) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_alone_is_what_a_plain_loop_computes(tiny) -> None:
-    model, tokenizer = tiny
-    for prompt in PROMPTS[:3]:
-        assert complete(tiny, [prompt], max_new_tokens=8)[0].text == tokenizer.decode(greedy(model, prompt)).strip()
-
-
 def test_an_answer_stops_at_the_end_token(gpt2) -> None:
     model, tokenizer = gpt2
     whole = complete(gpt2, PROMPTS)
@@ -68,44 +62,6 @@ def test_an_answer_stops_at_the_end_token(gpt2) -> None:
     assert stopped == Completion(tokenizer.decode(answer[:index]).strip(), stopped=True, num_tokens=index + 1)
     # The others, filled up or run on, are not touched by it.
     assert others == [complete(gpt2, [prompt], end_id=end)[0] for prompt in PROMPTS]
-
-
-def test_the_end_of_text_ends_an_answer_whatever_the_format_ends_with(gpt2) -> None:
-    _, tokenizer = gpt2
-    from hf_instruct.generation.decoding import _read_completion
-
-    ends = {198, END}
-    assert _read_completion(tokenizer, [64, 65, END, END], ends) == Completion("ab", True, 3)
-    assert _read_completion(tokenizer, [64, 198, 65, END], ends) == Completion("a", True, 2)
-    assert _read_completion(tokenizer, [64, 65], ends) == Completion("ab", False, 2)
-    assert _read_completion(tokenizer, [END, END], ends) == Completion("", True, 1)
-
-
-def test_an_end_of_the_models_own_ends_an_answer(tiny_gpt2: Path) -> None:
-    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    first = greedy(model, PROMPTS[0], 1)[0]
-    model.generation_config.eos_token_id = [END, first]
-    assert complete((model, tokenizer), PROMPTS[:1]) == [Completion("", True, 1)]
-
-
-def test_only_the_response_is_kept(gpt2) -> None:
-    _, tokenizer = gpt2
-    from hf_instruct.generation.decoding import _read_completion
-
-    ids = tokenizer("\n  Don't , stop !  \n")["input_ids"] + [END]
-    # As written: no tidying of the space before a comma.
-    assert _read_completion(tokenizer, ids, {END}).text == "Don't , stop !"
-
-
-def test_sampling_follows_the_seed(gpt2) -> None:
-    from transformers import set_seed
-
-    def sample(seed: int) -> list[Completion]:
-        set_seed(seed)
-        return complete(gpt2, PROMPTS, do_sample=True, temperature=5.0, top_k=0)
-
-    assert sample(1) == sample(1)
-    assert sample(1) != sample(2)
 
 
 def test_beams_and_other_fields_are_passed_on(gpt2) -> None:
@@ -170,15 +126,6 @@ def test_rows_that_end_leave_the_batch(tiny, monkeypatch: pytest.MonkeyPatch) ->
     assert decode(model, prompts, ends) == expected
     assert len(kept) > 1
     assert kept == sorted(kept, reverse=True)
-
-
-def test_all_rows_may_end_at_once(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = tiny
-    steps: list[int] = []
-    monkeypatch.setattr(decoding_loop._Batch, "advance", lambda self, latest: steps.append(len(latest)))
-    first = {greedy(model, prompt, 1)[0] for prompt in PROMPTS}
-    assert decode(model, PROMPTS, first) == [greedy(model, prompt, 1) for prompt in PROMPTS]
-    assert steps == []
 
 
 def test_the_common_prefix_is_computed_once(gpt2, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,10 +279,6 @@ def test_a_field_that_would_depend_on_the_batch_is_refused(gpt2, name: str, valu
         answer_examples(*gpt2, [example], max_new_tokens=2, **{name: value})
 
 
-def test_a_penalty_counts(gpt2) -> None:
-    assert complete(gpt2, PROMPTS, repetition_penalty=9.0) != complete(gpt2, PROMPTS)
-
-
 def test_models_that_the_loop_does_not_know_go_through_generate(tiny_gpt2: Path) -> None:
     from peft import IA3Config, PromptTuningConfig, get_peft_model
 
@@ -359,9 +302,12 @@ def test_models_that_the_loop_does_not_know_go_through_generate(tiny_gpt2: Path)
         assert not decodes_greedily(get_peft_model(model, adapter), {})
 
 
-def test_ends_that_are_asked_for_end_an_answer(gpt2) -> None:
+def test_ends_of_the_model_and_those_asked_for_end_an_answer(gpt2, tiny_gpt2: Path) -> None:
     model, _ = gpt2
     first = greedy(model, PROMPTS[0], 1)[0]
+    own, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    own.generation_config.eos_token_id = [END, first]
+    assert complete((own, tokenizer), PROMPTS[:1]) == [Completion("", True, 1)]
     assert complete(gpt2, PROMPTS[:1], eos_token_id=first) == [Completion("", True, 1)]
     # And by `generate()`.
     assert complete(gpt2, PROMPTS[:1], eos_token_id=[5, first], min_length=1) == [Completion("", True, 1)]
@@ -373,3 +319,56 @@ def test_the_attention_of_the_model_stays_as_it_was(gpt2) -> None:
     with pytest.raises(IndexError):
         decode(model, [[tiny_models.VOCABULARY]], {END})
     assert model.config._attn_implementation == "sdpa"
+
+
+SEEDS = [7, 8, 9, 10]
+SAMPLING = {"do_sample": True, "top_k": 0, "temperature": 0.7}
+FOUR = PROMPTS[:4]
+
+
+def ids(completions: list[Completion]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for completion in completions]
+
+
+@pytest.mark.parametrize("settings", [SAMPLING, {**SAMPLING, "num_beams": 3}])
+def test_what_is_drawn_depends_on_the_seed_alone(tiny, settings: dict) -> None:
+    whole = ids(complete(tiny, FOUR, seeds=SEEDS, **settings))
+    assert len(set(whole)) == 4
+    # Whatever the numbers drawn before, and whatever else is in the batch.
+    torch.manual_seed(1)
+    assert ids(complete(tiny, FOUR, seeds=SEEDS, **settings)) == whole
+    for index in range(4):
+        assert ids(complete(tiny, [PROMPTS[index]], seeds=[SEEDS[index]], **settings)) == [whole[index]]
+    assert ids(complete(tiny, FOUR[::-1], seeds=SEEDS[::-1], **settings)) == whole[::-1]
+    assert ids(complete(tiny, FOUR, seeds=[0, 1, 2, 3], **settings)) != whole
+
+
+def test_draws_are_pytorchs_own_with_that_seed(gpt2) -> None:
+    """A prompt alone, seeded as a program would that uses `generate()` directly."""
+    model, _ = gpt2
+    (mine,) = complete(gpt2, PROMPTS[:1], seeds=[7], **SAMPLING)
+    torch.manual_seed(7)
+    theirs = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=12, pad_token_id=END, **SAMPLING)[0, 5:]
+    assert list(mine.token_ids) == theirs.tolist()
+
+
+def test_draws_follow_the_probabilities(gpt2) -> None:
+    model, _ = gpt2
+    with torch.no_grad():
+        expected = (model(torch.tensor(PROMPTS[:1])).logits[0, -1] / 0.2).softmax(-1)
+    settings = {**SAMPLING, "temperature": 0.2, "max_new_tokens": 1, "num_return_sequences": 400}
+    drawn = torch.tensor(ids(complete(gpt2, PROMPTS[:1], seeds=[3], **settings))).flatten()
+    for token in expected.topk(3).indices:
+        share, p = float((drawn == token).float().mean()), float(expected[token])
+        assert abs(share - p) < 4 * (p * (1 - p) / 400) ** 0.5 + 1e-9
+
+
+def test_several_responses_of_each_prompt_stand_together(tiny) -> None:
+    several = ids(complete(tiny, FOUR, seeds=SEEDS, num_return_sequences=3, **SAMPLING))
+    assert len(several) == 12
+    assert len(set(several)) == 12
+    # The first of each is what it would be alone; the others do not depend on the batch either.
+    assert several[::3] == ids(complete(tiny, FOUR, seeds=SEEDS, **SAMPLING))
+    assert several[3:6] == ids(complete(tiny, PROMPTS[1:2], seeds=SEEDS[1:2], num_return_sequences=3, **SAMPLING))
+    beams = ids(complete(tiny, FOUR, num_beams=3, num_return_sequences=2))
+    assert beams[::2] == ids(complete(tiny, FOUR, num_beams=3))

@@ -43,12 +43,6 @@ def test_both_models_answer_in_the_order_of_the_split(run: RunFolder, tiny_llama
     assert all(row.num_tokens == 4 and row.stopped is False for row in tuned)
 
 
-def test_the_untuned_model_can_be_left_out(run: RunFolder, tiny_llama: Path) -> None:
-    answer(run, experiment(tiny_llama, base=False))
-    assert run.read_responses("untuned") == []
-    assert len(run.read_responses()) == 5
-
-
 def test_an_untuned_model_in_a_folder_is_never_a_strangers(
     run: RunFolder, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,15 +176,6 @@ def test_settings_that_cannot_work_delete_nothing(
         answer_run(run, overrides, force=True)
     assert message in str(caught.value)
     assert {path: path.read_bytes() for path in before} == before
-
-
-def test_settings_that_work_answer_anew(run: RunFolder, tiny_llama: Path) -> None:
-    settings = experiment(tiny_llama, base=False)
-    run.save_experiment(settings)
-    answer(run, settings)
-    answer_run(run, {"generate.max_new_tokens": 3, "generate.repetition_penalty": 1.3}, force=True)
-    assert [row.num_tokens for row in read_rows(run.responses, Response)] == [3] * 5
-    assert run.load_experiment().generate.max_new_tokens == 3
 
 
 def test_an_adapter_has_the_context_of_its_base_model(run: RunFolder, tiny_gpt2: Path, tiny_llama: Path) -> None:

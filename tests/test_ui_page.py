@@ -1,5 +1,7 @@
 """The page in a browser, as a user has it: `hf-instruct ui` in a process of its own, Chromium in front."""
 
+import asyncio
+import os
 import re
 import shutil
 import sys
@@ -16,6 +18,7 @@ from reporting_run import write_run
 
 from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
+from hf_instruct.ui.pages import add_headers
 
 WAIT_FOR_LOADING = 180_000  # milliseconds; PyTorch and Transformers are imported by the first question
 # Two frames drawn, and then nothing left to do.
@@ -43,8 +46,28 @@ def test_without_gradio_the_extra_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
     assert main(["ui", str(tmp_path)]) == 1
     assert "pip install 'hf-instruct[ui]'" in capsys.readouterr().err
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+def test_every_reply_says_that_nothing_is_fetched_from_elsewhere() -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(add_headers(app)({"type": "http"}, None, send))
+    headers = dict(sent[0]["headers"])
+    assert headers[b"a"] == b"b"
+    assert headers[b"content-security-policy"].startswith(b"default-src 'self' ")
+    assert b"http" not in headers[b"content-security-policy"]
+    assert sent[1] == {"type": "http.response.body", "body": b"x"}
 
 
 @pytest.fixture(scope="module")
