@@ -7,7 +7,7 @@ later version can be read; a field of another type, NaN and infinity are refused
 import dataclasses
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from hf_instruct.console import format_interval, format_signed
 
@@ -85,6 +85,16 @@ class RubricName(Record):
     sha256: str = ""
 
 
+class Judging(Record):
+    """Who judged something, by what, and what it took; a part of several files."""
+
+    judge: JudgeIdentity = JudgeIdentity()
+    rubric: RubricName = RubricName()
+    prompts_sha256: str = ""  # of all prompts that the judge was sent
+    cached: Count = 0  # judgments that came from the cache
+    seconds: float = 0.0
+
+
 class Response(Record):
     """A line of `responses.jsonl`: a model's answer, with the example itself so that the file can be judged alone."""
 
@@ -126,7 +136,8 @@ class Preference(Record):
     id: str
     first: str = Field(min_length=1)  # name of the one set of responses, such as its run folder
     second: str = Field(min_length=1)
-    score: float | None  # 1 for the first, 0 for the second, 0.5 for a tie; None: see `failure`
+    # 1 for the first, 0 for the second, 0.5 for a tie; None: see `failure`
+    score: float | None = Field(ge=0, le=1, multiple_of=0.5)
     judge: JudgeIdentity
     rubric: str
     orders: list[float | None]  # the score with the first response shown first, then last; empty for a vote
@@ -137,13 +148,6 @@ class Preference(Record):
     seconds: float = 0.0
     failure: str | None = None
     category: str | None = None
-
-    @field_validator("score")
-    @classmethod
-    def _check_score(cls, score: float | None) -> float | None:
-        if score not in (None, 0, 0.5, 1):
-            raise ValueError(f"it is {score:g}, not 0, 0.5, 1 or null")
-        return score
 
 
 class TrainingRow(Record):
@@ -229,15 +233,10 @@ class Repeats(Record):
     means_standard_deviation: float | None = None  # in points
 
 
-class Scores(ScoreSummary):
-    """`scores.json`: what the newest judging of a model's responses amounts to."""
+class Scores(Judging, ScoreSummary):
+    """`scores.json`: what the newest judging of a model's responses amounts to; with repeats, by the first judge."""
 
     constant: bool = False  # whether all of at least five scores are the same
-    judge: JudgeIdentity = JudgeIdentity()  # with repeats, that of the first
-    rubric: RubricName = RubricName()
-    prompts_sha256: str = ""
-    cached: Count = 0  # judgments that came from the cache
-    seconds: float = 0.0
     by_category: dict[str, ScoreSummary] = {}
     repeats: Repeats | None = None
     self_check: CheckOutcome | None = None  # of this judge under this rubric
@@ -258,14 +257,6 @@ class Metrics(Record):
     total: Count = 0  # responses
     by_category: dict[str, dict[str, MetricValue]] = {}
     examples: dict[str, dict[str, float]] = {}  # by the example's id
-
-    def by_metric(self) -> dict[str, dict[str, float]]:
-        """Return the examples' values by the metric's name, then the example's id."""
-        found: dict[str, dict[str, float]] = {}
-        for id, values in self.examples.items():
-            for name, value in values.items():
-                found.setdefault(name, {})[id] = value
-        return found
 
 
 class BenchmarkResult(Record):
@@ -339,7 +330,7 @@ class KindSummary(Record):
     failures: Count
 
 
-class SelfCheck(CheckOutcome):
+class SelfCheck(Judging, CheckOutcome):
     """`self_check.json`: what a judge made of answers of known worth, the probes."""
 
     probes: Count
@@ -348,11 +339,6 @@ class SelfCheck(CheckOutcome):
     checks: list[Check]
     injection: Injections
     kinds: dict[str, KindSummary]
-    judge: JudgeIdentity = JudgeIdentity()
-    rubric: RubricName = RubricName()
-    prompts_sha256: str = ""
-    cached: Count = 0  # judgments that came from the cache
-    seconds: float = 0.0
 
 
 class Lengths(Record):
@@ -385,7 +371,7 @@ class Position(Record):
     first_share: float | None
 
 
-class PairSummary(Record):
+class PairSummary(Judging):
     """`pairwise/*.json`: what the preferences between two sets of answers amount to.
 
     Win rates are fractions of the first set's wins, ties half, over the `n` pairs with a verdict; `lowest` and
@@ -414,10 +400,6 @@ class PairSummary(Record):
     position: Position
     joined_by: str  # `id` or `order`
     without_counterpart: Alone
-    judge: JudgeIdentity
-    rubric: RubricName
-    prompts_sha256: str
-    seconds: float
 
 
 class Leak(Record):
@@ -455,10 +437,6 @@ class Preflight(Record):
     examples: dict[str, Count] = {}  # by split and in `total`
     seen_in_train: dict[str, list[Leak]] = {}  # by split
     near_duplicates: NearDuplicates | None = None
-
-    def count_leaks(self) -> tuple[int, int]:
-        """Return how many test examples stand in train, and how many more are nearly a training example."""
-        return len(self.seen_in_train.get("test", [])), len(self.near_duplicates.test if self.near_duplicates else [])
 
 
 class Provenance(Record):

@@ -124,7 +124,7 @@ LENGTHS = {"first_length": 1, "second_length": 1}
         (json.dumps(ROW | LENGTHS | {"score": float("nan")}) + "\n", "line 1 is not a Preference row"),
         (
             json.dumps(ROW | LENGTHS | {"score": 85}) + "\n",
-            "line 1 is not a Preference row (`score`: it is 85, not 0, 0.5, 1 or null)",
+            "line 1 is not a Preference row (`score`: input should be less than or equal to 1)",
         ),
         (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "line 1 is not a Preference row (`score`"),
         (

@@ -117,8 +117,10 @@ def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
 
 
 def _find_leaks(results: RunResults) -> Iterator[Finding]:
-    seen, near = results.preflight.count_leaks()
-    of = f"of {total:,} " if (total := results.preflight.examples.get("test")) else ""
+    preflight = results.preflight
+    seen = len(preflight.seen_in_train.get("test", []))
+    near = len(preflight.near_duplicates.test if preflight.near_duplicates else [])
+    of = f"of {total:,} " if (total := preflight.examples.get("test")) else ""
     if seen:
         text = (
             f"{seen} {of}test examples {'has' if seen == 1 else 'have'} the same instruction and input as a training "

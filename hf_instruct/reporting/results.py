@@ -50,7 +50,11 @@ class ModelResults:
     @functools.cached_property
     def values(self) -> dict[str, dict[str, float]]:
         """The reference metrics' values by name and example id."""
-        return self.metrics.by_metric()
+        found: dict[str, dict[str, float]] = {}
+        for id, values in self.metrics.examples.items():
+            for name, value in values.items():
+                found.setdefault(name, {})[id] = value
+        return found
 
     @property
     def score_by_id(self) -> dict[str, int]:
