@@ -339,15 +339,31 @@ class PromptFormat:
         Raises:
             DataError: The example cannot be written in this format; it is named.
         """
-        if isinstance(example, Mapping):
-            fields: dict[str, Any] = {
-                name: example.get(name) or "" for name in ("id", "instruction", "input", "output")
-            }
-            example = Example(**fields, prompt=example.get("prompt"), messages=example.get("messages"))
+        example = _read_example(example)
         with _naming(example):
             prompt_ids = self._encode_asked(tokenizer, example)
             ending = self._tokens(tokenizer).ending
             return prompt_ids, self._encode(tokenizer, lambda text: text + ending, example.output)
+
+    def encode_examples(
+        self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example | Mapping[str, Any]]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return `encode_example` of each; plain texts are tokenized together, which is several times faster."""
+        tokens = self._tokens(tokenizer)
+        indices, texts = [], []
+        for index, row in enumerate(examples):
+            example = _read_example(row)
+            own = (example.instruction, example.input, example.output)
+            if example.prompt is not None or example.messages or any(map(tokens.special.search, own)):
+                continue
+            with _naming(example):
+                texts.append(self.format_prompt(example.instruction, example.input, tokenizer=tokenizer))
+                texts.append(example.output + tokens.ending)
+            indices.append(index)
+        ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+        begin = [] if self.name == CHAT else tokens.begin
+        pairs = {index: ([*begin, *next(ids)], next(ids)) for index in indices}
+        return [pairs.get(index) or self.encode_example(tokenizer, row) for index, row in enumerate(examples)]
 
     def end_token_id(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id of `end_token`."""
@@ -404,6 +420,13 @@ def begin_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the ids that the tokenizer puts before every text; what it puts after a text is left out."""
     whole, plain = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
     return [int(id) for id in whole[: whole.index(plain[0])]]
+
+
+def _read_example(row: Example | Mapping[str, Any]) -> Example:
+    if isinstance(row, Example):
+        return row
+    fields: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "instruction", "input", "output")}
+    return Example(**fields, prompt=row.get("prompt"), messages=row.get("messages"))
 
 
 @contextlib.contextmanager

@@ -361,3 +361,18 @@ def test_conversations_and_prompts_of_their_own_are_asked_as_they_are(chat_token
     own = Example("2", "Q: a\nA:", "", " b", prompt="Q: a\nA:")
     prompt_ids, completion_ids = PromptFormat.from_name("alpaca").encode_example(tokenizer, own)
     assert (tokenizer.decode(prompt_ids), tokenizer.decode(completion_ids)) == ("Q: a\nA:", " b<|endoftext|>")
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chat"])
+def test_examples_encoded_together_are_those_encoded_alone(chat_tokenizer, name: str) -> None:
+    messages = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    examples = [
+        Example("1", "Name a color.", "", "Red."),
+        Example("2", "Say <|endoftext|>.", "x", "<|im_end|>"),
+        Example("3", "c", "", "d", messages=messages),
+        Example("4", "Q: a\nA:", "", " b", prompt="Q: a\nA:"),
+        Example("5", "Add.", "1 2", "3"),
+    ]
+    prompt_format = PromptFormat.from_name(name)
+    alone = [prompt_format.encode_example(chat_tokenizer, example) for example in examples]
+    assert prompt_format.encode_examples(chat_tokenizer, examples) == alone

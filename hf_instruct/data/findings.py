@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     Splits = Mapping[str, Dataset]
 
 HELD_OUT = ("test", "validation")
-# So many rows at most are compared for near-duplicates unless a threshold is asked for; of the held-out rows a tenth.
+# Of more rows a sample is looked at for near-duplicates, unless a threshold is asked for.
 MOST_ROWS = 100_000
+SAMPLE = {"train": 45_000, "test": 2_500, "validation": 2_500}
 _LEAKS_SHOWN = 5
 _PAIRS_SHOWN = 3
 _LABEL_WIDTH = 46
@@ -201,8 +202,8 @@ def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
     }
     held_out, train = {name: splits[name] for name in HELD_OUT}, splits["train"]
     if threshold is None and sum(len(splits[name]) for name in SPLIT_NAMES) > MOST_ROWS:
-        held_out = {name: _spread(rows, MOST_ROWS // 20) for name, rows in held_out.items()}
-        train = _spread(train, MOST_ROWS - MOST_ROWS // 10)
+        held_out = {name: _spread(rows, SAMPLE[name]) for name, rows in held_out.items()}
+        train = _spread(train, SAMPLE["train"])
         counts = [len(rows) for rows in (*held_out.values(), train)]
         described["sampled"] = "{:,} test and {:,} validation examples with {:,} of train".format(*counts)
     both, train_ids = concatenate_datasets(list(held_out.values())), train["id"][:]

@@ -1,7 +1,8 @@
 """How many tokens of each example training would use: counted by the prompt object and the cut that training uses."""
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.formats import new_fingerprint
@@ -12,6 +13,8 @@ from hf_instruct.prompts import PromptFormat, build_row, count_labels
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 # With fewer rows a bar would be gone before it is read.
 _LEAST_FOR_A_BAR = 50_000
@@ -47,27 +50,28 @@ class TokenCounter:
         counts = map_rows(examples, self._count, features=Features(types), note="Counting tokens", num_proc=num_proc)
         return concatenate_datasets([examples, counts], axis=1)
 
-    def _count(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        prompt_ids, completion_ids = self.prompt_format.encode_example(self.tokenizer, example)
-        row = build_row(
-            prompt_ids, completion_ids, max_length=self.max_length, completion_only_loss=self.completion_only_loss
-        )
-        texts = (example[name] or "" for name in ("instruction", "input", "output"))
+    def _count(self, examples: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        settings: dict[str, Any] = {
+            "max_length": self.max_length,
+            "completion_only_loss": self.completion_only_loss,
+        }
+        pairs = self.prompt_format.encode_examples(self.tokenizer, examples)
+        texts = [[example[name] or "" for name in ("instruction", "input", "output")] for example in examples]
         return {
-            "num_tokens": len(prompt_ids) + len(completion_ids),
-            "num_labels": count_labels(row),
-            "special_tokens": self.prompt_format.find_special_tokens(self.tokenizer, *texts),
+            "num_tokens": [sum(map(len, pair)) for pair in pairs],
+            "num_labels": [count_labels(build_row(*pair, **settings)) for pair in pairs],
+            "special_tokens": [self.prompt_format.find_special_tokens(self.tokenizer, *own) for own in texts],
         }
 
 
 def map_rows(
     rows: "Dataset", function: Any, *, features: Any, note: str, num_proc: int | None = None, file: str | None = None
 ) -> "Dataset":
-    """Return what a function makes of each row, by `Dataset.map`, with a progress bar where there are many.
+    """Return what a function makes of rows, by `Dataset.map`, with a progress bar where there are many.
 
     Args:
         rows: The rows.
-        function: From a row to a row of other columns.
+        function: From some rows to their new columns.
         features: The types of these.
         note: What stands before the bar.
         num_proc: Processes to work in.
@@ -75,12 +79,19 @@ def map_rows(
     """
     import datasets
 
-    hides = len(rows) < _LEAST_FOR_A_BAR and not datasets.are_progress_bars_disabled()
+    def convert(batch: dict[str, list[Any]]) -> Any:
+        return function([dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)])
+
+    is_long = len(rows) >= _LEAST_FOR_A_BAR
+    if is_long:
+        logger.info("%s: %s rows", note, f"{len(rows):,}")
+    hides = not (is_long and sys.stderr.isatty()) and not datasets.are_progress_bars_disabled()
     if hides:
         datasets.disable_progress_bars()
     try:
         return rows.map(
-            function,
+            convert,
+            batched=True,
             remove_columns=rows.column_names,
             features=features,
             desc=note,

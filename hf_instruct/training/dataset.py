@@ -3,7 +3,7 @@
 import atexit
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +46,17 @@ def tokenize_examples(
     if not isinstance(examples, Dataset):
         examples = build_dataset(list(examples), Example)
 
-    def tokenize(example: Mapping[str, Any]) -> dict[str, Any]:
-        prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
-        row = build_row(prompt_ids, completion_ids, max_length=max_length, completion_only_loss=completion_only_loss)
-        sizes = [len(prompt_ids), len(completion_ids)] if not count_labels(row) else []
-        return {**row, "unlabelled": sizes}
+    def tokenize(batch: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        pairs = prompt_format.encode_examples(tokenizer, batch)
+        rows = [build_row(*pair, max_length=max_length, completion_only_loss=completion_only_loss) for pair in pairs]
+        return {
+            "input_ids": [row["input_ids"] for row in rows],
+            "labels": [row["labels"] for row in rows],
+            # Where there is a label, nothing.
+            "unlabelled": [
+                [] if count_labels(row) else list(map(len, pair)) for row, pair in zip(rows, pairs, strict=True)
+            ],
+        }
 
     types = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "unlabelled": List(Value("int32"))}
     file = str(_temporary_folder() / "rows.arrow") if len(examples) > _MOST_IN_MEMORY else None
