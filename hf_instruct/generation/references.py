@@ -49,7 +49,8 @@ def _measure(model: "PreTrainedModel", prompt: list[int], completion: list[int])
     labels = ids[0, max(len(prompt), 1) :]
     if ids.shape[1] > (context_length(model) or math.inf) or not len(labels):
         return None
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapped: Any = model  # PEFT wraps the model whose `forward` counts
+    inner = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
     can_keep = "logits_to_keep" in inspect.signature(inner.forward).parameters
     keep = {"logits_to_keep": len(labels) + 1} if can_keep else {}
     with torch.inference_mode():
