@@ -36,7 +36,8 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_named_are_there(page: Path):
     text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:recipes|accelerate_configs|docs|hf_instruct)/[\w./-]+\.(?:py|yaml|md|png)\b", text))
+    folders = "recipes|accelerate_configs|docs|hf_instruct|tests|benchmarks|notebooks"
+    named = set(re.findall(rf"\b(?:{folders})/[\w./-]+\.(?:py|yaml|md|png|ipynb)\b", text))
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
