@@ -187,3 +187,10 @@ def generating(model: "nn.Module") -> "Iterator[None]":
         yield
     finally:
         model.train(was_training)
+
+
+def without_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Return the model itself, or the one below an adapter."""
+    find = getattr(model, "get_base_model", None)
+    inner: PreTrainedModel = model if find is None else find()
+    return inner

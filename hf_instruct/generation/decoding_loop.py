@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_instruct.generation.decoding import until_end
+from hf_instruct.generation.decoding import until_end, without_adapter
 from hf_instruct.models import attending_by
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
     """
     if _active_fields(model, generation):
         return False
-    inner = _without_adapter(model)
+    inner = without_adapter(model)
     adapters = getattr(model, "peft_config", {}).values()
     return (
         all(str(adapter.peft_type.value) == "LORA" and not _reads_prompt(adapter) for adapter in adapters)
@@ -127,7 +127,7 @@ def decode_greedily(
         prompts: Token ids of each prompt, not empty.
         ends: Ids that end a row; what follows the first of them is not to be read.
     """
-    with _fast_attention(_without_adapter(model)), torch.inference_mode():
+    with _fast_attention(without_adapter(model)), torch.inference_mode():
         batch = _Batch(model, prompts, max_new_tokens=max_new_tokens, pad_id=pad_id)
         end_ids = torch.tensor(sorted(ends), device=model.device)
         chosen = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=model.device)
@@ -161,7 +161,7 @@ class _Batch:
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, pad_id: int
     ) -> None:
         self._model, device = model, model.device
-        self._cache = DynamicCache(config=_without_adapter(model).config)
+        self._cache = DynamicCache(config=without_adapter(model).config)
         self._cache.layers = [_BlockLayer() for _ in self._cache.layers]
         prefix = _common_prefix(prompts)
         if prefix:
@@ -257,12 +257,6 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     low, high = min(prompts, key=list), max(prompts, key=list)
     longest = min(len(prompt) for prompt in prompts) - 1
     return next((i for i in range(longest) if low[i] != high[i]), longest)
-
-
-def _without_adapter(model: "PreTrainedModel") -> "PreTrainedModel":
-    find = getattr(model, "get_base_model", None)
-    inner: PreTrainedModel = model if find is None else find()
-    return inner
 
 
 def _fast_attention(model: "PreTrainedModel") -> contextlib.AbstractContextManager[None]:

@@ -3,9 +3,9 @@
 import inspect
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hf_instruct.generation.decoding import generating
+from hf_instruct.generation.decoding import generating, without_adapter
 from hf_instruct.models import context_length
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -49,9 +49,7 @@ def _measure(model: "PreTrainedModel", prompt: list[int], completion: list[int])
     labels = ids[0, max(len(prompt), 1) :]
     if ids.shape[1] > (context_length(model) or math.inf) or not len(labels):
         return None
-    wrapped: Any = model  # PEFT wraps the model whose `forward` counts
-    inner = wrapped.get_base_model() if hasattr(model, "get_base_model") else model
-    can_keep = "logits_to_keep" in inspect.signature(inner.forward).parameters
+    can_keep = "logits_to_keep" in inspect.signature(without_adapter(model).forward).parameters
     keep = {"logits_to_keep": len(labels) + 1} if can_keep else {}
     with torch.inference_mode():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **keep).logits
