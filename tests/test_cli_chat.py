@@ -196,7 +196,7 @@ def test_one_message(tiny_gpt2: Path, model: ChatModel, capsys: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["--message", " "], "The question is empty"),
-        (["--message", "a\x07"], "The question holds the control character U+0007"),
+        (["--message", "a\x07"], "The question contains the control character U+0007"),
         (["--json"], "`--json` goes with `--message TEXT`"),
         (["--top-p", "2"], "`top_p` cannot be `2`"),
         (["--compare"], "`--compare` needs a run, without `--base`"),

@@ -125,10 +125,10 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, monkeypatch: pytest.MonkeyPat
 def test_memory_that_runs_out_is_an_error_where_nothing_is_left_to_try(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     out_of_memory_above(0, sizes, monkeypatch)
-    with pytest.raises(ConfigError, match=r"ran out of memory with 1 prompts at once. Lower `generate.max_new_tokens`"):
+    with pytest.raises(ConfigError, match=r"ran out of memory with a batch of 1. Lower `generate.max_new_tokens`"):
         answer_examples(*tiny, EXAMPLES, max_new_tokens=4)
     assert sizes == [5, 2, 1]
-    with pytest.raises(ConfigError, match=r"with 3 prompts at once. Lower `generate.batch_size` \(3\) or leave it out"):
+    with pytest.raises(ConfigError, match=r"with a batch of 3. Lower `generate.batch_size` \(3\) or leave it out"):
         answer_examples(*tiny, EXAMPLES, max_new_tokens=4, batch_size=3)
 
 

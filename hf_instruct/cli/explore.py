@@ -114,8 +114,7 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
         say("", f"Beam search with {options.beams} beams, {options.depth} tokens", "")
         say(*_format_table(tree.to_table()), "", *_format_table(tabulate_texts(tree.texts)))
     if names:
-        end_id = chat_model.end_id if options.instruction else None
-        settings = {"max_new_tokens": options.length, "seed": options.seed, "end_id": end_id}
+        settings = {"max_new_tokens": options.length, "seed": options.seed, "end_id": chat_model.end_id}
         texts = compare_strategies(*asked, names=names, **settings)
         say("", f"The same prompt, {options.length} tokens by each strategy (seed {options.seed})", "")
         say(*_format_table(tabulate_texts(texts)), "", _LEGEND)

@@ -49,7 +49,7 @@ def generate_responses(
         tokenizer: Its tokenizer.
         data: What to answer, as `load_examples` takes it; the `output` is not shown to the model.
         prompt_format: The format the model was trained on, or its name.
-        batch_size: Prompts generated from at once; by default as many as fit the memory.
+        batch_size: Prompts in a batch; by default as many as fit the memory.
         max_new_tokens: Longest response, in tokens.
         reference_loss: Whether to compute how likely the model finds each example's `output`, for its perplexity.
         **generation: Any field of `GenerationConfig`, and `seed`: with it, what is sampled for an example depends on
@@ -61,7 +61,7 @@ def generate_responses(
         `num_tokens` counts it with its end; `reference_nll`, in nats over `reference_tokens`, is null unless asked for.
 
     Raises:
-        DataError: The data holds problems, or a prompt and `max_new_tokens` do not fit the model's context.
+        DataError: The data has problems, or a prompt and `max_new_tokens` do not fit the model's context.
         ConfigError: Transformers refuses the generation settings, an answer would depend on the batch, or memory runs
             out.
     """
@@ -110,23 +110,22 @@ def answer_examples(
             answered = _answer_batch(model, tokenizer, batch, [prompts[index] for index in indices], generation)
             if reference_loss:
                 losses = measure_references(model, tokenizer, batch, prompt_format=prompt_format)
-                known = [
-                    {"reference_nll": loss.nll, "reference_tokens": loss.tokens} if loss else {} for loss in losses
+                answered = [
+                    row.model_copy(update={"reference_nll": loss.nll, "reference_tokens": loss.tokens} if loss else {})
+                    for row, loss in zip(answered, losses, strict=True)
                 ]
-                answered = [row.model_copy(update=fields) for row, fields in zip(answered, known, strict=True)]
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             if batch_size or len(batch) == 1:
-                lower = (
-                    f"generate.batch_size` ({batch_size}) or leave it out" if batch_size else "generate.max_new_tokens`"
-                )
+                own = f"`generate.batch_size` ({batch_size}) or leave it out"
+                what = own if batch_size else "`generate.max_new_tokens`"
                 raise ConfigError(
-                    f"The machine ran out of memory with {len(batch)} prompts at once. Lower `{lower}, or set "
+                    f"The machine ran out of memory with a batch of {len(batch)}. Lower {what}, or set "
                     "`generate.dtype: bfloat16`."
                 ) from error
             size = len(batch) // 2
-            logger.info("Out of memory with %d prompts at once; continuing with %d.", len(batch), size)
+            logger.info("Out of memory with a batch of %d; continuing with %d.", len(batch), size)
             continue
         waiting = waiting[len(batch) :]
         responses |= zip(indices, answered, strict=True)

@@ -1,4 +1,4 @@
-"""Which prompts are answered at once: as many as fit the memory, of about one length."""
+"""How many prompts make a batch: as many as fit the memory."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,9 +8,9 @@ from hf_instruct.memory import free_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# For all but greedy search, and where the config does not tell what a row takes.
+# For all but greedy search, and where the config does not say how large a row is.
 _DEFAULT_SIZE = 32
-# Rows a prompt, as beams or as further answers, up to which that holds.
+# Up to so many rows per prompt, for beams or further answers.
 _FEW_ROWS = 5
 # A CPU's matrix products gain little beyond, and rows that have ended wait for fewer others.
 _MOST_ON_CPU = 128
@@ -23,10 +23,9 @@ _SHARE = 0.8
 def choose_batch_size(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, generation: Mapping[str, Any]
 ) -> int:
-    """Return how many prompts to answer at once, where the user does not say.
+    """Return the batch size to use where the user does not set one.
 
-    Greedy search takes as many as the free memory holds; else the number is fixed, smaller where each prompt takes
-    several rows.
+    For greedy search it follows the free memory; otherwise it is fixed, and smaller where a prompt takes several rows.
 
     Args:
         generation: Fields of `GenerationConfig`.
@@ -55,7 +54,7 @@ def _fitting_batch_size(model: "PreTrainedModel", prompt: int, max_new_tokens: i
     itemsize = model.dtype.itemsize
     # One layer's more, because a layer's cache is copied when it grows.
     cache = (layers + 1) * 2 * key_heads * head_size * itemsize * length
-    # A layer's inner width is about four times the outer, with a few results alive at once; the mask as 32-bit numbers.
+    # A layer's inner width is about four times the outer, with a few results in memory together; the mask is 32-bit.
     activations = prompt * (16 * width * itemsize + 4 * length)
     logits = config.vocab_size * (itemsize + 4)
     on_cpu = model.device.type == "cpu"

@@ -71,7 +71,7 @@ class ChatSettings(BaseModel):
         fields = self.model_dump(exclude={"seed"})
         if self.temperature < _LEAST_TEMPERATURE:
             return {name: fields[name] for name in ("max_new_tokens", "repetition_penalty")}
-        # With a seed of its own even where none is set: other threads draw from PyTorch's generator.
+        # Seeded even where no seed is set: other threads draw from PyTorch's own generator.
         seed = secrets.randbits(32) if self.seed is None else self.seed
         return {**fields, "do_sample": True, "seeds": [seed]}
 
@@ -245,7 +245,7 @@ def find_run(name: str) -> RunFolder | None:
     """Return the run that a name stands for: its folder, or the `model` folder in it; None where it names a model.
 
     Raises:
-        RunError: It is empty, or a path to nothing, to a file, or to a folder that holds neither a run nor a model.
+        RunError: It is empty, or a path to nothing, to a file, or to a folder that is neither a run nor a model.
     """
     if not name.strip() or Path(name).is_file():
         raise RunError(f"`{name}` is not a model; name a run folder, the folder of a model, an alias or a Hub id.")

@@ -98,7 +98,7 @@ def _generate_apart(
         with _seeded_draws(seeds and [seeds[index] for index in indices]):
             new = _generate(model, [prompts[index] for index in indices], settings)
         each = len(new) // len(indices)
-        rows |= {index: new[each * place :][:each] for place, index in enumerate(indices)}
+        rows |= {index: new[each * position :][:each] for position, index in enumerate(indices)}
     return [row for index in range(len(prompts)) for row in rows[index]]
 
 
@@ -123,7 +123,7 @@ def _generate(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], settin
 
 @contextmanager
 def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
-    """Draw the tokens of each prompt with a generator of its own, seeded; `generate()` has one for the whole batch."""
+    """Draw each prompt's tokens with its own seeded generator; `generate()` has one for the whole batch."""
     if seeds is None:
         yield
         return

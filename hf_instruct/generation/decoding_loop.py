@@ -44,7 +44,7 @@ _BLIND_TO_PADDING = {
     *("repetition_penalty", "min_new_tokens", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
     *("remove_invalid_values", "renormalize_logits"),
 }
-# What this loop does in place of: a model that has its own may prepare its inputs in some way of its own.
+# This loop replaces these; a model that overrides one may prepare its inputs in another way.
 _STANDARD_METHODS = ("generate", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
 
@@ -53,9 +53,9 @@ def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
     """Return whether `decode_greedily` computes what `model.generate` would with these settings.
 
     The settings, and those of the model's own `generation_config`, must be greedy search and nothing else. The model
-    must attend to all tokens before (no sliding window, no recurrent state: its cache layers are plain `DynamicLayer`),
-    by `sdpa` or `eager` attention, at positions it is told, and take its inputs as most do. An adapter must be LoRA:
-    others add tokens of their own, or look at the whole prompt.
+    must attend to all earlier tokens (no sliding window, no recurrent state: its cache layers are plain `DynamicLayer`)
+    by `sdpa` or `eager` attention, at the positions it is given, and take the usual inputs. An adapter must be LoRA:
+    others add their own tokens, or read the whole prompt.
 
     Args:
         generation: Fields of `GenerationConfig`.
@@ -210,7 +210,7 @@ class _BlockLayer(DynamicLayer):
     """Keys and values of one layer, `[rows, heads, room, size of a head]`, with room for a whole number of blocks.
 
     Attention gets all of the room, because a slice of it would be copied by each matrix product; the mask, made for
-    the same width, leaves the unused part out. It holds zeros: masked, anything else that is finite would do as well.
+    the same width, leaves the unused part out. It is filled with zeros; since it is masked, any finite value would do.
     """
 
     # Of caches with room to spare, what Transformers asks before it leaves out the mask of a single token.

@@ -126,7 +126,7 @@ async def _answer(
     waiting = iter(asked)
 
     async def work() -> None:
-        # All draw from one iterator, so a slow answer holds up nobody else.
+        # All workers draw from one iterator, so a slow answer delays no other.
         for example, prompt in waiting:
             on_response(await _ask(server, section, example, prompt))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.decoding import decode_tokens, find_ends, generate_completions, generating, until_end
 from hf_instruct.generation.strategies import build_generation_settings, find_strategy
-from hf_instruct.generation.token_text import SPACE, encode_text, show_text, show_token
+from hf_instruct.generation.token_text import SPACE, show_text, show_token
 from hf_instruct.plots import COLORS, build_figure, style_axes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Table(NamedTuple):
 
     heads: list[str]
     rows: list[list[str]]
-    left: set[int]  # numbers of the columns that hold words; the others hold numbers
+    left: set[int]  # indices of the columns with words; the others are numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def tabulate_texts(texts: Sequence[Continuation]) -> Table:
 def explore_next(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    text: str | Sequence[int],
+    ids: Sequence[int],
     *,
     top: int = 20,
     temperature: float = 1.0,
@@ -162,23 +162,23 @@ def explore_next(
     """Return the distribution of the next token after a text, and what sampling settings make of it.
 
     Args:
-        text: The prompt as it is, or its token ids.
+        ids: The prompt, from `encode_text`.
         top: How many tokens to list, at least 1.
         temperature: Above 0; below 1 sharpens, above flattens.
         top_k: Keep this many likeliest tokens; 0 for all.
         top_p: Keep the likeliest that together have this probability; 1 for all.
 
     Raises:
-        DataError: The prompt cannot be used.
         ConfigError: Numbers are out of range; all are listed.
     """
     import torch
 
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     build_generation_settings("sample", **settings)
-    ids = encode_text(model, tokenizer, text, room=0)
     with generating(model), torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].double().cpu()  # [vocabulary]
+        logits = (
+            model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0, -1].double().cpu()
+        )  # [vocabulary]
     plain, tempered = logits.softmax(-1), (logits / temperature).softmax(-1)
     at = torch.stack([(logits / value).softmax(-1) for value in TEMPERATURES])  # [temperatures, vocabulary]
     in_k = _warp(logits, temperature, top_k=top_k).isfinite()
@@ -228,7 +228,7 @@ def _warp(logits: "Tensor", temperature: float, *, top_k: int = 0, top_p: float 
 def explore_beams(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    text: str | Sequence[int],
+    ids: Sequence[int],
     *,
     num_beams: int = 3,
     length: int = 5,
@@ -236,12 +236,11 @@ def explore_beams(
     """Return what beam search goes through when it continues a text: its best is that of `generate(num_beams=…)`.
 
     Args:
-        text: The prompt as it is, or its token ids.
+        ids: The prompt, from `encode_text`.
         num_beams: Beginnings followed side by side, at least 2.
         length: Most tokens to write.
 
     Raises:
-        DataError: The prompt cannot be used.
         ConfigError: A number is out of range.
     """
     import torch
@@ -252,19 +251,18 @@ def explore_beams(
             f"A beam tree takes 2 to {vocabulary:,} beams (1 is greedy search) and 1 token or more; `num_beams` is "
             f"{num_beams}, `length` is {length}."
         )
-    ids = encode_text(model, tokenizer, text, room=length)
     # A model made smaller may still name the end of the one it was made from, which it cannot write.
     ends = {end for end in find_ends(model, tokenizer) if end < vocabulary}
     followed: set[tuple[int, ...]] = set()
 
     def watch(rows: "Tensor", scores: "Tensor") -> "Tensor":
-        """Note what the beams hold; a logits processor that changes nothing."""
+        """Note what the beams consist of; a logits processor that changes nothing."""
         followed.update(tuple(row) for row in rows[:, len(ids) :].tolist())
         return scores
 
     with generating(model), torch.inference_mode():
         found: Any = model.generate(  # type: ignore[operator]  # seen as a buffer
-            torch.tensor([ids], device=model.device),
+            torch.tensor([list(ids)], device=model.device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
             num_beams=num_beams,
             num_return_sequences=num_beams,
@@ -316,27 +314,25 @@ def _build_nodes(
 def compare_strategies(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    text: str | Sequence[int],
+    ids: Sequence[int],
     *,
     names: Sequence[str],
     max_new_tokens: int = 40,
     seed: int = 123,
-    end_id: int | None = None,
+    end_id: int,
 ) -> list[Continuation]:
     """Return a text continued by each of some strategies, in their order.
 
     Args:
-        text: The prompt as it is, or its token ids.
+        ids: The prompt, from `encode_text`.
         names: Of strategies.
         max_new_tokens: Longest continuation, in tokens, at least 1.
         seed: Of the strategies that sample; all begin with the same.
         end_id: A token that ends a text, besides the model's own.
 
     Raises:
-        DataError: The prompt cannot be used.
         ConfigError: There is no such strategy, or Transformers refuses one for this model.
     """
-    ids = encode_text(model, tokenizer, text, room=max_new_tokens)
     texts = []
     for strategy in [find_strategy(name) for name in dict.fromkeys(names)]:
         try:
@@ -344,7 +340,7 @@ def compare_strategies(
                 model,
                 tokenizer,
                 [ids],
-                end_id=tokenizer.eos_token_id if end_id is None else end_id,
+                end_id=end_id,
                 max_new_tokens=max_new_tokens,
                 seeds=[seed] if strategy.samples else None,
                 **strategy.settings,

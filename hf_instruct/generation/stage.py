@@ -1,7 +1,7 @@
 """The answer stage: the test split answered by the untuned and by the tuned model.
 
-Launched on several processes, each answers its share of the examples into a file of its own beside `responses.jsonl`,
-and the first merges them. Whatever is cut off, the next start merges what it finds, however many processes wrote it.
+Launched on several processes, each writes the answers to its share of the examples to its own file beside
+`responses.jsonl`, and the first merges them. After an interruption the next start merges what it finds.
 """
 
 import contextlib
@@ -137,7 +137,7 @@ def load_run_model(
 def _merge(run: RunFolder, examples: list[Example]) -> None:
     """Write what is answered into `responses.jsonl`, each model in the order of the test split, without other files.
 
-    Cut off in between, the files of the processes that are left hold rows that are there already, and are merged again.
+    After an interruption in between, files of processes repeat rows of `responses.jsonl`, which is harmless.
     """
     parts = run.response_parts()
     found = recover_rows(run.responses, Response)
@@ -204,11 +204,11 @@ def _generation_fields(section: GenerateSection) -> dict[str, object]:
     """Return what `generate()` is given of the section.
 
     Raises:
-        ConfigError: It holds what is no setting of generation. That of a run folder was not checked before.
+        ConfigError: A field is not a setting of generation; a run folder's section was not checked before.
     """
     values = section.model_dump()
-    if faults := check_generate_fields(values):
-        raise ConfigError("The `generate` section cannot be used:", faults)
+    if problems := check_generate_fields(values):
+        raise ConfigError("The `generate` section cannot be used:", problems)
     return {name: value for name, value in values.items() if name not in _OWN_FIELDS}
 
 

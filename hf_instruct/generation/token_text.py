@@ -1,6 +1,5 @@
 """A prompt into token ids, and tokens into text that can be read: spaces, line ends and parts of characters shown."""
 
-import functools
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,10 +12,6 @@ if TYPE_CHECKING:
 
 SPACE = "␣"
 _NAMED = {" ": SPACE, "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-# How tokenizers of SentencePiece's kind write a space.
-_PIECE_SPACE = "▁"
-# What part of a character decodes to.
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def check_text(text: str, *, what: str = "question") -> str:
@@ -27,7 +22,7 @@ def check_text(text: str, *, what: str = "question") -> str:
         what: What it is, for the message.
 
     Raises:
-        DataError: It is empty, holds control characters, or was no UTF-8 text.
+        DataError: It is empty, contains control characters, or is not UTF-8 text.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
@@ -38,8 +33,8 @@ def check_text(text: str, *, what: str = "question") -> str:
             raise DataError(f"The {what} is not UTF-8 text (character {index:,}). Type or save it as UTF-8.")
         if category == "Cc" and char not in "\n\t":
             raise DataError(
-                f"The {what} holds the control character U+{ord(char):04X} (character {index:,}); only line breaks and "
-                "tabs are allowed. Remove it."
+                f"The {what} contains the control character U+{ord(char):04X} (character {index:,}); only line breaks "
+                "and tabs are allowed. Remove it."
             )
     return text
 
@@ -51,10 +46,10 @@ def encode_text(
 
     Args:
         text: The text as it is; or token ids, which are only checked.
-        room: Tokens that are to follow.
+        room: Number of tokens that are to follow.
 
     Raises:
-        DataError: The text is empty, holds control characters, or does not fit the model's context with `room`.
+        DataError: The text is empty, contains control characters, or does not fit the model's context with `room`.
     """
     ids = list(tokenizer(check_text(text, what="prompt"))["input_ids"] if isinstance(text, str) else text)
     # Some tokenizers end every text with end-of-text, after which there is nothing to continue.
@@ -72,26 +67,18 @@ def encode_text(
 
 
 def show_token(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> str:
-    r"""Return a token as text on one line: `␣dog` for a word with its space, `\n` for a line end, `\xe2\x80` for bytes.
+    r"""Return a token as text on one line: `␣dog` for a word with its space, `\n` for a line end.
 
-    An id beyond the tokenizer's vocabulary (models pad theirs) is shown as its number.
+    Part of a character is shown as the tokenizer writes it, an id beyond its vocabulary (models pad theirs) by number.
     """
     token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else None
     if not isinstance(token, str):
         return f"<id {token_id}>"
-    if token_id in tokenizer.added_tokens_decoder:
-        return show_text(token)
     text = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-    if UNKNOWN in text:
-        # Part of a character: the bytes of a byte-level tokenizer, or the token as SentencePiece names it, `<0xE2>`.
-        known = _byte_alphabet()
-        if not all(letter in known for letter in token):
-            return show_text(token)
-        content = [known[letter] for letter in token]
-        return "".join(show_text(chr(byte)) if byte < 0x80 else f"\\x{byte:02x}" for byte in content)
-    if token.startswith(_PIECE_SPACE) and not text.startswith(" "):
-        text = " " + text
-    return show_text(text) or show_text(token)
+    if not text or "\N{REPLACEMENT CHARACTER}" in text or token_id in tokenizer.added_tokens_decoder:
+        return show_text(token)
+    # A tokenizer of SentencePiece's kind writes a space so, and leaves out the first.
+    return show_text(f" {text}" if token.startswith("▁") and not text.startswith(" ") else text)
 
 
 def show_text(text: str) -> str:
@@ -104,11 +91,3 @@ def show_text(text: str) -> str:
     return "".join(
         _NAMED.get(char) or (f"\\u{ord(char):04x}" if unicodedata.category(char)[0] in "CZ" else char) for char in text
     )
-
-
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-    """Return the byte that each letter of GPT-2's alphabet stands for."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    return {letter: byte for byte, letter in bytes_to_unicode().items()}

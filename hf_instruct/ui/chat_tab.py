@@ -52,7 +52,7 @@ class ChatSession:
 
     @contextlib.contextmanager
     def alone(self, *, stop_first: bool = True) -> Iterator[bool]:
-        """Keep others from asking meanwhile; gives whether that was possible.
+        """Keep others from asking in the block; gives whether that was possible.
 
         Args:
             stop_first: Whether to stop what is being written; otherwise that is in the way, unless it is stopped.

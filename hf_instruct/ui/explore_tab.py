@@ -50,14 +50,16 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
         """Fill the outputs at a click with what `show` returns after a line of text."""
 
         def run(label: str, way: str, text: str, *values: Any) -> Iterator[dict[Any, Any]]:
-            from hf_instruct.generation.token_text import check_text
+            from hf_instruct.generation.token_text import check_text, encode_text
 
             try:
                 text = check_text(text, what="text")
                 yield {notice: format_notice("Working …" if pool.is_loaded(label) else f"Loading {label} …")}
                 with pool.acquire(label) as found:
                     prompt = found.encode(text.strip()) if way == _AS_QUESTION else text
-                    said, *results = show(found, prompt, *values)
+                    room = 0 if show is show_next else int(values[1])
+                    ids = encode_text(found.model, found.tokenizer, prompt, room=room)
+                    said, *results = show(found, ids, *values)
                 yield {notice: format_notice(said), **dict(zip(outputs, results, strict=True))}
             except InstructError as error:
                 yield {notice: format_notice(str(error))}
@@ -69,27 +71,28 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
     def fill(table: "Table") -> Any:
         return gradio.update(value={"headers": table.heads, "data": table.rows}, visible=True)
 
-    def show_next(model: "ChatModel", prompt: Any, temperature: float, top_k: float, top_p: float, top: float) -> Any:
+    def show_next(
+        model: "ChatModel", ids: list[int], temperature: float, top_k: float, top_p: float, top: float
+    ) -> Any:
         from hf_instruct.generation.exploring import draw_next_token_plot, explore_next
 
         settings: dict[str, Any] = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p}
-        found = explore_next(model.model, model.tokenizer, prompt, top=int(top), **settings)
+        found = explore_next(model.model, model.tokenizer, ids, top=int(top), **settings)
         tokens = [(token, str(index % 2)) for index, token in enumerate(found.prompt_tokens)]
         said = str(found)
         return f"{said[0].upper()}{said[1:]}.", tokens, draw_next_token_plot(found), fill(found.to_table())
 
-    def show_beams(model: "ChatModel", prompt: Any, num_beams: float, length: float) -> Any:
+    def show_beams(model: "ChatModel", ids: list[int], num_beams: float, length: float) -> Any:
         from hf_instruct.generation.exploring import explore_beams, tabulate_texts
 
-        tree = explore_beams(model.model, model.tokenizer, prompt, num_beams=int(num_beams), length=int(length))
+        tree = explore_beams(model.model, model.tokenizer, ids, num_beams=int(num_beams), length=int(length))
         return "What beam search followed, and what it found.", fill(tree.to_table()), fill(tabulate_texts(tree.texts))
 
-    def show_strategies(model: "ChatModel", prompt: Any, names: list[str], length: float, seed: float | None) -> Any:
+    def show_strategies(model: "ChatModel", ids: list[int], names: list[str], length: float, seed: float | None) -> Any:
         from hf_instruct.generation.exploring import compare_strategies, tabulate_texts
 
-        end_id = None if isinstance(prompt, str) else model.end_id
-        settings: dict[str, Any] = {"max_new_tokens": int(length), "seed": int(seed or 0), "end_id": end_id}
-        texts = compare_strategies(model.model, model.tokenizer, prompt, names=names, **settings)
+        settings: dict[str, Any] = {"max_new_tokens": int(length), "seed": int(seed or 0), "end_id": model.end_id}
+        texts = compare_strategies(model.model, model.tokenizer, ids, names=names, **settings)
         return "Repeats: share of the runs of four tokens that stood in the text before.", fill(tabulate_texts(texts))
 
     with gradio.Tabs():

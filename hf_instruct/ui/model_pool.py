@@ -98,7 +98,7 @@ class ModelPool:
         # The one unused for longest first; without its weights where they were dropped, as conversations keep it.
         self._models: dict[Hashable, ChatModel] = {}
         self._users: Counter[Hashable] = Counter()
-        # Held while a model is loaded: two together would need the memory for both weights files besides.
+        # Held while a model is loaded: two at a time would need memory for both weight files as well.
         self._loading = threading.Lock()
         # Held for a moment: who uses what, and whether its weights are there.
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What every page of ours shares: served on a socket of its own, styled alike, and fetching nothing from elsewhere.
+"""What all local pages share: how they are served and styled, and that they fetch nothing from elsewhere.
 
 Gradio draws the pages. Left to its defaults it would load fonts, ask for its latest version and report its use; here
 the page carries a rule that the browser enforces: nothing but the page's own server is asked for anything.
@@ -151,7 +151,7 @@ def build_app(blocks: Any, hosts: Iterable[str], reports: Sequence[Callable[[], 
 
 
 def add_headers(app: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an ASGI app whose every reply holds the rule that the page may fetch from nowhere else."""
+    """Return an ASGI app whose replies all forbid the page to fetch anything from elsewhere."""
     added = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
