@@ -89,7 +89,7 @@ def load_arrow(path: Path, *, file: str, split: str, stack: contextlib.ExitStack
 
     is_folder = path.is_dir()
     try:
-        with _quiet_datasets():
+        with quiet_datasets():
             if find_suffix(path) == ".parquet" and not is_folder:
                 # `datasets` reads a copy in its cache; that of a user's file goes again.
                 cache = stack.enter_context(tempfile.TemporaryDirectory())
@@ -149,7 +149,7 @@ def advise_on_hub(error: Exception, file: str, split: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """Keep `datasets` from logging an error that we raise, and from showing a bar for a local file."""
     import datasets
 

@@ -25,6 +25,7 @@ from hf_instruct.data.formats import (
     choose_fields,
     describe_type,
     list_names,
+    number_repeats,
     raise_problems,
     shorten,
 )
@@ -135,18 +136,22 @@ def check_section(section: DataSection) -> CheckedData:
     if isinstance(section.source, str):
         names = ("map", "hub_config", "hub_split", "revision", "limit")
         return check_source(section.source, **{name: getattr(section, name) for name in names})
+    from datasets import concatenate_datasets
+
     parts = section.source
     checked = [_check_part(part) for part in parts]
-    problems = [problem for one in checked for problem in one.problems]
-    if problems:
+    if problems := [problem for one in checked for problem in one.problems]:
         return CheckedData(checked[0].examples, problems, [], 0)
-    chosen = _choose_shares([one.examples for one in checked], [part.fraction for part in parts], section.seed)
-    mixed = _interleave([part.path for part in parts], chosen)
+    whole = concatenate_datasets([one.examples for one in checked])
+    rows = [f"`{part.path}` {row}" for part, one in zip(parts, checked, strict=True) for row in one.examples["row"][:]]
+    ids = number_repeats(whole["id"][:])
+    names = whole.column_names
+    whole = whole.remove_columns(["row", "id"]).add_column("row", rows).add_column("id", ids).select_columns(names)
+    sizes = _choose_sizes([len(one.examples) for one in checked], [part.fraction for part in parts])
+    order = _interleave(ids, [len(one.examples) for one in checked], sizes, section.seed)[: section.limit]
     notices = [notice for one in checked for notice in one.notices]
-    notices += [f"`{part.path}`: {len(one):,} rows" for part, one in zip(parts, chosen, strict=True)]
-    if section.limit is not None:
-        mixed = mixed.take(min(section.limit, len(mixed)))
-    return CheckedData(mixed, [], notices, sum(one.num_without_output for one in checked))
+    notices += [f"`{part.path}`: {size:,} rows" for part, size in zip(parts, sizes, strict=True)]
+    return CheckedData(whole.select(order), [], notices, sum(one.num_without_output for one in checked))
 
 
 def _check_part(part: SourceSection) -> CheckedData:
@@ -154,45 +159,37 @@ def _check_part(part: SourceSection) -> CheckedData:
     return check_source(part.path, map=part.map, columns=part.columns, limit=part.limit, **options)
 
 
-def _choose_shares(examples: "Sequence[Dataset]", fractions: Sequence[float | None], seed: int) -> "list[Dataset]":
-    """Return of each source as many rows as its share of the largest mixture in which no row is used twice.
-
-    TRL's own mixture takes the first rows of each; here they are drawn by a hash of `seed` and id, and stay in order.
+def _choose_sizes(counts: Sequence[int], fractions: Sequence[float | None]) -> list[int]:
+    """Return how many rows each source gives to the largest mixture of these shares in which no row is used twice.
 
     Raises:
         DataError: Some sources have a fraction and others none.
     """
     given = [fraction for fraction in fractions if fraction is not None]
     if not given:
-        return list(examples)
+        return list(counts)
     if len(given) < len(fractions):
         raise DataError("Some of the sources have a `fraction` and others none; give all of them one, or none.")
-    total = sum(given)
-    size = min(len(one) * total / fraction for one, fraction in zip(examples, given, strict=True))
-    chosen = []
-    for one, fraction in zip(examples, given, strict=True):
-        count = min(max(round(size * fraction / total), 1), len(one))
-        ids = one["id"][:]
-        ranks = sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}\0{ids[index]}".encode()).digest())
-        chosen.append(one.select(sorted(ranks[:count])))
-    return chosen
+    most = min(count / fraction for count, fraction in zip(counts, given, strict=True))
+    return [min(max(round(most * fraction), 1), count) for count, fraction in zip(counts, given, strict=True)]
 
 
-def _interleave(paths: Sequence[str], examples: "Sequence[Dataset]") -> "Dataset":
-    """Return the rows of several sources spread evenly, so that each split has all of them in proportion."""
-    import numpy as np
-    from datasets import concatenate_datasets
+def _interleave(ids: Sequence[str], counts: Sequence[int], sizes: Sequence[int], seed: int) -> list[int]:
+    """Return the indices of a mixture: of each source its rows in order, the sources spread evenly.
 
-    from hf_instruct.data.formats import number_repeats
-
-    whole = concatenate_datasets(list(examples))
-    positions = np.concatenate([(np.arange(len(one)) + 0.5) / len(one) for one in examples])
-    whole = whole.select(np.argsort(positions, kind="stable"))
-    files = [path for path, one in zip(paths, examples, strict=True) for _ in range(len(one))]
-    order = np.argsort(positions, kind="stable")
-    rows = [f"`{files[index]}` {row}" for index, row in zip(order, whole["row"][:], strict=True)]
-    ids = number_repeats(whole["id"][:])
-    return whole.remove_columns(["row", "id"]).add_column("row", rows).add_column("id", ids)
+    So each split has all of them in proportion. Where a source gives only some rows, they are drawn by a hash of `seed`
+    and id; TRL's own mixture takes the first.
+    """
+    placed: list[tuple[float, int]] = []
+    start = 0
+    for count, size in zip(counts, sizes, strict=True):
+        indices = list(range(start, start + count))
+        if size < count:
+            draws = {index: hashlib.sha256(f"{seed}\0{ids[index]}".encode()).digest() for index in indices}
+            indices = sorted(sorted(draws, key=draws.__getitem__)[:size])
+        placed += [((rank + 0.5) / size, index) for rank, index in enumerate(indices)]
+        start += count
+    return [index for _, index in sorted(placed)]
 
 
 def check_source(

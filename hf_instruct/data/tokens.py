@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.formats import new_fingerprint
+from hf_instruct.data.loaders import quiet_datasets
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import PromptFormat, build_row, count_labels
@@ -48,7 +49,8 @@ class TokenCounter:
 
         types = {"num_tokens": Value("int32"), "num_labels": Value("int32"), "special_tokens": List(Value("string"))}
         counts = map_rows(examples, self._count, features=Features(types), note="Counting tokens", num_proc=num_proc)
-        return concatenate_datasets([examples, counts], axis=1)
+        with quiet_datasets():
+            return concatenate_datasets([examples, counts], axis=1)
 
     def _count(self, examples: list[dict[str, Any]]) -> dict[str, list[Any]]:
         settings: dict[str, Any] = {
