@@ -7,7 +7,6 @@ first, says what the run is: the resolved experiment, library versions, the data
 import contextlib
 import dataclasses
 import hashlib
-import os
 import shlex
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean
@@ -266,32 +264,6 @@ class RunFolder:
             return Provenance.model_validate(values)
         except ValidationError as error:
             raise ConfigError(f"`{self.config}` cannot be read ({describe_problem(error)}).") from error
-
-    def load_judge_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the run's `judge` settings with a user's own, `given` now, laid over them.
-
-        The folder may be from somebody else. A server elsewhere would get the user's API key, so the user has to name
-        it too; and a model is downloaded only where the user says so now.
-
-        Raises:
-            RunError: The folder does not exist or is not a run folder.
-            ConfigError: `run.yaml` names a server elsewhere, and neither `given` nor the environment does.
-        """
-        from hf_instruct.servers import parse_ollama_host
-
-        stored = self.load_experiment().judge
-        settings = {**stored.model_dump(), "pull": False, **given}
-        if not stored.base_url or "base_url" in given or settings["backend"] == "local":
-            return settings
-        variable = "OPENAI_BASE_URL" if settings["backend"] == "openai" else "OLLAMA_HOST"
-        url = parse_ollama_host(stored.base_url)
-        if not is_loopback(url) and url != parse_ollama_host(os.environ.get(variable, "")):
-            shown = shlex.quote(redact(stored.base_url))
-            raise ConfigError(
-                f"`{self.config}` names a judge on another machine, which would get your API key, and a run folder may "
-                f"be from somebody else: if you trust that server, add `--base-url {shown}`, or set {variable} to it."
-            )
-        return settings
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Write `run.yaml`: the resolved experiment and its provenance, never a secret."""

@@ -14,6 +14,7 @@ from transformers import dynamic_module_utils
 from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, ModelLoadError
+from hf_instruct.evaluation.stage import load_judge_settings
 from hf_instruct.hub.serving import prepare_served_model
 from hf_instruct.pipeline import run as run_experiment
 from hf_instruct.records import Example, append_rows, write_rows
@@ -202,7 +203,7 @@ def test_only_the_user_names_a_judge_elsewhere(
     monkeypatch.setenv("OLLAMA_HOST", "http://other.example")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://other.example/v1")
     with pytest.raises(ConfigError):
-        run.load_judge_settings({})
+        load_judge_settings(run, {})
     assert _judge(run, *words, "--base-url", url) == 0
     assert server.requests
     server.requests.clear()
@@ -212,15 +213,15 @@ def test_only_the_user_names_a_judge_elsewhere(
 
 
 def test_a_judge_without_a_server_needs_no_word_about_one(judged_elsewhere: RunFolder) -> None:
-    assert judged_elsewhere.load_judge_settings({"backend": "local"})["backend"] == "local"
-    assert judged_elsewhere.load_judge_settings({"base_url": None})["base_url"] is None
+    assert load_judge_settings(judged_elsewhere, {"backend": "local"})["backend"] == "local"
+    assert load_judge_settings(judged_elsewhere, {"base_url": None})["base_url"] is None
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:11434", "localhost", "http://[::1]:8000/v1", "0.0.0.0:11434"])
 def test_a_judge_on_this_machine_is_asked(judged_elsewhere: RunFolder, url: str) -> None:
     run = judged_elsewhere
     run.save_experiment(build_experiment({"judge": {"base_url": url}}, where="here", deep=False))
-    assert run.load_judge_settings({})["base_url"] == url
+    assert load_judge_settings(run, {})["base_url"] == url
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_an_address_that_looks_like_this_machine_is_not(judged_elsewhere: RunFol
     run.config.write_text(json.dumps({"experiment": {"judge": {"base_url": url}}}))
     for backend in ("auto", "openai"):
         with pytest.raises(ConfigError, match="names a judge on another machine"):
-            run.load_judge_settings({"backend": backend})
+            load_judge_settings(run, {"backend": backend})
 
 
 def test_only_the_user_lets_a_model_be_pulled(server: FakeOllama, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _score(options: argparse.Namespace) -> None:
 
     given = _collect_settings(options)
     run = _open_run(options)
-    section = _build_section(run.load_judge_settings(given) if run else given)
+    section = _build_section(given, run)
     folder = run or choose_folder(options.source, options.out)
     if run:
         experiment = run.load_experiment().model_copy(update={"judge": section})
@@ -129,7 +129,7 @@ def _pairwise(options: argparse.Namespace) -> None:
     run = RunFolder(split_model(options.source)[0])
     is_run = run.config.is_file()
     # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
-    section = _build_section(run.load_judge_settings(given) if is_run else given)
+    section = _build_section(given, run if is_run else None)
     file = _choose_pair_file(options.source, options.baseline, options.out)
     with run.locked() if is_run else contextlib.nullcontext():
         judged = prefer(joined, section, names=names, file=file, options=_build_options(options))
@@ -181,7 +181,7 @@ def _check(options: argparse.Namespace) -> None:
         examples = read_examples(str(options.source))
     else:
         examples = read_examples(split_examples(EVERYDAY)["test"])
-    section = _build_section(run.load_judge_settings(given) if run else given)
+    section = _build_section(given, run)
     out = run.path if run else None
     if not run and (options.source or options.out):
         out = choose_folder(options.source or Path("the packaged examples"), options.out).path
@@ -264,9 +264,11 @@ def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name.removeprefix("judge."): value for name, value in overrides.items()}
 
 
-def _build_section(values: dict[str, Any]) -> "JudgeSection":
+def _build_section(given: dict[str, Any], run: "RunFolder | None") -> "JudgeSection":
     from hf_instruct.config import build_experiment
+    from hf_instruct.evaluation.stage import load_judge_settings
 
+    values = load_judge_settings(run, given) if run else given
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
 
 

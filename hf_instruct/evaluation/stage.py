@@ -1,11 +1,15 @@
 """The judge stage: scores the responses in a run folder."""
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Mapping
+from typing import Any
 
+from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.console import redact
+from hf_instruct.errors import ConfigError
 from hf_instruct.evaluation.judges import choose_judge, opened_judge
 from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.loop import JudgeOptions
@@ -14,7 +18,7 @@ from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED, Response
-from hf_instruct.servers import run_sync
+from hf_instruct.servers import parse_ollama_host, run_sync
 
 
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
@@ -28,7 +32,7 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
 
     Raises:
         DataError: There are no responses.
-        JudgeError: Judging cannot go on; what was judged is kept.
+        JudgeError: Judging cannot continue; what was judged is kept.
     """
     if options is None:
         # The folder's word for a server elsewhere does not count.
@@ -45,6 +49,31 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
     return judge_sets(sets, run, experiment.judge, options=options)
 
 
+def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's `judge` settings with a user's own, `given` now, laid over them.
+
+    The folder may be from somebody else. A server elsewhere would get the user's API key, so the user has to name it
+    too; and a model is downloaded only where the user says so now.
+
+    Raises:
+        RunError: The folder does not exist or is not a run folder.
+        ConfigError: `run.yaml` names a server elsewhere, and neither `given` nor the environment does.
+    """
+    stored = run.load_experiment().judge
+    settings = {**stored.model_dump(), "pull": False, **given}
+    if not stored.base_url or "base_url" in given or settings["backend"] == "local":
+        return settings
+    variable = "OPENAI_BASE_URL" if settings["backend"] == "openai" else "OLLAMA_HOST"
+    url = parse_ollama_host(stored.base_url)
+    if not is_loopback(url) and url != parse_ollama_host(os.environ.get(variable, "")):
+        shown = shlex.quote(redact(stored.base_url))
+        raise ConfigError(
+            f"`{run.config}` names a judge on another machine, which would get your API key, and a run folder may be "
+            f"from somebody else: if you trust that server, add `--base-url {shown}`, or set {variable} to it."
+        )
+    return settings
+
+
 def judge_sets(
     sets: Mapping[str, list[Response]], folder: RunFolder, settings: JudgeSection, *, options: JudgeOptions
 ) -> dict[str, JudgmentSet]:
@@ -52,7 +81,7 @@ def judge_sets(
 
     Raises:
         ConfigError: The rubric is not usable, or fails on a response.
-        JudgeError: Judging cannot go on; what was judged is kept.
+        JudgeError: Judging cannot continue; what was judged is kept.
     """
     # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
     rubric = load_rubric(settings.rubric)
