@@ -140,27 +140,31 @@ def test_save_appends_what_data_check_accepts(
     ]
     assert "Saved 1 of 3 answers (1 empty or cut, 1 saved already)" in caplog.text
     assert "Saved 1 of 4 answers (1 empty or cut, 2 saved already)" in caplog.text
+    session.conversation.turns = [Turn("Two?", "Zw", "user"), Turn("Three?", "")]
+    with pytest.raises(DataError, match="nothing to save yet"):
+        session.handle(f"/save {path}")
 
 
-def test_save_leaves_other_files_alone(tmp_path: Path) -> None:
-    turns = [Turn("One?", "Eins.")]
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torn.jsonl", "line 1"),
+        ("x.json", "should end in `.jsonl`"),
+        ("folder.jsonl", "cannot be written: "),
+        ("torn.jsonl/x.jsonl", "cannot be written: "),
+    ],
+)
+def test_save_leaves_other_files_alone(tmp_path: Path, name: str, message: str) -> None:
     torn = tmp_path / "torn.jsonl"
     torn.write_text('{"instruction": "Old?", "out', encoding="utf-8")
-    with pytest.raises(DataError, match="line 1"):
-        append_examples(torn, turns)
-    assert torn.read_text(encoding="utf-8") == '{"instruction": "Old?", "out'
-    with pytest.raises(DataError, match=r"should end in `.jsonl`"):
-        append_examples(tmp_path / "x.json", turns)
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(DataError, match="cannot be written: "):
-        append_examples(tmp_path / "folder.jsonl", turns)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written: "):
-        append_examples(tmp_path / "file" / "x.jsonl", turns)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.jsonl", "torn.jsonl"]
+    with pytest.raises(DataError, match=message):
+        append_examples(tmp_path / name, [Turn("One?", "Eins.")])
+    assert torn.read_text(encoding="utf-8") == '{"instruction": "Old?", "out'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.jsonl", "torn.jsonl"]
 
 
-def test_lines_of_a_pipe(
+def test_lines_of_a_pipe_and_one_message(
     tiny_gpt2: Path, model: ChatModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = "Name a color.\n\n/set max_new_tokens 3\nName a bird.\n/quit\nNever asked.\n"
@@ -171,6 +175,13 @@ def test_lines_of_a_pipe(
         pieces = Conversation(model, settings=ChatSettings(max_new_tokens=most)).stream(question)
         expected += "".join(c for c in "".join(pieces) if c.isprintable() or c == "\n") + "\n"
     assert capsys.readouterr().out == expected
+    _run(str(tiny_gpt2), "--message", "Name a color.", "--max-new-tokens", "6", "--json")
+    answer = "".join(Conversation(model, settings=ChatSettings(max_new_tokens=6)).stream("Name a color."))
+    assert json.loads(capsys.readouterr().out) == {
+        "question": "Name a color.",
+        "answer": answer,
+        "ended_by": "length",
+    }
 
 
 def test_a_line_that_cannot_be_answered_ends_a_pipe(
@@ -180,16 +191,6 @@ def test_a_line_that_cannot_be_answered_ends_a_pipe(
     with pytest.raises(DataError, match="The question is not UTF-8 text"):
         _run(str(tiny_gpt2))
     assert capsys.readouterr().out == ""
-
-
-def test_one_message(tiny_gpt2: Path, model: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
-    _run(str(tiny_gpt2), "--message", "Name a color.", "--max-new-tokens", "6", "--json")
-    answer = "".join(Conversation(model, settings=ChatSettings(max_new_tokens=6)).stream("Name a color."))
-    assert json.loads(capsys.readouterr().out) == {
-        "question": "Name a color.",
-        "answer": answer,
-        "ended_by": "length",
-    }
 
 
 @pytest.mark.parametrize(

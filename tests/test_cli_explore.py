@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -81,17 +80,6 @@ def test_mistakes(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str], arguments
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
-
-
-def test_runs_that_are_missing(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explore", "a", "--model", str(run.path) + "s"]) == 1
-    assert f"does not exist. Did you mean `{run.path}`?" in capsys.readouterr().err
-    run.model.unlink()
-    assert main(["explore", "a", "--model", str(run.path)]) == 1
-    assert "has no tuned model yet (no `model/` in it)" in capsys.readouterr().err
-    shutil.rmtree(run.path)
-    assert main(["explore", "a", "--model", str(run.path)]) == 1
-    assert "does not exist." in capsys.readouterr().err
 
 
 @pytest.mark.slow

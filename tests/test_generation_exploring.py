@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 import torch
 
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import DataError
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.exploring import (
     TEMPERATURES,
@@ -165,14 +165,6 @@ def test_prompts_that_cannot_be_continued(gpt2, text, message: str) -> None:
     with pytest.raises(DataError) as caught:
         encode_text(*gpt2, text, room=3)
     assert message in str(caught.value)
-
-
-def test_numbers_out_of_range(gpt2) -> None:
-    with pytest.raises(ConfigError) as caught:
-        explore_next(*gpt2, ids_of(gpt2), temperature=math.nan, top_k=-1, top_p=1.5)
-    assert [problem.split(" ")[0] for problem in caught.value.problems] == ["`temperature`", "`top_k`", "`top_p`"]
-    with pytest.raises(ConfigError, match="`num_beams` is 1"):
-        explore_beams(*gpt2, ids_of(gpt2), num_beams=1, length=3)
 
 
 def test_the_plot_shows_the_probabilities_and_what_is_kept(gpt2, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hf_instruct.errors import ConfigError, InstructError, RunError
 from hf_instruct.generation.decoding import Completion, decode_tokens, find_ends, generate_completions
-from hf_instruct.generation.stage import load_run_model
+from hf_instruct.generation.stage import load_model_of_run
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length, load_model, move_to_best_device
 from hf_instruct.prompt_checks import settle_format
@@ -146,7 +146,7 @@ class ChatModel:
                 f"`{run.path}` was trained on the prompt format `{trained_on}`, so it cannot be asked in "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
-        model, tokenizer = load_run_model(run, experiment, UNTUNED if base else TUNED, dtype=dtype)
+        model, tokenizer = load_model_of_run(run, experiment, UNTUNED if base else TUNED, dtype=dtype)
         name = experiment.model.name if base else str(run.path)
         return cls(name, model, tokenizer, prompt_format=run.load_prompt_format(trained_on))
 

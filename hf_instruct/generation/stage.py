@@ -85,7 +85,7 @@ def _answer_with(
                 prompts = build_prompts(share, prompt_format, tokenizer)
                 answer_at_endpoint(section, share, prompts, on_response=lambda row: keep([row]))
             else:
-                model, tokenizer = load_run_model(run, experiment, which)
+                model, tokenizer = load_model_of_run(run, experiment, which)
                 answer_examples(
                     model,
                     tokenizer,
@@ -104,7 +104,7 @@ def _answer_with(
     on_main_process(lambda: _merge(run, examples))
 
 
-def load_run_model(
+def load_model_of_run(
     run: RunFolder, experiment: Experiment, which: str, *, dtype: str | None = None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Return a run's tuned or untuned model and its tokenizer, on the fastest device there is.
