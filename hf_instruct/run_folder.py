@@ -267,22 +267,21 @@ class RunFolder:
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Write `run.yaml`: the resolved experiment and its provenance, never a secret."""
-        self._update_config(
-            experiment=plain_values(experiment),
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-            git_commit=_git_commit(),
-            python=sys.version.split()[0],
-            versions=_library_versions(),
-        )
+        provenance = {
+            "experiment": plain_values(experiment),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+            "git_commit": _git_commit(),
+            "python": sys.version.split()[0],
+            "versions": _library_versions(),
+        }
+        # What was added since, such as the data's checksum, stays true when settings of a later stage change.
+        known = read_yaml(self.config) if self.config.is_file() else {}
+        write_text(self.config, dump_yaml({**known, **provenance}))
 
     def add_provenance(self, **values: str | bool | None) -> None:
         """Add to `run.yaml` what became known only after it was first written."""
-        self._update_config(**values)
-
-    def _update_config(self, **values: Any) -> None:
-        # Other values, such as the data's checksum, stay true when settings of a later stage change.
-        known = read_yaml(self.config) if self.config.is_file() else {}
+        known = read_yaml(self.config)
         if known != {**known, **values}:
             write_text(self.config, dump_yaml({**known, **values}))
 
