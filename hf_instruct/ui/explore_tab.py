@@ -16,8 +16,8 @@ _EXAMPLE = "I enjoy walking with my cute dog"
 _AS_IT_IS = "continue it as it is"
 _AS_QUESTION = "ask it as an instruction"
 _SHOWN_STRATEGIES = ["greedy", "beam", "sample", "top-k", "top-p"]
-# In pixels, so that a narrow screen scrolls the table instead of breaking its words.
-_TEXT_WIDTHS = ["120px", "80px", "90px", "110px", "120px", "520px"]
+# In pixels: a narrow screen scrolls to the numbers instead of breaking their words.
+_TEXT_WIDTHS = ["90px", "440px", "80px", "90px", "115px", "120px"]
 # More would keep others waiting for minutes, and nobody reads them.
 _MOST_BEAMS, _MOST_STEPS, _MOST_TOKENS = 10, 30, 200
 
@@ -68,8 +68,11 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
         limits = {"concurrency_id": "explore", "concurrency_limit": 1, "show_progress": "hidden"}
         button.click(run, [model, way, text, *settings], [notice, *outputs], api_visibility="private", **limits)
 
-    def fill(table: "Table") -> Any:
-        return gradio.update(value={"headers": table.heads, "data": table.rows}, visible=True)
+    def fill(table: "Table", *, text_second: bool = False) -> Any:
+        heads, rows, _ = table
+        order = [0, -1, *range(1, len(heads) - 1)] if text_second else range(len(heads))
+        headers, *data = ([row[index] for index in order] for row in (heads, *rows))
+        return gradio.update(value={"headers": headers, "data": data}, visible=True)
 
     def show_next(
         model: "ChatModel", ids: list[int], temperature: float, top_k: float, top_p: float, top: float
@@ -86,14 +89,20 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
         from hf_instruct.generation.exploring import explore_beams, tabulate_texts
 
         tree = explore_beams(model.model, model.tokenizer, ids, num_beams=int(num_beams), length=int(length))
-        return "What beam search followed, and what it found.", fill(tree.to_table()), fill(tabulate_texts(tree.texts))
+        return (
+            "What beam search followed, and what it found.",
+            fill(tree.to_table()),
+            fill(tabulate_texts(tree.texts), text_second=True),
+        )
 
     def show_strategies(model: "ChatModel", ids: list[int], names: list[str], length: float, seed: float | None) -> Any:
         from hf_instruct.generation.exploring import compare_strategies, tabulate_texts
 
         settings: dict[str, Any] = {"max_new_tokens": int(length), "seed": int(seed or 0), "end_id": model.end_id}
         texts = compare_strategies(model.model, model.tokenizer, ids, names=names, **settings)
-        return "Repeats: share of the runs of four tokens that stood in the text before.", fill(tabulate_texts(texts))
+        return "Repeats: share of the runs of four tokens that the text contained before.", fill(
+            tabulate_texts(texts), text_second=True
+        )
 
     with gradio.Tabs():
         with gradio.Tab("Next token", id="next"):
