@@ -277,7 +277,8 @@ def clear_from(folder: RunFolder, stage: str) -> None:
 
 def _empty(folder: RunFolder) -> None:
     clear_from(folder, "data")
-    for path in (folder.path / "model.partial", folder.self_check.with_suffix("")):
+    # The last is of older versions, whose runs are refused.
+    for path in (folder.path / "model.partial", folder.self_check.with_suffix(""), folder.path / "base"):
         shutil.rmtree(path, ignore_errors=True)
     # The new run may have another judge.
     folder.self_check.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
 
 
 def test_an_existing_run_is_deleted_by_force_alone(folder: RunFolder) -> None:
-    write_files(folder, ["notes.txt", "self_check.json", "self_check/responses.jsonl", "model.partial/config.json"])
+    write_files(folder, ["notes.txt", "self_check.json", "self_check/responses.jsonl", "model.partial/x", "base/x"])
     before = files_in(folder.path)
     with pytest.raises(RunError, match="already contains a run"):
         open_folder(folder, experiment())
