@@ -266,8 +266,8 @@ def clear_from(folder: RunFolder, stage: str) -> None:
     Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
     """
     for name in reversed(STAGES[STAGES.index(stage) :]):
-        # Otherwise the files of single processes would be merged into the next answers.
-        parts = folder.response_parts() if name == "generate" else []
+        # The files of single processes would be merged into the next answers; `base` is of older versions.
+        parts = [*folder.response_parts(), folder.path / "base"] if name == "generate" else []
         for path in [*parts, *_STAGES[name].list_files(folder)]:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -277,8 +277,7 @@ def clear_from(folder: RunFolder, stage: str) -> None:
 
 def _empty(folder: RunFolder) -> None:
     clear_from(folder, "data")
-    # The last is of older versions, whose runs are refused.
-    for path in (folder.path / "model.partial", folder.self_check.with_suffix(""), folder.path / "base"):
+    for path in (folder.path / "model.partial", folder.self_check.with_suffix("")):
         shutil.rmtree(path, ignore_errors=True)
     # The new run may have another judge.
     folder.self_check.unlink(missing_ok=True)

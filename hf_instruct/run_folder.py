@@ -233,9 +233,8 @@ class RunFolder:
         """
         if (self.path / "base" / "responses.jsonl").is_file():
             raise RunError(
-                f"`{self.path}` is of an older version, which kept the untuned model's answers in `base/`: delete that "
-                f"folder and answer again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the tuned "
-                "model stays."
+                f"`{self.path}` is of an older version, which kept the untuned model's answers in `base/`: answer "
+                f"again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the tuned model stays."
             )
 
     def load_experiment(self) -> Experiment:
