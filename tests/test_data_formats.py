@@ -2,17 +2,10 @@ from typing import Any
 
 import pytest
 
-from hf_instruct.data import formats
-from hf_instruct.data.formats import (
-    CheckedData,
-    Problem,
-    RawRow,
-    build_examples,
-    check_messages,
-    group_by_prompt,
-    raise_problems,
-    shorten,
-)
+from hf_instruct.data import examples
+from hf_instruct.data.examples import CheckedData, build_examples, group_by_prompt
+from hf_instruct.data.formats import check_messages
+from hf_instruct.data.problems import Problem, RawRow, raise_problems, shorten
 from hf_instruct.data.sources import iterate_examples
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example, build_example_id
@@ -72,8 +65,8 @@ def test_all_problems_of_all_rows_are_found_in_order() -> None:
         "`mine.json` row 1 is odd; fix it",
         "`mine.json` row 1, `output` is missing; add it, or delete the row",
         "`mine.json` row 2, `instruction` is empty; write the instruction, or delete the row",
-        "`mine.json` row 2, `input` is a number (5), not text; write it as one text",
         "`mine.json` row 2, `output` is null; write the output, or delete the row",
+        "`mine.json` row 2, `input` is a number (5), not text; write it as one text",
         "`mine.json` row 2, `category` is a list, not text; write it as one text",
     ]
     assert checked.examples["output"][:] == ["b"]
@@ -275,7 +268,7 @@ def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
 def test_many_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"instruction": f"Say {n}.", "output": str(n)} for n in range(10)] + [{"instruction": "x", "new": 1}]
     whole = check(*rows)
-    monkeypatch.setattr(formats, "BATCH", 3)
+    monkeypatch.setattr(examples, "BATCH", 3)
     parts = check(*rows)
     assert parts.examples.to_list() == whole.examples.to_list()
     assert (texts(parts), parts.notices) == (texts(whole), whole.notices)

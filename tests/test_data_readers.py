@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import pytest
 
-from hf_instruct.data.formats import Problem, RawRow
+from hf_instruct.data.problems import Problem, RawRow
 from hf_instruct.data.readers import read_text_file
 from hf_instruct.errors import DataError
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hf_instruct.config import DataSection
-    from hf_instruct.data.formats import Problem
+    from hf_instruct.data.problems import Problem
     from hf_instruct.data.statistics import DataStatistics
     from hf_instruct.data.tokens import TokenCounter
     from hf_instruct.prompts import PromptFormat
@@ -115,7 +115,7 @@ def _load_settings(options: argparse.Namespace) -> "DataSection":
 
 def _check(options: argparse.Namespace) -> None:
     from hf_instruct.data.findings import build_preflight, find_warnings, refuse_leaks
-    from hf_instruct.data.formats import raise_problems
+    from hf_instruct.data.problems import raise_problems
     from hf_instruct.data.sources import check_section
     from hf_instruct.errors import ConfigError
 
@@ -199,7 +199,7 @@ def _print_preflight(preflight: "dict[str, Any]", splits: "Mapping[str, Dataset]
 
 def _print_warnings(source: str, warnings: "list[Problem]") -> None:
     """Print warnings with one remedy together, because what to do about the first is what to do about all."""
-    from hf_instruct.data.formats import MOST_PRINTED
+    from hf_instruct.data.problems import MOST_PRINTED
 
     for remedy in dict.fromkeys(warning.remedy for warning in warnings):
         alike = [warning for warning in warnings if warning.remedy == remedy]
@@ -239,7 +239,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from hf_instruct.data.formats import shorten
+    from hf_instruct.data.problems import shorten
     from hf_instruct.data.sources import load_section
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
 

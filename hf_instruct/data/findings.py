@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.formats import Problem, group_by_prompt, hash_prompts, shorten
+from hf_instruct.data.examples import group_by_prompt, hash_prompts, hash_texts
 from hf_instruct.data.near_duplicates import METHOD, NEAR_THRESHOLD, find_near_duplicates
+from hf_instruct.data.problems import Problem, shorten
 from hf_instruct.data.tokens import TokenCounter
 from hf_instruct.errors import DataError
 from hf_instruct.records import SPLIT_NAMES
@@ -97,9 +98,10 @@ def build_preflight(
     """
     keys = {name: hash_prompts(splits[name]) for name in SPLIT_NAMES}
     prompts = Counter(key for name in SPLIT_NAMES for key in keys[name])
-    outputs = {name: splits[name]["output"][:] for name in SPLIT_NAMES}
-    rows = {(key, hash(output)) for name in SPLIT_NAMES for key, output in zip(keys[name], outputs[name], strict=True)}
-    num_rows = sum(map(len, outputs.values()))
+    rows = set()
+    for name in SPLIT_NAMES:
+        rows |= {key + output for key, output in zip(keys[name], hash_texts(splits[name], "output"), strict=True)}
+    num_rows = sum(map(len, keys.values()))
     train = set(keys["train"])
     return {
         "source": source,
@@ -180,13 +182,11 @@ def refuse_leaks(
 
 
 def _find_other_inputs(examples: "Dataset", train: "Dataset", seen: Sequence[bool]) -> list[dict[str, Any]]:
-    counts = Counter(train["instruction"][:])
-    rows = zip(examples["id"][:], examples["instruction"][:], seen, strict=True)
-    return [
-        {"id": id, "num_train": counts[instruction]}
-        for id, instruction, is_seen in rows
-        if instruction in counts and not is_seen
-    ]
+    instructions = hash_texts(examples, "instruction")
+    wanted = set(instructions)
+    counts = Counter(key for key in hash_texts(train, "instruction") if key in wanted)
+    rows = zip(examples["id"][:], instructions, seen, strict=True)
+    return [{"id": id, "num_train": counts[key]} for id, key, is_seen in rows if counts[key] and not is_seen]
 
 
 def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:

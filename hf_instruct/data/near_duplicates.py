@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.formats import hash_prompts
+from hf_instruct.data.examples import hash_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from hf_instruct.data.formats import CONVERSATIONS, Problem, RawRow, describe_type, shorten
+from hf_instruct.data.formats import CONVERSATIONS
+from hf_instruct.data.problems import Problem, RawRow, describe_type, shorten
 from hf_instruct.errors import DataError, quote_names
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")

@@ -15,20 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from hf_instruct.config import DataSection, SourceSection
-from hf_instruct.data.formats import (
-    BATCH,
-    FIELDS,
-    CheckedData,
-    Problem,
-    RawRow,
-    build_examples,
-    choose_fields,
-    describe_type,
-    list_names,
-    number_repeats,
-    raise_problems,
-    shorten,
-)
+from hf_instruct.data.examples import BATCH, CheckedData, build_examples, number_repeats
+from hf_instruct.data.formats import FIELDS, choose_fields
 from hf_instruct.data.loaders import (
     COURSE,
     EVERYDAY,
@@ -38,6 +26,7 @@ from hf_instruct.data.loaders import (
     load_course_data,
     load_from_hub,
 )
+from hf_instruct.data.problems import Problem, RawRow, describe_type, list_names, raise_problems, shorten
 from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, find_suffix, parse_text, read_text_file
 from hf_instruct.errors import DataError, did_you_mean, quote_names
 from hf_instruct.records import Example

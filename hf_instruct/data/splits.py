@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_instruct.config import DataSection
-from hf_instruct.data.formats import group_by_prompt
+from hf_instruct.data.examples import group_by_prompt
 from hf_instruct.data.sources import build_dataset, load_examples
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.records import SPLIT_NAMES, Example

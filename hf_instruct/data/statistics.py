@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.formats import hash_prompts
+from hf_instruct.data.examples import hash_prompts
 from hf_instruct.errors import DataError
 from hf_instruct.plots import COLORS, write_figure
 from hf_instruct.prompts import CHAT, PromptFormat

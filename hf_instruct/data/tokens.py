@@ -5,7 +5,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.data.formats import new_fingerprint
+from hf_instruct.data.examples import new_fingerprint
 from hf_instruct.data.loaders import quiet_datasets
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompt_checks import settle_format

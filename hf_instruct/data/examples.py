@@ -1,0 +1,202 @@
+"""From raw rows to a `Dataset` of examples, with every problem of the rows; and which examples ask the same."""
+
+import hashlib
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_instruct.data.formats import choose_fields, convert_row, describe_unused
+from hf_instruct.data.problems import Problem, RawRow, shorten
+from hf_instruct.records import build_example_id
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# Rows that are converted together; which columns there are is read off the first so many.
+BATCH = 10_000
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+class CheckedData(NamedTuple):
+    """What came of reading a source."""
+
+    examples: "Dataset"  # the usable ones, with a column `row` that says where each is, as `Problem.row` does
+    problems: list[Problem]  # of the other rows, or of the source as a whole
+    notices: list[str]  # what a user may want to know about how it was read
+    num_without_output: int = 0  # rows that are no example, for want of an output
+
+
+def build_examples(
+    rows: Iterable[RawRow],
+    *,
+    file: str,
+    problems: list[Problem] | None = None,
+    map: Mapping[str, str] | None = None,
+    columns: Iterable[str] = (),
+    fields: Mapping[str, str] | None = None,
+    drop_without_output: bool = False,
+) -> CheckedData:
+    """Return the examples in raw rows, and every problem of those rows. Texts are kept as they are.
+
+    Args:
+        rows: The rows; those of a large file are never all held.
+        file: The source as the user named it.
+        problems: What the reader adds to while rows are read.
+        map: Our field = the source's column, for columns that have other names.
+        columns: All columns of the source, where its rows hold only some of them.
+        fields: What `choose_fields` returns, where that is known.
+        drop_without_output: Leave rows without an output out, with a notice, for a source that is known to have some.
+    """
+    problems, map = [] if problems is None else problems, map or {}
+    notices: list[str] = []
+    chunks = _chunk(iter(rows), file)
+    first = next(chunks, [])
+    seen = dict.fromkeys(columns or (name for row in first for name in row.fields))
+    if fields is None:
+        fields, notices = choose_fields(list(seen), map, file=file, problems=problems)
+    batches, own_ids, num_without_output = [], [], 0
+    for chunk in itertools.chain([first], chunks):
+        usable = []
+        for row in chunk:
+            seen.update(dict.fromkeys(row.fields))
+            if not fields:
+                continue
+            output = row.fields.get(fields.get("output", ""), "x")
+            if output is None or (isinstance(output, str) and not output.strip()):
+                num_without_output += 1
+                if drop_without_output:
+                    continue
+            values, found = convert_row(row.fields, fields)
+            problems += [Problem(file, row.where, shorten(field), what, remedy) for field, what, remedy in found]
+            if not found:
+                usable.append({**values, "row": row.where})
+                own_ids.append(_read_id(row.fields.get(fields.get("id", ""))))
+        batches.append(_build_batch(usable))
+    if not problems and not seen:
+        what = "names no column in any row" if first else "holds no rows"
+        problems.append(Problem(file, None, None, what, "add rows, or name another source"))
+    problems.sort(key=_row_number)
+    notices += describe_unused(seen, fields, file) if fields else []
+    if drop_without_output and num_without_output:
+        notices.append(f"`{file}`: {num_without_output:,} rows without an output are left out.")
+    id_problem = _check_ids(own_ids)
+    if id_problem and "id" in map:
+        remedy = "map another column, or leave `id` out of the map: ids are then made from the text"
+        problems.append(Problem(file, None, fields["id"], id_problem, remedy))
+    elif id_problem and "id" in fields:
+        notices.append(f"`{file}`: column `{fields['id']}` {id_problem}; ids are made from the text instead.")
+    return CheckedData(_join(batches, None if id_problem else own_ids), problems, notices, num_without_output)
+
+
+def _chunk(rows: Iterator[RawRow], file: str) -> Iterator[list[RawRow]]:
+    """Yield rows in lists, with a line in the log now and then where there are very many."""
+    done, last = 0, time.monotonic()
+    while chunk := list(itertools.islice(rows, BATCH)):
+        yield chunk
+        done += len(chunk)
+        if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            logger.info("%s: %s rows read", file, f"{done:,}")
+
+
+def _read_id(value: Any) -> str | None:
+    if type(value) is int:
+        return str(value)
+    return value if isinstance(value, str) and value.strip() and value.isprintable() else None
+
+
+def _check_ids(ids: Sequence[str | None]) -> str | None:
+    """Return why the rows' own ids do not serve, or None where they do."""
+    nameless, distinct = ids.count(None), len(set(ids) - {None})
+    if distinct == len(ids):
+        return None
+    return f"is no id of its own on every row ({nameless:,} without, {len(ids) - nameless - distinct:,} repeated)"
+
+
+def _build_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return rows as an Arrow batch, in whose column `id` are ids made from their texts."""
+    import pyarrow
+    from datasets import Features, List, Value
+
+    names = ("instruction", "input", "output", "category", "prompt", "messages", "row")
+    turns = List({"role": Value("string"), "content": Value("string")})
+    schema = Features({name: turns if name == "messages" else Value("string") for name in ("id", *names)}).arrow_schema
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pyarrow.RecordBatch.from_pydict({"id": list(map(_build_id, rows)), **columns}, schema=schema)
+
+
+def _build_id(values: Mapping[str, Any]) -> str:
+    if turns := values.get("messages"):
+        return build_example_id(*(f"{turn['role']}\0{turn['content']}" for turn in turns))
+    return build_example_id(values["instruction"], values["input"], values["output"])
+
+
+def _join(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "Dataset":
+    """Return batches as one `Dataset`, without prompts and conversations where it has none."""
+    import pyarrow
+    from datasets import Dataset
+
+    table = pyarrow.Table.from_batches(batches).replace_schema_metadata()
+    chosen = pyarrow.array(ids or number_repeats(table["id"].to_pylist()), pyarrow.string())
+    empty = [name for name in ("prompt", "messages") if table[name].null_count == len(table)]
+    return Dataset(table.set_column(0, "id", chosen).drop_columns(empty), fingerprint=new_fingerprint())
+
+
+def number_repeats(ids: Iterable[str]) -> list[str]:
+    """Return ids that differ: the second of two equal ones ends in `-2`.
+
+    >>> number_repeats(["a", "b", "a"])
+    ['a', 'b', 'a-2']
+    """
+    seen: Counter[str] = Counter()
+    numbered = []
+    for id in ids:
+        seen[id] += 1
+        numbered.append(id if seen[id] == 1 else f"{id}-{seen[id]}")
+    return numbered
+
+
+def new_fingerprint() -> str:
+    """Return a name for a new `Dataset`; what `datasets` computes by itself takes a copy of all of its rows."""
+    return secrets.token_hex(8)
+
+
+def hash_prompts(examples: "Dataset") -> list[bytes]:
+    """Return a hash of what each example asks; equal questions have equal ones."""
+    names = [name for name in ("instruction", "input", "messages") if name in examples.column_names]
+    hashes = []
+    for batch in examples.select_columns(names).iter(BATCH):
+        turns = batch.get("messages") or [None] * len(batch["instruction"])
+        for instruction, input, messages in zip(batch["instruction"], batch["input"], turns, strict=True):
+            texts = [text for turn in messages[:-1] for text in turn.values()] if messages else [instruction, input]
+            hashes.append(_hash(*texts))
+    return hashes
+
+
+def hash_texts(examples: "Dataset", name: str) -> list[bytes]:
+    """Return a hash of each text in a column, which takes less memory than the texts."""
+    return [_hash(text) for batch in examples.select_columns(name).iter(BATCH) for text in batch[name]]
+
+
+def _hash(*texts: str) -> bytes:
+    return hashlib.sha256("\0".join(texts).encode("utf-8")).digest()[:16]
+
+
+def group_by_prompt(examples: "Dataset") -> list[list[int]]:
+    """Return the indices of the examples that ask the same, for each question, in order of appearance."""
+    groups: dict[bytes, list[int]] = {}
+    for index, key in enumerate(hash_prompts(examples)):
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _row_number(problem: Problem) -> int:
+    number = re.search(r"\d+", problem.row or "")
+    return int(number.group()) if number else -1

@@ -1,0 +1,74 @@
+"""What may be wrong with data, and how messages name it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hf_instruct.errors import DataError, quote_names
+
+MOST_PRINTED = 50
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the data, and how to fix it."""
+
+    file: str  # the source as the user named it
+    row: str | None  # `line 4` of a file of lines, from 1; `row 3` of a list or table, from 0; None for the whole
+    field: str | None  # the column, by the source's name
+    what: str  # what is wrong, with the value seen
+    remedy: str  # what to do
+
+    def __str__(self) -> str:
+        where = f"`{self.file}`{f' {self.row}' if self.row else ''}{f', `{self.field}`' if self.field else ''}"
+        return f"{where} {self.what}; {self.remedy}"
+
+
+class RawRow(NamedTuple):
+    """One row as it was read: where it is, as `Problem.row` says it, and its columns."""
+
+    where: str
+    fields: Mapping[str, Any]
+
+
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raise one error with all problems of a source, at most 50 of them printed; do nothing where there are none.
+
+    Raises:
+        DataError: There are problems.
+    """
+    if problems:
+        raise DataError.listing([str(problem) for problem in problems], f"in `{problems[0].file}`", most=MOST_PRINTED)
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return column names for a message, a dozen at most."""
+    more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
+    return quote_names(map(shorten, names[:12])) + more
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """Return a text fit for one line of a message: control characters and lone surrogates escaped, the rest cut.
+
+    >>> shorten("two\\nlines")
+    'two\\\\nlines'
+    """
+    visible = text if text.isprintable() else repr(text[: length + 1])[1:-1]
+    return visible if len(visible) <= length else visible[: length - 1] + "…"
+
+
+def describe_type(value: Any) -> str:
+    """Return what a value is, in JSON's words, with the value where it is short.
+
+    >>> describe_type(42), describe_type({"a": 1}), describe_type(True)
+    ('a number (42)', 'an object', 'a boolean (true)')
+    """
+    if isinstance(value, bool):
+        return f"a boolean ({str(value).lower()})"
+    if isinstance(value, int | float):
+        return f"a number ({shorten(str(value))})"
+    if isinstance(value, str):
+        return f'text ("{shorten(value)}")'
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, Sequence) and not isinstance(value, bytes) else f"a {type(value).__name__}"
