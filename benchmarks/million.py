@@ -64,13 +64,13 @@ def main() -> int:
 
 
 def _measure(folder: Path, *, num_proc: int | None) -> None:
-    start = time.monotonic()
+    start, busy = time.monotonic(), time.process_time()
 
     def note(done: str) -> None:
-        nonlocal start
-        now = time.monotonic()
-        print(f"{now - start:7.0f} s  {peak_memory_bytes() / 1e9:.2f} GB  {done}", flush=True)
-        start = now
+        nonlocal start, busy
+        seconds, cpu = time.monotonic() - start, time.process_time() - busy
+        print(f"{seconds:6.0f} s ({cpu:.0f} s of a core)  {peak_memory_bytes() / 1e9:.2f} GB  {done}", flush=True)
+        start, busy = time.monotonic(), time.process_time()
 
     from hf_instruct.config import build_experiment
     from hf_instruct.data.sources import load_split

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from hf_instruct.data import examples
-from hf_instruct.data.examples import CheckedData, build_examples, group_by_prompt
+from hf_instruct.data.examples import CheckedData, build_examples, find_repeats
 from hf_instruct.data.formats import check_messages
 from hf_instruct.data.problems import Problem, RawRow, raise_problems, shorten
 from hf_instruct.data.sources import iterate_examples
@@ -274,11 +274,12 @@ def test_many_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (texts(parts), parts.notices) == (texts(whole), whole.notices)
 
 
-def test_groups_hold_indices() -> None:
+def test_repeats_are_found_by_what_is_asked() -> None:
     pairs = [("a", ""), ("a", "i"), ("a", "")]
     checked = check(*({"instruction": i, "input": input, "output": "o"} for i, input in pairs))
-    assert group_by_prompt(checked.examples) == [[0, 2], [1]]
-    assert group_by_prompt(check({"messages": MORE}, {"messages": MORE[2:]}).examples) == [[0], [1]]
+    assert find_repeats(checked.examples) == [[0, 2]]
+    again = [*MORE[:3], {"role": "assistant", "content": "e"}]
+    assert find_repeats(check(*({"messages": turns} for turns in (MORE, MORE[2:], again))).examples) == [[0, 2]]
 
 
 def test_at_most_fifty_problems_are_listed_and_all_are_counted() -> None:

@@ -15,6 +15,7 @@ from hf_instruct.data.problems import Problem, RawRow, shorten
 from hf_instruct.records import build_example_id
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ def build_examples(
             problems += [Problem(file, row.where, shorten(field), what, remedy) for field, what, remedy in found]
             if not found:
                 usable.append({**values, "row": row.where})
-                own_ids.append(_read_id(row.fields.get(fields.get("id", ""))))
+                if "id" in fields:
+                    own_ids.append(_read_id(row.fields.get(fields["id"])))
         batches.append(_build_batch(usable))
     if not problems and not seen:
         what = "names no column in any row" if first else "holds no rows"
@@ -90,9 +92,9 @@ def build_examples(
     if id_problem and "id" in map:
         remedy = "map another column, or leave `id` out of the map: ids are then made from the text"
         problems.append(Problem(file, None, fields["id"], id_problem, remedy))
-    elif id_problem and "id" in fields:
+    elif id_problem:
         notices.append(f"`{file}`: column `{fields['id']}` {id_problem}; ids are made from the text instead.")
-    return CheckedData(_join(batches, None if id_problem else own_ids), problems, notices, num_without_output)
+    return CheckedData(_join(batches, None if id_problem else own_ids or None), problems, notices, num_without_output)
 
 
 def _chunk(rows: Iterator[RawRow], file: str) -> Iterator[list[RawRow]]:
@@ -144,7 +146,9 @@ def _join(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "Dataset"
     from datasets import Dataset
 
     table = pyarrow.Table.from_batches(batches).replace_schema_metadata()
-    chosen = pyarrow.array(ids or number_repeats(table["id"].to_pylist()), pyarrow.string())
+    chosen = table["id"] if ids is None else pyarrow.array(ids, pyarrow.string())
+    if ids is None and len(chosen.unique()) < len(chosen):
+        chosen = pyarrow.array(number_repeats(chosen.to_pylist()), pyarrow.string())
     empty = [name for name in ("prompt", "messages") if table[name].null_count == len(table)]
     return Dataset(table.set_column(0, "id", chosen).drop_columns(empty), fingerprint=new_fingerprint())
 
@@ -168,33 +172,45 @@ def new_fingerprint() -> str:
     return secrets.token_hex(8)
 
 
-def hash_prompts(examples: "Dataset") -> list[bytes]:
+def hash_prompts(examples: "Dataset") -> "np.ndarray[Any, Any]":
     """Return a hash of what each example asks; equal questions have equal ones."""
     names = [name for name in ("instruction", "input", "messages") if name in examples.column_names]
-    hashes = []
-    for batch in examples.select_columns(names).iter(BATCH):
-        turns = batch.get("messages") or [None] * len(batch["instruction"])
-        for instruction, input, messages in zip(batch["instruction"], batch["input"], turns, strict=True):
-            texts = [text for turn in messages[:-1] for text in turn.values()] if messages else [instruction, input]
-            hashes.append(_hash(*texts))
-    return hashes
+
+    def iterate() -> Iterator[bytes]:
+        for batch in examples.select_columns(names).iter(BATCH):
+            turns = batch.get("messages") or [None] * len(batch["instruction"])
+            for instruction, input, messages in zip(batch["instruction"], batch["input"], turns, strict=True):
+                asked = [text for turn in messages[:-1] for text in turn.values()] if messages else None
+                yield _hash(asked or (instruction, input))
+
+    return _collect(iterate(), len(examples))
 
 
-def hash_texts(examples: "Dataset", name: str) -> list[bytes]:
-    """Return a hash of each text in a column, which takes less memory than the texts."""
-    return [_hash(text) for batch in examples.select_columns(name).iter(BATCH) for text in batch[name]]
+def hash_texts(examples: "Dataset", name: str) -> "np.ndarray[Any, Any]":
+    """Return a hash of each text in a column."""
+    batches = examples.select_columns(name).iter(BATCH)
+    return _collect((_hash([text]) for batch in batches for text in batch[name]), len(examples))
 
 
-def _hash(*texts: str) -> bytes:
+def _hash(texts: Iterable[str]) -> bytes:
     return hashlib.sha256("\0".join(texts).encode("utf-8")).digest()[:16]
 
 
-def group_by_prompt(examples: "Dataset") -> list[list[int]]:
-    """Return the indices of the examples that ask the same, for each question, in order of appearance."""
-    groups: dict[bytes, list[int]] = {}
-    for index, key in enumerate(hash_prompts(examples)):
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
+def _collect(hashes: Iterator[bytes], count: int) -> "np.ndarray[Any, Any]":
+    import numpy as np
+
+    return np.fromiter(hashes, dtype="S16", count=count)
+
+
+def find_repeats(examples: "Dataset") -> list[list[int]]:
+    """Return, for each question that is asked more than once, the indices of its examples."""
+    import numpy as np
+
+    _, groups, counts = np.unique(hash_prompts(examples), return_inverse=True, return_counts=True)
+    found: dict[int, list[int]] = {}
+    for index in np.flatnonzero(counts[groups] > 1).tolist():
+        found.setdefault(int(groups[index]), []).append(index)
+    return list(found.values())
 
 
 def _row_number(problem: Problem) -> int:

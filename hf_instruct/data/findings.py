@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.examples import group_by_prompt, hash_prompts, hash_texts
+from hf_instruct.data.examples import find_repeats, hash_prompts, hash_texts
 from hf_instruct.data.near_duplicates import METHOD, NEAR_THRESHOLD, find_near_duplicates
 from hf_instruct.data.problems import Problem, shorten
 from hf_instruct.data.tokens import TokenCounter
@@ -39,14 +39,13 @@ def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | Non
     """
     warnings = []
     rows = examples["row"][:]
-    for indices in group_by_prompt(examples):
-        if len(indices) > 1:
-            first, *others = indices
-            outputs = set(examples.select(indices)["output"][:])
-            equal = "and output" if len(outputs) == 1 else "but not output"
-            what = f"has the same instruction and input ({equal}) as {_enumerate([rows[index] for index in others])}"
-            remedy = "keep one, or choose the split `grouped`, which keeps them together"
-            warnings.append(Problem(file, rows[first], None, what, remedy))
+    outputs = hash_texts(examples, "output")
+    for indices in find_repeats(examples):
+        first, *others = indices
+        equal = "and output" if len(set(outputs[indices])) == 1 else "but not output"
+        what = f"has the same instruction and input ({equal}) as {_enumerate([rows[index] for index in others])}"
+        remedy = "keep one, or choose the split `grouped`, which keeps them together"
+        warnings.append(Problem(file, rows[first], None, what, remedy))
     if counter is None:
         return warnings
     counts = zip(rows, examples["num_tokens"][:], examples["special_tokens"][:], strict=True)
@@ -96,25 +95,25 @@ def build_preflight(
         `without_labels` (rows that have no label left); and `special_tokens`, for each split the examples whose text
         contains some, as `id` and `tokens`.
     """
+    import numpy as np
+
     keys = {name: hash_prompts(splits[name]) for name in SPLIT_NAMES}
-    prompts = Counter(key for name in SPLIT_NAMES for key in keys[name])
-    rows = set()
-    for name in SPLIT_NAMES:
-        rows |= {key + output for key, output in zip(keys[name], hash_texts(splits[name], "output"), strict=True)}
-    num_rows = sum(map(len, keys.values()))
-    train = set(keys["train"])
+    prompts = np.concatenate(list(keys.values()))
+    outputs = np.concatenate([hash_texts(splits[name], "output") for name in SPLIT_NAMES])
+    _, counts = np.unique(prompts, return_counts=True)
+    num_rows = len(prompts)
     return {
         "source": source,
         "split": split,
         "examples": _count({name: len(splits[name]) for name in SPLIT_NAMES}),
         "empty_inputs": _count({name: splits[name]["input"][:].count("") for name in SPLIT_NAMES}),
         "empty_outputs": _count({**dict.fromkeys(SPLIT_NAMES, 0), "left_out": num_left_out}),
-        "duplicate_rows": num_rows - len(rows),
-        "repeated_prompts": sum(count > 1 for count in prompts.values()),
-        "repeated_rows": num_rows - len(prompts),
+        "duplicate_rows": num_rows - len(np.unique(np.rec.fromarrays([prompts, outputs]))),
+        "repeated_prompts": int((counts > 1).sum()),
+        "repeated_rows": num_rows - len(counts),
         "seen_in_train": find_leaks(splits, keys),
         "instruction_seen_in_train": {
-            name: _find_other_inputs(splits[name], splits["train"], [key in train for key in keys[name]])
+            name: _find_other_inputs(splits[name], splits["train"], np.isin(keys[name], keys["train"]))
             for name in HELD_OUT
         },
         "near_duplicates": _describe_near(splits, threshold),
@@ -122,14 +121,15 @@ def build_preflight(
     }
 
 
-def find_leaks(splits: "Splits", keys: Mapping[str, Sequence[bytes]] | None = None) -> dict[str, list[dict[str, Any]]]:
+def find_leaks(splits: "Splits", keys: Mapping[str, Any] | None = None) -> dict[str, list[dict[str, Any]]]:
     """Return, for test and validation, the examples whose instruction and input are in train: `id`, `train_ids`."""
+    import numpy as np
+
     keys = keys or {name: hash_prompts(splits[name]) for name in SPLIT_NAMES}
-    held_out = {key for name in HELD_OUT for key in keys[name]}
+    held_out = np.concatenate([keys[name] for name in HELD_OUT])
     train_ids: dict[bytes, list[str]] = defaultdict(list)
-    for index, key in enumerate(keys["train"]):
-        if key in held_out:
-            train_ids[key].append(splits["train"][index]["id"])
+    for index in np.flatnonzero(np.isin(keys["train"], held_out)).tolist():
+        train_ids[keys["train"][index]].append(splits["train"][index]["id"])
     return {
         name: [
             {"id": splits[name][index]["id"], "train_ids": train_ids[key]}
@@ -181,11 +181,12 @@ def refuse_leaks(
     )
 
 
-def _find_other_inputs(examples: "Dataset", train: "Dataset", seen: Sequence[bool]) -> list[dict[str, Any]]:
-    instructions = hash_texts(examples, "instruction")
-    wanted = set(instructions)
-    counts = Counter(key for key in hash_texts(train, "instruction") if key in wanted)
-    rows = zip(examples["id"][:], instructions, seen, strict=True)
+def _find_other_inputs(examples: "Dataset", train: "Dataset", seen: Any) -> list[dict[str, Any]]:
+    import numpy as np
+
+    instructions, others = hash_texts(examples, "instruction"), hash_texts(train, "instruction")
+    counts = Counter(others[np.isin(others, instructions)].tolist())
+    rows = zip(examples["id"][:], instructions.tolist(), seen, strict=True)
     return [{"id": id, "num_train": counts[key]} for id, key, is_seen in rows if counts[key] and not is_seen]
 
 

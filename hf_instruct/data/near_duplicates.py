@@ -49,14 +49,13 @@ def find_near_duplicates(
         train: The training examples.
         threshold: Least cosine similarity, above 0 and at most 1.
     """
-    in_train = set(hash_prompts(train))
-    indices = [index for index, key in enumerate(hash_prompts(examples)) if key not in in_train]
+    import numpy as np
+
+    indices = np.flatnonzero(~np.isin(hash_prompts(examples), hash_prompts(train))).tolist()
     texts, train_texts = _join(examples.select(indices)), _join(train)
     # Without a single character there is nothing to compare, and scikit-learn would say so by an error.
     if not any(text.strip() for text in texts) or not any(text.strip() for text in train_texts):
         return []
-    import numpy as np
-
     vectors, weights = _vectorize([*texts, *train_texts])
     held_out = vectors[: len(texts)]
     aside = threshold - _LEAST_OF_RARE if threshold >= _LEAST_FOR_RARE else 0.0

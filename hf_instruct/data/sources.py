@@ -103,8 +103,9 @@ def read_examples(source: Any, **options: Any) -> list[Example]:
 def iterate_examples(examples: "Dataset") -> Iterator[Example]:
     """Yield the rows of a `Dataset` that `load_examples` returned."""
     names = [field.name for field in dataclasses.fields(Example) if field.name in examples.column_names]
-    for row in examples.select_columns(names):
-        yield Example(**row)
+    for batch in examples.select_columns(names).iter(BATCH):
+        for values in zip(*(batch[name] for name in names), strict=True):
+            yield Example(**dict(zip(names, values, strict=True)))
 
 
 def load_split(run: "RunFolder", name: str) -> "Dataset":

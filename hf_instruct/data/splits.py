@@ -2,17 +2,18 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_instruct.config import DataSection
-from hf_instruct.data.examples import group_by_prompt
+from hf_instruct.data.examples import BATCH, hash_prompts
 from hf_instruct.data.sources import build_dataset, load_examples
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.records import SPLIT_NAMES, Example
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset, DatasetDict
 
 SplitMethod = Literal["sequential", "shuffled", "grouped"]
@@ -92,11 +93,11 @@ def split_dataset(
     from datasets import DatasetDict
 
     sizes = _choose_sizes(len(examples), fractions)
-    indices: Mapping[str, Sequence[int]]
+    indices: Mapping[str, Any]
     if split == "grouped":
         indices = _split_groups(examples, sizes, seed)
     else:
-        order = range(len(examples)) if split == "sequential" else _shuffle(examples["id"][:], seed)
+        order = range(len(examples)) if split == "sequential" else _shuffle(examples, seed)
         first, second = sizes["train"], sizes["train"] + sizes["test"]
         indices = {"train": order[:first], "test": order[first:second], "validation": order[second:]}
     return DatasetDict({name: examples.select(indices[name]) for name in SPLIT_NAMES})
@@ -143,34 +144,39 @@ def _refuse_empty(sizes: Mapping[str, int], what: str, fractions: Mapping[str, f
         )
 
 
-def _shuffle(ids: Sequence[str], seed: int) -> list[int]:
+def _shuffle(examples: "Dataset", seed: int) -> "np.ndarray[Any, Any]":
     """Return the indices of examples in an order that only `seed` and their ids decide."""
-    return sorted(range(len(ids)), key=lambda index: hashlib.sha256(f"{seed}\0{ids[index]}".encode()).digest())
+    import numpy as np
+
+    ids = (id for batch in examples.select_columns("id").iter(BATCH) for id in batch["id"])
+    draws = (hashlib.sha256(f"{seed}\0{id}".encode()).digest() for id in ids)
+    return np.argsort(np.fromiter(draws, dtype="S32", count=len(examples)), kind="stable")
 
 
-def _split_groups(examples: "Dataset", sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+def _split_groups(examples: "Dataset", sizes: Mapping[str, int], seed: int) -> "dict[str, np.ndarray[Any, Any]]":
     """Return indices for splits of about these sizes in which equal instruction + input pairs stand together."""
-    order = _shuffle(examples["id"][:], seed)
-    groups = group_by_prompt(examples.select(order))
-    # The largest first, while there is room for them; single examples then fill the splits exactly. Sorting is stable,
-    # so that groups of one size stay shuffled.
-    groups.sort(key=len, reverse=True)
+    import numpy as np
+
+    order = _shuffle(examples, seed)
+    found = np.unique(hash_prompts(examples)[order], return_index=True, return_inverse=True, return_counts=True)
+    _, firsts, groups, counts = found
     left = dict(sizes)
-    split_of: dict[int, str] = {}
-    for done, group in enumerate(groups):
+    split_of = np.empty(len(counts), dtype=np.int8)
+    # The largest first, while there is room for them; single examples then fill the splits exactly. Groups of one size
+    # stay shuffled.
+    for done, group in enumerate(np.lexsort((firsts, -counts)).tolist()):
+        count = int(counts[group])
         empty = [name for name in SPLIT_NAMES if left[name] == sizes[name]]
         # The last groups go where there is nothing yet.
-        candidates = empty if empty and len(groups) - done <= len(empty) else list(SPLIT_NAMES)
-        fitting = [name for name in candidates if left[name] >= len(group)]
+        candidates = empty if empty and len(counts) - done <= len(empty) else list(SPLIT_NAMES)
+        fitting = [name for name in candidates if left[name] >= count]
         if fitting:
             chosen = max(fitting, key=lambda name: left[name] / sizes[name])
         else:
             chosen = max(candidates, key=lambda name: left[name])
-        left[chosen] -= len(group)
-        split_of.update(dict.fromkeys(group, chosen))
-    splits: dict[str, list[int]] = {name: [] for name in SPLIT_NAMES}
-    for rank, index in enumerate(order):
-        splits[split_of[rank]].append(index)
-    what = f"{len(examples):,} examples in {len(groups):,} groups of equal instruction and input"
+        left[chosen] -= count
+        split_of[group] = SPLIT_NAMES.index(chosen)
+    splits = {name: order[split_of[groups] == number] for number, name in enumerate(SPLIT_NAMES)}
+    what = f"{len(examples):,} examples in {len(counts):,} groups of equal instruction and input"
     _refuse_empty({name: len(rows) for name, rows in splits.items()}, what)
     return splits

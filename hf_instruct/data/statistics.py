@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.examples import hash_prompts
+from hf_instruct.data.examples import find_repeats
 from hf_instruct.errors import DataError
 from hf_instruct.plots import COLORS, write_figure
 from hf_instruct.prompts import CHAT, PromptFormat
@@ -91,7 +91,7 @@ def compute_statistics(
     return DataStatistics(
         num_examples=len(examples),
         num_with_input=len(examples) - examples["input"][:].count(""),
-        num_repeated_prompts=sum(count > 1 for count in Counter(hash_prompts(examples)).values()),
+        num_repeated_prompts=len(find_repeats(examples)),
         categories=dict(categories.most_common()),
         lengths=lengths,
     )
