@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.examples import find_repeats, hash_prompts, hash_texts
+from hf_instruct.data.examples import BATCH, find_repeats, hash_prompts, hash_texts
 from hf_instruct.data.near_duplicates import METHOD, NEAR_THRESHOLD, find_near_duplicates
 from hf_instruct.data.problems import Problem, shorten
 from hf_instruct.data.tokens import TokenCounter
@@ -106,7 +106,7 @@ def build_preflight(
         "source": source,
         "split": split,
         "examples": _count({name: len(splits[name]) for name in SPLIT_NAMES}),
-        "empty_inputs": _count({name: splits[name]["input"][:].count("") for name in SPLIT_NAMES}),
+        "empty_inputs": _count({name: _count_empty(splits[name]) for name in SPLIT_NAMES}),
         "empty_outputs": _count({**dict.fromkeys(SPLIT_NAMES, 0), "left_out": num_left_out}),
         "duplicate_rows": num_rows - len(np.unique(np.rec.fromarrays([prompts, outputs]))),
         "repeated_prompts": int((counts > 1).sum()),
@@ -223,23 +223,33 @@ def _spread(rows: "Dataset", count: int) -> "Dataset":
 
 
 def _sum_tokens(splits: "Splits", counter: TokenCounter) -> dict[str, Any]:
-    lengths = {name: splits[name]["num_tokens"][:] for name in SPLIT_NAMES}
-    labels = {name: splits[name]["num_labels"][:] for name in SPLIT_NAMES}
-    special = {name: zip(splits[name]["id"][:], splits[name]["special_tokens"][:], strict=True) for name in SPLIT_NAMES}
-    limit = counter.max_length
+    arrays = {name: splits[name].with_format("numpy") for name in SPLIT_NAMES}
+    lengths = {name: rows["num_tokens"][:] for name, rows in arrays.items()}
+    labels = {name: rows["num_labels"][:] for name, rows in arrays.items()}
+    limit = counter.max_length or float("inf")
     return {
         "model": counter.model,
         "prompt_format": counter.prompt_format.name,
-        "max_length": limit,
+        "max_length": counter.max_length,
         "completion_only_loss": counter.completion_only_loss,
-        "longest": max((length for rows in lengths.values() for length in rows), default=0),
-        "label_tokens": _count({name: sum(rows) for name, rows in labels.items()}),
-        "cut": _count({n: sum(limit is not None and length > limit for length in rows) for n, rows in lengths.items()}),
-        "without_labels": _count({name: rows.count(0) for name, rows in labels.items()}),
+        "longest": max(int(rows.max(initial=0)) for rows in lengths.values()),
+        "label_tokens": _count({name: int(rows.sum()) for name, rows in labels.items()}),
+        "cut": _count({name: int((rows > limit).sum()) for name, rows in lengths.items()}),
+        "without_labels": _count({name: int((rows == 0).sum()) for name, rows in labels.items()}),
         "special_tokens": {
-            name: [{"id": id, "tokens": tokens} for id, tokens in rows if tokens] for name, rows in special.items()
+            name: [
+                {"id": id, "tokens": tokens}
+                for batch in splits[name].select_columns(["id", "special_tokens"]).iter(BATCH)
+                for id, tokens in zip(batch["id"], batch["special_tokens"], strict=True)
+                if tokens
+            ]
+            for name in SPLIT_NAMES
         },
     }
+
+
+def _count_empty(rows: "Dataset") -> int:
+    return sum(batch["input"].count("") for batch in rows.select_columns("input").iter(BATCH))
 
 
 def _count(counts: dict[str, int]) -> dict[str, int]:
