@@ -1,6 +1,7 @@
 """What the page is about, the models behind it, and what one browser tab does with them."""
 
 import contextlib
+import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.ui import model_pool
 from hf_instruct.ui.app import render_report
-from hf_instruct.ui.chat_tab import ChatSession
+from hf_instruct.ui.chat_tab import ChatSession, _save
 from hf_instruct.ui.model_pool import ModelPool, Source, count_parameters, find_sources
 from hf_instruct.ui.vote_tab import VoteTab
 
@@ -213,3 +214,12 @@ def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path)
             VoteTab(sources, others).open("mine", "mine, untuned")
     with contextlib.ExitStack() as stack:
         VoteTab(sources, stack).open("mine", "mine, untuned")
+
+
+def test_each_models_whole_answers_are_saved(model: ChatModel) -> None:
+    session = _build_session(model, [Turn("Q", "A"), Turn("Q2", "cut", "length")], [])
+    files, notice = _save(session)
+    assert json.loads(files) == [["a.jsonl", '{"instruction": "Q", "input": "", "output": "A"}\n']]
+    assert "Saved 1 of 2 answers (1 empty or cut) into a.jsonl." in notice
+    assert "There is nothing to save yet" in notice
+    assert json.loads(_save(None)[0]) == []

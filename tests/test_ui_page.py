@@ -201,7 +201,7 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
     assert ann.said() == [question, answer]
 
     # What the browser saves are the whole answers; these were all cut.
-    ann.find("save-first").click()
+    ann.find("save").click()
     ann.page.get_by_text("There is nothing to save yet").wait_for()
 
     # Beside one another: each model answers by itself, and the conversation begins anew.

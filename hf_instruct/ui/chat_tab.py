@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import html
+import json
 import re
 import threading
 import time
@@ -21,17 +22,17 @@ _SECONDS_BETWEEN_UPDATES = 0.05
 # A large model on a slow machine may read its prompt for so long before it can stop.
 _SECONDS_TO_STOP = 60.0
 _NOBODY = "nobody"
-_SAVE = "Save as examples"
 _ENDINGS = {"length": "The answer was cut off at the longest allowed.", "user": "Stopped."}
-# The browser makes the file: the server writes none.
+# The browser makes the files: the server writes none.
 _DOWNLOAD = """
-(name, text) => {
-  if (!text) return;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], {type: "application/jsonl"}));
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+(files) => {
+  for (const [name, text] of JSON.parse(files)) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], {type: "application/jsonl"}));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
 }
 """
 
@@ -148,21 +149,17 @@ class ChatTab:
             self._send = gradio.Button("Send", variant="primary", elem_id="hi-send", **size)
             self._stop = gradio.Button("Stop", variant="stop", visible=False, elem_id="hi-stop", **size)
         with gradio.Row():
-            names = {"hi-retry": "Retry", "hi-undo": "Undo", "hi-clear": "Clear"}
-            names |= {"hi-save-first": _SAVE, "hi-save-second": ""}
-            buttons = [
-                gradio.Button(text, elem_id=name, size="sm", min_width=80, visible=bool(text))
-                for name, text in names.items()
-            ]
-        retry, undo, clear, *self._saves = buttons
-        # What the browser is to keep, and under which name.
-        file = [gradio.Textbox(visible="hidden") for _ in range(2)]
+            names = ("Retry", "Undo", "Clear", "Save as examples")
+            retry, undo, clear, save = (
+                gradio.Button(name, elem_id=f"hi-{name.split()[0].lower()}", size="sm", min_width=80) for name in names
+            )
+        # Name and text of each file that the browser is to keep, as JSON.
+        files = gradio.Textbox(visible="hidden")
         with gradio.Accordion("How answers are written", open=False, elem_id="hi-settings"):
             self._settings = _build_settings(gradio)
 
         choice, settings = [self._session, model, other], list(self._settings.values())
         outputs = [self._session, *self._chats, self._second, self._box, self._notice, self._send, self._stop]
-        outputs += self._saves
         # Many may wait together: each model answers one question at a time anyway. By itself Gradio would drop a click
         # that comes between the end of an answer and its own taking note of it; the session sees to what is too much.
         slow: dict[str, Any] = {**QUICK, "queue": True, "concurrency_limit": None, "trigger_mode": "multiple"}
@@ -172,9 +169,8 @@ class ChatTab:
         self._stop.click(lambda session: session and session.stop.set(), [self._session], None, **QUICK)
         undo.click(self._undo, choice, outputs, **QUICK)
         clear.click(self._clear, choice, outputs, **QUICK)
-        for index, save in enumerate(self._saves):
-            made = save.click(functools.partial(_save, index), [self._session], [*file, self._notice], **QUICK)
-            made.success(None, file, None, js=_DOWNLOAD, **QUICK)
+        made = save.click(_save, [self._session], [files, self._notice], **QUICK)
+        made.success(None, [files], None, js=_DOWNLOAD, **QUICK)
         for dropdown in (model, other):
             dropdown.input(lambda *chosen: self._show(_open(*chosen)), choice, outputs, **QUICK)
 
@@ -233,19 +229,17 @@ class ChatTab:
         return self._show(session)
 
     def _show(self, session: ChatSession, notice: str = "", *, busy: bool = False) -> dict[Any, Any]:
-        update, several = self._update, len(session.talks) > 1
+        update = self._update
         shown: dict[Any, Any] = {
             self._session: session,
             self._notice: format_notice(notice),
             self._send: update(visible=not busy),
             self._stop: update(visible=busy),
-            self._second: update(visible=several),
-            self._saves[1]: update(visible=several),
+            self._second: update(visible=len(session.talks) > 1),
         }
-        for chat, save, (label, talk) in zip(self._chats, self._saves, session.talks.items(), strict=False):
+        for chat, (label, talk) in zip(self._chats, session.talks.items(), strict=False):
             alone = " (each question stands alone)" if talk and not talk.model.has_turns else ""
             shown[chat] = update(value=_list_messages(talk), label=f"{label}{alone}")
-            shown[save] = update(value=f"Save {label}" if several else _SAVE, visible=True)
         return shown
 
 
@@ -314,14 +308,17 @@ def _describe_end(session: ChatSession) -> str:
     return "\n".join(said)
 
 
-def _save(index: int, session: ChatSession | None) -> tuple[str, str, str]:
-    """Return a file's name, its text, and a notice; no text where there is nothing to save."""
+def _save(session: ChatSession | None) -> tuple[str, str]:
+    """Return a file of examples for each model, as names and texts in JSON, and a notice."""
     from hf_instruct.generation.conversation import format_examples
 
-    label, talk = list(session.talks.items())[index] if session and session.talks else ("", None)
-    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label).strip('-.') or 'chat'}.jsonl"
-    try:
-        text, said = format_examples(talk.turns if talk else [])
-    except InstructError as error:
-        return "", "", format_notice(str(error))
-    return name, text, format_notice(f"{said} into {name}. Each example stands alone, without earlier turns.")
+    files, notices = [], []
+    for label, talk in (session.talks if session else {"": None}).items():
+        name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', label).strip('-.') or 'chat'}.jsonl"
+        try:
+            text, said = format_examples(talk.turns if talk else [])
+            files.append((name, text))
+            notices.append(f"{said} into {name}. Each example stands alone, without earlier turns.")
+        except InstructError as error:
+            notices.append(str(error))
+    return json.dumps(files), format_notice("\n".join(dict.fromkeys(notices)))
