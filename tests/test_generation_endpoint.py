@@ -14,6 +14,7 @@ import tiny_models
 from hf_instruct import servers
 from hf_instruct.cli.main import main
 from hf_instruct.config import GenerateSection, build_experiment
+from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.generation.endpoint import build_prompts
 from hf_instruct.generation.stage import answer
 from hf_instruct.prompts import PromptFormat
@@ -101,7 +102,9 @@ def test_a_run_asks_its_own_prompts(run: RunFolder, server: FakeServer, capsys: 
     assert "`generate.model` changed" in capsys.readouterr().err
 
 
-def test_a_chat_model_answers_any_examples(server: FakeServer, tmp_path: Path) -> None:
+def test_a_chat_model_answers_any_examples(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = tmp_path / "test.jsonl", tmp_path / "new" / "llama3.jsonl"
     write_rows(data, EXAMPLES)
     arguments = ["generate", str(data), "--endpoint", f"{server.url}/api/v1/", "--model", "llama3", "--out", str(out)]
@@ -113,9 +116,12 @@ def test_a_chat_model_answers_any_examples(server: FakeServer, tmp_path: Path) -
     assert {asked["messages"][0]["content"] for _, asked in server.asked} == {
         f"{example.instruction}\n{example.input}" if example.input else example.instruction for example in EXAMPLES
     }
-    assert [row.id for row in read_rows(out, Response)] == [example.id for example in EXAMPLES]
+    assert [(row.id, row.model) for row in read_rows(out, Response)] == [(row.id, "llama3") for row in EXAMPLES]
+    assert [row.model for row in load_responses(out)] == ["tuned"] * 5
     assert main(arguments) == 0
     assert len(server.asked) == 5
+    assert main([*arguments, "--model", "phi3"]) == 1
+    assert "contains answers of `llama3`, not of `phi3`" in capsys.readouterr().err
 
 
 def test_what_was_answered_before_a_failure_is_kept(

@@ -11,7 +11,7 @@ import httpx
 
 from hf_instruct.config import GenerateSection
 from hf_instruct.console import redact
-from hf_instruct.errors import ConfigError, InstructError
+from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
 from hf_instruct.generation.answers import build_seed
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompts import CHAT, PromptFormat
@@ -186,10 +186,16 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
 
     Raises:
         ConfigError: A setting cannot be used.
+        RunError: The file contains another model's answers.
         InstructError: The server does not answer, or refuses an example.
     """
     check_endpoint(section)
     rows = {} if force else {row.id: row for row in recover_rows(path, Response)}
+    if others := {row.model for row in rows.values()} - {str(section.model)}:
+        raise RunError(
+            f"`{path}` contains answers of {quote_names(sorted(others))}, not of `{section.model}`. Name another "
+            "file with `--out`, or delete these with `--force`."
+        )
     if force:
         path.unlink(missing_ok=True)
     waiting = [example for example in examples[: section.limit] if example.id not in rows]
@@ -197,8 +203,8 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
     with progress_bar(f"Answering, {section.model}", len(rows) + len(waiting), done=len(rows)) as advance:
 
         def keep(response: Response) -> None:
-            append_rows(path, [response])
-            rows[response.id] = response
+            rows[response.id] = response.model_copy(update={"model": section.model})
+            append_rows(path, [rows[response.id]])
             advance(1, "")
 
         answer_at_endpoint(section, waiting, prompts, on_response=keep)
