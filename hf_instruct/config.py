@@ -112,12 +112,12 @@ class GenerateSection(BaseModel):
         "float32", description="in float32 an answer does not depend on the batch size"
     )
     seed: int = Field(123, description="seed of sampling")
-    limit: Natural | None = Field(None, description="answer only the first so many examples")
+    limit: Natural | None = Field(None, description="answer only so many examples, the first ones")
     endpoint: str | None = Field(
-        None, description="address of an OpenAI-compatible server that answers with the tuned model, in its stead"
+        None, description="OpenAI-compatible server that has the tuned model and answers in place of this machine"
     )
     model: str | None = Field(None, description="name of the model at `endpoint`")
-    concurrency: Natural = Field(8, description="questions that `endpoint` gets at once")
+    concurrency: Natural = Field(8, description="questions in flight at `endpoint`")
 
 
 class JudgeSection(_Section):

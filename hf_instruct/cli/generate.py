@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--preset", metavar="NAME", help="settings for a kind of task; `--presets` lists them")
     parser.add_argument("--presets", action="store_true", help="list strategies and presets with their sources")
     add_field_flags(parser, "generate", "seed", "limit", "endpoint", "model", "concurrency")
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="answer examples of no run, by `--endpoint`")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.jsonl", help="with `--endpoint`: answer any examples, into this file"
+    )
     parser.add_argument(
         "--num-return",
         type=natural,
@@ -110,12 +112,15 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
         RunError: The folder is not a run.
         ConfigError: There is no such strategy or preset, or fields are set that have no effect with it.
     """
+    from hf_instruct.errors import ConfigError
     from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 
     given = dict(getattr(options, "overrides", {}))
     if options.num_return is not None:
         given.setdefault("generate.num_return_sequences", options.num_return)
     stored = run.load_experiment().generate.model_dump()
+    if given.get("generate.model") and not given.get("generate.endpoint", stored["endpoint"]):
+        raise ConfigError("`--model` names a server's model; name the server with `--endpoint URL`.")
     if stored["limit"]:
         # Of an earlier command.
         given.setdefault("generate.limit", None)
