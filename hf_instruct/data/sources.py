@@ -140,7 +140,10 @@ def check_section(section: DataSection) -> CheckedData:
     sizes = _choose_sizes([len(one.examples) for one in checked], [part.fraction for part in parts])
     order = _interleave(ids, [len(one.examples) for one in checked], sizes, section.seed)[: section.limit]
     notices = [notice for one in checked for notice in one.notices]
-    notices += [f"`{part.path}`: {size:,} rows" for part, size in zip(parts, sizes, strict=True)]
+    notices += [
+        f"`{part.path}`: {size:,} of {len(one.examples):,} rows"
+        for part, one, size in zip(parts, checked, sizes, strict=True)
+    ]
     return CheckedData(whole.select(order), [], notices, sum(one.num_without_output for one in checked))
 
 
