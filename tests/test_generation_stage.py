@@ -1,5 +1,4 @@
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,17 +92,11 @@ def test_a_cut_off_stage_appends_only_what_is_missing(
     answer(run, settings)
     assert sorted(appended) == ["e0", "e2"]
     assert run.responses.read_bytes() == whole
-
-
-def test_a_whole_file_is_left_alone(run: RunFolder, tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings = experiment(tiny_llama, base=False)
-    answer(run, settings)
+    # A whole file is left alone, and its model not even loaded.
     stamp = run.responses.stat().st_mtime_ns
-    run.model.unlink()  # not even loaded
-    with caplog.at_level(logging.INFO, logger="hf_instruct"):
-        answer(run, settings)
+    run.model.unlink()
+    answer(run, settings)
     assert run.responses.stat().st_mtime_ns == stamp
-    assert caplog.messages == [f"Answering, tuned: all 5 answers are in {run.responses}"]
 
 
 def test_the_courses_file(run: RunFolder) -> None:
@@ -141,16 +134,15 @@ def test_files_of_processes_that_were_cut_off_are_merged(run: RunFolder, tiny_ll
     answer(run, settings)
     assert run.responses.read_bytes() == whole
     assert run.response_parts() == []
+    # Answering again keeps nothing of the processes before.
+    append_rows(run.response_part(3), rows[:1])
+    clear_from(run, "generate")
+    assert run.response_parts() == []
+    write_rows(run.responses, rows)
     # As killed after the last batch, before the rows were put in order.
     write_rows(run.responses, [rows[3], *rows[:3], rows[4]])
     answer(run, settings)
     assert run.responses.read_bytes() == whole
-
-
-def test_answering_again_keeps_nothing_of_the_processes_before(run: RunFolder) -> None:
-    append_rows(run.response_part(3), [Response(id="e0", instruction="i", input="", output="o", response="old")])
-    clear_from(run, "generate")
-    assert run.response_parts() == []
 
 
 @pytest.mark.parametrize(
