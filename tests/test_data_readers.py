@@ -3,10 +3,10 @@ import csv
 import gzip
 import lzma
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
 
 import pytest
 
@@ -194,13 +194,16 @@ def test_zstandard_is_read_where_it_is_installed(read: Read, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(DataError, match=r"^`a\.jsonl\.zst` is compressed by Zstandard: run `pip install zstandard`"):
         read(b"", "a.jsonl.zst")
-
-    def open_plain(path: Path, mode: str) -> IO[Any]:
-        return path.open(mode)
-
-    module = SimpleNamespace(open=open_plain, ZstdError=ValueError)
+    # Another format with the same interface: frames, one after another.
+    module = SimpleNamespace(
+        ZstdDecompressor=lambda: SimpleNamespace(decompressobj=zlib.decompressobj), ZstdError=zlib.error
+    )
     monkeypatch.setitem(sys.modules, "zstandard", module)
-    assert len(read(ROW, "a.jsonl.zst")[0]) == 1
+    frames = [zlib.compress(f"{ROW}\n".encode() * 2000), zlib.compress(ROW.encode())]
+    assert len(read(b"".join(frames), "a.jsonl.zst")[0]) == 2001
+    for torn in (frames[0] + frames[1][:-3], frames[0][:20], b"nonsense"):
+        with pytest.raises(DataError, match=r"is not a whole `\.zst` file"):
+            read(torn, "a.jsonl.zst")
 
 
 def test_what_decompresses_to_more_than_memory_holds_is_refused(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:

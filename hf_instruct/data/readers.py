@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from hf_instruct.data.formats import CONVERSATIONS
 from hf_instruct.data.problems import Problem, RawRow, describe_type, shorten
@@ -79,29 +79,42 @@ def _open(path: Path, file: str) -> BinaryIO:
     suffix = path.suffix.lower()
     if suffix not in _COMPRESSED:
         return path.open("rb")
-    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-    broken: tuple[type[Exception], ...] = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
-    if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise DataError(
-                f"`{file}` is compressed by Zstandard: run `pip install zstandard`, or decompress it with `unzstd`."
-            ) from error
-        openers[suffix], broken = zstandard.open, (zstandard.ZstdError, EOFError)
+    openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
     try:
-        compressed: IO[bytes]
         with openers[suffix](path, "rb") as compressed:
             content = compressed.read(_MOST_DECOMPRESSED + 1)
-    except broken as error:
-        raise DataError(f"`{file}` is not a whole `{suffix}` file ({error}); copy or download it again.") from error
-    except OSError as error:
-        if error.errno is not None:
+    except ImportError as error:
+        raise DataError(
+            f"`{file}` is compressed by Zstandard: run `pip install zstandard`, or decompress it with `unzstd`."
+        ) from error
+    except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+        # So say gzip and bz2 of what is no such file; the system's own errors have a number.
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        # So says bz2 of what is no such file.
         raise DataError(f"`{file}` is not a whole `{suffix}` file ({error}); copy or download it again.") from error
     if len(content) > _MOST_DECOMPRESSED:
         raise DataError(f"`{file}` is over 1 GiB when decompressed; save the rows as `.parquet`, or as several files.")
+    return io.BytesIO(content)
+
+
+def _open_zst(path: Path, _: str) -> BinaryIO:
+    """Return what a Zstandard file holds; the library's own reader takes one that is cut off for a whole one."""
+    import zstandard
+
+    rest, content = path.read_bytes(), bytearray()
+    while rest and len(content) <= _MOST_DECOMPRESSED:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            # In pieces so small that none takes more than memory holds.
+            for start in range(0, len(rest), 4096):
+                content += frame.decompress(rest[start : start + 4096])
+                if frame.eof or len(content) > _MOST_DECOMPRESSED:
+                    rest = frame.unused_data + rest[start + 4096 :]
+                    break
+            else:
+                raise EOFError("it ends early")
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from error
     return io.BytesIO(content)
 
 
