@@ -7,6 +7,8 @@ import pytest
 from tiny_models import load_copy
 
 from hf_instruct.config import build_experiment
+from hf_instruct.data.sources import iterate_examples, load_split
+from hf_instruct.data.splits import split_examples
 from hf_instruct.data.stage import prepare
 from hf_instruct.errors import DataError
 from hf_instruct.prompts import PromptFormat, count_labels
@@ -140,3 +142,23 @@ def test_a_failed_second_writing_leaves_no_preflight(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         prepare_file(tmp_path, build_rows(100))
     assert not run.preflight.exists()
+
+
+def test_conversations_and_own_prompts_go_through_a_run_as_they_are(tmp_path: Path) -> None:
+    turns = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    talk = [{"messages": [*messages[:-1], {"role": "assistant", "content": str(n)}]} for n in range(20)]
+    own = [{"prompt": f"Q: {n}\nA:", "completion": f" {n}"} for n in range(20)]
+    for rows in (talk, own, build_rows(20)):
+        run = prepare_file(tmp_path, rows)
+        for name, expected in split_examples(rows).items():
+            loaded = load_split(run, name)
+            assert loaded.to_list() == expected.to_list()
+            assert list(iterate_examples(loaded)) == run.read_split(name)
+
+
+def test_a_split_that_was_changed_is_not_trained_on(tmp_path: Path) -> None:
+    run = prepare_file(tmp_path, build_rows(20))
+    run.split("train").write_bytes(run.split("train").read_bytes() + b"{}\n")
+    with pytest.raises(DataError, match="are not those that this run was prepared with"):
+        load_split(run, "train")
