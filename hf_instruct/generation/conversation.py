@@ -108,11 +108,11 @@ class Conversation:
         return self._read(before, self.model.stream(prompt, settings=settings, stop=stop or threading.Event()))
 
     def _read(self, before: list[Turn], growing: Iterator[Completion]) -> Iterator[str]:
-        """Yield the pieces of an answer while the latest turn takes them up; `before` is what it was asked after."""
+        """Yield the pieces of an answer as the latest turn grows; `before` is restored where none comes."""
         *history, turn = asked = self.turns
         try:
             for done in growing:
-                piece = done.text.removeprefix(turn.assistant)
+                piece = done.text[len(turn.assistant) :]
                 ended_by = "model" if done.stopped else "length" if done.num_tokens >= self.longest else "user"
                 turn = Turn(turn.user, done.text, ended_by)
                 self.turns = [*history, turn]
