@@ -35,7 +35,7 @@ def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | Non
     Args:
         examples: The examples, with the column `row`.
         file: The source as the user named it.
-        counter: What counted their tokens.
+        counter: What counted their tokens, if they were.
     """
     warnings = []
     rows = examples["row"][:]

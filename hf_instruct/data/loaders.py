@@ -36,9 +36,7 @@ _SECONDS = 30.0
 def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256) -> bytes:
     """Return the bytes of `instruction-data.json`: from the cache, else downloaded, checked and kept there.
 
-    Args:
-        url: Where it is.
-        sha256: What it is; bytes with another hash are never used.
+    Bytes with another hash are never used.
 
     Raises:
         DataError: It is not in the cache and cannot be downloaded, or what came is something else.

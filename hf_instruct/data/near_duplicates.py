@@ -23,17 +23,11 @@ _LEAST_FOR_RARE = 0.7
 
 
 class NearDuplicate(NamedTuple):
-    """A held-out example and the training example that is most like it.
+    """A held-out example and the training example that is most like it."""
 
-    Attributes:
-        number: Index of the held-out example.
-        train_number: Index of the training example; the first where several are as like.
-        cosine: Between 0 and 1.
-    """
-
-    number: int
-    train_number: int
-    cosine: float
+    number: int  # index of the held-out example
+    train_number: int  # index of the training example; the first where several are as like
+    cosine: float  # between 0 and 1
 
 
 def find_near_duplicates(
@@ -45,8 +39,6 @@ def find_near_duplicates(
     instruction and input stand in train exactly are repeats, not near-duplicates, and are left out.
 
     Args:
-        examples: The held-out examples.
-        train: The training examples.
         threshold: Least cosine similarity, above 0 and at most 1.
     """
     import numpy as np

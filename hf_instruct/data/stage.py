@@ -24,12 +24,10 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
             validation examples also stand in train.
         ConfigError: The prompt format cannot be trained on with the model's tokenizer.
     """
-    import pyarrow
-
     settings = experiment.data
     checked = check_section(settings)
-    counter = _load_counter(experiment)
     examples = settle(checked)
+    counter = _load_counter(experiment)
     if counter is not None:
         examples = counter.add_counts(examples, num_proc=settings.num_proc)
     splits = split_section(settings, examples)
@@ -50,9 +48,6 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     run.prompt.unlink(missing_ok=True)
     if counter is not None:
         write_text(run.prompt, counter.prompt_format.template)
-    # The next stage reads its own rows; what Arrow keeps of these would be held beside them.
-    del checked, examples, splits
-    pyarrow.default_memory_pool().release_unused()
     write_json(run.preflight, Preflight(data_sha256=run.hash_splits(), **preflight))
     logger.info("%s", format_findings(preflight))
 

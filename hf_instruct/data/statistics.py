@@ -19,16 +19,10 @@ Encode = Callable[[Mapping[str, Any]], tuple[Sequence[int], Sequence[int]]]
 
 
 class Lengths(NamedTuple):
-    """The lengths of one text of every example, in one unit.
+    """The lengths of one text of every example, in one unit."""
 
-    Attributes:
-        text: `prompt`, `completion`, or `both` for the row that is trained on.
-        unit: `characters`, `words` or `tokens`.
-        values: One for each example, in order.
-    """
-
-    text: str
-    unit: str
+    text: str  # `prompt`, `completion`, or `both` for the row that is trained on
+    unit: str  # `characters`, `words` or `tokens`
     values: list[int]
 
     def summarize(self) -> dict[str, float]:
@@ -45,21 +39,13 @@ class Lengths(NamedTuple):
 
 
 class DataStatistics(NamedTuple):
-    """What `data stats` shows.
-
-    Attributes:
-        num_examples: All examples.
-        num_with_input: Those with an input.
-        num_repeated_prompts: Instruction + input pairs that stand on more than one row.
-        categories: Examples by category, most frequent first; empty where the data has none.
-        lengths: Of prompts and completions; tokens only where they were encoded.
-    """
+    """What `data stats` shows."""
 
     num_examples: int
     num_with_input: int
-    num_repeated_prompts: int
-    categories: dict[str, int]
-    lengths: list[Lengths]
+    num_repeated_prompts: int  # instruction + input pairs on more than one row
+    categories: dict[str, int]  # examples by category, most frequent first; empty where the data has none
+    lengths: list[Lengths]  # of prompts and completions; tokens only where they were encoded
 
 
 def compute_statistics(

@@ -23,20 +23,12 @@ _LEAST_FOR_A_BAR = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class TokenCounter:
-    """Counts the tokens of examples as training with one model and its settings would.
+    """Counts the tokens of examples as training with one model and its settings would."""
 
-    Attributes:
-        model: The model's name, as the user gave it.
-        tokenizer: Its tokenizer.
-        prompt_format: What makes an example a prompt.
-        max_length: Most tokens in a training row; None for no limit.
-        completion_only_loss: Whether prompt tokens carry no loss.
-    """
-
-    model: str
+    model: str  # its name, as the user gave it
     tokenizer: "PreTrainedTokenizerBase"
     prompt_format: PromptFormat
-    max_length: int | None
+    max_length: int | None  # most tokens in a training row
     completion_only_loss: bool = True
 
     def add_counts(self, examples: "Dataset", *, num_proc: int | None = None) -> "Dataset":
@@ -72,11 +64,9 @@ def map_rows(
     """Return what a function makes of rows, by `Dataset.map`, with a progress bar where there are many.
 
     Args:
-        rows: The rows.
-        function: From some rows to their new columns.
+        function: From a list of rows to their new columns.
         features: The types of these.
         note: What stands before the bar.
-        num_proc: Processes to work in.
         file: The Arrow file that the result is written to; by default it is kept in memory.
     """
     import datasets
@@ -119,13 +109,7 @@ def load_counter(
 ) -> TokenCounter:
     """Return the counter of a model; its `max_length` is no more than the model's context, as in training.
 
-    Args:
-        model: An alias, a Hub id or a local folder; of the folder only the tokenizer has to be there.
-        prompt_format: What makes an example a prompt.
-        max_length: Most tokens in a training row; None for the model's context.
-        completion_only_loss: Whether prompt tokens carry no loss.
-        revision: Commit, tag or branch on the Hub.
-        trust_remote_code: Run code that comes with the model.
+    Of a local folder only the tokenizer has to be there.
 
     Raises:
         ModelLoadError: The tokenizer cannot be loaded.
