@@ -12,11 +12,11 @@ from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.exploring import (
     TEMPERATURES,
     compare_strategies,
-    draw_next_token_plot,
     explore_beams,
     explore_next,
     repeated_share,
 )
+from hf_instruct.generation.next_token_plot import draw_next_token_plot
 from hf_instruct.generation.token_text import encode_text, show_token
 from hf_instruct.plots import write_figure
 

@@ -144,7 +144,7 @@ def _format_table(table: "Table") -> list[str]:
 
 def _plot(following: "NextTokens", options: argparse.Namespace) -> None:
     from hf_instruct.errors import ConfigError
-    from hf_instruct.generation.exploring import draw_next_token_plot
+    from hf_instruct.generation.next_token_plot import draw_next_token_plot
     from hf_instruct.plots import write_figure
 
     settings = f"top-k {options.top_k or 'off'}, top-p {options.top_p:g}, temperature {options.temperature:g}"

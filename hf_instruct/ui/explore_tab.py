@@ -77,7 +77,8 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
     def show_next(
         model: "ChatModel", ids: list[int], temperature: float, top_k: float, top_p: float, top: float
     ) -> Any:
-        from hf_instruct.generation.exploring import draw_next_token_plot, explore_next
+        from hf_instruct.generation.exploring import explore_next
+        from hf_instruct.generation.next_token_plot import draw_next_token_plot
 
         settings: dict[str, Any] = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p}
         found = explore_next(model.model, model.tokenizer, ids, top=int(top), **settings)
