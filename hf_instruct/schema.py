@@ -418,10 +418,10 @@ class NearDuplicate(Record):
 
 
 class NearDuplicates(Record):
-    """Near-duplicates by split; `skipped` says why they were not looked for."""
+    """Near-duplicates by split; `sampled` says among which rows they were looked for where not among all."""
 
     threshold: float
-    skipped: str | None = None
+    sampled: str | None = None
     test: list[NearDuplicate] = []
     validation: list[NearDuplicate] = []
 

@@ -323,3 +323,16 @@ def test_the_commands_of_the_cases_run(tmp_path: Path, sample_file: Path) -> Non
     assert sorted(document["cases"]) == sorted(name for name in command.CASES if name.startswith(tuple(cases)))
     assert document["machine"]["matmul_peak_gflops"]["bfloat16"] > 0
     assert "drawn:" in finished.output
+
+
+def test_large_data_is_measured_part_by_part(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.million import main
+
+    monkeypatch.setattr("sys.argv", ["million", "200"])
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("200 rows, 0 MB")
+    assert [" GB  " in line for line in lines[1:]] == [True] * 4
+    assert lines[-1].endswith("170 training rows tokenized")
