@@ -100,17 +100,18 @@ def build_preflight(
     keys = {name: hash_prompts(splits[name]) for name in SPLIT_NAMES}
     prompts = np.concatenate(list(keys.values()))
     outputs = np.concatenate([hash_texts(splits[name], "output") for name in SPLIT_NAMES])
-    _, counts = np.unique(prompts, return_counts=True)
-    num_rows = len(prompts)
+    _, groups, counts = np.unique(prompts, return_inverse=True, return_counts=True)
+    repeated = counts[groups] > 1
+    whole = set(zip(prompts[repeated].tolist(), outputs[repeated].tolist(), strict=True))
     return {
         "source": source,
         "split": split,
         "examples": _count({name: len(splits[name]) for name in SPLIT_NAMES}),
         "empty_inputs": _count({name: _count_empty(splits[name]) for name in SPLIT_NAMES}),
         "empty_outputs": _count({**dict.fromkeys(SPLIT_NAMES, 0), "left_out": num_left_out}),
-        "duplicate_rows": num_rows - len(np.unique(np.rec.fromarrays([prompts, outputs]))),
+        "duplicate_rows": int(repeated.sum()) - len(whole),
         "repeated_prompts": int((counts > 1).sum()),
-        "repeated_rows": num_rows - len(counts),
+        "repeated_rows": len(prompts) - len(counts),
         "seen_in_train": find_leaks(splits, keys),
         "instruction_seen_in_train": {
             name: _find_other_inputs(splits[name], splits["train"], np.isin(keys[name], keys["train"]))
