@@ -225,6 +225,7 @@ def test_columns_not_used_are_one_notice_that_spots_a_misspelt_input() -> None:
 
 def test_no_rows_and_rows_without_any_column_are_problems() -> None:
     assert texts(check()) == ["`mine.json` holds no rows; add rows, or name another source"]
+    assert texts(check(columns=["instruction", "output"])) == texts(check())
     assert texts(check({}, {})) == ["`mine.json` names no column in any row; add rows, or name another source"]
 
 

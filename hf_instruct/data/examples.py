@@ -81,7 +81,7 @@ def build_examples(
                 if "id" in fields:
                     own_ids.append(_read_id(row.fields.get(fields["id"])))
         batches.append(_build_batch(usable))
-    if not problems and not seen:
+    if not problems and not (first and seen):
         what = "names no column in any row" if first else "holds no rows"
         problems.append(Problem(file, None, None, what, "add rows, or name another source"))
     problems.sort(key=_row_number)
