@@ -125,7 +125,7 @@ def train_ours(job: TrainingJob, examples: "list[Example]", tokenizer: "PreTrain
     }
     splits = {"train": examples, "validation": examples[-1:]}
     with tempfile.TemporaryDirectory() as folder, steps_timed(job) as measured:
-        train(model, tokenizer, splits, output_dir=folder, settings=settings, lora=LORA if job.lora else None)
+        train(model, tokenizer, splits, output_dir=folder, args=settings, peft_config=LORA if job.lora else None)
     return measured
 
 

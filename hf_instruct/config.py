@@ -175,6 +175,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "save_steps": 50,
     "save_total_limit": 1,
     "activation_checkpointing": False,
+    "eval_strategy": "steps",
+    "eval_on_start": True,
     "report_to": "none",
     "seed": 123,
 }
@@ -182,27 +184,22 @@ TRAIN_DEFAULTS: dict[str, Any] = {
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
 
-_OURS_TO_SET = {
+# Fields of `SFTConfig` that would give another result than they say, or none, and what to do instead.
+REFUSED_TRAINING = {
     "output_dir": "the run folder decides it; use `--run-dir`",
-    "push_to_hub": "publishing is a stage of its own",
+    "push_to_hub": "checkpoints would be published unchecked, paths of this machine included; use `push`",
     "hub_token": "a token never belongs in a file or on a command line; log in with `hf auth login`",
     "resume_from_checkpoint": "use `--resume`",
-    "assistant_only_loss": "set `train.completion_only_loss`",
-    "model_init_kwargs": "the model is loaded from the `model` section",
-    **dict.fromkeys(("packing", "padding_free"), "examples share rows only where that is exact"),
+    "model_init_kwargs": "the model is loaded before, for the untuned answers too; see the `model` section",
+    "chat_template_path": "prompts are checked before training; put the template into the tokenizer's folder",
+    **dict.fromkeys(("eos_token", "pad_token"), "the tuned model would end its answers by another token than it knows"),
     **dict.fromkeys(
-        ("eval_strategy", "eval_on_start", "save_strategy", "disable_tqdm"),
-        "runs are measured and saved alike; set `train.eval_steps` and `train.save_steps`",
+        ("dataset_kwargs", "dataset_text_field"), "rows come from the `data` section; map columns with `data.map`"
     ),
-    **dict.fromkeys(("chat_template_path", "eos_token", "pad_token"), "`data.prompt_format` decides it"),
-    **dict.fromkeys(
-        ("dataset_kwargs", "dataset_text_field", "dataset_num_proc", "remove_unused_columns", "pad_to_multiple_of"),
-        "rows are prepared from the `data` section; map columns with `data.map`",
-    ),
+    "truncation_mode": "the end of a row is what is cut off, so that every row begins as a prompt does",
     "logging_nan_inf_filter": "a loss that is not a number ends the run",
-    "include_num_input_tokens_seen": "example tokens are always counted",
 }
-# What TRL and PEFT take as it is, to stumble over it hours later or never.
+# What TRL and PEFT accept, and fail on hours later or never.
 _BOUNDS = {
     **dict.fromkeys(("seed", "data_seed"), Field(ge=0, lt=2**32)),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Field(ge=1)),
@@ -325,14 +322,19 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
     if isinstance(train := values.get("train"), dict) and train:
         from trl import SFTConfig
 
-        refused = _OURS_TO_SET.keys() & train
-        problems += [f"`train.{name}` cannot be set; {_OURS_TO_SET[name]}" for name in train if name in refused]
-        problems += _check_dataclass({k: v for k, v in train.items() if k not in refused}, SFTConfig, "train.")
+        problems += find_refused_training(train)
+        allowed = {name: value for name, value in train.items() if name not in REFUSED_TRAINING}
+        problems += _check_dataclass(allowed, SFTConfig, "train.")
     if isinstance(lora := values.get("lora"), dict) and lora:
         from peft import LoraConfig
 
         problems += _check_dataclass(lora, LoraConfig, "lora.")
     return problems + check_generate_fields(values.get("generate"))
+
+
+def find_refused_training(settings: Iterable[str]) -> list[str]:
+    """Return the problems of fields of `SFTConfig` that would give another result than they say, or none."""
+    return [f"`train.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in settings if name in REFUSED_TRAINING]
 
 
 def check_generate_fields(generate: Any) -> list[str]:

@@ -187,6 +187,7 @@ class TrainingSummary(Record):
     train_loss: float | None = None  # on a fixed part of the training rows
     validation_loss: float | None = None
     validation_loss_before: float | None = None  # the first step
+    log_history: list[dict[str, Any]] = Field([], exclude=True, repr=False)  # the trainer's; not in the file
 
 
 class CheckOutcome(Record):

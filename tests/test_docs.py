@@ -72,7 +72,7 @@ def pages(site: Path) -> dict[Path, Page]:
 
 def test_every_page_of_the_course_is_there(site: Path) -> None:
     assert [path.name[0] for path in sorted((site / "course").glob("*.html"))] == list("1234567")
-    assert len(list((site / "howto").glob("*.html"))) == len(list((ROOT / "docs" / "howto").glob("*.md"))) == 8
+    assert len(list((site / "howto").glob("*.html"))) == len(list((ROOT / "docs" / "howto").glob("*.md")))
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:

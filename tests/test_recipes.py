@@ -58,8 +58,8 @@ def build_tiny_trainer(experiment: Experiment, tiny_model: Path, folder: Path):
         load_splits({"train": [example] * 8, "test": [example], "validation": [example]}),
         run=RunFolder(folder),
         prompt_format=PromptFormat.from_name(experiment.data.prompt_format),
-        settings=experiment.train,
-        lora=experiment.lora,
+        args=experiment.train,
+        peft_config=experiment.lora,
     )
     return trainer
 

@@ -18,7 +18,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 def arguments(**changes: object) -> SimpleNamespace:
     settings = {"loss_type": "nll", "label_smoothing_factor": 0.0, "max_length": 64, "device": torch.device("cpu")}
-    settings |= {"neftune_noise_alpha": None, "torch_compile": False}
+    settings |= {"neftune_noise_alpha": None, "torch_compile": False, "pad_to_multiple_of": None}
     return SimpleNamespace(**settings | changes)
 
 
@@ -150,7 +150,7 @@ def test_training_shares_by_default(tiny_gpt2: Path, tmp_path: Path) -> None:
         folder = tmp_path / name
         settings = {**tiny_models.TINY_SETTINGS, "optim": "sgd", **(settings if padded else {})}
         with pytest.warns(FutureWarning) if padded else nullcontext():
-            summary = train(model, tokenizer, splits, output_dir=folder, settings=settings)
+            summary = train(model, tokenizer, splits, output_dir=folder, args=settings)
         return read_rows(folder / "training.jsonl", TrainingRow), model.state_dict(), summary.tokens_seen
 
     shared, shared_weights, shared_tokens = run("shared", padded=False)

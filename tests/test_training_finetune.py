@@ -17,10 +17,10 @@ SPLITS = {"train": tiny_models.tiny_examples(12), "validation": tiny_models.tiny
 
 
 def train_tiny(folder: Path, output_dir: Path, *, dropout: float = 0.0, **options) -> TrainingSummary:
-    settings = {**tiny_models.TINY_SETTINGS, **options.pop("settings", {})}
+    settings = {**tiny_models.TINY_SETTINGS, **options.pop("args", {})}
     splits = options.pop("splits", SPLITS)
     model, tokenizer = tiny_models.load_copy(folder, dropout=dropout)
-    return train(model, tokenizer, splits, output_dir=output_dir, settings=settings, **options)
+    return train(model, tokenizer, splits, output_dir=output_dir, args=settings, **options)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ def unbroken(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory):
     """A run of six steps, its summary and the model; with dropout, so that resuming must restore the random numbers."""
     path = tmp_path_factory.mktemp("runs") / "unbroken"
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.1)
-    return path, train(model, tokenizer, SPLITS, output_dir=path, settings=tiny_models.TINY_SETTINGS), model
+    return path, train(model, tokenizer, SPLITS, output_dir=path, args=tiny_models.TINY_SETTINGS), model
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def adapter(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory):
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = {**tiny_models.TINY_SETTINGS, "max_steps": 3}
-    summary = train(model, tokenizer, SPLITS, output_dir=path, settings=settings, lora={"r": 4, "lora_alpha": 8})
+    summary = train(model, tokenizer, SPLITS, output_dir=path, args=settings, peft_config={"r": 4, "lora_alpha": 8})
     return path, model, before, summary
 
 
@@ -144,11 +144,11 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
 def test_a_run_killed_after_its_last_step_takes_no_other(tiny_gpt2: Path, tmp_path: Path) -> None:
     # The last step is in the middle of an epoch.
     settings = {"max_steps": 2}
-    train_tiny(tiny_gpt2, tmp_path, settings=settings)
+    train_tiny(tiny_gpt2, tmp_path, args=settings)
     expected = (tmp_path / "model" / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "training.json").unlink()
-    assert train_tiny(tiny_gpt2, tmp_path, settings=settings, resume=True).steps == 2
+    assert train_tiny(tiny_gpt2, tmp_path, args=settings, resume=True).steps == 2
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == expected
 
 
@@ -168,7 +168,7 @@ def test_resuming_without_a_checkpoint_starts_anew(tiny_gpt2: Path, tmp_path: Pa
     (tmp_path / "training.jsonl").write_text(
         '{"step": 1, "epoch": 0.1, "tokens_seen": 9, "kind": "train", "loss": 9.0}\n'
     )
-    train_tiny(tiny_gpt2, tmp_path, resume=True, settings={"max_steps": 1})
+    train_tiny(tiny_gpt2, tmp_path, resume=True, args={"max_steps": 1})
     rows = read_rows(tmp_path / "training.jsonl", TrainingRow)
     assert [(row.step, row.kind) for row in rows] == [
         (0, "samples"),
@@ -220,7 +220,7 @@ def test_an_adapter_is_not_trained_on(adapter, tmp_path: Path) -> None:
     model, tokenizer = load_model(str(adapter[0] / "model"))
     for lora in (None, {"r": 4}):
         with pytest.raises(ConfigError, match="is an adapter beside its base model"):
-            train(model, tokenizer, SPLITS, output_dir=tmp_path, settings=tiny_models.TINY_SETTINGS, lora=lora)
+            train(model, tokenizer, SPLITS, output_dir=tmp_path, args=tiny_models.TINY_SETTINGS, peft_config=lora)
 
 
 def test_samples_come_from_the_adapted_model(adapter) -> None:
@@ -235,7 +235,7 @@ def test_samples_come_from_the_adapted_model(adapter) -> None:
 
 def test_the_whole_text_can_carry_loss(tiny_gpt2: Path, unbroken, tmp_path: Path) -> None:
     settings = {"max_steps": 1, "save_steps": 100, "completion_only_loss": False}
-    whole = train_tiny(tiny_gpt2, tmp_path, settings=settings)
+    whole = train_tiny(tiny_gpt2, tmp_path, args=settings)
     assert whole.validation_loss_before != unbroken[1].validation_loss_before
 
 
@@ -245,28 +245,28 @@ def test_max_length_above_the_context_is_lowered(
     long = tiny_models.Example("long", "Repeat.", "", "word " * 400)
     splits = {**SPLITS, "train": [*SPLITS["train"], long]}
     with caplog.at_level("INFO", logger="hf_instruct"):
-        summary = train_tiny(tiny_gpt2, tmp_path, splits=splits, settings={"max_steps": 1, "save_steps": 100})
+        summary = train_tiny(tiny_gpt2, tmp_path, splits=splits, args={"max_steps": 1, "save_steps": 100})
     assert summary.steps == 1
     assert "`train.max_length` 1024 is more than the model's 256 positions; using 256." in caplog.messages
 
 
 def test_refusals_leave_no_model(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"12 of 12 examples have no label within `train.max_length` 16"):
-        train_tiny(tiny_gpt2, tmp_path, settings={"max_length": 16})
+        train_tiny(tiny_gpt2, tmp_path, args={"max_length": 16})
     with pytest.raises(ConfigError, match="layers that GPT2LMHeadModel does not have"):
-        train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": ["q_proj"]})
+        train_tiny(tiny_gpt2, tmp_path, peft_config={"target_modules": ["q_proj"]})
     with pytest.raises(ConfigError, match="The `train` section is refused by TRL"):
-        train_tiny(tiny_gpt2, tmp_path, settings={"optim": "sgdd"})
+        train_tiny(tiny_gpt2, tmp_path, args={"optim": "sgdd"})
     with pytest.raises(ConfigError, match="Invalid `loss_type` foo"):
-        train_tiny(tiny_gpt2, tmp_path, settings={"loss_type": "foo"})
+        train_tiny(tiny_gpt2, tmp_path, args={"loss_type": "foo"})
     # PEFT's, of tied weights and of a layer that is no `Conv1D`.
     warned = pytest.warns(UserWarning, match="tied layer|fan_in_fan_out")
     with warned, pytest.raises(ConfigError, match="PEFT adapter to `lm_head` is not supported"):
-        train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": ["c_attn", "lm_head"]})
+        train_tiny(tiny_gpt2, tmp_path, peft_config={"target_modules": ["c_attn", "lm_head"]})
     with pytest.raises(ConfigError, match=r"Target modules nothing.\* not found"):
-        train_tiny(tiny_gpt2, tmp_path, lora={"target_modules": "nothing.*"})
+        train_tiny(tiny_gpt2, tmp_path, peft_config={"target_modules": "nothing.*"})
     with pytest.raises(ConfigError, match="is `pissa_niter_4`, which changes the base model at random"):
-        train_tiny(tiny_gpt2, tmp_path, lora={"init_lora_weights": "pissa_niter_4"})
+        train_tiny(tiny_gpt2, tmp_path, peft_config={"init_lora_weights": "pissa_niter_4"})
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**6))
     with pytest.raises(TrainingError, match=r"has 0\.0 GB free and this run can need"):
@@ -280,7 +280,7 @@ def test_a_token_that_the_model_lacks_is_a_message(tiny_gpt2: Path, tmp_path: Pa
     tokenizer.add_tokens(["<new>"])
     splits = {**SPLITS, "train": [tiny_models.Example("a", "Say <new>.", "", "<new>")]}
     with pytest.raises(DataError) as caught:
-        train(model, tokenizer, splits, output_dir=tmp_path, settings=tiny_models.TINY_SETTINGS)
+        train(model, tokenizer, splits, output_dir=tmp_path, args=tiny_models.TINY_SETTINGS)
     assert f"writes token id {tiny_models.END + 1}, and the model knows the ids 0 to {tiny_models.END}." in str(
         caught.value
     )
@@ -300,7 +300,7 @@ def test_a_full_disk_is_a_message(tiny_gpt2: Path, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr("hf_instruct.training.callbacks.append_rows", full)
         with pytest.raises(TrainingError) as caught:
-            train_tiny(tiny_gpt2, tmp_path, settings={"max_steps": 1})
+            train_tiny(tiny_gpt2, tmp_path, args={"max_steps": 1})
     assert f"Writing to `{tmp_path}` failed: [Errno 28] No space left on device. Free some disk space, then" in str(
         caught.value
     )
@@ -322,7 +322,7 @@ def test_exhausted_memory_is_not_taken_for_a_full_disk(
 def test_a_diverged_loss_stops_training_with_advice(tiny_gpt2: Path, tmp_path: Path) -> None:
     settings = {"learning_rate": 1e30, "max_grad_norm": 0}
     with pytest.raises(TrainingError, match=r"training has diverged. Lower `train.learning_rate` \(1e\+30\)"):
-        train_tiny(tiny_gpt2, tmp_path / "run", settings=settings)
+        train_tiny(tiny_gpt2, tmp_path / "run", args=settings)
     rows = read_rows(tmp_path / "run" / "training.jsonl", TrainingRow)
     assert all(row.loss is None or row.loss < 1e9 for row in rows)
     assert not (tmp_path / "run" / "model").exists()
@@ -338,7 +338,7 @@ def test_a_folder_with_a_model_is_not_trained_over(unbroken, tiny_gpt2: Path) ->
 
 def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_instruct.training.callbacks.SAVE_SECONDS", 0.0)
-    train_tiny(tiny_gpt2, tmp_path, settings={"max_steps": 2, "save_steps": 100, "save_total_limit": 5})
+    train_tiny(tiny_gpt2, tmp_path, args={"max_steps": 2, "save_steps": 100, "save_total_limit": 5})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
 

@@ -28,7 +28,7 @@ def test_adapters_that_look_at_the_frozen_weights_find_them_whole(tiny_gpt2: Pat
     run.save_experiment(experiment)
     found = fine_tune(run, experiment)
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
-    expected = train(model, tokenizer, SPLITS, output_dir=tmp_path / "own", settings=settings, lora=sections["lora"])
+    expected = train(model, tokenizer, SPLITS, output_dir=tmp_path / "own", args=settings, peft_config=sections["lora"])
     assert found.validation_loss == expected.validation_loss
 
 

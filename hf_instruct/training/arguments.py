@@ -1,12 +1,14 @@
 """From the `train` and `lora` sections to TRL's and PEFT's own objects, with this machine's defaults filled in."""
 
+import copy
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS
+from hf_instruct.config import LORA_DEFAULTS, REFUSED_TRAINING, TRAIN_DEFAULTS, find_refused_training
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
 from hf_instruct.models import best_device
@@ -16,55 +18,43 @@ from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import PeftConfig
     from transformers import PreTrainedModel
     from trl import SFTConfig
 
 logger = logging.getLogger(__name__)
 
 
-def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
-    """Return the `SFTConfig` of a run: the course's settings, then the user's values.
+def build_arguments(values: "SFTConfig | Mapping[str, Any]", output_dir: Path) -> "SFTConfig":
+    """Return the `SFTConfig` of a run: the user's own as it is, or the course's settings and the user's values.
 
     Args:
-        values: The `train` section, `bf16` decided (`settle_precision`).
+        values: An `SFTConfig`, or its fields with `bf16` decided (`settle_precision`).
         output_dir: Folder of the checkpoints.
 
     Raises:
-        ConfigError: TRL refuses the values.
+        ConfigError: TRL refuses the values, or a run has no use for one.
     """
     from trl import SFTConfig
 
-    # TRL writes them into files, and hands them to whatever `report_to` names.
-    settings: dict[str, Any] = redact({**TRAIN_DEFAULTS, **values})
-    # The older name of the same switch; TRL turns it on by default, which costs a second forward pass.
-    settings["activation_checkpointing"] = (
-        settings.get("gradient_checkpointing") or settings["activation_checkpointing"]
-    )
-    settings["gradient_checkpointing"] = None
-    device = _find_device(values)
-    settings["use_cpu"] = settings.get("use_cpu", device == "cpu")
-    # TRL would take bf16 wherever nothing is said.
-    settings["bf16"] = bool(settings.get("bf16"))
-    settings |= {
-        "output_dir": str(output_dir),
-        "eval_strategy": "steps",
-        "eval_on_start": True,
-        "save_strategy": "steps",
-        # Our collator and our loss do these; TRL prepares nothing.
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "remove_unused_columns": False,
-        # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot.
-        "include_num_input_tokens_seen": "non_padding",
-        "disable_tqdm": True,
-        # It would hide a diverged loss behind the mean of the others.
-        "logging_nan_inf_filter": False,
-        "dataloader_pin_memory": settings.get("dataloader_pin_memory", device == "cuda"),
-        # What the accelerator's workers log is ours to show.
-        "log_level": settings.get("log_level", "error"),
-    }
-    with translated_refusals("The `train` section is refused by TRL:"):
-        arguments = SFTConfig(**settings)
+    if isinstance(values, SFTConfig):
+        defaults = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
+        given = [name for name in REFUSED_TRAINING if getattr(values, name) != defaults[name] and name != "output_dir"]
+    else:
+        given = list(values)
+    if problems := find_refused_training(given):
+        raise ConfigError("These settings of `SFTConfig` cannot be used in a run:", problems)
+    arguments = copy.copy(values) if isinstance(values, SFTConfig) else _build_with_defaults(values)
+    arguments.output_dir = str(output_dir)
+    # Our collators lay examples without padding where that is exact, and TRL has no rows to prepare.
+    arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+    arguments.padding_free = False
+    if arguments.assistant_only_loss:
+        arguments.assistant_only_loss, arguments.completion_only_loss = False, True
+    # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot.
+    arguments.include_num_input_tokens_seen = "non_padding"
+    # It would hide a diverged loss behind the mean of the others.
+    arguments.logging_nan_inf_filter = False
     if arguments.n_gpu > 1:
         logger.info(
             "Using one of %d GPUs; for all: accelerate launch --config_file accelerate_configs/multi_gpu.yaml "
@@ -74,6 +64,38 @@ def build_arguments(values: Mapping[str, Any], output_dir: Path) -> "SFTConfig":
         # One process with several GPUs would be `nn.DataParallel`, which TRL refuses.
         arguments._n_gpu = 1
     return arguments
+
+
+def _build_with_defaults(values: Mapping[str, Any]) -> "SFTConfig":
+    from trl import SFTConfig
+
+    # TRL writes them into files, and hands them to whatever `report_to` names.
+    settings: dict[str, Any] = redact({**TRAIN_DEFAULTS, **values})
+    # The older names of the same settings; TRL turns the first on by default, which costs a second forward pass.
+    settings["activation_checkpointing"] = (
+        settings.get("gradient_checkpointing") or settings["activation_checkpointing"]
+    )
+    settings["gradient_checkpointing"] = None
+    device = _find_device(values)
+    settings["use_cpu"] = settings.get("use_cpu", device == "cpu")
+    # TRL would take bf16 wherever nothing is said.
+    settings["bf16"] = bool(settings.get("bf16"))
+    settings["dataloader_pin_memory"] = settings.get("dataloader_pin_memory", device == "cuda")
+    # What the accelerator's workers log is ours to show.
+    settings["log_level"] = settings.get("log_level", "error")
+    with translated_refusals("The `train` section is refused by TRL:"):
+        return SFTConfig(**settings)
+
+
+def tell_what_is_slow(arguments: "SFTConfig", model: "PreTrainedModel") -> None:
+    """Log, a line each, which settings of a user's own `SFTConfig` make training slower than it has to be here."""
+    if arguments.activation_checkpointing:
+        logger.info(
+            "Activations are checkpointed, TRL's default: it saves memory and computes every forward pass twice. "
+            "Turn it off with SFTConfig(activation_checkpointing=False)."
+        )
+    if arguments.device.type == "cpu" and arguments.bf16 != prefers_bf16(model, "cpu"):
+        logger.info("On this machine training is faster with SFTConfig(bf16=%s).", not arguments.bf16)
 
 
 @contextmanager
@@ -109,8 +131,8 @@ def _find_device(values: Mapping[str, Any]) -> str:
     return "cpu" if values.get("use_cpu") else best_device()
 
 
-def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "LoraConfig":
-    """Return the `LoraConfig` of a run: the course's settings, then the user's values.
+def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrainedModel") -> "PeftConfig":
+    """Return the `LoraConfig` of a run: the user's own as it is, or the course's settings and the user's values.
 
     Every linear layer but the output head is adapted, as in the course. GPT-2's are `Conv1D` layers, which keep their
     weight transposed; PEFT must know (`fan_in_fan_out`).
@@ -118,9 +140,14 @@ def build_lora_config(values: Mapping[str, Any], model: "PreTrainedModel") -> "L
     Raises:
         ConfigError: PEFT refuses the values, or a target is not a layer of this model.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
     from peft.utils.constants import EMBEDDING_LAYER_NAMES
 
+    if isinstance(values, PeftConfig):
+        return values
+    if not isinstance(values, Mapping):
+        kind = type(values).__name__
+        raise ConfigError(f"`peft_config` is a `{kind}`; give a `LoraConfig`, or a mapping of its fields.")
     settings: dict[str, Any] = redact({**LORA_DEFAULTS, **values})
     layers = find_linear_layers(model)
     settings.setdefault("target_modules", sorted(layers))

@@ -26,7 +26,7 @@ class KeepMemory(TrainerCallback):
     """Keeps freed memory from step to step, but not what evaluation leaves behind, which is of other sizes."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Prepare for what the first step, or a checkpoint gone on from, brings to stay."""
+        """Prepare for what the first step, or a checkpoint continued from, brings to stay."""
         place_large_blocks_apart()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -42,13 +42,14 @@ class RunLog(TrainerCallback):
     """Writes `training.jsonl`, shows the progress bar and takes the samples, on the main process only.
 
     Every row of a step is on disk before a checkpoint of that step is, so resuming from a checkpoint means dropping the
-    rows after it and going on: an interrupted run ends with the rows of an unbroken one.
+    rows after it and continuing: an interrupted run ends with the rows of an unbroken one.
     """
 
-    def __init__(self, path: Path, sampler: Sampler | None = None) -> None:
+    def __init__(self, path: Path, sampler: Sampler | None = None, *, shows_progress: bool = True) -> None:
         """Log to `path`; `sampler` is called at the start and after each epoch."""
         self.path = path
         self.sampler = sampler
+        self.shows_progress = shows_progress
         self.seconds = 0.0
         self._started = self._last_save = 0.0
         self._last_tokens, self._last_time = 0, 0.0
@@ -57,7 +58,7 @@ class RunLog(TrainerCallback):
         self._bar = ExitStack()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Drop the rows after the checkpoint gone on from; open the bar."""
+        """Drop the rows after the checkpoint continued from; open the bar."""
         # Every process stops the clock, since every process returns the summary; only the main one writes.
         self._started = self._last_time = self._last_save = time.monotonic()
         self._last_tokens = state.num_input_tokens_seen
@@ -68,7 +69,8 @@ class RunLog(TrainerCallback):
         write_rows(self.path, kept)
         self.seconds = max((row.seconds or 0.0 for row in kept), default=0.0)
         self._started -= self.seconds
-        self._advance = self._bar.enter_context(progress_bar("Training", state.max_steps, done=state.global_step))
+        if self.shows_progress:
+            self._advance = self._bar.enter_context(progress_bar("Training", state.max_steps, done=state.global_step))
         if state.global_step == 0:
             self._sample(state)
 
@@ -81,7 +83,8 @@ class RunLog(TrainerCallback):
         if args.world_size == 1 and time.monotonic() - self._last_save >= SAVE_SECONDS:
             control.should_save = True
         if state.global_step >= state.max_steps:
-            control.should_log = control.should_evaluate = True
+            control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
         if state.is_world_process_zero and _ends_epoch(state):
             self._sample(state)
         return control

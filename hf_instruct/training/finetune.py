@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from datasets import Dataset, DatasetDict
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from peft import PeftConfig
+    from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig
 
     from hf_instruct.training.callbacks import RunLog, Sampler
@@ -46,15 +47,17 @@ SAMPLE_ROWS = 3
 SAMPLE_TOKENS = 60
 
 
-def train(
+def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     data: "DatasetDict | Mapping[str, Any] | Dataset | str | Path",
     *,
     output_dir: str | Path,
     prompt_format: PromptFormat | str = "alpaca",
-    settings: Mapping[str, Any] | None = None,
-    lora: Mapping[str, Any] | None = None,
+    args: "SFTConfig | Mapping[str, Any] | None" = None,
+    peft_config: "PeftConfig | Mapping[str, Any] | None" = None,
+    callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = (),
+    compute_metrics: "Callable[[EvalPrediction], dict[str, float]] | None" = None,
     resume: bool = False,
 ) -> TrainingSummary:
     """Fine-tune a model on examples; all its weights, or a LoRA adapter.
@@ -69,15 +72,21 @@ def train(
             left alone. Anything else that `load_examples` takes is split as `split_examples` does.
         output_dir: A run folder.
         prompt_format: A format or its name.
-        settings: Fields of TRL's `SFTConfig`, over the course's defaults.
-        lora: Fields of PEFT's `LoraConfig`, over the course's defaults; None trains all weights.
+        args: Fields of TRL's `SFTConfig`, over the course's defaults and the precision that is faster on this machine;
+            or an `SFTConfig`, which is taken as it is, except that its `output_dir` is replaced.
+        peft_config: Fields of PEFT's `LoraConfig`, over the course's defaults; or a `LoraConfig`, taken as it is. None
+            trains all weights.
+        callbacks: As those of `Trainer`.
+        compute_metrics: As that of `Trainer`. It is given the logits of the whole validation split, so they have to fit
+            the memory, and evaluation is as slow as TRL's.
         resume: Continue from the last whole checkpoint in `output_dir`, if there is one.
 
     Returns:
-        What it took.
+        What it took; its `log_history` is the trainer's.
 
     Raises:
-        ConfigError: TRL or PEFT refuse the settings, the model is an adapter, or its prompts cannot be trained on.
+        ConfigError: An argument is of another type, TRL or PEFT refuse the settings, the model is an adapter, or its
+            prompts cannot be trained on.
         RunError: `output_dir` holds a model or checkpoints already, and `resume` is off; or the checkpoint was made
             by another number of processes, on other examples or from another base model.
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
@@ -113,7 +122,15 @@ def train(
     # Here too: an adapter is made, and the model moves to the GPU.
     with _translated_errors(run):
         trainer, log = _build_trainer(
-            model, tokenizer, splits, run=run, prompt_format=prompt_format, settings=settings or {}, lora=lora
+            model,
+            tokenizer,
+            splits,
+            run=run,
+            prompt_format=prompt_format,
+            args=args,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            compute_metrics=compute_metrics,
         )
     origin = trainer.origin = build_origin(trainer, model, splits)
     checkpoint = on_main_process(lambda: find_checkpoint(run.checkpoints, origin)) if resume else None
@@ -122,7 +139,7 @@ def train(
         logger.info("Going on from %s", checkpoint)
         # The losses at this step are in the log already.
         trainer.args.eval_on_start = False
-    casts = lora is None and trainer.args.bf16 and trainer.args.device.type == "cpu"
+    casts = peft_config is None and trainer.args.bf16 and trainer.args.device.type == "cpu"
     with (
         _translated_errors(run),
         closing(log),
@@ -149,40 +166,51 @@ def _build_trainer(
     *,
     run: RunFolder,
     prompt_format: PromptFormat,
-    settings: Mapping[str, Any],
-    lora: Mapping[str, Any] | None,
+    args: Any,
+    peft_config: Any,
+    **others: Any,
 ) -> tuple["InstructTrainer", "RunLog"]:
-    from hf_instruct.training.arguments import build_arguments, build_lora_config, settle_precision, translated_refusals
-    from hf_instruct.training.callbacks import KeepMemory, RunLog
+    from trl import SFTConfig
+
+    from hf_instruct.training.arguments import (
+        build_arguments,
+        build_lora_config,
+        settle_precision,
+        tell_what_is_slow,
+        translated_refusals,
+    )
+    from hf_instruct.training.callbacks import RunLog
     from hf_instruct.training.fast.optimizer import build_optimizer
-    from hf_instruct.training.fast.sharing import build_collator, has_plain_loss
     from hf_instruct.training.trainer import InstructTrainer
 
-    arguments = build_arguments(settle_precision(settings, model, run), run.checkpoints)
+    _check_type("args", args, SFTConfig)
+    if isinstance(args, SFTConfig):
+        arguments = build_arguments(args, run.checkpoints)
+        tell_what_is_slow(arguments, model)
+    else:
+        arguments = build_arguments(settle_precision(args or {}, model, run), run.checkpoints)
+    adapter = build_lora_config(peft_config, model) if peft_config is not None else None
     arguments.max_length = _fit_max_length(arguments.max_length, model)
     train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
     samples = list(iterate_examples(splits["validation"].take(min(SAMPLE_ROWS, len(splits["validation"])))))
-    log = RunLog(run.training_log, _build_sampler(model, tokenizer, samples, prompt_format))
-    adapter = build_lora_config(lora, model) if lora is not None else None
-    plain_loss = has_plain_loss(model, arguments)
-    pad_id = int(tokenizer.pad_token_id or 0)
-    collator = build_collator(model, arguments, pad_id=pad_id, plain_loss=plain_loss, lora=adapter)
-    # What has to do with the model is found only now, as a layer that is not to be adapted.
+    sampler = _build_sampler(model, tokenizer, samples, prompt_format)
+    log = RunLog(run.training_log, sampler, shows_progress=not arguments.disable_tqdm)
+    arguments.disable_tqdm = True
+    # What has to do with the model is found only now, such as a layer that cannot be adapted.
     with translated_refusals("The `train` or the `lora` section is refused by TRL or PEFT:"):
         trainer = InstructTrainer(
             model=model,
             args=arguments,
-            plain_loss=plain_loss,
-            data_collator=collator,
-            train_dataset=train_rows,
+            train_dataset=_pack(train_rows, arguments),
             eval_dataset=validation_rows,
             probe_dataset=train_rows.select(range(0, len(train_rows), spacing)[:PROBE_ROWS]),
             processing_class=tokenizer,
             peft_config=adapter,
-            callbacks=[log, KeepMemory()],
+            callbacks=[log, *others.pop("callbacks", ())],
             optimizer_cls_and_kwargs=build_optimizer(arguments),
+            **others,
         )
     # Replaced by the progress bar: the trainer's own prints a dictionary a log.
     from transformers import PrinterCallback
@@ -192,6 +220,27 @@ def _build_trainer(
         # One process alone cannot generate from weights that are spread over all of them.
         log.sampler = None
     return trainer, log
+
+
+def _check_type(name: str, value: Any, owner: type) -> None:
+    if value is not None and not isinstance(value, owner | Mapping):
+        raise ConfigError(
+            f"`{name}` is a `{type(value).__name__}`; give a `{owner.__name__}`, or a mapping of its fields."
+        )
+
+
+def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
+    """Return the training rows as `packing` and `shuffle_dataset` ask: our collators take packed rows apart again."""
+    if arguments.shuffle_dataset:
+        rows = rows.shuffle(seed=arguments.seed)
+    if not arguments.packing:
+        return rows
+    from trl import pack_dataset
+
+    arguments.packing = False
+    if arguments.max_length is None:
+        raise ValueError("`packing` needs a `max_length`.")
+    return pack_dataset(rows, arguments.max_length, arguments.packing_strategy)
 
 
 def _tokenize(
@@ -333,6 +382,9 @@ def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> Tr
 
     rows = [row for row in read_rows(run.training_log, TrainingRow) if row.kind == "evaluation"]
     state, model = trainer.state, trainer.model
+    if trainer.args.load_best_model_at_end:
+        # The model that is saved is the one of that step.
+        rows = [row for row in rows if row.step in (0, state.best_global_step)]
     return TrainingSummary(
         seconds=round(seconds, 1),
         steps=state.global_step,
@@ -348,4 +400,5 @@ def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> Tr
         train_loss=rows[-1].train_loss if rows else None,
         validation_loss=rows[-1].validation_loss if rows else None,
         validation_loss_before=rows[0].validation_loss if rows else None,
+        log_history=state.log_history,
     )

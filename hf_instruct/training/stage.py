@@ -57,8 +57,8 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         splits,
         output_dir=run.path,
         prompt_format=run.load_prompt_format(experiment.data.prompt_format),
-        settings=settings,
-        lora=lora,
+        args=settings,
+        peft_config=lora,
         resume=resume,
     )
     logger.info(

@@ -12,55 +12,77 @@ from trl import SFTTrainer
 
 from hf_instruct.manifests import Origin, begin_manifest, write_manifest
 from hf_instruct.prompts import IGNORED
+from hf_instruct.training.callbacks import KeepMemory
 from hf_instruct.training.fast.attention import segment_attention
-from hf_instruct.training.fast.collators import TRAINER_KEYS, PaddingCollator, SegmentCollator
+from hf_instruct.training.fast.collators import (
+    TRAINER_KEYS,
+    PaddingCollator,
+    PrefixSharingCollator,
+    SegmentCollator,
+)
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, uses_all_weights
-from hf_instruct.training.fast.sharing import has_plain_loss
+from hf_instruct.training.fast.sharing import build_collator, has_plain_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from datasets import Dataset
     from torch.utils.data import DataLoader
+    from trl import SFTConfig
 
 
 class InstructTrainer(SFTTrainer):
-    """`SFTTrainer` that computes logits only where there is a label, once, and counts what shared tokens stand for.
+    """`SFTTrainer`, several times faster on a CPU, with the same loss; takes what `SFTTrainer` takes.
 
-    TRL scores every position on a CPU and computes entropy and accuracy beside the loss; on the course's data only a
-    third of the positions carry a label, and GPT-2's head is a third of its arithmetic. The loss is the same number.
+    Logits are computed only where there is a label, and a batch holds no padding and each common prompt prefix only
+    once. TRL scores every position on a CPU and computes entropy and accuracy beside the loss; on the course's data
+    only a third of the positions carry a label. Where that would not be exact for a model or a setting, it is TRL's
+    computation, with a line in the log. `compute_metrics` needs all logits: evaluation is TRL's then.
 
     Args:
+        model: As `SFTTrainer`'s; the arguments that are not listed too.
+        args: An `SFTConfig`.
+        data_collator: By default one that is exact and fast for the model; else yours.
         probe_dataset: A fixed part of the training rows, whose mean loss is logged as `eval_train_loss`.
-        plain_loss: What `has_plain_loss` said of the model; asked here if None.
-        **arguments: As `SFTTrainer`'s; `data_collator` may be a weighted `PrefixSharingCollator`.
     """
 
     data_collator: Any
-    # What the run is made from, for the manifests of its checkpoints.
+    # What the run is made from, for the manifests of its checkpoints; only `train` sets it.
     origin: Origin | None = None
 
     def __init__(
-        self, *, probe_dataset: "Dataset | None" = None, plain_loss: bool | None = None, **arguments: Any
+        self,
+        model: Any,
+        args: "SFTConfig | None" = None,
+        data_collator: Any = None,
+        *arguments: Any,
+        probe_dataset: "Dataset | None" = None,
+        **keywords: Any,
     ) -> None:
-        model, args = arguments["model"], arguments["args"]
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._has_plain_loss = has_plain_loss(model, args) if plain_loss is None else plain_loss
-        if self._has_plain_loss and args.ddp_find_unused_parameters is None and uses_all_weights(model):
-            # `Trainer` lets every process look for weights without a gradient, in every step.
-            args.ddp_find_unused_parameters = False
-        config = model.config.get_text_config()
+        config = model.config.get_text_config() if hasattr(model, "config") else None
         routers = getattr(config, "output_router_logits", None)
-        super().__init__(**arguments)
-        if routers is not None:
+        super().__init__(model, args, data_collator, *arguments, **keywords)
+        if config is not None and routers is not None:
             # TRL asks for them in each call of its own. By the config they would be asked for, with a loss on them that
             # no cached prompt has, whenever the model generates, also when it is loaded again.
             config.output_router_logits = routers
         self.probe_dataset = probe_dataset
+        adapter = getattr(self.model, "peft_config", {}).get("default")
+        base = self.model.get_base_model() if adapter else self.model
+        self._has_plain_loss = not self._is_vision_dataset and has_plain_loss(base, self.args)
+        if self._has_plain_loss and self.args.ddp_find_unused_parameters is None and uses_all_weights(base):
+            # `Trainer` lets every process look for weights without a gradient, in every step.
+            self.accelerator.ddp_handler.find_unused_parameters = False
+        if data_collator is None and not self._is_vision_dataset:
+            pad_id = int(self._tokenizer.pad_token_id or 0)
+            self.data_collator = build_collator(
+                base, self.args, pad_id=pad_id, plain_loss=self._has_plain_loss, lora=adapter
+            )
         takes_segments = isinstance(self.data_collator, SegmentCollator)
-        self._attention = functools.partial(segment_attention, model) if takes_segments else contextlib.nullcontext
+        self._attention = functools.partial(segment_attention, base) if takes_segments else contextlib.nullcontext
         if self._has_plain_loss:
-            add_label_losses(model)
+            add_label_losses(base)
+        self.add_callback(KeepMemory())
 
     def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """Return the loss of a batch after its backward pass, which may compute activations again."""
@@ -76,14 +98,18 @@ class InstructTrainer(SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the loss of a batch: the sum over labels divided by `num_items_in_batch` (this batch's, if None)."""
-        if return_outputs or not self._has_plain_loss:
+        if not self._has_plain_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         sums, counts = self.sum_losses(model, inputs)
-        if num_items_in_batch is None:
-            return sums.sum() / counts.sum().clamp(min=1)
-        loss = sums.sum() / torch.as_tensor(num_items_in_batch, device=sums.device).clamp(min=1)
-        # `num_items_in_batch` counts the labels of all processes, and DDP averages the gradients over processes.
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+        num_labels = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = sums.sum() / torch.as_tensor(num_labels, device=sums.device).clamp(min=1)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # It counts the labels of all processes, and DDP averages the gradients over processes.
+            loss = loss * self.accelerator.num_processes
+        if not return_outputs:
+            return loss
+        plain = {name: value for name, value in inputs.items() if name not in TRAINER_KEYS}
+        return loss, model(**plain, use_cache=False)
 
     def sum_losses(
         self, model: torch.nn.Module, inputs: "Mapping[str, torch.Tensor]"
@@ -97,8 +123,12 @@ class InstructTrainer(SFTTrainer):
         sums = losses.new_zeros(len(labels)).index_add(0, owners, losses * weights[owners, columns])
         return sums, weights.sum(dim=1)
 
-    def mean_loss(self, dataset: "Dataset") -> float:
-        """Return the mean loss over all labels of a dataset, in nats a label token; the same on any number of GPUs."""
+    def mean_loss(self, dataset: "Dataset | str") -> float:
+        """Return the mean loss over all labels of a dataset, in nats per label token, on any number of GPUs.
+
+        Args:
+            dataset: Rows with `input_ids` and `labels`, or the name of one of several evaluation datasets.
+        """
         total, labels = 0.0, 0
         self.model.eval()
         for batch in self.get_eval_dataloader(dataset):
@@ -116,25 +146,44 @@ class InstructTrainer(SFTTrainer):
             labels += int(counts.sum().item())
         return total / max(labels, 1)
 
-    def evaluate(self, *arguments: Any, **keywords: Any) -> dict[str, float]:
-        """Log and return `eval_loss`, on all validation rows, and `eval_train_loss`, on the fixed part of train."""
-        metrics = {"eval_loss": self.mean_loss(self.eval_dataset)}
-        if self.probe_dataset is not None:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Log and return `eval_loss`, the exact mean over all labels, and `eval_train_loss` on the `probe_dataset`.
+
+        With `compute_metrics`, and for several datasets at once, `SFTTrainer` evaluates.
+        """
+        if self.compute_metrics is not None or isinstance(eval_dataset or self.eval_dataset, dict):
+            return dict(super().evaluate(eval_dataset, ignore_keys, metric_key_prefix))
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(eval_dataset, str | None) and not self._skip_prepare_dataset:
+            packing = self.args.packing if self.args.eval_packing is None else self.args.eval_packing
+            dataset = self._prepare_dataset(
+                dataset, self.processing_class, self.args, packing, self._formatting_func, "eval"
+            )
+        metrics = {f"{metric_key_prefix}_loss": self.mean_loss(dataset)}
+        if self.probe_dataset is not None and eval_dataset is None:
             metrics["eval_train_loss"] = self.mean_loss(self.probe_dataset)
         self.log(dict(metrics))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def get_eval_dataloader(self, eval_dataset: "Dataset | str | None" = None) -> "DataLoader[Any]":
-        """Return the batches of a dataset; padded where there are several processes.
+    def prediction_step(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return loss, logits and labels of a batch; see `Trainer`."""
+        with self._attention():
+            return super().prediction_step(*arguments, **keywords)
 
-        They repeat rows to make the last batch even, which can be left out again only if each example has a row.
+    def get_eval_dataloader(self, eval_dataset: "Dataset | str | None" = None) -> "DataLoader[Any]":
+        """Return the batches of a dataset; padded where there are several processes, and for `compute_metrics`.
+
+        Processes repeat rows to make the last batch even, which can be left out again only if each example has a row.
         """
         # `Trainer` keeps one for all data sets where workers persist: the probe would be the validation split.
         self.__dict__.pop("_eval_dataloaders", None)
         training = self.data_collator
-        if self.accelerator.num_processes > 1:
-            self.data_collator = PaddingCollator(int(self.processing_class.pad_token_id or 0))
+        shares_rows = isinstance(training, SegmentCollator | PrefixSharingCollator)
+        if shares_rows and (self.accelerator.num_processes > 1 or self.compute_metrics is not None):
+            self.data_collator = PaddingCollator(training.pad_id)
         try:
             batches: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
         finally:
@@ -171,7 +220,10 @@ class InstructTrainer(SFTTrainer):
             super()._run_epoch(*arguments, **keywords)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint, and delete older ones only when its manifest says that it is whole."""
+        """Save a checkpoint; in a run, delete older ones only when its manifest says that it is whole."""
+        if self.origin is None:
+            super()._save_checkpoint(model, trial)
+            return
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             begin_manifest(folder)
@@ -187,7 +239,9 @@ class InstructTrainer(SFTTrainer):
             rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best, use_mtime=True)
 
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
-        """Write no card into checkpoints: publishing writes the model's own."""
+        """Write no card into a run's checkpoints: publishing writes the model's own."""
+        if self.origin is None:
+            super().create_model_card(*arguments, **keywords)
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report the trainer's class to the Hub."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.prompts import IGNORED
@@ -17,25 +17,41 @@ TRAINER_KEYS = ("labels", "label_weights", "num_tokens")
 _PREFIX, _PADDING = 0, -1
 
 
+def unpack(rows: Sequence[Mapping[str, list[int]]]) -> list[dict[str, list[int]]]:
+    """Return the examples of rows: one each, or as many as `seq_lengths` says of a row that TRL has packed."""
+    examples = []
+    for row in rows:
+        ids, start = list(row["input_ids"]), 0
+        labels = list(row["labels"]) if "labels" in row else ids
+        for length in row.get("seq_lengths", [len(ids)]):
+            part = slice(start, start + length)
+            examples.append({"input_ids": ids[part], "labels": labels[part]})
+            start += length
+    return examples
+
+
 class PaddingCollator:
-    """Pads a batch on the right to its longest row; padding is masked and carries no loss."""
+    """Pads a batch on the right to its longest example; padding is masked and carries no loss."""
 
-    def __init__(self, pad_id: int) -> None:
-        """Pad with this id; which one does not matter, since it is masked."""
+    def __init__(self, pad_id: int, multiple_of: int | None = None) -> None:
+        """Pad with this id, to a multiple; which id does not matter, since it is masked."""
         self.pad_id = pad_id
+        self.multiple_of = multiple_of or 1
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        """Return `input_ids`, `attention_mask` and `labels`, each [batch, longest row]."""
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
+        """Return `input_ids`, `attention_mask` and `labels`, each [batch, longest example]."""
         import torch
 
-        width = max(len(row["input_ids"]) for row in rows)
+        examples = unpack(rows)
+        longest = max(len(example["input_ids"]) for example in examples)
+        width = -(-longest // self.multiple_of) * self.multiple_of
         batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-        for row in rows:
-            length = len(row["input_ids"])
+        for example in examples:
+            length = len(example["input_ids"])
             padding = width - length
-            batch["input_ids"].append(list(row["input_ids"]) + [self.pad_id] * padding)
+            batch["input_ids"].append(example["input_ids"] + [self.pad_id] * padding)
             batch["attention_mask"].append([1] * length + [0] * padding)
-            batch["labels"].append(list(row["labels"]) + [IGNORED] * padding)
+            batch["labels"].append(example["labels"] + [IGNORED] * padding)
         return {name: torch.tensor(values) for name, values in batch.items()}
 
 
@@ -70,7 +86,7 @@ class PrefixSharingCollator:
         self.additive_mask = additive_mask
         self.weighted = weighted
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
         """Return a batch.
 
         Returns:
@@ -102,7 +118,7 @@ class SegmentCollator:
         """Fill up with this id; which one does not matter, since nothing sees it."""
         self.pad_id = pad_id
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
         """Return a batch of one row.
 
         Returns:
@@ -180,13 +196,9 @@ class _PackedRow:
             values += getattr(other, name)
 
 
-def _sort(rows: Sequence[dict[str, list[int]]]) -> list[_Example]:
-    """Return examples such that those with most tokens in common stand beside each other."""
-    tokens = []
-    for row in rows:
-        labels = row["labels"] if "labels" in row else row["input_ids"]
-        tokens.append((list(row["input_ids"]), [IGNORED, *labels[1:]]))
-    tokens.sort()
+def _sort(rows: Sequence[Mapping[str, list[int]]]) -> list[_Example]:
+    """Return examples in an order that puts those with most tokens in common next to each other."""
+    tokens = sorted((example["input_ids"], [IGNORED, *example["labels"][1:]]) for example in unpack(rows))
     pairs = zip(tokens, [tokens[0], *tokens], strict=False)
     return [_Example(*one, _common_length(one, before), _first_label(one[1]) - 1) for one, before in pairs]
 

@@ -16,7 +16,7 @@ from hf_instruct.training.fast.collators import TRAINER_KEYS, PaddingCollator, P
 from hf_instruct.training.fast.loss import has_plain_head
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import PeftConfig
     from transformers import PreTrainedModel
     from trl import SFTConfig
 
@@ -41,7 +41,7 @@ def build_collator(
     *,
     pad_id: int,
     plain_loss: bool,
-    lora: "LoraConfig | None" = None,
+    lora: "PeftConfig | None" = None,
 ) -> PaddingCollator | PrefixSharingCollator | SegmentCollator:
     """Return the collator for training a model: one that shares prefixes if the model computes them exactly.
 
@@ -51,10 +51,10 @@ def build_collator(
 
     Args:
         plain_loss: What `has_plain_loss` said.
-        lora: The adapter that the model will be given.
+        lora: The model's adapter.
     """
     reason = _reason_to_pad(model, arguments, plain_loss)
-    if lora is not None and lora.alora_invocation_tokens:
+    if getattr(lora, "alora_invocation_tokens", None):
         reason = "`lora.alora_invocation_tokens` are looked for once a row"
     takes_segments = arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa"
     # A compiled step would be compiled again for each number of blocks.
@@ -72,7 +72,7 @@ def build_collator(
         reason = "it does not keep the examples of a row apart by a 4-D mask"
     if reason:
         logger.info("Training %s on padded batches, several times slower: %s.", type(model).__name__, reason)
-        return PaddingCollator(pad_id)
+        return PaddingCollator(pad_id, arguments.pad_to_multiple_of)
     return sharing
 
 

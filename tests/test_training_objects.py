@@ -1,0 +1,202 @@
+"""What a user of TRL brings along: `SFTConfig`, `LoraConfig`, callbacks, and scripts with an `SFTTrainer`."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from hf_instruct import train
+from hf_instruct.errors import ConfigError
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TrainingSummary
+from hf_instruct.training.fast.collators import PaddingCollator, SegmentCollator, unpack
+from hf_instruct.training.trainer import InstructTrainer
+
+SPLITS = {"train": tiny_models.tiny_examples(12), "validation": tiny_models.tiny_examples(3, start=12)}
+ROWS = Dataset.from_list(
+    [
+        {"prompt": f"Instruction: {example.instruction} {example.input}\nResponse: ", "completion": example.output}
+        for example in tiny_models.tiny_examples(12)
+    ]
+)
+
+
+def config(folder: Path, **settings: Any) -> SFTConfig:
+    plain = {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none", "max_steps": 3}
+    return SFTConfig(str(folder), **{**plain, "learning_rate": 1e-2, "logging_steps": 1, **settings})
+
+
+def train_with(tiny_gpt2: Path, folder: Path, args: Any, **options: Any) -> TrainingSummary:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+    return train(model, tokenizer, options.pop("data", SPLITS), output_dir=folder, args=args, **options)
+
+
+def test_an_sft_config_is_obeyed_and_left_as_it_was(tiny_gpt2: Path, tmp_path: Path) -> None:
+    args = config(tmp_path / "theirs", per_device_train_batch_size=4, max_grad_norm=1.0, eval_strategy="no")
+    summary = train_with(tiny_gpt2, tmp_path / "run", args)
+    assert (summary.steps, summary.epochs, summary.validation_loss) == (3, 1.0, None)
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert not (tmp_path / "theirs").exists(), "`output_dir` of train() wins"
+    assert args.output_dir == str(tmp_path / "theirs")
+    losses = [row for row in summary.log_history if "loss" in row]
+    assert len(losses) == 3
+    assert all(row["grad_norm"] > 0 for row in losses), "clipping is on, as that config has it"
+    assert "log_history" not in summary.to_dict()
+
+
+def test_a_lora_config_is_obeyed(tiny_gpt2: Path, tmp_path: Path) -> None:
+    adapter = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    args = config(tmp_path)
+    summary = train_with(tiny_gpt2, tmp_path / "run", args, peft_config=adapter)
+    layer = next(iter(tiny_models.load_copy(tiny_gpt2)[0].transformer.h)).attn.c_attn.weight
+    assert summary.num_trainable_parameters == 2 * 2 * sum(layer.shape)
+
+
+def test_what_is_slow_is_said(tiny_gpt2: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    train_with(tiny_gpt2, tmp_path / "run", config(tmp_path, activation_checkpointing=True, max_steps=1))
+    assert "computes every forward pass twice" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"args": "2 epochs"}, "`args` is a `str`; give a `SFTConfig`, or a mapping"),
+        ({"peft_config": 16}, "`peft_config` is a `int`; give a `LoraConfig`"),
+        ({"args": {"chat_template_path": "x.jinja"}}, "`train.chat_template_path` cannot be set"),
+        ({"args": {"truncation_mode": "keep_end"}}, "`train.truncation_mode` cannot be set"),
+    ],
+)
+def test_a_misused_argument_is_one_sentence(tiny_gpt2: Path, tmp_path: Path, options: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train_with(tiny_gpt2, tmp_path / "run", options.pop("args", None), **options)
+
+
+def test_a_config_that_a_run_cannot_keep_is_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="published unchecked"):
+        train_with(tiny_gpt2, tmp_path / "run", config(tmp_path, push_to_hub=True))
+
+
+def test_early_stopping_and_the_best_model(tiny_gpt2: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+            seen.append(metrics["eval_loss"])
+
+    settings = {
+        **tiny_models.TINY_SETTINGS,
+        "max_steps": 40,
+        # So high that the loss soon rises again.
+        "learning_rate": 0.1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        **dict.fromkeys(("eval_steps", "save_steps"), 2),
+        "save_total_limit": 3,
+    }
+    stopping = EarlyStoppingCallback(early_stopping_patience=2)
+    summary = train_with(tiny_gpt2, tmp_path / "run", settings, callbacks=[stopping, Watch])
+    assert summary.steps < 40
+    assert summary.validation_loss == min(seen[1:])
+    assert seen[-1] > min(seen)
+
+
+def test_metrics_of_ones_own(tiny_gpt2: Path, tmp_path: Path) -> None:
+    shapes = []
+
+    def measure(prediction: Any) -> dict[str, float]:
+        shapes.append((prediction.predictions.shape, prediction.label_ids.shape))
+        hits = prediction.predictions[:, :-1].argmax(-1) == prediction.label_ids[:, 1:]
+        return {"accuracy": float(hits[prediction.label_ids[:, 1:] != -100].mean())}
+
+    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 2}
+    summary = train_with(tiny_gpt2, tmp_path / "run", settings, compute_metrics=measure)
+    (logits, labels) = shapes[0]
+    assert logits[:2] == labels
+    assert labels[0] == len(SPLITS["validation"])
+    assert logits[2] > 5000
+    assert any("eval_accuracy" in row for row in summary.log_history)
+    plain = train_with(tiny_gpt2, tmp_path / "plain", settings)
+    assert summary.validation_loss_before == pytest.approx(plain.validation_loss_before, rel=0.05)
+    assert RunFolder(tmp_path / "run").training_summary.is_file()
+
+
+@pytest.mark.parametrize("name", ["packing", "padding_free", "assistant_only_loss", "shuffle_dataset"])
+def test_what_trl_does_with_rows_changes_no_example(tiny_gpt2: Path, tmp_path: Path, name: str) -> None:
+    """Every example is learned once an epoch, from its own tokens alone, whatever row TRL would put it in."""
+    settings = {**tiny_models.TINY_SETTINGS, "num_train_epochs": 1, "max_steps": -1, "max_length": 256}
+    plain = train_with(tiny_gpt2, tmp_path / "plain", settings)
+    other = train_with(tiny_gpt2, tmp_path / name, {**settings, name: True})
+    assert other.tokens_seen == plain.tokens_seen
+    assert other.validation_loss_before == plain.validation_loss_before
+    if name in ("padding_free", "assistant_only_loss"):
+        assert other.validation_loss == pytest.approx(plain.validation_loss, rel=1e-5)
+    if name == "packing":
+        assert other.steps < plain.steps
+
+
+def test_packed_rows_are_taken_apart() -> None:
+    row = {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, 2, -100, 4, 5], "seq_lengths": [2, 3]}
+    parts = [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}]
+    assert unpack([row]) == parts
+    whole, apart = (PaddingCollator(0)(rows) for rows in ([row], parts))
+    assert all((whole[name] == apart[name]).all() for name in whole)
+
+
+PACKING = {"packing": True, "max_length": 64}
+PADDING_FREE = {"padding_free": True, "max_length": None}
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings"),
+    [
+        ("prompt", {}),
+        ("prompt", PACKING),
+        ("prompt", PADDING_FREE),
+        ("prompt", {"loss_type": "dft"}),
+        # Not in padded rows: `Trainer` divides their loss by one label too many, the first token's, in each row.
+        ("text", PACKING),
+        ("text", PADDING_FREE),
+    ],
+)
+def test_the_trainer_stands_in_for_trls(tiny_gpt2: Path, tmp_path: Path, columns: str, settings: Any) -> None:
+    rows = ROWS
+    if columns == "text":
+        rows = ROWS.map(lambda row: {"text": row["prompt"] + row["completion"]}).select_columns("text")
+    losses = {}
+    for kind in (SFTTrainer, InstructTrainer):
+        model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+        plain = {"per_device_train_batch_size": 2, "optim": "sgd", "learning_rate": 0.1, "save_strategy": "no"}
+        args = config(tmp_path / kind.__name__, **plain, **settings)
+        trainer = kind(model=model, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        losses[kind] = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        assert trainer.evaluate()["eval_loss"] < before or "loss_type" in settings
+        # A data set given later is prepared like the first.
+        assert math.isfinite(trainer.evaluate(rows.select(range(3)))["eval_loss"])
+    assert len(losses[SFTTrainer]) == 3
+    assert losses[InstructTrainer] == pytest.approx(losses[SFTTrainer], rel=1e-5)
+    assert isinstance(trainer.data_collator, SegmentCollator) == ("loss_type" not in settings)
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_for_users_of_trl(tiny_gpt2: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "docs" / "howto" / "from-trl.md"
+    script = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert "smollm2-135m" in script
+    path = tmp_path / "script.py"
+    path.write_text(script.replace("smollm2-135m", str(tiny_gpt2)), encoding="utf-8")
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "response" in done.stdout
+    assert "exact_match" in done.stdout
+    assert (tmp_path / "runs" / "sums" / "model" / "adapter_model.safetensors").is_file()
