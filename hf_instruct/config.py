@@ -191,8 +191,8 @@ REFUSED_TRAINING = {
     "hub_token": "a token never belongs in a file or on a command line; log in with `hf auth login`",
     "resume_from_checkpoint": "use `--resume`",
     "model_init_kwargs": "the model is loaded before, for the untuned answers too; see the `model` section",
-    "chat_template_path": "prompts are checked before training; put the template into the tokenizer's folder",
-    **dict.fromkeys(("eos_token", "pad_token"), "the tuned model would end its answers by another token than it knows"),
+    "chat_template_path": "put the template into the tokenizer's folder, and set `data.prompt_format` to `chat`",
+    **dict.fromkeys(("eos_token", "pad_token"), "`data.prompt_format` decides by which token an answer ends"),
     **dict.fromkeys(
         ("dataset_kwargs", "dataset_text_field"), "rows come from the `data` section; map columns with `data.map`"
     ),

@@ -13,10 +13,13 @@ from peft import LoraConfig
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hf_instruct import train
+from hf_instruct import load_examples, train
 from hf_instruct.errors import ConfigError
+from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompts import PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
+from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.collators import PaddingCollator, SegmentCollator, unpack
 from hf_instruct.training.trainer import InstructTrainer
 
@@ -186,6 +189,39 @@ def test_the_trainer_stands_in_for_trls(tiny_gpt2: Path, tmp_path: Path, columns
     assert len(losses[SFTTrainer]) == 3
     assert losses[InstructTrainer] == pytest.approx(losses[SFTTrainer], rel=1e-5)
     assert isinstance(trainer.data_collator, SegmentCollator) == ("loss_type" not in settings)
+
+
+TURNS = [("system", "Be brief."), ("user", "Name a color."), ("assistant", "Red."), ("user", "And another?")]
+MESSAGES = [{"role": role, "content": content} for role, content in TURNS]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("chat", {"messages": [*MESSAGES, {"role": "assistant", "content": "Blue."}]}),
+        ("chat", {"prompt": MESSAGES[1:2], "completion": [{"role": "assistant", "content": "Red."}]}),
+        ("alpaca", {"prompt": "Question: Name a color.\nAnswer:", "completion": " Red."}),
+    ],
+    ids=["messages", "prompt and completion of messages", "prompt and completion"],
+)
+def test_rows_of_trls_formats_have_trls_ids_and_labels(tiny_gpt2: Path, tmp_path: Path, name: str, row: Any) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
+    prompt_format = settle_format(PromptFormat.from_name(name), tokenizer)
+    ours = tokenize_examples(load_examples([row]), tokenizer, prompt_format, max_length=None)[0]
+    if "messages" in row:
+        # TRL's way to say that the last answer carries the loss.
+        row = {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+    trainer = SFTTrainer(
+        model=model, args=config(tmp_path), train_dataset=Dataset.from_list([row]), processing_class=tokenizer
+    )
+    theirs = trainer.train_dataset[0]
+    # A template may write a line end after the last turn, which nobody has to learn.
+    after = theirs["input_ids"][len(ours["input_ids"]) :]
+    assert not tokenizer.decode(after).strip()
+    assert ours["input_ids"] == theirs["input_ids"][: len(ours["input_ids"])]
+    assert ours["labels"] == theirs["labels"][: len(ours["labels"])]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from hf_instruct.data.findings import build_preflight, format_findings, refuse_l
 from hf_instruct.data.sources import check_section, iterate_examples, settle
 from hf_instruct.data.splits import split_section
 from hf_instruct.data.tokens import TokenCounter, load_counter
-from hf_instruct.errors import ModelLoadError
+from hf_instruct.errors import ConfigError, ModelLoadError
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import write_json, write_rows, write_text
 from hf_instruct.run_folder import RunFolder
@@ -22,11 +22,18 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     Raises:
         DataError: The source cannot be read, has problems or cannot be split; or `data.strict` is on and test or
             validation examples also stand in train.
-        ConfigError: The prompt format cannot be trained on with the model's tokenizer.
+        ConfigError: The prompt format cannot be trained on with the model's tokenizer, or the rows are conversations
+            and no format is named.
     """
     settings = experiment.data
     checked = check_section(settings)
     examples = settle(checked)
+    if "messages" in examples.column_names and "prompt_format" not in settings.model_fields_set:
+        raise ConfigError(
+            f"`{settings.source_name}` holds conversations, and `data.prompt_format` is not set, so their questions "
+            f"would be put into the prompts of `{settings.prompt_format}`. Name `chat` for the chat template of "
+            f"`{experiment.model.name}` (`--data.prompt_format chat`), or `{settings.prompt_format}` if that is meant."
+        )
     counter = _load_counter(experiment)
     if counter is not None:
         examples = counter.add_counts(examples, num_proc=settings.num_proc)
