@@ -33,6 +33,13 @@ class Example:
     prompt: str | None = None  # what is asked, as it is: in no prompt format
     messages: list[dict[str, str]] | None = None  # a conversation, whose last turns are the instruction and the output
 
+    def describe_task(self) -> str:
+        """Return the instruction as judges and readers have to see it: below the turns before it, if there are any."""
+        *asked, _ = self.messages or [{}]
+        if len(asked) < 2:
+            return self.instruction
+        return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in asked)
+
 
 SPLIT_NAMES = ("train", "test", "validation")
 

@@ -83,8 +83,8 @@ def choose_fields(
     read = {ours: theirs for ours, theirs in fields.items() if ours not in ("category", "id")}
     if map or (one is FORMATS[0] and all(ours == theirs for ours, theirs in read.items())):
         return fields, []
-    parts = ", ".join(f"`{shorten(theirs)}` as {ours}" for ours, theirs in read.items())
-    return fields, [f"`{file}` holds {one.name}: {parts}."]
+    parts = ", ".join(f"`{shorten(theirs)}` as {ours}" for ours, theirs in read.items() if ours != theirs)
+    return fields, [f"`{file}` holds {one.name}{parts and f': {parts}'}."]
 
 
 def _check_map(map: Mapping[str, str], formats: Sequence[Format]) -> None:
@@ -199,14 +199,14 @@ def _complete_turns(values: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, 
 
 def check_messages(turns: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
     """Return what is wrong with a conversation to learn from, naming the turn, and its remedy; None for nothing."""
-    remedy = "write turns of `user` and `assistant` by turns, with the answer to learn last, or delete the row"
+    remedy = "let `user` and `assistant` alternate and end with the answer to learn, or delete the row"
     start = 1 if turns and turns[0]["role"] == "system" else 0
     for number, turn in enumerate(turns):
         role, due = turn["role"], "user" if (number - start) % 2 == 0 else "assistant"
         if role not in ("system", "user", "assistant"):
             return f"turn {number} has the role `{shorten(role)}`, which is not learned", remedy
         if number >= start and role != due:
-            return f"turn {number} is of `{role}` where one of `{due}` is due", remedy
+            return f"turn {number} is `{role}`'s and should be `{due}`'s", remedy
         if not turn["content"].strip():
             return f"turn {number} is empty", remedy
     if len(turns) - start < 2:

@@ -156,7 +156,7 @@ def _answer_batch(
     each = len(completions) // len(examples)
     return [
         Response(
-            **dataclasses.asdict(example),
+            **{**dataclasses.asdict(example), "instruction": example.describe_task()},
             response=completions[first].text,
             stopped=completions[first].stopped,
             num_tokens=completions[first].num_tokens,

@@ -165,7 +165,7 @@ async def _ask(server: Server, section: GenerateSection, example: Example, promp
     ended = {"stop": True, "length": False}
     return Response(
         id=example.id,
-        instruction=example.instruction,
+        instruction=example.describe_task(),
         input=example.input,
         output=example.output,
         category=example.category,
