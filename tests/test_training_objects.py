@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -189,6 +189,17 @@ def test_the_trainer_stands_in_for_trls(tiny_gpt2: Path, tmp_path: Path, columns
     assert len(losses[SFTTrainer]) == 3
     assert losses[InstructTrainer] == pytest.approx(losses[SFTTrainer], rel=1e-5)
     assert isinstance(trainer.data_collator, SegmentCollator) == ("loss_type" not in settings)
+
+
+def test_an_adapter_of_any_name_is_trained_by_the_fast_path(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+    adapter = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, adapter, adapter_name="mine")
+    args = config(tmp_path, max_steps=1, save_strategy="no")
+    trainer = InstructTrainer(model=adapted, args=args, train_dataset=ROWS, processing_class=tokenizer)
+    trainer.train()
+    assert isinstance(trainer.data_collator, SegmentCollator)
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
 
 
 TURNS = [("system", "Be brief."), ("user", "Name a color."), ("assistant", "Red."), ("user", "And another?")]

@@ -10,6 +10,7 @@ from transformers import TrainerControl
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
+from hf_instruct.generation.decoding import without_adapter
 from hf_instruct.manifests import Origin, begin_manifest, write_manifest
 from hf_instruct.prompts import IGNORED
 from hf_instruct.training.callbacks import KeepMemory
@@ -67,8 +68,8 @@ class InstructTrainer(SFTTrainer):
             # no cached prompt has, whenever the model generates, also when it is loaded again.
             config.output_router_logits = routers
         self.probe_dataset = probe_dataset
-        adapter = getattr(self.model, "peft_config", {}).get("default")
-        base = self.model.get_base_model() if adapter else self.model
+        adapter = getattr(self.model, "active_peft_config", None)
+        base = without_adapter(self.model)
         self._has_plain_loss = not self._is_vision_dataset and has_plain_loss(base, self.args)
         if self._has_plain_loss and self.args.ddp_find_unused_parameters is None and uses_all_weights(base):
             # `Trainer` lets every process look for weights without a gradient, in every step.
