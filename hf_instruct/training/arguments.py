@@ -25,6 +25,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder) -> "SFTConfig":
+    """Return the `SFTConfig` of a run from what `train` was given: the user's own, fields of one, or None.
+
+    Raises:
+        ConfigError: It is of another type, or has problems.
+    """
+    from trl import SFTConfig
+
+    if isinstance(args, SFTConfig):
+        arguments = build_arguments(args, run.checkpoints)
+        _tell_what_is_slow(arguments, model)
+        return arguments
+    _check_mapping("args", {} if args is None else args, "SFTConfig")
+    return build_arguments(settle_precision(args or {}, model, run), run.checkpoints)
+
+
+def _check_mapping(name: str, value: Any, owner: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"`{name}` is a `{type(value).__name__}`; give a `{owner}`, or a mapping of its fields.")
+
+
 def build_arguments(values: "SFTConfig | Mapping[str, Any]", output_dir: Path) -> "SFTConfig":
     """Return the `SFTConfig` of a run: the user's own as it is, or the course's settings and the user's values.
 
@@ -87,7 +108,7 @@ def _build_with_defaults(values: Mapping[str, Any]) -> "SFTConfig":
         return SFTConfig(**settings)
 
 
-def tell_what_is_slow(arguments: "SFTConfig", model: "PreTrainedModel") -> None:
+def _tell_what_is_slow(arguments: "SFTConfig", model: "PreTrainedModel") -> None:
     """Log, a line each, which settings of a user's own `SFTConfig` make training slower than it has to be here."""
     if arguments.activation_checkpointing:
         logger.info(
@@ -145,9 +166,7 @@ def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrain
 
     if isinstance(values, PeftConfig):
         return values
-    if not isinstance(values, Mapping):
-        kind = type(values).__name__
-        raise ConfigError(f"`peft_config` is a `{kind}`; give a `LoraConfig`, or a mapping of its fields.")
+    _check_mapping("peft_config", values, "LoraConfig")
     settings: dict[str, Any] = redact({**LORA_DEFAULTS, **values})
     layers = find_linear_layers(model)
     settings.setdefault("target_modules", sorted(layers))

@@ -168,27 +168,15 @@ def _build_trainer(
     prompt_format: PromptFormat,
     args: Any,
     peft_config: Any,
+    callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = (),
     **others: Any,
 ) -> tuple["InstructTrainer", "RunLog"]:
-    from trl import SFTConfig
-
-    from hf_instruct.training.arguments import (
-        build_arguments,
-        build_lora_config,
-        settle_precision,
-        tell_what_is_slow,
-        translated_refusals,
-    )
+    from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
     from hf_instruct.training.callbacks import RunLog
     from hf_instruct.training.fast.optimizer import build_optimizer
     from hf_instruct.training.trainer import InstructTrainer
 
-    _check_type("args", args, SFTConfig)
-    if isinstance(args, SFTConfig):
-        arguments = build_arguments(args, run.checkpoints)
-        tell_what_is_slow(arguments, model)
-    else:
-        arguments = build_arguments(settle_precision(args or {}, model, run), run.checkpoints)
+    arguments = settle_arguments(args, model, run)
     adapter = build_lora_config(peft_config, model) if peft_config is not None else None
     arguments.max_length = _fit_max_length(arguments.max_length, model)
     train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
@@ -208,7 +196,7 @@ def _build_trainer(
             probe_dataset=train_rows.select(range(0, len(train_rows), spacing)[:PROBE_ROWS]),
             processing_class=tokenizer,
             peft_config=adapter,
-            callbacks=[log, *others.pop("callbacks", ())],
+            callbacks=[log, *callbacks],
             optimizer_cls_and_kwargs=build_optimizer(arguments),
             **others,
         )
@@ -220,13 +208,6 @@ def _build_trainer(
         # One process alone cannot generate from weights that are spread over all of them.
         log.sampler = None
     return trainer, log
-
-
-def _check_type(name: str, value: Any, owner: type) -> None:
-    if value is not None and not isinstance(value, owner | Mapping):
-        raise ConfigError(
-            f"`{name}` is a `{type(value).__name__}`; give a `{owner.__name__}`, or a mapping of its fields."
-        )
 
 
 def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
