@@ -75,6 +75,11 @@ def count_labels(row: Mapping[str, Sequence[int]]) -> int:
     return sum(label != IGNORED for label in row["labels"][1:])
 
 
+def build_user_turn(instruction: str, input: str = "") -> dict[str, str]:
+    """Return an instruction and its input as the message that `chat` asks."""
+    return {"role": "user", "content": f"{instruction}\n{input}" if input else instruction}
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
     """How an instruction and its input become the prompt, and an output the completion.
@@ -151,8 +156,7 @@ class PromptFormat:
         <BLANKLINE>
         """
         if self.name == CHAT:
-            content = f"{instruction}\n{input}" if input else instruction
-            return self.render_chat(tokenizer, [{"role": "user", "content": content}])
+            return self.render_chat(tokenizer, [build_user_turn(instruction, input)])
         return self._user_template.render({"instruction": instruction, "input": input})
 
     def render_chat(
@@ -273,11 +277,7 @@ class PromptFormat:
             return [*self._tokens(tokenizer).begin, *self._encode(tokenizer, str, example.prompt)]
         if not example.messages:
             return self.encode_prompt(tokenizer, example.instruction, example.input)
-        *earlier, question, _ = example.messages
-        system = earlier.pop(0)["content"] if earlier and earlier[0]["role"] == "system" else ""
-        texts = [turn["content"] for turn in earlier]
-        history = list(zip(texts[::2], texts[1::2], strict=True))
-        return self.encode_turns(tokenizer, question["content"], history=history, system=system)
+        return self._encode_messages(tokenizer, example.messages[:-1])
 
     def encode_turns(
         self,
@@ -299,20 +299,26 @@ class PromptFormat:
         Raises:
             ConfigError: There is a history or a system text, and the format or the chat template cannot hold it.
         """
-        if not history and not system:
-            return self.encode_prompt(tokenizer, question)
+        earlier = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
+        turns = [("system", system)] * bool(system) + [*earlier, ("user", question)]
+        return self._encode_messages(tokenizer, [{"role": role, "content": text} for role, text in turns])
+
+    def _encode_messages(
+        self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]]
+    ) -> list[int]:
+        roles, texts = ([message[key] for message in messages] for key in ("role", "content"))
+        if len(messages) == 1:
+            return self.encode_prompt(tokenizer, texts[0])
         if self.name != CHAT:
             raise ConfigError(
-                f"The prompt format `{self.name}` has no place for {'earlier turns' if history else 'a system text'}: "
-                "only `chat` has. Leave it out."
+                f"The prompt format `{self.name}` has no place for "
+                f"{'earlier turns' if 'assistant' in roles else 'a system text'}: only `chat` has. Leave it out."
             )
-        roles = ["system"] * bool(system) + ["user", "assistant"] * len(history) + ["user"]
-        texts = [system] * bool(system) + [text for turn in history for text in turn] + [question]
 
         def build(*texts: str) -> str:
-            messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-            text = self.render_chat(tokenizer, messages)
-            if system and texts[0].strip() not in text:
+            turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+            text = self.render_chat(tokenizer, turns)
+            if roles[0] == "system" and texts[0].strip() not in text:
                 raise ConfigError(
                     f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
                 )

@@ -14,7 +14,7 @@ from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
 from hf_instruct.generation.answers import build_seed
 from hf_instruct.progress import progress_bar
-from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.prompts import CHAT, PromptFormat, build_user_turn
 from hf_instruct.records import Example, append_rows, recover_rows, write_rows
 from hf_instruct.schema import Response
 from hf_instruct.servers import Body, NoServer, Server, ServerError, open_http, run_sync
@@ -215,5 +215,6 @@ def _build_messages(example: Example) -> list[dict[str, str]]:
     """Return what is asked, as the prompt format `chat` writes it."""
     if example.messages:
         return example.messages[:-1]
-    text = f"{example.instruction}\n{example.input}" if example.input else example.instruction
-    return [{"role": "user", "content": example.prompt or text}]
+    if example.prompt:
+        return [build_user_turn(example.prompt)]
+    return [build_user_turn(example.instruction, example.input)]
