@@ -4,7 +4,6 @@ import pytest
 import tiny_models
 
 from hf_instruct.cli.main import main
-from hf_instruct.config import build_experiment
 from hf_instruct.records import read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response
@@ -14,12 +13,7 @@ EXAMPLES = tiny_models.tiny_examples(5)
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_gpt2: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    write_rows(folder.split("test"), EXAMPLES)
-    folder.model.symlink_to(tiny_gpt2)
-    values = {"model": {"name": str(tiny_gpt2)}, "generate": {"max_new_tokens": 5, "base": False}}
-    folder.save_experiment(build_experiment(values, where="here", deep=False))
-    return folder
+    return tiny_models.write_run_to_answer(tmp_path / "run", tiny_gpt2, EXAMPLES)
 
 
 def test_a_preset_with_several_answers(run: RunFolder) -> None:

@@ -13,7 +13,7 @@ import tiny_models
 
 from hf_instruct import servers
 from hf_instruct.cli.main import main
-from hf_instruct.config import GenerateSection, build_experiment
+from hf_instruct.config import GenerateSection
 from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.generation.endpoint import build_prompts
 from hf_instruct.generation.stage import answer
@@ -73,12 +73,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_gpt2: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
-    write_rows(folder.split("test"), EXAMPLES)
-    folder.model.symlink_to(tiny_gpt2)
-    values = {"model": {"name": str(tiny_gpt2)}, "generate": {"max_new_tokens": 5, "base": False}}
-    folder.save_experiment(build_experiment(values, where="here", deep=False))
-    return folder
+    return tiny_models.write_run_to_answer(tmp_path / "run", tiny_gpt2, EXAMPLES)
 
 
 def test_a_run_asks_its_own_prompts(run: RunFolder, server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from transformers import (
 
 from benchmarks.inputs import save_tokenizer
 from benchmarks.processes import BenchmarkError
+from hf_instruct.config import build_experiment
 from hf_instruct.models import load_model
-from hf_instruct.records import Example
+from hf_instruct.records import Example, write_rows
+from hf_instruct.run_folder import RunFolder
 
 # Whole, the tokenizer takes a third of a second to load, more than all else that most tests do.
 MERGES = 5000
@@ -108,3 +111,13 @@ def write_examples(path: Path, count: int) -> Path:
     rows = [{"instruction": e.instruction, "input": e.input, "output": e.output} for e in tiny_examples(count)]
     path.write_text(json.dumps(rows))
     return path
+
+
+def write_run_to_answer(path: Path, model: Path, examples: Sequence[Example]) -> RunFolder:
+    """Return a run whose tuned model is there, and which is to answer these examples in 5 tokens with it alone."""
+    run = RunFolder(path)
+    write_rows(run.split("test"), examples)
+    run.model.symlink_to(model)
+    values = {"model": {"name": str(model)}, "generate": {"max_new_tokens": 5, "base": False}}
+    run.save_experiment(build_experiment(values, where="here", deep=False))
+    return run
