@@ -1,5 +1,6 @@
 """How many tokens of each example training would use: counted by the prompt object and the cut that training uses."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -69,7 +70,6 @@ def map_rows(
         note: What stands before the bar.
         file: The Arrow file that the result is written to; by default it is kept in memory.
     """
-    import datasets
 
     def convert(batch: dict[str, list[Any]]) -> Any:
         return function([dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)])
@@ -77,10 +77,7 @@ def map_rows(
     is_long = len(rows) >= _LEAST_FOR_A_BAR
     if is_long:
         logger.info("%s: %s rows", note, f"{len(rows):,}")
-    hides = not (is_long and sys.stderr.isatty()) and not datasets.are_progress_bars_disabled()
-    if hides:
-        datasets.disable_progress_bars()
-    try:
+    with contextlib.nullcontext() if is_long and sys.stderr.isatty() else quiet_datasets():
         return rows.map(
             convert,
             batched=True,
@@ -93,9 +90,6 @@ def map_rows(
             load_from_cache_file=False,
             new_fingerprint=new_fingerprint(),
         )
-    finally:
-        if hides:
-            datasets.enable_progress_bars()
 
 
 def load_counter(
