@@ -57,14 +57,36 @@ def folder_bytes(shape: str) -> int:
 
 
 def save_model(shape: str, folder: str) -> dict[str, Any]:
-    """Save a model of a shape, without dropout, and GPT-2's tokenizer in a folder."""
-    from transformers import AutoModelForCausalLM, GPT2Config, set_seed
+    """Save a model of a shape, without dropout, and GPT-2's tokenizer in a folder.
 
-    width, layers, heads = WIDTHS[shape]
-    # Dropout off, because two contestants with other random numbers would have other losses.
-    config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    `llama-1b` has the shape of Llama 3.2 1B, and GPT-2's vocabulary.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, set_seed
+
+    from hf_instruct.models import best_device
+
+    config: GPT2Config | LlamaConfig
+    if shape == "llama-1b":
+        config = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=16,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            bos_token_id=VOCABULARY - 1,
+            eos_token_id=VOCABULARY - 1,
+            tie_word_embeddings=True,
+        )
+    else:
+        width, layers, heads = WIDTHS[shape]
+        # Dropout off, because two contestants with other random numbers would have other losses.
+        config = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     set_seed(SEED)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with torch.device(best_device()):
+        model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
     save_tokenizer(Path(folder))
     return {"folder": folder}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bench, contestants, generation, inputs, others, results, services, training
+from benchmarks import bench, contestants, generation, gpu, inputs, others, results, services, training
 from benchmarks.bench import Bench, Outcome
 from benchmarks.inputs import block_weights, choose_training_examples, head_weights, join_answers, load_splits
 from benchmarks.memory import MEMORY_CASES, check_room
@@ -96,6 +96,14 @@ def test_the_document_holds_every_key_with_a_number_or_a_reason() -> None:
 def test_every_summary_key_belongs_to_a_case() -> None:
     assert all(any(key == case or key.startswith(f"{case}.") for case in command.CASES) for key in SUMMARY_KEYS)
     assert sorted(command._ORDER) == sorted(command.CASES)
+
+
+def test_the_gpu_table_leaves_out_who_did_not_take_part() -> None:
+    turn = {name: [8, 8] for name in ("example_tokens", "label_tokens", "computed_tokens")} | {"losses": [2.0, 1.0]}
+    turn |= {"seconds": [0.004, 0.004], "precision": "bfloat16", "peak_memory_bytes": 6e9}
+    lines = gpu.format_table({"LoRA": {name: merge_turns([turn]) for name in ("ours", "trl-tuned")}}).splitlines()
+    assert lines[0] == "| a step (median) | ours | trl-tuned | trl-default | course |"
+    assert lines[2] == "| LoRA | 4 ms, 2,000 tokens/s, 6.0 GB | 4 ms, 2,000 tokens/s, 6.0 GB |  |  |"
 
 
 def test_the_machine_is_described() -> None:
