@@ -342,6 +342,15 @@ def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monk
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
 
+def test_checkpoints_at_the_defaults_are_a_minute_apart(tiny_gpt2: Path, tmp_path: Path) -> None:
+    settings = {name: value for name, value in tiny_models.TINY_SETTINGS.items() if name != "save_steps"}
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    # A checkpoint falls due at step 50 and at the last one, in the first second.
+    settings |= {"max_steps": 51, "eval_steps": 100, "logging_steps": 50}
+    train(model, tokenizer, SPLITS, output_dir=tmp_path, args=settings)
+    assert not any((tmp_path / "checkpoints").glob("checkpoint-*"))
+
+
 def test_the_models_forward_is_its_own_again_afterwards(unbroken, adapter) -> None:
     for model in (unbroken[2], adapter[1]):
         assert "forward" not in vars(model)

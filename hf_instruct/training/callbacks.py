@@ -11,12 +11,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_instruct.errors import TrainingError
 from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart
+from hf_instruct.processes import on_main_process
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import append_rows, recover_rows, write_rows
 from hf_instruct.schema import TrainingRow
 
 # A slow machine saves more often than every `train.save_steps`, so that a kill costs minutes and not an hour.
 SAVE_SECONDS = 300.0
+# On a GPU 50 steps can take 3 s, and writing the checkpoint longer than that.
+LEAST_SAVE_SECONDS = 60.0
 
 Sampler = Callable[[], list[dict[str, str]]]
 """Returns the model's present answers to a few fixed prompts."""
@@ -45,11 +48,22 @@ class RunLog(TrainerCallback):
     rows after it and continuing: an interrupted run ends with the rows of an unbroken one.
     """
 
-    def __init__(self, path: Path, sampler: Sampler | None = None, *, shows_progress: bool = True) -> None:
-        """Log to `path`; `sampler` is called at the start and after each epoch."""
+    def __init__(
+        self,
+        path: Path,
+        sampler: Sampler | None = None,
+        *,
+        shows_progress: bool = True,
+        least_save_seconds: float = 0.0,
+    ) -> None:
+        """Log to `path`; `sampler` is called at the start and after each epoch.
+
+        A checkpoint that `train.save_steps` asks for is left out within `least_save_seconds` of the one before.
+        """
         self.path = path
         self.sampler = sampler
         self.shows_progress = shows_progress
+        self.least_save_seconds = least_save_seconds
         self.seconds = 0.0
         self._started = self._last_save = 0.0
         self._last_tokens, self._last_time = 0, 0.0
@@ -79,8 +93,11 @@ class RunLog(TrainerCallback):
     ) -> TrainerControl:
         """Advance the bar; after an epoch take the samples; at the end see that the last step is logged and scored."""
         self._advance(1, self._note)
-        # Processes would have to agree on the clock; where there are several, `train.save_steps` alone decides.
-        if args.world_size == 1 and time.monotonic() - self._last_save >= SAVE_SECONDS:
+        since_save = time.monotonic() - self._last_save
+        if control.should_save and self.least_save_seconds:
+            control.should_save = on_main_process(lambda: since_save >= self.least_save_seconds)
+        # Several processes would have to agree on the clock in every step.
+        if args.world_size == 1 and since_save >= SAVE_SECONDS:
             control.should_save = True
         if state.global_step >= state.max_steps:
             control.should_log = True

@@ -172,7 +172,7 @@ def _build_trainer(
     **others: Any,
 ) -> tuple["InstructTrainer", "RunLog"]:
     from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
-    from hf_instruct.training.callbacks import RunLog
+    from hf_instruct.training.callbacks import LEAST_SAVE_SECONDS, RunLog
     from hf_instruct.training.fast.optimizer import build_optimizer
     from hf_instruct.training.trainer import InstructTrainer
 
@@ -184,7 +184,15 @@ def _build_trainer(
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
     samples = list(iterate_examples(splits["validation"].take(min(SAMPLE_ROWS, len(splits["validation"])))))
     sampler = _build_sampler(model, tokenizer, samples, prompt_format)
-    log = RunLog(run.training_log, sampler, shows_progress=not arguments.disable_tqdm)
+    # When to save is as it was asked for; at the defaults not so often that saving takes longer than training.
+    asked = {"save_steps", "save_strategy", "load_best_model_at_end"}
+    is_default = args is None or (isinstance(args, Mapping) and asked.isdisjoint(args))
+    log = RunLog(
+        run.training_log,
+        sampler,
+        shows_progress=not arguments.disable_tqdm,
+        least_save_seconds=LEAST_SAVE_SECONDS if is_default else 0.0,
+    )
     arguments.disable_tqdm = True
     # What has to do with the model is found only now, such as a layer that cannot be adapted.
     with translated_refusals("The `train` or the `lora` section is refused by TRL or PEFT:"):
