@@ -60,6 +60,8 @@ class FakeOllama:
         self.listing: Answer | None = None
         self.script: list[Answer] = []
         self.reply: Callable[[dict[str, Any]], Answer] = lambda body: Answer()
+        # To the question whether the schema of a reply is obeyed.
+        self.trial: Callable[[dict[str, Any]], Answer] = lambda body: Answer('{"ready": true}')
         self.pull_lines: list[dict[str, Any]] = []
         self.pull: Answer | None = None
         self.pulled: str | None = None
@@ -82,9 +84,9 @@ class FakeOllama:
 
     @property
     def chats(self) -> list[dict[str, Any]]:
-        """Bodies of the questions asked, without the empty ones that only load the model."""
+        """Bodies of the questions asked, without those that load the model and try the schema of a reply."""
         chats = ("/api/chat", "/v1/chat/completions")
-        return [body for path, body in self.requests if path in chats and body["messages"]]
+        return [body for path, body in self.requests if path in chats and body["messages"] and not is_trial(body)]
 
     def start(self) -> None:
         self._thread.start()
@@ -101,6 +103,8 @@ class FakeOllama:
         threading.Thread(target=self.stop, daemon=True).start()
 
     def take_answer(self, body: dict[str, Any]) -> Answer:
+        if is_trial(body):
+            return self.trial(body)
         with self._lock:
             if self.dies_after is not None and len(self.chats) > self.dies_after:
                 self.die()
@@ -117,6 +121,11 @@ class FakeOllama:
         finally:
             with self._lock:
                 self._under_way -= 1
+
+
+def is_trial(body: dict[str, Any]) -> bool:
+    """Return whether a chat only asks whether the schema of a reply is obeyed."""
+    return "ready" in (body.get("format") or {}).get("properties", {})
 
 
 class _Server(ThreadingHTTPServer):

@@ -173,6 +173,34 @@ def test_thinking_is_asked_for_and_kept_apart(server: FakeOllama, think: bool | 
 
 
 @pytest.mark.parametrize(
+    ("obeyed", "sent", "warning"),
+    [
+        ({False, None}, False, ""),
+        ({None}, None, "drops the schema of a reply where `llama3` is told not to think"),
+        (set(), False, "`llama3` on Ollama 0.33.0 does not keep to the schema"),
+    ],
+)
+def test_schema_that_is_dropped_is_found(
+    server: FakeOllama, caplog: pytest.LogCaptureFixture, obeyed: set[bool | None], sent: bool | None, warning: str
+) -> None:
+    server.trial = lambda body: Answer('{"ready": false}' if body.get("think") in obeyed else "Yes.", thinking="Hm.")
+    (reply,) = ask(server)
+    assert reply.failure is None
+    assert server.chats[-1].get("think") == sent
+    assert [warning in record.message for record in caplog.records] == [True] * bool(warning)
+
+
+@pytest.mark.parametrize("answer", [Answer(status=400, content="no"), Answer(cut=True), Answer(raw="<html>")])
+def test_schema_that_cannot_be_tried_is_left(
+    server: FakeOllama, caplog: pytest.LogCaptureFixture, answer: Answer
+) -> None:
+    server.trial = lambda body: answer
+    assert ask(server)[0].failure is None
+    assert server.chats[-1]["think"] is False
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
     ("refusal", "advice"),
     [
         ('"llama3" does not support chat', ""),

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 import httpx
+import pydantic
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
@@ -12,6 +14,8 @@ from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.server_judge import ServerJudge
 from hf_instruct.progress import progress_bar
 from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, open_ollama, shorten
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "llama3"
 _PROBE_SECONDS = 3.0
@@ -47,6 +51,14 @@ class _Chat(Body):
     prompt_eval_count: int | None = None
 
 
+class _Ready(pydantic.BaseModel, extra="forbid", strict=True):
+    ready: bool
+
+
+# No model answers in this form by itself; one whose schema is obeyed can answer in no other.
+_TRIAL = [{"role": "user", "content": "Are you ready? Answer in one word."}]
+
+
 class _Progress(Body):
     status: str | None = None
     digest: str | None = None
@@ -66,6 +78,8 @@ class OllamaJudge(ServerJudge):
         self._model = settings.model or DEFAULT_MODEL
         self._digest: str | None = None
         self._version: str | None = None
+        # Whether `think` is sent at all: some versions ignore the schema of a reply where it is false.
+        self._sends_think = True
         # How many replies have come, and up to which of them the model is known to have been the same.
         self._replies = self._confirmed = 0
         self._confirming = asyncio.Lock()
@@ -87,7 +101,9 @@ class OllamaJudge(ServerJudge):
     def identity(self) -> dict[str, Any]:
         """Return model tag, digest, server version and options."""
         # Left out where it is false, so that judgments made before there was a choice still count.
-        think = {"think": self._settings.think} if self._settings.think else {}
+        think: dict[str, Any] = {"think": self._settings.think} if self._settings.think else {}
+        if not self._sends_think:
+            think = {"think": None}
         return {
             "backend": "ollama",
             "model": self._model,
@@ -105,7 +121,9 @@ class OllamaJudge(ServerJudge):
         return None
 
     async def prepare(self) -> None:
-        """Check as `check` does, and have the model loaded, so that no question waits (and times out) for that.
+        """Check as `check` does, have the model loaded, and see that it keeps to the schema of a reply.
+
+        No question waits (and times out) for the loading then.
 
         Raises:
             JudgeUnavailable: The server does not answer, is not Ollama, or lacks the model.
@@ -115,6 +133,41 @@ class OllamaJudge(ServerJudge):
         # Servers that imitate Ollama may refuse an empty chat. Whatever is wrong, the first question meets it too.
         with contextlib.suppress(ServerError):
             await self._server.call("/api/chat", _Chat, self._build_chat([]), seconds=seconds, retry=False)
+            if self._settings.think is False:
+                await self._try_schema()
+
+    async def _try_schema(self) -> None:
+        """Ask for a reply that only its schema makes likely; where that is ignored, try without `think`, or warn.
+
+        Until July 2026 Ollama dropped the schema without a word where a model that can think was told not to:
+        https://github.com/ollama/ollama/issues/14645 and 15260.
+        """
+        chat = self._build_chat(_TRIAL, format=_Ready.model_json_schema())
+        if await self._keeps_schema(chat):
+            return
+        del chat["think"]
+        if await self._keeps_schema(chat):
+            self._sends_think = False
+            logger.warning(
+                "Ollama %s drops the schema of a reply where `%s` is told not to think, so it is left to think as it "
+                "likes, which takes longer. Update Ollama, or set `judge.think` yourself.",
+                self._version,
+                self._model,
+            )
+        else:
+            logger.warning(
+                "`%s` on Ollama %s does not keep to the schema of its reply, so scores are read from its text. If the "
+                "model can think, update Ollama: versions before August 2026 drop the schema of such models.",
+                self._model,
+                self._version,
+            )
+
+    async def _keeps_schema(self, chat: dict[str, Any]) -> bool:
+        answer = await self._server.call("/api/chat", _Chat, chat, retry=False)
+        with contextlib.suppress(pydantic.ValidationError):
+            _Ready.model_validate_json(answer.message.content or "")
+            return True
+        return False
 
     async def check(self) -> None:
         """Check that the server runs and has the model, and pull it if asked to.
@@ -157,7 +210,7 @@ class OllamaJudge(ServerJudge):
             "messages": messages,
             "options": self._options(),
             # On a model that can think, leaving this out means true.
-            "think": self._settings.think,
+            **({"think": self._settings.think} if self._sends_think else {}),
             "keep_alive": _KEEP_LOADED,
             "stream": False,
             # Unless told so, the server drops what does not fit, and the judge scores a text that it has seen half of.
