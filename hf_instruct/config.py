@@ -95,6 +95,21 @@ class ModelSection(_Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         0.0, description="dropout rate while fine-tuning; null keeps the model's own"
     )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="precision of the weights while fine-tuning; what is computed in bf16 is `train.bf16`"
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None, description="hold the frozen weights below an adapter in 4 (NF4) or 8 bits; needs bitsandbytes"
+    )
+    attn_implementation: str | None = Field(
+        None, description="`sdpa`, `eager`, `flash_attention_2` or a kernel on the Hub; by default the model's own"
+    )
+    use_kernels: bool = Field(False, description="let Transformers take kernels from the Hub; needs `kernels`")
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `load_model` is given of the section wherever the model, or one tuned from it, is loaded."""
+        return self.model_dump(include={"trust_remote_code", "attn_implementation", "use_kernels"})
 
 
 class GenerateSection(BaseModel):
@@ -389,6 +404,17 @@ def _check_across(experiment: Experiment) -> list[str]:
         problems.append(
             f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they should "
             "sum to 1 and leave something for each (leave the last out to give it the rest)"
+        )
+    model = experiment.model
+    if experiment.lora is None and model.quantization:
+        problems.append(
+            f"`model.quantization` is {model.quantization!r}, and quantized weights cannot be trained themselves; add "
+            "a `lora` section, which trains an adapter beside them, or leave it out"
+        )
+    if experiment.lora is None and model.dtype == "float16":
+        problems.append(
+            "`model.dtype` is 'float16', in which weights are too coarse to be trained themselves; set 'bfloat16' or "
+            "'float32', or add a `lora` section"
         )
     if not isinstance(data.source, str):
         alone = {"map": "map", "hub_config": "name", "revision": "revision"}

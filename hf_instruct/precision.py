@@ -18,6 +18,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_instruct.models import cache_folder
+from hf_instruct.quantization import is_quantized
 from hf_instruct.records import write_json
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
     Args:
         device: `cuda`, `mps` or `cpu`.
     """
+    if model.dtype == torch.bfloat16 and not is_quantized(model):
+        # They are multiplied in bf16 in any case.
+        return True
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     shape = _find_shape(model)
@@ -60,14 +64,16 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
 
 
 def _find_shape(model: "PreTrainedModel") -> tuple[int, int] | None:
-    """Return inputs and outputs of the linear layers that do most of the work, or None where they are quantized."""
+    """Return inputs and outputs of the linear layers that do most of the work, or None where there are none."""
     weights: Counter[tuple[int, int]] = Counter()
-    for module in model.modules():
-        if isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point():
-            rows, columns = module.weight.shape
-            shape = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
-            # The head, the largest by far, is computed at a few positions only.
-            weights[shape] += 0 if module is model.get_output_embeddings() else rows * columns
+    # The head, the largest by far, is computed at a few positions only.
+    head = model.get_output_embeddings()
+    for layer in model.modules():
+        # Not of the weight itself: a quantized one has another shape.
+        if isinstance(layer, nn.Linear) and layer is not head:
+            weights[layer.in_features, layer.out_features] += layer.in_features * layer.out_features
+        elif isinstance(layer, Conv1D):
+            weights[layer.nx, layer.nf] += layer.nx * layer.nf
     if not weights:
         return None
     (inputs, outputs), _ = weights.most_common(1)[0]

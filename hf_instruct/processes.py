@@ -134,6 +134,8 @@ def configure_process() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Processes launched together would log the same lines.
     logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    # It says with every product what it casts, and which kernel it misses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Libraries read these when imported. We report in one sentence what the Hub client would warn of a dozen times.
     quiet = {"HF_HUB_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     for name, value in {**quiet, "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}.items():

@@ -46,7 +46,10 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
     [
         ({"trian": {}}, ("`trian` is unknown", "`train`?")),
         ({"data": {"sauce": "x"}}, ("`data.sauce` is unknown", "`source`?")),
-        ({"model": {"zzz": 1}}, ("`model.zzz` is unknown", "Allowed are `dropout`, `name`")),
+        (
+            {"model": {"zzz": 1}},
+            ("`model.zzz` is unknown", "Allowed are `attn_implementation`, `dropout`, `dtype`, `name`"),
+        ),
         ({"data": {"limit": 0}}, ("`data.limit` is 0", "greater than or equal to 1")),
         ({"data": {"split": "random"}}, ("`data.split` is 'random'", "'sequential', 'shuffled' or 'grouped'")),
         ({"judge": {"timeout_seconds": 0}}, ("`judge.timeout_seconds` is 0", "greater than 0")),

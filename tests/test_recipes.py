@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import tiny_models
 import yaml
 
 from hf_instruct.config import Experiment, load_experiment
@@ -25,7 +26,8 @@ def test_all_experiments_are_here():
     names = {str(path.relative_to(ROOT / "recipes")) for path in EXPERIMENTS}
     expected = {f"gpt2-{size}/{kind}.yaml" for size in ("small", "medium", "large", "xl") for kind in ("full", "lora")}
     expected |= {f"gpt2-medium/full-{variant}.yaml" for variant in ("phi3", "prompt-loss", "alpaca")}
-    expected |= {f"smollm2-135m/{kind}.yaml" for kind in ("demo", "full", "lora")} | {"phi-3-mini/lora.yaml"}
+    expected |= {f"smollm2-135m/{kind}.yaml" for kind in ("demo", "full", "lora")} | {"qwen3-0.6b/lora.yaml"}
+    expected |= {"gpt2-xl/qlora.yaml", "phi-3-mini/lora.yaml", "phi-3-mini/qlora.yaml"}
     assert names == expected
     names = {"cpu", "cpu_2proc", "mps", "single_gpu", "multi_gpu", "fsdp2", "zero2", "zero3", "multi_node"}
     assert {path.stem for path in LAUNCHES} == names
@@ -51,6 +53,7 @@ def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, 
 
 def build_tiny_trainer(experiment: Experiment, tiny_model: Path, folder: Path):
     model, tokenizer = load_model(str(tiny_model), dropout=experiment.model.dropout)
+    tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
     example = Example("1", "Name a color.", "", "Red.")
     trainer, _ = _build_trainer(
         model,

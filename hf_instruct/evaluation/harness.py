@@ -73,15 +73,16 @@ def benchmark_run(
     run = RunFolder(Path(name)) if Path(name).is_dir() and RunFolder(Path(name)).config.is_file() else None
     if run is None and base:
         raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is not one.")
-    sources: dict[str, tuple[str, str | None, Path | None]] = {TUNED: (name, None, None)}
+    sources: dict[str, tuple[str, dict[str, Any]]] = {TUNED: (name, {})}
     if run is not None and base:
         section = run.load_experiment().model
-        sources[UNTUNED] = (run.find_base(section.name), section.revision, run.model)
+        how = {"revision": section.revision, "quantization": section.quantization, "base_of": run.model}
+        sources[UNTUNED] = (run.find_base(section.name), how)
     # A damaged file comes to light before hours of work.
     kept = read_results(run.benchmarks) if run is not None else {}
     loaded = load_tasks(tasks, options.include)
     found: dict[str, list[BenchmarkResult]] = {}
-    for kind, (model_name, revision, base_of) in sources.items():
+    for kind, (model_name, how) in sources.items():
         found[kind] = []
         model = None
         for asked in loaded:
@@ -90,7 +91,7 @@ def benchmark_run(
                 logger.info("`%s` was asked before; delete `%s` to ask again", asked, run.benchmarks)
             else:
                 logger.info("Asking %s: %s", model_name, asked)
-                model = model or _load(model_name, options, revision=revision, base_of=base_of)
+                model = model or _load(model_name, options, **how)
                 rows = benchmark_model(*model, {asked: loaded[asked]}, name=model_name, options=options)
             found[kind] += rows
             if run is not None:
@@ -110,11 +111,10 @@ def _is_same_request(row: BenchmarkResult, asked: str, model: str, options: Benc
     return (row.asked, row.model, *seen) == (asked, model, *how)
 
 
-def _load(name: str, options: BenchmarkOptions, *, revision: str | None, base_of: Path | None) -> tuple[Any, Any]:
+def _load(name: str, options: BenchmarkOptions, **how: Any) -> tuple[Any, Any]:
     from hf_instruct.models import load_model, move_to_best_device
 
-    trusted = options.trust_remote_code
-    found = load_model(name, revision=revision, dtype=options.dtype, trust_remote_code=trusted, base_of=base_of)
+    found = load_model(name, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **how)
     move_to_best_device(found[0])
     return found
 

@@ -126,9 +126,10 @@ def load_model_of_run(
     model, tokenizer = load_model(
         run.find_base(base.name) if is_base else str(run.model),
         revision=base.revision if is_base else None,
-        trust_remote_code=base.trust_remote_code,
         dtype=dtype or experiment.generate.dtype,
+        quantization=base.quantization,
         base_of=run.model if is_base else None,
+        **base.loading,
     )
     move_to_best_device(model)
     return model, tokenizer

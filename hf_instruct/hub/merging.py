@@ -14,7 +14,7 @@ from hf_instruct.config import Experiment
 from hf_instruct.errors import ModelLoadError, PublishError
 from hf_instruct.hub.fidelity import Fidelity, Reference, check_fidelity, compare_models, take_reference
 from hf_instruct.hub.templates import build_chat_template, shape_prompt
-from hf_instruct.manifests import check_model
+from hf_instruct.manifests import check_model, find_quantization
 from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars, resolve_model
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
@@ -104,7 +104,15 @@ def load_run_model(run: RunFolder) -> RunModel:
     """
     experiment = run.load_experiment()
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
-    model, tokenizer = load_model(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+    trained_on = find_quantization(run.model) or experiment.model.quantization
+    if trained_on:
+        logger.info(
+            "The adapter was trained on a base model in %s, and is merged into its whole weights: the answers of the "
+            "merged model may differ a little from the run's.",
+            trained_on,
+        )
+    trusted = experiment.model.trust_remote_code
+    model, tokenizer = load_model(str(run.model), quantization="none", trust_remote_code=trusted)
     reference = take_reference(run, model, tokenizer, prompt_format)
     if run.has_adapter:
         model = merge_adapter(model, reference)

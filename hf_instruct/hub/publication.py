@@ -26,6 +26,7 @@ _BASE_LICENSES = {
     "openai-community/gpt2-large": "mit",
     "openai-community/gpt2-xl": "mit",
     "microsoft/Phi-3-mini-4k-instruct": "mit",
+    "Qwen/Qwen3-0.6B": "apache-2.0",
     _WHEEL_ORIGIN: "apache-2.0",
 }
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")

@@ -206,7 +206,8 @@ def find_linear_layers(model: "PreTrainedModel") -> dict[str, str]:
 
     head = model.get_output_embeddings()
     return {
-        name.rpartition(".")[2]: type(module).__name__
+        # bitsandbytes replaces layers, and remembers what they were.
+        name.rpartition(".")[2]: getattr(module, "source_cls", type(module)).__name__
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }

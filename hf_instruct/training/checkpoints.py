@@ -37,6 +37,7 @@ def build_origin(trainer: "InstructTrainer", model: "PreTrainedModel", splits: C
         sharding=sharding if sharding in ("FSDP", "DEEPSPEED") else None,
         examples_sha256=digest.hexdigest(),
         base=stamp_weights(location, commit) if is_main_process() else None,
+        quantization=next((f"{bits}bit" for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), None),
     )
 
 

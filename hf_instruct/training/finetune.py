@@ -24,6 +24,7 @@ from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.quantization import is_quantized, multiplying_in_bf16, prepare_training, restore_float32
 from hf_instruct.records import Example, read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingRow, TrainingSummary
@@ -105,6 +106,11 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             "The model to train is an adapter beside its base model:",
             ["training begins with whole weights: write them with `hf-instruct export RUN --format merged` first"],
         )
+    if is_quantized(model) and peft_config is None and not hasattr(model, "peft_config"):
+        raise ConfigError(
+            "The model to train is quantized:",
+            ["its weights cannot be trained themselves; give a `peft_config`, which trains an adapter beside them"],
+        )
     prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
     if not resume and (run.model.exists() or any(run.checkpoints.glob("checkpoint-*"))):
         raise RunError(
@@ -145,6 +151,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         closing(log),
         _plain_model_afterwards(model, trainer),
         casting_linear_layers(model, enabled=casts),
+        multiplying_in_bf16(model, enabled=trainer.args.bf16),
         no_shard_bars(),
     ):
         if is_main_process():
@@ -178,6 +185,8 @@ def _build_trainer(
 
     arguments = settle_arguments(args, model, run)
     adapter = build_lora_config(peft_config, model) if peft_config is not None else None
+    if is_quantized(model):
+        prepare_training(model)
     arguments.max_length = _fit_max_length(arguments.max_length, model)
     train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
@@ -208,6 +217,8 @@ def _build_trainer(
             optimizer_cls_and_kwargs=build_optimizer(arguments),
             **others,
         )
+    if is_quantized(model):
+        restore_float32(trainer.model)
     # Replaced by the progress bar: the trainer's own prints a dictionary a log.
     from transformers import PrinterCallback
 
@@ -374,6 +385,10 @@ def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> Tr
     if trainer.args.load_best_model_at_end:
         # The model that is saved is the one of that step.
         rows = [row for row in rows if row.step in (0, state.best_global_step)]
+    num_trainable, num_parameters = (get_model_param_count(model, trainable_only=only) for only in (True, False))
+    if is_quantized(model):
+        # Several weights share a number.
+        num_trainable, num_parameters = model.get_nb_trainable_parameters()
     return TrainingSummary(
         seconds=round(seconds, 1),
         steps=state.global_step,
@@ -384,8 +399,8 @@ def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> Tr
         device=trainer.args.device.type,
         precision="bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
         num_processes=trainer.accelerator.num_processes,
-        num_parameters=get_model_param_count(model),
-        num_trainable_parameters=get_model_param_count(model, trainable_only=True),
+        num_parameters=num_parameters,
+        num_trainable_parameters=num_trainable,
         train_loss=rows[-1].train_loss if rows else None,
         validation_loss=rows[-1].validation_loss if rows else None,
         validation_loss_before=rows[0].validation_loss if rows else None,

@@ -32,8 +32,10 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     model, tokenizer = load_model(
         name,
         revision=section.revision,
-        trust_remote_code=section.trust_remote_code,
+        dtype=section.dtype,
         dropout=section.dropout,
+        quantization=section.quantization,
+        **section.loading,
     )
     if is_main_process():
         # From another folder, nobody could tell a folder's name from a Hub id.

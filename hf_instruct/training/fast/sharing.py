@@ -11,6 +11,7 @@ from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import matching_precision
 from hf_instruct.processes import on_main_process
 from hf_instruct.prompts import IGNORED
+from hf_instruct.quantization import computes_in_float32
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import TRAINER_KEYS, PaddingCollator, PrefixSharingCollator, SegmentCollator
 from hf_instruct.training.fast.loss import has_plain_head
@@ -124,5 +125,4 @@ def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCol
     difference = (one[0, : len(expected)] - expected).norm() / expected.norm()
     logger.debug("Shared rows differ by %.1e", difference)
     # Rounding is far below these, and what leaks from another example far above.
-    exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    return bool(difference < (1e-3 if exact else 5e-2))
+    return bool(difference < (1e-3 if computes_in_float32(model) else 5e-2))

@@ -1,0 +1,107 @@
+"""Models whose linear layers are held in 4 or 8 bits by bitsandbytes, for adapters to be trained on (QLoRA).
+
+The package is optional, and imported by Transformers where it is needed.
+"""
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+_KINDS = ("4bit", "8bit")
+
+
+def build_quantization(kind: str, dtype: "torch.dtype") -> "BitsAndBytesConfig":
+    """Return how to quantize a model: as QLoRA does in 4 bits, NF4 with double quantization; or LLM.int8().
+
+    Args:
+        kind: `4bit` or `8bit`.
+        dtype: What the products are computed in; in 8 bits that is up to bitsandbytes.
+
+    Raises:
+        ModelLoadError: bitsandbytes is not installed, or there is no such kind.
+    """
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.import_utils import is_bitsandbytes_available
+
+    if kind not in _KINDS:
+        raise ModelLoadError(f"`quantization` is {kind!r}; allowed are `4bit`, `8bit` and, for an adapter, `none`.")
+    if not is_bitsandbytes_available():
+        raise ModelLoadError(
+            "A quantized model needs the bitsandbytes package: pip install 'hf-instruct[quantization]'"
+        )
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def is_quantized(model: "nn.Module") -> bool:
+    """Return whether a model, or the base model of an adapter, is quantized, by whichever library."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def prepare_training(model: "PreTrainedModel") -> None:
+    """Freeze a quantized model, and bring what is not quantized of it to float32, as QLoRA does; in place."""
+    from peft import prepare_model_for_kbit_training
+
+    # Whether activations are checkpointed is the trainer's business.
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def restore_float32(adapter: "nn.Module") -> None:
+    """Bring the trained weights beside a quantized model back to float32, in place.
+
+    TRL rounds them to bf16, in which small updates get lost.
+    """
+    for parameter in adapter.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def multiplying_in_bf16(model: "nn.Module", *, enabled: bool) -> "Iterator[None]":
+    """Let 4-bit layers compute in bf16, which autocast cannot tell them, as QLoRA does."""
+    import torch
+
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "compute_dtype")] if enabled else []
+    before = [layer.compute_dtype for layer in layers]
+    for layer in layers:
+        layer.compute_dtype = torch.bfloat16
+    try:
+        yield
+    finally:
+        for layer, dtype in zip(layers, before, strict=True):
+            layer.compute_dtype = dtype
+
+
+def keep_as_quantized(model: "nn.Module") -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew when a model on a CPU with bf16 is evaluated.
+
+    It rounds their scales to bf16 then, for good, so that answers depend on the batch; and packed weights pass no
+    gradient on: an adapter trained after the first evaluation would learn in its last layer only.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def computes_in_float32(model: "nn.Module") -> bool:
+    """Return whether a model computes in float32 alone, whatever its weights are held in."""
+    import torch
+
+    # LLM.int8() rounds what goes into a layer too.
+    weights = all(parameter.dtype in (torch.float32, torch.uint8) for parameter in model.parameters())
+    products = [module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")]
+    return weights and all(dtype == torch.float32 for dtype in products)
