@@ -74,4 +74,4 @@ def test_a_killed_sweep_goes_on_and_ends_in_a_table(file: Path) -> None:
     assert (path / "learning_rate=0.01" / "report.html").exists()
     assert not (second / "responses.jsonl").exists()
     assert not any(path.glob("*/checkpoints"))
-    assert "Going on from" in finished.stderr
+    assert "Continuing from" in finished.stderr

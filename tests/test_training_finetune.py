@@ -331,7 +331,7 @@ def test_a_diverged_loss_stops_training_with_advice(tiny_gpt2: Path, tmp_path: P
 def test_a_folder_with_a_model_is_not_trained_over(unbroken, tiny_gpt2: Path) -> None:
     path, _, _ = unbroken
     before = weights(path / "model")
-    with pytest.raises(RunError, match="holds a model or checkpoints already"):
+    with pytest.raises(RunError, match="already contains a model or checkpoints"):
         train_tiny(tiny_gpt2, path)
     assert all(torch.equal(before[name], value) for name, value in weights(path / "model").items())
 

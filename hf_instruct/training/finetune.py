@@ -1,37 +1,29 @@
 """Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits, load_splits
-from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
+from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.decoding import generate_completions
-from hf_instruct.manifests import write_manifest
-from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import (
     configure_stop,
     context_length,
     fuse_activations,
     matching_precision,
-    no_shard_bars,
 )
-from hf_instruct.plots import draw_loss_plot, write_figure
-from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.quantization import is_quantized, multiplying_in_bf16, prepare_training, restore_float32
-from hf_instruct.records import Example, read_rows, write_json, write_text
+from hf_instruct.quantization import is_quantized, prepare_training, restore_float32
+from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import TrainingRow, TrainingSummary
+from hf_instruct.schema import TrainingSummary
+from hf_instruct.training.running import begin_training, run_trainer, translated_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from datasets import Dataset, DatasetDict
     from peft import PeftConfig
     from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -88,13 +80,12 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     Raises:
         ConfigError: An argument is of another type, TRL or PEFT refuse the settings, the model is an adapter, or its
             prompts cannot be trained on.
-        RunError: `output_dir` holds a model or checkpoints already, and `resume` is off; or the checkpoint was made
+        RunError: `output_dir` already contains a model or checkpoints, and `resume` is off; or the checkpoint was made
             by another number of processes, on other examples or from another base model.
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
-    from hf_instruct.training.checkpoints import build_origin, check_disk_space, find_checkpoint
-    from hf_instruct.training.fast.casts import casting_linear_layers
+    from hf_instruct.training.checkpoints import build_origin
 
     splits = load_splits(data)
     fuse_activations(model)
@@ -112,12 +103,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             ["its weights cannot be trained themselves; give a `peft_config`, which trains an adapter beside them"],
         )
     prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
-    if not resume and (run.model.exists() or any(run.checkpoints.glob("checkpoint-*"))):
-        raise RunError(
-            f"`{run.path}` holds a model or checkpoints already. Go on with them (`resume=True`), or name another "
-            "`output_dir`."
-        )
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    begin_training(run, resume=resume)
     if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
         prompt_format = run.load_prompt_format(CHAT)
     prompt_format = settle_format(prompt_format, tokenizer)
@@ -126,7 +112,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         tokenizer.chat_template = prompt_format.template
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     # Here too: an adapter is made, and the model moves to the GPU.
-    with _translated_errors(run):
+    with translated_errors(run):
         trainer, log = _build_trainer(
             model,
             tokenizer,
@@ -138,32 +124,8 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             callbacks=callbacks,
             compute_metrics=compute_metrics,
         )
-    origin = trainer.origin = build_origin(trainer, model, splits)
-    checkpoint = on_main_process(lambda: find_checkpoint(run.checkpoints, origin)) if resume else None
-    check_disk_space(trainer.model, run.path, num_checkpoints=1 if checkpoint else 2)
-    if checkpoint:
-        logger.info("Going on from %s", checkpoint)
-        # The losses at this step are in the log already.
-        trainer.args.eval_on_start = False
-    casts = peft_config is None and trainer.args.bf16 and trainer.args.device.type == "cpu"
-    with (
-        _translated_errors(run),
-        closing(log),
-        _plain_model_afterwards(model, trainer),
-        casting_linear_layers(model, enabled=casts),
-        multiplying_in_bf16(model, enabled=trainer.args.bf16),
-        no_shard_bars(),
-    ):
-        if is_main_process():
-            write_text(run.prompt, prompt_format.template)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        _save_model(trainer, tokenizer, run)
-    summary = _summarize(trainer, run, log.seconds)
-    if trainer.is_world_process_zero():
-        write_figure(draw_loss_plot(read_rows(run.training_log, TrainingRow)), run.loss_plot)
-        write_json(run.training_summary, summary)
-    trainer.accelerator.wait_for_everyone()
-    return summary
+    trainer.origin = build_origin(trainer, model, splits)
+    return run_trainer(trainer, model, tokenizer, run=run, template=prompt_format.template, log=log, resume=resume)
 
 
 def _build_trainer(
@@ -316,93 +278,3 @@ def _format_samples(samples: Sequence[dict[str, str]]) -> str:
         question = f"{sample['instruction']} {sample['input']}".strip()
         lines += [f"  {question}", f"    -> {sample['response'] or '(nothing)'}"]
     return "\n".join(lines)
-
-
-def _save_model(trainer: "InstructTrainer", tokenizer: "PreTrainedTokenizerBase", run: RunFolder) -> None:
-    """Save the tuned model under another name and rename it when whole; all processes take part."""
-    partial = run.path / "model.partial"
-    if trainer.is_world_process_zero():
-        shutil.rmtree(partial, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(partial))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(partial)
-        # A pickle that holds paths, which nothing reads.
-        (partial / "training_args.bin").unlink(missing_ok=True)
-        write_manifest(partial, trainer.origin)
-        shutil.rmtree(run.model, ignore_errors=True)
-        partial.rename(run.model)
-
-
-@contextmanager
-def _plain_model_afterwards(model: "PreTrainedModel", trainer: "InstructTrainer") -> "Iterator[None]":
-    """Take away what trainer, accelerator and optimizer put on a model: its automatic bf16, the steps in backward."""
-    from hf_instruct.training.fast.optimizer import BackwardAdamW
-
-    try:
-        yield
-    finally:
-        for name in ("forward", "_original_forward"):
-            model.__dict__.pop(name, None)
-        # Wrapped by accelerate, or not there yet if training never began.
-        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        if isinstance(optimizer, BackwardAdamW):
-            optimizer.detach()
-
-
-@contextmanager
-def _translated_errors(run: RunFolder) -> "Iterator[None]":
-    """Turn a full disk and exhausted memory into a `TrainingError`."""
-    from safetensors import SafetensorError
-
-    resume = f"`--resume` goes on from the last whole checkpoint in `{run.checkpoints}`."
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
-            raise
-        raise TrainingError(f"Writing to `{run.path}` failed: {error}. {disk_remedy(error)}, then {resume}") from error
-    except RuntimeError as error:
-        # PyTorch's file writer and its CPU allocator raise a bare RuntimeError, both of an enforcement that failed.
-        text = str(error)
-        if is_out_of_memory(error):
-            raise TrainingError(
-                "The machine ran out of memory. Lower `train.per_device_train_batch_size` (and raise "
-                "`train.gradient_accumulation_steps` by as much), set `train.activation_checkpointing: true`, or add a "
-                "`lora:` section."
-            ) from error
-        if "enforce fail" in text or "No space left" in text or "unexpected pos" in text:
-            raise TrainingError(f"Writing to `{run.path}` failed: {text.splitlines()[0]}. {resume}") from error
-        raise
-
-
-def _summarize(trainer: "InstructTrainer", run: RunFolder, seconds: float) -> TrainingSummary:
-    from transformers.trainer_pt_utils import get_model_param_count
-
-    rows = [row for row in read_rows(run.training_log, TrainingRow) if row.kind == "evaluation"]
-    state, model = trainer.state, trainer.model
-    if trainer.args.load_best_model_at_end:
-        # The model that is saved is the one of that step.
-        rows = [row for row in rows if row.step in (0, state.best_global_step)]
-    num_trainable, num_parameters = (get_model_param_count(model, trainable_only=only) for only in (True, False))
-    if is_quantized(model):
-        # Several weights share a number.
-        num_trainable, num_parameters = model.get_nb_trainable_parameters()
-    return TrainingSummary(
-        seconds=round(seconds, 1),
-        steps=state.global_step,
-        epochs=round(state.epoch or 0.0, 4),
-        tokens_seen=int(state.num_input_tokens_seen),
-        tokens_per_second=round(state.num_input_tokens_seen / max(seconds, 1e-9), 1),
-        peak_memory_bytes=peak_memory_bytes(),
-        device=trainer.args.device.type,
-        precision="bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32",
-        num_processes=trainer.accelerator.num_processes,
-        num_parameters=num_parameters,
-        num_trainable_parameters=num_trainable,
-        train_loss=rows[-1].train_loss if rows else None,
-        validation_loss=rows[-1].validation_loss if rows else None,
-        validation_loss_before=rows[0].validation_loss if rows else None,
-        log_history=state.log_history,
-    )
