@@ -195,6 +195,10 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "seed": 123,
 }
+# What a run takes in `train` beside the fields of `SFTConfig`: its default, and what it does.
+OWN_TRAINING: dict[str, tuple[bool, str]] = {
+    "keep_checkpoints": (False, "keep the checkpoints of a finished run, which are several times as large as the model")
+}
 # The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
@@ -338,7 +342,12 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
         from trl import SFTConfig
 
         problems += find_refused_training(train)
-        allowed = {name: value for name, value in train.items() if name not in REFUSED_TRAINING}
+        problems += [
+            f"`train.{name}` is {train[name]!r}; it should be true or false"
+            for name in OWN_TRAINING
+            if not isinstance(train.get(name, False), bool)
+        ]
+        allowed = {name: value for name, value in train.items() if name not in {*REFUSED_TRAINING, *OWN_TRAINING}}
         problems += _check_dataclass(allowed, SFTConfig, "train.")
     if isinstance(lora := values.get("lora"), dict) and lora:
         from peft import LoraConfig
@@ -425,9 +434,11 @@ def _check_across(experiment: Experiment) -> list[str]:
 
 def describe_fields() -> list[tuple[str, Any, str]]:
     """Return the dotted name, default and help text of every field that is ours, for `--help` and the docs."""
-    rows = []
+    rows: list[tuple[str, Any, str]] = []
     for section_name, section in Experiment.model_fields.items():
-        # `train` and `lora` are mappings, whose fields are TRL's and PEFT's.
+        # `train` and `lora` are mappings, whose fields are TRL's and PEFT's, but for a few.
+        if section_name == "train":
+            rows += [(f"train.{name}", *described) for name, described in OWN_TRAINING.items()]
         for name, field in getattr(section.annotation, "model_fields", {}).items():
             rows.append((f"{section_name}.{name}", field.default, field.description or ""))
     return rows

@@ -104,8 +104,8 @@ def check_model(folder: Path, *, full: bool = False) -> None:
     if change := missing or find_change(folder, weights, full=full):
         raise RunError(
             f"The model in `{folder}` is damaged: {change}. Put the file back, or delete "
-            f"`{folder.parent / 'training.json'}` and `--resume` the run, which saves it again from its last "
-            "checkpoint."
+            f"`{folder.parent / 'training.json'}` and `--resume` the run, which trains it again, from its "
+            "last checkpoint if that was kept."
         )
     adapter = read_file(folder / "adapter_config.json", dict[str, Any]) or {}
     if name := adapter.get("base_model_name_or_path"):

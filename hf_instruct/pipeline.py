@@ -300,8 +300,8 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         # The judgments of each judge are kept apart.
         "judge": False,
     }
-    # These say how many answers, and how fast.
-    free = ("generate.limit", "generate.concurrency")
+    # These say what is kept, how many answers, and how fast.
+    free = ("train.keep_checkpoints", "generate.limit", "generate.concurrency")
     refused = [key for key in changed if begun[key.partition(".")[0]] and key not in free]
     if refused:
         raise RunError(

@@ -172,7 +172,8 @@ class RunFolder:
         if self.training_summary.exists():
             raise RunError(
                 f"`{self.model}` is missing, though training has finished. Put it back, or delete "
-                f"`{self.training_summary}` and `--resume` the run, which saves it again from its last checkpoint."
+                f"`{self.training_summary}` and `--resume` the run, which trains it again, from its last "
+                "checkpoint if that was kept."
             )
         raise RunError(
             f"`{self.path}` has no tuned model yet (no `model/` in it). Finish it with `hf-instruct run "

@@ -171,7 +171,14 @@ def test_flag_values_are_yaml() -> None:
         assert parse_flag_value(text) == text
 
 
+def test_train_takes_what_is_ours_too() -> None:
+    experiment = build_experiment({"train": {"keep_checkpoints": True, "max_steps": 3}}, where="here")
+    assert experiment.train == {"keep_checkpoints": True, "max_steps": 3}
+    (problem,) = problems_of({"train": {"keep_checkpoints": 1}}, deep=True)
+    assert problem == "`train.keep_checkpoints` is 1; it should be true or false"
+
+
 def test_every_field_of_ours_is_described() -> None:
     rows = describe_fields()
-    assert {name.partition(".")[0] for name, _, _ in rows} == {"data", "model", "generate", "judge"}
+    assert {name.partition(".")[0] for name, _, _ in rows} == {"data", "model", "train", "generate", "judge"}
     assert [name for name, _, text in rows if not text] == []

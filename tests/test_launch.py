@@ -77,7 +77,8 @@ def test_two_processes_train_like_one_at_the_same_global_batch(experiment: Path,
 
 def test_a_run_of_two_processes_resumes_on_two_only(experiment: Path, environment, tmp_path: Path):
     path = tmp_path / "run"
-    train = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--run-dir", path]
+    train = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--train.keep_checkpoints", "true"]
+    train += ["--run-dir", path]
     call([*launcher("cpu_2proc.yaml"), *train], environment)
     model = (path / "model" / "model.safetensors").read_bytes()
     (checkpoint,) = (path / "checkpoints").iterdir()
@@ -126,7 +127,7 @@ def test_a_model_spread_over_two_processes_trains_like_a_whole_one(
     if config.startswith("zero"):
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     one, two = tmp_path / "one", tmp_path / "two"
-    common = [experiment, "--train.num_train_epochs", "1", *lora, "--run-dir"]
+    common = [experiment, "--train.num_train_epochs", "1", "--train.keep_checkpoints", "true", *lora, "--run-dir"]
     call([BIN / "python", "recipes/sft.py", *common, one, "--train.per_device_train_batch_size", "8"], environment)
     command = [*launcher(config), "tests/sft_as_on_gpus.py", *common, two, "--train.per_device_train_batch_size", "4"]
     call(command, {**environment, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "DS_ACCELERATOR": "cpu"})

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def unbroken(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory):
     """A run of six steps, its summary and the model; with dropout, so that resuming must restore the random numbers."""
     path = tmp_path_factory.mktemp("runs") / "unbroken"
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.1)
-    return path, train(model, tokenizer, SPLITS, output_dir=path, args=tiny_models.TINY_SETTINGS), model
+    settings = tiny_models.TINY_SETTINGS
+    return path, train(model, tokenizer, SPLITS, output_dir=path, args=settings, keep_checkpoints=True), model
 
 
 @pytest.fixture(scope="module")
@@ -336,10 +338,31 @@ def test_a_folder_with_a_model_is_not_trained_over(unbroken, tiny_gpt2: Path) ->
     assert all(torch.equal(before[name], value) for name, value in weights(path / "model").items())
 
 
+def test_a_finished_run_keeps_its_model_alone(unbroken, tiny_gpt2: Path, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / "run"
+    cut_off(unbroken[0], path)
+    # What is not of the run stays.
+    (path / "checkpoints" / "logs").mkdir()
+    train_tiny(tiny_gpt2, path, dropout=0.1, resume=True)
+    assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["logs"]
+    assert re.search(r"The model is saved: \d+ MB of checkpoints deleted", caplog.text)
+    assert all(
+        torch.equal(value, weights(path / "model")[name]) for name, value in weights(unbroken[0] / "model").items()
+    )
+    with pytest.raises(RunError, match=r"has been trained to the end. Load it"):
+        train_tiny(tiny_gpt2, path, resume=True)
+    (path / "checkpoints" / "logs").rmdir()
+    shutil.rmtree(path / "model")
+    train_tiny(tiny_gpt2, path, args={"max_steps": 1}, resume=True)
+    assert not (path / "checkpoints").exists()
+
+
 def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_instruct.training.callbacks.SAVE_SECONDS", 0.0)
-    train_tiny(tiny_gpt2, tmp_path, args={"max_steps": 2, "save_steps": 100, "save_total_limit": 5})
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    args = {"max_steps": 2, "save_steps": 100, "save_total_limit": 5}
+    train_tiny(tiny_gpt2, tmp_path, args=args, keep_checkpoints=True)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("c*")) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_checkpoints_at_the_defaults_are_a_minute_apart(tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -347,7 +370,7 @@ def test_checkpoints_at_the_defaults_are_a_minute_apart(tiny_gpt2: Path, tmp_pat
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
     # A checkpoint falls due at step 50 and at the last one, in the first second.
     settings |= {"max_steps": 51, "eval_steps": 100, "logging_steps": 50}
-    train(model, tokenizer, SPLITS, output_dir=tmp_path, args=settings)
+    train(model, tokenizer, SPLITS, output_dir=tmp_path, args=settings, keep_checkpoints=True)
     assert not any((tmp_path / "checkpoints").glob("checkpoint-*"))
 
 

@@ -39,7 +39,8 @@ def test_no_file_of_a_run_holds_a_secret_or_takes_a_folder_for_a_hub_id(
     monkeypatch.chdir(tiny_gpt2.parent)
     token = "hf_" + "A" * 34
     name = f"./{tiny_gpt2.name}"
-    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 2, "run_name": f"{token} https://me:pass1234@host/x"}
+    name_of_run = f"{token} https://me:pass1234@host/x"
+    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 2, "run_name": name_of_run, "keep_checkpoints": True}
     sections = {"train": settings, "lora": {"r": 4}, "model": {"name": name}}
     run = RunFolder(tmp_path / "run")
     for split in ("train", "test", "validation"):

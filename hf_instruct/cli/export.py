@@ -95,8 +95,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _print(export: "Export") -> None:
+    from hf_instruct.console import format_size
     from hf_instruct.hub.fidelity import TOLERANCE
-    from hf_instruct.hub.outputs import format_size
 
     check, kind = export.check, export.check.tensor_type
     files = [export.path, *export.path.rglob("*")]

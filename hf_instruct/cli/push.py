@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
+    from hf_instruct.console import format_size
     from hf_instruct.errors import ConfigError
-    from hf_instruct.hub.outputs import format_size
     from hf_instruct.hub.publication import PushOptions
     from hf_instruct.hub.push import push, write_publication
     from hf_instruct.run_folder import RunFolder
@@ -80,7 +80,7 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _print_files(sizes: dict[str, int]) -> None:
-    from hf_instruct.hub.outputs import format_size
+    from hf_instruct.console import format_size
 
     for name, size in sizes.items():
         print(f"{format_size(size):>10}  {name}")

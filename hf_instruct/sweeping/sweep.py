@@ -9,7 +9,6 @@ import logging
 import math
 import multiprocessing
 import os
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -184,7 +183,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
     """Train every candidate, choose the one with the lowest validation loss, and score that one on the test split.
 
     Each run has a process of its own, so that its memory ends with it; a script that calls this needs the usual
-    `if __name__ == "__main__":`. What a run needs to continue after its training is kept, its checkpoints are not.
+    `if __name__ == "__main__":`.
 
     Args:
         sweep: What `plan_sweep` returned.
@@ -316,10 +315,7 @@ def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Con
     configure_process()
     try:
         with sigterm_interrupts():
-            folder = run(experiment, path, resume=True, stages=stages)
-        if is_done(folder, "train"):
-            # As large as several models, and of no more use.
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+            run(experiment, path, resume=True, stages=stages)
     except InstructError as error:
         sender.send(str(error))
         raise SystemExit(1) from error

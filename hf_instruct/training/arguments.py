@@ -16,6 +16,7 @@ from hf_instruct.precision import prefers_bf16
 from hf_instruct.processes import on_main_process
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.training.checkpoints import PRECISION
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -141,7 +142,7 @@ def settle_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: R
 
 
 def _decide_bf16(model: "PreTrainedModel", device: str, run: RunFolder) -> bool:
-    path = run.checkpoints / "precision.json"
+    path = run.checkpoints / PRECISION
     begun = (read_file(path, dict[str, Any]) or {}).get("bf16")
     decided = begun if isinstance(begun, bool) else prefers_bf16(model, device)
     write_json(path, {"bf16": decided})

@@ -1,5 +1,6 @@
 """Which checkpoints are whole and of this very run, and whether there is room for another."""
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -7,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_instruct.console import format_size
 from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.errors import RunError, TrainingError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Whether the run computes in bf16, as decided when it began.
+PRECISION = "precision.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -105,6 +109,24 @@ def _check_origin(checkpoint: Path, then: Origin, now: Origin) -> None:
 def _describe_processes(origin: Origin) -> str:
     count = "1 process" if origin.num_processes == 1 else f"{origin.num_processes} processes"
     return f"{count} with {origin.sharding}" if origin.sharding else count
+
+
+def clear_checkpoints(folder: Path, *, keep: bool) -> None:
+    """Delete the checkpoints of a run whose model is saved, or keep them, and log how large they are."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    size = format_size(sum(file.stat().st_size for path in found for file in path.rglob("*") if file.is_file()))
+    if keep:
+        if found:
+            logger.info("%s of checkpoints are kept in %s", size, folder)
+        return
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    (folder / PRECISION).unlink(missing_ok=True)
+    # It may hold the logs of a tracker, or be a link to another disk.
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    if found:
+        logger.info("The model is saved: %s of checkpoints deleted (`train.keep_checkpoints: true` keeps them)", size)
 
 
 def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:

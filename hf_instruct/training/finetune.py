@@ -52,11 +52,12 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = (),
     compute_metrics: "Callable[[EvalPrediction], dict[str, float]] | None" = None,
     resume: bool = False,
+    keep_checkpoints: bool = False,
 ) -> TrainingSummary:
     """Fine-tune a model on examples; all its weights, or a LoRA adapter.
 
     `output_dir` then holds `model/` (loadable by `from_pretrained`), `prompt.jinja`, `training.jsonl`,
-    `training.json`, `loss.png` and the last checkpoint.
+    `training.json` and `loss.png`; until training has finished, also the last checkpoint.
 
     Args:
         model: A causal language model in float32; it is trained in place.
@@ -73,6 +74,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         compute_metrics: As that of `Trainer`. It is given the logits of the whole validation split, so they have to fit
             the memory, and evaluation is as slow as TRL's.
         resume: Continue from the last whole checkpoint in `output_dir`, if there is one.
+        keep_checkpoints: Keep the checkpoints when training has finished.
 
     Returns:
         What it took; its `log_history` is the trainer's.
@@ -80,8 +82,8 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     Raises:
         ConfigError: An argument is of another type, TRL or PEFT refuse the settings, the model is an adapter, or its
             prompts cannot be trained on.
-        RunError: `output_dir` already contains a model or checkpoints, and `resume` is off; or the checkpoint was made
-            by another number of processes, on other examples or from another base model.
+        RunError: `output_dir` already contains a finished model, or checkpoints and `resume` is off; or the checkpoint
+            was made by another number of processes, on other examples or from another base model.
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
@@ -125,7 +127,16 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             compute_metrics=compute_metrics,
         )
     trainer.origin = build_origin(trainer, model, splits)
-    return run_trainer(trainer, model, tokenizer, run=run, template=prompt_format.template, log=log, resume=resume)
+    return run_trainer(
+        trainer,
+        model,
+        tokenizer,
+        run=run,
+        template=prompt_format.template,
+        log=log,
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+    )
 
 
 def _build_trainer(

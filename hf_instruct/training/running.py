@@ -30,9 +30,16 @@ def begin_training(run: RunFolder, *, resume: bool) -> None:
     """Make the folder of the checkpoints.
 
     Raises:
-        RunError: There is a model, or there are checkpoints, and `resume` is off.
+        RunError: The run has finished and its checkpoints are gone; or there is a model, or there are checkpoints, and
+            `resume` is off.
     """
-    if not resume and (run.model.exists() or any(run.checkpoints.glob("checkpoint-*"))):
+    has_checkpoints = any(run.checkpoints.glob("checkpoint-*"))
+    if run.training_summary.exists() and run.model.exists() and not has_checkpoints:
+        raise RunError(
+            f"`{run.path}` contains a model that has been trained to the end. Load it (`load_model`), or name another "
+            "`output_dir`."
+        )
+    if not resume and (run.model.exists() or has_checkpoints):
         raise RunError(
             f"`{run.path}` already contains a model or checkpoints. Continue with them (`resume=True`), or name "
             "another `output_dir`."
@@ -49,6 +56,7 @@ def run_trainer(
     template: str,
     log: "RunLog",
     resume: bool,
+    keep_checkpoints: bool = False,
 ) -> TrainingSummary:
     """Train, from the last whole checkpoint where there is one, and save the model; return what it took.
 
@@ -60,12 +68,13 @@ def run_trainer(
         template: Of the prompts, kept with the run.
         log: Its callback.
         resume: Whether to continue from a checkpoint.
+        keep_checkpoints: Whether to keep the checkpoints when training has finished.
 
     Raises:
         RunError: A checkpoint was made from something else.
         TrainingError: The disk is too small or full, or memory runs out.
     """
-    from hf_instruct.training.checkpoints import check_disk_space, find_checkpoint
+    from hf_instruct.training.checkpoints import check_disk_space, clear_checkpoints, find_checkpoint
     from hf_instruct.training.fast.casts import casting_linear_layers
 
     origin = trainer.origin
@@ -92,6 +101,8 @@ def run_trainer(
     if trainer.is_world_process_zero():
         write_figure(draw_loss_plot(read_rows(run.training_log, TrainingRow)), run.loss_plot)
         write_json(run.training_summary, summary)
+        # Last: a run that is killed before continues from them.
+        clear_checkpoints(run.checkpoints, keep=keep_checkpoints)
     trainer.accelerator.wait_for_everyone()
     return summary
 

@@ -45,6 +45,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
         lora = {"revision": section.revision, **lora}
     settings = settle_precision(experiment.train, model, run)
+    keep_checkpoints = settings.pop("keep_checkpoints", False)
     if experiment.data.num_proc:
         settings = {"dataset_num_proc": experiment.data.num_proc, **settings}
     if lora is not None and _only_multiplies(lora) and settings["bf16"] and count_processes() == 1:
@@ -62,6 +63,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         args=settings,
         peft_config=lora,
         resume=resume,
+        keep_checkpoints=keep_checkpoints,
     )
     logger.info(
         "Trained %d steps in %.0f s (%s on %s); validation loss %.3f -> %.3f; peak memory %.1f GB",
