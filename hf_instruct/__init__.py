@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from hf_instruct.hub.push import push as push
     from hf_instruct.models import load_model as load_model
     from hf_instruct.pipeline import run as run
+    from hf_instruct.preferences.pairs import load_pairs as load_pairs
     from hf_instruct.prompts import PromptFormat as PromptFormat
     from hf_instruct.reporting.page import report as report
     from hf_instruct.run_folder import RunFolder as RunFolder
     from hf_instruct.training.fast.collators import PrefixSharingCollator as PrefixSharingCollator
     from hf_instruct.training.finetune import train as train
+    from hf_instruct.training.preferences import train_preferences as train_preferences
     from hf_instruct.training.trainer import InstructTrainer as InstructTrainer
 
 __version__ = "0.1.0"
@@ -44,12 +46,14 @@ _HOMES = {
     "judge_responses": "evaluation.scoring",
     "load_examples": "data.sources",
     "load_model": "models",
+    "load_pairs": "preferences.pairs",
     "measure_responses": "evaluation.metrics",
     "push": "hub.push",
     "report": "reporting.page",
     "run": "pipeline",
     "split_examples": "data.splits",
     "train": "training.finetune",
+    "train_preferences": "training.preferences",
 }
 __all__ = list(_HOMES)
 

@@ -162,13 +162,30 @@ class JudgeSection(_Section):
     max_new_tokens: Natural = Field(512, description="longest reply, in tokens")
 
 
+class PreferencesSection(_Section):
+    """Section `preferences`: which pairs the `dpo` section trains on."""
+
+    source: str = Field(
+        "references",
+        description="`references`: each training example's output against the model's own answer; else a file, or the "
+        "id of a dataset on the Hub, with `chosen` and `rejected`",
+    )
+    limit: Natural | None = Field(None, description="use only the first so many pairs")
+    max_new_tokens: Natural = Field(256, description="longest answer of the model's own, in tokens")
+
+
 class Experiment(_Section):
-    """One experiment: everything a run depends on. `train` takes TRL's `SFTConfig`, `lora` PEFT's `LoraConfig`."""
+    """One experiment: everything a run depends on.
+
+    `train` takes TRL's `SFTConfig`, `lora` PEFT's `LoraConfig`; `dpo` TRL's `DPOConfig`: it trains on preferences.
+    """
 
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     train: dict[str, Any] = {}
     lora: dict[str, Any] | None = None
+    dpo: dict[str, Any] | None = None
+    preferences: PreferencesSection = PreferencesSection()
     generate: GenerateSection = GenerateSection()
     judge: JudgeSection = JudgeSection()
 
@@ -195,10 +212,21 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "seed": 123,
 }
-# What a run takes in `train` beside the fields of `SFTConfig`: its default, and what it does.
+# What a run takes in `train` and `dpo` beside the fields of TRL's configurations: its default, and what it does.
 OWN_TRAINING: dict[str, tuple[bool, str]] = {
     "keep_checkpoints": (False, "keep the checkpoints of a finished run, which are several times as large as the model")
 }
+# The course's bonus chapter on preferences.
+# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/04_preference-tuning-with-dpo/dpo-from-scratch.ipynb
+DPO_DEFAULTS: dict[str, Any] = {
+    **{name: value for name, value in TRAIN_DEFAULTS.items() if name != "completion_only_loss"},
+    "learning_rate": 5e-6,
+    "weight_decay": 0.01,
+    "num_train_epochs": 1,
+    "beta": 0.1,
+}
+# Which section holds the fields of each of TRL's configurations.
+SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo"}
 # The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
@@ -217,6 +245,7 @@ REFUSED_TRAINING = {
     ),
     "truncation_mode": "the end of a row is what is cut off, so that every row begins as a prompt does",
     "logging_nan_inf_filter": "a loss that is not a number ends the run",
+    "sync_ref_model": "the reference is the model that preference training begins with",
 }
 # What TRL and PEFT accept, and fail on hours later or never.
 _BOUNDS = {
@@ -338,17 +367,18 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
 def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
     """Return the problems of the sections whose fields belong to TRL, PEFT and Transformers."""
     problems = []
-    if isinstance(train := values.get("train"), dict) and train:
-        from trl import SFTConfig
+    for kind, section in SECTIONS.items():
+        if isinstance(given := values.get(section), dict) and given:
+            import trl
 
-        problems += find_refused_training(train)
-        problems += [
-            f"`train.{name}` is {train[name]!r}; it should be true or false"
-            for name in OWN_TRAINING
-            if not isinstance(train.get(name, False), bool)
-        ]
-        allowed = {name: value for name, value in train.items() if name not in {*REFUSED_TRAINING, *OWN_TRAINING}}
-        problems += _check_dataclass(allowed, SFTConfig, "train.")
+            problems += find_refused_training(given, section=section)
+            problems += [
+                f"`{section}.{name}` is {given[name]!r}; it should be true or false"
+                for name in OWN_TRAINING
+                if not isinstance(given.get(name, False), bool)
+            ]
+            allowed = {name: value for name, value in given.items() if name not in {*REFUSED_TRAINING, *OWN_TRAINING}}
+            problems += _check_dataclass(allowed, getattr(trl, kind), f"{section}.")
     if isinstance(lora := values.get("lora"), dict) and lora:
         from peft import LoraConfig
 
@@ -356,9 +386,10 @@ def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
     return problems + check_generate_fields(values.get("generate"))
 
 
-def find_refused_training(settings: Iterable[str]) -> list[str]:
-    """Return the problems of fields of `SFTConfig` that would give another result than they say, or none."""
-    return [f"`train.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in settings if name in REFUSED_TRAINING]
+def find_refused_training(settings: Iterable[str], *, section: str = "train") -> list[str]:
+    """Return the problems of TRL's fields in a section that would give another result than they say, or none."""
+    refused = [name for name in settings if name in REFUSED_TRAINING]
+    return [f"`{section}.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in refused]
 
 
 def check_generate_fields(generate: Any) -> list[str]:
@@ -425,6 +456,8 @@ def _check_across(experiment: Experiment) -> list[str]:
             "`model.dtype` is 'float16', in which weights are too coarse to be trained themselves; set 'bfloat16' or "
             "'float32', or add a `lora` section"
         )
+    if experiment.dpo is not None and experiment.train:
+        problems.append("`train` and `dpo` cannot both be set: a run trains once; put the settings into `dpo`")
     if not isinstance(data.source, str):
         alone = {"map": "map", "hub_config": "name", "revision": "revision"}
         given = [name for name in alone if getattr(data, name)]

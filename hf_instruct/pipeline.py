@@ -32,6 +32,10 @@ def _train(folder: RunFolder, experiment: Experiment) -> None:
     if is_done(folder, "train"):
         folder.check_trained()
         check_model(folder.model)
+    elif experiment.dpo is not None:
+        from hf_instruct.preferences.stage import tune_by_preferences
+
+        tune_by_preferences(folder, experiment, resume=True)
     else:
         from hf_instruct.training.stage import fine_tune
 
@@ -72,7 +76,9 @@ class _Stage(NamedTuple):
 _STAGES = {
     "data": _Stage(_prepare, ("preflight", "data", "prompt")),
     "train": _Stage(
-        _train, ("training_summary", "model", "checkpoints", "training_log", "loss_plot", "benchmarks"), is_shared=True
+        _train,
+        ("training_summary", "model", "checkpoints", "training_log", "loss_plot", "benchmarks", "preferences"),
+        is_shared=True,
     ),
     "generate": _Stage(_answer, ("responses", "course_file"), is_shared=True),
     "judge": _Stage(_judge, ("scores", "judgments", "metrics", "pairwise")),
@@ -295,7 +301,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     has_trained = _has_trained(folder)
     begun = {
         "data": is_done(folder, "data") or has_trained,
-        **dict.fromkeys(("model", "train", "lora"), has_trained),
+        **dict.fromkeys(("model", "train", "lora", "dpo", "preferences"), has_trained),
         "generate": _has_begun_to_answer(folder),
         # The judgments of each judge are kept apart.
         "judge": False,

@@ -58,6 +58,7 @@ class RunFolder:
     prompt = _File("prompt.jinja", "Template of all prompts of the run, as settled before training.")
     checkpoints = _File("checkpoints", "Folder of what `--resume` continues from.")
     model = _File("model", "The tuned model or adapter with its tokenizer; renamed into place when whole.")
+    preferences = _File("preferences.jsonl", "`PreferencePair` rows.")
     training_log = _File("training.jsonl", "`TrainingRow` rows.")
     training_summary = _File("training.json", "`TrainingSummary`: what fine-tuning took.")
     loss_plot = _File("loss.png", "Training and validation loss over steps and tokens.")
@@ -347,9 +348,12 @@ def choose_judgments(rows: Sequence[Judgment], scores: Scores | None, *, repeat:
 def plain_values(experiment: Experiment) -> dict[str, Any]:
     """Return an experiment as it is written to `run.yaml`, without secrets."""
     values: dict[str, Any] = redact(experiment.model_dump(mode="json"))
-    if values["lora"] is None:
-        # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
-        del values["lora"]
+    for name in ("lora", "dpo"):
+        if values[name] is None:
+            # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
+            del values[name]
+    if "dpo" not in values:
+        del values["preferences"]
     return values
 
 

@@ -150,6 +150,25 @@ class Preference(Record):
     category: str | None = None
 
 
+class PreferencePair(Record):
+    """A line of `preferences.jsonl`: an example, and two answers to it of which one is preferred.
+
+    `chosen` and `rejected` are TRL's names; the other columns are the example's.
+    """
+
+    id: str
+    instruction: str
+    input: str
+    output: str  # the reference
+    chosen: str
+    rejected: str
+    origin: str  # `references` (the reference against the model's own answer) or `file`
+    split: str = "train"  # or `validation`: held out
+    category: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+
+
 class TrainingRow(Record):
     """A line of `training.jsonl`: what was known at an optimizer step.
 
@@ -164,6 +183,8 @@ class TrainingRow(Record):
     loss: float | None = None
     train_loss: float | None = None
     validation_loss: float | None = None
+    reward_margin: float | None = None  # of preference training: reward of the chosen answer - of the rejected one
+    reward_accuracy: float | None = None  # fraction of the pairs in which the chosen answer's is the higher one
     learning_rate: float | None = None
     tokens_per_second: float | None = None  # example tokens, since the last `train` row
     seconds: float | None = None  # trained so far, evaluation and interrupted parts included

@@ -180,5 +180,6 @@ def test_train_takes_what_is_ours_too() -> None:
 
 def test_every_field_of_ours_is_described() -> None:
     rows = describe_fields()
-    assert {name.partition(".")[0] for name, _, _ in rows} == {"data", "model", "train", "generate", "judge"}
+    sections = {"data", "model", "train", "preferences", "generate", "judge"}
+    assert {name.partition(".")[0] for name, _, _ in rows} == sections
     assert [name for name, _, text in rows if not text] == []

@@ -13,7 +13,19 @@ import hf_instruct
 
 PACKAGE = Path(hf_instruct.__file__).parent
 # From the top. What is not named here is shared by all and lies below them.
-LAYERS = ["cli", "ui", "sweeping", "pipeline", "hub", "reporting", "evaluation", "training", "generation", "data"]
+LAYERS = [
+    "cli",
+    "ui",
+    "sweeping",
+    "pipeline",
+    "hub",
+    "reporting",
+    "preferences",
+    "evaluation",
+    "training",
+    "generation",
+    "data",
+]
 # These import what the stages do where they use it, so that a command loads only what it needs.
 DOORS = {"cli", "sweeping", "pipeline"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -33,12 +45,14 @@ PUBLIC = [
     "judge_responses",
     "load_examples",
     "load_model",
+    "load_pairs",
     "measure_responses",
     "push",
     "report",
     "run",
     "split_examples",
     "train",
+    "train_preferences",
 ]
 HEAVY = [
     "torch",

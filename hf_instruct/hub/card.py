@@ -48,7 +48,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         library_name="peft" if plan.is_adapter else "transformers",
         license=plan.license,
         pipeline_tag="text-generation",
-        tags=["hf-instruct", "instruction-tuning", "sft", *(["lora"] if plan.adapter else [])],
+        tags=["hf-instruct", "instruction-tuning", results.trainer.lower(), *(["lora"] if plan.adapter else [])],
         model_name=name,
         eval_results=measured or None,
     )

@@ -160,12 +160,22 @@ class RunResults:
         return ", ".join(f"{sizes[name]:,} {name}" for name in ("train", "validation", "test") if name in sizes)
 
     @property
+    def trainer(self) -> str:
+        """What trained the model: `SFT`, or `DPO` on pairs of answers."""
+        return "SFT" if self.experiment.dpo is None else "DPO"
+
+    @property
     def method(self) -> str:
-        """How the run fine-tunes: `full fine-tuning`, or LoRA with rank and scale."""
+        """How the run trains: `full fine-tuning`, or LoRA with rank and scale; by DPO, on which pairs too."""
         if self.experiment.lora is None:
-            return "full fine-tuning"
-        lora = {**LORA_DEFAULTS, **self.experiment.lora}
-        return f"LoRA (r {lora['r']}, alpha {lora['lora_alpha']})"
+            method = "full fine-tuning"
+        else:
+            lora = {**LORA_DEFAULTS, **self.experiment.lora}
+            method = f"LoRA (r {lora['r']}, alpha {lora['lora_alpha']})"
+        if self.experiment.dpo is None:
+            return method
+        is_own = self.experiment.preferences.source == "references"
+        return f"DPO on pairs of {'a reference and the own answer' if is_own else 'a preference data set'}, {method}"
 
     @property
     def scores(self) -> list[Scores]:

@@ -159,6 +159,7 @@ def plan_sweep(
     # The file itself first: its problems are not those of the sweep.
     common = plain_values(load_experiment(file, overrides))
     training = {name: common.get(name) for name in ("data", "model", "train", "lora")}
+    training |= {name: common[name] for name in ("dpo", "preferences") if name in common}
     if trials:
         training["search"] = {"settings": [str(axis) for axis in axes], "seed": seed}
     path = path or default_path(file).with_name(default_path(file).name + "-sweep")

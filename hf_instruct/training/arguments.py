@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import LORA_DEFAULTS, REFUSED_TRAINING, TRAIN_DEFAULTS, find_refused_training
+from hf_instruct.config import (
+    DPO_DEFAULTS,
+    LORA_DEFAULTS,
+    REFUSED_TRAINING,
+    SECTIONS,
+    TRAIN_DEFAULTS,
+    find_refused_training,
+)
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
 from hf_instruct.models import best_device
@@ -26,20 +33,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder) -> "SFTConfig":
-    """Return the `SFTConfig` of a run from what `train` was given: the user's own, fields of one, or None.
+def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kind: str = "SFTConfig") -> Any:
+    """Return the `SFTConfig` (or other `kind`) of a run from what was given: the user's own, fields of one, or None.
 
     Raises:
         ConfigError: It is of another type, or has problems.
     """
-    from trl import SFTConfig
+    import trl
 
-    if isinstance(args, SFTConfig):
-        arguments = build_arguments(args, run.checkpoints)
+    if isinstance(args, getattr(trl, kind)):
+        arguments = build_arguments(args, run.checkpoints, kind=kind)
         _tell_what_is_slow(arguments, model)
         return arguments
-    _check_mapping("args", {} if args is None else args, "SFTConfig")
-    return build_arguments(settle_precision(args or {}, model, run), run.checkpoints)
+    _check_mapping("args", {} if args is None else args, kind)
+    return build_arguments(settle_precision(args or {}, model, run), run.checkpoints, kind=kind)
 
 
 def _check_mapping(name: str, value: Any, owner: str) -> None:
@@ -47,32 +54,36 @@ def _check_mapping(name: str, value: Any, owner: str) -> None:
         raise ConfigError(f"`{name}` is a `{type(value).__name__}`; give a `{owner}`, or a mapping of its fields.")
 
 
-def build_arguments(values: "SFTConfig | Mapping[str, Any]", output_dir: Path) -> "SFTConfig":
-    """Return the `SFTConfig` of a run: the user's own as it is, or the course's settings and the user's values.
+def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -> Any:
+    """Return the settings of a run: the user's own as they are, or the course's settings and the user's values.
 
     Args:
         values: An `SFTConfig`, or its fields with `bf16` decided (`settle_precision`).
         output_dir: Folder of the checkpoints.
+        kind: `SFTConfig` or `DPOConfig`, of TRL.
 
     Raises:
         ConfigError: TRL refuses the values, or a run has no use for one.
     """
-    from trl import SFTConfig
-
-    if isinstance(values, SFTConfig):
-        defaults = {field.name: field.default for field in dataclasses.fields(SFTConfig)}
-        given = [name for name in REFUSED_TRAINING if getattr(values, name) != defaults[name] and name != "output_dir"]
-    else:
+    if isinstance(values, Mapping):
         given = list(values)
-    if problems := find_refused_training(given):
-        raise ConfigError("These settings of `SFTConfig` cannot be used in a run:", problems)
-    arguments = copy.copy(values) if isinstance(values, SFTConfig) else _build_with_defaults(values)
+    else:
+        defaults = {field.name: field.default for field in dataclasses.fields(values)}
+        refused = set(REFUSED_TRAINING) & set(defaults) - {"output_dir"}
+        given = [name for name in REFUSED_TRAINING if name in refused and getattr(values, name) != defaults[name]]
+    if problems := find_refused_training(given, section=SECTIONS[kind]):
+        raise ConfigError(f"These settings of `{kind}` cannot be used in a run:", problems)
+    arguments = _build_with_defaults(values, kind) if isinstance(values, Mapping) else copy.copy(values)
     arguments.output_dir = str(output_dir)
-    # Our collators lay examples without padding where that is exact, and TRL has no rows to prepare.
-    arguments.dataset_kwargs = {"skip_prepare_dataset": True}
     arguments.padding_free = False
-    if arguments.assistant_only_loss:
-        arguments.assistant_only_loss, arguments.completion_only_loss = False, True
+    if kind == "SFTConfig":
+        # Our collators lay examples without padding where that is exact, and TRL has no rows to prepare.
+        arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+        if arguments.assistant_only_loss:
+            arguments.assistant_only_loss, arguments.completion_only_loss = False, True
+    else:
+        # The reference is the model as it is now; otherwise TRL would load what its path names a second time.
+        arguments.precompute_ref_log_probs = True
     # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot.
     arguments.include_num_input_tokens_seen = "non_padding"
     # It would hide a diverged loss behind the mean of the others.
@@ -88,11 +99,12 @@ def build_arguments(values: "SFTConfig | Mapping[str, Any]", output_dir: Path) -
     return arguments
 
 
-def _build_with_defaults(values: Mapping[str, Any]) -> "SFTConfig":
-    from trl import SFTConfig
+def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
+    import trl
 
+    defaults = TRAIN_DEFAULTS if kind == "SFTConfig" else DPO_DEFAULTS
     # TRL writes them into files, and hands them to whatever `report_to` names.
-    settings: dict[str, Any] = redact({**TRAIN_DEFAULTS, **values})
+    settings: dict[str, Any] = redact({**defaults, **values})
     # The older names of the same settings; TRL turns the first on by default, which costs a second forward pass.
     settings["activation_checkpointing"] = (
         settings.get("gradient_checkpointing") or settings["activation_checkpointing"]
@@ -105,8 +117,8 @@ def _build_with_defaults(values: Mapping[str, Any]) -> "SFTConfig":
     settings["dataloader_pin_memory"] = settings.get("dataloader_pin_memory", device == "cuda")
     # What the accelerator's workers log is ours to show.
     settings["log_level"] = settings.get("log_level", "error")
-    with translated_refusals("The `train` section is refused by TRL:"):
-        return SFTConfig(**settings)
+    with translated_refusals(f"The `{SECTIONS[kind]}` section is refused by TRL:"):
+        return getattr(trl, kind)(**settings)
 
 
 def _tell_what_is_slow(arguments: "SFTConfig", model: "PreTrainedModel") -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,8 @@ class RunLog(TrainerCallback):
         self._last_tokens, self._last_time = state.num_input_tokens_seen, now
         self._note = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s"
         learning_rate = logs.get("learning_rate")
-        self._write(state, "train", loss=logs["loss"], learning_rate=learning_rate, tokens_per_second=round(rate, 1))
+        values = {"learning_rate": learning_rate, "tokens_per_second": round(rate, 1), **_read_rewards(logs)}
+        self._write(state, "train", loss=logs["loss"], **values)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         """Write a row of losses on fixed examples."""
@@ -126,7 +127,7 @@ class RunLog(TrainerCallback):
         if not state.is_world_process_zero:
             return
         losses = {"train_loss": metrics.get("eval_train_loss"), "validation_loss": metrics["eval_loss"]}
-        self._write(state, "evaluation", **losses)
+        self._write(state, "evaluation", **losses, **_read_rewards(metrics, "eval_"))
         # Evaluation is not training: leave it out of the tokens a second.
         self._last_tokens, self._last_time = state.num_input_tokens_seen, time.monotonic()
 
@@ -160,6 +161,12 @@ class RunLog(TrainerCallback):
             **fields,
         )
         append_rows(self.path, [row])
+
+
+def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, float]:
+    """Return what preference training logs of its rewards, by our names."""
+    names = {"reward_margin": "rewards/margins", "reward_accuracy": "rewards/accuracies"}
+    return {ours: logs[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in logs}
 
 
 def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) -> None:

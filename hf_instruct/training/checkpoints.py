@@ -1,7 +1,6 @@
 """Which checkpoints are whole and of this very run, and whether there is room for another."""
 
 import contextlib
-import hashlib
 import logging
 import re
 import shutil
@@ -9,17 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.console import format_size
-from hf_instruct.data.sources import iterate_examples
-from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.errors import RunError, TrainingError
 from hf_instruct.manifests import MANIFEST, Manifest, Origin, find_change, read_manifest, stamp_weights
 from hf_instruct.processes import is_main_process
-from hf_instruct.records import format_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from hf_instruct.training.trainer import InstructTrainer
+    from hf_instruct.training.trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -28,18 +24,14 @@ PRECISION = "precision.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def build_origin(trainer: "InstructTrainer", model: "PreTrainedModel", splits: CheckedSplits) -> Origin:
+def build_origin(trainer: "RunTrainer", model: "PreTrainedModel", examples_sha256: str) -> Origin:
     """Return what a run is made from; its base model's weights are read in full, by the main process only."""
-    digest = hashlib.sha256()
-    for name in ("train", "validation"):
-        for example in iterate_examples(splits[name]):
-            digest.update(format_row(example).encode("utf-8"))
     sharding = trainer.accelerator.distributed_type.value
     location, commit = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
     return Origin(
         num_processes=trainer.args.world_size,
         sharding=sharding if sharding in ("FSDP", "DEEPSPEED") else None,
-        examples_sha256=digest.hexdigest(),
+        examples_sha256=examples_sha256,
         base=stamp_weights(location, commit) if is_main_process() else None,
         quantization=next((f"{bits}bit" for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), None),
     )
@@ -126,7 +118,7 @@ def clear_checkpoints(folder: Path, *, keep: bool) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
     if found:
-        logger.info("The model is saved: %s of checkpoints deleted (`train.keep_checkpoints: true` keeps them)", size)
+        logger.info("The model is saved: %s of checkpoints deleted (`keep_checkpoints: true` keeps them)", size)
 
 
 def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:

@@ -1,5 +1,6 @@
 """Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from hf_instruct.models import (
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.quantization import is_quantized, prepare_training, restore_float32
-from hf_instruct.records import Example
+from hf_instruct.records import Example, format_row
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
 from hf_instruct.training.running import begin_training, run_trainer, translated_errors
@@ -126,7 +127,11 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             callbacks=callbacks,
             compute_metrics=compute_metrics,
         )
-    trainer.origin = build_origin(trainer, model, splits)
+    digest = hashlib.sha256()
+    for name in ("train", "validation"):
+        for example in iterate_examples(splits[name]):
+            digest.update(format_row(example).encode("utf-8"))
+    trainer.origin = build_origin(trainer, model, digest.hexdigest())
     return run_trainer(
         trainer,
         model,
@@ -160,7 +165,7 @@ def _build_trainer(
     adapter = build_lora_config(peft_config, model) if peft_config is not None else None
     if is_quantized(model):
         prepare_training(model)
-    arguments.max_length = _fit_max_length(arguments.max_length, model)
+    arguments.max_length = fit_max_length(arguments.max_length, model)
     train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
@@ -249,12 +254,14 @@ def _tokenize(
     return rows
 
 
-def _fit_max_length(max_length: int | None, model: "PreTrainedModel") -> int | None:
+def fit_max_length(max_length: int | None, model: "PreTrainedModel", *, section: str = "train") -> int | None:
+    """Return the most tokens of a row: as many as asked for, or as the model has positions for."""
     limit = context_length(model)
     if limit is None or (max_length is not None and max_length <= limit):
         return max_length
     if max_length is not None:
-        logger.info("`train.max_length` %d is more than the model's %d positions; using %d.", max_length, limit, limit)
+        message = "`%s.max_length` %d is more than the model's %d positions; using %d."
+        logger.info(message, section, max_length, limit, limit)
     return limit
 
 

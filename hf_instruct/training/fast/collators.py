@@ -99,7 +99,8 @@ class PrefixSharingCollator:
         packed = [_pack(row.members, row.shared) for row in _balance(examples, self.row_length, self.weighted)]
         width = -(-max(len(row.ids) for row in packed) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         batch = _fill_up(packed, width, self.pad_id)
-        batch["attention_mask"] = _build_mask(batch.pop("owners"), self.additive_mask)
+        batch["attention_mask"] = _build_mask(batch.pop("members"), self.additive_mask)
+        del batch["owners"]
         if self.weighted:
             batch["num_tokens"] = sum(len(example.ids) for example in examples)
         else:
@@ -112,17 +113,23 @@ class SegmentCollator:
 
     As `PrefixSharingCollator` with weights, for a model under `segment_attention`: what sees what is said by
     `segments` and not by a mask, so a row may be of any length, and nothing is repeated or filled up.
+
+    Args:
+        pad_id: Fills the row up; which id does not matter, since nothing sees it.
+        weighted: Let tokens that carry a label be shared too. Otherwise each label is of one example, and `owners` says
+            of which.
     """
 
-    def __init__(self, pad_id: int) -> None:
-        """Fill up with this id; which one does not matter, since nothing sees it."""
+    def __init__(self, pad_id: int, *, weighted: bool = True) -> None:
         self.pad_id = pad_id
+        self.weighted = weighted
 
     def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
         """Return a batch of one row.
 
         Returns:
-            `input_ids`, `position_ids`, `labels` and `label_weights`, each [1, width]; `segments`, for attention;
+            `input_ids`, `position_ids`, `labels` and `label_weights` (or `owners`, the index in `rows` of the example
+            that each token is of), each [1, width]; `segments`, for attention;
             `attention_mask`, [1, 1, 1, 1], which keeps models from making one; `num_tokens`, the tokens of all
             examples, a plain number.
         """
@@ -131,9 +138,9 @@ class SegmentCollator:
         from hf_instruct.training.fast.attention import Segment, build_segments
 
         examples = _sort(rows)
-        whole = _PackedRow([], [], [], [], [])
+        whole = _PackedRow([], [], [], [], [], [])
         segments = []
-        for row in _fill_rows(examples, sys.maxsize, weighted=True):
+        for row in _fill_rows(examples, sys.maxsize, weighted=self.weighted):
             start = len(whole.ids)
             prefix = range(start, start + row.shared)
             if prefix:
@@ -146,7 +153,7 @@ class SegmentCollator:
         # Padding at the end, in any case: attention has it stand for what is not there.
         width = (len(whole.ids) // WIDTH_MULTIPLE + 1) * WIDTH_MULTIPLE
         batch = _fill_up([whole], width, self.pad_id)
-        del batch["owners"]
+        del batch["members"], batch["owners" if self.weighted else "label_weights"]
         batch["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         batch["num_tokens"] = sum(len(example.ids) for example in examples)
         batch["segments"] = build_segments(segments, width)
@@ -160,12 +167,14 @@ class _Example:
     Attributes:
         ids: Its tokens.
         labels: Its labels, without that of the first token, which nothing predicts.
+        index: Which row of the batch it is.
         common: First tokens, labels included, that it has in common with the example before it.
         free: First tokens that can be shared without a thought to labels: all before the one that predicts the first.
     """
 
     ids: list[int]
     labels: list[int]
+    index: int
     common: int
     free: int
 
@@ -187,9 +196,10 @@ class _Row:
 class _PackedRow:
     ids: list[int]
     positions: list[int]
-    owners: list[int]
+    members: list[int]  # which example of the row sees a token: 1 for the first; 0 for what all see
     labels: list[int]
     weights: list[int]
+    owners: list[int]  # the index in the batch of the example that a token is of
 
     def extend(self, other: "_PackedRow") -> None:
         for name, values in vars(self).items():
@@ -198,9 +208,10 @@ class _PackedRow:
 
 def _sort(rows: Sequence[Mapping[str, list[int]]]) -> list[_Example]:
     """Return examples in an order that puts those with most tokens in common next to each other."""
-    tokens = sorted((example["input_ids"], [IGNORED, *example["labels"][1:]]) for example in unpack(rows))
+    examples = enumerate(unpack(rows))
+    tokens = sorted((one["input_ids"], [IGNORED, *one["labels"][1:]], index) for index, one in examples)
     pairs = zip(tokens, [tokens[0], *tokens], strict=False)
-    return [_Example(*one, _common_length(one, before), _first_label(one[1]) - 1) for one, before in pairs]
+    return [_Example(*one, _common_length(one[:2], before[:2]), _first_label(one[1]) - 1) for one, before in pairs]
 
 
 def _balance(examples: Sequence[_Example], row_length: int, weighted: bool) -> list[_Row]:
@@ -256,18 +267,20 @@ def _pack(examples: Sequence[_Example], shared: int) -> _PackedRow:
         [_PREFIX] * shared,
         labels[:shared],
         [len(examples) * (label != IGNORED) for label in labels[:shared]],
+        [examples[0].index] * shared,
     )
-    for owner, example in enumerate(examples, start=1):
+    for member, example in enumerate(examples, start=1):
         own = example.labels[shared:]
         weights = [int(label != IGNORED) for label in own]
         if own[0] != IGNORED:
             # A label that all have in common and the last prefix token predicts: only the first example's stands
             # right behind that token, so it counts for all of them.
-            weights[0] = len(examples) if owner == 1 else 0
-            own[0] = own[0] if owner == 1 else IGNORED
+            weights[0] = len(examples) if member == 1 else 0
+            own[0] = own[0] if member == 1 else IGNORED
         row.ids += example.ids[shared:]
         row.positions += range(shared, len(example.ids))
-        row.owners += [owner] * len(own)
+        row.members += [member] * len(own)
+        row.owners += [example.index] * len(own)
         row.labels += own
         row.weights += weights
     return row
@@ -283,18 +296,19 @@ def _fill_up(rows: Sequence[_PackedRow], width: int, pad_id: int) -> dict[str, A
     return {
         "input_ids": fill([row.ids for row in rows], pad_id),
         "position_ids": fill([row.positions for row in rows], 0),
-        "owners": fill([row.owners for row in rows], _PADDING),
+        "members": fill([row.members for row in rows], _PADDING),
+        "owners": fill([row.owners for row in rows], 0),
         "labels": fill([row.labels for row in rows], IGNORED),
         "label_weights": fill([row.weights for row in rows], 0),
     }
 
 
-def _build_mask(owners: "torch.Tensor", additive: bool) -> "torch.Tensor":
+def _build_mask(members: "torch.Tensor", additive: bool) -> "torch.Tensor":
     """Return which tokens each token sees, [rows, 1, width, width], from the example each belongs to, [rows, width]."""
     import torch
 
-    width = owners.shape[1]
-    queries, keys = owners[:, :, None], owners[:, None, :]
+    width = members.shape[1]
+    queries, keys = members[:, :, None], members[:, None, :]
     # Padding sees padding: a token that saw nothing would be a division of zero by zero.
     sees = (queries == keys) | ((keys == _PREFIX) & (queries != _PADDING))
     sees = (sees & torch.ones(width, width, dtype=torch.bool).tril())[:, None]

@@ -1,0 +1,98 @@
+"""Pairs of answers, one preferred: from files, or the reference against the model's own answer."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_instruct.data.sources import build_dataset, read_examples
+from hf_instruct.errors import DataError
+from hf_instruct.records import Example
+from hf_instruct.schema import PreferencePair, Response
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+REFERENCES = "references"
+_SIDES = ("chosen", "rejected")
+_SHOWN = 5
+
+
+def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, limit: int | None = None) -> "Dataset":
+    """Return the pairs of a source: an example's columns (its `output` is the chosen answer), `chosen` and `rejected`.
+
+    Pairs of equal answers are left out, with a warning that counts them.
+
+    Args:
+        source: What `load_examples` takes, with the columns `chosen` and `rejected`, text or messages, beside
+            `instruction` and `input`, or beside `prompt`; where both are whole conversations, nothing beside them.
+        limit: Use only the first so many rows.
+
+    Raises:
+        DataError: The source cannot be read, a side is empty, or the prompts of both differ.
+    """
+    source = source if isinstance(source, str | Path) or hasattr(source, "column_names") else list(source)
+    chosen, rejected = (_load_side(source, side, limit) for side in _SIDES)
+    if len(chosen) != len(rejected):
+        raise DataError(f"`chosen` has {len(chosen)} rows and `rejected` {len(rejected)}; a pair has both.")
+    pairs = [pair_up(one, other.output, origin="file") for one, other in zip(chosen, rejected, strict=True)]
+    asked = [(one.describe_task(), one.input) for one in chosen], [(one.describe_task(), one.input) for one in rejected]
+    if other := [number for number, (one, two) in enumerate(zip(*asked, strict=True)) if one != two]:
+        raise DataError(f"`chosen` and `rejected` answer different prompts in rows {_enumerate(other)}.")
+    if equal := [number for number, pair in enumerate(pairs) if pair.chosen == pair.rejected]:
+        logger.warning(
+            "%d of %d pairs are left out, since `chosen` and `rejected` are equal: rows %s",
+            len(equal),
+            len(pairs),
+            _enumerate(equal),
+        )
+    return build_dataset([pair for pair in pairs if pair.chosen != pair.rejected], PreferencePair)
+
+
+def _load_side(source: Any, side: str, limit: int | None) -> list[Example]:
+    try:
+        return read_examples(source, map={"output": side}, limit=limit)
+    except DataError as error:
+        try:
+            # Both sides are whole conversations.
+            return read_examples(source, map={"messages": side}, limit=limit)
+        except DataError:
+            raise error from None
+
+
+def pair_up(example: Example, rejected: str, *, origin: str) -> PreferencePair:
+    """Return the pair in which an example's output is preferred to another answer."""
+    values = dataclasses.asdict(example)
+    return PreferencePair(**values, chosen=example.output, rejected=rejected, origin=origin)
+
+
+def build_reference_pairs(examples: Sequence[Example], responses: Iterable[Response]) -> list[PreferencePair]:
+    """Return the pairs in which each example's reference is preferred to a model's own answer to it.
+
+    Answers that are empty, or equal to the reference but for white space around them, make no pair; they are counted in
+    the log.
+    """
+    by_id = {example.id: example for example in examples}
+    pairs, num_equal, num_empty = [], 0, 0
+    for response in responses:
+        example, text = by_id[response.id], response.response.strip()
+        if not text:
+            num_empty += 1
+        elif text == example.output.strip():
+            num_equal += 1
+        else:
+            pairs.append(pair_up(example, text, origin=REFERENCES))
+    logger.info(
+        "%d pairs of a reference and the model's own answer; %d answers are equal to the reference and %d empty",
+        len(pairs),
+        num_equal,
+        num_empty,
+    )
+    return pairs
+
+
+def _enumerate(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:_SHOWN])) + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")

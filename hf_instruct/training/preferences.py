@@ -1,0 +1,321 @@
+"""Train a model on pairs of answers by DPO: TRL's trainer, on our prompts, with the loss computed at labels only."""
+
+import contextlib
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from trl import DPOTrainer
+
+from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.generation.decoding import without_adapter
+from hf_instruct.models import configure_stop, fuse_activations
+from hf_instruct.progress import progress_bar
+from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompts import PromptFormat, build_row
+from hf_instruct.quantization import is_quantized
+from hf_instruct.records import Example
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TrainingSummary
+from hf_instruct.training.callbacks import KeepMemory, RunLog
+from hf_instruct.training.fast.attention import segment_attention
+from hf_instruct.training.fast.collators import SegmentCollator
+from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
+from hf_instruct.training.fast.sharing import supports_prefix_sharing
+from hf_instruct.training.running import begin_training, run_trainer, translated_errors
+from hf_instruct.training.trainer import RunTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import DPOConfig
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 5
+
+
+def train_preferences(  # noqa: PLR0913 - as `train`
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: "Mapping[str, Dataset]",
+    *,
+    output_dir: str | Path,
+    prompt_format: PromptFormat | str = "alpaca",
+    args: "DPOConfig | Mapping[str, Any] | None" = None,
+    peft_config: Any = None,
+    callbacks: Sequence[Any] = (),
+    resume: bool = False,
+    keep_checkpoints: bool = False,
+) -> TrainingSummary:
+    """Train a model by DPO to prefer the chosen answers; the reference is the model as it is given.
+
+    The prompts' token ids are made by `prompt_format`, as when the model was fine-tuned. The model object is trained in
+    place.
+
+    Args:
+        model: A fine-tuned model, whole: merge an adapter first.
+        tokenizer: Its tokenizer.
+        pairs: `train` and `validation`, each rows as `load_pairs` returns them.
+        output_dir: Folder of `model/`, `training.jsonl` and the other files that `train` writes.
+        prompt_format: Of the fine-tuned model.
+        args: A `DPOConfig`, or a mapping of its fields over the course's settings (beta 0.1, learning rate 5e-6).
+        peft_config: A `LoraConfig` or its fields, for a new adapter; None trains all weights.
+        callbacks: For the trainer.
+        resume: Whether to continue from the last whole checkpoint.
+        keep_checkpoints: Keep the checkpoints when training has finished.
+
+    Returns:
+        What it took; losses are DPO's, in nats per pair. `training.jsonl` has margins and accuracies of the rewards.
+
+    Raises:
+        ConfigError: The settings are refused, or the model is an adapter or quantized.
+        DataError: There are no pairs, or an answer has no room behind its prompt within `max_length`.
+        RunError: `output_dir` contains a model already, or the checkpoint was made from something else.
+        TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
+    """
+    from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
+    from hf_instruct.training.checkpoints import build_origin
+    from hf_instruct.training.fast.optimizer import build_optimizer
+    from hf_instruct.training.finetune import fit_max_length
+
+    run = RunFolder(Path(output_dir))
+    if empty := [name for name in ("train", "validation") if not len(pairs[name])]:
+        raise DataError(f"There is nothing to learn from: no pairs in {' and '.join(empty)}.")
+    if hasattr(model, "peft_config") or is_quantized(model):
+        raise ConfigError(
+            "Preference training begins with whole weights, and this model is an adapter beside its base or quantized:",
+            ["write whole ones with `hf-instruct export RUN --format merged` first, and name that folder"],
+        )
+    begin_training(run, resume=resume)
+    fuse_activations(model)
+    prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    prompt_format = settle_format(prompt_format, tokenizer)
+    configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
+    with translated_errors(run):
+        arguments = settle_arguments(args, model, run, kind="DPOConfig")
+        adapter = build_lora_config(peft_config, model) if peft_config is not None else None
+        arguments.max_length = fit_max_length(arguments.max_length, model, section="dpo")
+        rows = {
+            name: tokenize_pairs(pairs[name], tokenizer, prompt_format, max_length=arguments.max_length)
+            for name in ("train", "validation")
+        }
+        log = RunLog(run.training_log, shows_progress=not arguments.disable_tqdm)
+        arguments.disable_tqdm = True
+        with translated_refusals("The `dpo` or the `lora` section is refused by TRL or PEFT:"):
+            trainer = PreferenceTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=rows["train"],
+                eval_dataset=rows["validation"],
+                processing_class=tokenizer,
+                peft_config=adapter,
+                callbacks=[log, *callbacks],
+            )
+        from transformers import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
+        trainer.optimizer_cls_and_kwargs = build_optimizer(arguments)
+    digest = hashlib.sha256()
+    for name in ("train", "validation"):
+        for row in rows[name]:
+            digest.update(repr([row[column] for column in _COLUMNS]).encode())
+    trainer.origin = build_origin(trainer, model, digest.hexdigest())
+    return run_trainer(
+        trainer,
+        model,
+        tokenizer,
+        run=run,
+        template=prompt_format.template,
+        log=log,
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+    )
+
+
+_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def tokenize_pairs(
+    pairs: "Dataset", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat, *, max_length: int | None
+) -> "Dataset":
+    """Return the rows that `DPOTrainer` reads, `prompt_ids`, `chosen_ids` and `rejected_ids`.
+
+    An answer is cut at the end where it is longer than `max_length` leaves room for.
+
+    Raises:
+        DataError: A prompt leaves no room for an answer; TRL drops such rows without a word.
+    """
+    from datasets import Dataset
+
+    encoded: dict[str, list[list[int]]] = {name: [] for name in _COLUMNS}
+    full = []
+    names = [name for name in ("id", "instruction", "input", "prompt", "messages") if name in pairs.column_names]
+    for pair in pairs:
+        values = {name: pair[name] for name in names}
+        for side in ("chosen", "rejected"):
+            values["output"] = pair[side]
+            if values.get("messages"):
+                values["messages"] = [*values["messages"][:-1], {"role": "assistant", "content": pair[side]}]
+            prompt, answer = prompt_format.encode_example(tokenizer, Example(**values))
+            room = len(answer) if max_length is None else max_length - len(prompt)
+            if room < 1 and pair["id"] not in full:
+                full.append(pair["id"])
+            encoded[f"{side}_ids"].append(answer[: max(room, 0)])
+        encoded["prompt_ids"].append(prompt)
+    if full:
+        raise DataError(
+            f"The prompts of {len(full)} of {len(pairs)} pairs leave no room for an answer within `dpo.max_length` "
+            f"{max_length} ({', '.join(f'`{one}`' for one in full[:_SHOWN])}{', …' if len(full) > _SHOWN else ''}). "
+            "Raise it, or delete these pairs."
+        )
+    return Dataset.from_dict(encoded)
+
+
+class PreferenceCollator:
+    """Lays the two answers of each pair of a batch into one row, with a prompt that they share only once."""
+
+    def __init__(self, pad_id: int) -> None:
+        self._segments = SegmentCollator(pad_id, weighted=False)
+
+    def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return a batch of `SegmentCollator`'s, the chosen answers before the rejected ones, and `ref_*_logps`."""
+        rows = [
+            build_row(pair["prompt_ids"], pair[side], max_length=None)
+            for side in ("chosen_ids", "rejected_ids")
+            for pair in pairs
+        ]
+        batch = self._segments(rows)
+        # By another name `Trainer` does not divide the loss by their number: DPO's is a mean over pairs.
+        batch["loss_labels"] = batch.pop("labels")
+        batch["num_rows"] = len(rows)
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in pairs[0]:
+                batch[name] = torch.tensor([pair[name] for pair in pairs])
+        return batch
+
+
+class PreferenceTrainer(RunTrainer, DPOTrainer):
+    """`DPOTrainer` on pairs that are tokenized already; on a CPU several times faster, with the same loss.
+
+    There the two answers of a pair share their prompt and a batch its preamble, and log-probabilities are computed at
+    the answers only. Another loss than DPO's own, a model that this would not be exact for, and GPUs get TRL's
+    computation.
+    """
+
+    def __init__(self, model: Any, args: "DPOConfig", *, processing_class: Any, **keywords: Any) -> None:
+        base = without_adapter(model)
+        pad_id = int(processing_class.pad_token_id or 0)
+        self._is_fast = _is_plain(args) and _takes_segments(base, args, pad_id)
+        self._attention = functools.partial(segment_attention, base) if self._is_fast else contextlib.nullcontext
+        if self._is_fast:
+            # Before TRL computes what the reference says of each pair.
+            add_label_losses(base)
+            keywords["data_collator"] = PreferenceCollator(pad_id)
+        else:
+            logger.info("Training %s on padded pairs, several times slower.", type(base).__name__)
+        super().__init__(model=model, args=args, processing_class=processing_class, **keywords)
+        self.add_callback(KeepMemory())
+
+    def _prepare_dataset(self, dataset: "Dataset", *_: Any, **__: Any) -> "Dataset":
+        """Return the rows as they are: `tokenize_pairs` made them."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: "Dataset", name: str, batch_size: int) -> "Dataset":
+        """Return the rows with the reference's `ref_chosen_logps` and `ref_rejected_logps`, in nats."""
+        if not self._is_fast:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        # A new adapter is switched off: what is below it is the reference.
+        adapter = self.model.disable_adapter() if hasattr(self.model, "peft_config") else contextlib.nullcontext()
+        found: list[list[float]] = [[], []]
+        with progress_bar(f"Computing the reference, {name}", len(dataset)) as advance, torch.no_grad(), adapter:
+            for start in range(0, len(dataset), batch_size):
+                pairs = dataset.select(range(start, min(start + batch_size, len(dataset))))
+                inputs = self._prepare_inputs(self.data_collator(pairs))
+                with self.accelerator.autocast():
+                    sums = self._sum_log_probs(self.model, inputs).chunk(2)
+                for values, part in zip(found, sums, strict=True):
+                    values += part.tolist()
+                advance(len(pairs), "")
+        dataset = dataset.add_column("ref_chosen_logps", found[0])
+        return dataset.add_column("ref_rejected_logps", found[1])
+
+    def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """Return the loss of a batch after its backward pass, which may compute activations again."""
+        with self._attention():
+            loss: torch.Tensor = super().training_step(*arguments, **keywords)
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return DPO's loss of a batch, in nats per pair: -log sigmoid of the difference of the two rewards."""
+        if not self._is_fast:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        margins = self._compute_margins(model, inputs)
+        if self.model.training:
+            for name, values in _measure(margins.detach()).items():
+                self._metrics["train"][name].append(values.mean().item())
+        return -functional.logsigmoid(margins).mean()
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the means over all pairs of loss, margin and accuracy of the rewards; see `Trainer`."""
+        if not self._is_fast:
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return metrics
+        self.model.eval()
+        margins = []
+        for batch in self.get_eval_dataloader(eval_dataset):
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                margins.append(self.accelerator.gather_for_metrics(self._compute_margins(self.model_wrapped, inputs)))
+        whole = torch.cat(margins).float()
+        measured = {"loss": -functional.logsigmoid(whole), **_measure(whole)}
+        metrics = {f"{metric_key_prefix}_{name}": values.mean().item() for name, values in measured.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _compute_margins(self, model: Any, inputs: "Mapping[str, Any]") -> torch.Tensor:
+        """Return the reward of each chosen answer less that of the rejected one, [pairs].
+
+        A reward is beta times the log-probability of an answer less the reference's of it.
+        Source: https://arxiv.org/abs/2305.18290, equation 7
+        """
+        chosen, rejected = self._sum_log_probs(model, inputs).chunk(2)
+        reference = inputs["ref_chosen_logps"] - inputs["ref_rejected_logps"]
+        return self.beta * (chosen - rejected - reference)  # type: ignore[no-any-return]
+
+    def _sum_log_probs(self, model: Any, inputs: "Mapping[str, Any]") -> torch.Tensor:
+        """Return the log-probability of each answer, [2 x pairs], in nats."""
+        labels = inputs["loss_labels"]
+        rows, columns = find_labels(labels)
+        names = ("input_ids", "position_ids", "attention_mask", "segments")
+        with self._attention():
+            losses = model(**{name: inputs[name] for name in names}, use_cache=False, loss_labels=labels)
+        owners = inputs["owners"][rows, columns + 1]
+        return -losses.new_zeros(inputs["num_rows"]).index_add(0, owners, losses)  # type: ignore[no-any-return]
+
+
+def _measure(margins: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"rewards/margins": margins, "rewards/accuracies": (margins > 0).float()}
+
+
+def _is_plain(args: "DPOConfig") -> bool:
+    """Return whether the settings ask for the loss of the DPO paper, with the reference computed beforehand."""
+    changed = args.ld_alpha is not None or args.use_weighting or args.f_divergence_type != "reverse_kl"
+    return args.loss_type == ["sigmoid"] and not changed and args.precompute_ref_log_probs and not args.loss_weights
+
+
+def _takes_segments(model: "PreTrainedModel", args: "DPOConfig", pad_id: int) -> bool:
+    is_cpu = args.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    if not is_cpu or args.torch_compile or args.world_size > 1 or not has_plain_head(model):
+        return False
+    return supports_prefix_sharing(model, SegmentCollator(pad_id))
