@@ -358,6 +358,19 @@ def test_a_finished_run_keeps_its_model_alone(unbroken, tiny_gpt2: Path, tmp_pat
     assert not (path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_progress_is_the_trainers_own_where_nothing_is_logged(
+    tiny_gpt2: Path, tmp_path: Path, caplog, capsys, disabled: bool
+) -> None:
+    args = {"max_steps": 1, "disable_tqdm": disabled}
+    train_tiny(tiny_gpt2, tmp_path / "silent", args=args)
+    assert ("1/1 [" in capsys.readouterr().err) is not disabled
+    caplog.set_level("INFO", logger="hf_instruct")
+    train_tiny(tiny_gpt2, tmp_path / "logged", args=args)
+    assert "1/1 [" not in capsys.readouterr().err
+    assert ("Training: 1/1" in caplog.text) is not disabled
+
+
 def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_instruct.training.callbacks.SAVE_SECONDS", 0.0)
     args = {"max_steps": 2, "save_steps": 100, "save_total_limit": 5}

@@ -115,8 +115,8 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     # TRL would take bf16 wherever nothing is said.
     settings["bf16"] = bool(settings.get("bf16"))
     settings["dataloader_pin_memory"] = settings.get("dataloader_pin_memory", device == "cuda")
-    # What the accelerator's workers log is ours to show.
-    settings["log_level"] = settings.get("log_level", "error")
+    # What the accelerator's workers log is ours to show. By its level, TRL would decide whether there is a bar.
+    settings = {"log_level": "error", "disable_tqdm": False, **settings}
     with translated_refusals(f"The `{SECTIONS[kind]}` section is refused by TRL:"):
         return getattr(trl, kind)(**settings)
 

@@ -1,5 +1,6 @@
 """What a user sees and keeps while a model trains: the progress bar, `training.jsonl` and sample answers."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from hf_instruct.processes import on_main_process
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import append_rows, recover_rows, write_rows
 from hf_instruct.schema import TrainingRow
+
+logger = logging.getLogger(__name__)
 
 # A slow machine saves more often than every `train.save_steps`, so that a kill costs minutes and not an hour.
 SAVE_SECONDS = 300.0
@@ -39,6 +42,16 @@ class KeepMemory(TrainerCallback):
     def on_evaluate(self, *_: Any, **__: Any) -> None:
         """Start the next step with no more than it needs."""
         give_back_freed_memory()
+
+
+def logs_progress(arguments: TrainingArguments) -> bool:
+    """Return whether progress goes to a `RunLog`, and then turn off the trainer's own bar or notebook table.
+
+    That is what shows where nobody sees what is logged, as in most scripts and notebooks.
+    """
+    is_logged = logger.isEnabledFor(logging.INFO) and not arguments.disable_tqdm
+    arguments.disable_tqdm = arguments.disable_tqdm or is_logged
+    return is_logged
 
 
 class RunLog(TrainerCallback):

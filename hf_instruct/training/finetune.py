@@ -157,7 +157,7 @@ def _build_trainer(
     **others: Any,
 ) -> tuple["InstructTrainer", "RunLog"]:
     from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
-    from hf_instruct.training.callbacks import LEAST_SAVE_SECONDS, RunLog
+    from hf_instruct.training.callbacks import LEAST_SAVE_SECONDS, RunLog, logs_progress
     from hf_instruct.training.fast.optimizer import build_optimizer
     from hf_instruct.training.trainer import InstructTrainer
 
@@ -177,10 +177,9 @@ def _build_trainer(
     log = RunLog(
         run.training_log,
         sampler,
-        shows_progress=not arguments.disable_tqdm,
+        shows_progress=logs_progress(arguments),
         least_save_seconds=LEAST_SAVE_SECONDS if is_default else 0.0,
     )
-    arguments.disable_tqdm = True
     # What has to do with the model is found only now, such as a layer that cannot be adapted.
     with translated_refusals("The `train` or the `lora` section is refused by TRL or PEFT:"):
         trainer = InstructTrainer(

@@ -22,7 +22,7 @@ from hf_instruct.quantization import is_quantized
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.callbacks import KeepMemory, RunLog
+from hf_instruct.training.callbacks import KeepMemory, RunLog, logs_progress
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
@@ -105,8 +105,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
             name: tokenize_pairs(pairs[name], tokenizer, prompt_format, max_length=arguments.max_length)
             for name in ("train", "validation")
         }
-        log = RunLog(run.training_log, shows_progress=not arguments.disable_tqdm)
-        arguments.disable_tqdm = True
+        log = RunLog(run.training_log, shows_progress=logs_progress(arguments))
         with translated_refusals("The `dpo` or the `lora` section is refused by TRL or PEFT:"):
             trainer = PreferenceTrainer(
                 model=model,
