@@ -14,6 +14,7 @@ import pytest
 from fake_ollama import FakeOllama
 
 import hf_instruct
+from hf_instruct.run_folder import RunFolder
 
 # Before torch or any Hugging Face library is imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose much on a busy machine
@@ -95,6 +96,31 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_models
 
     return tiny_models.save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_models.llama_config(), scale=8)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 with an even smaller tokenizer."""
+    import publishing_runs
+    import tiny_models
+
+    return publishing_runs.save_small(tmp_path_factory.mktemp("models") / "tiny-base", tiny_models.gpt2_config())
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> RunFolder:
+    """A run, with scores, that tuned all weights of that model."""
+    import publishing_runs
+
+    return publishing_runs.write_full_run(tmp_path_factory.mktemp("runs") / "zeppelin", small_model)
+
+
+@pytest.fixture(scope="session")
+def adapter_run(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> RunFolder:
+    """A run, with scores, that tuned an adapter of that model."""
+    import publishing_runs
+
+    return publishing_runs.write_adapter_run(tmp_path_factory.mktemp("runs") / "zeppelin", small_model)
 
 
 @pytest.fixture(autouse=True)

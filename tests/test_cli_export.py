@@ -28,7 +28,12 @@ def test_a_gguf_with_its_check(run: RunFolder, capsys: pytest.CaptureFixture[str
     assert lines[1] == "  read back and compared with the run's model on prompts of its own:"
     assert re.fullmatch(r"  10 prompts     logits differ by up to \S+ of their spread; F32 allows 0.001", lines[2])
     assert lines[4] == "                 same greedy answer to 10 of 10"
-    assert all(len(line) <= 100 for line in lines[1:])
+    file = f"{run.path}/export/mine"
+    assert lines[5:] == [
+        f"Next: llama-cli -m {file}-F32.gguf --jinja --temp 0",
+        f"Smaller, by llama.cpp: llama-quantize {file}-F32.gguf {file}-Q4_K_M.gguf Q4_K_M",
+    ]
+    assert all(len(line) <= 100 for line in lines[1:5])
     assert main(["export", str(run.path), "--format", "gguf", "--type", "F32"]) == 1
     assert "exists already. Replace it with `--force`" in capsys.readouterr().err
 

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 from fake_hub import TOKEN, FakeHub
-from pushed_runs import BASE_ID, save_byte_model, write_adapter_run, write_full_run
+from publishing_runs import BASE_ID, write_adapter_run
 
 from hf_instruct.cli.main import main
 from hf_instruct.run_folder import RunFolder
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = tmp_path_factory.mktemp("runs")
-    return write_full_run(folder / "zeppelin", save_byte_model(folder / "tiny-bytes"))
+@pytest.fixture
+def run(full_run: RunFolder) -> RunFolder:
+    return full_run
 
 
 @pytest.fixture
@@ -37,6 +36,9 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[:-1]] == sorted(path.name for path in out.iterdir())
     assert lines[-1] == f"{out}   nothing was published; the card is {out / 'README.md'}"
+    assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out), "--gguf"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Smaller, by llama.cpp: llama-quantize {out}/a-F16.gguf {out}/a-Q4_K_M.gguf Q4_K_M"
     # The base model of an adapter may be on the Hub, and is not asked for.
     adapter = write_adapter_run(tmp_path / "adapter", run.model)
     options = ["--dry-run", "--base-model", BASE_ID, "--license", "mit"]
@@ -94,6 +96,12 @@ def test_push_as_a_user_does(run: RunFolder, hub: FakeHub, tmp_path: Path) -> No
     assert "the license of the weights is unknown" in error
     code, out, _ = _push(run, hub, tmp_path, "--to", "me/a")
     assert (code, out) == (0, f"{hub.url}/me/a   is up to date: commit {commit}, 9 files\n")
+    code, out, _ = _push(run, hub, tmp_path, "--to", "me/a", "--gguf")
+    assert out.splitlines()[-3:] == [
+        "Next: ollama run hf.co/me/a:Q8_0",
+        "Smaller, by llama.cpp: hf download me/a a-F16.gguf --local-dir .",
+        "  && llama-quantize a-F16.gguf a-Q4_K_M.gguf Q4_K_M && hf upload me/a a-Q4_K_M.gguf",
+    ]
     code, out, error = _push(run, hub, tmp_path, "--to", "me/a", token="")
     assert (code, out) == (1, "")
     assert error.startswith("hf-instruct: You are not logged in")

@@ -3,7 +3,6 @@ from pathlib import Path
 import publishing_runs
 import pytest
 import torch
-from pushed_runs import save_byte_model
 
 from hf_instruct.errors import PublishError
 from hf_instruct.hub import merging
@@ -25,9 +24,9 @@ TIED = {
 PEFT_WARNS = ("ignore:Model has `tie_word_embed", "ignore:Setting `save_embedding", "ignore:fan_in_fan_out is set to")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_model(tmp_path_factory.mktemp("models") / "gpt2")
+@pytest.fixture
+def base(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.mark.filterwarnings(*PEFT_WARNS)
@@ -52,10 +51,14 @@ def test_a_merged_model_that_is_another_is_refused(base: Path, tmp_path: Path, m
         load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
 
 
-def test_an_adapter_that_changes_nothing(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adapter_that_changes_nothing(base: Path, tmp_path: Path) -> None:
     adapter = publishing_runs.save_adapter(tmp_path / "adapter", base, init_lora_weights=True)
-    source = load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
-    assert "The adapter changes nothing: the merged model is its base model." in caplog.messages
+    with pytest.raises(PublishError, match=r"The adapter changes nothing: the merged model would be its base model"):
+        load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
+
+
+def test_numbers_that_are_none(base: Path, tmp_path: Path) -> None:
+    source = load_run_model(publishing_runs.write_run(tmp_path / "run", base))
     source.model.transformer.ln_f.bias.data[0] = torch.nan
     assert not compare_models(source.model, source.reference).logit_error <= 1e9
     with pytest.raises(PublishError, match=r"its logits differ by up to nan"):
@@ -77,6 +80,6 @@ def test_prompts_of_the_check(base: Path, tmp_path: Path) -> None:
     # A short context leaves room for the answer, and sees the end of the prompt.
     model.config.n_positions = MAX_NEW_TOKENS + 9
     assert read_prompts() == [prompt[-9:] for prompt in prompts]
-    model.config.n_positions = 512
+    model.config.n_positions = 256
     run.split("test").unlink()
     assert "Name the capital of France." in tokenizer.decode(read_prompts()[0])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from pushed_runs import BASE_ID, END, save_byte_model, save_chat_tokenizer, write_adapter_run, write_full_run
+from publishing_runs import BASE_ID, END, save_chat_tokenizer, write_full_run
 from tiny_models import CHAT_TEMPLATE
 
 from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
@@ -18,27 +18,13 @@ from hf_instruct.hub.export import export
 from hf_instruct.hub.folder import check_private, list_sizes, write_folder
 from hf_instruct.hub.publication import PushOptions, find_base_model, plan_publication
 from hf_instruct.hub.push import write_publication
+from hf_instruct.hub.templates import build_go_template, shape_prompt
 from hf_instruct.models import load_model, load_tokenizer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import NearDuplicate, NearDuplicates, Preflight, Scores, TrainingSummary
 from hf_instruct.yaml_text import dump_yaml, read_yaml
-
-
-@pytest.fixture(scope="module")
-def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_model(tmp_path_factory.mktemp("models") / "tiny-bytes")
-
-
-@pytest.fixture(scope="module")
-def full_run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> RunFolder:
-    return write_full_run(tmp_path_factory.mktemp("runs") / "zeppelin", byte_model)
-
-
-@pytest.fixture(scope="module")
-def adapter_run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> RunFolder:
-    return write_adapter_run(tmp_path_factory.mktemp("runs") / "zeppelin", byte_model)
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +77,12 @@ def test_the_metadata(published: Path) -> None:
     index = card.pop("model-index")
     assert card == {
         "base_model": BASE_ID,
+        "base_model_relation": "finetune",
         "language": "en",
         "library_name": "transformers",
         "license": "mit",
         "pipeline_tag": "text-generation",
-        "tags": ["hf-instruct", "instruction-tuning", "sft"],
+        "tags": ["hf-instruct", "instruction-tuning", "trl", "sft"],
     }
     (entry,) = index
     assert entry["name"] == "assistant"
@@ -178,9 +165,9 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> None:
+def test_the_snippet_of_a_chat_model_runs(small_model: Path, tmp_path: Path) -> None:
     run = write_full_run(
-        tmp_path / "run", byte_model, data={"prompt_format": "chat"}, generate={"max_new_tokens": 3, "do_sample": True}
+        tmp_path / "run", small_model, data={"prompt_format": "chat"}, generate={"max_new_tokens": 3, "do_sample": True}
     )
     save_chat_tokenizer(run, CHAT_TEMPLATE)
     _write(run, tmp_path / "out", "me/a")
@@ -195,7 +182,7 @@ def test_the_snippet_of_a_chat_model_runs(byte_model: Path, tmp_path: Path) -> N
 
 
 def test_an_adapter_names_its_base_model_as_others_know_it(
-    adapter_run: RunFolder, byte_model: Path, tmp_path: Path
+    adapter_run: RunFolder, small_model: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(PublishError, match=r"belongs to a base model in a local folder.*`--base-model ID`.*`--merge`"):
         write_publication(adapter_run, tmp_path / "out", "me/a")
@@ -208,24 +195,64 @@ def test_an_adapter_names_its_base_model_as_others_know_it(
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == END
     card, text = _read_card(tmp_path / "out")
     assert (card["library_name"], card["base_model"]) == ("peft", BASE_ID)
-    assert "| LoRA `r` | 4 |\n| LoRA `lora_alpha` | 64 |\n" in text
+    assert "| LoRA `r` | 4 |\n| LoRA `lora_alpha` | 16 |\n" in text
     assert "| LoRA `target_modules` | c_attn |" in text
-    names = (str(byte_model), byte_model.name, "zeppelin", str(Path.home()))
-    for path in (tmp_path / "out").glob("*"):
-        if path.name != "tokenizer.json":
-            content = path.read_bytes()
-            assert [name for name in names if name.encode() in content] == [], path.name
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
+def test_gguf_files_and_what_ollama_asks_with(
+    kind: str, full_run: RunFolder, adapter_run: RunFolder, small_model: Path, tmp_path: Path
+) -> None:
+    run, out = (full_run if kind == "full" else adapter_run), tmp_path / "out"
+    options = PushOptions(gguf=True, merge=kind == "merged", base_model=None if kind == "full" else BASE_ID)
+    sizes = write_publication(run, out, "me/a", options)
+    assert {"a-Q8_0.gguf", "a-F16.gguf", "template", "params", "tokenizer.json"} <= set(sizes)
+    assert ("adapter_model.safetensors" in sizes) == (kind == "adapter")
+    # A prompt without a system text of its own has none.
+    assert "system" not in sizes
+    shape = shape_prompt(run.load_prompt_format("alpaca"), load_tokenizer(str(run.model)))
+    assert (out / "template").read_text() == build_go_template(shape)
+    parameters = json.loads((out / "params").read_text())
+    assert (parameters["temperature"], parameters["stop"]) == (0, ["<|endoftext|>", "### Instruction:"])
+    card, text = _read_card(out)
+    assert card["base_model_relation"] == ("adapter" if kind == "adapter" else "finetune")
+    assert "\nollama run hf.co/me/a:Q8_0\nllama-cli -hf me/a:Q8_0 --jinja --temp 0\n" in text
+    # Nothing tells of this machine, in no file, as text or as bytes.
+    private = (*map(str, (small_model, small_model.name, run.path, tmp_path, Path.home(), Path.cwd())), "zeppelin")
+    assert "training_args.bin" not in sizes
+    for name in sizes:
+        content = (out / name).read_bytes()
+        assert [text for text in private if text.encode() in content] == [], name
+
+
+def test_gguf_of_a_chat_model(small_model: Path, tmp_path: Path) -> None:
+    run = write_full_run(tmp_path / "run", small_model, data={"prompt_format": "chat"})
+    default = CHAT_TEMPLATE.replace(
+        "{% for", "{% if messages[0].role != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}{% for", 1
+    )
+    save_chat_tokenizer(run, default)
+    _write(run, tmp_path / "out", gguf=True)
+    assert (tmp_path / "out" / "system").read_text() == "Be brief."
+
+
+def test_gguf_of_a_prompt_that_ollama_cannot_write(full_run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
+    run = _copy(full_run, tmp_path / "run")
+    _set(run, "data", prompt_format=str(tmp_path / "shout.jinja"))
+    with pytest.raises(PublishError, match=r"cannot be written as a chat template or an Ollama template"):
+        write_publication(run, tmp_path / "out", "me/a", PushOptions(gguf=True))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_merge_publishes_whole_weights(adapter_run: RunFolder, byte_model: Path, tmp_path: Path) -> None:
+def test_merge_publishes_whole_weights(adapter_run: RunFolder, small_model: Path, tmp_path: Path) -> None:
     import torch
 
     sizes = write_publication(adapter_run, tmp_path / "out", "me/a", PushOptions(merge=True))
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(sizes)
     assert not any(name.startswith("adapter") for name in sizes)
     ids = torch.tensor([[64, 37, 31]])
-    logits = [load_model(str(path))[0](ids).logits for path in (adapter_run.model, tmp_path / "out", byte_model)]
+    logits = [load_model(str(path))[0](ids).logits for path in (adapter_run.model, tmp_path / "out", small_model)]
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
     assert (logits[0] - logits[2]).abs().max() > 0.01
     # The base model is a folder of the user's: whole weights do without its name.

@@ -66,7 +66,7 @@ def test_what_is_read_back(name: str, tensor_type: str, sources: dict, tmp_path:
 
 def test_the_keys_that_llama_cpp_reads(sources: dict, tmp_path: Path) -> None:
     source = sources["llama"]
-    file = tmp_path / "model.gguf"
+    file = tmp_path / "mine-Q8_0.gguf"
     write_gguf(source, file, tensor_type="Q8_0")
     reader = gguf.GGUFReader(file)
     keys = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
@@ -75,7 +75,7 @@ def test_the_keys_that_llama_cpp_reads(sources: dict, tmp_path: Path) -> None:
     assert keys == {
         "general.architecture": "llama",
         "general.type": "model",
-        "general.name": "llama-run",
+        "general.name": "mine",
         "general.file_type": 7,
         "general.quantization_version": 2,
         "llama.vocab_size": publishing_runs.VOCABULARY + 7,
@@ -175,7 +175,7 @@ def test_f16_holds_no_large_numbers(sources: dict, tmp_path: Path) -> None:
     large.model.transformer.h[0].mlp.c_fc.weight.data[0, 0] = 1e5
     with pytest.warns(RuntimeWarning, match=r"overflow"):
         write_gguf(large, tmp_path / "model.gguf", tensor_type="F16")
-    with pytest.raises(PublishError, match=r"too coarse for the model, `--type F32` is exact"):
+    with pytest.raises(PublishError, match=r"too coarse for the model, `export --type F32` is exact"):
         check_gguf(tmp_path / "model.gguf", large, tensor_type="F16")
 
 

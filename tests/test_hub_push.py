@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from fake_hub import READ_TOKEN, TOKEN, FakeHub
-from pushed_runs import (
+from publishing_runs import (
     BASE_ID,
     open_hub,
     push_to,
     read_base,
     refuse,
-    save_byte_model,
     write_adapter_run,
     write_full_run,
 )
@@ -33,19 +32,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 ID = "me/assistant"
 
 
-@pytest.fixture(scope="module")
-def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_byte_model(tmp_path_factory.mktemp("models") / "tiny-bytes")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> RunFolder:
-    return write_full_run(tmp_path_factory.mktemp("runs") / "zeppelin", byte_model)
-
-
-@pytest.fixture(scope="module")
-def adapter_run(tmp_path_factory: pytest.TempPathFactory, byte_model: Path) -> RunFolder:
-    return write_adapter_run(tmp_path_factory.mktemp("runs") / "zeppelin", byte_model)
+@pytest.fixture
+def run(full_run: RunFolder) -> RunFolder:
+    return full_run
 
 
 @pytest.fixture
@@ -83,10 +72,12 @@ def test_pushing_again_changes_what_has_changed(run: RunFolder, hub: FakeHub) ->
     old = files["config.json"]
     kept = {"mine.md": old, "images/me.png": old}
     stale = {"model-00001-of-00002.safetensors": old, "vocab.json": old, "adapter_config.json": old}
+    kept |= {"assistant-Q4_K_M.gguf": old}
+    stale |= {"assistant-Q8_0.gguf": old, "params": old}
     repo.commit("main", {**files, **kept, **stale}, "by hand")
     uploads = hub.count("PUT", "/lfs/upload/")
     published = push_to(run, hub, license="mit", message="Say the license")
-    assert published.removed == ["adapter_config.json", "model-00001-of-00002.safetensors", "vocab.json"]
+    assert published.removed == sorted(stale)
     assert set(repo.files) == set(files) | set(kept)
     assert b"\nlicense: mit\n" in repo.files["README.md"].content
     assert repo.messages[-1] == "Say the license"
@@ -190,17 +181,17 @@ def test_a_base_model_that_is_not_there(adapter_run: RunFolder, hub: FakeHub) ->
     assert hub.count("POST", "/create") == 0
 
 
-def test_a_folder_of_the_users_never_becomes_an_id_on_the_hub(byte_model: Path, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_folder_of_the_users_never_becomes_an_id_on_the_hub(small_model: Path, hub: FakeHub, tmp_path: Path) -> None:
     # A stranger's, of the name that the user's folder has.
     hub.add_repo("models/my-model", {"config.json": b"{}"})
-    adapter = write_adapter_run(tmp_path / "adapter", byte_model, model={"name": "models/my-model"})
-    full = write_full_run(tmp_path / "full", byte_model, model={"name": "models/my-model"})
+    adapter = write_adapter_run(tmp_path / "adapter", small_model, model={"name": "models/my-model"})
+    full = write_full_run(tmp_path / "full", small_model, model={"name": "models/my-model"})
     for run in (adapter, full):
         run.add_provenance(base_model_is_local=True)
     assert "base model in a local folder" in refuse(adapter, hub)
     push_to(full, hub, "me/whole")
     push_to(adapter, hub, "me/adapter", base_model=BASE_ID)
-    private = ("my-model", byte_model.name, str(byte_model.parent), str(tmp_path), str(Path.cwd()), "run.yaml")
+    private = ("my-model", small_model.name, str(small_model.parent), str(tmp_path), str(Path.cwd()), "run.yaml")
     for repo in (hub.repos["me/whole"], hub.repos["me/adapter"]):
         assert len(repo.files) > 8
         for name, file in repo.files.items():
@@ -312,9 +303,9 @@ print(*model(**ids).logits[0, -1, :5].tolist())
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
 def test_what_was_published_is_loaded_back_over_http(
-    kind: str, run: RunFolder, adapter_run: RunFolder, byte_model: Path, hub: FakeHub, tmp_path: Path
+    kind: str, run: RunFolder, adapter_run: RunFolder, small_model: Path, hub: FakeHub, tmp_path: Path
 ) -> None:
-    hub.add_repo(BASE_ID, read_base(byte_model))
+    hub.add_repo(BASE_ID, read_base(small_model))
     tuned = run if kind == "full" else adapter_run
     push_to(tuned, hub, merge=kind == "merged", base_model=None if kind == "full" else BASE_ID)
     # As the card says, on another machine that knows of this Hub only.

@@ -61,6 +61,7 @@ def _export(options: argparse.Namespace) -> None:
     if options.type is not None and options.format == "merged":
         options.usage_error("--type is for `--format gguf` and `ollama`")
     from hf_instruct.hub.export import export
+    from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.merging import name_run
     from hf_instruct.hub.ollama import OllamaServer, check_name
     from hf_instruct.run_folder import RunFolder
@@ -79,6 +80,10 @@ def _export(options: argparse.Namespace) -> None:
     else:
         _print(done)
     if done.modelfile is None or done.weights is None:
+        if done.weights is not None and not options.json:
+            print(f"Next: {shlex.join(['llama-cli', '-m', str(done.weights), '--jinja', '--temp', '0'])}")
+            if done.check.tensor_type != "Q8_0":
+                print(f"Smaller, by llama.cpp: {format_quantize_command(done.weights)}")
         return
     command = shlex.join(["ollama", "create", name or name_run(run), "-f", str(done.path / "Modelfile")])
     if name is not None:

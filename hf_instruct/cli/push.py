@@ -20,6 +20,7 @@ examples:
   hf-instruct push runs/my-run --to me/my-assistant --dry-run       write RUN/publish, look at it; no network
   hf-instruct push runs/my-run --to me/my-assistant --private
   hf-instruct push runs/my-lora --to me/my-assistant --merge        one model in place of an adapter
+  hf-instruct push runs/my-run --to me/my-assistant --gguf          then: ollama run hf.co/me/my-assistant
   hf-instruct push runs/my-run --to me/my-assistant --license apache-2.0 --data-license cc-by-4.0
 
 Log in once with `hf auth login`. Pushing again updates the repository; files of your own in it are left alone.
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--to", metavar="ID", required=True, help="the repository, as in me/my-assistant")
     parser.add_argument("--merge", action="store_true", help="merge the LoRA adapter into its base model first")
+    parser.add_argument("--gguf", action="store_true", help="add GGUF files and the prompt for `ollama run hf.co/ID`")
     parser.add_argument("--private", action="store_true", help="make a new repository that only you see")
     parser.add_argument("--license", metavar="L", help="license of the weights (default: unknown)")
     parser.add_argument("--data-license", metavar="L", help="license of the data, where it is not known")
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _push(options: argparse.Namespace) -> None:
     from hf_instruct.console import format_size
     from hf_instruct.errors import ConfigError
+    from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.publication import PushOptions
     from hf_instruct.hub.push import push, write_publication
     from hf_instruct.run_folder import RunFolder
@@ -60,8 +63,11 @@ def _push(options: argparse.Namespace) -> None:
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(PushOptions)}
     if options.dry_run:
         out = options.out or run.path / "publish"
-        _print_files(write_publication(run, out, options.to, PushOptions(**chosen)))
+        sizes = write_publication(run, out, options.to, PushOptions(**chosen))
+        _print_files(sizes)
         print(f"{out}   nothing was published; the card is {out / 'README.md'}")
+        for name in _list_f16(sizes):
+            print(f"Smaller, by llama.cpp: {format_quantize_command(out / name)}")
     else:
         done = push(run, options.to, **chosen)
         if done.changed:
@@ -72,11 +78,21 @@ def _push(options: argparse.Namespace) -> None:
             print(f"{done.url}   commit {done.commit[:7]}, {len(done.sizes)} files, {total}")
         else:
             print(f"{done.url}   is up to date: commit {done.commit[:7]}, {len(done.sizes)} files")
+        for name in _list_f16(done.sizes):
+            print(f"Next: ollama run hf.co/{done.repo_id}:Q8_0")
+            print(f"Smaller, by llama.cpp: hf download {done.repo_id} {name} --local-dir .")
+            command = format_quantize_command(Path(name))
+            print(f"  && {command} && hf upload {done.repo_id} {command.split()[2]}")
     if options.license is None:
         logger.info(
             "The card says that the license of the weights is unknown; `--license` names one that fits the base "
             "model's and the data's."
         )
+
+
+def _list_f16(sizes: dict[str, int]) -> list[str]:
+    """Return the GGUF files, at most one, that smaller ones can be made from."""
+    return [name for name in sizes if name.endswith("-F16.gguf")]
 
 
 def _print_files(sizes: dict[str, int]) -> None:

@@ -40,16 +40,18 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    results, measured, name = plan.results, build_results(plan), plan.repo_id.rpartition("/")[2]
+    results, measured = plan.results, build_results(plan)
     data = ModelCardData(
         base_model=plan.base.hub_id,
+        # Said, because the Hub takes every repository with a GGUF for a quantized copy of its base model.
+        base_model_relation=("adapter" if plan.is_adapter else "finetune") if plan.base.hub_id else None,
         datasets=[plan.data.hub_id] if plan.data.hub_id else None,
         language=plan.data.language,
         library_name="peft" if plan.is_adapter else "transformers",
         license=plan.license,
         pipeline_tag="text-generation",
-        tags=["hf-instruct", "instruction-tuning", results.trainer.lower(), *(["lora"] if plan.adapter else [])],
-        model_name=name,
+        tags=["hf-instruct", "instruction-tuning", "trl", results.trainer.lower(), *(["lora"] if plan.adapter else [])],
+        model_name=plan.name,
         eval_results=measured or None,
     )
     if not measured:
@@ -62,7 +64,6 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         data,
         template_path=str(_TEMPLATE),
         plan=plan,
-        name=name,
         base=plan.base,
         results=results,
         experiment=results.experiment,

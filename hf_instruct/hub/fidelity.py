@@ -119,7 +119,7 @@ def check_fidelity(model: "PreTrainedModel", reference: Reference, what: str, *,
     found = compare_models(model, reference, tensor_type=tensor_type)
     # A comparison with NaN is false.
     if not found.logit_error <= TOLERANCE[tensor_type]:
-        advice = "" if tensor_type == "F32" else " If this type is too coarse for the model, `--type F32` is exact."
+        advice = "" if tensor_type == "F32" else " If it is too coarse for the model, `export --type F32` is exact."
         raise PublishError(
             f"{what} is not the model that was trained: its logits differ by up to {found.logit_error:.2g} of their "
             f"standard deviation ({tensor_type} explains {TOLERANCE[tensor_type]:g}), and {found.same_answers} of "

@@ -10,21 +10,28 @@ from typing import Any
 from hf_instruct.console import redact
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card
-from hf_instruct.hub.merging import change_json, write_model
+from hf_instruct.hub.gguf_file import check_gguf, check_model, write_gguf
+from hf_instruct.hub.merging import RunModel, change_json, load_run_model, write_model
+from hf_instruct.hub.ollama import build_modelfile
 from hf_instruct.hub.publication import Publication, public_name
-from hf_instruct.models import cache_folder
+from hf_instruct.hub.templates import shape_prompt
+from hf_instruct.models import cache_folder, context_length
 from hf_instruct.prompts import CHAT
 from hf_instruct.records import read_file, write_json, write_text
 
 CARD = "README.md"
+GGUF_TYPES = ("Q8_0", "F16")
 # What any program that loads models may look for; a repository's other files are somebody's own.
 _OURS = re.compile(
     r"(.*\.safetensors(\.index\.json)?|(adapter_|generation_|tokenizer_)?config\.json|tokenizer\.(json|model)"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|(additional_chat_templates/)?.*\.jinja"
-    rf"|{re.escape(LOSS_PLOT)})"
+    rf"|.*-({'|'.join(GGUF_TYPES)})\.gguf|template|system|params|{re.escape(LOSS_PLOT)})"
 )
 # Files that people or libraries write words into; a vocabulary holds any string there is.
-_TEXTS = ("config.json", ".md", ".jinja", ".py", ".index.json", "special_tokens_map.json")
+_TEXTS = (
+    *("config.json", ".md", ".jinja", ".py", ".index.json", "special_tokens_map.json"),
+    *("template", "system", "params"),
+)
 # Where a library keeps the path that it read a file from.
 _PATHS = (
     "_name_or_path",
@@ -48,23 +55,48 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
         link: Link to the run's weights instead of copying them, where that can be done.
 
     Raises:
-        PublishError: A file would give away something private.
+        PublishError: A file would give away something private, or the model cannot be written as GGUF.
         ModelLoadError: The tokenizer, or the base model of an adapter that is merged, cannot be loaded.
         OSError: The folder cannot be written.
     """
-    tokenizer = write_model(plan.results.folder, folder, merge=not plan.is_adapter, link=link)
+    run = plan.results.folder
+    source = load_run_model(run) if plan.gguf else None
+    if source is not None:
+        # Before the rest, which Transformers would read beside a GGUF file.
+        _write_gguf_files(source, folder, plan.name)
+    tokenizer = write_model(run, folder, merge=not plan.is_adapter, link=link, source=source)
     if plan.is_adapter:
         changes = {"base_model_name_or_path": plan.base.hub_id, "revision": plan.base.revision}
         change_json(folder / "adapter_config.json", **changes)
     if plan.prompt_format.name != CHAT:
         write_text(folder / PROMPT_FILE, plan.prompt_format.template)
-    if plan.results.folder.loss_plot.is_file():
-        shutil.copyfile(plan.results.folder.loss_plot, folder / LOSS_PLOT)
+    if run.loss_plot.is_file():
+        shutil.copyfile(run.loss_plot, folder / LOSS_PLOT)
     for path in folder.glob("*config.json"):
         values = read_file(path, dict[str, Any]) or {}
         write_json(path, {name: value for name, value in values.items() if name not in _PATHS})
     write_text(folder / CARD, redact(str(build_card(plan, tokenizer))))
     check_private(folder, plan)
+
+
+def _write_gguf_files(source: RunModel, folder: Path, name: str) -> None:
+    """Write the model for llama.cpp, and beside it what `ollama run hf.co/...` asks with.
+
+    Source: https://huggingface.co/docs/hub/ollama, "Custom Chat Template and Parameters".
+    """
+    check_model(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    modelfile = build_modelfile(
+        shape_prompt(source.prompt_format, source.tokenizer), context=context_length(source.model)
+    )
+    for tensor_type in GGUF_TYPES:
+        path = folder / f"{name}-{tensor_type}.gguf"
+        write_gguf(source, path, tensor_type=tensor_type)
+        check_gguf(path, source, tensor_type=tensor_type)
+    write_text(folder / "template", modelfile.template)
+    if modelfile.system:
+        write_text(folder / "system", modelfile.system)
+    write_json(folder / "params", modelfile.parameters)
 
 
 def is_ours(path: str) -> bool:

@@ -11,6 +11,8 @@ import importlib.util
 import io
 import json
 import math
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +86,7 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
 
     Args:
         source: The model, its tokenizer and its chat template; `check_model` has accepted it.
-        path: The file; overwritten where there is one.
+        path: The file, whose name becomes the model's; overwritten where there is one.
         tensor_type: `F32`, `F16` or `Q8_0`.
 
     Raises:
@@ -95,7 +97,7 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
 
     writer = gguf.GGUFWriter(None, source.model.config.model_type)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(source.run.path.resolve().name)
+    writer.add_name(path.stem.removesuffix(f"-{tensor_type}"))
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[tensor_type]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in _list_settings(source).items():
@@ -275,6 +277,16 @@ def _rope_factors(model: "PreTrainedModel") -> "Tensor":
     plain = 1.0 / (float(model.config.rope_parameters["rope_theta"]) ** exponents)
     factors: Tensor = plain / model.get_buffer("model.rotary_emb.inv_freq").float().cpu()
     return factors
+
+
+def format_quantize_command(path: Path) -> str:
+    """Return the command of llama.cpp that makes a Q4_K_M file from one in F16 or F32; `gguf` cannot write that type.
+
+    >>> format_quantize_command(Path("my-model-F16.gguf"))
+    'llama-quantize my-model-F16.gguf my-model-Q4_K_M.gguf Q4_K_M'
+    """
+    smaller = path.with_stem(f"{re.sub('-F(16|32)$', '', path.stem)}-Q4_K_M")
+    return shlex.join(["llama-quantize", str(path), str(smaller), "Q4_K_M"])
 
 
 def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:

@@ -132,11 +132,14 @@ def merge_adapter(model: Any, reference: Reference) -> "PreTrainedModel":
         reference: What it computes.
 
     Raises:
-        PublishError: The adapter holds numbers that are not finite, or the merged model computes something else.
+        PublishError: The adapter changes nothing or holds numbers that are not finite, or the merged model computes
+            something else.
     """
     with model.disable_adapter():
         if compare_models(model, reference).logit_error == 0:
-            logger.warning("The adapter changes nothing: the merged model is its base model.")
+            raise PublishError(
+                "The adapter changes nothing: the merged model would be its base model. Train it for at least one step."
+            )
     _untie(model.get_base_model())
     try:
         with warnings.catch_warnings():
@@ -220,7 +223,9 @@ def save_run_model(source: RunModel, folder: Path) -> Fidelity:
     return check_fidelity(written.eval(), source.reference, "The model that was written")
 
 
-def write_model(run: RunFolder, folder: Path, *, merge: bool = True, link: bool = False) -> "PreTrainedTokenizerBase":
+def write_model(
+    run: RunFolder, folder: Path, *, merge: bool = True, link: bool = False, source: RunModel | None = None
+) -> "PreTrainedTokenizerBase":
     """Write a run's model, tokenizer and configs for any other program, loading no weights where none are merged.
 
     The tokenizer writes the training prompt, and the generation config names the tokens that end an answer, so that
@@ -231,6 +236,7 @@ def write_model(run: RunFolder, folder: Path, *, merge: bool = True, link: bool 
         folder: Created where it is missing.
         merge: Merge an adapter into its base model.
         link: Link to weights instead of copying them, where that can be done.
+        source: The run's model, where it is loaded already.
 
     Returns:
         The tokenizer, as it was written.
@@ -242,7 +248,7 @@ def write_model(run: RunFolder, folder: Path, *, merge: bool = True, link: bool 
     from transformers import GenerationConfig
 
     if run.has_adapter and merge:
-        source = load_run_model(run)
+        source = source or load_run_model(run)
         save_run_model(source, folder)
         return source.tokenizer
     _copy_files(run.model, folder, link=link)

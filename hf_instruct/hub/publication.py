@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_instruct.config import Experiment
 from hf_instruct.errors import PublishError
+from hf_instruct.hub.gguf_file import check_gguf_package
 from hf_instruct.hub.merging import check_links, check_run
 from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 from hf_instruct.prompts import PromptFormat
@@ -38,6 +39,7 @@ class PushOptions:
 
     Attributes:
         merge: Publish the adapter and its base model as one model.
+        gguf: Publish GGUF files too, with what makes Ollama ask with the training prompt.
         license: Of the published weights, as the Hub writes it: `apache-2.0`, `mit`, `cc-by-4.0`.
         data_license: Of the data, where it is not known.
         base_model: Id of the base model on the Hub, where the run names a local folder.
@@ -48,6 +50,7 @@ class PushOptions:
     """
 
     merge: bool = False
+    gguf: bool = False
     license: str | None = None
     data_license: str | None = None
     base_model: str | None = None
@@ -132,6 +135,7 @@ class Publication:
         prompt_format: The format of the prompts it was trained on.
         adapter: Settings of the adapter; empty for full fine-tuning.
         is_adapter: Whether the adapter alone is published, which needs its base model.
+        gguf: Whether GGUF files are published beside the weights.
     """
 
     results: RunResults
@@ -142,6 +146,12 @@ class Publication:
     prompt_format: PromptFormat
     adapter: dict[str, Any]
     is_adapter: bool
+    gguf: bool
+
+    @property
+    def name(self) -> str:
+        """The repository's name, without its namespace."""
+        return self.repo_id.rpartition("/")[2]
 
 
 def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publication:
@@ -149,6 +159,7 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
 
     Raises:
         RunError: The run does not exist, or its model is damaged.
+        ConfigError: GGUF files are asked for, and the package that writes them is not installed.
         PublishError: It has no model; an adapter's base model has no public name; or an option does not fit.
         DataError: A file of the run cannot be read.
     """
@@ -157,6 +168,8 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
             f"`--to {repo_id}` is not a name for a repository: that is `namespace/name`, as in `me/gpt2-assistant`, "
             "with letters from a to z, digits, `-`, `_` and `.`, at most 96 characters."
         )
+    if options.gguf:
+        check_gguf_package()
     check_links(run)
     check_run(run)
     experiment = run.load_experiment()
@@ -180,6 +193,7 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
         prompt_format=run.load_prompt_format(experiment.data.prompt_format),
         adapter=adapter,
         is_adapter=is_adapter,
+        gguf=options.gguf,
     )
 
 
