@@ -1,6 +1,8 @@
 """Runs side by side: joined example by example, refused where they cannot be compared."""
 
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +71,13 @@ def test_paired_difference_by_hand() -> None:
     assert not compare_values([5.0], [1.0]).is_shown
 
 
-def test_runs_are_joined_by_id_and_sorted_by_mean(pair: list[Path]) -> None:
+def test_runs_are_joined_by_id_and_more_than_two_sorted_by_mean(pair: list[Path], tmp_path: Path) -> None:
+    third = save_run(tmp_path / "third", {str(i): 35 for i in range(12)})
+    assert [row.name for row in compare_runs([*pair, third]).rows] == [str(pair[1]), str(third), str(pair[0])]
     comparison = compare_runs(pair)
-    assert [row.name for row in comparison.rows] == [str(pair[1]), str(pair[0])]
+    assert [row.name for row in comparison.rows] == list(map(str, pair))
     assert (comparison.n, comparison.num_dropped, comparison.baseline) == (12, 1, str(pair[0]))
-    high, low = comparison.rows
+    low, high = comparison.rows
     assert (high.mean, low.mean) == (41.0, 25.5)
     assert (high.n, high.failures, low.n) == (12, 1, 13)
     assert (high.mean_failures_as_0, high.mean_failures_as_100) == (pytest.approx(492 / 13), pytest.approx(592 / 13))
@@ -89,16 +93,59 @@ def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "judge llama3@365c0bd (ollama), rubric course@abc; 12 examples that all runs have a score for\n"
         "\n"
         "#  run   mean  95 % interval  difference   95 % interval    scored\n"
-        "1  high  41.0   37.2 to 44.8       +15.5  +13.6 to +17.4  12 of 13\n"
-        "2  low   25.5   23.6 to 27.4    baseline                  13 of 13\n"
+        "1  low   25.5   23.6 to 27.4    baseline                  13 of 13\n"
+        "2  high  41.0   37.2 to 44.8       +15.5  +13.6 to +17.4  12 of 13\n"
         "\n"
         "high - low: +15.5 points, 95 % interval +13.6 to +17.4 (higher on 12, equal on 0, lower on 0 of 12;\n"
-        "  sign test p < 0.001): higher.\n"
+        "  sign test p < 0.001): higher; with the failed judgments at their worst or best it is +7.4 to\n"
+        "  +15.1.\n"
         "\n"
         "! 1 example was dropped, because only some of the runs have a score for it; means and differences\n"
         "  are over the 12 left.\n"
+        "! The intervals are over examples alone: with another training seed, decoding or judge the numbers\n"
+        "  may move further (`hf-instruct sweep` over `train.seed` shows how far).\n"
         "! 1 answer of high has no score: counted as 0 or as 100, its mean would be 37.8 or 45.5."
     )
+
+
+def test_failures_that_could_turn_a_difference_round_leave_it_unsaid(tmp_path: Path) -> None:
+    low = save_run(tmp_path / "low", {str(i): 50 for i in range(20)})
+    high = save_run(tmp_path / "high", {str(i): 60 + i % 2 if i > 3 else None for i in range(20)})
+    found = compare_runs([low, high]).rows[1].difference
+    # Sixteen of 60.5, and four of 0 or of 100, over twenty of 50.
+    assert found.bounds == (pytest.approx(-1.6), pytest.approx(18.4))
+    assert found.interval.low > 0
+    assert not found.is_shown
+    text = " ".join(str(compare_runs([low, high])).split())
+    assert "no difference shown; with the failed judgments at their worst or best it is -1.6 to +18.4." in text
+
+
+def test_what_as_many_examples_show(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The course's two models differ by examples with a standard deviation of about 47 points."""
+    draws = random.Random(2)
+    found = compare_values([draws.choice((-47.1, 47.1)) for _ in range(110)], [0.0] * 110)
+    assert found.smallest_found == pytest.approx(12.6, abs=0.1)
+    assert found.count_needed(5.0) == pytest.approx(700, rel=0.02)
+    # With as large a real difference, four comparisons in five show it.
+    real = [
+        compare_values([draws.gauss(found.smallest_found, 47.1) for _ in range(110)], [0.0] * 110) for _ in range(200)
+    ]
+    assert 0.7 < sum(one.is_shown for one in real) / 200 < 0.9
+    files = [tmp_path / name for name in ("a.json", "b.json")]
+    for file in files:
+        file.write_text(json.dumps([draws.choice((20, 80)) for _ in range(30)]))
+    assert main(["compare", *map(str, files), "--power"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"30 examples show [\d.]+ points or more 8 times in 10; 5 points would take\s+about [\d,]+", text)
+    assert re.search(r"score +\S*b.json +30 +[\d.]+ +[\d,]+ for 5.0", text)
+
+
+def test_categories_of_a_few_examples_are_folded(tmp_path: Path) -> None:
+    categories = {str(i): "many" if i < 15 else f"few {i % 2}" for i in range(20)}
+    runs = [save_run(tmp_path / name, {str(i): 50 for i in range(20)}, categories=categories) for name in "ab"]
+    text = str(compare_runs(runs))
+    assert "few 0" not in text
+    assert "2 of 3 categories have fewer than 10 examples; `--json` has them." in text
 
 
 def test_baseline_is_the_first_or_the_one_named_and_is_added(pair: list[Path], tmp_path: Path) -> None:
@@ -123,7 +170,7 @@ def test_base_side_and_validation_loss(tmp_path: Path) -> None:
     ]
     write_rows(run.training_log, log)
     comparison = compare_runs([run.path / "untuned", run.path])
-    assert [row.validation_loss for row in comparison.rows] == [1.25, 2.5]
+    assert [row.validation_loss for row in comparison.rows] == [2.5, 1.25]
     assert str(comparison).splitlines()[2].endswith("validation loss")
 
 
@@ -133,11 +180,11 @@ def test_categories(tmp_path: Path) -> None:
     two = save_run(tmp_path / "two", {str(i): 50 + (10 if i < 10 else 0) for i in range(20)}, categories=categories)
     grammar, units = compare_runs([one, two]).categories
     assert (grammar.name, grammar.n, grammar.means) == ("grammar", 10, [50.0, 50.0])
-    assert units.means == [60.0, 50.0]
+    assert units.means == [50.0, 60.0]
     lines = str(compare_runs([one, two])).splitlines()
-    assert "by category   n     1     2  1 - 2    95 % interval" in lines
-    assert "units        10  60.0  50.0  +10.0  +10.0 to +10.0*" in lines
-    assert "* the interval of the difference from 2 excludes 0" in lines
+    assert "by category   n     1     2  2 - 1    95 % interval" in lines
+    assert "units        10  50.0  60.0  +10.0  +10.0 to +10.0*" in lines
+    assert "* the interval of the difference from 1 excludes 0; not corrected for 2 rows" in lines
     three = str(compare_runs([one, two, one])).splitlines()
     assert "units        10  60.0*  50.0   50.0" in three
 
@@ -247,7 +294,7 @@ def test_the_last_judge_in_a_file_counts(tmp_path: Path) -> None:
 def test_numbers_join_by_order(tmp_path: Path, pair: list[Path]) -> None:
     comparison = compare_runs([[1, 2, None, 4], [3, 2, 5, 4]])
     assert (comparison.n, comparison.num_dropped, comparison.keyed) == (3, 1, False)
-    assert [row.name for row in comparison.rows] == ["scores 2", "scores 1"]
+    assert [row.name for row in comparison.rows] == ["scores 1", "scores 2"]
     mixed = compare_runs([pair[0], [7] * 13])
     assert (mixed.n, mixed.keyed) == (13, False)
     with pytest.raises(DataError) as caught:
@@ -274,9 +321,9 @@ def test_command_prints_json_and_draws(pair: list[Path], tmp_path: Path, capsys:
     plot = tmp_path / "plots" / "runs.png"
     assert main(["compare", *map(str, pair), "--json", "--plot", str(plot)]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert [row["mean"] for row in values["rows"]] == [41.0, 25.5]
-    assert values["rows"][0]["difference"]["is_shown"] is True
-    assert (values["rows"][0]["coverage"], values["alike"]) == (12 / 13, True)
+    assert [row["mean"] for row in values["rows"]] == [25.5, 41.0]
+    assert values["rows"][1]["difference"]["is_shown"] is True
+    assert (values["rows"][1]["coverage"], values["alike"]) == (12 / 13, True)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", metavar="RUN_OR_FILE", help="what the differences are from (default: the first)")
     parser.add_argument("--force", action="store_true", help="compare what was judged differently; the table says so")
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw means and differences with their intervals")
+    parser.add_argument(
+        "--power", action="store_true", help="also say how many examples a difference takes to be shown"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.set_defaults(handler=_compare, resume_hint="Nothing was changed; start it again.")
 
@@ -52,5 +55,9 @@ def _compare(options: argparse.Namespace) -> None:
         print(format_json(comparison.to_dict()))
     else:
         print(comparison)
+        if options.power:
+            from hf_instruct.evaluation.table import format_power
+
+            print(f"\n{format_power(comparison)}")
         if options.plot:
             print(f"\nPlot: {options.plot}")

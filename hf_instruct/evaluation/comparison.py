@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError, quote_names
-from hf_instruct.evaluation.intervals import bootstrap_mean, difference_interval, sign_test
+from hf_instruct.evaluation.intervals import bootstrap_mean, difference_interval, sign_test, smallest_found
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
 from hf_instruct.evaluation.score_summary import Leading, choose_leading, find_weakness
@@ -37,7 +37,9 @@ class Difference:
         ties: Examples on which both are equal.
         losses: Examples on which the baseline's is higher.
         p_value: Of the two-sided sign test; None where all values are equal.
-        is_shown: Whether the interval excludes zero.
+        is_shown: Whether the interval excludes zero, and `bounds` too.
+        smallest_found: The smallest difference that as many examples show 8 times in 10; None for a single example.
+        bounds: The mean over all examples where each failed judgment is the worst or the best score; None without any.
     """
 
     mean: float
@@ -47,6 +49,20 @@ class Difference:
     losses: int
     p_value: float | None
     is_shown: bool
+    smallest_found: float | None = None
+    bounds: Interval | None = None
+
+    @property
+    def n(self) -> int:
+        """How many examples were compared."""
+        return self.wins + self.ties + self.losses
+
+    def count_needed(self, difference: float) -> int | None:
+        """Return about how many examples would show a difference 8 times in 10, two digits of it; None if not known."""
+        if not self.smallest_found:
+            return None
+        needed = self.n * (self.smallest_found / difference) ** 2
+        return int(float(f"{needed:.1e}")) if needed >= 1 else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +122,7 @@ class Comparison:
     """Runs side by side.
 
     Attributes:
-        rows: One a run, highest mean of the leading measure first.
+        rows: One a run: two in the order given, more by the mean of the leading measure, the highest first.
         baseline: The run that the differences are from.
         n: Examples that all runs have a score for; means and differences are over these.
         num_dropped: Examples that only some of the runs have a score for.
@@ -204,9 +220,17 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
         if all(name in names for names in named) and len(_join_metric(runs, name))
     }
     leads = metrics.get(leading.name) if leading.is_metric else common if leading.name else None
-    order = list(range(len(runs))) if leads is None else sorted(range(len(runs)), key=lambda i: -leads[i].mean())
+    order = list(range(len(runs)))
+    # Two stay as they were typed: "2 - 1" means what the reader expects.
+    if leads is not None and len(runs) > 2:
+        order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
     whole = _break_down("", common[order], base)
+    if len(common) < len(scores) and all(run.judge for run in runs):
+        whole.differences[:] = [
+            each and _bound(each, scores[number], scores[baseline])
+            for number, each in zip(order, whole.differences, strict=True)
+        ]
     categories = pandas.concat([run.rows["category"] for run in ordered]).dropna()
     groups = common[order].groupby(categories[~categories.index.duplicated()].reindex(common.index))
     return Comparison(
@@ -247,7 +271,15 @@ def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_sha
         losses=losses,
         p_value=sign_test(differences),
         is_shown=interval is not None and not interval.spans(0.0),
+        smallest_found=smallest_found(differences),
     )
+
+
+def _bound(found: Difference, scores: "pandas.Series[float]", base: "pandas.Series[float]") -> Difference:
+    """Return a difference with what it may be at least and at most, since failed judgments may hide any score."""
+    both = (scores.fillna(0) - base.fillna(100)).mean(), (scores.fillna(100) - base.fillna(0)).mean()
+    bounds = Interval(*map(float, both))
+    return dataclasses.replace(found, bounds=bounds, is_shown=found.is_shown and not bounds.spans(0.0))
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -364,4 +396,8 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
         notes.append(
             f"Each of the {len(runs) - 1} intervals holds alone at 95 %: with many runs, some exclude 0 by chance."
         )
+    notes.append(
+        "The intervals are over examples alone: with another training seed, decoding or judge the numbers may move "
+        "further (`hf-instruct sweep` over `train.seed` shows how far)."
+    )
     return notes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.console import align, format_interval, format_points, format_signed
-from hf_instruct.evaluation.metrics import format_metric, label_metric
+from hf_instruct.evaluation.metrics import SHARES, format_metric, label_metric
 
 if TYPE_CHECKING:
     from hf_instruct.evaluation.comparison import Breakdown, Comparison, Difference
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 WIDTH = 100
 _SHORTEST_NAME = 16
 _MOST_COLUMNS = 9
-# Examples from which on a difference in one category is marked.
+# Examples from which on a category is shown, and a difference in it is marked.
 _FEWEST = 10
+# The difference that readers ask for: in points of a score, and in the unit of a metric.
+_ASKED_POINTS = 5.0
+_ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0}
 
 
 def format_comparison(comparison: "Comparison") -> str:
@@ -37,14 +40,14 @@ def format_comparison(comparison: "Comparison") -> str:
             for row in comparison.rows
             if row.difference is not None
         )
-        parts += [table, differences, categories, metrics]
+        parts += [table, differences, metrics, categories]
     notes = [_wrap(f"! {note}", indent="  ") for note in [*comparison.notes, *_note_failures(comparison)]]
     return "\n\n".join(part for part in [*parts, "\n".join(notes)] if part)
 
 
 def describe_difference(name: str, baseline: str, difference: "Difference") -> str:
     """Return a run's difference from the baseline in one sentence."""
-    n = difference.wins + difference.ties + difference.losses
+    n = difference.n
     start = f"{name} - {baseline}: {format_signed(difference.mean)} points"
     if difference.interval is None:
         return f"{start} on one example, which shows nothing."
@@ -52,7 +55,32 @@ def describe_difference(name: str, baseline: str, difference: "Difference") -> s
     if (p := difference.p_value) is not None:
         counts += f"; sign test p {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
     verdict = ("higher" if difference.mean > 0 else "lower") if difference.is_shown else "no difference shown"
+    if bounds := difference.bounds:
+        verdict += f"; with the failed judgments at their worst or best it is {format_interval(bounds, signed=True)}"
+    if difference.interval.spans(0.0) and (least := difference.smallest_found):
+        verdict += f". {n} examples show {format_points(least)} points or more 8 times in 10"
+        verdict += f"; {_ASKED_POINTS:g} points would take about {difference.count_needed(_ASKED_POINTS):,}"
     return f"{start}, 95 % interval {format_interval(difference.interval, signed=True)} ({counts}): {verdict}."
+
+
+def format_power(comparison: "Comparison") -> str:
+    """Return, for each measure, the smallest difference found 8 times in 10 and how many examples smaller ones need."""
+    table = [["measure", "run", "n", "found 8 times in 10", "needs about"]]
+    scores = [("score", row.name, row.difference) for row in comparison.rows]
+    metrics = [
+        (part.name, row.name, difference)
+        for part in comparison.metrics
+        for row, difference in zip(comparison.rows, part.differences, strict=True)
+    ]
+    for name, run, difference in [*scores, *metrics]:
+        if difference is None or not difference.smallest_found:
+            continue
+        show = format_points if name == "score" else functools.partial(format_metric, name)
+        asked = _ASKED_POINTS if name == "score" else _ASKED.get(name)
+        needed = f"{difference.count_needed(asked):,} for {show(asked)}" if asked else ""
+        label = name if name == "score" else label_metric(name)
+        table.append([label, run, str(difference.n), show(difference.smallest_found), needed])
+    return "How many examples it takes (95 % intervals, 80 % power):\n" + _align(table, name_column=1)
 
 
 def list_rows(comparison: "Comparison") -> list[list[str]]:
@@ -102,11 +130,16 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
     if count > _MOST_COLUMNS:
         return f"{title}: {len(breakdowns)} rows for {count} runs do not fit here; `--json` has them."
     base = next(number for number, row in enumerate(comparison.rows) if row.difference is None)
+    shown = [part for part in breakdowns if title == "metric" or part.n >= _FEWEST]
+    hidden = len(breakdowns) - len(shown)
+    folded = f"{hidden} of {len(breakdowns)} categories have fewer than {_FEWEST} examples; `--json` has them."
+    if not shown:
+        return folded
     table = [[title, "n", *(str(number) for number in range(1, count + 1))]]
     if count == 2:
         table[0] += [f"{2 - base} - {base + 1}", "95 % interval"]
     any_marked = False
-    for part in breakdowns:
+    for part in shown:
         show, show_signed, label = format_points, format_signed, part.name
         if title == "metric":
             show = functools.partial(format_metric, part.name)
@@ -125,7 +158,11 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
             line += [show(mean) + mark for mean, mark in zip(part.means, marks, strict=True)]
         table.append(line)
     text = _align(table, name_column=0)
-    return f"{text}\n* the interval of the difference from {base + 1} excludes 0" if any_marked else text
+    lines = [text]
+    if any_marked:
+        alone = f"; not corrected for {len(shown)} rows" if len(shown) > 1 else ""
+        lines.append(f"* the interval of the difference from {base + 1} excludes 0{alone}")
+    return "\n".join([*lines, *([folded] if hidden else [])])
 
 
 def _note_failures(comparison: "Comparison") -> list[str]:
