@@ -5,7 +5,6 @@ from pathlib import Path
 import publishing_runs
 import pytest
 import tiny_models
-from fake_ollama import FakeOllama
 
 from hf_instruct.cli.main import main
 from hf_instruct.run_folder import RunFolder
@@ -78,15 +77,18 @@ def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture
 
 
 def test_a_server_is_looked_for_before_any_work(
-    run: RunFolder, server: FakeOllama, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["export", str(run.path), "--format", "ollama"]
     assert main([*command, "--create", "../x"]) == 1
     assert "`--create ../x` is not a name for an Ollama model" in capsys.readouterr().err
-    assert main([*command, "--create", "x", "--base-url", "http://127.0.0.1:9"]) == 1
-    assert "No Ollama server answers at http://127.0.0.1:9" in capsys.readouterr().err
+    (tmp_path / "ollama").write_text('#!/bin/sh\nif [ "$OLLAMA_HOST $1" != "there list" ]; then exit 1; fi\n')
+    (tmp_path / "ollama").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert main([*command, "--create", "x", "--base-url", "nowhere"]) == 1
+    assert "`ollama list` failed" in capsys.readouterr().err
     assert not (run.path / "export").exists()
-    # This fake knows no blobs: the upload fails, and the export stays.
-    server.version = "0.33.0"
-    assert main([*command, "--create", "x", "--base-url", server.url]) == 1
+    # What comes after the export may fail, and the export stays.
+    assert main([*command, "--create", "x", "--base-url", "there"]) == 1
+    assert f"`ollama create x -f {run.path}/export/ollama/Modelfile` failed" in capsys.readouterr().err
     assert (run.path / "export/ollama/Modelfile").is_file()

@@ -3,19 +3,15 @@
 import argparse
 import dataclasses
 import json
-import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag
 from hf_instruct.console import format_json
-from hf_instruct.errors import InstructError
 
 if TYPE_CHECKING:
     from hf_instruct.hub.export import Export
-
-logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Write a run's tuned model for other programs; an adapter is merged into its base model first. What was written is read
@@ -46,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="PATH", type=Path, help="folder or .gguf file (default: in RUN/export/)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
-    parser.add_argument("--create", metavar="NAME", help="also create this model in a running Ollama")
+    parser.add_argument("--create", metavar="NAME", help="also create this model by `ollama create`")
     parser.add_argument("--base-url", metavar="URL", help="its address (default: OLLAMA_HOST, else this machine)")
     parser.add_argument("--json", action="store_true", help="print the paths and the check's numbers as JSON")
     add_trust_flag(parser)
@@ -63,15 +59,14 @@ def _export(options: argparse.Namespace) -> None:
     from hf_instruct.hub.export import export
     from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.merging import name_run
-    from hf_instruct.hub.ollama import OllamaServer, check_name
+    from hf_instruct.hub.ollama import check_name, run_ollama
     from hf_instruct.run_folder import RunFolder
 
     name = options.create
     if name is not None:
         # A server that is not there is found out before minutes of work.
         check_name(name)
-        server = OllamaServer(options.base_url)
-        server.check()
+        run_ollama("list", base_url=options.base_url, shown=False)
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     done = export(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
     if options.json:
@@ -85,18 +80,11 @@ def _export(options: argparse.Namespace) -> None:
             if done.check.tensor_type != "Q8_0":
                 print(f"Smaller, by llama.cpp: {format_quantize_command(done.weights)}")
         return
-    command = shlex.join(["ollama", "create", name or name_run(run), "-f", str(done.path / "Modelfile")])
+    create = ["create", name or name_run(run), "-f", str(done.path / "Modelfile")]
     if name is not None:
-        logger.info("Uploading %s to Ollama at %s", done.weights.name, server.url)
-        try:
-            server.create(
-                name, done.modelfile, done.weights, on_status=lambda status: logger.info("Ollama: %s", status)
-            )
-        except InstructError:
-            logger.warning("The export itself is whole: `%s` uses it.", command)
-            raise
+        run_ollama(*create, base_url=options.base_url)
     if not options.json:
-        print(f"Next: {command}" if name is None else f"Created in Ollama: {name}. Try it: ollama run {name}")
+        print(f"Next: {shlex.join(['ollama', *create])}" if name is None else f"Next: ollama run {name}")
 
 
 def _print(export: "Export") -> None:

@@ -1,34 +1,21 @@
-"""A model for Ollama: its Modelfile, and its upload to a running server."""
+"""A model for Ollama: its Modelfile, and Ollama's own command, which takes it."""
 
-import contextlib
 import dataclasses
-import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import shlex
+import shutil
+import subprocess
 from typing import Any
 
-import httpx
-
+from hf_instruct.console import clean_message
 from hf_instruct.errors import PublishError
 from hf_instruct.hub.templates import PromptShape, build_go_template
 from hf_instruct.prompts import CHAT
-from hf_instruct.servers import (
-    Body,
-    ServerError,
-    check_status,
-    open_ollama,
-    parse_body,
-    read_answer,
-    shorten,
-    shown_url,
-)
 
 # A longer window takes memory for every user of the server; who needs it sets `num_ctx` higher.
 _LARGEST_WINDOW = 4096
-_ANSWER_SECONDS = 10.0
-_CHUNK = 1 << 20
 # Source: https://github.com/ollama/ollama, `types/model/name.go`.
 _NAME = re.compile(r"(?:(?:[\w.-]+(?::\d+)?/)?[\w][\w-]{0,79}/)?[\w][\w.-]{0,79}(?::[\w][\w.-]{0,79})?", re.ASCII)
 
@@ -105,92 +92,27 @@ def check_name(name: str) -> None:
         )
 
 
-class _Version(Body):
-    version: str
-
-
-class _Progress(Body):
-    status: str = ""
-
-
-class OllamaServer:
-    """A running Ollama, to put models on.
+def run_ollama(*arguments: str, base_url: str | None = None, shown: bool = True) -> None:
+    """Run Ollama's own command.
 
     Args:
-        base_url: Its address; OLLAMA_HOST, else this machine, by default.
+        arguments: What follows `ollama`.
+        base_url: The server's address; OLLAMA_HOST, else this machine, by default.
+        shown: Whether it shows its progress, on standard error.
 
     Raises:
-        ConfigError: The address is not usable.
+        PublishError: It is not installed, or fails: no server answers, or it refuses.
     """
-
-    def __init__(self, base_url: str | None = None) -> None:
-        self._http = open_ollama(httpx.Client, base_url)
-        self.url = shown_url(self._http.base_url)
-
-    def check(self) -> str:
-        """Return the server's version.
-
-        Raises:
-            PublishError: No Ollama answers.
-        """
-        with self._translated("asked for its version"):
-            return read_answer(self._http.get("/api/version", timeout=_ANSWER_SECONDS), _Version).version
-
-    def create(
-        self, name: str, modelfile: Modelfile, weights: Path, *, on_status: Callable[[str], None] = lambda status: None
-    ) -> None:
-        """Upload a GGUF, unless the server has it, and create a model from it; one of the same name is replaced.
-
-        Args:
-            name: What to call it.
-            modelfile: Its template and options.
-            weights: The GGUF.
-            on_status: Called with each step that the server tells of.
-
-        Raises:
-            PublishError: The server is gone, refuses it, or breaks off.
-        """
-        body: dict[str, Any] = {
-            "model": name,
-            "files": {"model.gguf": self._upload(weights)},
-            "template": modelfile.template,
-            "parameters": modelfile.parameters,
-            **({"system": modelfile.system} if modelfile.system else {}),
-        }
-        status = ""
-        with (
-            self._translated(f"asked to create `{name}`"),
-            self._http.stream("POST", "/api/create", json=body, extensions={"lines": True}) as answer,
-        ):
-            if not answer.is_success:
-                answer.read()
-                check_status(answer)
-            for line in answer.iter_lines():
-                status = shorten(parse_body(line, _Progress).status)
-                on_status(status)
-        if status != "success":
-            raise PublishError(f"Ollama at {self.url} broke off after `{status}` while it created `{name}`. Try again.")
-
-    def _upload(self, path: Path) -> str:
-        with path.open("rb") as file:
-            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-            file.seek(0)
-            with self._translated(f"given `{path.name}`"):
-                if self._http.head(f"/api/blobs/{digest}").status_code != httpx.codes.OK:
-                    size = {"Content-Length": str(path.stat().st_size)}
-                    chunks = iter(lambda: file.read(_CHUNK), b"")
-                    check_status(self._http.post(f"/api/blobs/{digest}", content=chunks, headers=size))
-        return digest
-
-    @contextlib.contextmanager
-    def _translated(self, asked: str) -> Iterator[None]:
-        try:
-            yield
-        except ServerError as error:
-            said = "which is not Ollama's answer" if error.status is None else f"status {error.status}"
-            raise PublishError(f"What answers at {self.url}, {asked}, said: {error} ({said}).") from error
-        except (httpx.HTTPError, OSError) as error:
-            raise PublishError(
-                f"No Ollama server answers at {self.url} ({str(error) or type(error).__name__}). Start it with "
-                "`ollama serve`, or name another with `--base-url` or OLLAMA_HOST."
-            ) from error
+    command = shlex.join(["ollama", *arguments])
+    program = shutil.which("ollama")
+    if program is None:
+        raise PublishError(
+            f"`{command}` cannot run: there is no `ollama` on the PATH. It comes from https://ollama.com."
+        )
+    address = {"OLLAMA_HOST": base_url} if base_url else {}
+    # Standard output is for results.
+    output = 2 if shown else subprocess.PIPE
+    done = subprocess.run([program, *arguments], stdout=output, stderr=output, text=True, env={**os.environ, **address})
+    if done.returncode:
+        said = "what it said is above" if shown else clean_message(done.stderr).strip()
+        raise PublishError(f"`{command}` failed ({said}). Is the server there? `ollama serve` starts one.")
