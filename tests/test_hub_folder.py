@@ -142,6 +142,12 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     whole = {**scores, "interval": [20.0, 90.0], "mean_failures_as_0": 51.25, "mean_failures_as_100": 76.25}
     check = {"passed": False, "failed": ["order", "injection"], "n": 20}
     run.write_scores("tuned", Scores.model_validate({**whole, "self_check": check}, strict=False))
+    benchmark = {"task": "everyday_choice", "metric": "acc", "filter": "none", "value": 0.525, "standard_error": 0.08}
+    asked = {"n": 40, "total": 100, "num_fewshot": 0, "higher_is_better": True, "version": "1", "limit": 40}
+    how = {"chat_template": False, "dtype": "float32", "model": str(run.path), "lm_eval_version": "0.4.13"}
+    rest = {"seconds": 1.0, "measured_at": "2026-01-01", "questions_sha256": None}
+    row = benchmark | asked | how | rest
+    write_json(run.benchmarks, {"tuned": [row, row | {"shown": False}, row | {"value": None}]})
     found = {"id": "a", "train_ids": ["x"]}
     near = NearDuplicates(threshold=0.9, test=[NearDuplicate(id="b", train_id="x", cosine=0.9)])
     seen = {"test": [found, found]}
@@ -152,6 +158,11 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     (metric,) = card["model-index"][0]["results"][0]["metrics"][1:]
     assert (metric["type"], metric["value"]) == ("rouge_l", 0.5517)
     assert metric["args"] == {"interval_95": [0.4854, 0.6146], "n": 100}
+    (lm_eval,) = card["model-index"][0]["results"][1:]
+    assert lm_eval["dataset"] == {"name": "everyday_choice", "type": "everyday_choice", "split": "test"}
+    (metric,) = lm_eval["metrics"]
+    assert (metric["type"], metric["value"]) == ("acc", 0.525)
+    assert (metric["args"]["standard_error"], metric["args"]["n"]) == (0.08, 40)
     for part in (
         "| license of these weights | unknown: the publisher named none |",
         "| mean score, 0 to 100 | 26.3 (2.5 to 68.8), n=4 | 68.3 (20.0 to 90.0), n=3 |",

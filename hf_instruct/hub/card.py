@@ -90,18 +90,19 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
 
 
 def build_results(plan: Publication) -> "list[EvalResult]":
-    """Return the judge's mean score and the reference metrics for the card's model index; empty without any.
+    """Return the judge's mean score, the reference metrics and lm-eval's results for the card's model index.
 
-    Each carries its 95 % interval and n; the score also who judged, under which rubric, with how many failures.
+    Each carries its n and its 95 % interval or standard error; the score also who judged, under which rubric, with how
+    many failures.
     """
     from huggingface_hub import EvalResult
 
-    def build(type: str, value: float, name: str, args: dict[str, Any]) -> EvalResult:
+    def build(type: str, value: float, name: str, args: dict[str, Any], benchmark: str = "") -> EvalResult:
         return EvalResult(
             task_type="text-generation",
-            task_name="Instruction following",
-            dataset_type=plan.data.hub_id or plan.data.name,
-            dataset_name=f"{plan.data.name}, held-out examples",
+            task_name="lm-eval" if benchmark else "Instruction following",
+            dataset_type=benchmark or plan.data.hub_id or plan.data.name,
+            dataset_name=benchmark or f"{plan.data.name}, held-out examples",
             dataset_split="test",
             metric_type=type,
             metric_value=value,
@@ -117,6 +118,12 @@ def build_results(plan: Publication) -> "list[EvalResult]":
         if row.tuned:
             args = {"interval_95": _round_ends(row.tuned.interval), "n": row.tuned.n}
             results.append(build(row.name, round(row.tuned.mean, 4), row.label, args))
+    for found in plan.results.benchmarks:
+        if found.value is not None and found.shown:
+            known = {name: getattr(found, name) for name in ("standard_error", "n", "num_fewshot", "version")}
+            args = known | {"filter": found.filter, "lm_eval_version": found.lm_eval_version}
+            task = public_name(found.task, "own-task")
+            results.append(build(found.metric, found.value, found.metric, args, task))
     return results
 
 
