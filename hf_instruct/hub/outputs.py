@@ -67,12 +67,11 @@ def building(target: Path) -> Iterator[Path]:
         yield part
         # A folder cannot be renamed over one.
         aside = part.with_name(f"{target.name}.replaced")
-        if target.exists():
-            target.rename(aside)
         try:
+            if target.exists():
+                target.rename(aside)
             part.rename(target)
-        except BaseException:
-            # Ctrl-C as well: what was moved aside is deleted in a moment.
-            if aside.exists():
+        finally:
+            # After Ctrl-C as well: what was moved aside is deleted in a moment.
+            if aside.exists() and not target.exists():
                 aside.rename(target)
-            raise

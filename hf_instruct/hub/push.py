@@ -111,20 +111,12 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
 
 def _check_base(api: "HfApi", base: BaseModel) -> None:
     """Refuse a base model that others cannot load: without it an adapter is of no use."""
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    if base.hub_id is None:
-        return
-    try:
-        api.model_info(base.hub_id, revision=base.revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        if error.response.status_code == 401:
-            raise
+    if base.hub_id is not None and not api.revision_exists(base.hub_id, base.revision or "main"):
         at = f" at `{base.revision}`" if base.revision else ""
         raise PublishError(
             f"The base model `{base.hub_id}`{at} is not on the Hub, or you may not see it. Name its id there with "
-            f"`--base-model`. {_NOTHING}"
-        ) from error
+            f"`--base-model`, and log in with `hf auth login` if it is private. {_NOTHING}"
+        )
 
 
 def _open_repository(api: "HfApi", repo_id: str, options: PushOptions) -> tuple["ModelInfo", "ModelInfo"]:
