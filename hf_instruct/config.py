@@ -71,6 +71,9 @@ class DataSection(_Section):
     seed: int = Field(123, description="seed of the shuffled and grouped splits")
     num_proc: Natural | None = Field(None, description="processes that count tokens and tokenize; one by default")
     strict: bool = Field(False, description="refuse data whose test or validation prompts also stand in train")
+    loss_on: Literal["all", "last"] = Field(
+        "all", description="which answers of a conversation are learned: all, or the last one alone"
+    )
     prompt_format: str = Field("alpaca", description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file")
 
     @property

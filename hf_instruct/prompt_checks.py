@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.prompts import CHAT, PromptFormat, begin_ids
+from hf_instruct.prompt_tokens import begin_ids
+from hf_instruct.prompts import CHAT, PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,13 +6,22 @@ asked in exactly the words it was trained on.
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError, InstructError, did_you_mean, quote_names
+from hf_instruct.prompt_tokens import (
+    FormatTokens,
+    LossOn,
+    cut_tokens,
+    encode_text,
+    find_answer,
+    find_answers,
+    find_tokens,
+    mark_special,
+)
 from hf_instruct.records import Example
 from hf_instruct.templates import UserTemplate, translated_errors
 
@@ -41,38 +50,6 @@ TEMPLATES = {
     "phi3": "<|user|>\n{{ instruction }}{% if input %}\n{{ input }}{% endif %}\n<|assistant|>\n",
 }
 CHAT = "chat"
-# The label of a token that carries no loss; PyTorch's cross entropy skips it.
-IGNORED = -100
-
-
-def build_row(
-    prompt_ids: Sequence[int],
-    completion_ids: Sequence[int],
-    *,
-    max_length: int | None,
-    completion_only_loss: bool = True,
-) -> dict[str, list[int]]:
-    """Return the training row of an example, cut to `max_length` tokens at the end: `input_ids` and `labels`.
-
-    Labels are the ids that carry loss, and `IGNORED` elsewhere.
-
-    Args:
-        prompt_ids: As `PromptFormat.encode_example` returns them.
-        completion_ids: The same.
-        max_length: Most tokens in a row; None for no limit.
-        completion_only_loss: Whether prompt tokens are left out of the loss.
-
-    >>> build_row([1, 2], [3, 4], max_length=3)
-    {'input_ids': [1, 2, 3], 'labels': [-100, -100, 3]}
-    """
-    labels = [IGNORED] * len(prompt_ids) if completion_only_loss else list(prompt_ids)
-    ids = [*prompt_ids, *completion_ids]
-    return {"input_ids": ids[:max_length], "labels": [*labels, *completion_ids][:max_length]}
-
-
-def count_labels(row: Mapping[str, Sequence[int]]) -> int:
-    """Return how many labels of a row carry loss; never the first token, because nothing predicts it."""
-    return sum(label != IGNORED for label in row["labels"][1:])
 
 
 def build_user_turn(instruction: str, input: str = "") -> dict[str, str]:
@@ -215,9 +192,9 @@ class PromptFormat:
         """
         return self._tokens(tokenizer).end
 
-    def _tokens(self, tokenizer: "PreTrainedTokenizerBase") -> "_Tokens":
+    def _tokens(self, tokenizer: "PreTrainedTokenizerBase") -> FormatTokens:
         template = self.chat_template(tokenizer) if self.name == CHAT else ""
-        return _find_tokens(self, tokenizer, template, tokenizer.eos_token, len(tokenizer))
+        return find_tokens(self, tokenizer, template, tokenizer.eos_token, len(tokenizer))
 
     def find_special_tokens(self, tokenizer: "PreTrainedTokenizerBase", *texts: str) -> list[str]:
         """Return the special tokens that stand in texts of the user's, each once; they are encoded as plain text."""
@@ -238,26 +215,9 @@ class PromptFormat:
         return ids if self.name == CHAT else [*self._tokens(tokenizer).begin, *ids]
 
     def _encode(self, tokenizer: "PreTrainedTokenizerBase", build: Callable[..., str], *texts: str) -> list[int]:
-        """Return the token ids of the text that `build` makes of a user's texts, in which nothing is a special token.
-
-        A tokenizer reads `<|endoftext|>` in an answer as the end of it. Transformers tells the two apart by marks of
-        its own around a token in a text, made before a template is rendered.
-        """
-        special = self._tokens(tokenizer).special
-        if not any(special.search(text) for text in texts):
-            ids: list[int] = tokenizer(build(*texts), add_special_tokens=False)["input_ids"]
-            return ids
-        from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
-
-        marked = build(*(mark_control_tokens(text, special) for text in texts))
-        try:
-            ids = encode_marked_chat(tokenizer, marked)
-        except ValueError as error:
-            raise DataError(
-                f"A text contains a special token that the tokenizer `{tokenizer.name_or_path}` cannot encode as plain "
-                f"text ({error}). Delete it from the text."
-            ) from error
-        return ids
+        """Return the token ids of the text that `build` makes of texts in which nothing is a special token."""
+        marked = mark_special(texts, self._tokens(tokenizer).special)
+        return encode_text(tokenizer, build(*(marked or texts)), is_marked=marked is not None)
 
     def encode_prompts(self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example]) -> list[list[int]]:
         """Return `encode_prompt` of each example.
@@ -352,87 +312,83 @@ class PromptFormat:
             return prompt_ids, self._encode(tokenizer, lambda text: text + ending, example.output)
 
     def encode_examples(
-        self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example | Mapping[str, Any]]
-    ) -> list[tuple[list[int], list[int]]]:
-        """Return `encode_example` of each; plain texts are tokenized together, which is several times faster."""
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        examples: Sequence[Example | Mapping[str, Any]],
+        *,
+        loss_on: LossOn = "all",
+    ) -> list[Sequence[list[int]]]:
+        """Return what `build_row` makes the row of each example from: the token ids of its prompt and its completion.
+
+        For a conversation of which several answers are learned they are those of prompt and answer in turn: together
+        the conversation as the chat template writes it, up to the end of its last answer. Plain texts are tokenized
+        together, which is several times faster.
+
+        Args:
+            loss_on: Whether `all` answers of a conversation are learned, or the `last` one alone.
+
+        Raises:
+            DataError: An example cannot be written in this format, or its earlier answers cannot be learned; it is
+                named.
+        """
         tokens = self._tokens(tokenizer)
+        pieces: dict[int, Sequence[list[int]]] = {}
         indices, texts = [], []
         for index, row in enumerate(examples):
             example = _read_example(row)
             own = (example.instruction, example.input, example.output)
-            if example.prompt is not None or example.messages or any(map(tokens.special.search, own)):
-                continue
-            with _naming(example):
-                texts.append(self.format_prompt(example.instruction, example.input, tokenizer=tokenizer))
-                texts.append(example.output + tokens.ending)
-            indices.append(index)
+            if loss_on == "all" and len(answers := find_answers(example)) > 1 and self.name == CHAT:
+                with _naming(example):
+                    pieces[index] = self._encode_answers(tokenizer, example.messages or [], answers)
+            elif example.prompt is not None or example.messages or any(map(tokens.special.search, own)):
+                pieces[index] = self.encode_example(tokenizer, example)
+            else:
+                with _naming(example):
+                    texts.append(self.format_prompt(example.instruction, example.input, tokenizer=tokenizer))
+                    texts.append(example.output + tokens.ending)
+                indices.append(index)
         ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
         begin = [] if self.name == CHAT else tokens.begin
-        pairs = {index: ([*begin, *next(ids)], next(ids)) for index in indices}
-        return [pairs.get(index) or self.encode_example(tokenizer, row) for index, row in enumerate(examples)]
+        pieces |= {index: ([*begin, *next(ids)], next(ids)) for index in indices}
+        return [pieces[index] for index in range(len(examples))]
+
+    def _encode_answers(
+        self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], answers: Sequence[int]
+    ) -> list[list[int]]:
+        """Return the token ids of a conversation in pieces, prompt and answer in turn.
+
+        Args:
+            messages: The conversation.
+            answers: Which of its turns are answers to learn; the last of them ends it.
+        """
+        tokens = self._tokens(tokenizer)
+        contents = [turn["content"] for turn in messages]
+        marked = mark_special(contents, tokens.special)
+        turns = [{**turn, "content": text} for turn, text in zip(messages, marked or contents, strict=True)]
+        text, cuts = self.render_chat(tokenizer, turns, add_generation_prompt=False), list[int]()
+        for number in answers:
+            found = find_answer(text, self.render_chat(tokenizer, turns[:number]), turns[number]["content"], tokens.end)
+            if found is None:
+                raise DataError(
+                    f"The chat template of `{tokenizer.name_or_path}` does not write the answer in turn {number} of a "
+                    "whole conversation as it is given to its prompt, so it cannot be learned; `data.loss_on: last` "
+                    "learns the last answer alone."
+                )
+            cuts += found
+        return cut_tokens(tokenizer, text[: cuts[-1]], cuts, is_marked=marked is not None)
 
     def end_token_id(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id of `end_token`."""
         return int(tokenizer.convert_tokens_to_ids(self.end_token(tokenizer)))  # type: ignore[arg-type]  # of one token
 
 
-class _Tokens(NamedTuple):
-    """The special tokens that a format writes with one tokenizer.
-
-    Attributes:
-        begin: Ids that the tokenizer puts before every text, such as beginning-of-text.
-        end: The token that ends a completion.
-        ending: What follows an output: the end token, and the white space that a chat template writes before it.
-        special: Matches the tokens that only a format may write: the tokenizer's special tokens and the end token.
-    """
-
-    begin: list[int]
-    end: str
-    ending: str
-    special: re.Pattern[str]
-
-
-# Looked up for every row. What may change about a tokenizer is part of the key.
-@lru_cache(maxsize=8)
-def _find_tokens(
-    prompt_format: PromptFormat,
-    tokenizer: "PreTrainedTokenizerBase",
-    template: str,
-    eos_token: str | None,
-    num_tokens: int,
-) -> _Tokens:
-    added = tokenizer.added_tokens_decoder
-    end = ending = eos_token
-    if prompt_format.name == CHAT:
-        messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-        tail = prompt_format.render_chat(tokenizer, messages, add_generation_prompt=False).rpartition("ANSWER")[2]
-        # Phi-3's template writes more after the end of the turn, so what counts is the first token.
-        ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
-        if ids and ids[0] in added:
-            end = str(added[ids[0]])
-            ending = tail[: tail.index(end)] + end
-    if not end or not ending:
-        raise ConfigError(
-            f"The tokenizer `{tokenizer.name_or_path}` has no end-of-text token, so a model could never learn to "
-            "stop; choose another model."
-        )
-    tokens = {end, *(str(token) for token in added.values() if token.special)}
-    # The longest first, as one may be the beginning of another.
-    special = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
-    return _Tokens(begin_ids(tokenizer), end, ending, special)
-
-
-def begin_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the ids that the tokenizer puts before every text; what it puts after a text is left out."""
-    whole, plain = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
-    return [int(id) for id in whole[: whole.index(plain[0])]]
-
-
 def _read_example(row: Example | Mapping[str, Any]) -> Example:
     if isinstance(row, Example):
         return row
     fields: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "instruction", "input", "output")}
-    return Example(**fields, prompt=row.get("prompt"), messages=row.get("messages"))
+    return Example(
+        **fields, prompt=row.get("prompt"), messages=row.get("messages"), prompt_turns=row.get("prompt_turns")
+    )
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ class Example:
     category: str | None = None  # a label to group scores by
     prompt: str | None = None  # what is asked, as it is: in no prompt format
     messages: list[dict[str, str]] | None = None  # a conversation, whose last turns are the instruction and the output
+    prompt_turns: int | None = None  # how many of its turns only ask, where a row held a prompt and a completion
 
     def describe_task(self) -> str:
         """Return the instruction as judges and readers have to see it: below the turns before it, if there are any."""

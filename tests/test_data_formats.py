@@ -6,7 +6,7 @@ from hf_instruct.data import examples
 from hf_instruct.data.examples import CheckedData, build_examples, find_repeats
 from hf_instruct.data.formats import check_messages
 from hf_instruct.data.problems import Problem, RawRow, raise_problems, shorten
-from hf_instruct.data.sources import iterate_examples
+from hf_instruct.data.sources import iterate_examples, read_examples
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example, build_example_id
 
@@ -109,6 +109,7 @@ MORE = [*TURNS, {"role": "user", "content": "c"}, {"role": "assistant", "content
         ({"Conversations": [{"from": "system", "value": "Be brief."}, *TURNS]}, [SYSTEM, *TURNS]),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, TURNS),
         ({"prompt": [SYSTEM, TURNS[0]], "completion": "b"}, [SYSTEM, *TURNS]),
+        ({"prompt": MORE[:3], "completion": MORE[3:]}, MORE),
     ],
 )
 def test_conversations_are_recognised(row: dict[str, Any], turns: list[dict[str, str]]) -> None:
@@ -116,6 +117,8 @@ def test_conversations_are_recognised(row: dict[str, Any], turns: list[dict[str,
     (example,) = iterate_examples(checked.examples)
     assert checked.problems == []
     assert example.messages == turns
+    assert example.prompt_turns == (3 if row.get("prompt") == MORE[:3] else None)
+    assert read_examples(checked.examples) == [example]
     assert (example.instruction, example.input, example.output) == (turns[-2]["content"], "", turns[-1]["content"])
     assert "holds " in checked.notices[0]
 

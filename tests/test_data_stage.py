@@ -11,7 +11,8 @@ from hf_instruct.data.sources import iterate_examples, load_split
 from hf_instruct.data.splits import split_examples
 from hf_instruct.data.stage import prepare
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.prompts import PromptFormat, count_labels
+from hf_instruct.prompt_tokens import count_labels
+from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.dataset import tokenize_examples

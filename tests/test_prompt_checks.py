@@ -1,18 +1,23 @@
 """What training takes prompts to be, for every chat template that TRL ships and for formats of one's own."""
 
+import contextlib
 import copy
 import re
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import tiny_models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template
 
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.prompt_checks import find_problems, settle_format
+from hf_instruct.prompt_tokens import IGNORED, build_row
 from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example
 
 CHAT = PromptFormat.from_name("chat")
 TEMPLATES = {
@@ -40,7 +45,10 @@ REFUSED = {
     "llava_next": "refuses this: 'str object' has no attribute 'text'",
     "smolvlm": "writes the instruction 0 times instead of once",
 }
+# They write an earlier answer without the thinking, or with another end, than the last one.
+LAST_ALONE = {"glm4moe", "gptoss", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6"}
 DATED = {"gptoss", "llama3_2", "muse_glimmer"}
+TALK = [("user", "One?"), ("assistant", "Two."), ("user", "Three?"), ("assistant", "Four.")]
 HEADER = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 MISTRAL = "{% for m in messages %}{{ '[Q] ' + m.content + ' [A]' if m.role == 'user' else m.content }}{% endfor %}"
@@ -85,6 +93,41 @@ def test_templates_of_model_families(name: str, tokenizer: PreTrainedTokenizerBa
     # Whoever settles it again, from the run or from the tokenizer saved with the model, gets the same.
     assert settle_format(settled, tokenizer) is settled
     assert settle(settled.template, tokenizer) == settled
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - REFUSED.keys()))
+def test_conversations_of_model_families(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    settled = settle(TEMPLATES[name], tokenizer)
+    messages = [{"role": role, "content": text} for role, text in TALK]
+    example = Example("a", "Three?", "", "Four.", messages=messages)
+    (last,) = settled.encode_examples(tokenizer, [example], loss_on="last")
+    end = settled.end_token(tokenizer)
+    assert tokenizer.decode(last[1]) == f"Four.{end}"
+    if name in LAST_ALONE:
+        with pytest.raises(DataError, match=r"^Example `a`: .* the answer in turn 1 of a .*; `data.loss_on: last`"):
+            settled.encode_examples(tokenizer, [example])
+        return
+    (pieces,) = settled.encode_examples(tokenizer, [example])
+    assert [tokenizer.decode(piece) for piece in pieces[1::2]] == [f"Two.{end}", f"Four.{end}"]
+    # Each answer follows the prompt that it is given to, and the tokens are the template's.
+    for number, before in ((1, pieces[:1]), (3, pieces[:3])):
+        assert tokenizer.decode([*chain(*before)]) == settled.render_chat(tokenizer, messages[:number])
+    ids = tokenizer(settled.render_chat(tokenizer, messages, add_generation_prompt=False), add_special_tokens=False)
+    row = build_row(*pieces, max_length=None)
+    assert ids["input_ids"][: len(row["input_ids"])] == row["input_ids"]
+    # TRL knows no way to train on some of these, and puts another block of thinking into Qwen 3.8's.
+    tokenizer.chat_template = TEMPLATES[name]
+    with contextlib.suppress(ValueError):
+        template = get_training_chat_template(tokenizer)
+        options = {"return_dict": True, "return_assistant_tokens_mask": True, "chat_template": template}
+        theirs = tokenizer.apply_chat_template(messages, **options)
+        if name != "qwen3_8" and name not in DATED:
+            assert theirs["input_ids"][: len(row["input_ids"])] == row["input_ids"]
+            masked = list(zip(row["labels"], theirs["input_ids"], theirs["assistant_masks"], strict=False))
+            assert all(is_theirs for label, _, is_theirs in masked if label != IGNORED)
+            # Some of TRL's templates have loss on words that are always the same: before an answer, or after its end.
+            more = tokenizer.decode([id for label, id, is_theirs in masked if is_theirs and label == IGNORED])
+            assert re.fullmatch(r"(\s|<think></think>|<\|END_OF_TURN_TOKEN\|>)*", more)
 
 
 def test_templates_that_cannot_be_trained_on(tokenizer: PreTrainedTokenizerBase) -> None:

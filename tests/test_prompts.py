@@ -1,5 +1,7 @@
 import copy
+import dataclasses
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -361,6 +363,44 @@ def test_conversations_and_prompts_of_their_own_are_asked_as_they_are(chat_token
     own = Example("2", "Q: a\nA:", "", " b", prompt="Q: a\nA:")
     prompt_ids, completion_ids = PromptFormat.from_name("alpaca").encode_example(tokenizer, own)
     assert (tokenizer.decode(prompt_ids), tokenizer.decode(completion_ids)) == ("Q: a\nA:", " b<|endoftext|>")
+
+
+TURNS = [
+    ("user", "Add 1."),
+    ("assistant", "\n\nIt's 2, ééé"),
+    ("user", "And 1."),
+    ("assistant", "3"),
+    ("user", "Stop."),
+]
+TALK = [{"role": role, "content": text} for role, text in [("system", "Brief."), *TURNS, ("assistant", "Bye ")]]
+
+
+@pytest.mark.parametrize("said", ["ééé", "<|im_end|> éé"])
+def test_all_answers_of_a_conversation_are_learned_or_the_last_alone(chat_tokenizer, said: str, monkeypatch) -> None:
+    chat = PromptFormat.from_name("chat")
+    talk = [{**turn, "content": turn["content"].replace("ééé", said)} for turn in TALK]
+    example = Example("1", "Stop.", "", "Bye ", messages=talk)
+    (pieces,) = chat.encode_examples(chat_tokenizer, [example])
+    assert [chat_tokenizer.decode(piece) for piece in pieces[1::2]] == [
+        # A token over the line between prompt and answer is the answer's, as in TRL.
+        f"\n\n\nIt's 2, {said}<|im_end|>",
+        "3<|im_end|>",
+        "Bye <|im_end|>",
+    ]
+    text = chat.render_chat(chat_tokenizer, talk, add_generation_prompt=False)
+    assert chat_tokenizer.decode([*chain(*pieces)]) == text.rstrip("\n")
+    end = chat.end_token_id(chat_tokenizer)
+    # What a user writes ends nothing.
+    assert [piece.count(end) for piece in pieces] == [2, 1, 1, 1, 1, 1]
+    assert chat.encode_examples(chat_tokenizer, [example], loss_on="last") == [
+        chat.encode_example(chat_tokenizer, example)
+    ]
+    # Of a row with a prompt and a completion, the completion is learned.
+    (later,) = chat.encode_examples(chat_tokenizer, [dataclasses.replace(example, prompt_turns=4)])
+    assert later == [[*chain(*pieces[:3])], *pieces[3:]]
+    # A tokenizer that cannot say where its tokens stand gives the same.
+    monkeypatch.setattr(type(chat_tokenizer), "is_fast", False)
+    assert chat.encode_examples(chat_tokenizer, [example]) == [pieces]
 
 
 @pytest.mark.parametrize("name", ["alpaca", "chat"])

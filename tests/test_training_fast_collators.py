@@ -9,6 +9,7 @@ import tiny_models
 import torch
 from torch.nn import functional
 
+from hf_instruct.prompt_tokens import build_row
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import IGNORED, PaddingCollator, PrefixSharingCollator, SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses
@@ -34,8 +35,11 @@ def batch_of(name: str, everywhere: bool) -> list[Row]:
 
     ragged = [(PREAMBLE + text(n), text(1 + 7 * n % 11)) for n in (1, 9, 3, 17, 5, 30, 2)]
     twice = PREAMBLE + text(6)
-    pairs = {
+    # As `build_row` makes them of a conversation: labels, prompt, labels.
+    talks = [(*ragged[0], *later) for later in (ragged[1], ragged[1], ragged[2], (ragged[2][0][:-1], text(3)))]
+    pieces = {
         "ragged": ragged,
+        "several answers": [*talks, ragged[0], ragged[3]],
         "one": ragged[:1],
         "no common prefix": [(text(n), text(n)) for n in (3, 8, 5)],
         "two templates": [(template + text(n), text(4)) for n in (2, 6, 9) for template in (PREAMBLE, OTHER)],
@@ -43,10 +47,10 @@ def batch_of(name: str, everywhere: bool) -> list[Row]:
         "repeated": [(twice, [7, 8, 9]), (twice, [7, 8, 9]), (twice, [7, 5]), ([*twice, 3], [7, 8]), (twice[:-1], [4])],
         "one token": [([5], [6]), ([5], [6, 7]), ([5], [8])],
     }[name]
-    return [row(prompt, completion, everywhere=everywhere) for prompt, completion in pairs]
+    return [build_row(*one, max_length=None, completion_only_loss=not everywhere) for one in pieces]
 
 
-SHAPES = ("ragged", "one", "no common prefix", "two templates", "repeated", "one token")
+SHAPES = ("ragged", "several answers", "one", "no common prefix", "two templates", "repeated", "one token")
 
 
 def plain_sum(model, batch: list[Row]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What a user of TRL brings along: `SFTConfig`, `LoraConfig`, callbacks, and scripts with an `SFTTrainer`."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -204,29 +205,36 @@ def test_an_adapter_of_any_name_is_trained_by_the_fast_path(tiny_gpt2: Path, tmp
 
 TURNS = [("system", "Be brief."), ("user", "Name a color."), ("assistant", "Red."), ("user", "And another?")]
 MESSAGES = [{"role": role, "content": content} for role, content in TURNS]
+LAST = {"role": "assistant", "content": "Blue."}
+# As TRL's own templates for training say what an assistant wrote.
+MARKED_TEMPLATE = tiny_models.CHAT_TEMPLATE.replace(
+    "{{ message.content }}<|im_end|>",
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|im_end|>{% endif %}",
+)
 
 
 @pytest.mark.parametrize(
     ("name", "row"),
     [
-        ("chat", {"messages": [*MESSAGES, {"role": "assistant", "content": "Blue."}]}),
+        ("chat", {"messages": [*MESSAGES, LAST]}),
+        ("chat", {"prompt": MESSAGES, "completion": [LAST]}),
         ("chat", {"prompt": MESSAGES[1:2], "completion": [{"role": "assistant", "content": "Red."}]}),
         ("alpaca", {"prompt": "Question: Name a color.\nAnswer:", "completion": " Red."}),
     ],
-    ids=["messages", "prompt and completion of messages", "prompt and completion"],
+    ids=["messages", "prompt of several turns", "prompt and completion of messages", "prompt and completion"],
 )
 def test_rows_of_trls_formats_have_trls_ids_and_labels(tiny_gpt2: Path, tmp_path: Path, name: str, row: Any) -> None:
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = tiny_models.CHAT_TEMPLATE
+    tokenizer.chat_template = MARKED_TEMPLATE
     prompt_format = settle_format(PromptFormat.from_name(name), tokenizer)
     ours = tokenize_examples(load_examples([row]), tokenizer, prompt_format, max_length=None)[0]
-    if "messages" in row:
-        # TRL's way to say that the last answer carries the loss.
-        row = {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
-    trainer = SFTTrainer(
-        model=model, args=config(tmp_path), train_dataset=Dataset.from_list([row]), processing_class=tokenizer
-    )
+    num_ends = ours["labels"].count(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    assert num_ends == (0 if name == "alpaca" else 2 if "messages" in row else 1)
+    args = config(tmp_path, assistant_only_loss="messages" in row)
+    trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list([row]), processing_class=tokenizer)
     theirs = trainer.train_dataset[0]
     # A template may write a line end after the last turn, which nobody has to learn.
     after = theirs["input_ids"][len(ours["input_ids"]) :]

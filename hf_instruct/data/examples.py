@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.data.formats import choose_fields, convert_row, describe_unused
+from hf_instruct.data.formats import PROMPT_TURNS, choose_fields, convert_row, describe_unused
 from hf_instruct.data.problems import Problem, RawRow, shorten
 from hf_instruct.records import build_example_id
 
@@ -127,9 +127,9 @@ def _build_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
     import pyarrow
     from datasets import Features, List, Value
 
-    names = ("instruction", "input", "output", "category", "prompt", "messages", "row")
-    turns = List({"role": Value("string"), "content": Value("string")})
-    schema = Features({name: turns if name == "messages" else Value("string") for name in ("id", *names)}).arrow_schema
+    names = ("instruction", "input", "output", "category", "prompt", "messages", PROMPT_TURNS, "row")
+    others = {"messages": List({"role": Value("string"), "content": Value("string")}), PROMPT_TURNS: Value("int64")}
+    schema = Features({name: others.get(name, Value("string")) for name in ("id", *names)}).arrow_schema
     columns = {name: [row.get(name) for row in rows] for name in names}
     return pyarrow.RecordBatch.from_pydict({"id": list(map(_build_id, rows)), **columns}, schema=schema)
 
@@ -149,7 +149,7 @@ def _join(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "Dataset"
     chosen = table["id"] if ids is None else pyarrow.array(ids, pyarrow.string())
     if ids is None and len(chosen.unique()) < len(chosen):
         chosen = pyarrow.array(number_repeats(chosen.to_pylist()), pyarrow.string())
-    empty = [name for name in ("prompt", "messages") if table[name].null_count == len(table)]
+    empty = [name for name in ("prompt", "messages", PROMPT_TURNS) if table[name].null_count == len(table)]
     return Dataset(table.set_column(0, "id", chosen).drop_columns(empty), fingerprint=new_fingerprint())
 
 

@@ -7,6 +7,8 @@ from hf_instruct.data.problems import Problem, describe_type, list_names, shorte
 from hf_instruct.errors import DataError, did_you_mean, quote_names
 
 FIELDS = ("instruction", "input", "output", "category", "id", "prompt", "messages")
+# Beside `messages` in our own files: how many turns were the prompt of a completion.
+PROMPT_TURNS = "prompt_turns"
 # Columns that hold a list of turns.
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -65,7 +67,7 @@ def choose_fields(
         return {}, []
     if not map and {*FIELDS[:5]} <= {*names} and {*FIELDS[5:]} & {*names}:
         # Such a `Dataset` is one of our own.
-        return {ours: ours for ours in FIELDS if ours in names}, []
+        return {ours: ours for ours in (*FIELDS, PROMPT_TURNS) if ours in names}, []
     found = [(one, one.find_fields(names, map)) for one in formats]
     fitting: dict[tuple[str, ...], tuple[Format, dict[str, str]]] = {}
     for one, fields in found:
@@ -144,6 +146,9 @@ def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict
             ours in ("prompt", "messages") and "instruction" in fields and (value is None or value is _MISSING)
         ):
             continue
+        if ours == PROMPT_TURNS:
+            values[ours] = value if isinstance(value, int) else None
+            continue
         if ours == "messages" or ("prompt" in fields and ours in ("prompt", "output") and isinstance(value, list)):
             value, problem = _convert_turns(value)
         else:
@@ -186,15 +191,17 @@ def _complete_turns(values: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, 
     prompt, output = values.get("prompt"), values.get("output")
     if isinstance(prompt, str) and isinstance(output, str):
         return {**values, "instruction": prompt}, None
+    own = {"category": values["category"]} if "category" in values else {}
     if "messages" in values:
         turns = values["messages"]
     else:
         asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
         turns = asked + (output if isinstance(output, list) else [{"role": "assistant", "content": output}])
+        if any(turn["role"] == "assistant" for turn in asked):
+            own[PROMPT_TURNS] = len(asked)
     if problem := check_messages(turns):
         return values, problem
-    category = {"category": values["category"]} if "category" in values else {}
-    return {"messages": turns, "instruction": turns[-2]["content"], "output": turns[-1]["content"], **category}, None
+    return {"messages": turns, "instruction": turns[-2]["content"], "output": turns[-1]["content"], **own}, None
 
 
 def check_messages(turns: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from hf_instruct.config import DataSection, SourceSection
 from hf_instruct.data.examples import BATCH, CheckedData, build_examples, number_repeats
-from hf_instruct.data.formats import FIELDS, choose_fields
+from hf_instruct.data.formats import FIELDS, PROMPT_TURNS, choose_fields
 from hf_instruct.data.loaders import (
     COURSE,
     EVERYDAY,
@@ -118,7 +118,8 @@ def load_split(run: "RunFolder", name: str) -> "Dataset":
     problems: list[Problem] = []
     path = run.split(name)
     rows = read_text_file(path, file=str(path), problems=problems)
-    return settle(build_examples(rows, file=str(path), problems=problems, fields={field: field for field in FIELDS}))
+    fields = {field: field for field in (*FIELDS, PROMPT_TURNS)}
+    return settle(build_examples(rows, file=str(path), problems=problems, fields=fields))
 
 
 def check_section(section: DataSection) -> CheckedData:

@@ -69,6 +69,7 @@ def _load_counter(experiment: Experiment) -> TokenCounter | None:
             prompt_format=PromptFormat.from_name(experiment.data.prompt_format),
             max_length=training["max_length"],
             completion_only_loss=training["completion_only_loss"] is not False,
+            loss_on=experiment.data.loss_on,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )

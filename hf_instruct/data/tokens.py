@@ -10,7 +10,8 @@ from hf_instruct.data.examples import new_fingerprint
 from hf_instruct.data.loaders import quiet_datasets
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompt_checks import settle_format
-from hf_instruct.prompts import PromptFormat, build_row, count_labels
+from hf_instruct.prompt_tokens import LossOn, build_row, count_labels
+from hf_instruct.prompts import PromptFormat
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +32,7 @@ class TokenCounter:
     prompt_format: PromptFormat
     max_length: int | None  # most tokens in a training row
     completion_only_loss: bool = True
+    loss_on: LossOn = "all"
 
     def add_counts(self, examples: "Dataset", *, num_proc: int | None = None) -> "Dataset":
         """Return examples with their counts beside them, in new columns.
@@ -50,11 +52,11 @@ class TokenCounter:
             "max_length": self.max_length,
             "completion_only_loss": self.completion_only_loss,
         }
-        pairs = self.prompt_format.encode_examples(self.tokenizer, examples)
+        encoded = self.prompt_format.encode_examples(self.tokenizer, examples, loss_on=self.loss_on)
         texts = [[example[name] or "" for name in ("instruction", "input", "output")] for example in examples]
         return {
-            "num_tokens": [sum(map(len, pair)) for pair in pairs],
-            "num_labels": [count_labels(build_row(*pair, **settings)) for pair in pairs],
+            "num_tokens": [sum(map(len, pieces)) for pieces in encoded],
+            "num_labels": [count_labels(build_row(*pieces, **settings)) for pieces in encoded],
             "special_tokens": [self.prompt_format.find_special_tokens(self.tokenizer, *own) for own in texts],
         }
 
@@ -98,6 +100,7 @@ def load_counter(
     prompt_format: PromptFormat,
     max_length: int | None,
     completion_only_loss: bool = True,
+    loss_on: LossOn = "all",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> TokenCounter:
@@ -124,4 +127,5 @@ def load_counter(
         prompt_format=settle_format(prompt_format, tokenizer),
         max_length=min(limits, default=None),
         completion_only_loss=completion_only_loss,
+        loss_on=loss_on,
     )

@@ -8,7 +8,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ConfigError, PublishError
-from hf_instruct.prompts import CHAT, PromptFormat, begin_ids
+from hf_instruct.prompt_tokens import begin_ids
+from hf_instruct.prompts import CHAT, PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

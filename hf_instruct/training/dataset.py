@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.data.sources import build_dataset
 from hf_instruct.data.tokens import map_rows
 from hf_instruct.errors import DataError
-from hf_instruct.prompts import PromptFormat, build_row, count_labels
+from hf_instruct.prompt_tokens import LossOn, build_row, count_labels
+from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def tokenize_examples(
     *,
     max_length: int | None,
     completion_only_loss: bool = True,
+    loss_on: LossOn = "all",
     num_proc: int | None = None,
 ) -> "Dataset":
     """Return the training rows of examples, `input_ids` and `labels`, cut to `max_length` tokens at the end.
@@ -36,6 +38,7 @@ def tokenize_examples(
     Args:
         max_length: Most tokens in a row; None for no limit.
         completion_only_loss: Whether prompt tokens are left out of the loss.
+        loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone.
         num_proc: Processes to work in.
 
     Raises:
@@ -47,14 +50,14 @@ def tokenize_examples(
         examples = build_dataset(list(examples), Example)
 
     def tokenize(batch: list[dict[str, Any]]) -> dict[str, list[Any]]:
-        pairs = prompt_format.encode_examples(tokenizer, batch)
-        rows = [build_row(*pair, max_length=max_length, completion_only_loss=completion_only_loss) for pair in pairs]
+        encoded = prompt_format.encode_examples(tokenizer, batch, loss_on=loss_on)
+        rows = [build_row(*one, max_length=max_length, completion_only_loss=completion_only_loss) for one in encoded]
         return {
             "input_ids": [row["input_ids"] for row in rows],
             "labels": [row["labels"] for row in rows],
             # Where there is a label, nothing.
             "unlabelled": [
-                [] if count_labels(row) else list(map(len, pair)) for row, pair in zip(rows, pairs, strict=True)
+                [] if count_labels(row) else list(map(len, one[:2])) for row, one in zip(rows, encoded, strict=True)
             ],
         }
 

@@ -17,6 +17,7 @@ from hf_instruct.models import (
     matching_precision,
 )
 from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_tokens import LossOn
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.quantization import is_quantized, prepare_training, restore_float32
 from hf_instruct.records import Example, format_row
@@ -48,6 +49,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     *,
     output_dir: str | Path,
     prompt_format: PromptFormat | str = "alpaca",
+    loss_on: LossOn = "all",
     args: "SFTConfig | Mapping[str, Any] | None" = None,
     peft_config: "PeftConfig | Mapping[str, Any] | None" = None,
     callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = (),
@@ -67,6 +69,8 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             left alone. Anything else that `load_examples` takes is split as `split_examples` does.
         output_dir: A run folder.
         prompt_format: A format or its name.
+        loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone. Of rows with a prompt and
+            a completion it is the completion's, as in TRL.
         args: Fields of TRL's `SFTConfig`, over the course's defaults and the precision that is faster on this machine;
             or an `SFTConfig`, which is taken as it is, except that its `output_dir` is replaced.
         peft_config: Fields of PEFT's `LoraConfig`, over the course's defaults; or a `LoraConfig`, taken as it is. None
@@ -122,6 +126,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             splits,
             run=run,
             prompt_format=prompt_format,
+            loss_on=loss_on,
             args=args,
             peft_config=peft_config,
             callbacks=callbacks,
@@ -144,13 +149,14 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     )
 
 
-def _build_trainer(
+def _build_trainer(  # noqa: PLR0913 - as `train`
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     splits: CheckedSplits,
     *,
     run: RunFolder,
     prompt_format: PromptFormat,
+    loss_on: LossOn = "all",
     args: Any,
     peft_config: Any,
     callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = (),
@@ -166,7 +172,9 @@ def _build_trainer(
     if is_quantized(model):
         prepare_training(model)
     arguments.max_length = fit_max_length(arguments.max_length, model)
-    train_rows, validation_rows = _tokenize(model, tokenizer, splits, prompt_format=prompt_format, arguments=arguments)
+    train_rows, validation_rows = _tokenize(
+        model, tokenizer, splits, prompt_format=prompt_format, loss_on=loss_on, arguments=arguments
+    )
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
     samples = list(iterate_examples(splits["validation"].take(min(SAMPLE_ROWS, len(splits["validation"])))))
@@ -226,6 +234,7 @@ def _tokenize(
     splits: CheckedSplits,
     *,
     prompt_format: PromptFormat,
+    loss_on: LossOn,
     arguments: "SFTConfig",
 ) -> "list[Dataset]":
     """Return the rows of the training and of the validation split, of ids that the model has embeddings for."""
@@ -238,6 +247,7 @@ def _tokenize(
             prompt_format,
             max_length=arguments.max_length,
             completion_only_loss=arguments.completion_only_loss is not False,
+            loss_on=loss_on,
             num_proc=arguments.dataset_num_proc,
         )
         for examples in (splits["train"], splits["validation"])

@@ -17,7 +17,8 @@ from hf_instruct.generation.decoding import without_adapter
 from hf_instruct.models import configure_stop, fuse_activations
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompt_checks import settle_format
-from hf_instruct.prompts import PromptFormat, build_row
+from hf_instruct.prompt_tokens import build_row
+from hf_instruct.prompts import PromptFormat
 from hf_instruct.quantization import is_quantized
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder

@@ -60,6 +60,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         splits,
         output_dir=run.path,
         prompt_format=run.load_prompt_format(experiment.data.prompt_format),
+        loss_on=experiment.data.loss_on,
         args=settings,
         peft_config=lora,
         resume=resume,

@@ -12,7 +12,7 @@ from trl import SFTTrainer
 
 from hf_instruct.generation.decoding import without_adapter
 from hf_instruct.manifests import Origin, begin_manifest, write_manifest
-from hf_instruct.prompts import IGNORED
+from hf_instruct.prompt_tokens import IGNORED
 from hf_instruct.training.callbacks import KeepMemory
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import (

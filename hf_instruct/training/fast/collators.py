@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.prompts import IGNORED
+from hf_instruct.prompt_tokens import IGNORED
 
 if TYPE_CHECKING:
     import torch

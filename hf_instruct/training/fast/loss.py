@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hf_instruct.generation.decoding import generating
 from hf_instruct.models import matching_precision
-from hf_instruct.prompts import IGNORED
+from hf_instruct.prompt_tokens import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ from hf_instruct.generation.decoding import generating
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import matching_precision
 from hf_instruct.processes import on_main_process
-from hf_instruct.prompts import IGNORED
+from hf_instruct.prompt_tokens import IGNORED
 from hf_instruct.quantization import computes_in_float32
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import TRAINER_KEYS, PaddingCollator, PrefixSharingCollator, SegmentCollator
