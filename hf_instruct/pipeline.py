@@ -56,8 +56,10 @@ def _judge(folder: RunFolder, experiment: Experiment) -> None:
 
 def _report(folder: RunFolder, experiment: Experiment) -> None:
     from hf_instruct.reporting.page import report
+    from hf_instruct.tracking import log_results
 
     report(folder, experiment)
+    log_results(folder, experiment)
 
 
 class _Stage(NamedTuple):
@@ -77,7 +79,16 @@ _STAGES = {
     "data": _Stage(_prepare, ("preflight", "data", "prompt")),
     "train": _Stage(
         _train,
-        ("training_summary", "model", "checkpoints", "training_log", "loss_plot", "benchmarks", "preferences"),
+        (
+            "training_summary",
+            "model",
+            "checkpoints",
+            "training_log",
+            "tensorboard",
+            "loss_plot",
+            "benchmarks",
+            "preferences",
+        ),
         is_shared=True,
     ),
     "generate": _Stage(_answer, ("responses", "course_file"), is_shared=True),

@@ -61,6 +61,7 @@ class RunFolder:
     preferences = _File("preferences.jsonl", "`PreferencePair` rows.")
     training_log = _File("training.jsonl", "`TrainingRow` rows.")
     training_summary = _File("training.json", "`TrainingSummary`: what fine-tuning took.")
+    tensorboard = _File("tensorboard", "Folder of TensorBoard's files, where `train.report_to` names it.")
     loss_plot = _File("loss.png", "Training and validation loss over steps and tokens.")
     responses = _File("responses.jsonl", "`Response` rows of all models.")
     course_file = _File("instruction-data-with-response.json", "Responses as the course writes them, where asked for.")
@@ -278,7 +279,8 @@ class RunFolder:
         }
         # What was added since, such as the data's checksum, stays true when settings of a later stage change.
         known = read_yaml(self.config) if self.config.is_file() else {}
-        write_text(self.config, dump_yaml({**known, **provenance}))
+        begun = {"created_at": known["created_at"]} if "created_at" in known else {}
+        write_text(self.config, dump_yaml({**known, **provenance, **begun}))
 
     def add_provenance(self, **values: str | bool | None) -> None:
         """Add to `run.yaml` what became known only after it was first written."""

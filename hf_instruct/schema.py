@@ -466,6 +466,7 @@ class Provenance(Record):
 
     data_sha256: str | None = None  # of the splits that the run was prepared with
     base_model_is_local: bool | None = None  # whether the base model was a local folder when training began
+    wandb_run: str | None = None  # the id that wandb gave the run's training
     created_at: str = ""  # UTC
     command: str = ""
     git_commit: str | None = None  # of this package, where it runs from a clone

@@ -16,6 +16,7 @@ from hf_instruct.processes import on_main_process
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import append_rows, recover_rows, write_rows
 from hf_instruct.schema import TrainingRow
+from hf_instruct.tracking import log_samples
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class RunLog(TrainerCallback):
         if self.shows_progress:
             self._advance = self._bar.enter_context(progress_bar("Training", state.max_steps, done=state.global_step))
         if state.global_step == 0:
-            self._sample(state)
+            self._sample(args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -116,7 +117,7 @@ class RunLog(TrainerCallback):
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
         if state.is_world_process_zero and _ends_epoch(state):
-            self._sample(state)
+            self._sample(args, state)
         return control
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
@@ -157,10 +158,13 @@ class RunLog(TrainerCallback):
         self.seconds = time.monotonic() - self._started
         self._bar.close()
 
-    def _sample(self, state: TrainerState) -> None:
+    def _sample(self, args: TrainingArguments, state: TrainerState) -> None:
         if self.sampler is not None:
             start = time.monotonic()
-            self._write(state, "samples", samples=self.sampler())
+            samples = self.sampler()
+            self._write(state, "samples", samples=samples)
+            trackers: Any = args.report_to
+            log_samples(trackers, samples, step=state.global_step, folder=self.path.parent)
             # Sampling is not training: leave it out of the tokens a second.
             self._last_time += time.monotonic() - start
 

@@ -15,6 +15,7 @@ from hf_instruct.quantization import is_quantized, multiplying_in_bf16
 from hf_instruct.records import read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingRow, TrainingSummary
+from hf_instruct.tracking import place_tensorboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +85,7 @@ def run_trainer(
         logger.info("Continuing from %s", checkpoint)
         # The losses at this step are in the log already.
         trainer.args.eval_on_start = False
+    place_tensorboard(trainer, run.path)
     casts = not hasattr(trainer.model, "peft_config") and trainer.args.bf16 and trainer.args.device.type == "cpu"
     with (
         translated_errors(run),

@@ -1,6 +1,7 @@
 """The fine-tuning stage: from `data/` to `model/`."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
+from hf_instruct.tracking import name_tracked_run
 from hf_instruct.training.finetune import train
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         lora = {"revision": section.revision, **lora}
     settings = settle_precision(experiment.train, model, run)
     keep_checkpoints = settings.pop("keep_checkpoints", False)
+    settings["run_name"] = name_tracked_run(run, settings)
     if experiment.data.num_proc:
         settings = {"dataset_num_proc": experiment.data.num_proc, **settings}
     if lora is not None and _only_multiplies(lora) and settings["bf16"] and count_processes() == 1:
@@ -66,6 +69,8 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
         resume=resume,
         keep_checkpoints=keep_checkpoints,
     )
+    if (wandb := sys.modules.get("wandb")) and wandb.run and is_main_process():
+        run.add_provenance(wandb_run=wandb.run.id)
     logger.info(
         "Trained %d steps in %.0f s (%s on %s); validation loss %.3f -> %.3f; peak memory %.1f GB",
         summary.steps,

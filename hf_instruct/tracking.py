@@ -1,0 +1,86 @@
+"""Sample answers and results in the trackers that `train.report_to` names: trackio, TensorBoard and wandb.
+
+Losses are logged by the callbacks of Transformers, which also begin the trackers' runs.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_instruct.config import Experiment
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import MODELS
+
+
+def place_tensorboard(trainer: Any, folder: Path) -> None:
+    """Let the trainer's TensorBoard, if it has one, write into a run folder, where its checkpoints may be deleted."""
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = _find_tensorboard(folder)
+
+
+def name_tracked_run(run: RunFolder, train: Mapping[str, Any]) -> str:
+    """Return what trackers call a run: `train.run_name`, else its folder and when it was begun."""
+    return str(train.get("run_name") or f"{run.path.resolve().name} {run.read_provenance().created_at[:19]}")
+
+
+def log_samples(trackers: Sequence[str], rows: Sequence[Mapping[str, str]], *, step: int, folder: Path) -> None:
+    """Log sample answers as a table, to trackers whose run is under way.
+
+    Args:
+        trackers: `report_to` of the trainer's arguments; those that know no tables are passed over.
+        rows: The columns of the table by name.
+        step: The optimizer step.
+        folder: The run folder.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    for name in trackers:
+        if name in ("trackio", "wandb"):
+            tracker = importlib.import_module(name)
+            tracker.log({"samples": tracker.Table(dataframe=table)})
+        elif name == "tensorboard":
+            with _open_tensorboard(folder) as writer:
+                writer.add_text("samples", table.replace(r"\s+", " ", regex=True).to_markdown(index=False), step)
+
+
+def log_results(run: RunFolder, experiment: Experiment) -> None:
+    """Log the mean scores and reference metrics of a run to its trackers, in the runs that its training began there."""
+    named = experiment.train.get("report_to") or "none"
+    trackers = [named] if isinstance(named, str) else named
+    values: dict[str, float] = {}
+    for model in MODELS:
+        found = {name: metric.mean for name, metric in run.read_metrics(model).metrics.items()}
+        scores = run.read_scores(model)
+        if scores is not None and scores.mean is not None:
+            found["score"] = scores.mean
+        values |= {f"results/{model}/{name}": value for name, value in found.items()}
+    name = name_tracked_run(run, experiment.train)
+    for kind in trackers if values else ():
+        if kind in ("trackio", "wandb"):
+            tracker = importlib.import_module(kind)
+            how = {"project": experiment.train.get("project", "huggingface")}
+            if kind == "wandb":
+                how = {"project": os.environ.get("WANDB_PROJECT", "huggingface"), "id": run.read_provenance().wandb_run}
+            tracker.init(name=name, resume="allow", **how)
+            tracker.log(values)
+            tracker.finish()
+        elif kind == "tensorboard":
+            with _open_tensorboard(run.path) as writer:
+                for key, value in values.items():
+                    writer.add_scalar(key, value)
+
+
+def _find_tensorboard(folder: Path) -> str:
+    return os.environ.get("TENSORBOARD_LOGGING_DIR") or str(folder / "tensorboard")
+
+
+def _open_tensorboard(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=_find_tensorboard(folder))
