@@ -27,7 +27,7 @@ def test_it_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines["Pearson"][0] == "0.933"
     assert lines["Spearman"][0] == "0.900"
     assert lines["Kendall tau-b"][0] == "0.800"
-    assert lines["mean of B - A, points"] == ["-4.0", "-12.0", "to", "+4.0"]
+    assert lines["mean of B - A, points"] == ["-4.0", "-18.0", "to", "+8.0"]
     assert lines["mean distance, points"][0] == "8.0"
     assert lines["within 10 points"][0] == "80 %"
     assert "\n! Only 5 examples: " in shown.out

@@ -80,7 +80,7 @@ def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> No
 
 def test_a_comparison_leads_with_the_metrics_and_ranks_by_them(run: RunFolder) -> None:
     comparison = compare_runs([run.path / "untuned", run.path])
-    assert [row.name for row in comparison.rows] == [str(run.path), str(run.path / "untuned")]
+    assert [row.name for row in comparison.rows] == [str(run.path / "untuned"), str(run.path)]
     assert comparison.to_dict()["leading"] == {"name": "rouge_l", "reason": REASON}
     text = str(comparison)
     assert text.index("ROUGE-L") < text.index(f"Scores that say little, because {REASON}:") < text.index("baseline")

@@ -123,7 +123,7 @@ def test_the_text_of_the_card(published: Path) -> None:
         "| took | 5.2 minutes and 2.1 GB on cpu, bf16 |",
         "| `learning_rate` | 5e-05 |",
         "![Training and validation loss](loss.png)",
-        "| mean score, 0 to 100 | 26.3 (2.5 to 68.8), n=4 | 68.3 (20.0 to 100.0), n=3 |",
+        "| mean score, 0 to 100 | 26.3 (0.0 to 90.0), n=4 | 68.3 (20.0 to 100.0), n=3 |",
     ):
         assert f"\n{line}\n" in text, line
     assert "verdict on 1 of 4 answers" in text
@@ -165,7 +165,7 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     assert (metric["args"]["standard_error"], metric["args"]["n"]) == (0.08, 40)
     for part in (
         "| license of these weights | unknown: the publisher named none |",
-        "| mean score, 0 to 100 | 26.3 (2.5 to 68.8), n=4 | 68.3 (20.0 to 90.0), n=3 |",
+        "| mean score, 0 to 100 | 26.3 (0.0 to 90.0), n=4 | 68.3 (20.0 to 90.0), n=3 |",
         "| ROUGE-L |  | 0.55 (0.49 to 0.61), n=100 |",
         "2 of 4 test examples have the same instruction and input as a training example",
         "1 of 4 test examples is a near-duplicate of a training example",

@@ -31,13 +31,15 @@ _BLOCK = 200_000
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None:
-    """Return the percentile bootstrap interval of a mean; None for fewer than two values.
+    """Return the expanded percentile bootstrap interval of a mean; None for fewer than two values.
 
     Examples are drawn with replacement, as often as there are any, 10,000 times over (fewer times for more than 1,000
-    values); the interval holds the middle 95 % of the means. The same values give the same interval. For values of yes
-    and no, `share_interval` is right: resampling values that happen to be equal shows no spread.
+    values); the interval holds the middle 95 % of the means, and some more for few values, by as much as Student's
+    interval is wider than the normal one. The same values give the same interval. For values of yes and no,
+    `share_interval` is right: resampling values that happen to be equal shows no spread.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    Source: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015, section 4.3;
+    of the methods that `python -m benchmarks.coverage` compares it covers best.
 
     >>> bootstrap_mean([50.0, 50.0, 50.0])
     Interval(low=50.0, high=50.0)
@@ -55,14 +57,26 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None
         rounds = min(left, max(1, _BLOCK // count))
         means.append(sample[generator.integers(count, size=(rounds, count))].mean(axis=1))
         left -= rounds
-    return _middle(numpy.concatenate(means))
+    return _middle(numpy.concatenate(means), tail=expanded_tail(count))
 
 
-def _middle(values: "numpy.ndarray") -> Interval:
-    """Return the middle 95 % of values."""
+def expanded_tail(count: int) -> float:
+    """Return which fraction of bootstrapped means of so many values is left out on each side.
+
+    >>> round(expanded_tail(10), 4), round(expanded_tail(10_000), 4)
+    (0.0086, 0.025)
+    """
+    from scipy.special import stdtrit
+
+    quantile = float(stdtrit(count - 1, (1 + LEVEL) / 2))
+    return statistics.NormalDist().cdf(-math.sqrt(count / (count - 1)) * quantile)
+
+
+def _middle(values: "numpy.ndarray", *, tail: float = (1 - LEVEL) / 2) -> Interval:
+    """Return the values that leave out a fraction on each side."""
     import numpy
 
-    return Interval(*map(float, numpy.percentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])))
+    return Interval(*map(float, numpy.percentile(values, [100 * tail, 100 * (1 - tail)])))
 
 
 def share_interval(values: Sequence[float]) -> Interval | None:

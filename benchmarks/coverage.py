@@ -1,0 +1,75 @@
+"""`python -m benchmarks.coverage`: how often 95 % intervals of a mean contain it, by method, for values such as ours.
+
+For each kind of values and each number of them, intervals of 1,500 samples are compared with the mean of a very large
+one. The figures are in docs/evaluation.md; `hf_instruct.evaluation.intervals.bootstrap_mean` is the expanded one.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy
+from scipy import stats
+
+from hf_instruct.evaluation.intervals import expanded_tail
+
+SAMPLES, RESAMPLES = 1_500, 1_000
+COUNTS = (10, 20, 50, 110)
+METHODS = ("Student's t", "percentile", "expanded", "BCa")
+
+_draws = numpy.random.default_rng(0)
+Values = "numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]]"
+POPULATIONS: dict[str, Callable[[int], Values]] = {
+    "scores in two heaps": lambda n: numpy.where(
+        _draws.random(n) < 0.55, _draws.choice([85, 90, 95, 100], n), _draws.choice([0, 5, 10, 20, 40], n)
+    ),
+    "scores, 80 % of them 100": lambda n: numpy.where(_draws.random(n) < 0.8, 100.0, _draws.choice([0, 20, 60], n)),
+    "scores, 90 % of them 100": lambda n: numpy.where(_draws.random(n) < 0.9, 100.0, _draws.choice([0, 20, 60], n)),
+    "scores around 50": lambda n: numpy.clip(numpy.round(_draws.normal(50, 15, n)), 0, 100),
+    "differences, 40 % of them 0": lambda n: numpy.where(
+        _draws.random(n) < 0.4, 0.0, numpy.round(_draws.normal(3, 40, n))
+    ),
+    "differences, 85 % of them 0": lambda n: numpy.where(_draws.random(n) < 0.85, 0.0, _draws.choice([-20, 40, 80], n)),
+    "lengths": lambda n: numpy.round(numpy.exp(_draws.normal(3, 0.8, n))),
+}
+
+
+def measure_coverage(draw: "Callable[[int], Values]", count: int) -> list[float]:
+    """Return the share of samples of `count` values whose interval contains the mean, for each of `METHODS`."""
+    mean = draw(2_000_000).mean()
+    covered = [0] * len(METHODS)
+    for _ in range(SAMPLES):
+        sample = draw(count).astype(float)
+        error = stats.t.ppf(0.975, count - 1) * sample.std(ddof=1) / math.sqrt(count)
+        means = sample[_draws.integers(count, size=(RESAMPLES, count))].mean(axis=1)
+        ends = [(sample.mean() - error, sample.mean() + error)]
+        ends += [tuple(numpy.quantile(means, (tail, 1 - tail))) for tail in (0.025, expanded_tail(count))]
+        ends.append(_bias_corrected(sample, means))
+        covered = [
+            number + (low - 1e-9 <= mean <= high + 1e-9) for number, (low, high) in zip(covered, ends, strict=True)
+        ]
+    return [number / SAMPLES for number in covered]
+
+
+def _bias_corrected(sample: "Values", means: "Values") -> tuple[float, float]:
+    deviations = sample - sample.mean()
+    if not deviations.any():
+        return sample[0], sample[0]
+    below = (means < sample.mean()).mean() + (means == sample.mean()).mean() / 2
+    shift = stats.norm.ppf(numpy.clip(below, 1e-4, 1 - 1e-4))
+    skew = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)
+    ends = shift + numpy.array([-1.96, 1.96])
+    low, high = numpy.quantile(means, stats.norm.cdf(shift + ends / (1 - skew * ends)))
+    return low, high
+
+
+def main() -> None:
+    """Print a Markdown table: a row for each kind of values and number of them, a column for each method."""
+    print("| values | n | " + " | ".join(METHODS) + " |\n|---|---" + "|---" * len(METHODS) + "|")
+    for name, draw in POPULATIONS.items():
+        for count in COUNTS:
+            shares = " | ".join(f"{100 * share:.1f} %" for share in measure_coverage(draw, count))
+            print(f"| {name} | {count} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
