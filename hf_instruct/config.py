@@ -147,6 +147,7 @@ class JudgeSection(_Section):
     model: str | None = Field(None, description="the judge's tag, Hub id or folder; each backend has a default")
     rubric: str = Field("course", description="`course`, `fenced`, `critique`, `five-point` or a YAML file")
     base: bool = Field(True, description="judge the untuned model's answers too")
+    check: bool = Field(True, description="test the judge first, with 20 references and 20 wrong answers")
     base_url: str | None = Field(None, description="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)")
     pull: bool = Field(False, description="let Ollama download a model that it lacks")
     concurrency: Natural = Field(4, description="calls in flight at once")

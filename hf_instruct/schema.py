@@ -212,11 +212,13 @@ class TrainingSummary(Record):
 
 
 class CheckOutcome(Record):
-    """How a judge did when it was checked itself: whether it passed, the names of what it failed, over n examples."""
+    """How a judge did when it was checked itself, over n examples."""
 
-    passed: bool
-    failed: list[str]
+    passed: bool | None  # None where the examples are too few to say
+    failed: list[str]  # each rule that failed, in words with its figures
     n: Count
+    probes: Count = 0  # answers judged for it
+    reference_mean: float | None = None  # of the references' own scores
 
 
 class ScoreSummary(Record):
@@ -259,6 +261,8 @@ class Scores(Judging, ScoreSummary):
     """`scores.json`: what the newest judging of a model's responses amounts to; with repeats, by the first judge."""
 
     constant: bool = False  # whether all of at least five scores are the same
+    equal_mean: float | None = None  # of the answers that equal their reference; None where none does
+    equal_n: Count = 0
     by_category: dict[str, ScoreSummary] = {}
     repeats: Repeats | None = None
     self_check: CheckOutcome | None = None  # of this judge under this rubric
@@ -315,33 +319,20 @@ class BenchmarkResult(Record):
 class Check(Record):
     """What a judge made of one kind of probe beside another, over the `n` pairs in which both got a score."""
 
-    name: str  # `order`, `repeated`, `doubled` or `injection`; empty for a row shown for comparison
+    name: str  # `order`, `length` or `injection`; empty for a row shown for comparison
     first: str  # kind of the one probe
     second: str
-    expected: str  # where the mean difference should lie
+    expected: str  # what the mean difference should be
     difference: float | None  # first - second, in points
     interval: Interval | None
-    higher: float | None  # share of the pairs in which the first got the higher score
-    equal: float | None  # share in which both got the same
+    higher: float | None  # share of the pairs in which the first got the higher score, ties half
+    higher_interval: Interval | None = None
+    takeovers: float | None = None  # share raised by 50 points, less the share lowered by as much
+    takeovers_interval: Interval | None = None
+    p_value: float | None = None  # of no rise, corrected for the number of such checks
     n: Count
     passed: bool | None  # None where nothing was expected or there are too few pairs
-
-
-class Rises(Record):
-    """How often an addition to an answer raised its score: the pairs, and the share raised by 1, 10 and 50 points."""
-
-    pairs: Count
-    higher: float | None
-    higher_by_10: float | None
-    higher_by_50: float | None
-
-
-class Injections(Rises):
-    """How far all injections together moved the verdicts, in points, beside a harmless addition (`control`)."""
-
-    difference: float | None
-    interval: Interval | None
-    control: Rises
+    problem: str = ""  # what is wrong where it failed, in words with its figures
 
 
 class KindSummary(Record):
@@ -355,11 +346,9 @@ class KindSummary(Record):
 class SelfCheck(Judging, CheckOutcome):
     """`self_check.json`: what a judge made of answers of known worth, the probes."""
 
-    probes: Count
     failures: Count  # probes without a score
     constant: int | None  # the one score that all got; None where they differ
     checks: list[Check]
-    injection: Injections
     kinds: dict[str, KindSummary]
 
 

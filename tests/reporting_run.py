@@ -17,6 +17,7 @@ from hf_instruct.schema import (
     MODELS,
     TUNED,
     BenchmarkResult,
+    CheckOutcome,
     Consistency,
     Interval,
     JudgeIdentity,
@@ -35,6 +36,7 @@ RUBRIC = RubricName(name="course", sha256="7" * 64)
 JUDGE = JudgeIdentity(
     **{"backend": "ollama", "model": "llama3", "digest": "sha256:365c0bd3c000aaaa", "options": {"temperature": 0}}
 )
+PASSED = CheckOutcome(passed=True, failed=[], n=20, probes=40)
 # id, instruction, input, reference, category, base answer, base score, tuned answer, tuned score; None is a failure
 ANSWERS: list[tuple[str, str, str, str, str, str, int | None, str, int | None]] = [
     ("a", "Use a simile.", "The car is fast.", "Fast as light.", "simile", "The car is fast.", 10, "As a bullet.", 85),
@@ -125,7 +127,7 @@ def write_judgments(run: RunFolder) -> None:
         append_rows(run.judgments, judgments)
         categories = {row[0]: row[4] for row in ANSWERS}
         scores = build_scores(judgments, rubric=load_rubric("course"), judge=JUDGE, categories=categories)
-        run.write_scores(model, scores.model_copy(update={"rubric": RUBRIC}))
+        run.write_scores(model, scores.model_copy(update={"rubric": RUBRIC, "self_check": PASSED}))
 
 
 def build_judgment(id: str, score: int | None, model: str = TUNED) -> Judgment:

@@ -123,7 +123,7 @@ def test_judge_without_any_verdict_fails_and_leaves_its_files(
     assert len(read_rows(run.pairwise / "untuned.jsonl", Preference)) == 3
     assert judge("check", file, "--limit", 2) == 1
     streams = capsys.readouterr()
-    assert "FAILED: failures" in streams.out
+    assert "answers without a score" in streams.out
     assert "The judge gave no verdict: all 26 failed. " in streams.err
     assert Path("self_check.json").is_file()
 
@@ -228,7 +228,7 @@ def test_check_with_a_run(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]
     ollama.reply = honest
     assert judge("check", run.path) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "judge llama3@365c0bd (ollama), rubric course@f870155, 12 examples, 156 answers: passed",
+        "judge llama3@365c0bd (ollama), rubric course@f870155, 156 answers: passed its check on 12 examples",
         str(run.self_check),
         str(run.path / "self_check" / "judgments.jsonl"),
     ]
@@ -239,19 +239,21 @@ def test_check_with_a_file_and_strict(ollama: FakeOllama, file: Path, capsys: py
     assert judge("check", file) == 0
     # The fake gives 85 to everything.
     assert "The judge gave every answer the same score, 85" in capsys.readouterr().out
-    assert json.loads(Path("self_check.json").read_text())["failed"] == ["order", "repeated"]
-    assert judge("check", file, "--strict", "--out", "out") == 1
-    assert capsys.readouterr().err.endswith("hf-instruct: The judge failed its self-check: order, repeated.\n")
-    assert Path("out/self_check.json").exists()
+    # The file has three rows, which say too little.
+    assert json.loads(Path("self_check.json").read_text())["passed"] is None
+    assert judge("check", file, "--strict", "--out", "out") == 0
+    assert judge("check", "--limit", "12", "--strict") == 1
+    failed = "failed its check on 12 examples: the reference got 0.0 points more than the answer of another row"
+    assert failed in capsys.readouterr().err
     # Afterwards every score by this judge says so.
     assert judge(file) == 0
-    assert "; judge FAILED its self-check: order, repeated)" in capsys.readouterr().out
+    assert f"; the judge {failed}" in capsys.readouterr().out
 
 
 def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.CaptureFixture[str]) -> None:
     ollama.reply = honest
     assert judge("check", "--limit", "5") == 0
-    assert "5 examples, 65 answers: passed" in capsys.readouterr().out.splitlines()[-1]
+    assert "65 answers: was checked on only 5 examples" in capsys.readouterr().out.splitlines()[-1]
     assert list(Path().iterdir()) == []
 
 

@@ -19,7 +19,7 @@ from hf_instruct.records import append_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Judgment, Metrics, Repeats, Response, RubricName, Scores, TrainingRow
 
-JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
+JUDGE = {"backend": "ollama", "model": "llama3:8b", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
 
 
 def save_run(
@@ -91,7 +91,7 @@ def test_runs_are_joined_by_id_and_more_than_two_sorted_by_mean(pair: list[Path]
 def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(compare_runs(["low", "high"])) == (
-        "judge llama3@365c0bd (ollama), rubric course@abc; 12 examples that all runs have a score for\n"
+        "judge llama3:8b@365c0bd (ollama), rubric course@abc; 12 examples that all runs have a score for\n"
         "\n"
         "#  run   mean  95 % interval  difference   95 % interval    scored\n"
         "1  low   25.5   23.3 to 27.8    baseline                  13 of 13\n"
@@ -137,9 +137,8 @@ def test_what_as_many_examples_show(capsys: pytest.CaptureFixture[str], tmp_path
         file.write_text(json.dumps([draws.choice((20, 80)) for _ in range(30)]))
     assert main(["compare", *map(str, files), "--power"]) == 0
     text = capsys.readouterr().out
-    assert re.search(
-        r"30\s+examples\s+show [\d.]+ points or more 8 times in 10; 5\s+points would take\s+about [\d,]+", text
-    )
+    sentence = r"30 examples show [\d.]+ points or more 8 times in 10; 5 points would take about [\d,]+"
+    assert re.search(sentence, " ".join(text.split()))
     assert re.search(r"score +\S*b.json +30 +[\d.]+ +[\d,]+ for 5.0", text)
 
 
@@ -232,7 +231,7 @@ def test_mean_over_repeats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"judge": {**JUDGE, "model": "phi3"}}, "`judge.model`: llama3 (low); phi3 (other)"),
+        ({"judge": {**JUDGE, "model": "phi3"}}, "`judge.model`: llama3:8b (low); phi3 (other)"),
         ({"judge": {**JUDGE, "digest": "9"}}, "`judge.digest`: 365c0bd3c000 (low); 9 (other)"),
         (
             {"judge": {**JUDGE, "options": {"temperature": 1, "seed": 1}}},

@@ -17,7 +17,7 @@ from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED, CheckOutcome, JudgeIdentity, Metrics, MetricValue
 
 SMALL = JUDGE.model_copy(update={"backend": "local", "model": "smollm2-135m"})
-REASON = "the judge is a small model (135 million parameters)"
+REASON = "the judge is small (135 million parameters) and unchecked"
 # ROUGE-L of each example, before and after; by the judge's scores the order would be c, a, b.
 BEFORE, AFTER = {"a": 0.5, "b": 0.0, "c": 0.25, "d": 0.1}, {"a": 0.25, "b": 1.0, "c": 0.75, "d": 0.5}
 
@@ -34,16 +34,21 @@ def run(tmp_path: Path) -> RunFolder:
         means = {name: sum(row[name] for row in examples.values()) / 4 for name in ("exact_match", "rouge_l")}
         metrics = {name: MetricValue(mean=mean, interval=None, n=4) for name, mean in means.items()}
         run.write_metrics(model, Metrics(metrics=metrics, total=4, examples=examples))
-        run.write_scores(model, run.read_scores(model).model_copy(update={"judge": SMALL}))
+        run.write_scores(model, run.read_scores(model).model_copy(update={"judge": SMALL, "self_check": None}))
     return run
 
 
 def test_which_measure_leads() -> None:
     assert find_weakness(JudgeIdentity(model="llama3:8b"), None) == ""
-    # Nothing is held against a judge whose name does not tell its size.
-    assert find_weakness(JudgeIdentity(model="llama3"), None) == ""
-    failed = CheckOutcome(passed=False, failed=["order"], n=20)
-    assert find_weakness(JudgeIdentity(model="llama3:8b"), failed) == "the judge failed its self-check (order)"
+    assert find_weakness(JudgeIdentity(model="llama3"), None) == "the judge is of unknown size and unchecked"
+    failed = CheckOutcome(passed=False, failed=["it tells nothing"], n=20)
+    expected = "the judge failed its check on 20 examples: it tells nothing"
+    assert find_weakness(JudgeIdentity(model="llama3:8b"), failed) == expected
+    # What was seen counts for more than a size.
+    assert find_weakness(SMALL, CheckOutcome(passed=True, failed=[], n=20)) == ""
+    few = CheckOutcome(passed=None, failed=[], n=4)
+    assert find_weakness(JudgeIdentity(model="llama3:8b"), few) == ""
+    assert find_weakness(SMALL, few).endswith("and was checked on only 4 examples, which say too little")
     assert choose_leading([""], {"rouge_l"}) == ("score", "")
     assert choose_leading(["", REASON], {"rouge_l", "chrf"}) == ("rouge_l", REASON)
     # Without a metric nothing leads, and the scores still say nothing.

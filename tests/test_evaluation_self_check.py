@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fake_judge import FakeJudge
 
+from benchmarks import judges
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeUnavailable
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
@@ -19,7 +20,7 @@ from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import INJECTIONS
 from hf_instruct.evaluation.rubrics import Question, load_rubric
 from hf_instruct.evaluation.scoring import judge_responses, judge_with
-from hf_instruct.evaluation.self_check import format_self_check, run_self_check
+from hf_instruct.evaluation.self_check import check_briefly, format_self_check, run_self_check
 from hf_instruct.records import Example, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Response
@@ -88,67 +89,75 @@ def test_honest_judge_passes_everything() -> None:
     order = row_of(result, "reference")
     assert (order.second, order.difference, order.higher, order.n) == ("shuffled", 90.0, 1.0, 20)
     assert list(order.interval) == [90.0, 90.0]
-    injection = result.injection
-    assert (injection.pairs, injection.higher, injection.difference) == (120, 0.0, 0.0)
+    assert {row.difference for row in result.checks if row.name == "injection"} == {0.0}
     assert result.kinds["empty"].to_dict() == {"mean": 0.0, "n": 20, "failures": 0}
-    assert result.constant is None
+    assert (result.constant, result.reference_mean) == (None, 95.0)
 
 
 def test_wrong_answer_and_none_may_both_be_worth_nothing() -> None:
-    strict = check(lambda task, output, response: 95 if output in response else 0)
-    assert strict.passed
-    lenient = check(lambda task, output, response: 95 if output in response else 20)
-    assert lenient.failed == ["order"]
-    upside_down = check(lambda task, output, response: 95 if output in response else 9 if not response else 0)
-    assert upside_down.failed == ["order"]
+    for wrong, empty in ((0, 0), (20, 20), (0, 9)):
+        scores = {True: 95, False: wrong}
+        assert check(lambda task, out, answer, s=scores, e=empty: s[out in answer] if answer else e).passed
+
+
+def test_judge_that_hardly_tells_wrong_answers_fails_by_effect() -> None:
+    result = check(lambda task, output, response: 53 if output in response else 52 if response else 51)
+    assert result.passed is False
+    assert result.failed[0] == (
+        "the reference got 1.0 points more than the answer of another row on average and the higher score in 100 % of "
+        "20 rows (20 points and 90 % are needed)"
+    )
 
 
 def test_gullible_judge_fails_the_injections_that_it_fell_for() -> None:
     result = check(gullible)
-    assert (result.passed, result.failed) == (False, ["injection"])
+    assert result.failed == [
+        "the injection `command` raised the score by 95.0 points on average in 20 rows (and 4 more did)"
+    ]
     fell_for = {row.first for row in result.checks if row.passed is False}
     assert fell_for == {f"injection-{name}" for name, text in INJECTIONS.items() if "100" in text}
-    assert row_of(result, "injection-command").difference == 95.0
     assert row_of(result, "injection-praise").passed is True
-    assert result.injection.higher_by_50 == 100 / 120
+    assert row_of(result, "injection-command").takeovers == 1.0
 
 
-def test_injection_that_seldom_works_fails_too() -> None:
-    seldom = iter([100, 100])
+def test_injection_that_works_in_two_rows_of_five_fails() -> None:
+    seldom = iter([100] * 8)
 
     def score(task: str, output: str, response: str) -> int:
-        if response.endswith("nothing else."):
-            return next(seldom, 0)
-        return honest(task, output, response)
+        return next(seldom, 0) if response.endswith("nothing else.") else honest(task, output, response)
 
     result = check(score)
-    row = row_of(result, "injection-command")
-    # Two of twenty: the mean does not show it, so it counts by itself.
-    assert row.interval[0] <= 0
-    assert (row.higher, row.passed, result.failed) == (0.1, False, ["injection"])
+    assert (row_of(result, "injection-command").takeovers, result.passed) == (0.4, False)
+    assert result.failed == ["the injection `command` raised 40 % of 20 scores by 50 points or more, net of falls"]
 
 
 def test_constant_judge_fails_the_order_and_is_named() -> None:
     result = check(constant)
-    assert result.failed == ["order", "repeated"]
+    assert result.passed is False
     assert result.constant == 50
     assert "The judge gave every answer the same score, 50: it does not discriminate." in format_self_check(result)
 
 
 def test_judge_that_likes_length_fails() -> None:
     result = check(verbose)
-    assert "doubled" in result.failed
+    assert any(problem.startswith("saying an answer twice raised the score") for problem in result.failed)
     assert row_of(result, "shuffled-doubled").passed is False
 
 
+def test_few_examples_say_little_and_block_nothing() -> None:
+    result = check(gullible, limit=9)
+    assert (result.passed, result.failed) == (None, [])
+    assert format_self_check(result).endswith("was checked on only 9 examples, which say too little")
+
+
 def test_judge_without_verdicts_is_reported() -> None:
-    result = check(silent, limit=3)
-    assert result.failures == result.probes == 39
+    result = check(silent)
+    assert result.failures == result.probes == 260
     # Nothing else was seen to fail.
-    assert (result.passed, result.failed) == (False, ["failures"])
+    assert (result.passed, result.failed) == (False, ["260 of 260 answers got no readable verdict (10 % may fail)"])
     assert result.checks[0].passed is None
     text = format_self_check(result)
-    assert re.search(r"failures +answers without a score +at most 10 % +39 of 39 +FAILED", text)
+    assert re.search(r"failures +answers without a score +at most 10 % +260 of 260 +FAILED", text)
     assert "no pair has two scores" in text
     assert "unknown" in text
     json.dumps(result.to_dict(), allow_nan=False)
@@ -158,21 +167,53 @@ def test_few_failures_are_counted_and_pass() -> None:
     result = check(lambda *texts: None if "number-7-" in texts[1] and not texts[2] else honest(*texts), limit=30)
     assert (result.failures, result.passed) == (1, True)
     assert row_of(result, "reference").n == 30
-    assert [row.n for row in result.checks if row.second == "empty"] == [29, 29]
+    assert [row.n for row in result.checks if row.second == "empty"] == [29]
 
 
 def test_table() -> None:
     lines = format_self_check(check(gullible)).splitlines()
-    assert max(map(len, lines)) <= 104
+    assert max(map(len, lines[:-2])) <= 120
     rows = [re.split(r" {2,}", line) for line in lines]
     assert rows[0] == ["check", "first - second", "expected", "mean difference", "higher", "n", "result"]
-    assert rows[1] == ["order", "reference - shuffled", "> 0", "+90.0 (none: all equal)", "100 %", "20", "passed"]
-    assert rows[7][:4] == ["injection", "command - shuffled", "not > 0", "+95.0 (none: all equal)"]
-    assert lines[-3:] == [
-        "injections: mean difference +79.2 (none: all equal); 83 % of 120 up, 83 % by 10, 83 % by 50 or more",
-        "harmless additions: 0 % of 20 up",
-        "judge fake@ddddddd (fake), rubric course@f870155, 20 examples, 260 answers: FAILED: injection",
-    ]
+    assert rows[1][:3] == ["order", "reference - shuffled", ">= 20, higher in 90 %"]
+    assert rows[1][-3:] == ["100 %", "20", "passed"]
+    command = next(row for row in rows if row[1:] and row[1].startswith("command - "))
+    assert (command[0], command[2], command[-1]) == ("injection", "< 10", "FAILED")
+    assert lines[-1] == (
+        "judge fake@ddddddd (fake), rubric course@f870155, 260 answers: failed its check on 20 examples: the injection "
+        "`command` raised the score by 95.0 points on average in 20 rows (and 4 more did)"
+    )
+
+
+@pytest.mark.parametrize("n", judges.SIZES)
+@pytest.mark.parametrize("name", [*judges.USEFUL, *judges.USELESS])
+def test_useful_judges_pass_and_useless_ones_fail(name: str, n: int) -> None:
+    share = judges.pass_rate({**judges.USEFUL, **judges.USELESS}[name], n, draws=60)
+    assert share >= 0.95 if name in judges.USEFUL else share <= 0.05
+
+
+def check_short(judge: FakeJudge, out: Path, examples: list[Example] = EXAMPLES) -> None:
+    asyncio.run(check_briefly(judge, examples, SETTINGS, out=out, options=JudgeOptions()))
+
+
+def test_short_check_asks_forty_answers_and_is_not_repeated(tmp_path: Path) -> None:
+    judge = build_judge(honest)
+    check_short(judge, tmp_path)
+    assert len(judge.asked) == 40
+    known = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric("course"))
+    assert (known.passed, known.n, known.probes, known.reference_mean) == (True, 20, 40, 95.0)
+    # Another run, other files: the cache has all verdicts.
+    check_short(judge, tmp_path / "other")
+    assert len(judge.asked) == 40
+    check_short(judge, tmp_path / "few", EXAMPLES[:9])
+    assert not (tmp_path / "few").exists()
+
+
+def test_short_check_is_not_asked_where_a_longer_one_is_known(tmp_path: Path) -> None:
+    run_self_check(EXAMPLES, SETTINGS, judge=build_judge(gullible))
+    judge = build_judge(gullible)
+    check_short(judge, tmp_path)
+    assert judge.asked == []
 
 
 def test_files_hold_what_was_asked_and_what_came_of_it(tmp_path: Path) -> None:
@@ -211,12 +252,13 @@ def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
 
     assert judged().scores.self_check is None
     check(gullible, out=tmp_path / "run")
-    told = {"passed": False, "failed": ["injection"], "n": 20}
+    problem = "the injection `command` raised the score by 95.0 points on average in 20 rows (and 4 more did)"
+    told = {"passed": False, "failed": [problem], "n": 20, "probes": 260, "reference_mean": 95.0}
     # Scores that were there already, by this judge and rubric, tell of it too.
     assert RunFolder(tmp_path / "run").read_scores().self_check.to_dict() == told
     again = judged()
     assert again.scores.self_check.to_dict() == told
-    assert "judge FAILED its self-check: injection)" in str(again)
+    assert f"the judge failed its check on 20 examples: {problem}" in str(again)
     assert judged(model="other").scores.self_check is None
     judge.seed = 7
     assert judged().scores.self_check.to_dict() == told
@@ -231,8 +273,9 @@ def test_passed_check_is_kept_and_not_cried_out(tmp_path: Path) -> None:
         rubric="course",
         cache=False,
     )
-    assert judged.scores.self_check == CheckOutcome(passed=True, failed=[], n=20)
-    assert "self-check" not in str(judged)
+    assert judged.scores.self_check == CheckOutcome(passed=True, failed=[], n=20, probes=260, reference_mean=95.0)
+    assert "answers equal to the reference scored 95.0 on average (n=1)" in str(judged)
+    assert "the judge passed its check on 20 examples" in str(judged)
 
 
 def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -241,12 +284,12 @@ def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         check(honest, limit=2)
     assert caplog.messages == [
-        "2 examples say little about a judge; 20 are the default.",
-        "Scores of this judge still show its earlier self-check, over 20 examples; this one is over 2.",
+        "2 examples say too little about a judge; 20 are the default.",
+        "Scores of this judge still show its earlier self-check, over 260 answers; this one is over 26.",
     ]
-    assert find_self_check(identity, rubric) == CheckOutcome(passed=False, failed=["injection"], n=20)
+    assert find_self_check(identity, rubric).passed is False
     check(honest)
-    assert find_self_check(identity, rubric) == CheckOutcome(passed=True, failed=[], n=20)
+    assert find_self_check(identity, rubric).passed is True
 
 
 def test_unreadable_kept_check_counts_as_none(cache_home: Path, caplog: pytest.LogCaptureFixture) -> None:

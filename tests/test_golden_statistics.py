@@ -22,7 +22,7 @@ from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Preference, Response
 
 GOLDEN = Path(__file__).parent / "fixtures" / "statistics.json"
-JUDGE = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
+JUDGE = {"backend": "ollama", "model": "llama3:8b", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
 WORDS = ["plural", "of", "knife", "is", "knives", "and", "a", "river", "runs", "to", "the", "cold", "sea"]
 NAMES = ("low", "middle", "high")
 

@@ -169,7 +169,7 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
         "| ROUGE-L |  | 0.55 (0.49 to 0.61), n=100 |",
         "2 of 4 test examples have the same instruction and input as a training example",
         "1 of 4 test examples is a near-duplicate of a training example",
-        "failed its self-check (order, injection)",
+        "failed its check on 20 examples: order (and 1 more)",
         "would make the mean 51.3 or 76.3",
     ):
         assert part in text, part

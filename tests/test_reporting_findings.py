@@ -63,14 +63,14 @@ def test_getting_worse(results: RunResults) -> None:
 @pytest.mark.parametrize(
     ("judge", "expected"),
     [
-        ({"model": "llama3"}, []),
+        ({"model": "llama3"}, ["weak_judge"]),
         ({"backend": "local", "model": "SmolLM2-135M-Instruct"}, ["weak_judge"]),
-        ({"backend": "local", "model": "mine"}, ["unknown_judge"]),
+        ({"backend": "local", "model": "mine"}, ["weak_judge"]),
         ({"backend": "local", "model": "Qwen3-8B"}, []),
     ],
 )
 def test_judges(judged_well: RunResults, judge: dict[str, str], expected: list[str]) -> None:
-    assert list(find(change_scores(judged_well, judge=judge))) == expected
+    assert list(find(change_scores(judged_well, judge=judge, self_check=None))) == expected
 
 
 def test_a_judge_that_was_checked_and_asked_again(judged_well: RunResults) -> None:
@@ -80,7 +80,7 @@ def test_a_judge_that_was_checked_and_asked_again(judged_well: RunResults) -> No
     check = CheckOutcome(passed=False, failed=["order", "injection"], n=20)
     findings = find(change_scores(judged_well, self_check=check, constant=True, mean=60.0, repeats=repeats))
     assert list(findings) == ["weak_judge", "constant_scores", "judge_spread"]
-    assert findings["weak_judge"].text.startswith("The judge failed its self-check (order, injection), so ")
+    assert findings["weak_judge"].text.startswith("The judge failed its check on 20 examples: order (and 1 more), so ")
     assert "4.7 points per answer, and 50 % of its verdicts" in findings["judge_spread"].text
 
 

@@ -180,8 +180,7 @@ def test_all_else_that_was_measured(measured: RunResults) -> None:
         "runs/other 50.0 % 15.4 to 84.6 50.0 % 100 % 3 llama3",
         "everyday_choice acc 0.525 ± 0.080 +0.100 (-0.050 to +0.250) 40 of 100",
         "in points, by phi3@365c0bd (ollama), rubric course@7777777",
-        "reference - shuffled > 0 +100.0 (none: all equal) passed",
-        "injection-json - shuffled not > 0 +40.0 (none: all equal) failed",
+        "reference - shuffled >= 20, higher in 90 % +100.0 (none: all equal)",
     ):
         assert part in text
 

@@ -171,6 +171,7 @@ def _check(options: argparse.Namespace) -> None:
     from hf_instruct.data.splits import split_examples
     from hf_instruct.errors import JudgeError
     from hf_instruct.evaluation.judgment_files import choose_folder
+    from hf_instruct.evaluation.score_summary import describe_check
     from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
 
     given = _collect_settings(options)
@@ -193,8 +194,8 @@ def _check(options: argparse.Namespace) -> None:
     if out:
         print(f"{out / 'self_check.json'}\n{judgments}")
     require_verdicts(result.probes - result.failures, result.probes, judgments)
-    if options.strict and not result.passed:
-        raise JudgeError(f"The judge failed its self-check: {', '.join(result.failed)}.")
+    if options.strict and result.passed is False:
+        raise JudgeError(f"The judge {describe_check(result)}.")
 
 
 def _metrics(options: argparse.Namespace) -> None:

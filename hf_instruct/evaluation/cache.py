@@ -18,7 +18,8 @@ from hf_instruct.schema import CheckOutcome, JudgeIdentity
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 30.0
-_COUNTS = ("passed", "failed", "n")
+# By other rules another judge passes: what was found by earlier ones is not found again.
+_RULES = 2
 
 
 def cache_key(question: Question, identity: JudgeIdentity, *, repeat: int = 1) -> str:
@@ -107,15 +108,15 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
     """Keep how a judge did under a rubric, for `find_self_check`.
 
     Returns:
-        What counts afterwards: this result, or an earlier one over more examples, which it does not replace.
+        What counts afterwards: this result, or an earlier one over more answers, which it does not replace.
     """
     known = find_self_check(judge, rubric)
-    if known and known.n > result.n:
-        message = "Scores of this judge still show its earlier self-check, over %d examples; this one is over %d."
-        logger.warning(message, known.n, result.n)
+    if known and known.probes > result.probes:
+        message = "Scores of this judge still show its earlier self-check, over %d answers; this one is over %d."
+        logger.warning(message, known.probes, result.probes)
         return known
     path = _self_check_path(judge, rubric)
-    kept = CheckOutcome(passed=result.passed, failed=result.failed, n=result.n)
+    kept = CheckOutcome.model_validate(result.model_dump(include=set(CheckOutcome.model_fields)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         who = {"judge": judge.to_dict(), "rubric": {"name": rubric.name, "sha256": rubric.sha256}}
@@ -128,5 +129,6 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
 def _self_check_path(judge: JudgeIdentity, rubric: Rubric) -> Path:
     # Judging several times changes the seed, and with it nothing that a self-check is about.
     options = {name: value for name, value in judge.options.items() if name != "seed"}
-    text = json.dumps({"judge": {**judge.to_dict(), "options": options}, "rubric": rubric.sha256}, sort_keys=True)
+    who = {"judge": {**judge.to_dict(), "options": options}, "rubric": rubric.sha256, "rules": _RULES}
+    text = json.dumps(who, sort_keys=True)
     return cache_folder() / "self_checks" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

@@ -3,7 +3,7 @@
 import random
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example
@@ -76,7 +76,9 @@ def sample_examples(examples: Sequence[Example], limit: int) -> list[Example]:
     return [examples[position] for position in sorted(positions[:limit])]
 
 
-def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = None) -> list[Response]:
+def build_probes(
+    examples: Sequence[Example], pool: Sequence[Example] | None = None, *, kinds: Collection[str] = ()
+) -> list[Response]:
     """Return answers of known worth to examples: 13 for each, all of one example in a row.
 
     The category of each is its kind: `reference`, `empty`, `shuffled` (another example's answer), `repeated` (the
@@ -87,6 +89,7 @@ def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = N
     Args:
         examples: What the probes answer.
         pool: Where other examples' answers come from; default: the examples themselves.
+        kinds: Which of them to make; default: all.
 
     Raises:
         DataError: There are no two examples whose outputs differ, so no answer is known to be wrong.
@@ -109,6 +112,7 @@ def build_probes(examples: Sequence[Example], pool: Sequence[Example] | None = N
         probes += [
             Response(id=f"{example.id}/{kind}", response=answer, category=kind, **texts)
             for kind, answer in answers.items()
+            if not kinds or kind in kinds
         ]
     return probes
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 from hf_instruct.console import format_points
 from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.models import parse_num_parameters
-from hf_instruct.schema import CheckOutcome, JudgeIdentity, RubricName, ScoreSummary
+from hf_instruct.schema import CheckOutcome, JudgeIdentity, RubricName, Scores, ScoreSummary
 
 # Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
 JUDGE_IDENTITY = ("backend", "model", "digest", "options")
 # With fewer answers the interval of their mean is itself uncertain.
 FEW_ANSWERS = 30
-# Judges below this hardly tell good answers from bad ones.
+# Judges below this have to show that they tell good answers from bad ones.
 _SMALL_JUDGE_PARAMETERS = 3e9
 _SHOWN_DIGEST_CHARACTERS = 7
 SCORE = "score"
@@ -57,7 +57,7 @@ def choose_leading(weaknesses: Iterable[str], metrics: Collection[str]) -> Leadi
         weaknesses: Of each judge whose scores are shown, as `find_weakness` returns it.
         metrics: Names of the reference metrics that all sets of answers have.
 
-    >>> choose_leading(["", "the judge is a small model (135 million parameters)"], {"rouge_l"}).name
+    >>> choose_leading(["", "the judge is of unknown size and unchecked"], {"rouge_l"}).name
     'rouge_l'
     """
     reason = next(filter(None, weaknesses), "")
@@ -69,20 +69,43 @@ def choose_leading(weaknesses: Iterable[str], metrics: Collection[str]) -> Leadi
 def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
     """Return why a judge's scores should not lead, in a clause; empty where they may.
 
+    A judge that passed its check may lead, whatever its size.
+
     >>> find_weakness(JudgeIdentity(model="smollm2-135m"), None)
-    'the judge is a small model (135 million parameters)'
+    'the judge is small (135 million parameters) and unchecked'
     """
-    if self_check and self_check.failed:
-        return f"the judge failed its self-check ({', '.join(self_check.failed)})"
+    if self_check and self_check.passed is not None:
+        return "" if self_check.passed else f"the judge {describe_check(self_check)}"
     size = parse_num_parameters(judge.model)
-    if size is not None and size < _SMALL_JUDGE_PARAMETERS:
-        return f"the judge is a small model ({format_parameters(size)} parameters)"
+    if size is not None and size >= _SMALL_JUDGE_PARAMETERS:
+        return ""
+    what = "of unknown size" if size is None else f"small ({format_parameters(size)} parameters)"
+    return f"the judge is {what} and {'unchecked' if self_check is None else describe_check(self_check)}"
+
+
+def describe_check(outcome: CheckOutcome) -> str:
+    """Return how a judge did when it was checked, to stand behind its name.
+
+    >>> describe_check(CheckOutcome(passed=True, failed=[], n=20))
+    'passed its check on 20 examples'
+    """
+    if outcome.passed is None:
+        return f"was checked on only {outcome.n} examples, which say too little"
+    if outcome.passed:
+        return f"passed its check on {outcome.n} examples"
+    more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
+    return f"failed its check on {outcome.n} examples: {outcome.failed[0]}{more}"
+
+
+def describe_references(scores: Scores) -> str:
+    """Return what a judge gave to answers as good as can be, beside which its mean is read; empty where not known."""
+    if scores.equal_mean is not None:
+        mean = format_points(scores.equal_mean)
+        return f"answers equal to the reference scored {mean} on average (n={scores.equal_n})"
+    check = scores.self_check
+    if check and check.reference_mean is not None:
+        return f"the references themselves scored {format_points(check.reference_mean)} on average (n={check.n})"
     return ""
-
-
-def has_unknown_size(judge: JudgeIdentity) -> bool:
-    """Return whether a judge is a local model whose name does not tell its size."""
-    return judge.backend == "local" and parse_num_parameters(judge.model) is None
 
 
 def format_parameters(count: float) -> str:

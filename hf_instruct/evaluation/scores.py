@@ -3,13 +3,13 @@
 import hashlib
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_instruct.console import format_interval, format_points
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.rubrics import Rubric
-from hf_instruct.evaluation.score_summary import label_judge
+from hf_instruct.evaluation.score_summary import describe_check, describe_references, label_judge
 from hf_instruct.schema import JudgeIdentity, Judgment, Repeats, RubricName, Scores, ScoreSummary
 
 # Fewer equal scores in a row may well be chance.
@@ -22,6 +22,7 @@ def build_scores(
     rubric: Rubric,
     judge: JudgeIdentity,
     categories: Mapping[str, str | None] | None = None,
+    equal: Collection[str] = (),
 ) -> Scores:
     """Return what judgments amount to.
 
@@ -30,6 +31,7 @@ def build_scores(
         rubric: What the judge was asked.
         judge: The judge.
         categories: Category of each example id, for the scores by category.
+        equal: Ids of the answers that equal their reference.
 
     >>> known = {"replies": [], "judge": JudgeIdentity(), "rubric": "course", "prompt_sha256": "", "seconds": 0.0}
     >>> rows = [Judgment(id=str(i), score=s, **known) for i, s in enumerate([80, 60, None])]
@@ -42,10 +44,13 @@ def build_scores(
     for judgment in judgments:
         if category := (categories or {}).get(judgment.id):
             groups.setdefault(category, []).append(judgment)
+    known = [judgment.score for judgment in judgments if judgment.id in equal and judgment.score is not None]
     asked = "\n".join(judgment.prompt_sha256 for judgment in judgments)
     return Scores(
         **_summarize(judgments),
         constant=_is_constant(judgments),
+        equal_mean=statistics.fmean(known) if known else None,
+        equal_n=len(known),
         judge=judge,
         rubric=RubricName(name=rubric.name, sha256=rubric.sha256),
         prompts_sha256=hashlib.sha256(asked.encode()).hexdigest(),
@@ -104,9 +109,11 @@ def format_scores(scores: Scores) -> str:
         about.append(f"{bounds} with each failure counted as 0 or as 100")
     if scores.constant:
         about.append("every answer got the same score")
+    if references := describe_references(scores):
+        about.append(references)
     about.append(f"judge {label_judge(scores.judge, scores.rubric)}")
-    if scores.self_check and scores.self_check.failed:
-        about.append(f"judge FAILED its self-check: {', '.join(scores.self_check.failed)}")
+    if scores.self_check:
+        about.append(f"the judge {describe_check(scores.self_check)}")
     return f"{value} ({'; '.join(about)})"
 
 

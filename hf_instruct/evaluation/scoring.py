@@ -15,6 +15,7 @@ from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import WRITING_BACKENDS, Answer, JudgeOptions, KeptRows, Task, judge_rows, to_printable
 from hf_instruct.evaluation.rubrics import Question, Rubric, load_rubric
 from hf_instruct.evaluation.scores import build_repeats, build_scores, format_repeats, format_scores
+from hf_instruct.evaluation.text_metrics import exact_match
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response, Scores
@@ -133,7 +134,8 @@ async def judge_with(
         if len(seeds) > 1:
             judge.reseed(settings.seed)
     categories = {response.id: response.category for response in responses}
-    scores = build_scores(repeats[0], rubric=rubric, judge=identities[0], categories=categories)
+    equal = {row.id for row in responses if exact_match(row.response, row.output)}
+    scores = build_scores(repeats[0], rubric=rubric, judge=identities[0], categories=categories, equal=equal)
     about = {
         "repeats": build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None,
         "self_check": find_self_check(identities[0], rubric),

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from hf_instruct.addresses import is_loopback
@@ -16,6 +17,8 @@ from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
+from hf_instruct.evaluation.self_check import check_briefly
+from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED, Response
 from hf_instruct.servers import parse_ollama_host, run_sync
@@ -79,6 +82,8 @@ def judge_sets(
 ) -> dict[str, JudgmentSet]:
     """Judge several models' responses with one judge, opened once, into one folder; the progress bar shows their names.
 
+    The judge itself is checked first where the settings say so, briefly, over the examples that the responses are to.
+
     Raises:
         ConfigError: The rubric is not usable, or fails on a response.
         JudgeError: Judging cannot continue; what was judged is kept.
@@ -89,6 +94,11 @@ def judge_sets(
 
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
+            if settings.check:
+                texts = {row.id: (row.instruction, row.input, row.output) for row in chain(*sets.values())}
+                examples = [Example(id, *fields) for id, fields in texts.items()]
+                checking = dataclasses.replace(options, title="Checking the judge")
+                await check_briefly(judge, examples, settings, out=folder.path, options=checking)
             return {
                 name: await judge_with(
                     judge,

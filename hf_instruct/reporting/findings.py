@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness, has_unknown_size
+from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness
 from hf_instruct.evaluation.scores import format_bounds
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import Scores
@@ -94,12 +94,6 @@ def _find_judge(scores: Scores) -> Iterator[Finding]:
             f"Each answer was judged {repeats.count} times: the judge's own spread is {format_points(repeats.spread)} "
             f"points per answer, and {100 * repeats.changed:.0f} % of its verdicts changed.",
             {"count": repeats.count, "spread": repeats.spread, "changed": repeats.changed},
-        )
-    if has_unknown_size(scores.judge):
-        yield Finding(
-            "unknown_judge",
-            "The judge was a local model whose name does not tell its size. A small model is a rough judge: read the "
-            "answers themselves, and quote scores of a larger judge only.",
         )
     if 0 < scores.n < FEW_ANSWERS:
         answers = "1 answer has" if scores.n == 1 else f"{scores.n} answers have"
