@@ -1,14 +1,26 @@
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from reporting_run import write_run
 
+from hf_instruct.evaluation.score_summary import Leading
+from hf_instruct.reporting import findings as found
 from hf_instruct.reporting.findings import Finding, list_findings, list_missing
-from hf_instruct.reporting.results import RunResults, read_results
+from hf_instruct.reporting.results import MetricRow, RunResults, read_results
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import CheckOutcome, Leak, NearDuplicate, NearDuplicates, Preflight, Repeats, TrainingRow
+from hf_instruct.schema import (
+    CheckOutcome,
+    Leak,
+    MeanDifference,
+    NearDuplicate,
+    NearDuplicates,
+    Preflight,
+    Repeats,
+    TrainingRow,
+)
 
 
 def read(run: RunFolder) -> RunResults:
@@ -58,6 +70,24 @@ def test_getting_worse(results: RunResults) -> None:
     judgments = {id: judgment.model_copy(update={"score": 99}) for id, judgment in worse.base.judgments.items()}
     worse = dataclasses.replace(worse, base=dataclasses.replace(worse.base, judgments=judgments))
     assert find(worse)["scores_lower"].numbers["mean"] == -72.75
+
+
+@pytest.mark.parametrize(
+    ("metric", "judge", "words"),
+    [
+        (0.29, -0.2, "By ROUGE-L the tuned model is higher (+0.29 (+0.19 to +0.39)), by the judge's scores not shown"),
+        (0.29, -4.0, "higher (+0.29 (+0.19 to +0.39)), by the judge's scores lower"),
+        (0.02, 4.0, "not shown to differ (+0.02 (-0.08 to +0.12)), by the judge's scores higher"),
+        (0.29, 4.0, ""),
+        (0.02, 0.5, ""),
+    ],
+)
+def test_measures_that_disagree_are_told(metric: float, judge: float, words: str) -> None:
+    row = MetricRow("rouge_l", None, None, MeanDifference(metric, metric - 0.1, metric + 0.1, 100))
+    difference = MeanDifference(judge, judge - 1, judge + 1, 100)
+    results = SimpleNamespace(metrics=[row], difference=difference, leading=Leading("score", ""))
+    assert words in "".join(finding.text for finding in found._find_disagreement(results))
+    assert bool(words) == bool(list(found._find_disagreement(results)))
 
 
 @pytest.mark.parametrize(

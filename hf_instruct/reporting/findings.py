@@ -46,6 +46,7 @@ def list_findings(results: RunResults) -> list[Finding]:
     scores = results.tuned.scores or results.base.scores
     return [
         *_find_difference(results),
+        *_find_disagreement(results),
         *(_find_judge(scores) if scores else ()),
         *_find_failures("tuned", results.tuned.scores),
         *_find_failures("base", results.base.scores),
@@ -75,6 +76,27 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
             "both sides. The interval includes zero."
         )
         yield Finding("no_difference", text, numbers)
+
+
+def _find_disagreement(results: RunResults) -> Iterator[Finding]:
+    """Find where the reference metrics move and the judge does not, or the other way round."""
+    metric = next((row for row in results.metrics if row.name == "rouge_l" and row.difference), None)
+    difference = results.difference
+    if metric is None or metric.difference is None or difference is None:
+        return
+    directions = [found.is_shown and (found.mean > 0) - (found.mean < 0) for found in (metric.difference, difference)]
+    # What a judge that does not lead finds higher or lower is not repeated.
+    if directions[0] == directions[1] or results.leading.reason:
+        return
+    words = [
+        ("higher" if found.mean > 0 else "lower") if found.is_shown else "not shown to differ"
+        for found in (metric.difference, difference)
+    ]
+    text = (
+        f"By {metric.label} the tuned model is {words[0]} ({metric.show_difference()}), by the judge's scores "
+        f"{words[1]}: one of the two is wrong about it, so read the answers."
+    )
+    yield Finding("measures_disagree", text, {"metric": metric.difference.mean, "judge": difference.mean})
 
 
 def _find_judge(scores: Scores) -> Iterator[Finding]:
