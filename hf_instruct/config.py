@@ -74,7 +74,11 @@ class DataSection(_Section):
     loss_on: Literal["all", "last"] = Field(
         "all", description="which answers of a conversation are learned: all, or the last one alone"
     )
-    prompt_format: str = Field("alpaca", description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file")
+    prompt_format: str | None = Field(
+        None,
+        description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file; by default `chat` for conversations, "
+        "else `alpaca`",
+    )
 
     @property
     def source_name(self) -> str:

@@ -208,7 +208,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     """
     from hf_instruct.prompts import PromptFormat
 
-    if {"data", "train"} & set(stages):
+    if experiment.data.prompt_format and {"data", "train"} & set(stages):
         # Later stages read the template that the run has kept.
         PromptFormat.from_name(experiment.data.prompt_format)
     name = experiment.model.name

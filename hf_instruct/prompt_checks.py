@@ -30,6 +30,23 @@ _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
 
+def choose_format(prompt_format: PromptFormat | str | None, *, has_conversations: bool) -> PromptFormat:
+    """Return a prompt format, or the one of a name; by default `chat` for conversations, else `alpaca`.
+
+    Args:
+        prompt_format: The format, its name or None.
+        has_conversations: Whether some of the examples have turns.
+
+    Raises:
+        ConfigError: As `PromptFormat.from_name`.
+    """
+    if isinstance(prompt_format, PromptFormat):
+        return prompt_format
+    if prompt_format is None and has_conversations:
+        logger.info("Conversations are put into prompts by the tokenizer's chat template (prompt format `chat`).")
+    return PromptFormat.from_name(prompt_format or (CHAT if has_conversations else "alpaca"))
+
+
 def settle_format(
     prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", *, for_training: bool = True
 ) -> PromptFormat:

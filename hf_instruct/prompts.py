@@ -173,8 +173,9 @@ class PromptFormat:
             except ValueError:
                 problem = f"`{tokenizer.name_or_path}` has none, or several and none of them called `default`"
         raise ConfigError(
-            f"The prompt format `chat` needs a tokenizer with a chat template, and {problem}. Use `alpaca`, `phi3` or "
-            "a Jinja file, or an instruction-tuned model."
+            f"The prompt format `chat` needs a tokenizer with a chat template, and {problem}. Use a model that has "
+            "one, such as `smollm2-135m`, set `tokenizer.chat_template`, or, for questions without earlier turns, name "
+            "the format `alpaca`, `phi3` or a Jinja file."
         )
 
     def format_completion(self, output: str, *, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -270,9 +271,9 @@ class PromptFormat:
         if len(messages) == 1:
             return self.encode_prompt(tokenizer, texts[0])
         if self.name != CHAT:
+            what = "earlier turns" if "assistant" in roles else "a system text"
             raise ConfigError(
-                f"The prompt format `{self.name}` has no place for "
-                f"{'earlier turns' if 'assistant' in roles else 'a system text'}: only `chat` has. Leave it out."
+                f"The prompt format `{self.name}` has no place for {what}: only `chat` has. Use that, or leave it out."
             )
 
         def build(*texts: str) -> str:

@@ -129,8 +129,13 @@ class RunFolder:
                 "if that has changed, start again with `--force`."
             )
 
-    def load_prompt_format(self, name: str) -> PromptFormat:
-        """Return the format of the run's prompts: as settled before training, else the one of that name."""
+    def load_prompt_format(self, name: str | None) -> PromptFormat:
+        """Return the format of the run's prompts: as settled before training, else the one of that name.
+
+        Args:
+            name: `data.prompt_format` of the run's experiment; None for the one that was chosen for the run's data.
+        """
+        name = name or (read_file(self.preflight, Preflight) or Preflight()).prompt_format
         if not self.prompt.is_file():
             return PromptFormat.from_name(name)
         return PromptFormat(name, self.prompt.read_text(encoding="utf-8"))

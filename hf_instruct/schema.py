@@ -445,6 +445,7 @@ class Preflight(Record):
     data_sha256: str | None = None  # of the three files of the splits
     source: str = ""
     split: str | None = None  # how they were split
+    prompt_format: str = "alpaca"  # the one that was named, or was chosen for these examples
     examples: dict[str, Count] = {}  # by split and in `total`
     seen_in_train: dict[str, list[Leak]] = {}  # by split
     near_duplicates: NearDuplicates | None = None

@@ -283,4 +283,4 @@ def test_tokens_are_counted_with_a_models_tokenizer(command: Command, small_file
     ]
     assert lines[-1] == "What to do: shorten 3 rows or raise `--max-length` (longest: 7)."
     lines = command("show", small_file, 1, "--format", "phi3", "--tokenizer", folder)
-    assert lines[-4:] == ["--- completion ---", "3<end>", "", f"5 prompt tokens, 2 completion tokens ({folder})"]
+    assert lines[-4:] == ["--- completion ---", "<unk> <end>", "", f"5 prompt tokens, 2 completion tokens ({folder})"]

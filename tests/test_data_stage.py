@@ -10,7 +10,7 @@ from hf_instruct.config import build_experiment
 from hf_instruct.data.sources import iterate_examples, load_split
 from hf_instruct.data.splits import split_examples
 from hf_instruct.data.stage import prepare
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import DataError
 from hf_instruct.prompt_tokens import count_labels
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_rows
@@ -145,15 +145,17 @@ def test_a_failed_second_writing_leaves_no_preflight(tmp_path: Path) -> None:
     assert not run.preflight.exists()
 
 
-def test_conversations_and_own_prompts_go_through_a_run_as_they_are(tmp_path: Path) -> None:
+def test_conversations_and_own_prompts_go_through_a_run_as_they_are(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
     turns = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages = [{"role": role, "content": content} for role, content in turns]
     talk = [{"messages": [*messages[:-1], {"role": "assistant", "content": str(n)}]} for n in range(20)]
     own = [{"prompt": f"Q: {n}\nA:", "completion": f" {n}"} for n in range(20)]
-    with pytest.raises(ConfigError, match=r"holds conversations.*`--data.prompt_format chat`"):
-        prepare_file(tmp_path, talk)
-    for rows in (talk, own, build_rows(20)):
-        run = prepare_file(tmp_path, rows, prompt_format="chat")
+    for rows, default in ((talk, "chat"), (own, "alpaca"), (build_rows(20), "alpaca")):
+        run = prepare_file(tmp_path, rows)
+        assert run.load_prompt_format(None).name == default
+        assert ("Conversations are put into prompts by the tokenizer's chat template" in caplog.text) == (rows is talk)
+        caplog.clear()
         for name, expected in split_examples(rows).items():
             loaded = load_split(run, name)
             assert loaded.to_list() == expected.to_list()

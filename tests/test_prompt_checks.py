@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
 
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.prompt_checks import find_problems, settle_format
+from hf_instruct.prompt_checks import choose_format, find_problems, settle_format
 from hf_instruct.prompt_tokens import IGNORED, build_row
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -68,6 +68,16 @@ def tokenizer(tiny_gpt2: Path) -> PreTrainedTokenizerBase:
     found = {token for text in TEMPLATES.values() for token in re.findall(r"<[|｜][\w▁]+[|｜]>|<\w+\|>", text)}
     tokenizer.add_special_tokens({"additional_special_tokens": sorted({*found, "<end_of_turn>"})})
     return tokenizer
+
+
+def test_conversations_are_chats_unless_a_format_is_named(caplog) -> None:
+    caplog.set_level("INFO")
+    assert choose_format("phi3", has_conversations=True) == PromptFormat.from_name("phi3")
+    assert choose_format(CHAT, has_conversations=False) is CHAT
+    assert choose_format(None, has_conversations=False).name == "alpaca"
+    assert caplog.messages == []
+    assert choose_format(None, has_conversations=True) == CHAT
+    assert "the tokenizer's chat template (prompt format `chat`)" in caplog.text
 
 
 def settle(template: str, tokenizer: PreTrainedTokenizerBase, **options: bool) -> PromptFormat:

@@ -11,7 +11,7 @@ import yaml
 from hf_instruct.config import Experiment, load_experiment
 from hf_instruct.data.splits import load_splits
 from hf_instruct.models import ALIASES, WHEEL_MODEL, load_model
-from hf_instruct.prompts import PromptFormat
+from hf_instruct.prompt_checks import choose_format
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import _build_trainer
@@ -42,7 +42,7 @@ def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, 
     # Preference training begins with a model that another recipe has fine-tuned.
     tuned = {"runs/demo/model"} if experiment.dpo is not None else set()
     assert experiment.model.name in {*ALIASES, WHEEL_MODEL, *tuned}
-    PromptFormat.from_name(experiment.data.prompt_format)
+    choose_format(experiment.data.prompt_format, has_conversations=False)
     trainer = build_tiny_trainer(experiment, tiny_gpt2, tmp_path)
     assert trainer.args.num_train_epochs == experiment.train.get("num_train_epochs", 2)
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
@@ -62,7 +62,7 @@ def build_tiny_trainer(experiment: Experiment, tiny_model: Path, folder: Path):
         tokenizer,
         load_splits({"train": [example] * 8, "test": [example], "validation": [example]}),
         run=RunFolder(folder),
-        prompt_format=PromptFormat.from_name(experiment.data.prompt_format),
+        prompt_format=choose_format(experiment.data.prompt_format, has_conversations=False),
         args=experiment.train,
         peft_config=experiment.lora,
     )

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hf_instruct import load_examples, train
+from hf_instruct import generate_responses, load_examples, train
 from hf_instruct.errors import ConfigError
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import PromptFormat
@@ -241,6 +241,18 @@ def test_rows_of_trls_formats_have_trls_ids_and_labels(tiny_gpt2: Path, tmp_path
     assert not tokenizer.decode(after).strip()
     assert ours["input_ids"] == theirs["input_ids"][: len(ours["input_ids"])]
     assert ours["labels"] == theirs["labels"][: len(ours["labels"])]
+
+
+def test_conversations_need_a_chat_template_wherever_they_go(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    rows = [{"messages": [*MESSAGES, LAST]}]
+    calls = [
+        lambda: train(model, tokenizer, {"train": rows, "validation": rows}, output_dir=tmp_path),
+        lambda: generate_responses(model, tokenizer, rows),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=r"`chat` needs a tokenizer with a chat template, and .* has none"):
+            call()
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def _check(options: argparse.Namespace) -> None:
     settings = _load_settings(options)
     checked = check_section(settings)
     examples, source = checked.examples, settings.source_name
-    counter = _load_counter(options, settings) if options.tokenizer else None
+    counter = _load_counter(options, settings, examples) if options.tokenizer else None
     if counter is not None:
         examples = counter.add_counts(examples, num_proc=settings.num_proc)
     if not options.json:
@@ -212,30 +212,38 @@ def _print_warnings(source: str, warnings: "list[Problem]") -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from hf_instruct.data.sources import load_section
+    from hf_instruct.data.sources import iterate_examples, load_section
     from hf_instruct.errors import DataError
 
     settings = _load_settings(options)
-    prompt_format, tokenizer = _load_format(options, settings)
     examples = load_section(settings)
+    prompt_format, tokenizer = _load_format(options, settings, examples)
     if options.number >= len(examples):
         raise DataError(
             f"`{options.source}` has no example {options.number:,}; it has {len(examples):,}, counted from 0 to "
             f"{len(examples) - 1:,}."
         )
-    example = examples[options.number]
+    (example,) = iterate_examples(examples.select([options.number]))
     print(f"example {options.number:,} of {len(examples):,} in {options.source}, counted from 0")
     for name in ("id", "category", "instruction", "input", "output"):
-        if (value := example.get(name)) is not None:
+        if (value := getattr(example, name)) is not None:
             print(f"{name + ':':<13}{_printable(value) or '(empty)'}")
-    prompt = prompt_format.format_prompt(example["instruction"], example["input"], tokenizer=tokenizer)
-    print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
     if tokenizer is None:
-        print(f"--- completion, which the model's end-of-text token ends ---\n{_printable(example['output'])}")
+        if example.messages:
+            turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in example.messages[:-1])
+            print(f"\n--- turns before; `--model` shows the prompt ---\n{_printable(turns)}")
+        else:
+            prompt = example.prompt or prompt_format.format_prompt(example.instruction, example.input)
+            print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
+        print(f"--- completion, which the model's end-of-text token ends ---\n{_printable(example.output)}")
         return
-    print(f"--- completion ---\n{_printable(prompt_format.format_completion(example['output'], tokenizer=tokenizer))}")
-    prompt_ids, completion_ids = prompt_format.encode_example(tokenizer, example)
-    print(f"\n{len(prompt_ids)} prompt tokens, {len(completion_ids)} completion tokens ({options.tokenizer})")
+    pieces = prompt_format.encode_examples(tokenizer, [example], loss_on=settings.loss_on)[0]
+    print()
+    for number, ids in enumerate(pieces):
+        title = "completion" if number % 2 else f"prompt ({prompt_format.name})"
+        print(f"--- {title} ---\n{_printable(str(tokenizer.decode(ids)))}")
+    num_prompt, num_completion = (sum(map(len, pieces[start::2])) for start in (0, 1))
+    print(f"\n{num_prompt} prompt tokens, {num_completion} completion tokens ({options.tokenizer})")
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -244,9 +252,10 @@ def _stats(options: argparse.Namespace) -> None:
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
 
     settings = _load_settings(options)
-    prompt_format, tokenizer = _load_format(options, settings)
+    examples = load_section(settings)
+    prompt_format, tokenizer = _load_format(options, settings, examples)
     encode = None if tokenizer is None else partial(prompt_format.encode_example, tokenizer)
-    result = compute_statistics(load_section(settings), prompt_format=prompt_format, encode=encode)
+    result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
         print("\nLengths in tokens need a tokenizer: add `--model MODEL`, as in `--model gpt2-medium`.")
@@ -275,37 +284,40 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
 
 
 def _load_format(
-    options: argparse.Namespace, settings: "DataSection"
+    options: argparse.Namespace, settings: "DataSection", examples: "Dataset"
 ) -> "tuple[PromptFormat, PreTrainedTokenizerBase | None]":
     """Return the prompt format as a run would train on it, and the tokenizer where one is named."""
     from hf_instruct.models import load_tokenizer
     from hf_instruct.prompt_checks import settle_format
 
-    prompt_format = _name_format(options, settings)
+    prompt_format = _choose_format(options, settings, examples)
     if not options.tokenizer:
         return prompt_format, None
     tokenizer = load_tokenizer(options.tokenizer)
     return settle_format(prompt_format, tokenizer), tokenizer
 
 
-def _name_format(options: argparse.Namespace, settings: "DataSection") -> "PromptFormat":
+def _choose_format(options: argparse.Namespace, settings: "DataSection", examples: "Dataset") -> "PromptFormat":
+    from hf_instruct.data.examples import has_conversations
     from hf_instruct.errors import ConfigError
-    from hf_instruct.prompts import CHAT, PromptFormat
+    from hf_instruct.prompt_checks import choose_format
+    from hf_instruct.prompts import CHAT
 
     if settings.prompt_format == CHAT and not options.tokenizer:
         raise ConfigError(
             "The prompt format `chat` is a tokenizer's own; name the model with `--model`, as in `--model "
             "smollm2-135m`."
         )
-    return PromptFormat.from_name(settings.prompt_format)
+    return choose_format(settings.prompt_format, has_conversations=has_conversations(examples))
 
 
-def _load_counter(options: argparse.Namespace, settings: "DataSection") -> "TokenCounter":
+def _load_counter(options: argparse.Namespace, settings: "DataSection", examples: "Dataset") -> "TokenCounter":
     from hf_instruct.config import TRAIN_DEFAULTS
     from hf_instruct.data.tokens import load_counter
 
     max_length = options.max_length or TRAIN_DEFAULTS["max_length"]
-    return load_counter(options.tokenizer, prompt_format=_name_format(options, settings), max_length=max_length)
+    prompt_format = _choose_format(options, settings, examples)
+    return load_counter(options.tokenizer, prompt_format=prompt_format, max_length=max_length, loss_on=settings.loss_on)
 
 
 def _plural(count: int, noun: str, nouns: str | None = None) -> str:

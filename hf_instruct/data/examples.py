@@ -172,6 +172,12 @@ def new_fingerprint() -> str:
     return secrets.token_hex(8)
 
 
+def has_conversations(*datasets: "Dataset") -> bool:
+    """Return whether some of the examples are conversations."""
+    held = [examples.select_columns("messages") for examples in datasets if "messages" in examples.column_names]
+    return any(messages for examples in held for batch in examples.iter(BATCH) for messages in batch["messages"])
+
+
 def hash_prompts(examples: "Dataset") -> "np.ndarray[Any, Any]":
     """Return a hash of what each example asks; equal questions have equal ones."""
     names = [name for name in ("instruction", "input", "messages") if name in examples.column_names]

@@ -3,11 +3,13 @@
 import logging
 
 from hf_instruct.config import TRAIN_DEFAULTS, Experiment
+from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.findings import build_preflight, format_findings, refuse_leaks
 from hf_instruct.data.sources import check_section, iterate_examples, settle
 from hf_instruct.data.splits import split_section
 from hf_instruct.data.tokens import TokenCounter, load_counter
-from hf_instruct.errors import ConfigError, ModelLoadError
+from hf_instruct.errors import ModelLoadError
+from hf_instruct.prompt_checks import choose_format
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import write_json, write_rows, write_text
 from hf_instruct.run_folder import RunFolder
@@ -22,19 +24,13 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     Raises:
         DataError: The source cannot be read, has problems or cannot be split; or `data.strict` is on and test or
             validation examples also stand in train.
-        ConfigError: The prompt format cannot be trained on with the model's tokenizer, or the rows are conversations
-            and no format is named.
+        ConfigError: The prompt format cannot be trained on with the model's tokenizer.
     """
     settings = experiment.data
     checked = check_section(settings)
     examples = settle(checked)
-    if "messages" in examples.column_names and "prompt_format" not in settings.model_fields_set:
-        raise ConfigError(
-            f"`{settings.source_name}` holds conversations, and `data.prompt_format` is not set, so their questions "
-            f"would be put into the prompts of `{settings.prompt_format}`. Name `chat` for the chat template of "
-            f"`{experiment.model.name}` (`--data.prompt_format chat`), or `{settings.prompt_format}` if that is meant."
-        )
-    counter = _load_counter(experiment)
+    prompt_format = choose_format(settings.prompt_format, has_conversations=has_conversations(examples))
+    counter = _load_counter(experiment, prompt_format)
     if counter is not None:
         examples = counter.add_counts(examples, num_proc=settings.num_proc)
     splits = split_section(settings, examples)
@@ -55,18 +51,19 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     run.prompt.unlink(missing_ok=True)
     if counter is not None:
         write_text(run.prompt, counter.prompt_format.template)
-    write_json(run.preflight, Preflight(data_sha256=run.hash_splits(), **preflight))
+    values = {"data_sha256": run.hash_splits(), "prompt_format": prompt_format.name, **preflight}
+    write_json(run.preflight, Preflight(**values))
     logger.info("%s", format_findings(preflight))
 
 
-def _load_counter(experiment: Experiment) -> TokenCounter | None:
+def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenCounter | None:
     """Return what counts tokens as the training of this experiment will; None where its model cannot be loaded."""
     model = experiment.model
     training = {**TRAIN_DEFAULTS, **experiment.train}
     try:
         return load_counter(
             model.name,
-            prompt_format=PromptFormat.from_name(experiment.data.prompt_format),
+            prompt_format=prompt_format,
             max_length=training["max_length"],
             completion_only_loss=training["completion_only_loss"] is not False,
             loss_on=experiment.data.loss_on,

@@ -16,7 +16,7 @@ from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.references import measure_references
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length
-from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_checks import choose_format, settle_format
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 from hf_instruct.schema import Response
@@ -33,7 +33,7 @@ def generate_responses(
     tokenizer: "PreTrainedTokenizerBase",
     data: "Dataset | str | Path | Iterable[Mapping[str, Any]]",
     *,
-    prompt_format: PromptFormat | str = "alpaca",
+    prompt_format: PromptFormat | str | None = None,
     batch_size: int | None = None,
     max_new_tokens: int = 256,
     reference_loss: bool = False,
@@ -48,7 +48,8 @@ def generate_responses(
         model: A causal language model.
         tokenizer: Its tokenizer.
         data: What to answer, as `load_examples` takes it; the `output` is not shown to the model.
-        prompt_format: The format the model was trained on, or its name.
+        prompt_format: The format the model was trained on, or its name; by default `chat` for conversations, else
+            `alpaca`.
         batch_size: Prompts in a batch; by default as many as fit the memory.
         max_new_tokens: Longest response, in tokens.
         reference_loss: Whether to compute how likely the model finds each example's `output`, for its perplexity.
@@ -83,7 +84,7 @@ def answer_examples(
     tokenizer: "PreTrainedTokenizerBase",
     examples: Sequence[Example],
     *,
-    prompt_format: PromptFormat | str = "alpaca",
+    prompt_format: PromptFormat | str | None = None,
     batch_size: int | None = None,
     max_new_tokens: int = 256,
     reference_loss: bool = False,
@@ -93,7 +94,8 @@ def answer_examples(
     """Return the rows of `generate_responses`; `on_batch` is called with each batch as it is done."""
     if refused := find_refused_generation(generation):
         raise ConfigError("These settings do not answer in batches:", refused)
-    prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    has_conversations = any(example.messages for example in examples)
+    prompt_format = choose_format(prompt_format, has_conversations=has_conversations)
     prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
     prompts = prompt_format.encode_prompts(tokenizer, examples)
     check_lengths(examples, prompts, max_new_tokens, context_length(model))

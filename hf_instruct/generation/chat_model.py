@@ -140,15 +140,15 @@ class ChatModel:
             return cls(name_or_run, model, tokenizer, prompt_format=chosen)
         run = dataclasses.replace(run, trust_remote_code=trust_remote_code)
         experiment = run.load_experiment()
-        trained_on = experiment.data.prompt_format
-        if prompt_format not in (None, trained_on):
+        trained_on = run.load_prompt_format(experiment.data.prompt_format)
+        if prompt_format not in (None, trained_on.name):
             raise ConfigError(
-                f"`{run.path}` was trained on the prompt format `{trained_on}`, so it cannot be asked in "
+                f"`{run.path}` was trained on the prompt format `{trained_on.name}`, so it cannot be asked in "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
         model, tokenizer = load_model_of_run(run, experiment, UNTUNED if base else TUNED, dtype=dtype)
         name = experiment.model.name if base else str(run.path)
-        return cls(name, model, tokenizer, prompt_format=run.load_prompt_format(trained_on))
+        return cls(name, model, tokenizer, prompt_format=trained_on)
 
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""

@@ -164,12 +164,12 @@ def _key(example: Example) -> tuple[str, str]:
 def _check_format(model: Path, run: RunFolder, experiment: Experiment) -> None:
     """Refuse another prompt format than the one that the model was fine-tuned on, where its run tells."""
     before = RunFolder(model.parent).prompt
-    template = run.load_prompt_format(experiment.data.prompt_format).template
-    if model.is_dir() and before.is_file() and template and before.read_text(encoding="utf-8") != template:
+    ours = run.load_prompt_format(experiment.data.prompt_format)
+    if model.is_dir() and before.is_file() and ours.template and before.read_text(encoding="utf-8") != ours.template:
         raise ConfigError(
             "The prompts are not those that the model was fine-tuned on:",
             [
-                f"`data.prompt_format` is `{experiment.data.prompt_format}`, and `{model.parent}` has another template "
+                f"`data.prompt_format` is `{ours.name}`, and `{model.parent}` has another template "
                 f"(`{before}`); name that file as the format, or the one its `run.yaml` names"
             ],
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits, load_splits
 from hf_instruct.errors import ConfigError, DataError
@@ -16,7 +17,7 @@ from hf_instruct.models import (
     fuse_activations,
     matching_precision,
 )
-from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_checks import choose_format, settle_format
 from hf_instruct.prompt_tokens import LossOn
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.quantization import is_quantized, prepare_training, restore_float32
@@ -48,7 +49,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     data: "DatasetDict | Mapping[str, Any] | Dataset | str | Path",
     *,
     output_dir: str | Path,
-    prompt_format: PromptFormat | str = "alpaca",
+    prompt_format: PromptFormat | str | None = None,
     loss_on: LossOn = "all",
     args: "SFTConfig | Mapping[str, Any] | None" = None,
     peft_config: "PeftConfig | Mapping[str, Any] | None" = None,
@@ -68,7 +69,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         data: A `DatasetDict`, or a mapping of rows: `train` is learned, on `validation` the loss is followed, `test` is
             left alone. Anything else that `load_examples` takes is split as `split_examples` does.
         output_dir: A run folder.
-        prompt_format: A format or its name.
+        prompt_format: A format or its name; by default `chat` for conversations, else `alpaca`.
         loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone. Of rows with a prompt and
             a completion it is the completion's, as in TRL.
         args: Fields of TRL's `SFTConfig`, over the course's defaults and the precision that is faster on this machine;
@@ -109,7 +110,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             "The model to train is quantized:",
             ["its weights cannot be trained themselves; give a `peft_config`, which trains an adapter beside them"],
         )
-    prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    prompt_format = choose_format(prompt_format, has_conversations=has_conversations(*splits.values()))
     begin_training(run, resume=resume)
     if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
         prompt_format = run.load_prompt_format(CHAT)

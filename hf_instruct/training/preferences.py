@@ -12,11 +12,12 @@ import torch
 from torch.nn import functional
 from trl import DPOTrainer
 
+from hf_instruct.data.examples import has_conversations
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.decoding import without_adapter
 from hf_instruct.models import configure_stop, fuse_activations
 from hf_instruct.progress import progress_bar
-from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_checks import choose_format, settle_format
 from hf_instruct.prompt_tokens import build_row
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.quantization import is_quantized
@@ -47,7 +48,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
     pairs: "Mapping[str, Dataset]",
     *,
     output_dir: str | Path,
-    prompt_format: PromptFormat | str = "alpaca",
+    prompt_format: PromptFormat | str | None = None,
     args: "DPOConfig | Mapping[str, Any] | None" = None,
     peft_config: Any = None,
     callbacks: Sequence[Any] = (),
@@ -64,7 +65,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         tokenizer: Its tokenizer.
         pairs: `train` and `validation`, each rows as `load_pairs` returns them.
         output_dir: Folder of `model/`, `training.jsonl` and the other files that `train` writes.
-        prompt_format: Of the fine-tuned model.
+        prompt_format: Of the fine-tuned model; by default `chat` for conversations, else `alpaca`.
         args: A `DPOConfig`, or a mapping of its fields over the course's settings (beta 0.1, learning rate 5e-6).
         peft_config: A `LoraConfig` or its fields, for a new adapter; None trains all weights.
         callbacks: For the trainer.
@@ -95,7 +96,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         )
     begin_training(run, resume=resume)
     fuse_activations(model)
-    prompt_format = PromptFormat.from_name(prompt_format) if isinstance(prompt_format, str) else prompt_format
+    prompt_format = choose_format(prompt_format, has_conversations=has_conversations(*pairs.values()))
     prompt_format = settle_format(prompt_format, tokenizer)
     configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
     with translated_errors(run):
