@@ -467,6 +467,26 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     assert "language" not in card
 
 
+def test_several_sources_and_preferences(small_model: Path, tmp_path: Path) -> None:
+    sources = [{"path": "alpaca"}, {"path": "me/rows"}, {"path": str(tmp_path / "secret-client.jsonl")}]
+    preferences = {"source": "trl-lib/pairs", "limit": 1000}
+    dpo = {"data": {"source": sources}, "dpo": {"beta": 0.3}, "preferences": preferences}
+    run = write_full_run(tmp_path / "run", small_model, **dpo)
+    _write(run, tmp_path / "out")
+    card, text = _read_card(tmp_path / "out")
+    assert card["datasets"] == ["tatsu-lab/alpaca", "me/rows", "trl-lib/pairs"]
+    assert card["tags"] == ["hf-instruct", "instruction-tuning", "trl", "dpo"]
+    assert "](https://huggingface.co/datasets/me/rows); a file of the publisher's own, not published here |" in text
+    assert "| preferences | [trl-lib/pairs](https://huggingface.co/datasets/trl-lib/pairs), the first 1,000 |" in text
+    assert "(all weights, by DPO)" in text
+    # Its own settings, and not those of SFT.
+    assert "| `learning_rate` | 5e-06 |" in text
+    assert "| `beta` | 0.3 |" in text
+    _set(run, "preferences", source=str(tmp_path / "secret-client.jsonl"))
+    _write(run, tmp_path / "again")
+    assert "secret-client" not in (tmp_path / "again" / "README.md").read_text()
+
+
 def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
     full_run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

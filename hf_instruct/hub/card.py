@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
+from hf_instruct.config import DPO_DEFAULTS, LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
 from hf_instruct.console import format_interval, format_points
 from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.hub.publication import Publication, public_name
@@ -45,7 +45,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         base_model=plan.base.hub_id,
         # Said, because the Hub takes every repository with a GGUF for a quantized copy of its base model.
         base_model_relation=("adapter" if plan.is_adapter else "finetune") if plan.base.hub_id else None,
-        datasets=[plan.data.hub_id] if plan.data.hub_id else None,
+        datasets=[*plan.data.hub_ids, *(plan.preferences.hub_ids if plan.preferences else ())] or None,
         language=plan.data.language,
         library_name="peft" if plan.is_adapter else "transformers",
         license=plan.license,
@@ -101,7 +101,7 @@ def build_results(plan: Publication) -> "list[EvalResult]":
         return EvalResult(
             task_type="text-generation",
             task_name="lm-eval" if benchmark else "Instruction following",
-            dataset_type=benchmark or plan.data.hub_id or plan.data.name,
+            dataset_type=benchmark or (plan.data.hub_ids[0] if len(plan.data.hub_ids) == 1 else plan.data.name),
             dataset_name=benchmark or f"{plan.data.name}, held-out examples",
             dataset_split="test",
             metric_type=type,
@@ -161,7 +161,9 @@ def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
                 yield f"LoRA `{name}`", _show(settings[name])
         if isinstance(targets := plan.adapter.get("target_modules"), list):
             yield "LoRA `target_modules`", ", ".join(escape(name) for name in sorted(map(str, targets)))
-    for name, value in {**TRAIN_DEFAULTS, **experiment.train}.items():
+    is_sft = experiment.dpo is None
+    trained = {**TRAIN_DEFAULTS, **experiment.train} if is_sft else {**DPO_DEFAULTS, **(experiment.dpo or {})}
+    for name, value in trained.items():
         if not _HOUSEKEEPING.match(name) and (isinstance(value, int | float) or name in _WORDS):
             yield f"`{name}`", _show(value)
     if experiment.model.dropout is not None:

@@ -147,7 +147,8 @@ def _private_patterns(plan: Publication) -> Iterator[re.Pattern[str]]:
         if len(str(folder)) > 1:
             yield re.compile(rf"(?<![\w.-]){re.escape(f'{folder}{os.sep}')}")
     experiment = plan.results.experiment
-    names = (*experiment.data.paths, experiment.data.prompt_format, experiment.judge.rubric, experiment.judge.model)
+    named = (experiment.preferences.source, experiment.data.prompt_format)
+    names = (*experiment.data.paths, *named, experiment.judge.rubric, experiment.judge.model)
     own = [name for name in names if name and not public_name(name, "")]
     if "/" in experiment.model.name and experiment.model.name != plan.base.hub_id:
         own.append(experiment.model.name)

@@ -87,14 +87,14 @@ class Data:
     Attributes:
         name: A plain name.
         description: What they are, in a few words of Markdown.
-        hub_id: Their id on the Hub, where that is where they come from.
+        hub_ids: Their ids on the Hub, where that is where they come from.
         license: Their license, or `unknown`.
         language: What they are written in, where that is known.
     """
 
     name: str
     description: str
-    hub_id: str | None = None
+    hub_ids: tuple[str, ...] = ()
     license: str = UNKNOWN
     language: str | None = None
 
@@ -113,7 +113,7 @@ _EVERYDAY = Data(
 _ALPACA = Data(
     "tatsu-lab/alpaca",
     "Stanford Alpaca ([tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca))",
-    hub_id="tatsu-lab/alpaca",
+    hub_ids=("tatsu-lab/alpaca",),
     license="cc-by-nc-4.0",
     language="en",
 )
@@ -131,6 +131,7 @@ class Publication:
         repo_id: Where it goes.
         base: The model that was tuned.
         data: What it learned from.
+        preferences: The pairs of answers that DPO learned from; None without, or where they were made from the data.
         license: Of the published weights, or `unknown`.
         prompt_format: The format of the prompts it was trained on.
         adapter: Settings of the adapter; empty for full fine-tuning.
@@ -142,6 +143,7 @@ class Publication:
     repo_id: str
     base: BaseModel
     data: Data
+    preferences: Data | None
     license: str
     prompt_format: PromptFormat
     adapter: dict[str, Any]
@@ -189,6 +191,7 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
         repo_id=repo_id,
         base=base,
         data=dataclasses.replace(data, license=options.data_license or data.license),
+        preferences=find_preferences(experiment),
         license=options.license or UNKNOWN,
         prompt_format=run.load_prompt_format(experiment.data.prompt_format),
         adapter=adapter,
@@ -259,16 +262,35 @@ def find_data(experiment: Experiment, data_sha256: Any) -> Data:
         experiment: The run's.
         data_sha256: Checksum of the splits, which tells the course's data whatever its file is called.
     """
-    source = experiment.data.source_name
-    if source in _NAMED:
-        return _NAMED[source]
     if data_sha256 == _COURSE_SHA256:
         return _COURSE
+    parts = list(dict.fromkeys(map(_find_source, experiment.data.paths)))
+    if len(parts) == 1:
+        return parts[0]
+    licenses, languages = {part.license for part in parts}, {part.language for part in parts}
+    return Data(
+        name=" + ".join(part.name for part in parts),
+        description="; ".join(part.description for part in parts),
+        hub_ids=tuple(id for part in parts for id in part.hub_ids),
+        license=licenses.pop() if len(licenses) == 1 else UNKNOWN,
+        language=languages.pop() if len(languages) == 1 else None,
+    )
+
+
+def find_preferences(experiment: Experiment) -> Data | None:
+    """Return the pairs of answers that a run learned from; None without, or where it made them from its data."""
+    source = experiment.preferences.source
+    return None if experiment.dpo is None or source == "references" else _find_source(source)
+
+
+def _find_source(source: str) -> Data:
+    if source in _NAMED:
+        return _NAMED[source]
     # A file that is not found here: pushed from another folder than the run was made in.
     suffixes = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".bz2", ".xz")
     is_file = Path(source).exists() or Path(source).suffix in suffixes
     if "/" in source and is_hub_id(source) and not is_file:
-        return Data(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_id=source)
+        return Data(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_ids=(source,))
     return Data("own-data", "a file of the publisher's own, not published here")
 
 
