@@ -1,5 +1,6 @@
 """The folder that is published: weights, tokenizer, configs, prompt format and card, and nothing that is private."""
 
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from hf_instruct.hub.templates import shape_prompt
 from hf_instruct.models import cache_folder, context_length
 from hf_instruct.prompts import CHAT
 from hf_instruct.records import read_file, write_json, write_text
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 GGUF_TYPES = ("Q8_0", "F16")
@@ -91,6 +94,7 @@ def _write_gguf_files(source: RunModel, folder: Path, name: str) -> None:
     )
     for tensor_type in GGUF_TYPES:
         path = folder / f"{name}-{tensor_type}.gguf"
+        logger.info("Writing %s and comparing it with the run's model", path.name)
         write_gguf(source, path, tensor_type=tensor_type)
         check_gguf(path, source, tensor_type=tensor_type)
     write_text(folder / "template", modelfile.template)

@@ -49,6 +49,7 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
     "llama-bpe": [{"type": "Split", "pattern": {"Regex": _LLAMA3_SPLIT}}, {**_BYTE_LEVEL, "use_regex": False}],
 }
+_ADVICE = "Use `export --format merged`, and llama.cpp's own converter on that folder."
 # Read back beside the run's own prompts.
 _TEXTS = ("In 1984, 3.14 * 2 = 6.28!", "  def f(x):\n\treturn x  # it's\n\n", "Grüße, 你好 🙂", "<|endoftext|>Hi")
 
@@ -76,7 +77,7 @@ def check_model(source: RunModel) -> None:
     if problem:
         raise PublishError(
             f"A model with {problem} cannot be written as GGUF here; supported are GPT-2 (`gpt2`) and Llama with its "
-            "relatives, such as SmolLM2 (`llama`). Use `--format merged`, and llama.cpp's own converter on that folder."
+            f"relatives, such as SmolLM2 (`llama`). {_ADVICE}"
         )
     name_pre_tokenizer(source.tokenizer)
 
@@ -187,8 +188,7 @@ def name_pre_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
                 return name
     raise PublishError(
         f"The model's tokenizer is a `{kind}` that cuts texts by {[step.get('type') for step in steps]}. GGUF is "
-        "written here for byte-level BPE as GPT-2, SmolLM2 and Llama 3 have it. Use `--format merged`, and llama.cpp's "
-        "own converter on that folder."
+        f"written here for byte-level BPE as GPT-2, SmolLM2 and Llama 3 have it. {_ADVICE}"
     )
 
 
