@@ -45,7 +45,9 @@ def test_which_measure_leads() -> None:
     expected = "the judge failed its check on 20 examples: it tells nothing"
     assert find_weakness(JudgeIdentity(model="llama3:8b"), failed) == expected
     # What was seen counts for more than a size.
-    assert find_weakness(SMALL, CheckOutcome(passed=True, failed=[], n=20)) == ""
+    assert find_weakness(SMALL, CheckOutcome(passed=True, failed=[], n=20, probes=40)) == ""
+    # An older version's check passed a judge that gave 53 and 52.
+    assert find_weakness(SMALL, CheckOutcome(passed=True, failed=[], n=20)) == REASON
     few = CheckOutcome(passed=None, failed=[], n=4)
     assert find_weakness(JudgeIdentity(model="llama3:8b"), few) == ""
     assert find_weakness(SMALL, few).endswith("and was checked on only 4 examples, which say too little")

@@ -103,6 +103,15 @@ def test_judges(judged_well: RunResults, judge: dict[str, str], expected: list[s
     assert list(find(change_scores(judged_well, judge=judge, self_check=None))) == expected
 
 
+def test_what_a_judge_gave_to_references_stands_beside_its_mean(judged_well: RunResults) -> None:
+    findings = find(change_scores(judged_well, equal_mean=61.0, equal_n=18, mean=55.0))
+    text = "By this judge answers equal to the reference scored 61.0 on average (n=18), beside a mean of 55.0."
+    assert findings["reference_scores"].text == text
+    check = CheckOutcome(passed=True, failed=[], n=20, probes=40, reference_mean=90.0)
+    findings = find(change_scores(judged_well, self_check=check))
+    assert "the references themselves scored 90.0 on average (n=20)" in findings["reference_scores"].text
+
+
 def test_a_judge_that_was_checked_and_asked_again(judged_well: RunResults) -> None:
     repeats = Repeats(
         count=3, seeds=[1, 2, 3], means=[60.0] * 3, n=[110] * 3, failures=[0] * 3, spread=4.71, changed=0.5

@@ -74,6 +74,9 @@ def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
     >>> find_weakness(JudgeIdentity(model="smollm2-135m"), None)
     'the judge is small (135 million parameters) and unchecked'
     """
+    if self_check and not self_check.probes and self_check.passed:
+        # By the rules of older versions, which a useless judge passed too.
+        self_check = None
     if self_check and self_check.passed is not None:
         return "" if self_check.passed else f"the judge {describe_check(self_check)}"
     size = parse_num_parameters(judge.model)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.score_summary import FEW_ANSWERS, find_weakness
+from hf_instruct.evaluation.score_summary import FEW_ANSWERS, describe_references, find_weakness
 from hf_instruct.evaluation.scores import format_bounds
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import Scores
@@ -106,6 +106,10 @@ def _find_judge(scores: Scores) -> Iterator[Finding]:
             f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: rely on the "
             "reference metrics and the answers themselves, and quote scores of a better judge only.",
         )
+    if references := describe_references(scores):
+        mean = f", beside a mean of {format_points(scores.mean)}" if scores.mean is not None else ""
+        text = f"By this judge {references}{mean}."
+        yield Finding("reference_scores", text, {"mean": scores.equal_mean, "n": scores.equal_n})
     if scores.constant and scores.mean is not None:
         text = f"The judge gave every answer the same score, {format_points(scores.mean)}, which says nothing."
         yield Finding("constant_scores", text, {"score": scores.mean})
