@@ -206,6 +206,16 @@ def test_near_duplicates_are_no_exact_repeats_and_ignore_case_and_blanks() -> No
     assert find_near_duplicates(rows([Example("e", " ", "", "x")]), rows(train)) == []
 
 
+def test_conversations_are_near_as_a_whole() -> None:
+    def talk(id: str, *texts: str) -> Example:
+        turns = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+        return Example(id, texts[-2], "", texts[-1], messages=turns)
+
+    train = [talk("t", "Name a color.", "Red.", "And another?", "Blue.")]
+    held_out = [talk("e0", "Whistle loudly!", "…", "And another?", "…"), talk("e1", "name a color.", "Red.", *"ab")]
+    assert [near.number for near in find_near_duplicates(rows(held_out), rows(train), threshold=0.6)] == [1]
+
+
 def test_many_blocks_of_held_out_rows_give_the_same(course_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test, train = (split_examples(course_file)[name] for name in ("test", "train"))
     whole = find_near_duplicates(test, train, threshold=0.7)

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import multiprocessing
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.cache import VerdictCache
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.records import read_rows, write_rows
@@ -406,13 +404,3 @@ def test_public_function_inside_a_running_loop(server: FakeOllama) -> None:
 
 def test_judge_of_the_users_own() -> None:
     assert judge_responses(RESPONSES, judge=FakeJudge()).scores.judge.backend == "fake"
-
-
-def test_rows_without_ids_cost_linear_time() -> None:
-    def seconds(amount: int) -> float:
-        rows = [{"instruction": "Same.", "input": "", "output": "Done.", "response": str(n)} for n in range(amount)]
-        start = time.process_time()
-        assert build_responses(rows)[-1].id.endswith(f"-{amount}")
-        return time.process_time() - start
-
-    assert seconds(4_000) < 8 * seconds(1_000)

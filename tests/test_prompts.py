@@ -11,6 +11,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
+from hf_instruct.data.sources import build_dataset
+from hf_instruct.data.tokens import TokenCounter
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.answers import answer_examples
 from hf_instruct.prompts import PromptFormat
@@ -398,6 +400,10 @@ def test_all_answers_of_a_conversation_are_learned_or_the_last_alone(chat_tokeni
     # Of a row with a prompt and a completion, the completion is learned.
     (later,) = chat.encode_examples(chat_tokenizer, [dataclasses.replace(example, prompt_turns=4)])
     assert later == [[*chain(*pieces[:3])], *pieces[3:]]
+    counter = TokenCounter("m", chat_tokenizer, prompt_format=chat, max_length=None)
+    (counts,) = counter.add_counts(build_dataset([example], Example))
+    assert counts["num_labels"] == sum(map(len, pieces[1::2]))
+    assert counts["special_tokens"] == (["<|im_end|>"] if said.startswith("<") else [])
     # A tokenizer that cannot say where its tokens stand gives the same.
     monkeypatch.setattr(type(chat_tokenizer), "is_fast", False)
     assert chat.encode_examples(chat_tokenizer, [example]) == [pieces]

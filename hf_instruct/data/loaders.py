@@ -93,8 +93,11 @@ def load_arrow(path: Path, *, file: str, split: str, stack: contextlib.ExitStack
                 cache = stack.enter_context(tempfile.TemporaryDirectory())
                 return datasets.Dataset.from_parquet(str(path), cache_dir=cache)
             saved = datasets.load_from_disk(path) if is_folder else datasets.Dataset.from_file(str(path))
-    except Exception as error:
-        # `datasets` checks nothing of what it finds in such files, and wraps what it does find.
+    except (
+        *(OSError, ValueError, RecursionError, datasets.exceptions.DatasetsError),
+        # `datasets` takes the JSON in such a folder for what it should be.
+        *(AttributeError, LookupError, TypeError),
+    ) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         what = "saved dataset" if is_folder else f"{find_suffix(path)[1:].capitalize()} file"
         raise DataError(f"`{file}` cannot be read as a {what} ({reason}); save it again, or name another.") from error

@@ -122,5 +122,10 @@ def _keep_rare(vectors: Any, weights: Any, *, aside: float) -> tuple[Any, Any]:
 
 
 def _join(examples: "Dataset") -> list[str]:
-    pairs = zip(examples["instruction"][:], examples["input"][:], strict=True)
-    return [f"{instruction}\n{input}" for instruction, input in pairs]
+    """Return what each example asks as one text; of a conversation, all turns before the answer."""
+    talks = examples["messages"][:] if "messages" in examples.column_names else [None] * len(examples)
+    rows = zip(examples["instruction"][:], examples["input"][:], talks, strict=True)
+    return [
+        "\n".join([turn["content"] for turn in talk[:-1]] if talk else [instruction, input])
+        for instruction, input, talk in rows
+    ]

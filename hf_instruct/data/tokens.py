@@ -53,7 +53,11 @@ class TokenCounter:
             "completion_only_loss": self.completion_only_loss,
         }
         encoded = self.prompt_format.encode_examples(self.tokenizer, examples, loss_on=self.loss_on)
-        texts = [[example[name] or "" for name in ("instruction", "input", "output")] for example in examples]
+        names = ("instruction", "input", "output")
+        texts = [
+            [*(example[name] or "" for name in names), *(turn["content"] for turn in example.get("messages") or ())]
+            for example in examples
+        ]
         return {
             "num_tokens": [sum(map(len, pieces)) for pieces in encoded],
             "num_labels": [count_labels(build_row(*pieces, **settings)) for pieces in encoded],
