@@ -149,7 +149,8 @@ def _find_disorder(check: Check) -> str:
     gap, share, ends = check.difference or 0.0, check.higher or 0.0, check.higher_interval
     if gap >= LEAST_GAP and (ends is None or ends.high >= LEAST_SHARE):
         return ""
-    what = f"the reference got {format_points(gap)} points more than {_WORDS[check.second]} on average"
+    by = f"{format_points(abs(gap))} points {'more' if gap >= 0 else 'less'}"
+    what = f"the reference got {by} than {_WORDS[check.second]} on average"
     if ends is None:
         return f"{what} in {check.n} rows ({LEAST_GAP} are needed)"
     share_text = f"and the higher score in {100 * share:.0f} % of {check.n} rows"
