@@ -226,19 +226,16 @@ class PromptFormat:
         Raises:
             DataError: The prompt of an example cannot be written; the example is named.
         """
-        prompts = []
-        for example in examples:
-            with _naming(example):
-                prompts.append(self._encode_asked(tokenizer, example))
-        return prompts
+        return [self._encode_asked(tokenizer, example) for example in examples]
 
     def _encode_asked(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> list[int]:
         """Return the token ids of what an example asks: its own prompt, its turns before the answer, or its texts."""
-        if example.prompt is not None:
-            return [*self._tokens(tokenizer).begin, *self._encode(tokenizer, str, example.prompt)]
-        if not example.messages:
-            return self.encode_prompt(tokenizer, example.instruction, example.input)
-        return self._encode_messages(tokenizer, example.messages[:-1])
+        with _naming(example):
+            if example.prompt is not None:
+                return [*self._tokens(tokenizer).begin, *self._encode(tokenizer, str, example.prompt)]
+            if not example.messages:
+                return self.encode_prompt(tokenizer, example.instruction, example.input)
+            return self._encode_messages(tokenizer, example.messages[:-1])
 
     def encode_turns(
         self,
@@ -278,14 +275,20 @@ class PromptFormat:
 
         def build(*texts: str) -> str:
             turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-            text = self.render_chat(tokenizer, turns)
-            if roles[0] == "system" and texts[0].strip() not in text:
-                raise ConfigError(
-                    f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
-                )
-            return text
+            return self._render_system(tokenizer, turns)
 
         return self._encode(tokenizer, build, *texts)
+
+    def _render_system(
+        self, tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]], **options: Any
+    ) -> str:
+        """Return `render_chat` of turns, whose system text, if there is one, has to be in it."""
+        text = self.render_chat(tokenizer, turns, **options)
+        if turns[0]["role"] == "system" and turns[0]["content"].strip() not in text:
+            raise ConfigError(
+                f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
+            )
+        return text
 
     def keeps_turns(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
         """Return whether a prompt can hold earlier turns; without, each question is asked alone."""
@@ -306,10 +309,9 @@ class PromptFormat:
         Raises:
             DataError: The example cannot be written in this format; it is named.
         """
-        example = _read_example(example)
+        example = Example.of(example)
+        prompt_ids, ending = self._encode_asked(tokenizer, example), self._tokens(tokenizer).ending
         with _naming(example):
-            prompt_ids = self._encode_asked(tokenizer, example)
-            ending = self._tokens(tokenizer).ending
             return prompt_ids, self._encode(tokenizer, lambda text: text + ending, example.output)
 
     def encode_examples(
@@ -336,7 +338,7 @@ class PromptFormat:
         pieces: dict[int, Sequence[list[int]]] = {}
         indices, texts = [], []
         for index, row in enumerate(examples):
-            example = _read_example(row)
+            example = Example.of(row)
             own = (example.instruction, example.input, example.output)
             if loss_on == "all" and len(answers := find_answers(example)) > 1 and self.name == CHAT:
                 with _naming(example):
@@ -366,7 +368,7 @@ class PromptFormat:
         contents = [turn["content"] for turn in messages]
         marked = mark_special(contents, tokens.special)
         turns = [{**turn, "content": text} for turn, text in zip(messages, marked or contents, strict=True)]
-        text, cuts = self.render_chat(tokenizer, turns, add_generation_prompt=False), list[int]()
+        text, cuts = self._render_system(tokenizer, turns, add_generation_prompt=False), list[int]()
         for number in answers:
             found = find_answer(text, self.render_chat(tokenizer, turns[:number]), turns[number]["content"], tokens.end)
             if found is None:
@@ -381,15 +383,6 @@ class PromptFormat:
     def end_token_id(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """Return the id of `end_token`."""
         return int(tokenizer.convert_tokens_to_ids(self.end_token(tokenizer)))  # type: ignore[arg-type]  # of one token
-
-
-def _read_example(row: Example | Mapping[str, Any]) -> Example:
-    if isinstance(row, Example):
-        return row
-    fields: dict[str, Any] = {name: row.get(name) or "" for name in ("id", "instruction", "input", "output")}
-    return Example(
-        **fields, prompt=row.get("prompt"), messages=row.get("messages"), prompt_turns=row.get("prompt_turns")
-    )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,15 @@ class Example:
     prompt: str | None = None  # what is asked, as it is: in no prompt format
     messages: list[dict[str, str]] | None = None  # a conversation, whose last turns are the instruction and the output
     prompt_turns: int | None = None  # how many of its turns only ask, where a row held a prompt and a completion
+
+    @classmethod
+    def of(cls, row: "Example | Mapping[str, Any]") -> "Example":
+        """Return a row of a `Dataset` as an example; one that is such an object already stays as it is."""
+        if isinstance(row, Example):
+            return row
+        texts = ("id", "instruction", "input", "output")
+        values: dict[str, Any] = {field.name: row.get(field.name) for field in dataclasses.fields(cls)}
+        return cls(**{**values, **{name: values[name] or "" for name in texts}})
 
     def describe_task(self) -> str:
         """Return the instruction as judges and readers have to see it: below the turns before it, if there are any."""

@@ -409,6 +409,15 @@ def test_all_answers_of_a_conversation_are_learned_or_the_last_alone(chat_tokeni
     assert chat.encode_examples(chat_tokenizer, [example]) == [pieces]
 
 
+@pytest.mark.parametrize("loss_on", ["all", "last"])
+def test_a_template_without_a_place_for_the_system_text_is_refused(chat_tokenizer, loss_on) -> None:
+    users = "{% for message in messages if message.role != 'system' %}"
+    chat = PromptFormat("chat", tiny_models.CHAT_TEMPLATE.replace("{% for message in messages %}", users))
+    example = Example("1", "Go.", "", "Bye ", messages=TALK)
+    with pytest.raises(DataError, match=r"^Example `1`: The chat template of .* has no place for a system text"):
+        chat.encode_examples(chat_tokenizer, [example], loss_on=loss_on)
+
+
 @pytest.mark.parametrize("name", ["alpaca", "chat"])
 def test_examples_encoded_together_are_those_encoded_alone(chat_tokenizer, name: str) -> None:
     messages = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
