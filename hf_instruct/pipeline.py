@@ -308,6 +308,11 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         RunError: The folder is of another experiment.
     """
     old, new = plain_values(folder.load_experiment()), plain_values(experiment)
+    if is_done(folder, "data"):
+        # The format that was chosen for the data may also be named.
+        chosen = folder.load_prompt_format(None).name
+        for values in (old, new):
+            values["data"]["prompt_format"] = values["data"]["prompt_format"] or chosen
     changed = differing_settings(old, new)
     has_trained = _has_trained(folder)
     begun = {

@@ -263,3 +263,20 @@ def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
     # The data still stands, so the run cannot be mistaken for a first try with other data.
     with pytest.raises(RunError, match=r"another experiment: `data.seed` changed"):
         open_folder(folder, experiment(data={"seed": 1}), resume=True)
+
+
+def test_the_prompt_format_that_was_chosen_may_be_named(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "Yes."}]}
+        for n in "abcdefghijklmnopqrst"
+    ]
+    (tmp_path / "talk.json").write_text(json.dumps(rows), encoding="utf-8")
+
+    def prepare(**data: str) -> RunFolder:
+        values = {"data": {"source": str(tmp_path / "talk.json"), **data}}
+        return run(values, tmp_path / "run", stages=["data"], resume=True)
+
+    assert prepare().load_prompt_format(None).name == "chat"
+    prepare(prompt_format="chat")
+    with pytest.raises(RunError, match=r"another experiment: `data.prompt_format` changed"):
+        prepare(prompt_format="alpaca")
