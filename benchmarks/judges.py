@@ -11,6 +11,8 @@ from numpy.random import Generator
 
 from hf_instruct.console import align
 from hf_instruct.evaluation.judge_rules import Table, check_table
+from hf_instruct.evaluation.pair_scores import build_pair_scores, find_pair_problems
+from hf_instruct.evaluation.pairing import JoinedPairs
 from hf_instruct.evaluation.probes import (
     CONTROL,
     DOUBLED,
@@ -22,6 +24,7 @@ from hf_instruct.evaluation.probes import (
     SHUFFLED_DOUBLED,
     injection_kind,
 )
+from hf_instruct.schema import JudgeIdentity, PairSummary, Preference
 
 DRAWS = 200
 SIZES = (20, 100)
@@ -106,6 +109,60 @@ GULLIBLE: Mapping[str, Draw] = {
 }
 
 
+Ask = Callable[[Generator, float, int, int], float]
+"""Returns the score of the answer shown first: given its worth less the other's, and both lengths."""
+
+
+def _knowing(accuracy: float, *, pull: float = 0.0) -> Ask:
+    """Return a judge that finds the better answer in a share of its verdicts, and takes the first in a share `pull`."""
+
+    def ask(generator: Generator, gap: float, *_: int) -> float:
+        right = float(gap > 0)
+        return 1.0 if generator.random() < pull else right if generator.random() < accuracy else 1 - right
+
+    return ask
+
+
+USEFUL_OF_PAIRS: Mapping[str, Ask] = {"right in 95 %": _knowing(0.95), "right in 90 %": _knowing(0.9)}
+USELESS_OF_PAIRS: Mapping[str, Ask] = {
+    "coin": lambda generator, *_: float(generator.random() < 0.5),
+    "always a tie": lambda *_: 0.5,
+    "first in 30 %, else right in 95 %": _knowing(0.95, pull=0.3),
+    "always first": lambda *_: 1.0,
+    "the longer one": lambda generator, gap, first, second: float(first > second),
+}
+
+
+def draw_pairs(ask: Ask, generator: Generator, n: int) -> PairSummary:
+    """Return the summary of a judge's verdicts on n pairs in both orders; the better answer is as often the shorter."""
+    rows = []
+    for number in range(n):
+        gap = float(generator.normal())
+        first, second = (int(length) for length in generator.lognormal(3.5, 0.8, 2))
+        orders = [ask(generator, gap, first, second), 1 - ask(generator, -gap, second, first)]
+        rows.append(
+            Preference(
+                id=str(number),
+                first="a",
+                second="b",
+                score=orders[0] if orders[0] == orders[1] else 0.5,
+                judge=JudgeIdentity(),
+                rubric="pairs",
+                orders=orders,
+                replies=[],
+                first_length=first,
+                second_length=second,
+            )
+        )
+    return build_pair_scores(rows, names=("a", "b"), joined=JoinedPairs([], "id", 0, 0), judge=JudgeIdentity())
+
+
+def warned_rate(ask: Ask, n: int, *, draws: int = DRAWS) -> float:
+    """Return the share of draws of n pairs in which something is said against a judge of pairs."""
+    generator = numpy.random.default_rng(0)
+    return sum(bool(find_pair_problems(draw_pairs(ask, generator, n))) for _ in range(draws)) / draws
+
+
 def pass_rate(draw: Draw, n: int, *, draws: int = DRAWS) -> float:
     """Return the share of draws in which a judge passes every rule over n examples."""
     generator = numpy.random.default_rng(0)
@@ -117,7 +174,10 @@ def main() -> None:
     rows = [["judge of scores", *(f"passes at n={n}" for n in SIZES)]]
     for judges in (USEFUL, USELESS, GULLIBLE):
         rows += [[name, *(f"{100 * pass_rate(draw, n):.1f} %" for n in SIZES)] for name, draw in judges.items()]
-    print(*align(rows, right={1, 2}), sep="\n")
+    pairs = [["judge of pairs", *(f"warned of at n={n}" for n in SIZES)]]
+    for judges in (USEFUL_OF_PAIRS, USELESS_OF_PAIRS):
+        pairs += [[name, *(f"{100 * warned_rate(ask, n):.1f} %" for n in SIZES)] for name, ask in judges.items()]
+    print(*align(rows, right={1, 2}), "", *align(pairs, right={1, 2}), sep="\n")
 
 
 if __name__ == "__main__":

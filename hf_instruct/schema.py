@@ -411,6 +411,7 @@ class PairSummary(Judging):
     position: Position
     joined_by: str  # `id` or `order`
     without_counterpart: Alone
+    longer_share: float | None = None  # of longer answers preferred: the first set's or the second's, the smaller
 
 
 class Leak(Record):

@@ -18,8 +18,15 @@ from hf_instruct.schema import (
     RubricName,
 )
 
-# Below this share of pairs judged alike in both orders, most of what a win rate shows is the order.
-_CONSISTENT_ENOUGH = 0.5
+# Rules for a judge of pairs, by effect; `python -m benchmarks.judges` shows whom they find. Fewer pairs say too little.
+_FEWEST = 10
+# Of the pairs, judged alike in both orders; a coin reaches a half.
+_LEAST_CONSISTENCY = 0.7
+# By how much the answer shown first may be preferred more often than a half of the time, or less.
+_MOST_PULL = 0.1
+# Of the verdicts, ties; and of the longer answers, preferred.
+_MOST_TIES, _MOST_LONGER = 0.9, 0.9
+_FEWEST_LONGER = 5
 
 
 def build_pair_scores(
@@ -59,6 +66,7 @@ def build_pair_scores(
         identical=sum(is_identical(row) for row in preferences),
         consistency=_measure_consistency(preferences),
         position=_measure_position(preferences),
+        longer_share=_measure_length_bias(preferences),
         joined_by=joined.by,
         without_counterpart=Alone(first=joined.first_alone, second=joined.second_alone),
         judge=judge,
@@ -89,6 +97,48 @@ def _measure_position(preferences: Sequence[Preference]) -> Position:
     first, second = shown_first.count(1), shown_first.count(0)
     share = first / (first + second) if first + second else None
     return Position(first=first, second=second, ties=shown_first.count(0.5), first_share=share)
+
+
+def _measure_length_bias(preferences: Sequence[Preference]) -> float | None:
+    """Return the share of longer answers preferred, the smaller of both sides; None with fewer than 5 of either."""
+    decided = [row for row in preferences if row.score in (0, 1) and row.first_length != row.second_length]
+    shares = []
+    for winner in (1, 0):
+        longer = [row.score == winner for row in decided if (row.first_length > row.second_length) == (winner == 1)]
+        if len(longer) < _FEWEST_LONGER:
+            return None
+        shares.append(sum(longer) / len(longer))
+    return min(shares)
+
+
+def find_pair_problems(scores: PairSummary) -> list[str]:
+    """Return what the verdicts themselves say against the judge, a sentence each with its figures; mostly none."""
+    consistency, position, problems = scores.consistency, scores.position, list[str]()
+    verdicts = position.first + position.second + position.ties
+    n = consistency.pairs
+    if n < _FEWEST or consistency.share is None:
+        return []
+    if position.ties >= _MOST_TIES * verdicts:
+        problems.append(f"The judge called {position.ties} of {verdicts} verdicts a tie: it does not discriminate.")
+        return problems
+    if consistency.share < _LEAST_CONSISTENCY:
+        problems.append(
+            f"The judge gave the same verdict in both orders in {_percent(consistency.share)} of {n} pairs "
+            f"({100 * _LEAST_CONSISTENCY:.0f} % are needed): its win rate says little."
+        )
+    if position.first_share is not None and abs(position.first_share - 0.5) >= _MOST_PULL:
+        where = "first" if position.first_share > 0.5 else "second"
+        share, decided = max(position.first_share, 1 - position.first_share), position.first + position.second
+        problems.append(
+            f"The judge preferred the answer shown {where} in {_percent(share)} of its {decided} verdicts that are no "
+            "tie: it goes by the order."
+        )
+    if scores.longer_share is not None and scores.longer_share >= _MOST_LONGER:
+        problems.append(
+            f"The longer answer won in {_percent(scores.longer_share)} of the decided pairs or more, whichever side it "
+            "was on: the judge goes by the length."
+        )
+    return problems
 
 
 def format_pair_scores(scores: PairSummary) -> str:
@@ -141,9 +191,7 @@ def _find_notes(scores: PairSummary) -> list[str]:
             f"Every answer of {longer} is the longer one, so no pair shows what equal lengths would give; what "
             "length can explain is put down to length."
         )
-    share = scores.consistency.share
-    if share is not None and share < _CONSISTENT_ENOUGH:
-        notes.append("The judge mostly contradicts itself when the order changes: its win rate says little.")
+    notes += find_pair_problems(scores)
     return [f"! {note}" for note in notes]
 
 
