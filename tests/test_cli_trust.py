@@ -17,9 +17,9 @@ from hf_instruct.errors import ConfigError, ModelLoadError
 from hf_instruct.evaluation.stage import load_judge_settings
 from hf_instruct.hub.serving import prepare_served_model
 from hf_instruct.pipeline import run as run_experiment
-from hf_instruct.records import Example, append_rows, write_rows
+from hf_instruct.records import Example, append_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Response
+from hf_instruct.schema import Preflight, Response
 from hf_instruct.ui.model_pool import ModelPool, find_sources
 
 # Leaves a file behind wherever it is imported.
@@ -109,7 +109,7 @@ def test_consent_on_the_command_line(folder: RunFolder, tmp_path: Path) -> None:
 
 def test_consent_in_the_users_own_file_stands_when_the_run_is_resumed(folder: RunFolder, base: Path) -> None:
     own = {"model": {"name": str(base), "trust_remote_code": True}}
-    folder.preflight.touch()
+    write_json(folder.preflight, Preflight())
     resumed = run_experiment(build_experiment(own, where="here"), folder.path, resume=True, stages=())
     assert resumed.load_experiment().model.trust_remote_code
     assert not RunFolder(folder.path).load_experiment().model.trust_remote_code

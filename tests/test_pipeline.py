@@ -36,7 +36,8 @@ FILES = {
 def write_files(folder: RunFolder, names: Iterable[str]) -> None:
     for name in names:
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder.path / name).write_text("")
+        # What other stages read has to be readable.
+        (folder.path / name).write_text("{}" if name == "data/preflight.json" else "")
 
 
 def files_in(path: Path) -> set[str]:
