@@ -51,7 +51,8 @@ def log_samples(trackers: Sequence[str], rows: Sequence[Mapping[str, str]], *, s
 
 def log_results(run: RunFolder, experiment: Experiment) -> None:
     """Log the mean scores and reference metrics of a run to its trackers, in the runs that its training began there."""
-    named = experiment.train.get("report_to") or "none"
+    settings = experiment.train if experiment.dpo is None else experiment.dpo
+    named = settings.get("report_to") or "none"
     trackers = [named] if isinstance(named, str) else named
     values: dict[str, float] = {}
     for model in MODELS:
@@ -60,11 +61,11 @@ def log_results(run: RunFolder, experiment: Experiment) -> None:
         if scores is not None and scores.mean is not None:
             found["score"] = scores.mean
         values |= {f"results/{model}/{name}": value for name, value in found.items()}
-    name = name_tracked_run(run, experiment.train)
+    name = name_tracked_run(run, settings)
     for kind in trackers if values else ():
         if kind in ("trackio", "wandb"):
             tracker = importlib.import_module(kind)
-            how = {"project": experiment.train.get("project", "huggingface")}
+            how = {"project": settings.get("project", "huggingface")}
             if kind == "wandb":
                 how = {"project": os.environ.get("WANDB_PROJECT", "huggingface"), "id": run.read_provenance().wandb_run}
             tracker.init(name=name, resume="allow", **how)
