@@ -217,6 +217,12 @@ def test_settings_that_cannot_be_kept_are_refused(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("pairs", [PAIRS["train"], {"train": PAIRS["train"]}, {**PAIRS, "train": [{"chosen": "x"}]}])
+def test_pairs_of_another_form_are_refused_in_a_sentence(tiny_gpt2: Path, tmp_path: Path, pairs: Any) -> None:
+    with pytest.raises(ConfigError, match="load_pairs"):
+        train_tiny(tiny_gpt2, tmp_path, pairs=pairs)
+
+
 @pytest.fixture(scope="module")
 def experiment(tiny_gpt2: Path, sample_file: Path) -> dict[str, Any]:
     return {

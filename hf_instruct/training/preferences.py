@@ -87,6 +87,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
     from hf_instruct.training.finetune import fit_max_length
 
     run = RunFolder(Path(output_dir))
+    _check_pairs(pairs)
     if empty := [name for name in ("train", "validation") if not len(pairs[name])]:
         raise DataError(f"There is nothing to learn from: no pairs in {' and '.join(empty)}.")
     if hasattr(model, "peft_config") or is_quantized(model):
@@ -137,6 +138,17 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         resume=resume,
         keep_checkpoints=keep_checkpoints,
     )
+
+
+def _check_pairs(pairs: Any) -> None:
+    needed = {"id", "instruction", "input", "chosen", "rejected"}
+    for name in ("train", "validation"):
+        rows = pairs.get(name) if isinstance(pairs, Mapping) else None
+        if missing := sorted(needed - set(getattr(rows, "column_names", ()))):
+            raise ConfigError(
+                f"`pairs` has no {name} pairs, or they lack {', '.join(f'`{one}`' for one in missing)}; give "
+                '{"train": load_pairs(...), "validation": load_pairs(...)}.'
+            )
 
 
 _COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
