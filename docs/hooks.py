@@ -93,18 +93,24 @@ def write_settings() -> str:
     ]
     for section, model in settings.Experiment.model_fields.items():
         lines += ["", f"## {section}", ""]
-        if section in sections:
-            if inspect.isclass(model.annotation):
-                lines += [_unwrap(model.annotation.__doc__ or ""), ""]
-            lines += ["| field | default | what it says |", "|---|---|---|"]
-            lines += [f"| `{name}` | {_format_default(value)} | {text} |" for name, value, text in sections[section]]
-        elif section == "train":
+        if section == "train":
             lines += ["Any field of TRL's `SFTConfig`. These defaults are not TRL's but the course's, or ours:", ""]
-            lines += _table_of_defaults("train", settings.TRAIN_DEFAULTS)
+            lines += [*_table_of_defaults("train", settings.TRAIN_DEFAULTS), "", "And fields of our own:", ""]
         elif section == "lora":
             lines += ["Any field of PEFT's `LoraConfig`; without this section all weights are trained. An empty one,"]
             lines += ["`lora:`, means these defaults over PEFT's:", ""]
             lines += _table_of_defaults("lora", settings.LORA_DEFAULTS)
+        elif section == "dpo":
+            lines += [
+                "Any field of TRL's `DPOConfig`, and those of our own for `train`; with this section the run trains"
+            ]
+            lines += ["on preferences. An empty one, `dpo:`, means these defaults over TRL's:", ""]
+            lines += _table_of_defaults("dpo", settings.DPO_DEFAULTS)
+        if section in sections:
+            if inspect.isclass(model.annotation) and model.annotation is not dict:
+                lines += [_unwrap(model.annotation.__doc__ or ""), ""]
+            lines += ["| field | default | what it says |", "|---|---|---|"]
+            lines += [f"| `{name}` | {_format_default(value)} | {text} |" for name, value, text in sections[section]]
     return "\n".join(lines) + "\n"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import hf_instruct
 from hf_instruct.cli.main import VERBS
-from hf_instruct.config import LORA_DEFAULTS, TRAIN_DEFAULTS, describe_fields
+from hf_instruct.config import DPO_DEFAULTS, LORA_DEFAULTS, TRAIN_DEFAULTS, describe_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a browser fetches by itself; a link is only followed when somebody clicks on it.
@@ -71,7 +71,7 @@ def pages(site: Path) -> dict[Path, Page]:
 
 
 def test_every_page_of_the_course_is_there(site: Path) -> None:
-    assert [path.name[0] for path in sorted((site / "course").glob("*.html"))] == list("1234567")
+    assert [path.name[0] for path in sorted((site / "course").glob("*.html"))] == list("12345678")
     assert len(list((site / "howto").glob("*.html"))) == len(list((ROOT / "docs" / "howto").glob("*.md")))
 
 
@@ -109,6 +109,7 @@ def test_the_reference_has_every_public_name_verb_and_field(site: Path, pages: d
     settings = (site / "reference" / "settings.html").read_text(encoding="utf-8")
     names = [name for name, _, _ in describe_fields()]
     names += [f"train.{name}" for name in TRAIN_DEFAULTS] + [f"lora.{name}" for name in LORA_DEFAULTS]
+    names += [f"dpo.{name}" for name in DPO_DEFAULTS]
     assert [name for name in names if f"<code>{name}</code>" not in settings] == []
 
 
