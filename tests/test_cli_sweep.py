@@ -9,6 +9,8 @@ from launching import call, kill_when
 from transformers import AutoTokenizer
 
 from hf_instruct.cli.main import main
+from hf_instruct.errors import RunError
+from hf_instruct.manifests import read_manifest
 
 TRAIN = "{use_cpu: true, bf16: false, per_device_train_batch_size: 4, eval_steps: 3, save_steps: 1, logging_steps: 1}"
 
@@ -49,14 +51,22 @@ def test_a_dry_run_lists_and_writes_nothing(file: Path, capsys: pytest.CaptureFi
     assert sorted(file.parent.iterdir()) == before
 
 
+def is_whole(checkpoint: Path) -> bool:
+    try:
+        manifest = read_manifest(checkpoint)
+    except (OSError, RunError):
+        return False
+    return manifest is not None and bool(manifest.files)
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_in_a_table(file: Path) -> None:
     path = file.parent / "sweep"
     command = [sys.executable, "-m", "hf_instruct", "sweep", str(file), "--sweep-dir", str(path)]
     command += ["--set", "train.learning_rate=1e-2,1e-30", "--train.num_train_epochs", "4"]
     second = path / "learning_rate=1e-30"
-    # The file that is written last: a checkpoint that was cut off is not gone on from.
-    kill_when(lambda: any(second.glob("checkpoints/checkpoint-*/trainer_state.json")), command)
+    # Its manifest is written last: a checkpoint that was cut off is not continued from.
+    kill_when(lambda: any(map(is_whole, second.glob("checkpoints/checkpoint-*"))), command)
     assert (path / "learning_rate=0.01" / "training.json").exists()
     stamp = (path / "learning_rate=0.01" / "training.json").stat().st_mtime_ns
     # The process of the run ends with the one that was killed, and lets go of its folder.
