@@ -88,6 +88,7 @@ _STAGES = {
             "loss_plot",
             "benchmarks",
             "preferences",
+            "preferences_part",
         ),
         is_shared=True,
     ),
@@ -317,13 +318,15 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     has_trained = _has_trained(folder)
     begun = {
         "data": is_done(folder, "data") or has_trained,
-        **dict.fromkeys(("model", "train", "lora", "dpo", "preferences"), has_trained),
+        **dict.fromkeys(("train", "lora", "dpo"), has_trained),
+        # Pairs are made before the first step, by the model itself.
+        **dict.fromkeys(("model", "preferences"), has_trained or _has_pairs(folder)),
         "generate": _has_begun_to_answer(folder),
         # The judgments of each judge are kept apart.
         "judge": False,
     }
     # These say what is kept, how many answers, and how fast.
-    free = ("train.keep_checkpoints", "generate.limit", "generate.concurrency")
+    free = ("train.keep_checkpoints", "dpo.keep_checkpoints", "generate.limit", "generate.concurrency")
     refused = [key for key in changed if begun[key.partition(".")[0]] and key not in free]
     if refused:
         raise RunError(
@@ -340,6 +343,10 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
 
 def _has_trained(folder: RunFolder) -> bool:
     return is_done(folder, "train") or any(folder.checkpoints.glob("checkpoint-*"))
+
+
+def _has_pairs(folder: RunFolder) -> bool:
+    return folder.preferences.exists() or folder.preferences_part.exists()
 
 
 def _has_begun_to_answer(folder: RunFolder) -> bool:

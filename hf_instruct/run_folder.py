@@ -59,6 +59,9 @@ class RunFolder:
     checkpoints = _File("checkpoints", "Folder of what `--resume` continues from.")
     model = _File("model", "The tuned model or adapter with its tokenizer; renamed into place when whole.")
     preferences = _File("preferences.jsonl", "`PreferencePair` rows.")
+    preferences_part = _File(
+        "preferences.partial.jsonl", "`Response` rows: the model's own answers, until all are there."
+    )
     training_log = _File("training.jsonl", "`TrainingRow` rows.")
     training_summary = _File("training.json", "`TrainingSummary`: what fine-tuning took.")
     tensorboard = _File("tensorboard", "Folder of TensorBoard's files, where `train.report_to` names it.")

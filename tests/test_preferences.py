@@ -246,6 +246,18 @@ def test_a_run_makes_its_pairs_trains_and_answers(experiment: dict[str, Any], tm
     assert not (folder.path / "preferences.partial.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["preferences.jsonl", "preferences.partial.jsonl"])
+def test_pairs_are_not_kept_for_other_settings(experiment: dict[str, Any], tmp_path: Path, name: str) -> None:
+    folder = run(experiment, tmp_path / "run", stages=["data"])
+    (folder.path / name).touch()
+    for section, values in (("preferences", {"limit": 3}), ("model", {"name": "gpt2-small"})):
+        with pytest.raises(RunError, match=f"`{section}."):
+            run({**experiment, section: values}, folder.path, resume=True, stages=["data"])
+    run({**experiment, "dpo": {**SETTINGS, "beta": 0.2}}, folder.path, resume=True, stages=["data"])
+    run(experiment, folder.path, force=True, stages=["data"])
+    assert not (folder.path / name).exists()
+
+
 def test_a_files_pairs_follow_the_splits_of_the_run(
     experiment: dict[str, Any], sample_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -102,7 +102,7 @@ def _answer_training_prompts(
     from hf_instruct.models import move_to_best_device
 
     section = experiment.preferences
-    partial = run.path / "preferences.partial.jsonl"
+    partial = run.preferences_part
     splits = {split: list(iterate_examples(load_split(run, split))) for split in _SPLITS}
     examples = [example for split in _SPLITS for example in splits[split][: section.limit]]
     finished = {row.id for row in recover_rows(partial, Response)}
