@@ -121,6 +121,18 @@ def test_failures_that_could_turn_a_difference_round_leave_it_unsaid(tmp_path: P
     assert "no difference shown; with the failed judgments at their worst or best it is -1.6 to +18.4." in text
 
 
+def test_examples_that_one_run_lacks_are_no_failures(tmp_path: Path) -> None:
+    low = save_run(tmp_path / "low", {str(i): 50 for i in range(40)})
+    high = save_run(tmp_path / "high", {str(i): 60 + i % 2 for i in range(20)})
+    found = compare_runs([low, high]).rows[1].difference
+    assert (found.bounds, found.is_shown) == (None, True)
+    # Where both failed, both may hide any score.
+    third = save_run(tmp_path / "third", {str(i): 50 if i else None for i in range(20)})
+    fourth = save_run(tmp_path / "fourth", {str(i): 60 + i % 2 if i else None for i in range(20)})
+    found = compare_runs([third, fourth]).rows[1].difference
+    assert found.bounds == (pytest.approx((200 - 100) / 20), pytest.approx((200 + 100) / 20))
+
+
 def test_what_as_many_examples_show(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The course's two models differ by examples with a standard deviation of about 47 points."""
     draws = random.Random(2)

@@ -226,11 +226,9 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
         order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
     whole = _break_down("", common[order], base)
-    if len(common) < len(scores) and all(run.judge for run in runs):
-        whole.differences[:] = [
-            each and _bound(each, scores[number], scores[baseline])
-            for number, each in zip(order, whole.differences, strict=True)
-        ]
+    whole.differences[:] = [
+        each and _bound(each, run, runs[baseline]) for run, each in zip(ordered, whole.differences, strict=True)
+    ]
     categories = pandas.concat([run.rows["category"] for run in ordered]).dropna()
     groups = common[order].groupby(categories[~categories.index.duplicated()].reindex(common.index))
     return Comparison(
@@ -275,10 +273,14 @@ def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_sha
     )
 
 
-def _bound(found: Difference, scores: "pandas.Series[float]", base: "pandas.Series[float]") -> Difference:
-    """Return a difference with what it may be at least and at most, since failed judgments may hide any score."""
-    both = (scores.fillna(0) - base.fillna(100)).mean(), (scores.fillna(100) - base.fillna(0)).mean()
-    bounds = Interval(*map(float, both))
+def _bound(found: Difference, run: ScoredRun, baseline: ScoredRun) -> Difference:
+    """Return a difference with what it may be at least and at most: a failed judgment may hide any score."""
+    ids = run.rows.index.intersection(baseline.rows.index)
+    scores, base = (one.rows["score"].loc[ids] for one in (run, baseline))
+    if not (run.judge and baseline.judge and (scores.isna() | base.isna()).any()):
+        return found
+    ends = (scores.fillna(0) - base.fillna(100)).mean(), (scores.fillna(100) - base.fillna(0)).mean()
+    bounds = Interval(*map(float, ends))
     return dataclasses.replace(found, bounds=bounds, is_shown=found.is_shown and not bounds.spans(0.0))
 
 
