@@ -197,6 +197,11 @@ class Experiment(_Section):
     generate: GenerateSection = GenerateSection()
     judge: JudgeSection = JudgeSection()
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """The settings of the section that trains, `train` or `dpo`, over its defaults."""
+        return {**TRAIN_DEFAULTS, **self.train} if self.dpo is None else {**DPO_DEFAULTS, **self.dpo}
+
 
 # The course's settings. `output_dir` and reporting belong to the run folder, so they cannot be set here.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py

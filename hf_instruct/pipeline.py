@@ -144,7 +144,7 @@ def run(
 
     with _translated_disk_errors(folder):
         # Launched on several processes, one opens the folder and prepares the data while the others wait.
-        on_main_process(begin, use_cpu=experiment.train.get("use_cpu"))
+        on_main_process(begin, use_cpu=experiment.training.get("use_cpu"))
         with folder.locked() if is_main_process() else contextlib.nullcontext():
             own = [stage for stage in stages if _STAGES[stage].is_shared or is_main_process()]
             run_stages(folder, experiment, own)
@@ -183,7 +183,7 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
             clear_from(folder, "generate")
 
     if force:
-        on_main_process(clear, use_cpu=experiment.train.get("use_cpu"))
+        on_main_process(clear, use_cpu=experiment.training.get("use_cpu"))
     try:
         run(experiment, folder.path, resume=True, stages=["generate"])
     except (ConfigError, DataError):

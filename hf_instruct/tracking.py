@@ -51,8 +51,8 @@ def log_samples(trackers: Sequence[str], rows: Sequence[Mapping[str, str]], *, s
 
 def log_results(run: RunFolder, experiment: Experiment) -> None:
     """Log the mean scores and reference metrics of a run to its trackers, in the runs that its training began there."""
-    settings = experiment.train if experiment.dpo is None else experiment.dpo
-    named = settings.get("report_to") or "none"
+    settings = experiment.training
+    named = settings["report_to"] or "none"
     trackers = [named] if isinstance(named, str) else named
     values: dict[str, float] = {}
     for model in MODELS:

@@ -183,3 +183,10 @@ def test_every_field_of_ours_is_described() -> None:
     sections = {"data", "model", "train", "preferences", "generate", "judge"}
     assert {name.partition(".")[0] for name, _, _ in rows} == sections
     assert [name for name, _, text in rows if not text] == []
+
+
+def test_the_settings_that_train_are_those_of_the_section_over_its_defaults() -> None:
+    plain = build_experiment({"train": {"seed": 1}}, where="here", deep=False).training
+    assert (plain["seed"], plain["learning_rate"], "beta" in plain) == (1, 5e-5, False)
+    preferring = build_experiment({"dpo": {"max_length": 64}}, where="here", deep=False).training
+    assert (preferring["max_length"], preferring["learning_rate"], preferring["beta"]) == (64, 5e-6, 0.1)

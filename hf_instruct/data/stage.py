@@ -2,7 +2,7 @@
 
 import logging
 
-from hf_instruct.config import TRAIN_DEFAULTS, Experiment
+from hf_instruct.config import Experiment
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.findings import build_preflight, format_findings, refuse_leaks
 from hf_instruct.data.sources import check_section, iterate_examples, settle
@@ -59,13 +59,13 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
 def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenCounter | None:
     """Return what counts tokens as the training of this experiment will; None where its model cannot be loaded."""
     model = experiment.model
-    training = {**TRAIN_DEFAULTS, **experiment.train}
+    training = experiment.training
     try:
         return load_counter(
             model.name,
             prompt_format=prompt_format,
             max_length=training["max_length"],
-            completion_only_loss=training["completion_only_loss"] is not False,
+            completion_only_loss=training.get("completion_only_loss") is not False,
             loss_on=experiment.data.loss_on,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import DPO_DEFAULTS, LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
+from hf_instruct.config import LORA_DEFAULTS, Experiment
 from hf_instruct.console import format_interval, format_points
 from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.hub.publication import Publication, public_name
@@ -161,9 +161,7 @@ def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
                 yield f"LoRA `{name}`", _show(settings[name])
         if isinstance(targets := plan.adapter.get("target_modules"), list):
             yield "LoRA `target_modules`", ", ".join(escape(name) for name in sorted(map(str, targets)))
-    is_sft = experiment.dpo is None
-    trained = {**TRAIN_DEFAULTS, **experiment.train} if is_sft else {**DPO_DEFAULTS, **(experiment.dpo or {})}
-    for name, value in trained.items():
+    for name, value in experiment.training.items():
         if not _HOUSEKEEPING.match(name) and (isinstance(value, int | float) or name in _WORDS):
             yield f"`{name}`", _show(value)
     if experiment.model.dropout is not None:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from hf_instruct.config import DPO_DEFAULTS, LORA_DEFAULTS, TRAIN_DEFAULTS, Experiment
+from hf_instruct.config import LORA_DEFAULTS, Experiment
 from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
 from hf_instruct.evaluation.score_summary import SCORE, Leading, choose_leading, find_weakness, label_judge
@@ -180,8 +180,7 @@ class RunResults:
     @property
     def settings(self) -> str:
         """The settings of training that its outcome depends on most, defaults included, with the method."""
-        dpo = self.experiment.dpo
-        values = {**TRAIN_DEFAULTS, **self.experiment.train} if dpo is None else {**DPO_DEFAULTS, **dpo}
+        values = self.experiment.training
         names = ("beta", "learning_rate", "per_device_train_batch_size", "num_train_epochs", "max_length", "seed")
         shown = [f"{name} {values[name]}" for name in names if values.get(name) is not None]
         return ", ".join([self.method, *shown, *([self.training.precision] if self.training else [])])
