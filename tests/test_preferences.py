@@ -154,7 +154,7 @@ def test_the_fast_path_computes_what_trl_does(
     # Plain gradient steps: Adam would turn the rounding of a gradient near zero into a whole step.
     settings = {"max_steps": 4, "learning_rate": 0.01, "optim": "sgd", "save_steps": 100, "eval_steps": 2}
     _, fast = train_tiny(folder, tmp_path / "fast", args=settings, peft_config=lora)
-    monkeypatch.setattr(preferences, "_takes_segments", lambda *_: False)
+    monkeypatch.setattr(preferences, "build_segments", lambda *_, **__: None)
     _, plain = train_tiny(folder, tmp_path / "plain", args=settings, peft_config=lora)
     for kind in ("train", "evaluation"):
         for one, other in zip(read_log(tmp_path / "fast", kind), read_log(tmp_path / "plain", kind), strict=True):
@@ -166,11 +166,21 @@ def test_the_fast_path_computes_what_trl_does(
         assert torch.allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss_type", ["ipo", "hinge"])
-def test_other_losses_are_trls(tiny_gpt2: Path, tmp_path: Path, loss_type: str) -> None:
-    settings = {"max_steps": 6, "save_steps": 100, "loss_type": [loss_type]}
-    train_tiny(tiny_gpt2, tmp_path, args=settings)
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"loss_type": ["ipo"]}, "its loss is more than"),
+        ({"loss_type": ["hinge"]}, "its loss is more than"),
+        ({"neftune_noise_alpha": 0.1}, "adds noise by the length of a row"),
+    ],
+)
+def test_what_shared_rows_would_change_is_computed_as_trl_does(
+    tiny_gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, Any], reason: str
+) -> None:
+    caplog.set_level("INFO")
+    train_tiny(tiny_gpt2, tmp_path, args={"max_steps": 6, "save_steps": 100, **changed})
     assert read_log(tmp_path, "evaluation")[-1].reward_margin > 0
+    assert reason in caplog.text
 
 
 def test_an_adapter_is_compared_with_what_is_below_it(tiny_gpt2: Path, tmp_path: Path) -> None:

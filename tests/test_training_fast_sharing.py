@@ -71,7 +71,7 @@ def test_elsewhere_models_that_obey_a_mask_share(config, attention: str, dtype: 
         (
             MistralConfig(vocab_size=500, num_key_value_heads=2, intermediate_size=64, sliding_window=32, **SIZES),
             {},
-            "its attention window of 32 tokens is less than `train.max_length` 64",
+            "its attention window of 32 tokens is less than `max_length` 64",
         ),
         (
             Gemma2Config(
@@ -88,7 +88,7 @@ def test_elsewhere_models_that_obey_a_mask_share(config, attention: str, dtype: 
         (
             tiny_models.gpt2_config(),
             {"neftune_noise_alpha": 5.0},
-            "`train.neftune_noise_alpha` adds noise by the length of a row",
+            "`neftune_noise_alpha` adds noise by the length of a row",
         ),
     ],
     ids=["state space", "alibi", "window", "soft cap", "smoothing", "noise"],

@@ -28,7 +28,7 @@ from hf_instruct.training.callbacks import KeepMemory, RunLog, logs_progress
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
-from hf_instruct.training.fast.sharing import supports_prefix_sharing
+from hf_instruct.training.fast.sharing import build_segments, find_reason_to_pad
 from hf_instruct.training.running import begin_training, run_trainer, translated_errors
 from hf_instruct.training.trainer import RunTrainer
 
@@ -224,14 +224,17 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
     def __init__(self, model: Any, args: "DPOConfig", *, processing_class: Any, **keywords: Any) -> None:
         base = without_adapter(model)
         pad_id = int(processing_class.pad_token_id or 0)
-        self._is_fast = _is_plain(args) and _takes_segments(base, args, pad_id)
-        self._attention = functools.partial(segment_attention, base) if self._is_fast else contextlib.nullcontext
+        plain_loss = _is_plain(args) and has_plain_head(base)
+        reason = find_reason_to_pad(base, args, plain_loss=plain_loss, lora=keywords.get("peft_config"))
+        self._is_fast = not reason and args.world_size == 1 and build_segments(base, args, pad_id=pad_id) is not None
         if self._is_fast:
             # Before TRL computes what the reference says of each pair.
             add_label_losses(base)
+            self._attention = functools.partial(segment_attention, base)
             keywords["data_collator"] = PreferenceCollator(pad_id)
         else:
-            logger.info("Training %s on padded pairs, several times slower.", type(base).__name__)
+            reason = reason or "sharing a prompt is for models that take it, in one process on a CPU"
+            logger.info("Training %s on padded pairs, several times slower: %s.", type(base).__name__, reason)
         super().__init__(model=model, args=args, processing_class=processing_class, **keywords)
         self.add_callback(KeepMemory())
 
@@ -257,12 +260,6 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
                 advance(len(pairs), "")
         dataset = dataset.add_column("ref_chosen_logps", found[0])
         return dataset.add_column("ref_rejected_logps", found[1])
-
-    def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        """Return the loss of a batch after its backward pass, which may compute activations again."""
-        with self._attention():
-            loss: torch.Tensor = super().training_step(*arguments, **keywords)
-        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -325,10 +322,3 @@ def _is_plain(args: "DPOConfig") -> bool:
     """Return whether the settings ask for the loss of the DPO paper, with the reference computed beforehand."""
     changed = args.ld_alpha is not None or args.use_weighting or args.f_divergence_type != "reverse_kl"
     return args.loss_type == ["sigmoid"] and not changed and args.precompute_ref_log_probs and not args.loss_weights
-
-
-def _takes_segments(model: "PreTrainedModel", args: "DPOConfig", pad_id: int) -> bool:
-    is_cpu = args.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    if not is_cpu or args.torch_compile or args.world_size > 1 or not has_plain_head(model):
-        return False
-    return supports_prefix_sharing(model, SegmentCollator(pad_id))

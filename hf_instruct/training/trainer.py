@@ -25,7 +25,8 @@ from hf_instruct.training.fast.loss import add_label_losses, find_labels, uses_a
 from hf_instruct.training.fast.sharing import build_collator, has_plain_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -42,6 +43,14 @@ class RunTrainer(Trainer):
     origin: Origin | None = None
     args: Any
     model: Any
+    # What the model computes under, by batches of segments.
+    _attention: "Callable[[], AbstractContextManager[Any]]" = contextlib.nullcontext
+
+    def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """Return the loss of a batch after its backward pass, which may compute activations again."""
+        with self._attention():
+            loss: torch.Tensor = super().training_step(*arguments, **keywords)
+        return loss
 
     def _track_num_input_tokens(self, inputs: "Mapping[str, torch.Tensor]") -> None:
         if "num_tokens" not in inputs:
@@ -140,17 +149,11 @@ class InstructTrainer(RunTrainer, SFTTrainer):
             self.data_collator = build_collator(
                 base, self.args, pad_id=pad_id, plain_loss=self._has_plain_loss, lora=adapter
             )
-        takes_segments = isinstance(self.data_collator, SegmentCollator)
-        self._attention = functools.partial(segment_attention, base) if takes_segments else contextlib.nullcontext
+        if isinstance(self.data_collator, SegmentCollator):
+            self._attention = functools.partial(segment_attention, base)
         if self._has_plain_loss:
             add_label_losses(base)
         self.add_callback(KeepMemory())
-
-    def training_step(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        """Return the loss of a batch after its backward pass, which may compute activations again."""
-        with self._attention():
-            loss: torch.Tensor = super().training_step(*arguments, **keywords)
-        return loss
 
     def compute_loss(
         self,

@@ -19,7 +19,7 @@ from hf_instruct.training.fast.loss import has_plain_head
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
-    from trl import SFTConfig
+    from trl import DPOConfig, SFTConfig
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +54,9 @@ def build_collator(
         plain_loss: What `has_plain_loss` said.
         lora: The model's adapter.
     """
-    reason = _reason_to_pad(model, arguments, plain_loss)
-    if getattr(lora, "alora_invocation_tokens", None):
-        reason = "`lora.alora_invocation_tokens` are looked for once a row"
-    takes_segments = arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    # A compiled step would be compiled again for each number of blocks.
-    if not reason and takes_segments and not arguments.torch_compile:
-        segments = SegmentCollator(pad_id)
-        if on_main_process(lambda: supports_prefix_sharing(model, segments)):
-            return segments
+    reason = find_reason_to_pad(model, arguments, plain_loss=plain_loss, lora=lora)
+    if not reason and (segments := build_segments(model, arguments, pad_id=pad_id)):
+        return segments
     sharing = PrefixSharingCollator(
         pad_id,
         row_length=_ROW_LENGTHS.get(arguments.device.type, _ROW_LENGTH),
@@ -77,15 +71,32 @@ def build_collator(
     return sharing
 
 
-def _reason_to_pad(model: "PreTrainedModel", arguments: "SFTConfig", plain_loss: bool) -> str:
+def find_reason_to_pad(
+    model: "PreTrainedModel", arguments: "SFTConfig | DPOConfig", *, plain_loss: bool, lora: "PeftConfig | None" = None
+) -> str:
+    """Return why examples cannot share a row in training this model, as the end of a sentence; empty if they can."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     if not plain_loss:
         return "its loss is more than the cross entropy of one matrix product"
     if window and (arguments.max_length is None or arguments.max_length > window):
-        return f"its attention window of {window} tokens is less than `train.max_length` {arguments.max_length}"
+        return f"its attention window of {window} tokens is less than `max_length` {arguments.max_length}"
     if arguments.neftune_noise_alpha:
-        return "`train.neftune_noise_alpha` adds noise by the length of a row"
+        return "`neftune_noise_alpha` adds noise by the length of a row"
+    if getattr(lora, "alora_invocation_tokens", None):
+        return "`alora_invocation_tokens` are looked for once a row"
     return ""
+
+
+def build_segments(
+    model: "PreTrainedModel", arguments: "SFTConfig | DPOConfig", *, pad_id: int
+) -> SegmentCollator | None:
+    """Return the collator that makes a batch one row of segments, or None elsewhere than on a CPU under SDPA."""
+    is_cpu = arguments.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    # A compiled step would be compiled again for each number of blocks.
+    if not is_cpu or arguments.torch_compile:
+        return None
+    segments = SegmentCollator(pad_id)
+    return segments if on_main_process(lambda: supports_prefix_sharing(model, segments)) else None
 
 
 def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCollator | SegmentCollator) -> bool:
