@@ -459,7 +459,12 @@ def _check_across(experiment: Experiment) -> list[str]:
             "sum to 1 and leave something for each (leave the last out to give it the rest)"
         )
     model = experiment.model
-    if experiment.lora is None and model.quantization:
+    if experiment.dpo is not None and model.quantization:
+        problems.append(
+            f"`model.quantization` is {model.quantization!r}, and preference training begins with whole weights: leave "
+            "it out"
+        )
+    elif experiment.lora is None and model.quantization:
         problems.append(
             f"`model.quantization` is {model.quantization!r}, and quantized weights cannot be trained themselves; add "
             "a `lora` section, which trains an adapter beside them, or leave it out"

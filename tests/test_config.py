@@ -178,6 +178,11 @@ def test_train_takes_what_is_ours_too() -> None:
     assert problem == "`train.keep_checkpoints` is 1; it should be true or false"
 
 
+def test_preferences_are_not_learned_by_a_quantized_model() -> None:
+    with pytest.raises(ConfigError, match="preference training begins with whole weights"):
+        build_experiment({"model": {"quantization": "4bit"}, "dpo": {}, "lora": {}}, where="here", deep=False)
+
+
 def test_every_field_of_ours_is_described() -> None:
     rows = describe_fields()
     sections = {"data", "model", "train", "preferences", "generate", "judge"}

@@ -256,6 +256,25 @@ def test_a_run_makes_its_pairs_trains_and_answers(experiment: dict[str, Any], tm
     assert not (folder.path / "preferences.partial.jsonl").exists()
 
 
+def test_a_run_loads_names_and_saves_its_model_as_fine_tuning_does(
+    experiment: dict[str, Any], tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    model, tokenizer = tiny_models.load_copy(tiny_llama)
+    tokenizer.chat_template = tiny_models.CHAT_TEMPLATE.replace("<|im_end|>", "{{ eos_token }}")
+    for one in (model, tokenizer):
+        one.save_pretrained(tmp_path / "base")
+    named = {"name": str(tmp_path / "base"), "attn_implementation": "eager"}
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    data = {**experiment["data"], "prompt_format": "chat"}
+    values = {**experiment, "model": named, "data": data, "lora": lora}
+    folder = run(values, tmp_path / "run", stages=["data", "train"])
+    # Eager attention takes no segments.
+    assert "LlamaForCausalLM on padded pairs" in caplog.text
+    assert "loss on held-out pairs 0.693 -> " in caplog.text
+    assert (folder.model / "chat_template.jinja").read_text() == folder.prompt.read_text()
+
+
 @pytest.mark.parametrize("name", ["preferences.jsonl", "preferences.partial.jsonl"])
 def test_pairs_are_not_kept_for_other_settings(experiment: dict[str, Any], tmp_path: Path, name: str) -> None:
     folder = run(experiment, tmp_path / "run", stages=["data"])

@@ -34,6 +34,11 @@ def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, 
     Raises:
         DataError: The source cannot be read, a side is empty, or the prompts of both differ.
     """
+    return build_dataset(read_pairs(source, limit=limit), PreferencePair)
+
+
+def read_pairs(source: Any, *, limit: int | None = None) -> list[PreferencePair]:
+    """Return the pairs of a source, as `load_pairs`."""
     source = source if isinstance(source, str | Path) or hasattr(source, "column_names") else list(source)
     chosen, rejected = (_load_side(source, side, limit) for side in _SIDES)
     if len(chosen) != len(rejected):
@@ -49,7 +54,7 @@ def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, 
             len(pairs),
             _enumerate(equal),
         )
-    return build_dataset([pair for pair in pairs if pair.chosen != pair.rejected], PreferencePair)
+    return [pair for pair in pairs if pair.chosen != pair.rejected]
 
 
 def _load_side(source: Any, side: str, limit: int | None) -> list[Example]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hf_instruct.config import Experiment
 from hf_instruct.data.sources import build_dataset, iterate_examples, load_split
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.preferences.pairs import REFERENCES, build_reference_pairs, load_pairs
+from hf_instruct.preferences.pairs import REFERENCES, build_reference_pairs, read_pairs
 from hf_instruct.processes import on_main_process
 from hf_instruct.progress import progress_bar
 from hf_instruct.records import Example, append_rows, read_rows, recover_rows, write_rows
@@ -28,43 +28,19 @@ def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool 
     Raises:
         InstructError: The model cannot be loaded, the pairs cannot be made, or `train_preferences` raised.
     """
-    from hf_instruct.models import is_local_model, load_model
-    from hf_instruct.training.arguments import settle_precision
     from hf_instruct.training.preferences import train_preferences
+    from hf_instruct.training.stage import build_options, load_base, note_outcome
 
-    section = experiment.model
-    name = run.find_base(section.name)
-    _check_format(Path(name), run, experiment)
-    model, tokenizer = load_model(name, revision=section.revision, trust_remote_code=section.trust_remote_code)
-    run.add_provenance(base_model_is_local=is_local_model(name))
+    _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
+    model, tokenizer = load_base(run, experiment)
     on_main_process(lambda: make_pairs(run, experiment, model, tokenizer))
-    pairs = read_rows(run.preferences, PreferencePair)
-    by_split = {split: [pair for pair in pairs if pair.split == split] for split in _SPLITS}
-    logger.info("Training %s by DPO on %d pairs", section.name, len(by_split["train"]))
-    settings = settle_precision(experiment.dpo or {}, model, run)
-    keep_checkpoints = settings.pop("keep_checkpoints", False)
-    summary = train_preferences(
-        model,
-        tokenizer,
-        {split: build_dataset(rows, PreferencePair) for split, rows in by_split.items()},
-        output_dir=run.path,
-        prompt_format=run.load_prompt_format(experiment.data.prompt_format),
-        args=settings,
-        peft_config=experiment.lora,
-        resume=resume,
-        keep_checkpoints=keep_checkpoints,
-    )
-    nan = float("nan")
-    logger.info(
-        "Trained %d steps in %.0f s (%s on %s); held-out pairs: loss %.3f -> %.3f; peak memory %.1f GB",
-        summary.steps,
-        summary.seconds,
-        summary.precision,
-        summary.device,
-        nan if summary.validation_loss_before is None else summary.validation_loss_before,
-        nan if summary.validation_loss is None else summary.validation_loss,
-        summary.peak_memory_bytes / 1e9,
-    )
+    rows = read_rows(run.preferences, PreferencePair)
+    pairs = {name: build_dataset([row for row in rows if row.split == name], PreferencePair) for name in _SPLITS}
+    logger.info("Training %s by DPO on %d pairs", experiment.model.name, len(pairs["train"]))
+    # After the pairs: answers are those of the whole weights.
+    options = build_options(run, experiment, model)
+    summary = train_preferences(model, tokenizer, pairs, resume=resume, **options)
+    note_outcome(run, summary, "loss on held-out pairs")
     return summary
 
 
@@ -143,15 +119,13 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[Prefere
     for split in (*_SPLITS, "test"):
         asked |= dict.fromkeys(map(_key, iterate_examples(load_split(run, split))), split)
     pairs, num_tested, num_new = [], 0, 0
-    loaded = load_pairs(source, limit=limit)
-    for example, row in zip(iterate_examples(loaded), loaded, strict=True):
-        split = asked.get(_key(example), "")
+    for pair in read_pairs(source, limit=limit):
+        split = asked.get(_key(Example.of(vars(pair))), "")
         num_tested += split == "test"
         num_new += not split
         if split != "test":
             drawn = "train" if num_new % 20 else "validation"
-            known = {name: value for name, value in row.items() if value is not None}
-            pairs.append(PreferencePair(**{**known, "split": split or drawn}))
+            pairs.append(pair.model_copy(update={"split": split or drawn}))
     if num_tested:
         logger.info("%d pairs with a prompt of the test split are left out", num_tested)
     return pairs

@@ -18,7 +18,7 @@ from hf_instruct.config import (
 )
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
-from hf_instruct.models import best_device
+from hf_instruct.models import best_device, context_length
 from hf_instruct.precision import prefers_bf16
 from hf_instruct.processes import on_main_process
 from hf_instruct.records import read_file, write_json
@@ -44,9 +44,22 @@ def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kin
     if isinstance(args, getattr(trl, kind)):
         arguments = build_arguments(args, run.checkpoints, kind=kind)
         _tell_what_is_slow(arguments, model)
-        return arguments
-    _check_mapping("args", {} if args is None else args, kind)
-    return build_arguments(settle_precision(args or {}, model, run), run.checkpoints, kind=kind)
+    else:
+        _check_mapping("args", {} if args is None else args, kind)
+        arguments = build_arguments(settle_precision(args or {}, model, run), run.checkpoints, kind=kind)
+    arguments.max_length = _fit_max_length(arguments.max_length, model, section=SECTIONS[kind])
+    return arguments
+
+
+def _fit_max_length(max_length: int | None, model: "PreTrainedModel", *, section: str) -> int | None:
+    """Return the most tokens of a row: as many as asked for, or as the model has positions for."""
+    limit = context_length(model)
+    if limit is None or (max_length is not None and max_length <= limit):
+        return max_length
+    if max_length is not None:
+        message = "`%s.max_length` %d is more than the model's %d positions; using %d."
+        logger.info(message, section, max_length, limit, limit)
+    return limit
 
 
 def _check_mapping(name: str, value: Any, owner: str) -> None:

@@ -45,16 +45,6 @@ class KeepMemory(TrainerCallback):
         give_back_freed_memory()
 
 
-def logs_progress(arguments: TrainingArguments) -> bool:
-    """Return whether progress goes to a `RunLog`, and then turn off the trainer's own bar or notebook table.
-
-    That is what shows where nobody sees what is logged, as in most scripts and notebooks.
-    """
-    is_logged = logger.isEnabledFor(logging.INFO) and not arguments.disable_tqdm
-    arguments.disable_tqdm = arguments.disable_tqdm or is_logged
-    return is_logged
-
-
 class RunLog(TrainerCallback):
     """Writes `training.jsonl`, shows the progress bar and takes the samples, on the main process only.
 
@@ -198,3 +188,23 @@ def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) 
 def _ends_epoch(state: TrainerState) -> bool:
     epoch = state.epoch or 0.0
     return state.global_step >= state.max_steps or abs(epoch - round(epoch)) < 1e-6
+
+
+def build_log(path: Path, arguments: TrainingArguments, given: Any, sampler: Sampler | None = None) -> RunLog:
+    """Return the log of a run, and turn off the trainer's own bar or notebook table where the log shows progress.
+
+    The trainer's shows where nobody sees what is logged, as in most scripts and notebooks.
+
+    Args:
+        path: The file.
+        arguments: The trainer's.
+        given: What the user gave of them. When to save is as asked for; at the defaults not so often that saving takes
+            longer than training.
+        sampler: As that of `RunLog`.
+    """
+    shows_progress = logger.isEnabledFor(logging.INFO) and not arguments.disable_tqdm
+    arguments.disable_tqdm = arguments.disable_tqdm or shows_progress
+    asked = {"save_steps", "save_strategy", "load_best_model_at_end"}
+    is_default = given is None or (isinstance(given, Mapping) and asked.isdisjoint(given))
+    least_save_seconds = LEAST_SAVE_SECONDS if is_default else 0.0
+    return RunLog(path, sampler, shows_progress=shows_progress, least_save_seconds=least_save_seconds)

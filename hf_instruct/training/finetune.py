@@ -1,6 +1,5 @@
 """Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,9 @@ from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits, load_splits
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.decoding import generate_completions
-from hf_instruct.models import (
-    configure_stop,
-    context_length,
-    fuse_activations,
-    matching_precision,
-)
-from hf_instruct.prompt_checks import choose_format, settle_format
+from hf_instruct.models import matching_precision
 from hf_instruct.prompt_tokens import LossOn
-from hf_instruct.prompts import CHAT, PromptFormat
+from hf_instruct.prompts import PromptFormat
 from hf_instruct.quantization import is_quantized, prepare_training, restore_float32
 from hf_instruct.records import Example, format_row
 from hf_instruct.run_folder import RunFolder
@@ -93,10 +86,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
-    from hf_instruct.training.checkpoints import build_origin
-
     splits = load_splits(data)
-    fuse_activations(model)
     run = RunFolder(Path(output_dir))
     if empty := [name for name in ("train", "validation") if not len(splits[name])]:
         raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
@@ -110,15 +100,10 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             "The model to train is quantized:",
             ["its weights cannot be trained themselves; give a `peft_config`, which trains an adapter beside them"],
         )
-    prompt_format = choose_format(prompt_format, has_conversations=has_conversations(*splits.values()))
-    begin_training(run, resume=resume)
-    if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
-        prompt_format = run.load_prompt_format(CHAT)
-    prompt_format = settle_format(prompt_format, tokenizer)
-    if prompt_format.name == CHAT:
-        # Saved with the model, so that any program asks it in these prompts.
-        tokenizer.chat_template = prompt_format.template
-    configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
+    conversational = has_conversations(*splits.values())
+    prompt_format = begin_training(
+        run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
+    )
     # Here too: an adapter is made, and the model moves to the GPU.
     with translated_errors(run):
         trainer, log = _build_trainer(
@@ -133,18 +118,13 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
             callbacks=callbacks,
             compute_metrics=compute_metrics,
         )
-    digest = hashlib.sha256()
-    for name in ("train", "validation"):
-        for example in iterate_examples(splits[name]):
-            digest.update(format_row(example).encode("utf-8"))
-    trainer.origin = build_origin(trainer, model, digest.hexdigest())
     return run_trainer(
         trainer,
         model,
-        tokenizer,
         run=run,
         template=prompt_format.template,
         log=log,
+        rows=(format_row(one) for name in ("train", "validation") for one in iterate_examples(splits[name])),
         resume=resume,
         keep_checkpoints=keep_checkpoints,
     )
@@ -164,7 +144,7 @@ def _build_trainer(  # noqa: PLR0913 - as `train`
     **others: Any,
 ) -> tuple["InstructTrainer", "RunLog"]:
     from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
-    from hf_instruct.training.callbacks import LEAST_SAVE_SECONDS, RunLog, logs_progress
+    from hf_instruct.training.callbacks import build_log
     from hf_instruct.training.fast.optimizer import build_optimizer
     from hf_instruct.training.trainer import InstructTrainer
 
@@ -172,7 +152,6 @@ def _build_trainer(  # noqa: PLR0913 - as `train`
     adapter = build_lora_config(peft_config, model) if peft_config is not None else None
     if is_quantized(model):
         prepare_training(model)
-    arguments.max_length = fit_max_length(arguments.max_length, model)
     train_rows, validation_rows = _tokenize(
         model, tokenizer, splits, prompt_format=prompt_format, loss_on=loss_on, arguments=arguments
     )
@@ -180,15 +159,7 @@ def _build_trainer(  # noqa: PLR0913 - as `train`
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
     samples = list(iterate_examples(splits["validation"].take(min(SAMPLE_ROWS, len(splits["validation"])))))
     sampler = _build_sampler(model, tokenizer, samples, prompt_format)
-    # When to save is as it was asked for; at the defaults not so often that saving takes longer than training.
-    asked = {"save_steps", "save_strategy", "load_best_model_at_end"}
-    is_default = args is None or (isinstance(args, Mapping) and asked.isdisjoint(args))
-    log = RunLog(
-        run.training_log,
-        sampler,
-        shows_progress=logs_progress(arguments),
-        least_save_seconds=LEAST_SAVE_SECONDS if is_default else 0.0,
-    )
+    log = build_log(run.training_log, arguments, args, sampler)
     # What has to do with the model is found only now, such as a layer that cannot be adapted.
     with translated_refusals("The `train` or the `lora` section is refused by TRL or PEFT:"):
         trainer = InstructTrainer(
@@ -205,10 +176,6 @@ def _build_trainer(  # noqa: PLR0913 - as `train`
         )
     if is_quantized(model):
         restore_float32(trainer.model)
-    # Replaced by the progress bar: the trainer's own prints a dictionary a log.
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         # One process alone cannot generate from weights that are spread over all of them.
         log.sampler = None
@@ -262,17 +229,6 @@ def _tokenize(
             "folder; if tokens were added, save the model after `model.resize_token_embeddings(len(tokenizer))`."
         )
     return rows
-
-
-def fit_max_length(max_length: int | None, model: "PreTrainedModel", *, section: str = "train") -> int | None:
-    """Return the most tokens of a row: as many as asked for, or as the model has positions for."""
-    limit = context_length(model)
-    if limit is None or (max_length is not None and max_length <= limit):
-        return max_length
-    if max_length is not None:
-        message = "`%s.max_length` %d is more than the model's %d positions; using %d."
-        logger.info(message, section, max_length, limit, limit)
-    return limit
 
 
 def _build_sampler(

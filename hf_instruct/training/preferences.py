@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-import hashlib
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,14 @@ from trl import DPOTrainer
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.decoding import without_adapter
-from hf_instruct.models import configure_stop, fuse_activations
 from hf_instruct.progress import progress_bar
-from hf_instruct.prompt_checks import choose_format, settle_format
 from hf_instruct.prompt_tokens import build_row
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.quantization import is_quantized
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.callbacks import KeepMemory, RunLog, logs_progress
+from hf_instruct.training.callbacks import KeepMemory
 from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
@@ -82,9 +80,8 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
     from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
-    from hf_instruct.training.checkpoints import build_origin
+    from hf_instruct.training.callbacks import build_log
     from hf_instruct.training.fast.optimizer import build_optimizer
-    from hf_instruct.training.finetune import fit_max_length
 
     run = RunFolder(Path(output_dir))
     _check_pairs(pairs)
@@ -95,20 +92,18 @@ def train_preferences(  # noqa: PLR0913 - as `train`
             "Preference training begins with whole weights, and this model is an adapter beside its base or quantized:",
             ["write whole ones with `hf-instruct export RUN --format merged` first, and name that folder"],
         )
-    begin_training(run, resume=resume)
-    fuse_activations(model)
-    prompt_format = choose_format(prompt_format, has_conversations=has_conversations(*pairs.values()))
-    prompt_format = settle_format(prompt_format, tokenizer)
-    configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
+    conversational = has_conversations(*pairs.values())
+    prompt_format = begin_training(
+        run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
+    )
     with translated_errors(run):
         arguments = settle_arguments(args, model, run, kind="DPOConfig")
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None
-        arguments.max_length = fit_max_length(arguments.max_length, model, section="dpo")
         rows = {
             name: tokenize_pairs(pairs[name], tokenizer, prompt_format, max_length=arguments.max_length)
             for name in ("train", "validation")
         }
-        log = RunLog(run.training_log, shows_progress=logs_progress(arguments))
+        log = build_log(run.training_log, arguments, args)
         with translated_refusals("The `dpo` or the `lora` section is refused by TRL or PEFT:"):
             trainer = PreferenceTrainer(
                 model=model,
@@ -119,22 +114,14 @@ def train_preferences(  # noqa: PLR0913 - as `train`
                 peft_config=adapter,
                 callbacks=[log, *callbacks],
             )
-        from transformers import PrinterCallback
-
-        trainer.remove_callback(PrinterCallback)
         trainer.optimizer_cls_and_kwargs = build_optimizer(arguments)
-    digest = hashlib.sha256()
-    for name in ("train", "validation"):
-        for row in rows[name]:
-            digest.update(repr([row[column] for column in _COLUMNS]).encode())
-    trainer.origin = build_origin(trainer, model, digest.hexdigest())
     return run_trainer(
         trainer,
         model,
-        tokenizer,
         run=run,
         template=prompt_format.template,
         log=log,
+        rows=(repr([row[column] for column in _COLUMNS]) for split in rows.values() for row in split),
         resume=resume,
         keep_checkpoints=keep_checkpoints,
     )
@@ -166,28 +153,31 @@ def tokenize_pairs(
     """
     from datasets import Dataset
 
-    encoded: dict[str, list[list[int]]] = {name: [] for name in _COLUMNS}
+    sides = [
+        prompt_format.encode_examples(tokenizer, [_choose_answer(pair, side) for pair in pairs], loss_on="last")
+        for side in ("chosen", "rejected")
+    ]
+    longest = max_length or sys.maxsize
+    rows: dict[str, list[list[int]]] = {name: [] for name in _COLUMNS}
     full = []
-    names = [name for name in ("id", "instruction", "input", "prompt", "messages") if name in pairs.column_names]
-    for pair in pairs:
-        values = {name: pair[name] for name in names}
-        for side in ("chosen", "rejected"):
-            values["output"] = pair[side]
-            if values.get("messages"):
-                values["messages"] = [*values["messages"][:-1], {"role": "assistant", "content": pair[side]}]
-            prompt, answer = prompt_format.encode_example(tokenizer, Example(**values))
-            room = len(answer) if max_length is None else max_length - len(prompt)
-            if room < 1 and pair["id"] not in full:
-                full.append(pair["id"])
-            encoded[f"{side}_ids"].append(answer[: max(room, 0)])
-        encoded["prompt_ids"].append(prompt)
+    for pair, (prompt, chosen), (_, rejected) in zip(pairs, *sides, strict=True):
+        room = max(longest - len(prompt), 0)
+        full += [pair["id"]] * (not room)
+        for name, ids in zip(_COLUMNS, (prompt, chosen[:room], rejected[:room]), strict=True):
+            rows[name].append(ids)
     if full:
         raise DataError(
             f"The prompts of {len(full)} of {len(pairs)} pairs leave no room for an answer within `dpo.max_length` "
             f"{max_length} ({', '.join(f'`{one}`' for one in full[:_SHOWN])}{', …' if len(full) > _SHOWN else ''}). "
             "Raise it, or delete these pairs."
         )
-    return Dataset.from_dict(encoded)
+    return Dataset.from_dict(rows)
+
+
+def _choose_answer(pair: Mapping[str, Any], side: str) -> Example:
+    """Return a pair's example with the answer of a side as its output."""
+    turns = pair.get("messages") and [*pair["messages"][:-1], {"role": "assistant", "content": pair[side]}]
+    return Example.of({**pair, "output": pair[side], "messages": turns})
 
 
 class PreferenceCollator:

@@ -1,5 +1,6 @@
 """Run a trainer over a run folder: resume, train, save the model whole, and write what it took."""
 
+import hashlib
 import logging
 import shutil
 from contextlib import closing, contextmanager
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.errors import DISK_ERRORS, RunError, TrainingError, disk_remedy
 from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
-from hf_instruct.models import no_shard_bars
+from hf_instruct.models import configure_stop, fuse_activations, no_shard_bars
 from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
+from hf_instruct.prompt_checks import choose_format, settle_format
+from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.quantization import is_quantized, multiplying_in_bf16
 from hf_instruct.records import read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
@@ -18,7 +21,7 @@ from hf_instruct.schema import TrainingRow, TrainingSummary
 from hf_instruct.tracking import place_tensorboard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,13 +30,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def begin_training(run: RunFolder, *, resume: bool) -> None:
-    """Make the folder of the checkpoints.
+def begin_training(
+    run: RunFolder,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt_format: PromptFormat | str | None,
+    *,
+    has_conversations: bool,
+    resume: bool,
+) -> PromptFormat:
+    """Make the folder of the checkpoints, and return the format of the prompts, which model and tokenizer then save.
+
+    Args:
+        run: Where the model will be.
+        model: The model, which gets the token that ends an answer.
+        tokenizer: Its tokenizer, which gets the chat template of the format `chat`.
+        prompt_format: As `choose_format` takes it.
+        has_conversations: Whether some of the examples have turns.
+        resume: Whether to continue; the prompts are those that the run began with then.
 
     Raises:
+        ConfigError: The prompts cannot be trained on.
         RunError: The run has finished and its checkpoints are gone; or there is a model, or there are checkpoints, and
             `resume` is off.
     """
+    prompt_format = choose_format(prompt_format, has_conversations=has_conversations)
     has_checkpoints = any(run.checkpoints.glob("checkpoint-*"))
     if run.training_summary.exists() and run.model.exists() and not has_checkpoints:
         raise RunError(
@@ -46,28 +67,37 @@ def begin_training(run: RunFolder, *, resume: bool) -> None:
             "another `output_dir`."
         )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
+    fuse_activations(model)
+    if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
+        prompt_format = run.load_prompt_format(CHAT)
+    prompt_format = settle_format(prompt_format, tokenizer)
+    if prompt_format.name == CHAT:
+        # Saved with the model, so that any program asks it in these prompts.
+        tokenizer.chat_template = prompt_format.template
+    configure_stop(model, tokenizer, prompt_format.end_token_id(tokenizer))
+    return prompt_format
 
 
 def run_trainer(
     trainer: Any,
     model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
     *,
     run: RunFolder,
     template: str,
     log: "RunLog",
+    rows: "Iterable[str]",
     resume: bool,
     keep_checkpoints: bool = False,
 ) -> TrainingSummary:
     """Train, from the last whole checkpoint where there is one, and save the model; return what it took.
 
     Args:
-        trainer: A `RunTrainer` with its `origin`.
+        trainer: A `RunTrainer`; its `processing_class` is saved with the model.
         model: The model object that it was given.
-        tokenizer: Saved with the model.
         run: Where everything is written.
         template: Of the prompts, kept with the run.
         log: Its callback.
+        rows: What is learned from, to be told from other rows when the run resumes.
         resume: Whether to continue from a checkpoint.
         keep_checkpoints: Whether to keep the checkpoints when training has finished.
 
@@ -75,10 +105,17 @@ def run_trainer(
         RunError: A checkpoint was made from something else.
         TrainingError: The disk is too small or full, or memory runs out.
     """
-    from hf_instruct.training.checkpoints import check_disk_space, clear_checkpoints, find_checkpoint
+    from transformers import PrinterCallback
+
+    from hf_instruct.training.checkpoints import build_origin, check_disk_space, clear_checkpoints, find_checkpoint
     from hf_instruct.training.fast.casts import casting_linear_layers
 
-    origin = trainer.origin
+    # Replaced by the progress bar: the trainer's own prints a dictionary a log.
+    trainer.remove_callback(PrinterCallback)
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.encode("utf-8"))
+    origin = trainer.origin = build_origin(trainer, model, digest.hexdigest())
     checkpoint = on_main_process(lambda: find_checkpoint(run.checkpoints, origin)) if resume else None
     check_disk_space(trainer.model, run.path, num_checkpoints=1 if checkpoint else 2)
     if checkpoint:
@@ -98,7 +135,7 @@ def run_trainer(
         if is_main_process():
             write_text(run.prompt, template)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        _save_model(trainer, tokenizer, run)
+        _save_model(trainer, run)
     summary = _summarize(trainer, run, log.seconds)
     if trainer.is_world_process_zero():
         write_figure(draw_loss_plot(read_rows(run.training_log, TrainingRow)), run.loss_plot)
@@ -109,7 +146,7 @@ def run_trainer(
     return summary
 
 
-def _save_model(trainer: Any, tokenizer: "PreTrainedTokenizerBase", run: RunFolder) -> None:
+def _save_model(trainer: Any, run: RunFolder) -> None:
     """Save the tuned model under another name and rename it when whole; all processes take part."""
     partial = run.path / "model.partial"
     if trainer.is_world_process_zero():
@@ -118,7 +155,7 @@ def _save_model(trainer: Any, tokenizer: "PreTrainedTokenizerBase", run: RunFold
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(partial)
+        trainer.processing_class.save_pretrained(partial)
         # A pickle that holds paths, which nothing reads.
         (partial / "training_args.bin").unlink(missing_ok=True)
         write_manifest(partial, trainer.origin)

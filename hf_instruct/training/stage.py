@@ -1,9 +1,9 @@
-"""The fine-tuning stage: from `data/` to `model/`."""
+"""The training stage: from `data/` to `model/`."""
 
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import Experiment
 from hf_instruct.data.sources import load_split
@@ -14,6 +14,9 @@ from hf_instruct.schema import TrainingSummary
 from hf_instruct.tracking import name_tracked_run
 from hf_instruct.training.finetune import train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,12 +26,26 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     Raises:
         InstructError: The model cannot be loaded, or `train` raised.
     """
-    from hf_instruct.memory import give_back_freed_memory
-    from hf_instruct.models import is_local_model, load_model
-    from hf_instruct.training.arguments import settle_precision
-    from hf_instruct.training.fast.casts import halve_linear_weights
-
     splits = CheckedSplits({name: load_split(run, name) for name in ("train", "validation")})
+    model, tokenizer = load_base(run, experiment)
+    options = build_options(run, experiment, model)
+    if experiment.data.num_proc:
+        options["args"].setdefault("dataset_num_proc", experiment.data.num_proc)
+    method = "LoRA" if experiment.lora is not None else "all weights"
+    logger.info("Fine-tuning %s (%s) on %d examples", experiment.model.name, method, len(splits["train"]))
+    summary = train(model, tokenizer, splits, loss_on=experiment.data.loss_on, resume=resume, **options)
+    note_outcome(run, summary, "validation loss")
+    return summary
+
+
+def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return the model that a run trains, loaded as its `model` section says, and its tokenizer.
+
+    Raises:
+        ModelLoadError: They cannot be loaded.
+    """
+    from hf_instruct.models import is_local_model, load_model
+
     section = experiment.model
     name = run.find_base(section.name)
     model, tokenizer = load_model(
@@ -42,46 +59,54 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     if is_main_process():
         # From another folder, nobody could tell a folder's name from a Hub id.
         run.add_provenance(base_model_is_local=is_local_model(name))
-    lora = experiment.lora
-    if lora is not None and section.revision:
-        # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
-        lora = {"revision": section.revision, **lora}
-    settings = settle_precision(experiment.train, model, run)
+    return model, tokenizer
+
+
+def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedModel") -> dict[str, Any]:
+    """Return what every training function is given of an experiment; frozen weights are halved where that is exact."""
+    from hf_instruct.memory import give_back_freed_memory
+    from hf_instruct.training.arguments import settle_precision
+    from hf_instruct.training.fast.casts import halve_linear_weights
+
+    given = experiment.train if experiment.dpo is None else experiment.dpo
+    settings = settle_precision(given, model, run)
     keep_checkpoints = settings.pop("keep_checkpoints", False)
     settings["run_name"] = name_tracked_run(run, settings)
-    if experiment.data.num_proc:
-        settings = {"dataset_num_proc": experiment.data.num_proc, **settings}
+    lora = experiment.lora
+    if lora is not None and experiment.model.revision:
+        # PEFT notes it in the adapter, so that the adapter is never put on another version of its base.
+        lora = {"revision": experiment.model.revision, **lora}
     if lora is not None and _only_multiplies(lora) and settings["bf16"] and count_processes() == 1:
         # This model object ends with the stage, so its frozen weights need not survive in full. (FSDP wants one dtype.)
         halve_linear_weights(model)
         give_back_freed_memory()
-    method = "LoRA" if lora is not None else "all weights"
-    logger.info("Fine-tuning %s (%s) on %d examples", section.name, method, len(splits["train"]))
-    summary = train(
-        model,
-        tokenizer,
-        splits,
-        output_dir=run.path,
-        prompt_format=run.load_prompt_format(experiment.data.prompt_format),
-        loss_on=experiment.data.loss_on,
-        args=settings,
-        peft_config=lora,
-        resume=resume,
-        keep_checkpoints=keep_checkpoints,
-    )
+    return {
+        "output_dir": run.path,
+        "prompt_format": run.load_prompt_format(experiment.data.prompt_format),
+        "args": settings,
+        "peft_config": lora,
+        "keep_checkpoints": keep_checkpoints,
+    }
+
+
+def note_outcome(run: RunFolder, summary: TrainingSummary, measure: str) -> None:
+    """Log what training took, with the losses that a `measure` names, and note the run of wandb."""
     if (wandb := sys.modules.get("wandb")) and wandb.run and is_main_process():
         run.add_provenance(wandb_run=wandb.run.id)
+    before, after = (
+        float("nan") if loss is None else loss for loss in (summary.validation_loss_before, summary.validation_loss)
+    )
     logger.info(
-        "Trained %d steps in %.0f s (%s on %s); validation loss %.3f -> %.3f; peak memory %.1f GB",
+        "Trained %d steps in %.0f s (%s on %s); %s %.3f -> %.3f; peak memory %.1f GB",
         summary.steps,
         summary.seconds,
         summary.precision,
         summary.device,
-        summary.validation_loss_before or float("nan"),
-        summary.validation_loss or float("nan"),
+        measure,
+        before,
+        after,
         summary.peak_memory_bytes / 1e9,
     )
-    return summary
 
 
 def _only_multiplies(lora: Mapping[str, Any]) -> bool:
