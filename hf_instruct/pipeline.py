@@ -10,6 +10,7 @@ from hf_instruct.config import Experiment, build_experiment, load_experiment
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
 from hf_instruct.manifests import check_model
 from hf_instruct.processes import is_main_process, on_main_process
+from hf_instruct.recipes import find_experiment
 from hf_instruct.records import read_file
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.schema import Preflight
@@ -110,8 +111,9 @@ def run(
     """Run the stages of an experiment, and return its run folder.
 
     Args:
-        experiment: The experiment, as such or as plain values by section, or the YAML file that holds it.
-        path: The run folder; for a file, `runs/` and its name by default.
+        experiment: The experiment, as such or as plain values by section, or the YAML file that holds it or the name of
+            a recipe, such as `demo`.
+        path: The run folder; for a file or a recipe, `runs/` and its name by default.
         resume: Continue a run that was cut off; stages that are whole are left alone.
         force: Delete what is in the run folder first.
         stages: Which stages to run, in the order of `STAGES`.
@@ -123,7 +125,7 @@ def run(
     """
     if isinstance(experiment, str | Path):
         path = path or default_path(Path(experiment))
-        experiment = load_experiment(experiment)
+        experiment = load_experiment(find_experiment(experiment))
     elif isinstance(experiment, Mapping):
         experiment = build_experiment(experiment, where="the experiment")
     elif not isinstance(experiment, Experiment):
@@ -193,10 +195,13 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
         raise
 
 
-def default_path(experiment_file: Path) -> Path:
-    """Return the run folder of an experiment file: `recipes/gpt2-medium/full.yaml` runs in `runs/gpt2-medium-full`."""
-    folder = experiment_file.resolve().parent.name
-    names = [experiment_file.stem] if folder in ("", "recipes") else [folder, experiment_file.stem]
+def default_path(experiment: Path) -> Path:
+    """Return the run folder of an experiment file, or of a recipe by name.
+
+    `gpt2-medium/full` and `recipes/gpt2-medium/full.yaml` run in `runs/gpt2-medium-full`, `demo` in `runs/demo`.
+    """
+    folder = (experiment.resolve() if experiment.is_file() else experiment).parent.name
+    names = [experiment.stem] if folder in ("", "recipes") else [folder, experiment.stem]
     return Path("runs") / "-".join(names)
 
 

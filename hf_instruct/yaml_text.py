@@ -102,8 +102,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(content.decode("utf-8"))
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        shipped = sorted(path.parent.glob("*.yaml")) or sorted(Path("recipes").glob("*/*.yaml"))
-        raise ConfigError(f"`{path}` {what}.{did_you_mean(str(path), map(str, shipped), cutoff=0.0)}") from error
+        near = did_you_mean(str(path), map(str, sorted(path.parent.glob("*.yaml"))), cutoff=0.0)
+        raise ConfigError(f"`{path}` {what}.{near}") from error
     except ValueError as error:
         raise ConfigError(f"`{path}` is not valid YAML: {error}") from error
     if not isinstance(values, dict | None):

@@ -196,8 +196,8 @@ def test_ctrl_c_in_a_run_names_the_command(
 @pytest.mark.parametrize(
     ("command", "message"),
     {
-        "run": "Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`.",
-        "run mine.yml": "`mine.yml` does not exist. Did you mean `mine.yaml`?",
+        "run": "Name a YAML file, or a recipe: `hf-instruct recipes` lists them.",
+        "run mine.yml": "`mine.yml` is neither a file nor the name of a recipe. Did you mean `mine.yaml`?",
         "train mine.yaml --train.learning_rat 1": "1 problem in `mine.yaml` and the flags:",
         "run mine.yaml --data.prompt_format nope": "Unknown prompt format `nope`.",
         "generate runs/none": "`runs/none` does not exist.",

@@ -55,6 +55,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
     assert default_path(Path("recipes/gpt2-medium/full.yaml")) == Path("runs/gpt2-medium-full")
+    assert default_path(Path("gpt2-medium/full")) == Path("runs/gpt2-medium-full")
+    assert default_path(Path("demo")) == Path("runs/demo")
     assert default_path(Path("recipes/mine.yaml")) == Path("runs/mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".hidden").write_text("")

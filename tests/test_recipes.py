@@ -1,6 +1,7 @@
 """Every shipped experiment is checked against the libraries it names fields of, and its trainer is built."""
 
 import ast
+import re
 import runpy
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import pytest
 import tiny_models
 import yaml
 
+from hf_instruct.cli import main
 from hf_instruct.config import Experiment, load_experiment
 from hf_instruct.data.splits import load_splits
+from hf_instruct.errors import ConfigError
 from hf_instruct.models import ALIASES, WHEEL_MODEL, load_model
 from hf_instruct.prompt_checks import choose_format
+from hf_instruct.recipes import find_experiment, list_recipes
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.finetune import _build_trainer
@@ -67,6 +71,51 @@ def build_tiny_trainer(experiment: Experiment, tiny_model: Path, folder: Path):
         peft_config=experiment.lora,
     )
     return trainer
+
+
+def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipes = {recipe.name: recipe.path for recipe in list_recipes()}
+    assert sorted(recipes.values()) == EXPERIMENTS
+    demo = recipes["smollm2-135m/demo"]
+    for given in ("demo", "smollm2-135m/demo", "recipes/smollm2-135m/demo.yaml", str(demo), demo):
+        assert find_experiment(given) == demo
+    for given, message in {
+        "full-phi": "`full-phi` is neither a file nor the name of a recipe. Did you mean `full-phi3`? `hf-instruct rec",
+        "gpt2-medum/lora": "Did you mean `gpt2-medium/lora`?",
+        "qlora": "several recipes: `gpt2-xl/qlora`, `phi-3-mini/qlora`.",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            find_experiment(given)
+
+
+def test_a_file_or_its_neighbour_comes_before_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert find_experiment("demo") in EXPERIMENTS
+    (tmp_path / "dpo").write_text("")
+    assert find_experiment("dpo") == Path("dpo")
+    (tmp_path / "fool.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"Did you mean `fool\.yaml`"):
+        find_experiment("full.yml")
+
+
+def test_recipes_are_listed_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    for recipe in list_recipes():
+        assert recipe.about.keys() >= {"model", "method", "hardware", "took", "launch"}
+        assert f"{recipe.name}\n  model     {recipe.about['model']}\n" in listed
+    monkeypatch.chdir(tmp_path)
+    for words, written in {"demo": "smollm2-135m-demo.yaml", "gpt2-xl/lora mine.yaml": "mine.yaml"}.items():
+        assert main(["recipes", "copy", *words.split()]) == 0
+        assert capsys.readouterr().out == f"{written}\n"
+        assert load_experiment(written, deep=False) == load_experiment(find_experiment(words.split()[0]), deep=False)
+    assert main(["recipes", "copy", "demo", "mine.yaml"]) == 1
+    assert "`mine.yaml` exists already" in capsys.readouterr().err
+    assert load_experiment("mine.yaml", deep=False).model.name == "gpt2-xl"
 
 
 def test_course_recipe_has_the_course_settings(tiny_gpt2: Path, tmp_path: Path):

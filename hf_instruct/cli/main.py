@@ -22,6 +22,7 @@ from hf_instruct.processes import Terminated, configure_process, is_main_process
 # sets the default `handler`. It is imported when its verb is given.
 VERBS = {
     "run": "prepare, train, answer, judge and report: one experiment from end to end",
+    "recipes": "list the experiments that come with the package, or copy one to edit",
     "data": "check, show and measure a source of examples",
     "train": "prepare the data and fine-tune",
     "sweep": "train with many settings, choose by validation loss, test the chosen run once",
@@ -141,7 +142,7 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
     parser = _Parser(
         prog="hf-instruct",
         description="Teach a language model to follow instructions, and get scores you can defend.",
-        epilog="`hf-instruct VERB --help` says more. Start with\n  hf-instruct run recipes/smollm2-135m/demo.yaml",
+        epilog="`hf-instruct VERB --help` says more. Start with\n  hf-instruct run demo",
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
     # The metavar is longer than any verb: argparse lays out the column of help texts by it.

@@ -8,9 +8,9 @@ from hf_instruct.cli.flags import format_help
 DESCRIPTION = "Run all stages of an experiment, in one run folder."
 EPILOG = """\
 examples:
-  hf-instruct run recipes/gpt2-medium/full.yaml
-  hf-instruct run recipes/gpt2-medium/lora.yaml --run-dir runs/low-rate --train.learning_rate 1e-5
-  hf-instruct run recipes/gpt2-medium/full.yaml --resume
+  hf-instruct run demo
+  hf-instruct run gpt2-medium/lora --run-dir runs/low-rate --train.learning_rate 1e-5
+  hf-instruct run mine.yaml --resume
 
 Any field of the experiment can be set as --SECTION.FIELD VALUE; it beats the file. `train` takes the fields of TRL's
 SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig; `hf-instruct run --fields` lists
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what `run` and `train` have in common."""
-    parser.add_argument("experiment", nargs="?", type=Path, help="YAML file of the experiment")
+    parser.add_argument("experiment", nargs="?", type=Path, help="YAML file, or name of a recipe, such as `demo`")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/MODEL-EXPERIMENT)")
     parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")
     parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
@@ -57,16 +57,17 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
     from hf_instruct.config import describe_fields, load_experiment
     from hf_instruct.errors import ConfigError
     from hf_instruct.pipeline import default_path, run
+    from hf_instruct.recipes import find_experiment
 
     if options.fields:
         for name, default, text in describe_fields():
             print(f"--{name:25} {format_help(default, text)}")
         return False
     if options.experiment is None:
-        raise ConfigError("Name the experiment's YAML file, as in `recipes/gpt2-medium/full.yaml`.")
+        raise ConfigError("Name a YAML file, or a recipe: `hf-instruct recipes` lists them.")
     options.run_dir = options.run_dir or default_path(options.experiment)
     options.resume_hint = f"Continue with: {_format_resume_command(options)}"
-    experiment = load_experiment(options.experiment, getattr(options, "overrides", {}))
+    experiment = load_experiment(find_experiment(options.experiment), getattr(options, "overrides", {}))
     run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages)
     return True
 

@@ -19,16 +19,16 @@ continue; --SECTION.FIELD VALUE sets a field of all runs, as in `run`."""
 
 EPILOG = """\
 examples:
-  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set train.learning_rate=1e-5,5e-5,1e-4 --set lora.r=8,16
-  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set lora.r=8,16,32 --dry-run
-  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set lora.r=8,16 --resume
-  hf-instruct sweep recipes/gpt2-medium/lora.yaml --set train.learning_rate=1e-5..1e-3 --set lora.r=4..64 --trials 12
+  hf-instruct sweep gpt2-medium/lora --set train.learning_rate=1e-5,5e-5,1e-4 --set lora.r=8,16
+  hf-instruct sweep gpt2-medium/lora --set lora.r=8,16,32 --dry-run
+  hf-instruct sweep gpt2-medium/lora --set lora.r=8,16 --resume
+  hf-instruct sweep gpt2-medium/lora --set train.learning_rate=1e-5..1e-3 --set lora.r=4..64 --trials 12
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument("experiment", type=Path, help="YAML file of the experiment")
+    parser.add_argument("experiment", type=Path, help="YAML file, or name of a recipe")
     parser.add_argument(
         "--set",
         action="append",

@@ -8,7 +8,7 @@ from hf_instruct.processes import is_main_process
 DESCRIPTION = "Prepare the data of an experiment and fine-tune its model; --SECTION.FIELD VALUE as in `run`."
 EPILOG = """\
 examples:
-  hf-instruct train recipes/gpt2-medium/lora.yaml
+  hf-instruct train gpt2-medium/lora
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/sft.py recipes/gpt2-large/lora.yaml
 """
 

@@ -22,6 +22,7 @@ from hf_instruct.config import Experiment, load_experiment
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, quote_names
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, is_occupied, run
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
+from hf_instruct.recipes import find_experiment
 from hf_instruct.records import read_file, write_json, write_text
 from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
 from hf_instruct.schema import Scores, TrainingSummary
@@ -140,7 +141,7 @@ def plan_sweep(
     """Return what a sweep would run, checked but not begun; nothing is written.
 
     Args:
-        file: The experiment file.
+        file: The experiment file, or the name of a recipe.
         settings: What to vary: `SECTION.FIELD=VALUE,VALUE…`, or with `trials` also `SECTION.FIELD=LOW..HIGH`.
         path: The sweep's folder; `runs/`, the file's name and `-sweep` by default.
         overrides: Settings of all runs, by dotted name.
@@ -156,13 +157,14 @@ def plan_sweep(
         raise ConfigError("Take one of the two out:", twice)
     if trials is not None and find_spec("optuna") is None:
         raise ConfigError("`--trials` needs Optuna, which is not installed: pip install 'hf-instruct[search]'.")
+    path = path or default_path(file).with_name(default_path(file).name + "-sweep")
+    file = find_experiment(file)
     # The file itself first: its problems are not those of the sweep.
     common = plain_values(load_experiment(file, overrides))
     training = {name: common.get(name) for name in ("data", "model", "train", "lora")}
     training |= {name: common[name] for name in ("dpo", "preferences") if name in common}
     if trials:
         training["search"] = {"settings": [str(axis) for axis in axes], "seed": seed}
-    path = path or default_path(file).with_name(default_path(file).name + "-sweep")
     sweep = Sweep(path=path, file=file, overrides=overrides, training=training, axes=axes, trials=trials, seed=seed)
     points: dict[str, Point] = {}
     problems: dict[str, None] = {}

@@ -1,0 +1,43 @@
+"""`hf-instruct recipes`: list the experiments that come with the package, or copy one."""
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = "List the recipes, the experiments that come with the package: what they need, and how long they took."
+EPILOG = """\
+examples:
+  hf-instruct recipes
+  hf-instruct recipes copy gpt2-medium/lora mine.yaml        to edit it, and to run it: hf-instruct run mine.yaml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
+    parser.set_defaults(handler=_list)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    copy = actions.add_parser("copy", help="write a recipe to a file of yours")
+    copy.add_argument("recipe", metavar="NAME", help="name of the recipe, as `hf-instruct recipes` lists it")
+    copy.add_argument("file", metavar="FILE", nargs="?", type=Path, help="where it goes (default: its name, here)")
+    copy.set_defaults(handler=_copy)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from hf_instruct.recipes import list_recipes
+
+    for recipe in list_recipes():
+        print(recipe.name, *(f"  {word:9} {recipe.about[word]}" for word in ("model", "hardware", "took")), sep="\n")
+    print("Run one with `hf-instruct run NAME`, or write it to a file to edit: `hf-instruct recipes copy NAME FILE`.")
+
+
+def _copy(options: argparse.Namespace) -> None:
+    from hf_instruct.errors import ConfigError
+    from hf_instruct.recipes import find_experiment
+
+    source = find_experiment(options.recipe)
+    target = options.file or Path(f"{source.parent.name}-{source.name}")
+    if target.is_dir():
+        target /= source.name
+    if target.exists():
+        raise ConfigError(f"`{target}` exists already. Name another file: `hf-instruct recipes copy NAME FILE`.")
+    target.write_bytes(source.read_bytes())
+    print(target)
