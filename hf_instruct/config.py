@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.yaml_text import parse_flag_value, read_yaml
@@ -244,42 +244,8 @@ SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo"}
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
 
-# Fields of `SFTConfig` that would give another result than they say, or none, and what to do instead.
-REFUSED_TRAINING = {
-    "output_dir": "the run folder decides it; use `--run-dir`",
-    "push_to_hub": "checkpoints would be published unchecked, paths of this machine included; use `push`",
-    "hub_token": "a token never belongs in a file or on a command line; log in with `hf auth login`",
-    "resume_from_checkpoint": "use `--resume`",
-    "model_init_kwargs": "the model is loaded before, for the untuned answers too; see the `model` section",
-    "chat_template_path": "put the template into the tokenizer's folder, and set `data.prompt_format` to `chat`",
-    **dict.fromkeys(("eos_token", "pad_token"), "`data.prompt_format` decides by which token an answer ends"),
-    **dict.fromkeys(
-        ("dataset_kwargs", "dataset_text_field"), "rows come from the `data` section; map columns with `data.map`"
-    ),
-    "truncation_mode": "the end of a row is what is cut off, so that every row begins as a prompt does",
-    "logging_nan_inf_filter": "a loss that is not a number ends the run",
-    "sync_ref_model": "the reference is the model that preference training begins with",
-}
-# What TRL and PEFT accept, and fail on hours later or never.
-_BOUNDS = {
-    **dict.fromkeys(("seed", "data_seed"), Field(ge=0, lt=2**32)),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Field(ge=1)),
-    **dict.fromkeys(("gradient_accumulation_steps", "max_length", "r"), Field(ge=1)),
-    "num_train_epochs": Field(gt=0),
-    "learning_rate": Field(ge=0),
-    "lora_dropout": Field(ge=0, lt=1),
-}
 # Characters of a wrong value that a message quotes.
 _LONGEST_SHOWN = 200
-_NOT_TO_GENERATE = {
-    "return_dict_in_generate": "only the tokens are kept",
-    "max_length": "set `generate.max_new_tokens`",
-    "max_time": "answers would depend on the machine and on the batch; set `generate.max_new_tokens`",
-    **dict.fromkeys(
-        ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
-        "it answers one prompt at a time, and prompts are answered in batches",
-    ),
-}
 
 
 def load_experiment(
@@ -290,8 +256,7 @@ def load_experiment(
     Args:
         path: The experiment file; None means defaults only.
         overrides: Dotted names and values, as in `{"train.learning_rate": 1e-5}`.
-        deep: Also check `train`, `lora` and `generate` against TRL, PEFT and Transformers, which takes seconds to
-            import.
+        deep: Also check `train`, `lora` and `generate` against the fields of TRL, PEFT and Transformers.
 
     Raises:
         ConfigError: The file is missing or not YAML, or has problems; all of them are listed.
@@ -319,7 +284,9 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
     except ValidationError as error:
         problems += format_problems(error, Experiment)
     if deep:
-        problems += _check_library_fields(values)
+        from hf_instruct.library_fields import check_library_fields
+
+        problems += check_library_fields(values)
     if problems:
         raise ConfigError.listing(problems, f"in {where}")
     return experiment
@@ -348,7 +315,8 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
+def describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
+    """Return the problem of a field that there is not, with the nearest of those that there are."""
     allowed = sorted(allowed)
     listed = f" Allowed are {quote_names(allowed)}." if len(allowed) <= 20 else ""
     return f"`{dotted}` is unknown.{did_you_mean(dotted.rpartition('.')[2], allowed) or listed}"
@@ -364,7 +332,7 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
             owner: Any = model
             for part in location[:-1]:
                 owner = SourceSection if isinstance(part, int) else owner.model_fields[part].annotation
-            text = _describe_unknown(dotted, owner.model_fields)
+            text = describe_unknown(dotted, owner.model_fields)
         elif problem["type"] == "missing":
             text = f"`{dotted}` is missing"
         elif problem["type"] == "value_error":
@@ -375,78 +343,6 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
             text = f"`{dotted}` is {seen}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
         problems.append(text)
     return problems
-
-
-def _check_library_fields(values: Mapping[str, Any]) -> list[str]:
-    """Return the problems of the sections whose fields belong to TRL, PEFT and Transformers."""
-    problems = []
-    for kind, section in SECTIONS.items():
-        if isinstance(given := values.get(section), dict) and given:
-            import trl
-
-            problems += find_refused_training(given, section=section)
-            problems += [
-                f"`{section}.{name}` is {given[name]!r}; it should be true or false"
-                for name in OWN_TRAINING
-                if not isinstance(given.get(name, False), bool)
-            ]
-            allowed = {name: value for name, value in given.items() if name not in {*REFUSED_TRAINING, *OWN_TRAINING}}
-            problems += _check_dataclass(allowed, getattr(trl, kind), f"{section}.")
-    if isinstance(lora := values.get("lora"), dict) and lora:
-        from peft import LoraConfig
-
-        problems += _check_dataclass(lora, LoraConfig, "lora.")
-    return problems + check_generate_fields(values.get("generate"))
-
-
-def find_refused_training(settings: Iterable[str], *, section: str = "train") -> list[str]:
-    """Return the problems of TRL's fields in a section that would give another result than they say, or none."""
-    refused = [name for name in settings if name in REFUSED_TRAINING]
-    return [f"`{section}.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in refused]
-
-
-def check_generate_fields(generate: Any) -> list[str]:
-    """Return the problems of a `generate` section: names that are not `GenerationConfig`'s, or cannot be set.
-
-    `generate()` takes others besides, and among them is code: `custom_generate` names a repository.
-    """
-    if not isinstance(generate, Mapping) or not set(generate) - set(GenerateSection.model_fields):
-        return []
-    from transformers import GenerationConfig
-
-    allowed = {n for n in GenerationConfig().to_dict() if not n.startswith("_")} | set(GenerateSection.model_fields)
-    unknown = [_describe_unknown(f"generate.{n}", allowed) for n in generate if n not in allowed]
-    return unknown + find_refused_generation(generate)
-
-
-def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
-    """Return the problems of fields of `GenerationConfig` whose answers would depend on the batch or get lost."""
-    refused = {name: reason for name, reason in _NOT_TO_GENERATE.items() if settings.get(name)}
-    if settings.get("cache_implementation") == "quantized":
-        refused["cache_implementation"] = "a quantized cache rounds the prompts of a batch together; leave it out"
-    return [f"`generate.{name}` cannot be set; {reason}" for name, reason in refused.items()]
-
-
-def _check_dataclass(values: Mapping[str, Any], owner: type, prefix: str) -> list[str]:
-    """Return the problems of values meant for another library's dataclass: unknown names and wrong simple types."""
-    import dataclasses
-    import typing
-
-    # Only names and the plain types are checked here; everything else is the library's own business.
-    hints = typing.get_type_hints(owner)
-    fields: dict[str, Any] = {}
-    for field in dataclasses.fields(owner):
-        hint = hints[field.name]
-        parts = set(get_args(hint)) or {hint}
-        is_plain = parts <= {int, float, bool, str, type(None)} or typing.get_origin(hint) is Literal
-        fields[field.name] = (Annotated[hint if is_plain else Any, _BOUNDS.get(field.name)], None)
-    strict = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
-    model = create_model("Fields", __config__=strict, **fields)
-    try:
-        model.model_validate(dict(values))
-    except ValidationError as error:
-        return format_problems(error, model, prefix)
-    return []
 
 
 def _check_across(experiment: Experiment) -> list[str]:

@@ -191,6 +191,16 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert finished.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "words", ["run nothing", "run demo --train.learning_rat 1 --lora.rr 2 --generate.top_q 3 --data.limit 0"]
+)
+def test_a_mistake_is_found_before_torch_is_loaded(words: str) -> None:
+    code = f"import sys; from hf_instruct.cli import main; main({words.split()})"
+    code += f"; print(set({HEAVY[:6]}) & sys.modules.keys())"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (finished.stdout, finished.stderr.count("hf-instruct:")) == ("set()\n", 1)
+
+
 def test_the_package_is_the_command() -> None:
     command = [sys.executable, "-m", "hf_instruct", "--version"]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import find_refused_generation
 from hf_instruct.data.sources import build_dataset, read_examples
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.batches import choose_batch_size
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.references import measure_references
+from hf_instruct.library_fields import find_refused_generation
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length
 from hf_instruct.prompt_checks import choose_format, settle_format

@@ -10,10 +10,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import Experiment, GenerateSection, check_generate_fields
+from hf_instruct.config import Experiment, GenerateSection
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation.answers import answer_examples, check_lengths
 from hf_instruct.generation.endpoint import answer_at_endpoint, build_prompts, check_endpoint
+from hf_instruct.library_fields import check_generate_fields
 from hf_instruct.manifests import check_model
 from hf_instruct.models import load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all

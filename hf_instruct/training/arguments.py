@@ -8,16 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import (
-    DPO_DEFAULTS,
-    LORA_DEFAULTS,
-    REFUSED_TRAINING,
-    SECTIONS,
-    TRAIN_DEFAULTS,
-    find_refused_training,
-)
+from hf_instruct.config import DPO_DEFAULTS, LORA_DEFAULTS, SECTIONS, TRAIN_DEFAULTS
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
+from hf_instruct.library_fields import REFUSED_TRAINING, find_refused_training
 from hf_instruct.models import best_device, context_length
 from hf_instruct.precision import prefers_bf16
 from hf_instruct.processes import on_main_process

@@ -1,0 +1,170 @@
+"""The fields of TRL, PEFT and Transformers that an experiment may set: their names and types, and which are refused.
+
+The libraries say themselves what they take, but importing them for it takes seconds, and a misspelt name should be
+found at once. `library_fields.json` holds what they say, for the versions it names; a test compares the two.
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from hf_instruct.config import OWN_TRAINING, SECTIONS, GenerateSection, describe_unknown, format_problems
+
+# Where each class is, and which other library's fields it inherits.
+_LIBRARIES = {
+    "TrainingArguments": ("transformers",),
+    **dict.fromkeys(("SFTConfig", "DPOConfig", "GRPOConfig"), ("trl", "transformers")),
+    "LoraConfig": ("peft",),
+    "GenerationConfig": ("transformers",),
+}
+KINDS = tuple(_LIBRARIES)
+# The types that are checked here; what else a field takes is the library's own business.
+_TYPES: dict[str, Any] = {
+    **{kind.__name__: kind for kind in (int, float, bool, str)},
+    "None": type(None),
+    "list[str]": list[str],
+    "Any": Any,
+}
+# Fields of `SFTConfig` that would give another result than they say, or none, and what to do instead.
+REFUSED_TRAINING = {
+    "output_dir": "the run folder decides it; use `--run-dir`",
+    "push_to_hub": "checkpoints would be published unchecked, paths of this machine included; use `push`",
+    "hub_token": "a token never belongs in a file or on a command line; log in with `hf auth login`",
+    "resume_from_checkpoint": "use `--resume`",
+    "model_init_kwargs": "the model is loaded before, for the untuned answers too; see the `model` section",
+    "chat_template_path": "put the template into the tokenizer's folder, and set `data.prompt_format` to `chat`",
+    **dict.fromkeys(("eos_token", "pad_token"), "`data.prompt_format` decides by which token an answer ends"),
+    **dict.fromkeys(
+        ("dataset_kwargs", "dataset_text_field"), "rows come from the `data` section; map columns with `data.map`"
+    ),
+    "truncation_mode": "the end of a row is what is cut off, so that every row begins as a prompt does",
+    "logging_nan_inf_filter": "a loss that is not a number ends the run",
+    "sync_ref_model": "the reference is the model that preference training begins with",
+}
+# What TRL and PEFT accept, and fail on hours later or never.
+_BOUNDS = {
+    **dict.fromkeys(("seed", "data_seed"), Field(ge=0, lt=2**32)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Field(ge=1)),
+    **dict.fromkeys(("gradient_accumulation_steps", "max_length", "r"), Field(ge=1)),
+    "num_train_epochs": Field(gt=0),
+    "learning_rate": Field(ge=0),
+    "lora_dropout": Field(ge=0, lt=1),
+}
+_NOT_TO_GENERATE = {
+    "return_dict_in_generate": "only the tokens are kept",
+    "max_length": "set `generate.max_new_tokens`",
+    "max_time": "answers would depend on the machine and on the batch; set `generate.max_new_tokens`",
+    **dict.fromkeys(
+        ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
+        "it answers one prompt at a time, and prompts are answered in batches",
+    ),
+}
+
+
+def check_library_fields(values: Mapping[str, Any]) -> list[str]:
+    """Return the problems of the sections whose fields belong to TRL, PEFT and Transformers."""
+    problems = []
+    for kind, section in SECTIONS.items():
+        if isinstance(given := values.get(section), dict) and given:
+            problems += find_refused_training(given, section=section)
+            problems += [
+                f"`{section}.{name}` is {given[name]!r}; it should be true or false"
+                for name in OWN_TRAINING
+                if not isinstance(given.get(name, False), bool)
+            ]
+            allowed = {name: value for name, value in given.items() if name not in {*REFUSED_TRAINING, *OWN_TRAINING}}
+            problems += _check_fields(allowed, kind, section)
+    if isinstance(lora := values.get("lora"), dict) and lora:
+        problems += _check_fields(lora, "LoraConfig", "lora")
+    return problems + check_generate_fields(values.get("generate"))
+
+
+def find_refused_training(settings: Iterable[str], *, section: str = "train") -> list[str]:
+    """Return the problems of TRL's fields in a section that would give another result than they say, or none."""
+    refused = [name for name in settings if name in REFUSED_TRAINING]
+    return [f"`{section}.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in refused]
+
+
+def check_generate_fields(generate: Any) -> list[str]:
+    """Return the problems of a `generate` section: names that are not `GenerationConfig`'s, or cannot be set.
+
+    `generate()` takes others besides, and among them is code: `custom_generate` names a repository.
+    """
+    if not isinstance(generate, Mapping) or not set(generate) - set(GenerateSection.model_fields):
+        return []
+    allowed = {*read_fields("GenerationConfig"), *GenerateSection.model_fields}
+    unknown = [describe_unknown(f"generate.{n}", allowed) for n in generate if n not in allowed]
+    return unknown + find_refused_generation(generate)
+
+
+def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
+    """Return the problems of fields of `GenerationConfig` whose answers would depend on the batch or get lost."""
+    refused = {name: reason for name, reason in _NOT_TO_GENERATE.items() if settings.get(name)}
+    if settings.get("cache_implementation") == "quantized":
+        refused["cache_implementation"] = "a quantized cache rounds the prompts of a batch together; leave it out"
+    return [f"`generate.{name}` cannot be set; {reason}" for name, reason in refused.items()]
+
+
+def _check_fields(values: Mapping[str, Any], kind: str, section: str) -> list[str]:
+    """Return the problems of values meant for another library's class: unknown names and wrong simple types."""
+    fields: dict[str, Any] = {
+        name: (Annotated[_parse_type(text), _BOUNDS.get(name)], None) for name, text in read_fields(kind).items()
+    }
+    strict = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
+    model = create_model("Fields", __config__=strict, **fields)
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as error:
+        return format_problems(error, model, f"{section}.")
+    return []
+
+
+@functools.cache
+def read_fields(kind: str) -> dict[str, str]:
+    """Return the names of a class's fields with their types, such as `float` and `int | None`; `Any` is not checked.
+
+    Args:
+        kind: The class, one of `KINDS`.
+    """
+    listed = json.loads(Path(__file__).with_name("library_fields.json").read_text(encoding="utf-8"))
+    if any(not f"{version(name)}.".startswith(f"{listed['versions'][name]}.") for name in _LIBRARIES[kind]):
+        return ask_library(kind)
+    # A subclass may give an inherited field another type.
+    classes = ("TrainingArguments", kind) if "trl" in _LIBRARIES[kind] else (kind,)
+    return {name: text for owner in classes for text, names in listed[owner].items() for name in names}
+
+
+def ask_library(kind: str) -> dict[str, str]:
+    """Return what `read_fields` does, as the installed library itself says it."""
+    owner = getattr(importlib.import_module(_LIBRARIES[kind][0]), kind)
+    if kind == "GenerationConfig":
+        return dict.fromkeys((name for name in owner().to_dict() if not name.startswith("_")), "Any")
+    hints = get_type_hints(owner)
+    return {field.name: _format_type(hints[field.name]) for field in dataclasses.fields(owner)}
+
+
+def _format_type(hint: Any) -> str:
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"Literal{list(parts)}"
+    names = {kind: name for name, kind in _TYPES.items()}
+    if hint in names:
+        return names[hint]
+    if not parts or list[str] in parts or not set(parts) <= set(names):
+        return "Any"
+    # Sorted, since Python may return an equal union whose parts another module wrote in another order.
+    return " | ".join(sorted((names[part] for part in parts), key=lambda name: (name == "None", name)))
+
+
+def _parse_type(text: str) -> Any:
+    if text.startswith("Literal"):
+        return Literal[tuple(ast.literal_eval(text.removeprefix("Literal")))]
+    return Union[tuple(_TYPES[part] for part in text.split(" | "))]  # noqa: UP007  (the parts are known only now)
