@@ -224,7 +224,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
             "`hf-instruct export RUN --format merged --out FOLDER` makes, or the adapter's base model."
         )
     if "judge" in stages and is_main_process():
-        from hf_instruct.evaluation.stage import check_judge
+        from hf_instruct.evaluation.backends import check_judge
 
         check_judge(experiment.judge)
 

@@ -11,7 +11,8 @@ from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply, choose_judge, opened_judge
+from hf_instruct.evaluation.backends import choose_judge, opened_judge
+from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.schema import Response

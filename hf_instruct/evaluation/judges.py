@@ -1,16 +1,9 @@
-"""Who judges: what any judge does, what it replies, and which one the settings name."""
+"""What any judge does, and what it replies."""
 
-import contextlib
 import dataclasses
-import logging
-from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.rubrics import Question
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,63 +61,3 @@ class Judge(Protocol):
 
     async def close(self) -> None:
         """Release connections and memory; safe to call at any time."""
-
-
-@contextlib.asynccontextmanager
-async def opened_judge(settings: JudgeSection, judge: Judge | None = None) -> AsyncIterator[Judge]:
-    """Give a prepared judge: `judge` where there is one, else the one that the settings name, closed at the end.
-
-    Raises:
-        JudgeUnavailable: It does not answer, or lacks the model.
-    """
-    if judge is not None:
-        yield judge
-        return
-    opened = await choose_judge(settings)
-    try:
-        await opened.prepare()
-        yield opened
-    finally:
-        await opened.close()
-
-
-async def choose_judge(settings: JudgeSection) -> Judge:
-    """Return the judge that the settings name, not prepared yet.
-
-    Raises:
-        JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
-    """
-    # The clients take a while to import, so each is imported only where it is used.
-    if settings.backend in ("auto", "ollama"):
-        from hf_instruct.evaluation.ollama import OllamaJudge
-
-        ollama = OllamaJudge(settings)
-        problem = await ollama.find_problem() if settings.backend == "auto" else None
-        if problem is None:
-            return ollama
-        await ollama.close()
-        _explain_fallback(settings, ollama.url, problem)
-    if settings.backend == "openai":
-        from hf_instruct.evaluation.openai import OpenAIJudge
-
-        return OpenAIJudge(settings)
-    from hf_instruct.evaluation.local import LocalJudge
-
-    return LocalJudge(settings)
-
-
-def _explain_fallback(settings: JudgeSection, url: str, problem: str) -> None:
-    from hf_instruct.evaluation.local import DEFAULT_MODEL
-
-    if settings.base_url:
-        raise JudgeUnavailable(
-            f"No Ollama server answers at {url} (`base_url`; {problem}). Start it there, or name what runs there with "
-            "`--judge openai`, or leave `base_url` out to judge with a local model."
-        )
-    logger.warning(
-        "No Ollama server answers at %s (%s), so the local judge %s scores the answers. For the course's judge: start "
-        "`ollama serve`, run `ollama pull llama3`, and judge again.",
-        url,
-        problem,
-        settings.model or DEFAULT_MODEL,
-    )

@@ -76,6 +76,7 @@ class OllamaJudge(ServerJudge):
     def __init__(self, settings: JudgeSection) -> None:
         super().__init__(settings, open_ollama(httpx.AsyncClient, settings.base_url), name="Ollama")
         self._model = settings.model or DEFAULT_MODEL
+        self._window = f" (`judge.num_ctx` is {settings.num_ctx})"
         self._digest: str | None = None
         self._version: str | None = None
         # Whether `think` is sent at all: some versions ignore the schema of a reply where it is false.
@@ -218,9 +219,6 @@ class OllamaJudge(ServerJudge):
             **more,
         }
 
-    def _window(self) -> str:
-        return f" (`judge.num_ctx` is {self._settings.num_ctx})"
-
     def _refusal(self, error: ServerError) -> JudgeError:
         if error.status == 404:
             return JudgeUnavailable(f"{self._where} says: {error}. Run `ollama pull {self._model}`.")
@@ -283,12 +281,11 @@ class OllamaJudge(ServerJudge):
     async def _find_model(self) -> bool:
         """Return whether the server has the model, and keep its digest."""
         digests = await self._list_models()
-        if _normalize(self._model) in digests:
-            self._digest = digests[_normalize(self._model)]
-            return True
-        # Models that run elsewhere (Ollama's cloud, a proxy's upstream) are known without being listed.
+        self._digest = digests.get(_normalize(self._model))
         try:
-            await self._server.call("/api/show", Body, {"model": self._model})
+            # Models that run elsewhere (Ollama's cloud, a proxy's upstream) are known without being listed.
+            if _normalize(self._model) not in digests:
+                await self._server.call("/api/show", Body, {"model": self._model})
         except ServerError as error:
             if error.status != 404:
                 raise

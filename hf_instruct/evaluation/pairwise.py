@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection, build_experiment
-from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
+from hf_instruct.evaluation.backends import opened_judge
+from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, KeptRows, Task, judge_rows
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.console import format_points
 from hf_instruct.errors import VerdictError
+from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check
-from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
+from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import WRITING_BACKENDS, Answer, JudgeOptions, KeptRows, Task, judge_rows, to_printable
 from hf_instruct.evaluation.rubrics import Question, Rubric, load_rubric

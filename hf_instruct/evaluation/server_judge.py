@@ -31,6 +31,8 @@ class ServerJudge(abc.ABC):
         self._server = Server(http, timeout_seconds=settings.timeout_seconds, retries=settings.retries)
         self.url = self._server.url
         self._where = f"{name} at {self.url}"
+        # Which setting says how long a question may be, to follow in brackets.
+        self._window = ""
 
     def reseed(self, seed: int | None) -> None:
         """Ask with another seed afterwards."""
@@ -83,14 +85,10 @@ class ServerJudge(abc.ABC):
         if status is None:
             return text
         if status == 400 and _TOO_LONG.search(text):
-            return f"the question is too long: {text}{self._window()}"
+            return f"the question is too long: {text}{self._window}"
         if status in (400, 401, 403, 404, 405):
             raise self._refusal(error)
         return f"the server failed: {text} (status {status})"
-
-    def _window(self) -> str:
-        """Return which setting says how long a question may be, to follow in brackets; empty for none."""
-        return ""
 
     def _refusal(self, error: ServerError) -> JudgeError:
         return JudgeError(

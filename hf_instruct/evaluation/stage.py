@@ -11,7 +11,7 @@ from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
-from hf_instruct.evaluation.judges import choose_judge, opened_judge
+from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
@@ -112,25 +112,3 @@ def judge_sets(
             }
 
     return run_sync(work())
-
-
-def check_judge(settings: JudgeSection) -> None:
-    """Make sure now that judging will work later: the rubric is usable, the server runs and has the model.
-
-    A local judge's weights are not loaded for this; that it can be found is.
-
-    Raises:
-        ConfigError: The rubric is not usable.
-        ModelLoadError: The local judge's model cannot be found.
-        JudgeUnavailable: The server does not answer, or lacks the model.
-    """
-    load_rubric(settings.rubric)
-
-    async def work() -> None:
-        judge = await choose_judge(settings)
-        try:
-            await judge.check()
-        finally:
-            await judge.close()
-
-    run_sync(work())
