@@ -19,8 +19,8 @@ from hf_instruct.config import load_experiment
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation import metrics
 from hf_instruct.evaluation.intervals import bootstrap_mean
-from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.metrics import measure_responses
+from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.text_metrics import (
     chrf,
     exact_match,

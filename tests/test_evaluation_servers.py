@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from judge_servers import ollama_proxy, transformers_server
 
-from hf_instruct.evaluation.judgment_files import load_responses
+from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses
 from hf_instruct.records import read_rows
 from hf_instruct.schema import Judgment

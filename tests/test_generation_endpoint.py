@@ -14,7 +14,7 @@ import tiny_models
 from hf_instruct import servers
 from hf_instruct.cli.main import main
 from hf_instruct.config import GenerateSection
-from hf_instruct.evaluation.judgment_files import load_responses
+from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.generation.endpoint import build_prompts
 from hf_instruct.generation.stage import answer
 from hf_instruct.prompts import PromptFormat

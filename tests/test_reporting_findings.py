@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from reporting_run import write_run
 
-from hf_instruct.evaluation.score_summary import Leading
+from hf_instruct.evaluation.scores import Leading
 from hf_instruct.reporting import findings as found
 from hf_instruct.reporting.findings import Finding, list_findings, list_missing
 from hf_instruct.reporting.results import MetricRow, RunResults, read_results

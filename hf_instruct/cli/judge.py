@@ -88,8 +88,8 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.judgment_files import choose_folder, load_responses
     from hf_instruct.evaluation.metrics import format_metrics, measure_responses
+    from hf_instruct.evaluation.responses import choose_folder, load_responses
     from hf_instruct.evaluation.stage import judge, judge_sets
     from hf_instruct.schema import TUNED
 
@@ -117,9 +117,9 @@ def _score(options: argparse.Namespace) -> None:
 def _pairwise(options: argparse.Namespace) -> None:
     from os.path import normpath
 
-    from hf_instruct.evaluation.judgment_files import load_responses
     from hf_instruct.evaluation.pairing import join_responses
     from hf_instruct.evaluation.pairwise import prefer
+    from hf_instruct.evaluation.responses import load_responses
     from hf_instruct.run_folder import RunFolder, split_model
 
     given = _collect_settings(options)
@@ -140,8 +140,8 @@ def _pairwise(options: argparse.Namespace) -> None:
 
 def _choose_pair_file(source: Path, baseline: Path, out: Path | None) -> Path:
     """Return where the preferences go: `pairwise/` in the run or beside the file, or `out`."""
-    from hf_instruct.evaluation.judgment_files import choose_folder
     from hf_instruct.evaluation.pairwise import to_file_name
+    from hf_instruct.evaluation.responses import choose_folder
     from hf_instruct.run_folder import split_model
 
     run, _ = split_model(source)
@@ -170,8 +170,8 @@ def _check(options: argparse.Namespace) -> None:
     from hf_instruct.data.sources import read_examples
     from hf_instruct.data.splits import split_examples
     from hf_instruct.errors import JudgeError
-    from hf_instruct.evaluation.judgment_files import choose_folder
-    from hf_instruct.evaluation.score_summary import describe_check
+    from hf_instruct.evaluation.responses import choose_folder
+    from hf_instruct.evaluation.scores import describe_check
     from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
 
     given = _collect_settings(options)
@@ -199,8 +199,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _metrics(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.judgment_files import choose_folder, load_responses
     from hf_instruct.evaluation.metrics import measure_responses
+    from hf_instruct.evaluation.responses import choose_folder, load_responses
     from hf_instruct.schema import TUNED, UNTUNED
 
     run = _open_run(options)

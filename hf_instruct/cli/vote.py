@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _vote(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.judgment_files import load_responses
     from hf_instruct.evaluation.pairing import join_responses
+    from hf_instruct.evaluation.responses import load_responses
     from hf_instruct.evaluation.votes import VoteBook, check_voter, choose_vote_file, locked_votes
     from hf_instruct.ui.pages import check_gradio
     from hf_instruct.ui.vote_tab import serve_votes

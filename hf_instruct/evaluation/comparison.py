@@ -11,7 +11,7 @@ from hf_instruct.errors import ConfigError, DataError, quote_names
 from hf_instruct.evaluation.intervals import bootstrap_mean, difference_interval, sign_test, smallest_found
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
-from hf_instruct.evaluation.score_summary import Leading, choose_leading, find_weakness
+from hf_instruct.evaluation.scores import Leading, choose_leading, find_weakness
 from hf_instruct.evaluation.verdict_table import describe_judge
 from hf_instruct.schema import Interval
 

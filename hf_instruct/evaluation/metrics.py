@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.intervals import bootstrap_mean, bootstrap_statistic, share_interval
-from hf_instruct.evaluation.judgment_files import build_responses
+from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.text_metrics import chrf, exact_match, is_repetitive, rouge_l, token_f1
 from hf_instruct.schema import Interval, Metrics, MetricValue, Response
 

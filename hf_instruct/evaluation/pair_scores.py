@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hf_instruct.evaluation.pairing import JoinedPairs, is_identical
 from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256
 from hf_instruct.evaluation.ratings import length_controlled_win_rate, win_rate
-from hf_instruct.evaluation.score_summary import label_judge
+from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.schema import (
     Alone,
     Consistency,

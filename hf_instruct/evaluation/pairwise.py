@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, KeptRows, Task, judge_rows
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.evaluation.pairing import JoinedPairs, Pair, join_responses
 from hf_instruct.evaluation.pairs import RUBRIC, PairQuestion, build_questions
+from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
 from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Response

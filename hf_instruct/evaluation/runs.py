@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.metrics import QUOTIENTS
-from hf_instruct.evaluation.score_summary import JUDGE_IDENTITY
+from hf_instruct.evaluation.scores import JUDGE_IDENTITY
 from hf_instruct.evaluation.verdict_table import SCORES, load_verdicts
 from hf_instruct.records import build_example_id, read_rows
 from hf_instruct.run_folder import RunFolder

@@ -12,8 +12,8 @@ from hf_instruct.errors import VerdictError
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.judgment_files import build_responses
 from hf_instruct.evaluation.loop import WRITING_BACKENDS, Answer, JudgeOptions, KeptRows, Task, judge_rows, to_printable
+from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.rubrics import Question, Rubric, load_rubric
 from hf_instruct.evaluation.scores import build_repeats, build_scores, format_repeats, format_scores
 from hf_instruct.evaluation.text_metrics import exact_match
@@ -96,7 +96,6 @@ async def judge_with(
     *,
     files: RunFolder | None = None,
     options: JudgeOptions | None = None,
-    questions: Mapping[str, Question] | None = None,
 ) -> JudgmentSet:
     """Return the judgments of responses by a prepared judge, and write them where `files` says.
 
@@ -109,46 +108,31 @@ async def judge_with(
     """
     options = options or JudgeOptions()
     rubric = load_rubric(settings.rubric)
-    questions = questions or {row.id: rubric.build_question(row) for row in responses}
+    by_id = {row.id: row for row in responses}
+    questions = {row.id: rubric.build_question(row) for row in responses}
     seeds = [None if settings.seed is None else settings.seed + number for number in range(settings.repeats)]
-    repeats: list[list[Judgment]] = []
     identities: list[JudgeIdentity] = []
+    repeats: list[list[Judgment]] = []
     try:
         for number, seed in enumerate(seeds, start=1):
+            title = options.title
             if len(seeds) > 1:
                 judge.reseed(seed)
+                title += f", repeat {number} of {len(seeds)}"
             identities.append(JudgeIdentity.model_validate(judge.identity()))
-            title = options.title if len(seeds) == 1 else f"{options.title}, repeat {number} of {len(seeds)}"
-            one = dataclasses.replace(options, title=title, repeat=number)
-            repeats.append(
-                await _score_responses(
-                    judge,
-                    rubric,
-                    responses,
-                    questions,
-                    files=files,
-                    options=one,
-                    concurrency=settings.concurrency,
-                )
-            )
+            once = dataclasses.replace(options, title=title, repeat=number)
+            one = _Pass(judge, identities[-1], rubric, by_id, questions, once)
+            repeats.append(await one.run(files, concurrency=settings.concurrency))
     finally:
         if len(seeds) > 1:
             judge.reseed(settings.seed)
-    categories = {response.id: response.category for response in responses}
+    categories = {row.id: row.category for row in responses}
     equal = {row.id for row in responses if exact_match(row.response, row.output)}
     scores = build_scores(repeats[0], rubric=rubric, judge=identities[0], categories=categories, equal=equal)
-    about = {
-        "repeats": build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None,
-        "self_check": find_self_check(identities[0], rubric),
-    }
-    scores = scores.model_copy(update=about)
+    again = build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None
+    scores = scores.model_copy(update={"repeats": again, "self_check": find_self_check(identities[0], rubric)})
     if files:
         files.write_scores(responses[0].model, scores)
-    _warn_of_scores(scores)
-    return JudgmentSet(repeats[0], scores, repeats[1:])
-
-
-def _warn_of_scores(scores: Scores) -> None:
     if scores.constant:
         logger.warning(
             "The judge gave all %d answers the score %d, so it does not discriminate. Read its replies in "
@@ -156,83 +140,75 @@ def _warn_of_scores(scores: Scores) -> None:
             scores.n,
             scores.minimum,
         )
+    return JudgmentSet(repeats[0], scores, repeats[1:])
 
 
-async def _score_responses(
-    judge: Judge,
-    rubric: Rubric,
-    responses: Sequence[Response],
-    questions: Mapping[str, Question],
-    *,
-    files: RunFolder | None,
-    options: JudgeOptions,
-    concurrency: int,
-) -> list[Judgment]:
-    """Return the judgment of each response by a prepared judge.
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """A judge's pass over responses: what a judgment is made of, and which of those in the file it would make again."""
 
-    Args:
-        judge: The judge.
-        rubric: What it is asked.
-        responses: What to judge.
-        questions: What the rubric asks about each, by id.
-        files: Where judgments are kept as they arrive; None for nowhere.
-        options: How to judge.
-        concurrency: Questions under way at any moment.
+    judge: Judge
+    identity: JudgeIdentity
+    rubric: Rubric
+    responses: Mapping[str, Response]
+    questions: Mapping[str, Question]
+    options: JudgeOptions
 
-    Raises:
-        JudgeError: Judging cannot continue; what was judged is kept.
-    """
-    identity = JudgeIdentity.model_validate(judge.identity())
-    answers = {row.id: row.response for row in responses}
-    models = {row.id: row.model for row in responses}
+    async def run(self, files: RunFolder | None, *, concurrency: int) -> list[Judgment]:
+        """Return the judgment of each response, kept in `files` as they arrive."""
+        return await judge_rows(
+            self.judge,
+            [Task(id, [self.questions[id]], row.response) for id, row in self.responses.items()],
+            read=self.read,
+            build=self.build,
+            kept=KeptRows(files.judgments, Judgment, self.reuse, belongs=self.belongs) if files else None,
+            options=self.options,
+            concurrency=concurrency,
+            show_mean=lambda mean: f"mean {format_points(mean)}",
+        )
 
-    def read(reply: Reply, judged: str) -> Verdict:
+    def read(self, reply: Reply, judged: str) -> Verdict:
+        """Return the verdict on a response in a reply."""
         if reply.score is not None:
             return Verdict(reply.score)
-        score, reasons = parse_verdict(reply.text, rubric, judged)
+        score, reasons = parse_verdict(reply.text, self.rubric, judged)
         return Verdict(score, reasons and to_printable(reasons))
 
-    def build(id: str, found: list[Answer]) -> Judgment:
-        answer = found[0]
-        verdict = answer.verdict
+    def build(self, id: str, answers: list[Answer]) -> Judgment:
+        """Return the judgment of a response, given what came of the one question about it."""
+        answer = answers[0]
         return Judgment(
             id=id,
-            model=models[id],
-            score=None if verdict is None else int(verdict.score),
+            model=self.responses[id].model,
+            score=int(answer.verdict.score) if answer.verdict else None,
             replies=answer.replies,
-            judge=identity,
-            rubric=rubric.name,
-            rubric_sha256=rubric.sha256,
-            repeat=options.repeat,
-            prompt_sha256=questions[id].sha256,
+            judge=self.identity,
+            rubric=self.rubric.name,
+            rubric_sha256=self.rubric.sha256,
+            repeat=self.options.repeat,
+            prompt_sha256=self.questions[id].sha256,
             seconds=round(answer.seconds, 4),
             failure=answer.failure,
-            reasons=verdict.reasons if verdict else None,
+            reasons=answer.verdict.reasons if answer.verdict else None,
             cached=answer.cached,
         )
 
-    def belongs(row: Judgment) -> bool:
-        same_rubric = row.rubric == rubric.name and row.rubric_sha256 in ("", rubric.sha256)
-        return same_rubric and (row.model, row.judge, row.repeat) == (models.get(row.id), identity, options.repeat)
+    def belongs(self, row: Judgment) -> bool:
+        """Return whether a judgment is of a pass like this one, over these responses or earlier ones."""
+        if row.id not in self.responses or row.rubric_sha256 not in ("", self.rubric.sha256):
+            return False
+        expected = self.responses[row.id].model, self.identity, self.rubric.name, self.options.repeat
+        return (row.model, row.judge, row.rubric, row.repeat) == expected
 
-    def reuse(row: Judgment) -> Judgment | None:
-        if row.prompt_sha256 != questions[row.id].sha256:
+    def reuse(self, row: Judgment) -> Judgment | None:
+        """Return a judgment as this pass would make it again, or None where it would make another."""
+        if row.prompt_sha256 != self.questions[row.id].sha256:
             return None
-        if row.score is not None and row.replies and identity.backend in WRITING_BACKENDS:
+        if row.score is not None and row.replies and self.identity.backend in WRITING_BACKENDS:
             # The rule by which scores are read was another once.
             try:
-                return row if read(Reply(row.replies[-1], 0.0), answers[row.id]).score == row.score else None
+                again = self.read(Reply(row.replies[-1], 0.0), self.responses[row.id].response)
             except VerdictError:
                 return None
+            return row if again.score == row.score else None
         return row
-
-    return await judge_rows(
-        judge,
-        [Task(row.id, [questions[row.id]], row.response) for row in responses],
-        read=read,
-        build=build,
-        kept=KeptRows(files.judgments, Judgment, reuse, belongs=belongs) if files else None,
-        options=options,
-        concurrency=concurrency,
-        show_mean=lambda mean: f"mean {format_points(mean)}",
-    )

@@ -24,7 +24,7 @@ from hf_instruct.evaluation.probes import (
     sample_examples,
 )
 from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.evaluation.score_summary import describe_check, label_judge
+from hf_instruct.evaluation.scores import describe_check, label_judge
 from hf_instruct.evaluation.scoring import judge_with
 from hf_instruct.records import Example, write_json, write_rows
 from hf_instruct.run_folder import RunFolder

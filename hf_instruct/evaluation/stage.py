@@ -12,9 +12,9 @@ from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
 from hf_instruct.evaluation.backends import opened_judge
-from hf_instruct.evaluation.judgment_files import load_responses
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
+from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
 from hf_instruct.evaluation.self_check import check_briefly
@@ -90,7 +90,8 @@ def judge_sets(
     """
     # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
     rubric = load_rubric(settings.rubric)
-    questions = {name: {row.id: rubric.build_question(row) for row in rows} for name, rows in sets.items()}
+    for row in chain(*sets.values()):
+        rubric.build_question(row)
 
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
@@ -99,15 +100,9 @@ def judge_sets(
                 examples = [Example(id, *fields) for id, fields in texts.items()]
                 checking = dataclasses.replace(options, title="Checking the judge")
                 await check_briefly(judge, examples, settings, out=folder.path, options=checking)
+            titled = {name: dataclasses.replace(options, title=f"Judging, {name}") for name in sets}
             return {
-                name: await judge_with(
-                    judge,
-                    responses,
-                    settings,
-                    files=folder,
-                    options=dataclasses.replace(options, title=f"Judging, {name}"),
-                    questions=questions[name],
-                )
+                name: await judge_with(judge, responses, settings, files=folder, options=titled[name])
                 for name, responses in sets.items()
             }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, Experiment
 from hf_instruct.console import format_interval, format_points
-from hf_instruct.evaluation.score_summary import label_judge
+from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.hub.publication import Publication, public_name
 from hf_instruct.prompts import CHAT
 from hf_instruct.reporting.findings import list_findings

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.score_summary import FEW_ANSWERS, describe_references, find_weakness
-from hf_instruct.evaluation.scores import format_bounds
+from hf_instruct.evaluation.scores import FEW_ANSWERS, describe_references, find_weakness, format_bounds
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import Scores
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct import __version__
 from hf_instruct.config import Experiment
 from hf_instruct.console import format_interval, format_points, format_seconds, format_signed
-from hf_instruct.evaluation.score_summary import label_judge, short_name
+from hf_instruct.evaluation.scores import label_judge, short_name
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg, write_figure
 from hf_instruct.records import write_text
 from hf_instruct.reporting.answers import pair_answers, sort_worst_first

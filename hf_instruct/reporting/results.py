@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hf_instruct.config import LORA_DEFAULTS, Experiment
 from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
-from hf_instruct.evaluation.score_summary import SCORE, Leading, choose_leading, find_weakness, label_judge
+from hf_instruct.evaluation.scores import SCORE, Leading, choose_leading, find_weakness, label_judge
 from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (

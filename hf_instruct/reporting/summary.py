@@ -3,7 +3,7 @@
 import textwrap
 
 from hf_instruct.console import align, clean_text, format_interval, format_seconds, format_signed
-from hf_instruct.evaluation.score_summary import Leading, format_counts, format_mean
+from hf_instruct.evaluation.scores import Leading, format_counts, format_mean
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, pick_highlights
 from hf_instruct.reporting.findings import list_findings, list_missing
 from hf_instruct.reporting.results import RunResults, read_results

@@ -235,8 +235,8 @@ class VoteTab:
             return self._books[first, second]
 
     def _build_book(self, first: Path, second: Path) -> VoteBook:
-        from hf_instruct.evaluation.judgment_files import load_responses
         from hf_instruct.evaluation.pairing import join_responses
+        from hf_instruct.evaluation.responses import load_responses
         from hf_instruct.evaluation.votes import VoteBook, choose_vote_file, locked_votes
 
         out = choose_vote_file(first, second)

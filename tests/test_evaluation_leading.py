@@ -8,7 +8,7 @@ from reporting_run import JUDGE, write_run
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.comparison import compare_runs
-from hf_instruct.evaluation.score_summary import choose_leading, find_weakness
+from hf_instruct.evaluation.scores import choose_leading, find_weakness
 from hf_instruct.reporting.findings import list_findings
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import read_results

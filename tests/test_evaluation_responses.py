@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.evaluation.judgment_files import build_responses, choose_folder, load_responses
+from hf_instruct.evaluation.responses import build_responses, choose_folder, load_responses
 from hf_instruct.records import build_example_id, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response

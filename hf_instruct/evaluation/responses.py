@@ -1,4 +1,4 @@
-"""Where responses to judge come from, and where their judgments go."""
+"""Responses to judge or to measure: of a run, of a file such as the course's, or of a user's own rows."""
 
 import os
 import tempfile
@@ -89,33 +89,14 @@ def load_responses(path: Path) -> list[Response]:
         raise DataError(f"`{path}` is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     if not text.strip():
         raise DataError(f"`{path}` is empty; it should hold a JSON list of responses, or one object a line.")
-    if path.suffix == ".jsonl":
-        rows, problems = _parse_lines(text)
-    else:
-        rows, problems = _parse_list(text, path), []
+    rows, problems = _parse_lines(text) if path.suffix == ".jsonl" else (_parse_list(text, path), [])
     # The file of a run has those of both models.
-    chosen = {place: row for place, row in rows.items() if not _is_of_another(row, model)}
+    chosen = {
+        place: row
+        for place, row in rows.items()
+        if not (isinstance(row, dict) and row.get("model") in MODELS and row["model"] != model)
+    }
     return _build_responses(chosen, problems, where=f"`{path}`")
-
-
-def build_responses(rows: Any, *, where: str = "the responses") -> list[Response]:
-    """Return responses from what a user has: a `Dataset`, other rows, or the path of what `load_responses` reads.
-
-    Raises:
-        DataError: All problems found.
-    """
-    if isinstance(rows, str | Path):
-        return load_responses(Path(rows))
-    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
-        raise DataError(
-            f"There is a `{type(rows).__name__}` where {where} should be: give a `Dataset`, a list of mappings, a run "
-            "folder or a file of responses."
-        )
-    return _build_responses({f"row {number}": row for number, row in enumerate(rows, start=1)}, [], where=where)
-
-
-def _is_of_another(row: Any, model: str) -> bool:
-    return isinstance(row, dict) and row.get("model") in MODELS and row["model"] != model
 
 
 def _parse_lines(text: str) -> tuple[dict[str, Any], list[str]]:
@@ -139,19 +120,39 @@ def _parse_list(text: str, path: Path) -> dict[str, Any]:
     if not isinstance(rows, list):
         kind = "object" if isinstance(rows, dict) else type(rows).__name__
         raise DataError(f"`{path}` holds one JSON {kind}; it should hold a list of objects.")
+    return _number(rows)
+
+
+def _number(rows: Iterable[Any]) -> dict[str, Any]:
     return {f"row {number}": row for number, row in enumerate(rows, start=1)}
+
+
+def build_responses(rows: Any, *, where: str = "the responses") -> list[Response]:
+    """Return responses from what a user has: a `Dataset`, other rows, or the path of what `load_responses` reads.
+
+    Raises:
+        DataError: All problems found.
+    """
+    if isinstance(rows, str | Path):
+        return load_responses(Path(rows))
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise DataError(
+            f"There is a `{type(rows).__name__}` where {where} should be: give a `Dataset`, a list of mappings, a run "
+            "folder or a file of responses."
+        )
+    return _build_responses(_number(rows), [], where=where)
 
 
 def _build_responses(rows: Mapping[str, Any], problems: list[str], *, where: str) -> list[Response]:
     """Return the responses of rows by what to call their place, or raise with everything that is wrong with them."""
-    responses: list[Response] = []
     taken: dict[str, str] = {}
     copies: Counter[str] = Counter()
+    responses: list[Response] = []
     for place, row in rows.items():
         try:
             response = row if isinstance(row, Response) else _build_response(row, taken, copies)
         except ValidationError as error:
-            problems += [f"{place}: {problem}" for problem in _list_problems(error)]
+            problems += [f"{place}: {describe_problem(error, index)}" for index in range(error.error_count())]
             continue
         if response.id in taken:
             problems.append(f"{place} has the id `{response.id}` of {taken[response.id]}; ids must differ")
@@ -162,11 +163,6 @@ def _build_responses(rows: Mapping[str, Any], problems: list[str], *, where: str
     if not responses:
         raise DataError(f"There are no responses in {where}.")
     return responses
-
-
-def _list_problems(error: ValidationError) -> list[str]:
-    """Return everything that pydantic found wrong, each in a clause that names the field."""
-    return [describe_problem(error, index) for index in range(error.error_count())]
 
 
 def _build_response(row: Any, taken: Mapping[str, str], copies: Counter[str]) -> Response:
