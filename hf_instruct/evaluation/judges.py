@@ -34,6 +34,7 @@ class Judge(Protocol):
         Raises:
             JudgeUnavailable: It will not; the text names the command that fixes it.
         """
+        await self.prepare()
 
     async def prepare(self) -> None:
         """Make sure that questions can be asked now: the server runs, the model is loaded.
@@ -51,6 +52,7 @@ class Judge(Protocol):
 
     def reseed(self, seed: int | None) -> None:
         """Give the judge another seed, which its identity then shows; one that draws nothing at random ignores it."""
+        return
 
     async def ask(self, question: Question) -> Reply:
         """Return the reply to one question; what went wrong with this question alone is the reply's `failure`.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.pairs import PairQuestion
 from hf_instruct.evaluation.rubrics import Question
 
@@ -46,7 +46,7 @@ def choose_better(probabilities: dict[str, float], choices: dict[str, str]) -> s
     return json.dumps({"better": likeliest[0] if len(likeliest) == 1 else "tie", "probabilities": shown})
 
 
-class LocalJudge:
+class LocalJudge(Judge):
     """Any chat model of Transformers, in this process, asked through its `DecisionPipeline`.
 
     The model sees the example, the response, the rubric's question and its levels with a letter each; the score is the
@@ -77,9 +77,6 @@ class LocalJudge:
             "server_version": f"transformers {__version__}",
             "options": {"dtype": "float32"},
         }
-
-    def reseed(self, seed: int | None) -> None:
-        """Do nothing: probabilities are read, and nothing is drawn."""
 
     async def check(self) -> None:
         """Check that the model's tokenizer is there and knows chats; raises as `prepare` does."""

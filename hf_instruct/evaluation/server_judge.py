@@ -9,14 +9,14 @@ import httpx
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.servers import NoServer, Server, ServerError
 
 _TOO_LONG = re.compile(r"context|too long|maximum")
 
 
-class ServerJudge(abc.ABC):
+class ServerJudge(Judge):
     """A model behind a server.
 
     Args:
@@ -37,22 +37,6 @@ class ServerJudge(abc.ABC):
     def reseed(self, seed: int | None) -> None:
         """Ask with another seed afterwards."""
         self._seed = seed
-
-    async def check(self) -> None:
-        """Check all that `prepare` does, unless a judge can do with less.
-
-        Raises:
-            JudgeUnavailable: The server does not answer, or lacks the model.
-        """
-        await self.prepare()
-
-    @abc.abstractmethod
-    async def prepare(self) -> None:
-        """Make sure that questions can be asked now.
-
-        Raises:
-            JudgeUnavailable: The server does not answer, or lacks the model.
-        """
 
     async def close(self) -> None:
         """Close the connections."""
