@@ -26,6 +26,13 @@ _FAILURES_IN_A_ROW = 8
 _KEPT_CHARACTERS = 65_536
 # Judges whose verdict can be read again in their replies; others may compute it.
 WRITING_BACKENDS = ("ollama", "openai")
+_VOID: dict[str, Any] = {
+    "score": None,
+    "replies": [],
+    "failure": "to be judged again",
+    "reasons": None,
+    "cached": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,17 +142,10 @@ async def judge_rows(
         if options.force:
             # Forgotten, not passed over: whoever continues after an interruption leaves `force` out.
             asker.forget(question for task in tasks for question in task.questions)
-        if waiting := [task for task in tasks if task.id not in done]:
+        if any(task.id not in done for task in tasks):
             with progress_bar(options.title, len(tasks), done=len(done)) as advance:
-                tally = _Tally(done.values(), show_mean)
-
-                def keep(rows: list[Row]) -> None:
-                    if kept:
-                        append_rows(kept.path, rows)
-                    done.update((row.id, row) for row in rows)
-                    advance(len(rows), tally.add(rows))
-
-                await _make_rows(asker, waiting, build, keep, concurrency=concurrency)
+                keep = _keep_in(done, kept.path if kept else None, advance, show_mean)
+                await _make_rows(asker, [task for task in tasks if task.id not in done], build, keep, concurrency)
         rows = [done[task.id] for task in tasks]
         if kept and kept.set_aside:
             write_rows(kept.path, rows)
@@ -177,24 +177,39 @@ def _take_over(kept: KeptRows[Row], *, force: bool) -> dict[str, Row]:
         append_rows(kept.path, reusable.values())
     elif force and not kept.set_aside:
         # They no longer count, also for whoever continues after an interruption and leaves `force` out.
-        void: dict[str, Any] = {
-            "score": None,
-            "replies": [],
-            "failure": "to be judged again",
-            "reasons": None,
-            "cached": False,
-        }
-        append_rows(kept.path, [row.model_copy(update=void) for row in fitting.values()])
+        append_rows(kept.path, [row.model_copy(update=_VOID) for row in fitting.values()])
     # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
     return {id: row for id, row in reusable.items() if row.score is not None or (row.replies and all(row.replies))}
+
+
+def _keep_in(
+    done: dict[str, Row], path: Path | None, advance: Callable[[int, str], None], show_mean: Callable[[float], str]
+) -> Callable[[Sequence[Row]], None]:
+    """Return a function that keeps new rows in a file and in `done`, and says beside the progress bar what came of all.
+
+    It adds up what it gets: to look at all rows after each would be quadratic.
+    """
+    scores = [row.score for row in done.values() if row.score is not None]
+    total, n = sum(scores), len(scores)
+
+    def keep(rows: Sequence[Row]) -> None:
+        nonlocal total, n
+        if path:
+            append_rows(path, rows)
+        done.update((row.id, row) for row in rows)
+        scores = [row.score for row in rows if row.score is not None]
+        total, n = total + sum(scores), n + len(scores)
+        notes = [show_mean(total / n)] if n else []
+        advance(len(rows), ", ".join(notes + [f"{len(done) - n} failed"] * (len(done) > n)))
+
+    return keep
 
 
 async def _make_rows(
     asker: "Asker",
     tasks: Sequence[Task],
     build: Callable[[str, list[Answer]], Row],
-    keep: Callable[[list[Row]], None],
-    *,
+    keep: Callable[[Sequence[Row]], None],
     concurrency: int,
 ) -> None:
     """Make the rows of tasks, several at a time, and keep them as they come; what any of it raises ends it all."""
@@ -202,8 +217,7 @@ async def _make_rows(
     unkept: list[Row] = []
 
     def keep_all() -> None:
-        rows = unkept[:]
-        if rows:
+        if rows := unkept[:]:
             keep(rows)
             asker.keep_verdicts()
             del unkept[: len(rows)]
@@ -318,24 +332,6 @@ class Asker:
                 f"The judge left {self._silent} questions in a row without a reply; the last time, {failure}."
             )
         return Answer(None, texts, seconds, to_printable(failure))
-
-
-class _Tally:
-    """What the progress bar says of the rows so far; to look at all of them after each would be quadratic."""
-
-    def __init__(self, rows: Iterable[Any], show_mean: Callable[[float], str]) -> None:
-        self._show_mean = show_mean
-        self._sum, self._scored, self._failed = 0.0, 0, 0
-        self.add(rows)
-
-    def add(self, rows: Iterable[Any]) -> str:
-        """Add rows, and return the note beside the bar."""
-        for row in rows:
-            self._failed += row.score is None
-            self._scored += row.score is not None
-            self._sum += row.score or 0
-        mean = [self._show_mean(self._sum / self._scored)] if self._scored else []
-        return ", ".join([*mean, *([f"{self._failed} failed"] if self._failed else [])])
 
 
 def to_printable(text: str) -> str:
