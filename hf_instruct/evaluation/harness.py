@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.harness_tasks import first_line, load_tasks, quiet
@@ -70,45 +70,52 @@ def benchmark_run(
         ModelLoadError: The model cannot be loaded.
     """
     options = options or BenchmarkOptions()
-    run = RunFolder(Path(name)) if Path(name).is_dir() and RunFolder(Path(name)).config.is_file() else None
-    if run is None and base:
+    run = RunFolder(Path(name))
+    is_run = run.config.is_file()
+    if base and not is_run:
         raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is not one.")
     sources: dict[str, tuple[str, dict[str, Any]]] = {TUNED: (name, {})}
-    if run is not None and base:
+    if base:
         section = run.load_experiment().model
         how = {"revision": section.revision, "quantization": section.quantization, "base_of": run.model}
         sources[UNTUNED] = (run.find_base(section.name), how)
     # A damaged file comes to light before hours of work.
-    kept = read_results(run.benchmarks) if run is not None else {}
+    kept = read_results(run.benchmarks) if is_run else {}
     loaded = load_tasks(tasks, options.include)
-    found: dict[str, list[BenchmarkResult]] = {}
+    found: dict[str, list[BenchmarkResult]] = {kind: [] for kind in sources}
     for kind, (model_name, how) in sources.items():
-        found[kind] = []
         model = None
-        for asked in loaded:
-            rows = [row for row in kept.get(kind, []) if _is_same_request(row, asked, model_name, options)]
-            if rows and run is not None:
+        for asked, task in loaded.items():
+            request = _build_request(asked, model_name, options)
+            known = kept.get(kind, [])
+            rows = [row for row in known if all(getattr(row, field) == value for field, value in request.items())]
+            if rows:
                 logger.info("`%s` was asked before; delete `%s` to ask again", asked, run.benchmarks)
             else:
                 logger.info("Asking %s: %s", model_name, asked)
                 model = model or _load(model_name, options, **how)
-                rows = benchmark_model(*model, {asked: loaded[asked]}, name=model_name, options=options)
+                rows = benchmark_model(*model, {asked: task}, name=model_name, options=options)
             found[kind] += rows
-            if run is not None:
-                others = [row for row in kept.get(kind, []) if row.task not in {row.task for row in rows}]
-                kept[kind] = [*others, *rows]
+            kept[kind] = [*(row for row in known if row.task not in {row.task for row in rows}), *rows]
+            if is_run:
                 write_json(run.benchmarks, kept)
-    if run is not None and base:
+    if base:
         found[TUNED] = compare_benchmarks(found[TUNED], found[UNTUNED])
         kept[TUNED] = compare_benchmarks(kept[TUNED], found[UNTUNED])
         write_json(run.benchmarks, kept)
     return found
 
 
-def _is_same_request(row: BenchmarkResult, asked: str, model: str, options: BenchmarkOptions) -> bool:
-    how = options.num_fewshot, options.limit, options.apply_chat_template, options.dtype
-    seen = row.asked_fewshot, row.limit, row.chat_template, row.dtype
-    return (row.asked, row.model, *seen) == (asked, model, *how)
+def _build_request(asked: str, model: str, options: BenchmarkOptions) -> dict[str, Any]:
+    """Return the fields of a result that say what was asked, and how: equal ones need not be asked for again."""
+    return {
+        "asked": asked,
+        "model": model,
+        "asked_fewshot": options.num_fewshot,
+        "limit": options.limit,
+        "chat_template": options.apply_chat_template,
+        "dtype": options.dtype,
+    }
 
 
 def _load(name: str, options: BenchmarkOptions, **how: Any) -> tuple[Any, Any]:
@@ -152,15 +159,10 @@ def benchmark_model(
         start = time.monotonic()
         raw = _evaluate(model, tokenizer, asked, found, options)
         common = {
-            "limit": options.limit,
-            "chat_template": options.apply_chat_template,
-            "dtype": options.dtype,
-            "model": name,
+            **_build_request(asked, name, options),
             "lm_eval_version": version("lm_eval"),
             "seconds": round(time.monotonic() - start, 1),
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "asked": asked,
-            "asked_fewshot": options.num_fewshot,
         }
         shown = _choose_shown([asked] if asked in found["groups"] else list(found["tasks"]), raw)
         rows += _collect_results(raw, shown, common)
@@ -186,14 +188,13 @@ def _evaluate(
     try:
         with quiet():
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
-            raw: dict[str, Any] = lm_eval.evaluate(lm, dict(tasks), limit=options.limit, **chat)
+            return cast("dict[str, Any]", lm_eval.evaluate(lm, dict(tasks), limit=options.limit, **chat))
     except (ValueError, AssertionError, LookupError) as error:
         # A question longer than the context, more solved examples than there are, a task that runs code.
         raise DataError(
             f"lm-eval cannot run `{asked}` with this model and these options: {first_line(error)} Lower "
             "`--num-fewshot`, or take another task."
         ) from error
-    return raw
 
 
 def _collect_results(raw: Mapping[str, Any], shown: Sequence[str], common: Mapping[str, Any]) -> list[BenchmarkResult]:
