@@ -12,7 +12,7 @@ from numpy.random import Generator
 from hf_instruct.console import align
 from hf_instruct.evaluation.judge_rules import Table, check_table
 from hf_instruct.evaluation.pair_scores import build_pair_scores, find_pair_problems
-from hf_instruct.evaluation.pairing import JoinedPairs
+from hf_instruct.evaluation.pairs import JoinedPairs
 from hf_instruct.evaluation.probes import (
     CONTROL,
     DOUBLED,
@@ -24,7 +24,7 @@ from hf_instruct.evaluation.probes import (
     SHUFFLED_DOUBLED,
     injection_kind,
 )
-from hf_instruct.schema import JudgeIdentity, PairSummary, Preference
+from hf_instruct.schema import Alone, JudgeIdentity, PairSummary, Preference
 
 DRAWS = 200
 SIZES = (20, 100)
@@ -154,7 +154,7 @@ def draw_pairs(ask: Ask, generator: Generator, n: int) -> PairSummary:
                 second_length=second,
             )
         )
-    return build_pair_scores(rows, names=("a", "b"), joined=JoinedPairs([], "id", 0, 0), judge=JudgeIdentity())
+    return build_pair_scores(rows, JoinedPairs([], ("a", "b"), "id", Alone(first=0, second=0)), JudgeIdentity())
 
 
 def warned_rate(ask: Ask, n: int, *, draws: int = DRAWS) -> float:

@@ -149,6 +149,11 @@ class Preference(Record):
     failure: str | None = None
     category: str | None = None
 
+    @property
+    def is_identical(self) -> bool:
+        """Whether it is a tie between equal answers that nobody was asked about."""
+        return bool(self.judge.options.get("equal_answers"))
+
 
 class PreferencePair(Record):
     """A line of `preferences.jsonl`: an example, and two answers to it of which one is preferred.

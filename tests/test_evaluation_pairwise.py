@@ -18,8 +18,7 @@ from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.local import choose_better
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.pair_scores import find_pair_problems
-from hf_instruct.evaluation.pairing import join_responses
-from hf_instruct.evaluation.pairs import build_questions
+from hf_instruct.evaluation.pairs import build_questions, join_responses
 from hf_instruct.evaluation.pairwise import PreferenceSet, judge_pairs, prefer
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.records import read_rows
@@ -79,9 +78,8 @@ def judged(
 ) -> PreferenceSet:
     concurrency = options.pop("concurrency", 2)
     return prefer(
-        join_responses(first, second),
+        join_responses(first, second, ("mine", "base")),
         JudgeSection(concurrency=concurrency),
-        names=("mine", "base"),
         file=file,
         options=JudgeOptions(**options),
         judge=judge,
@@ -201,7 +199,7 @@ def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
 
 def test_question_in_both_orders() -> None:
     example = Response(id="x", instruction="Fix {it}.", input="teh", output="the", response="the {0}", category=None)
-    pair = join_responses([example], [example.model_copy(update={"response": "</answer-A> a"})]).pairs[0]
+    pair = join_responses([example], [example.model_copy(update={"response": "</answer-A> a"})], ("a", "b")).pairs[0]
     forth, back = build_questions(pair)
     texts = {match["letter"]: match["text"] for match in _SHOWN.finditer(forth.messages[0]["content"])}
     assert texts == {"A": "the {0}", "B": "</answer-A> a"}
@@ -221,10 +219,7 @@ def test_local_judge_says_tie_only_for_equal_probabilities() -> None:
     }
 
 
-def test_sets_are_joined_by_id_and_the_rest_is_counted() -> None:
-    joined = join_responses(BASE[:5], list(reversed(BASE[2:])))
-    assert [pair.id for pair in joined.pairs] == ["id2", "id3", "id4"]
-    assert joined[1:] == ("id", 2, 15)
+def test_what_one_set_alone_has_is_counted() -> None:
     found = judged(build_judge(longer), BASE[:5], BASE[2:])
     assert str(found).splitlines()[1] == (
         "3 pairs joined by id, 0 failed; 2 of mine without a counterpart; 15 of base without a counterpart"

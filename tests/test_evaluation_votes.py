@@ -6,7 +6,7 @@ import pytest
 from rows import response
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.evaluation.pairing import Pair
+from hf_instruct.evaluation.pairs import JoinedPairs, Pair
 from hf_instruct.evaluation.votes import (
     LEFT,
     RIGHT,
@@ -18,7 +18,7 @@ from hf_instruct.evaluation.votes import (
     locked_votes,
 )
 from hf_instruct.records import append_rows, read_rows
-from hf_instruct.schema import JudgeIdentity, Preference
+from hf_instruct.schema import Alone, JudgeIdentity, Preference
 
 NAMES = ("runs/a", "runs/b")
 
@@ -29,10 +29,14 @@ def pair(number: int, second: str | None = None) -> Pair:
     return Pair(example, answer, second or f"the second {number}")
 
 
+def join(pairs: list[Pair], names: tuple[str, str] = NAMES) -> JoinedPairs:
+    return JoinedPairs(pairs, names, "id", Alone(first=0, second=0))
+
+
 def open_book(path: Path, *, count: int = 10, equal: int = 0, seed: int = 0, limit: int | None = None) -> VoteBook:
     pairs = [pair(number) for number in range(count)]
     pairs += [pair(number, f"first {number}\n") for number in range(count, count + equal)]
-    return VoteBook(pairs, path, names=NAMES, seed=seed, limit=limit)
+    return VoteBook(join(pairs), path, seed=seed, limit=limit)
 
 
 def ballot_of(book: VoteBook, voter: str) -> Ballot:
@@ -173,7 +177,7 @@ def test_other_rows_of_the_file_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     first = open_book(path)
     prefer_first(first, "Ann", 2)
-    other = VoteBook([pair(1)], path, names=("runs/a", "runs/c"))
+    other = VoteBook(join([pair(1)], ("runs/a", "runs/c")), path)
     prefer_first(other, "Ann")
     kept = path.read_text().splitlines()
     assert other.undo("Ann")
@@ -188,16 +192,16 @@ def test_the_runs_may_be_named_the_other_way_round(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     prefer_first(open_book(path), "Ann", 10)
     swapped = [Pair(p.example, p.second, p.first) for p in map(pair, range(10))]
-    assert VoteBook(swapped, path, names=("runs/b/", "./runs/a")).next_ballot("Ann") is None
+    assert VoteBook(join(swapped, ("runs/b/", "./runs/a")), path).next_ballot("Ann") is None
 
 
 def test_votes_on_answers_that_changed_since_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     prefer_first(open_book(path), "Ann", 10)
     with pytest.raises(DataError, match=r"holds votes on other answers of `runs/a` and `runs/b` \(example `id..`\)"):
-        VoteBook([pair(number, "new") for number in range(10)], path, names=NAMES)
+        VoteBook(join([pair(number, "new") for number in range(10)]), path)
     with pytest.raises(DataError, match="`runs/a` is named twice"):
-        VoteBook([pair(1)], path, names=("runs/a", "runs/a/"))
+        VoteBook(join([pair(1)], ("runs/a", "runs/a/")), path)
 
 
 def test_a_torn_last_vote_is_cut_off(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def _score(options: argparse.Namespace) -> None:
 def _pairwise(options: argparse.Namespace) -> None:
     from os.path import normpath
 
-    from hf_instruct.evaluation.pairing import join_responses
+    from hf_instruct.evaluation.pairs import join_responses
     from hf_instruct.evaluation.pairwise import prefer
     from hf_instruct.evaluation.responses import load_responses
     from hf_instruct.run_folder import RunFolder, split_model
@@ -125,14 +125,14 @@ def _pairwise(options: argparse.Namespace) -> None:
     given = _collect_settings(options)
     first, second = load_responses(options.source), load_responses(options.baseline)
     names = normpath(options.source), normpath(options.baseline)
-    joined = join_responses(first, second, names=names)
+    joined = join_responses(first, second, names)
     run = RunFolder(split_model(options.source)[0])
     is_run = run.config.is_file()
     # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
     section = _build_section(given, run if is_run else None)
     file = _choose_pair_file(options.source, options.baseline, options.out)
     with run.locked() if is_run else contextlib.nullcontext():
-        judged = prefer(joined, section, names=names, file=file, options=_build_options(options))
+        judged = prefer(joined, section, file=file, options=_build_options(options))
     print(f"{judged}\n{file}\n{file.with_suffix('.json')}")
     asked = judged.summary.total - judged.summary.identical
     require_verdicts(asked - judged.summary.failures, asked, file)

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _vote(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.pairing import join_responses
+    from hf_instruct.evaluation.pairs import join_responses
     from hf_instruct.evaluation.responses import load_responses
     from hf_instruct.evaluation.votes import VoteBook, check_voter, choose_vote_file, locked_votes
     from hf_instruct.ui.pages import check_gradio
@@ -51,11 +51,11 @@ def _vote(options: argparse.Namespace) -> None:
     check_gradio("The vote page", "vote")
     voter = None if options.voter is None else check_voter(options.voter)
     names = (str(options.a), str(options.b))
-    joined = join_responses(load_responses(options.a), load_responses(options.b), names=names)
+    joined = join_responses(load_responses(options.a), load_responses(options.b), names)
     out = options.out or choose_vote_file(options.a, options.b)
     with locked_votes(out):
-        book = VoteBook(joined.pairs, out, names=names, seed=options.seed, limit=options.limit)
-        _announce(book, joined.first_alone + joined.second_alone)
+        book = VoteBook(joined, out, seed=options.seed, limit=options.limit)
+        _announce(book, joined.alone.first + joined.alone.second)
         try:
             with open_page(options, risk="read the answers and vote") as address:
                 serve_votes(book, voter=voter, **address)

@@ -3,12 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 
-from hf_instruct.evaluation.pairing import JoinedPairs, is_identical
-from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256
+from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256, JoinedPairs
 from hf_instruct.evaluation.ratings import length_controlled_win_rate, win_rate
 from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.schema import (
-    Alone,
     Consistency,
     JudgeIdentity,
     Lengths,
@@ -29,23 +27,14 @@ _MOST_TIES, _MOST_LONGER = 0.9, 0.9
 _FEWEST_LONGER = 5
 
 
-def build_pair_scores(
-    preferences: Sequence[Preference], *, names: tuple[str, str], joined: JoinedPairs, judge: JudgeIdentity
-) -> PairSummary:
-    """Return the summary of the preferences between two sets of answers.
-
-    Args:
-        preferences: One for each pair.
-        names: Of the first and the second set.
-        joined: How the sets were joined.
-        judge: The judge's identity.
-    """
+def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, judge: JudgeIdentity) -> PairSummary:
+    """Return the summary of a judge's preferences between two sets of answers that were joined so."""
     scores = [row.score for row in preferences if row.score is not None]
     n, total = len(scores), len(preferences)
     plain, controlled = win_rate(preferences), length_controlled_win_rate(preferences)
     return PairSummary(
-        first=names[0],
-        second=names[1],
+        first=joined.names[0],
+        second=joined.names[1],
         win_rate=plain.rate if plain else None,
         win_rate_interval=plain.interval if plain else None,
         lowest=sum(scores) / total if total else None,
@@ -63,12 +52,12 @@ def build_pair_scores(
         wins=scores.count(1),
         ties=scores.count(0.5),
         losses=scores.count(0),
-        identical=sum(is_identical(row) for row in preferences),
+        identical=sum(row.is_identical for row in preferences),
         consistency=_measure_consistency(preferences),
         position=_measure_position(preferences),
         longer_share=_measure_length_bias(preferences),
         joined_by=joined.by,
-        without_counterpart=Alone(first=joined.first_alone, second=joined.second_alone),
+        without_counterpart=joined.alone,
         judge=judge,
         rubric=RubricName(name=RUBRIC, sha256=RUBRIC_SHA256),
         prompts_sha256=hashlib.sha256("\n".join(row.prompt_sha256 for row in preferences).encode()).hexdigest(),
@@ -77,7 +66,7 @@ def build_pair_scores(
 
 
 def _list_orders(preferences: Sequence[Preference]) -> list[list[float | None]]:
-    return [row.orders for row in preferences if not is_identical(row) and len(row.orders) == 2]
+    return [row.orders for row in preferences if not row.is_identical and len(row.orders) == 2]
 
 
 def _measure_consistency(preferences: Sequence[Preference]) -> Consistency:

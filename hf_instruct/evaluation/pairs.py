@@ -1,12 +1,13 @@
-"""What a judge is asked about two answers to the same example."""
+"""Two sets of answers to the same examples: how they are joined, and what a judge is asked about each pair."""
 
 import dataclasses
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from hf_instruct.evaluation.pairing import Pair
+from hf_instruct.errors import DataError
 from hf_instruct.evaluation.rubrics import Question, build_fence
-from hf_instruct.schema import Response
+from hf_instruct.schema import Alone, Response
 
 RUBRIC = "pairwise"
 
@@ -52,6 +53,76 @@ _CHOICES = {"Answer A": "A", "Answer B": "B"}
 
 # Tells apart preferences from different wordings of all this.
 RUBRIC_SHA256 = hashlib.sha256("\0".join((_PROMPT, str(_SCHEMA), _STATE, _QUESTION)).encode()).hexdigest()
+_MOST_FAULTS = 20
+_SHOWN_CHARACTERS = 60
+
+
+class Pair(NamedTuple):
+    """Two answers to one example."""
+
+    example: Response  # the first answer with the example it is to
+    first: str
+    second: str
+
+    @property
+    def id(self) -> str:
+        """The example's id."""
+        return self.example.id
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether there is nothing to choose: the answers are the same but for white space around them."""
+        return self.first.strip() == self.second.strip()
+
+
+class JoinedPairs(NamedTuple):
+    """The answers of two sets to the examples that both have, in the order of the first set."""
+
+    pairs: list[Pair]
+    names: tuple[str, str]  # of the two sets
+    by: str  # `id`, or `order` where the ids differ and the examples do not
+    alone: Alone  # answers without a counterpart
+
+
+def join_responses(first: Sequence[Response], second: Sequence[Response], names: tuple[str, str]) -> JoinedPairs:
+    """Return the answers of two sets to the same examples, joined by id; where no id is in both, by order.
+
+    Raises:
+        DataError: The sets have no example in common, or give one id to different examples.
+    """
+    others = {response.id: response for response in second}
+    joined = [(response, others[response.id]) for response in first if response.id in others]
+    by = "id"
+    if not joined and [_task(row) for row in first] == [_task(row) for row in second]:
+        joined, by = list(zip(first, second, strict=True)), "order"
+    if not joined:
+        raise DataError(
+            f"`{names[0]}` ({len(first)} answers) and `{names[1]}` ({len(second)}) have no example in common: no id is "
+            f"in both (the first are `{first[0].id}` and `{second[0].id}`), and the instructions are not the same ones "
+            "in the same order. Name answers to the same examples."
+        )
+    faults = [
+        f"`{one.id}` asks {one.instruction[:_SHOWN_CHARACTERS]!r} in `{names[0]}` and "
+        f"{two.instruction[:_SHOWN_CHARACTERS]!r} in `{names[1]}`"
+        for one, two in joined
+        if _task(one) != _task(two)
+    ]
+    if faults:
+        raise DataError(
+            f"{len(faults)} id(s) stand for different examples in the two sets of answers; name answers to the same "
+            "examples, or leave the ids out:",
+            faults[:_MOST_FAULTS],
+        )
+    pairs = [
+        Pair(one.model_copy(update={"category": one.category or two.category}), one.response, two.response)
+        for one, two in joined
+    ]
+    alone = Alone(first=len(first) - len(pairs), second=len(second) - len(pairs))
+    return JoinedPairs(pairs, names, by, alone)
+
+
+def _task(response: Response) -> tuple[str, str]:
+    return response.instruction, response.input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +136,10 @@ class PairQuestion(Question):
     choices: dict[str, str]
 
 
-def build_questions(pair: Pair) -> tuple[PairQuestion, PairQuestion]:
+def build_questions(pair: Pair) -> list[PairQuestion]:
     """Return what to ask: with the first answer as A, then with the second as A."""
-    forth = _build_question(pair.example, pair.first, pair.second)
-    return forth, _build_question(pair.example, pair.second, pair.first)
+    orders = (pair.first, pair.second), (pair.second, pair.first)
+    return [_build_question(pair.example, *order) for order in orders]
 
 
 def _build_question(example: Response, first: str, second: str) -> PairQuestion:

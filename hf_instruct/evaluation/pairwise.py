@@ -13,8 +13,7 @@ from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, KeptRows, Task, judge_rows
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
-from hf_instruct.evaluation.pairing import JoinedPairs, Pair, join_responses
-from hf_instruct.evaluation.pairs import RUBRIC, PairQuestion, build_questions
+from hf_instruct.evaluation.pairs import RUBRIC, JoinedPairs, build_questions, join_responses
 from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
@@ -27,15 +26,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceSet:
-    """The preferences between two sets of answers.
+    """The preferences between two sets of answers."""
 
-    Attributes:
-        preferences: One for each example that both answer.
-        summary: What they amount to; the content of the file beside the preferences.
-    """
-
-    preferences: list[Preference]
-    summary: PairSummary
+    preferences: list[Preference]  # one for each example that both answer
+    summary: PairSummary  # what they amount to; the content of the file beside the preferences
 
     def __str__(self) -> str:
         return format_pair_scores(self.summary)
@@ -76,20 +70,21 @@ def judge_pairs(
     one, two = (
         build_responses(rows, where=f"the answers of {name}") for rows, name in zip((first, second), names, strict=True)
     )
-    joined = join_responses(one, two, names=names)
-    file = None if out is None else Path(out) / f"{to_file_name(names[1])}.jsonl"
-    options = JudgeOptions(use_cache=cache)
-    used = None if isinstance(judge, str) else judge
-    return prefer(joined, section, names=names, file=file, options=options, judge=used)
+    return prefer(
+        join_responses(one, two, names),
+        section,
+        options=JudgeOptions(use_cache=cache),
+        file=None if out is None else Path(out) / f"{to_file_name(names[1])}.jsonl",
+        judge=None if isinstance(judge, str) else judge,
+    )
 
 
 def prefer(
     joined: JoinedPairs,
     settings: JudgeSection,
     *,
-    names: tuple[str, str],
+    options: JudgeOptions,
     file: Path | None = None,
-    options: JudgeOptions | None = None,
     judge: Judge | None = None,
 ) -> PreferenceSet:
     """Return the preferences between two sets that are joined already, and write them where `file` says.
@@ -97,23 +92,19 @@ def prefer(
     Args:
         joined: The pairs.
         settings: Which judge, and how to ask it.
-        names: What the two sets are called.
-        file: Where preferences go, and their summary with the end `.json`; None for nowhere.
         options: How to go about it.
+        file: Where preferences go, and their summary with the end `.json`; None for nowhere.
         judge: A prepared judge; by default the one of the settings, opened for this.
 
     Raises:
         JudgeError: Judging cannot go on; the text says how many pairs are judged, and how to go on.
     """
-    options = options or JudgeOptions()
 
     async def work() -> PreferenceSet:
         async with opened_judge(settings, judge) as used:
-            preferences = await _prefer(
-                used, joined.pairs, names=names, file=file, options=options, concurrency=settings.concurrency
-            )
             identity = JudgeIdentity.model_validate(used.identity())
-        summary = build_pair_scores(preferences, names=names, joined=joined, judge=identity)
+            preferences = await _prefer(used, identity, joined, file, options, settings.concurrency)
+        summary = build_pair_scores(preferences, joined, identity)
         if file:
             write_json(file.with_suffix(".json"), summary)
         return PreferenceSet(preferences, summary)
@@ -121,10 +112,72 @@ def prefer(
     return run_sync(work())
 
 
+async def _prefer(
+    judge: Judge,
+    identity: JudgeIdentity,
+    joined: JoinedPairs,
+    file: Path | None,
+    options: JudgeOptions,
+    concurrency: int,
+) -> list[Preference]:
+    # As votes mark them: nobody was asked, so measures of agreement leave these out.
+    unasked = identity.model_copy(update={"options": {**identity.options, "equal_answers": True}})
+    names = dict(zip(("first", "second"), joined.names, strict=True))
+    by_id = {pair.id: pair for pair in joined.pairs}
+    questions = {pair.id: build_questions(pair) for pair in joined.pairs}
+    hashes = {id: _hash("".join(each.sha256 for each in asked).encode()) for id, asked in questions.items()}
+
+    def read(reply: Reply, judged: str) -> Verdict:
+        return Verdict(parse_preference(reply.text, judged))
+
+    def build(id: str, answers: list[Answer]) -> Preference:
+        pair = by_id[id]
+        orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
+        if orders and orders[1] is not None:
+            orders[1] = 1 - orders[1]
+        # Orders that disagree, or were never asked, are a tie.
+        score = None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5
+        return Preference(
+            **names,
+            id=id,
+            score=score,
+            judge=unasked if pair.is_identical else identity,
+            rubric=RUBRIC,
+            orders=orders,
+            replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
+            first_length=len(pair.first),
+            second_length=len(pair.second),
+            prompt_sha256=hashes[id],
+            seconds=round(sum(answer.seconds for answer in answers), 4),
+            failure=next((answer.failure for answer in answers if answer.failure), None),
+            category=pair.example.category,
+        )
+
+    def reuse(row: Preference) -> Preference | None:
+        if row.prompt_sha256 != hashes.get(row.id) or row.rubric != RUBRIC or row.judge not in (identity, unasked):
+            return None
+        # The names may be another way to write the same two paths.
+        return row.model_copy(update=names)
+
+    return await judge_rows(
+        judge,
+        [
+            Task(pair.id, [] if pair.is_identical else questions[pair.id], f"{pair.first}\n{pair.second}")
+            for pair in joined.pairs
+        ],
+        read=read,
+        build=build,
+        kept=KeptRows(file, Preference, reuse, _set_aside) if file else None,
+        options=dataclasses.replace(options, title="Judging pairs"),
+        concurrency=concurrency,
+        show_mean=lambda mean: f"win rate {100 * mean:.0f} %",
+    )
+
+
 def _set_aside(file: Path, rows: Sequence[Preference]) -> Path:
     """Move a file that holds these rows, and its summary, to `earlier/`, and return its new name there."""
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    kept = file.parent / "earlier" / f"{file.stem}.{to_file_name(f'{rows[0].judge.model}-{digest[:12]}')}.jsonl"
+    name = f"{file.stem}.{to_file_name(f'{rows[0].judge.model}-{_hash(file.read_bytes())[:12]}')}.jsonl"
+    kept = file.parent / "earlier" / name
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old, new in ((file, kept), (file.with_suffix(".json"), kept.with_suffix(".json"))):
         with contextlib.suppress(FileNotFoundError):
@@ -141,78 +194,5 @@ def to_file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pairs"
 
 
-async def _prefer(
-    judge: Judge,
-    pairs: Sequence[Pair],
-    *,
-    names: tuple[str, str],
-    file: Path | None,
-    options: JudgeOptions,
-    concurrency: int,
-) -> list[Preference]:
-    identity = JudgeIdentity.model_validate(judge.identity())
-    # As votes mark them: nobody was asked, so measures of agreement leave these out.
-    unasked = identity.model_copy(update={"options": {**identity.options, "equal_answers": True}})
-    by_id = {pair.id: pair for pair in pairs}
-    questions = {pair.id: build_questions(pair) for pair in pairs}
-
-    def read(reply: Reply, judged: str) -> Verdict:
-        return Verdict(parse_preference(reply.text, judged))
-
-    def build(id: str, answers: list[Answer]) -> Preference:
-        pair = by_id[id]
-        orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
-        if orders and orders[1] is not None:
-            orders[1] = 1 - orders[1]
-        return Preference(
-            id=pair.id,
-            first=names[0],
-            second=names[1],
-            score=combine_orders(orders),
-            judge=unasked if pair.identical else identity,
-            rubric=RUBRIC,
-            orders=orders,
-            replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
-            first_length=len(pair.first),
-            second_length=len(pair.second),
-            prompt_sha256=_hash(questions[id]),
-            seconds=round(sum(answer.seconds for answer in answers), 4),
-            failure=next((answer.failure for answer in answers if answer.failure), None),
-            category=pair.example.category,
-        )
-
-    def reuse(row: Preference) -> Preference | None:
-        asked = questions.get(row.id)
-        if asked is None or row.prompt_sha256 != _hash(asked) or row.rubric != RUBRIC:
-            return None
-        # The names may be another way to write the same two paths.
-        names_now = {"first": names[0], "second": names[1]}
-        return row.model_copy(update=names_now) if row.judge in (identity, unasked) else None
-
-    return await judge_rows(
-        judge,
-        [Task(pair.id, [] if pair.identical else questions[pair.id], f"{pair.first}\n{pair.second}") for pair in pairs],
-        read=read,
-        build=build,
-        kept=KeptRows(file, Preference, reuse, _set_aside) if file else None,
-        options=dataclasses.replace(options, title="Judging pairs"),
-        concurrency=concurrency,
-        show_mean=lambda mean: f"win rate {100 * mean:.0f} %",
-    )
-
-
-def combine_orders(orders: Sequence[float | None]) -> float | None:
-    """Return the score of a pair by its score in each order; orders that disagree, or were never asked, are a tie.
-
-    >>> [combine_orders(orders) for orders in ([1, 1], [0, 0], [1, 0], [1, 0.5], [1, None], [])]
-    [1, 0, 0.5, 0.5, None, 0.5]
-    """
-    if not orders:
-        return 0.5
-    if None in orders:
-        return None
-    return orders[0] if orders[0] == orders[1] else 0.5
-
-
-def _hash(questions: Sequence[PairQuestion]) -> str:
-    return hashlib.sha256("".join(question.sha256 for question in questions).encode()).hexdigest()
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

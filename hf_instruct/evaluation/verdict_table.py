@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError, quote_names
-from hf_instruct.evaluation.pairing import is_identical
-from hf_instruct.evaluation.scores import label_judge
+from hf_instruct.evaluation.score_summary import label_judge
 from hf_instruct.records import parse_json, read_rows
 from hf_instruct.run_folder import RunFolder, choose_judgments, split_model
 from hf_instruct.schema import TUNED, JudgeIdentity, Judgment, Preference, RubricName
@@ -240,7 +239,7 @@ def _collect_preferences(rows: Sequence[Preference], name: str, voter: str | Non
         rows = [row for row in rows if row.judge.model == voter]
         if not rows:
             raise DataError(f"`{name}` has no votes of `{voter}`; it has votes of {', '.join(voters)}.")
-    judged = [row for row in rows if not is_identical(row)]
+    judged = [row for row in rows if not row.is_identical]
     if not judged:
         raise DataError(f"`{name}` holds no preferences yet.")
     values = [

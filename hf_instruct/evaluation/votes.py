@@ -9,13 +9,13 @@ import contextlib
 import functools
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from os.path import normpath
 from pathlib import Path
 from typing import NamedTuple
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.evaluation.pairing import Pair, is_identical
+from hf_instruct.evaluation.pairs import JoinedPairs, Pair
 from hf_instruct.evaluation.verdict_table import PERSON
 from hf_instruct.records import append_rows, recover_rows, write_rows
 from hf_instruct.run_folder import split_model
@@ -80,9 +80,8 @@ class VoteBook:
     of sets too: these are left as they are.
 
     Args:
-        pairs: What to vote on.
+        joined: What to vote on.
         path: The file, of `Preference` rows; made by the first vote.
-        names: What the two sets are called in the file.
         seed: Of the sample, the order and the sides.
         limit: Vote on so many pairs only, the same ones for every voter; a larger limit adds to a smaller one.
 
@@ -90,25 +89,17 @@ class VoteBook:
         DataError: The file cannot be read, its votes were on other answers, or there is nothing to choose.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        path: Path,
-        *,
-        names: tuple[str, str],
-        seed: int = 0,
-        limit: int | None = None,
-    ) -> None:
+    def __init__(self, joined: JoinedPairs, path: Path, *, seed: int = 0, limit: int | None = None) -> None:
         self.path = path
-        self._first, self._second = (normpath(name) for name in names)
+        self._first, self._second = map(normpath, joined.names)
         if self._first == self._second:
             raise DataError(f"`{self._first}` is named twice; name two different runs or files.")
         self._seed = seed
         # By id first, so that the sample does not depend on the order of the files.
-        sample = sorted(pairs, key=lambda pair: pair.id)
+        sample = sorted(joined.pairs, key=lambda pair: pair.id)
         random.Random(f"{seed}").shuffle(sample)
         self._pairs = sample[:limit]
-        if all(pair.identical for pair in self._pairs):
+        if all(pair.is_identical for pair in self._pairs):
             raise DataError(
                 f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so there "
                 "is nothing to vote on."
@@ -125,7 +116,7 @@ class VoteBook:
     @functools.cached_property
     def num_different(self) -> int:
         """Pairs that each voter is shown."""
-        return sum(not pair.identical for pair in self._pairs)
+        return sum(not pair.is_identical for pair in self._pairs)
 
     @property
     def num_equal(self) -> int:
@@ -175,7 +166,7 @@ class VoteBook:
         with self._lock:
             for index in range(len(self._rows) - 1, -1, -1):
                 row = self._rows[index]
-                if self._is_vote(row, voter) and not is_identical(row):
+                if self._is_vote(row, voter) and not row.is_identical:
                     kept = self._rows[:index] + self._rows[index + 1 :]
                     write_rows(self.path, kept)
                     self._rows = kept
@@ -185,7 +176,7 @@ class VoteBook:
 
     def count_votes(self, voter: str | None = None) -> int:
         """Return how many ballots a voter, or all of them, have answered, skipped ones included."""
-        return sum(self._is_vote(row, voter) and not is_identical(row) for row in self._rows)
+        return sum(self._is_vote(row, voter) and not row.is_identical for row in self._rows)
 
     def voters(self) -> list[str]:
         """Return the names of those who have voted."""
@@ -199,12 +190,12 @@ class VoteBook:
         order = list(self._pairs)
         random.Random(f"{self._seed}\0{voter}").shuffle(order)
         done = self._done.get(voter, set())
-        number = 1 + sum(not pair.identical and pair.id in done for pair in order)
-        waiting = [index for index, pair in enumerate(order) if not pair.identical and pair.id not in done]
+        number = 1 + sum(not pair.is_identical and pair.id in done for pair in order)
+        waiting = [index for index, pair in enumerate(order) if not pair.is_identical and pair.id not in done]
         if not waiting:
             return number, None, []
         passed = order if len(waiting) == 1 else order[: waiting[0]]
-        return number, order[waiting[0]], [pair for pair in passed if pair.identical and pair.id not in done]
+        return number, order[waiting[0]], [pair for pair in passed if pair.is_identical and pair.id not in done]
 
     def _shows_first_left(self, voter: str, pair: Pair) -> bool:
         return random.Random(f"{self._seed}\0{voter}\0{pair.id}").random() < 0.5
@@ -218,7 +209,7 @@ class VoteBook:
             judge=JudgeIdentity(
                 backend=PERSON,
                 model=voter,
-                options={"seed": self._seed} | ({"equal_answers": True} if pair.identical else {}),
+                options={"seed": self._seed} | ({"equal_answers": True} if pair.is_identical else {}),
             ),
             rubric=RUBRIC,
             orders=[],

@@ -235,7 +235,7 @@ class VoteTab:
             return self._books[first, second]
 
     def _build_book(self, first: Path, second: Path) -> VoteBook:
-        from hf_instruct.evaluation.pairing import join_responses
+        from hf_instruct.evaluation.pairs import join_responses
         from hf_instruct.evaluation.responses import load_responses
         from hf_instruct.evaluation.votes import VoteBook, choose_vote_file, locked_votes
 
@@ -247,9 +247,9 @@ class VoteTab:
                 f"pair, or use `hf-instruct vote {first} {second} --out FILE`."
             )
         names = (str(first), str(second))
-        pairs = join_responses(load_responses(first), load_responses(second), names=names).pairs
+        joined = join_responses(load_responses(first), load_responses(second), names)
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked_votes(out))
-            book = VoteBook(pairs, out, names=names)
+            book = VoteBook(joined, out)
             self._stack.push(stack.pop_all())
         return book
