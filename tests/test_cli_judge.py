@@ -171,7 +171,7 @@ def test_pairs_of_a_run_and_its_base(ollama: FakeOllama, capsys: pytest.CaptureF
     assert judge("pairwise", "runs/mine/", "--baseline", "runs/mine/untuned") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "runs/mine against runs/mine/untuned"
-    assert lines[3] == "win rate                      100.0 %   95 % interval 43.9 to 100.0 %; won 3, tied 0, lost 0"
+    assert lines[3] == "win rate                     100.0 %  95 % interval 43.9 to 100.0 %; won 3, tied 0, lost 0"
     assert lines[-2:] == ["runs/mine/pairwise/untuned.jsonl", "runs/mine/pairwise/untuned.json"]
     assert len(ollama.chats) == 6
     rows = read_rows(run.pairwise / "untuned.jsonl", Preference)

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 from fake_judge import FakeJudge
 
-from benchmarks import judges
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.local import choose_better
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.pair_scores import find_pair_problems
 from hf_instruct.evaluation.pairs import build_questions, join_responses
 from hf_instruct.evaluation.pairwise import PreferenceSet, judge_pairs, prefer
 from hf_instruct.evaluation.rubrics import Question
@@ -245,22 +242,3 @@ def test_smollm2_chooses_the_same_twice() -> None:
     assert first.replies == again.replies
     assert set(json.loads(first.replies[0])) == {"better", "probabilities"}
     assert None not in first.orders
-
-
-@pytest.mark.parametrize("name", [*judges.USEFUL_OF_PAIRS, *judges.USELESS_OF_PAIRS])
-def test_judges_of_pairs_that_go_by_something_else_are_found(name: str) -> None:
-    ask = {**judges.USEFUL_OF_PAIRS, **judges.USELESS_OF_PAIRS}[name]
-    share = judges.warned_rate(ask, 60, draws=10)
-    assert share <= 0.1 if name in judges.USEFUL_OF_PAIRS else share >= 0.9
-
-
-def test_what_is_said_against_a_judge_of_pairs_names_its_figures() -> None:
-    generator = numpy.random.default_rng(1)
-    (problem,) = find_pair_problems(judges.draw_pairs(lambda *_: 0.5, generator, 20))
-    assert problem == "The judge called 40 of 40 verdicts a tie: it does not discriminate."
-    problems = find_pair_problems(judges.draw_pairs(lambda *_: 1.0, generator, 20))
-    assert problems[0].startswith("The judge gave the same verdict in both orders in 0.0 % of 20 pairs")
-    assert problems[1].startswith("The judge preferred the answer shown first in 100.0 % of its 40 verdicts")
-    assert len(problems) == 2
-    # Nine pairs say too little.
-    assert find_pair_problems(judges.draw_pairs(lambda *_: 1.0, generator, 9)) == []

@@ -14,7 +14,8 @@ import pytest
 from hf_instruct.evaluation.agreement import measure_agreement
 from hf_instruct.evaluation.comparison import compare_runs
 from hf_instruct.evaluation.metrics import measure_responses
-from hf_instruct.evaluation.ratings import length_controlled_win_rate, rate_preferences, win_rate
+from hf_instruct.evaluation.pair_scores import has_one_sided_lengths, length_controlled_win_rate, win_rate
+from hf_instruct.evaluation.ratings import rate_preferences
 from hf_instruct.evaluation.rubrics import Rubric
 from hf_instruct.evaluation.scores import build_scores
 from hf_instruct.records import write_json, write_rows
@@ -103,7 +104,14 @@ def compute_statistics(folder: Path) -> dict[str, Any]:
         row["name"] = Path(row["name"]).name
     comparison["baseline"] = Path(comparison["baseline"]).name
     pair = [row for row in preferences if (row.first, row.second) == NAMES[:2]]
-    rates = win_rate(pair), length_controlled_win_rate(pair, resamples=50)
+    n = sum(row.score is not None for row in pair)
+    rates = [
+        {"rate": rate.value, "interval": rate.interval, "n": n, "one_sided": one_sided}
+        for rate, one_sided in (
+            (win_rate(pair), None),
+            (length_controlled_win_rate(pair, resamples=50), has_one_sided_lengths(pair)),
+        )
+    ]
     agreed = (_judgments(0), _judgments(1)), (preferences, votes)
     return {
         "metrics": json.loads((folder / NAMES[1] / "metrics.json").read_text())["tuned"],
@@ -111,7 +119,7 @@ def compute_statistics(folder: Path) -> dict[str, Any]:
         "comparison": comparison,
         "agreement": [measure_agreement(*sides).to_dict()["estimates"] for sides in agreed],
         "ratings": rate_preferences(preferences, resamples=50).to_dict(),
-        "win_rates": [rate and rate._asdict() for rate in rates],
+        "win_rates": rates,
     }
 
 

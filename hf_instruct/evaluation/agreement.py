@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.console import align, format_points, format_signed
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.intervals import bootstrap_mean, bootstrap_statistic, share_interval
+from hf_instruct.evaluation.intervals import Estimate, bootstrap_mean, estimate, share_interval
 from hf_instruct.evaluation.verdict_table import SCORES, Order, Verdicts, load_verdicts
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Interval
 
 if TYPE_CHECKING:
     import numpy
@@ -21,13 +20,6 @@ NEAR = 10
 LABELS = ("loss", "tie", "win")
 # Below this an interval from resampling is too narrow.
 _FEW = 20
-
-
-class Estimate(NamedTuple):
-    """A number and its 95 % interval; None where the examples do not define it."""
-
-    value: float | None
-    interval: Interval | None
 
 
 class Side(NamedTuple):
@@ -106,6 +98,7 @@ def measure_agreement(
     >>> agreement.n, agreement.estimates["spearman"].value, agreement.estimates["mean_difference"].value
     (3, 1.0, 1.6666666666666667)
     """
+    import numpy
     import pandas
 
     a, b = (
@@ -137,7 +130,8 @@ def measure_agreement(
         estimates = _measure_scores(*values, seed)
     else:
         sides = [side._replace(mean=None) for side in sides]
-        counts = _count_labels(*values)
+        table = numpy.bincount((6 * values[0] + 2 * values[1]).astype(int), minlength=9).reshape(3, 3)
+        counts = tuple(map(tuple, table.tolist()))
         estimates = _measure_preferences(*values, seed)
         if estimates["kappa"].value is None:
             notices.append("Both say one and the same thing throughout, so kappa is not defined.")
@@ -212,12 +206,14 @@ def _note_scales(sides: Sequence[Side], a: "numpy.ndarray", b: "numpy.ndarray") 
 def _measure_scores(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[str, Estimate]:
     from scipy.stats import kendalltau, rankdata
 
-    count, differences = len(a), b - a
-    estimates = {
-        "pearson": _estimate(lambda at: _correlate(a[at], b[at]), count, seed),
-        "spearman": _estimate(lambda at: _correlate(rankdata(a[at]), rankdata(b[at])), count, seed),
-        "kendall": _estimate(lambda at: kendalltau(a[at], b[at], method="asymptotic").statistic, count, seed),
-    }
+    def correlate(at: "numpy.ndarray") -> list[float]:
+        x, y = a[at], b[at]
+        tau = kendalltau(x, y, method="asymptotic").statistic
+        return [_correlate(x, y), _correlate(rankdata(x), rankdata(y)), tau]
+
+    differences = b - a
+    correlations = estimate(correlate, len(a), seed=seed)
+    estimates = dict(zip(("pearson", "spearman", "kendall"), correlations, strict=True))
     for name, values in (("mean_difference", differences), ("mean_absolute_difference", abs(differences))):
         estimates[name] = Estimate(float(values.mean()), bootstrap_mean(values, seed=seed))
     return estimates | {f"within_{NEAR}": _estimate_share(abs(differences) <= NEAR)}
@@ -225,15 +221,6 @@ def _measure_scores(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[s
 
 def _estimate_share(hits: "numpy.ndarray") -> Estimate:
     return Estimate(float(hits.mean()), share_interval(hits.astype(float).tolist()))
-
-
-def _estimate(statistic: Callable[["numpy.ndarray"], float], count: int, seed: int) -> Estimate:
-    import numpy
-
-    value = float(statistic(numpy.arange(count)))
-    if numpy.isnan(value):
-        return Estimate(None, None)
-    return Estimate(value, bootstrap_statistic(statistic, count, seed=seed))
 
 
 def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
@@ -247,33 +234,18 @@ def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
     return float(numpy.clip((a @ b) / numpy.sqrt((a @ a) * (b @ b)), -1, 1))
 
 
-def _count_labels(a: "numpy.ndarray", b: "numpy.ndarray") -> tuple[tuple[int, ...], ...]:
-    import numpy
-
-    table = numpy.bincount((2 * a * 3 + 2 * b).astype(int), minlength=9).reshape(3, 3)
-    return tuple(tuple(int(count) for count in row) for row in table)
-
-
 def _measure_preferences(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> dict[str, Estimate]:
-    return {
-        "agreement": _estimate_share(a == b),
-        "kappa": _estimate(lambda at: compute_kappa(_count_labels(a[at], b[at])), len(a), seed),
-    }
+    (kappa,) = estimate(lambda at: [_compute_kappa(a[at], b[at])], len(a), seed=seed)
+    return {"agreement": _estimate_share(a == b), "kappa": kappa}
 
 
-def compute_kappa(counts: Sequence[Sequence[int]]) -> float:
-    """Return Cohen's kappa of a square table of counts; NaN where both sides say one and the same thing throughout.
+def _compute_kappa(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
+    """Return Cohen's kappa of preferences; NaN where both sides say one and the same thing throughout.
 
     scikit-learn's takes 25 times as long. Source: Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
-
-    >>> round(compute_kappa([[20, 5], [10, 15]]), 12)
-    0.4
     """
-    total = sum(map(sum, counts))
-    observed = sum(row[index] for index, row in enumerate(counts)) / total
-    columns = zip(*counts, strict=True)
-    expected = sum(sum(row) * sum(column) for row, column in zip(counts, columns, strict=True)) / total**2
-    return float("nan") if expected == 1 else (observed - expected) / (1 - expected)
+    expected = sum((a == score).mean() * (b == score).mean() for score in (0, 0.5, 1))
+    return float("nan") if expected == 1 else float(((a == b).mean() - expected) / (1 - expected))
 
 
 def _format_percent(share: float) -> str:

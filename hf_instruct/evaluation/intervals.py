@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from hf_instruct.schema import Interval, MeanDifference
 
@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     import numpy
 
 Key = TypeVar("Key", bound=Hashable)
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval; None where the examples do not define it."""
+
+    value: float | None
+    interval: Interval | None
+
 
 LEVEL = 0.95
 # The ends of an interval over 110 scores move by about 0.05 of 100 from seed to seed at this many.
@@ -72,7 +80,7 @@ def expanded_tail(count: int) -> float:
     return statistics.NormalDist().cdf(-math.sqrt(count / (count - 1)) * quantile)
 
 
-def _middle(values: "numpy.ndarray", *, tail: float = (1 - LEVEL) / 2) -> Interval:
+def _middle(values: "Sequence[float] | numpy.ndarray", *, tail: float = (1 - LEVEL) / 2) -> Interval:
     """Return the values that leave out a fraction on each side."""
     import numpy
 
@@ -124,41 +132,37 @@ def _bound_difference(gains: int, losses: int, count: int) -> float:
     return above
 
 
-def bootstrap_statistic(
-    statistic: Callable[["numpy.ndarray"], float], count: int, *, seed: int = 0, resamples: int = _SLOW_RESAMPLES
-) -> Interval | None:
-    """Return the percentile bootstrap interval of any number computed from examples; None for fewer than two.
-
-    Args:
-        statistic: Computes the number from the examples at the given positions, [count], some of them several times;
-            NaN where these do not define it.
-        count: How many examples there are.
-        seed: Of the draws.
-        resamples: How many draws.
-
-    Returns:
-        The interval, or None where more than one draw in twenty does not define the number.
-    """
-    return bootstrap_statistics(lambda drawn: [statistic(drawn)], count, 1, seed=seed, resamples=resamples)[0]
-
-
-def bootstrap_statistics(
+def estimate(
     statistics: Callable[["numpy.ndarray"], "Sequence[float] | numpy.ndarray"],
     count: int,
-    width: int,
     *,
     seed: int = 0,
     resamples: int = _SLOW_RESAMPLES,
-) -> list[Interval | None]:
-    """Return the intervals of several numbers from the same draws, `width` of them; see `bootstrap_statistic`."""
+) -> list[Estimate]:
+    """Return any numbers computed from examples, with their percentile bootstrap intervals.
+
+    Args:
+        statistics: Computes the numbers from the examples at the given positions, [count], some of them several times;
+            NaN where these do not define one.
+        count: How many examples there are.
+        seed: Of the draws.
+        resamples: How many draws; none for no intervals.
+
+    Returns:
+        An estimate for each number. It has no interval for fewer than two examples, nor where more than one draw in
+        twenty does not define the number.
+    """
     import numpy
 
-    if count < 2:
-        return [None] * width
     generator = numpy.random.default_rng(seed)
-    rows = [statistics(generator.integers(count, size=count)) for _ in range(resamples)]
-    columns = (values[~numpy.isnan(values)] for values in numpy.array(rows, dtype=float).T)
-    return [_middle(defined) if len(defined) >= LEVEL * resamples else None for defined in columns]
+    rows = [statistics(numpy.arange(count))]
+    rows += [statistics(generator.integers(count, size=count)) for _ in range(resamples if count > 1 else 0)]
+    found = []
+    for value, *drawn in numpy.array(rows, dtype=float).T.tolist():
+        defined = [number for number in drawn if not math.isnan(number)]
+        interval = _middle(defined) if defined and len(defined) >= LEVEL * len(drawn) else None
+        found.append(Estimate(None, None) if math.isnan(value) else Estimate(value, interval))
+    return found
 
 
 def difference_interval(differences: Sequence[float], *, is_share: bool = False) -> Interval | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.errors import DataError, quote_names
-from hf_instruct.evaluation.intervals import bootstrap_mean, bootstrap_statistic, share_interval
+from hf_instruct.evaluation.intervals import bootstrap_mean, estimate, share_interval
 from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.text_metrics import chrf, exact_match, is_repetitive, rouge_l, token_f1
 from hf_instruct.schema import Interval, Metrics, MetricValue, Response
@@ -91,13 +91,13 @@ class Metric:
             return None
         above, below = numpy.array(terms, dtype=float).T
 
-        def divide(chosen: "numpy.ndarray") -> float:
+        def divide(chosen: "numpy.ndarray") -> list[float]:
             total = below[chosen].sum()
-            return float(above[chosen].sum() / total) if total else math.nan
+            return [float(above[chosen].sum() / total) if total else math.nan]
 
         interval: Interval | None
         if self.is_quotient:
-            interval = bootstrap_statistic(divide, len(terms))
+            interval = estimate(divide, len(terms))[0].interval
         else:
             interval = (share_interval if self.is_share else bootstrap_mean)(above.tolist())
         if interval is not None:

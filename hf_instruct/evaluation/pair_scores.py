@@ -1,10 +1,15 @@
 """What the preferences between two sets of answers amount to: numbers in, numbers and a few lines of text out."""
 
 import hashlib
+import math
+import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from hf_instruct.console import align
+from hf_instruct.evaluation.intervals import Estimate, estimate, share_interval
 from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256, JoinedPairs
-from hf_instruct.evaluation.ratings import length_controlled_win_rate, win_rate
+from hf_instruct.evaluation.ratings import fit_logistic
 from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.schema import (
     Consistency,
@@ -16,6 +21,9 @@ from hf_instruct.schema import (
     RubricName,
 )
 
+if TYPE_CHECKING:
+    import numpy
+
 # Rules for a judge of pairs, by effect; `python -m benchmarks.judges` shows whom they find. Fewer pairs say too little.
 _FEWEST = 10
 # Of the pairs, judged alike in both orders; a coin reaches a half.
@@ -25,6 +33,10 @@ _MOST_PULL = 0.1
 # Of the verdicts, ties; and of the longer answers, preferred.
 _MOST_TIES, _MOST_LONGER = 0.9, 0.9
 _FEWEST_LONGER = 5
+# Prior standard deviations of the length-controlled model, in nats. The first is wide beside what a dozen pairs say;
+# the second is hardly a penalty: a judge that always takes the longer answer is a steep slope, and not an advantage.
+_ADVANTAGE_PRIOR = 3.0
+_LENGTH_PRIOR = 1000.0
 
 
 def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, judge: JudgeIdentity) -> PairSummary:
@@ -35,13 +47,13 @@ def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, ju
     return PairSummary(
         first=joined.names[0],
         second=joined.names[1],
-        win_rate=plain.rate if plain else None,
-        win_rate_interval=plain.interval if plain else None,
-        lowest=sum(scores) / total if total else None,
-        highest=(sum(scores) + total - n) / total if total else None,
-        length_controlled_win_rate=controlled.rate if controlled else None,
-        length_controlled_win_rate_interval=controlled.interval if controlled else None,
-        one_sided_lengths=controlled.one_sided if controlled else None,
+        win_rate=plain.value,
+        win_rate_interval=plain.interval,
+        lowest=sum(scores) / total,
+        highest=(sum(scores) + total - n) / total,
+        length_controlled_win_rate=controlled.value,
+        length_controlled_win_rate_interval=controlled.interval,
+        one_sided_lengths=has_one_sided_lengths(preferences),
         mean_length=Lengths(
             first=sum(row.first_length for row in preferences) / total,
             second=sum(row.second_length for row in preferences) / total,
@@ -63,6 +75,67 @@ def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, ju
         prompts_sha256=hashlib.sha256("\n".join(row.prompt_sha256 for row in preferences).encode()).hexdigest(),
         seconds=round(sum(row.seconds for row in preferences), 3),
     )
+
+
+def win_rate(preferences: Sequence[Preference]) -> Estimate:
+    """Return how often the first set of responses is preferred to the second, ties half: a fraction, by its verdicts.
+
+    Args:
+        preferences: Of one pair of sets. Those without a verdict are left out; count them beside the rate.
+    """
+    scores = [row.score for row in preferences if row.score is not None]
+    return Estimate(statistics.fmean(scores), share_interval(scores)) if scores else Estimate(None, None)
+
+
+def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: int = 1000) -> Estimate:
+    """Return the win rate that the first set of responses would have if its answers were as long as the second's.
+
+    A logistic model explains each verdict by the first set's own advantage (the intercept) and by two effects of d, the
+    difference of the two lengths in characters: tanh(d / root mean square of d), how much longer the answer is, and the
+    sign of d, that it is longer at all. The rate is what the model says at d = 0. A tie enters as half a win and half a
+    loss. Swapping the two sets gives one minus the rate, and a set against itself exactly one half.
+
+    Simplified from AlpacaEval 2: there is no term for how hard an instruction is, which takes many models to estimate.
+    And where AlpacaEval tells the effect of length apart with answers of its baseline made verbose and concise on
+    purpose, here a ridge penalty does, weak on the advantage and weaker still on length: what the pairs cannot tell
+    apart is put down to length, and the fit stays finite where all verdicts agree. The sign of d is ours: the same
+    judge may take any longer answer, whether it is longer by a word or a page. Where one set is longer throughout, it
+    widens the interval (by two fifths at a mean of d twice its spread). d is scaled about 0 and not about its mean, as
+    the same padding on every answer has no spread about it.
+
+    Source: Dubois et al., Length-Controlled AlpacaEval, 2024, https://arxiv.org/abs/2404.04475, and
+    https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py
+
+    Args:
+        preferences: Of one pair of sets. Those without a verdict are left out.
+        resamples: Bootstrap draws for the interval; there is none where `has_one_sided_lengths`.
+    """
+    import numpy
+
+    rows = [(row.score, row.first_length - row.second_length) for row in preferences if row.score is not None]
+    if not rows:
+        return Estimate(None, None)
+    scores, differences = numpy.array(rows, dtype=float).T
+
+    def rate(drawn: "numpy.ndarray") -> list[float]:
+        won, longer = scores[drawn], differences[drawn]
+        scale = math.sqrt(float((longer**2).mean()))
+        effects = [numpy.tanh(longer / scale) if scale else longer, numpy.sign(longer)]
+        columns = [numpy.full_like(longer, _ADVANTAGE_PRIOR), *(_LENGTH_PRIOR * effect for effect in effects)]
+        advantage = _ADVANTAGE_PRIOR * fit_logistic(numpy.stack(columns, axis=1), won, 1 - won)[0]
+        return [1 / (1 + math.exp(-advantage))]
+
+    # Without a pair to go by, draws of pairs would only show how firmly the assumption holds.
+    return estimate(rate, len(rows), resamples=0 if has_one_sided_lengths(preferences) else resamples)[0]
+
+
+def has_one_sided_lengths(preferences: Sequence[Preference]) -> bool | None:
+    """Return whether each of one set's answers is the longer one, so that no pair shows what equal lengths would give.
+
+    Those without a verdict are left out; None where no others are left.
+    """
+    differences = [row.first_length - row.second_length for row in preferences if row.score is not None]
+    return min(differences) > 0 or max(differences) < 0 if differences else None
 
 
 def _list_orders(preferences: Sequence[Preference]) -> list[list[float | None]]:
@@ -132,39 +205,32 @@ def find_pair_problems(scores: PairSummary) -> list[str]:
 
 def format_pair_scores(scores: PairSummary) -> str:
     """Return a win rate with everything that it should not be quoted without, in aligned lines."""
-    counts = f"{scores.total} pairs joined by {scores.joined_by}, {scores.failures} failed"
+    lengths, consistency, position = scores.mean_length, scores.consistency, scores.position
+    counts = [f"{scores.total} pairs joined by {scores.joined_by}, {scores.failures} failed"]
     alone = ((scores.first, scores.without_counterpart.first), (scores.second, scores.without_counterpart.second))
-    dropped = [f"{count} of {name} without a counterpart" for name, count in alone if count]
-    lines = [f"{scores.first} against {scores.second}", "; ".join((counts, *dropped)), ""]
-    lines += _format_rates(scores)
-    consistency, position = scores.consistency, scores.position
-    lines.append(
-        f"{'same verdict in both orders':<29}{_percent(consistency.share):>8}   of {consistency.pairs} pairs; "
-        "the others are ties"
-    )
-    lines.append(
-        f"{'shown first and preferred':<29}{_percent(position.first_share):>8}   of "
-        f"{position.first + position.second} verdicts that are no tie; fair is 50.0 %"
-    )
-    return "\n".join([*lines, f"judge {label_judge(scores.judge, scores.rubric)}", *_find_notes(scores)])
-
-
-def _format_rates(scores: PairSummary) -> list[str]:
-    lengths = scores.mean_length
+    counts += [f"{count} of {name} without a counterpart" for name, count in alone if count]
     verdicts = f"won {scores.wins}, tied {scores.ties}, lost {scores.losses}"
     shown = f"mean length {lengths.first:.0f} and {lengths.second:.0f} characters"
     controlled = scores.length_controlled_win_rate, scores.length_controlled_win_rate_interval
-    lines = []
+    table = []
     for title, rate, ends, note in (
         ("win rate", scores.win_rate, scores.win_rate_interval, verdicts),
         ("win rate at equal length", *controlled, shown),
     ):
         interval = f"95 % interval {100 * ends.low:.1f} to {_percent(ends.high)}" if ends else "no interval"
-        lines.append(f"{title:<29}{_percent(rate):>8}   {interval}; {note}")
-    if scores.failures and scores.total:
-        bounds = f"{_percent(scores.lowest)} to {_percent(scores.highest)}"
-        lines.append(f"{'with every failure':<29}{'':>8}   lost or won: {bounds}")
-    return lines
+        table.append([title, _percent(rate), f"{interval}; {note}"])
+    if scores.failures:
+        table.append(
+            ["with every failure", "", f"lost or won: {_percent(scores.lowest)} to {_percent(scores.highest)}"]
+        )
+    same = f"of {consistency.pairs} pairs; the others are ties"
+    fair = f"of {position.first + position.second} verdicts that are no tie; fair is 50.0 %"
+    table += [
+        ["same verdict in both orders", _percent(consistency.share), same],
+        ["shown first and preferred", _percent(position.first_share), fair],
+    ]
+    names, judge = f"{scores.first} against {scores.second}", f"judge {label_judge(scores.judge, scores.rubric)}"
+    return "\n".join([names, "; ".join(counts), "", *align(table, right={1}), judge, *_find_notes(scores)])
 
 
 def _find_notes(scores: PairSummary) -> list[str]:

@@ -1,4 +1,4 @@
-"""What preferences amount to: win rates, win rates at equal length, and ratings of several sets of responses."""
+"""Bradley–Terry ratings of several sets of answers, by the preferences between them."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.console import align
 from hf_instruct.errors import DataError, quote_names
-from hf_instruct.evaluation.intervals import bootstrap_statistic, bootstrap_statistics, share_interval
+from hf_instruct.evaluation.intervals import estimate
 from hf_instruct.evaluation.verdict_table import PERSON, describe_judge, load_preferences
 from hf_instruct.schema import Interval, Preference
 
@@ -18,34 +18,12 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-# Prior standard deviations of the length-controlled model, in nats. The first is wide beside what a dozen pairs say;
-# the second is hardly a penalty: a judge that always takes the longer answer is a steep slope, and not an advantage.
-_ADVANTAGE_PRIOR = 3.0
-_LENGTH_PRIOR = 1000.0
 # Prior standard deviation of a rating, in nats: 10 is 1,737 points. It keeps a run that won everything finite, and
 # moves a rating by less than 0.1 point where 100 comparisons went 75 to 25.
 _RATING_PRIOR = 10.0
 _MEAN_RATING = 1000.0
 # Ten to one is 400 points, as in chess.
 _POINTS_PER_NAT = 400 / math.log(10)
-
-
-class WinRate(NamedTuple):
-    """How often one set of responses is preferred to another, ties half.
-
-    Attributes:
-        rate: Fraction of the first set's wins, 0 to 1.
-        interval: Its 95 % interval, a score interval, or bootstrapped at equal length; None for fewer than two
-            verdicts, and where `one_sided`.
-        n: Pairs with a verdict.
-        one_sided: Whether each of one set's answers is longer than the other's, so that no pair shows what equal
-            lengths would give; None where lengths do not matter.
-    """
-
-    rate: float
-    interval: Interval | None
-    n: int
-    one_sided: bool | None = None
 
 
 class Rating(NamedTuple):
@@ -166,70 +144,7 @@ def _list_judges(rows: Sequence[Preference]) -> list[str]:
     return [*judges, *(f"{text}, options {each}" if len(o) > 1 else text for text, o in seen.items() for each in o)]
 
 
-def win_rate(preferences: Sequence[Preference]) -> WinRate | None:
-    """Return how often the first set of responses is preferred to the second; None without a verdict.
-
-    Args:
-        preferences: Of one pair of sets. Those without a verdict are left out; count them beside the rate.
-    """
-    scores = [row.score for row in preferences if row.score is not None]
-    if not scores:
-        return None
-    return WinRate(sum(scores) / len(scores), share_interval(scores), len(scores))
-
-
-def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: int = 1000) -> WinRate | None:
-    """Return the win rate that the first set of responses would have if its answers were as long as the second's.
-
-    A logistic model explains each verdict by the first set's own advantage (the intercept) and by two effects of d, the
-    difference of the two lengths in characters: tanh(d / root mean square of d), how much longer the answer is, and the
-    sign of d, that it is longer at all. The rate is what the model says at d = 0. A tie enters as half a win and half a
-    loss. Swapping the two sets gives one minus the rate, and a set against itself exactly one half.
-
-    Simplified from AlpacaEval 2: there is no term for how hard an instruction is, which takes many models to estimate.
-    And where AlpacaEval tells the effect of length apart with answers of its baseline made verbose and concise on
-    purpose, here a ridge penalty does, weak on the advantage and weaker still on length: what the pairs cannot tell
-    apart is put down to length, and the fit stays finite where all verdicts agree. The sign of d is ours: the same
-    judge may take any longer answer, whether it is longer by a word or a page. Where one set is longer throughout, it
-    widens the interval (by two fifths at a mean of d twice its spread). d is scaled about 0 and not about its mean, as
-    the same padding on every answer has no spread about it.
-
-    Source: Dubois et al., Length-Controlled AlpacaEval, 2024, https://arxiv.org/abs/2404.04475, and
-    https://github.com/tatsu-lab/alpaca_eval/blob/cd543a1/src/alpaca_eval/metrics/glm_winrate.py
-
-    Args:
-        preferences: Of one pair of sets. Those without a verdict are left out.
-        resamples: Bootstrap draws for the interval.
-    """
-    import numpy
-
-    rows = [(row.score, row.first_length - row.second_length) for row in preferences if row.score is not None]
-    if not rows:
-        return None
-    scores, differences = numpy.array(rows, dtype=float).T
-
-    def rate(positions: "numpy.ndarray") -> float:
-        advantage = _fit_advantage(scores[positions], differences[positions])
-        return 1 / (1 + math.exp(-advantage))
-
-    one_sided = bool((differences > 0).all() or (differences < 0).all())
-    # Without a pair to go by, draws of pairs would only show how firmly the assumption holds.
-    interval = None if one_sided else bootstrap_statistic(rate, len(rows), resamples=resamples)
-    return WinRate(rate(numpy.arange(len(rows))), interval, len(rows), one_sided)
-
-
-def _fit_advantage(scores: "numpy.ndarray", differences: "numpy.ndarray") -> float:
-    """Return the intercept, in nats, of the length-controlled model; both arrays are [pairs]."""
-    import numpy
-
-    scale = math.sqrt(float((differences**2).mean()))
-    lengths = numpy.tanh(differences / scale) if scale else differences
-    effects = [_LENGTH_PRIOR * lengths, _LENGTH_PRIOR * numpy.sign(differences)]
-    columns = numpy.stack([numpy.full_like(lengths, _ADVANTAGE_PRIOR), *effects], axis=1)
-    return _ADVANTAGE_PRIOR * float(_fit_logistic(columns, scores, 1 - scores)[0])
-
-
-def _fit_logistic(columns: "numpy.ndarray", wins: "numpy.ndarray", losses: "numpy.ndarray") -> "numpy.ndarray":
+def fit_logistic(columns: "numpy.ndarray", wins: "numpy.ndarray", losses: "numpy.ndarray") -> "numpy.ndarray":
     """Return the coefficients, [features], of a ridge logistic regression without a free intercept.
 
     Args:
@@ -306,13 +221,14 @@ def bradley_terry(preferences: Sequence[Preference], *, resamples: int = 1000) -
             f"{listed}. Ratings need a chain of comparisons from each set to each; judge a pair across the groups with "
             "`hf-instruct judge pairwise RUN --baseline RUN`, or rate each group alone."
         )
-    ratings = games.rate(numpy.arange(games.num_examples))
-    intervals = bootstrap_statistics(games.rate, games.num_examples, len(names), resamples=resamples)
     found = []
-    for name, rating, interval in zip(names, ratings, intervals, strict=True):
+    for name, (rating, interval) in zip(
+        names, estimate(games.rate, games.num_examples, resamples=resamples), strict=True
+    ):
+        assert rating is not None
         won = [*frame["score"][frame["first"] == name], *(1 - frame["score"][frame["second"] == name])]
         counts = [won.count(score) for score in (1, 0.5, 0)]
-        found.append(Rating(name, float(rating), interval, len(won), *counts))
+        found.append(Rating(name, rating, interval, len(won), *counts))
     return sorted(found, key=lambda row: (-row.rating, row.name))
 
 
@@ -357,6 +273,6 @@ class _Games:
         )
         if self.group(wins + losses > 0).max():
             return numpy.full(self._columns.shape[1], numpy.nan)
-        strengths = _RATING_PRIOR * _fit_logistic(_RATING_PRIOR * self._columns, wins, losses)
+        strengths = _RATING_PRIOR * fit_logistic(_RATING_PRIOR * self._columns, wins, losses)
         ratings: numpy.ndarray = _MEAN_RATING + _POINTS_PER_NAT * (strengths - strengths.mean())
         return ratings

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError, quote_names
-from hf_instruct.evaluation.score_summary import label_judge
+from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.records import parse_json, read_rows
 from hf_instruct.run_folder import RunFolder, choose_judgments, split_model
 from hf_instruct.schema import TUNED, JudgeIdentity, Judgment, Preference, RubricName
