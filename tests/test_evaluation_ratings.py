@@ -7,12 +7,12 @@ import pytest
 from rows import preference
 
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.ratings import Rating, bradley_terry
+from hf_instruct.evaluation.ratings import Rating, rate_preferences
 from hf_instruct.schema import Preference
 
 
 def rated(rows: list[Preference], resamples: int = 1) -> dict[str, Rating]:
-    return {row.name: row for row in bradley_terry(rows, resamples=resamples)}
+    return {row.name: row for row in rate_preferences(rows, resamples=resamples).ratings}
 
 
 def play(games: dict[tuple[str, str], tuple[int, int, int]]) -> list[Preference]:
@@ -57,13 +57,13 @@ def test_interval_is_over_examples() -> None:
 def test_sets_that_never_met_are_an_error_that_names_the_groups() -> None:
     rows = play({("a", "b"): (1, 0, 1), ("c", "d"): (1, 0, 1), ("c", "e"): (1, 0, 1)})
     with pytest.raises(DataError) as caught:
-        bradley_terry(rows)
+        rate_preferences(rows)
     assert "2 groups without a comparison between them: `c`, `d`, `e`; `a`, `b`." in str(caught.value)
 
 
 def test_nothing_to_rate_is_an_error() -> None:
     with pytest.raises(DataError, match="No verdict compares two different sets of responses"):
-        bradley_terry([preference("0", None), preference("1", 0.5, first="a", second="a")])
+        rate_preferences([preference("0", None), preference("1", 0.5, first="a", second="a")])
 
 
 def test_an_example_that_joins_the_sets_alone_leaves_no_interval() -> None:

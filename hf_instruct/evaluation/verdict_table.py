@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import normpath
@@ -33,25 +34,17 @@ Order = dict[frozenset[str], tuple[str, str]]
 class Verdicts:
     """What judges, or people, made of one or more sets of answers.
 
-    Attributes:
-        name: The file, or what to call the values.
-        kind: `scores` or `preferences`.
-        rows: A row for each verdict: `id` (the index from 0 where the file has none), `score` (any number; of
-            preferences 1 for the first, 0.5 for a tie, 0 for the second; NaN where no verdict could be read), `judge`
-            (in words), and of preferences `first` and `second`, the sets compared.
-        keyed: Whether the ids are the examples', rather than indices.
-        judgments: What the scores are from, where it is a judge's.
-        file: The file that holds these.
-        equal: Preferences left out, because nobody judged them: the two answers are equal.
+    `rows` has one for each verdict: `id` (the index from 0 where the file has none), `score` (any number; NaN where no
+    verdict could be read) and `judge` (in words); of preferences it is what `tabulate_preferences` returns.
     """
 
-    name: str
-    kind: str
+    name: str  # the file, or what to call the values
+    kind: str  # `scores` or `preferences`
     rows: "pandas.DataFrame"
-    keyed: bool = True
-    judgments: Sequence[Judgment] = ()
-    file: Path | None = None
-    equal: int = 0
+    keyed: bool = True  # whether the ids are the examples', rather than indices
+    judgments: Sequence[Judgment] = ()  # what the scores are from, where it is a judge's
+    file: Path | None = None  # that holds these
+    equal: int = 0  # preferences left out, because nobody judged them: the two answers are equal
 
     @property
     def judge(self) -> str:
@@ -79,13 +72,11 @@ class Verdicts:
         if self.kind == SCORES:
             return self, False
         names = list(zip(self.rows["first"], self.rows["second"], strict=True))
-        turned = [order.setdefault(frozenset(pair), pair) != pair for pair in names]
-        pairs = [order[frozenset(pair)] for pair in names]
-        rows = self.rows.assign(
-            first=[pair[0] for pair in pairs],
-            second=[pair[1] for pair in pairs],
-            score=self.rows["score"].mask(turned, 1 - self.rows["score"]),
-        )
+        pairs = [order.setdefault(frozenset(pair), pair) for pair in names]
+        turned = [pair != name for pair, name in zip(pairs, names, strict=True)]
+        first, second = zip(*pairs, strict=True)
+        score = self.rows["score"].mask(turned, 1 - self.rows["score"])
+        rows = self.rows.assign(first=first, second=second, score=score)
         return dataclasses.replace(self, rows=rows), any(turned)
 
     def list_notices(self) -> list[str]:
@@ -144,8 +135,8 @@ def _read_judging(file: Path, model: str) -> list[Judgment]:
     return rows
 
 
-def load_preferences(sources: Iterable[Path | str | Preference]) -> list[Preference]:
-    """Return the preferences in files and run folders (all in `pairwise/` and the votes), each file once.
+def load_preferences(sources: Iterable[Path | str | Preference]) -> "pandas.DataFrame":
+    """Return the preferences in files and run folders (all in `pairwise/` and the votes), each file once, as a table.
 
     Raises:
         DataError: A file is missing, or holds something else.
@@ -175,7 +166,26 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> list[Prefere
         if not read:
             raise DataError(f"`{file}` holds no preferences.")
         rows += read
-    return rows
+    return tabulate_preferences(rows)
+
+
+def tabulate_preferences(rows: Iterable[Preference]) -> "pandas.DataFrame":
+    """Return preferences as a table.
+
+    Its columns: `id`; `score`, 1 for the first, 0.5 for a tie, 0 for the second and NaN where no verdict could be read;
+    `first` and `second`, the sets compared; `judge`, in words; `model`, or the voter; `is_person`; `options` of the
+    judge, as JSON; and `is_identical`, whether it is a tie between equal answers that nobody was asked about.
+    """
+    import pandas
+
+    columns = ["id", "score", "first", "second", "judge", "model", "is_person", "options", "is_identical"]
+    table = []
+    for row in rows:
+        judge, sets = row.judge, (normpath(row.first), normpath(row.second))
+        options = {name: value for name, value in judge.options.items() if name != "equal_answers"}
+        who = describe_judge(judge, row.rubric), judge.model, judge.backend == PERSON
+        table.append((row.id, row.score, *sets, *who, json.dumps(options, sort_keys=True), row.is_identical))
+    return pandas.DataFrame(table, columns=columns).astype({"score": float})
 
 
 def _collect_judgments(judgments: Sequence[Judgment], name: str, file: Path | None) -> Verdicts:
@@ -232,24 +242,17 @@ def _parse_score(row: Mapping[str, Any]) -> float | None:
 
 
 def _collect_preferences(rows: Sequence[Preference], name: str, voter: str | None) -> Verdicts:
-    import pandas
-
+    table = tabulate_preferences(rows)
     if voter is not None:
-        voters = sorted({row.judge.model for row in rows})
-        rows = [row for row in rows if row.judge.model == voter]
-        if not rows:
+        voters = sorted(table["model"].unique())
+        table = table[table["model"] == voter]
+        if table.empty:
             raise DataError(f"`{name}` has no votes of `{voter}`; it has votes of {', '.join(voters)}.")
-    judged = [row for row in rows if not row.is_identical]
-    if not judged:
+    judged = table[~table["is_identical"]]
+    if judged.empty:
         raise DataError(f"`{name}` holds no preferences yet.")
-    values = [
-        (row.id, row.score, describe_judge(row.judge, row.rubric), normpath(row.first), normpath(row.second))
-        for row in judged
-    ]
-    frame = pandas.DataFrame(values, columns=["id", "score", "judge", "first", "second"]).astype({"score": float})
-    found = Verdicts(name, PREFERENCES, frame, equal=len(rows) - len(judged))
     # A file may hold a pair in both orders.
-    return found.oriented({})[0]
+    return Verdicts(name, PREFERENCES, judged, equal=len(table) - len(judged)).oriented({})[0]
 
 
 def _find_file(path: Path) -> Path:
