@@ -1,8 +1,6 @@
 """Probes: answers of known worth, put to a judge to see whether it can be believed."""
 
 import random
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from hf_instruct.errors import DataError
@@ -119,24 +117,19 @@ def build_probes(
 
 def _choose_wrong_answers(examples: Sequence[Example], pool: Sequence[Example]) -> list[str]:
     """Return for each example another's output that differs from its own by more than case, space and full stops."""
-    outputs = [other.output for other in pool if _normalize(other.output)]
-    # For each answer, how many outputs that differ from it come before each place where it stands.
-    different_before = defaultdict[str, list[int]](list)
-    for index, output in enumerate(outputs):
-        equal = different_before[_normalize(output)]
-        equal.append(index - len(equal))
+    outputs = [(other.output, plain) for other in pool if (plain := _normalize(other.output))]
     chosen = []
     for example in examples:
-        equal = different_before.get(_normalize(example.output), [])
-        if len(equal) == len(outputs):
+        own = _normalize(example.output)
+        different = [output for output, plain in outputs if plain != own]
+        if not different:
             raise DataError(
                 f"Of {len(pool)} example(s), none has an output that differs from that of `{example.id}`, so no answer "
                 "to it is known to be wrong. Check the judge with more examples, or without a source (with the "
                 "packaged ones)."
             )
         # Each example draws for itself, so that its probes do not depend on how many others are probed.
-        drawn = random.Random(example.id).choice(range(len(outputs) - len(equal)))
-        chosen.append(outputs[drawn + bisect_right(equal, drawn)])
+        chosen.append(random.Random(example.id).choice(different))
     return chosen
 
 

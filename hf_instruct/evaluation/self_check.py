@@ -166,9 +166,10 @@ def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:
         by_kind.setdefault(kind, {})[example_id] = judgment.score
     ids = list(dict.fromkeys(id for column in by_kind.values() for id in column))
     checks = check_table({kind: [column.get(id) for id in ids] for kind, column in by_kind.items()})
-    values = [judgment.score for judgment in judgments if judgment.score is not None]
-    missing = find_failures([judgment.score for judgment in judgments])
-    failed = [*([missing] if missing else []), *_list_problems(checks)]
+    scores = [judgment.score for judgment in judgments]
+    whole, different = _sum_up(scores), set(scores) - {None}
+    missing = find_failures(whole.failures, len(scores))
+    failed = [missing] * bool(missing) + _list_problems(checks)
     kinds = {kind: _sum_up(list(column.values())) for kind, column in by_kind.items()}
     is_decided = len(ids) >= FEWEST and (bool(missing) or all(check.passed is not None for check in checks[:1]))
     return SelfCheck(
@@ -177,8 +178,8 @@ def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:
         n=len(ids),
         probes=len(judgments),
         reference_mean=kinds[REFERENCE].mean if REFERENCE in kinds else None,
-        failures=len(judgments) - len(values),
-        constant=values[0] if len(values) > 1 and len(set(values)) == 1 else None,
+        failures=whole.failures,
+        constant=different.pop() if whole.n > 1 and len(different) == 1 else None,
         checks=checks,
         kinds=kinds,
     )
@@ -202,11 +203,11 @@ def _sum_up(scores: Sequence[int | None]) -> KindSummary:
 def format_self_check(result: SelfCheck) -> str:
     """Return a result of `run_self_check` as a table, one line a check, with what follows from it."""
     most, seen = f"at most {100 * MOST_FAILURES:.0f} %", f"{result.failures} of {result.probes}"
-    too_many = result.failures > MOST_FAILURES * result.probes
+    verdict = "FAILED" if find_failures(result.failures, result.probes) else "passed"
     table = [
         ["check", "first - second", "expected", "mean difference", "higher", "n", "result"],
         *(_format_check(check) for check in result.checks),
-        ["failures", "answers without a score", most, seen, "", "", "FAILED" if too_many else "passed"],
+        ["failures", "answers without a score", most, seen, "", "", verdict],
     ]
     shown = (REFERENCE, SHUFFLED, EMPTY, REPEATED)
     kinds = {kind: found.mean for kind, found in result.kinds.items() if kind in shown}
