@@ -312,9 +312,6 @@ def test_rubric_that_fails_on_one_row_asks_nobody(file: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["{file}", "--pairwise", "--baseline", "x"], "--pairwise is now an action: `hf-instruct judge pairwise ...`"),
-        (["--self-check"], "--self-check is now an action: `hf-instruct judge check ...`"),
-        (["{file}", "--metrics-only"], "--metrics-only is now an action: `hf-instruct judge metrics ...`"),
         (["pairwise", "{file}"], "the following arguments are required: --baseline"),
         (["pairwise", "{file}", "--baseline", "x", "--rubric", "course"], "unrecognized arguments: --rubric course"),
         (["metrics", "{file}", "--force"], "unrecognized arguments: --force"),

@@ -4,18 +4,15 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_field_flags
-from hf_instruct.console import align
 
 if TYPE_CHECKING:
     from hf_instruct.config import JudgeSection
     from hf_instruct.evaluation.loop import JudgeOptions
     from hf_instruct.run_folder import RunFolder
-    from hf_instruct.schema import Metrics
 
 DESCRIPTION = "Put each response, with its task and its reference, to a language model that judges it."
 EPILOG = """\
@@ -33,13 +30,6 @@ examples:
 What is judged already is not judged again; interrupted, the same command continues. Fields of an experiment's `judge`
 section without a flag of their own are set as in `--judge.num_ctx 8192`.
 """
-# Flags that were replaced by an action.
-_MOVED = {"--pairwise": "pairwise", "--self-check": "check", "--metrics-only": "metrics"}
-
-
-class _Moved(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *given: object, **more: object) -> NoReturn:
-        parser.error(f"{self.option_strings[0]} is now an action: `hf-instruct judge {self.const} ...`")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_source(score, _score)
     add_field_flags(score, "judge", "rubric", "repeats")
     _add_judge_flags(score)
-    for flag, action in _MOVED.items():
-        score.add_argument(flag, action=_Moved, nargs=0, const=action, help=argparse.SUPPRESS)
 
     pairwise = actions.add_parser("pairwise", help="say which of two answers is better, asked in both orders")
     _add_source(pairwise, _pairwise)
@@ -93,9 +81,8 @@ def _score(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.stage import judge, judge_sets
     from hf_instruct.schema import TUNED
 
-    given = _collect_settings(options)
     run = _open_run(options)
-    section = _build_section(given, run)
+    section = _build_section(options, run)
     folder = run or choose_folder(options.source, options.out)
     if run:
         experiment = run.load_experiment().model_copy(update={"judge": section})
@@ -122,14 +109,13 @@ def _pairwise(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.responses import load_responses
     from hf_instruct.run_folder import RunFolder, split_model
 
-    given = _collect_settings(options)
     first, second = load_responses(options.source), load_responses(options.baseline)
     names = normpath(options.source), normpath(options.baseline)
     joined = join_responses(first, second, names)
     run = RunFolder(split_model(options.source)[0])
     is_run = run.config.is_file()
     # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
-    section = _build_section(given, run if is_run else None)
+    section = _build_section(options, run if is_run else None)
     file = _choose_pair_file(options.source, options.baseline, options.out)
     with run.locked() if is_run else contextlib.nullcontext():
         judged = prefer(joined, section, file=file, options=_build_options(options))
@@ -174,7 +160,6 @@ def _check(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.scores import describe_check
     from hf_instruct.evaluation.self_check import DEFAULT_LIMIT, format_self_check, run_self_check
 
-    given = _collect_settings(options)
     run = _open_run(options)
     if run:
         examples = run.read_split("test")
@@ -182,7 +167,7 @@ def _check(options: argparse.Namespace) -> None:
         examples = read_examples(str(options.source))
     else:
         examples = read_examples(split_examples(EVERYDAY)["test"])
-    section = _build_section(given, run)
+    section = _build_section(options, run)
     out = run.path if run else None
     if not run and (options.source or options.out):
         out = choose_folder(options.source or Path("the packaged examples"), options.out).path
@@ -199,7 +184,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _metrics(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.metrics import measure_responses
+    from hf_instruct.evaluation.metrics import format_table, measure_responses
     from hf_instruct.evaluation.responses import choose_folder, load_responses
     from hf_instruct.schema import TUNED, UNTUNED
 
@@ -212,24 +197,8 @@ def _metrics(options: argparse.Namespace) -> None:
     with run.locked() if run else contextlib.nullcontext():
         for model, metrics in measured.items():
             folder.write_metrics(model, metrics)
-    _print_metrics(measured if run else {"responses": measured[TUNED]})
+    print(format_table(measured if run else {"responses": measured[TUNED]}))
     print(folder.metrics)
-
-
-def _print_metrics(sides: "Mapping[str, Metrics]") -> None:
-    from hf_instruct.evaluation.metrics import METRICS, format_mean
-
-    rows = [["", *(f"{name}, n {measured.total}" for name, measured in sides.items())]]
-    for metric, about in METRICS.items():
-        found = [measured.metrics.get(metric) for measured in sides.values()]
-        if not any(found):
-            continue
-        row = [about.label]
-        for measured, values in zip(sides.values(), found, strict=True):
-            text = format_mean(metric, values) if values else "not known"
-            row.append(f"{text}, n {values.n}" if values and values.n != measured.total else text)
-        rows.append(row)
-    print(*align(rows), "(95 % intervals in brackets)", sep="\n")
 
 
 def _open_run(options: argparse.Namespace) -> "RunFolder | None":
@@ -255,20 +224,16 @@ def _open_run(options: argparse.Namespace) -> "RunFolder | None":
     return run
 
 
-def _collect_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the `judge` section that the flags set."""
+def _build_section(options: argparse.Namespace, run: "RunFolder | None") -> "JudgeSection":
+    """Return the `judge` section that the flags set, over a run's own."""
+    from hf_instruct.config import build_experiment
     from hf_instruct.errors import ConfigError
+    from hf_instruct.evaluation.stage import load_judge_settings
 
     overrides = getattr(options, "overrides", {})
     if others := [f"`--{name}` is not a setting of judging" for name in overrides if not name.startswith("judge.")]:
         raise ConfigError.listing(others, "in the flags")
-    return {name.removeprefix("judge."): value for name, value in overrides.items()}
-
-
-def _build_section(given: dict[str, Any], run: "RunFolder | None") -> "JudgeSection":
-    from hf_instruct.config import build_experiment
-    from hf_instruct.evaluation.stage import load_judge_settings
-
+    given = {name.removeprefix("judge."): value for name, value in overrides.items()}
     values = load_judge_settings(run, given) if run else given
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
 

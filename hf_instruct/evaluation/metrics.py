@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_instruct.console import align
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.evaluation.intervals import bootstrap_mean, estimate, share_interval
 from hf_instruct.evaluation.responses import build_responses
@@ -243,6 +244,22 @@ def format_mean(name: str, value: MetricValue) -> str:
     """Return a metric's mean as it is printed, with the ends of its interval where it has one."""
     mean, interval = format_metric(name, value.mean), value.interval
     return f"{mean} [{', '.join(format_metric(name, end) for end in interval)}]" if interval else mean
+
+
+def format_table(sides: Mapping[str, Metrics]) -> str:
+    """Return all metrics of one or several models as a table, a column for each by its name."""
+    rows = [["", *(f"{name}, n {measured.total}" for name, measured in sides.items())]]
+    for name, metric in METRICS.items():
+        found = [(measured.total, measured.metrics.get(name)) for measured in sides.values()]
+        if any(value for _, value in found):
+            rows.append([metric.label, *(_format_cell(name, value, total) for total, value in found)])
+    return "\n".join([*align(rows), "(95 % intervals in brackets)"])
+
+
+def _format_cell(name: str, value: MetricValue | None, total: int) -> str:
+    if value is None:
+        return "not known"
+    return format_mean(name, value) + (f", n {value.n}" if value.n != total else "")
 
 
 def __getattr__(class_name: str) -> Any:
