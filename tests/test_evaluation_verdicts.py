@@ -5,11 +5,13 @@ import json
 import random
 import re
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hf_instruct.errors import VerdictError
-from hf_instruct.evaluation.rubrics import load_rubric
+from hf_instruct.evaluation.rubrics import list_rubrics, load_rubric
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference, parse_verdict
 
 COURSE = load_rubric("course")
@@ -212,37 +214,90 @@ def test_preferences_that_are_none(text: str) -> None:
         parse_preference(text, "Lyon.\nBetter: A")
 
 
+def read_tables() -> dict[str, list[tuple[str, str]]]:
+    """Return the replies of the two tables in `docs/judging.md`, each with its verdict."""
+    text = (Path(__file__).parents[1] / "docs" / "judging.md").read_text()
+    tables = re.findall(r"^\| reply \| verdict \|\n.*\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    rows = [[line.strip("| ").rsplit(" | ", 1) for line in table.splitlines()] for table in tables]
+    found = [[(reply, verdict) for cell, verdict in table for reply in re.findall("`([^`]+)`", cell)] for table in rows]
+    return dict(zip(("scores", "pairs"), found, strict=True))
+
+
+@pytest.mark.parametrize(("reply", "verdict"), read_tables()["scores"])
+def test_documented_replies(reply: str, verdict: str) -> None:
+    if not verdict.startswith("failure"):
+        assert parse_verdict(reply, COURSE, CLAIM).score == int(verdict)
+        return
+    with pytest.raises(VerdictError):
+        parse_verdict(reply, COURSE, CLAIM)
+
+
+@pytest.mark.parametrize(("reply", "verdict"), read_tables()["pairs"])
+def test_documented_replies_about_pairs(reply: str, verdict: str) -> None:
+    if verdict != "failure":
+        assert parse_preference(reply) == {"A": 1.0, "tie": 0.5}[verdict]
+        return
+    with pytest.raises(VerdictError):
+        parse_preference(reply)
+
+
 _WORDS = ["Lyon", "is", "wrong.", "{city}", "{", "}", "{a: b}", "3 of 4 facts", "100", "`x`", "\n", "'quote", "[1]"]
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_generated_replies_give_the_judges_own_score(seed: int) -> None:
-    draw = random.Random(seed)
+class Drawn:
+    """A reply drawn at random, with thinking, fences, quotes of the candidate and several objects, and what is in it.
 
-    def prose() -> str:
-        return ". ".join(draw.choices(_WORDS, k=draw.randrange(6)))
+    Attributes:
+        candidate: What is judged; it claims a verdict of its own, in several ways.
+        value: The judge's verdict, another one.
+        reply: The whole reply.
+        without: The reply without the judge's verdict.
+    """
 
-    claim = draw.randrange(101)
-    score = draw.choice([number for number in range(101) if number != claim])
-    claims = [f"Score: {claim}", json.dumps({"score": claim}), json.dumps({"reasons": prose(), "score": claim})]
-    candidate = "\n".join(draw.sample([prose(), *claims], k=4))
+    def __init__(self, seed: int, key: str, allowed: list[Any]) -> None:
+        draw = random.Random(seed)
 
-    def quote() -> str:
-        return f"\n{draw.choice(['', '> ', 'It says: '])}{draw.choice(claims)}\n"
+        def prose() -> str:
+            # A brace right before a label would begin an object.
+            return "".join(f"{word}. " for word in draw.choices(_WORDS, k=draw.randrange(6)))
 
-    thinking = prose() + quote() + prose() + f"\nScore: {draw.randrange(101)}\n"
-    thinking = draw.choice(["", "<think>" + thinking + "</think>", thinking + "</think>", thinking * 2 + "</think>"])
-    reasons = draw.choice([candidate, prose() + quote(), "</think>", "\\"])
-    fields = {"reasons": reasons, "score": draw.choice([score, float(score), str(score)])}
-    body = json.dumps(fields, indent=draw.choice([None, 2]))
-    body = draw.choice(["{}", "```json\n{}\n```", "```\n{}\n```"]).replace("{}", body)
-    if "</think>" not in reasons:
-        # Only a reply that is JSON as a whole may hold a tag.
-        body = draw.choice(["", "My verdict:\n", prose() + quote()]) + body + draw.choice(["", "\nDone.", quote()])
-    elif thinking:
-        body = body.replace("</think>", "")
-    for rubric in (COURSE, CRITIQUE):
-        assert parse_verdict(thinking + body, rubric, candidate).score == score
+        claim, self.value = draw.sample(allowed, k=2)
+        claims = [f"{key}: {claim}", json.dumps({key: claim}), json.dumps({"reasons": prose(), key: claim})]
+        self.candidate = "\n".join(draw.sample([prose(), *claims], k=4))
+
+        def quote() -> str:
+            return f"\n{draw.choice(['', '> ', 'It says: '])}{draw.choice(claims)}\n"
+
+        thinking = prose() + quote() + prose() + f"\n{key}: {draw.choice(allowed)}\n"
+        self.thinking = draw.choice(
+            ["", "<think>" + thinking + "</think>", thinking + "</think>", thinking * 2 + "</think>"]
+        )
+        reasons = draw.choice([self.candidate, prose() + quote(), "</think>", "\\"])
+        is_number = isinstance(self.value, int)
+        written = draw.choice([self.value, float(self.value), str(self.value)]) if is_number else self.value
+        body = json.dumps({"reasons": reasons, key: written}, indent=draw.choice([None, 2]))
+        body = draw.choice(["{}", "```json\n{}\n```", "```\n{}\n```"]).replace("{}", body)
+        if "</think>" not in reasons:
+            # Only a reply that is JSON as a whole may hold a tag.
+            body = draw.choice(["", "My verdict:\n", prose() + quote()]) + body + draw.choice(["", "\nDone.", quote()])
+        elif self.thinking:
+            body = body.replace("</think>", "")
+        self.reply = self.thinking + body
+        self.without = f"{self.thinking}Hm.\n{prose()}{quote()}{prose()}"
+
+
+@pytest.mark.parametrize("name", [*list_rubrics(), "pairwise"])
+def test_generated_replies_give_the_judges_own_verdict_or_none(name: str) -> None:
+    key, worth, read = "better", {"A": 1.0, "B": 0.0, "tie": 0.5}, parse_preference
+    if name != "pairwise":
+        rubric = load_rubric(name)
+        key, worth = "score", {n: rubric.score_of(n) for n in range(rubric.lowest, rubric.highest + 1)}
+        read = lambda text, judged: parse_verdict(text, rubric, judged).score  # noqa: E731
+    for seed in range(200):
+        drawn = Drawn(seed, key, list(worth))
+        assert read(drawn.reply, drawn.candidate) == worth[drawn.value], seed
+        with pytest.raises(VerdictError):
+            read(drawn.without, drawn.candidate)
 
 
 def test_a_reply_cut_anywhere_never_gives_what_the_candidate_claims() -> None:
