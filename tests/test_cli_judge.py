@@ -90,6 +90,27 @@ def test_scores_of_a_run(ollama: FakeOllama, capsys: pytest.CaptureFixture[str])
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
+def test_a_first_look(ollama: FakeOllama, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge(file, "--limit", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "; n 2 of 2, 0 failed; " in lines[0]
+    assert lines[1] == "a first look: 2 of 3 answers; judged without a limit, the rest follow"
+    assert lines[-2:] == ["judgments.jsonl", "metrics.json"]
+    assert not Path("scores.json").exists()
+    asked = len(ollama.chats)
+    assert judge(file, "--no-cache") == 0
+    assert (len(ollama.chats), len(read_rows(Path("judgments.jsonl"), Judgment))) == (asked + 1, 3)
+    whole = Path("scores.json").read_text()
+    assert json.loads(whole)["tuned"]["n"] == 3
+    # A look at what is judged asks nothing, and leaves the scores of the whole.
+    assert judge(file, "--limit", 1) == 0
+    assert Path("scores.json").read_text() == whole
+    run = make_run()
+    assert judge(run.path, "--limit", 3) == 0
+    assert str(run.scores) in capsys.readouterr().out.splitlines()
+    assert run.read_scores().n == 3
+
+
 def test_flags_reach_the_judge(ollama: FakeOllama, file: Path) -> None:
     ollama.reply = lambda body: Answer('{"score": 3}')
     flags = ["--model", "llama3", "--rubric", "five-point", "--concurrency", "1", "--out", "out"]

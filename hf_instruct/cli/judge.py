@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.flags import add_field_flags
+from hf_instruct.cli.flags import add_field_flags, natural
 
 if TYPE_CHECKING:
     from hf_instruct.config import JudgeSection
@@ -21,6 +22,7 @@ EPILOG = """\
 examples:
   hf-instruct judge runs/my-run                              again, or with another judge, over a run folder
   hf-instruct judge instruction-data-with-response.json      a file of responses; --out DIR for where the scores go
+  hf-instruct judge runs/my-run --limit 10                   a first look; without the limit the rest follow
   hf-instruct judge runs/my-run --judge ollama --pull        Llama 3 through Ollama, downloaded if it is missing
   hf-instruct judge runs/my-run --judge openai --base-url http://127.0.0.1:8000/v1 --concurrency 32
   hf-instruct judge pairwise runs/a --baseline runs/b        which of two answers is better, asked in both orders
@@ -40,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     score = actions.add_parser("score", help="score each response (the default action)")
     _add_source(score, _score)
     add_field_flags(score, "judge", "rubric", "repeats")
+    look = "a first look: judge only the first N answers, without checking the judge or writing scores.json"
+    score.add_argument("--limit", metavar="N", type=natural, help=look)
     _add_judge_flags(score)
 
     pairwise = actions.add_parser("pairwise", help="say which of two answers is better, asked in both orders")
@@ -84,19 +88,21 @@ def _score(options: argparse.Namespace) -> None:
     run = _open_run(options)
     section = _build_section(options, run)
     folder = run or choose_folder(options.source, options.out)
+    how = dataclasses.replace(_build_options(options), limit=options.limit)
     if run:
         experiment = run.load_experiment().model_copy(update={"judge": section})
         with run.locked():
-            judged = judge(run, experiment, options=_build_options(options))
+            judged = judge(run, experiment, options=how)
     else:
         responses = load_responses(options.source)
-        judged = judge_sets({TUNED: responses}, folder, section, options=_build_options(options))
+        judged = judge_sets({TUNED: responses}, folder, section, options=how)
         folder.write_metrics(TUNED, measure_responses(responses))
     for model, found in judged.items():
         lines = [*str(found).splitlines(), f"metrics  {format_metrics(folder.read_metrics(model))}"]
         label = f"{model:9}" if run else ""
         print(*(f"{label if number == 0 else ' ' * len(label)}{line}" for number, line in enumerate(lines)), sep="\n")
-    print(folder.judgments, folder.scores, folder.metrics, sep="\n")
+    is_part = any(found.left_out for found in judged.values())
+    print(folder.judgments, *([] if is_part else [folder.scores]), folder.metrics, sep="\n")
     for found in judged.values():
         require_verdicts(found.scores.n, found.scores.total, folder.judgments)
 

@@ -42,6 +42,7 @@ class JudgeOptions:
     Attributes:
         use_cache: Take verdicts from the cache and add to it.
         force: Judge again what is judged already, and drop its verdicts from the cache.
+        limit: Only the first so many responses, for a first look: their judgments are kept, and no scores are written.
         go_on: Tells the user how to continue after an interruption.
         title: Of the progress bar.
         repeat: Which pass over the same questions this is, counted from 1: each has verdicts of its own in the cache.
@@ -49,6 +50,7 @@ class JudgeOptions:
 
     use_cache: bool = True
     force: bool = False
+    limit: int | None = None
     go_on: str = "Judge again to continue."
     title: str = "Judging"
     repeat: int = 1

@@ -36,14 +36,19 @@ class JudgmentSet:
         judgments: One for each response, in their order.
         scores: What they amount to; the content of `scores.json`.
         repeats: The judgments of the second repeat and those after it.
+        left_out: Responses beyond `JudgeOptions.limit`.
     """
 
     judgments: list[Judgment]
     scores: Scores
     repeats: list[list[Judgment]] = dataclasses.field(default_factory=list)
+    left_out: int = 0
 
     def __str__(self) -> str:
-        return "\n".join(text for text in (format_scores(self.scores), format_repeats(self.scores)) if text)
+        total = self.scores.total + self.left_out
+        first_look = f"a first look: {self.scores.total} of {total} answers; judged without a limit, the rest follow"
+        texts = format_scores(self.scores), first_look if self.left_out else "", format_repeats(self.scores)
+        return "\n".join(filter(None, texts))
 
 
 def judge_responses(
@@ -107,6 +112,7 @@ async def judge_with(
         JudgeError: Judging cannot go on; the text says how many responses are judged, and how to go on.
     """
     options = options or JudgeOptions()
+    responses, left_out = responses[: options.limit], len(responses[options.limit or len(responses) :])
     rubric = load_rubric(settings.rubric)
     by_id = {row.id: row for row in responses}
     questions = {row.id: rubric.build_question(row) for row in responses}
@@ -131,7 +137,7 @@ async def judge_with(
     scores = build_scores(repeats[0], rubric=rubric, judge=identities[0], categories=categories, equal=equal)
     again = build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None
     scores = scores.model_copy(update={"repeats": again, "self_check": find_self_check(identities[0], rubric)})
-    if files:
+    if files and not left_out:
         files.write_scores(responses[0].model, scores)
     if scores.constant:
         logger.warning(
@@ -140,7 +146,7 @@ async def judge_with(
             scores.n,
             scores.minimum,
         )
-    return JudgmentSet(repeats[0], scores, repeats[1:])
+    return JudgmentSet(repeats[0], scores, repeats[1:], left_out)
 
 
 @dataclasses.dataclass(frozen=True)

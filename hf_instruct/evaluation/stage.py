@@ -82,7 +82,8 @@ def judge_sets(
 ) -> dict[str, JudgmentSet]:
     """Judge several models' responses with one judge, opened once, into one folder; the progress bar shows their names.
 
-    The judge itself is checked first where the settings say so, briefly, over the examples that the responses are to.
+    The judge itself is checked first where the settings say so, briefly, over the examples that the responses are to;
+    not for a first look at some of them.
 
     Raises:
         ConfigError: The rubric is not usable, or fails on a response.
@@ -95,7 +96,7 @@ def judge_sets(
 
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
-            if settings.check:
+            if settings.check and all(rows == rows[: options.limit] for rows in sets.values()):
                 texts = {row.id: (row.instruction, row.input, row.output) for row in chain(*sets.values())}
                 examples = [Example(id, *fields) for id, fields in texts.items()]
                 checking = dataclasses.replace(options, title="Checking the judge")
