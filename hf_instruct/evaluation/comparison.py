@@ -28,28 +28,18 @@ _LEAST_CONSTANT = 5
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A run's values - the baseline's, example by example.
-
-    Attributes:
-        mean: In the values' unit.
-        interval: Its 95 % interval, a score interval for shares, else bootstrapped; None for a single example.
-        wins: Examples on which the run's value is higher.
-        ties: Examples on which both are equal.
-        losses: Examples on which the baseline's is higher.
-        p_value: Of the two-sided sign test; None where all values are equal.
-        is_shown: Whether the interval excludes zero, and `bounds` too.
-        smallest_found: The smallest difference that as many examples show 8 times in 10; None for a single example.
-        bounds: The mean over all examples where each failed judgment is the worst or the best score; None without any.
-    """
+    """A run's values - the baseline's, example by example, in the values' unit."""
 
     mean: float
-    interval: Interval | None
-    wins: int
+    interval: Interval | None  # 95 %: a score interval for shares, else bootstrapped; None for a single example
+    wins: int  # examples on which the run's value is higher
     ties: int
     losses: int
-    p_value: float | None
-    is_shown: bool
+    p_value: float | None  # of the two-sided sign test; None where all values are equal
+    is_shown: bool  # whether the interval excludes zero, and `bounds` too
+    # The smallest difference that as many examples show 8 times in 10; None for a single example.
     smallest_found: float | None = None
+    # The mean over all examples where each failed judgment is the worst or the best score; None without any.
     bounds: Interval | None = None
 
     @property
@@ -67,85 +57,48 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One run of a comparison.
-
-    Attributes:
-        name: The run.
-        mean: Of its scores of the common examples.
-        interval: 95 % bootstrap interval of that mean; None for a single example.
-        n: Its examples with a score, common or not.
-        failures: Its examples without one.
-        total: All of its examples.
-        coverage: Fraction of them with a score.
-        mean_failures_as_0: Mean over all its examples with each failure counted as 0.
-        mean_failures_as_100: The same with each failure counted as 100.
-        difference: From the baseline, on the common examples; None for the baseline itself.
-        validation_loss: Of the model, in nats per token; None where that is not known.
-        repeats: How often each answer was judged.
-        self_check: What a check of its judge found; None where there was none.
-    """
+    """One run of a comparison."""
 
     name: str
-    mean: float
-    interval: Interval | None
-    n: int
-    failures: int
+    mean: float  # of its scores of the common examples
+    interval: Interval | None  # 95 %, by bootstrap; None for a single example
+    n: int  # its examples with a score, common or not
+    failures: int  # its examples without one
     total: int
-    coverage: float
-    mean_failures_as_0: float
+    coverage: float  # n / total
+    mean_failures_as_0: float  # over all its examples
     mean_failures_as_100: float
-    difference: Difference | None
-    validation_loss: float | None
-    repeats: int
-    self_check: dict[str, Any] | None
+    difference: Difference | None  # on the common examples; None for the baseline itself
+    validation_loss: float | None  # of the model, in nats per token; None where that is not known
+    repeats: int  # how often each answer was judged
+    self_check: dict[str, Any] | None  # what a check of its judge found; None where there was none
 
 
 @dataclasses.dataclass(frozen=True)
 class Breakdown:
-    """The runs on a part of the examples, or by another measure.
+    """The runs on a part of the examples, or by another measure; lists are in the order of the comparison's rows."""
 
-    Attributes:
-        name: The category, or the metric.
-        n: Examples that all runs have a value for.
-        means: Mean of each run, in the order of the comparison's rows.
-        differences: From the baseline, in that order; None for the baseline itself.
-    """
-
-    name: str
-    n: int
+    name: str  # of the category, or the metric
+    n: int  # examples that all runs have a value for
     means: list[float]
-    differences: list[Difference | None]
+    differences: list[Difference | None]  # None for the baseline itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Runs side by side."""
 
-    Attributes:
-        rows: One a run: two in the order given, more by the mean of the leading measure, the highest first.
-        baseline: The run that the differences are from.
-        n: Examples that all runs have a score for; means and differences are over these.
-        num_dropped: Examples that only some of the runs have a score for.
-        keyed: Whether examples were joined by id, rather than by their order.
-        judge: Who judged, in words.
-        judging_differences: In what the runs were judged differently, where that was forced; mostly empty.
-        categories: The scores by category, where examples have one.
-        metrics: The reference metrics that all runs have.
-        leading: Which measure the rows are sorted by, and why, where that is not the score.
-        notes: What a reader should know before quoting the numbers.
-    """
-
-    rows: list[Row]
-    baseline: str
-    n: int
-    num_dropped: int
-    keyed: bool
-    judge: str
-    judging_differences: list[str]
-    categories: list[Breakdown]
-    metrics: list[Breakdown]
-    leading: Leading
-    notes: list[str]
+    rows: list[Row]  # two in the order given, more by the mean of the leading measure, the highest first
+    baseline: str  # the run that the differences are from
+    n: int  # examples that all runs have a score for; means and differences are over these
+    num_dropped: int  # examples that only some of the runs have a score for
+    keyed: bool  # whether examples were joined by id, rather than by their order
+    judge: str  # in words
+    judging_differences: list[str]  # in what the runs were judged differently, where that was forced
+    categories: list[Breakdown]  # of the scores, where examples have a category
+    metrics: list[Breakdown]  # the reference metrics that all runs have
+    leading: Leading  # which measure the rows are sorted by, and why, where that is not the score
+    notes: list[str]  # what a reader should know before quoting the numbers
 
     def __str__(self) -> str:
         from hf_instruct.evaluation.table import format_comparison
@@ -208,42 +161,47 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
 def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[str]) -> Comparison:
     import pandas
 
-    scores = pandas.concat([run.rows["score"] for run in runs], axis=1, keys=range(len(runs))).dropna(how="all")
+    scores = _put_side_by_side(run.rows["score"] for run in runs)
     common = scores.dropna()
     _check_common(runs, common.index)
-    named = [set(run.metrics) for run in runs]
-    weaknesses = (find_weakness(run.judge, run.self_check) for run in runs if run.judge)
-    leading = choose_leading(weaknesses, set.intersection(*named))
-    metrics = {
-        name: _join_metric(runs, name)
-        for name in runs[0].metrics
-        if all(name in names for names in named) and len(_join_metric(runs, name))
-    }
+    shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    joined = {name: _put_side_by_side(run.metrics[name] for run in runs).dropna() for name in shared}
+    metrics = {name: values for name, values in joined.items() if len(values)}
+    leading = choose_leading((find_weakness(run.judge, run.self_check) for run in runs if run.judge), shared)
     leads = metrics.get(leading.name) if leading.is_metric else common if leading.name else None
     order = list(range(len(runs)))
     # Two stay as they were typed: "2 - 1" means what the reader expects.
     if leads is not None and len(runs) > 2:
         order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
-    whole = _break_down("", common[order], base)
-    whole.differences[:] = [
-        each and _bound(each, run, runs[baseline]) for run, each in zip(ordered, whole.differences, strict=True)
+    differences = [
+        each and _bound(each, run, runs[baseline])
+        for run, each in zip(ordered, _break_down("", common[order], base).differences, strict=True)
     ]
     categories = pandas.concat([run.rows["category"] for run in ordered]).dropna()
     groups = common[order].groupby(categories[~categories.index.duplicated()].reindex(common.index))
+    num_dropped = len(scores) - len(common)
     return Comparison(
-        rows=[_build_row(run, common[i], d) for i, run, d in zip(order, ordered, whole.differences, strict=True)],
+        rows=[_build_row(run, common[i], d) for i, run, d in zip(order, ordered, differences, strict=True)],
         baseline=runs[baseline].name,
         n=len(common),
-        num_dropped=len(scores) - len(common),
+        num_dropped=num_dropped,
         keyed=runs[0].keyed,
         judge=_describe_judging(ordered),
         judging_differences=judged_differently,
         categories=[_break_down(name, part, base) for name, part in groups] if groups.ngroups > 1 else [],
         metrics=[_break_down(name, values[order], base, is_share=name in SHARES) for name, values in metrics.items()],
         leading=leading,
-        notes=_list_notes(ordered, num_dropped=len(scores) - len(common), n=len(common)),
+        notes=_list_notes(ordered, num_dropped=num_dropped, n=len(common)),
     )
+
+
+def _put_side_by_side(values: "Iterable[pandas.Series[float]]") -> "pandas.DataFrame":
+    """Return a column a run, a row for each example that any run has a value for."""
+    import pandas
+
+    columns = list(values)
+    return pandas.concat(columns, axis=1, keys=range(len(columns))).dropna(how="all")
 
 
 def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_share: bool = False) -> Difference:
@@ -323,13 +281,6 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
                 f"`{runs[0].name}` and `{run.name}` are of different data: {len(wrong)} of {len(keys)} ids stand for "
                 f"another example in each, such as `{wrong[0]}`. Compare runs over the same test examples."
             )
-
-
-def _join_metric(runs: Sequence[ScoredRun], name: str) -> "pandas.DataFrame":
-    """Return each run's values of a metric over the examples that all have one for."""
-    import pandas
-
-    return pandas.concat([run.metrics[name] for run in runs], axis=1, keys=range(len(runs))).dropna()
 
 
 def _build_row(run: ScoredRun, values: "pandas.Series[float]", difference: Difference | None) -> Row:

@@ -22,31 +22,21 @@ if TYPE_CHECKING:
 class ScoredRun:
     """The scores of one set of answers.
 
-    Attributes:
-        name: As the user named it.
-        rows: One for each example judged, by id (or by index, from 0): `score` from 0 to 100, NaN for a failure (where
-            the answers were judged several times, the mean), and, where the answers lie beside the scores, `example`
-            (the hash of the example) and `category`.
-        metrics: Values of the reference metrics, by id and name; those of `QUOTIENTS` are left out.
-        keyed: Whether the rows are by id.
-        judge: The judge; None where the file does not tell.
-        rubric: Name of the rubric; empty where the file does not tell.
-        rubric_sha256: Hash of what it asks; empty where that is not known.
-        repeats: How often each answer was judged.
-        self_check: What a check of the judge found; None where there was none.
-        validation_loss: Of the model that answered, in nats per token; None where that is not known.
+    `rows` has one for each example judged, by id (or by index, from 0): `score` from 0 to 100, NaN for a failure (where
+    the answers were judged several times, the mean), and, where the answers lie beside the scores, `example` (the hash
+    of the example) and `category`.
     """
 
-    name: str
+    name: str  # as the user named it
     rows: "pandas.DataFrame"
-    metrics: "pandas.DataFrame"
-    keyed: bool = True
-    judge: JudgeIdentity | None = None
-    rubric: str = ""
-    rubric_sha256: str = ""
-    repeats: int = 1
-    self_check: CheckOutcome | None = None
-    validation_loss: float | None = None
+    metrics: "pandas.DataFrame"  # values of the reference metrics, by id and name, but for those of `QUOTIENTS`
+    keyed: bool = True  # whether the rows are by id
+    judge: JudgeIdentity | None = None  # None where the file does not tell
+    rubric: str = ""  # its name; empty where the file does not tell
+    rubric_sha256: str = ""  # of what it asks; empty where that is not known
+    repeats: int = 1  # how often each answer was judged
+    self_check: CheckOutcome | None = None  # what a check of the judge found; None where there was none
+    validation_loss: float | None = None  # of the model that answered, in nats per token; None where not known
 
     @property
     def known(self) -> "pandas.Series[float]":
@@ -93,18 +83,6 @@ def load_run(source: Any, *, name: str | None = None) -> ScoredRun:
     return _add_run_files(run, RunFolder(verdicts.file.parent), last.model, is_folder=is_folder)
 
 
-def _average_repeats(run: ScoredRun, folder: RunFolder, model: str, count: int) -> ScoredRun:
-    """Return a run with the means over the repeats that its scores are of."""
-    import pandas
-
-    columns = [
-        pandas.Series({row.id: row.score for row in folder.read_judgments(model, repeat=number)}, dtype=float)
-        for number in range(1, count + 1)
-    ]
-    scores = pandas.concat(columns, axis=1).mean(axis=1).reindex(run.rows.index)
-    return dataclasses.replace(run, rows=run.rows.assign(score=scores), repeats=count)
-
-
 def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: bool) -> ScoredRun:
     """Return a run with what lies beside its judgments: the scores, the answers' examples, metrics, validation loss."""
     import pandas
@@ -118,19 +96,20 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: 
             f"`{run.name}` is not judged to the end ({len(run.rows)} of {len(responses)} answers); "
             f"`hf-instruct judge` continues it."
         )
-    if scores and scores.repeats:
-        run = _average_repeats(run, folder, model, scores.repeats.count)
+    rows, repeats = run.rows, scores.repeats.count if scores and scores.repeats else 1
+    if repeats > 1:
+        judged = [folder.read_judgments(model, repeat=number) for number in range(1, repeats + 1)]
+        columns = [pandas.Series({row.id: row.score for row in each}, dtype=float) for each in judged]
+        rows = rows.assign(score=pandas.concat(columns, axis=1).mean(axis=1))
     examples = {row.id: build_example_id(row.instruction, row.input, row.output) for row in responses}
     categories = {row.id: row.category for row in responses if row.category}
-    values = folder.read_metrics(model).examples
-    metrics = {
-        id: {name: value for name, value in each.items() if name not in QUOTIENTS} for id, each in values.items()
-    }
+    metrics = pandas.DataFrame.from_dict(folder.read_metrics(model).examples, orient="index", dtype=float)
     return dataclasses.replace(
         run,
-        rows=run.rows.assign(example=run.rows.index.map(examples), category=run.rows.index.map(categories)),
-        metrics=pandas.DataFrame.from_dict(metrics, orient="index", dtype=float),
+        rows=rows.assign(example=rows.index.map(examples), category=rows.index.map(categories)),
+        metrics=metrics.drop(columns=list(QUOTIENTS), errors="ignore"),
         rubric_sha256=run.rubric_sha256 or (scores.rubric.sha256 if scores else ""),
+        repeats=repeats,
         self_check=scores.self_check if scores else None,
         validation_loss=_find_validation_loss(folder, model),
     )
@@ -151,25 +130,22 @@ def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
     A run that does not tell its judge, or the hash of its rubric, is not held against the others.
     """
     judges = [(run, run.judge) for run in runs if run.judge]
-    seen: dict[str, list[tuple[str, Any]]] = {
-        f"judge.{name}": [(run.name, getattr(judge, name)) for run, judge in judges] for name in JUDGE_IDENTITY
-    }
-    # Options that all have alike are not shown.
-    names = sorted({name for _, judge in judges for name in judge.options})
-    differing = [name for name in names if len({str(judge.options.get(name)) for _, judge in judges}) > 1]
-    seen["judge.options"] = [
-        (run.name, ", ".join(f"{name} {judge.options.get(name)}" for name in differing)) for run, judge in judges
-    ]
-    seen["rubric"] = [(run.name, run.rubric) for run, _ in judges]
-    if len({run.rubric for run, _ in judges}) == 1:
+    all_options = {name for _, judge in judges for name in judge.options}
+    differing = [name for name in sorted(all_options) if len({str(judge.options.get(name)) for _, judge in judges}) > 1]
+    has_one_rubric = len({run.rubric for run, _ in judges}) == 1
+    owners: dict[str, dict[str, list[str]]] = {}
+    for run, judge in judges:
+        facts = {f"judge.{name}": getattr(judge, name) for name in JUDGE_IDENTITY}
+        # Options that all have alike are not shown.
+        facts["judge.options"] = ", ".join(f"{name} {judge.options.get(name)}" for name in differing)
+        facts["rubric"] = run.rubric
         # Another name says it already: another rubric always has another hash.
-        seen["rubric (SHA-256)"] = [(run.name, run.rubric_sha256[:7]) for run, _ in judges if run.rubric_sha256]
-    differences = []
-    for name, pairs in seen.items():
-        owners: dict[str, list[str]] = {}
-        for owner, value in pairs:
-            owners.setdefault(str(value), []).append(owner)
-        if len(owners) > 1:
-            values = "; ".join(f"{value} ({', '.join(names)})" for value, names in owners.items())
-            differences.append(f"`{name}`: {values}")
-    return differences
+        if has_one_rubric and run.rubric_sha256:
+            facts["rubric (SHA-256)"] = run.rubric_sha256[:7]
+        for name, value in facts.items():
+            owners.setdefault(name, {}).setdefault(str(value), []).append(run.name)
+    return [
+        f"`{name}`: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
+        for name, values in owners.items()
+        if len(values) > 1
+    ]
