@@ -11,7 +11,7 @@ import sklearn.metrics
 from rows import judgment, preference, response
 
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.agreement import measure_agreement
+from hf_instruct.evaluation.agreement import Side, measure_agreement
 from hf_instruct.evaluation.verdict_table import load_verdicts
 from hf_instruct.records import write_rows
 from hf_instruct.schema import Preference
@@ -55,7 +55,7 @@ def test_the_course_s_correlations_from_its_own_files(tmp_path: Path) -> None:
         assert estimate.interval.high > value + 0.05
     assert agreement.estimates["mean_difference"].value == pytest.approx(numpy.mean(LLAMA3) - numpy.mean(GPT4))
     assert agreement.estimates["within_10"].value == 0.58
-    assert agreement.notices == ()
+    assert agreement.notices == []
 
 
 def test_correlations_are_those_of_scipy_with_and_without_ties() -> None:
@@ -86,8 +86,8 @@ def test_ids_join_in_any_order_and_failures_are_counted(tmp_path: Path) -> None:
     agreement = measure_agreement(tmp_path, other)
     assert agreement.n == 3
     assert agreement.joined_by == "id"
-    assert agreement.first == (str(tmp_path), "judge llama3@365c0bd (ollama), rubric course", 4, 1, 1, 50.0)
-    assert agreement.second == (str(other), "", 4, 0, 1, pytest.approx(155 / 3))
+    assert agreement.first == Side(str(tmp_path), "judge llama3@365c0bd (ollama), rubric course", 4, 1, 1, 50.0)
+    assert agreement.second == Side(str(other), "", 4, 0, 1, pytest.approx(155 / 3))
     assert agreement.estimates["mean_difference"].value == pytest.approx(5 / 3)
     assert measure_agreement(rows, {"d": 95, "b": 40, "a": 20}).estimates == agreement.estimates
 
@@ -187,7 +187,7 @@ def test_kappa_is_that_of_scikit_learn() -> None:
     assert kappa.interval.low < kappa.value < kappa.interval.high
     assert agreement.estimates["agreement"].value == pytest.approx((a == b).mean())
     table = sklearn.metrics.confusion_matrix((2 * a).astype(int), (2 * b).astype(int))
-    assert agreement.counts == tuple(map(tuple, table.tolist()))
+    assert agreement.counts == table.tolist()
 
 
 def test_kappa_is_not_defined_where_both_say_one_thing() -> None:
@@ -200,7 +200,7 @@ def test_kappa_is_not_defined_where_both_say_one_thing() -> None:
 def test_the_other_way_round_is_turned() -> None:
     turned = votes([0, 1, 0.5, None], first="runs/b/", second="./runs/a")
     agreement = measure_agreement(votes([1, 0, 0.5, 1]), turned)
-    assert agreement.counts == ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    assert agreement.counts == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert "B names the two sets the other way round; its wins are counted as losses." in agreement.notices
 
 

@@ -1,9 +1,10 @@
 """How far two judges, or a judge and people, agree: numbers with intervals over the examples that both judged."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.console import align, format_points, format_signed
 from hf_instruct.errors import DataError
@@ -22,57 +23,40 @@ LABELS = ("loss", "tie", "win")
 _FEW = 20
 
 
-class Side(NamedTuple):
-    """One of the two whose agreement is measured.
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of the two whose agreement is measured."""
 
-    Attributes:
-        name: Its file.
-        judge: Who judged, in words; empty where unknown.
-        total: Examples it has.
-        failed: Of these, how many without a verdict.
-        alone: Of these, how many the other side does not have.
-        mean: Mean score over the examples both have a verdict on, in points; None for preferences.
-    """
-
-    name: str
-    judge: str
-    total: int
-    failed: int
-    alone: int
-    mean: float | None
+    name: str  # of its file
+    judge: str  # in words; empty where unknown
+    total: int  # examples it has
+    failed: int  # of these, how many without a verdict
+    alone: int  # of these, how many the other side does not have
+    mean: float | None  # of the scores where both have a verdict, in points; None for preferences
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
     """The agreement of two sets of verdicts.
 
-    Attributes:
-        kind: `scores` or `preferences`.
-        first, second: The two sides.
-        joined_by: `id` or `order`.
-        n: Examples that both have a verdict on.
-        estimates: By name. Of scores: `pearson`, `spearman`, `kendall` (tau-b), from -1 to 1; `mean_difference` (second
-            - first) and `mean_absolute_difference`, in points; `within_10`, a fraction. Of preferences: `agreement`, a
-            fraction; `kappa` (Cohen's), at most 1.
-        counts: For preferences: how often first and second say `loss`, `tie` and `win`, [first, second].
-        notices: What a reader should know.
+    `estimates` are by name. Of scores: `pearson`, `spearman`, `kendall` (tau-b), from -1 to 1; `mean_difference`
+    (second - first) and `mean_absolute_difference`, in points; `within_10`, a fraction. Of preferences: `agreement`, a
+    fraction; `kappa` (Cohen's), at most 1.
     """
 
-    kind: str
+    kind: str  # `scores` or `preferences`
     first: Side
     second: Side
-    joined_by: str
-    n: int
+    joined_by: str  # `id` or `order`
+    n: int  # examples that both have a verdict on
     estimates: Mapping[str, Estimate]
-    counts: tuple[tuple[int, ...], ...]
-    notices: tuple[str, ...]
+    counts: list[list[int]] | None  # of preferences: how often first and second say `LABELS`, [first, second]
+    notices: list[str]  # what a reader should know
 
     def to_dict(self) -> dict[str, Any]:
         """Return the agreement as plain values, for JSON."""
-        sides = {"first": self.first._asdict(), "second": self.second._asdict()}
         estimates = {name: estimate._asdict() for name, estimate in self.estimates.items()}
-        counts = [list(row) for row in self.counts] or None
-        return dataclasses.asdict(self) | sides | {"estimates": estimates, "counts": counts}
+        return {**dataclasses.asdict(self), "estimates": estimates}
 
     def __str__(self) -> str:
         return "\n".join(_format_lines(self))
@@ -114,29 +98,27 @@ def measure_agreement(
     both = pandas.concat(scores, axis=1, join="inner", keys=("a", "b"))
     pairs = both.dropna()
     _check_joined(a, b, scores, both)
+    is_scores = a.kind == SCORES
     sides = [
-        Side(side.name, side.judge, len(own), int(own.isna().sum()), len(own) - len(both), float(mean))
-        for side, own, mean in zip((a, b), scores, pairs.mean(), strict=True)
+        Side(side.name, side.judge, len(own), int(own.isna().sum()), len(own) - len(both), mean if is_scores else None)
+        for side, own, mean in zip((a, b), scores, pairs.mean().tolist(), strict=True)
     ]
     notices = [*a.list_notices(), *b.list_notices(), *_note_other_answers(a, b, both.index)]
     if turned:
         notices.append(f"{b.name} names the two sets the other way round; its wins are counted as losses.")
     if len(pairs) < _FEW:
         notices.append(f"Only {len(pairs)} examples: the intervals are too narrow, and the numbers say little.")
-    values = pairs["a"].to_numpy(), pairs["b"].to_numpy()
-    counts: tuple[tuple[int, ...], ...] = ()
-    if a.kind == SCORES:
-        notices += _note_scales(sides, *values)
-        estimates = _measure_scores(*values, seed)
+    x, y = pairs["a"].to_numpy(), pairs["b"].to_numpy()
+    counts: list[list[int]] | None = None
+    if is_scores:
+        notices += _note_scales(sides, x, y)
+        estimates = _measure_scores(x, y, seed)
     else:
-        sides = [side._replace(mean=None) for side in sides]
-        table = numpy.bincount((6 * values[0] + 2 * values[1]).astype(int), minlength=9).reshape(3, 3)
-        counts = tuple(map(tuple, table.tolist()))
-        estimates = _measure_preferences(*values, seed)
+        counts = numpy.bincount((6 * x + 2 * y).astype(int), minlength=9).reshape(3, 3).tolist()
+        estimates = _measure_preferences(x, y, seed)
         if estimates["kappa"].value is None:
             notices.append("Both say one and the same thing throughout, so kappa is not defined.")
-    joined_by = "id" if a.keyed else "order"
-    return Agreement(a.kind, sides[0], sides[1], joined_by, len(pairs), estimates, counts, tuple(notices))
+    return Agreement(a.kind, sides[0], sides[1], "id" if a.keyed else "order", len(pairs), estimates, counts, notices)
 
 
 def _check_joined(
@@ -166,26 +148,20 @@ def _check_joined(
 
 
 def _note_other_answers(first: Verdicts, second: Verdicts, keys: "pandas.Index") -> list[str]:
-    answers = [_read_answers(side) for side in (first, second)]
-    different = sum(answers[0].get(key) != answers[1].get(key) for key in keys) if all(answers) else 0
-    if not different:
+    """Say so where the answers that were judged lie beside both files, and differ."""
+    answers: list[dict[str, str]] = []
+    for side in (first, second):
+        if side.file is not None and side.judgments:
+            with contextlib.suppress(DataError):
+                rows = RunFolder(side.file.parent).read_responses(side.judgments[0].model)
+                answers.append({row.id: row.response for row in rows})
+    if len(answers) < 2 or not all(answers):
         return []
+    different = sum(answers[0].get(key) != answers[1].get(key) for key in keys)
     return [
         f"The answers differ in {different} of {len(keys)} examples: these are verdicts on other answers, not two "
         "opinions on the same ones."
-    ]
-
-
-def _read_answers(verdicts: Verdicts) -> dict[str, str]:
-    """Return the answers judged, by id; none where they do not lie beside the file."""
-    if verdicts.file is None or not verdicts.judgments:
-        return {}
-    try:
-        return {
-            row.id: row.response for row in RunFolder(verdicts.file.parent).read_responses(verdicts.judgments[0].model)
-        }
-    except DataError:
-        return {}
+    ] * bool(different)
 
 
 def _note_scales(sides: Sequence[Side], a: "numpy.ndarray", b: "numpy.ndarray") -> list[str]:

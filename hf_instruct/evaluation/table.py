@@ -18,7 +18,7 @@ _MOST_COLUMNS = 9
 _FEWEST = 10
 # The difference that readers ask for: in points of a score, and in the unit of a metric.
 _ASKED_POINTS = 5.0
-_ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0}
+_ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0, "score": _ASKED_POINTS}
 
 
 def format_comparison(comparison: "Comparison") -> str:
@@ -66,20 +66,16 @@ def describe_difference(name: str, baseline: str, difference: "Difference") -> s
 def format_power(comparison: "Comparison") -> str:
     """Return, for each measure, the smallest difference found 8 times in 10 and how many examples smaller ones need."""
     table = [["measure", "run", "n", "found 8 times in 10", "needs about"]]
-    scores = [("score", row.name, row.difference) for row in comparison.rows]
-    metrics = [
-        (part.name, row.name, difference)
-        for part in comparison.metrics
-        for row, difference in zip(comparison.rows, part.differences, strict=True)
-    ]
-    for name, run, difference in [*scores, *metrics]:
-        if difference is None or not difference.smallest_found:
-            continue
+    measures = [("score", [row.difference for row in comparison.rows])]
+    measures += [(part.name, part.differences) for part in comparison.metrics]
+    for name, differences in measures:
         show = format_points if name == "score" else functools.partial(format_metric, name)
-        asked = _ASKED_POINTS if name == "score" else _ASKED.get(name)
-        needed = f"{difference.count_needed(asked):,} for {show(asked)}" if asked else ""
-        label = name if name == "score" else label_metric(name)
-        table.append([label, run, str(difference.n), show(difference.smallest_found), needed])
+        asked = _ASKED.get(name)
+        for row, difference in zip(comparison.rows, differences, strict=True):
+            if difference and difference.smallest_found:
+                needed = f"{difference.count_needed(asked):,} for {show(asked)}" if asked else ""
+                cells = str(difference.n), show(difference.smallest_found), needed
+                table.append([label_metric(name), row.name, *cells])
     return "How many examples it takes (95 % intervals, 80 % power):\n" + _align(table, name_column=1)
 
 
@@ -131,10 +127,6 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
         return f"{title}: {len(breakdowns)} rows for {count} runs do not fit here; `--json` has them."
     base = next(number for number, row in enumerate(comparison.rows) if row.difference is None)
     shown = [part for part in breakdowns if title == "metric" or part.n >= _FEWEST]
-    hidden = len(breakdowns) - len(shown)
-    folded = f"{hidden} of {len(breakdowns)} categories have fewer than {_FEWEST} examples; `--json` has them."
-    if not shown:
-        return folded
     table = [[title, "n", *(str(number) for number in range(1, count + 1))]]
     if count == 2:
         table[0] += [f"{2 - base} - {base + 1}", "95 % interval"]
@@ -145,24 +137,23 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
             show = functools.partial(format_metric, part.name)
             show_signed, label = functools.partial(show, signed=True), label_metric(part.name)
         # The bootstrap of a handful of values that happen to have one sign always excludes 0.
-        marks = ["*" if part.n >= _FEWEST and each is not None and each.is_shown else " " for each in part.differences]
+        marks = ["*" if each and each.is_shown and part.n >= _FEWEST else " " for each in part.differences]
         any_marked |= "*" in marks
         line = [label, str(part.n)]
-        if count == 2:
-            difference = part.differences[1 - base]
-            assert difference is not None
+        if (difference := part.differences[1 - base]) and count == 2:
             ends = difference.interval
             interval = f"{show_signed(ends.low)} to {show_signed(ends.high)}" if ends else "-"
             line += [*map(show, part.means), show_signed(difference.mean), interval + marks[1 - base]]
         else:
             line += [show(mean) + mark for mean, mark in zip(part.means, marks, strict=True)]
         table.append(line)
-    text = _align(table, name_column=0)
-    lines = [text]
+    lines = [_align(table, name_column=0)] if shown else []
     if any_marked:
         alone = f"; not corrected for {len(shown)} rows" if len(shown) > 1 else ""
         lines.append(f"* the interval of the difference from {base + 1} excludes 0{alone}")
-    return "\n".join([*lines, *([folded] if hidden else [])])
+    if hidden := len(breakdowns) - len(shown):
+        lines.append(f"{hidden} of {len(breakdowns)} categories have fewer than {_FEWEST} examples; `--json` has them.")
+    return "\n".join(lines)
 
 
 def _note_failures(comparison: "Comparison") -> list[str]:
