@@ -303,20 +303,28 @@ class RunFolder:
         Raises:
             RunError: Another process is working on it.
         """
-        from filelock import FileLock, Timeout
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise RunError(
-                f"Another process is working on `{self.path}`. Wait for it, stop it, or name another `--run-dir`."
-            ) from error
-        try:
+        busy = f"Another process is working on `{self.path}`. Wait for it, stop it, or name another `--run-dir`."
+        with locked(self.path / ".lock", busy):
             yield
-        finally:
-            lock.release()
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out of what a lock file stands for meanwhile; makes the file's folder.
+
+    Raises:
+        RunError: Another process holds it; `busy` is the text.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # A page takes it in one thread and gives it back in another.
+        lock = FileLock(path, blocking=False, thread_local=False).acquire()
+    except Timeout as error:
+        raise RunError(busy) from error
+    with lock:
+        yield
 
 
 def split_model(path: Path) -> tuple[Path, str]:

@@ -15,9 +15,9 @@ from hf_instruct.evaluation.votes import (
     Ballot,
     VoteBook,
     check_voter,
-    locked_votes,
+    open_votes,
 )
-from hf_instruct.records import append_rows, read_rows
+from hf_instruct.records import append_rows, read_rows, write_rows
 from hf_instruct.schema import Alone, JudgeIdentity, Preference
 
 NAMES = ("runs/a", "runs/b")
@@ -222,15 +222,22 @@ def test_names_that_cannot_be(name: str) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in "ab"]
+    for run in runs:
+        write_rows(run / "responses.jsonl", [response("x", f"{run.name}!"), response(run.name)])
     path = tmp_path / "new" / "votes.jsonl"
     with (
-        locked_votes(path),
+        open_votes(*runs, path) as book,
         pytest.raises(RunError, match=r"Another vote page keeps its votes in `.*votes\.jsonl`"),
-        locked_votes(path),
+        open_votes(*runs, path),
     ):
         pass
-    with locked_votes(path):
-        pass
+    assert (book.num_different, book.num_alone) == (1, 2)
+    with open_votes(*runs) as book:
+        assert book.path == runs[0] / "votes.b.jsonl"
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="Nothing can be written in"), locked_votes(tmp_path / "file" / "votes.jsonl"):
+    with (
+        pytest.raises(RunError, match="Nothing can be written in"),
+        open_votes(*runs, tmp_path / "file" / "votes.jsonl"),
+    ):
         pass

@@ -42,20 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _vote(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.pairs import join_responses
-    from hf_instruct.evaluation.responses import load_responses
-    from hf_instruct.evaluation.votes import VoteBook, check_voter, choose_vote_file, locked_votes
+    from hf_instruct.evaluation.votes import check_voter, open_votes
     from hf_instruct.ui.pages import check_gradio
     from hf_instruct.ui.vote_tab import serve_votes
 
     check_gradio("The vote page", "vote")
     voter = None if options.voter is None else check_voter(options.voter)
-    names = (str(options.a), str(options.b))
-    joined = join_responses(load_responses(options.a), load_responses(options.b), names)
-    out = options.out or choose_vote_file(options.a, options.b)
-    with locked_votes(out):
-        book = VoteBook(joined, out, seed=options.seed, limit=options.limit)
-        _announce(book, joined.alone.first + joined.alone.second)
+    with open_votes(options.a, options.b, options.out, seed=options.seed, limit=options.limit) as book:
+        _announce(book)
         try:
             with open_page(options, risk="read the answers and vote") as address:
                 serve_votes(book, voter=voter, **address)
@@ -63,9 +57,9 @@ def _vote(options: argparse.Namespace) -> None:
             _print_end(book)
 
 
-def _announce(book: "VoteBook", alone: int) -> None:
-    if alone:
-        logger.warning("%d answers to examples that only one side has are left out.", alone)
+def _announce(book: "VoteBook") -> None:
+    if book.num_alone:
+        logger.warning("%d answers to examples that only one side has are left out.", book.num_alone)
     equal = f" ({book.num_equal} more with equal answers: ties)" if book.num_equal else ""
     print(f"Pairs of answers to vote on: {book.num_different}{equal}")
     already = f" (there already: {book.count_votes()} by {', '.join(book.voters())})" if book.count_votes() else ""

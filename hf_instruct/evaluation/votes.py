@@ -6,7 +6,6 @@ the voter was, with the same answers on the same sides.
 """
 
 import contextlib
-import functools
 import random
 import threading
 from collections.abc import Iterator
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.evaluation.pairs import JoinedPairs, Pair
+from hf_instruct.evaluation.pairs import JoinedPairs, Pair, join_responses
+from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.verdict_table import PERSON
 from hf_instruct.records import append_rows, recover_rows, write_rows
-from hf_instruct.run_folder import split_model
+from hf_instruct.run_folder import locked, split_model
 from hf_instruct.schema import JudgeIdentity, Preference
 
 LEFT, RIGHT, TIE, SKIP = CHOICES = ("left", "right", "tie", "skip")
@@ -28,21 +28,51 @@ _LONGEST_NAME = 60
 
 
 class Ballot(NamedTuple):
-    """What one voter sees next; it does not say which set an answer is from.
+    """What one voter sees next; it does not say which set an answer is from."""
 
-    Attributes:
-        number: How many this voter has answered, and one.
-        total: Ballots this voter gets in all.
-        left: The answer on the left.
-        right: The answer on the right.
-    """
-
-    number: int
-    total: int
+    number: int  # how many this voter has answered, and one
+    total: int  # ballots this voter gets in all
     instruction: str
     input: str
-    left: str
+    left: str  # the answer on the left
     right: str
+
+
+@contextlib.contextmanager
+def open_votes(
+    first: Path, second: Path, out: Path | None = None, *, seed: int = 0, limit: int | None = None
+) -> Iterator["VoteBook"]:
+    """Give the ballots of two sets of answers, and keep other processes from adding to their votes meanwhile.
+
+    Args:
+        first: A run folder, or a file of responses.
+        second: The other.
+        out: Where votes go; by default `choose_vote_file` says so.
+        seed: Of the sample, the order and the sides.
+        limit: Vote on so many pairs only.
+
+    Raises:
+        DataError: The answers or the votes cannot be read, or there is nothing to choose.
+        RunError: Another process has the file of the votes, it is a folder, or nothing can be written there.
+    """
+    names = (str(first), str(second))
+    joined = join_responses(load_responses(first), load_responses(second), names)
+    path = out or choose_vote_file(first, second)
+    if path.is_dir():
+        raise RunError(f"`{path}` is a folder; name the file for the votes with `--out`, such as `{path}/votes.jsonl`.")
+    busy = (
+        f"Another vote page keeps its votes in `{path}`. Use that one (several people may vote there at once), "
+        "stop it, or name another file with `--out`."
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path.parent / f".{path.name}.lock", busy))
+        except OSError as error:
+            raise RunError(
+                f"Nothing can be written in `{path.parent}` ({error.strerror}), where the votes would go. Name another "
+                "file with `--out`."
+            ) from error
+        yield VoteBook(joined, path, seed=seed, limit=limit)
 
 
 def choose_vote_file(first: Path, second: Path) -> Path:
@@ -76,8 +106,14 @@ def check_voter(name: str) -> str:
 class VoteBook:
     """The ballots of two sets of answers, and the file of their votes.
 
-    Safe to use from several threads; one process at a time (see `locked_votes`). The file may hold votes on other pairs
+    Safe to use from several threads; one process at a time (see `open_votes`). The file may hold votes on other pairs
     of sets too: these are left as they are.
+
+    Attributes:
+        path: The file.
+        num_alone: Answers that the other set has no answer beside.
+        num_different: Pairs that each voter is shown.
+        num_equal: Pairs of equal answers: counted as ties, shown to nobody.
 
     Args:
         joined: What to vote on.
@@ -99,7 +135,10 @@ class VoteBook:
         sample = sorted(joined.pairs, key=lambda pair: pair.id)
         random.Random(f"{seed}").shuffle(sample)
         self._pairs = sample[:limit]
-        if all(pair.is_identical for pair in self._pairs):
+        self.num_alone = joined.alone.first + joined.alone.second
+        self.num_different = sum(not pair.is_identical for pair in self._pairs)
+        self.num_equal = len(self._pairs) - self.num_different
+        if not self.num_different:
             raise DataError(
                 f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so there "
                 "is nothing to vote on."
@@ -107,21 +146,6 @@ class VoteBook:
         self._lock = threading.Lock()
         self._rows = recover_rows(path, Preference)
         self._check_rows()
-        # By voter: ids of the pairs with a vote, ties between equal answers included.
-        self._done: dict[str, set[str]] = {}
-        for row in self._rows:
-            if self._is_vote(row):
-                self._done.setdefault(row.judge.model, set()).add(row.id)
-
-    @functools.cached_property
-    def num_different(self) -> int:
-        """Pairs that each voter is shown."""
-        return sum(not pair.is_identical for pair in self._pairs)
-
-    @property
-    def num_equal(self) -> int:
-        """Pairs of equal answers: counted as ties, shown to nobody."""
-        return len(self._pairs) - self.num_different
 
     def next_ballot(self, voter: str) -> Ballot | None:
         """Return the first ballot that this voter has not answered yet, or None when all are."""
@@ -158,29 +182,25 @@ class VoteBook:
             ]
             append_rows(self.path, rows)
             self._rows += rows
-            self._done.setdefault(voter, set()).update(row.id for row in rows)
             return True
 
     def undo(self, voter: str) -> bool:
         """Take back the voter's last vote, and return whether there was one."""
         with self._lock:
-            for index in range(len(self._rows) - 1, -1, -1):
-                row = self._rows[index]
-                if self._is_vote(row, voter) and not row.is_identical:
-                    kept = self._rows[:index] + self._rows[index + 1 :]
-                    write_rows(self.path, kept)
-                    self._rows = kept
-                    self._done[voter].discard(row.id)
-                    return True
-            return False
+            last = next((row for row in reversed(self._list_votes(voter)) if not row.is_identical), None)
+            if last is not None:
+                kept = [row for row in self._rows if row is not last]
+                write_rows(self.path, kept)
+                self._rows = kept
+            return last is not None
 
     def count_votes(self, voter: str | None = None) -> int:
         """Return how many ballots a voter, or all of them, have answered, skipped ones included."""
-        return sum(self._is_vote(row, voter) and not row.is_identical for row in self._rows)
+        return sum(not row.is_identical for row in self._list_votes(voter))
 
     def voters(self) -> list[str]:
         """Return the names of those who have voted."""
-        return sorted(self._done)
+        return sorted({row.judge.model for row in self._list_votes()})
 
     def _find_next(self, voter: str) -> tuple[int, Pair | None, list[Pair]]:
         """Return the number of the next ballot, its pair (None after the last), and the equal pairs to keep with it.
@@ -189,7 +209,7 @@ class VoteBook:
         """
         order = list(self._pairs)
         random.Random(f"{self._seed}\0{voter}").shuffle(order)
-        done = self._done.get(voter, set())
+        done = {row.id for row in self._list_votes(voter)}
         number = 1 + sum(not pair.is_identical and pair.id in done for pair in order)
         waiting = [index for index, pair in enumerate(order) if not pair.is_identical and pair.id not in done]
         if not waiting:
@@ -221,51 +241,18 @@ class VoteBook:
             category=pair.example.category,
         )
 
-    def _is_vote(self, row: Preference, voter: str | None = None) -> bool:
-        """Return whether a row is a vote on this book's two sets, by this voter where one is named."""
-        return (
-            {row.first, row.second} == {self._first, self._second}
-            and row.judge.backend == PERSON
-            and voter in (None, row.judge.model)
-        )
+    def _list_votes(self, voter: str | None = None) -> list[Preference]:
+        """Return the votes on these two sets, of one voter where one is named; ties of equal answers are among them."""
+        sets = {self._first, self._second}
+        votes = [row for row in self._rows if {row.first, row.second} == sets and row.judge.backend == PERSON]
+        return [row for row in votes if voter in (None, row.judge.model)]
 
     def _check_rows(self) -> None:
         lengths = {pair.id: (len(pair.first), len(pair.second)) for pair in self._pairs}
-        for row in filter(self._is_vote, self._rows):
+        for row in self._list_votes():
             seen = (row.first_length, row.second_length)
             if (seen if row.first == self._first else seen[::-1]) != lengths.get(row.id, seen):
                 raise DataError(
                     f"`{self.path}` holds votes on other answers of `{self._first}` and `{self._second}` (example "
                     f"`{row.id}`): they were generated again since. Name another file with `--out`."
                 )
-
-
-@contextlib.contextmanager
-def locked_votes(path: Path) -> Iterator[None]:
-    """Keep other processes from adding to a file of votes meanwhile.
-
-    Raises:
-        RunError: Another process has it, it is a folder, or nothing can be written there.
-    """
-    from filelock import FileLock, Timeout
-
-    if path.is_dir():
-        raise RunError(f"`{path}` is a folder; name the file for the votes with `--out`, such as `{path}/votes.jsonl`.")
-    lock = FileLock(path.parent / f".{path.name}.lock", blocking=False, thread_local=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"Another vote page keeps its votes in `{path}`. Use that one (several people may vote there at once), "
-            "stop it, or name another file with `--out`."
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"Nothing can be written in `{path.parent}` ({error.strerror}), where the votes would go. Name another "
-            "file with `--out`."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -11,11 +11,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hf_instruct.errors import DataError, InstructError
-from hf_instruct.evaluation.votes import LEFT, RIGHT, SKIP, TIE, Ballot, VoteBook, check_voter
+from hf_instruct.evaluation.votes import (
+    LEFT,
+    RIGHT,
+    SKIP,
+    TIE,
+    Ballot,
+    VoteBook,
+    check_voter,
+    choose_vote_file,
+    open_votes,
+)
 from hf_instruct.schema import UNTUNED
 from hf_instruct.ui.model_pool import Source
 from hf_instruct.ui.pages import QUICK, format_notice, serve_page
@@ -26,18 +35,16 @@ Two answers to one instruction, their sides drawn at random: say which you prefe
 whenever you like, and continue later under the same name."""
 
 
+_UNDO = "undo"
+
+
 @dataclasses.dataclass
 class Session:
-    """One browser tab.
+    """One browser tab."""
 
-    Attributes:
-        voter: Whose votes it sends.
-        book: What it votes on.
-        shown_at: When its ballot was shown, in seconds of a clock that never goes back.
-    """
-
-    voter: str
-    book: VoteBook
+    voter: str  # whose votes it sends
+    book: VoteBook  # what it votes on
+    # When its ballot was shown, in seconds of a clock that never goes back.
     shown_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
@@ -95,10 +102,10 @@ class VotePanel:
         with gradio.Row(visible=False) as self._more:
             small = {"size": "sm", "min_width": 120}
             buttons[SKIP] = gradio.Button("Skip (S)", elem_id="vote-skip", **small)
-            undo = gradio.Button("Undo my last vote (U)", elem_id="vote-undo", **small)
+            buttons[_UNDO] = gradio.Button("Undo my last vote (U)", elem_id="vote-undo", **small)
         # Says which ballot a click was on, as the browser saw it.
         self._number = gradio.Textbox(visible="hidden")
-        self._connect(blocks, start, undo, buttons)
+        self._connect(blocks, start, buttons)
 
     def _build_ballot(self) -> dict[str, Any]:
         """Add the texts of a ballot and the buttons under them, and return the buttons by choice."""
@@ -122,7 +129,7 @@ class VotePanel:
                 for choice, label in labels.items()
             }
 
-    def _connect(self, blocks: Any, start: Any, undo: Any, buttons: dict[str, Any]) -> None:
+    def _connect(self, blocks: Any, start: Any, buttons: dict[str, Any]) -> None:
         outputs = [self._session, self._remembered, self._name, self._progress, self._ballot, self._more]
         outputs += [self._instruction, self._input, self._left, self._right, self._number]
         known = [self._remembered, *self._choice]
@@ -133,7 +140,6 @@ class VotePanel:
         for choice, button in buttons.items():
             answer = functools.partial(self._answer, choice)
             button.click(answer, [self._session, self._number, *known], outputs, **QUICK)
-        undo.click(self._undo, [self._session, *known], outputs, **QUICK)
 
     def _load(self, remembered: Any, *chosen: Any) -> dict[Any, Any]:
         name = self._voter or str(remembered or "")
@@ -157,14 +163,11 @@ class VotePanel:
         if session is None:
             # The server was restarted under an open page: show what comes next rather than guess what was seen.
             return self._load(*known)
-        seconds = time.monotonic() - session.shown_at
-        session.book.vote(session.voter, int(number) if number.isdecimal() else 0, choice, seconds=seconds)
-        return self._show(session.voter, session.book)
-
-    def _undo(self, session: Session | None, *known: Any) -> dict[Any, Any]:
-        if session is None:
-            return self._load(*known)
-        session.book.undo(session.voter)
+        if choice == _UNDO:
+            session.book.undo(session.voter)
+        else:
+            seconds = time.monotonic() - session.shown_at
+            session.book.vote(session.voter, int(number) if number.isdecimal() else 0, choice, seconds=seconds)
         return self._show(session.voter, session.book)
 
     def _show(self, voter: str, book: VoteBook) -> dict[Any, Any]:
@@ -230,26 +233,15 @@ class VoteTab:
         if first == second:
             raise DataError("Choose two different ones to compare.")
         with self._lock:
-            if (first, second) not in self._books:
-                self._books[first, second] = self._build_book(self.sides[first], self.sides[second])
+            if (first, second) in self._books:
+                return self._books[first, second]
+            one, two = self.sides[first], self.sides[second]
+            out = choose_vote_file(one, two)
+            if any(book.path.resolve() == out.resolve() for book in self._books.values()):
+                # Two books on one file would undo each other's votes.
+                raise DataError(
+                    f"The votes would go to `{out}`, which keeps those on another pair now. Start the page again for "
+                    f"this pair, or use `hf-instruct vote {one} {two} --out FILE`."
+                )
+            self._books[first, second] = self._stack.enter_context(open_votes(one, two))
             return self._books[first, second]
-
-    def _build_book(self, first: Path, second: Path) -> VoteBook:
-        from hf_instruct.evaluation.pairs import join_responses
-        from hf_instruct.evaluation.responses import load_responses
-        from hf_instruct.evaluation.votes import VoteBook, choose_vote_file, locked_votes
-
-        out = choose_vote_file(first, second)
-        if any(book.path.resolve() == out.resolve() for book in self._books.values()):
-            # Two books on one file would undo each other's votes.
-            raise DataError(
-                f"The votes would go to `{out}`, which keeps those on another pair now. Start the page again for this "
-                f"pair, or use `hf-instruct vote {first} {second} --out FILE`."
-            )
-        names = (str(first), str(second))
-        joined = join_responses(load_responses(first), load_responses(second), names)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locked_votes(out))
-            book = VoteBook(joined, out)
-            self._stack.push(stack.pop_all())
-        return book
