@@ -24,6 +24,23 @@ DISK_ERRORS = (
 )
 
 
+# Names of settings in other programs and papers that are not like those of TRL, PEFT and ours.
+CALLED_ELSEWHERE = {
+    **dict.fromkeys(("lr", "peak_lr"), "learning_rate"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("batch_size", "micro_batch_size", "train_batch_size"), "per_device_train_batch_size"),
+    **dict.fromkeys(("grad_accum", "accumulation_steps", "grad_accumulation_steps"), "gradient_accumulation_steps"),
+    **dict.fromkeys(("warmup", "warmup_ratio"), "warmup_steps"),
+    **dict.fromkeys(("max_seq_len", "max_seq_length", "cutoff_len", "block_size"), "max_length"),
+    **dict.fromkeys(("rank", "lora_r", "lora_rank"), "r"),
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "scheduler": "lr_scheduler_type",
+    **dict.fromkeys(("path", "dataset", "file"), "source"),
+    **dict.fromkeys(("max_tokens", "max_completion_length"), "max_new_tokens"),
+}
+
+
 def disk_remedy(error: Exception) -> str:
     """Return what to do about a disk error, as the start of a sentence.
 
@@ -51,10 +68,22 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     >>> did_you_mean("alpacca", ["alpaca", "phi3"]), did_you_mean("chat", ["alpaca", "phi3"])
     (' Did you mean `alpaca`?', '')
     """
+    near = find_nearest(name, known, cutoff=cutoff)
+    return f" Did you mean `{near}`?" if near else ""
+
+
+def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known name that other programs call so, or else is most like it; None for none.
+
+    >>> find_nearest("lr", ["learning_rate", "lr_scheduler_type"]), find_nearest("alpacca", ["alpaca"])
+    ('learning_rate', 'alpaca')
+    """
     import difflib
 
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    known = list(known)
+    if (ours := CALLED_ELSEWHERE.get(name)) in known:
+        return ours
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 class InstructError(Exception):

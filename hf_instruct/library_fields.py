@@ -58,7 +58,7 @@ _BOUNDS = {
     "learning_rate": Field(ge=0),
     "lora_dropout": Field(ge=0, lt=1),
 }
-_NOT_TO_GENERATE = {
+NOT_TO_GENERATE = {
     "return_dict_in_generate": "only the tokens are kept",
     "max_length": "set `generate.max_new_tokens`",
     "max_time": "answers would depend on the machine and on the batch; set `generate.max_new_tokens`",
@@ -107,7 +107,7 @@ def check_generate_fields(generate: Any) -> list[str]:
 
 def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
     """Return the problems of fields of `GenerationConfig` whose answers would depend on the batch or get lost."""
-    refused = {name: reason for name, reason in _NOT_TO_GENERATE.items() if settings.get(name)}
+    refused = {name: reason for name, reason in NOT_TO_GENERATE.items() if settings.get(name)}
     if settings.get("cache_implementation") == "quantized":
         refused["cache_implementation"] = "a quantized cache rounds the prompts of a batch together; leave it out"
     return [f"`generate.{name}` cannot be set; {reason}" for name, reason in refused.items()]

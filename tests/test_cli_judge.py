@@ -290,7 +290,7 @@ def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.Capture
         (["{file}", "--rubric", "curse"], "Unknown rubric `curse`. Did you mean `course`?"),
         (["{file}", "--concurrency", "0"], "`judge.concurrency` is 0; input should be greater than or equal to 1"),
         (["{file}", "--judge.num_ctxt", "1"], "`judge.num_ctxt` is unknown. Did you mean `num_ctx`?"),
-        (["{file}", "--data.source", "x"], "`--data.source` is not a setting of judging"),
+        (["{file}", "--data.source", "x"], "`--data.source` is not a setting of `judge`"),
         (["{file}", "--out", "{file}/x"], "Name another folder with `--out DIR`."),
         (["{file}", "--judge", "gpt"], "`judge.backend` is 'gpt'; input should be 'auto', 'ollama', 'local' or"),
         (["{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.cli.main import VERBS, build_parser, main
+from hf_instruct.cli.settings import parse_overrides, split_settings
 from hf_instruct.config import describe_fields
 from hf_instruct.errors import InstructError
 from hf_instruct.processes import Terminated
@@ -43,13 +44,21 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         trying.add_argument("run", nargs="?")
         trying.add_argument("--force", action="store_true")
         trying.add_argument("--map")
-        trying.set_defaults(handler=handle, takes_overrides=True, resume_hint="Go on with: it.")
+        trying.set_defaults(handler=handle, sections=("train", "generate"), resume_hint="Go on with: it.")
         subparsers.add_parser("plain", allow_abbrev=False).set_defaults(handler=handle)
         return parser
 
     # The package's `main` is the function, which hides the module of that name.
     monkeypatch.setattr(sys.modules["hf_instruct.cli.main"], "build_parser", build)
     return state
+
+
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    alone = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out == alone
 
 
 @pytest.mark.parametrize("words", [[], *([verb] for verb in VERBS)], ids=" ".join)
@@ -72,14 +81,24 @@ def test_every_verb_says_more(
 @pytest.mark.parametrize(
     ("command", "message"),
     {
-        "": "hf-instruct: error: the following arguments are required: VERB [OPTION]",
         "trian": "invalid choice: 'trian' (choose from ",
-        "--nope": "hf-instruct: error: the following arguments are required: VERB [OPTION]",
+        "--nope": "hf-instruct: error: unrecognized arguments: --nope",
         "generate": "hf-instruct generate: error: the following arguments are required: run",
         "report a --nope": "hf-instruct: error: unrecognized arguments: --nope",
         "report a --train.seed=1": "hf-instruct: error: unrecognized argument: --train.seed",
         "run a.yaml --trian.seed 1": "unknown section in --trian.seed; allowed are data, model, train",
         "run a.yaml --train.seed": "hf-instruct: error: --train.seed needs a value",
+        "report a --learning_rate 1": "hf-instruct: error: unrecognized argument: --learning_rate",
+        "run demo --learning_rate --resume": "hf-instruct: error: --learning_rate needs a value",
+        "run demo --lr 1": "unrecognized arguments: --lr 1. Did you mean `--train.learning_rate`?",
+        "run demo --resum": "unrecognized arguments: --resum. Did you mean `--resume`?",
+        "run demo --model gpt2": "unrecognized argument: --model. Did you mean `--model.name`?",
+        "run demo --judge local": "unrecognized arguments: --judge local. Did you mean `--judge.backend`?",
+        "run demo --limit 1": "error: --limit may mean --data.limit or --generate.limit; name one of them",
+        "run dpo --limit=1": "--limit may mean --data.limit or --preferences.limit or --generate.limit; name one",
+        # Of `generate`, but not what others mean by it.
+        "run demo --batch-size 4": "may mean --train.per_device_train_batch_size or --generate.batch_size; name one",
+        "run dpo --lr 1": "unrecognized arguments: --lr 1. Did you mean `--dpo.learning_rate`?",
         "run a.yaml --train.bf16 --resume": "hf-instruct: error: --train.bf16 needs a value",
     }.items(),
 )
@@ -101,6 +120,23 @@ def test_settings_may_stand_anywhere(verb) -> None:
         assert main(["try", *command.split()]) == 0
         assert (verb.calls[-1].run, verb.calls[-1].force) == ("run", True)
         assert verb.calls[-1].overrides == {"train.seed": 1, "generate.top_p": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides"),
+    {
+        "run demo --learning_rate 1e-5": {"train.learning_rate": 1e-5},
+        "run --learning-rate=1e-5 demo --r 4": {"train.learning_rate": 1e-5, "lora.r": 4},
+        "run dpo --beta 0.2 --learning_rate 1e-6": {"dpo.beta": 0.2, "dpo.learning_rate": 1e-6},
+        "train demo --split shuffled --max_length 64": {"data.split": "shuffled", "train.max_length": 64},
+        "generate runs/a --top_p 0.9 --max_new_tokens 8": {"generate.top_p": 0.9, "generate.max_new_tokens": 8},
+        "judge runs/a --num_ctx 8192": {"judge.num_ctx": 8192},
+    }.items(),
+)
+def test_a_setting_of_one_section_needs_no_section(command: str, overrides: dict[str, object]) -> None:
+    parser = build_parser(command.split())
+    words, settings = split_settings(command.split(), parser)
+    assert parse_overrides(settings, parser.parse_args(words), parser) == overrides
 
 
 def test_values_of_settings_are_yaml_and_other_flags_none(verb) -> None:

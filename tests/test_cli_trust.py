@@ -197,7 +197,7 @@ def test_only_the_user_names_a_judge_elsewhere(
     assert server.requests == []
     assert capsys.readouterr().err == (
         f"hf-instruct: `{run.config}` names a judge on another machine, which would get your API key, and a run folder "
-        f"may be from somebody else: if you trust that server, add `--base-url {url}`, or set {variable} to it.\n"
+        f"may be from somebody else: if you trust that server, add `--judge.base_url {url}`, or set {variable} to it.\n"
     )
     # Another server in the environment is no consent to this one; nor is the other kind's address.
     monkeypatch.setenv("OLLAMA_HOST", "http://other.example")

@@ -163,15 +163,15 @@ def test_what_was_recognised_is_said_in_a_line() -> None:
     [
         (
             {"instruction": "i", "response": "r", "question": "q", "answer": "a"},
-            "choose one by `--map instruction=instruction,output=response` (Dolly's rows) or `--map "
-            "instruction=question,output=answer` (questions and answers)",
+            "choose one by `--data.map.instruction=instruction --data.map.output=response` (Dolly's rows) or "
+            "`--data.map.instruction=question --data.map.output=answer` (questions and answers)",
         ),
         (
             {"messages": TURNS, "conversations": TURNS},
-            "choose one by `--map messages=messages` (messages) or `--map messages=conversations` (ShareGPT's",
+            "choose one by `--data.map.messages=messages` (messages) or `--data.map.messages=conversations` (Share",
         ),
-        ({"prompt": "a", "response": "b"}, "name the right one with `--map output=response`"),
-        ({"Output": "a", "OUTPUT": "b", "instruction": "i"}, "name the right one with `--map output=COLUMN`"),
+        ({"prompt": "a", "response": "b"}, "name the right one with `--data.map.output=response`"),
+        ({"Output": "a", "OUTPUT": "b", "instruction": "i"}, "name the right one with `--data.map.output=COLUMN`"),
     ],
 )
 def test_what_is_ambiguous_names_the_map_to_type(row: dict[str, Any], remedy: str) -> None:
@@ -184,8 +184,8 @@ def test_a_column_of_no_row_is_one_problem_with_the_nearest() -> None:
     checked = check(row, row, file="q.csv", map={"instruction": "query"})
     known = "is not a column; the columns are `queries`, `outputs` (a CSV's first line names them): name the right one"
     assert texts(checked) == [
-        f"`q.csv`, `query` {known} with `--map instruction=COLUMN`. Did you mean `queries`?",
-        f"`q.csv`, `output` {known} with `--map output=COLUMN`. Did you mean `outputs`?",
+        f"`q.csv`, `query` {known} with `--data.map.instruction=COLUMN`. Did you mean `queries`?",
+        f"`q.csv`, `output` {known} with `--data.map.output=COLUMN`. Did you mean `outputs`?",
     ]
     assert len(checked.examples) == 0
     assert checked.notices == []
@@ -222,7 +222,7 @@ def test_an_optional_field_is_not_read_from_a_column_that_is_mapped_to_another()
 def test_columns_not_used_are_one_notice_that_spots_a_misspelt_input() -> None:
     assert check({"instruction": "a", "inputs": "i", "output": "b", "\x1b[2J": 1}).notices == [
         "`mine.json`: columns not used: `inputs`, `\\x1b[2J`. No column is `input`. Did you mean `inputs`? Add it by "
-        "`--map input=COLUMN`."
+        "`--data.map.input=COLUMN`."
     ]
 
 

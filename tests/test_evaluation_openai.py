@@ -78,7 +78,7 @@ def test_address_without_its_password(server: FakeOllama) -> None:
 
 def test_one_of_several_models_has_to_be_named(server: FakeOllama) -> None:
     server.models = {"b": "", "a": ""}
-    with pytest.raises(JudgeUnavailable, match=r"`--model NAME`\. It has: `a`, `b`\.$"):
+    with pytest.raises(JudgeUnavailable, match=r"`--judge\.model NAME`\. It has: `a`, `b`\.$"):
         ask(server)
     assert ask(server, model="b")[1]["model"] == "b"
 

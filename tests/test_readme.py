@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import hf_instruct
-from hf_instruct.cli.main import _split_settings, build_parser
+from hf_instruct.cli.main import build_parser
+from hf_instruct.cli.settings import split_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,7 +26,7 @@ def find_commands() -> list[str]:
 @pytest.mark.parametrize("command", find_commands())
 def test_commands_parse(command: str):
     parser = build_parser()
-    words, _ = _split_settings(shlex.split(command)[1:], parser)
+    words, _ = split_settings(shlex.split(command)[1:], parser)
     assert parser.parse_args(words).handler
 
 

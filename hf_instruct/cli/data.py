@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.flags import FieldFlag, add_field_flags, natural, whole
+from hf_instruct.cli.settings import collect_section
 from hf_instruct.console import align, format_json
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_action(actions: Any, name: str, help: str, handler: Any) -> Any:
     parser = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
-    parser.set_defaults(handler=handler, resume_hint="Nothing was changed; start it again.")
+    parser.set_defaults(handler=handler, sections=("data",), resume_hint="Nothing was changed; start it again.")
     parser.add_argument("source", metavar="SOURCE", help="a named source, a local file or a Hub dataset")
     ours = "ours are instruction, input, output, category and id"
     parser.add_argument(
@@ -109,8 +110,8 @@ def _load_settings(options: argparse.Namespace) -> "DataSection":
     from hf_instruct.config import load_experiment, parse_setting
 
     source = parse_setting("data.source", options.source)
-    overrides = {"data.source": source, "data.map": options.map, **getattr(options, "overrides", {})}
-    return load_experiment(None, overrides, deep=False).data
+    given = {f"data.{name}": value for name, value in collect_section(options, "data").items()}
+    return load_experiment(None, {"data.source": source, "data.map": {**options.map}, **given}, deep=False).data
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.flags import add_field_flags, add_trust_flag, natural
+from hf_instruct.cli.settings import collect_section
 
 if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(
         handler=_generate,
         usage_error=parser.error,
-        takes_overrides=True,
+        sections=("generate",),
         resume_hint="What was answered is kept; the same command without `--force` continues.",
     )
 
@@ -95,7 +96,7 @@ def _answer_source(options: argparse.Namespace) -> None:
     from hf_instruct.generation.endpoint import answer_source
     from hf_instruct.generation.strategies import build_generation_settings
 
-    fields = {name.removeprefix("generate."): value for name, value in getattr(options, "overrides", {}).items()}
+    fields = collect_section(options, "generate")
     if "endpoint" not in fields or options.preset or options.format == "course":
         raise ConfigError("`--out` goes with `--endpoint URL` and `--model NAME`, without `--preset` and `--format`.")
     if options.strategy:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_field_flags, natural
+from hf_instruct.cli.settings import collect_section
 
 if TYPE_CHECKING:
     from hf_instruct.config import JudgeSection
@@ -76,7 +77,7 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
     parser.add_argument("--force", action="store_true", help="judge again what is judged already")
     hint = "What was judged is kept; the same command without `--force` continues."
-    parser.set_defaults(takes_overrides=True, resume_hint=hint)
+    parser.set_defaults(sections=("judge",), resume_hint=hint)
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -233,13 +234,9 @@ def _open_run(options: argparse.Namespace) -> "RunFolder | None":
 def _build_section(options: argparse.Namespace, run: "RunFolder | None") -> "JudgeSection":
     """Return the `judge` section that the flags set, over a run's own."""
     from hf_instruct.config import build_experiment
-    from hf_instruct.errors import ConfigError
     from hf_instruct.evaluation.stage import load_judge_settings
 
-    overrides = getattr(options, "overrides", {})
-    if others := [f"`--{name}` is not a setting of judging" for name in overrides if not name.startswith("judge.")]:
-        raise ConfigError.listing(others, "in the flags")
-    given = {name.removeprefix("judge."): value for name, value in overrides.items()}
+    given = collect_section(options, "judge")
     values = load_judge_settings(run, given) if run else given
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
 
@@ -265,5 +262,6 @@ def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> N
     if num_asked and not num_verdicts:
         where = f" `{files}` has its replies and the reasons." if files else ""
         raise JudgeError(
-            f"The judge gave no verdict: all {num_asked} failed.{where} Choose another with `--judge` and `--model`."
+            f"The judge gave no verdict: all {num_asked} failed.{where} Choose another with `--judge.backend` and "
+            "`--judge.model`."
         )

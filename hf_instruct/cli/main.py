@@ -4,7 +4,6 @@ import argparse
 import functools
 import importlib
 import os
-import re
 import sys
 import textwrap
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from hf_instruct import __version__
 from hf_instruct.cli.flags import FieldFlag
+from hf_instruct.cli.settings import parse_overrides, split_settings, suggest_flag
 from hf_instruct.console import clean_message, clean_output
 from hf_instruct.errors import DISK_ERRORS, InstructError
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
@@ -43,8 +43,6 @@ VERBS = {
 }
 
 _SECONDS_FOR_THE_FIRST = 5.0
-# `--train.learning_rate`, and any other field of a section.
-_SETTING = re.compile(r"--\w+(\.\w+)+")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,11 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = build_parser(arguments)
-    words, settings = _split_settings(arguments, parser)
-    options = parser.parse_args(words)
+    words, settings = split_settings(arguments, parser)
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        near = suggest_flag(unknown[0], options, parser)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{f'.{near}' if near else ''}")
     try:
         if settings:
-            options.overrides = {**getattr(options, "overrides", {}), **_parse_overrides(settings, options, parser)}
+            options.overrides = {**getattr(options, "overrides", {}), **parse_overrides(settings, options, parser)}
         configure_process()
         with sigterm_interrupts(), clean_output():
             options.handler(options)
@@ -145,8 +146,9 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
         epilog="`hf-instruct VERB --help` says more. Start with\n  hf-instruct run demo",
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
+    parser.set_defaults(handler=lambda options: parser.print_help())
     # The metavar is longer than any verb: argparse lays out the column of help texts by it.
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB [OPTION]", required=True)
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB [OPTION]")
     for verb, text in VERBS.items():
         if arguments is not None and verb not in arguments:
             subparsers.add_parser(verb, help=text)
@@ -155,38 +157,3 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
         below = subparsers.add_parser(verb, help=text, description=module.DESCRIPTION, epilog=module.EPILOG)
         module.add_arguments(below)
     return parser
-
-
-def _split_settings(
-    arguments: Sequence[str], parser: argparse.ArgumentParser
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the words that argparse knows, and the `--section.field VALUE` flags among them as pairs.
-
-    They are taken out first: argparse would take the value of a flag that it does not know for the verb's own argument.
-    """
-    rest: list[str] = []
-    settings: list[tuple[str, str]] = []
-    words = iter(arguments)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not _SETTING.fullmatch(name):
-            rest.append(word)
-            continue
-        if not equals and ((value := next(words, "")) == "" or value.startswith("--")):
-            parser.error(f"{word} needs a value")
-        settings.append((name.removeprefix("--"), value))
-    return rest, settings
-
-
-def _parse_overrides(
-    settings: list[tuple[str, str]], options: argparse.Namespace, parser: argparse.ArgumentParser
-) -> dict[str, object]:
-    """Return settings as dotted names and values; an unknown section, or a verb without any, is a usage error."""
-    from hf_instruct.config import Experiment, parse_setting
-
-    for name, _ in settings:
-        if not getattr(options, "takes_overrides", False):
-            parser.error(f"unrecognized argument: --{name}")
-        if name.partition(".")[0] not in Experiment.model_fields:
-            parser.error(f"unknown section in --{name}; allowed are {', '.join(Experiment.model_fields)}")
-    return {name: parse_setting(name, value) for name, value in settings}

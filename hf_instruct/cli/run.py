@@ -12,16 +12,19 @@ examples:
   hf-instruct run gpt2-medium/lora --run-dir runs/low-rate --train.learning_rate 1e-5
   hf-instruct run mine.yaml --resume
 
-Any field of the experiment can be set as --SECTION.FIELD VALUE; it beats the file. `train` takes the fields of TRL's
-SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig; `hf-instruct run --fields` lists
-ours.
+Any field of the experiment can be set as --SECTION.FIELD VALUE, or --FIELD VALUE where only one section has it; it
+beats the file. `train` takes the fields of TRL's SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of
+GenerationConfig; `hf-instruct run --fields` lists ours.
 """
+
+# Those of an experiment, whose fields may be set without naming them where only one has the field.
+SECTIONS = ("data", "model", "train", "lora", "dpo", "preferences", "generate", "judge")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     add_run_options(parser)
-    parser.set_defaults(handler=_run, verb="run")
+    parser.set_defaults(handler=_run, verb="run", sections=SECTIONS)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")
     parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
     parser.add_argument("--fields", action="store_true", help="list every field that can be set, and exit")
-    parser.set_defaults(takes_overrides=True)
 
 
 def _run(options: argparse.Namespace) -> None:

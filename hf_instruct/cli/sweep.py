@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import natural, whole
+from hf_instruct.cli.run import SECTIONS
 from hf_instruct.console import align
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue a sweep that was cut off, or add values to it")
     parser.add_argument("--judge-all", action="store_true", help="answer and judge the test split with every run")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, and write nothing")
-    parser.set_defaults(handler=_sweep, takes_overrides=True)
+    parser.set_defaults(handler=_sweep, sections=SECTIONS)
 
 
 def _sweep(options: argparse.Namespace) -> None:

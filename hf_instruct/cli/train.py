@@ -2,7 +2,7 @@
 
 import argparse
 
-from hf_instruct.cli.run import add_run_options, run_experiment
+from hf_instruct.cli.run import SECTIONS, add_run_options, run_experiment
 from hf_instruct.processes import is_main_process
 
 DESCRIPTION = "Prepare the data of an experiment and fine-tune its model; --SECTION.FIELD VALUE as in `run`."
@@ -16,7 +16,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     add_run_options(parser)
-    parser.set_defaults(handler=_train, verb="train")
+    parser.set_defaults(handler=_train, verb="train", sections=SECTIONS[:-2])
 
 
 def _train(options: argparse.Namespace) -> None:

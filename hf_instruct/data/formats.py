@@ -1,5 +1,6 @@
 """Which ways to write examples are recognised, and how a row of each becomes ours; what may be wrong with it."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def choose_fields(
         return {}, []
     one, fields = next(iter(fitting.values()))
     if len(fitting) > 1 and one is not FORMATS[0]:
-        ways = (f"`--map {_write_map(fields)}` ({one.name})" for one, fields in fitting.values())
+        ways = (f"`{_write_map(fields)}` ({one.name})" for one, fields in fitting.values())
         remedy = f"choose one by {' or '.join(ways)}"
         problems.append(Problem(file, None, None, "has the columns of several formats", remedy))
         return {}, []
@@ -105,7 +106,9 @@ def _check_map(map: Mapping[str, str], formats: Sequence[Format]) -> None:
 
 
 def _write_map(fields: Mapping[str, str]) -> str:
-    return ",".join(f"{ours}={theirs}" for ours, theirs in fields.items() if ours not in ("category", "id"))
+    """Return the flags that read these columns, in every command that reads data."""
+    named = {ours: theirs for ours, theirs in fields.items() if ours not in ("category", "id")}
+    return " ".join(f"--data.map.{ours}={shlex.quote(theirs)}" for ours, theirs in named.items())
 
 
 def _describe_missing(
@@ -119,7 +122,7 @@ def _describe_missing(
     problems = []
     for ours, theirs in missing.items():
         guess = free[0] if len(free) == len(missing) == 1 else "COLUMN"
-        remedy = f"the columns are {list_names(names)}{header}: name the right one with `--map {ours}={guess}`"
+        remedy = f"the columns are {list_names(names)}{header}: name the right one with `{_write_map({ours: guess})}`"
         if near := did_you_mean(theirs, free):
             remedy += f".{near}"
         problems.append(Problem(file, None, shorten(theirs), "is not a column", remedy))
@@ -133,7 +136,7 @@ def describe_unused(names: Iterable[str], fields: Mapping[str, str], file: str) 
         return []
     notice = f"`{file}`: columns not used: {list_names(unused)}."
     near = did_you_mean("input", unused, cutoff=0.7) if "instruction" in fields and "input" not in fields else ""
-    return [f"{notice} No column is `input`.{near} Add it by `--map input=COLUMN`." if near else notice]
+    return [f"{notice} No column is `input`.{near} Add it by `--data.map.input=COLUMN`." if near else notice]
 
 
 def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:

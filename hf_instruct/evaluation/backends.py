@@ -56,7 +56,7 @@ async def choose_judge(settings: JudgeSection) -> Judge:
     if settings.base_url:
         raise JudgeUnavailable(
             f"No Ollama server answers at {ollama.url} (`base_url`; {problem}). Start it there, or name what runs "
-            "there with `--judge openai`, or leave `base_url` out to judge with a local model."
+            "there with `--judge.backend openai`, or leave `base_url` out to judge with a local model."
         )
     logger.warning(
         "No Ollama server answers at %s (%s), so the local judge %s scores the answers. For the course's judge: start "

@@ -127,7 +127,7 @@ class LocalJudge(Judge):
         if not isinstance(question, PairQuestion) and not (question.question and question.levels):
             raise JudgeUnavailable(
                 "The local judge chooses between levels, and this rubric has no `question` or no `levels`; add both to "
-                "its file, or judge with `--judge ollama` or `--judge openai`."
+                "its file, or judge with `--judge.backend ollama` or `openai`."
             )
         if "reasons" in question.schema["required"] and not self._said_no_reasons:
             self._said_no_reasons = True

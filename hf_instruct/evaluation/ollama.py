@@ -183,13 +183,13 @@ class OllamaJudge(ServerJudge):
         except NoAnswer as error:
             raise JudgeUnavailable(
                 f"No Ollama server answers at {self.url} ({error}). Start it with `ollama serve`, or name "
-                "another with `--base-url` or OLLAMA_HOST, or judge without a server: `--judge local`."
+                "another with `--judge.base_url` or OLLAMA_HOST, or judge without a server: `--judge.backend local`."
             ) from error
         except ServerError as error:
             reason = f"status {error.status}: {error}" if error.status else error
             raise JudgeUnavailable(
                 f"What answers at {self.url} is not an Ollama server ({reason}). Start one with `ollama "
-                "serve`, or name its address with `--base-url` or OLLAMA_HOST."
+                "serve`, or name its address with `--judge.base_url` or OLLAMA_HOST."
             ) from error
 
     async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
@@ -297,7 +297,8 @@ class OllamaJudge(ServerJudge):
             known = quote_names(sorted(await self._list_models())[:8]) or "none"
             raise JudgeUnavailable(
                 f"{self._where} does not have the model `{self._model}` (it has: {known}). "
-                f"Run `ollama pull {self._model}`, or judge with `--pull`, or choose a model with `--model`."
+                f"Run `ollama pull {self._model}`, let it be done by `--judge.pull true`, or choose a model with "
+                "`--judge.model`."
             )
         await self._pull()
         if not await self._find_model():

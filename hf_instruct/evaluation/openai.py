@@ -63,7 +63,8 @@ class OpenAIJudge(ServerJudge):
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not base_url:
             raise JudgeUnavailable(
-                "OPENAI_API_KEY is not set. Set it to a key of OpenAI, or name a server of your own with `--base-url`."
+                "OPENAI_API_KEY is not set. Set it to a key of OpenAI, or name a server of your own with "
+                "`--judge.base_url`."
             )
         headers = {header: value for header, name in _ACCOUNT_HEADERS.items() if (value := os.environ.get(name))}
         where = f"The judge's address `{redact(base_url)}`"
@@ -105,7 +106,7 @@ class OpenAIJudge(ServerJudge):
             models = [model.id for model in (await self._server.call("models", _Models, retry=False)).data]
         except NoAnswer as error:
             raise JudgeUnavailable(
-                f"No server answers at {self.url} ({error}). Start it, or name another with `--base-url` (it "
+                f"No server answers at {self.url} ({error}). Start it, or name another with `--judge.base_url` (it "
                 "mostly ends in /v1)."
             ) from error
         except Redirected as error:
@@ -117,7 +118,7 @@ class OpenAIJudge(ServerJudge):
             models = []
         if not self._model and len(models) != 1:
             known = f" It has: {quote_names(sorted(models)[:8])}." if models else ""
-            raise JudgeUnavailable(f"Name the model that {self.url} should judge with: `--model NAME`.{known}")
+            raise JudgeUnavailable(f"Name the model that {self.url} should judge with: `--judge.model NAME`.{known}")
         if not self._model:
             self._model = models[0]
             logger.info("judging with %s, the only model at %s", self._model, self.url)
@@ -181,19 +182,20 @@ class OpenAIJudge(ServerJudge):
             raise JudgeError(
                 f"{self.url} answered as `{shorten(self._answered_as)}` before and now as "
                 f"`{shorten(completion.model)}`, so the scores would be those of two judges. Name one of them with "
-                "`--model`, and judge again."
+                "`--judge.model`, and judge again."
             )
         return completion
 
     def _useless(self, error: ServerError) -> JudgeUnavailable:
         return JudgeUnavailable(
             f"What answers at {self.url} is not an OpenAI-compatible server ({error}). Name the address of one "
-            "with `--base-url` (it mostly ends in /v1)."
+            "with `--judge.base_url` (it mostly ends in /v1)."
         )
 
     def _refusal(self, error: ServerError) -> JudgeError:
         if error.status == 404:
             return JudgeUnavailable(
-                f"{self._where} has no model `{self._model}`, or no chat: {error}. Check `--model` and `--base-url`."
+                f"{self._where} has no model `{self._model}`, or no chat: {error}. Check `--judge.model` and "
+                "`--judge.base_url`."
             )
         return super()._refusal(error)

@@ -216,7 +216,7 @@ def format_self_check(result: SelfCheck) -> str:
     if result.constant is not None:
         lines.append(
             f"The judge gave every answer the same score, {result.constant}: it does not discriminate. Choose "
-            "another with `--judge` and `--model`."
+            "another with `--judge.backend` and `--judge.model`."
         )
     lines += [f"! {problem[0].upper()}{problem[1:]}." for problem in result.failed]
     lines.append(f"judge {label_judge(result.judge, result.rubric)}, {result.probes} answers: {describe_check(result)}")

@@ -72,7 +72,7 @@ def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, A
         shown = shlex.quote(redact(stored.base_url))
         raise ConfigError(
             f"`{run.config}` names a judge on another machine, which would get your API key, and a run folder may be "
-            f"from somebody else: if you trust that server, add `--base-url {shown}`, or set {variable} to it."
+            f"from somebody else: if you trust that server, add `--judge.base_url {shown}`, or set {variable} to it."
         )
     return settings
 

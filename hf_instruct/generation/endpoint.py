@@ -84,7 +84,7 @@ def check_endpoint(section: GenerateSection) -> None:
         if name not in own and value is not None and value != _OFF.get(name)
     ]
     if not section.model:
-        refused.append("`generate.model` is not set; name the server's model with `--model NAME`")
+        refused.append("`generate.model` is not set; name the server's model with `--generate.model NAME`")
     if refused:
         raise ConfigError(f"A server cannot answer with these settings (it takes {', '.join(_SAMPLING)}):", refused)
 
@@ -155,7 +155,7 @@ async def _ask(server: Server, section: GenerateSection, example: Example, promp
             raise ServerError("the answer has no choices")
     except NoServer as error:
         raise InstructError(
-            f"No server answers at {server.url} ({error}). Start it, or name another with `--endpoint`."
+            f"No server answers at {server.url} ({error}). Start it, or name another with `--generate.endpoint`."
         ) from error
     except ServerError as error:
         status = f" (status {error.status})" if error.status else ""
