@@ -10,7 +10,6 @@ import numpy
 from numpy.random import Generator
 
 from hf_instruct.console import align
-from hf_instruct.evaluation.judge_rules import Table, check_table
 from hf_instruct.evaluation.pair_scores import build_pair_scores, find_pair_problems
 from hf_instruct.evaluation.pairs import JoinedPairs
 from hf_instruct.evaluation.probes import (
@@ -22,6 +21,8 @@ from hf_instruct.evaluation.probes import (
     REPEATED,
     SHUFFLED,
     SHUFFLED_DOUBLED,
+    Table,
+    check_table,
     injection_kind,
 )
 from hf_instruct.schema import Alone, JudgeIdentity, PairSummary, Preference

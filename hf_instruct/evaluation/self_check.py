@@ -11,15 +11,18 @@ from hf_instruct.console import align, format_interval, format_points, format_si
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
-from hf_instruct.evaluation.judge_rules import FEWEST, MOST_FAILURES, check_table, find_failures
 from hf_instruct.evaluation.judges import Judge
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import (
     EMPTY,
+    FEWEST,
+    MOST_FAILURES,
     REFERENCE,
     REPEATED,
     SHUFFLED,
     build_probes,
+    check_table,
+    find_failures,
     name_kind,
     sample_examples,
 )
