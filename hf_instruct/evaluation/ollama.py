@@ -79,8 +79,8 @@ class OllamaJudge(ServerJudge):
         self._window = f" (`judge.num_ctx` is {settings.num_ctx})"
         self._digest: str | None = None
         self._version: str | None = None
-        # Whether `think` is sent at all: some versions ignore the schema of a reply where it is false.
-        self._sends_think = True
+        # None where it is not sent: some versions ignore the schema of a reply where it is false.
+        self._think: bool | str | None = settings.think
         # How many replies have come, and up to which of them the model is known to have been the same.
         self._replies = self._confirmed = 0
         self._confirming = asyncio.Lock()
@@ -102,9 +102,7 @@ class OllamaJudge(ServerJudge):
     def identity(self) -> dict[str, Any]:
         """Return model tag, digest, server version and options."""
         # Left out where it is false, so that judgments made before there was a choice still count.
-        think: dict[str, Any] = {"think": self._settings.think} if self._settings.think else {}
-        if not self._sends_think:
-            think = {"think": None}
+        think = {} if self._think is False else {"think": self._think}
         return {
             "backend": "ollama",
             "model": self._model,
@@ -134,7 +132,7 @@ class OllamaJudge(ServerJudge):
         # Servers that imitate Ollama may refuse an empty chat. Whatever is wrong, the first question meets it too.
         with contextlib.suppress(ServerError):
             await self._server.call("/api/chat", _Chat, self._build_chat([]), seconds=seconds, retry=False)
-            if self._settings.think is False:
+            if self._think is False:
                 await self._try_schema()
 
     async def _try_schema(self) -> None:
@@ -148,7 +146,7 @@ class OllamaJudge(ServerJudge):
             return
         del chat["think"]
         if await self._keeps_schema(chat):
-            self._sends_think = False
+            self._think = None
             logger.warning(
                 "Ollama %s drops the schema of a reply where `%s` is told not to think, so it is left to think as it "
                 "likes, which takes longer. Update Ollama, or set `judge.think` yourself.",
@@ -211,7 +209,7 @@ class OllamaJudge(ServerJudge):
             "messages": messages,
             "options": self._options(),
             # On a model that can think, leaving this out means true.
-            **({"think": self._settings.think} if self._sends_think else {}),
+            **({} if self._think is None else {"think": self._think}),
             "keep_alive": _KEEP_LOADED,
             "stream": False,
             # Unless told so, the server drops what does not fit, and the judge scores a text that it has seen half of.
