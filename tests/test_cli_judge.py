@@ -215,7 +215,7 @@ def test_pairs_of_files_and_equal_answers(ollama: FakeOllama) -> None:
     ("content", "message"),
     [
         (None, "`other.jsonl` does not exist; name a run folder or a file of responses."),
-        ("", "`other.jsonl` is empty; it should hold a JSON list of responses, or one object a line."),
+        ("", "There are no responses in `other.jsonl`."),
         ("nonsense\n", "1 problem in `other.jsonl`:"),
         ('{"instruction": "x", "input": "", "output": "y", "response": "z"}\n', "have no example in common"),
     ],

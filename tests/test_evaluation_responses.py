@@ -1,5 +1,6 @@
 """Reading responses to judge, and where judgments go."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def test_torn_last_line_is_left_out_and_a_whole_one_is_not(tmp_path: Path) -> No
     assert len(load_responses(write(tmp_path / "b.jsonl", f"{line}\n{line}"))) == 2
 
 
+def test_a_table_or_a_compressed_file_is_read_as_data_are(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "instruction,input,output,model_response\nName a color.,,Red.,Blue.\n")
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(json.dumps([ROW]).encode()))
+    assert load_responses(tmp_path / "a.csv") == load_responses(tmp_path / "a.json.gz") == build_responses([ROW])
+
+
 def test_equal_examples_get_ids_of_their_own() -> None:
     base = build_example_id("Name a color.", "", "Red.")
     assert [row.id for row in build_responses([ROW, ROW, ROW])] == [base, f"{base}-2", f"{base}-3"]
@@ -84,8 +91,8 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     for line, words in zip(
         problems[1:],
         [
-            *(("row 2",), ("row 3", "`instruction`"), ("row 4", "`input`"), ("row 4", "`response`"), ("row 5", "`id`")),
-            *(("row 7", "`same`", "row 6"), ("row 8", "`num_tokens`")),
+            *(("row 1", "text"), ("row 2", "`instruction`"), ("row 3", "`input`"), ("row 3", "`response`")),
+            *(("row 4", "`id`"), ("row 6", "`same`", "row 5"), ("row 7", "`num_tokens`")),
         ],
         strict=True,
     ):
@@ -97,12 +104,13 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("a.json", b"", "is empty; it should hold a JSON list of responses, or one object a line."),
-        ("a.json", b"[", "is not JSON: EOF while parsing a list at column 1. It should hold a list of responses."),
-        ("a.json", b'{"a": 1}', "holds one JSON object; it should hold a list of objects."),
-        ("a.json", b"\xff\xfe", "is not UTF-8 text (byte 0); save it as UTF-8."),
+        ("a.json", b"", "There are no responses in"),
+        ("a.json", b"[", "is not JSON (expecting value); the file seems to be cut off: copy or download it again"),
+        ("a.json", b'{"a": 1}', "row 0: `output`: field required"),
+        ("a.json", b'["\xff"]', "is not UTF-8 (byte 0xff at position 2 of the file); save the file as UTF-8"),
         ("a.json", b"[]", "There are no responses in"),
         ("a.jsonl", b"{\n" + json.dumps(ROW).encode(), "line 1 is not JSON"),
+        ("a.jsonl", b"42", "line 1 is a number (42), not an object"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes, text: str) -> None:

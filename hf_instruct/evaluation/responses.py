@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, Field, ValidationError, field_validator
 
+from hf_instruct.data.problems import Problem
+from hf_instruct.data.readers import read_text_file
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.records import build_example_id, describe_problem, parse_json
+from hf_instruct.records import build_example_id, describe_problem
 from hf_instruct.run_folder import RunFolder, split_model
 from hf_instruct.schema import MODELS, TUNED, Response
 
@@ -65,8 +67,8 @@ def load_responses(path: Path) -> list[Response]:
     """Return the responses of one model: of a run, or of a file such as the course's.
 
     Args:
-        path: A run folder, whose tuned model is meant; `RUN/untuned`; a `responses.jsonl`; or a JSON list. Each object
-            in a file holds `instruction`, `input`, `output` and `response` or `model_response`; `id`, `category` and
+        path: A run folder, whose tuned model is meant; `RUN/untuned`; or a `.json`, `.jsonl` or `.csv` file. Each row
+            of a file holds `instruction`, `input`, `output` and `response` or `model_response`; `id`, `category` and
             the other fields of a `Response` are kept where they are.
 
     Raises:
@@ -79,52 +81,18 @@ def load_responses(path: Path) -> list[Response]:
         if not responses:
             raise DataError(f"`{folder}` has no answers of the {model} model; `hf-instruct generate` makes them.")
         return responses
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"`{path}` does not exist; name a run folder or a file of responses.") from error
-    except OSError as error:
-        raise DataError(f"`{path}` cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"`{path}` is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    if not text.strip():
-        raise DataError(f"`{path}` is empty; it should hold a JSON list of responses, or one object a line.")
-    rows, problems = _parse_lines(text) if path.suffix == ".jsonl" else (_parse_list(text, path), [])
+    if not path.exists():
+        raise DataError(f"`{path}` does not exist; name a run folder or a file of responses.")
+    found: list[Problem] = []
+    rows = list(read_text_file(path, file=str(path), problems=found))
+    # A last line without its newline was torn when its writer was killed.
+    last = "line " + str(path.read_bytes().count(b"\n") + 1) if path.suffix == ".jsonl" else ""
+    is_torn = any(one.row == last and one.what.startswith("is not JSON") for one in found)
+    problems = [str(one) for one in found if not is_torn or one.row != last]
     # The file of a run has those of both models.
-    chosen = {
-        place: row
-        for place, row in rows.items()
-        if not (isinstance(row, dict) and row.get("model") in MODELS and row["model"] != model)
-    }
+    others = [name for name in MODELS if name != model]
+    chosen = {row.where: row.fields for row in rows if row.fields.get("model") not in others}
     return _build_responses(chosen, problems, where=f"`{path}`")
-
-
-def _parse_lines(text: str) -> tuple[dict[str, Any], list[str]]:
-    rows, problems = {}, []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line.strip():
-                rows[f"line {number}"] = parse_json(line)
-        except ValueError as error:
-            # A last line without its newline was torn when its writer was killed.
-            problems += [f"line {number} is not JSON: {error}"] * (number < len(lines))
-    return rows, problems
-
-
-def _parse_list(text: str, path: Path) -> dict[str, Any]:
-    try:
-        rows = parse_json(text)
-    except ValueError as error:
-        raise DataError(f"`{path}` is not JSON: {error}. It should hold a list of responses.") from error
-    if not isinstance(rows, list):
-        kind = "object" if isinstance(rows, dict) else type(rows).__name__
-        raise DataError(f"`{path}` holds one JSON {kind}; it should hold a list of objects.")
-    return _number(rows)
-
-
-def _number(rows: Iterable[Any]) -> dict[str, Any]:
-    return {f"row {number}": row for number, row in enumerate(rows, start=1)}
 
 
 def build_responses(rows: Any, *, where: str = "the responses") -> list[Response]:
@@ -140,7 +108,7 @@ def build_responses(rows: Any, *, where: str = "the responses") -> list[Response
             f"There is a `{type(rows).__name__}` where {where} should be: give a `Dataset`, a list of mappings, a run "
             "folder or a file of responses."
         )
-    return _build_responses(_number(rows), [], where=where)
+    return _build_responses({f"row {number}": row for number, row in enumerate(rows)}, [], where=where)
 
 
 def _build_responses(rows: Mapping[str, Any], problems: list[str], *, where: str) -> list[Response]:
