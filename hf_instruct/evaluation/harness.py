@@ -70,20 +70,18 @@ def benchmark_run(
         ModelLoadError: The model cannot be loaded.
     """
     options = options or BenchmarkOptions()
-    run = RunFolder(Path(name))
+    run = RunFolder(Path(name), options.trust_remote_code)
     is_run = run.config.is_file()
     if base and not is_run:
         raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is not one.")
-    sources: dict[str, tuple[str, dict[str, Any]]] = {TUNED: (name, {})}
+    names = {TUNED: name}
     if base:
-        section = run.load_experiment().model
-        how = {"revision": section.revision, "quantization": section.quantization, "base_of": run.model}
-        sources[UNTUNED] = (run.find_base(section.name), how)
+        names[UNTUNED] = run.find_base(run.load_experiment().model.name)
     # A damaged file comes to light before hours of work.
     kept = read_results(run.benchmarks) if is_run else {}
     loaded = load_tasks(tasks, options.include)
-    found: dict[str, list[BenchmarkResult]] = {kind: [] for kind in sources}
-    for kind, (model_name, how) in sources.items():
+    found: dict[str, list[BenchmarkResult]] = {kind: [] for kind in names}
+    for kind, model_name in names.items():
         model = None
         for asked, task in loaded.items():
             request = _build_request(asked, model_name, options)
@@ -93,7 +91,7 @@ def benchmark_run(
                 logger.info("`%s` was asked before; delete `%s` to ask again", asked, run.benchmarks)
             else:
                 logger.info("Asking %s: %s", model_name, asked)
-                model = model or _load(model_name, options, **how)
+                model = model or _load(name, run if is_run else None, kind, options)
                 rows = benchmark_model(*model, {asked: task}, name=model_name, options=options)
             found[kind] += rows
             kept[kind] = [*(row for row in known if row.task not in {row.task for row in rows}), *rows]
@@ -118,10 +116,13 @@ def _build_request(asked: str, model: str, options: BenchmarkOptions) -> dict[st
     }
 
 
-def _load(name: str, options: BenchmarkOptions, **how: Any) -> tuple[Any, Any]:
+def _load(name: str, run: RunFolder | None, which: str, options: BenchmarkOptions) -> tuple[Any, Any]:
+    from hf_instruct.generation.stage import load_model_of_run
     from hf_instruct.models import load_model, move_to_best_device
 
-    found = load_model(name, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **how)
+    if run:
+        return load_model_of_run(run, run.load_experiment(), which, dtype=options.dtype)
+    found = load_model(name, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
     move_to_best_device(found[0])
     return found
 
