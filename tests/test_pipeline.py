@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import tiny_models
 
 from hf_instruct import pipeline
 from hf_instruct.config import Experiment, build_experiment
-from hf_instruct.errors import ConfigError, InstructError, RunError
+from hf_instruct.errors import ConfigError, InstructError, ModelLoadError, RunError
 from hf_instruct.pipeline import answer_run, clear_from, default_path, is_done, open_folder, run
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.yaml_text import read_yaml
@@ -173,6 +174,23 @@ def test_what_cannot_run_is_found_before_anything_is_written(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_is_not_there_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("gpt9-medium", str(tmp_path / "nowhere"), str(tmp_path / "empty")):
+        with pytest.raises(ModelLoadError, match=re.escape(f"`{name}`")):
+            run({"model": {"name": name}}, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    # A trained run needs the model no longer; here another stage is the first to fail.
+    folder = RunFolder(tmp_path / "run")
+    open_folder(folder, experiment(model={"name": "gpt9-medium"}))
+    write_files(folder, ["training.json"])
+    monkeypatch.setattr(pipeline, "run_stages", lambda *_: None)
+    for stages, force in ((["data", "train"], False), (["data"], True)):
+        assert run(experiment(model={"name": "gpt9-medium"}), folder.path, resume=True, stages=stages, force=force)
+    with pytest.raises(ModelLoadError):
+        run(experiment(model={"name": "gpt9-medium"}), folder.path, stages=["data", "train"], force=True)
+
+
 def test_a_disk_that_takes_no_more_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, remedy in ((errno.ENOSPC, "Free some disk space, or choose"), (errno.EACCES, "Fix that, or choose")):
 
@@ -180,6 +198,7 @@ def test_a_disk_that_takes_no_more_is_an_error_of_ours(tmp_path: Path, monkeypat
             raise OSError(number, os.strerror(number))
 
         monkeypatch.setattr(pipeline, "run_stages", full)
+        monkeypatch.setattr("hf_instruct.models.find_model", lambda name, **_: name)
         with pytest.raises(RunError, match=f"`{tmp_path / 'run'}` cannot be written: .*{remedy} another `--run-dir`"):
             run(experiment(), tmp_path / "run")
 

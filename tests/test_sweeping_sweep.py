@@ -148,7 +148,10 @@ def test_none_finished(file: Path, workers: Workers) -> None:
     assert stored.candidates[0].error == "No such model."
 
 
-def test_problems_of_all_points_are_listed_and_nothing_is_written(file: Path) -> None:
+def test_problems_of_all_points_are_listed_and_nothing_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    (file.parent / "tiny").mkdir()
+    (file.parent / "tiny" / "config.json").write_text("{}")
     before = sorted(file.parent.iterdir())
     with pytest.raises(ConfigError) as caught:
         plan(file, "train.learning_rat=1,2", "lora.r=8,many", "data.prompt_format=alpaca,nope")
@@ -159,6 +162,10 @@ def test_problems_of_all_points_are_listed_and_nothing_is_written(file: Path) ->
     ]
     with pytest.raises(ConfigError, match="Unknown prompt format `nope`"):
         plan(file, "data.prompt_format=alpaca,nope")
+    with pytest.raises(
+        ConfigError, match=r"1 problem in what to sweep:\n  - The model folder `\./huge` does not exist"
+    ):
+        plan(file, "model.name=./tiny,./huge")
     with pytest.raises(ConfigError, match=r"`--train.seed` is both fixed and swept"):
         plan(file, "train.seed=1,2", overrides={"train.seed": 3})
     assert sorted(file.parent.iterdir()) == before

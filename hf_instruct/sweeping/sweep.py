@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from hf_instruct.config import Experiment, load_experiment
-from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, quote_names
+from hf_instruct.errors import ConfigError, DataError, InstructError, ModelLoadError, RunError, quote_names
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, is_occupied, run
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
 from hf_instruct.recipes import find_experiment
@@ -173,8 +173,8 @@ def plan_sweep(
             experiment = sweep.experiment(point, deep=True)
             check_experiment(experiment, _TRAINING)
             points.setdefault(json.dumps(plain_values(experiment), sort_keys=True), point)
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems or [str(error)])
+        except (ConfigError, ModelLoadError) as error:
+            problems |= dict.fromkeys(getattr(error, "problems", None) or [str(error)])
     if problems:
         raise ConfigError.listing(list(problems), "in what to sweep")
     if not trials:
