@@ -134,11 +134,9 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         DataError: Scores cannot be read, were given by different judges or rubrics, or belong to no common examples.
     """
     sources = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
-    index = 0
-    if baseline is not None:
-        found = [index for index, source in enumerate(sources) if _is_same(source, baseline)]
-        sources = sources if found else [baseline, *sources]
-        index = found[0] if found else 0
+    keys, base = [_identify(source) for source in sources], _identify(baseline)
+    if baseline is not None and base not in keys:
+        sources, keys = [baseline, *sources], [base, *keys]
     if len(sources) < 2:
         raise ConfigError(
             "A comparison needs two runs or more; name another one, such as `RUN/untuned`, the untuned model of a run."
@@ -155,7 +153,7 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
             "differ in:",
             judged_differently,
         )
-    return _compare(_join(loaded), index, judged_differently)
+    return _compare(_join(loaded), 0 if baseline is None else keys.index(base), judged_differently)
 
 
 def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[str]) -> Comparison:
@@ -242,10 +240,8 @@ def _bound(found: Difference, run: ScoredRun, baseline: ScoredRun) -> Difference
     return dataclasses.replace(found, bounds=bounds, is_shown=found.is_shown and not bounds.spans(0.0))
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, str | Path) and isinstance(other, str | Path):
-        return normpath(one) == normpath(other)
-    return one is other
+def _identify(source: Any) -> Any:
+    return normpath(source) if isinstance(source, str | Path) else id(source)
 
 
 def _join(runs: Sequence[ScoredRun]) -> list[ScoredRun]:

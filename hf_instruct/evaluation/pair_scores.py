@@ -11,15 +11,7 @@ from hf_instruct.evaluation.intervals import Estimate, estimate, share_interval
 from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256, JoinedPairs
 from hf_instruct.evaluation.ratings import fit_logistic
 from hf_instruct.evaluation.scores import label_judge
-from hf_instruct.schema import (
-    Consistency,
-    JudgeIdentity,
-    Lengths,
-    PairSummary,
-    Position,
-    Preference,
-    RubricName,
-)
+from hf_instruct.schema import Consistency, JudgeIdentity, Lengths, PairSummary, Position, Preference, RubricName
 
 if TYPE_CHECKING:
     import numpy

@@ -176,19 +176,18 @@ def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[R
 
     names = sorted({*table["first"], *table["second"]})
     examples, ids = table["id"].factorize()
-    # [pairs, 2]: the two sets of a pair. Of each verdict [verdicts]: its pair, and the win of that pair's first.
-    sides = numpy.searchsorted(names, table[["first", "second"]])
-    pairs, pair = numpy.unique(sides, axis=0, return_inverse=True)
+    # Of each verdict [verdicts]: its pair, and the win of that pair's first.
+    pairs, pair = numpy.unique(numpy.searchsorted(names, table[["first", "second"]]), axis=0, return_inverse=True)
     won = table["score"].to_numpy()
     # [pairs, sets]: 1 for the pair's first, -1 for its second.
     columns = numpy.eye(len(names))[pairs[:, 0]] - numpy.eye(len(names))[pairs[:, 1]]
-    _check_groups(names, pairs)
+    _check_groups(names, columns)
 
     def rate(drawn: "numpy.ndarray") -> "numpy.ndarray":
         """Return the ratings, [sets], by the examples at the given positions; NaN where these do not join all sets."""
         times = numpy.bincount(drawn, minlength=len(ids))[examples]
         wins, losses = (numpy.bincount(pair, times * share, minlength=len(pairs)) for share in (won, 1 - won))
-        if _group(pairs[wins + losses > 0], len(names)).max():
+        if _group(columns[wins + losses > 0]).max():
             return numpy.full(len(names), numpy.nan)
         strengths = _RATING_PRIOR * fit_logistic(_RATING_PRIOR * columns, wins, losses)
         ratings: numpy.ndarray = _MEAN_RATING + _POINTS_PER_NAT * (strengths - strengths.mean())
@@ -202,14 +201,14 @@ def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[R
     return sorted(found, key=lambda row: (-row.rating, row.name))
 
 
-def _check_groups(names: Sequence[str], pairs: "numpy.ndarray") -> None:
-    """Refuse sets that comparisons do not join; pairs of their numbers, [pairs, 2], say which of them met."""
-    if not len(pairs):
+def _check_groups(names: Sequence[str], columns: "numpy.ndarray") -> None:
+    """Refuse sets that comparisons do not join; `columns` are as `_group` takes them."""
+    if not names:
         raise DataError(
             "No verdict compares two different sets of responses, so there is nothing to rate. "
             "`hf-instruct judge pairwise RUN --baseline RUN` makes such verdicts."
         )
-    groups = _group(pairs, len(names))
+    groups = _group(columns)
     if groups.max():
         parts = [[name for name, own in zip(names, groups, strict=True) if own == group] for group in set(groups)]
         listed = "; ".join(map(quote_names, sorted(parts, key=lambda part: (-len(part), part))))
@@ -220,11 +219,13 @@ def _check_groups(names: Sequence[str], pairs: "numpy.ndarray") -> None:
         )
 
 
-def _group(pairs: "numpy.ndarray", count: int) -> "numpy.ndarray":
-    """Return the number of the group that each of so many sets is joined to by pairs that met, [pairs, 2]."""
-    from scipy.sparse import coo_array
+def _group(columns: "numpy.ndarray") -> "numpy.ndarray":
+    """Return the number, [sets], of the group that comparisons join each set to.
+
+    Args:
+        columns: Pairs of sets that met, [pairs, sets]: nothing but 1 for the one set and -1 for the other.
+    """
     from scipy.sparse.csgraph import connected_components
 
-    graph = coo_array(([1] * len(pairs), tuple(pairs.T)), shape=(count, count))
-    groups: numpy.ndarray = connected_components(graph, directed=False)[1]
+    groups: numpy.ndarray = connected_components(columns.T @ columns, directed=False)[1]
     return groups

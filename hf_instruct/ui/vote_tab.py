@@ -14,17 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hf_instruct.errors import DataError, InstructError
-from hf_instruct.evaluation.votes import (
-    LEFT,
-    RIGHT,
-    SKIP,
-    TIE,
-    Ballot,
-    VoteBook,
-    check_voter,
-    choose_vote_file,
-    open_votes,
-)
+from hf_instruct.evaluation import votes
+from hf_instruct.evaluation.votes import Ballot, VoteBook
 from hf_instruct.schema import UNTUNED
 from hf_instruct.ui.model_pool import Source
 from hf_instruct.ui.pages import QUICK, format_notice, serve_page
@@ -33,8 +24,6 @@ _WELCOME = """\
 ## Which answer is better?
 Two answers to one instruction, their sides drawn at random: say which you prefer. Each vote is kept immediately; stop
 whenever you like, and continue later under the same name."""
-
-
 _UNDO = "undo"
 
 
@@ -101,7 +90,7 @@ class VotePanel:
             buttons = self._build_ballot()
         with gradio.Row(visible=False) as self._more:
             small = {"size": "sm", "min_width": 120}
-            buttons[SKIP] = gradio.Button("Skip (S)", elem_id="vote-skip", **small)
+            buttons[votes.SKIP] = gradio.Button("Skip (S)", elem_id="vote-skip", **small)
             buttons[_UNDO] = gradio.Button("Undo my last vote (U)", elem_id="vote-undo", **small)
         # Says which ballot a click was on, as the browser saw it.
         self._number = gradio.Textbox(visible="hidden")
@@ -120,11 +109,11 @@ class VotePanel:
             with gradio.Column(min_width=340):
                 self._right = gradio.Textbox(label="Right answer", elem_id="vote-right-text", **text)
         big = {"min_width": 200, "elem_classes": "vote-big"}
-        labels = {LEFT: "← Left is better", TIE: "About equal (T)", RIGHT: "Right is better →"}
+        labels = {votes.LEFT: "← Left is better", votes.TIE: "About equal (T)", votes.RIGHT: "Right is better →"}
         with gradio.Row():
             return {
                 choice: gradio.Button(
-                    label, variant="secondary" if choice == TIE else "primary", elem_id=f"vote-{choice}", **big
+                    label, variant="secondary" if choice == votes.TIE else "primary", elem_id=f"vote-{choice}", **big
                 )
                 for choice, label in labels.items()
             }
@@ -147,7 +136,7 @@ class VotePanel:
 
     def _begin(self, name: str, *chosen: Any) -> dict[Any, Any]:
         try:
-            voter = check_voter(name)
+            voter = votes.check_voter(name)
         except DataError as error:
             return {self._name: self._gradio.update(info=str(error))}
         try:
@@ -236,12 +225,12 @@ class VoteTab:
             if (first, second) in self._books:
                 return self._books[first, second]
             one, two = self.sides[first], self.sides[second]
-            out = choose_vote_file(one, two)
+            out = votes.choose_vote_file(one, two)
             if any(book.path.resolve() == out.resolve() for book in self._books.values()):
                 # Two books on one file would undo each other's votes.
                 raise DataError(
                     f"The votes would go to `{out}`, which keeps those on another pair now. Start the page again for "
                     f"this pair, or use `hf-instruct vote {one} {two} --out FILE`."
                 )
-            self._books[first, second] = self._stack.enter_context(open_votes(one, two))
+            self._books[first, second] = self._stack.enter_context(votes.open_votes(one, two))
             return self._books[first, second]
