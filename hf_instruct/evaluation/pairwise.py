@@ -102,9 +102,8 @@ def prefer(
 
     async def work() -> PreferenceSet:
         async with opened_judge(settings, judge) as used:
-            identity = JudgeIdentity.model_validate(used.identity())
-            preferences = await _prefer(used, identity, joined, file, options, settings.concurrency)
-        summary = build_pair_scores(preferences, joined, identity)
+            preferences = await _prefer(used, joined, file, options, settings.concurrency)
+            summary = build_pair_scores(preferences, joined, JudgeIdentity.model_validate(used.identity()))
         if file:
             write_json(file.with_suffix(".json"), summary)
         return PreferenceSet(preferences, summary)
@@ -113,16 +112,12 @@ def prefer(
 
 
 async def _prefer(
-    judge: Judge,
-    identity: JudgeIdentity,
-    joined: JoinedPairs,
-    file: Path | None,
-    options: JudgeOptions,
-    concurrency: int,
+    judge: Judge, joined: JoinedPairs, file: Path | None, options: JudgeOptions, concurrency: int
 ) -> list[Preference]:
+    identity = JudgeIdentity.model_validate(judge.identity())
     # As votes mark them: nobody was asked, so measures of agreement leave these out.
     unasked = identity.model_copy(update={"options": {**identity.options, "equal_answers": True}})
-    names = dict(zip(("first", "second"), joined.names, strict=True))
+    names: dict[str, Any] = dict(zip(("first", "second"), joined.names, strict=True))
     by_id = {pair.id: pair for pair in joined.pairs}
     questions = {pair.id: build_questions(pair) for pair in joined.pairs}
     hashes = {id: _hash("".join(each.sha256 for each in asked).encode()) for id, asked in questions.items()}
@@ -132,24 +127,15 @@ async def _prefer(
 
     def build(id: str, answers: list[Answer]) -> Preference:
         pair = by_id[id]
-        orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
-        if orders and orders[1] is not None:
-            orders[1] = 1 - orders[1]
-        # Orders that disagree, or were never asked, are a tie.
-        score = None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5
         return Preference(
             **names,
+            **_combine_orders(answers),
             id=id,
-            score=score,
             judge=unasked if pair.is_identical else identity,
             rubric=RUBRIC,
-            orders=orders,
-            replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
             first_length=len(pair.first),
             second_length=len(pair.second),
             prompt_sha256=hashes[id],
-            seconds=round(sum(answer.seconds for answer in answers), 4),
-            failure=next((answer.failure for answer in answers if answer.failure), None),
             category=pair.example.category,
         )
 
@@ -159,12 +145,10 @@ async def _prefer(
         # The names may be another way to write the same two paths.
         return row.model_copy(update=names)
 
+    asked = {pair.id: [] if pair.is_identical else questions[pair.id] for pair in joined.pairs}
     return await judge_rows(
         judge,
-        [
-            Task(pair.id, [] if pair.is_identical else questions[pair.id], f"{pair.first}\n{pair.second}")
-            for pair in joined.pairs
-        ],
+        [Task(pair.id, asked[pair.id], f"{pair.first}\n{pair.second}") for pair in joined.pairs],
         read=read,
         build=build,
         kept=KeptRows(file, Preference, reuse, _set_aside) if file else None,
@@ -172,6 +156,21 @@ async def _prefer(
         concurrency=concurrency,
         show_mean=lambda mean: f"win rate {100 * mean:.0f} %",
     )
+
+
+def _combine_orders(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return what the answers in both orders say of a pair, as fields of a `Preference`."""
+    orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
+    if orders and orders[1] is not None:
+        orders[1] = 1 - orders[1]
+    return {
+        "orders": orders,
+        # Orders that disagree, or were never asked, are a tie.
+        "score": None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5,
+        "replies": [answer.replies[-1] if answer.replies else "" for answer in answers],
+        "seconds": round(sum(answer.seconds for answer in answers), 4),
+        "failure": next((answer.failure for answer in answers if answer.failure), None),
+    }
 
 
 def _set_aside(file: Path, rows: Sequence[Preference]) -> Path:

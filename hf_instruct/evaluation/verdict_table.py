@@ -103,6 +103,8 @@ def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = N
     Raises:
         DataError: It cannot be read, or holds anything else; all problems are listed.
     """
+    import pandas
+
     file, model = None, TUNED
     if isinstance(source, str | Path):
         folder, model = split_model(Path(source))
@@ -120,7 +122,10 @@ def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = N
     if voter is not None:
         raise DataError(f"`{name}` holds scores, not votes, so it has no voter `{voter}`; leave that option out.")
     if isinstance(first, Judgment) or "replies" in fields:
-        return _collect_judgments(_read_judging(file, model) if file else content, name, file)
+        judgments = _read_judging(file, model) if file else content
+        values = [(row.id, row.score, describe_judge(row.judge, row.rubric)) for row in judgments]
+        rows = pandas.DataFrame(values, columns=["id", "score", "judge"]).astype({"score": float})
+        return Verdicts(name, SCORES, rows, judgments=judgments, file=file)
     return _collect_scores(content, name)
 
 
@@ -186,14 +191,6 @@ def tabulate_preferences(rows: Iterable[Preference]) -> "pandas.DataFrame":
         who = describe_judge(judge, row.rubric), judge.model, judge.backend == PERSON
         table.append((row.id, row.score, *sets, *who, json.dumps(options, sort_keys=True), row.is_identical))
     return pandas.DataFrame(table, columns=columns).astype({"score": float})
-
-
-def _collect_judgments(judgments: Sequence[Judgment], name: str, file: Path | None) -> Verdicts:
-    import pandas
-
-    values = [(row.id, row.score, describe_judge(row.judge, row.rubric)) for row in judgments]
-    frame = pandas.DataFrame(values, columns=["id", "score", "judge"]).astype({"score": float})
-    return Verdicts(name, SCORES, frame, judgments=judgments, file=file)
 
 
 def _collect_scores(content: Any, name: str) -> Verdicts:

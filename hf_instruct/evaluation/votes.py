@@ -194,9 +194,9 @@ class VoteBook:
                 self._rows = kept
             return last is not None
 
-    def count_votes(self, voter: str | None = None) -> int:
-        """Return how many ballots a voter, or all of them, have answered, skipped ones included."""
-        return sum(not row.is_identical for row in self._list_votes(voter))
+    def count_votes(self) -> int:
+        """Return how many ballots the voters have answered, skipped ones included."""
+        return sum(not row.is_identical for row in self._list_votes())
 
     def voters(self) -> list[str]:
         """Return the names of those who have voted."""
