@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import JUDGE, preference
 
 from hf_instruct.cli.main import main
 from hf_instruct.evaluation.ratings import rate_preferences
 from hf_instruct.records import write_rows
-from hf_instruct.schema import Preference
 
 
 @pytest.fixture(autouse=True)
@@ -22,23 +22,8 @@ def command(*arguments: object) -> int:
 
 
 def play(path: str, pair: tuple[str, str], scores: list[float | None], **judge: Any) -> Path:
-    known = {"backend": "ollama", "model": "llama3", "digest": "365c0bd3c000", "options": {"seed": 1}, **judge}
-    rows = [
-        Preference(
-            id=str(n),
-            first=pair[0],
-            second=pair[1],
-            score=score,
-            judge=known,
-            rubric="pairwise",
-            orders=[],
-            replies=[],
-            first_length=5,
-            second_length=9,
-        )
-        for n, score in enumerate(scores)
-    ]
-    write_rows(Path(path), rows)
+    known = {"first": pair[0], "second": pair[1], "judge": {**JUDGE, **judge}, "rubric": "pairwise"}
+    write_rows(Path(path), [preference(str(n), score, **known) for n, score in enumerate(scores)])
     return Path(path)
 
 
@@ -85,21 +70,8 @@ def test_different_judges_are_refused_unless_forced(capsys: pytest.CaptureFixtur
 
 
 def test_equal_answers_are_by_the_same_judge_and_two_people_are_people() -> None:
-    rows = [
-        Preference(
-            id=str(n),
-            first="a",
-            second="b",
-            score=0.5,
-            judge={"backend": "person", "model": voter, "options": options},
-            rubric="vote",
-            orders=[],
-            replies=[],
-            first_length=1,
-            second_length=1,
-        )
-        for n, (voter, options) in enumerate([("Ann", {"seed": 0}), ("Ben", {"seed": 0, "equal_answers": True})])
-    ]
+    ben = {"backend": "person", "model": "Ben", "options": {"equal_answers": True}}
+    rows = [preference("1", 0.5), preference("2", 0.5, judge=ben)]
     assert rate_preferences(rows, resamples=1).judges == ["people (Ann, Ben)"]
 
 
@@ -110,8 +82,8 @@ def test_a_set_against_itself_is_left_out() -> None:
     assert [row.comparisons for row in table.ratings] == [2, 2]
 
 
-ROW = {"id": "1", "first": "a", "second": "b", "judge": {}, "rubric": "pairwise", "orders": [], "replies": []}
-LENGTHS = {"first_length": 1, "second_length": 1}
+def row(**changes: Any) -> str:
+    return json.dumps(preference("1", 1.0).to_dict() | changes) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -121,18 +93,12 @@ LENGTHS = {"first_length": 1, "second_length": 1}
         ("", "`votes.jsonl` holds no preferences."),
         ("[1, 2]\n", "`votes.jsonl` line 1 is not a Preference row"),
         ('{"id": "1", "score": 85}\n', "name a file of preferences, as `hf-instruct judge pairwise` and"),
-        (json.dumps(ROW | LENGTHS | {"score": float("nan")}) + "\n", "line 1 is not a Preference row"),
-        (
-            json.dumps(ROW | LENGTHS | {"score": 85}) + "\n",
-            "line 1 is not a Preference row (`score`: input should be less than or equal to 1)",
-        ),
-        (json.dumps(ROW | LENGTHS | {"score": True}) + "\n", "line 1 is not a Preference row (`score`"),
-        (
-            json.dumps(ROW | LENGTHS | {"score": 1, "first": ""}) + "\n",
-            "line 1 is not a Preference row (`first`",
-        ),
-        (json.dumps(ROW | LENGTHS | {"score": 1, "judge": "x"}) + "\n", "Preference row (`judge`"),
-        (json.dumps(ROW | LENGTHS | {"score": None}) + "\n", "No verdict compares two different sets of responses"),
+        (row(score=float("nan")), "line 1 is not a Preference row"),
+        (row(score=85), "line 1 is not a Preference row (`score`: input should be less than or equal to 1)"),
+        (row(score=True), "line 1 is not a Preference row (`score`"),
+        (row(first=""), "line 1 is not a Preference row (`first`"),
+        (row(judge="x"), "Preference row (`judge`"),
+        (row(score=None), "No verdict compares two different sets of responses"),
     ],
 )
 def test_bad_files_are_refused(content: str | None, message: str, capsys: pytest.CaptureFixture[str]) -> None:

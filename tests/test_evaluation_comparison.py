@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import judgment, response
 
 from hf_instruct.cli.main import main
 from hf_instruct.errors import DataError
@@ -17,7 +18,7 @@ from hf_instruct.evaluation.table import WIDTH, format_comparison
 from hf_instruct.plots import COLORS, draw_comparison_plot
 from hf_instruct.records import append_rows, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Judgment, Metrics, Repeats, Response, RubricName, Scores, TrainingRow
+from hf_instruct.schema import Metrics, Repeats, RubricName, Scores, TrainingRow
 
 JUDGE = {"backend": "ollama", "model": "llama3:8b", "digest": "365c0bd3c000", "options": {"temperature": 0, "seed": 1}}
 
@@ -35,18 +36,10 @@ def save_run(
     """Write what a judged run leaves in its folder, and return the folder."""
     judge = judge or JUDGE
     run = RunFolder(path)
-    categories = categories or {}
-    asked = {"judge": judge, "rubric": "course", "rubric_sha256": rubric_sha256}
-    append_rows(
-        run.judgments,
-        [
-            Judgment(id=i, model=model, score=s, replies=["{}"], prompt_sha256=f"p{i}", seconds=0.1, **asked)
-            for i, s in scores.items()
-        ],
-    )
-    known = {"model": model, "input": "", "output": "Done.", "response": "A."}
-    rows = [Response(id=i, instruction=f"Task {i}.", category=categories.get(i), **known) for i in scores]
-    append_rows(run.responses, rows)
+    asked = {"model": model, "judge": judge, "rubric_sha256": rubric_sha256}
+    append_rows(run.judgments, [judgment(i, score, **asked) for i, score in scores.items()])
+    named = categories or {}
+    append_rows(run.responses, [response(i, model=model, category=named.get(i)) for i in scores])
     rubric = RubricName(name="course", sha256=rubric_sha256)
     run.write_scores(model, Scores(judge=judge, rubric=rubric, **summary))
     return path
@@ -226,12 +219,8 @@ def test_mean_over_repeats(tmp_path: Path) -> None:
         {"a": 10, "b": None, "c": 30},
         repeats=Repeats(count=2, seeds=[1, 2], means=[], n=[], failures=[]),
     )
-    asked = {"replies": ["{}"], "rubric": "course", "rubric_sha256": "abc", "prompt_sha256": "p", "seconds": 0.1}
-    judge = {**JUDGE, "options": {**JUDGE["options"], "seed": 2}}
-    second = [
-        Judgment(id=name, score=score, judge=judge, repeat=2, **asked)
-        for name, score in [("a", 20), ("b", 7), ("c", None)]
-    ]
+    asked = {"judge": {**JUDGE, "options": {**JUDGE["options"], "seed": 2}}, "rubric_sha256": "abc", "repeat": 2}
+    second = [judgment(name, score, **asked) for name, score in [("a", 20), ("b", 7), ("c", None)]]
     append_rows(one / "judgments.jsonl", second)
     run = load_run(one)
     assert (run.known.to_dict(), run.repeats) == ({"a": 15.0, "b": 7.0, "c": 30.0}, 2)
@@ -268,10 +257,7 @@ def test_runs_judged_differently_are_refused(
 
 def test_other_example_behind_an_id(tmp_path: Path, pair: list[Path]) -> None:
     other = save_run(tmp_path / "other", {str(i): i for i in range(12)})
-    rows = [
-        Response(id=str(i), instruction=f"Another task {i}.", input="", output="Done.", response="A.")
-        for i in range(12)
-    ]
+    rows = [response(str(i), instruction=f"Another task {i}.") for i in range(12)]
     write_rows(RunFolder(other).responses, rows)
     with pytest.raises(DataError, match=r"are of different data: 12 of 12 ids stand for another example in each"):
         compare_runs([pair[0], other])
@@ -289,17 +275,13 @@ def test_unfinished_judging(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", {"a": 5, "b": 6})
     RunFolder(run).scores.unlink()
     assert load_run(run).known.to_dict() == {"a": 5.0, "b": 6.0}
-    write_rows(
-        RunFolder(run).judgments,
-        [Judgment(id="a", score=5, replies=["{}"], judge=JUDGE, rubric="course", prompt_sha256="p", seconds=0.1)],
-    )
+    write_rows(RunFolder(run).judgments, [judgment("a", 5, judge=JUDGE)])
     with pytest.raises(DataError, match=r"is not judged to the end \(1 of 2 answers\)"):
         load_run(run)
 
 
 def test_the_last_judge_in_a_file_counts(tmp_path: Path) -> None:
-    asked = {"replies": ["{}"], "rubric": "course", "prompt_sha256": "p", "seconds": 0.1}
-    rows = [Judgment(id=m, score=5, judge={**JUDGE, "model": m}, **asked) for m in ("x", "y")]
+    rows = [judgment(m, 5, judge={**JUDGE, "model": m}) for m in ("x", "y")]
     write_rows(tmp_path / "other.jsonl", rows)
     run = load_run(tmp_path / "other.jsonl")
     assert (run.judge.model, run.known.to_dict()) == ("y", {"y": 5.0})

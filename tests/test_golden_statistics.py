@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import preference
 
 from hf_instruct.evaluation.agreement import measure_agreement
 from hf_instruct.evaluation.comparison import compare_runs
@@ -66,20 +67,9 @@ def _preferences(judge: dict[str, Any], turn: int = 0) -> list[Preference]:
     for first, second in ((0, 1), (1, 2), (2, 0)):
         for n in range(30):
             score = None if n == 17 else ((n * (3 + turn) + first + turn) % 5 > 1) * 0.5 + (n % 3 > 0) * 0.5
-            rows.append(
-                Preference(
-                    id=f"e{n}",
-                    first=NAMES[first],
-                    second=NAMES[second],
-                    score=score,
-                    judge=judge,
-                    rubric="pairwise",
-                    orders=[],
-                    replies=[],
-                    first_length=40 + n * 11 % 60,
-                    second_length=30 + n * 7 % 80,
-                )
-            )
+            known = {"first": NAMES[first], "second": NAMES[second], "judge": judge, "rubric": "pairwise"}
+            lengths = {"first_length": 40 + n * 11 % 60, "second_length": 30 + n * 7 % 80}
+            rows.append(preference(f"e{n}", score, **known, **lengths))
     return rows
 
 

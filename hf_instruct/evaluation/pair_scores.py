@@ -36,6 +36,7 @@ def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, ju
     scores = [row.score for row in preferences if row.score is not None]
     n, total = len(scores), len(preferences)
     plain, controlled = win_rate(preferences), length_controlled_win_rate(preferences)
+    consistency, position = _measure_orders(preferences)
     return PairSummary(
         first=joined.names[0],
         second=joined.names[1],
@@ -57,8 +58,8 @@ def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, ju
         ties=scores.count(0.5),
         losses=scores.count(0),
         identical=sum(row.is_identical for row in preferences),
-        consistency=_measure_consistency(preferences),
-        position=_measure_position(preferences),
+        consistency=consistency,
+        position=position,
         longer_share=_measure_length_bias(preferences),
         joined_by=joined.by,
         without_counterpart=joined.alone,
@@ -130,39 +131,27 @@ def has_one_sided_lengths(preferences: Sequence[Preference]) -> bool | None:
     return min(differences) > 0 or max(differences) < 0 if differences else None
 
 
-def _list_orders(preferences: Sequence[Preference]) -> list[list[float | None]]:
-    return [row.orders for row in preferences if not row.is_identical and len(row.orders) == 2]
-
-
-def _measure_consistency(preferences: Sequence[Preference]) -> Consistency:
-    both = [orders for orders in _list_orders(preferences) if None not in orders]
-    same = sum(one == two for one, two in both)
-    return Consistency(share=same / len(both) if both else None, pairs=len(both))
-
-
-def _measure_position(preferences: Sequence[Preference]) -> Position:
+def _measure_orders(preferences: Sequence[Preference]) -> tuple[Consistency, Position]:
+    """Return how far the two orders of a pair agree, and how often the answer shown first is preferred."""
+    orders = [row.orders for row in preferences if not row.is_identical and len(row.orders) == 2]
+    both = [scores for scores in orders if None not in scores]
     # The score of the answer shown first: in the second order that is the second answer.
-    shown_first = [
-        score if order == 0 else 1 - score
-        for row in _list_orders(preferences)
-        for order, score in enumerate(row)
-        if score is not None
-    ]
-    first, second = shown_first.count(1), shown_first.count(0)
+    shown_first = [one for one, _ in orders] + [None if other is None else 1 - other for _, other in orders]
+    first, second, ties = (shown_first.count(score) for score in (1, 0, 0.5))
     share = first / (first + second) if first + second else None
-    return Position(first=first, second=second, ties=shown_first.count(0.5), first_share=share)
+    same = sum(one == other for one, other in both) / len(both) if both else None
+    position = Position(first=first, second=second, ties=ties, first_share=share)
+    return Consistency(share=same, pairs=len(both)), position
 
 
 def _measure_length_bias(preferences: Sequence[Preference]) -> float | None:
     """Return the share of longer answers preferred, the smaller of both sides; None with fewer than 5 of either."""
-    decided = [row for row in preferences if row.score in (0, 1) and row.first_length != row.second_length]
-    shares = []
-    for winner in (1, 0):
-        longer = [row.score == winner for row in decided if (row.first_length > row.second_length) == (winner == 1)]
-        if len(longer) < _FEWEST_LONGER:
-            return None
-        shares.append(sum(longer) / len(longer))
-    return min(shares)
+    decided = [(row.score, row.first_length - row.second_length) for row in preferences if row.score in (0, 1)]
+    first = [score == 1 for score, longer in decided if longer > 0]
+    second = [score == 0 for score, longer in decided if longer < 0]
+    if min(len(first), len(second)) < _FEWEST_LONGER:
+        return None
+    return min(sum(first) / len(first), sum(second) / len(second))
 
 
 def find_pair_problems(scores: PairSummary) -> list[str]:
@@ -173,8 +162,7 @@ def find_pair_problems(scores: PairSummary) -> list[str]:
     if n < _FEWEST or consistency.share is None:
         return []
     if position.ties >= _MOST_TIES * verdicts:
-        problems.append(f"The judge called {position.ties} of {verdicts} verdicts a tie: it does not discriminate.")
-        return problems
+        return [f"The judge called {position.ties} of {verdicts} verdicts a tie: it does not discriminate."]
     if consistency.share < _LEAST_CONSISTENCY:
         problems.append(
             f"The judge gave the same verdict in both orders in {_percent(consistency.share)} of {n} pairs "
