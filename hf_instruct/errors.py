@@ -86,6 +86,17 @@ def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
+def needs_package(what: str, package: str) -> str:
+    """Return that something needs a package that is not installed, and the command that installs it.
+
+    >>> needs_package("`serve`", "transformers[serving]")
+    "`serve` needs the package transformers[serving], which is not installed: pip install 'transformers[serving]'"
+    """
+    import shlex
+
+    return f"{what} needs the package {package}, which is not installed: pip install {shlex.quote(package)}"
+
+
 class InstructError(Exception):
     """Base of all errors that a user can fix; its text says what is wrong, where, what is allowed and what to do."""
 

@@ -6,7 +6,7 @@ The package is optional, and imported by Transformers where it is needed.
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import ModelLoadError
+from hf_instruct.errors import ModelLoadError, needs_package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,9 +34,7 @@ def build_quantization(kind: str, dtype: "torch.dtype") -> "BitsAndBytesConfig":
     if kind not in _KINDS:
         raise ModelLoadError(f"`quantization` is {kind!r}; allowed are `4bit`, `8bit` and, for an adapter, `none`.")
     if not is_bitsandbytes_available():
-        raise ModelLoadError(
-            "A quantized model needs the bitsandbytes package: pip install 'hf-instruct[quantization]'"
-        )
+        raise ModelLoadError(needs_package("A quantized model", "bitsandbytes"))
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

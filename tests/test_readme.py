@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_python_of_the_readme_uses_the_public_names():
     }
     assert imported <= set(hf_instruct.__all__)
     assert "train" in imported
+
+
+def test_what_is_to_be_installed_is_there_to_be_installed():
+    """The package itself is not on PyPI; what it needs besides is what `pyproject.toml` says."""
+    texts = {path: path.read_text(encoding="utf-8") for path in [*PAGES, *ROOT.glob("hf_instruct/**/*.py")]}
+    texts |= {path: path.read_text(encoding="utf-8") for path in ROOT.glob("recipes/*/*.yaml")}
+    assert [path for path, text in texts.items() if re.search(r"pip install '?hf.instruct", text)] == []
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    known = {requirement.partition(">=")[0] for requirements in extras.values() for requirement in requirements}
+    named = [name for text in texts.values() for name in re.findall(r'needs_package\([^()]*"([^"]+)"\)', text)]
+    assert set(named) == {"bitsandbytes", "gguf", "gradio", "lm-eval", "optuna", "transformers[serving]"}
+    assert set(named) <= known
 
 
 def test_readme_stays_short():

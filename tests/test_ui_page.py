@@ -48,7 +48,7 @@ def test_without_gradio_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
     assert main(["ui", str(tmp_path)]) == 1
-    assert "pip install 'hf-instruct[ui]'" in capsys.readouterr().err
+    assert "pip install gradio" in capsys.readouterr().err
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 
 

@@ -35,7 +35,7 @@ def _serve(options: argparse.Namespace) -> None:
     from hf_instruct.ui.model_pool import find_sources
     from hf_instruct.ui.pages import check_gradio
 
-    check_gradio("The page", "ui")
+    check_gradio("The page")
     sources = find_sources(options.runs)
     for source in sources:
         if not source.is_trained:

@@ -46,7 +46,7 @@ def _vote(options: argparse.Namespace) -> None:
     from hf_instruct.ui.pages import check_gradio
     from hf_instruct.ui.vote_tab import serve_votes
 
-    check_gradio("The vote page", "vote")
+    check_gradio("The vote page")
     voter = None if options.voter is None else check_voter(options.voter)
     with open_votes(options.a, options.b, options.out, seed=options.seed, limit=options.limit) as book:
         _announce(book)

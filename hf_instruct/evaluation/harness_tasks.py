@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import ConfigError, DataError, needs_package
 from hf_instruct.offline import cache_alone_if_unreachable, transport_error
 
 PACKAGED_TASKS = Path(__file__).parent / "tasks"
@@ -39,9 +39,7 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, 
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ConfigError(
-            "`benchmark` needs the package lm-eval, which is not installed: pip install 'hf-instruct[benchmark]'"
-        ) from error
+        raise ConfigError(needs_package("`benchmark`", "lm-eval")) from error
     folders: list[str | Path] = [PACKAGED_TASKS, *include]
     with tempfile.TemporaryDirectory() as temporary, quiet():
         own = TaskManager(include_path=folders, include_defaults=False)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import ConfigError, PublishError
+from hf_instruct.errors import ConfigError, PublishError, needs_package
 from hf_instruct.hub.fidelity import Fidelity, check_fidelity
 from hf_instruct.hub.merging import RunModel
 
@@ -57,7 +57,7 @@ _TEXTS = ("In 1984, 3.14 * 2 = 6.28!", "  def f(x):\n\treturn x  # it's\n\n", "G
 def check_gguf_package() -> None:
     """Raise `ConfigError` where the package that writes GGUF is not installed."""
     if importlib.util.find_spec("gguf") is None:
-        raise ConfigError("GGUF files need the gguf package; install it with `pip install 'hf-instruct[gguf]'`.")
+        raise ConfigError(needs_package("GGUF", "gguf"))
 
 
 def check_model(source: RunModel) -> None:

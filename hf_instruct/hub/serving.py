@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.addresses import Guard, list_hosts, refusal
-from hf_instruct.errors import ConfigError, PublishError
+from hf_instruct.errors import ConfigError, PublishError, needs_package
 from hf_instruct.hub.merging import check_run, name_run, write_model
 from hf_instruct.hub.outputs import building
 from hf_instruct.hub.templates import shape_prompt
@@ -38,7 +38,7 @@ def check_serving() -> None:
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():
-        raise ConfigError("`hf-instruct serve` needs more packages: `pip install 'hf-instruct[serve]'`.")
+        raise ConfigError(needs_package("`serve`", "transformers[serving]"))
 
 
 def prepare_served_model(run: RunFolder) -> Path:

@@ -19,7 +19,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from hf_instruct.config import Experiment, load_experiment
-from hf_instruct.errors import ConfigError, DataError, InstructError, ModelLoadError, RunError, quote_names
+from hf_instruct.errors import (
+    ConfigError,
+    DataError,
+    InstructError,
+    ModelLoadError,
+    RunError,
+    needs_package,
+    quote_names,
+)
 from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done, is_occupied, run
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
 from hf_instruct.recipes import find_experiment
@@ -156,7 +164,7 @@ def plan_sweep(
     if twice := [f"`--{axis.name}` is both fixed and swept" for axis in axes if axis.name in overrides]:
         raise ConfigError("Take one of the two out:", twice)
     if trials is not None and find_spec("optuna") is None:
-        raise ConfigError("`--trials` needs Optuna, which is not installed: pip install 'hf-instruct[search]'.")
+        raise ConfigError(needs_package("`--trials`", "optuna"))
     path = path or default_path(file).with_name(default_path(file).name + "-sweep")
     file = find_experiment(file)
     # The file itself first: its problems are not those of the sweep.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hf_instruct.addresses import Guard
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, needs_package
 
 # Nothing but the page itself, should any part of Gradio ever ask for more.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -67,12 +67,11 @@ _KEYS = """
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-def check_gradio(what: str, extra: str) -> None:
+def check_gradio(what: str) -> None:
     """Keep Gradio from calling home, and see that it is there.
 
     Args:
         what: What needs it, as the start of a sentence.
-        extra: The extra of this package that installs it.
 
     Raises:
         ConfigError: It is not installed.
@@ -80,9 +79,7 @@ def check_gradio(what: str, extra: str) -> None:
     # Read when Gradio is imported, which is why it must not be before.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     if importlib.util.find_spec("gradio") is None:
-        raise ConfigError(
-            f"{what} needs Gradio, which is not installed; install it with `pip install 'hf-instruct[{extra}]'`."
-        )
+        raise ConfigError(needs_package(what, "gradio"))
 
 
 def serve_page(
