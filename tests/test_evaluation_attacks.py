@@ -16,24 +16,20 @@ from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError
-from hf_instruct.evaluation.cache import VerdictCache
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.loop import Answer as Outcome
-from hf_instruct.evaluation.loop import Asker
+from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.openai import OpenAIJudge
 from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
-from hf_instruct.schema import Response
+from hf_instruct.evaluation.scoring import judge_with
+from hf_instruct.schema import Judgment, Response
 
 # Half a second apiece where a server lets one wait, and there are hundreds.
 pytestmark = pytest.mark.slow
 
 KINDS = ("ollama", "openai")
-RUBRIC = load_rubric("course")
-QUESTION = RUBRIC.build_question(
-    Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
-)
+RESPONSE = Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
+QUESTION = load_rubric("course").build_question(RESPONSE)
 # What Python, and the libraries below, say to programmers.
 PROGRAMMERS_WORDS = re.compile(
     r"Traceback|argument after|must be a mapping|has no attribute|Expecting |codec can't|NoneType|ValidationError"
@@ -187,17 +183,18 @@ class Attacked:
         self.server = FakeOllama()
         self.server.start()
         base_url = self.server.url if kind == "ollama" else f"{self.server.url}/v1"
-        settings = JudgeSection(base_url=base_url, model="llama3:latest", timeout_seconds=0.3)
+        self.settings = JudgeSection(base_url=base_url, model="llama3:latest", timeout_seconds=0.3)
         self.runner = asyncio.Runner()
-        self.judge = {"ollama": OllamaJudge, "openai": OpenAIJudge}[kind](settings)
+        self.judge = {"ollama": OllamaJudge, "openai": OpenAIJudge}[kind](self.settings)
         self.runner.run(self.judge.prepare())
 
-    def ask(self, answer: Answer) -> Outcome:
+    def ask(self, answer: Answer) -> Judgment:
         """Return what comes of a question that the server gives this answer to, each time."""
         self.server.requests.clear()
         self.server.reply = lambda body: answer
-        asker = Asker(self.judge, lambda reply, judged: parse_verdict(reply.text, RUBRIC, judged), VerdictCache(None))
-        return self.runner.run(asker.ask(QUESTION, ""))
+        options = JudgeOptions(use_cache=False)
+        judged = self.runner.run(judge_with(self.judge, [RESPONSE], self.settings, options=options))
+        return judged.judgments[0]
 
     def stop(self) -> None:
         self.runner.run(self.judge.close())
@@ -231,7 +228,7 @@ def test_answer_to_a_question(attacked: dict[str, Attacked], kind: str, name: st
     except JudgeError as error:
         assert_plain(str(error))
     else:
-        assert answer.verdict is None
+        assert answer.score is None
         assert sum(map(len, answer.replies)) < 200_000
         assert_plain(answer.failure)
     assert {path for path, _ in one.server.requests} <= {
@@ -242,7 +239,7 @@ def test_answer_to_a_question(attacked: dict[str, Attacked], kind: str, name: st
     }
     # The next question is not harmed by it.
     right = one.ask(Answer(raw=build_reply(kind)))
-    assert right.verdict == Verdict(100)
+    assert right.score == 100
 
 
 # What a server may say when it is asked for something else than a verdict.

@@ -334,7 +334,7 @@ def test_public_function(server: FakeOllama, tmp_path: Path) -> None:
     assert (tmp_path / "scores.json").exists()
     with pytest.raises(ConfigError, match=r"`judge\.concurency` is unknown. Did you mean `concurrency`"):
         judge_responses(rows, concurency=3)
-    with pytest.raises(DataError, match="row 1: `output`: field required"):
+    with pytest.raises(DataError, match="row 0: `output`: field required"):
         judge_responses([{"instruction": "Do.", "input": "", "response": ""}])
 
 

@@ -1,9 +1,10 @@
 """The judging loop: many questions at once, each row kept as soon as it is there, whatever is judged."""
 
+import abc
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.verdicts import Verdict
 from hf_instruct.models import cache_folder
-from hf_instruct.progress import progress_bar
+from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import append_rows, recover_rows, write_rows
 from hf_instruct.schema import JudgeIdentity, Judgment, Preference
 
@@ -25,7 +26,8 @@ _ATTEMPTS = 2
 _FAILURES_IN_A_ROW = 8
 _KEPT_CHARACTERS = 65_536
 # Judges whose verdict can be read again in their replies; others may compute it.
-WRITING_BACKENDS = ("ollama", "openai")
+_WRITING_BACKENDS = ("ollama", "openai")
+# What becomes of a judgment that is to be made again.
 _VOID: dict[str, Any] = {
     "score": None,
     "replies": [],
@@ -89,227 +91,180 @@ class Task(NamedTuple):
     judged: str
 
 
-class KeptRows(NamedTuple, Generic[Row]):
-    """The file that rows are kept in as they arrive, and what to do with those that it has.
-
-    Attributes:
-        path: The file.
-        row_type: Type of its rows.
-        reuse: Returns a row of it as this pass would make it again, or None where it would make another.
-        set_aside: Moves the file, which holds these rows, to a name of its own, and returns that. None where rows of
-            other judges stay in it: rows are only ever added, and the newest counts.
-        belongs: Whether a row is of a pass like this one, over these answers or earlier ones.
-    """
-
-    path: Path
-    row_type: type[Row]
-    reuse: Callable[[Row], Row | None]
-    set_aside: Callable[[Path, Sequence[Row]], Path] | None = None
-    belongs: Callable[[Row], bool] = lambda row: True
-
-
-async def judge_rows(
-    judge: Judge,
-    tasks: Sequence[Task],
-    *,
-    read: Callable[[Reply, str], Verdict],
-    build: Callable[[str, list[Answer]], Row],
-    kept: KeptRows[Row] | None,
-    options: JudgeOptions,
-    concurrency: int,
-    show_mean: Callable[[float], str],
-) -> list[Row]:
-    """Return the row of each task, in their order.
+class Pass(abc.ABC, Generic[Row]):
+    """One pass of a judge over texts: what its rows are made of, where they are kept, and which kept ones still count.
 
     Args:
         judge: The judge, prepared.
-        tasks: The rows to make.
-        read: Takes the verdict on a text from a reply, or raises VerdictError.
-        build: Makes the row with an id from an answer to each of its questions.
-        kept: Where they are kept; None for nowhere.
         options: How to judge.
-        concurrency: Rows under way at any moment.
-        show_mean: Says what the mean score so far is, for the progress bar.
-
-    Raises:
-        JudgeError: Judging cannot continue; the text says how much is judged, and how to continue. What was judged is
-            kept, also when the task is cancelled.
-    """
-    done: dict[str, Row] = {}
-    cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
-    asker = Asker(judge, read, cache, repeat=options.repeat)
-    try:
-        if kept:
-            done |= _take_over(kept, force=options.force)
-        if options.force:
-            # Forgotten, not passed over: whoever continues after an interruption leaves `force` out.
-            asker.forget(question for task in tasks for question in task.questions)
-        if any(task.id not in done for task in tasks):
-            with progress_bar(options.title, len(tasks), done=len(done)) as advance:
-                keep = _keep_in(done, kept.path if kept else None, advance, show_mean)
-                await _make_rows(asker, [task for task in tasks if task.id not in done], build, keep, concurrency)
-        rows = [done[task.id] for task in tasks]
-        if kept and kept.set_aside:
-            write_rows(kept.path, rows)
-    except JudgeError as error:
-        failed = sum(row.score is None for row in done.values())
-        count = f"{len(done) - failed} of {len(tasks)} are judged" + f", {failed} failed" * bool(failed)
-        where = f", kept in `{kept.path}`" if kept else ""
-        raise type(error)(f"{error} {count}{where}. {options.go_on}") from error
-    except OSError as error:
-        raise JudgeError(f"The verdicts cannot be written: {error}. {options.go_on}") from error
-    finally:
-        cache.close()
-    if failures := [row for row in rows if row.score is None]:
-        first = failures[0]
-        logger.warning(
-            "%d of %d have no verdict; the first, `%s`: %s", len(failures), len(rows), first.id, first.failure
-        )
-    return rows
-
-
-def _take_over(kept: KeptRows[Row], *, force: bool) -> dict[str, Row]:
-    """Return the rows of the file that count for this pass too, by id."""
-    rows = recover_rows(kept.path, kept.row_type)
-    newest = {row.id: row for row in rows if kept.belongs(row)}
-    fitting = {id: again for id, row in newest.items() if (again := kept.reuse(row))}
-    reusable = {} if force else fitting
-    if kept.set_aside and len(reusable) < len({row.id for row in rows}):
-        logger.warning("Judging again; the verdicts that were there are kept as `%s`.", kept.set_aside(kept.path, rows))
-        append_rows(kept.path, reusable.values())
-    elif force and not kept.set_aside:
-        # They no longer count, also for whoever continues after an interruption and leaves `force` out.
-        append_rows(kept.path, [row.model_copy(update=_VOID) for row in fitting.values()])
-    # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
-    return {id: row for id, row in reusable.items() if row.score is not None or (row.replies and all(row.replies))}
-
-
-def _keep_in(
-    done: dict[str, Row], path: Path | None, advance: Callable[[int, str], None], show_mean: Callable[[float], str]
-) -> Callable[[Sequence[Row]], None]:
-    """Return a function that keeps new rows in a file and in `done`, and says beside the progress bar what came of all.
-
-    It adds up what it gets: to look at all rows after each would be quadratic.
-    """
-    scores = [row.score for row in done.values() if row.score is not None]
-    total, n = sum(scores), len(scores)
-
-    def keep(rows: Sequence[Row]) -> None:
-        nonlocal total, n
-        if path:
-            append_rows(path, rows)
-        done.update((row.id, row) for row in rows)
-        scores = [row.score for row in rows if row.score is not None]
-        total, n = total + sum(scores), n + len(scores)
-        notes = [show_mean(total / n)] if n else []
-        advance(len(rows), ", ".join(notes + [f"{len(done) - n} failed"] * (len(done) > n)))
-
-    return keep
-
-
-async def _make_rows(
-    asker: "Asker",
-    tasks: Sequence[Task],
-    build: Callable[[str, list[Answer]], Row],
-    keep: Callable[[Sequence[Row]], None],
-    concurrency: int,
-) -> None:
-    """Make the rows of tasks, several at a time, and keep them as they come; what any of it raises ends it all."""
-    waiting = iter(tasks)
-    unkept: list[Row] = []
-
-    def keep_all() -> None:
-        if rows := unkept[:]:
-            keep(rows)
-            asker.keep_verdicts()
-            del unkept[: len(rows)]
-
-    async def worker() -> None:
-        # All workers draw from one iterator, so a slow task holds up nobody else.
-        for task in waiting:
-            answers = [await asker.ask(question, task.judged) for question in task.questions]
-            unkept.append(build(task.id, answers))
-            if not all(answer.cached for answer in answers):
-                # Rows whose replies have come by now share the write.
-                await asyncio.sleep(0)
-                keep_all()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(tasks))):
-                group.create_task(worker())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    finally:
-        keep_all()
-
-
-class Asker:
-    """Puts questions to a judge, an unreadable or failed one once more, and gives up on a judge that stays silent.
-
-    Args:
-        judge: The judge, prepared.
-        read: Takes the verdict on a text from a reply, or raises VerdictError.
-        cache: Of earlier verdicts.
-        repeat: Which pass over the same questions this is.
+        path: The file that rows are kept in as they arrive; None for nowhere.
     """
 
-    def __init__(
-        self, judge: Judge, read: Callable[[Reply, str], Verdict], cache: VerdictCache, *, repeat: int = 1
-    ) -> None:
+    row_type: type[Row]
+    # Whether rows of other judges stay in the file: rows are only ever added, and the newest counts.
+    keeps_others = True
+
+    def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None) -> None:
+        self.identity = JudgeIdentity.model_validate(judge.identity())
         self._judge = judge
-        self._read = read
-        self._identity = JudgeIdentity.model_validate(judge.identity())
-        self._cache = cache
-        self._repeat = repeat
-        self._silent = 0
+        self._options = options
+        self._path = path
+        self._cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
+        # Verdicts that the cache does not have yet.
         self._new: list[tuple[str, dict[str, Any]]] = []
+        self._done: dict[str, Row] = {}
+        self._scored, self._sum, self._silent = 0, 0.0, 0
 
-    def _key(self, question: Question) -> str:
-        return cache_key(question, self._identity, repeat=self._repeat)
+    @abc.abstractmethod
+    def read(self, reply: Reply, judged: str) -> Verdict:
+        """Return the verdict on a text in a reply, or raise VerdictError."""
 
-    def forget(self, questions: Iterable[Question]) -> None:
-        """Drop what the cache knows of questions."""
-        self._cache.forget(map(self._key, questions))
+    @abc.abstractmethod
+    def build(self, id: str, answers: list[Answer]) -> Row:
+        """Return the row with an id, given an answer to each of its questions."""
 
-    def keep_verdicts(self) -> None:
-        """Add the verdicts since the last time to the cache."""
-        self._cache.add(self._new)
-        self._new.clear()
+    @abc.abstractmethod
+    def reuse(self, row: Row) -> Row | None:
+        """Return a row of the file as this pass would make it again, or None where it would make another."""
 
-    async def ask(self, question: Question, judged: str) -> Answer:
-        """Return what the judge says to a question, now or at an earlier time.
+    @abc.abstractmethod
+    def show_mean(self, mean: float) -> str:
+        """Return what the mean score so far is, for the progress bar."""
 
-        Args:
-            question: What to ask.
-            judged: The text that it is about.
+    def belongs(self, row: Row) -> bool:
+        """Return whether a row of the file is of a pass like this one, over these texts or earlier ones."""
+        return True
+
+    def set_aside(self, path: Path, rows: Sequence[Row]) -> Path:
+        """Move the file, which holds these rows, to a name of its own, and return that."""
+        raise NotImplementedError
+
+    async def run(self, tasks: Sequence[Task], *, concurrency: int) -> list[Row]:
+        """Return the row of each task, in their order, with so many under way at any moment.
 
         Raises:
-            JudgeError: The judge cannot continue, or has not replied at all to eight questions in a row.
+            JudgeError: Judging cannot continue; the text says how much is judged, and how to continue. What was judged
+                is kept, also when the task is cancelled.
         """
+        path, go_on = self._path, self._options.go_on
+        try:
+            if path:
+                self._take_over(path)
+            if self._options.force:
+                # Forgotten, not passed over: whoever continues after an interruption leaves `force` out.
+                self._cache.forget(self._key(question) for task in tasks for question in task.questions)
+            if waiting := [task for task in tasks if task.id not in self._done]:
+                with progress_bar(self._options.title, len(tasks), done=len(self._done)) as advance:
+                    await self._make_rows(waiting, advance, concurrency)
+            rows = [self._done[task.id] for task in tasks]
+            if path and not self.keeps_others:
+                write_rows(path, rows)
+        except JudgeError as error:
+            judged, failed = self._scored, len(self._done) - self._scored
+            count = f"{judged} of {len(tasks)} are judged" + f", {failed} failed" * bool(failed)
+            where = f", kept in `{path}`" if path else ""
+            raise type(error)(f"{error} {count}{where}. {go_on}") from error
+        except OSError as error:
+            raise JudgeError(f"The verdicts cannot be written: {error}. {go_on}") from error
+        finally:
+            self._cache.close()
+        if failures := [row for row in rows if row.score is None]:
+            first, count = failures[0], f"{len(failures)} of {len(rows)}"
+            logger.warning("%s have no verdict; the first, `%s`: %s", count, first.id, first.failure)
+        return rows
+
+    def _take_over(self, path: Path) -> None:
+        """Take the rows of the file that count for this pass too for done."""
+        rows = recover_rows(path, self.row_type)
+        newest = {row.id: row for row in rows if self.belongs(row)}
+        fitting = {id: again for id, row in newest.items() if (again := self.reuse(row))}
+        reusable = {} if self._options.force else fitting
+        if not self.keeps_others and len(reusable) < len({row.id for row in rows}):
+            aside = self.set_aside(path, rows)
+            logger.warning("Judging again; the verdicts that were there are kept as `%s`.", aside)
+            append_rows(path, reusable.values())
+        elif self._options.force and self.keeps_others:
+            # They no longer count, also for whoever continues after an interruption and leaves `force` out.
+            append_rows(path, [row.model_copy(update=_VOID) for row in fitting.values()])
+        # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
+        whole = [row for row in reusable.values() if row.score is not None or (row.replies and all(row.replies))]
+        self._finish(whole)
+
+    def _finish(self, rows: Iterable[Row]) -> str:
+        """Take rows for done, and return what the progress bar says then; adding up all after each is quadratic."""
+        for row in rows:
+            self._done[row.id] = row
+            self._scored += row.score is not None
+            self._sum += row.score or 0
+        notes = [self.show_mean(self._sum / self._scored)] if self._scored else []
+        failed = len(self._done) - self._scored
+        return ", ".join(notes + [f"{failed} failed"] * bool(failed))
+
+    async def _make_rows(self, tasks: Sequence[Task], advance: Advance, concurrency: int) -> None:
+        """Make the rows of tasks and keep them as they come; what any of it raises ends it all."""
+        waiting = iter(tasks)
+        unkept: list[Row] = []
+
+        def keep() -> None:
+            if rows := unkept[:]:
+                if self._path:
+                    append_rows(self._path, rows)
+                advance(len(rows), self._finish(rows))
+                self._cache.add(self._new)
+                self._new.clear()
+                del unkept[: len(rows)]
+
+        async def worker() -> None:
+            # All workers draw from one iterator, so a slow task holds up nobody else.
+            for task in waiting:
+                answers = [await self._answer(question, task.judged) for question in task.questions]
+                unkept.append(self.build(task.id, answers))
+                if not all(answer.cached for answer in answers):
+                    # Rows whose replies have come by now share the write.
+                    await asyncio.sleep(0)
+                    keep()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(tasks))):
+                    group.create_task(worker())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            keep()
+
+    async def _answer(self, question: Question, judged: str) -> Answer:
+        """Return what the judge says to a question about a text, now or at an earlier time."""
         key = self._key(question)
-        if answer := self._recall(key, judged):
-            return answer
+        known = self._cache.find(key)
+        if known:
+            verdict = self.reread(known["replies"], judged, Verdict(known["score"], known.get("reasons")))
+            if verdict:
+                return Answer(verdict, known["replies"], cached=True)
         answer = await self._ask(question, judged)
         if answer.verdict:
             known = {"score": answer.verdict.score, "reasons": answer.verdict.reasons, "replies": answer.replies}
             self._new.append((key, known))
         return answer
 
-    def _recall(self, key: str, judged: str) -> Answer | None:
-        known = self._cache.find(key)
-        if known is None:
+    def _key(self, question: Question) -> str:
+        return cache_key(question, self.identity, repeat=self._options.repeat)
+
+    def reread(self, replies: Sequence[str], judged: str, known: Verdict) -> Verdict | None:
+        """Return the verdict in replies that were kept: the rule may have been another when they came.
+
+        Returns:
+            None where they have none today; what was known where the judge may have computed its verdict.
+        """
+        if not replies or self.identity.backend not in _WRITING_BACKENDS:
+            return known
+        try:
+            return self.read(Reply(replies[-1], 0.0), judged)
+        except VerdictError:
             return None
-        verdict, replies = Verdict(known["score"], known.get("reasons")), known["replies"]
-        if self._identity.backend in WRITING_BACKENDS:
-            # Read again: the rule may have been another when the reply came.
-            try:
-                verdict = self._read(Reply(replies[-1], 0.0), judged)
-            except VerdictError:
-                return None
-        return Answer(verdict, replies, cached=True)
 
     async def _ask(self, question: Question, judged: str) -> Answer:
+        """Put a question to the judge, once more where its reply is unreadable or failed; give up on a silent judge."""
         seconds, texts, failure = 0.0, [], ""
         for _ in range(_ATTEMPTS):
             reply = await self._judge.ask(question)
@@ -319,7 +274,7 @@ class Asker:
             failure = reply.failure or ""
             if not failure:
                 try:
-                    verdict = self._read(reply, judged)
+                    verdict = self.read(reply, judged)
                 except VerdictError as error:
                     failure = str(error)
                 else:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.loop import Answer, JudgeOptions, KeptRows, Task, judge_rows
+from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.evaluation.pairs import RUBRIC, JoinedPairs, build_questions, join_responses
 from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
-from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Response
+from hf_instruct.schema import PairSummary, Preference, Response
 from hf_instruct.servers import run_sync
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ def prefer(
 
     async def work() -> PreferenceSet:
         async with opened_judge(settings, judge) as used:
-            preferences = await _prefer(used, joined, file, options, settings.concurrency)
-            summary = build_pair_scores(preferences, joined, JudgeIdentity.model_validate(used.identity()))
+            comparing = _Comparing(used, dataclasses.replace(options, title="Judging pairs"), file, joined)
+            preferences = await comparing.run(comparing.tasks, concurrency=settings.concurrency)
+        summary = build_pair_scores(preferences, joined, comparing.identity)
         if file:
             write_json(file.with_suffix(".json"), summary)
         return PreferenceSet(preferences, summary)
@@ -111,51 +112,60 @@ def prefer(
     return run_sync(work())
 
 
-async def _prefer(
-    judge: Judge, joined: JoinedPairs, file: Path | None, options: JudgeOptions, concurrency: int
-) -> list[Preference]:
-    identity = JudgeIdentity.model_validate(judge.identity())
-    # As votes mark them: nobody was asked, so measures of agreement leave these out.
-    unasked = identity.model_copy(update={"options": {**identity.options, "equal_answers": True}})
-    names: dict[str, Any] = dict(zip(("first", "second"), joined.names, strict=True))
-    by_id = {pair.id: pair for pair in joined.pairs}
-    questions = {pair.id: build_questions(pair) for pair in joined.pairs}
-    hashes = {id: _hash("".join(each.sha256 for each in asked).encode()) for id, asked in questions.items()}
+class _Comparing(Pass[Preference]):
+    """A pass over pairs, each asked about in both orders."""
 
-    def read(reply: Reply, judged: str) -> Verdict:
+    row_type = Preference
+    keeps_others = False
+
+    def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None, joined: JoinedPairs) -> None:
+        super().__init__(judge, options, path)
+        # As votes mark them: nobody was asked, so measures of agreement leave these out.
+        self._unasked = self.identity.model_copy(update={"options": {**self.identity.options, "equal_answers": True}})
+        self._names: dict[str, Any] = dict(zip(("first", "second"), joined.names, strict=True))
+        self._pairs = {pair.id: pair for pair in joined.pairs}
+        questions = {pair.id: build_questions(pair) for pair in joined.pairs}
+        self._hashes = {id: _hash("".join(each.sha256 for each in asked).encode()) for id, asked in questions.items()}
+        asked = {pair.id: [] if pair.is_identical else questions[pair.id] for pair in joined.pairs}
+        self.tasks = [Task(pair.id, asked[pair.id], f"{pair.first}\n{pair.second}") for pair in joined.pairs]
+
+    def show_mean(self, mean: float) -> str:
+        """Return the win rate of the first answers."""
+        return f"win rate {100 * mean:.0f} %"
+
+    def read(self, reply: Reply, judged: str) -> Verdict:
+        """Return the preference in a reply."""
         return Verdict(parse_preference(reply.text, judged))
 
-    def build(id: str, answers: list[Answer]) -> Preference:
-        pair = by_id[id]
+    def build(self, id: str, answers: list[Answer]) -> Preference:
+        """Return the preference between two answers, given what came of asking in both orders."""
+        pair = self._pairs[id]
         return Preference(
-            **names,
+            **self._names,
             **_combine_orders(answers),
             id=id,
-            judge=unasked if pair.is_identical else identity,
+            judge=self._unasked if pair.is_identical else self.identity,
             rubric=RUBRIC,
             first_length=len(pair.first),
             second_length=len(pair.second),
-            prompt_sha256=hashes[id],
+            prompt_sha256=self._hashes[id],
             category=pair.example.category,
         )
 
-    def reuse(row: Preference) -> Preference | None:
-        if row.prompt_sha256 != hashes.get(row.id) or row.rubric != RUBRIC or row.judge not in (identity, unasked):
-            return None
-        # The names may be another way to write the same two paths.
-        return row.model_copy(update=names)
+    def reuse(self, row: Preference) -> Preference | None:
+        """Return a preference under the names of this pass, which may be another way to write the same two paths."""
+        is_same = (row.prompt_sha256, row.rubric) == (self._hashes.get(row.id), RUBRIC)
+        return row.model_copy(update=self._names) if is_same and row.judge in (self.identity, self._unasked) else None
 
-    asked = {pair.id: [] if pair.is_identical else questions[pair.id] for pair in joined.pairs}
-    return await judge_rows(
-        judge,
-        [Task(pair.id, asked[pair.id], f"{pair.first}\n{pair.second}") for pair in joined.pairs],
-        read=read,
-        build=build,
-        kept=KeptRows(file, Preference, reuse, _set_aside) if file else None,
-        options=dataclasses.replace(options, title="Judging pairs"),
-        concurrency=concurrency,
-        show_mean=lambda mean: f"win rate {100 * mean:.0f} %",
-    )
+    def set_aside(self, path: Path, rows: Sequence[Preference]) -> Path:
+        """Move a file and its summary to `earlier/`, and return its new name there."""
+        name = f"{path.stem}.{to_file_name(f'{rows[0].judge.model}-{_hash(path.read_bytes())[:12]}')}.jsonl"
+        kept = path.parent / "earlier" / name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for old, new in ((path, kept), (path.with_suffix(".json"), kept.with_suffix(".json"))):
+            with contextlib.suppress(FileNotFoundError):
+                old.replace(new)
+        return kept
 
 
 def _combine_orders(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -171,17 +181,6 @@ def _combine_orders(answers: Sequence[Answer]) -> dict[str, Any]:
         "seconds": round(sum(answer.seconds for answer in answers), 4),
         "failure": next((answer.failure for answer in answers if answer.failure), None),
     }
-
-
-def _set_aside(file: Path, rows: Sequence[Preference]) -> Path:
-    """Move a file that holds these rows, and its summary, to `earlier/`, and return its new name there."""
-    name = f"{file.stem}.{to_file_name(f'{rows[0].judge.model}-{_hash(file.read_bytes())[:12]}')}.jsonl"
-    kept = file.parent / "earlier" / name
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    for old, new in ((file, kept), (file.with_suffix(".json"), kept.with_suffix(".json"))):
-        with contextlib.suppress(FileNotFoundError):
-            old.replace(new)
-    return kept
 
 
 def to_file_name(name: str) -> str:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.console import format_points
-from hf_instruct.errors import VerdictError
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.loop import WRITING_BACKENDS, Answer, JudgeOptions, KeptRows, Task, judge_rows, to_printable
+from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task, to_printable
 from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.rubrics import Question, Rubric, load_rubric
 from hf_instruct.evaluation.scores import build_repeats, build_scores, format_repeats, format_scores
@@ -114,8 +113,8 @@ async def judge_with(
     options = options or JudgeOptions()
     responses, left_out = responses[: options.limit], len(responses[options.limit or len(responses) :])
     rubric = load_rubric(settings.rubric)
-    by_id = {row.id: row for row in responses}
     questions = {row.id: rubric.build_question(row) for row in responses}
+    tasks = [Task(row.id, [questions[row.id]], row.response) for row in responses]
     seeds = [None if settings.seed is None else settings.seed + number for number in range(settings.repeats)]
     identities: list[JudgeIdentity] = []
     repeats: list[list[Judgment]] = []
@@ -125,10 +124,10 @@ async def judge_with(
             if len(seeds) > 1:
                 judge.reseed(seed)
                 title += f", repeat {number} of {len(seeds)}"
-            identities.append(JudgeIdentity.model_validate(judge.identity()))
             once = dataclasses.replace(options, title=title, repeat=number)
-            one = _Pass(judge, identities[-1], rubric, by_id, questions, once)
-            repeats.append(await one.run(files, concurrency=settings.concurrency))
+            one = _Scoring(judge, once, files.judgments if files else None, rubric, responses, questions)
+            identities.append(one.identity)
+            repeats.append(await one.run(tasks, concurrency=settings.concurrency))
     finally:
         if len(seeds) > 1:
             judge.reseed(settings.seed)
@@ -149,35 +148,35 @@ async def judge_with(
     return JudgmentSet(repeats[0], scores, repeats[1:], left_out)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pass:
-    """A judge's pass over responses: what a judgment is made of, and which of those in the file it would make again."""
+class _Scoring(Pass[Judgment]):
+    """A pass over responses."""
 
-    judge: Judge
-    identity: JudgeIdentity
-    rubric: Rubric
-    responses: Mapping[str, Response]
-    questions: Mapping[str, Question]
-    options: JudgeOptions
+    row_type = Judgment
 
-    async def run(self, files: RunFolder | None, *, concurrency: int) -> list[Judgment]:
-        """Return the judgment of each response, kept in `files` as they arrive."""
-        return await judge_rows(
-            self.judge,
-            [Task(id, [self.questions[id]], row.response) for id, row in self.responses.items()],
-            read=self.read,
-            build=self.build,
-            kept=KeptRows(files.judgments, Judgment, self.reuse, belongs=self.belongs) if files else None,
-            options=self.options,
-            concurrency=concurrency,
-            show_mean=lambda mean: f"mean {format_points(mean)}",
-        )
+    def __init__(
+        self,
+        judge: Judge,
+        options: JudgeOptions,
+        path: Path | None,
+        rubric: Rubric,
+        responses: Sequence[Response],
+        questions: Mapping[str, Question],
+    ) -> None:
+        super().__init__(judge, options, path)
+        self._rubric = rubric
+        self._responses = {row.id: row for row in responses}
+        self._questions = questions
+        self._repeat = options.repeat
+
+    def show_mean(self, mean: float) -> str:
+        """Return the mean score in points."""
+        return f"mean {format_points(mean)}"
 
     def read(self, reply: Reply, judged: str) -> Verdict:
         """Return the verdict on a response in a reply."""
         if reply.score is not None:
             return Verdict(reply.score)
-        score, reasons = parse_verdict(reply.text, self.rubric, judged)
+        score, reasons = parse_verdict(reply.text, self._rubric, judged)
         return Verdict(score, reasons and to_printable(reasons))
 
     def build(self, id: str, answers: list[Answer]) -> Judgment:
@@ -185,14 +184,14 @@ class _Pass:
         answer = answers[0]
         return Judgment(
             id=id,
-            model=self.responses[id].model,
+            model=self._responses[id].model,
             score=int(answer.verdict.score) if answer.verdict else None,
             replies=answer.replies,
             judge=self.identity,
-            rubric=self.rubric.name,
-            rubric_sha256=self.rubric.sha256,
-            repeat=self.options.repeat,
-            prompt_sha256=self.questions[id].sha256,
+            rubric=self._rubric.name,
+            rubric_sha256=self._rubric.sha256,
+            repeat=self._repeat,
+            prompt_sha256=self._questions[id].sha256,
             seconds=round(answer.seconds, 4),
             failure=answer.failure,
             reasons=answer.verdict.reasons if answer.verdict else None,
@@ -201,20 +200,16 @@ class _Pass:
 
     def belongs(self, row: Judgment) -> bool:
         """Return whether a judgment is of a pass like this one, over these responses or earlier ones."""
-        if row.id not in self.responses or row.rubric_sha256 not in ("", self.rubric.sha256):
+        if row.id not in self._responses or row.rubric_sha256 not in ("", self._rubric.sha256):
             return False
-        expected = self.responses[row.id].model, self.identity, self.rubric.name, self.options.repeat
+        expected = self._responses[row.id].model, self.identity, self._rubric.name, self._repeat
         return (row.model, row.judge, row.rubric, row.repeat) == expected
 
     def reuse(self, row: Judgment) -> Judgment | None:
         """Return a judgment as this pass would make it again, or None where it would make another."""
-        if row.prompt_sha256 != self.questions[row.id].sha256:
+        if row.prompt_sha256 != self._questions[row.id].sha256:
             return None
-        if row.score is not None and row.replies and self.identity.backend in WRITING_BACKENDS:
-            # The rule by which scores are read was another once.
-            try:
-                again = self.read(Reply(row.replies[-1], 0.0), self.responses[row.id].response)
-            except VerdictError:
-                return None
-            return row if again.score == row.score else None
-        return row
+        if row.score is None:
+            return row
+        again = self.reread(row.replies, self._responses[row.id].response, Verdict(row.score))
+        return row if again and again.score == row.score else None
