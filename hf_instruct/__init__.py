@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from hf_instruct.models import load_model as load_model
     from hf_instruct.pipeline import run as run
     from hf_instruct.preferences.pairs import load_pairs as load_pairs
+    from hf_instruct.preferences.rewards import build_rewards as build_rewards
     from hf_instruct.prompts import PromptFormat as PromptFormat
     from hf_instruct.reporting.page import report as report
     from hf_instruct.run_folder import RunFolder as RunFolder
     from hf_instruct.training.fast.collators import PrefixSharingCollator as PrefixSharingCollator
     from hf_instruct.training.finetune import train as train
     from hf_instruct.training.preferences import train_preferences as train_preferences
+    from hf_instruct.training.rewards import train_with_rewards as train_with_rewards
     from hf_instruct.training.trainer import InstructTrainer as InstructTrainer
 
 __version__ = "0.1.0"
@@ -39,6 +41,7 @@ _HOMES = {
     "PromptFormat": "prompts",
     "Rubric": "evaluation.rubrics",
     "RunFolder": "run_folder",
+    "build_rewards": "preferences.rewards",
     "compare_runs": "evaluation.comparison",
     "export": "hub.export",
     "generate_responses": "generation.answers",
@@ -54,6 +57,7 @@ _HOMES = {
     "split_examples": "data.splits",
     "train": "training.finetune",
     "train_preferences": "training.preferences",
+    "train_with_rewards": "training.rewards",
 }
 __all__ = list(_HOMES)
 

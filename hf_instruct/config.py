@@ -182,10 +182,27 @@ class PreferencesSection(_Section):
     max_new_tokens: Natural = Field(256, description="longest answer of the model's own, in tokens")
 
 
+class RewardsSection(_Section):
+    """Section `rewards`: what the `grpo` section rewards an answer for, each with its weight."""
+
+    exact_match: float = Field(0.0, description="1 where the answer is the reference, apart from case and punctuation")
+    token_f1: float = Field(0.0, description="share of words that answer and reference have in common, 0 to 1")
+    rouge_l: float = Field(0.0, description="longest common sequence of words, 0 to 1")
+    stopped: float = Field(0.0, description="1 where the model ended the answer itself")
+    length: float = Field(0.0, description="length of the answer to that of the reference, or the inverse: at most 1")
+    categories: list[str] | None = Field(None, description="answer only training prompts of these categories")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward that has one."""
+        return {name: weight for name, weight in self.model_dump(exclude={"categories"}).items() if weight}
+
+
 class Experiment(_Section):
     """One experiment: everything a run depends on.
 
-    `train` takes TRL's `SFTConfig`, `lora` PEFT's `LoraConfig`; `dpo` TRL's `DPOConfig`: it trains on preferences.
+    `train` takes TRL's `SFTConfig`, `lora` PEFT's `LoraConfig`; `dpo` TRL's `DPOConfig`: it trains on preferences;
+    `grpo` its `GRPOConfig`: it trains on rewards.
     """
 
     data: DataSection = DataSection()
@@ -194,13 +211,25 @@ class Experiment(_Section):
     lora: dict[str, Any] | None = None
     dpo: dict[str, Any] | None = None
     preferences: PreferencesSection = PreferencesSection()
+    grpo: dict[str, Any] | None = None
+    rewards: RewardsSection = RewardsSection()
     generate: GenerateSection = GenerateSection()
     judge: JudgeSection = JudgeSection()
 
     @property
+    def method(self) -> str:
+        """How the run trains: `SFT`, `DPO` or `GRPO`."""
+        return "DPO" if self.dpo is not None else "GRPO" if self.grpo is not None else "SFT"
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was set of the section that trains."""
+        return (self.dpo if self.dpo is not None else self.grpo if self.grpo is not None else self.train) or {}
+
+    @property
     def training(self) -> dict[str, Any]:
-        """The settings of the section that trains, `train` or `dpo`, over its defaults."""
-        return {**TRAIN_DEFAULTS, **self.train} if self.dpo is None else {**DPO_DEFAULTS, **self.dpo}
+        """The settings of the section that trains, over its defaults."""
+        return {**DEFAULTS[f"{self.method}Config"], **self.given}
 
 
 # The course's settings. `output_dir` and reporting belong to the run folder, so they cannot be set here.
@@ -238,8 +267,20 @@ DPO_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "beta": 0.1,
 }
+# As DPO's, but for what GRPO lives by: groups of answers to several prompts a step, and no step too long.
+GRPO_DEFAULTS: dict[str, Any] = {
+    **{name: value for name, value in DPO_DEFAULTS.items() if name not in ("beta", "max_length")},
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "num_generations": 8,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 2,
+    "max_completion_length": 256,
+    "logging_steps": 1,
+}
+DEFAULTS = {"SFTConfig": TRAIN_DEFAULTS, "DPOConfig": DPO_DEFAULTS, "GRPOConfig": GRPO_DEFAULTS}
 # Which section holds the fields of each of TRL's configurations.
-SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo"}
+SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo", "GRPOConfig": "grpo"}
 # The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
@@ -370,8 +411,10 @@ def _check_across(experiment: Experiment) -> list[str]:
             "`model.dtype` is 'float16', in which weights are too coarse to be trained themselves; set 'bfloat16' or "
             "'float32', or add a `lora` section"
         )
-    if experiment.dpo is not None and experiment.train:
-        problems.append("`train` and `dpo` cannot both be set: a run trains once; put the settings into `dpo`")
+    methods = [name for name in ("dpo", "grpo") if getattr(experiment, name) is not None]
+    methods += ["train"] * bool(experiment.train)
+    if len(methods) > 1:
+        problems.append(f"{quote_names(methods)} cannot all be set: a run trains once; keep one of these sections")
     if not isinstance(data.source, str):
         alone = {"map": "map", "hub_config": "name", "revision": "revision"}
         given = [name for name in alone if getattr(data, name)]

@@ -47,7 +47,9 @@ REFUSED_TRAINING = {
     ),
     "truncation_mode": "the end of a row is what is cut off, so that every row begins as a prompt does",
     "logging_nan_inf_filter": "a loss that is not a number ends the run",
-    "sync_ref_model": "the reference is the model that preference training begins with",
+    "sync_ref_model": "the reference is the model that training begins with",
+    "chat_template_kwargs": "`data.prompt_format` writes the prompts",
+    "log_completions_hub_repo": "answers would be published unchecked",
 }
 # What TRL and PEFT accept, and fail on hours later or never.
 _BOUNDS = {

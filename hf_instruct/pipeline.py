@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_instruct.config import Experiment, build_experiment, load_experiment
+from hf_instruct.config import OWN_TRAINING, SECTIONS, Experiment, build_experiment, load_experiment
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
 from hf_instruct.manifests import check_model
 from hf_instruct.processes import is_main_process, on_main_process
@@ -33,10 +33,14 @@ def _train(folder: RunFolder, experiment: Experiment) -> None:
     if is_done(folder, "train"):
         folder.check_trained()
         check_model(folder.model)
-    elif experiment.dpo is not None:
+    elif experiment.method == "DPO":
         from hf_instruct.preferences.stage import tune_by_preferences
 
         tune_by_preferences(folder, experiment, resume=True)
+    elif experiment.method == "GRPO":
+        from hf_instruct.preferences.stage import tune_by_rewards
+
+        tune_by_rewards(folder, experiment, resume=True)
     else:
         from hf_instruct.training.stage import fine_tune
 
@@ -107,6 +111,7 @@ def run(
     resume: bool = False,
     force: bool = False,
     stages: Sequence[str] = STAGES,
+    reward_funcs: Sequence[Callable[..., Any]] = (),
 ) -> RunFolder:
     """Run the stages of an experiment, and return its run folder.
 
@@ -117,6 +122,8 @@ def run(
         resume: Continue a run that was cut off; stages that are whole are left alone.
         force: Delete what is in the run folder first.
         stages: Which stages to run, in the order of `STAGES`.
+        reward_funcs: For a `grpo` section: functions as `train_with_rewards` takes them, each of weight 1, beside those
+            of the `rewards` section.
 
     Raises:
         ConfigError: The experiment has problems, or there is no such stage.
@@ -135,7 +142,10 @@ def run(
         raise ConfigError("`run` needs the path of a run folder, unless the experiment is a YAML file.")
     if unknown := set(stages) - set(STAGES):
         raise ConfigError(f"`stages` names {quote_names(sorted(unknown))}; the stages are {quote_names(STAGES)}.")
-    folder = RunFolder(Path(path), trust_remote_code=experiment.model.trust_remote_code)
+    if reward_funcs and experiment.grpo is None:
+        raise ConfigError("A reward function is for experiments with a `grpo` section, and this one has none.")
+    trusted = experiment.model.trust_remote_code
+    folder = RunFolder(Path(path), trust_remote_code=trusted, reward_funcs=tuple(reward_funcs))
     # A model that has been trained needs no other.
     remaining = [stage for stage in stages if force or stage != "train" or not is_done(folder, stage)]
     experiment = check_experiment(experiment, remaining)
@@ -331,7 +341,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     has_trained = _has_trained(folder)
     begun = {
         "data": is_done(folder, "data") or has_trained,
-        **dict.fromkeys(("train", "lora", "dpo"), has_trained),
+        **dict.fromkeys(("train", "lora", "dpo", "grpo", "rewards"), has_trained),
         # Pairs are made before the first step, by the model itself.
         **dict.fromkeys(("model", "preferences"), has_trained or _has_pairs(folder)),
         "generate": _has_begun_to_answer(folder),
@@ -339,7 +349,8 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         "judge": False,
     }
     # These say what is kept, how many answers, and how fast.
-    free = ("train.keep_checkpoints", "dpo.keep_checkpoints", "generate.limit", "generate.concurrency")
+    kept = [f"{section}.{name}" for section in SECTIONS.values() for name in OWN_TRAINING]
+    free = (*kept, "generate.limit", "generate.concurrency")
     refused = [key for key in changed if begun[key.partition(".")[0]] and key not in free]
     if refused:
         raise RunError(

@@ -53,22 +53,24 @@ def write_figure(figure: "Figure", path: Path) -> None:
 
 
 def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> "Figure":
-    """Return the plot of the losses in a training log over steps (below) and example tokens (above)."""
+    """Return the plot of the losses in a training log, or of the rewards, over steps (below) and tokens (above)."""
     figure, axes = _build_axes(title)
+    has_rewards = any(row.reward is not None for row in rows)
     # A resumed run may log a step again: the later row is the one that the model went through.
     ordered = [row for _, row in sorted({(row.step, row.kind): row for row in rows}.items())]
     series = (
-        ("training batches", "loss", "batch", 1.0),
+        ("training batches", "reward" if has_rewards else "loss", "batch", 1.0),
         ("train", "train_loss", "train", 1.8),
-        ("validation", "validation_loss", "validation", 2.2),
+        ("validation", "measured", "validation", 2.2),
     )
     for label, field, color, width in series:
-        points = [(row.step, loss) for row in ordered if (loss := getattr(row, field)) is not None]
+        wanted = [row for row in ordered if (row.kind == "train") == (color == "batch")]
+        points = [(row.step, value) for row in wanted if (value := getattr(row, field)) is not None]
         if points:
             # A lone point is a line of no length: show it as a dot.
             style: dict[str, Any] = {"color": COLORS[color], "linewidth": width, "clip_on": False}
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None, **style)
-    axes.set(xlabel="step", ylabel="loss (nats per label token)")
+    axes.set(xlabel="step", ylabel="mean reward" if has_rewards else "loss (nats per label token)")
     if axes.lines:
         axes.set_xlim(0, max(axes.get_xlim()[1], 1))
         axes.locator_params(axis="x", integer=True)

@@ -10,7 +10,7 @@ import hashlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,12 @@ class RunFolder:
         path: The folder; a `~` at its start is this user's home, also where no shell has seen to that.
         trust_remote_code: Whether code that comes with the run's model may run. Only the user can say so: the folder
             may be from somebody else, so what `run.yaml` says about it does not count.
+        reward_funcs: The user's own reward functions, for the same reason.
     """
 
     path: Path
     trust_remote_code: bool = False
+    reward_funcs: Sequence[Callable[..., Any]] = dataclasses.field(default=(), compare=False, repr=False)
 
     config = _File("run.yaml", "The resolved experiment and where it comes from.")
     data = _File("data", "Folder of the splits.")
@@ -366,12 +368,11 @@ def choose_judgments(rows: Sequence[Judgment], scores: Scores | None, *, repeat:
 def plain_values(experiment: Experiment) -> dict[str, Any]:
     """Return an experiment as it is written to `run.yaml`, without secrets."""
     values: dict[str, Any] = redact(experiment.model_dump(mode="json"))
-    for name in ("lora", "dpo"):
+    for name, companion in (("lora", ""), ("dpo", "preferences"), ("grpo", "rewards")):
         if values[name] is None:
             # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
             del values[name]
-    if "dpo" not in values:
-        del values["preferences"]
+            values.pop(companion, None)
     return values
 
 

@@ -188,12 +188,20 @@ class TrainingRow(Record):
     loss: float | None = None
     train_loss: float | None = None
     validation_loss: float | None = None
-    reward_margin: float | None = None  # of preference training: reward of the chosen answer - of the rejected one
-    reward_accuracy: float | None = None  # fraction of the pairs in which the chosen answer's is the higher one
+    reward_margin: float | None = None  # of DPO: reward of the chosen answer - of the rejected one
+    reward_accuracy: float | None = None  # of DPO: fraction of the pairs in which the chosen answer's is the higher one
+    reward: float | None = None  # of GRPO: mean over sampled answers, in `evaluation` over greedy ones
+    rewards: dict[str, float] | None = None  # the mean of each reward function, before weights
+    answer_tokens: float | None = None  # mean length of these answers
     learning_rate: float | None = None
     tokens_per_second: float | None = None  # example tokens, since the last `train` row
     seconds: float | None = None  # trained so far, evaluation and interrupted parts included
     samples: list[dict[str, str]] | None = None  # each `id`, `instruction`, `input`, `output`, `response`
+
+    @property
+    def measured(self) -> float | None:
+        """What the row says of held-out examples: their loss, or in GRPO the reward of answers to them."""
+        return self.reward if self.validation_loss is None and self.kind == "evaluation" else self.validation_loss
 
 
 class TrainingSummary(Record):
@@ -213,6 +221,8 @@ class TrainingSummary(Record):
     train_loss: float | None = None  # on a fixed part of the training rows
     validation_loss: float | None = None
     validation_loss_before: float | None = None  # the first step
+    reward: float | None = None  # of GRPO: mean over greedy answers to held-out prompts
+    reward_before: float | None = None
     log_history: list[dict[str, Any]] = Field([], exclude=True, repr=False)  # the trainer's; not in the file
 
 
@@ -462,6 +472,7 @@ class Provenance(Record):
 
     data_sha256: str | None = None  # of the splits that the run was prepared with
     base_model_is_local: bool | None = None  # whether the base model was a local folder when training began
+    reward: str | None = None  # the user's own reward function, as its file and name with a hash
     wandb_run: str | None = None  # the id that wandb gave the run's training
     created_at: str = ""  # UTC
     command: str = ""

@@ -192,7 +192,7 @@ def test_preferences_are_not_learned_by_a_quantized_model() -> None:
 
 def test_every_field_of_ours_is_described() -> None:
     rows = describe_fields()
-    sections = {"data", "model", "train", "preferences", "generate", "judge"}
+    sections = {"data", "model", "train", "preferences", "rewards", "generate", "judge"}
     assert {name.partition(".")[0] for name, _, _ in rows} == sections
     assert [name for name, _, text in rows if not text] == []
 

@@ -6,10 +6,10 @@ import torch
 from transformers import GenerationConfig, MistralConfig, PreTrainedModel
 
 from hf_instruct.errors import ConfigError
-from hf_instruct.generation import decoding_loop
+from hf_instruct.generation import decoding, decoding_loop
 from hf_instruct.generation.answers import answer_examples
 from hf_instruct.generation.decoding import Completion, generate_completions
-from hf_instruct.generation.decoding_loop import decode_greedily, decodes_greedily
+from hf_instruct.generation.decoding_loop import decodes_greedily
 from hf_instruct.records import Example
 
 END = tiny_models.END
@@ -69,6 +69,23 @@ def test_beams_and_other_fields_are_passed_on(gpt2) -> None:
     assert complete(gpt2, PROMPTS, num_beams=2) == [complete(gpt2, [prompt], num_beams=2)[0] for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_loop_draws_what_generate_draws_from_the_same_state(tiny, temperature: float) -> None:
+    model, _ = tiny
+    # Several answers to a prompt; with this many ends some rows leave the batch early.
+    prompts = [PREFIX + prompt for prompt in PROMPTS for _ in range(3)]
+    ends = set(range(0, END, 25)) | {END}
+    torch.manual_seed(3)
+    ours = decoding_loop.decode(model, prompts, ends=ends, max_new_tokens=40, pad_id=END, temperature=temperature)
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    settings = {"do_sample": True, "temperature": temperature, "top_k": 0, "pad_token_id": END, "max_new_tokens": 40}
+    theirs = decoding._generate(model, prompts, {**settings, "eos_token_id": sorted(ends)})
+    assert ours == [decoding.until_end(row, ends) for row in theirs]
+    assert torch.equal(torch.rand(3), after)
+    assert len({len(row) for row in ours}) > 5
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_stays_in_its_mode(gpt2, training: bool) -> None:
     model, _ = gpt2
@@ -82,7 +99,7 @@ PREFIX = list(range(2000, 2037))
 
 
 def decode(model: PreTrainedModel, prompts: list[list[int]], ends: set[int], count: int = 40) -> list[list[int]]:
-    return decode_greedily(model, prompts, ends=ends, max_new_tokens=count, pad_id=END)
+    return decoding_loop.decode(model, prompts, ends=ends, max_new_tokens=count, pad_id=END)
 
 
 def plain(model: PreTrainedModel, prompts: list[list[int]], ends: set[int], count: int = 40) -> list[list[int]]:

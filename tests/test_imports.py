@@ -38,6 +38,7 @@ PUBLIC = [
     "PromptFormat",
     "Rubric",
     "RunFolder",
+    "build_rewards",
     "compare_runs",
     "export",
     "generate_responses",
@@ -53,6 +54,7 @@ PUBLIC = [
     "split_examples",
     "train",
     "train_preferences",
+    "train_with_rewards",
 ]
 HEAVY = [
     "torch",

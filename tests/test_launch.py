@@ -167,6 +167,27 @@ def test_killed_three_times_in_training_and_answering_ends_like_unbroken(experim
     assert (broken / "model/model.safetensors").read_bytes() == (unbroken / "model/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_dpo_and_grpo_killed_twice_end_like_unbroken(method: str, experiment: Path, environment, tmp_path: Path):
+    values = json.loads(experiment.read_text())
+    settings = {**values.pop("train"), "learning_rate": 1e-2, "num_train_epochs": 2}
+    groups = {"num_generations": 4, "max_completion_length": 6, "gradient_accumulation_steps": 1}
+    values |= {"dpo": settings, "preferences": {"max_new_tokens": 6}}
+    if method == "grpo":
+        values |= {"grpo": {**values.pop("dpo"), **groups}, "rewards": {"length": 1}}
+        del values["preferences"]
+    experiment.write_text(json.dumps(values))
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    train = [BIN / "hf-instruct", "train", experiment, "--resume", "--run-dir"]
+    call([*train, unbroken], environment)
+    log, expected = broken / "training.jsonl", training_rows(unbroken)
+    for lines in (len(expected) // 4, len(expected) // 2):
+        kill_when(lambda lines=lines: num_lines(log) >= lines, [*train, broken], environment)
+    call([*train, broken], environment)
+    assert training_rows(broken) == expected
+    assert (broken / "model/model.safetensors").read_bytes() == (unbroken / "model/model.safetensors").read_bytes()
+
+
 def test_killed_three_times_while_judging_ends_with_every_judgment_once(
     sample_responses_file: Path, environment, server: FakeOllama, tmp_path
 ):

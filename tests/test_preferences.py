@@ -215,7 +215,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"sync_ref_model": True}, "the reference is the model that preference training begins with"),
+        ({"sync_ref_model": True}, "the reference is the model that training begins with"),
         ({"nonsense": 1}, "nonsense"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_run_loads_names_and_saves_its_model_as_fine_tuning_does(
     folder = run(values, tmp_path / "run", stages=["data", "train"])
     # Eager attention takes no segments.
     assert "LlamaForCausalLM on padded pairs" in caplog.text
-    assert "loss on held-out pairs 0.693 -> " in caplog.text
+    assert "validation loss 0.693 -> " in caplog.text
     assert (folder.model / "chat_template.jinja").read_text() == folder.prompt.read_text()
 
 
@@ -319,7 +319,7 @@ def test_another_prompt_format_than_the_models_is_refused(
 def test_an_experiment_trains_once_and_by_known_settings(experiment: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         run({**experiment, "train": {"seed": 1}, "dpo": {"beta": "much", "output_dir": "x"}}, tmp_path / "run")
-    for text in ("`train` and `dpo` cannot both be set", "`dpo.beta` is 'much'", "`dpo.output_dir` cannot be set"):
+    for text in ("`dpo`, `train` cannot all be set", "`dpo.beta` is 'much'", "`dpo.output_dir` cannot be set"):
         assert text in str(error.value)
 
 

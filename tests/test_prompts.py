@@ -189,7 +189,7 @@ class CapturedModel:
 @pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3", "chat", "jinja"])
 def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name: str) -> None:
     """Promise 1: training, samples while training and answers condition on the same ids."""
-    from hf_instruct.training.finetune import _build_sampler
+    from hf_instruct.training.finetune import build_sampler
 
     if name == "jinja":
         (tmp_path / "f.jinja").write_text("{{ instruction }}|{{ input }}|Answer: ")  # ends in a space that could merge
@@ -202,7 +202,7 @@ def test_all_paths_see_the_same_token_ids(tiny_gpt2: Path, tmp_path: Path, name:
 
     answering, sampling = CapturedModel(model), CapturedModel(model)
     answer_examples(answering, tokenizer, EXAMPLES, prompt_format=prompt_format, batch_size=1, max_new_tokens=1)
-    _build_sampler(sampling, tokenizer, EXAMPLES, prompt_format)()
+    build_sampler(sampling, tokenizer, EXAMPLES, prompt_format)()
     longest_first = sorted(range(len(EXAMPLES)), key=lambda index: -len(sampling.prompts[index]))
     assert answering.prompts == [sampling.prompts[index] for index in longest_first]
 

@@ -30,8 +30,10 @@ def test_all_experiments_are_here():
     names = {str(path.relative_to(ROOT / "recipes")) for path in EXPERIMENTS}
     expected = {f"gpt2-{size}/{kind}.yaml" for size in ("small", "medium", "large", "xl") for kind in ("full", "lora")}
     expected |= {f"gpt2-medium/full-{variant}.yaml" for variant in ("phi3", "prompt-loss", "alpaca")}
-    expected |= {f"smollm2-135m/{kind}.yaml" for kind in ("demo", "dpo", "full", "lora")} | {"qwen3-0.6b/lora.yaml"}
-    expected |= {"gpt2-xl/qlora.yaml", "phi-3-mini/lora.yaml", "phi-3-mini/qlora.yaml"}
+    expected |= {f"smollm2-135m/{kind}.yaml" for kind in ("demo", "dpo", "full", "grpo", "lora")} | {
+        "qwen3-0.6b/lora.yaml"
+    }
+    expected |= {"qwen3-0.6b/lora.yaml", "gpt2-xl/qlora.yaml", "phi-3-mini/lora.yaml", "phi-3-mini/qlora.yaml"}
     assert names == expected
     names = {"cpu", "cpu_2proc", "mps", "single_gpu", "multi_gpu", "fsdp2", "zero2", "zero3", "multi_node"}
     assert {path.stem for path in LAUNCHES} == names
@@ -43,8 +45,8 @@ def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, 
     for word in HEADER:
         assert any(line.startswith(word) for line in comments), f"{path} does not say its {word}"
     experiment = load_experiment(path)
-    # Preference training begins with a model that another recipe has fine-tuned.
-    tuned = {"runs/demo/model"} if experiment.dpo is not None else set()
+    # DPO and GRPO begin with a model that another recipe has fine-tuned.
+    tuned = {"runs/demo/model"} if experiment.method != "SFT" else set()
     assert experiment.model.name in {*ALIASES, WHEEL_MODEL, *tuned}
     choose_format(experiment.data.prompt_format, has_conversations=False)
     trainer = build_tiny_trainer(experiment, tiny_gpt2, tmp_path)

@@ -227,12 +227,12 @@ def test_an_adapter_is_not_trained_on(adapter, tmp_path: Path) -> None:
 
 def test_samples_come_from_the_adapted_model(adapter) -> None:
     from hf_instruct.prompts import PromptFormat
-    from hf_instruct.training.finetune import _build_sampler
+    from hf_instruct.training.finetune import build_sampler
 
     path, *_ = adapter
     reloaded, tokenizer = load_model(str(path / "model"))
     last = [row for row in read_rows(path / "training.jsonl", TrainingRow) if row.kind == "samples"][-1]
-    assert last.samples == _build_sampler(reloaded, tokenizer, SPLITS["validation"], PromptFormat.from_name("alpaca"))()
+    assert last.samples == build_sampler(reloaded, tokenizer, SPLITS["validation"], PromptFormat.from_name("alpaca"))()
 
 
 def test_the_whole_text_can_carry_loss(tiny_gpt2: Path, unbroken, tmp_path: Path) -> None:

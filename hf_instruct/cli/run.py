@@ -13,12 +13,12 @@ examples:
   hf-instruct run mine.yaml --resume
 
 Any field of the experiment can be set as --SECTION.FIELD VALUE, or --FIELD VALUE where only one section has it; it
-beats the file. `train` takes the fields of TRL's SFTConfig, `lora` those of PEFT's LoraConfig, `generate` those of
-GenerationConfig; `hf-instruct run --fields` lists ours.
+beats the file. `train` takes the fields of TRL's SFTConfig, `dpo` those of DPOConfig, `grpo` those of GRPOConfig,
+`lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig; `hf-instruct run --fields` lists ours.
 """
 
 # Those of an experiment, whose fields may be set without naming them where only one has the field.
-SECTIONS = ("data", "model", "train", "lora", "dpo", "preferences", "generate", "judge")
+SECTIONS = ("data", "model", "train", "lora", "dpo", "preferences", "grpo", "rewards", "generate", "judge")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/MODEL-EXPERIMENT)")
     parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")
     parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
+    parser.add_argument(
+        "--reward", metavar="FILE.py:NAME", action="append", default=[], help="reward function of your own, for `grpo`"
+    )
     parser.add_argument("--fields", action="store_true", help="list every field that can be set, and exit")
 
 
@@ -70,7 +73,12 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
     options.run_dir = options.run_dir or default_path(options.experiment)
     options.resume_hint = f"Continue with: {_format_resume_command(options)}"
     experiment = load_experiment(find_experiment(options.experiment), getattr(options, "overrides", {}))
-    run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages)
+    own = {}
+    if options.reward:
+        from hf_instruct.preferences.rewards import load_reward
+
+        own["reward_funcs"] = [load_reward(place) for place in options.reward]
+    run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages, **own)
     return True
 
 
@@ -82,6 +90,7 @@ def _format_resume_command(options: argparse.Namespace) -> str:
     from hf_instruct.config import parse_setting
 
     words = ["hf-instruct", options.verb, str(options.experiment), "--run-dir", str(options.run_dir), "--resume"]
+    words += [f"--reward={place}" for place in options.reward]
     for name, value in getattr(options, "overrides", {}).items():
         # JSON is YAML; a text is written as it is unless it would be read as something else.
         text = value if isinstance(value, str) and parse_setting(name, value) == value else json.dumps(value)

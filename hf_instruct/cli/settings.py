@@ -115,7 +115,8 @@ def _used_sections(options: argparse.Namespace) -> list[str]:
     with contextlib.suppress(ConfigError):
         given = read_yaml(find_experiment(options.experiment)) if options.experiment else {}
     chosen = next((section for section in SECTIONS.values() if section in given), "train")
-    unused = {*SECTIONS.values(), *(["preferences"] if chosen == "train" else [])} - {chosen}
+    used = {chosen, {"dpo": "preferences", "grpo": "rewards"}.get(chosen)}
+    unused = {*SECTIONS.values(), "preferences", "rewards"} - used
     return [section for section in sections if section not in unused]
 
 

@@ -64,7 +64,7 @@ def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenC
         return load_counter(
             model.name,
             prompt_format=prompt_format,
-            max_length=training["max_length"],
+            max_length=training.get("max_length"),
             completion_only_loss=training.get("completion_only_loss") is not False,
             loss_on=experiment.data.loss_on,
             revision=model.revision,

@@ -57,7 +57,7 @@ def generate_completions(
     """
     import torch
 
-    from hf_instruct.generation.decoding_loop import decode_greedily, decodes_greedily
+    from hf_instruct.generation.decoding_loop import decode, decodes_greedily
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
     asked = _as_list(generation.pop("eos_token_id", None))
@@ -65,7 +65,7 @@ def generate_completions(
     generation = {"do_sample": False, "num_beams": 1, **generation}
     with generating(model), torch.inference_mode():
         if decodes_greedily(model, generation):
-            rows = decode_greedily(model, prompts, ends=ends, max_new_tokens=max_new_tokens, pad_id=pad_id)
+            rows = decode(model, prompts, ends=ends, max_new_tokens=max_new_tokens, pad_id=pad_id)
         else:
             settings = {"pad_token_id": pad_id, "eos_token_id": sorted(ends), "max_new_tokens": max_new_tokens}
             settings |= generation

@@ -1,4 +1,4 @@
-"""The greedy decoding loop: `generate()`'s answers, several times faster.
+"""The decoding loop, greedy or sampling: `generate()`'s answers, several times faster.
 
 The prompts' common prefix is computed once, rows that have ended leave the batch, the cache grows by blocks instead of
 being copied at every step, and on a CPU attention for one new token is a plain matrix product. Models and settings that
@@ -50,18 +50,21 @@ _NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_va
 
 
 def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) -> bool:
-    """Return whether `decode_greedily` computes what `model.generate` would with these settings.
-
-    The settings, and those of the model's own `generation_config`, must be greedy search and nothing else. The model
-    must attend to all earlier tokens (no sliding window, no recurrent state: its cache layers are plain `DynamicLayer`)
-    by `sdpa` or `eager` attention, at the positions it is given, and take the usual inputs. An adapter must be LoRA:
-    others add their own tokens, or read the whole prompt.
+    """Return whether `decode` computes what `model.generate` would with these settings: those of greedy search.
 
     Args:
-        generation: Fields of `GenerationConfig`.
+        generation: Fields of `GenerationConfig`; the model's own `generation_config` has to be greedy search as well.
     """
-    if _active_fields(model, generation):
-        return False
+    return not _active_fields(model, generation) and can_decode(model)
+
+
+def can_decode(model: "PreTrainedModel") -> bool:
+    """Return whether `decode` knows the model.
+
+    It must attend to all earlier tokens (no sliding window, no recurrent state: its cache layers are plain
+    `DynamicLayer`) by `sdpa` or `eager` attention, at the positions it is given, and take the usual inputs. An adapter
+    must be LoRA: others add their own tokens, or read the whole prompt.
+    """
     inner = without_adapter(model)
     adapters = getattr(model, "peft_config", {}).values()
     return (
@@ -109,23 +112,26 @@ def _attends_to_all(model: "PreTrainedModel") -> bool:
     )
 
 
-def decode_greedily(
+def decode(
     model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
     *,
     ends: set[int],
     max_new_tokens: int,
     pad_id: int,
+    temperature: float = 0.0,
 ) -> list[list[int]]:
-    """Return the likeliest token after each prompt, again and again: up to and with the end, or `max_new_tokens`.
+    """Return one token after another for each prompt: up to and with the end, or `max_new_tokens`.
 
     The rows of a batch are [common prefix | padding | rest of the prompt | new tokens]. Padding is masked, and
     positions are those of the prompt alone.
 
     Args:
-        model: In evaluation mode, and one that `decodes_greedily`.
+        model: In evaluation mode, and one that `can_decode`.
         prompts: Token ids of each prompt, not empty.
         ends: Ids that end a row; what follows the first of them is not to be read.
+        temperature: 0 takes the likeliest token; else tokens are drawn, those that `generate()` would draw from the
+            same state of PyTorch's generator.
     """
     with _fast_attention(without_adapter(model)), torch.inference_mode():
         batch = _Batch(model, prompts, max_new_tokens=max_new_tokens, pad_id=pad_id)
@@ -134,7 +140,7 @@ def decode_greedily(
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # [rows still in the batch]
         for step in range(max_new_tokens):
             # On a CPU `argmax` of bf16 is five times slower than `max`; both take the first of equals.
-            latest = batch.logits.max(-1).indices  # [rows]
+            latest = _draw(batch, len(prompts), temperature) if temperature else batch.logits.max(-1).indices  # [rows]
             # Rows that have ended but are still here write on: what follows an end is not read.
             chosen[batch.rows, step] = latest
             ended |= torch.isin(latest, end_ids)
@@ -147,6 +153,14 @@ def decode_greedily(
                 latest, ended = latest[kept], ended[kept]
             batch.advance(latest)
     return [until_end(row, ends) for row in chosen.tolist()]
+
+
+def _draw(batch: "_Batch", num_prompts: int, temperature: float) -> torch.Tensor:
+    """Return a token for each row of a batch, drawn as `torch.multinomial` draws from all prompts' probabilities."""
+    probabilities = (batch.logits.float() / temperature).softmax(-1)  # [rows, vocabulary]
+    # Of rows that have left the batch too, so that what the others draw does not depend on them.
+    noise = probabilities.new_empty(num_prompts, probabilities.shape[1]).exponential_()
+    return (probabilities / noise[batch.rows]).argmax(-1)
 
 
 class _Batch:

@@ -1,4 +1,4 @@
-"""The training stage of an experiment with a `dpo` section: from `data/` to `preferences.jsonl` to `model/`."""
+"""The training stage of an experiment with a `dpo` section, by way of `preferences.jsonl`, or a `grpo` section."""
 
 import logging
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.config import Experiment
 from hf_instruct.data.sources import build_dataset, iterate_examples, load_split
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import ConfigError, DataError, RunError, quote_names
 from hf_instruct.preferences.pairs import REFERENCES, build_reference_pairs, read_pairs
-from hf_instruct.processes import on_main_process
+from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.progress import progress_bar
 from hf_instruct.records import Example, append_rows, read_rows, recover_rows, write_rows
 from hf_instruct.run_folder import RunFolder
@@ -40,7 +40,58 @@ def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool 
     # After the pairs: answers are those of the whole weights.
     options = build_options(run, experiment, model)
     summary = train_preferences(model, tokenizer, pairs, resume=resume, **options)
-    note_outcome(run, summary, "loss on held-out pairs")
+    note_outcome(run, summary)
+    return summary
+
+
+def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
+    """Train on rewards for the model's own answers to the training prompts, and return what it took.
+
+    Raises:
+        ConfigError: No reward is named, or no training prompt has one of the categories.
+        InstructError: The model cannot be loaded, or `train_with_rewards` raised.
+    """
+    from hf_instruct.generation.decoding import find_ends
+    from hf_instruct.preferences.rewards import build_rewards
+    from hf_instruct.training.rewards import train_with_rewards
+    from hf_instruct.training.stage import build_options, load_base, note_outcome
+
+    section, own = experiment.rewards, list(run.reward_funcs)
+    origin = ", ".join(getattr(function, "origin", function.__name__) for function in own) or None
+    before = run.read_provenance().reward
+    if before not in (None, origin):
+        raise RunError(
+            f"`{run.path}` was trained with the reward {before}, and now it is {origin or 'none'}; give the same "
+            "(`--reward FILE.py:NAME`), or name another `--run-dir`."
+        )
+    if not section.weights and not own:
+        raise ConfigError(
+            "The section `rewards` gives nothing a weight; name one, such as `exact_match: 1`, or give a function of "
+            "your own (`--reward FILE.py:NAME`)."
+        )
+    splits = {name: load_split(run, name) for name in _SPLITS}
+    if section.categories:
+        known = {category for rows in splits.values() for category in rows["category"]}
+        if unknown := sorted(set(section.categories) - known):
+            raise ConfigError(
+                f"`rewards.categories` names {quote_names(unknown)}; the examples have "
+                f"{quote_names(sorted(filter(None, known))) or 'none'}."
+            )
+        for name, rows in splits.items():
+            kept = [index for index, category in enumerate(rows["category"]) if category in section.categories]
+            splits[name] = rows.select(kept)
+    _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
+    model, tokenizer = load_base(run, experiment)
+    options = build_options(run, experiment, model)
+    weights = [*section.weights.values(), *(1.0 for _ in own)]
+    options["args"] = {**options["args"], "reward_weights": weights}
+    logger.info("Training %s by GRPO on %d prompts", experiment.model.name, len(splits["train"]))
+    ends = find_ends(model, tokenizer, options["prompt_format"].end_token_id(tokenizer))
+    functions = [*build_rewards(section.weights, ends=ends), *own]
+    if is_main_process():
+        run.add_provenance(reward=origin)
+    summary = train_with_rewards(model, tokenizer, splits, reward_funcs=functions, resume=resume, **options)
+    note_outcome(run, summary)
     return summary
 
 

@@ -86,7 +86,7 @@ def render_page(results: RunResults) -> str:
         "tuned": results.tuned,
         "leading": results.leading,
         "started": results.provenance.created_at.replace("T", " ").replace("+00:00", " UTC"),
-        "losses": [row.validation_loss for row in results.evaluations],
+        "losses": [row.measured for row in results.evaluations],
         "findings": list_findings(results),
         "missing": list_missing(results),
         "command": f"hf-instruct report {shlex.quote(str(results.folder.path))}",
@@ -174,8 +174,8 @@ def _describe_plots(results: RunResults) -> dict[str, Any]:
     plots = {"loss_plot": None, "loss_text": "", "histogram": None, "histogram_text": ""}
     if any(row.kind in ("train", "evaluation") for row in results.training_rows):
         plots["loss_plot"] = Markup(format_inline_svg(draw_loss_plot(results.training_rows), "loss"))
-        losses = ", ".join(f"{row.validation_loss:.3f} at step {row.step}" for row in results.evaluations)
-        plots["loss_text"] = f"Validation loss by step: {losses}." if losses else "Training loss by step."
+        measured = ", ".join(f"{row.measured:.3f} at step {row.step}" for row in results.evaluations)
+        plots["loss_text"] = f"{results.measure.capitalize()} by step: {measured or 'none'}."
     if scores := _list_scores(results):
         plots["histogram"] = Markup(format_inline_svg(draw_score_histogram(scores), "scores"))
         plots["histogram_text"] = " ".join(

@@ -161,19 +161,24 @@ class RunResults:
 
     @property
     def trainer(self) -> str:
-        """What trained the model: `SFT`, or `DPO` on pairs of answers."""
-        return "SFT" if self.experiment.dpo is None else "DPO"
+        """What trained the model: `SFT`, `DPO` on pairs of answers or `GRPO` on rewards."""
+        return self.experiment.method
 
     @property
     def method(self) -> str:
-        """How the run trains: `full fine-tuning`, or LoRA with rank and scale; by DPO, on which pairs too."""
+        """How the run trains: `full fine-tuning`, or LoRA with rank and scale; on which pairs or rewards, too."""
         if self.experiment.lora is None:
             method = "full fine-tuning"
         else:
             lora = {**LORA_DEFAULTS, **self.experiment.lora}
             method = f"LoRA (r {lora['r']}, alpha {lora['lora_alpha']})"
-        if self.experiment.dpo is None:
+        if self.experiment.method == "SFT":
             return method
+        if self.experiment.method == "GRPO":
+            weights = self.experiment.rewards.weights
+            named = " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
+            named = " + ".join(filter(None, (named, self.provenance.reward)))
+            return f"GRPO on {named}, {method}"
         is_own = self.experiment.preferences.source == "references"
         return f"DPO on pairs of {'a reference and the own answer' if is_own else 'a preference data set'}, {method}"
 
@@ -181,7 +186,10 @@ class RunResults:
     def settings(self) -> str:
         """The settings of training that its outcome depends on most, defaults included, with the method."""
         values = self.experiment.training
-        names = ("beta", "learning_rate", "per_device_train_batch_size", "num_train_epochs", "max_length", "seed")
+        names = (
+            *("beta", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
+            *("max_steps", "num_train_epochs", "max_length", "seed"),
+        )
         shown = [f"{name} {values[name]}" for name in names if values.get(name) is not None]
         return ", ".join([self.method, *shown, *([self.training.precision] if self.training else [])])
 
@@ -248,9 +256,14 @@ class RunResults:
 
     @property
     def evaluations(self) -> list[TrainingRow]:
-        """The rows with a validation loss, by step."""
-        rows = {row.step: row for row in self.training_rows if row.validation_loss is not None}
+        """The rows that say how held-out examples fared, by step."""
+        rows = {row.step: row for row in self.training_rows if row.measured is not None}
         return [rows[step] for step in sorted(rows)]
+
+    @property
+    def measure(self) -> str:
+        """What these rows say."""
+        return "mean reward" if self.trainer == "GRPO" else "validation loss"
 
 
 def read_results(run: RunFolder, experiment: Experiment) -> RunResults:

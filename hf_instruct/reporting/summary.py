@@ -61,8 +61,8 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
         for row in results.metrics
         if row.name in _SHOWN_METRICS
     ]
-    if losses := [f"{row.validation_loss:.3f}" for row in results.evaluations]:
-        others.append(["validation loss", losses[0], losses[-1] if losses[1:] else "", ""])
+    if measured := [f"{row.measured:.3f}" for row in results.evaluations]:
+        others.append([results.measure, measured[0], measured[-1] if measured[1:] else "", ""])
     rates = [side.stop_rate for side in (base, tuned)]
     if any(rate is not None for rate in rates):
         others.append(["finished", *("" if rate is None else f"{100 * rate:.0f} %" for rate in rates), ""])

@@ -171,6 +171,8 @@ def plan_sweep(
     common = plain_values(load_experiment(file, overrides))
     training = {name: common.get(name) for name in ("data", "model", "train", "lora")}
     training |= {name: common[name] for name in ("dpo", "preferences") if name in common}
+    if "grpo" in common:
+        raise ConfigError("A sweep chooses by the validation loss, and training on rewards (`grpo`) has none.")
     if trials:
         training["search"] = {"settings": [str(axis) for axis in axes], "seed": seed}
     sweep = Sweep(path=path, file=file, overrides=overrides, training=training, axes=axes, trials=trials, seed=seed)

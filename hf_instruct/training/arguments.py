@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import DPO_DEFAULTS, LORA_DEFAULTS, SECTIONS, TRAIN_DEFAULTS
+from hf_instruct.config import DEFAULTS, LORA_DEFAULTS, SECTIONS
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
 from hf_instruct.library_fields import REFUSED_TRAINING, find_refused_training
@@ -41,7 +41,8 @@ def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kin
     else:
         _check_mapping("args", {} if args is None else args, kind)
         arguments = build_arguments(settle_precision(args or {}, model, run), run.checkpoints, kind=kind)
-    arguments.max_length = _fit_max_length(arguments.max_length, model, section=SECTIONS[kind])
+    if kind != "GRPOConfig":
+        arguments.max_length = _fit_max_length(arguments.max_length, model, section=SECTIONS[kind])
     return arguments
 
 
@@ -67,7 +68,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     Args:
         values: An `SFTConfig`, or its fields with `bf16` decided (`settle_precision`).
         output_dir: Folder of the checkpoints.
-        kind: `SFTConfig` or `DPOConfig`, of TRL.
+        kind: `SFTConfig`, `DPOConfig` or `GRPOConfig`, of TRL.
 
     Raises:
         ConfigError: TRL refuses the values, or a run has no use for one.
@@ -82,17 +83,18 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
         raise ConfigError(f"These settings of `{kind}` cannot be used in a run:", problems)
     arguments = _build_with_defaults(values, kind) if isinstance(values, Mapping) else copy.copy(values)
     arguments.output_dir = str(output_dir)
-    arguments.padding_free = False
+    # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot; GRPO counts its own.
+    arguments.include_num_input_tokens_seen = "no" if kind == "GRPOConfig" else "non_padding"
+    if kind != "GRPOConfig":
+        arguments.padding_free = False
     if kind == "SFTConfig":
         # Our collators lay examples without padding where that is exact, and TRL has no rows to prepare.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
         if arguments.assistant_only_loss:
             arguments.assistant_only_loss, arguments.completion_only_loss = False, True
-    else:
+    elif kind == "DPOConfig":
         # The reference is the model as it is now; otherwise TRL would load what its path names a second time.
         arguments.precompute_ref_log_probs = True
-    # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot.
-    arguments.include_num_input_tokens_seen = "non_padding"
     # It would hide a diverged loss behind the mean of the others.
     arguments.logging_nan_inf_filter = False
     if arguments.n_gpu > 1:
@@ -109,9 +111,8 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
 def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     import trl
 
-    defaults = TRAIN_DEFAULTS if kind == "SFTConfig" else DPO_DEFAULTS
     # TRL writes them into files, and hands them to whatever `report_to` names.
-    settings: dict[str, Any] = redact({**defaults, **values})
+    settings: dict[str, Any] = redact({**DEFAULTS[kind], **values})
     # The older names of the same settings; TRL turns the first on by default, which costs a second forward pass.
     settings["activation_checkpointing"] = (
         settings.get("gradient_checkpointing") or settings["activation_checkpointing"]
@@ -124,6 +125,9 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     settings["dataloader_pin_memory"] = settings.get("dataloader_pin_memory", device == "cuda")
     # What the accelerator's workers log is ours to show. By its level, TRL would decide whether there is a bar.
     settings = {"log_level": "error", "disable_tqdm": False, **settings}
+    if kind == "GRPOConfig":
+        # Held-out prompts get one greedy answer each; TRL would want whole groups in a batch of them.
+        settings.setdefault("num_generations_eval", 1)
     with translated_refusals(f"The `{SECTIONS[kind]}` section is refused by TRL:"):
         return getattr(trl, kind)(**settings)
 

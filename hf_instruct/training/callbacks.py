@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 SAVE_SECONDS = 300.0
 # On a GPU 50 steps can take 3 s, and writing the checkpoint longer than that.
 LEAST_SAVE_SECONDS = 60.0
+
+# The mean of one reward function, as TRL logs it.
+_REWARD = re.compile("(?:eval_)?rewards/(.*)/mean")
 
 Sampler = Callable[[], list[dict[str, str]]]
 """Returns the model's present answers to a few fixed prompts."""
@@ -68,6 +72,8 @@ class RunLog(TrainerCallback):
         self.sampler = sampler
         self.shows_progress = shows_progress
         self.least_save_seconds = least_save_seconds
+        # A run can only be continued from every so many steps.
+        self.save_multiple = 1
         self.seconds = 0.0
         self._started = self._last_save = 0.0
         self._last_tokens, self._last_time = 0, 0.0
@@ -103,6 +109,7 @@ class RunLog(TrainerCallback):
         # Several processes would have to agree on the clock in every step.
         if args.world_size == 1 and since_save >= SAVE_SECONDS:
             control.should_save = True
+        control.should_save &= state.global_step % self.save_multiple == 0
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
@@ -119,7 +126,8 @@ class RunLog(TrainerCallback):
         now = time.monotonic()
         rate = (state.num_input_tokens_seen - self._last_tokens) / max(now - self._last_time, 1e-9)
         self._last_tokens, self._last_time = state.num_input_tokens_seen, now
-        self._note = f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s"
+        shown = f"reward {logs['reward']:.3f}" if "reward" in logs else f"loss {logs['loss']:.3f}"
+        self._note = f"{shown}, {rate:,.0f} tokens/s"
         learning_rate = logs.get("learning_rate")
         values = {"learning_rate": learning_rate, "tokens_per_second": round(rate, 1), **_read_rewards(logs)}
         self._write(state, "train", loss=logs["loss"], **values)
@@ -127,10 +135,10 @@ class RunLog(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         """Write a row of losses on fixed examples."""
         metrics: dict[str, float] = event["metrics"]
-        _refuse_diverged(metrics["eval_loss"], state, args)
+        _refuse_diverged(metrics.get("eval_loss", 0.0), state, args)
         if not state.is_world_process_zero:
             return
-        losses = {"train_loss": metrics.get("eval_train_loss"), "validation_loss": metrics["eval_loss"]}
+        losses = {"train_loss": metrics.get("eval_train_loss"), "validation_loss": metrics.get("eval_loss")}
         self._write(state, "evaluation", **losses, **_read_rewards(metrics, "eval_"))
         # Evaluation is not training: leave it out of the tokens a second.
         self._last_tokens, self._last_time = state.num_input_tokens_seen, time.monotonic()
@@ -170,10 +178,17 @@ class RunLog(TrainerCallback):
         append_rows(self.path, [row])
 
 
-def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, float]:
-    """Return what preference training logs of its rewards, by our names."""
-    names = {"reward_margin": "rewards/margins", "reward_accuracy": "rewards/accuracies"}
-    return {ours: logs[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in logs}
+def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]:
+    """Return what DPO and GRPO log of their rewards, by our names."""
+    names = {
+        "reward_margin": "rewards/margins",
+        "reward_accuracy": "rewards/accuracies",
+        "reward": "reward",
+        "answer_tokens": "completions/mean_length",
+    }
+    found: dict[str, Any] = {ours: logs[prefix + theirs] for ours, theirs in names.items() if prefix + theirs in logs}
+    rewards = {match[1]: value for name, value in logs.items() if (match := _REWARD.fullmatch(name))}
+    return {**found, "rewards": rewards} if rewards else found
 
 
 def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) -> None:

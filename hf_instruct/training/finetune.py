@@ -1,14 +1,15 @@
 """Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
 
+import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits, load_splits
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import DataError
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.models import matching_precision
 from hf_instruct.prompt_tokens import LossOn
@@ -17,7 +18,7 @@ from hf_instruct.quantization import is_quantized, prepare_training, restore_flo
 from hf_instruct.records import Example, format_row
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.running import begin_training, run_trainer, translated_errors
+from hf_instruct.training.running import begin_training, check_trainable, run_trainer, translated_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -90,16 +91,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     run = RunFolder(Path(output_dir))
     if empty := [name for name in ("train", "validation") if not len(splits[name])]:
         raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
-    if hasattr(model, "peft_config") and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(
-            "The model to train is an adapter beside its base model:",
-            ["training begins with whole weights: write them with `hf-instruct export RUN --format merged` first"],
-        )
-    if is_quantized(model) and peft_config is None and not hasattr(model, "peft_config"):
-        raise ConfigError(
-            "The model to train is quantized:",
-            ["its weights cannot be trained themselves; give a `peft_config`, which trains an adapter beside them"],
-        )
+    check_trainable(model, peft_config)
     conversational = has_conversations(*splits.values())
     prompt_format = begin_training(
         run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
@@ -157,9 +149,8 @@ def _build_trainer(  # noqa: PLR0913 - as `train`
     )
     # Evenly spaced, so that the probe is like the whole whatever the order of the file.
     spacing = max(len(train_rows) // PROBE_ROWS, 1)
-    samples = list(iterate_examples(splits["validation"].take(min(SAMPLE_ROWS, len(splits["validation"])))))
-    sampler = _build_sampler(model, tokenizer, samples, prompt_format)
-    log = build_log(run.training_log, arguments, args, sampler)
+    shown = itertools.islice(iterate_examples(splits["validation"]), SAMPLE_ROWS)
+    log = build_log(run.training_log, arguments, args, build_sampler(model, tokenizer, shown, prompt_format))
     # What has to do with the model is found only now, such as a layer that cannot be adapted.
     with translated_refusals("The `train` or the `lora` section is refused by TRL or PEFT:"):
         trainer = InstructTrainer(
@@ -231,13 +222,14 @@ def _tokenize(
     return rows
 
 
-def _build_sampler(
+def build_sampler(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     prompt_format: PromptFormat,
 ) -> "Sampler":
-    """Return the function that answers the first validation prompts with the model as it is now."""
+    """Return the function that answers the prompts of a few examples with the model as it is now."""
+    examples = list(examples)
     prompts = prompt_format.encode_prompts(tokenizer, examples)
 
     def sample() -> list[dict[str, str]]:

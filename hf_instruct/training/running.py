@@ -6,7 +6,7 @@ import shutil
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import DISK_ERRORS, RunError, TrainingError, disk_remedy
+from hf_instruct.errors import DISK_ERRORS, ConfigError, RunError, TrainingError, disk_remedy
 from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import configure_stop, fuse_activations, no_shard_bars
@@ -28,6 +28,24 @@ if TYPE_CHECKING:
     from hf_instruct.training.callbacks import RunLog
 
 logger = logging.getLogger(__name__)
+
+
+def check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
+    """Refuse a model that holds no weights to train.
+
+    Raises:
+        ConfigError: It is an adapter, frozen as it is loaded, or quantized and no adapter is asked for.
+    """
+    if hasattr(model, "peft_config") and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "The model to train is an adapter beside its base model:",
+            ["training begins with whole weights: write them with `hf-instruct export RUN --format merged` first"],
+        )
+    if is_quantized(model) and peft_config is None and not hasattr(model, "peft_config"):
+        raise ConfigError(
+            "The model to train is quantized:",
+            ["its weights cannot be trained themselves; give a `peft_config`, which trains an adapter beside them"],
+        )
 
 
 def begin_training(
@@ -232,5 +250,7 @@ def _summarize(trainer: Any, run: RunFolder, seconds: float) -> TrainingSummary:
         train_loss=rows[-1].train_loss if rows else None,
         validation_loss=rows[-1].validation_loss if rows else None,
         validation_loss_before=rows[0].validation_loss if rows else None,
+        reward=rows[-1].reward if rows else None,
+        reward_before=rows[0].reward if rows else None,
         log_history=state.log_history,
     )

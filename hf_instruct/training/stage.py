@@ -34,7 +34,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     method = "LoRA" if experiment.lora is not None else "all weights"
     logger.info("Fine-tuning %s (%s) on %d examples", experiment.model.name, method, len(splits["train"]))
     summary = train(model, tokenizer, splits, loss_on=experiment.data.loss_on, resume=resume, **options)
-    note_outcome(run, summary, "validation loss")
+    note_outcome(run, summary)
     return summary
 
 
@@ -68,8 +68,7 @@ def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedMode
     from hf_instruct.training.arguments import settle_precision
     from hf_instruct.training.fast.casts import halve_linear_weights
 
-    given = experiment.train if experiment.dpo is None else experiment.dpo
-    settings = settle_precision(given, model, run)
+    settings = settle_precision(experiment.given, model, run)
     keep_checkpoints = settings.pop("keep_checkpoints", False)
     settings["run_name"] = name_tracked_run(run, settings)
     lora = experiment.lora
@@ -89,13 +88,14 @@ def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedMode
     }
 
 
-def note_outcome(run: RunFolder, summary: TrainingSummary, measure: str) -> None:
-    """Log what training took, with the losses that a `measure` names, and note the run of wandb."""
+def note_outcome(run: RunFolder, summary: TrainingSummary) -> None:
+    """Log what training took, with what was measured on held-out examples, and note the run of wandb."""
     if (wandb := sys.modules.get("wandb")) and wandb.run and is_main_process():
         run.add_provenance(wandb_run=wandb.run.id)
-    before, after = (
-        float("nan") if loss is None else loss for loss in (summary.validation_loss_before, summary.validation_loss)
-    )
+    measure, ends = "validation loss", (summary.validation_loss_before, summary.validation_loss)
+    if summary.reward is not None:
+        measure, ends = "mean reward on held-out prompts", (summary.reward_before, summary.reward)
+    before, after = (float("nan") if value is None else value for value in ends)
     logger.info(
         "Trained %d steps in %.0f s (%s on %s); %s %.3f -> %.3f; peak memory %.1f GB",
         summary.steps,

@@ -1,0 +1,350 @@
+"""Train a model on rewards by GRPO: TRL's trainer, on our prompts, sampling and scoring by the fast paths."""
+
+import functools
+import inspect
+import itertools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import GRPOTrainer
+
+from hf_instruct.data.examples import has_conversations
+from hf_instruct.data.sources import iterate_examples
+from hf_instruct.data.splits import load_splits
+from hf_instruct.errors import ConfigError, DataError, TrainingError, quote_names
+from hf_instruct.generation.decoding import generate_completions, generating, without_adapter
+from hf_instruct.generation.decoding_loop import can_decode, decode
+from hf_instruct.models import context_length
+from hf_instruct.prompt_tokens import build_row
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.quantization import is_quantized, prepare_training
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TrainingSummary
+from hf_instruct.training.callbacks import KeepMemory
+from hf_instruct.training.fast.attention import segment_attention
+from hf_instruct.training.fast.collators import SegmentCollator
+from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
+from hf_instruct.training.fast.sharing import build_segments
+from hf_instruct.training.running import begin_training, check_trainable, run_trainer, translated_errors
+from hf_instruct.training.trainer import RunTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import GRPOConfig
+
+logger = logging.getLogger(__name__)
+
+RewardFunction = Callable[..., Sequence[float | None]]
+"""As TRL calls it: `prompts`, `completions`, `completion_ids` and the columns of the rows, a value each in a list."""
+
+_SHOWN = 5
+# Held-out prompts that are answered at once.
+_ANSWERED = 32
+
+
+def train_with_rewards(  # noqa: PLR0913 - as `train`
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: "DatasetDict | Mapping[str, Any] | Dataset | str | Path",
+    *,
+    reward_funcs: "Sequence[RewardFunction]",
+    output_dir: str | Path,
+    prompt_format: PromptFormat | str | None = None,
+    args: "GRPOConfig | Mapping[str, Any] | None" = None,
+    peft_config: Any = None,
+    callbacks: Sequence[Any] = (),
+    resume: bool = False,
+    keep_checkpoints: bool = False,
+) -> TrainingSummary:
+    """Train a model by GRPO on rewards for its own answers, which are sampled in groups and compared in each group.
+
+    The prompts' token ids are made by `prompt_format`, as when the model was fine-tuned. The model object is trained in
+    place.
+
+    Args:
+        model: A fine-tuned model, whole, or quantized below a new adapter.
+        tokenizer: Its tokenizer.
+        data: As that of `train`. Prompts of `train` are answered to learn, those of `validation` to measure, greedily.
+        reward_funcs: Each takes the keywords `prompts`, `completions`, `completion_ids` and the columns of the examples
+            (`id`, `instruction`, `input`, `output`, `category`), lists of one length, and returns a number for each
+            completion, or None where it does not apply. `build_rewards` makes them of reference metrics. Their weights
+            are `args.reward_weights`.
+        output_dir: Folder of `model/`, `training.jsonl` and the other files that `train` writes.
+        prompt_format: Of the fine-tuned model; by default `chat` for conversations, else `alpaca`.
+        args: A `GRPOConfig`, or a mapping of its fields over our settings (8 prompts a step, 8 answers to each).
+        peft_config: A `LoraConfig` or its fields, for a new adapter; None trains all weights.
+        callbacks: For the trainer.
+        resume: Whether to continue from the last whole checkpoint.
+        keep_checkpoints: Keep the checkpoints when training has finished.
+
+    Returns:
+        What it took. `training.jsonl` has the mean rewards, of the sampled answers and of the held-out prompts.
+
+    Raises:
+        ConfigError: The settings are refused, or the model is an adapter.
+        DataError: A split is empty, or a prompt leaves no room for an answer.
+        RunError: `output_dir` contains a model already, or the checkpoint was made from something else.
+        TrainingError: A reward function fails or returns no number, the disk is too small or full, memory runs out, or
+            the loss is no longer a number.
+    """
+    from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
+    from hf_instruct.training.callbacks import build_log
+    from hf_instruct.training.finetune import SAMPLE_ROWS, build_sampler
+
+    splits = load_splits(data)
+    run = RunFolder(Path(output_dir))
+    if empty := [name for name in ("train", "validation") if not len(splits[name])]:
+        raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
+    if not reward_funcs:
+        raise ConfigError("`reward_funcs` is empty; give a function, or `build_rewards(...)`.")
+    check_trainable(model, peft_config)
+    conversational = has_conversations(*splits.values())
+    prompt_format = begin_training(
+        run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
+    )
+    with translated_errors(run):
+        arguments = settle_arguments(args, model, run, kind="GRPOConfig")
+        adapter = build_lora_config(peft_config, model) if peft_config is not None else None
+        if is_quantized(model):
+            prepare_training(model)
+        rows = {name: build_prompts(splits[name], tokenizer, prompt_format) for name in ("train", "validation")}
+        check_room(rows, model, arguments.max_completion_length)
+        shown = itertools.islice(iterate_examples(splits["validation"]), SAMPLE_ROWS)
+        log = build_log(run.training_log, arguments, args, build_sampler(model, tokenizer, shown, prompt_format))
+        # Between these steps TRL keeps answers that a checkpoint does not hold.
+        log.save_multiple = max(
+            arguments.steps_per_generation * arguments.num_iterations // arguments.gradient_accumulation_steps, 1
+        )
+        with translated_refusals("The `grpo` or the `lora` section is refused by TRL or PEFT:"):
+            trainer = PolicyTrainer(
+                model=model,
+                reward_funcs=[_checked(function) for function in reward_funcs],
+                args=arguments,
+                train_dataset=rows["train"],
+                eval_dataset=rows["validation"],
+                processing_class=tokenizer,
+                peft_config=adapter,
+                callbacks=[log, *callbacks],
+                end_id=prompt_format.end_token_id(tokenizer),
+            )
+    return run_trainer(
+        trainer,
+        model,
+        run=run,
+        template=prompt_format.template,
+        log=log,
+        rows=(repr([row["id"], row["prompt_ids"], row["output"]]) for split in rows.values() for row in split),
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+    )
+
+
+def build_prompts(examples: "Dataset", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> "Dataset":
+    """Return the rows that are answered: `prompt` (its text), `prompt_ids`, and what rewards may be computed from."""
+    from datasets import Dataset
+
+    listed = list(iterate_examples(examples))
+    ids = prompt_format.encode_prompts(tokenizer, listed)
+    columns = ("id", "instruction", "input", "output", "category")
+    values: dict[str, list[Any]] = {name: [getattr(example, name) for example in listed] for name in columns}
+    return Dataset.from_dict({"prompt": tokenizer.batch_decode(ids), "prompt_ids": ids, **values})
+
+
+def check_room(rows: "Mapping[str, Dataset]", model: "PreTrainedModel", max_completion_length: int) -> None:
+    """Refuse prompts behind which a model has not enough positions for an answer."""
+    limit = context_length(model)
+    lengths = [(row["id"], len(row["prompt_ids"])) for split in rows.values() for row in split]
+    if limit and (full := [id for id, length in lengths if length + max_completion_length > limit]):
+        raise DataError(
+            f"{len(full)} of {len(lengths)} prompts leave no room for an answer of `grpo.max_completion_length` "
+            f"{max_completion_length} tokens within the model's {limit} positions ({quote_names(full[:_SHOWN])}"
+            f"{', …' if len(full) > _SHOWN else ''}). Lower it, or delete these examples."
+        )
+
+
+def _checked(function: Any) -> Any:
+    """Return a reward function that names itself and the row when it fails or returns no number."""
+    if not callable(function) or isinstance(function, torch.nn.Module):
+        return function
+    name = getattr(function, "__name__", type(function).__name__)
+
+    @functools.wraps(function)
+    def call(**columns: Any) -> list[float | None]:
+        ids = columns["id"]
+        try:
+            values = list(function(**columns))
+        except Exception as error:
+            raise TrainingError(
+                f"The reward `{name}` failed on the answers to {quote_names(dict.fromkeys(ids))}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if len(values) != len(ids):
+            raise TrainingError(f"The reward `{name}` returned {len(values)} values for {len(ids)} answers.")
+        for id, text, value in zip(ids, columns["completions"], values, strict=True):
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise TrainingError(
+                    f"The reward `{name}` of an answer to `{id}` is {value!r}; it has to be a number, or None where it "
+                    f"does not apply. The answer is {text[:200]!r}."
+                )
+        return values
+
+    return call
+
+
+class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its imports are optional
+    """`GRPOTrainer` on prompts that are tokenized already; on a CPU faster, with the same answers and the same loss.
+
+    Answers are sampled by our decoding loop, which draws what `generate()` would, and their log-probabilities are
+    computed with the prompt once for all answers to it. A model or a setting that either would not be exact for gets
+    `generate()` and TRL's computation. Positions are counted from each prompt's first token in any case; TRL leaves
+    them to the model, and GPT-2 would count the padding.
+    """
+
+    def __init__(self, model: Any, args: "GRPOConfig", *, end_id: int, **keywords: Any) -> None:
+        super().__init__(model=model, args=args, **keywords)
+        self._end_id = end_id
+        splits: Any = (self.train_dataset, self.eval_dataset)
+        self._ids: dict[str, list[int]] = {row["prompt"]: row["prompt_ids"] for rows in splits for row in rows}
+        base = without_adapter(self.model)
+        self._takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
+        self._is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._segments = self._find_segments(base) if args.world_size == 1 else None
+        if self._segments is not None:
+            add_label_losses(base)
+        self.add_callback(KeepMemory())
+
+    def _find_segments(self, base: "PreTrainedModel") -> SegmentCollator | None:
+        args = self.args
+        needs_more = self._entropy_bonus_enabled or args.top_entropy_quantile < 1.0 or self.aux_loss_enabled
+        # Activations that are computed again would be computed outside of the attention of segments.
+        computes_again = args.gradient_checkpointing or args.activation_checkpointing
+        window = getattr(base.config.get_text_config(), "sliding_window", None)
+        if needs_more or computes_again or window or args.temperature != 1.0 or not has_plain_head(base):
+            return None
+        pad_id = int(self._tokenizer.pad_token_id)
+        return SegmentCollator(pad_id, weighted=False) if build_segments(base, args, pad_id=pad_id) else None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """Return TRL's sampler, which shuffles an epoch by its number: a resumed run goes through the same prompts."""
+        sampler: Any = super()._get_train_sampler(dataset)
+        if self.shuffle_dataset:
+            sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        return sampler
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Return the ids that `build_prompts` made of each prompt."""
+        return [self._ids[prompt] for prompt in prompts], None, {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **keywords: Any) -> Any:
+        """Return the sampled ids of each prompt, up to and with the end, and no log-probabilities."""
+        args = self.args
+        if args.use_vllm or args.use_transformers_continuous_batching or self._is_sharded:
+            return super()._generate_single_turn(prompt_ids, *others, **keywords)
+        length, pad_id = self.max_completion_length, int(self._tokenizer.pad_token_id)
+        warpers = {"top_p": args.top_p, "top_k": args.top_k, "min_p": args.min_p}
+        warpers |= {"repetition_penalty": args.repetition_penalty, **(args.generation_kwargs or {})}
+        is_plain = {name: value for name, value in warpers.items() if value} == {
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+        }
+        if is_plain and can_decode(self.model):
+            ends = set(self.eos_token_ids)
+            with generating(self.model):
+                rows = decode(
+                    self.model,
+                    prompt_ids,
+                    ends=ends,
+                    max_new_tokens=length,
+                    pad_id=pad_id,
+                    temperature=self.temperature,
+                )
+            return rows, None
+        completions = generate_completions(
+            self.model,
+            self._tokenizer,
+            prompt_ids,
+            end_id=self._end_id,
+            max_new_tokens=length,
+            do_sample=True,
+            temperature=self.temperature,
+            **warpers,
+        )
+        return [list(completion.token_ids) for completion in completions], None
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **options: Any
+    ) -> Any:
+        """Return the log-probability of each answer's tokens, [answers, tokens], and their entropies, if computed."""
+        if self._segments is None or not attention_mask[:, -logits_to_keep].all():
+            return super()._get_per_token_logps_and_entropies(
+                self._place(model), input_ids, attention_mask, logits_to_keep, **options
+            )
+        starts = attention_mask[:, :-logits_to_keep].sum(dim=1)  # tokens of each prompt
+        rows = []
+        for ids, seen, start in zip(input_ids, attention_mask.bool(), starts.tolist(), strict=True):
+            tokens = ids[seen].tolist()
+            rows.append(build_row(tokens[:start], tokens[start:], max_length=None))
+        batch = self._segments(rows)
+        labels, owners, positions = batch["labels"], batch["owners"], batch["position_ids"]
+        where, columns = find_labels(labels)
+        names = ("input_ids", "position_ids", "attention_mask", "segments")
+        with segment_attention(without_adapter(self.model)), self.accelerator.autocast():
+            losses = model(**{name: batch[name] for name in names}, use_cache=False, loss_labels=labels)
+        answers = owners[where, columns + 1]
+        logps = losses.new_zeros(len(rows), logits_to_keep)
+        logps = logps.index_put((answers, positions[where, columns + 1] - starts[answers]), -losses)
+        return logps, torch.full_like(logps, math.nan), None
+
+    def _place(self, model: Any) -> Any:
+        """Return the model as a function that is told each token's position, where it takes that."""
+        if not self._takes_positions:
+            return model
+
+        def call(*, attention_mask: torch.Tensor, **keywords: Any) -> Any:
+            positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+            return model(attention_mask=attention_mask, position_ids=positions, **keywords)
+
+        return call
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return the mean rewards of greedy answers to the held-out prompts; TRL's sampled ones on sharded weights."""
+        if self._is_sharded:
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            return metrics
+        rows: list[dict[str, Any]] = list(self.eval_dataset if eval_dataset is None else eval_dataset)  # type: ignore[arg-type]
+        self.model.eval()
+        answers = []
+        with self.compute_loss_context_manager():
+            for start in range(0, len(rows), _ANSWERED):
+                answers += generate_completions(
+                    self.model,
+                    self._tokenizer,
+                    [row["prompt_ids"] for row in rows[start : start + _ANSWERED]],
+                    end_id=self._end_id,
+                    max_new_tokens=self.max_completion_length,
+                )
+        texts, ids = [answer.text for answer in answers], [list(answer.token_ids) for answer in answers]
+        rewards = self._calculate_rewards(rows, [row["prompt"] for row in rows], texts, ids)  # [answers, functions]
+        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        metrics = {
+            f"{metric_key_prefix}_reward": totals.mean().item(),
+            f"{metric_key_prefix}_completions/mean_length": sum(map(len, ids)) / len(ids),
+        }
+        for name, values in zip(self.reward_func_names, rewards.T, strict=True):
+            metrics[f"{metric_key_prefix}_rewards/{name}/mean"] = values.nanmean().item()
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what is known; the fast path computes no entropies."""
+        if self._segments is not None:
+            self._metrics["train"].pop("entropy", None)
+        super().log(logs, start_time)

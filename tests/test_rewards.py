@@ -1,0 +1,285 @@
+"""Training on rewards for the model's own answers."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from hf_instruct.cli.main import main
+from hf_instruct.data.splits import load_splits
+from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, TrainingError
+from hf_instruct.pipeline import run
+from hf_instruct.preferences.rewards import build_rewards, load_reward
+from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example, read_rows
+from hf_instruct.reporting.results import read_results
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Response, TrainingRow
+from hf_instruct.training import rewards
+from hf_instruct.training.arguments import build_arguments
+from hf_instruct.training.rewards import train_with_rewards
+from hf_instruct.yaml_text import dump_yaml
+
+SETTINGS: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "num_generations": 4,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 6,
+    "learning_rate": 3e-2,
+    "num_train_epochs": 8,
+    "eval_steps": 3,
+    "save_steps": 2,
+    "save_total_limit": 5,
+}
+
+
+def build_examples(count: int, *, first: int = 0) -> list[Example]:
+    numbers = range(first, first + count)
+    return [
+        Example(str(n), f"Name the word {n}.", "blue " * (n % 4), "Red.", "words" if n % 2 else "") for n in numbers
+    ]
+
+
+DATA = {"train": build_examples(12), "validation": build_examples(4, first=100)}
+
+
+def count_a(completions: list[str], **_: Any) -> list[float]:
+    """Reward the letter: something that a random model can learn."""
+    return [text.count("a") / 6 for text in completions]
+
+
+def train_tiny(folder: Path, output_dir: Path, **options: Any) -> tuple[Any, Any]:
+    model, tokenizer = tiny_models.load_copy(folder, dropout=0.0)
+    args = {**SETTINGS, **options.pop("args", {})}
+    options = {"data": DATA, "reward_funcs": [count_a], **options}
+    summary = train_with_rewards(model, tokenizer, output_dir=output_dir, args=args, **options)
+    return summary, model
+
+
+def read_log(folder: Path, kind: str) -> list[TrainingRow]:
+    return [row for row in read_rows(folder / "training.jsonl", TrainingRow) if row.kind == kind]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    path = tmp_path_factory.mktemp("runs") / "unbroken"
+    return path, *train_tiny(tiny_gpt2, path, keep_checkpoints=True)
+
+
+def test_rewards_rise(unbroken: tuple[Path, Any, Any]) -> None:
+    path, summary, _ = unbroken
+    rows = read_log(path, "train")
+    assert sum(row.reward for row in rows[-3:]) > sum(row.reward for row in rows[:3]) + 0.3
+    first, *_, last = read_log(path, "evaluation")
+    assert (summary.reward_before, summary.reward) == (first.reward, last.reward)
+    assert last.rewards == {"count_a": last.reward}
+    assert last.validation_loss is None
+    assert (path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("shape", ["tiny_gpt2", "tiny_llama"])
+@pytest.mark.parametrize("lora", [None, {"r": 4, "lora_alpha": 8}])
+def test_the_fast_path_draws_and_computes_what_trl_does(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, lora: Any
+) -> None:
+    folder = request.getfixturevalue(shape)
+    # Plain gradient steps: Adam would turn the rounding of a gradient near zero into a whole step.
+    settings = {"max_steps": 4, "learning_rate": 0.1, "optim": "sgd", "save_steps": 100}
+    _, fast = train_tiny(folder, tmp_path / "fast", args=settings, peft_config=lora)
+    if shape == "tiny_llama":
+        for name in ("_generate_single_turn", "_get_per_token_logps_and_entropies", "log"):
+            monkeypatch.delattr(rewards.PolicyTrainer, name)
+    else:
+        # TRL has GPT-2 count the padding among its positions, so it is compared with our own slow path.
+        monkeypatch.setattr(rewards, "build_segments", lambda *_, **__: None)
+        monkeypatch.setattr(rewards, "can_decode", lambda _: False)
+    _, plain = train_tiny(folder, tmp_path / "plain", args=settings, peft_config=lora)
+    for one, other in zip(read_log(tmp_path / "fast", "train"), read_log(tmp_path / "plain", "train"), strict=True):
+        assert one.reward == other.reward
+        assert one.loss == pytest.approx(other.loss, abs=1e-6)
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def lay_out(prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:
+    """Return rows as TRL makes them: prompts filled up on the left, answers on the right."""
+    width, longest = max(map(len, prompts)), max(map(len, answers))
+    return torch.tensor(
+        [
+            [0] * (width - len(prompt)) + prompt + answer + [0] * (longest - len(answer))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("shape", ["tiny_gpt2", "tiny_llama"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_log_probabilities_are_those_of_each_answer_alone(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, fast: bool
+) -> None:
+    model, tokenizer = tiny_models.load_copy(request.getfixturevalue(shape))
+    if not fast:
+        monkeypatch.setattr(rewards, "build_segments", lambda *_, **__: None)
+    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
+    arguments = build_arguments({**SETTINGS, "report_to": "none"}, tmp_path, kind="GRPOConfig")
+    trainer = rewards.PolicyTrainer(
+        model, arguments, end_id=0, reward_funcs=[count_a], train_dataset=rows, eval_dataset=rows,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    prompts = [rows[0]["prompt_ids"], *rows[1:4]["prompt_ids"]]
+    answers = [[5, 6, 7], [5], [5, 6, 9, 8], [300]]
+    ids = lay_out(prompts, answers)
+    mask = lay_out([[1] * len(one) for one in prompts], [[1] * len(one) for one in answers])
+    longest = max(map(len, answers))
+    logps, *_ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, longest, compute_entropy=True)
+    for prompt, answer, row in zip(prompts, answers, logps, strict=True):
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        alone = logits[range(len(answer)), answer]
+        assert torch.allclose(row[: len(answer)], alone, atol=1e-4)
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one(
+    tiny_gpt2: Path, tmp_path: Path, unbroken: tuple[Path, Any, Any]
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(unbroken[0], path)
+    shutil.rmtree(path / "model")
+    for checkpoint in (path / "checkpoints").glob("checkpoint-*"):
+        if int(checkpoint.name.partition("-")[2]) > 16:
+            shutil.rmtree(checkpoint)
+    _, model = train_tiny(tiny_gpt2, path, resume=True, keep_checkpoints=True)
+    assert all(torch.equal(*both) for both in zip(model.parameters(), unbroken[2].parameters(), strict=True))
+    assert [row.reward for row in read_log(path, "train")] == [row.reward for row in read_log(unbroken[0], "train")]
+    shutil.rmtree(path / "model")
+    with pytest.raises(RunError, match="other examples"):
+        train_tiny(tiny_gpt2, path, resume=True, data={**DATA, "train": build_examples(13)})
+
+
+def test_checkpoints_fall_between_generations(tiny_gpt2: Path, tmp_path: Path) -> None:
+    args = {"num_iterations": 3, "max_steps": 8, "save_steps": 1, "save_total_limit": None}
+    train_tiny(tiny_gpt2, tmp_path, args=args, keep_checkpoints=True)
+    names = {int(path.name.partition("-")[2]) for path in (tmp_path / "checkpoints").glob("checkpoint-*")}
+    assert names == {3, 6}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0], "returned 1 values for 16 answers"),
+        ([float("nan")] * 16, "is nan; it has to be a number, or None"),
+        (["good"] * 16, "is 'good'; it has to be a number"),
+        (None, "The reward `flawed` failed on the answers to "),
+    ],
+)
+def test_a_reward_that_is_none_ends_training_with_its_name(
+    tiny_gpt2: Path, tmp_path: Path, values: Any, message: str
+) -> None:
+    def flawed(completions: list[str], **_: Any) -> Any:
+        return [0.0] * len(completions) if len(completions) != 16 else values
+
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        train_tiny(tiny_gpt2, tmp_path, reward_funcs=[flawed])
+
+
+def test_rewards_that_do_not_apply_are_left_out(tiny_gpt2: Path, tmp_path: Path) -> None:
+    def odd(completions: list[str], category: list[str], **_: Any) -> list[float | None]:
+        return [1.0 if name else None for name in category]
+
+    train_tiny(tiny_gpt2, tmp_path, reward_funcs=[odd, count_a], args={"max_steps": 1, "reward_weights": [2.0, 1.0]})
+    (row,) = read_log(tmp_path, "evaluation")[:1]
+    assert row.rewards["odd"] == 1
+    # Half of the prompts have the category.
+    assert row.reward == pytest.approx(1 + row.rewards["count_a"])
+
+
+def test_bad_input_is_refused_in_a_sentence(tiny_gpt2: Path, tmp_path: Path) -> None:
+    for options, error, message in (
+        ({"reward_funcs": []}, ConfigError, "`reward_funcs` is empty"),
+        ({"args": {"max_completion_length": 250}}, DataError, "16 of 16 prompts leave no room for an answer"),
+        ({"args": {"nonsense": 1}}, ConfigError, "nonsense"),
+        ({"args": {"log_completions_hub_repo": "me/x"}}, ConfigError, "would be published unchecked"),
+        ({"args": {"num_generations": 5}}, ConfigError, "must be divisible by num_generations"),
+        ({"data": {**DATA, "validation": []}}, DataError, "validation hold no examples"),
+    ):
+        with pytest.raises(error, match=re.escape(message)):
+            train_tiny(tiny_gpt2, tmp_path / "run", **options)
+
+
+def test_rewards_by_name() -> None:
+    texts, references = ["Jane Austen", " emma", "Emma Woodhouse"], ["Jane Austen.", "Emma", "Emma"]
+    functions = build_rewards(["exact_match", "token_f1", "length", "stopped"], ends={7})
+    values = [f(completions=texts, output=references, completion_ids=[[1, 7], [7], [7, 1]]) for f in functions]
+    assert values == [
+        [1, 1, 0],
+        [1, 1, pytest.approx(2 / 3)],
+        [pytest.approx(11 / 12), 1, pytest.approx(4 / 14)],
+        [1, 1, 0],
+    ]
+    assert [function.__name__ for function in functions] == ["exact_match", "token_f1", "length", "stopped"]
+    for names, message in ((["exact_mach"], "Did you mean `exact_match`?"), (["stopped"], "needs `ends`")):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            build_rewards(names)
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_gpt2: Path, sample_file: Path) -> dict[str, Any]:
+    return {
+        "data": {"source": str(sample_file), "limit": 40},
+        "model": {"name": str(tiny_gpt2)},
+        "grpo": {**SETTINGS, "max_steps": 2},
+        "rewards": {"token_f1": 1, "stopped": 0.5},
+        "generate": {"max_new_tokens": 8, "base": True},
+    }
+
+
+def test_a_run_trains_answers_and_says_what_was_rewarded(experiment: dict[str, Any], tmp_path: Path) -> None:
+    folder = run(experiment, tmp_path / "run", stages=["data", "train", "generate"])
+    assert {row.model for row in read_rows(folder.responses, Response)} == {"untuned", "tuned"}
+    assert list(read_log(folder.path, "evaluation")[0].rewards) == ["token_f1", "stopped"]
+    assert "GRPO on 1 token_f1 + 0.5 stopped" in read_results(folder, folder.load_experiment()).method
+    with pytest.raises(RunError, match=r"`rewards.length`"):
+        run({**experiment, "rewards": {"length": 1}}, folder.path, resume=True, stages=["data"])
+
+
+def test_a_function_of_the_users_is_named_kept_and_asked_for_again(
+    experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, recipe = tmp_path / "mine.py", tmp_path / "experiment.yaml"
+    file.write_text("def few(completions, **_):\n    return [-len(text) / 10 for text in completions]\n")
+    recipe.write_text(dump_yaml({**experiment, "rewards": {}}))
+    command = ["train", str(recipe), "--run-dir", str(tmp_path / "run")]
+    assert main([*command, "--reward", f"{file}:few"]) == 0
+    folder = RunFolder(tmp_path / "run")
+    assert read_log(folder.path, "evaluation")[0].rewards.keys() == {"few"}
+    assert re.fullmatch(r"mine.py:few sha256:[0-9a-f]{12}", folder.read_provenance().reward)
+    shutil.rmtree(folder.model)
+    folder.training_summary.unlink()
+    assert main([*command, "--resume"]) == 1
+    assert "was trained with the reward mine.py:few" in capsys.readouterr().err
+    for place, message in (
+        ("gone.py:few", "there is no file `gone.py`"),
+        (f"{file}:many", "has no function `many`; it has `few`"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            load_reward(place)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rewards": {}}, "gives nothing a weight"),
+        ({"rewards": {"token_f1": 1, "categories": ["poems"]}}, "`rewards.categories` names `poems`"),
+        ({"dpo": {}}, "a run trains once"),
+    ],
+)
+def test_experiments_that_cannot_be_trained_are_refused(
+    experiment: dict[str, Any], tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InstructError, match=re.escape(message)):
+        run({**experiment, **changed}, tmp_path / "run", stages=["data", "train"])
