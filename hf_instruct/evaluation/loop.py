@@ -98,17 +98,19 @@ class Pass(abc.ABC, Generic[Row]):
         judge: The judge, prepared.
         options: How to judge.
         path: The file that rows are kept in as they arrive; None for nowhere.
+        tasks: The rows to make.
     """
 
     row_type: type[Row]
     # Whether rows of other judges stay in the file: rows are only ever added, and the newest counts.
     keeps_others = True
 
-    def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None) -> None:
+    def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None, tasks: Iterable[Task]) -> None:
         self.identity = JudgeIdentity.model_validate(judge.identity())
         self._judge = judge
         self._options = options
         self._path = path
+        self._tasks = {task.id: task for task in tasks}
         self._cache = VerdictCache(cache_folder() / "judgments" if options.use_cache else None)
         # Verdicts that the cache does not have yet.
         self._new: list[tuple[str, dict[str, Any]]] = []
@@ -139,14 +141,14 @@ class Pass(abc.ABC, Generic[Row]):
         """Move the file, which holds these rows, to a name of its own, and return that."""
         raise NotImplementedError
 
-    async def run(self, tasks: Sequence[Task], *, concurrency: int) -> list[Row]:
+    async def run(self, *, concurrency: int) -> list[Row]:
         """Return the row of each task, in their order, with so many under way at any moment.
 
         Raises:
             JudgeError: Judging cannot continue; the text says how much is judged, and how to continue. What was judged
                 is kept, also when the task is cancelled.
         """
-        path, go_on = self._path, self._options.go_on
+        path, tasks, go_on = self._path, self._tasks.values(), self._options.go_on
         try:
             if path:
                 self._take_over(path)

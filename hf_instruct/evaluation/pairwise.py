@@ -103,7 +103,7 @@ def prefer(
     async def work() -> PreferenceSet:
         async with opened_judge(settings, judge) as used:
             comparing = _Comparing(used, dataclasses.replace(options, title="Judging pairs"), file, joined)
-            preferences = await comparing.run(comparing.tasks, concurrency=settings.concurrency)
+            preferences = await comparing.run(concurrency=settings.concurrency)
         summary = build_pair_scores(preferences, joined, comparing.identity)
         if file:
             write_json(file.with_suffix(".json"), summary)
@@ -119,15 +119,15 @@ class _Comparing(Pass[Preference]):
     keeps_others = False
 
     def __init__(self, judge: Judge, options: JudgeOptions, path: Path | None, joined: JoinedPairs) -> None:
-        super().__init__(judge, options, path)
+        questions = {pair.id: build_questions(pair) for pair in joined.pairs}
+        asked = {pair.id: [] if pair.is_identical else questions[pair.id] for pair in joined.pairs}
+        tasks = (Task(pair.id, asked[pair.id], f"{pair.first}\n{pair.second}") for pair in joined.pairs)
+        super().__init__(judge, options, path, tasks)
         # As votes mark them: nobody was asked, so measures of agreement leave these out.
         self._unasked = self.identity.model_copy(update={"options": {**self.identity.options, "equal_answers": True}})
         self._names: dict[str, Any] = dict(zip(("first", "second"), joined.names, strict=True))
         self._pairs = {pair.id: pair for pair in joined.pairs}
-        questions = {pair.id: build_questions(pair) for pair in joined.pairs}
-        self._hashes = {id: _hash("".join(each.sha256 for each in asked).encode()) for id, asked in questions.items()}
-        asked = {pair.id: [] if pair.is_identical else questions[pair.id] for pair in joined.pairs}
-        self.tasks = [Task(pair.id, asked[pair.id], f"{pair.first}\n{pair.second}") for pair in joined.pairs]
+        self._hashes = {id: _hash("".join(each.sha256 for each in both).encode()) for id, both in questions.items()}
 
     def show_mean(self, mean: float) -> str:
         """Return the win rate of the first answers."""

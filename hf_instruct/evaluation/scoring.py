@@ -13,7 +13,7 @@ from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task, to_printable
 from hf_instruct.evaluation.responses import build_responses
-from hf_instruct.evaluation.rubrics import Question, Rubric, load_rubric
+from hf_instruct.evaluation.rubrics import Rubric, load_rubric
 from hf_instruct.evaluation.scores import build_repeats, build_scores, format_repeats, format_scores
 from hf_instruct.evaluation.text_metrics import exact_match
 from hf_instruct.evaluation.verdicts import Verdict, parse_verdict
@@ -113,8 +113,6 @@ async def judge_with(
     options = options or JudgeOptions()
     responses, left_out = responses[: options.limit], len(responses[options.limit or len(responses) :])
     rubric = load_rubric(settings.rubric)
-    questions = {row.id: rubric.build_question(row) for row in responses}
-    tasks = [Task(row.id, [questions[row.id]], row.response) for row in responses]
     seeds = [None if settings.seed is None else settings.seed + number for number in range(settings.repeats)]
     identities: list[JudgeIdentity] = []
     repeats: list[list[Judgment]] = []
@@ -125,9 +123,9 @@ async def judge_with(
                 judge.reseed(seed)
                 title += f", repeat {number} of {len(seeds)}"
             once = dataclasses.replace(options, title=title, repeat=number)
-            one = _Scoring(judge, once, files.judgments if files else None, rubric, responses, questions)
+            one = _Scoring(judge, once, files.judgments if files else None, rubric, responses)
             identities.append(one.identity)
-            repeats.append(await one.run(tasks, concurrency=settings.concurrency))
+            repeats.append(await one.run(concurrency=settings.concurrency))
     finally:
         if len(seeds) > 1:
             judge.reseed(settings.seed)
@@ -154,19 +152,12 @@ class _Scoring(Pass[Judgment]):
     row_type = Judgment
 
     def __init__(
-        self,
-        judge: Judge,
-        options: JudgeOptions,
-        path: Path | None,
-        rubric: Rubric,
-        responses: Sequence[Response],
-        questions: Mapping[str, Question],
+        self, judge: Judge, options: JudgeOptions, path: Path | None, rubric: Rubric, responses: Sequence[Response]
     ) -> None:
-        super().__init__(judge, options, path)
+        tasks = (Task(row.id, [rubric.build_question(row)], row.response) for row in responses)
+        super().__init__(judge, options, path, tasks)
         self._rubric = rubric
-        self._responses = {row.id: row for row in responses}
-        self._questions = questions
-        self._repeat = options.repeat
+        self._models = {row.id: row.model for row in responses}
 
     def show_mean(self, mean: float) -> str:
         """Return the mean score in points."""
@@ -184,14 +175,14 @@ class _Scoring(Pass[Judgment]):
         answer = answers[0]
         return Judgment(
             id=id,
-            model=self._responses[id].model,
+            model=self._models[id],
             score=int(answer.verdict.score) if answer.verdict else None,
             replies=answer.replies,
             judge=self.identity,
             rubric=self._rubric.name,
             rubric_sha256=self._rubric.sha256,
-            repeat=self._repeat,
-            prompt_sha256=self._questions[id].sha256,
+            repeat=self._options.repeat,
+            prompt_sha256=self._tasks[id].questions[0].sha256,
             seconds=round(answer.seconds, 4),
             failure=answer.failure,
             reasons=answer.verdict.reasons if answer.verdict else None,
@@ -200,16 +191,16 @@ class _Scoring(Pass[Judgment]):
 
     def belongs(self, row: Judgment) -> bool:
         """Return whether a judgment is of a pass like this one, over these responses or earlier ones."""
-        if row.id not in self._responses or row.rubric_sha256 not in ("", self._rubric.sha256):
+        if row.id not in self._models or row.rubric_sha256 not in ("", self._rubric.sha256):
             return False
-        expected = self._responses[row.id].model, self.identity, self._rubric.name, self._repeat
+        expected = self._models[row.id], self.identity, self._rubric.name, self._options.repeat
         return (row.model, row.judge, row.rubric, row.repeat) == expected
 
     def reuse(self, row: Judgment) -> Judgment | None:
         """Return a judgment as this pass would make it again, or None where it would make another."""
-        if row.prompt_sha256 != self._questions[row.id].sha256:
+        if row.prompt_sha256 != self._tasks[row.id].questions[0].sha256:
             return None
         if row.score is None:
             return row
-        again = self.reread(row.replies, self._responses[row.id].response, Verdict(row.score))
+        again = self.reread(row.replies, self._tasks[row.id].judged, Verdict(row.score))
         return row if again and again.score == row.score else None
