@@ -79,7 +79,7 @@ def run_self_check(
     load_rubric(settings.rubric)
 
     async def work() -> SelfCheck:
-        async with opened_judge(settings.model_copy(update={"repeats": 1}), judge) as used:
+        async with opened_judge(settings, judge) as used:
             return await _check(used, examples, settings, limit=limit, out=out, options=options or JudgeOptions())
 
     return run_sync(work())
