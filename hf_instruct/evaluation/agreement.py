@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.console import align, format_points, format_signed
@@ -85,10 +84,7 @@ def measure_agreement(
     import numpy
     import pandas
 
-    a, b = (
-        load_verdicts(source, None if isinstance(source, str | Path) else name, voter=voter)
-        for source, name, voter in zip((first, second), "AB", voters, strict=True)
-    )
+    a, b = load_verdicts(first, "A", voter=voters[0]), load_verdicts(second, "B", voter=voters[1])
     if a.kind != b.kind:
         raise DataError(f"`{a.name}` holds {a.kind} and `{b.name}` {b.kind}; give two files of the same kind.")
     order: Order = {}

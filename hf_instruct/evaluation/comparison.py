@@ -141,10 +141,7 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         raise ConfigError(
             "A comparison needs two runs or more; name another one, such as `RUN/untuned`, the untuned model of a run."
         )
-    loaded = [
-        load_run(source, name=None if isinstance(source, str | Path) else f"scores {number}")
-        for number, source in enumerate(sources, start=1)
-    ]
+    loaded = [load_run(source, f"scores {number}") for number, source in enumerate(sources, start=1)]
     judged_differently = find_judging_differences(loaded)
     if judged_differently and not force:
         raise DataError(

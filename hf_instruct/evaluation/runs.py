@@ -49,13 +49,13 @@ class ScoredRun:
         return dataclasses.replace(self, keyed=False, rows=self.rows.reset_index(drop=True), metrics=metrics)
 
 
-def load_run(source: Any, *, name: str | None = None) -> ScoredRun:
+def load_run(source: Any, name: str = "the scores") -> ScoredRun:
     """Return the scores of a run folder (its tuned model; `RUN/untuned` is the other), of a file, or in memory.
 
     Args:
         source: A folder with `judgments.jsonl`, such a file, another file of scores as `hf-instruct agree` takes it, a
             sequence of numbers, or a mapping of ids to numbers.
-        name: What to call it; by default the path.
+        name: What to call one in memory; others are called by their path.
 
     Raises:
         DataError: There are no scores, they are not from 0 to 100, or judging has not finished.

@@ -91,13 +91,13 @@ class Verdicts:
         return notices
 
 
-def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = None) -> Verdicts:
+def load_verdicts(source: Any, name: str = "the verdicts", *, voter: str | None = None) -> Verdicts:
     """Return the verdicts in a run folder (its `judgments.jsonl`), a file, or in memory.
 
     Args:
         source: A path, numbers, a mapping of ids to numbers, or rows with `score` and perhaps `id`, or `Judgment` or
             `Preference` rows.
-        name: What to call them; by default the path.
+        name: What to call those in memory; others are called by their path.
         voter: Of votes by several people, take only those of this one.
 
     Raises:
@@ -108,10 +108,9 @@ def load_verdicts(source: Any, name: str | None = None, *, voter: str | None = N
     file, model = None, TUNED
     if isinstance(source, str | Path):
         folder, model = split_model(Path(source))
-        name, file = name or str(source), _find_file(folder)
+        name, file = str(source), _find_file(folder)
         content = _read_content(file)
     else:
-        name = name or "the verdicts"
         if not isinstance(source, Iterable):
             raise DataError(f"{name} is {source!r}; give a path, numbers, a mapping of ids to numbers, or rows.")
         content = dict(source) if isinstance(source, Mapping) else list(source)
