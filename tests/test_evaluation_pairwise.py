@@ -113,6 +113,9 @@ def test_orders_that_disagree_are_ties() -> None:
     assert found.summary.consistency.to_dict() == {"share": 0.0, "pairs": 20}
     assert found.summary.position.to_dict() == {"first": 40, "second": 0, "ties": 0, "first_share": 1.0}
     assert "! The judge gave the same verdict in both orders in " in str(found)
+    half = build_judge(lambda a, b: "A" if "!" in a else "tie")
+    found = judged(half, changed(lambda n: "!"), use_cache=False)
+    assert {(row.score, *row.orders) for row in found.preferences} == {(0.5, 1.0, 0.5)}
 
 
 def test_rows_hold_all_that_is_known(tmp_path: Path) -> None:

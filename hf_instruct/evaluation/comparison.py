@@ -173,8 +173,8 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
         each and _bound(each, run, runs[baseline])
         for run, each in zip(ordered, _break_down("", common[order], base).differences, strict=True)
     ]
-    categories = pandas.concat([run.rows["category"] for run in ordered]).dropna()
-    groups = common[order].groupby(categories[~categories.index.duplicated()].reindex(common.index))
+    categories = pandas.concat([run.rows["category"] for run in ordered]).groupby(level=0).first()
+    groups = common[order].groupby(categories.reindex(common.index))
     num_dropped = len(scores) - len(common)
     return Comparison(
         rows=[_build_row(run, common[i], d) for i, run, d in zip(order, ordered, differences, strict=True)],
