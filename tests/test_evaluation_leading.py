@@ -78,10 +78,9 @@ def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> No
     assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Finished", "Fine-tuning", "Score"]
     # Folded away, with the reason in view.
     assert f"<details><summary>These scores say little: {REASON}.</summary>" in html
-    assert re.findall(r'<tr data-i="(\d)" data-s="([\d.]+)"', html) == [
-        ("1", "0.25"), ("4", "0.5"), ("3", "0.75"), ("2", "1.0")
-    ]  # fmt: skip
-    assert "lowest ROUGE-L first" in html
+    assert re.findall(r'<tr data-i="\d" data-s="[\d.]+" data-g="([-\d.]+)"', html) == ["1.0", "-0.25", "0.5", "0.4"]
+    assert "largest gains and losses in ROUGE-L first" in html
+    assert '<option value="start">largest gains and losses in ROUGE-L</option>' in html
     assert "worst score" not in html
     assert "better than before" not in html
 

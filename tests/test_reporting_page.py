@@ -97,12 +97,12 @@ def test_a_whole_run(whole_html: str) -> None:
     assert "Not in this report yet" not in text
 
 
-def test_the_worst_answer_comes_first(whole_html: str) -> None:
+def test_the_largest_gain_and_the_largest_loss_come_first(whole_html: str) -> None:
     rows = [a for a in Page(whole_html).find("tr") if "data-i" in a]
     assert [(a["data-i"], a.get("data-s"), a.get("data-g"), a["data-c"], a["data-k"]) for a in rows] == [
+        ("2", "100", "100", "facts", "up"),
         ("3", "20", "-70", "facts", "down"),
         ("1", "85", "75", "simile", "up"),
-        ("2", "100", "100", "facts", "up"),
         ("4", None, None, "spelling", "failed"),
     ]
 
@@ -111,7 +111,7 @@ def test_filters_offer_what_there_is(tmp_path: Path, whole_html: str) -> None:
     def list_options(html: str) -> str:
         return " ".join(str(a["value"]) for a in Page(html).find("option"))
 
-    kinds, orders = " up down same failed", " worst best gain loss order"
+    kinds, orders = " up down same failed", " start gain loss worst best order"
     assert list_options(whole_html) == f" facts simile spelling {kinds}{orders}"
     plain = render_page(read(write_run(tmp_path / "plain", stages=("generate",))))
     assert list_options(plain) == " facts simile spelling order"
@@ -170,7 +170,7 @@ def test_judging_half_done_shows_what_is_judged(whole: RunResults) -> None:
     page = Page(render_page(dataclasses.replace(whole, tuned=dataclasses.replace(whole.tuned, scores=None))))
     assert "the scores of the tuned model's answers (4 of 4 are judged)" in page.text
     assert "n=3 of 4" not in page.text
-    assert [a.get("data-s") for a in page.find("tr") if "data-i" in a] == ["20", "85", "100", None]
+    assert [a.get("data-s") for a in page.find("tr") if "data-i" in a] == ["100", "20", "85", None]
 
 
 def test_all_else_that_was_measured(measured: RunResults) -> None:

@@ -1,6 +1,7 @@
 """The answers before and after fine-tuning, side by side."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from hf_instruct.reporting.results import RunResults
@@ -51,6 +52,14 @@ def pair_answers(results: RunResults) -> list[AnswerRow]:
 def sort_worst_first(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
     """Return the rows by rising value of the leading measure, those without one last; equal ones keep their order."""
     return sorted(rows, key=lambda row: (row.value is None, row.value or 0))
+
+
+def sort_by_change(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
+    """Return the rows with the largest gain and the largest loss in turn, then the others, the lowest value first."""
+    gains = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))
+    losses = sorted((row for row in rows if (row.gain or 0) < 0), key=lambda row: row.gain or 0)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(gains, losses))
+    return [*filter(None, turns), *sort_worst_first([row for row in rows if not row.gain])]
 
 
 def pick_highlights(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[list[AnswerRow], AnswerRow | None]:

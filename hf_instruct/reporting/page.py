@@ -19,7 +19,7 @@ from hf_instruct.console import format_interval, format_points, format_seconds, 
 from hf_instruct.evaluation.scores import label_judge, short_name
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg, write_figure
 from hf_instruct.records import write_text
-from hf_instruct.reporting.answers import pair_answers, sort_worst_first
+from hf_instruct.reporting.answers import pair_answers, sort_by_change
 from hf_instruct.reporting.findings import list_findings, list_missing
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder, plain_values
@@ -190,7 +190,7 @@ def _describe_answers(results: RunResults) -> dict[str, Any]:
     rows = pair_answers(results)
     categories = Counter(row.example.category for row in rows if row.example.category)
     return {
-        "rows": sort_worst_first(rows),
+        "rows": sort_by_change(rows),
         "kinds": {kind for row in rows for kind in row.kinds},
         "categories": sorted(categories.items()) if len(categories) > 1 else [],
         "has_base": any(row.base for row in rows),

@@ -6,8 +6,10 @@ const rows = Array.from(body.rows);
 const field = (id) => document.getElementById(id);
 const value = (id) => (field(id) ? field(id).value : "");
 const number = (row, name, missing) => (name in row.dataset ? Number(row.dataset[name]) : missing);
-// Rows without a score or a gain come last, whichever way the others are sorted.
+const starts = new Map(rows.map((row, index) => [row, index]));
+// Rows without a value or a gain come last, whichever way the others are sorted.
 const ORDERS = {
+  start: (row) => starts.get(row),
   worst: (row) => number(row, "s", Infinity),
   best: (row) => -number(row, "s", -Infinity),
   gain: (row) => -number(row, "g", -Infinity),
@@ -54,7 +56,7 @@ function showRows() {
 function sortRows() {
   const key = ORDERS[value("sort")];
   const keys = new Map(rows.map((row) => [row, key(row)]));
-  // Two rows without a value compare as NaN (infinity less infinity); the test order then decides.
+  // Two rows without a value compare as NaN (infinity minus infinity); the test order then decides.
   rows.sort((a, b) => keys.get(a) - keys.get(b) || number(a, "i") - number(b, "i"));
   body.append(...rows);
 }
