@@ -96,8 +96,9 @@ def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "\n"
         "! 1 example was dropped, because only some of the runs have a score for it; means and differences\n"
         "  are over the 12 left.\n"
-        "! The intervals are over examples alone: with another training seed, decoding or judge the numbers\n"
-        "  may move further (`hf-instruct sweep` over `train.seed` shows how far).\n"
+        "! The intervals are over the test examples alone: training seed, decoding and judge are held fixed.\n"
+        "  With another seed the numbers may move further; `hf-instruct sweep EXPERIMENT.yaml --set\n"
+        "  train.seed=1,2,3` shows how far.\n"
         "! 1 answer of high has no score: counted as 0 or as 100, its mean would be 37.8 or 45.5."
     )
 

@@ -77,7 +77,13 @@ def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> No
     tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
     assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Finished", "Fine-tuning", "Score"]
     # Folded away, with the reason in view.
-    assert f"<details><summary>These scores say little: {REASON}.</summary>" in html
+    fold = "<summary>These scores say little; “Read with care” says why.</summary>"
+    assert f"<details>{fold}" in html
+    assert f"<li>{REASON.capitalize()}, so its scores" in html
+    assert html.index('class="tile wide"') < html.index("<h2>Scores</h2>") < html.index('aria-label="Plots"')
+    assert f'<details class="card">{fold}' in html
+    assert "<span>judge: 20</span>" in html
+    assert 'class="score"' not in html
     assert re.findall(r'<tr data-i="\d" data-s="[\d.]+" data-g="([-\d.]+)"', html) == ["1.0", "-0.25", "0.5", "0.4"]
     assert "largest gains and losses in ROUGE-L first" in html
     assert '<option value="start">largest gains and losses in ROUGE-L</option>' in html

@@ -9,6 +9,7 @@ from reporting_run import write_run
 from hf_instruct.evaluation.scores import Leading
 from hf_instruct.reporting import findings as found
 from hf_instruct.reporting.findings import Finding, list_findings, list_missing
+from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import MetricRow, RunResults, read_results
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
@@ -104,12 +105,13 @@ def test_judges(judged_well: RunResults, judge: dict[str, str], expected: list[s
 
 
 def test_what_a_judge_gave_to_references_stands_beside_its_mean(judged_well: RunResults) -> None:
-    findings = find(change_scores(judged_well, equal_mean=61.0, equal_n=18, mean=55.0))
-    text = "By this judge answers equal to the reference scored 61.0 on average (n=18), beside a mean of 55.0."
-    assert findings["reference_scores"].text == text
+    equal = change_scores(judged_well, equal_mean=61.0, equal_n=18, mean=55.0)
+    said = "answers equal to the reference scored 61.0 on average (n=18)"
+    assert f"A{said[1:]}." in render_page(equal)
+    assert equal.references == [said]
     check = CheckOutcome(passed=True, failed=[], n=20, probes=40, reference_mean=90.0)
-    findings = find(change_scores(judged_well, self_check=check))
-    assert "the references themselves scored 90.0 on average (n=20)" in findings["reference_scores"].text
+    checked = change_scores(judged_well, self_check=check)
+    assert checked.references == ["the references themselves scored 90.0 on average (n=20)"]
 
 
 def test_a_judge_that_was_checked_and_asked_again(judged_well: RunResults) -> None:

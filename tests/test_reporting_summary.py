@@ -20,6 +20,10 @@ judge             llama3@365c0bd (ollama), rubric course@7777777; n=4 of 4 / n=3
                   failure
 fine-tuning       5 min 14 s
 
+The intervals are over the test examples alone: training seed, decoding and judge are
+held fixed. With another seed the numbers may move further; `hf-instruct sweep
+EXPERIMENT.yaml --set train.seed=1,2,3` shows how far.
+
 Name the author.  [gain +100]
   before      0   Elizabeth Bennet
   after     100   Jane Austen.

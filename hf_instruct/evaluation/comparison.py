@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError, quote_names
-from hf_instruct.evaluation.intervals import bootstrap_mean, difference_interval, sign_test, smallest_found
+from hf_instruct.evaluation.intervals import SCOPE, bootstrap_mean, difference_interval, sign_test, smallest_found
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
 from hf_instruct.evaluation.scores import Leading, choose_leading, find_weakness
@@ -342,8 +342,5 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
         notes.append(
             f"Each of the {len(runs) - 1} intervals holds alone at 95 %: with many runs, some exclude 0 by chance."
         )
-    notes.append(
-        "The intervals are over examples alone: with another training seed, decoding or judge the numbers may move "
-        "further (`hf-instruct sweep` over `train.seed` shows how far)."
-    )
+    notes.append(SCOPE)
     return notes

@@ -21,6 +21,11 @@ class Estimate(NamedTuple):
 
 
 LEVEL = 0.95
+# What every view of intervals says once, where they are read.
+SCOPE = (
+    "The intervals are over the test examples alone: training seed, decoding and judge are held fixed. With another "
+    "seed the numbers may move further; `hf-instruct sweep EXPERIMENT.yaml --set train.seed=1,2,3` shows how far."
+)
 # The ends of an interval over 110 scores move by about 0.05 of 100 from seed to seed at this many.
 _RESAMPLES = 10_000
 # A statistic that Python computes costs more than a mean.

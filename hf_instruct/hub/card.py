@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, Experiment
 from hf_instruct.console import format_interval, format_points
+from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.hub.publication import Publication, public_name
 from hf_instruct.prompts import CHAT
@@ -83,6 +84,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         has_loss_plot=results.folder.loss_plot.is_file(),
         loss_plot=LOSS_PLOT,
         sampling=_show_sampling(results.experiment),
+        scope=SCOPE,
         score_rows=list(_list_scores(results)),
         limits=[escape(finding.text) for finding in list_findings(results)],
     )
@@ -110,10 +112,10 @@ def build_results(plan: Publication) -> "list[EvalResult]":
             metric_args={key: value for key, value in args.items() if value is not None},
         )
 
-    results, scores = [], plan.results.tuned.scores
+    results, judged, scores = [], [], plan.results.tuned.scores
     if scores is not None and scores.mean is not None:
         name = f"Mean score from 0 to 100 by {_label_judge(scores.judge)}"
-        results.append(build("judge-score", round(scores.mean, 2), name, _describe_score(scores, plan.results)))
+        judged.append(build("judge-score", round(scores.mean, 2), name, _describe_score(scores, plan.results)))
     for row in plan.results.metrics:
         if row.tuned:
             args = {"interval_95": _round_ends(row.tuned.interval), "n": row.tuned.n}
@@ -124,7 +126,7 @@ def build_results(plan: Publication) -> "list[EvalResult]":
             args = known | {"filter": found.filter, "lm_eval_version": found.lm_eval_version}
             task = public_name(found.task, "own-task")
             results.append(build(found.metric, found.value, found.metric, args, task))
-    return results
+    return [*results, *judged] if plan.results.leading.reason else [*judged, *results]
 
 
 def _label_judge(judge: JudgeIdentity) -> str:

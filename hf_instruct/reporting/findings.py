@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.scores import FEW_ANSWERS, describe_references, find_weakness, format_bounds
+from hf_instruct.evaluation.scores import FEW_ANSWERS, format_bounds
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import Scores
 
@@ -46,7 +46,7 @@ def list_findings(results: RunResults) -> list[Finding]:
     return [
         *_find_difference(results),
         *_find_disagreement(results),
-        *(_find_judge(scores) if scores else ()),
+        *(_find_judge(scores, results.leading.reason) if scores else ()),
         *_find_failures("tuned", results.tuned.scores),
         *_find_failures("base", results.base.scores),
         *_find_leaks(results),
@@ -98,17 +98,13 @@ def _find_disagreement(results: RunResults) -> Iterator[Finding]:
     yield Finding("measures_disagree", text, {"metric": metric.difference.mean, "judge": difference.mean})
 
 
-def _find_judge(scores: Scores) -> Iterator[Finding]:
-    if weakness := find_weakness(scores.judge, scores.self_check):
+def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
+    if weakness:
         yield Finding(
             "weak_judge",
             f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: rely on the "
             "reference metrics and the answers themselves, and quote scores of a better judge only.",
         )
-    if references := describe_references(scores):
-        mean = f", beside a mean of {format_points(scores.mean)}" if scores.mean is not None else ""
-        text = f"By this judge {references}{mean}."
-        yield Finding("reference_scores", text, {"mean": scores.equal_mean, "n": scores.equal_n})
     if scores.constant and scores.mean is not None:
         text = f"The judge gave every answer the same score, {format_points(scores.mean)}, which says nothing."
         yield Finding("constant_scores", text, {"score": scores.mean})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct import __version__
 from hf_instruct.config import Experiment
 from hf_instruct.console import format_interval, format_points, format_seconds, format_signed
+from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import label_judge, short_name
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg, write_figure
 from hf_instruct.records import write_text
@@ -85,6 +86,7 @@ def render_page(results: RunResults) -> str:
         "base": results.base,
         "tuned": results.tuned,
         "leading": results.leading,
+        "scope": SCOPE,
         "started": results.provenance.created_at.replace("T", " ").replace("+00:00", " UTC"),
         "losses": [row.measured for row in results.evaluations],
         "findings": list_findings(results),

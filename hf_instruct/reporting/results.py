@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from hf_instruct.config import LORA_DEFAULTS, Experiment
 from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
-from hf_instruct.evaluation.scores import SCORE, Leading, choose_leading, find_weakness, label_judge
+from hf_instruct.evaluation.scores import (
+    SCORE,
+    Leading,
+    choose_leading,
+    describe_references,
+    find_weakness,
+    label_judge,
+)
 from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
@@ -211,6 +218,12 @@ class RunResults:
         one, other = ({**scores.judge.to_dict(), "rubric": scores.rubric} for scores in self.scores)
         # Another version of a server does not make another judge.
         return [name for name in one | other if one.get(name) != other.get(name) and name != "server_version"]
+
+    @property
+    def references(self) -> list[str]:
+        """What each judge gave to answers as good as can be, beside which its means are read."""
+        most_first = sorted(self.scores, key=lambda scores: scores.equal_n, reverse=True)
+        return [*filter(None, map(describe_references, most_first if self.judging_differences else most_first[:1]))]
 
     @property
     def comparable_scores(self) -> Scores | None:

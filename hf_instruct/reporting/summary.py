@@ -3,6 +3,7 @@
 import textwrap
 
 from hf_instruct.console import align, clean_text, format_interval, format_seconds, format_signed
+from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import Leading, format_counts, format_mean
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, pick_highlights
 from hf_instruct.reporting.findings import list_findings, list_missing
@@ -70,16 +71,17 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
     rows = [*metrics, *others, *scores] if results.leading.reason else [*scores, *others, *metrics]
     if not rows:
         return []
-    rows = [["", "before", "after", _DIFFERENCE if any(row[-1] for row in rows) else ""], *rows]
+    has_intervals = any(row[-1] for row in rows)
+    rows = [["", "before", "after", _DIFFERENCE if has_intervals else ""], *rows]
     lines = align(
         [[f"{label:{_LABEL_WIDTH - 2}}", *(cell or "-" for cell in cells), note] for label, *cells, note in rows]
     )
     if results.scores:
         counts = " / ".join(dict.fromkeys(map(format_counts, results.scores)))
-        lines += _label("judge", f"{'; '.join(results.judges)}; {counts}", width)
+        lines += _label("judge", "; ".join([*results.judges, counts, *results.references]), width)
     if results.training:
         lines += _label("fine-tuning", format_seconds(results.training.seconds), width)
-    return lines
+    return [*lines, *(["", *textwrap.wrap(SCOPE, width, break_on_hyphens=False)] if has_intervals else [])]
 
 
 def _title(row: AnswerRow, leading: Leading) -> str:
@@ -95,7 +97,7 @@ def _format_answers(results: RunResults, row: AnswerRow, title: str, width: int)
     lines = [f"{textwrap.shorten(task, width - len(title) - 4, placeholder=' ...')}  [{title}]"]
     for label, side, answer in (("before", results.base, row.base), ("after", results.tuned, row.tuned)):
         if answer is not None:
-            score = side.score_by_id.get(answer.id, "")
+            score = "" if results.leading.reason else side.score_by_id.get(answer.id, "")
             lines += _label(f"  {label:<9}{score:>4}", answer.response or "(empty)", width)
     return lines + _label("  reference", row.example.output, width)
 
