@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import sys
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -160,6 +161,11 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def text_width(longest: int = 100) -> int:
+    """Return how wide text may be, in characters: as the terminal, at most `longest`, and that where there is none."""
+    return min(longest, shutil.get_terminal_size((longest, 24)).columns)
 
 
 def align(table: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:

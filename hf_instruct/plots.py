@@ -104,7 +104,9 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
     return figure
 
 
-def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = None) -> "Figure":
+def draw_comparison_plot(
+    rows: Sequence[ComparisonRow], *, measure: str = "score", title: str | None = None
+) -> "Figure":
     """Return the plot of a comparison: means on the left, differences from the baseline on the right.
 
     Differences are paired, so their intervals are narrower than those of the means suggest; those that exclude zero are
@@ -123,7 +125,7 @@ def draw_comparison_plot(rows: Sequence[ComparisonRow], *, title: str | None = N
     names = [name if len(name) <= _SHOWN_NAME else "…" + name[1 - _SHOWN_NAME :] for name, *_ in rows]
     left.set_yticks(range(len(rows)), names, parse_math=False)
     left.set_ylim(len(rows) - 0.5, -0.5)
-    left.set_xlabel("mean score, 95 % interval")
+    left.set_xlabel(f"mean {measure}, 95 % interval")
     right.set_xlabel("difference from the baseline, 95 % interval")
     for axes in (left, right):
         style_axes(axes, grid="x")

@@ -14,7 +14,7 @@ from hf_instruct.errors import DataError
 from hf_instruct.evaluation.comparison import compare_runs, compare_values
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.runs import load_run
-from hf_instruct.evaluation.table import WIDTH, format_comparison
+from hf_instruct.evaluation.table import format_comparison
 from hf_instruct.plots import COLORS, draw_comparison_plot
 from hf_instruct.records import append_rows, write_rows
 from hf_instruct.run_folder import RunFolder
@@ -179,7 +179,7 @@ def test_base_side_and_validation_loss(tmp_path: Path) -> None:
     write_rows(run.training_log, log)
     comparison = compare_runs([run.path / "untuned", run.path])
     assert [row.validation_loss for row in comparison.rows] == [2.5, 1.25]
-    assert str(comparison).splitlines()[2].endswith("validation loss")
+    assert str(comparison).splitlines()[2].endswith("val. loss")
 
 
 def test_categories(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_many_long_names_fit(tmp_path: Path) -> None:
     text = format_comparison(compare_runs(runs))
     table = text.split("\n\n")[1].splitlines()
     assert len(table) == 13
-    assert max(map(len, table)) <= WIDTH
+    assert max(map(len, table)) <= 100
     assert table[1].split()[1].startswith("…")
     assert "by category: 2 rows for 12 runs do not fit here; `--json` has them." in text
 

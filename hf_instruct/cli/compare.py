@@ -46,7 +46,8 @@ def _compare(options: argparse.Namespace) -> None:
         from hf_instruct.plots import draw_comparison_plot, write_figure
 
         title = f"NOT COMPARABLE: {comparison.judge}" if comparison.judging_differences else comparison.judge
-        figure = draw_comparison_plot(comparison.list_plot_rows(), title=textwrap.shorten(title, _PLOT_TITLE))
+        measure, title = comparison.leading.label or "score", textwrap.shorten(title, _PLOT_TITLE)
+        figure = draw_comparison_plot(comparison.list_plot_rows(), measure=measure, title=title)
         try:
             write_figure(figure, options.plot)
         except OSError as error:

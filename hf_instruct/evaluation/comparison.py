@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError, quote_names
-from hf_instruct.evaluation.intervals import SCOPE, bootstrap_mean, difference_interval, sign_test, smallest_found
+from hf_instruct.evaluation.intervals import (
+    SCOPE,
+    bootstrap_mean,
+    difference_interval,
+    share_interval,
+    sign_test,
+    smallest_found,
+)
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
-from hf_instruct.evaluation.scores import Leading, choose_leading, find_weakness
+from hf_instruct.evaluation.scores import Leading, choose_leading, describe_check, find_weakness
 from hf_instruct.evaluation.verdict_table import describe_judge
 from hf_instruct.schema import Interval
 
@@ -81,6 +88,7 @@ class Breakdown:
     name: str  # of the category, or the metric
     n: int  # examples that all runs have a value for
     means: list[float]
+    intervals: list[Interval | None]  # 95 %, of the means; None for a single example
     differences: list[Difference | None]  # None for the baseline itself
 
 
@@ -105,13 +113,21 @@ class Comparison:
 
         return format_comparison(self)
 
-    def list_plot_rows(self) -> "list[ComparisonRow]":
-        """Return what `draw_comparison_plot` draws."""
-        drawn: list[ComparisonRow] = []
-        for row in self.rows:
-            difference = (row.difference.mean, row.difference.interval) if row.difference else None
-            drawn.append((row.name, row.mean, row.interval, difference))
-        return drawn
+    def list_plot_rows(self, measure: str | None = None) -> "list[ComparisonRow]":
+        """Return what `draw_comparison_plot` draws of a metric or, for any other name, of the scores.
+
+        Args:
+            measure: Which; by default the leading one.
+        """
+        name = self.leading.name if measure is None else measure
+        found = next((part for part in self.metrics if part.name == name), None)
+        values = [(row.mean, row.interval, row.difference) for row in self.rows]
+        if found:
+            values = list(zip(found.means, found.intervals, found.differences, strict=True))
+        return [
+            (row.name, mean, ends, (other.mean, other.interval) if other else None)
+            for row, (mean, ends, other) in zip(self.rows, values, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `--json` prints them."""
@@ -303,7 +319,9 @@ def _break_down(name: str, values: "pandas.DataFrame", base: int, *, is_share: b
         None if number == base else compare_values(column, columns[base], is_share=is_share)
         for number, column in enumerate(columns)
     ]
-    return Breakdown(name, len(values), [statistics.fmean(column) for column in columns], differences)
+    interval = share_interval if is_share else bootstrap_mean
+    means, intervals = map(statistics.fmean, columns), map(interval, columns)
+    return Breakdown(name, len(values), list(means), list(intervals), differences)
 
 
 def _describe_judging(runs: Sequence[ScoredRun]) -> str:
@@ -311,7 +329,9 @@ def _describe_judging(runs: Sequence[ScoredRun]) -> str:
     if not shown:
         return "unknown judge"
     names = quote_names(run.name for run in runs if not run.judge)
-    return "; ".join(shown) + (f"; not known who judged {names}" if names else "")
+    passed = [describe_check(check) for run in runs[:1] if (check := run.self_check) and check.passed]
+    said = [*shown, *passed, *filter(None, [max(run.references for run in runs)[1]])]
+    return "; ".join(said) + (f"; not known who judged {names}" if names else "")
 
 
 def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.metrics import QUOTIENTS
-from hf_instruct.evaluation.scores import JUDGE_IDENTITY
+from hf_instruct.evaluation.scores import JUDGE_IDENTITY, describe_references
 from hf_instruct.evaluation.verdict_table import SCORES, load_verdicts
 from hf_instruct.records import build_example_id, read_rows
 from hf_instruct.run_folder import RunFolder
@@ -36,6 +36,7 @@ class ScoredRun:
     rubric_sha256: str = ""  # of what it asks; empty where that is not known
     repeats: int = 1  # how often each answer was judged
     self_check: CheckOutcome | None = None  # what a check of the judge found; None where there was none
+    references: tuple[int, str] = (0, "")  # how many answers equal theirs; what the judge gave to references, in words
     validation_loss: float | None = None  # of the model that answered, in nats per token; None where not known
 
     @property
@@ -111,6 +112,7 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: 
         rubric_sha256=run.rubric_sha256 or (scores.rubric.sha256 if scores else ""),
         repeats=repeats,
         self_check=scores.self_check if scores else None,
+        references=(scores.equal_n, describe_references(scores)) if scores else run.references,
         validation_loss=_find_validation_loss(folder, model),
     )
 

@@ -1,17 +1,17 @@
-"""A comparison as text: aligned tables that fit a terminal of 100 columns, and each difference in words."""
+"""A comparison as text: aligned tables that fit the terminal, and each difference in words."""
 
 import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from hf_instruct.console import align, format_interval, format_points, format_signed
+from hf_instruct.console import align, format_interval, format_points, format_signed, text_width
 from hf_instruct.evaluation.metrics import SHARES, format_metric, label_metric
 
 if TYPE_CHECKING:
     from hf_instruct.evaluation.comparison import Breakdown, Comparison, Difference
+    from hf_instruct.plots import Ends
 
-WIDTH = 100
 _SHORTEST_NAME = 16
 _MOST_COLUMNS = 9
 # Examples from which on a category is shown, and a difference in it is marked.
@@ -33,7 +33,8 @@ def format_comparison(comparison: "Comparison") -> str:
     table = _align(list_rows(comparison), name_column=1)
     if reason := comparison.leading.reason:
         # What such a judge finds higher or lower is not put in words.
-        parts += [metrics, _wrap(f"Scores that say little, because {reason}:"), table, categories]
+        leading = _align(list_rows(comparison, comparison.leading.name), name_column=1) if metrics else ""
+        parts += [leading, metrics, _wrap(f"Scores that say little, because {reason}:"), table, categories]
     else:
         differences = "\n".join(
             _wrap(describe_difference(row.name, comparison.baseline, row.difference), indent="  ")
@@ -79,34 +80,43 @@ def format_power(comparison: "Comparison") -> str:
     return "How many examples it takes (95 % intervals, 80 % power):\n" + _align(table, name_column=1)
 
 
-def list_rows(comparison: "Comparison") -> list[list[str]]:
-    """Return the cells of the table of runs, its heads first."""
-    table = [["#", "run", "mean", "95 % interval", "difference", "95 % interval", "scored", "validation loss"]]
-    for number, row in enumerate(comparison.rows, start=1):
-        difference = row.difference
-        ends = difference.interval if difference else None
-        table.append(
-            [
-                str(number),
-                row.name,
-                format_points(row.mean),
-                format_interval(row.interval) if row.interval else "-",
-                format_signed(difference.mean) if difference else "baseline",
-                format_interval(ends, signed=True) if ends else "-" if difference else "",
-                f"{row.n} of {row.total}",
-                f"{row.validation_loss:.3f}" if row.validation_loss is not None else "",
-            ]
-        )
-    if not any(line[-1] for line in table[1:]):
-        table = [line[:-1] for line in table]
+def list_rows(comparison: "Comparison", metric: str = "") -> list[list[str]]:
+    """Return the cells of the table of runs, its heads first: by a reference metric, or by the scores."""
+    show, show_signed = format_points, format_signed
+    if metric:
+        show = functools.partial(format_metric, metric)
+        show_signed = functools.partial(show, signed=True)
+    table = [["#", "run", label_metric(metric) if metric else "mean", "95 % interval", "difference", "95 % interval"]]
+    for number, (name, mean, ends, difference) in enumerate(comparison.list_plot_rows(metric), start=1):
+        cells = [str(number), name, show(mean), _show_ends(ends, show)]
+        if difference is None:
+            table.append([*cells, "baseline", ""])
+        else:
+            table.append([*cells, show_signed(difference[0]), _show_ends(difference[1], show_signed)])
+    if metric:
+        return table
+    scored = [
+        f"{row.n} of {row.total}" if any(row.failures for row in comparison.rows) else "" for row in comparison.rows
+    ]
+    losses = ["" if row.validation_loss is None else f"{row.validation_loss:.3f}" for row in comparison.rows]
+    has_failures = any(row.failures for row in comparison.rows)
+    for head, values, is_shown in (("scored", scored, has_failures), ("val. loss", losses, any(losses))):
+        if is_shown:
+            table = [[*line, cell] for line, cell in zip(table, [head, *values], strict=True)]
     return table
+
+
+def _show_ends(ends: "Ends", show: Callable[[float], str]) -> str:
+    if ends is None:
+        return "-"
+    return "none: all equal" if ends[0] == ends[1] else " to ".join(map(show, ends))
 
 
 def _align(table: Sequence[list[str]], *, name_column: int) -> str:
     """Return rows as aligned lines; names are cut to what the width leaves, and stand left, all else right."""
     others = [column for column in range(len(table[0])) if column != name_column]
     rest = sum(max(len(line[column]) for line in table) + 2 for column in others)
-    width = max(_SHORTEST_NAME, WIDTH - rest)
+    width = max(_SHORTEST_NAME, text_width() - rest)
     for line in table:
         line[name_column] = _shorten(line[name_column], width)
     return "\n".join(align(table, right=others))
@@ -137,7 +147,8 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
             show = functools.partial(format_metric, part.name)
             show_signed, label = functools.partial(show, signed=True), label_metric(part.name)
         # The bootstrap of a handful of values that happen to have one sign always excludes 0.
-        marks = ["*" if each and each.is_shown and part.n >= _FEWEST else " " for each in part.differences]
+        is_marked = part.n >= _FEWEST and (title == "metric" or not comparison.leading.reason)
+        marks = ["*" if is_marked and each and each.is_shown else " " for each in part.differences]
         any_marked |= "*" in marks
         line = [label, str(part.n)]
         if (difference := part.differences[1 - base]) and count == 2:
@@ -167,4 +178,4 @@ def _note_failures(comparison: "Comparison") -> list[str]:
 
 
 def _wrap(text: str, *, indent: str = "") -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, text_width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

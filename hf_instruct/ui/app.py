@@ -62,7 +62,9 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
     """
     labels = [source.label for source in sources]
     notice = gradio.HTML(format_notice(""), elem_id="hi-runs-notice")
-    table = gradio.Dataframe(interactive=False, visible=False, wrap=True, buttons=[], elem_id="hi-runs-table")
+    fixed = {"interactive": False, "visible": False, "wrap": True, "buttons": []}
+    metric = gradio.Dataframe(elem_id="hi-runs-metric", **fixed)
+    table = gradio.Dataframe(elem_id="hi-runs-table", **fixed)
     plot = gradio.Plot(show_label=False, visible=False, elem_id="hi-runs-plot")
     run = gradio.Dropdown(labels, value=labels[0], label="Report of", visible=len(labels) > 1, elem_id="hi-report")
     frame = gradio.HTML(elem_id="hi-report-frame")
@@ -85,15 +87,17 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
         try:
             found = compare_runs(judged, baseline=judged[0] if judged else None, force=True)
         except InstructError as error:
-            return [format_notice(str(error)), update(visible=False), update(visible=False), show_report(label)]
-        weak = [f"These scores say little, because {found.leading.reason}."] if found.leading.reason else []
+            return [format_notice(str(error)), *[update(visible=False)] * 3, show_report(label)]
+        leading = found.leading
+        weak = [f"The scores say little, because {leading.reason}."] if leading.reason else []
         said = format_notice("\n".join([f"{found.judge}.", *weak, *found.judging_differences, *found.notes]))
-        heads, *rows = list_rows(found)
-        shown = update(value={"headers": heads, "data": rows}, visible=True)
-        drawn = update(value=draw_comparison_plot(found.list_plot_rows()), visible=True)
-        return [said, shown, drawn, show_report(label)]
+        tables = [list_rows(found, leading.name) if leading.is_metric else [[]], list_rows(found)]
+        tables[1][0][2] = "score"
+        shown = [update(value={"headers": heads, "data": rows}, visible=bool(rows)) for heads, *rows in tables]
+        drawn = draw_comparison_plot(found.list_plot_rows(), measure=leading.label or "score")
+        return [said, *shown, update(value=drawn, visible=True), show_report(label)]
 
-    tab.select(compare, [run], [notice, table, plot, frame], **QUICK)
+    tab.select(compare, [run], [notice, metric, table, plot, frame], **QUICK)
     run.input(show_report, [run], [frame], **QUICK)
 
 
