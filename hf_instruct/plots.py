@@ -42,7 +42,7 @@ _ROW_INCHES = 0.32
 _SHOWN_NAME = 32
 _SCORE_BINS = range(0, 101, 10)
 _DASHED = (0, (4, 3))
-_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": COLORS["text"]}
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": COLORS["text"]}
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
@@ -75,7 +75,7 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
         axes.set_xlim(0, max(axes.get_xlim()[1], 1))
         axes.locator_params(axis="x", integer=True)
         _add_token_axis(axes, ordered)
-        axes.legend(loc="upper right", handlelength=1.4, **_LEGEND)
+        axes.legend(loc="upper right", handlelength=1.4, **LEGEND)
     else:
         axes.text(0.5, 0.5, "no losses were logged", transform=axes.transAxes, ha="center", color=COLORS["text"])
     return figure
@@ -96,7 +96,7 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
         for name, mean in zip(sides, means, strict=True):
             axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=_DASHED)
         # Outside the plot, where it hides no bar.
-        figure.legend(loc="outside upper right", ncols=2, handlelength=1.0, **_LEGEND)
+        figure.legend(loc="outside upper right", ncols=2, handlelength=1.0, **LEGEND)
     else:
         axes.text(50, 0.5, "no scores", ha="center", color=COLORS["text"])
     axes.set(xlim=(0, 100), xticks=_SCORE_BINS[::2], xlabel="score", ylabel="answers")

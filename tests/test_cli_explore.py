@@ -27,7 +27,7 @@ def test_everything_at_once(tiny_gpt2: Path, tmp_path: Path, capsys: pytest.Capt
     text = capsys.readouterr().out
     assert "continues 4 tokens:\n\n  I ␣want ␣to ␣take\n" in text
     assert len(re.findall(r"^ *[1-4]  .*%", text, re.MULTILINE)) == 4
-    assert "top-k 10 keeps" in text
+    assert "top-k 10 alone keeps" in text
     tree = text[text.index("Beam search with 3 beams, 3 tokens") :]
     assert re.search(r"^    \S+ +\d+\.\d+% +\d+\.\d+% +best$", tree, re.MULTILINE)
     for name in ("greedy", "beam", "sample", "top-k", "top-p"):

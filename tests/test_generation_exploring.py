@@ -8,6 +8,7 @@ import tiny_models
 import torch
 
 from hf_instruct.errors import DataError
+from hf_instruct.generation import exploring
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.exploring import (
     TEMPERATURES,
@@ -116,6 +117,20 @@ def test_the_tree_is_what_generate_searches(tiny, num_beams: int, length: int) -
     assert tree.texts[-1].token_ids == greedy.token_ids
 
 
+def test_rounding_that_differs_by_leaf_leaves_each_token_below_the_one_before_it(
+    gpt2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = exploring._log_probabilities
+
+    def round_as_in_bf16(model, ids, new) -> list[float]:
+        return [log + 1e-3 * (new[-1] % 7) for log in exact(model, ids, new)]
+
+    monkeypatch.setattr(exploring, "_log_probabilities", round_as_in_bf16)
+    depths = [node.depth for node in explore_beams(*gpt2, ids_of(gpt2), num_beams=5, length=5).nodes]
+    assert max(depths) > 1
+    assert all(depth <= before + 1 for before, depth in zip([-1, *depths], depths, strict=False))
+
+
 def test_a_tree_with_an_end_in_it(tiny_gpt2: Path) -> None:
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
     first = explore_beams(model, tokenizer, ids_of((model, tokenizer)), num_beams=3, length=3)
@@ -176,7 +191,7 @@ def test_the_plot_shows_the_probabilities_and_what_is_kept(gpt2, tmp_path: Path)
     bars = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in left.patches}
     assert bars == pytest.approx({row: 100 * token.tempered for row, token in enumerate(tokens)})
     kept = {text.get_text() for text in left.get_legend().get_texts()}
-    assert {"kept by top-k and top-p", "kept by neither"} <= kept
+    assert {"can be drawn", "cut by top-k"} <= kept
     assert right.lines[0].get_xdata().tolist() == pytest.approx([100 * token.at[0] for token in tokens])
     # What the font lacks would be drawn as empty boxes, with a warning for each.
     names = [label.get_text() for label in left.get_yticklabels()]

@@ -37,6 +37,11 @@ def test_sources_are_runs_or_models_each_once_and_called_differently(run: RunFol
     # Of a run that is not trained yet, the untuned model only.
     expected = [labels[0], f"{labels[0]}, untuned", f"{labels[1]}, untuned", *labels[2:]]
     assert ModelPool(sources).labels == expected
+    # Beside the first run stands the model that it began as, and the examples are of its test split.
+    assert ModelPool(sources).beside == expected[1]
+    assert ModelPool(sources).list_questions() == ["Name the author.", "Name a cloud."]
+    assert ModelPool(sources[1:]).beside is None
+    assert len(ModelPool(sources[2:]).list_questions()) == 3
     # Asked by its model's folder, a run keeps its prompt format and its untuned model.
     assert find_sources([str(run.path / "model")])[0].run == run
     for nothing in (f"{run.path}x", str(run.path / "untuned"), "demmo"):

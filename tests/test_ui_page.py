@@ -102,11 +102,18 @@ def server(runs: Path, browser: Any) -> Iterator[Server]:
 
 
 class Person(browsing.Person):
-    """Somebody who uses the tabs."""
+    """Somebody who uses the tabs, and talks to the tuned model alone at first."""
 
     def __init__(self, browser: Any, url: str) -> None:
         super().__init__(browser, url)
         self.find("box textarea").wait_for()
+        assert self.page.get_by_label("Beside it").input_value() == "one, untuned"
+        self.choose_beside("no other model")
+        self.find("other").wait_for(state="hidden")
+
+    def choose_beside(self, model: str) -> None:
+        self.find("other-model input").click()
+        self.page.get_by_role("option", name=model, exact=True).click()
 
     def find(self, name: str) -> Any:
         return self.page.locator(f"#hi-{name}")
@@ -114,7 +121,7 @@ class Person(browsing.Person):
     def set_longest(self, tokens: int) -> None:
         field = self.find("longest input")
         if not field.is_visible():
-            self.page.get_by_text("How answers are written").click()
+            self.page.get_by_text("Generation settings").click()
             field.wait_for()
             # Gradio writes a field's first value a frame or two after it has drawn it, over what is typed before.
             self.page.evaluate(_SETTLE)
@@ -146,7 +153,7 @@ class Person(browsing.Person):
         return [str(text) for text in self.find(chat).locator(".message").all_inner_texts()]
 
     def wait_until_empty(self, chat: str = "chat") -> None:
-        self.find(chat).get_by_text("Nothing said yet.").wait_for()
+        self.find(chat).get_by_text("No messages yet.").wait_for()
 
     def wait_for_text(self, name: str, text: str) -> None:
         """Wait until a part holds a text; Gradio's tables have a second, hidden one for their measure."""
@@ -205,10 +212,11 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
     ann.page.get_by_text("There is nothing to save yet").wait_for()
 
     # Beside one another: each model answers by itself, and the conversation begins anew.
-    ann.find("other-model input").click()
-    ann.page.get_by_role("option", name="two, untuned").click()
+    ann.choose_beside("two, untuned")
     ann.wait_until_empty("other")
     assert ann.said() == []
+    ann.find("examples").get_by_text("Name a cloud.").click()
+    ann.page.wait_for_function("document.querySelector('#hi-box textarea').value == 'Name a cloud.'")
     ann.ask("And you?")
     assert ann.said()[0] == ann.said("other")[0] == "And you?"
     assert len(ann.said()) == len(ann.said("other")) == 2
@@ -288,12 +296,13 @@ def test_explore_in_a_browser(server: Server, browser: Any) -> None:
     eve = Person(browser, server.url)
     # A table draws the rows that are in view.
     eve.page.set_viewport_size({"width": 1200, "height": 2400})
+    # It is filled when it is opened.
     eve.open_tab("Explore")
-    eve.find("next-go").click()
-    eve.find("next-plot").locator("img").wait_for()
+    eve.find("next-plot").locator("svg").wait_for()
     eve.wait_for_text("next-table", "(entropy, bits)")
     assert re.search(
-        r"Top-k 10 keeps [\d.]+% of the probability; top-p 0\.7 keeps", eve.find("next-notice").inner_text()
+        r"At temperature 1, top-k 10 alone keeps [\d.]+% of the probability; top-p 0\.7",
+        eve.find("next-notice").inner_text(),
     )
 
     eve.open_tab("Beams")
@@ -320,9 +329,9 @@ def test_explore_in_a_browser(server: Server, browser: Any) -> None:
 def test_runs_and_votes_in_a_browser(server: Server, runs: Path, browser: Any, tmp_path: Path) -> None:
     fay = Person(browser, server.url)
     fay.open_tab("Runs")
-    fay.wait_for_text("runs-table", "two/untuned")
-    fay.find("runs-plot").locator("img").wait_for()
-    assert {"one", "one/untuned", "two", "two/untuned", "+35.0"} <= set(fay.find("runs-table").inner_text().split())
+    fay.wait_for_text("runs-table", "two, untuned")
+    fay.find("runs-plot").locator("svg").wait_for()
+    assert {"one", "one,", "untuned", "two", "+35.0"} <= set(fay.find("runs-table").inner_text().split())
     report = fay.page.frame_locator("iframe.report")
     report.get_by_role("heading", name="one", exact=True).wait_for()
     fay.find("report input").click()

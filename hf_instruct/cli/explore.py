@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag, natural, whole
-from hf_instruct.console import align, format_json
+from hf_instruct.console import align, format_json, text_width
+from hf_instruct.generation.strategies import EXPLORED_STRATEGIES, EXPLORED_TOP_K, EXPLORED_TOP_P
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
@@ -32,12 +33,12 @@ examples:
 strategies: greedy, beam, sample, top-k, top-p, min-p, typical, beam-sample; `none` writes no texts.
 `hf-instruct generate --presets` says what each is and where it comes from."""
 
-_DEFAULT_STRATEGIES = "greedy,beam,sample,top-k,top-p"
-_LEGEND = """\
-repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how
-surprising the model finds its own text; low is likely, which is not the same as good."""
+_DEFAULT_STRATEGIES = ",".join(EXPLORED_STRATEGIES)
+_LEGEND = (
+    "repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how surprising "
+    "the model finds its own text; low is likely, which is not the same as good."
+)
 _SAMPLING = ("temperature", "top_k", "top_p")
-_WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--top", type=natural, default=20, metavar="N", help="next tokens to list (default: 20)")
     add("--temperature", type=float, default=1.0, metavar="T", help="above 0 (default: 1)")
-    # Small, so that the table shows where they cut.
-    add("--top-k", type=whole, default=10, metavar="K", help="0 is off (default: 10)")
-    add("--top-p", type=float, default=0.7, metavar="P", help="1 is off (default: 0.7)")
+    add("--top-k", type=whole, default=EXPLORED_TOP_K, metavar="K", help="0 is off (default: %(default)s)")
+    add("--top-p", type=float, default=EXPLORED_TOP_P, metavar="P", help="1 is off (default: %(default)s)")
     add("--beams", type=whole, default=3, metavar="N", help="of the beam tree; 0: none (default: 3)")
     add("--depth", type=natural, default=5, metavar="N", help="tokens of the beam tree (default: 5)")
     strategies_help = f"to write a text with each (default: {_DEFAULT_STRATEGIES})"
@@ -102,10 +102,11 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
     following = explore_next(*asked, top=options.top, **{name: getattr(options, name) for name in _SAMPLING})
     shown = following.prompt_tokens
     shown = shown if len(shown) <= 60 else [*shown[:30], "...", *shown[-30:]]
-    prompt = textwrap.fill(" ".join(shown), _WIDTH - 2, break_on_hyphens=False)
+    prompt = textwrap.fill(" ".join(shown), text_width() - 2, break_on_hyphens=False)
     how = f", in the prompt format `{chat_model.prompt_format.name}`" if options.instruction else ""
     say(f"{options.model} continues {len(ids)} tokens{how}:", "", textwrap.indent(prompt, "  "), "")
-    say(*_format_table(following.to_table()), "", *textwrap.wrap(str(following), _WIDTH))
+    said = str(following)
+    say(*_format_table(following.to_table()), "", *textwrap.wrap(f"{said[0].upper()}{said[1:]}.", text_width()))
     if options.plot:
         _plot(following, options)
     tree, texts = None, []
@@ -117,7 +118,7 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
         settings = {"max_new_tokens": options.length, "seed": options.seed, "end_id": chat_model.end_id}
         texts = compare_strategies(*asked, names=names, **settings)
         say("", f"The same prompt, {options.length} tokens by each strategy (seed {options.seed})", "")
-        say(*_format_table(tabulate_texts(texts)), "", _LEGEND)
+        say(*_format_table(tabulate_texts(texts)), "", *textwrap.wrap(_LEGEND, text_width()))
     if options.json:
         values = {name: getattr(options, name) for name in ("model", "prompt", "instruction", "seed")}
         parts = {"next": dataclasses.asdict(following), "beams": tree and dataclasses.asdict(tree)}
@@ -134,7 +135,7 @@ def _format_table(table: "Table") -> list[str]:
     cells = [heads, *rows]
     starts = align([row[:-1] for row in cells], right=set(range(len(heads))) - left)
     indent = max(map(len, starts)) + 2
-    wrapper = textwrap.TextWrapper(_WIDTH, subsequent_indent=" " * indent)
+    wrapper = textwrap.TextWrapper(text_width(), subsequent_indent=" " * indent)
     lines = []
     for start, row in zip(starts, cells, strict=True):
         wrapper.initial_indent = start.ljust(indent)

@@ -86,7 +86,7 @@ def list_rows(comparison: "Comparison", metric: str = "") -> list[list[str]]:
     if metric:
         show = functools.partial(format_metric, metric)
         show_signed = functools.partial(show, signed=True)
-    table = [["#", "run", label_metric(metric) if metric else "mean", "95 % interval", "difference", "95 % interval"]]
+    table = [["#", "run", label_metric(metric or "score"), "95 % interval", "difference", "95 % interval"]]
     for number, (name, mean, ends, difference) in enumerate(comparison.list_plot_rows(metric), start=1):
         cells = [str(number), name, show(mean), _show_ends(ends, show)]
         if difference is None:

@@ -77,11 +77,14 @@ class NextTokens:
     def __str__(self) -> str:
         """Say what top-k and top-p keep."""
         top_k, top_p, temperature = (self.settings[name] for name in ("top_k", "top_p", "temperature"))
-        said = [f"top-k {top_k:,} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
+        alone, drawn = "", f"sampling draws from {self.num_drawn:,} of {self.vocabulary:,} tokens"
+        if top_k and top_p < 1:
+            alone = " alone"
+            drawn = f"top-k and then top-p leave {self.num_drawn:,} of {self.vocabulary:,} tokens to draw from"
+        said = [f"top-k {top_k:,}{alone} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
         if top_p < 1:
-            said.append(f"top-p {top_p:g} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
-        drawn = f"sampling draws from {self.num_drawn:,} of {self.vocabulary:,} tokens"
-        return "; ".join([*said, f"at temperature {temperature:g} {drawn}"])
+            said.append(f"top-p {top_p:g}{alone} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
+        return f"at temperature {temperature:g}, {'; '.join([*said, drawn])}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,8 +289,10 @@ def _build_nodes(
     for leaf in leaves:
         steps = _log_probabilities(model, ids, leaf)
         logs |= {leaf[:end]: steps[:end] for end in range(1, len(leaf) + 1)}
-    # Likelier tokens first, each with all below it.
-    ordered = sorted(paths, key=lambda path: [(-log, token) for log, token in zip(logs[path], path, strict=True)])
+    # Likelier tokens first, each with all below it. Of each token one number: in bf16 it differs a little by the leaf.
+    ordered = sorted(
+        paths, key=lambda path: [(-logs[path[:end]][-1], path[end - 1]) for end in range(1, len(path) + 1)]
+    )
     return [
         BeamNode(
             depth=len(path) - 1,

@@ -1,27 +1,23 @@
-"""The plot of the next token: its probabilities, what top-k and top-p keep, and what temperature does."""
+"""The plot of the next token: its probabilities, what sampling can draw, and what temperature does."""
 
 from typing import TYPE_CHECKING
 
 from hf_instruct.generation.exploring import TEMPERATURES, NextTokens
-from hf_instruct.plots import COLORS, build_figure, style_axes
+from hf_instruct.plots import COLORS, LEGEND, build_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST_LABEL = 18
-# By whether top-k and whether top-p keep a token: the bar's label and its role in `plots.COLORS`.
-_KEPT = {
-    (True, True): ("kept by top-k and top-p", "tuned"),
-    (True, False): ("kept by top-k only", "train"),
-    (False, True): ("kept by top-p only", "batch"),
-    (False, False): ("kept by neither", "base"),
-}
+# What becomes of a token, as `generate()` goes about it: top-k first, then top-p of what is left; and its bar's role in
+# `plots.COLORS`.
+_FATES = {"can be drawn": "tuned", "cut by top-p": "train", "cut by top-k": "base"}
 
 
 def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Figure":
     """Return the plot of the next token.
 
-    On the left a bar a token at the temperature asked for, coloured by what top-k and top-p keep; on the right its
+    On the left a bar a token at the temperature asked for, coloured by what sampling can draw; on the right its
     probability at each of some temperatures.
 
     Args:
@@ -31,10 +27,11 @@ def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Fig
     tokens = found.tokens
     figure = build_figure((8.2, 1.5 + 0.23 * len(tokens)), title and _printable(title, longest=90))
     left, right = figure.subplots(1, 2, sharey=True)
-    for kept, (label, color) in _KEPT.items():
-        rows = [row for row, token in enumerate(tokens) if (token.in_top_k, token.in_top_p) == kept]
+    fates = ["can be drawn" if token.drawn else f"cut by top-{'p' if token.in_top_k else 'k'}" for token in tokens]
+    for fate, color in _FATES.items():
+        rows = [row for row, other in enumerate(fates) if other == fate]
         if rows:
-            left.barh(rows, [100 * tokens[row].tempered for row in rows], 0.72, color=COLORS[color], label=label)
+            left.barh(rows, [100 * tokens[row].tempered for row in rows], 0.72, color=COLORS[color], label=fate)
     left.set_yticks(range(len(tokens)), [_printable(token.text) for token in tokens], parse_math=False)
     left.set_ylim(len(tokens) - 0.4, -0.6)
     left.set_xlabel("probability of the next token, %")
@@ -48,7 +45,8 @@ def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Fig
     for axes, name, corner in ((left, None, "lower right"), (right, "temperature", "best")):
         style_axes(axes, grid="x")
         axes.tick_params(which="both", labelsize=8, pad=4)
-        axes.legend(loc=corner, frameon=False, fontsize=8, title=name, title_fontsize=8, labelcolor=COLORS["text"])
+        legend = axes.legend(loc=corner, title=name, title_fontsize=8, **{**LEGEND, "fontsize": 8})
+        legend.get_title().set_color(COLORS["text"])
     return figure
 
 

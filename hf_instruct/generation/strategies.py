@@ -9,6 +9,10 @@ from typing import Any
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.yaml_text import read_yaml
 
+# What `explore` shows at first, in the terminal and on the page: top-k and top-p so small that the table shows a cut.
+# Source: https://huggingface.co/blog/how-to-generate
+EXPLORED_TEXT, EXPLORED_TOP_K, EXPLORED_TOP_P = "I enjoy walking with my cute dog", 10, 0.7
+EXPLORED_STRATEGIES = ("greedy", "beam", "sample", "top-k", "top-p")
 # Fields of `GenerationConfig` that belong to some strategies only: set with another, they would do nothing.
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _OF_BEAMS = ("num_beams", "length_penalty", "early_stopping")

@@ -4,13 +4,18 @@ import contextlib
 import functools
 import socket
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import InstructError
+from hf_instruct.evaluation.table import list_rows
+from hf_instruct.plots import draw_comparison_plot
 from hf_instruct.schema import MODELS, TUNED
 from hf_instruct.ui.model_pool import ModelPool, Source
-from hf_instruct.ui.pages import QUICK, format_notice, serve_page
+from hf_instruct.ui.pages import QUICK, format_notice, format_plot, serve_page
 from hf_instruct.ui.vote_tab import VoteTab
+
+if TYPE_CHECKING:
+    from hf_instruct.evaluation.comparison import Comparison
 
 
 def serve_ui(
@@ -38,8 +43,8 @@ def serve_ui(
             with gradio.Tabs():
                 with gradio.Tab("Chat", id="chat"):
                     ChatTab(gradio, pool)
-                with gradio.Tab("Explore", id="explore"):
-                    build_explore_tab(gradio, pool)
+                with gradio.Tab("Explore", id="explore") as tab:
+                    build_explore_tab(gradio, pool, tab)
                 if runs:
                     with gradio.Tab("Runs", id="runs") as tab:
                         _build_runs_tab(gradio, runs, tab)
@@ -65,7 +70,7 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
     fixed = {"interactive": False, "visible": False, "wrap": True, "buttons": []}
     metric = gradio.Dataframe(elem_id="hi-runs-metric", **fixed)
     table = gradio.Dataframe(elem_id="hi-runs-table", **fixed)
-    plot = gradio.Plot(show_label=False, visible=False, elem_id="hi-runs-plot")
+    plot = gradio.HTML(visible=False, elem_id="hi-runs-plot")
     run = gradio.Dropdown(labels, value=labels[0], label="Report of", visible=len(labels) > 1, elem_id="hi-report")
     frame = gradio.HTML(elem_id="hi-report-frame")
 
@@ -74,31 +79,40 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
         source = f"/report/{labels.index(label)}"
         return f'<iframe class="report" title="report" sandbox="allow-scripts" src="{source}"></iframe>'
 
-    def compare(label: str) -> list[Any]:
-        """Return how the judged answers compare, the untuned model's of each run and the tuned one's."""
-        from hf_instruct.evaluation.comparison import compare_runs
-        from hf_instruct.evaluation.table import list_rows
-        from hf_instruct.plots import draw_comparison_plot
-
-        update = gradio.update
-        runs = [source.run for source in sources if source.run is not None]
-        sides = [(run, model) for run in runs for model in MODELS if run.read_judgments(model)]
-        judged = [run.path if model == TUNED else run.path / model for run, model in sides]
+    def show(label: str) -> list[Any]:
         try:
-            found = compare_runs(judged, baseline=judged[0] if judged else None, force=True)
+            found, names = _compare(sources)
         except InstructError as error:
-            return [format_notice(str(error)), *[update(visible=False)] * 3, show_report(label)]
+            return [format_notice(str(error)), *[gradio.update(visible=False)] * 3, show_report(label)]
         leading = found.leading
         weak = [f"The scores say little, because {leading.reason}."] if leading.reason else []
-        said = format_notice("\n".join([f"{found.judge}.", *weak, *found.judging_differences, *found.notes]))
-        tables = [list_rows(found, leading.name) if leading.is_metric else [[]], list_rows(found)]
-        tables[1][0][2] = "score"
-        shown = [update(value={"headers": heads, "data": rows}, visible=bool(rows)) for heads, *rows in tables]
-        drawn = draw_comparison_plot(found.list_plot_rows(), measure=leading.label or "score")
-        return [said, *shown, update(value=drawn, visible=True), show_report(label)]
+        judge = f"{found.judge[0].upper()}{found.judge[1:]}."
+        said = format_notice("\n".join([judge, *weak, *found.judging_differences, *found.notes]).replace("`", ""))
+        shown: list[Any] = []
+        for measure in (leading.name if leading.is_metric else "", ""):
+            (_, *heads), *rows = list_rows(found, measure)
+            cells = [[names[name], *values] for _, name, *values in rows]
+            shown.append(gradio.update(value={"headers": heads, "data": cells}, visible=bool(measure or shown)))
+        drawn = [(names[row[0]], *row[1:]) for row in found.list_plot_rows()]
+        plot = format_plot(draw_comparison_plot(drawn, measure=leading.label or "score"), "runs")
+        return [said, *shown, gradio.update(value=plot, visible=True), show_report(label)]
 
-    tab.select(compare, [run], [notice, metric, table, plot, frame], **QUICK)
+    tab.select(show, [run], [notice, metric, table, plot, frame], **QUICK)
     run.input(show_report, [run], [frame], **QUICK)
+
+
+def _compare(sources: Sequence[Source]) -> tuple["Comparison", dict[str, str]]:
+    """Return how the judged answers compare, the untuned model's of each run and the tuned one's, and their labels."""
+    from hf_instruct.evaluation.comparison import compare_runs
+
+    names = {}
+    for source in sources:
+        for model in MODELS:
+            if source.run and source.run.read_judgments(model):
+                is_tuned = model == TUNED
+                path = source.run.path if is_tuned else source.run.path / model
+                names[str(path)] = source.label if is_tuned else f"{source.label}, {model}"
+    return compare_runs(list(names), baseline=next(iter(names), None), force=True), names
 
 
 def render_report(source: Source) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_UPDATES = 0.05
 # A large model on a slow machine may read its prompt for so long before it can stop.
 _SECONDS_TO_STOP = 60.0
-_NOBODY = "nobody"
+_NOBODY = "no other model"
 _ENDINGS = {"length": "The answer was cut off at the longest allowed.", "user": "Stopped."}
 # The browser makes the files: the server writes none.
 _DOWNLOAD = """
@@ -130,21 +130,20 @@ class ChatTab:
         labels = pool.labels
         wide = {"min_width": 240}
         with gradio.Row():
-            model = gradio.Dropdown(labels, value=labels[0], label="Talk to", elem_id="hi-model", **wide)
-            both = "and, side by side, to"
-            other = gradio.Dropdown([_NOBODY, *labels], value=_NOBODY, label=both, elem_id="hi-other-model", **wide)
+            model = gradio.Dropdown(labels, value=labels[0], label="Model", elem_id="hi-model", **wide)
+            beside = {"value": pool.beside or _NOBODY, "label": "Beside it", "elem_id": "hi-other-model"}
+            other = gradio.Dropdown([_NOBODY, *labels], **beside, **wide)
         with gradio.Row():
             # Each in a column of its own: beside one another on a wide screen, below on a narrow one.
             with gradio.Column(min_width=320):
                 first = _build_chat(gradio, labels[0], "hi-chat")
-            with gradio.Column(min_width=320, visible=False) as self._second:
-                second = _build_chat(gradio, "", "hi-other")
+            with gradio.Column(min_width=320, visible=bool(pool.beside)) as self._second:
+                second = _build_chat(gradio, pool.beside or "", "hi-other")
         self._chats = [first, second]
         self._notice = gradio.HTML(format_notice(""), elem_id="hi-chat-notice")
         with gradio.Row():
-            hint = "Ask something. Enter sends, Shift + Enter starts a new line."
-            large = {"max_lines": 8, "scale": 8, "min_width": 200, "autofocus": True}
-            self._box = gradio.Textbox(show_label=False, placeholder=hint, elem_id="hi-box", **large)
+            large = {"max_lines": 8, "scale": 8, "min_width": 200, "autofocus": True, "container": False}
+            self._box = gradio.Textbox(show_label=False, placeholder="Ask something", elem_id="hi-box", **large)
             size = {"scale": 1, "min_width": 84}
             self._send = gradio.Button("Send", variant="primary", elem_id="hi-send", **size)
             self._stop = gradio.Button("Stop", variant="stop", visible=False, elem_id="hi-stop", **size)
@@ -153,9 +152,12 @@ class ChatTab:
             retry, undo, clear, save = (
                 gradio.Button(name, elem_id=f"hi-{name.split()[0].lower()}", size="sm", min_width=80) for name in names
             )
+        gradio.Examples(
+            [[text] for text in pool.list_questions()], [self._box], label="Examples", elem_id="hi-examples"
+        )
         # Name and text of each file that the browser is to keep, as JSON.
         files = gradio.Textbox(visible="hidden")
-        with gradio.Accordion("How answers are written", open=False, elem_id="hi-settings"):
+        with gradio.Accordion("Generation settings", open=False, elem_id="hi-settings"):
             self._settings = _build_settings(gradio)
 
         choice, settings = [self._session, model, other], list(self._settings.values())
@@ -248,7 +250,7 @@ def _build_chat(gradio: Any, label: str, name: str) -> Any:
         label=label,
         elem_id=name,
         height="min(52vh, 460px)",
-        placeholder="Nothing said yet.",
+        placeholder="No messages yet.",
         render_markdown=False,
         latex_delimiters=[],
         buttons=[],
@@ -273,8 +275,8 @@ def _build_settings(gradio: Any) -> dict[str, Any]:
         )
         found["repetition_penalty"] = gradio.Number(1.0, label="repetition penalty", info="1: none", **narrow)
         # Not a number field: Gradio turns an empty one into 0, which is a seed like any other.
-        found["seed"] = gradio.Textbox(label="seed", info="repeats what is drawn", max_lines=1, **narrow)
-    found["system"] = gradio.Textbox(label="System text", info="Only for models asked by a chat template.", max_lines=6)
+        found["seed"] = gradio.Textbox(label="seed", info="same seed, same draws", max_lines=1, **narrow)
+    found["system"] = gradio.Textbox(label="System text", info="Only for models with a chat template.", max_lines=6)
     return found
 
 

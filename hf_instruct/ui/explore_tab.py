@@ -5,38 +5,42 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import InstructError
 from hf_instruct.ui.model_pool import ModelPool
-from hf_instruct.ui.pages import format_notice
+from hf_instruct.ui.pages import format_notice, format_plot
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
     from hf_instruct.generation.exploring import Table
 
-# Source: https://huggingface.co/blog/how-to-generate
-_EXAMPLE = "I enjoy walking with my cute dog"
-_AS_IT_IS = "continue it as it is"
+_AS_IT_IS = "continue it"
 _AS_QUESTION = "ask it as an instruction"
-_SHOWN_STRATEGIES = ["greedy", "beam", "sample", "top-k", "top-p"]
 # In pixels: a narrow screen scrolls to the numbers instead of breaking their words.
-_TEXT_WIDTHS = ["90px", "440px", "80px", "90px", "115px", "120px"]
+_TEXT_WIDTHS = ["90px", "540px", "80px", "90px", "115px", "120px"]
 # More would keep others waiting for minutes, and nobody reads them.
 _MOST_BEAMS, _MOST_STEPS, _MOST_TOKENS = 10, 30, 200
 
 
-def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
-    """Add the parts of the tab.
+def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
+    """Add the parts of the tab; the next token is shown when it is opened.
 
     Args:
         gradio: The module.
         pool: The models.
+        tab: The `gradio.Tab` that holds them.
     """
-    from hf_instruct.generation.strategies import load_strategies
+    from hf_instruct.generation.strategies import (
+        EXPLORED_STRATEGIES,
+        EXPLORED_TEXT,
+        EXPLORED_TOP_K,
+        EXPLORED_TOP_P,
+        load_strategies,
+    )
 
     labels, wide = pool.labels, {"min_width": 180}
     with gradio.Row():
         model = gradio.Dropdown(labels, value=labels[0], label="Model", min_width=240, elem_id="hi-explored")
         ways = [_AS_IT_IS, _AS_QUESTION]
-        way = gradio.Radio(ways, value=_AS_IT_IS, label="The text", min_width=260, elem_id="hi-way")
-    text = gradio.Textbox(_EXAMPLE, show_label=False, lines=2, max_lines=8, elem_id="hi-prompt")
+        way = gradio.Radio(ways, value=_AS_IT_IS, label="What to do with the text", min_width=260, elem_id="hi-way")
+    text = gradio.Textbox(EXPLORED_TEXT, show_label=False, lines=2, max_lines=8, container=False, elem_id="hi-prompt")
 
     def add_button(label: str, name: str) -> tuple[Any, Any]:
         button = gradio.Button(label, variant="primary", elem_id=f"hi-{name}-go")
@@ -46,8 +50,10 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
         fixed = {"interactive": False, "visible": False, "wrap": True, "buttons": [], "max_height": 1200}
         return gradio.Dataframe(column_widths=widths, elem_id=f"hi-{name}-table", **fixed)
 
-    def connect(button: Any, notice: Any, settings: list[Any], outputs: list[Any], show: Callable[..., Any]) -> None:
-        """Fill the outputs at a click with what `show` returns after a line of text."""
+    def connect(
+        button: Any, notice: Any, settings: list[Any], outputs: list[Any], show: Callable[..., Any], *others: Any
+    ) -> None:
+        """Fill the outputs at a click, or at one of the other events, with what `show` returns after a line of text."""
 
         def run(label: str, way: str, text: str, *values: Any) -> Iterator[dict[Any, Any]]:
             from hf_instruct.generation.token_text import check_text, encode_text
@@ -66,7 +72,8 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
 
         # One at a time, for they take all cores.
         limits = {"concurrency_id": "explore", "concurrency_limit": 1, "show_progress": "hidden"}
-        button.click(run, [model, way, text, *settings], [notice, *outputs], api_visibility="private", **limits)
+        for event in (button.click, *others):
+            event(run, [model, way, text, *settings], [notice, *outputs], api_visibility="private", **limits)
 
     def fill(table: "Table", *, text_second: bool = False) -> Any:
         heads, rows, _ = table
@@ -84,7 +91,8 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
         found = explore_next(model.model, model.tokenizer, ids, top=int(top), **settings)
         tokens = [(token, str(index % 2)) for index, token in enumerate(found.prompt_tokens)]
         said = str(found)
-        return f"{said[0].upper()}{said[1:]}.", tokens, draw_next_token_plot(found), fill(found.to_table())
+        plot = format_plot(draw_next_token_plot(found), "next")
+        return f"{said[0].upper()}{said[1:]}.", tokens, plot, fill(found.to_table())
 
     def show_beams(model: "ChatModel", ids: list[int], num_beams: float, length: float) -> Any:
         from hf_instruct.generation.exploring import explore_beams, tabulate_texts
@@ -111,15 +119,15 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
                 temperature = {"label": "temperature", "elem_id": "hi-next-temperature"}
                 settings = [
                     gradio.Slider(0.1, 2, 1, step=0.05, **temperature, **wide),
-                    gradio.Slider(0, 100, 10, step=1, label="top-k", info="0: all", **wide),
-                    gradio.Slider(0.05, 1, 0.7, step=0.05, label="top-p", info="1: all", **wide),
+                    gradio.Slider(0, 100, EXPLORED_TOP_K, step=1, label="top-k", info="0: all", **wide),
+                    gradio.Slider(0.05, 1, EXPLORED_TOP_P, step=0.05, label="top-p", info="1: all", **wide),
                     gradio.Slider(5, 50, 15, step=5, label="tokens shown", **wide),
                 ]
             parts = add_button("Show the next token", "next")
             colors = {"color_map": {"0": "#2f7fd133", "1": "#e69f0044"}, "show_inline_category": False}
             tokens = gradio.HighlightedText(label="The prompt in tokens", elem_id="hi-next-prompt", **colors)
-            plot = gradio.Plot(show_label=False, elem_id="hi-next-plot")
-            connect(*parts, settings, [tokens, plot, add_table("next")], show_next)
+            plot = gradio.HTML(elem_id="hi-next-plot")
+            connect(*parts, settings, [tokens, plot, add_table("next")], show_next, tab.select)
         with gradio.Tab("Beams", id="beams"):
             with gradio.Row():
                 settings = [
@@ -129,10 +137,10 @@ def build_explore_tab(gradio: Any, pool: ModelPool) -> None:
             parts = add_button("Search with beams", "beams")
             connect(*parts, settings, [add_table("beams"), add_table("beam-texts", _TEXT_WIDTHS)], show_beams)
         with gradio.Tab("Strategies", id="strategies"):
-            shown = {"value": _SHOWN_STRATEGIES, "label": "Strategies", "elem_id": "hi-strategies"}
+            shown = {"value": list(EXPLORED_STRATEGIES), "label": "Strategies", "elem_id": "hi-strategies"}
             settings = [gradio.CheckboxGroup(list(load_strategies()), **shown)]
             with gradio.Row():
                 settings.append(gradio.Slider(5, _MOST_TOKENS, 40, step=5, label="tokens to write", **wide))
-                settings.append(gradio.Number(123, precision=0, label="seed of those that draw", **wide))
+                settings.append(gradio.Number(123, precision=0, label="seed of those that sample", **wide))
             parts = add_button("Write with each", "strategies")
             connect(*parts, settings, [add_table("strategies", _TEXT_WIDTHS)], show_strategies)

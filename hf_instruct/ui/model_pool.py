@@ -14,6 +14,7 @@ from hf_instruct.config import Experiment
 from hf_instruct.errors import InstructError, RunError
 from hf_instruct.memory import free_bytes, give_back_freed_memory, mapped_bytes
 from hf_instruct.models import ALIASES, WHEEL_MODEL, best_device, parse_num_parameters, resolve_model
+from hf_instruct.records import Example, read_rows
 from hf_instruct.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Asked of models that are of no run.
+_QUESTIONS = ["Name three animals that live in the sea.", "What is the plural of 'leaf'?", "Give a synonym of 'quick'."]
+_LONGEST_QUESTION = 60  # characters; Gradio cuts longer examples
 # What a model takes while it is loaded and while it answers, with its weights, in shares of these.
 _LEEWAY = 1.25
 
@@ -107,6 +111,23 @@ class ModelPool:
     def labels(self) -> list[str]:
         """What the models are called."""
         return list(self._targets)
+
+    @property
+    def beside(self) -> str | None:
+        """The untuned model that the first one began as; None where the first is of no run, or is untuned itself."""
+        first, *others = self._targets.items()
+        return next((label for label, (source, base) in others if base and source is first[1][0]), None)
+
+    def list_questions(self, count: int = 4) -> list[str]:
+        """Return short instructions without an input from the test split of the first run, or of ours."""
+        for source, _ in self._targets.values():
+            with contextlib.suppress(InstructError):
+                rows = read_rows(source.run.split("test"), Example) if source.run else []
+                short = [row.instruction for row in rows if not row.input and len(row.instruction) <= _LONGEST_QUESTION]
+                if short:
+                    # Neighbours are often alike.
+                    return short[:: -(-len(short) // count)]
+        return _QUESTIONS
 
     def is_loaded(self, label: str) -> bool:
         """Return whether a model can answer immediately."""

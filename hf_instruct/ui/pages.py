@@ -12,10 +12,14 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.addresses import Guard
 from hf_instruct.errors import ConfigError, needs_package
+from hf_instruct.plots import format_inline_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Nothing but the page itself, should any part of Gradio ever ask for more.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -33,6 +37,11 @@ footer {display: none !important;}
 .message .md {white-space: pre-wrap !important;}
 .icon-button[aria-label="Clear"] {display: none !important;}
 td {overflow-wrap: anywhere;}
+th * {overflow-wrap: normal !important; word-break: normal !important; white-space: nowrap !important;}
+.plot {overflow-x: auto;}
+.plot svg {display: block; width: 100%; min-width: 36rem; max-width: 60rem; margin: 0 auto;}
+.dark {--plot-text: #a9b0b9; --plot-grid: #2c3138; --plot-batch: #6f5536; --plot-train: #f08a4b; --plot-base: #7b838d;
+  --plot-tuned: #56b4e9;}
 iframe.report {width: 100%; height: 85vh; border: 1px solid var(--border-color-primary); border-radius: 8px;}
 .vote-text textarea {font-size: 1.05rem; line-height: 1.55; opacity: 1 !important; cursor: text;
   -webkit-text-fill-color: var(--body-text-color) !important; color: var(--body-text-color) !important;}
@@ -165,6 +174,11 @@ def add_headers(app: Callable[..., Any]) -> Callable[..., Any]:
 def format_notice(text: str) -> str:
     """Return a line for people as the HTML of `gradio.HTML`; it keeps its height when there is nothing to say."""
     return f'<div class="notice" role="status">{html.escape(text)}</div>'
+
+
+def format_plot(figure: "Figure", name: str) -> str:
+    """Return a figure as the HTML of `gradio.HTML`, in the colours of the page; a narrow one scrolls."""
+    return f'<div class="plot">{format_inline_svg(figure, name)}</div>'
 
 
 def open_browser(url: str) -> None:
