@@ -9,9 +9,10 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
-import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TextIO, cast
@@ -75,11 +76,11 @@ def format_json(values: Any) -> str:
 
 
 class MessageFormatter(logging.Formatter):
-    """Formats what is logged as `clean_message`."""
+    """Formats what is logged as `clean_message`, broken between words where standard error is a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        return clean_message(super().format(record))
+        """Return the lines of a record."""
+        return wrap(clean_message(super().format(record)), sys.stderr)
 
 
 class _CleanStream:
@@ -136,6 +137,15 @@ def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
     return " to ".join(map(format_signed if signed else format_points, ends))
 
 
+def pluralize(count: int, noun: str, nouns: str | None = None) -> str:
+    """Return a count with its noun.
+
+    >>> pluralize(1, "row"), pluralize(1100, "row")
+    ('1 row', '1,100 rows')
+    """
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
 def format_size(num_bytes: int) -> str:
     """Return a size in decimal units, as disks are sold.
 
@@ -165,7 +175,32 @@ def format_seconds(seconds: float) -> str:
 
 def text_width(longest: int = 100) -> int:
     """Return how wide text may be, in characters: as the terminal, at most `longest`, and that where there is none."""
-    return min(longest, shutil.get_terminal_size((longest, 24)).columns)
+    return min(longest, _count_columns(sys.stdout) or longest)
+
+
+def wrap(text: str, stream: TextIO | None = None) -> str:
+    """Return a text whose lines a terminal does not break inside words; unchanged for a stream that is no terminal.
+
+    Args:
+        text: Of any number of lines.
+        stream: Where it is shown; standard output by default.
+    """
+    columns = _count_columns(stream or sys.stdout)
+    if columns is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())] + "  "
+        wrapper = textwrap.TextWrapper(
+            columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines.append(wrapper.fill(line) if len(line) > columns else line)
+    return "\n".join(lines)
+
+
+def _count_columns(stream: TextIO) -> int | None:
+    """Return how wide a terminal is; None for a stream that is none, or does not say."""
+    return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
 def align(table: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:

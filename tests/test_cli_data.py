@@ -44,18 +44,18 @@ def test_check_of_the_courses_data(command: Command, course_file: Path) -> None:
         "  What to do: keep one, or choose the split `grouped`, which keeps them together.",
         f"{course_file}: 1,100 examples (325 with an input), no problems; 20 repeated prompts",
         "",
-        "split `sequential`                                  train       test validation      total",
-        "examples                                              935        110         55      1,100",
-        "  without an input                                    657         80         38        775",
-        "  without an output                                     0          0          0          0",
-        "rows that repeat another whole                                                           0",
-        "rows that repeat an instruction + input                                                 25",
-        "instruction + input also in train                                  2          4          6",
-        "instruction in train with another input                           16          8         24",
-        "near-duplicate in train (cosine >= 0.9)                            6          3          9",
+        "split `sequential`                       train  test  validation  total",
+        "examples                                   935   110          55  1,100",
+        "  without an input                         657    80          38    775",
+        "  without an output                          0     0           0      0",
+        "rows that repeat another whole                                        0",
+        "rows that repeat an instruction + input                              25",
+        "instruction + input also in train                  2           4      6",
+        "instruction in train with another input           16           8     24",
+        "near-duplicate in train (>= 0.9)                   6           3      9",
         "",
-        "Near-duplicates: instruction + input of test and validation against train, repeats left out;",
-        "TF-IDF of character 3- to 5-grams within words, case ignored; cosine. The nearest:",
+        "Near-duplicates: instruction + input of test and validation against train, repeats left out; TF-IDF of "
+        "character 3- to 5-grams within words, case ignored; cosine. The nearest:",
         "  0.980  Convert 3 kilometers to meters. ~ Convert 5 kilometers to meters.",
         "  0.976  Convert 7 kilometers to meters. ~ Convert 5 kilometers to meters.",
         "  0.959  Convert 50 miles per hour to kilometers per… ~ Convert 20 miles per hour to kilometers per…",
@@ -66,9 +66,9 @@ def test_check_of_the_courses_data(command: Command, course_file: Path) -> None:
 
 def test_check_of_another_split(command: Command, course_file: Path) -> None:
     lines = command("check", course_file, "--split", "grouped", "--strict", "--near", "0.95")
-    assert lines[24] == "split `grouped`                                     train       test validation      total"
-    assert lines[30] == "instruction + input also in train                                  0          0          0"
-    assert lines[32] == "near-duplicate in train (cosine >= 0.95)                           1          1          2"
+    assert lines[24] == "split `grouped`                          train  test  validation  total"
+    assert lines[30] == "instruction + input also in train                  0           0      0"
+    assert lines[32] == "near-duplicate in train (>= 0.95)                  1           1      2"
     assert lines[-1] == "What to do: read the near-duplicates before you trust a score on them."
 
 
@@ -272,14 +272,14 @@ def test_tokens_are_counted_with_a_models_tokenizer(command: Command, small_file
     lines = command("check", small_file, "--prompt-format", "phi3", "--tokenizer", folder, "--max-length", 6)
     assert "  - line 2 has 7 tokens, more than `max_length` 6" in lines
     assert lines[-9:-5] == [
-        "label tokens                                            3",
-        "rows that repeat another whole                          0",
-        "rows that repeat an instruction + input                 1",
-        "rows that lose their end at `max_length` 6              3",
+        "label tokens                                    3",
+        "rows that repeat another whole                  0",
+        "rows that repeat an instruction + input         1",
+        "rows that lose their end at `max_length` 6      3",
     ]
     assert lines[-5:-3] == [
-        "rows that lose all labels                               0",
-        "rows whose text contains a special token                0",
+        "rows that lose all labels                       0",
+        "rows whose text contains a special token        0",
     ]
     assert lines[-1] == "What to do: shorten 3 rows or raise `--max-length` (longest: 7)."
     lines = command("show", small_file, 1, "--format", "phi3", "--tokenizer", folder)

@@ -34,8 +34,8 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
     out = tmp_path / "out"
     assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[:-1]] == sorted(path.name for path in out.iterdir())
-    assert lines[-1] == f"{out}   nothing was published; the card is {out / 'README.md'}"
+    assert [line.split()[-1] for line in lines[:-2]] == sorted(path.name for path in out.iterdir())
+    assert lines[-2:] == [str(out), f"Nothing was published; the card is {out / 'README.md'}."]
     assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out), "--gguf"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"Smaller, by llama.cpp: llama-quantize {out}/a-F16.gguf {out}/a-Q4_K_M.gguf Q4_K_M"

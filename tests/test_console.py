@@ -1,16 +1,19 @@
 """No text of others steers the terminal or shows a secret, whichever way it is printed."""
 
 import ast
+import io
 import json
+import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 import hf_instruct
 from hf_instruct.cli.main import VERBS, build_parser, main
-from hf_instruct.console import format_json
+from hf_instruct.console import format_json, wrap
 from hf_instruct.errors import ConfigError
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
@@ -99,3 +102,16 @@ def test_nothing_is_printed_but_to_standard_output() -> None:
                 found.append(path.name)
     # Messages go to standard error by these and by the log.
     assert found == ["main.py"]
+
+
+def test_a_terminal_breaks_no_line_inside_a_word() -> None:
+    leader, follower = os.openpty()
+    with os.fdopen(follower, "w") as terminal:
+        termios.tcsetwinsize(follower, (24, 40))
+        text = "  - " + "words and more " * 5 + "/a/path/that/is/as/long/as/it/is/and/longer\nshort"
+        lines = wrap(text, terminal).split("\n")
+    os.close(leader)
+    assert max(len(line) for line in lines if "/" not in line) <= 40
+    assert "\n".join(lines).split() == text.split()
+    assert [line[:4] for line in lines[1:-1]] == ["    "] * (len(lines) - 2)
+    assert wrap(text, io.StringIO()) == text

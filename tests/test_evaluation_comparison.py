@@ -86,9 +86,9 @@ def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert str(compare_runs(["low", "high"])) == (
         "judge llama3:8b@365c0bd (ollama), rubric course@abc; 12 examples that all runs have a score for\n"
         "\n"
-        "#  run   mean  95 % interval  difference   95 % interval    scored\n"
-        "1  low   25.5   23.3 to 27.8    baseline                  13 of 13\n"
-        "2  high  41.0   36.5 to 45.5       +15.5  +13.3 to +17.8  12 of 13\n"
+        "#  run   score  95 % interval  difference   95 % interval    scored\n"
+        "1  low    25.5   23.3 to 27.8    baseline                  13 of 13\n"
+        "2  high   41.0   36.5 to 45.5       +15.5  +13.3 to +17.8  12 of 13\n"
         "\n"
         "high - low: +15.5 points, 95 % interval +13.3 to +17.8 (higher on 12, equal on 0, lower on 0 of 12;\n"
         "  sign test p < 0.001): higher; with the failed judgments at their worst or best it is +7.4 to\n"

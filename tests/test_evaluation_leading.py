@@ -96,7 +96,7 @@ def test_a_comparison_leads_with_the_metrics_and_ranks_by_them(run: RunFolder) -
     assert [row.name for row in comparison.rows] == [str(run.path / "untuned"), str(run.path)]
     assert comparison.to_dict()["leading"] == {"name": "rouge_l", "reason": REASON}
     text = str(comparison)
-    assert text.index("ROUGE-L") < text.index(f"Scores that say little, because {REASON}:") < text.index("  mean  ")
+    assert text.index("ROUGE-L") < text.index(f"Scores that say little, because {REASON}:") < text.index("  score  ")
     # The plot is of the metric too.
     assert [mean for _, mean, *_ in comparison.list_plot_rows()] == pytest.approx([0.2125, 0.625])
     assert "higher" not in text

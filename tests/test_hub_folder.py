@@ -155,8 +155,9 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     _write(run, tmp_path / "out")
     card, text = _read_card(tmp_path / "out")
     assert card["license"] == "unknown"
-    (metric,) = card["model-index"][0]["results"][0]["metrics"][1:]
-    assert (metric["type"], metric["value"]) == ("rouge_l", 0.5517)
+    # A judge that failed its check comes last.
+    metric, score = card["model-index"][0]["results"][0]["metrics"]
+    assert (metric["type"], metric["value"], score["type"]) == ("rouge_l", 0.5517, "judge-score")
     assert metric["args"] == {"interval_95": [0.4854, 0.6146], "n": 100}
     (lm_eval,) = card["model-index"][0]["results"][1:]
     assert lm_eval["dataset"] == {"name": "everyday_choice", "type": "everyday_choice", "split": "test"}
@@ -356,7 +357,7 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     content = (tmp_path / "out" / "README.md").read_text()
     card = ModelCard(content)
     assert (card.data.license, card.data.model_name) == ("unknown", "a")
-    assert card.data.eval_results[0].metric_args["judge_digest"] == nasty
+    assert card.data.eval_results[-1].metric_args["judge_digest"] == nasty
     body = re.sub(r"^(`{3,}).*?^\1$", "", card.text, flags=re.DOTALL | re.MULTILINE)
     assert "<script" not in body
     assert "](http://evil" not in body.replace("\\](", "")

@@ -109,7 +109,7 @@ def test_answers_that_equal_the_reference_make_no_pair(caplog: pytest.LogCapture
     responses = [Response(**vars(one), response=texts[one.id]) for one in examples]
     (pair,) = build_reference_pairs(examples, responses)
     assert (pair.id, pair.chosen, pair.rejected, pair.origin) == ("b", "Red.", "Blue.", "references")
-    assert "1 answers are equal to the reference and 1 empty" in caplog.text
+    assert "left out: equal to the reference 1, empty 1" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["alpaca", "phi3"])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.console import clean_text
+from hf_instruct.console import clean_text, wrap
 from hf_instruct.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class TerminalChat:
             case (("/quit" | "/exit"), _):
                 return False
             case "/help", _:
-                print(HELP)
+                print(wrap(HELP))
             case "/retry", _:
                 if talk.turns and talk.settings.temperature == 0:
                     logger.info("At temperature 0 the answer is always the same; `/set temperature 0.7` draws another.")
@@ -90,7 +90,7 @@ class TerminalChat:
                 logger.info("Forgotten: all questions and answers.")
             case "/set", "":
                 for name, text in SETTINGS.items():
-                    print(f"  {name:<18} {getattr(talk.settings, name)!s:<8} {text}")
+                    print(wrap(f"  {name:<18} {getattr(talk.settings, name)!s:<8} {text}"))
             case "/set", setting:
                 self._set(setting)
             case "/system", text:

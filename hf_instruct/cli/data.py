@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.cli.flags import FieldFlag, add_field_flags, natural, whole
 from hf_instruct.cli.settings import collect_section
-from hf_instruct.console import align, format_json
+from hf_instruct.console import align, format_json, pluralize, wrap
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,7 +136,7 @@ def _check(options: argparse.Namespace) -> None:
             print(notice)
         _print_warnings(source, find_warnings(examples, file=source, counter=counter))
         if checked.problems and checked.num_without_output:
-            print(f"{_plural(checked.num_without_output, 'row')} without an output")
+            print(f"{pluralize(checked.num_without_output, 'row')} without an output")
     raise_problems(checked.problems)
     splits, unsplit = _split(options, settings, examples)
     preflight = build_preflight(
@@ -179,23 +179,23 @@ def _print_preflight(preflight: "dict[str, Any]", splits: "Mapping[str, Dataset]
 
     total = preflight["examples"]["total"]
     print(
-        f"{preflight['source']}: {_plural(total, 'example')} ({total - preflight['empty_inputs']['total']:,} with an "
-        f"input), no problems; {_plural(preflight['repeated_prompts'], 'repeated prompt')}"
+        f"{preflight['source']}: {pluralize(total, 'example')} ({total - preflight['empty_inputs']['total']:,} with an "
+        f"input), no problems; {pluralize(preflight['repeated_prompts'], 'repeated prompt')}"
     )
     print(f"\n{format_table(preflight)}")
     near = preflight["near_duplicates"]
     if unsplit:
         print(f"\n{unsplit}")
     else:
-        print("\nNear-duplicates: instruction + input of test and validation against train, repeats left out;")
-        if near["sampled"]:
-            print(f"{near['sampled']} (`--near {near['threshold']:g}` takes all);")
+        about = ["instruction + input of test and validation against train, repeats left out"]
+        about += [f"{near['sampled']} (`--near {near['threshold']:g}` takes all)"] if near["sampled"] else []
         shown = format_near_duplicates(preflight, splits)
-        print(_printable("\n".join([f"{near['method']}.{' The nearest:' if shown else ''}", *shown])))
+        method = f"{near['method']}.{' The nearest:' if shown else ''}"
+        print(wrap(_printable("\n".join([f"\nNear-duplicates: {'; '.join([*about, method])}", *shown]))))
     if preflight["tokens"] is None:
-        print("Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`.")
+        print(wrap("Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`."))
     if advice := advise(preflight):
-        print(advice)
+        print(wrap(advice))
 
 
 def _print_warnings(source: str, warnings: "list[Problem]") -> None:
@@ -204,12 +204,12 @@ def _print_warnings(source: str, warnings: "list[Problem]") -> None:
 
     for remedy in dict.fromkeys(warning.remedy for warning in warnings):
         alike = [warning for warning in warnings if warning.remedy == remedy]
-        print(f"{_plural(len(alike), 'warning')} in `{source}`:")
+        print(f"{pluralize(len(alike), 'warning')} in `{source}`:")
         for warning in alike[:MOST_PRINTED]:
-            print(f"  - {warning.row} {warning.what}")
+            print(wrap(f"  - {warning.row} {warning.what}"))
         if len(alike) > MOST_PRINTED:
             print(f"  - and {len(alike) - MOST_PRINTED:,} more")
-        print(f"  What to do: {remedy}.")
+        print(wrap(f"  What to do: {remedy}."))
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -267,8 +267,8 @@ def _stats(options: argparse.Namespace) -> None:
 
 def _print_statistics(source: str, result: "DataStatistics") -> None:
     print(
-        f"{source}: {_plural(result.num_examples, 'example')}, {result.num_with_input:,} with an input, "
-        f"{_plural(result.num_repeated_prompts, 'repeated prompt')}\n"
+        f"{source}: {pluralize(result.num_examples, 'example')}, {result.num_with_input:,} with an input, "
+        f"{pluralize(result.num_repeated_prompts, 'repeated prompt')}\n"
     )
     table = [["length of", "in", "mean", "median", "95 %", "longest"]]
     for lengths in result.lengths:
@@ -281,7 +281,7 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
         rows = [["category", "examples"], *([_printable(name), f"{count:,}"] for name, count in counts)]
         print("\n" + "\n".join(align(rows, right={1})))
         if (more := len(result.categories) - _MOST_CATEGORIES) > 0:
-            print(f"and {_plural(more, 'more category', 'more categories')}")
+            print(f"and {pluralize(more, 'more category', 'more categories')}")
 
 
 def _load_format(
@@ -319,15 +319,6 @@ def _load_counter(options: argparse.Namespace, settings: "DataSection", examples
     max_length = options.max_length or TRAIN_DEFAULTS["max_length"]
     prompt_format = _choose_format(options, settings, examples)
     return load_counter(options.tokenizer, prompt_format=prompt_format, max_length=max_length, loss_on=settings.loss_on)
-
-
-def _plural(count: int, noun: str, nouns: str | None = None) -> str:
-    """Return a count with its noun.
-
-    >>> _plural(1, "row"), _plural(1100, "row")
-    ('1 row', '1,100 rows')
-    """
-    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
 def _printable(text: str) -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag, natural, whole
-from hf_instruct.console import align, format_json, text_width
-from hf_instruct.generation.strategies import EXPLORED_STRATEGIES, EXPLORED_TOP_K, EXPLORED_TOP_P
+from hf_instruct.console import align, format_json, pluralize, text_width
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
@@ -33,7 +32,6 @@ examples:
 strategies: greedy, beam, sample, top-k, top-p, min-p, typical, beam-sample; `none` writes no texts.
 `hf-instruct generate --presets` says what each is and where it comes from."""
 
-_DEFAULT_STRATEGIES = ",".join(EXPLORED_STRATEGIES)
 _LEGEND = (
     "repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how surprising "
     "the model finds its own text; low is likely, which is not the same as good."
@@ -43,6 +41,8 @@ _SAMPLING = ("temperature", "top_k", "top_p")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
+    from hf_instruct.generation.strategies import EXPLORED_STRATEGIES, EXPLORED_TOP_K, EXPLORED_TOP_P
+
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help="the text to continue")
     model_help = "run folder, alias, Hub id or local folder (default: smollm2-135m)"
@@ -54,12 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--top", type=natural, default=20, metavar="N", help="next tokens to list (default: 20)")
     add("--temperature", type=float, default=1.0, metavar="T", help="above 0 (default: 1)")
-    add("--top-k", type=whole, default=EXPLORED_TOP_K, metavar="K", help="0 is off (default: %(default)s)")
-    add("--top-p", type=float, default=EXPLORED_TOP_P, metavar="P", help="1 is off (default: %(default)s)")
+    add("--top-k", type=whole, default=EXPLORED_TOP_K, metavar="K", help=f"0 is off (default: {EXPLORED_TOP_K})")
+    add("--top-p", type=float, default=EXPLORED_TOP_P, metavar="P", help=f"1 is off (default: {EXPLORED_TOP_P})")
     add("--beams", type=whole, default=3, metavar="N", help="of the beam tree; 0: none (default: 3)")
     add("--depth", type=natural, default=5, metavar="N", help="tokens of the beam tree (default: 5)")
-    strategies_help = f"to write a text with each (default: {_DEFAULT_STRATEGIES})"
-    add("--strategies", default=_DEFAULT_STRATEGIES, metavar="A,B,...", help=strategies_help)
+    shown = ",".join(EXPLORED_STRATEGIES)
+    strategies_help = f"to write a text with each (default: {shown})"
+    add("--strategies", default=shown, metavar="A,B,...", help=strategies_help)
     add("--length", type=natural, default=40, metavar="N", help="tokens of these texts (default: 40)")
     add("--seed", type=int, default=123, metavar="S", help="of those that sample (default: 123)")
     add("--plot", type=Path, metavar="FILE.png", help="draw the next token's probabilities")
@@ -104,7 +105,7 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
     shown = shown if len(shown) <= 60 else [*shown[:30], "...", *shown[-30:]]
     prompt = textwrap.fill(" ".join(shown), text_width() - 2, break_on_hyphens=False)
     how = f", in the prompt format `{chat_model.prompt_format.name}`" if options.instruction else ""
-    say(f"{options.model} continues {len(ids)} tokens{how}:", "", textwrap.indent(prompt, "  "), "")
+    say(f"{options.model} continues {pluralize(len(ids), 'token')}{how}:", "", textwrap.indent(prompt, "  "), "")
     said = str(following)
     say(*_format_table(following.to_table()), "", *textwrap.wrap(f"{said[0].upper()}{said[1:]}.", text_width()))
     if options.plot:
@@ -112,12 +113,12 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
     tree, texts = None, []
     if options.beams:
         tree = explore_beams(*asked, num_beams=options.beams, length=options.depth)
-        say("", f"Beam search with {options.beams} beams, {options.depth} tokens", "")
+        say("", f"Beam search with {options.beams} beams, {pluralize(options.depth, 'token')}", "")
         say(*_format_table(tree.to_table()), "", *_format_table(tabulate_texts(tree.texts)))
     if names:
         settings = {"max_new_tokens": options.length, "seed": options.seed, "end_id": chat_model.end_id}
         texts = compare_strategies(*asked, names=names, **settings)
-        say("", f"The same prompt, {options.length} tokens by each strategy (seed {options.seed})", "")
+        say("", f"The same prompt, {pluralize(options.length, 'token')} by each strategy (seed {options.seed})", "")
         say(*_format_table(tabulate_texts(texts)), "", *textwrap.wrap(_LEGEND, text_width()))
     if options.json:
         values = {name: getattr(options, name) for name in ("model", "prompt", "instruction", "seed")}

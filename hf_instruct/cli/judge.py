@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_field_flags, natural
 from hf_instruct.cli.settings import collect_section
+from hf_instruct.console import wrap
 
 if TYPE_CHECKING:
     from hf_instruct.config import JudgeSection
@@ -101,7 +102,8 @@ def _score(options: argparse.Namespace) -> None:
     for model, found in judged.items():
         lines = [*str(found).splitlines(), f"metrics  {format_metrics(folder.read_metrics(model))}"]
         label = f"{model:9}" if run else ""
-        print(*(f"{label if number == 0 else ' ' * len(label)}{line}" for number, line in enumerate(lines)), sep="\n")
+        starts = [label, *[" " * len(label)] * len(lines)]
+        print(wrap("\n".join(f"{start}{line}" for start, line in zip(starts, lines, strict=False))))
     is_part = any(found.left_out for found in judged.values())
     print(folder.judgments, *([] if is_part else [folder.scores]), folder.metrics, sep="\n")
     for found in judged.values():

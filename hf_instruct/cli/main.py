@@ -14,7 +14,7 @@ from typing import Any
 from hf_instruct import __version__
 from hf_instruct.cli.flags import FieldFlag
 from hf_instruct.cli.settings import parse_overrides, split_settings, suggest_flag
-from hf_instruct.console import clean_message, clean_output
+from hf_instruct.console import clean_message, clean_output, wrap
 from hf_instruct.errors import DISK_ERRORS, InstructError
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_error(text: str, options: argparse.Namespace, *, before: str = "") -> None:
     """Print the message of the error being handled, under its traceback where `--debug` asks for that."""
     trace = traceback.format_exc() if getattr(options, "debug", False) else ""
-    print(clean_message(f"{trace}{before}hf-instruct: {text}"), file=sys.stderr)
+    print(wrap(clean_message(f"{trace}{before}hf-instruct: {text}"), sys.stderr), file=sys.stderr)
 
 
 def _is_termination(stop: BaseException | None) -> bool:

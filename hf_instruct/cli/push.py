@@ -65,7 +65,7 @@ def _push(options: argparse.Namespace) -> None:
         out = options.out or run.path / "publish"
         sizes = write_publication(run, out, options.to, PushOptions(**chosen))
         _print_files(sizes)
-        print(f"{out}   nothing was published; the card is {out / 'README.md'}")
+        print(f"{out}\nNothing was published; the card is {out / 'README.md'}.")
         for name in _list_f16(sizes):
             print(f"Smaller, by llama.cpp: {format_quantize_command(out / name)}")
     else:

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_instruct.console import align, pluralize
 from hf_instruct.data.examples import BATCH, find_repeats, hash_prompts, hash_texts
 from hf_instruct.data.near_duplicates import METHOD, NEAR_THRESHOLD, find_near_duplicates
 from hf_instruct.data.problems import Problem, shorten
@@ -22,8 +23,6 @@ MOST_ROWS = 100_000
 SAMPLE = {"train": 45_000, "test": 2_500, "validation": 2_500}
 _LEAKS_SHOWN = 5
 _PAIRS_SHOWN = 3
-_LABEL_WIDTH = 46
-_NUMBER_WIDTH = 11
 
 
 def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | None = None) -> list[Problem]:
@@ -327,14 +326,14 @@ def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = 
     if leaks:
         parts.append(f"`--{prefix}split grouped` keeps what stands in train out of test")
     if duplicates := preflight["duplicate_rows"]:
-        parts.append(f"delete {_count_rows(duplicates)} that repeat{'s' if duplicates == 1 else ''} another")
+        parts.append(f"delete {pluralize(duplicates, 'row')} that repeat{'s' if duplicates == 1 else ''} another")
     if tokens := preflight["tokens"]:
         # The test split is never trained on.
         unlabelled = sum(tokens["without_labels"][name] for name in ("train", "validation"))
         if unlabelled:
-            parts.append(f"shorten {_count_rows(unlabelled)} or raise `--{max_length}`, else training stops")
+            parts.append(f"shorten {pluralize(unlabelled, 'row')} or raise `--{max_length}`, else training stops")
         elif cut := tokens["cut"]["total"]:
-            parts.append(f"shorten {_count_rows(cut)} or raise `--{max_length}` (longest: {tokens['longest']:,})")
+            parts.append(f"shorten {pluralize(cut, 'row')} or raise `--{max_length}` (longest: {tokens['longest']:,})")
     if near and not parts:
         parts.append("read the near-duplicates before you trust a score on them")
     return f"What to do: {'; '.join(parts)}." if parts else None
@@ -352,7 +351,7 @@ def _build_findings(preflight: Mapping[str, Any]) -> list[_Row]:
             _Row("instruction in train with another input", _count_found(preflight["instruction_seen_in_train"])),
         ]
         where = "a sample of train" if near["sampled"] else "train"
-        rows.append(_Row(f"near-duplicate in {where} (cosine >= {near['threshold']:g})", _count_found(near)))
+        rows.append(_Row(f"near-duplicate in {where} (>= {near['threshold']:g})", _count_found(near)))
     if tokens := preflight["tokens"]:
         limit = "no `max_length`" if tokens["max_length"] is None else f"`max_length` {tokens['max_length']:,}"
         rows += [
@@ -368,15 +367,7 @@ def _count_found(found: Mapping[str, Any]) -> dict[str, int]:
     return {**counts, "total": sum(counts.values())}
 
 
-def _count_rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"
-
-
 def _format_rows(title: str, rows: Sequence[_Row], columns: Sequence[str]) -> str:
-    def join(label: str, cells: Sequence[str]) -> str:
-        return (f"{label:<{_LABEL_WIDTH}}" + "".join(f"{cell:>{_NUMBER_WIDTH}}" for cell in cells)).rstrip()
-
-    lines = [join(title, columns)]
-    for row in rows:
-        lines.append(join(row.label, [f"{row.counts[name]:,}" if name in row.counts else "" for name in columns]))
-    return "\n".join(lines)
+    cells = [[f"{row.counts[name]:,}" if name in row.counts else "" for name in columns] for row in rows]
+    table = [[title, *columns], *([row.label, *counts] for row, counts in zip(rows, cells, strict=True))]
+    return "\n".join(align(table, right=range(1, len(columns) + 1)))

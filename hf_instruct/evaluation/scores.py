@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_instruct.console import format_interval, format_points
+from hf_instruct.console import format_interval, format_points, pluralize
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.evaluation.rubrics import Rubric
@@ -300,7 +300,7 @@ def format_mean(scores: ScoreSummary | None) -> str:
 
 def format_counts(scores: ScoreSummary) -> str:
     """Return how many answers have a score: `n=109 of 110, 1 failure`."""
-    failures = f", {scores.failures} failure{'' if scores.failures == 1 else 's'}" if scores.failures else ""
+    failures = f", {pluralize(scores.failures, 'failure')}" if scores.failures else ""
     return f"n={scores.n} of {scores.total}{failures}"
 
 

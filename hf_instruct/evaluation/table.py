@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from hf_instruct.console import align, format_interval, format_points, format_signed, text_width
+from hf_instruct.console import align, format_interval, format_points, format_signed, pluralize, text_width
 from hf_instruct.evaluation.metrics import SHARES, format_metric, label_metric
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
 
 def _note_failures(comparison: "Comparison") -> list[str]:
     return [
-        f"{row.failures} {'answer' if row.failures == 1 else 'answers'} of {row.name} "
+        f"{pluralize(row.failures, 'answer')} of {row.name} "
         f"{'has' if row.failures == 1 else 'have'} no score: counted as 0 or as 100, its mean would be "
         f"{format_points(row.mean_failures_as_0)} or {format_points(row.mean_failures_as_100)}."
         for row in comparison.rows

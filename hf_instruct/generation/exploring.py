@@ -62,16 +62,16 @@ class NextTokens:
 
     def to_table(self) -> Table:
         """Return a row for each token, and below them the entropies."""
-        heads = ["", "token", "probability", *(f"T={value:g}" for value in TEMPERATURES), "top-k", "top-p", "drawn"]
+        heads = ["", "token", *(f"T={value:g}" for value in TEMPERATURES), "top-k", "top-p", "drawn"]
         rows = [
             [
-                *(str(rank), token.text, f"{token.probability:.2%}", *(f"{share:.1%}" for share in token.at)),
+                *(str(rank), token.text, *(f"{share:.1%}" for share in token.at)),
                 *("yes" if kept else "-" for kept in (token.in_top_k, token.in_top_p)),
                 f"{token.drawn:.1%}" if token.drawn else "-",
             ]
             for rank, token in enumerate(self.tokens, start=1)
         ]
-        entropies = ["", "(entropy, bits)", "", *(f"{bits:.2f}" for bits in self.entropies), "", "", ""]
+        entropies = ["", "(entropy, bits)", *(f"{bits:.2f}" for bits in self.entropies), "", "", ""]
         return Table(heads, [*rows, entropies], {1})
 
     def __str__(self) -> str:

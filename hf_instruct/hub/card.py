@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import LORA_DEFAULTS, Experiment
-from hf_instruct.console import format_interval, format_points
+from hf_instruct.console import format_interval, format_points, pluralize
 from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.hub.publication import Publication, public_name
@@ -72,6 +72,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         scores=results.tuned.scores,
         escape=escape,
         quote=json.dumps,
+        pluralize=pluralize,
         public_name=public_name,
         label_judge=_label_judge,
         fence="`" * max(3, longest + 1),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.console import pluralize
 from hf_instruct.data.sources import build_dataset, read_examples
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example
@@ -91,8 +92,8 @@ def build_reference_pairs(examples: Sequence[Example], responses: Iterable[Respo
         else:
             pairs.append(pair_up(example, text, origin=REFERENCES))
     logger.info(
-        "%d pairs of a reference and the model's own answer; %d answers are equal to the reference and %d empty",
-        len(pairs),
+        "%s of a reference and the model's own answer; left out: equal to the reference %d, empty %d",
+        pluralize(len(pairs), "pair"),
         num_equal,
         num_empty,
     )

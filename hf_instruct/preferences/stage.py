@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.config import Experiment
+from hf_instruct.console import pluralize
 from hf_instruct.data.sources import build_dataset, iterate_examples, load_split
 from hf_instruct.errors import ConfigError, DataError, RunError, quote_names
 from hf_instruct.preferences.pairs import REFERENCES, build_reference_pairs, read_pairs
@@ -36,7 +37,7 @@ def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool 
     on_main_process(lambda: make_pairs(run, experiment, model, tokenizer))
     rows = read_rows(run.preferences, PreferencePair)
     pairs = {name: build_dataset([row for row in rows if row.split == name], PreferencePair) for name in _SPLITS}
-    logger.info("Training %s by DPO on %d pairs", experiment.model.name, len(pairs["train"]))
+    logger.info("Training %s by DPO on %s", experiment.model.name, pluralize(len(pairs["train"]), "pair"))
     # After the pairs: answers are those of the whole weights.
     options = build_options(run, experiment, model)
     summary = train_preferences(model, tokenizer, pairs, resume=resume, **options)
@@ -117,7 +118,7 @@ def make_pairs(
                 f"{'learn from' if split == 'train' else 'measure progress on'}. Give more pairs."
             )
     longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs) / len(pairs)
-    logger.info("%d pairs; the chosen answer is the longer one in %.0f %%", len(pairs), 100 * longer)
+    logger.info("%s; the chosen answer is the longer one in %.0f %%", pluralize(len(pairs), "pair"), 100 * longer)
     write_rows(run.preferences, pairs)
 
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from hf_instruct.console import format_points
+from hf_instruct.console import format_points, pluralize
 from hf_instruct.evaluation.scores import FEW_ANSWERS, format_bounds
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import Scores
@@ -117,7 +117,7 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
             {"count": repeats.count, "spread": repeats.spread, "changed": repeats.changed},
         )
     if 0 < scores.n < FEW_ANSWERS:
-        answers = "1 answer has" if scores.n == 1 else f"{scores.n} answers have"
+        answers = pluralize(scores.n, "answer has", "answers have")
         yield Finding("few_scores", f"Only {answers} a score: the standard error itself is uncertain.", {"n": scores.n})
 
 

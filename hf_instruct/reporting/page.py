@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct import __version__
 from hf_instruct.config import Experiment
-from hf_instruct.console import format_interval, format_points, format_seconds, format_signed
+from hf_instruct.console import format_interval, format_points, format_seconds, format_signed, pluralize
 from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import label_judge, short_name
 from hf_instruct.plots import count_scores, draw_loss_plot, draw_score_histogram, format_inline_svg, write_figure
@@ -139,6 +139,7 @@ def _build_environment() -> "Environment":
         "interval": format_interval,
         "seconds": format_seconds,
         "short_name": short_name,
+        "pluralize": pluralize,
     }
     return environment
 

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from hf_instruct.console import align, clean_text, format_interval, format_seconds, format_signed
+from hf_instruct.console import align, clean_text, format_interval, format_seconds, format_signed, text_width
 from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import Leading, format_counts, format_mean
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, pick_highlights
@@ -16,17 +16,18 @@ _DIFFERENCE = "tuned - base (95 % interval)"
 _SHOWN_METRICS = ("exact_match", "rouge_l", "chrf", "perplexity")
 
 
-def format_summary(run: RunFolder, *, width: int = 88) -> str:
+def format_summary(run: RunFolder, *, width: int | None = None) -> str:
     """Return the scores, losses, a few answers before and after, and where the files are.
 
     Args:
         run: A run folder; it may lack any stage's files.
-        width: Longest line, in characters; paths may be longer.
+        width: Longest line, in characters; paths may be longer. By default what the terminal has, 88 at most.
 
     Raises:
         RunError: The folder holds no run.
         DataError: A file of the run cannot be read as what it should be.
     """
+    width = width or text_width(88)
     results = read_results(run, run.load_experiment())
     leading, (best, worst) = results.leading, pick_highlights(pair_answers(results))
     paths = (("report", run.report), ("answers", run.responses), ("model", run.model))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.console import format_size
+from hf_instruct.console import format_size, pluralize
 from hf_instruct.errors import RunError, TrainingError
 from hf_instruct.manifests import MANIFEST, Manifest, Origin, find_change, read_manifest, stamp_weights
 from hf_instruct.processes import is_main_process
@@ -99,7 +99,7 @@ def _check_origin(checkpoint: Path, then: Origin, now: Origin) -> None:
 
 
 def _describe_processes(origin: Origin) -> str:
-    count = "1 process" if origin.num_processes == 1 else f"{origin.num_processes} processes"
+    count = pluralize(origin.num_processes, "process", "processes")
     return f"{count} with {origin.sharding}" if origin.sharding else count
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import Experiment
+from hf_instruct.console import pluralize
 from hf_instruct.data.sources import load_split
 from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.processes import count_processes, is_main_process
@@ -32,7 +33,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     if experiment.data.num_proc:
         options["args"].setdefault("dataset_num_proc", experiment.data.num_proc)
     method = "LoRA" if experiment.lora is not None else "all weights"
-    logger.info("Fine-tuning %s (%s) on %d examples", experiment.model.name, method, len(splits["train"]))
+    logger.info("Fine-tuning %s (%s) on %s", experiment.model.name, method, pluralize(len(splits["train"]), "example"))
     summary = train(model, tokenizer, splits, loss_on=experiment.data.loss_on, resume=resume, **options)
     note_outcome(run, summary)
     return summary
@@ -97,8 +98,8 @@ def note_outcome(run: RunFolder, summary: TrainingSummary) -> None:
         measure, ends = "mean reward on held-out prompts", (summary.reward_before, summary.reward)
     before, after = (float("nan") if value is None else value for value in ends)
     logger.info(
-        "Trained %d steps in %.0f s (%s on %s); %s %.3f -> %.3f; peak memory %.1f GB",
-        summary.steps,
+        "Trained %s in %.0f s (%s on %s); %s %.3f -> %.3f; peak memory %.1f GB",
+        pluralize(summary.steps, "step"),
         summary.seconds,
         summary.precision,
         summary.device,
