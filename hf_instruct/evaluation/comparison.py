@@ -59,7 +59,7 @@ class Difference:
         if not self.smallest_found:
             return None
         needed = self.n * (self.smallest_found / difference) ** 2
-        return int(float(f"{needed:.1e}")) if needed >= 1 else 1
+        return max(1, int(float(f"{needed:.1e}")))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,15 +140,23 @@ class _Comparing(Pass[Preference]):
     def build(self, id: str, answers: list[Answer]) -> Preference:
         """Return the preference between two answers, given what came of asking in both orders."""
         pair = self._pairs[id]
+        orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
+        if orders and orders[1] is not None:
+            orders[1] = 1 - orders[1]
         return Preference(
             **self._names,
-            **_combine_orders(answers),
             id=id,
+            # Orders that disagree, or were never asked, are a tie.
+            score=None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5,
             judge=self._unasked if pair.is_identical else self.identity,
             rubric=RUBRIC,
+            orders=orders,
+            replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
             first_length=len(pair.first),
             second_length=len(pair.second),
             prompt_sha256=self._hashes[id],
+            seconds=round(sum(answer.seconds for answer in answers), 4),
+            failure=next((answer.failure for answer in answers if answer.failure), None),
             category=pair.example.category,
         )
 
@@ -166,21 +174,6 @@ class _Comparing(Pass[Preference]):
             with contextlib.suppress(FileNotFoundError):
                 old.replace(new)
         return kept
-
-
-def _combine_orders(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return what the answers in both orders say of a pair, as fields of a `Preference`."""
-    orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
-    if orders and orders[1] is not None:
-        orders[1] = 1 - orders[1]
-    return {
-        "orders": orders,
-        # Orders that disagree, or were never asked, are a tie.
-        "score": None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5,
-        "replies": [answer.replies[-1] if answer.replies else "" for answer in answers],
-        "seconds": round(sum(answer.seconds for answer in answers), 4),
-        "failure": next((answer.failure for answer in answers if answer.failure), None),
-    }
 
 
 def to_file_name(name: str) -> str:
