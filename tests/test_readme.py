@@ -43,6 +43,20 @@ def test_files_named_are_there(page: Path):
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+def test_links_lead_somewhere_in_a_clone():
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    own = [link.partition("#") for link in links if "://" not in link]
+    assert len(own) > 20
+    assert [path for path, _, _ in own if not (ROOT / path).exists()] == []
+    assert [f"{path}#{anchor}" for path, _, anchor in own if anchor and anchor not in list_anchors(ROOT / path)] == []
+
+
+def list_anchors(page: Path) -> list[str]:
+    """Return the anchors of a page's headings, as GitHub and mkdocs call them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w\s-]", "", heading.lower()).strip().replace(" ", "-") for heading in headings]
+
+
 def test_python_of_the_readme_uses_the_public_names():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
