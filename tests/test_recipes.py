@@ -109,6 +109,7 @@ def test_recipes_are_listed_and_copied(
     listed = capsys.readouterr().out
     for recipe in list_recipes():
         assert recipe.about.keys() >= {"model", "method", "hardware", "took", "launch"}
+        assert find_experiment(recipe.about["launch"].removeprefix("hf-instruct run ")) == recipe.path
         assert f"{recipe.name}\n  model     {recipe.about['model']}\n" in listed
     monkeypatch.chdir(tmp_path)
     for words, written in {"demo": "smollm2-135m-demo.yaml", "gpt2-xl/lora mine.yaml": "mine.yaml"}.items():
