@@ -18,9 +18,9 @@ from hf_instruct.evaluation.harness import (
     benchmark_model,
     benchmark_run,
     compare_benchmarks,
-    read_results,
 )
 from hf_instruct.evaluation.harness_tasks import PACKAGED_TASKS, load_tasks
+from hf_instruct.records import read_file
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import BenchmarkResult
 
@@ -181,7 +181,7 @@ def test_a_run_and_its_base_side_by_side(
         ["everyday_choice", metric, "10", "0"] for metric in ("acc", "acc_norm")
     ]
     assert "the first 10 questions" in lines[-1]
-    stored = read_results(run.benchmarks)
+    stored = read_file(run.benchmarks, dict[str, list[BenchmarkResult]])
     assert [row.task for row in stored["tuned"]] == ["mmlu", "everyday_choice", "everyday_choice"]
     assert stored["tuned"][0] == other
     tuned, base = stored["tuned"][1], stored["untuned"][0]
@@ -211,7 +211,7 @@ def test_a_killed_benchmark_continues(run: RunFolder, tmp_path: Path, monkeypatc
     found = benchmark_run(str(run.path), ["colours", "shades"], options=options, base=True)
     assert asked == ["colours", "shades", "shades", "colours", "shades"]
     assert [row.task for row in found["tuned"]] == ["colours", "shades"]
-    assert all(row.difference for row in read_results(run.benchmarks)["tuned"])
+    assert all(row.difference for row in read_file(run.benchmarks, dict[str, list[BenchmarkResult]])["tuned"])
     # Asked differently, it is asked again.
     benchmark_run(str(run.path), ["colours"], options=dataclasses.replace(options, limit=3))
     assert asked[5:] == ["colours"]

@@ -78,7 +78,7 @@ def benchmark_run(
     if base:
         names[UNTUNED] = run.find_base(run.load_experiment().model.name)
     # A damaged file comes to light before hours of work.
-    kept = read_results(run.benchmarks) if is_run else {}
+    kept = (read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}) if is_run else {}
     loaded = load_tasks(tasks, options.include)
     found: dict[str, list[BenchmarkResult]] = {kind: [] for kind in names}
     for kind, model_name in names.items():
@@ -269,12 +269,3 @@ def compare_benchmarks(tuned: Sequence[BenchmarkResult], base: Sequence[Benchmar
             row = row.model_copy(update={"difference": found})
         results.append(row)
     return results
-
-
-def read_results(path: Path) -> dict[str, list[BenchmarkResult]]:
-    """Return the results in a `benchmarks.json` by model; none where there is no such file.
-
-    Raises:
-        DataError: The file holds something else.
-    """
-    return read_file(path, dict[str, list[BenchmarkResult]]) or {}

@@ -250,7 +250,10 @@ def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
     size = parse_num_parameters(judge.model)
     if size is not None and size >= _SMALL_JUDGE_PARAMETERS:
         return ""
-    what = "of unknown size" if size is None else f"small ({format_parameters(size)} parameters)"
+    what = "of unknown size"
+    if size is not None:
+        count = f"{size / 1e9:.3g} billion" if size >= 1e9 else f"{size / 1e6:.3g} million"
+        what = f"small ({count} parameters)"
     return f"the judge is {what} and {'unchecked' if self_check is None else describe_check(self_check)}"
 
 
@@ -277,15 +280,6 @@ def describe_references(scores: Scores) -> str:
     if check and check.reference_mean is not None:
         return f"the references themselves scored {format_points(check.reference_mean)} on average (n={check.n})"
     return ""
-
-
-def format_parameters(count: float) -> str:
-    """Return a number of parameters in words.
-
-    >>> format_parameters(135e6), format_parameters(1.7e9)
-    ('135 million', '1.7 billion')
-    """
-    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
 
 
 def format_mean(scores: ScoreSummary | None) -> str:
