@@ -21,6 +21,8 @@ from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.records import read_rows
 from hf_instruct.schema import Preference, Response
 
+pytestmark = pytest.mark.usefixtures("cache_home")
+
 ANSWERS = ["Red.", "Blue, as the sky.", "A longer answer about green.", "Grey", "Black and white are none."] * 4
 BASE = [
     Response(
@@ -59,11 +61,6 @@ def always_a(a: str, b: str) -> str:
 
 def changed(suffix: Callable[[int], str]) -> list[Response]:
     return [row.model_copy(update={"response": row.response + suffix(number)}) for number, row in enumerate(BASE)]
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
 
 
 def judged(

@@ -20,6 +20,8 @@ from hf_instruct.pipeline import clear_from
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Judgment, Response, Scores
 
+pytestmark = pytest.mark.usefixtures("cache_home")
+
 RESPONSES = [
     Response(id=f"id{i}", instruction=f"Task {i}.", input="", output="Done.", response=f"Answer {i}.") for i in range(3)
 ]
@@ -51,11 +53,6 @@ class SeedlessJudge(SeededJudge):
         return {"backend": "local", "model": "fake", "digest": "d", "options": {}}
 
     def reseed(self, seed: int) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
 
 
 def run(

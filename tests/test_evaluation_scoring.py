@@ -22,6 +22,8 @@ from hf_instruct.records import read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import JudgeIdentity, Judgment, Response
 
+pytestmark = pytest.mark.usefixtures("cache_home")
+
 RESPONSES = [
     Response(
         id=f"id{i}",
@@ -35,12 +37,6 @@ RESPONSES = [
 ]
 SETTINGS = JudgeSection(concurrency=2)
 ONE_BY_ONE = JudgeSection(concurrency=1)
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def run(

@@ -25,6 +25,8 @@ from hf_instruct.records import Example, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Response
 
+pytestmark = pytest.mark.usefixtures("cache_home")
+
 EXAMPLES = [Example(f"id{i}", f"Spell the number {i}.", "", f"The word is number-{i}-spelt.") for i in range(30)]
 SETTINGS = JudgeSection(backend="local", concurrency=4)
 
@@ -65,12 +67,6 @@ def verbose(task: str, output: str, response: str) -> int:
 
 def silent(task: str, output: str, response: str) -> None:
     return None
-
-
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def check(score: Score, **arguments: Any) -> dict[str, Any]:

@@ -21,15 +21,12 @@ from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 
+pytestmark = pytest.mark.usefixtures("cache_home")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return publishing_runs.save_small(tmp_path_factory.mktemp("models") / "gpt2", tiny_models.gpt2_config())
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
 
 
 def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path: Path) -> None:
