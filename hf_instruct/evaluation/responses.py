@@ -1,6 +1,5 @@
 """Responses to judge or to measure: of a run, of a file such as the course's, or of a user's own rows."""
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -52,9 +51,8 @@ def choose_folder(source: Path, out: Path | None) -> RunFolder:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The only sure test: permissions do not show a read-only file system, or a full one.
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".hf-instruct.")
-        os.close(descriptor)
-        Path(name).unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise RunError(
             f"Nothing can be written in `{folder}` ({error.strerror}), where the judgments of `{source}` would go. "
