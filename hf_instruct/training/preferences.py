@@ -222,8 +222,8 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
             add_label_losses(base)
             self._attention = functools.partial(segment_attention, base)
             keywords["data_collator"] = PreferenceCollator(pad_id)
-        else:
-            reason = reason or "sharing a prompt is for models that take it, in one process on a CPU"
+        elif args.device.type == "cpu":
+            reason = reason or "rows are shared by one process, under SDPA, by models that keep their examples apart"
             logger.info("Training %s on padded pairs, several times slower: %s.", type(base).__name__, reason)
         super().__init__(model=model, args=args, processing_class=processing_class, **keywords)
         self.add_callback(KeepMemory())
