@@ -185,15 +185,15 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     if leads is not None and len(runs) > 2:
         order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
-    differences = [
-        each and _bound(each, run, runs[baseline])
-        for run, each in zip(ordered, _break_down("", common[order], base).differences, strict=True)
-    ]
+    whole = _break_down("score", common[order], base)
     categories = pandas.concat([run.rows["category"] for run in ordered]).groupby(level=0).first()
     groups = common[order].groupby(categories.reindex(common.index))
     num_dropped = len(scores) - len(common)
     return Comparison(
-        rows=[_build_row(run, common[i], d) for i, run, d in zip(order, ordered, differences, strict=True)],
+        rows=[
+            _build_row(run, mean, interval, each and _bound(each, run, runs[baseline]))
+            for run, mean, interval, each in zip(ordered, whole.means, whole.intervals, whole.differences, strict=True)
+        ],
         baseline=runs[baseline].name,
         n=len(common),
         num_dropped=num_dropped,
@@ -292,13 +292,13 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
             )
 
 
-def _build_row(run: ScoredRun, values: "pandas.Series[float]", difference: Difference | None) -> Row:
+def _build_row(run: ScoredRun, mean: float, interval: Interval | None, difference: Difference | None) -> Row:
     known, total = run.known, len(run.rows)
     failures = total - len(known)
     return Row(
         name=run.name,
-        mean=float(values.mean()),
-        interval=bootstrap_mean(values.tolist()),
+        mean=mean,
+        interval=interval,
         n=len(known),
         failures=failures,
         total=total,
