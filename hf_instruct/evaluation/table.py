@@ -70,7 +70,7 @@ def format_power(comparison: "Comparison") -> str:
     measures = [("score", [row.difference for row in comparison.rows])]
     measures += [(part.name, part.differences) for part in comparison.metrics]
     for name, differences in measures:
-        show = format_points if name == "score" else functools.partial(format_metric, name)
+        show = functools.partial(_show, name)
         asked = _ASKED.get(name)
         for row, difference in zip(comparison.rows, differences, strict=True):
             if difference and difference.smallest_found:
@@ -82,10 +82,8 @@ def format_power(comparison: "Comparison") -> str:
 
 def list_rows(comparison: "Comparison", metric: str = "") -> list[list[str]]:
     """Return the cells of the table of runs, its heads first: by a reference metric, or by the scores."""
-    show, show_signed = format_points, format_signed
-    if metric:
-        show = functools.partial(format_metric, metric)
-        show_signed = functools.partial(show, signed=True)
+    show = functools.partial(_show, metric or "score")
+    show_signed = functools.partial(show, signed=True)
     table = [["#", "run", label_metric(metric or "score"), "95 % interval", "difference", "95 % interval"]]
     for number, (name, mean, ends, difference) in enumerate(comparison.list_plot_rows(metric), start=1):
         cells = [str(number), name, show(mean), _show_ends(ends, show)]
@@ -95,15 +93,19 @@ def list_rows(comparison: "Comparison", metric: str = "") -> list[list[str]]:
             table.append([*cells, show_signed(difference[0]), _show_ends(difference[1], show_signed)])
     if metric:
         return table
-    scored = [
-        f"{row.n} of {row.total}" if any(row.failures for row in comparison.rows) else "" for row in comparison.rows
-    ]
+    scored = [f"{row.n} of {row.total}" for row in comparison.rows]
     losses = ["" if row.validation_loss is None else f"{row.validation_loss:.3f}" for row in comparison.rows]
     has_failures = any(row.failures for row in comparison.rows)
     for head, values, is_shown in (("scored", scored, has_failures), ("val. loss", losses, any(losses))):
         if is_shown:
             table = [[*line, cell] for line, cell in zip(table, [head, *values], strict=True)]
     return table
+
+
+def _show(measure: str, value: float, *, signed: bool = False) -> str:
+    if measure != "score":
+        return format_metric(measure, value, signed=signed)
+    return format_signed(value) if signed else format_points(value)
 
 
 def _show_ends(ends: "Ends", show: Callable[[float], str]) -> str:
@@ -142,19 +144,16 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
         table[0] += [f"{2 - base} - {base + 1}", "95 % interval"]
     any_marked = False
     for part in shown:
-        show, show_signed, label = format_points, format_signed, part.name
-        if title == "metric":
-            show = functools.partial(format_metric, part.name)
-            show_signed, label = functools.partial(show, signed=True), label_metric(part.name)
+        is_metric = title == "metric"
+        show = functools.partial(_show, part.name if is_metric else "score")
         # The bootstrap of a handful of values that happen to have one sign always excludes 0.
-        is_marked = part.n >= _FEWEST and (title == "metric" or not comparison.leading.reason)
+        is_marked = part.n >= _FEWEST and (is_metric or not comparison.leading.reason)
         marks = ["*" if is_marked and each and each.is_shown else " " for each in part.differences]
         any_marked |= "*" in marks
-        line = [label, str(part.n)]
+        line = [label_metric(part.name) if is_metric else part.name, str(part.n)]
         if (difference := part.differences[1 - base]) and count == 2:
-            ends = difference.interval
-            interval = f"{show_signed(ends.low)} to {show_signed(ends.high)}" if ends else "-"
-            line += [*map(show, part.means), show_signed(difference.mean), interval + marks[1 - base]]
+            interval = " to ".join(show(end, signed=True) for end in difference.interval or ()) or "-"
+            line += [*map(show, part.means), show(difference.mean, signed=True), interval + marks[1 - base]]
         else:
             line += [show(mean) + mark for mean, mark in zip(part.means, marks, strict=True)]
         table.append(line)
