@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_instruct.recipes import list_recipes
+
 logger = logging.getLogger(__name__)
 
 # A Hub that takes longer to say anything at all will not hand out weights.
@@ -55,7 +57,8 @@ def find_on_hub(repo: str, revision: str | None = None) -> None:
     )
 
     if repo.count("/") > 1:
-        raise OSError("there is no such folder.")
+        makers = [recipe.path.stem for recipe in list_recipes() if repo == f"runs/{recipe.path.stem}/model"]
+        raise OSError(f"there is no such folder.{f' Make it first: `hf-instruct run {makers[0]}`.' if makers else ''}")
     with cache_alone_if_unreachable(repo):
         try:
             hf_hub_download(repo, "config.json", revision=revision)

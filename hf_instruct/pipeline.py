@@ -227,6 +227,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     """
     from hf_instruct.models import find_model
     from hf_instruct.prompts import PromptFormat
+    from hf_instruct.tracking import check_trackers
 
     if experiment.data.prompt_format and {"data", "train"} & set(stages):
         # Later stages read the template that the run has kept.
@@ -238,6 +239,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
             "`hf-instruct export RUN --format merged --out FOLDER` makes, or the adapter's base model."
         )
     if "train" in stages:
+        check_trackers(experiment.training)
         found = {"name": find_model(name, revision=experiment.model.revision)}
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update=found)})
     if "judge" in stages and is_main_process():

@@ -4,14 +4,28 @@ Losses are logged by the callbacks of Transformers, which also begin the tracker
 """
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment
+from hf_instruct.errors import ConfigError, needs_package
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import MODELS
+
+
+def check_trackers(settings: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where a tracker that `report_to` names in the settings of training is not installed."""
+    for name in _list_trackers(settings):
+        if name in ("trackio", "tensorboard", "wandb") and importlib.util.find_spec(name) is None:
+            raise ConfigError(needs_package(f"`report_to: {name}`", name))
+
+
+def _list_trackers(settings: Mapping[str, Any]) -> Sequence[str]:
+    named = settings["report_to"] or []
+    return [named] if isinstance(named, str) else named
 
 
 def place_tensorboard(trainer: Any, folder: Path) -> None:
@@ -52,8 +66,6 @@ def log_samples(trackers: Sequence[str], rows: Sequence[Mapping[str, str]], *, s
 def log_results(run: RunFolder, experiment: Experiment) -> None:
     """Log the mean scores and reference metrics of a run to its trackers, in the runs that its training began there."""
     settings = experiment.training
-    named = settings["report_to"] or "none"
-    trackers = [named] if isinstance(named, str) else named
     values: dict[str, float] = {}
     for model in MODELS:
         found = {name: metric.mean for name, metric in run.read_metrics(model).metrics.items()}
@@ -62,7 +74,7 @@ def log_results(run: RunFolder, experiment: Experiment) -> None:
             found["score"] = scores.mean
         values |= {f"results/{model}/{name}": value for name, value in found.items()}
     name = name_tracked_run(run, settings)
-    for kind in trackers if values else ():
+    for kind in _list_trackers(settings) if values else ():
         if kind in ("trackio", "wandb"):
             tracker = importlib.import_module(kind)
             how = {"project": settings.get("project", "huggingface")}

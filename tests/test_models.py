@@ -135,6 +135,8 @@ def test_models_are_looked_for_on_the_hub(no_wheel: None, tmp_path: Path, monkey
         with pytest.raises(ModelLoadError, match="it has no revision `v9` on the Hub"):
             find_model("me/mine", revision="v9")
     find_on_hub.cache_clear()
+    with pytest.raises(ModelLoadError, match=r"there is no such folder\. Make it first: `hf-instruct run demo`"):
+        find_model("runs/demo/model")
     # What was found is in the cache now.
     assert find_model("me/mine") == "me/mine"
     find_on_hub.cache_clear()

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from hf_instruct.config import build_experiment
+from hf_instruct.errors import ConfigError
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Metrics, MetricValue, Scores
-from hf_instruct.tracking import log_results, log_samples, name_tracked_run, place_tensorboard
+from hf_instruct.tracking import check_trackers, log_results, log_samples, name_tracked_run, place_tensorboard
 
 SAMPLES = [{"instruction": "Name a color.", "response": "Red.\n\nOr blue."}]
 TRACKERS = ["trackio", "tensorboard", "wandb", "mlflow"]
@@ -49,6 +50,15 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     return calls
+
+
+def test_a_tracker_that_is_not_installed_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else object())
+    for named in ("none", None, "all", "trackio", ["mlflow", "tensorboard"]):
+        check_trackers({"report_to": named})
+    for named in ("wandb", ["tensorboard", "wandb"]):
+        with pytest.raises(ConfigError, match=r"`report_to: wandb` needs the package wandb, .*: pip install wandb"):
+            check_trackers({"report_to": named})
 
 
 def test_samples_are_a_table(told: list[tuple[Any, ...]], tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ what else can be typed. Where input is no terminal, each of its lines is a quest
 
 EPILOG = """\
 examples:
-  hf-instruct chat runs/smollm2-135m-demo
-  hf-instruct chat runs/smollm2-135m-demo --compare                  the untuned model's answers beside it
-  hf-instruct chat runs/smollm2-135m-demo --message "Name a color."  one answer, and done
-  hf-instruct chat smollm2-135m --temperature 0.7 --seed 1           a model that is no run's
-  hf-instruct chat runs/smollm2-135m-demo < questions.txt > answers.txt
+  hf-instruct chat runs/demo
+  hf-instruct chat runs/demo --compare                         the untuned model's answers beside it
+  hf-instruct chat runs/demo --message "Name a color."         one answer, and done
+  hf-instruct chat smollm2-135m --temperature 0.7 --seed 1     a model that is no run's
+  hf-instruct chat runs/demo < questions.txt > answers.txt
 """
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 DESCRIPTION = "Write report.html in a run folder: scores, losses and all answers, before and after."
 EPILOG = """\
 examples:
-  hf-instruct report runs/smollm2-135m-demo
+  hf-instruct report runs/demo
 
 The page, RUN/report.html, is one file that needs no network: open it in any browser, mail it, keep it.
 Whatever the run lacks so far is named on the page with the command that makes it.
