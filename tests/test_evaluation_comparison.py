@@ -11,8 +11,8 @@ from rows import judgment, response
 
 from hf_instruct.cli.main import main
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.comparison import compare_runs, compare_values
-from hf_instruct.evaluation.intervals import bootstrap_mean
+from hf_instruct.evaluation.comparison import compare_runs
+from hf_instruct.evaluation.intervals import bootstrap_mean, compare_values
 from hf_instruct.evaluation.runs import load_run
 from hf_instruct.evaluation.table import format_comparison
 from hf_instruct.plots import COLORS, draw_comparison_plot

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError, quote_names
-from hf_instruct.evaluation.intervals import (
-    SCOPE,
-    bootstrap_mean,
-    difference_interval,
-    share_interval,
-    sign_test,
-    smallest_found,
-)
+from hf_instruct.evaluation.intervals import SCOPE, Difference, bootstrap_mean, compare_values, share_interval
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
 from hf_instruct.evaluation.scores import Leading, choose_leading, describe_check, find_weakness
@@ -31,35 +24,6 @@ _SHOWN_KEYS = 3
 # Below this the bootstrap's intervals are much too narrow.
 _FEWEST = 10
 _LEAST_CONSTANT = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """A run's values - the baseline's, example by example, in the values' unit."""
-
-    mean: float
-    interval: Interval | None  # 95 %: a score interval for shares, else bootstrapped; None for a single example
-    wins: int  # examples on which the run's value is higher
-    ties: int
-    losses: int
-    p_value: float | None  # of the two-sided sign test; None where all values are equal
-    is_shown: bool  # whether the interval excludes zero, and `bounds` too
-    # The smallest difference that as many examples show 8 times in 10; None for a single example.
-    smallest_found: float | None = None
-    # The mean over all examples where each failed judgment is the worst or the best score; None without any.
-    bounds: Interval | None = None
-
-    @property
-    def n(self) -> int:
-        """How many examples were compared."""
-        return self.wins + self.ties + self.losses
-
-    def count_needed(self, difference: float) -> int | None:
-        """Return about how many examples would show a difference 8 times in 10, two digits of it; None if not known."""
-        if not self.smallest_found:
-            return None
-        needed = self.n * (self.smallest_found / difference) ** 2
-        return max(1, int(float(f"{needed:.1e}")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,33 +177,6 @@ def _put_side_by_side(values: "Iterable[pandas.Series[float]]") -> "pandas.DataF
 
     columns = list(values)
     return pandas.concat(columns, axis=1, keys=range(len(columns))).dropna(how="all")
-
-
-def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_share: bool = False) -> Difference:
-    """Return how far values exceed a baseline's values of the same examples, one at least.
-
-    Args:
-        values: One for each example.
-        baseline: The baseline's.
-        is_share: Whether each value is a yes (1) or a no (0).
-
-    >>> found = compare_values([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
-    >>> found.mean, found.wins, found.ties, found.losses, found.p_value, found.is_shown
-    (20.0, 2, 1, 1, 1.0, False)
-    """
-    differences = [one - other for one, other in zip(values, baseline, strict=True)]
-    wins, losses = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)
-    interval = difference_interval(differences, is_share=is_share)
-    return Difference(
-        mean=statistics.fmean(differences),
-        interval=interval,
-        wins=wins,
-        ties=len(differences) - wins - losses,
-        losses=losses,
-        p_value=sign_test(differences),
-        is_shown=interval is not None and not interval.spans(0.0),
-        smallest_found=smallest_found(differences),
-    )
 
 
 def _bound(found: Difference, run: ScoredRun, baseline: ScoredRun) -> Difference:

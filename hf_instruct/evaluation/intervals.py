@@ -1,5 +1,6 @@
 """How sure a number is: intervals of means, shares and differences, and the sign test, wherever a number is shown."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -11,14 +12,6 @@ if TYPE_CHECKING:
     import numpy
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-class Estimate(NamedTuple):
-    """A number and its 95 % interval; None where the examples do not define it."""
-
-    value: float | None
-    interval: Interval | None
-
 
 LEVEL = 0.95
 # What every view of intervals says once, where they are read.
@@ -41,6 +34,42 @@ _Z_POWER = statistics.NormalDist().inv_cdf(0.8)
 _HALVINGS = 60
 # Resampled values held at once: they fit the cache.
 _BLOCK = 200_000
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval; None where the examples do not define it."""
+
+    value: float | None
+    interval: Interval | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A run's values - the baseline's, example by example, in the values' unit."""
+
+    mean: float
+    interval: Interval | None  # 95 %: a score interval for shares, else bootstrapped; None for a single example
+    wins: int  # examples on which the run's value is higher
+    ties: int
+    losses: int
+    p_value: float | None  # of the two-sided sign test; None where all values are equal
+    is_shown: bool  # whether the interval excludes zero, and `bounds` too
+    # The smallest difference that as many examples show 8 times in 10; None for a single example.
+    smallest_found: float | None = None
+    # The mean over all examples where each failed judgment is the worst or the best score; None without any.
+    bounds: Interval | None = None
+
+    @property
+    def n(self) -> int:
+        """How many examples were compared."""
+        return self.wins + self.ties + self.losses
+
+    def count_needed(self, difference: float) -> int | None:
+        """Return about how many examples would show a difference 8 times in 10, two digits of it; None if not known."""
+        if not self.smallest_found:
+            return None
+        needed = self.n * (self.smallest_found / difference) ** 2
+        return max(1, int(float(f"{needed:.1e}")))
 
 
 def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None:
@@ -200,6 +229,33 @@ def measure_difference(
     gains = [other[id] - number for id, number in base.items() if id in other]
     interval = difference_interval(gains, is_share=is_share)
     return interval and MeanDifference(statistics.fmean(gains), *interval, len(gains))
+
+
+def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_share: bool = False) -> Difference:
+    """Return how far values exceed a baseline's values of the same examples, one at least.
+
+    Args:
+        values: One for each example.
+        baseline: The baseline's.
+        is_share: Whether each value is a yes (1) or a no (0).
+
+    >>> found = compare_values([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
+    >>> found.mean, found.wins, found.ties, found.losses, found.p_value, found.is_shown
+    (20.0, 2, 1, 1, 1.0, False)
+    """
+    differences = [one - other for one, other in zip(values, baseline, strict=True)]
+    wins, losses = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)
+    interval = difference_interval(differences, is_share=is_share)
+    return Difference(
+        mean=statistics.fmean(differences),
+        interval=interval,
+        wins=wins,
+        ties=len(differences) - wins - losses,
+        losses=losses,
+        p_value=sign_test(differences),
+        is_shown=interval is not None and not interval.spans(0.0),
+        smallest_found=smallest_found(differences),
+    )
 
 
 def smallest_found(differences: Sequence[float]) -> float | None:

@@ -9,7 +9,8 @@ from hf_instruct.console import align, format_interval, format_points, format_si
 from hf_instruct.evaluation.metrics import SHARES, format_metric, label_metric
 
 if TYPE_CHECKING:
-    from hf_instruct.evaluation.comparison import Breakdown, Comparison, Difference
+    from hf_instruct.evaluation.comparison import Breakdown, Comparison
+    from hf_instruct.evaluation.intervals import Difference
     from hf_instruct.plots import Ends
 
 _SHORTEST_NAME = 16
