@@ -413,7 +413,7 @@ class PairSummary(Judging):
     highest: float | None
     length_controlled_win_rate: float | None
     length_controlled_win_rate_interval: Interval | None
-    one_sided_lengths: bool | None  # whether all answers of one set are the longer ones
+    one_sided_lengths: bool | None  # whether one set has the longer answer in all but too few pairs
     mean_length: Lengths
     n: Count
     failures: Count

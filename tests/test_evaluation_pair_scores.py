@@ -52,6 +52,15 @@ def test_padding_gains_nothing_at_equal_length(padding: "object", every: int) ->
     assert has_one_sided_lengths(rows) is True
 
 
+@pytest.mark.parametrize(
+    ("n", "others", "expected"), [(100, 9, True), (100, 10, False), (300, 29, True), (12, 6, True)]
+)
+def test_few_pairs_of_the_other_length_give_no_interval(n: int, others: int, expected: bool) -> None:
+    rows = [prefer(k, k % 2, lengths=(20, 30 if k < others else 10)) for k in range(n)]
+    assert has_one_sided_lengths(rows) is expected
+    assert (length_controlled_win_rate(rows, resamples=50).interval is None) is expected
+
+
 def test_known_advantage_and_length_effect_are_told_apart() -> None:
     """Pairs in which the first is longer on average, by a judge with an advantage of 0.8 nats for it and a bias."""
     generator = numpy.random.default_rng(0)

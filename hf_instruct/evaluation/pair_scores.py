@@ -123,12 +123,14 @@ def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: 
 
 
 def has_one_sided_lengths(preferences: Sequence[Preference]) -> bool | None:
-    """Return whether each of one set's answers is the longer one, so that no pair shows what equal lengths would give.
+    """Return whether one set's answers are the longer ones in all but too few pairs to show what equal lengths give.
 
-    Those without a verdict are left out; None where no others are left.
+    Too few are fewer than 10 pairs, or 10 % of them. Pairs without a verdict are left out; None where no others are.
     """
     differences = [row.first_length - row.second_length for row in preferences if row.score is not None]
-    return min(differences) > 0 or max(differences) < 0 if differences else None
+    longer, shorter = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
+    others = len(differences) - max(longer, shorter)
+    return others < max(_FEWEST, len(differences) / 10) if differences else None
 
 
 def _measure_orders(preferences: Sequence[Preference]) -> tuple[Consistency, Position]:
@@ -221,10 +223,11 @@ def _find_notes(scores: PairSummary) -> list[str]:
     if scores.win_rate_interval and scores.win_rate_interval.spans(0.5):
         notes.append("No difference shown: the interval of the win rate spans 50 %.")
     if scores.one_sided_lengths:
-        longer = scores.first if scores.mean_length.first > scores.mean_length.second else scores.second
+        sides = (scores.second, scores.first)
+        shorter, longer = sides if scores.mean_length.first > scores.mean_length.second else sides[::-1]
         notes.append(
-            f"Every answer of {longer} is the longer one, so no pair shows what equal lengths would give; what "
-            "length can explain is put down to length."
+            f"Too few answers of {shorter} (under {_FEWEST}, or 10 %) are as long as those of {longer} to show what "
+            "equal lengths would give: what length can explain is put down to length, and there is no interval."
         )
     notes += find_pair_problems(scores)
     return [f"! {note}" for note in notes]
