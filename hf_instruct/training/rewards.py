@@ -254,7 +254,8 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         }
         if is_plain and can_decode(self.model):
             ends = set(self.eos_token_ids)
-            with generating(self.model):
+            # Entered here, so that weights are cast once for all tokens.
+            with generating(self.model), self.accelerator.autocast():
                 rows = decode(
                     self.model,
                     prompt_ids,

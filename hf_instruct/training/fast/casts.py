@@ -60,7 +60,8 @@ def _build_forward(layer: nn.Module) -> Any:
     is_transposed = isinstance(layer, nn.Linear)
 
     def forward(inputs: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(inputs.device.type):
+        # While answers are generated autocast's own copies are kept from token to token.
+        if not torch.is_autocast_enabled(inputs.device.type) or torch.is_inference_mode_enabled():
             return original(inputs)  # type: ignore[no-any-return]
         weight: Any = layer.weight
         bias: Any = layer.bias
