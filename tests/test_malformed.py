@@ -188,7 +188,7 @@ def attack(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         error = capsys.readouterr().err
         assert status in statuses
         assert time.process_time() - start < 4
-        assert error.count("hf-instruct") == (1 if status else 0)
+        assert error.count("hf-instruct: ") == (1 if status else 0)
         assert "Traceback" not in error
         assert len(error) < 10_000
         return error
