@@ -127,9 +127,18 @@ def let_threads_sleep() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
+class _StandardErrorHandler(logging.StreamHandler[Any]):
+    """Writes to what standard error is at the time: while there is a progress bar, above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record's lines."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def configure_process() -> None:
     """Set up logging and keep the libraries below from calling home, for a program of ours; no import does so."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardErrorHandler()
     handler.setFormatter(MessageFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Processes launched together would log the same lines.

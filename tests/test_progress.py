@@ -1,5 +1,9 @@
 import logging
+import os
 import re
+import subprocess
+import sys
+import termios
 
 import pytest
 
@@ -43,3 +47,25 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.search(r"Answering .*4/4.* note", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", captured.err))
+
+
+def test_the_log_stands_above_the_bar() -> None:
+    code = """
+import logging
+from hf_instruct.processes import configure_process
+from hf_instruct.progress import progress_bar
+configure_process()
+with progress_bar("Training", 2) as advance:
+    advance(1, "")
+    logging.getLogger("hf_instruct").info("A line of the log")
+    advance(1, "")
+"""
+    leader, follower = os.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
+    subprocess.run([sys.executable, "-c", code], stderr=follower, check=True, env={**os.environ, "TERM": "xterm"})
+    said = os.read(leader, 100_000).decode()
+    os.close(follower)
+    os.close(leader)
+    # The bar is erased first, and drawn again below.
+    assert "\x1b[2KA line of the log\r\n" in said
+    assert said.count("2/2") == 1

@@ -251,6 +251,8 @@ def _format_samples(samples: Sequence[dict[str, str]]) -> str:
     """Return samples as indented text, an instruction and its response each."""
     lines = []
     for sample in samples:
-        question = f"{sample['instruction']} {sample['input']}".strip()
-        lines += [f"  {question}", f"    -> {sample['response'] or '(nothing)'}"]
+        question, response = (
+            " ".join(text.split()) for text in (f"{sample['instruction']} {sample['input']}", sample["response"])
+        )
+        lines += [f"  {question}", f"    -> {response or '(nothing)'}"]
     return "\n".join(lines)
