@@ -35,7 +35,7 @@ def parse_yaml(text: str) -> Any:
 @functools.lru_cache(maxsize=16)
 def _parse(text: str) -> Any:
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
         _check_size(YAML(typ="safe", pure=True).parse(text))
@@ -43,8 +43,13 @@ def _parse(text: str) -> Any:
     except LookupError as error:
         # Of ruamel.yaml 0.19 where a value does not match its tag, as in `!!bool maybe`.
         raise ValueError("a value does not match its `!!` tag") from error
+    except MarkedYAMLError as error:
+        mark, begun = error.problem_mark or error.context_mark, error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        context = f", {error.context} that starts on line {begun.line + 1}" if error.context and begun else ""
+        raise ValueError(f"{where}{error.problem}{context}") from error
     except YAMLError as error:
-        raise ValueError(" ".join(str(error).split("To suppress")[0].split())) from error
+        raise ValueError(" ".join(str(error).split()).replace(' in "<unicode string>",', " at")) from error
 
 
 def parse_flag_value(text: str) -> Any:

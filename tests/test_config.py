@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from hf_instruct.config import Experiment, build_experiment, describe_fields, load_experiment
 from hf_instruct.errors import ConfigError
 from hf_instruct.run_folder import plain_values
-from hf_instruct.yaml_text import dump_yaml, parse_flag_value, read_yaml
+from hf_instruct.yaml_text import dump_yaml, parse_flag_value, parse_yaml, read_yaml
 
 
 def write(tmp_path: Path, text: str | bytes) -> Path:
@@ -137,7 +138,7 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
         (b"data:\n  source: caf\xe9\n", "position 19"),
         (b"- a\n- b\n", "holds a list"),
         (b"gpt2\n", "holds a str"),
-        (b"data:\n  source: [a\n", "line 2, column"),
+        (b"data:\n  source: [a\n", "that starts on line 2"),
         # No YAML of ruamel's, but a date that there is not.
         (b"model:\n  revision: 2024-02-30\n", "day is out of range for month"),
         (b"data:\n  seed: 1\n  seed: 2\n", 'found duplicate key "seed"'),
@@ -202,3 +203,18 @@ def test_the_settings_that_train_are_those_of_the_section_over_its_defaults() ->
     assert (plain["seed"], plain["learning_rate"], "beta" in plain) == (1, 5e-5, False)
     preferring = build_experiment({"dpo": {"max_length": 64}}, where="here", deep=False).training
     assert (preferring["max_length"], preferring["learning_rate"], preferring["beta"]) == (64, 5e-6, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1,\nb: 2\n", "line 3, column 1: expected ',' or ']', but got"),
+        ("a: [1,\nb: 2\n", ", while parsing a flow sequence that starts on line 1"),
+        ("a: b: c", "line 1, column 5: mapping values are not allowed here"),
+        ("a: \x07", "unacceptable character #x0007: special characters are not allowed at position 3"),
+    ],
+)
+def test_what_is_not_yaml_is_named_by_its_line(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        parse_yaml(text)
+    assert "<unicode string>" not in str(caught.value)

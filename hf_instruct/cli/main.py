@@ -108,6 +108,9 @@ class _HelpText(argparse.HelpFormatter):
         parts = [part if "\n " in part else fill(part) for part in text.strip().split("\n\n")]
         return textwrap.indent("\n\n".join(parts), indent)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.describe() if isinstance(action, FieldFlag) else action.help
 
@@ -131,7 +134,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # The refused text may be pasted from somewhere else.
-        super()._print_message(clean_message(message), file)
+        super()._print_message(wrap(clean_message(message), file), file)
 
 
 def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
