@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from hf_instruct.cli.flags import whole
-from hf_instruct.console import format_json
+from hf_instruct.console import format_json, wrap
 
 DESCRIPTION = """\
 Measure the agreement of two judges, or of a judge with people, on the same answers.
@@ -38,4 +38,4 @@ def _agree(options: argparse.Namespace) -> None:
 
     voters = options.voter_a, options.voter_b
     agreement = measure_agreement(options.a, options.b, voters=voters, seed=options.seed)
-    print(format_json(agreement.to_dict()) if options.json else agreement)
+    print(format_json(agreement.to_dict()) if options.json else wrap(str(agreement)))

@@ -128,7 +128,7 @@ def _pairwise(options: argparse.Namespace) -> None:
     file = _choose_pair_file(options.source, options.baseline, options.out)
     with run.locked() if is_run else contextlib.nullcontext():
         judged = prefer(joined, section, file=file, options=_build_options(options))
-    print(f"{judged}\n{file}\n{file.with_suffix('.json')}")
+    print(wrap(f"{judged}\n{file}\n{file.with_suffix('.json')}"))
     asked = judged.summary.total - judged.summary.identical
     require_verdicts(asked - judged.summary.failures, asked, file)
 
@@ -183,7 +183,7 @@ def _check(options: argparse.Namespace) -> None:
     limit = DEFAULT_LIMIT if options.limit is None else options.limit
     with run.locked() if run else contextlib.nullcontext():
         result = run_self_check(examples, section, limit=limit, out=out, options=_build_options(options))
-    print(format_self_check(result))
+    print(wrap(format_self_check(result)))
     judgments = out / "self_check" / "judgments.jsonl" if out else None
     if out:
         print(f"{out / 'self_check.json'}\n{judgments}")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hf_instruct.console import format_json
+from hf_instruct.console import format_json, wrap
 
 DESCRIPTION = """\
 Rate sets of answers on one scale (Bradley-Terry) by the preferences between them: of a judge, from `hf-instruct
@@ -33,4 +33,4 @@ def _rate(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.ratings import rate_preferences
 
     table = rate_preferences(options.sources, force=options.force)
-    print(format_json(table.to_dict()) if options.json else table)
+    print(format_json(table.to_dict()) if options.json else wrap(str(table)))

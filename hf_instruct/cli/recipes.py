@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from hf_instruct.console import wrap
+
 DESCRIPTION = "List the recipes, the experiments that come with the package: what they need, and how long they took."
 EPILOG = """\
 examples:
@@ -25,8 +27,11 @@ def _list(options: argparse.Namespace) -> None:
     from hf_instruct.recipes import list_recipes
 
     for recipe in list_recipes():
-        print(recipe.name, *(f"  {word:9} {recipe.about[word]}" for word in ("model", "hardware", "took")), sep="\n")
-    print("Run one with `hf-instruct run NAME`, or write it to a file to edit: `hf-instruct recipes copy NAME FILE`.")
+        about = [f"  {word:9} {recipe.about[word]}" for word in ("model", "hardware", "took")]
+        print(wrap("\n".join([recipe.name, *about])))
+    print(
+        wrap("Run one with `hf-instruct run NAME`; `hf-instruct recipes copy NAME FILE` writes it to a file.")
+    )
 
 
 def _copy(options: argparse.Namespace) -> None:

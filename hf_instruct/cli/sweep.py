@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import natural, whole
 from hf_instruct.cli.run import SECTIONS
-from hf_instruct.console import align
+from hf_instruct.console import align, pluralize, wrap
 
 if TYPE_CHECKING:
     from hf_instruct.sweeping.sweep import Sweep
@@ -75,7 +75,7 @@ def _print_plan(sweep: "Sweep", known: "Sweep | None") -> None:
         for axis in sweep.axes:
             print(f"  {axis}{'  by logarithm' if axis.is_log else ''}")
         return
-    print(f"{len(sweep.candidates)} run{'s' if len(sweep.candidates) > 1 else ''} in {sweep.path}:")
+    print(f"{pluralize(len(sweep.candidates), 'run')} in {sweep.path}:")
     for candidate in sweep.candidates:
         print(f"  {candidate.name:<60}  {statuses.get(candidate.name, 'to run')}")
 
@@ -97,7 +97,7 @@ def _print_table(sweep: "Sweep") -> None:
     print("\n".join(align(table, right=range(1, len(table[0]) - 1))))
     for candidate in ranked:
         if candidate.error:
-            print(f"failed: {candidate.name}: {candidate.error}")
+            print(wrap(f"failed: {candidate.name}: {candidate.error}"))
 
 
 def _format_number(value: float | None, digits: int) -> str:
@@ -113,7 +113,7 @@ def _print_choice(sweep: "Sweep", *, judge_all: bool) -> None:
     best = sweep.ranked()[0]
     print(f"\n* chosen, validation loss {best.validation_loss:.4f}: {sweep.folder(best).path}")
     if sweep.test_scores:
-        print(f"  test score {format_scores(sweep.test_scores)}")
+        print(wrap(f"  test score {format_scores(sweep.test_scores)}"))
     print(f"  report {sweep.folder(best).report}")
     finished = [candidate for candidate in sweep.candidates if candidate.status == "finished"]
     folders = [sweep.folder(candidate) for candidate in finished if candidate.name in sweep.tested]

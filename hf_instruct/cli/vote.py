@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_page_flags, natural, open_page
+from hf_instruct.console import pluralize
 
 if TYPE_CHECKING:
     from hf_instruct.evaluation.votes import VoteBook
@@ -74,6 +75,6 @@ def _print_end(book: "VoteBook") -> None:
     voters = book.voters()
     file = shlex.quote(str(book.path))
     by = voters[0] if len(voters) == 1 else f"{len(voters)} voters"
-    print(f"{kept} {'vote' if kept == 1 else 'votes'} by {by} stored in {book.path}")
+    print(f"{pluralize(kept, 'vote')} by {by} stored in {book.path}")
     print(f"Continue with:  hf-instruct rate {file}")
     print(f"                hf-instruct agree {file} PREFERENCES_OF_A_JUDGE")
