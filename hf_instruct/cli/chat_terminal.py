@@ -27,18 +27,18 @@ SETTINGS = {
     "top_k": "draw from this many likeliest tokens (default: 0, all)",
     "max_new_tokens": "longest answer, in tokens (default: 256)",
     "repetition_penalty": "above 1, makes tokens seen before less likely (default: 1)",
-    "seed": "makes what is drawn repeatable (default: none)",
+    "seed": "the same seed repeats an answer (default: none)",
 }
 HELP = """\
-  /retry           answer the latest question again
-  /undo            take back the latest question and its answer
-  /clear           forget all questions and answers
-  /set NAME VALUE  change how answers are generated; alone, list the settings
+  /retry           answer the last question again
+  /undo            remove the last question and its answer
+  /clear           remove all questions and answers
+  /set NAME VALUE  change a generation setting; alone, list the settings
   /system TEXT     tell the model something beforehand (`none`: nothing); alone, show it
   /compare TEXT    ask the untuned model too; alone, turn that on or off for every question
   /save FILE       append the whole answers to a JSON Lines file of training examples
-  /quit            end; so does Ctrl-D
-  A question that begins with a slash is typed with two; a line that ends in \\ continues in the next."""
+  /quit            quit; so does Ctrl-D
+  Type `//` to begin a question with a slash, and end a line with \\ to continue it on the next."""
 COMMANDS = ("/help", *(line.split()[0] for line in HELP.splitlines() if line.startswith("  /")))
 _LEAST_COLUMNS = 60
 

@@ -33,7 +33,7 @@ strategies: greedy, beam, sample, top-k, top-p, min-p, typical, beam-sample; `no
 `hf-instruct generate --presets` says what each is and where it comes from."""
 
 _LEGEND = (
-    "repeats: share of the runs of four tokens that stood in the text before (seq-rep-4). perplexity: how surprising "
+    "repeats: share of four-token sequences that occurred earlier in the text (seq-rep-4). perplexity: how surprising "
     "the model finds its own text; low is likely, which is not the same as good."
 )
 _SAMPLING = ("temperature", "top_k", "top_p")
@@ -56,13 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, metavar="T", help="above 0 (default: 1)")
     add("--top-k", type=whole, default=EXPLORED_TOP_K, metavar="K", help=f"0 is off (default: {EXPLORED_TOP_K})")
     add("--top-p", type=float, default=EXPLORED_TOP_P, metavar="P", help=f"1 is off (default: {EXPLORED_TOP_P})")
-    add("--beams", type=whole, default=3, metavar="N", help="of the beam tree; 0: none (default: 3)")
-    add("--depth", type=natural, default=5, metavar="N", help="tokens of the beam tree (default: 5)")
+    add("--beams", type=whole, default=3, metavar="N", help="beams of the beam tree; 0 for none (default: 3)")
+    add("--depth", type=natural, default=5, metavar="N", help="new tokens in the beam tree (default: 5)")
     shown = ",".join(EXPLORED_STRATEGIES)
-    strategies_help = f"to write a text with each (default: {shown})"
+    strategies_help = f"what to generate a text with (default: {shown})"
     add("--strategies", default=shown, metavar="A,B,...", help=strategies_help)
-    add("--length", type=natural, default=40, metavar="N", help="tokens of these texts (default: 40)")
-    add("--seed", type=int, default=123, metavar="S", help="of those that sample (default: 123)")
+    add("--length", type=natural, default=40, metavar="N", help="new tokens in these texts (default: 40)")
+    add("--seed", type=int, default=123, metavar="S", help="seed for sampling (default: 123)")
     add("--plot", type=Path, metavar="FILE.png", help="draw the next token's probabilities")
     add("--json", action="store_true", help="print everything as JSON instead")
     add_trust_flag(parser)

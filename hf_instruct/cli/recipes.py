@@ -29,9 +29,7 @@ def _list(options: argparse.Namespace) -> None:
     for recipe in list_recipes():
         about = [f"  {word:9} {recipe.about[word]}" for word in ("model", "hardware", "took")]
         print(wrap("\n".join([recipe.name, *about])))
-    print(
-        wrap("Run one with `hf-instruct run NAME`; `hf-instruct recipes copy NAME FILE` writes it to a file.")
-    )
+    print(wrap("Run one with `hf-instruct run NAME`; `hf-instruct recipes copy NAME FILE` writes it to a file."))
 
 
 def _copy(options: argparse.Namespace) -> None:

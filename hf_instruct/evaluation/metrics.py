@@ -181,12 +181,12 @@ METRICS = {
     "rouge_l": Metric("ROUGE-L", "words in the reference's order, 0 to 1", "RougeL", rouge_l),
     "chrf": Metric("chrF", "character n-grams shared with the reference, 0 to 100", "ChrF", chrf, decimals=1),
     "length_ratio": Metric(
-        "length", "characters for each of the reference's", "LengthRatio", _length_term, is_quotient=True
+        "length", "characters per character of the reference", "LengthRatio", _length_term, is_quotient=True
     ),
     "stopped": Metric("finished", "not cut off", "StoppedShare", float, ("stopped",), is_share=True),
     "repetitive": Metric(
         "repeats itself",
-        "says the same again and again",
+        "repeats a phrase over and over",
         "RepetitiveShare",
         is_repetitive,
         ("predictions",),

@@ -175,7 +175,8 @@ def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
 
 def _list_scores(results: RunResults) -> Iterator[tuple[str, str, str]]:
     base, tuned = results.comparable_scores, results.tuned.scores
-    score = [("mean score, 0 to 100", _show_score(base), _show_score(tuned))] if tuned else []
+    says_little = " (says little: see Limits)" if results.leading.reason else ""
+    score = [(f"mean score, 0 to 100{says_little}", _show_score(base), _show_score(tuned))] if tuned else []
     if not results.leading.reason:
         yield from score
     for row in results.metrics:

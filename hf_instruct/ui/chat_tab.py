@@ -271,7 +271,7 @@ def _build_settings(gradio: Any) -> dict[str, Any]:
         }
     with gradio.Row():
         found["max_new_tokens"] = gradio.Number(
-            256, precision=0, label="longest answer", info="in tokens", elem_id="hi-longest", **narrow
+            256, precision=0, label="longest answer", info="new tokens", elem_id="hi-longest", **narrow
         )
         found["repetition_penalty"] = gradio.Number(1.0, label="repetition penalty", info="1: none", **narrow)
         # Not a number field: Gradio turns an empty one into 0, which is a seed like any other.

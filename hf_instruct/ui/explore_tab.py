@@ -99,7 +99,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
 
         tree = explore_beams(model.model, model.tokenizer, ids, num_beams=int(num_beams), length=int(length))
         return (
-            "What beam search followed, and what it found.",
+            "The tokens that beam search kept, and the texts that it found.",
             fill(tree.to_table()),
             fill(tabulate_texts(tree.texts), text_second=True),
         )
@@ -109,7 +109,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
 
         settings: dict[str, Any] = {"max_new_tokens": int(length), "seed": int(seed or 0), "end_id": model.end_id}
         texts = compare_strategies(model.model, model.tokenizer, ids, names=names, **settings)
-        return "Repeats: share of the runs of four tokens that the text contained before.", fill(
+        return "Repeats: share of four-token sequences that occurred earlier in the text.", fill(
             tabulate_texts(texts), text_second=True
         )
 
@@ -132,15 +132,15 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
             with gradio.Row():
                 settings = [
                     gradio.Slider(2, _MOST_BEAMS, 3, step=1, label="beams", **wide),
-                    gradio.Slider(1, _MOST_STEPS, 6, step=1, label="tokens to write", **wide),
+                    gradio.Slider(1, _MOST_STEPS, 6, step=1, label="new tokens", **wide),
                 ]
-            parts = add_button("Search with beams", "beams")
+            parts = add_button("Run beam search", "beams")
             connect(*parts, settings, [add_table("beams"), add_table("beam-texts", _TEXT_WIDTHS)], show_beams)
         with gradio.Tab("Strategies", id="strategies"):
             shown = {"value": list(EXPLORED_STRATEGIES), "label": "Strategies", "elem_id": "hi-strategies"}
             settings = [gradio.CheckboxGroup(list(load_strategies()), **shown)]
             with gradio.Row():
-                settings.append(gradio.Slider(5, _MOST_TOKENS, 40, step=5, label="tokens to write", **wide))
-                settings.append(gradio.Number(123, precision=0, label="seed of those that sample", **wide))
-            parts = add_button("Write with each", "strategies")
+                settings.append(gradio.Slider(5, _MOST_TOKENS, 40, step=5, label="new tokens", **wide))
+                settings.append(gradio.Number(123, precision=0, label="seed for sampling", **wide))
+            parts = add_button("Generate with each", "strategies")
             connect(*parts, settings, [add_table("strategies", _TEXT_WIDTHS)], show_strategies)

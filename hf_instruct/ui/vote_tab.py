@@ -22,8 +22,8 @@ from hf_instruct.ui.pages import QUICK, format_notice, serve_page
 
 _WELCOME = """\
 ## Which answer is better?
-Two answers to one instruction, their sides drawn at random: say which you prefer. Each vote is kept immediately; stop
-whenever you like, and continue later under the same name."""
+Two answers to the same instruction, in random order: which one do you prefer? Each vote is saved immediately; stop at
+any time, and continue later under the same name."""
 _UNDO = "undo"
 
 
