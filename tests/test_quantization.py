@@ -16,6 +16,7 @@ from hf_instruct.quantization import computes_in_float32, is_quantized
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training import trainer as trainer_module
 from hf_instruct.training.fast.collators import PaddingCollator
+from hf_instruct.training.rewards import train_with_rewards
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
@@ -85,6 +86,22 @@ def test_an_adapter_is_trained_by_the_fast_path_as_by_the_plain_one(
     assert error(logits(plain), logits(fast)) < 1e-4
     trained = [parameter for parameter in fast.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
+
+
+def test_rewards_train_an_adapter_in_float32(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(base, quantization="4bit")
+    dtypes = set()
+
+    def count(completions: list[str], **_: Any) -> list[int]:
+        dtypes.update(parameter.dtype for parameter in model.parameters() if parameter.requires_grad)
+        return [len(text) for text in completions]
+
+    args = {"use_cpu": True, "bf16": False, "max_steps": 1, "num_generations": 2, "per_device_train_batch_size": 2}
+    args |= {"gradient_accumulation_steps": 1, "max_completion_length": 4}
+    train_with_rewards(
+        model, tokenizer, SPLITS, reward_funcs=[count], output_dir=tmp_path, args=args, peft_config={"r": 4}
+    )
+    assert dtypes == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])

@@ -14,7 +14,7 @@ from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.models import matching_precision
 from hf_instruct.prompt_tokens import LossOn
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.quantization import is_quantized, prepare_training, restore_float32
+from hf_instruct.quantization import is_quantized, prepare_training
 from hf_instruct.records import Example, format_row
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
@@ -165,11 +165,6 @@ def _build_trainer(  # noqa: PLR0913 - as `train`
             optimizer_cls_and_kwargs=build_optimizer(arguments),
             **others,
         )
-    if is_quantized(model):
-        restore_float32(trainer.model)
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        # One process alone cannot generate from weights that are spread over all of them.
-        log.sampler = None
     return trainer, log
 
 

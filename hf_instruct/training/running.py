@@ -14,7 +14,7 @@ from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompt_checks import choose_format, settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
-from hf_instruct.quantization import is_quantized, multiplying_in_bf16
+from hf_instruct.quantization import is_quantized, multiplying_in_bf16, restore_float32
 from hf_instruct.records import read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingRow, TrainingSummary
@@ -133,6 +133,11 @@ def run_trainer(
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.encode("utf-8"))
+    if is_quantized(model):
+        restore_float32(trainer.model)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        # One process alone cannot generate from weights that are spread over all of them.
+        log.sampler = None
     origin = trainer.origin = build_origin(trainer, model, digest.hexdigest())
     checkpoint = on_main_process(lambda: find_checkpoint(run.checkpoints, origin)) if resume else None
     check_disk_space(trainer.model, run.path, num_checkpoints=1 if checkpoint else 2)
