@@ -85,12 +85,13 @@ def test_rewards_rise(unbroken: tuple[Path, Any, Any]) -> None:
 
 @pytest.mark.parametrize("shape", ["tiny_gpt2", "tiny_llama"])
 @pytest.mark.parametrize("lora", [None, {"r": 4, "lora_alpha": 8}])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_the_fast_path_draws_and_computes_what_trl_does(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, lora: Any
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, lora: Any, beta: float
 ) -> None:
     folder = request.getfixturevalue(shape)
     # Plain gradient steps: Adam would turn the rounding of a gradient near zero into a whole step.
-    settings = {"max_steps": 4, "learning_rate": 0.1, "optim": "sgd", "save_steps": 100}
+    settings = {"max_steps": 4, "learning_rate": 0.1, "optim": "sgd", "save_steps": 100, "beta": beta}
     _, fast = train_tiny(folder, tmp_path / "fast", args=settings, peft_config=lora)
     if shape == "tiny_llama":
         for name in ("_generate_single_turn", "_get_per_token_logps_and_entropies", "log"):
@@ -105,6 +106,18 @@ def test_the_fast_path_draws_and_computes_what_trl_does(
         assert one.loss == pytest.approx(other.loss, abs=1e-6)
     for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_the_reference_is_the_model_that_training_begins_with(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+    for parameter in model.parameters():
+        # Other weights than those in the folder that its config names.
+        parameter.data.mul_(1.5)
+    args = {**SETTINGS, "max_steps": 2, "beta": 0.1}
+    summary = train_with_rewards(model, tokenizer, DATA, reward_funcs=[count_a], output_dir=tmp_path, args=args)
+    first, second = (row["kl"] for row in summary.log_history if "kl" in row)
+    assert first == pytest.approx(0, abs=1e-6)
+    assert second > 1e-3
 
 
 def lay_out(prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Train a model on rewards by GRPO: TRL's trainer, on our prompts, sampling and scoring by the fast paths."""
 
+import copy
 import functools
 import inspect
 import itertools
@@ -8,9 +9,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
 
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.sources import iterate_examples
@@ -206,7 +209,15 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
     """
 
     def __init__(self, model: Any, args: "GRPOConfig", *, end_id: int, **keywords: Any) -> None:
-        super().__init__(model=model, args=args, **keywords)
+        load = grpo_trainer.create_model_from_path
+
+        def build_reference(*path: Any, **settings: Any) -> Any:
+            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            return load(*path, **settings) if is_sharded else copy.deepcopy(model).eval()
+
+        # The reference of `beta` is the model as it is now: TRL loads what its path names, and not by its revision.
+        with mock.patch.object(grpo_trainer, "create_model_from_path", build_reference):
+            super().__init__(model=model, args=args, **keywords)
         self._end_id = end_id
         splits: Any = (self.train_dataset, self.eval_dataset)
         self._ids: dict[str, list[int]] = {row["prompt"]: row["prompt_ids"] for rows in splits for row in rows}
@@ -216,6 +227,8 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         self._segments = self._find_segments(base) if args.world_size == 1 else None
         if self._segments is not None:
             add_label_losses(base)
+            if self.ref_model is not None:
+                add_label_losses(self.ref_model)
         self.add_callback(KeepMemory())
 
     def _find_segments(self, base: "PreTrainedModel") -> SegmentCollator | None:
@@ -294,7 +307,7 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         labels, owners, positions = batch["labels"], batch["owners"], batch["position_ids"]
         where, columns = find_labels(labels)
         names = ("input_ids", "position_ids", "attention_mask", "segments")
-        with segment_attention(without_adapter(self.model)), self.accelerator.autocast():
+        with segment_attention(without_adapter(model)), self.accelerator.autocast():
             losses = model(**{name: batch[name] for name in names}, use_cache=False, loss_labels=labels)
         answers = owners[where, columns + 1]
         logps = losses.new_zeros(len(rows), logits_to_keep)
