@@ -1,10 +1,12 @@
 """Training on rewards for the model's own answers."""
 
+import functools
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -21,6 +23,7 @@ from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response, TrainingRow
 from hf_instruct.training import rewards
 from hf_instruct.training.arguments import build_arguments
+from hf_instruct.training.fast.casts import halve_linear_weights
 from hf_instruct.training.rewards import train_with_rewards
 from hf_instruct.yaml_text import dump_yaml
 
@@ -181,6 +184,20 @@ def test_checkpoints_fall_between_generations(tiny_gpt2: Path, tmp_path: Path) -
     assert names == {3, 6}
 
 
+def test_a_run_resumes_where_generations_and_steps_do_not_meet(tiny_gpt2: Path, tmp_path: Path) -> None:
+    args = {"per_device_train_batch_size": 4, "steps_per_generation": 3, "gradient_accumulation_steps": 2}
+    args |= {"num_train_epochs": 1, "save_steps": 1, "save_total_limit": None}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _, expected = train_tiny(tiny_gpt2, whole, args=args, keep_checkpoints=True)
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "model")
+    last = max((cut / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    if last.name == "checkpoint-6":
+        shutil.rmtree(last)
+    _, model = train_tiny(tiny_gpt2, cut, args=args, resume=True)
+    assert all(torch.equal(*both) for both in zip(model.parameters(), expected.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -209,6 +226,75 @@ def test_rewards_that_do_not_apply_are_left_out(tiny_gpt2: Path, tmp_path: Path)
     assert row.rewards["odd"] == 1
     # Half of the prompts have the category.
     assert row.reward == pytest.approx(1 + row.rewards["count_a"])
+
+
+def test_a_reward_may_apply_to_nothing(tiny_gpt2: Path, tmp_path: Path) -> None:
+    def never(completions: list[str], **_: Any) -> list[None]:
+        return [None] * len(completions)
+
+    train_tiny(tiny_gpt2, tmp_path / "one", reward_funcs=[never, count_a], args={"max_steps": 1})
+    for kind in ("train", "evaluation"):
+        row = read_log(tmp_path / "one", kind)[0]
+        assert row.rewards == {"count_a": row.reward}
+    train_tiny(tiny_gpt2, tmp_path / "none", reward_funcs=[never], args={"max_steps": 1})
+    assert read_log(tmp_path / "none", "train")[0].reward is None
+
+
+def test_rewards_may_be_objects_and_numbers_of_numpy(tiny_gpt2: Path, tmp_path: Path) -> None:
+    class Letter:
+        def __call__(self, completions: list[str], **_: Any) -> Any:
+            return np.array([text.count("b") for text in completions], dtype=np.float32)
+
+    train_tiny(tiny_gpt2, tmp_path, reward_funcs=[Letter(), functools.partial(count_a)], args={"max_steps": 1})
+    assert list(read_log(tmp_path, "train")[0].rewards) == ["Letter", "count_a"]
+
+
+def test_sampling_may_be_set_as_in_trl(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = {"max_steps": 2, "generation_kwargs": {"temperature": 0.7, "max_new_tokens": 4}}
+    train_tiny(tiny_llama, tmp_path / "ours", args=args)
+    monkeypatch.delattr(rewards.PolicyTrainer, "_generate_single_turn")
+    train_tiny(tiny_llama, tmp_path / "trl", args=args)
+    ours, theirs = (
+        [(row.reward, row.answer_tokens) for row in read_log(tmp_path / name, "train")] for name in ("ours", "trl")
+    )
+    assert ours == theirs
+    assert ours[0][1] <= 4
+
+
+def test_an_adapter_of_halved_weights_samples_by_generate(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+    halve_linear_weights(model)
+    args = {**SETTINGS, "bf16": True, "max_steps": 1, "top_k": 5}
+    train_with_rewards(
+        model, tokenizer, DATA, reward_funcs=[count_a], output_dir=tmp_path, args=args, peft_config={"r": 4}
+    )
+    assert len(read_log(tmp_path, "train")) == 1
+
+
+def test_each_prompt_is_answered_by_its_own_ids(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
+    rows = rows.map(lambda _: {"prompt": "the same text"})
+    arguments = build_arguments({**SETTINGS, "report_to": "none"}, tmp_path, kind="GRPOConfig")
+    trainer = rewards.PolicyTrainer(
+        model, arguments, end_id=0, reward_funcs=[count_a], train_dataset=rows, eval_dataset=rows,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    batch = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
+    ids = [ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)]
+    assert ids[::4] == rows["prompt_ids"]
+
+
+def test_a_head_in_float32_is_trls_computation(tiny_llama: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_llama)
+    rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))
+    settings = {**SETTINGS, "report_to": "none", "cast_lm_head_to_fp32": True, "bf16": True}
+    arguments = build_arguments(settings, tmp_path, kind="GRPOConfig")
+    trainer = rewards.PolicyTrainer(
+        model, arguments, end_id=0, reward_funcs=[count_a], train_dataset=rows, eval_dataset=rows,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    assert trainer._segments is None
 
 
 def test_bad_input_is_refused_in_a_sentence(tiny_gpt2: Path, tmp_path: Path) -> None:

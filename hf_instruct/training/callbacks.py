@@ -72,8 +72,8 @@ class RunLog(TrainerCallback):
         self.sampler = sampler
         self.shows_progress = shows_progress
         self.least_save_seconds = least_save_seconds
-        # A run can only be continued from every so many steps.
-        self.save_multiple = 1
+        # Whether the run could be continued from a checkpoint of this step.
+        self.can_save: Callable[[], bool] = lambda: True
         self.seconds = 0.0
         self._started = self._last_save = 0.0
         self._last_tokens, self._last_time = 0, 0.0
@@ -109,7 +109,7 @@ class RunLog(TrainerCallback):
         # Several processes would have to agree on the clock in every step.
         if args.world_size == 1 and since_save >= SAVE_SECONDS:
             control.should_save = True
-        control.should_save &= state.global_step % self.save_multiple == 0
+        control.should_save &= self.can_save()
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
@@ -126,10 +126,10 @@ class RunLog(TrainerCallback):
         now = time.monotonic()
         rate = (state.num_input_tokens_seen - self._last_tokens) / max(now - self._last_time, 1e-9)
         self._last_tokens, self._last_time = state.num_input_tokens_seen, now
-        shown = f"reward {logs['reward']:.3f}" if "reward" in logs else f"loss {logs['loss']:.3f}"
+        rewards, learning_rate = _read_rewards(logs), logs.get("learning_rate")
+        shown = f"reward {rewards['reward']:.3f}" if "reward" in rewards else f"loss {logs['loss']:.3f}"
         self._note = f"{shown}, {rate:,.0f} tokens/s"
-        learning_rate = logs.get("learning_rate")
-        values = {"learning_rate": learning_rate, "tokens_per_second": round(rate, 1), **_read_rewards(logs)}
+        values = {"learning_rate": learning_rate, "tokens_per_second": round(rate, 1), **rewards}
         self._write(state, "train", loss=logs["loss"], **values)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
@@ -179,7 +179,8 @@ class RunLog(TrainerCallback):
 
 
 def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]:
-    """Return what DPO and GRPO log of their rewards, by our names."""
+    """Return what DPO and GRPO log of their rewards, by our names; not those that applied to no answer."""
+    logs = {name: value for name, value in logs.items() if value is not None and not math.isnan(value)}
     names = {
         "reward_margin": "rewards/margins",
         "reward_accuracy": "rewards/accuracies",

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import logging
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from unittest import mock
 import torch
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
+from trl.trainer.utils import get_callable_name
 
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.sources import iterate_examples
@@ -119,10 +121,6 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         check_room(rows, model, arguments.max_completion_length)
         shown = itertools.islice(iterate_examples(splits["validation"]), SAMPLE_ROWS)
         log = build_log(run.training_log, arguments, args, build_sampler(model, tokenizer, shown, prompt_format))
-        # Between these steps TRL keeps answers that a checkpoint does not hold.
-        log.save_multiple = max(
-            arguments.steps_per_generation * arguments.num_iterations // arguments.gradient_accumulation_steps, 1
-        )
         with translated_refusals("The `grpo` or the `lora` section is refused by TRL or PEFT:"):
             trainer = PolicyTrainer(
                 model=model,
@@ -135,6 +133,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
                 callbacks=[log, *callbacks],
                 end_id=prompt_format.end_token_id(tokenizer),
             )
+        log.can_save = trainer.has_used_its_answers
     return run_trainer(
         trainer,
         model,
@@ -174,7 +173,7 @@ def _checked(function: Any) -> Any:
     """Return a reward function that names itself and the row when it fails or returns no number."""
     if not callable(function) or isinstance(function, torch.nn.Module):
         return function
-    name = getattr(function, "__name__", type(function).__name__)
+    name = get_callable_name(function)
 
     @functools.wraps(function)
     def call(**columns: Any) -> list[float | None]:
@@ -189,13 +188,15 @@ def _checked(function: Any) -> Any:
         if len(values) != len(ids):
             raise TrainingError(f"The reward `{name}` returned {len(values)} values for {len(ids)} answers.")
         for id, text, value in zip(ids, columns["completions"], values, strict=True):
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
                 raise TrainingError(
                     f"The reward `{name}` of an answer to `{id}` is {value!r}; it has to be a number, or None where it "
                     f"does not apply. The answer is {text[:200]!r}."
                 )
         return values
 
+    # By which TRL logs its mean; objects and partial functions have no name of their own.
+    call.__name__ = name
     return call
 
 
@@ -219,8 +220,6 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         with mock.patch.object(grpo_trainer, "create_model_from_path", build_reference):
             super().__init__(model=model, args=args, **keywords)
         self._end_id = end_id
-        splits: Any = (self.train_dataset, self.eval_dataset)
-        self._ids: dict[str, list[int]] = {row["prompt"]: row["prompt_ids"] for rows in splits for row in rows}
         base = without_adapter(self.model)
         self._takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
         self._is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -237,7 +236,8 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         # Activations that are computed again would be computed outside of the attention of segments.
         computes_again = args.gradient_checkpointing or args.activation_checkpointing
         window = getattr(base.config.get_text_config(), "sliding_window", None)
-        if needs_more or computes_again or window or args.temperature != 1.0 or not has_plain_head(base):
+        changes_head = args.temperature != 1.0 or args.cast_lm_head_to_fp32
+        if needs_more or computes_again or window or changes_head or not has_plain_head(base):
             return None
         pad_id = int(self._tokenizer.pad_token_id)
         return SegmentCollator(pad_id, weighted=False) if build_segments(base, args, pad_id=pad_id) else None
@@ -249,9 +249,19 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
             sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
         return sampler
 
+    def has_used_its_answers(self) -> bool:
+        """Return whether the next step begins with new answers: a checkpoint does not hold those that TRL keeps."""
+        return bool(self._step % (self.args.steps_per_generation * self.num_iterations) == 0)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch of sampled answers and their advantages; see `GRPOTrainer`."""
+        self._prompt_ids = [row["prompt_ids"] for row in inputs]
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        return batch
+
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return the ids that `build_prompts` made of each prompt."""
-        return [self._ids[prompt] for prompt in prompts], None, {}
+        return self._prompt_ids, None, {}
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **keywords: Any) -> Any:
         """Return the sampled ids of each prompt, up to and with the end, and no log-probabilities."""
@@ -278,41 +288,53 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
                     temperature=self.temperature,
                 )
             return rows, None
-        completions = generate_completions(
-            self.model,
-            self._tokenizer,
-            prompt_ids,
-            end_id=self._end_id,
-            max_new_tokens=length,
-            do_sample=True,
-            temperature=self.temperature,
-            **warpers,
-        )
+        settings = {"max_new_tokens": length, "do_sample": True, "temperature": self.temperature, **warpers}
+        with self.accelerator.autocast():
+            completions = generate_completions(self.model, self._tokenizer, prompt_ids, end_id=self._end_id, **settings)
         return [list(completion.token_ids) for completion in completions], None
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **options: Any
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
     ) -> Any:
         """Return the log-probability of each answer's tokens, [answers, tokens], and their entropies, if computed."""
         if self._segments is None or not attention_mask[:, -logits_to_keep].all():
             return super()._get_per_token_logps_and_entropies(
-                self._place(model), input_ids, attention_mask, logits_to_keep, **options
+                self._place(model), input_ids, attention_mask, logits_to_keep, batch_size, **options
             )
+        size = batch_size or len(input_ids)
+        batches = zip(torch.split(input_ids, size), torch.split(attention_mask, size), strict=True)
+        logps = torch.cat([self._compute_log_probs(self._segments, model, *one, logits_to_keep) for one in batches])
+        return logps, torch.full_like(logps, math.nan), None
+
+    def _compute_log_probs(
+        self,
+        collator: SegmentCollator,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+    ) -> torch.Tensor:
+        """Return the log-probability of each answer's tokens, [answers, tokens], 0 behind its end."""
         starts = attention_mask[:, :-logits_to_keep].sum(dim=1)  # tokens of each prompt
         rows = []
         for ids, seen, start in zip(input_ids, attention_mask.bool(), starts.tolist(), strict=True):
             tokens = ids[seen].tolist()
             rows.append(build_row(tokens[:start], tokens[start:], max_length=None))
-        batch = self._segments(rows)
+        batch = collator(rows)
         labels, owners, positions = batch["labels"], batch["owners"], batch["position_ids"]
         where, columns = find_labels(labels)
         names = ("input_ids", "position_ids", "attention_mask", "segments")
         with segment_attention(without_adapter(model)), self.accelerator.autocast():
-            losses = model(**{name: batch[name] for name in names}, use_cache=False, loss_labels=labels)
+            losses: torch.Tensor = model(**{name: batch[name] for name in names}, use_cache=False, loss_labels=labels)
         answers = owners[where, columns + 1]
         logps = losses.new_zeros(len(rows), logits_to_keep)
-        logps = logps.index_put((answers, positions[where, columns + 1] - starts[answers]), -losses)
-        return logps, torch.full_like(logps, math.nan), None
+        return logps.index_put((answers, positions[where, columns + 1] - starts[answers]), -losses)
 
     def _place(self, model: Any) -> Any:
         """Return the model as a function that is told each token's position, where it takes that."""
@@ -347,8 +369,10 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         texts, ids = [answer.text for answer in answers], [list(answer.token_ids) for answer in answers]
         rewards = self._calculate_rewards(rows, [row["prompt"] for row in rows], texts, ids)  # [answers, functions]
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        # As in training: an answer that no reward applies to says nothing.
+        totals[rewards.isnan().all(dim=1)] = math.nan
         metrics = {
-            f"{metric_key_prefix}_reward": totals.mean().item(),
+            f"{metric_key_prefix}_reward": totals.nanmean().item(),
             f"{metric_key_prefix}_completions/mean_length": sum(map(len, ids)) / len(ids),
         }
         for name, values in zip(self.reward_func_names, rewards.T, strict=True):
