@@ -414,7 +414,14 @@ def _check_across(experiment: Experiment) -> list[str]:
     methods = [name for name in ("dpo", "grpo") if getattr(experiment, name) is not None]
     methods += ["train"] * bool(experiment.train)
     if len(methods) > 1:
-        problems.append(f"{quote_names(methods)} cannot all be set: a run trains once; keep one of these sections")
+        problems.append(f"{quote_names(methods)} cannot be set together: a run trains once; keep one of these sections")
+    for name, owner in (("preferences", "dpo"), ("rewards", "grpo")):
+        section = getattr(experiment, name)
+        if section != type(section)() and getattr(experiment, owner) is None:
+            problems.append(
+                f"`{name}` is for runs with a `{owner}` section, and there is none; add it (`{owner}: {{}}`), or begin "
+                f"with the recipe `{owner}`"
+            )
     if not isinstance(data.source, str):
         alone = {"map": "map", "hub_config": "name", "revision": "revision"}
         given = [name for name in alone if getattr(data, name)]

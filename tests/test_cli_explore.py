@@ -82,10 +82,15 @@ def test_mistakes(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str], arguments
     assert "Traceback" not in error
 
 
+def test_a_run_folder_is_no_prompt(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", str(run.path)]) == 1
+    assert "is a run folder; for a text give `--model" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_example_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "I enjoy walking with my cute dog", "--strategies", "beam", "--length", "40"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^ +1  , +39\.\d\d%", text, re.MULTILINE)
+    assert re.search(r"^ +1  ,.* 39\.\d%", text, re.MULTILINE)
     # What the strategy is known for.
     assert re.search(r"^beam +40 +[5-9]\d%", text, re.MULTILINE)

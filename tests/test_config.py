@@ -186,6 +186,15 @@ def test_train_takes_what_is_ours_too() -> None:
     assert problem == "`train.keep_checkpoints` is 1; it should be true or false"
 
 
+@pytest.mark.parametrize(
+    ("values", "owner"), [({"rewards": {"exact_match": 1}}, "grpo"), ({"preferences": {"limit": 3}}, "dpo")]
+)
+def test_sections_that_nothing_would_read_are_refused(values: dict[str, object], owner: str) -> None:
+    with pytest.raises(ConfigError, match=f"is for runs with a `{owner}` section, and there is none"):
+        build_experiment(values, where="here", deep=False)
+    build_experiment({**values, owner: {}}, where="here", deep=False)
+
+
 def test_preferences_are_not_learned_by_a_quantized_model() -> None:
     with pytest.raises(ConfigError, match="preference training begins with whole weights"):
         build_experiment({"model": {"quantization": "4bit"}, "dpo": {}, "lora": {}}, where="here", deep=False)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,9 @@ def _explore(options: argparse.Namespace) -> None:
     from hf_instruct.generation.token_text import check_text, encode_text
 
     # What can be known before a model is read.
+    # `Path.is_file` would raise for a text that is too long for a name.
+    if os.path.isfile(f"{options.prompt}/run.yaml"):  # noqa: PTH113
+        raise ConfigError(f"`{options.prompt}` is a run folder; for a text give `--model {options.prompt} 'A text'`.")
     text: str | list[int] = check_text(options.prompt, what="prompt")
     names = [] if options.strategies.strip() in ("", "none") else options.strategies.split(",")
     names = list(dict.fromkeys(find_strategy(name).name for name in names))
