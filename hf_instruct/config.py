@@ -439,3 +439,11 @@ def describe_fields() -> list[tuple[str, Any, str]]:
         for name, field in getattr(section.annotation, "model_fields", {}).items():
             rows.append((f"{section_name}.{name}", field.default, field.description or ""))
     return rows
+
+
+def describe_libraries() -> list[tuple[str, str, dict[str, Any]]]:
+    """Return the sections that take another library's fields, the class they are of, and our defaults of them."""
+    return [
+        *((SECTIONS[kind], f"TRL's {kind}", own) for kind, own in DEFAULTS.items()),
+        ("lora", "PEFT's LoraConfig", LORA_DEFAULTS),
+    ]

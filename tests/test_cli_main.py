@@ -257,6 +257,7 @@ def test_fields_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--fields"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("--data.source ") and "(default: instruction-data)" in line for line in lines)
+    assert any(line.startswith("--dpo.NAME, of TRL's DPOConfig: learning_rate 5e-06, ") for line in lines)
 
 
 @pytest.mark.parametrize(("reader", "read"), [("head -n 1", "--data.source"), ("true", "")])

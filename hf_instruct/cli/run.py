@@ -36,7 +36,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reward", metavar="FILE.py:NAME", action="append", default=[], help="reward function of your own, for `grpo`"
     )
-    parser.add_argument("--fields", action="store_true", help="list every field that can be set, and exit")
+    parser.add_argument("--fields", action="store_true", help="list our fields with their defaults, and exit")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool:
     """Run some stages of the experiment that the options name, and return true; or list its fields if they ask that."""
-    from hf_instruct.config import describe_fields, load_experiment
+    from hf_instruct.config import describe_fields, describe_libraries, load_experiment
     from hf_instruct.errors import ConfigError
     from hf_instruct.pipeline import default_path, run
     from hf_instruct.recipes import find_experiment
@@ -67,6 +67,9 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
     if options.fields:
         for name, default, text in describe_fields():
             print(f"--{name:25} {format_help(default, text)}")
+        print("\nEvery field of these is set in the same way; our defaults, where they are not the library's:")
+        for section, owner, defaults in describe_libraries():
+            print(f"--{section}.NAME, of {owner}: {', '.join(f'{name} {value}' for name, value in defaults.items())}")
         return False
     if options.experiment is None:
         raise ConfigError("Name a YAML file, or a recipe: `hf-instruct recipes` lists them.")
