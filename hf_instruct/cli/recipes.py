@@ -29,7 +29,10 @@ def _list(options: argparse.Namespace) -> None:
     for recipe in list_recipes():
         about = [f"  {word:9} {recipe.about[word]}" for word in ("model", "hardware", "took")]
         print(wrap("\n".join([recipe.name, *about])))
-    print(wrap("Run one with `hf-instruct run NAME`; `hf-instruct recipes copy NAME FILE` writes it to a file."))
+    last = "The last part of a name is enough where no other recipe has it, as in `hf-instruct run demo`."
+    print(
+        wrap(f"Run one with `hf-instruct run NAME`; `hf-instruct recipes copy NAME FILE` writes it to a file. {last}")
+    )
 
 
 def _copy(options: argparse.Namespace) -> None:
