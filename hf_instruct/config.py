@@ -281,6 +281,13 @@ GRPO_DEFAULTS: dict[str, Any] = {
 DEFAULTS = {"SFTConfig": TRAIN_DEFAULTS, "DPOConfig": DPO_DEFAULTS, "GRPOConfig": GRPO_DEFAULTS}
 # Which section holds the fields of each of TRL's configurations.
 SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo", "GRPOConfig": "grpo"}
+
+
+def find_section(arguments: Any) -> str:
+    """Return which section the fields of a configuration of TRL's are set in."""
+    return SECTIONS.get(type(arguments).__name__, "train")
+
+
 # The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
@@ -411,6 +418,11 @@ def _check_across(experiment: Experiment) -> list[str]:
             "`model.dtype` is 'float16', in which weights are too coarse to be trained themselves; set 'bfloat16' or "
             "'float32', or add a `lora` section"
         )
+    for name, owner in (("preferences", "dpo"), ("rewards", "grpo")):
+        if getattr(experiment, owner) is None and getattr(experiment, name) != Experiment.model_fields[name].default:
+            problems.append(f"`{name}` is for a `{owner}` section, and there is none: add one, or leave `{name}` out")
+    if "reward_weights" in (experiment.grpo or {}):
+        problems.append("`grpo.reward_weights` cannot be set; the `rewards` section gives each reward its weight")
     methods = [name for name in ("dpo", "grpo") if getattr(experiment, name) is not None]
     methods += ["train"] * bool(experiment.train)
     if len(methods) > 1:

@@ -55,9 +55,10 @@ REFUSED_TRAINING = {
 _BOUNDS = {
     **dict.fromkeys(("seed", "data_seed"), Field(ge=0, lt=2**32)),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Field(ge=1)),
-    **dict.fromkeys(("gradient_accumulation_steps", "max_length", "r"), Field(ge=1)),
+    **dict.fromkeys(("gradient_accumulation_steps", "max_length", "max_completion_length", "r"), Field(ge=1)),
     "num_train_epochs": Field(gt=0),
     "learning_rate": Field(ge=0),
+    "temperature": Field(gt=0),
     "lora_dropout": Field(ge=0, lt=1),
 }
 NOT_TO_GENERATE = {

@@ -12,6 +12,7 @@ import tiny_models
 import torch
 
 from hf_instruct.cli.main import main
+from hf_instruct.config import build_experiment
 from hf_instruct.data.splits import load_splits
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, TrainingError
 from hf_instruct.pipeline import run
@@ -351,7 +352,8 @@ def test_a_function_of_the_users_is_named_kept_and_asked_for_again(
 ) -> None:
     file, recipe = tmp_path / "mine.py", tmp_path / "experiment.yaml"
     file.write_text("def few(completions, **_):\n    return [-len(text) / 10 for text in completions]\n")
-    recipe.write_text(dump_yaml({**experiment, "rewards": {}}))
+    settings = {**experiment["grpo"], "keep_checkpoints": True}
+    recipe.write_text(dump_yaml({**experiment, "grpo": settings, "rewards": {}}))
     command = ["train", str(recipe), "--run-dir", str(tmp_path / "run")]
     assert main([*command, "--reward", f"{file}:few"]) == 0
     folder = RunFolder(tmp_path / "run")
@@ -361,12 +363,53 @@ def test_a_function_of_the_users_is_named_kept_and_asked_for_again(
     folder.training_summary.unlink()
     assert main([*command, "--resume"]) == 1
     assert "was trained with the reward mine.py:few" in capsys.readouterr().err
+    shutil.rmtree(folder.checkpoints)
+    # Nothing is trained with the old one: it may be corrected.
+    file.write_text(file.read_text().replace("10", "20"))
+    assert main([*command, "--resume", "--reward", f"{file}:few"]) == 0
     for place, message in (
         ("gone.py:few", "there is no file `gone.py`"),
         (f"{file}:many", "has no function `many`; it has `few`"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             load_reward(place)
+
+
+def test_a_run_goes_on_with_the_rewards_it_began_with(experiment: dict[str, Any], tmp_path: Path) -> None:
+    values = {**experiment, "grpo": {**experiment["grpo"], "keep_checkpoints": True}}
+    folder = run(values, tmp_path / "run", stages=["data", "train"])
+    shutil.rmtree(folder.model)
+    folder.training_summary.unlink()
+    with pytest.raises(RunError, match="was trained with the reward none, and now it is count_a"):
+        run(values, folder.path, resume=True, stages=["train"], reward_funcs=[functools.partial(count_a)])
+
+
+def test_the_best_model_is_that_of_the_highest_reward(tiny_gpt2: Path, tmp_path: Path) -> None:
+    args = {"load_best_model_at_end": True, "eval_steps": 2, "max_steps": 6}
+    summary, _ = train_tiny(tiny_gpt2, tmp_path, args=args)
+    measured = [row.reward for row in read_log(tmp_path, "evaluation")[1:]]
+    assert summary.reward == max(measured)
+
+
+def test_a_file_of_rewards_may_define_classes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nimport dataclasses\n\n"
+        "@dataclasses.dataclass\nclass Weight:\n    value: int = 2\n\n"
+        "def two(completions, **_):\n    return [2] * len(completions)\n"
+    )
+    assert load_reward(f"{file}:two")(completions=["a"]) == [2]
+
+
+def test_settings_that_would_be_ignored_are_refused() -> None:
+    for values, message in (
+        ({"rewards": {"length": 1}}, "`rewards` is for a `grpo` section, and there is none"),
+        ({"preferences": {"limit": 3}}, "`preferences` is for a `dpo` section, and there is none"),
+        ({"grpo": {"reward_weights": [1.0]}}, "`grpo.reward_weights` cannot be set"),
+        ({"grpo": {"temperature": 0.0}}, "`grpo.temperature` is 0.0"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            build_experiment(values, where="here")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,9 @@ def load_reward(place: str) -> Callable[..., Any]:
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(f"`--reward` is `{place}`; it has to be FILE.py:NAME, and there is no file `{file}`.")
-    spec: Any = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    spec: Any = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
+    # Registered, as dataclasses and pickle expect of the module of a class.
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -52,18 +52,20 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
         ConfigError: No reward is named, or no training prompt has one of the categories.
         InstructError: The model cannot be loaded, or `train_with_rewards` raised.
     """
+    from trl.trainer.utils import get_callable_name
+
     from hf_instruct.generation.decoding import find_ends
     from hf_instruct.preferences.rewards import build_rewards
     from hf_instruct.training.rewards import train_with_rewards
     from hf_instruct.training.stage import build_options, load_base, note_outcome
 
     section, own = experiment.rewards, list(run.reward_funcs)
-    origin = ", ".join(getattr(function, "origin", function.__name__) for function in own) or None
+    origin = ", ".join(getattr(function, "origin", None) or get_callable_name(function) for function in own) or None
     before = run.read_provenance().reward
-    if before not in (None, origin):
+    if before != origin and any(run.checkpoints.glob("checkpoint-*")):
         raise RunError(
-            f"`{run.path}` was trained with the reward {before}, and now it is {origin or 'none'}; give the same "
-            "(`--reward FILE.py:NAME`), or name another `--run-dir`."
+            f"`{run.path}` was trained with the reward {before or 'none'}, and now it is {origin or 'none'}; give the "
+            "same (`--reward FILE.py:NAME`), or name another `--run-dir`."
         )
     if not section.weights and not own:
         raise ConfigError(
@@ -80,6 +82,10 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
             )
         for name, rows in splits.items():
             kept = [index for index, category in enumerate(rows["category"]) if category in section.categories]
+            if not kept:
+                raise ConfigError(
+                    f"`rewards.categories` leaves no example in the {name} split; name more, or leave it out."
+                )
             splits[name] = rows.select(kept)
     _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
     model, tokenizer = load_base(run, experiment)

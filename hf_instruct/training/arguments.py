@@ -128,6 +128,9 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     if kind == "GRPOConfig":
         # Held-out prompts get one greedy answer each; TRL would want whole groups in a batch of them.
         settings.setdefault("num_generations_eval", 1)
+        # What is measured on them has no loss.
+        if settings.get("load_best_model_at_end") or settings.get("save_strategy") == "best":
+            settings.setdefault("metric_for_best_model", "reward")
     with translated_refusals(f"The `{SECTIONS[kind]}` section is refused by TRL:"):
         return getattr(trl, kind)(**settings)
 

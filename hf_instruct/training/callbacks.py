@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_instruct.config import find_section
 from hf_instruct.errors import TrainingError
 from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart
 from hf_instruct.processes import on_main_process
@@ -195,9 +196,10 @@ def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]
 def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) -> None:
     """Stop on every process alike: the loss was gathered, so all see the same."""
     if not math.isfinite(loss):
+        section = find_section(args)
         raise TrainingError(
-            f"The loss is {loss} at step {state.global_step}: training has diverged. Lower `train.learning_rate` "
-            f"({args.learning_rate:g}), or raise `train.warmup_steps`, and start again with `--force`."
+            f"The loss is {loss} at step {state.global_step}: training has diverged. Lower `{section}.learning_rate` "
+            f"({args.learning_rate:g}), or raise `{section}.warmup_steps`, and start again with `--force`."
         )
 
 

@@ -112,7 +112,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
     prompt_format = begin_training(
         run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
     )
-    with translated_errors(run):
+    with translated_errors(run, section="grpo"):
         arguments = settle_arguments(args, model, run, kind="GRPOConfig")
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None
         if is_quantized(model):

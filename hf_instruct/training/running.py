@@ -6,6 +6,7 @@ import shutil
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.config import find_section
 from hf_instruct.errors import DISK_ERRORS, ConfigError, RunError, TrainingError, disk_remedy
 from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
@@ -148,7 +149,7 @@ def run_trainer(
     place_tensorboard(trainer, run.path)
     casts = not hasattr(trainer.model, "peft_config") and trainer.args.bf16 and trainer.args.device.type == "cpu"
     with (
-        translated_errors(run),
+        translated_errors(run, section=find_section(trainer.args)),
         closing(log),
         _plain_model_afterwards(model, trainer),
         casting_linear_layers(model, enabled=casts),
@@ -203,8 +204,8 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator
 
 
 @contextmanager
-def translated_errors(run: RunFolder) -> "Iterator[None]":
-    """Turn a full disk and exhausted memory into a `TrainingError`."""
+def translated_errors(run: RunFolder, *, section: str = "train") -> "Iterator[None]":
+    """Turn a full disk and exhausted memory into a `TrainingError`, which names the settings of a section."""
     from safetensors import SafetensorError
 
     resume = f"`--resume` continues from the last whole checkpoint in `{run.checkpoints}`."
@@ -219,9 +220,9 @@ def translated_errors(run: RunFolder) -> "Iterator[None]":
         text = str(error)
         if is_out_of_memory(error):
             raise TrainingError(
-                "The machine ran out of memory. Lower `train.per_device_train_batch_size` (and raise "
-                "`train.gradient_accumulation_steps` by as much), set `train.activation_checkpointing: true`, or add a "
-                "`lora:` section."
+                f"The machine ran out of memory. Lower `{section}.per_device_train_batch_size` (and raise "
+                f"`{section}.gradient_accumulation_steps` by as much), set `{section}.activation_checkpointing: true`, "
+                "or add a `lora:` section."
             ) from error
         if "enforce fail" in text or "No space left" in text or "unexpected pos" in text:
             raise TrainingError(f"Writing to `{run.path}` failed: {text.splitlines()[0]}. {resume}") from error
