@@ -272,6 +272,16 @@ def test_an_adapter_of_halved_weights_samples_by_generate(tiny_gpt2: Path, tmp_p
     assert len(read_log(tmp_path, "train")) == 1
 
 
+def test_rewards_read_sampled_and_held_out_answers_alike(tiny_gpt2: Path, tmp_path: Path) -> None:
+    _, tokenizer = tiny_models.load_copy(tiny_gpt2)
+
+    def check(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        assert completions == tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        return [float(text[:1] == " ") for text in completions]
+
+    train_tiny(tiny_gpt2, tmp_path, reward_funcs=[check], args={"max_steps": 1})
+
+
 def test_each_prompt_is_answered_by_its_own_ids(tiny_gpt2: Path, tmp_path: Path) -> None:
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
     rows = rewards.build_prompts(load_splits(DATA)["train"], tokenizer, PromptFormat.from_name("alpaca"))

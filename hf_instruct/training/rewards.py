@@ -366,7 +366,9 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
                     end_id=self._end_id,
                     max_new_tokens=self.max_completion_length,
                 )
-        texts, ids = [answer.text for answer in answers], [list(answer.token_ids) for answer in answers]
+        ids = [list(answer.token_ids) for answer in answers]
+        # As TRL decodes sampled answers, white space included: a reward has to see both alike.
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         rewards = self._calculate_rewards(rows, [row["prompt"] for row in rows], texts, ids)  # [answers, functions]
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         # As in training: an answer that no reward applies to says nothing.
