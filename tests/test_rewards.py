@@ -312,6 +312,7 @@ def test_bad_input_is_refused_in_a_sentence(tiny_gpt2: Path, tmp_path: Path) -> 
     for options, error, message in (
         ({"reward_funcs": []}, ConfigError, "`reward_funcs` is empty"),
         ({"args": {"max_completion_length": 250}}, DataError, "16 of 16 prompts leave no room for an answer"),
+        ({"args": {"max_completion_length": None}}, ConfigError, "`grpo.max_completion_length` is null"),
         ({"args": {"nonsense": 1}}, ConfigError, "nonsense"),
         ({"args": {"log_completions_hub_repo": "me/x"}}, ConfigError, "would be published unchecked"),
         ({"args": {"num_generations": 5}}, ConfigError, "must be divisible by num_generations"),

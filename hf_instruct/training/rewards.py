@@ -118,6 +118,8 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         if is_quantized(model):
             prepare_training(model)
         rows = {name: build_prompts(splits[name], tokenizer, prompt_format) for name in ("train", "validation")}
+        if arguments.max_completion_length is None:
+            raise ConfigError("`grpo.max_completion_length` is null; set how many tokens an answer may have.")
         check_room(rows, model, arguments.max_completion_length)
         shown = itertools.islice(iterate_examples(splits["validation"]), SAMPLE_ROWS)
         log = build_log(run.training_log, arguments, args, build_sampler(model, tokenizer, shown, prompt_format))
