@@ -17,7 +17,7 @@ def _length(response: str, reference: str) -> float:
     return lengths[0] / max(lengths[1], 1)
 
 
-# What each compares an answer with is the reference.
+# Each compares an answer with the reference. A new one also needs its weight, a field of `config.RewardsSection`.
 _MEASURES: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "token_f1": token_f1,

@@ -10,7 +10,6 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 from trl import GRPOTrainer
@@ -219,8 +218,11 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
             return load(*path, **settings) if is_sharded else copy.deepcopy(model).eval()
 
         # The reference of `beta` is the model as it is now: TRL loads what its path names, and not by its revision.
-        with mock.patch.object(grpo_trainer, "create_model_from_path", build_reference):
+        grpo_trainer.create_model_from_path = build_reference
+        try:
             super().__init__(model=model, args=args, **keywords)
+        finally:
+            grpo_trainer.create_model_from_path = load
         self._end_id = end_id
         base = without_adapter(self.model)
         self._takes_positions = "position_ids" in inspect.signature(type(base).forward).parameters
