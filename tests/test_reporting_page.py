@@ -176,7 +176,7 @@ def test_judging_half_done_shows_what_is_judged(whole: RunResults) -> None:
 def test_all_else_that_was_measured(measured: RunResults) -> None:
     text = Page(render_page(measured)).text
     for part in (
-        "exact match equal to the reference 25 % 5 % to 70 % 50 % 15 % to 85 % +25 % -50 % to +78 %",
+        "exact match equal to the reference 25 % 5 % to 70 % 50 % 15 % to 85 % +25 pp -50 pp to +78 pp",
         "runs/other 50.0 % 15.4 to 84.6 50.0 % 100.0 % 3 llama3",
         "everyday_choice acc 0.525 ± 0.080 +0.100 (-0.050 to +0.250) 40 of 100",
         "in points, by phi3@365c0bd (ollama), rubric course@7777777",

@@ -214,14 +214,16 @@ def label_metric(name: str) -> str:
 
 
 def format_metric(name: str, value: float, *, signed: bool = False) -> str:
-    """Return a value of a metric as it is printed.
+    """Return a value of a metric as it is printed, or a difference, `signed`: that of shares in percentage points.
 
     >>> format_metric("stopped", 0.916), format_metric("chrf", 48.13), format_metric("token_f1", 0.514, signed=True)
     ('92 %', '48.1', '+0.51')
+    >>> format_metric("stopped", 0.05, signed=True)
+    '+5 pp'
     """
     sign, metric = "+" if signed else "", METRICS.get(name)
     if metric and metric.is_share:
-        return f"{100 * value:{sign}.0f} %"
+        return f"{100 * value:{sign}.0f} {'pp' if signed else '%'}"
     return f"{value:{sign}.{1 if abs(value) >= 10 else metric.decimals if metric else 2}f}"
 
 
