@@ -1,6 +1,7 @@
 """Imports point one way: a module imports its own folder, layers below it, and the shared modules."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -201,10 +202,13 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
         "run demo --train.learning_rat 1 --lora.rr 2 --generate.top_q 3 --data.limit 0",
     ],
 )
-def test_a_mistake_is_found_before_torch_is_loaded(words: str) -> None:
+def test_a_mistake_is_found_before_torch_is_loaded(words: str, tmp_path: Path) -> None:
     code = f"import sys; from hf_instruct.cli import main; main({words.split()})"
     code += f"; print(set({HEAVY[:6]}) & sys.modules.keys())"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Where `make demo` has left no run.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
     assert (finished.stdout, finished.stderr.count("hf-instruct:")) == ("set()\n", 1)
 
 

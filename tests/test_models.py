@@ -120,6 +120,8 @@ def test_the_wheel_model_without_its_wheel(no_wheel: None, tmp_path: Path) -> No
 
 def test_models_are_looked_for_on_the_hub(no_wheel: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # Where `make demo` has left no run.
+    monkeypatch.chdir(tmp_path)
     find_on_hub.cache_clear()
     with open_hub(monkeypatch) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
