@@ -224,7 +224,7 @@ class Experiment(_Section):
     @property
     def given(self) -> dict[str, Any]:
         """What was set of the section that trains."""
-        return (self.dpo if self.dpo is not None else self.grpo if self.grpo is not None else self.train) or {}
+        return getattr(self, SECTIONS[f"{self.method}Config"])  # type: ignore[no-any-return]
 
     @property
     def training(self) -> dict[str, Any]:
@@ -427,13 +427,6 @@ def _check_across(experiment: Experiment) -> list[str]:
     methods += ["train"] * bool(experiment.train)
     if len(methods) > 1:
         problems.append(f"{quote_names(methods)} cannot be set together: a run trains once; keep one of these sections")
-    for name, owner in (("preferences", "dpo"), ("rewards", "grpo")):
-        section = getattr(experiment, name)
-        if section != type(section)() and getattr(experiment, owner) is None:
-            problems.append(
-                f"`{name}` is for runs with a `{owner}` section, and there is none; add it (`{owner}: {{}}`), or begin "
-                f"with the recipe `{owner}`"
-            )
     if not isinstance(data.source, str):
         alone = {"map": "map", "hub_config": "name", "revision": "revision"}
         given = [name for name in alone if getattr(data, name)]

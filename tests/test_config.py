@@ -190,7 +190,7 @@ def test_train_takes_what_is_ours_too() -> None:
     ("values", "owner"), [({"rewards": {"exact_match": 1}}, "grpo"), ({"preferences": {"limit": 3}}, "dpo")]
 )
 def test_sections_that_nothing_would_read_are_refused(values: dict[str, object], owner: str) -> None:
-    with pytest.raises(ConfigError, match=f"is for runs with a `{owner}` section, and there is none"):
+    with pytest.raises(ConfigError, match=f"is for a `{owner}` section, and there is none"):
         build_experiment(values, where="here", deep=False)
     build_experiment({**values, owner: {}}, where="here", deep=False)
 
