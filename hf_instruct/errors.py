@@ -37,7 +37,7 @@ CALLED_ELSEWHERE = {
     "dropout": "lora_dropout",
     "scheduler": "lr_scheduler_type",
     **dict.fromkeys(("path", "dataset", "file"), "source"),
-    **dict.fromkeys(("max_tokens", "max_completion_length"), "max_new_tokens"),
+    "max_tokens": "max_new_tokens",
 }
 
 

@@ -130,6 +130,7 @@ def test_settings_may_stand_anywhere(verb) -> None:
         "run dpo --beta 0.2 --learning_rate 1e-6": {"dpo.beta": 0.2, "dpo.learning_rate": 1e-6},
         "train demo --split shuffled --max_length 64": {"data.split": "shuffled", "train.max_length": 64},
         "generate runs/a --top_p 0.9 --max_new_tokens 8": {"generate.top_p": 0.9, "generate.max_new_tokens": 8},
+        "run grpo --max_completion_length 40": {"grpo.max_completion_length": 40},
         "judge runs/a --num_ctx 8192": {"judge.num_ctx": 8192},
     }.items(),
 )
