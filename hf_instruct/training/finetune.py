@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.sources import iterate_examples
-from hf_instruct.data.splits import CheckedSplits, load_splits
+from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.errors import DataError
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.models import matching_precision
@@ -18,7 +17,7 @@ from hf_instruct.quantization import is_quantized, prepare_training
 from hf_instruct.records import Example, format_row
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.running import begin_training, check_trainable, run_trainer, translated_errors
+from hf_instruct.training.running import begin_training, check_trainable, load_learned, run_trainer, translated_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -87,15 +86,9 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
     """
-    splits = load_splits(data)
-    run = RunFolder(Path(output_dir))
-    if empty := [name for name in ("train", "validation") if not len(splits[name])]:
-        raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
+    splits, run = load_learned(data), RunFolder(Path(output_dir))
     check_trainable(model, peft_config)
-    conversational = has_conversations(*splits.values())
-    prompt_format = begin_training(
-        run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
-    )
+    prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume)
     # Here too: an adapter is made, and the model moves to the GPU.
     with translated_errors(run):
         trainer, log = _build_trainer(

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 from trl import DPOTrainer
 
-from hf_instruct.data.examples import has_conversations
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.decoding import without_adapter
 from hf_instruct.progress import progress_bar
@@ -92,10 +91,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
             "Preference training begins with whole weights, and this model is an adapter beside its base or quantized:",
             ["write whole ones with `hf-instruct export RUN --format merged` first, and name that folder"],
         )
-    conversational = has_conversations(*pairs.values())
-    prompt_format = begin_training(
-        run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
-    )
+    prompt_format = begin_training(run, model, tokenizer, prompt_format, pairs, resume=resume)
     with translated_errors(run, section="dpo"):
         arguments = settle_arguments(args, model, run, kind="DPOConfig")
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None

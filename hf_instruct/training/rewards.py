@@ -16,9 +16,7 @@ from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
 from trl.trainer.utils import get_callable_name
 
-from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.sources import iterate_examples
-from hf_instruct.data.splits import load_splits
 from hf_instruct.errors import ConfigError, DataError, TrainingError, quote_names
 from hf_instruct.generation.decoding import generate_completions, generating, without_adapter
 from hf_instruct.generation.decoding_loop import can_decode, decode
@@ -33,7 +31,7 @@ from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
 from hf_instruct.training.fast.sharing import build_segments
-from hf_instruct.training.running import begin_training, check_trainable, run_trainer, translated_errors
+from hf_instruct.training.running import begin_training, check_trainable, load_learned, run_trainer, translated_errors
 from hf_instruct.training.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -100,17 +98,11 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
     from hf_instruct.training.callbacks import build_log
     from hf_instruct.training.finetune import SAMPLE_ROWS, build_sampler
 
-    splits = load_splits(data)
-    run = RunFolder(Path(output_dir))
-    if empty := [name for name in ("train", "validation") if not len(splits[name])]:
-        raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
+    splits, run = load_learned(data), RunFolder(Path(output_dir))
     if not reward_funcs:
         raise ConfigError("`reward_funcs` is empty; give a function, or `build_rewards(...)`.")
     check_trainable(model, peft_config)
-    conversational = has_conversations(*splits.values())
-    prompt_format = begin_training(
-        run, model, tokenizer, prompt_format, has_conversations=conversational, resume=resume
-    )
+    prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume)
     with translated_errors(run, section="grpo"):
         arguments = settle_arguments(args, model, run, kind="GRPOConfig")
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None

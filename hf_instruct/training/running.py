@@ -7,7 +7,9 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import find_section
-from hf_instruct.errors import DISK_ERRORS, ConfigError, RunError, TrainingError, disk_remedy
+from hf_instruct.data.examples import has_conversations
+from hf_instruct.data.splits import CheckedSplits, load_splits
+from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
 from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import configure_stop, fuse_activations, no_shard_bars
@@ -22,13 +24,26 @@ from hf_instruct.schema import TrainingRow, TrainingSummary
 from hf_instruct.tracking import place_tensorboard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_instruct.training.callbacks import RunLog
 
 logger = logging.getLogger(__name__)
+
+
+def load_learned(data: Any) -> CheckedSplits:
+    """Return the splits of what `load_splits` takes, with something to learn and something to measure on.
+
+    Raises:
+        DataError: The data has problems, or the training or the validation split is empty.
+    """
+    splits = load_splits(data)
+    if empty := [name for name in ("train", "validation") if not len(splits[name])]:
+        raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
+    return splits
 
 
 def check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
@@ -54,8 +69,8 @@ def begin_training(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompt_format: PromptFormat | str | None,
+    rows: "Mapping[str, Dataset]",
     *,
-    has_conversations: bool,
     resume: bool,
 ) -> PromptFormat:
     """Make the folder of the checkpoints, and return the format of the prompts, which model and tokenizer then save.
@@ -65,7 +80,7 @@ def begin_training(
         model: The model, which gets the token that ends an answer.
         tokenizer: Its tokenizer, which gets the chat template of the format `chat`.
         prompt_format: As `choose_format` takes it.
-        has_conversations: Whether some of the examples have turns.
+        rows: What is trained on, by split; conversations are put into prompts by the format `chat`.
         resume: Whether to continue; the prompts are those that the run began with then.
 
     Raises:
@@ -73,7 +88,7 @@ def begin_training(
         RunError: The run has finished and its checkpoints are gone; or there is a model, or there are checkpoints, and
             `resume` is off.
     """
-    prompt_format = choose_format(prompt_format, has_conversations=has_conversations)
+    prompt_format = choose_format(prompt_format, has_conversations=has_conversations(*rows.values()))
     has_checkpoints = any(run.checkpoints.glob("checkpoint-*"))
     if run.training_summary.exists() and run.model.exists() and not has_checkpoints:
         raise RunError(
