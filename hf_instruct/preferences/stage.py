@@ -1,6 +1,7 @@
 """The training stage of an experiment with a `dpo` section, by way of `preferences.jsonl`, or a `grpo` section."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import PreferencePair, Response, TrainingSummary
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -74,19 +76,7 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
         )
     splits = {name: load_split(run, name) for name in _SPLITS}
     if section.categories:
-        known = {category for rows in splits.values() for category in rows["category"]}
-        if unknown := sorted(set(section.categories) - known):
-            raise ConfigError(
-                f"`rewards.categories` names {quote_names(unknown)}; the examples have "
-                f"{quote_names(sorted(filter(None, known))) or 'none'}."
-            )
-        for name, rows in splits.items():
-            kept = [index for index, category in enumerate(rows["category"]) if category in section.categories]
-            if not kept:
-                raise ConfigError(
-                    f"`rewards.categories` leaves no example in the {name} split; name more, or leave it out."
-                )
-            splits[name] = rows.select(kept)
+        splits = _choose_categories(splits, section.categories)
     _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
     model, tokenizer = load_base(run, experiment)
     options = build_options(run, experiment, model)
@@ -100,6 +90,29 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
     summary = train_with_rewards(model, tokenizer, splits, reward_funcs=functions, resume=resume, **options)
     note_outcome(run, summary)
     return summary
+
+
+def _choose_categories(splits: "Mapping[str, Dataset]", categories: Sequence[str]) -> "dict[str, Dataset]":
+    """Return the examples of some categories.
+
+    Raises:
+        ConfigError: No example has one of them, or a split is left without any.
+    """
+    known = {category for rows in splits.values() for category in rows["category"]}
+    if unknown := sorted(set(categories) - known):
+        raise ConfigError(
+            f"`rewards.categories` names {quote_names(unknown)}; the examples have "
+            f"{quote_names(sorted(filter(None, known))) or 'none'}."
+        )
+    chosen = {}
+    for name, rows in splits.items():
+        kept = [index for index, category in enumerate(rows["category"]) if category in categories]
+        if not kept:
+            raise ConfigError(
+                f"`rewards.categories` leaves no example in the {name} split; name more, or leave it out."
+            )
+        chosen[name] = rows.select(kept)
+    return chosen
 
 
 def make_pairs(
