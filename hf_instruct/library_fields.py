@@ -33,7 +33,7 @@ _TYPES: dict[str, Any] = {
     "list[str]": list[str],
     "Any": Any,
 }
-# Fields of `SFTConfig` that would give another result than they say, or none, and what to do instead.
+# Fields of TRL's configurations that would give another result than they say, or none, and what to do instead.
 REFUSED_TRAINING = {
     "output_dir": "the run folder decides it; use `--run-dir`",
     "push_to_hub": "checkpoints would be published unchecked, paths of this machine included; use `push`",
