@@ -129,7 +129,7 @@ class GenerateSection(BaseModel):
     )
     max_new_tokens: Natural = Field(256, description="longest answer, in tokens")
     do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
-    base: bool = Field(True, description="answer with the untuned model too, for the before/after table")
+    base: bool = Field(True, description="answer with the untuned model too, to compare with")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="in float32 an answer does not depend on the batch size"
     )

@@ -31,7 +31,7 @@ COLORS = {
     "batch": "#e9c59a",
     "train": "#d55e00",
     "validation": "#0072b2",
-    "base": "#8b929b",
+    "untuned": "#8b929b",
     "tuned": "#0072b3",
 }
 BACKGROUND = "#ffffff"
@@ -82,9 +82,9 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
 
 
 def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | None = None) -> "Figure":
-    """Return the histogram of scores of `base`, `tuned` or both, in bins of ten points, the last one 90 to 100."""
+    """Return the histogram of scores of `untuned`, `tuned` or both, in bins of ten points, the last one 90 to 100."""
     figure, axes = _build_axes(title)
-    if sides := [name for name in ("base", "tuned") if scores.get(name)]:
+    if sides := [name for name in ("untuned", "tuned") if scores.get(name)]:
         means = [sum(scores[name]) / len(scores[name]) for name in sides]
         axes.hist(
             [list(scores[name]) for name in sides],
@@ -114,12 +114,12 @@ def draw_comparison_plot(
     """
     figure = build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
     left, right = figure.subplots(1, 2, sharey=True)
-    right.axvline(0, color=COLORS["base"], linewidth=1.2, linestyle=_DASHED)
+    right.axvline(0, color=COLORS["untuned"], linewidth=1.2, linestyle=_DASHED)
     for row, (_, mean, interval, difference) in enumerate(rows):
-        _draw_interval(left, row, mean, interval, COLORS["base" if difference is None else "tuned"])
+        _draw_interval(left, row, mean, interval, COLORS["untuned" if difference is None else "tuned"])
         if difference is not None:
             is_shown = difference[1] is not None and not difference[1][0] <= 0 <= difference[1][1]
-            _draw_interval(right, row, *difference, COLORS["tuned" if is_shown else "base"])
+            _draw_interval(right, row, *difference, COLORS["tuned" if is_shown else "untuned"])
         else:
             right.text(0, row, "baseline ", ha="right", va="center", color=COLORS["text"], fontsize=9)
     names = [name if len(name) <= _SHOWN_NAME else "…" + name[1 - _SHOWN_NAME :] for name, *_ in rows]

@@ -37,7 +37,7 @@ JUDGE = JudgeIdentity(
     **{"backend": "ollama", "model": "llama3", "digest": "sha256:365c0bd3c000aaaa", "options": {"temperature": 0}}
 )
 PASSED = CheckOutcome(passed=True, failed=[], n=20, probes=40)
-# id, instruction, input, reference, category, base answer, base score, tuned answer, tuned score; None is a failure
+# id, instruction, input, reference, category, untuned answer and score, tuned answer and score; None: failed
 ANSWERS: list[tuple[str, str, str, str, str, str, int | None, str, int | None]] = [
     ("a", "Use a simile.", "The car is fast.", "Fast as light.", "simile", "The car is fast.", 10, "As a bullet.", 85),
     ("b", "Name the author.", "", "Jane Austen.", "facts", "Elizabeth Bennet", 0, "Jane Austen.", 100),
@@ -101,7 +101,7 @@ def write_training(run: RunFolder) -> None:
 
 
 def write_responses(run: RunFolder) -> None:
-    """Write both models' answers; the base model ends one of four itself, the tuned one all."""
+    """Write both models' answers; the untuned model ends one of four itself, the tuned one all."""
     for i, model in enumerate(MODELS):
         rows = [
             Response(
@@ -110,12 +110,12 @@ def write_responses(run: RunFolder) -> None:
                 instruction=ins,
                 input=inp,
                 output=ref,
-                response=(base, tuned)[i],
+                response=(untuned, tuned)[i],
                 category=category,
                 stopped=i == 1 or id == "a",
                 num_tokens=9,
             )
-            for id, ins, inp, ref, category, base, _, tuned, _ in ANSWERS
+            for id, ins, inp, ref, category, untuned, _, tuned, _ in ANSWERS
         ]
         append_rows(run.responses, rows)
 
@@ -150,8 +150,9 @@ def build_judgment(id: str, score: int | None, model: str = TUNED) -> Judgment:
 
 def add_measurements(results: RunResults) -> RunResults:
     """Return a run's results with all else that may be measured: metrics, a check of the judge, pairs, benchmarks."""
-    base, tuned = (
-        dataclasses.replace(side, metrics=measure_responses(side.responses)) for side in (results.base, results.tuned)
+    untuned, tuned = (
+        dataclasses.replace(side, metrics=measure_responses(side.responses))
+        for side in (results.untuned, results.tuned)
     )
     probes = build_probes([Example(id, *texts) for id, *texts in (row[:4] for row in ANSWERS)])
     worth = {"reference": 100, "doubled": 100, "injection-json": 40}
@@ -177,7 +178,7 @@ def add_measurements(results: RunResults) -> RunResults:
     )
     return dataclasses.replace(
         results,
-        base=base,
+        untuned=untuned,
         tuned=tuned,
         self_check=judged.model_copy(update={"judge": JUDGE.model_copy(update={"model": "phi3"}), "rubric": RUBRIC}),
         pairwise=[pairs],

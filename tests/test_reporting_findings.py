@@ -52,7 +52,7 @@ def find(results: RunResults) -> dict[str, Finding]:
 @pytest.fixture
 def judged_well(results: RunResults) -> RunResults:
     """Results of the tuned side alone, of which there is nothing to say."""
-    alone = dataclasses.replace(results, base=dataclasses.replace(results.base, scores=None))
+    alone = dataclasses.replace(results, untuned=dataclasses.replace(results.untuned, scores=None))
     return change_scores(alone, n=110, total=110, failures=0)
 
 
@@ -67,9 +67,9 @@ def test_a_small_sample_with_a_failure(results: RunResults) -> None:
 
 
 def test_getting_worse(results: RunResults) -> None:
-    worse = dataclasses.replace(results, tuned=results.base, base=results.tuned)
-    judgments = {id: judgment.model_copy(update={"score": 99}) for id, judgment in worse.base.judgments.items()}
-    worse = dataclasses.replace(worse, base=dataclasses.replace(worse.base, judgments=judgments))
+    worse = dataclasses.replace(results, tuned=results.untuned, untuned=results.tuned)
+    judgments = {id: judgment.model_copy(update={"score": 99}) for id, judgment in worse.untuned.judgments.items()}
+    worse = dataclasses.replace(worse, untuned=dataclasses.replace(worse.untuned, judgments=judgments))
     assert find(worse)["scores_lower"].numbers["mean"] == -72.75
 
 
@@ -180,7 +180,7 @@ def test_missing_parts_and_their_commands(tmp_path: Path) -> None:
     assert [(part.what, part.command) for part in list_missing(read(run))] == [
         ("the examples and the training log", f"hf-instruct train EXPERIMENT.yaml --run-dir {folder} --resume"),
         ("the tuned model's answers", f"hf-instruct generate {folder}"),
-        ("the base model's answers, to compare with", f"hf-instruct generate {folder}"),
+        ("the untuned model's answers, to compare with", f"hf-instruct generate {folder}"),
     ]
 
 

@@ -124,7 +124,7 @@ def test_every_control_is_labelled(whole_html: str) -> None:
     plots = Page(whole_html).find("div", role="img")
     assert [a["aria-label"] for a in plots] == [
         "Validation loss by step: 1.193 at step 0, 0.800 at step 4, 0.722 at step 8.",
-        "base: 2 from 0, 1 from 10, 1 from 90. tuned: 1 from 20, 1 from 80, 1 from 90.",
+        "untuned: 2 from 0, 1 from 10, 1 from 90. tuned: 1 from 20, 1 from 80, 1 from 90.",
     ]
 
 
@@ -158,11 +158,11 @@ def test_tuned_answers_alone_need_no_column_before(whole: RunResults) -> None:
     sections = {
         name: getattr(whole.experiment, name).model_copy(update={"base": False}) for name in ("generate", "judge")
     }
-    base = dataclasses.replace(whole.base, responses=[], judgments={}, scores=None)
+    untuned = dataclasses.replace(whole.untuned, responses=[], judgments={}, scores=None)
     experiment = whole.experiment.model_copy(update=sections)
-    page = Page(render_page(dataclasses.replace(whole, base=base, experiment=experiment)))
+    page = Page(render_page(dataclasses.replace(whole, untuned=untuned, experiment=experiment)))
     assert len(page.find("table", **{"class": "answers two"})) == 1
-    assert "Before" not in page.texts
+    assert "Untuned" not in page.texts
     assert "Not in this report yet" not in page.text
 
 
@@ -231,11 +231,11 @@ def test_a_browser_may_run_our_scripts_and_load_nothing(measured: RunResults) ->
 
 def answer_with(results: RunResults, responses: list[Response]) -> str:
     """Return the page of a run of which the tuned model gave these answers, unjudged."""
-    base, tuned = (
+    untuned, tuned = (
         dataclasses.replace(side, judgments={}, scores=None, responses=rows)
-        for side, rows in ((results.base, []), (results.tuned, responses))
+        for side, rows in ((results.untuned, []), (results.tuned, responses))
     )
-    return render_page(dataclasses.replace(results, base=base, tuned=tuned))
+    return render_page(dataclasses.replace(results, untuned=untuned, tuned=tuned))
 
 
 def test_texts_keep_their_shape_and_their_odd_characters(whole: RunResults) -> None:

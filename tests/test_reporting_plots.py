@@ -63,10 +63,10 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_histogram_stands_base_and_tuned_side_by_side() -> None:
-    figure = draw_score_histogram({"tuned": [0, 9, 100], "base": [10]})
+    figure = draw_score_histogram({"tuned": [0, 9, 100], "untuned": [10]})
     heights = [int(bar.get_height()) for bar in figure.axes[0].patches]
     assert heights == [*count_scores([10]), *count_scores([0, 9, 100])]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base (mean 10.0)", "tuned (mean 36.3)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["untuned (mean 10.0)", "tuned (mean 36.3)"]
     assert [text.get_text() for text in draw_score_histogram({}).axes[0].texts] == ["no scores"]
 
 
@@ -86,7 +86,7 @@ def test_drawing_leaves_no_settings_behind_and_colors_differ() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    format_inline_svg(draw_score_histogram({"base": [1]}), "x")
+    format_inline_svg(draw_score_histogram({"untuned": [1]}), "x")
     assert dict(matplotlib.rcParams) == before
     # The page swaps each for a variable of its own.
     assert len(set(COLORS.values())) == len(COLORS)

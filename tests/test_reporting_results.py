@@ -22,7 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
 
 
 def add_metrics(results: RunResults, **sides: Metrics) -> RunResults:
-    """Return results with other reference metrics of `base`, `tuned` or both."""
+    """Return results with other reference metrics of `untuned`, `tuned` or both."""
     changed = {name: dataclasses.replace(getattr(results, name), metrics=metrics) for name, metrics in sides.items()}
     return dataclasses.replace(results, **changed)
 
@@ -41,7 +41,7 @@ def test_a_whole_run(results: RunResults) -> None:
     assert results.method == "full fine-tuning"
     assert [row.validation_loss for row in results.evaluations] == [1.193, 0.8, 0.722]
     assert results.tuned.score_by_id == {"a": 85, "b": 100, "c": 20}
-    assert (results.base.stop_rate, results.tuned.stop_rate) == (0.25, 1.0)
+    assert (results.untuned.stop_rate, results.tuned.stop_rate) == (0.25, 1.0)
     assert results.judges == ["llama3@365c0bd (ollama), rubric course@7777777"]
     assert results.difference is not None
     assert (results.difference.mean, results.difference.n) == (35.0, 3)
@@ -51,7 +51,7 @@ def test_an_empty_run(tmp_path: Path) -> None:
     results = read(write_run(tmp_path / "demo", stages=(), lora={"r": 8}))
     assert results.method == "LoRA (r 8, alpha 256)"
     assert (results.evaluations, results.scores, results.metrics, results.judges) == ([], [], [], [])
-    assert results.base == results.tuned
+    assert results.untuned == results.tuned
     assert results.tuned.stop_rate is None
     assert results.difference is None
 
@@ -73,10 +73,10 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
 def test_metrics_stand_side_by_side_with_their_paired_difference(results: RunResults) -> None:
     changed = add_metrics(
         results,
-        base=build_metrics({"a": 0.25, "b": 0.25, "c": 0.5}, exact_match=0.04, perplexity=12.5),
+        untuned=build_metrics({"a": 0.25, "b": 0.25, "c": 0.5}, exact_match=0.04, perplexity=12.5),
         tuned=build_metrics({"a": 0.5, "b": 0.5, "c": 0.75}, exact_match=0.171, perplexity=6.0, mine=1.5),
     )
-    rows = {row.label: (row.show(row.base), row.show(row.tuned), row.show_difference()) for row in changed.metrics}
+    rows = {row.label: (row.show(row.untuned), row.show(row.tuned), row.show_difference()) for row in changed.metrics}
     assert rows == {
         "exact match": ("4 %", "17 %", ""),
         "ROUGE-L": ("0.33", "0.58", "+0.25 (+0.25 to +0.25)"),

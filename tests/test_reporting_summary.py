@@ -12,7 +12,7 @@ from hf_instruct.schema import Response
 WHOLE = """\
 demo: gpt2-small, full fine-tuning
 
-                  before       after        tuned - base (95 % interval)
+                  untuned      tuned        tuned - untuned (95 % interval)
 score of 100      26.3 ± 21.3  68.3 ± 24.6  +35.0 (-70.0 to +100.0)
 validation loss   1.193        0.722
 finished          25 %         100 %
@@ -25,21 +25,21 @@ held fixed. With another seed the numbers may move further; `hf-instruct sweep
 EXPERIMENT.yaml --set train.seed=1,2,3` shows how far.
 
 Name the author.  [gain +100]
-  before      0   Elizabeth Bennet
-  after     100   Jane Austen.
+  untuned     0   Elizabeth Bennet
+  tuned     100   Jane Austen.
   reference       Jane Austen.
 
 Use a simile. | The car is fast.  [gain +75]
-  before     10   The car is fast.
-  after      85   As a bullet.
+  untuned    10   The car is fast.
+  tuned      85   As a bullet.
   reference       Fast as light.
 
 Name a cloud.  [lowest score, 20]
-  before     90   Cumulonimbus!
-  after      20   Cumulus.
+  untuned    90   Cumulonimbus!
+  tuned      20   Cumulus.
   reference       Cumulonimbus.
 
-! The scores show no difference: tuned - base is +35.0 points, 95 % interval -70.0 to
+! The scores show no difference: tuned - untuned is +35.0 points, 95 % interval -70.0 to
   +100.0, over the 3 examples scored on both sides. The interval includes zero.
 ! Only 3 answers have a score: the standard error itself is uncertain.
 ! The judge gave no readable verdict on 1 of 4 answers of the tuned model; counted as 0

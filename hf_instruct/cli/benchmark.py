@@ -79,7 +79,7 @@ def _print_table(results: "Sequence[BenchmarkResult]", base: "Sequence[Benchmark
     """Print what was asked for by name; the members of groups are in the file."""
     rows = [row for row in results if row.shown]
     values = {(row.task, row.metric, row.filter): _format_value(row) for row in base}
-    last = ["base", "tuned", "difference, 95 %"] if base else ["value ± error"]
+    last = ["untuned", "tuned", "difference, 95 %"] if base else ["value ± error"]
     table = [["task", "metric", "n", "few-shot", *last]]
     for row in rows:
         name = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"

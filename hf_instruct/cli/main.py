@@ -33,7 +33,7 @@ VERBS = {
     "agree": "how far two judges, or a judge and people, agree",
     "vote": "serve a page where people say which of two answers is better",
     "benchmark": "ask a model the questions of public benchmarks (lm-eval)",
-    "report": "write report.html: scores, losses and all answers, before and after",
+    "report": "write report.html: scores, losses and all answers, untuned and tuned",
     "chat": "talk to a model",
     "explore": "show how a model picks its words",
     "ui": "serve a page to chat with models, look inside them and read runs side by side",

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-DESCRIPTION = "Write report.html in a run folder: scores, losses and all answers, before and after."
+DESCRIPTION = "Write report.html in a run folder: scores, losses and all answers, untuned and tuned."
 EPILOG = """\
 examples:
   hf-instruct report runs/demo

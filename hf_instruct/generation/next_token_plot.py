@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _LONGEST_LABEL = 18
 # What becomes of a token, as `generate()` goes about it: top-k first, then top-p of what is left; and its bar's role in
 # `plots.COLORS`.
-_FATES = {"can be drawn": "tuned", "cut by top-p": "train", "cut by top-k": "base"}
+_FATES = {"can be drawn": "tuned", "cut by top-p": "train", "cut by top-k": "untuned"}
 
 
 def draw_next_token_plot(found: NextTokens, *, title: str | None = None) -> "Figure":

@@ -15,17 +15,17 @@ class AnswerRow:
     Attributes:
         number: Its position in the test split, from 1.
         example: Any answer to it, for the example's own fields.
-        base: The base model's answer; None when it gave none.
+        untuned: The untuned model's answer; None when it gave none.
         tuned: The tuned model's answer; None when it gave none.
-        value: What the row is sorted by: the leading measure of the tuned answer, or of the base answer where it stands
+        value: What the row is sorted by: the leading measure of the tuned answer, or of the untuned one where it stands
             alone; None where it has none.
-        gain: That of the tuned answer minus that of the base answer; None unless both have one.
+        gain: That of the tuned answer minus that of the untuned answer; None unless both have one.
         kinds: The values of the page's `Show` filter that the row answers to.
     """
 
     number: int
     example: Response
-    base: Response | None
+    untuned: Response | None
     tuned: Response | None
     value: float | None
     gain: float | None
@@ -34,18 +34,20 @@ class AnswerRow:
 
 def pair_answers(results: RunResults) -> list[AnswerRow]:
     """Return a row for each answered example, in the order of the responses."""
-    base, tuned = ({row.id: row for row in side.responses} for side in (results.base, results.tuned))
-    before, after = (side.list_values(results.leading.name) for side in (results.base, results.tuned))
-    failed = {id for side in (results.base, results.tuned) for id, row in side.judgments.items() if row.score is None}
+    untuned, tuned = ({row.id: row for row in side.responses} for side in (results.untuned, results.tuned))
+    before, after = (side.list_values(results.leading.name) for side in (results.untuned, results.tuned))
+    failed = {
+        id for side in (results.untuned, results.tuned) for id, row in side.judgments.items() if row.score is None
+    }
     rows = []
-    # A row that only the base model has answered comes last: the tuned model was interrupted.
-    for number, (id, example) in enumerate({**tuned, **base, **tuned}.items(), start=1):
+    # A row that only the untuned model has answered comes last: the tuned model was interrupted.
+    for number, (id, example) in enumerate({**tuned, **untuned, **tuned}.items(), start=1):
         value = after.get(id) if id in tuned else before.get(id)
         gain = after[id] - before[id] if id in after and id in before else None
         kinds = [] if gain is None else ["up" if gain > 0 else "down" if gain < 0 else "same"]
         kinds += ["failed"] if id in failed else []
         kinds += ["cut"] if id in tuned and tuned[id].stopped is False else []
-        rows.append(AnswerRow(number, example, base.get(id), tuned.get(id), value, gain, kinds))
+        rows.append(AnswerRow(number, example, untuned.get(id), tuned.get(id), value, gain, kinds))
     return rows
 
 
@@ -75,7 +77,9 @@ def pick_highlights(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[l
     """
     with_value = [row for row in rows if row.value is not None]
     if not with_value:
-        changed = [row for row in rows if row.tuned and (row.base is None or row.base.response != row.tuned.response)]
+        changed = [
+            row for row in rows if row.tuned and (row.untuned is None or row.untuned.response != row.tuned.response)
+        ]
         return changed[:num_gains], None
     best = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))[:num_gains]
     return best, next((row for row in sort_worst_first(with_value) if row not in best), None)

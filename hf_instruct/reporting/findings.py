@@ -42,13 +42,13 @@ class Missing:
 
 def list_findings(results: RunResults) -> list[Finding]:
     """Return what a reader should know before quoting the numbers, most important first."""
-    scores = results.tuned.scores or results.base.scores
+    scores = results.tuned.scores or results.untuned.scores
     return [
         *_find_difference(results),
         *_find_disagreement(results),
         *(_find_judge(scores, results.leading.reason) if scores else ()),
         *_find_failures("tuned", results.tuned.scores),
-        *_find_failures("base", results.base.scores),
+        *_find_failures("untuned", results.untuned.scores),
         *_find_leaks(results),
         *_find_cut_off(results),
         *_find_overfitting(results),
@@ -67,12 +67,12 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
         return
     numbers = dataclasses.asdict(difference)
     if difference.is_shown:
-        text = f"The tuned model scores lower than the base model: {difference} (n={difference.n})."
+        text = f"The tuned model scores lower than the untuned model: {difference} (n={difference.n})."
         yield Finding("scores_lower", text, numbers)
     else:
         text = (
-            f"The scores show no difference: tuned - base is {difference}, over the {difference.n} examples scored on "
-            "both sides. The interval includes zero."
+            f"The scores show no difference: tuned - untuned is {difference}, over the {difference.n} examples scored "
+            "on both sides. The interval includes zero."
         )
         yield Finding("no_difference", text, numbers)
 
@@ -168,7 +168,7 @@ def _find_overfitting(results: RunResults) -> Iterator[Finding]:
 def list_missing(results: RunResults) -> list[Missing]:
     """Return the parts that the run folder lacks, in the order in which the stages make them."""
     folder = shlex.quote(str(results.folder.path))
-    tuned, base, experiment = results.tuned, results.base, results.experiment
+    tuned, untuned, experiment = results.tuned, results.untuned, results.experiment
     sizes = results.preflight.examples
     train, generate, judge = (
         # The name of the experiment's file is not known to the run folder.
@@ -184,9 +184,9 @@ def list_missing(results: RunResults) -> list[Missing]:
         missing.append(Missing("the tuned model's answers", generate))
     elif left > 0:
         missing.append(Missing(f"{left} of the tuned model's answers", generate))
-    if not base.responses and experiment.generate.base:
-        missing.append(Missing("the base model's answers, to compare with", generate))
-    for side, owner, wanted in ((tuned, "tuned", True), (base, "base", experiment.judge.base)):
+    if not untuned.responses and experiment.generate.base:
+        missing.append(Missing("the untuned model's answers, to compare with", generate))
+    for side, owner, wanted in ((tuned, "tuned", True), (untuned, "untuned", experiment.judge.base)):
         if wanted and side.responses and side.scores is None:
             done = sum(response.id in side.judgments for response in side.responses)
             what = f"the scores of the {owner} model's answers"

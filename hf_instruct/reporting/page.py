@@ -83,7 +83,7 @@ def render_page(results: RunResults) -> str:
         "version": __version__,
         "longest": _LONGEST_TEXT,
         "results": results,
-        "base": results.base,
+        "untuned": results.untuned,
         "tuned": results.tuned,
         "leading": results.leading,
         "scope": SCOPE,
@@ -146,14 +146,14 @@ def _build_environment() -> "Environment":
 
 def _list_scores(results: RunResults) -> dict[str, list[int]]:
     """Return all scores of each model that has any."""
-    scores = {"base": list(results.base.score_by_id.values()), "tuned": list(results.tuned.score_by_id.values())}
+    scores = {"untuned": list(results.untuned.score_by_id.values()), "tuned": list(results.tuned.score_by_id.values())}
     return {name: values for name, values in scores.items() if values}
 
 
 def _list_category_scores(results: RunResults) -> list[tuple[str, ScoreSummary | None, ScoreSummary]]:
-    """Return name, base and tuned scores of each category, worst tuned mean first; by name where scores say little."""
-    base, tuned = (side.scores.by_category if side.scores else {} for side in (results.base, results.tuned))
-    rows = [(name, base.get(name), tuned[name]) for name in sorted(tuned)]
+    """Return name, both models' scores of each category, worst tuned mean first; by name where scores say little."""
+    untuned, tuned = (side.scores.by_category if side.scores else {} for side in (results.untuned, results.tuned))
+    rows = [(name, untuned.get(name), tuned[name]) for name in sorted(tuned)]
     if results.leading.reason:
         return rows
     return sorted(rows, key=lambda row: (row[2].mean is None, row[2].mean or 0))
@@ -196,7 +196,7 @@ def _describe_answers(results: RunResults) -> dict[str, Any]:
         "rows": sort_by_change(rows),
         "kinds": {kind for row in rows for kind in row.kinds},
         "categories": sorted(categories.items()) if len(categories) > 1 else [],
-        "has_base": any(row.base for row in rows),
+        "has_untuned": any(row.untuned for row in rows),
         "has_values": any(row.value is not None for row in rows),
         "has_gains": any(row.gain is not None for row in rows),
         "page_rows": PAGE_ROWS,

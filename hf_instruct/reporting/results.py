@@ -86,13 +86,13 @@ class MetricRow:
 
     Attributes:
         name: As in `metrics.json`.
-        base: Of the base model's answers; None where it was not measured.
+        untuned: Of the untuned model's answers; None where it was not measured.
         tuned: Of the tuned model's answers.
-        difference: Of the same examples, tuned - base; None where one side lacks them.
+        difference: Of the same examples, tuned - untuned; None where one side lacks them.
     """
 
     name: str
-    base: MetricValue | None
+    untuned: MetricValue | None
     tuned: MetricValue | None
     difference: MeanDifference | None
 
@@ -136,7 +136,7 @@ class RunResults:
         preflight: What the data stage found.
         training_rows: The training log.
         training: Seconds, memory, tokens and device of fine-tuning.
-        base: The base model's answers.
+        untuned: The untuned model's answers.
         tuned: The tuned model's answers.
         self_check: What the judge made of answers of known worth; None where it was not checked.
         benchmarks: The tuned model's results on tasks of lm-eval.
@@ -149,7 +149,7 @@ class RunResults:
     preflight: Preflight
     training_rows: list[TrainingRow]
     training: TrainingSummary | None
-    base: ModelResults
+    untuned: ModelResults
     tuned: ModelResults
     self_check: SelfCheck | None
     benchmarks: list[BenchmarkResult]
@@ -202,8 +202,8 @@ class RunResults:
 
     @property
     def scores(self) -> list[Scores]:
-        """The scores of the base model and of the tuned one, those that there are."""
-        return [side.scores for side in (self.base, self.tuned) if side.scores]
+        """The scores of the untuned model and of the tuned one, those that there are."""
+        return [side.scores for side in (self.untuned, self.tuned) if side.scores]
 
     @property
     def judges(self) -> list[str]:
@@ -227,37 +227,39 @@ class RunResults:
 
     @property
     def comparable_scores(self) -> Scores | None:
-        """The base model's scores, where the tuned model was judged alike; None otherwise."""
-        return None if self.judging_differences else self.base.scores
+        """The untuned model's scores, where the tuned model was judged alike; None otherwise."""
+        return None if self.judging_differences else self.untuned.scores
 
     @functools.cached_property
     def difference(self) -> MeanDifference | None:
         """By how much the tuned model scores higher; None where the two sides were not both judged, and alike."""
         if len(self.scores) < 2 or self.judging_differences:
             return None
-        return measure_difference(self.base.score_by_id, self.tuned.score_by_id)
+        return measure_difference(self.untuned.score_by_id, self.tuned.score_by_id)
 
     @functools.cached_property
     def metrics(self) -> list[MetricRow]:
         """The reference metrics that either side has, in a fixed order; those that are not ours come last."""
-        base, tuned = (side.metrics.metrics for side in (self.base, self.tuned))
+        untuned, tuned = (side.metrics.metrics for side in (self.untuned, self.tuned))
         return [
-            MetricRow(name, base.get(name), tuned.get(name), self._compare(name))
-            for name in dict.fromkeys([*METRICS, *base, *tuned])
-            if name in base or name in tuned
+            MetricRow(name, untuned.get(name), tuned.get(name), self._compare(name))
+            for name in dict.fromkeys([*METRICS, *untuned, *tuned])
+            if name in untuned or name in tuned
         ]
 
     def _compare(self, name: str) -> MeanDifference | None:
         # The mean of quotients is not the quotient that is shown.
         if name in QUOTIENTS:
             return None
-        values = (side.values.get(name, {}) for side in (self.base, self.tuned))
+        values = (side.values.get(name, {}) for side in (self.untuned, self.tuned))
         return measure_difference(*values, is_share=name in SHARES)
 
     @functools.cached_property
     def leading(self) -> Leading:
         """Which measure every view shows first and sorts by."""
-        sides = [set(side.values) for side in (self.base, self.tuned) if side.responses or side.scores or side.values]
+        sides = [
+            set(side.values) for side in (self.untuned, self.tuned) if side.responses or side.scores or side.values
+        ]
         metrics = set.intersection(*sides) if sides else set()
         weaknesses = (find_weakness(scores.judge, scores.self_check) for scores in self.scores)
         return choose_leading(weaknesses, metrics)
@@ -292,7 +294,7 @@ def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
         preflight=read_file(run.preflight, Preflight) or Preflight(),
         training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],
         training=read_file(run.training_summary, TrainingSummary),
-        base=_read_model(run, UNTUNED),
+        untuned=_read_model(run, UNTUNED),
         tuned=_read_model(run, TUNED),
         self_check=read_file(run.self_check, SelfCheck),
         benchmarks=(read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}).get(TUNED, []),

@@ -12,7 +12,7 @@ from hf_instruct.run_folder import RunFolder
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3
-_DIFFERENCE = "tuned - base (95 % interval)"
+_DIFFERENCE = "tuned - untuned (95 % interval)"
 _SHOWN_METRICS = ("exact_match", "rouge_l", "chrf", "perplexity")
 
 
@@ -50,22 +50,22 @@ def format_summary(run: RunFolder, *, width: int | None = None) -> str:
 
 def _list_numbers(results: RunResults, width: int) -> list[str]:
     """Return a table of the numbers that the run has, before and after, then who judged and how long training took."""
-    base, tuned = results.base, results.tuned
+    untuned, tuned = results.untuned, results.tuned
     scores, others = [], []
     if results.scores:
         difference = ""
         if results.difference:
             numbers = (results.difference.low, results.difference.high)
             difference = f"{format_signed(results.difference.mean)} ({format_interval(numbers, signed=True)})"
-        scores.append(["score of 100", *(format_mean(side.scores) for side in (base, tuned)), difference])
+        scores.append(["score of 100", *(format_mean(side.scores) for side in (untuned, tuned)), difference])
     metrics = [
-        [row.label, row.show(row.base), row.show(row.tuned), row.show_difference()]
+        [row.label, row.show(row.untuned), row.show(row.tuned), row.show_difference()]
         for row in results.metrics
         if row.name in _SHOWN_METRICS
     ]
     if measured := [f"{row.measured:.3f}" for row in results.evaluations]:
         others.append([results.measure, measured[0], measured[-1] if measured[1:] else "", ""])
-    rates = [side.stop_rate for side in (base, tuned)]
+    rates = [side.stop_rate for side in (untuned, tuned)]
     if any(rate is not None for rate in rates):
         others.append(["finished", *("" if rate is None else f"{100 * rate:.0f} %" for rate in rates), ""])
     # A judge whose scores say little comes last.
@@ -73,7 +73,7 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
     if not rows:
         return []
     has_intervals = any(row[-1] for row in rows)
-    rows = [["", "before", "after", _DIFFERENCE if has_intervals else ""], *rows]
+    rows = [["", "untuned", "tuned", _DIFFERENCE if has_intervals else ""], *rows]
     lines = align(
         [[f"{label:{_LABEL_WIDTH - 2}}", *(cell or "-" for cell in cells), note] for label, *cells, note in rows]
     )
@@ -96,7 +96,7 @@ def _title(row: AnswerRow, leading: Leading) -> str:
 def _format_answers(results: RunResults, row: AnswerRow, title: str, width: int) -> list[str]:
     task = _one_line(" | ".join(part for part in (row.example.instruction, row.example.input) if part))
     lines = [f"{textwrap.shorten(task, width - len(title) - 4, placeholder=' ...')}  [{title}]"]
-    for label, side, answer in (("before", results.base, row.base), ("after", results.tuned, row.tuned)):
+    for label, side, answer in (("untuned", results.untuned, row.untuned), ("tuned", results.tuned, row.tuned)):
         if answer is not None:
             score = "" if results.leading.reason else side.score_by_id.get(answer.id, "")
             lines += _label(f"  {label:<9}{score:>4}", answer.response or "(empty)", width)
