@@ -64,7 +64,7 @@ def reward_overlap(completions: list[str], output: list[str], **_: Any) -> list[
 def measure(method: str, contestant: str) -> dict[str, Any]:
     """Return the median seconds of a step, and the losses (DPO) or mean rewards (GRPO) of all steps."""
     from hf_instruct import load_examples, load_model
-    from hf_instruct.precision import prefers_bf16
+    from hf_instruct.training.fast.precision import prefers_bf16
 
     model, tokenizer = load_model(MODEL)
     steps = STEPS[method] + WARM_UP

@@ -61,7 +61,7 @@ def _judge(folder: RunFolder, experiment: Experiment) -> None:
 
 def _report(folder: RunFolder, experiment: Experiment) -> None:
     from hf_instruct.reporting.page import report
-    from hf_instruct.tracking import log_results
+    from hf_instruct.training.tracking import log_results
 
     report(folder, experiment)
     log_results(folder, experiment)
@@ -227,7 +227,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     """
     from hf_instruct.models import find_model
     from hf_instruct.prompts import PromptFormat
-    from hf_instruct.tracking import check_trackers
+    from hf_instruct.training.tracking import check_trackers
 
     if experiment.data.prompt_format and {"data", "train"} & set(stages):
         # Later stages read the template that the run has kept.

@@ -13,11 +13,11 @@ from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
 from hf_instruct.library_fields import REFUSED_TRAINING, find_refused_training
 from hf_instruct.models import best_device, context_length
-from hf_instruct.precision import prefers_bf16
 from hf_instruct.processes import on_main_process
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.training.checkpoints import PRECISION
+from hf_instruct.training.fast.precision import prefers_bf16
 
 if TYPE_CHECKING:
     from peft import PeftConfig

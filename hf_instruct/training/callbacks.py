@@ -18,7 +18,7 @@ from hf_instruct.processes import on_main_process
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import append_rows, recover_rows, write_rows
 from hf_instruct.schema import TrainingRow
-from hf_instruct.tracking import log_samples
+from hf_instruct.training.tracking import log_samples
 
 logger = logging.getLogger(__name__)
 

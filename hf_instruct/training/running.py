@@ -21,7 +21,7 @@ from hf_instruct.quantization import is_quantized, multiplying_in_bf16, restore_
 from hf_instruct.records import read_rows, write_json, write_text
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingRow, TrainingSummary
-from hf_instruct.tracking import place_tensorboard
+from hf_instruct.training.tracking import place_tensorboard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -12,8 +12,8 @@ from hf_instruct.data.splits import CheckedSplits
 from hf_instruct.processes import count_processes, is_main_process
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.tracking import name_tracked_run
 from hf_instruct.training.finetune import train
+from hf_instruct.training.tracking import name_tracked_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -5,8 +5,8 @@ import pytest
 import tiny_models
 import torch
 
-from hf_instruct import precision
-from hf_instruct.precision import prefers_bf16
+from hf_instruct.training.fast import precision
+from hf_instruct.training.fast.precision import prefers_bf16
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Metrics, MetricValue, Scores
-from hf_instruct.tracking import check_trackers, log_results, log_samples, name_tracked_run, place_tensorboard
+from hf_instruct.training.tracking import check_trackers, log_results, log_samples, name_tracked_run, place_tensorboard
 
 SAMPLES = [{"instruction": "Name a color.", "response": "Red.\n\nOr blue."}]
 TRACKERS = ["trackio", "tensorboard", "wandb", "mlflow"]
