@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import json
 import logging
-import os
 import random
 import re
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -75,7 +73,6 @@ class Body(pydantic.BaseModel):
 
 Form = TypeVar("Form", bound=Body)
 Result = TypeVar("Result")
-Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
 def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
@@ -88,45 +85,10 @@ def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
         return pool.submit(asyncio.run, work).result()
 
 
-def parse_ollama_host(text: str) -> str:
-    """Return the URL that OLLAMA_HOST, or an address given in its place, stands for, as Ollama's own client reads it.
-
-    >>> [parse_ollama_host(text) for text in ("", ":8080", "0.0.0.0:8080", " '::1' ", "[::]", "https://host/api/")]
-    ... # doctest: +NORMALIZE_WHITESPACE
-    ['http://127.0.0.1:11434', 'http://127.0.0.1:8080', 'http://127.0.0.1:8080', 'http://[::1]:11434',
-     'http://[::1]:11434', 'https://host:443/api']
-
-    Source: https://github.com/ollama/ollama, `envconfig/config.go`, `Host` and `ConnectableHost`.
-    """
-    scheme, given, rest = text.strip().strip("\"'").strip().rpartition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    with contextlib.suppress(ValueError):
-        host = f"[{ipaddress.IPv6Address(host)}]"
-    # A colon within brackets is part of the address.
-    name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
-    port = port or ({"http": "80", "https": "443"}.get(scheme, "") if given else "11434")
-    # A server listens at all addresses of its machine; a client connects to one.
-    name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)
-    return f"{scheme or 'http'}://{user}{at}{name}:{port}{slash}{path}".rstrip("/")
-
-
-def open_ollama(kind: type[Http], base_url: str | None) -> Http:
-    """Return a client for an Ollama server: at `base_url`, else at OLLAMA_HOST, else on this machine.
-
-    Raises:
-        ConfigError: The address is not usable.
-    """
-    key = os.environ.get("OLLAMA_API_KEY")
-    where, text = ("The Ollama address", base_url) if base_url else ("OLLAMA_HOST", os.environ.get("OLLAMA_HOST", ""))
-    return open_http(kind, parse_ollama_host(text), key=key, where=f"{where} `{redact(text)}`")
-
-
-def open_http(kind: type[Http], url: str, *, key: str | None, where: str, **headers: str) -> Http:
+def open_http(url: str, *, key: str | None, where: str, **headers: str) -> httpx.AsyncClient:
     """Return a client that follows no redirect and reads no body of more than 8 MB, compressed ones included.
 
     Args:
-        kind: `httpx.Client` or `httpx.AsyncClient`.
         url: What paths are relative to.
         key: Sent as a bearer token.
         where: Start of the sentence that says that the address is not usable.
@@ -144,7 +106,7 @@ def open_http(kind: type[Http], url: str, *, key: str | None, where: str, **head
         raise ConfigError(f"{where} is not usable. It looks like http://127.0.0.1:11434.") from error
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    client: Http = kind(
+    return httpx.AsyncClient(
         base_url=url,
         headers={"Accept-Encoding": "identity", **headers},
         # How many calls are under way is the caller's business, and so is how long each may take.
@@ -154,9 +116,8 @@ def open_http(kind: type[Http], url: str, *, key: str | None, where: str, **head
         # A proxy named in the environment would be asked for this machine's own server.
         trust_env=not is_loopback(url),
         follow_redirects=False,
-        event_hooks={"response": [_guard if kind is httpx.Client else _guard_async]},
+        event_hooks={"response": [_guard]},
     )
-    return client
 
 
 def shown_url(url: httpx.URL) -> str:
@@ -164,11 +125,7 @@ def shown_url(url: httpx.URL) -> str:
     return str(redact(str(url.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")))
 
 
-async def _guard_async(response: httpx.Response) -> None:
-    _guard(response)
-
-
-def _guard(response: httpx.Response) -> None:
+async def _guard(response: httpx.Response) -> None:
     """Raise ServerError before a redirect is followed or a body of any size read; compressed, 8 MB may hold 8 GB."""
     if response.has_redirect_location:
         target = "something that is not an address"
@@ -180,31 +137,21 @@ def _guard(response: httpx.Response) -> None:
     response.stream = _Capped(response.stream, lines="lines" in response.request.extensions)
 
 
-class _Capped(httpx.AsyncByteStream, httpx.SyncByteStream):
+class _Capped(httpx.AsyncByteStream):
     """A body that raises ServerError once it, or one line of it, is longer than 8 MB."""
 
     def __init__(self, stream: Any, *, lines: bool) -> None:
         self._stream = stream
         self._lines = lines
-        self._size = 0
-
-    def _count(self, chunk: bytes) -> bytes:
-        end = chunk.rfind(b"\n") if self._lines else -1
-        self._size = len(chunk) - end - 1 if end >= 0 else self._size + len(chunk)
-        if self._size > MOST_BYTES:
-            raise ServerError(f"the answer is longer than {MOST_BYTES >> 20} MB")
-        return chunk
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._stream:
-            yield self._count(chunk)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
         async for chunk in self._stream:
-            yield self._count(chunk)
-
-    def close(self) -> None:
-        self._stream.close()
+            end = chunk.rfind(b"\n") if self._lines else -1
+            size = len(chunk) - end - 1 if end >= 0 else size + len(chunk)
+            if size > MOST_BYTES:
+                raise ServerError(f"the answer is longer than {MOST_BYTES >> 20} MB")
+            yield chunk
 
     async def aclose(self) -> None:
         await self._stream.aclose()

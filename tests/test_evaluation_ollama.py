@@ -10,12 +10,13 @@ import pytest
 from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
-from hf_instruct.errors import JudgeError, JudgeUnavailable
+from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.backends import choose_judge, opened_judge
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.ollama import OllamaJudge
+from hf_instruct.evaluation.ollama import OllamaJudge, open_ollama, parse_ollama_host
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.schema import Response
+from hf_instruct.servers import Body, NoServer, Server
 
 RESPONSE = Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
 QUESTION = load_rubric("course").build_question(RESPONSE)
@@ -336,3 +337,67 @@ def test_pull_that_fails_or_breaks_off(server: FakeOllama, last: list[dict[str, 
     with pytest.raises(JudgeUnavailable) as caught:
         ask(server, model="phi3", pull=True)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("  ", "http://127.0.0.1:11434"),
+        (":8080", "http://127.0.0.1:8080"),
+        ("host", "http://host:11434"),
+        ("host:", "http://host:11434"),
+        ("host:80", "http://host:80"),
+        (' "host:8080"\n', "http://host:8080"),
+        ("' 10.0.0.1 '", "http://10.0.0.1:11434"),
+        ("http://host", "http://host:80"),
+        ("https://host", "https://host:443"),
+        ("http://", "http://127.0.0.1:80"),
+        ("https://host:8443/ollama/", "https://host:8443/ollama"),
+        ("host/ollama", "http://host:11434/ollama"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("http://0.0.0.0:1234", "http://127.0.0.1:1234"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:1234", "http://[::1]:1234"),
+        ("::", "http://[::1]:11434"),
+        ("[::]:1234", "http://[::1]:1234"),
+        ("fe80:0:0::2", "http://[fe80::2]:11434"),
+        ("me:pass@host:1", "http://me:pass@host:1"),
+    ],
+)
+def test_addresses_are_read_as_ollama_reads_them(host: str, url: str) -> None:
+    assert parse_ollama_host(host) == url
+
+
+@pytest.mark.parametrize("host", ["localhost:x", "host:99999", "ftp://host", "[::1", "host:-1"])
+def test_addresses_that_are_none(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    with pytest.raises(ConfigError, match=r"^OLLAMA_HOST `.*` is not usable\. It looks like http://127"):
+        open_ollama(None)
+
+
+class Version(Body):
+    version: str
+
+
+async def ask_version() -> str:
+    server = Server(open_ollama(None), timeout_seconds=60)
+    try:
+        return (await server.call("/api/version", Version)).version
+    finally:
+        await server.aclose()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "'127.0.0.1'", "[::]"])
+def test_no_proxy_is_asked_for_this_machine(server: FakeOllama, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OLLAMA_HOST", f"{host.rstrip(chr(39))}:{server.url.rpartition(':')[2]}")
+    if host == "[::]":
+        # The fake server has no such address; a proxy would be another error.
+        with pytest.raises(NoServer, match="connection attempts failed"):
+            asyncio.run(ask_version())
+    else:
+        assert asyncio.run(ask_version()) == "0.33.0"

@@ -4,12 +4,10 @@ import asyncio
 import gzip
 from typing import Any
 
-import httpx
 import pytest
 from fake_ollama import Answer, FakeOllama
 
-from hf_instruct.errors import ConfigError
-from hf_instruct.servers import Body, NoServer, Redirected, Server, ServerError, open_ollama, parse_ollama_host
+from hf_instruct.servers import Body, Redirected, Server, ServerError, open_http
 
 
 class Version(Body):
@@ -20,7 +18,7 @@ def call(url: str, *, lines: bool = False, **settings: Any) -> str:
     """Return the version that a server tells, or the last one of a stream of them."""
 
     async def work() -> str:
-        server = Server(open_ollama(httpx.AsyncClient, url), timeout_seconds=60, **settings)
+        server = Server(open_http(url, key=None, where="It"), timeout_seconds=60, **settings)
         try:
             if lines:
                 return [line.version async for line in server.lines("/api/pull", Version, {"model": "llama3"})][-1]
@@ -29,58 +27,6 @@ def call(url: str, *, lines: bool = False, **settings: Any) -> str:
             await server.aclose()
 
     return asyncio.run(work())
-
-
-@pytest.mark.parametrize(
-    ("host", "url"),
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("  ", "http://127.0.0.1:11434"),
-        (":8080", "http://127.0.0.1:8080"),
-        ("host", "http://host:11434"),
-        ("host:", "http://host:11434"),
-        ("host:80", "http://host:80"),
-        (' "host:8080"\n', "http://host:8080"),
-        ("' 10.0.0.1 '", "http://10.0.0.1:11434"),
-        ("http://host", "http://host:80"),
-        ("https://host", "https://host:443"),
-        ("http://", "http://127.0.0.1:80"),
-        ("https://host:8443/ollama/", "https://host:8443/ollama"),
-        ("host/ollama", "http://host:11434/ollama"),
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("http://0.0.0.0:1234", "http://127.0.0.1:1234"),
-        ("::1", "http://[::1]:11434"),
-        ("[::1]:1234", "http://[::1]:1234"),
-        ("::", "http://[::1]:11434"),
-        ("[::]:1234", "http://[::1]:1234"),
-        ("fe80:0:0::2", "http://[fe80::2]:11434"),
-        ("me:pass@host:1", "http://me:pass@host:1"),
-    ],
-)
-def test_addresses_are_read_as_ollama_reads_them(host: str, url: str) -> None:
-    assert parse_ollama_host(host) == url
-
-
-@pytest.mark.parametrize("host", ["localhost:x", "host:99999", "ftp://host", "[::1", "host:-1"])
-def test_addresses_that_are_none(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", host)
-    with pytest.raises(ConfigError, match=r"^OLLAMA_HOST `.*` is not usable\. It looks like http://127"):
-        open_ollama(httpx.Client, None)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "'127.0.0.1'", "[::]"])
-def test_no_proxy_is_asked_for_this_machine(server: FakeOllama, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OLLAMA_HOST", f"{host.rstrip(chr(39))}:{server.url.rpartition(':')[2]}")
-    if host == "[::]":
-        # The fake server has no such address; a proxy would be another error.
-        with pytest.raises(NoServer, match="connection attempts failed"):
-            call("")
-    else:
-        assert call("") == "0.33.0"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import os
 from typing import Any
 
 import httpx
 import pydantic
 
 from hf_instruct.config import JudgeSection
+from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.server_judge import ServerJudge
 from hf_instruct.progress import progress_bar
-from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, open_ollama, shorten
+from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, open_http, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,40 @@ class _Progress(Body):
     completed: int | None = None
 
 
+def parse_ollama_host(text: str) -> str:
+    """Return the URL that OLLAMA_HOST, or an address given in its place, stands for, as Ollama's own client reads it.
+
+    >>> [parse_ollama_host(text) for text in ("", ":8080", "0.0.0.0:8080", " '::1' ", "[::]", "https://host/api/")]
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ['http://127.0.0.1:11434', 'http://127.0.0.1:8080', 'http://127.0.0.1:8080', 'http://[::1]:11434',
+     'http://[::1]:11434', 'https://host:443/api']
+
+    Source: https://github.com/ollama/ollama, `envconfig/config.go`, `Host` and `ConnectableHost`.
+    """
+    scheme, given, rest = text.strip().strip("\"'").strip().rpartition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    with contextlib.suppress(ValueError):
+        host = f"[{ipaddress.IPv6Address(host)}]"
+    # A colon within brackets is part of the address.
+    name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
+    port = port or ({"http": "80", "https": "443"}.get(scheme, "") if given else "11434")
+    # A server listens at all addresses of its machine; a client connects to one.
+    name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(name, name)
+    return f"{scheme or 'http'}://{user}{at}{name}:{port}{slash}{path}".rstrip("/")
+
+
+def open_ollama(base_url: str | None) -> httpx.AsyncClient:
+    """Return a client for an Ollama server: at `base_url`, else at OLLAMA_HOST, else on this machine.
+
+    Raises:
+        ConfigError: The address is not usable.
+    """
+    key = os.environ.get("OLLAMA_API_KEY")
+    where, text = ("The Ollama address", base_url) if base_url else ("OLLAMA_HOST", os.environ.get("OLLAMA_HOST", ""))
+    return open_http(parse_ollama_host(text), key=key, where=f"{where} `{redact(text)}`")
+
+
 class OllamaJudge(ServerJudge):
     """A model behind Ollama's `/api/chat`.
 
@@ -74,7 +111,7 @@ class OllamaJudge(ServerJudge):
     """
 
     def __init__(self, settings: JudgeSection) -> None:
-        super().__init__(settings, open_ollama(httpx.AsyncClient, settings.base_url), name="Ollama")
+        super().__init__(settings, open_ollama(settings.base_url), name="Ollama")
         self._model = settings.model or DEFAULT_MODEL
         self._window = f" (`judge.num_ctx` is {settings.num_ctx})"
         self._digest: str | None = None

@@ -4,8 +4,6 @@ import logging
 import os
 from typing import Any
 
-import httpx
-
 from hf_instruct.config import JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
@@ -68,7 +66,7 @@ class OpenAIJudge(ServerJudge):
             )
         headers = {header: value for header, name in _ACCOUNT_HEADERS.items() if (value := os.environ.get(name))}
         where = f"The judge's address `{redact(base_url)}`"
-        http = open_http(httpx.AsyncClient, base_url or _OPENAI_URL, key=key or "EMPTY", where=where, **headers)
+        http = open_http(base_url or _OPENAI_URL, key=key or "EMPTY", where=where, **headers)
         super().__init__(settings, http, name="The server")
         self._model = settings.model or ""
         self._takes_schema = True

@@ -14,6 +14,7 @@ from hf_instruct.errors import ConfigError
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
+from hf_instruct.evaluation.ollama import parse_ollama_host
 from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
@@ -21,7 +22,7 @@ from hf_instruct.evaluation.self_check import check_briefly
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED, Response
-from hf_instruct.servers import parse_ollama_host, run_sync
+from hf_instruct.servers import run_sync
 
 
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:

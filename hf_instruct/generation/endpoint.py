@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from hf_instruct.config import GenerateSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
@@ -119,9 +117,7 @@ async def _answer(
 ) -> None:
     url = str(section.endpoint).rstrip("/")
     url += "" if urlsplit(url).path else "/v1"
-    http = open_http(
-        httpx.AsyncClient, url, key=os.environ.get("OPENAI_API_KEY"), where=f"The endpoint `{redact(url)}`"
-    )
+    http = open_http(url, key=os.environ.get("OPENAI_API_KEY"), where=f"The endpoint `{redact(url)}`")
     server = Server(http, timeout_seconds=_TIMEOUT_SECONDS, retries=_RETRIES)
     waiting = iter(asked)
 
