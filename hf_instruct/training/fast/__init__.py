@@ -9,7 +9,7 @@ What a part is worth was measured on two CPU cores with GPT-2's shapes (docs/per
 - `sharing`: tries both on the model at hand before the first step, and chooses the collator.
 - `loss`: logits at the labels only, a third of the positions. Without it: `InstructTrainer` falls back to TRL's loss.
 - `optimizer`: AdamW inside the backward pass: 1.4 GB less for GPT-2 medium. Without it: TRL's own AdamW.
-- `precision`: float32 or bf16, whichever is faster here: 138 s instead of 290 s for 25 steps where the flag misleads. Without
-  it: `train.bf16` as the user sets it.
+- `precision`: float32 or bf16, whichever multiplies faster here: 138 s instead of 290 s for 25 steps of the demo on a
+  CPU whose bf16 is slow. Without it: `train.bf16`, as the user sets it.
 - `casts`: bf16 weights cast where they are used: 0.6 GB less for GPT-2 medium. Without it: autocast's own copies.
 """
