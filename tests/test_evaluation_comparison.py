@@ -355,5 +355,5 @@ def test_plot_colours_what_is_shown(pair: list[Path], tmp_path: Path) -> None:
     assert sorted(label.get_text()[-4:] for label in means.get_yticklabels()) == ["/low", "high", "like"]
     dots = [line for line in differences.lines if line.get_marker() == "o"]
     assert [round(float(dot.get_xdata()[0]), 1) for dot in dots] == [15.5, 0.0]
-    assert [dot.get_color() for dot in dots] == [COLORS["tuned"], COLORS["base"]]
+    assert [dot.get_color() for dot in dots] == [COLORS["tuned"], COLORS["untuned"]]
     assert [text.get_text().strip() for text in differences.texts] == ["baseline"]
