@@ -105,7 +105,7 @@ def model(request: pytest.FixtureRequest):
 
     from hf_instruct.training.arguments import build_lora_config
 
-    adapted = get_peft_model(built, build_lora_config({"r": 4}, built))
+    adapted = get_peft_model(built, build_lora_config({"r": 4, "lora_alpha": 16}, built))
     for key, parameter in adapted.named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.02)
