@@ -15,6 +15,7 @@ from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
 from hf_instruct.data.splits import load_splits
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, TrainingError
+from hf_instruct.generation import decoding_loop
 from hf_instruct.pipeline import run
 from hf_instruct.preferences.rewards import build_rewards, load_reward
 from hf_instruct.prompts import PromptFormat
@@ -262,7 +263,10 @@ def test_sampling_may_be_set_as_in_trl(tiny_llama: Path, tmp_path: Path, monkeyp
     assert ours[0][1] <= 4
 
 
-def test_an_adapter_of_halved_weights_samples_by_generate(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_halved_weights_answers_by_generate(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_loop, "can_decode", lambda model: False)
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
     halve_linear_weights(model)
     args = {**SETTINGS, "bf16": True, "max_steps": 1, "top_k": 5}

@@ -353,7 +353,8 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         rows: list[dict[str, Any]] = list(self.eval_dataset if eval_dataset is None else eval_dataset)  # type: ignore[arg-type]
         self.model.eval()
         answers = []
-        with self.compute_loss_context_manager():
+        # `generate()` goes round the model's own `forward`, which accelerate has wrapped in autocast.
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
             for start in range(0, len(rows), _ANSWERED):
                 answers += generate_completions(
                     self.model,
