@@ -138,7 +138,7 @@ def read_fields(kind: str) -> dict[str, str]:
         kind: The class, one of `KINDS`.
     """
     listed = json.loads(Path(__file__).with_name("library_fields.json").read_text(encoding="utf-8"))
-    if any(not f"{version(name)}.".startswith(f"{listed['versions'][name]}.") for name in _LIBRARIES[kind]):
+    if any(".".join(version(name).split(".")[:2]) not in listed["versions"][name] for name in _LIBRARIES[kind]):
         return ask_library(kind)
     # A subclass may give an inherited field another type.
     classes = ("TrainingArguments", kind) if "trl" in _LIBRARIES[kind] else (kind,)

@@ -21,7 +21,13 @@ def list_fields() -> str:
         for name, text in fields.items() if kind == "TrainingArguments" else sorted(fields.items() - common):
             by_type.setdefault(text, []).append(name)
         listed[kind] = {text: sorted(names) for text, names in sorted(by_type.items())}
-    versions = {name: version(name).rpartition(".")[0] for name in ("trl", "transformers", "peft")}
+    old = json.loads(LIST.read_text(encoding="utf-8"))
+    # Versions whose fields are the same share a list.
+    known = old["versions"] if {**old, **listed} == old else {}
+    versions = {
+        name: sorted({*known.get(name, ()), ".".join(version(name).split(".")[:2])})
+        for name in ("trl", "transformers", "peft")
+    }
     # A type a line.
     text = json.dumps({"versions": versions, **listed}, indent=1)
     return text.replace("\n   ", " ").replace("\n  ]", " ]") + "\n"
@@ -45,7 +51,7 @@ def test_the_list_is_what_the_libraries_say(kind: str, unread: None, monkeypatch
 
 
 def test_another_version_is_asked_itself(unread: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library_fields, "version", lambda name: {"peft": "0.99.1"}.get(name, version(name)))
+    monkeypatch.setattr(library_fields, "version", {"trl": "1.16.0", "transformers": "5.23.0", "peft": "0.99.1"}.get)
     monkeypatch.setattr(library_fields, "ask_library", lambda kind: {"new": kind})
     assert read_fields("LoraConfig") == {"new": "LoraConfig"}
     assert "learning_rate" in read_fields("SFTConfig")

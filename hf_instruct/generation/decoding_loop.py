@@ -46,7 +46,9 @@ _BLIND_TO_PADDING = {
 }
 # This loop replaces these; a model that overrides one may prepare its inputs in another way.
 _STANDARD_METHODS = ("generate", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-_NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
+_NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
+# What a model calls the argument that takes the cache: since Transformers 5.24, and before.
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 
 def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) -> bool:
@@ -72,6 +74,7 @@ def can_decode(model: "PreTrainedModel") -> bool:
         and isinstance(inner, GenerationMixin)
         and all(getattr(type(inner), name) is getattr(GenerationMixin, name) for name in _STANDARD_METHODS)
         and inspect.signature(inner.forward).parameters.keys() >= _NEEDED_ARGUMENTS
+        and _find_cache_argument(inner) is not None
         and _attends_to_all(inner)
     )
 
@@ -96,6 +99,11 @@ def _active_fields(model: "PreTrainedModel", generation: Mapping[str, Any]) -> s
 def _reads_prompt(adapter: Any) -> bool:
     # Activated LoRA begins at a marker that it looks for in the prompt.
     return getattr(adapter, "alora_invocation_tokens", None) is not None
+
+
+def _find_cache_argument(model: "PreTrainedModel") -> str | None:
+    known = inspect.signature(model.forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in known), None)
 
 
 def _attends_to_all(model: "PreTrainedModel") -> bool:
@@ -175,7 +183,9 @@ class _Batch:
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, pad_id: int
     ) -> None:
         self._model, device = model, model.device
-        self._cache = DynamicCache(config=without_adapter(model).config)
+        inner = without_adapter(model)
+        self._cache = DynamicCache(config=inner.config)
+        self._keywords = {str(_find_cache_argument(inner)): self._cache, "use_cache": True, "logits_to_keep": 1}
         self._cache.layers = [_BlockLayer() for _ in self._cache.layers]
         prefix = _common_prefix(prompts)
         if prefix:
@@ -208,14 +218,7 @@ class _Batch:
         self.rows, self._mask, self._positions = self.rows[kept], self._mask[kept], self._positions[kept]
 
     def _forward(self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        output = self._model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        output = self._model(input_ids=input_ids, attention_mask=mask, position_ids=positions, **self._keywords)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
