@@ -4,7 +4,7 @@ import argparse
 import importlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 import hf_instruct
 from hf_instruct import config as settings
 from hf_instruct import errors, records, schema
+from hf_instruct.library_fields import describe_libraries
 
 # Of the help texts; argparse asks the terminal otherwise, and a page should not depend on where it was built.
 _COLUMNS = 100
@@ -28,6 +29,13 @@ _STAGES = {
     "hub": "Publishing",
     "pipeline": "All stages at once",
     "run_folder": "The run folder",
+}
+# What it means that an experiment has a section of a library's fields.
+_EFFECTS = {
+    "train": "These train on the examples themselves.",
+    "lora": "With this section an adapter is trained instead of all weights; an empty one, `lora:`, is enough.",
+    "dpo": "With this section the run trains on preferences; an empty one, `dpo:`, is enough.",
+    "grpo": "With this section the run trains on rewards.",
 }
 # Shown on the page of rows and errors.
 _ELSEWHERE = ("records", "errors")
@@ -91,32 +99,21 @@ def write_settings() -> str:
         "Fields of an experiment file, section by section. On the command line each is `--SECTION.FIELD VALUE`; a flag "
         "beats the file, the file beats the default. A key that is not known is an error that names the nearest one.",
     ]
+    libraries = {section: (owner, defaults) for section, owner, defaults in describe_libraries()}
     for section, model in settings.Experiment.model_fields.items():
         lines += ["", f"## {section}", ""]
-        if section == "train":
-            lines += ["Any field of TRL's `SFTConfig`. These defaults are not TRL's but the course's, or ours:", ""]
-            lines += [*_table_of_defaults("train", settings.TRAIN_DEFAULTS), "", "And fields of our own:", ""]
-        elif section == "lora":
-            lines += ["Any field of PEFT's `LoraConfig`; without this section all weights are trained. An empty one,"]
-            lines += ["`lora:`, means these defaults over PEFT's:", ""]
-            lines += _table_of_defaults("lora", settings.LORA_DEFAULTS)
-        elif section == "dpo":
-            lines += [
-                "Any field of TRL's `DPOConfig`, and those of our own for `train`; with this section the run trains"
-            ]
-            lines += ["on preferences. An empty one, `dpo:`, means these defaults over TRL's:", ""]
-            lines += _table_of_defaults("dpo", settings.DPO_DEFAULTS)
+        if section in libraries:
+            owner, defaults = libraries[section]
+            lines += [f"Any field of {owner}. {_EFFECTS[section]} These defaults are not the library's:", ""]
+            lines += ["| field | default |", "|---|---|"]
+            lines += [f"| `{section}.{name}` | {_format_default(value)} |" for name, value in defaults.items()]
+            lines += ["", "And fields of our own, also for `dpo` and `grpo`:", ""] if section == "train" else []
         if section in sections:
             if inspect.isclass(model.annotation) and model.annotation is not dict:
                 lines += [_unwrap(model.annotation.__doc__ or ""), ""]
             lines += ["| field | default | what it says |", "|---|---|---|"]
             lines += [f"| `{name}` | {_format_default(value)} | {text} |" for name, value, text in sections[section]]
     return "\n".join(lines) + "\n"
-
-
-def _table_of_defaults(section: str, values: Mapping[str, Any]) -> list[str]:
-    rows = [f"| `{section}.{name}` | {_format_default(value)} |" for name, value in values.items()]
-    return ["| field | default |", "|---|---|", *rows]
 
 
 def _format_default(value: Any) -> str:

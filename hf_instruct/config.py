@@ -5,13 +5,16 @@ twice) and is checked by pydantic, because it reports every problem where jsonar
 first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats the default.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from hf_instruct.errors import ConfigError, did_you_mean, quote_names
+from hf_instruct.console import redact
+from hf_instruct.errors import ConfigError, quote_names
+from hf_instruct.library_fields import DEFAULTS, OWN_TRAINING, SECTIONS, check_generate_fields, check_library_fields
+from hf_instruct.validation import format_problems
 from hf_instruct.yaml_text import parse_flag_value, read_yaml
 
 # No split may be empty.
@@ -232,70 +235,6 @@ class Experiment(_Section):
         return {**DEFAULTS[f"{self.method}Config"], **self.given}
 
 
-# The course's settings. `output_dir` and reporting belong to the run folder, so they cannot be set here.
-# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
-TRAIN_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 5e-5,
-    "weight_decay": 0.1,
-    "per_device_train_batch_size": 8,
-    "per_device_eval_batch_size": 8,
-    "num_train_epochs": 2,
-    "max_length": 1024,
-    "completion_only_loss": True,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": 0.0,
-    "logging_steps": 5,
-    "eval_steps": 20,
-    "save_steps": 50,
-    "save_total_limit": 1,
-    "activation_checkpointing": False,
-    "eval_strategy": "steps",
-    "eval_on_start": True,
-    "report_to": "none",
-    "seed": 123,
-}
-# What a run takes in `train` and `dpo` beside the fields of TRL's configurations: its default, and what it does.
-OWN_TRAINING: dict[str, tuple[bool, str]] = {
-    "keep_checkpoints": (False, "keep the checkpoints of a finished run, which are several times as large as the model")
-}
-# The course's bonus chapter on preferences.
-# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/04_preference-tuning-with-dpo/dpo-from-scratch.ipynb
-DPO_DEFAULTS: dict[str, Any] = {
-    **{name: value for name, value in TRAIN_DEFAULTS.items() if name != "completion_only_loss"},
-    "learning_rate": 5e-6,
-    "weight_decay": 0.01,
-    "num_train_epochs": 1,
-    "beta": 0.1,
-}
-# As DPO's, but for what GRPO lives by: groups of answers to several prompts a step, and no step too long.
-GRPO_DEFAULTS: dict[str, Any] = {
-    **{name: value for name, value in DPO_DEFAULTS.items() if name not in ("beta", "max_length")},
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "num_generations": 8,
-    "per_device_train_batch_size": 32,
-    "gradient_accumulation_steps": 2,
-    "max_completion_length": 256,
-    "logging_steps": 1,
-}
-DEFAULTS = {"SFTConfig": TRAIN_DEFAULTS, "DPOConfig": DPO_DEFAULTS, "GRPOConfig": GRPO_DEFAULTS}
-# Which section holds the fields of each of TRL's configurations.
-SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo", "GRPOConfig": "grpo"}
-
-
-def find_section(arguments: Any) -> str:
-    """Return which section the fields of a configuration of TRL's are set in."""
-    return SECTIONS.get(type(arguments).__name__, "train")
-
-
-# The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
-# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
-LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
-
-# Characters of a wrong value that a message quotes.
-_LONGEST_SHOWN = 200
-
-
 def load_experiment(
     path: str | Path | None, overrides: Mapping[str, Any] | None = None, *, deep: bool = True
 ) -> Experiment:
@@ -332,12 +271,38 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
     except ValidationError as error:
         problems += format_problems(error, Experiment)
     if deep:
-        from hf_instruct.library_fields import check_library_fields
-
         problems += check_library_fields(values)
+        problems += check_generate_fields(values.get("generate"), GenerateSection.model_fields)
     if problems:
         raise ConfigError.listing(problems, f"in {where}")
     return experiment
+
+
+def plain_values(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as it is written to `run.yaml`, without secrets."""
+    values: dict[str, Any] = redact(experiment.model_dump(mode="json"))
+    for name, companion in (("lora", ""), ("dpo", "preferences"), ("grpo", "rewards")):
+        if values[name] is None:
+            # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
+            del values[name]
+            values.pop(companion, None)
+    return values
+
+
+def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of the settings in which two experiments' `plain_values` differ, in order.
+
+    >>> differing_settings({"train": {"seed": 1, "bf16": True}, "lora": None}, {"train": {"seed": 2}, "lora": {"r": 8}})
+    ['lora', 'train.bf16', 'train.seed']
+    """
+    names = []
+    for section in {*old, *new}:
+        before, after = old.get(section), new.get(section)
+        if before is None or after is None:
+            names += [section] if before is not after else []
+        else:
+            names += [f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key)]
+    return sorted(names)
 
 
 def parse_setting(dotted: str, text: str) -> Any:
@@ -361,36 +326,6 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
             values[name] = {}
         values = values[name]
     values[last] = value
-
-
-def describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
-    """Return the problem of a field that there is not, with the nearest of those that there are."""
-    allowed = sorted(allowed)
-    listed = f" Allowed are {quote_names(allowed)}." if len(allowed) <= 20 else ""
-    return f"`{dotted}` is unknown.{did_you_mean(dotted.rpartition('.')[2], allowed) or listed}"
-
-
-def format_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return what pydantic found wrong with the fields of a model, each as the end of a list; names get the prefix."""
-    problems = []
-    for problem in error.errors():
-        location = [part for part in problem["loc"] if part not in ("[key]", "[one]", "[several]")]
-        dotted = prefix + ".".join(map(str, location))
-        if problem["type"] == "extra_forbidden":
-            owner: Any = model
-            for part in location[:-1]:
-                owner = SourceSection if isinstance(part, int) else owner.model_fields[part].annotation
-            text = describe_unknown(dotted, owner.model_fields)
-        elif problem["type"] == "missing":
-            text = f"`{dotted}` is missing"
-        elif problem["type"] == "value_error":
-            text = f"`{dotted}` {problem['ctx']['error']}"
-        else:
-            seen = repr(problem["input"])
-            seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
-            text = f"`{dotted}` is {seen}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
-        problems.append(text)
-    return problems
 
 
 def _check_across(experiment: Experiment) -> list[str]:
@@ -444,11 +379,3 @@ def describe_fields() -> list[tuple[str, Any, str]]:
         for name, field in getattr(section.annotation, "model_fields", {}).items():
             rows.append((f"{section_name}.{name}", field.default, field.description or ""))
     return rows
-
-
-def describe_libraries() -> list[tuple[str, str, dict[str, Any]]]:
-    """Return the sections that take another library's fields, the class they are of, and our defaults of them."""
-    return [
-        *((SECTIONS[kind], f"TRL's {kind}", own) for kind, own in DEFAULTS.items()),
-        ("lora", "PEFT's LoraConfig", LORA_DEFAULTS),
-    ]

@@ -1,4 +1,4 @@
-"""The fields of TRL, PEFT and Transformers that an experiment may set: their names and types, and which are refused.
+"""The fields of TRL, PEFT and Transformers that an experiment may set: names, types, our defaults, and what is refused.
 
 The libraries say themselves what they take, but importing them for it takes seconds, and a misspelt name should be
 found at once. `library_fields.json` holds what they say, for the versions it names; a test compares the two.
@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from hf_instruct.config import OWN_TRAINING, SECTIONS, GenerateSection, describe_unknown, format_problems
+from hf_instruct.validation import describe_unknown, format_problems
 
 # Where each class is, and which other library's fields it inherits.
 _LIBRARIES = {
@@ -33,6 +33,58 @@ _TYPES: dict[str, Any] = {
     "list[str]": list[str],
     "Any": Any,
 }
+# The course's settings. `output_dir` and reporting belong to the run folder, so they cannot be set here.
+# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "weight_decay": 0.1,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+    "num_train_epochs": 2,
+    "max_length": 1024,
+    "completion_only_loss": True,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "logging_steps": 5,
+    "eval_steps": 20,
+    "save_steps": 50,
+    "save_total_limit": 1,
+    "activation_checkpointing": False,
+    "eval_strategy": "steps",
+    "eval_on_start": True,
+    "report_to": "none",
+    "seed": 123,
+}
+# What a run takes in `train` and `dpo` beside the fields of TRL's configurations: its default, and what it does.
+OWN_TRAINING: dict[str, tuple[bool, str]] = {
+    "keep_checkpoints": (False, "keep the checkpoints of a finished run, which are several times as large as the model")
+}
+# The course's bonus chapter on preferences.
+# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/04_preference-tuning-with-dpo/dpo-from-scratch.ipynb
+DPO_DEFAULTS: dict[str, Any] = {
+    **{name: value for name, value in TRAIN_DEFAULTS.items() if name != "completion_only_loss"},
+    "learning_rate": 5e-6,
+    "weight_decay": 0.01,
+    "num_train_epochs": 1,
+    "beta": 0.1,
+}
+# As DPO's, but for what GRPO lives by: groups of answers to several prompts a step, and no step too long.
+GRPO_DEFAULTS: dict[str, Any] = {
+    **{name: value for name, value in DPO_DEFAULTS.items() if name not in ("beta", "max_length")},
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "num_generations": 8,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 2,
+    "max_completion_length": 256,
+    "logging_steps": 1,
+}
+DEFAULTS = {"SFTConfig": TRAIN_DEFAULTS, "DPOConfig": DPO_DEFAULTS, "GRPOConfig": GRPO_DEFAULTS}
+# Which section holds the fields of each of TRL's configurations.
+SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo", "GRPOConfig": "grpo"}
+# The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
+# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
+LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
 # Fields of TRL's configurations that would give another result than they say, or none, and what to do instead.
 REFUSED_TRAINING = {
     "output_dir": "the run folder decides it; use `--run-dir`",
@@ -72,6 +124,19 @@ NOT_TO_GENERATE = {
 }
 
 
+def find_section(arguments: Any) -> str:
+    """Return which section the fields of a configuration of TRL's are set in."""
+    return SECTIONS.get(type(arguments).__name__, "train")
+
+
+def describe_libraries() -> list[tuple[str, str, dict[str, Any]]]:
+    """Return the sections that take another library's fields, the class they are of, and our defaults of them."""
+    return [
+        *((SECTIONS[kind], f"TRL's {kind}", own) for kind, own in DEFAULTS.items()),
+        ("lora", "PEFT's LoraConfig", LORA_DEFAULTS),
+    ]
+
+
 def check_library_fields(values: Mapping[str, Any]) -> list[str]:
     """Return the problems of the sections whose fields belong to TRL, PEFT and Transformers."""
     problems = []
@@ -87,7 +152,7 @@ def check_library_fields(values: Mapping[str, Any]) -> list[str]:
             problems += _check_fields(allowed, kind, section)
     if isinstance(lora := values.get("lora"), dict) and lora:
         problems += _check_fields(lora, "LoraConfig", "lora")
-    return problems + check_generate_fields(values.get("generate"))
+    return problems
 
 
 def find_refused_training(settings: Iterable[str], *, section: str = "train") -> list[str]:
@@ -96,14 +161,18 @@ def find_refused_training(settings: Iterable[str], *, section: str = "train") ->
     return [f"`{section}.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in refused]
 
 
-def check_generate_fields(generate: Any) -> list[str]:
+def check_generate_fields(generate: Any, own: Collection[str]) -> list[str]:
     """Return the problems of a `generate` section: names that are not `GenerationConfig`'s, or cannot be set.
 
     `generate()` takes others besides, and among them is code: `custom_generate` names a repository.
+
+    Args:
+        generate: The section.
+        own: Fields of the section that are not `GenerationConfig`'s.
     """
-    if not isinstance(generate, Mapping) or not set(generate) - set(GenerateSection.model_fields):
+    if not isinstance(generate, Mapping) or not set(generate) - set(own):
         return []
-    allowed = {*read_fields("GenerationConfig"), *GenerateSection.model_fields}
+    allowed = {*read_fields("GenerationConfig"), *own}
     unknown = [describe_unknown(f"generate.{n}", allowed) for n in generate if n not in allowed]
     return unknown + find_refused_generation(generate)
 

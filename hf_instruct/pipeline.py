@@ -6,13 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_instruct.config import OWN_TRAINING, SECTIONS, Experiment, build_experiment, load_experiment
+from hf_instruct.config import (
+    Experiment,
+    build_experiment,
+    differing_settings,
+    load_experiment,
+    plain_values,
+)
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
+from hf_instruct.library_fields import OWN_TRAINING, SECTIONS
 from hf_instruct.manifests import check_model
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.recipes import find_experiment
 from hf_instruct.records import read_file
-from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Preflight
 
 

@@ -19,6 +19,7 @@ from pydantic_core import from_json, to_jsonable_python
 
 from hf_instruct.errors import DataError
 from hf_instruct.schema import Record
+from hf_instruct.validation import describe_problem, describe_syntax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,20 +127,6 @@ def _parse_rows(path: Path, content: bytes, row_type: type[Row]) -> tuple[list[R
     return rows, torn
 
 
-def describe_problem(error: ValidationError, index: int = 0) -> str:
-    """Return the first thing that pydantic found wrong, or another, in a clause that names the field."""
-    problem = error.errors(include_url=False)[index]
-    # Names in the file may be long and contain anything.
-    place = " ".join(".".join(map(str, problem["loc"])).split())[:80]
-    text = _describe_syntax(problem["msg"]).removeprefix("Value error, ")
-    text = text.removeprefix("Invalid JSON: ") if problem["type"] == "json_invalid" else text[0].lower() + text[1:]
-    return f"`{place}`: {text}" if place else text
-
-
-def _describe_syntax(message: str) -> str:
-    return message.replace("recursion limit exceeded", "nested too deeply").replace(" at line 1 column", " at column")
-
-
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
     """Append rows to a JSON Lines file in one write, and wait until they are on disk."""
     data = "".join(map(format_row, rows)).encode("utf-8")
@@ -188,7 +175,7 @@ def parse_json(content: bytes | str) -> Any:
     try:
         return from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        raise ValueError(_describe_syntax(str(error))) from error
+        raise ValueError(describe_syntax(str(error))) from error
 
 
 def read_file(path: Path, file_type: type[File]) -> File | None:

@@ -10,19 +10,20 @@ import hashlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from hf_instruct.config import Experiment, build_experiment
+from hf_instruct.config import Experiment, build_experiment, plain_values
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import SPLIT_NAMES, Example, describe_problem, read_file, read_rows, write_json, write_text
+from hf_instruct.records import SPLIT_NAMES, Example, read_file, read_rows, write_json, write_text
 from hf_instruct.schema import MODELS, TUNED, Judgment, Metrics, Preflight, Provenance, Response, RubricName, Scores
+from hf_instruct.validation import describe_problem
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -363,33 +364,6 @@ def choose_judgments(rows: Sequence[Judgment], scores: Scores | None, *, repeat:
         and row.rubric_sha256 in ("", rubric.sha256)
     }
     return list(chosen.values())
-
-
-def plain_values(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment as it is written to `run.yaml`, without secrets."""
-    values: dict[str, Any] = redact(experiment.model_dump(mode="json"))
-    for name, companion in (("lora", ""), ("dpo", "preferences"), ("grpo", "rewards")):
-        if values[name] is None:
-            # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
-            del values[name]
-            values.pop(companion, None)
-    return values
-
-
-def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted names of the settings in which two experiments' `plain_values` differ, in order.
-
-    >>> differing_settings({"train": {"seed": 1, "bf16": True}, "lora": None}, {"train": {"seed": 2}, "lora": {"r": 8}})
-    ['lora', 'train.bf16', 'train.seed']
-    """
-    names = []
-    for section in {*old, *new}:
-        before, after = old.get(section), new.get(section)
-        if before is None or after is None:
-            names += [section] if before is not after else []
-        else:
-            names += [f"{section}.{key}" for key in {*before, *after} if before.get(key) != after.get(key)]
-    return sorted(names)
 
 
 def _git_commit() -> str | None:

@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_instruct.config import Experiment, build_experiment, describe_fields, load_experiment
+from hf_instruct.config import Experiment, build_experiment, describe_fields, load_experiment, plain_values
 from hf_instruct.errors import ConfigError
-from hf_instruct.run_folder import plain_values
 from hf_instruct.yaml_text import dump_yaml, parse_flag_value, parse_yaml, read_yaml
 
 

@@ -11,7 +11,8 @@ import pytest
 
 import hf_instruct
 from hf_instruct.cli.main import VERBS
-from hf_instruct.config import DPO_DEFAULTS, LORA_DEFAULTS, TRAIN_DEFAULTS, describe_fields
+from hf_instruct.config import describe_fields
+from hf_instruct.library_fields import describe_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a browser fetches by itself; a link is only followed when somebody clicks on it.
@@ -108,8 +109,7 @@ def test_the_reference_has_every_public_name_verb_and_field(site: Path, pages: d
     assert {*VERBS, "data-check"} <= pages[site / "reference" / "commands.html"].anchors
     settings = (site / "reference" / "settings.html").read_text(encoding="utf-8")
     names = [name for name, _, _ in describe_fields()]
-    names += [f"train.{name}" for name in TRAIN_DEFAULTS] + [f"lora.{name}" for name in LORA_DEFAULTS]
-    names += [f"dpo.{name}" for name in DPO_DEFAULTS]
+    names += [f"{section}.{name}" for section, _, defaults in describe_libraries() for name in defaults]
     assert [name for name in names if f"<code>{name}</code>" not in settings] == []
 
 

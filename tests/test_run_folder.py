@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.cli.main import main
-from hf_instruct.config import build_experiment
+from hf_instruct.config import build_experiment, plain_values
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError
 from hf_instruct.generation.stage import answer
 from hf_instruct.pipeline import clear_from
 from hf_instruct.records import Example, read_file, read_rows, write_json, write_rows
-from hf_instruct.run_folder import RunFolder, _git_commit, plain_values
+from hf_instruct.run_folder import RunFolder, _git_commit
 from hf_instruct.schema import TrainingRow, TrainingSummary
 from hf_instruct.yaml_text import read_yaml
 

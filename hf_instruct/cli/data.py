@@ -313,8 +313,8 @@ def _choose_format(options: argparse.Namespace, settings: "DataSection", example
 
 
 def _load_counter(options: argparse.Namespace, settings: "DataSection", examples: "Dataset") -> "TokenCounter":
-    from hf_instruct.config import TRAIN_DEFAULTS
     from hf_instruct.data.tokens import load_counter
+    from hf_instruct.library_fields import TRAIN_DEFAULTS
 
     max_length = options.max_length or TRAIN_DEFAULTS["max_length"]
     prompt_format = _choose_format(options, settings, examples)

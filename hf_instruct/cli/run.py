@@ -59,8 +59,9 @@ def _run(options: argparse.Namespace) -> None:
 
 def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool:
     """Run some stages of the experiment that the options name, and return true; or list its fields if they ask that."""
-    from hf_instruct.config import describe_fields, describe_libraries, load_experiment
+    from hf_instruct.config import describe_fields, load_experiment
     from hf_instruct.errors import ConfigError
+    from hf_instruct.library_fields import describe_libraries
     from hf_instruct.pipeline import default_path, run
     from hf_instruct.recipes import find_experiment
 

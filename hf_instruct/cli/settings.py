@@ -103,7 +103,7 @@ def _find_homes(name: str, options: argparse.Namespace) -> list[str]:
 
 def _used_sections(options: argparse.Namespace) -> list[str]:
     """Return the sections of an experiment that a verb uses: of those that train the one that the file has."""
-    from hf_instruct.config import SECTIONS
+    from hf_instruct.library_fields import SECTIONS
     from hf_instruct.recipes import find_experiment
     from hf_instruct.yaml_text import read_yaml
 
@@ -129,8 +129,8 @@ def _field_names() -> frozenset[str]:
 
 def _fields_of(section: str) -> set[str]:
     """Return the names of the fields that a section takes."""
-    from hf_instruct.config import OWN_TRAINING, SECTIONS, Experiment
-    from hf_instruct.library_fields import NOT_TO_GENERATE, REFUSED_TRAINING, read_fields
+    from hf_instruct.config import Experiment
+    from hf_instruct.library_fields import NOT_TO_GENERATE, OWN_TRAINING, REFUSED_TRAINING, SECTIONS, read_fields
 
     kinds = {"lora": "LoraConfig", "generate": "GenerationConfig", **{name: kind for kind, name in SECTIONS.items()}}
     fields = set(getattr(Experiment.model_fields[section].annotation, "model_fields", {}))

@@ -11,9 +11,10 @@ from pydantic import AfterValidator, AliasChoices, Field, ValidationError, field
 from hf_instruct.data.problems import Problem
 from hf_instruct.data.readers import read_text_file
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.records import build_example_id, describe_problem
+from hf_instruct.records import build_example_id
 from hf_instruct.run_folder import RunFolder, split_model
 from hf_instruct.schema import MODELS, TUNED, Response
+from hf_instruct.validation import describe_problem
 
 
 def _check_text(text: str) -> str:

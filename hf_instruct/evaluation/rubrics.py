@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
 
-from hf_instruct.config import format_problems
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.templates import UserTemplate
+from hf_instruct.validation import format_problems
 from hf_instruct.yaml_text import read_yaml
 
 if TYPE_CHECKING:

@@ -209,7 +209,7 @@ def _generation_fields(section: GenerateSection) -> dict[str, object]:
         ConfigError: A field is not a setting of generation; a run folder's section was not checked before.
     """
     values = section.model_dump()
-    if problems := check_generate_fields(values):
+    if problems := check_generate_fields(values, GenerateSection.model_fields):
         raise ConfigError("The `generate` section cannot be used:", problems)
     return {name: value for name, value in values.items() if name not in _OWN_FIELDS}
 

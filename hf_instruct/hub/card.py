@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import LORA_DEFAULTS, Experiment
+from hf_instruct.config import Experiment
 from hf_instruct.console import format_interval, format_points, pluralize
 from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.hub.publication import Publication, public_name
+from hf_instruct.library_fields import LORA_DEFAULTS
 from hf_instruct.prompts import CHAT
 from hf_instruct.reporting.findings import list_findings
 from hf_instruct.reporting.results import MetricRow, RunResults

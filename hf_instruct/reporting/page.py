@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct import __version__
-from hf_instruct.config import Experiment
+from hf_instruct.config import Experiment, plain_values
 from hf_instruct.console import format_interval, format_points, format_seconds, format_signed, pluralize
 from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import label_judge, short_name
@@ -23,7 +23,7 @@ from hf_instruct.records import write_text
 from hf_instruct.reporting.answers import pair_answers, sort_by_change
 from hf_instruct.reporting.findings import list_findings, list_missing
 from hf_instruct.reporting.results import RunResults, read_results
-from hf_instruct.run_folder import RunFolder, plain_values
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import ScoreSummary
 from hf_instruct.yaml_text import dump_yaml
 

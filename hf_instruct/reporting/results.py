@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from hf_instruct.config import LORA_DEFAULTS, Experiment
+from hf_instruct.config import Experiment
 from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
 from hf_instruct.evaluation.scores import (
@@ -15,6 +15,7 @@ from hf_instruct.evaluation.scores import (
     find_weakness,
     label_judge,
 )
+from hf_instruct.library_fields import LORA_DEFAULTS
 from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (

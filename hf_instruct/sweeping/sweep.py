@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from hf_instruct.config import Experiment, load_experiment
+from hf_instruct.config import Experiment, differing_settings, load_experiment, plain_values
 from hf_instruct.errors import (
     ConfigError,
     DataError,
@@ -32,7 +32,7 @@ from hf_instruct.pipeline import STAGES, check_experiment, default_path, is_done
 from hf_instruct.processes import Terminated, configure_process, sigterm_interrupts
 from hf_instruct.recipes import find_experiment
 from hf_instruct.records import read_file, write_json, write_text
-from hf_instruct.run_folder import RunFolder, differing_settings, plain_values
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Scores, TrainingSummary
 from hf_instruct.sweeping.space import (
     Axis,

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import DEFAULTS, LORA_DEFAULTS, SECTIONS
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
-from hf_instruct.library_fields import REFUSED_TRAINING, find_refused_training
+from hf_instruct.library_fields import DEFAULTS, LORA_DEFAULTS, REFUSED_TRAINING, SECTIONS, find_refused_training
 from hf_instruct.models import best_device, context_length
 from hf_instruct.processes import on_main_process
 from hf_instruct.records import read_file, write_json

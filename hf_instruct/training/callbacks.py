@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_instruct.config import find_section
 from hf_instruct.errors import TrainingError
+from hf_instruct.library_fields import find_section
 from hf_instruct.memory import give_back_freed_memory, keep_freed_memory, place_large_blocks_apart
 from hf_instruct.processes import on_main_process
 from hf_instruct.progress import Advance, progress_bar

@@ -6,10 +6,10 @@ import shutil
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import find_section
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.splits import CheckedSplits, load_splits
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, TrainingError, disk_remedy
+from hf_instruct.library_fields import find_section
 from hf_instruct.manifests import write_manifest
 from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import configure_stop, fuse_activations, no_shard_bars

@@ -1,0 +1,63 @@
+"""What pydantic finds wrong with a file or with settings, in sentences that name the field and the value seen."""
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from hf_instruct.errors import did_you_mean, quote_names
+
+# Characters of a wrong value that a message quotes.
+_LONGEST_SHOWN = 200
+
+
+def describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
+    """Return the problem of a field that there is not, with the nearest of those that there are."""
+    allowed = sorted(allowed)
+    listed = f" Allowed are {quote_names(allowed)}." if len(allowed) <= 20 else ""
+    return f"`{dotted}` is unknown.{did_you_mean(dotted.rpartition('.')[2], allowed) or listed}"
+
+
+def format_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return what pydantic found wrong with the fields of a model, each as the end of a list; names get the prefix."""
+    problems = []
+    for problem in error.errors():
+        location = [part for part in problem["loc"] if part not in ("[key]", "[one]", "[several]")]
+        dotted = prefix + ".".join(map(str, location))
+        if problem["type"] == "extra_forbidden":
+            owner: Any = model
+            for part in location[:-1]:
+                owner = owner if isinstance(part, int) else _find_model(owner.model_fields[part].annotation)
+            text = describe_unknown(dotted, owner.model_fields)
+        elif problem["type"] == "missing":
+            text = f"`{dotted}` is missing"
+        elif problem["type"] == "value_error":
+            text = f"`{dotted}` {problem['ctx']['error']}"
+        else:
+            seen = repr(problem["input"])
+            seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"
+            text = f"`{dotted}` is {seen}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        problems.append(text)
+    return problems
+
+
+def _find_model(annotation: Any) -> Any:
+    """Return the model in an annotation, such as that of a list's items; None where there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_find_model, get_args(annotation))), None)
+
+
+def describe_problem(error: ValidationError, index: int = 0) -> str:
+    """Return the first thing that pydantic found wrong, or another, in a clause that names the field."""
+    problem = error.errors(include_url=False)[index]
+    # Names in the file may be long and contain anything.
+    place = " ".join(".".join(map(str, problem["loc"])).split())[:80]
+    text = describe_syntax(problem["msg"]).removeprefix("Value error, ")
+    text = text.removeprefix("Invalid JSON: ") if problem["type"] == "json_invalid" else text[0].lower() + text[1:]
+    return f"`{place}`: {text}" if place else text
+
+
+def describe_syntax(message: str) -> str:
+    """Return what pydantic's parser says of JSON in a line of a file."""
+    return message.replace("recursion limit exceeded", "nested too deeply").replace(" at line 1 column", " at column")
