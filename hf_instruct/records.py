@@ -5,6 +5,7 @@ off before a stage continues.
 """
 
 import codecs
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -212,14 +213,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("xb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            # What the user has named; nobody knows the partial file.
+            error.filename = str(path)
         raise

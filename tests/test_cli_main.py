@@ -99,6 +99,9 @@ def test_every_verb_says_more(
         # Of `generate`, but not what others mean by it.
         "run demo --batch-size 4": "may mean --train.per_device_train_batch_size or --generate.batch_size; name one",
         "run dpo --lr 1": "unrecognized arguments: --lr 1. Did you mean `--dpo.learning_rate`?",
+        "explore a --plot next.gif": "argument --plot: `next.gif` should end in .png or .svg",
+        "compare a b --plot ab": "argument --plot: `ab` should end in .png or .svg",
+        "data stats everyday --plot a.pdf": "argument --plot: `a.pdf` should end in .png or .svg",
         "run a.yaml --train.bf16 --resume": "hf-instruct: error: --train.bf16 needs a value",
     }.items(),
 )
@@ -191,7 +194,8 @@ def test_streams_may_be_closed(closed: str, verb: str, tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_no_bug(verb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verb.error = PermissionError(errno.EACCES, "Permission denied", "runs/a/.lock")
     assert main(["try"]) == 1
-    assert capsys.readouterr().err == "hf-instruct: `runs/a/.lock` cannot be read or written: Permission denied.\n"
+    text = "`runs/a/.lock` cannot be read or written: Permission denied. Fix that, or choose another path."
+    assert capsys.readouterr().err == f"hf-instruct: {text}\n"
     verb.error = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
         main(["try"])

@@ -328,8 +328,7 @@ def test_command_prints_json_and_draws(pair: list[Path], tmp_path: Path, capsys:
     ("arguments", "text"),
     [
         (["{good}"], "A comparison needs two runs or more"),
-        (["{good}", "{good}", "--plot", "plot.pdf"], "its name should end in .png or .svg"),
-        (["{good}", "{good}", "--plot", "{good}/plot.png"], "cannot be written"),
+        (["{good}", "{good}", "--plot", "{good}/plot.png"], "/plot.png` cannot be read or written: File exists."),
         (["{good}", "{folder}"], "is a folder without `judgments.jsonl`"),
         (["{good}", "nowhere"], "`nowhere` cannot be read"),
         (["{good}", "{high}"], "holds 1 score(s) outside 0 to 100; the first is 101."),

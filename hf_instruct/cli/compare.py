@@ -2,8 +2,8 @@
 
 import argparse
 import textwrap
-from pathlib import Path
 
+from hf_instruct.cli.flags import add_plot_flag
 from hf_instruct.console import format_json
 
 _PLOT_TITLE = 110
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN_OR_FILE", nargs="+", help="a run folder, RUN/untuned, or a file of scores")
     parser.add_argument("--baseline", metavar="RUN_OR_FILE", help="what the differences are from (default: the first)")
     parser.add_argument("--force", action="store_true", help="compare what was judged differently; the table says so")
-    parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw means and differences with their intervals")
+    add_plot_flag(parser, "draw means and differences with their intervals")
     parser.add_argument(
         "--power", action="store_true", help="also say how many examples a difference takes to be shown"
     )
@@ -36,11 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from hf_instruct.errors import ConfigError, RunError
     from hf_instruct.evaluation.comparison import compare_runs
 
-    if options.plot and options.plot.suffix not in (".png", ".svg"):
-        raise ConfigError(f"`--plot` is `{options.plot}`; its name should end in .png or .svg.")
     comparison = compare_runs(options.runs, baseline=options.baseline, force=options.force)
     if options.plot:
         from hf_instruct.plots import draw_comparison_plot, write_figure
@@ -48,10 +45,7 @@ def _compare(options: argparse.Namespace) -> None:
         title = f"NOT COMPARABLE: {comparison.judge}" if comparison.judging_differences else comparison.judge
         measure, title = comparison.leading.label or "score", textwrap.shorten(title, _PLOT_TITLE)
         figure = draw_comparison_plot(comparison.list_plot_rows(), measure=measure, title=title)
-        try:
-            write_figure(figure, options.plot)
-        except OSError as error:
-            raise RunError(f"`{options.plot}` cannot be written: {error.strerror}. Name another `--plot`.") from error
+        write_figure(figure, options.plot)
     if options.json:
         print(format_json(comparison.to_dict()))
     else:

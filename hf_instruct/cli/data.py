@@ -4,10 +4,9 @@ import argparse
 import re
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.flags import FieldFlag, add_field_flags, natural, whole
+from hf_instruct.cli.flags import FieldFlag, add_field_flags, add_plot_flag, natural, whole
 from hf_instruct.cli.settings import collect_section
 from hf_instruct.console import align, format_json, pluralize, wrap
 
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = _add_action(actions, "show", "print one example as fields and as the text a model sees", _show)
     show.add_argument("number", nargs="?", type=whole, default=0, metavar="N", help="counted from 0 (default: 0)")
     stats = _add_action(actions, "stats", "count the examples and measure their lengths", _stats)
-    stats.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths as histograms")
+    add_plot_flag(stats, "draw the lengths as histograms")
 
 
 def _add_action(actions: Any, name: str, help: str, handler: Any) -> Any:

@@ -5,10 +5,9 @@ import dataclasses
 import logging
 import os
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.flags import add_trust_flag, natural, whole
+from hf_instruct.cli.flags import add_plot_flag, add_trust_flag, natural, whole
 from hf_instruct.console import align, format_json, pluralize, text_width
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strategies", default=shown, metavar="A,B,...", help=strategies_help)
     add("--length", type=natural, default=40, metavar="N", help="new tokens in these texts (default: 40)")
     add("--seed", type=int, default=123, metavar="S", help="seed for sampling (default: 123)")
-    add("--plot", type=Path, metavar="FILE.png", help="draw the next token's probabilities")
+    add_plot_flag(parser, "draw the next token's probabilities")
     add("--json", action="store_true", help="print everything as JSON instead")
     add_trust_flag(parser)
     parser.set_defaults(handler=_explore, resume_hint="Nothing was changed; start it again.")
@@ -83,8 +82,6 @@ def _explore(options: argparse.Namespace) -> None:
     text: str | list[int] = check_text(options.prompt, what="prompt")
     names = [] if options.strategies.strip() in ("", "none") else options.strategies.split(",")
     names = list(dict.fromkeys(find_strategy(name).name for name in names))
-    if options.plot and options.plot.suffix.lower() not in (".png", ".svg"):
-        raise ConfigError(f"`--plot` is `{options.plot}`; its name should end in .png or .svg.")
     build_generation_settings("sample", **{name: getattr(options, name) for name in _SAMPLING})
     if options.beams == 1:
         raise ConfigError("`--beams` is 1, which is greedy search; a beam tree takes 2 or more, and 0 leaves it out.")
@@ -149,14 +146,10 @@ def _format_table(table: "Table") -> list[str]:
 
 
 def _plot(following: "NextTokens", options: argparse.Namespace) -> None:
-    from hf_instruct.errors import ConfigError
     from hf_instruct.generation.next_token_plot import draw_next_token_plot
     from hf_instruct.plots import write_figure
 
     settings = f"top-k {options.top_k or 'off'}, top-p {options.top_p:g}, temperature {options.temperature:g}"
     prompt = textwrap.shorten(options.prompt, 50, placeholder=" …")
-    try:
-        write_figure(draw_next_token_plot(following, title=f"“{prompt}”   {settings}"), options.plot)
-    except OSError as error:
-        raise ConfigError(f"`{options.plot}` cannot be written: {error.strerror}. Name another file.") from error
+    write_figure(draw_next_token_plot(following, title=f"“{prompt}”   {settings}"), options.plot)
     logger.info("Plot: %s", options.plot)

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_instruct.addresses import LOOPBACK, format_url, list_hosts, open_socket
@@ -27,6 +28,17 @@ def whole(text: str, least: int = 0, most: int | None = None) -> int:
 def natural(text: str) -> int:
     """Return a `whole` number of at least 1."""
     return whole(text, 1)
+
+
+def add_plot_flag(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--plot FILE.png`, with a help text."""
+    parser.add_argument("--plot", metavar="FILE.png", type=_figure_file, help=text)
+
+
+def _figure_file(text: str) -> Path:
+    if not text.lower().endswith((".png", ".svg")):
+        raise argparse.ArgumentTypeError(f"`{text}` should end in .png or .svg")
+    return Path(text)
 
 
 class FieldFlag(argparse.Action):

@@ -15,7 +15,7 @@ from hf_instruct import __version__
 from hf_instruct.cli.flags import FieldFlag
 from hf_instruct.cli.settings import parse_overrides, split_settings, suggest_flag
 from hf_instruct.console import clean_message, clean_output, wrap
-from hf_instruct.errors import DISK_ERRORS, InstructError
+from hf_instruct.errors import DISK_ERRORS, InstructError, disk_remedy
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
 # Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, and `add_arguments(parser)`, which also
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"`{error.filename}`" if error.filename else "A file, or this output,"
-        _print_error(f"{where} cannot be read or written: {error.strerror}.", options)
+        remedy = f"{disk_remedy(error)}, or choose another path."
+        _print_error(f"{where} cannot be read or written: {error.strerror}. {remedy}", options)
         return 1
     return 0
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.data.examples import find_repeats
-from hf_instruct.errors import DataError
 from hf_instruct.plots import COLORS, write_figure
 from hf_instruct.prompts import CHAT, PromptFormat
 
@@ -84,13 +83,10 @@ def compute_statistics(
 
 
 def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None:
-    """Draw the lengths of prompts and completions as a histogram PNG: tokens where they are known, else characters.
+    """Draw the lengths of prompts and completions as histograms: tokens where they are known, else characters.
 
-    Raises:
-        DataError: The path does not end in `.png`, or cannot be written.
+    `path` ends in `.png` or `.svg`.
     """
-    if path.suffix.lower() != ".png":
-        raise DataError(f"`{path}` must end in `.png`, the only format of the plot; name it `{path.stem}.png`.")
     # Without pyplot nothing global changes, and the figure is drawn by Agg whatever the machine's backend.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -117,7 +113,4 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
     panels[0].set_ylabel("examples")
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
-    try:
-        write_figure(figure, path)
-    except OSError as error:
-        raise DataError(f"`{path}` cannot be written ({error.strerror or error}); name another file.") from error
+    write_figure(figure, path)
