@@ -146,19 +146,6 @@ def pluralize(count: int, noun: str, nouns: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
-def format_size(num_bytes: int) -> str:
-    """Return a size in decimal units, as disks are sold.
-
-    >>> format_size(134_515_008), format_size(1_500_000_000), format_size(900)
-    ('135 MB', '1.5 GB', '1 kB')
-    """
-    if num_bytes >= 10**9:
-        return f"{num_bytes / 10**9:.1f} GB"
-    if num_bytes >= 10**6:
-        return f"{num_bytes / 10**6:.0f} MB"
-    return f"{max(1, round(num_bytes / 1000))} kB"
-
-
 def format_seconds(seconds: float) -> str:
     """Return a time in the two largest units that it fills.
 

@@ -112,8 +112,7 @@ class RunFolder:
         digest = hashlib.sha256()
         for name in SPLIT_NAMES:
             with self.split(name).open("rb") as file:
-                while part := file.read(2**20):
-                    digest.update(part)
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
     def check_data(self) -> None:

@@ -88,12 +88,13 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _print(export: "Export") -> None:
-    from hf_instruct.console import format_size
+    from rich.filesize import decimal
+
     from hf_instruct.hub.fidelity import TOLERANCE
 
     check, kind = export.check, export.check.tensor_type
     files = [export.path, *export.path.rglob("*")]
-    size = format_size(sum(file.stat().st_size for file in files if file.is_file()))
+    size = decimal(sum(file.stat().st_size for file in files if file.is_file()))
     print(f"{export.path}  ({size}{', adapter merged' if export.merged else ''})")
     print("  read back and compared with the run's model on prompts of its own:")
     print(

@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from hf_instruct.console import format_size
+    from rich.filesize import decimal
+
     from hf_instruct.errors import ConfigError
     from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.publication import PushOptions
@@ -74,7 +75,7 @@ def _push(options: argparse.Namespace) -> None:
             _print_files(done.sizes)
             for name in done.removed:
                 print(f"{'removed':>10}  {name}")
-            total = format_size(sum(done.sizes.values()))
+            total = decimal(sum(done.sizes.values()))
             print(f"{done.url}   commit {done.commit[:7]}, {len(done.sizes)} files, {total}")
         else:
             print(f"{done.url}   is up to date: commit {done.commit[:7]}, {len(done.sizes)} files")
@@ -96,7 +97,7 @@ def _list_f16(sizes: dict[str, int]) -> list[str]:
 
 
 def _print_files(sizes: dict[str, int]) -> None:
-    from hf_instruct.console import format_size
+    from rich.filesize import decimal
 
     for name, size in sizes.items():
-        print(f"{format_size(size):>10}  {name}")
+        print(f"{decimal(size):>10}  {name}")

@@ -157,8 +157,8 @@ def _answer_batch(
         raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
     each = len(completions) // len(examples)
     return [
-        Response(
-            **{**dataclasses.asdict(example), "instruction": example.describe_task()},
+        build_response(
+            example,
             response=completions[first].text,
             stopped=completions[first].stopped,
             num_tokens=completions[first].num_tokens,
@@ -166,6 +166,11 @@ def _answer_batch(
         )
         for example, first in zip(examples, range(0, len(completions), each), strict=True)
     ]
+
+
+def build_response(example: Example, **found: Any) -> Response:
+    """Return the row of an example's response, from what is known of that."""
+    return Response(**{**dataclasses.asdict(example), "instruction": example.describe_task()}, **found)
 
 
 def build_seed(seed: int, example: Example) -> int:

@@ -20,6 +20,7 @@ from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED, UNTUNED
+from hf_instruct.validation import format_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,13 +59,8 @@ class ChatSettings(BaseModel):
         try:
             return ChatSettings.model_validate({**self.model_dump(), **values})
         except ValidationError as error:
-            problem = error.errors()[0]
-            name = problem["loc"][0]
-            if problem["type"] == "extra_forbidden":
-                names = ", ".join(f"`{known}`" for known in ChatSettings.model_fields)
-                raise ConfigError(f"There is no setting `{name}`. Settings are {names}.") from error
-            message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
-            raise ConfigError(f"`{name}` cannot be `{problem['input']}`: {message}.") from error
+            problem, *_ = format_problems(error, ChatSettings)
+            raise ConfigError(problem if problem.endswith((".", "?")) else f"{problem}.") from error
 
     def build_generation(self) -> dict[str, Any]:
         """Return what `generate_completions` takes for one prompt."""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from hf_instruct.config import GenerateSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
-from hf_instruct.generation.answers import build_seed
+from hf_instruct.generation.answers import build_response, build_seed
 from hf_instruct.progress import progress_bar
 from hf_instruct.prompts import CHAT, PromptFormat, build_user_turn
 from hf_instruct.records import Example, append_rows, recover_rows, write_rows
@@ -159,12 +159,8 @@ async def _ask(server: Server, section: GenerateSection, example: Example, promp
     choice = found.choices[0]
     text = choice.text if choice.message is None else choice.message.content
     ended = {"stop": True, "length": False}
-    return Response(
-        id=example.id,
-        instruction=example.describe_task(),
-        input=example.input,
-        output=example.output,
-        category=example.category,
+    return build_response(
+        example,
         response=(text or "").strip(),
         stopped=ended.get(choice.finish_reason or ""),
         num_tokens=found.usage.completion_tokens if found.usage else None,

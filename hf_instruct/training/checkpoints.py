@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.console import format_size, pluralize
+from hf_instruct.console import pluralize
 from hf_instruct.errors import RunError, TrainingError
 from hf_instruct.manifests import MANIFEST, Manifest, Origin, find_change, read_manifest, stamp_weights
 from hf_instruct.processes import is_main_process
@@ -105,8 +105,10 @@ def _describe_processes(origin: Origin) -> str:
 
 def clear_checkpoints(folder: Path, *, keep: bool) -> None:
     """Delete the checkpoints of a run whose model is saved, or keep them, and log how large they are."""
+    from rich.filesize import decimal
+
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    size = format_size(sum(file.stat().st_size for path in found for file in path.rglob("*") if file.is_file()))
+    size = decimal(sum(file.stat().st_size for path in found for file in path.rglob("*") if file.is_file()))
     if keep:
         if found:
             logger.info("%s of checkpoints are kept in %s", size, folder)
