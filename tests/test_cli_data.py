@@ -218,28 +218,6 @@ def test_stats(command: Command, small_file: Path, tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["check", "f.json", "--map", "output"], "argument --map: `output` is not OURS=THEIRS, as in `output=answer`"),
-        (["check", "f.json", "--map", "output=a,output=b"], "argument --map: `output` is given twice"),
-        (
-            ["check", "f.json", "--near", "1.5"],
-            "argument --near: `1.5` is not a number above 0 and at most 1, as in `0.9`",
-        ),
-        (["show", "f.json", "-1"], "argument N: `-1` is not a whole number of at least 0"),
-        (["show", "f.json", "x"], "argument N: `x` is not a whole number of at least 0"),
-        ([], "the following arguments are required: ACTION"),
-        (["check"], "the following arguments are required: SOURCE"),
-    ],
-)
-def test_usage_errors(command: Command, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command(*words)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {message}")
-
-
 def test_checking_a_file_loads_no_heavy_library(small_file: Path) -> None:
     code = (
         "import sys\n"

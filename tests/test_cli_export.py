@@ -59,23 +59,6 @@ def test_merged(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert "same greedy answer to 10 of 10" in printed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--format", "merged", "--create", "x"], "--create is for `--format ollama`, not `merged`"),
-        (["--format", "ollama", "--base-url", "x"], "--base-url is for `--create NAME`"),
-        (["--format", "merged", "--type", "F16"], "--type is for `--format gguf` and `ollama`"),
-        (["--format", "onnx"], "argument --format: invalid choice: 'onnx' (choose from 'merged', 'gguf', 'ollama')"),
-        ([], "the following arguments are required: --format"),
-    ],
-)
-def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["export", "runs/mine", *arguments])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.endswith(f"hf-instruct export: error: {message}\n")
-
-
 def test_a_server_is_looked_for_before_any_work(
     run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

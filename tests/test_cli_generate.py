@@ -81,12 +81,6 @@ def test_mistakes_delete_nothing(
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["generate", "runs/x", "--strategy", "beam", "--preset", "code"])
-    assert "not allowed with" in capsys.readouterr().err
-
-
 def test_the_list_of_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--presets"]) == 0
     text = capsys.readouterr().out

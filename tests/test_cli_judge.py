@@ -3,19 +3,19 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_ollama import Answer, FakeOllama
+from rows import response
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import load_experiment
 from hf_instruct.records import Example, append_rows, build_example_id, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Judgment, Preference, Response
+from hf_instruct.schema import Judgment, Preference
 
 ROWS = [
     {"instruction": f"Task {n}.", "input": "", "output": f"Done {n}.", "model_response": f"Answer {n}."}
@@ -53,17 +53,7 @@ def make_run(name: str = "runs/mine", *, untuned: str = "?") -> RunFolder:
     run = RunFolder(Path(name))
     run.save_experiment(load_experiment(None))
     for model, suffix in (("untuned", untuned), ("tuned", "!")):
-        rows = [
-            Response(
-                id=f"id{n}",
-                model=model,
-                instruction=f"Task {n}.",
-                input="",
-                output="Done.",
-                response=f"Answer {n}{suffix * (n % 3 + 1)}",
-            )
-            for n in range(3)
-        ]
+        rows = [response(f"id{n}", f"Answer {n}{suffix * (n % 3 + 1)}", model=model) for n in range(3)]
         append_rows(run.responses, rows)
     return run
 
@@ -238,8 +228,8 @@ def honest(body: dict[str, Any]) -> Answer:
         re.DOTALL,
     )
     assert found
-    task, output, response = found.groups()
-    score = 95 if output in response else 0 if response in ("", task) else 5
+    task, output, text = found.groups()
+    score = 95 if output in text else 0 if text in ("", task) else 5
     return Answer(json.dumps({"score": score}))
 
 
@@ -328,31 +318,3 @@ def test_rubric_that_fails_on_one_row_asks_nobody(file: Path, capsys: pytest.Cap
     assert judge(file, "--rubric", "mine.yaml", "--judge", "ollama", "--base-url", "127.0.0.1:9") == 1
     row = build_example_id("Task 2.", "", "Done 2.")
     assert f"the rubric `mine` is not a usable Jinja template for the example `{row}`" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["pairwise", "{file}"], "the following arguments are required: --baseline"),
-        (["pairwise", "{file}", "--baseline", "x", "--rubric", "course"], "unrecognized arguments: --rubric course"),
-        (["metrics", "{file}", "--force"], "unrecognized arguments: --force"),
-    ],
-)
-def test_wrong_usage_exits_2(arguments: list[str], text: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        judge(*(argument.format(file=file) for argument in arguments))
-    assert caught.value.code == 2
-    assert text in capsys.readouterr().err
-
-
-def test_help_loads_no_heavy_library() -> None:
-    code = (
-        "import sys; sys.argv = ['hf-instruct', 'judge', 'score', '--help']\n"
-        "from hf_instruct.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print([n for n in ('torch', 'transformers', 'httpx', 'jinja2') if n in sys.modules])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines()[-1] == "[]"
-    assert "--rubric" in answer.stdout

@@ -66,13 +66,6 @@ def test_mistakes_are_one_line(
     assert said.err.count("\n") == 1
 
 
-def test_the_repository_has_to_be_named(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["push", str(run.path)])
-    assert caught.value.code == 2
-    assert "the following arguments are required: --to" in capsys.readouterr().err
-
-
 def _push(run: RunFolder, hub: FakeHub, home: Path, *arguments: str, token: str = TOKEN) -> tuple[int, str, str]:
     """Push as a user does, in a process of its own."""
     known = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}

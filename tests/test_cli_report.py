@@ -30,10 +30,3 @@ def test_report_of_no_run_names_the_nearest(tmp_path: Path) -> None:
         f"`{tmp_path / 'demi'}` does not exist. Did you mean `{run.path}`? `hf-instruct run EXPERIMENT.yaml` makes one."
     )
     assert not (tmp_path / "demi").exists()
-
-
-def test_report_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        _run()
-    assert caught.value.code == 2
-    assert "the following arguments are required: RUN" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import publishing_runs
 import pytest
 import tiny_models
 from fake_ollama import Answer, FakeOllama
+from rows import response
 from transformers import dynamic_module_utils
 
 from hf_instruct.cli.main import main
@@ -19,7 +20,7 @@ from hf_instruct.hub.serving import prepare_served_model
 from hf_instruct.pipeline import run as run_experiment
 from hf_instruct.records import Example, append_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Preflight, Response
+from hf_instruct.schema import Preflight
 from hf_instruct.ui.model_pool import ModelPool, find_sources
 
 # Leaves a file behind wherever it is imported.
@@ -145,18 +146,7 @@ def judged_elsewhere(server: FakeOllama, tmp_path: Path, monkeypatch: pytest.Mon
     judge = {"backend": "ollama", "model": "llama3", "base_url": url, "retries": 0}
     run.save_experiment(build_experiment({"judge": judge}, where="here", deep=False))
     for model in ("untuned", "tuned"):
-        rows = [
-            Response(
-                id=f"id{n}",
-                model=model,
-                instruction=f"Task {n}.",
-                input="",
-                output=f"Done {n}.",
-                response=f"Answer {n} {model}",
-            )
-            for n in range(2)
-        ]
-        append_rows(run.responses, rows)
+        append_rows(run.responses, [response(f"id{n}", f"{n} {model}", f"Done {n}.", model=model) for n in range(2)])
     write_rows(run.split("test"), [Example(f"id{n}", f"Task {n}.", "", f"Done {n}.") for n in range(2)])
     server.reply = lambda body: Answer(
         json.dumps({"better": "A"} if "### Answer A" in str(body["messages"][-1]) else {"score": 50})
@@ -249,7 +239,7 @@ def test_only_the_user_lets_a_model_be_pulled(server: FakeOllama, tmp_path: Path
     run = RunFolder(tmp_path / "run")
     judge = {"backend": "ollama", "model": "evil.example/m", "base_url": server.url, "pull": True}
     run.save_experiment(build_experiment({"judge": judge}, where="here", deep=False))
-    write_rows(run.responses, [Response(id="a", instruction="Do.", input="", output="Done.", response="Good.")])
+    write_rows(run.responses, [response("a")])
     server.pull_lines = [{"status": "success"}]
     assert _judge(run) == 1
     assert "/api/pull" not in [path for path, _ in server.requests]

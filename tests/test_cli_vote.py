@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
+from rows import response
 
 from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
 from hf_instruct.evaluation.votes import TIE, VoteBook, choose_vote_file
 from hf_instruct.records import append_rows
-from hf_instruct.schema import Response
 from hf_instruct.ui import vote_tab
 
 
@@ -17,17 +17,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     for name, model in (("a", "tuned"), ("a", "untuned"), ("c", "tuned")):
-        rows = [
-            Response(
-                id=f"id{number}",
-                model=model,
-                instruction="Do it.",
-                input="",
-                output="ref",
-                response=f"{name} {model} {number}",
-            )
-            for number in range(4)
-        ]
+        rows = [response(f"id{number}", f"{name} {model} {number}", model=model) for number in range(4)]
         append_rows(tmp_path / name / "responses.jsonl", rows if name != "c" else rows[2:])
     return tmp_path
 

@@ -186,6 +186,8 @@ def test_a_misused_argument_is_one_sentence(name: str, arguments: list[Any]) -> 
         "from hf_instruct.cli.main import build_parser; build_parser()",
         "from hf_instruct.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "from hf_instruct.cli.main import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass",
+        # Its flags take their help texts from the fields of an experiment.
+        "from hf_instruct.cli.main import build_parser; build_parser(['judge', 'data', 'generate'])",
     ],
 )
 def test_nothing_heavy_is_loaded(code: str) -> None:
