@@ -1,8 +1,8 @@
-"""What is shown: numbers as text, tables, and all output, errors and logs, harmless whoever wrote them.
+"""Text for the terminal: numbers, tables, and output, errors and logs without escape sequences and secrets.
 
-Answers, servers' replies, files and names may hold escape sequences, by which a text steers the terminal that shows it.
-They are taken out where text is printed, and nowhere else. Progress bars write their own codes around this. Secrets are
-cut out of what is shown or written.
+Answers, servers' replies, files and names may contain escape sequences, which control the terminal that shows them.
+They are removed where text is printed, and nowhere else; progress bars bypass this for codes of their own. Secrets are
+removed from what is shown or written.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TextIO, cast
 
-# Joiners that several scripts and emoji are spelt with; they steer nothing.
+# Joiners that several scripts and emoji are spelt with; they are harmless.
 _JOINERS = "\u200c\u200d"
 # Of the Hub and of OpenAI and those who write keys its way. Names such as `hf_finetuning_experiments` have no such row
 # of letters and digits.
@@ -27,7 +27,7 @@ _USER = re.compile(r"://(?!git@[^/\s@]*(?:[/\s]|$))[^/\s]+@")
 
 
 def redact(value: Any) -> Any:
-    """Return a plain value whose texts hold no user:password part of an address and no Hub or API token."""
+    """Return a plain value without passwords in addresses and without Hub or API tokens."""
     if isinstance(value, dict):
         return {key: redact(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -38,7 +38,7 @@ def redact(value: Any) -> Any:
 
 
 def clean_text(text: str) -> str:
-    r"""Return a text without what could steer a terminal: line breaks stay, tabs and odd spaces become spaces.
+    r"""Return a text without characters that control a terminal; tabs and unusual spaces become spaces.
 
     >>> clean_text("a\n\tb \x1b[31mred\u202e\xa0c")
     'a\n    b [31mred c'
@@ -64,7 +64,7 @@ def clean_message(text: str) -> str:
 
 
 def format_json(values: Any) -> str:
-    r"""Return plain values as indented JSON that steers no terminal and yet reads back as the same values.
+    r"""Return plain values as indented JSON that is safe to print: what controls a terminal is escaped.
 
     >>> print(format_json({"é": "\x9b31m\u202e"}))
     {
@@ -84,7 +84,7 @@ class MessageFormatter(logging.Formatter):
 
 
 class _CleanStream:
-    """A stream of text that is clean when it arrives in the one below."""
+    """A text stream that cleans what it passes on."""
 
     def __init__(self, below: TextIO) -> None:
         self._below = below
@@ -161,12 +161,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def text_width(longest: int = 100) -> int:
-    """Return how wide text may be, in characters: as the terminal, at most `longest`, and that where there is none."""
+    """Return the width for text in characters: the terminal's, at most `longest`; without a terminal `longest`."""
     return min(longest, _count_columns(sys.stdout) or longest)
 
 
 def wrap(text: str, stream: TextIO | None = None) -> str:
-    """Return a text whose lines a terminal does not break inside words; unchanged for a stream that is no terminal.
+    """Return a text wrapped between words to the terminal's width; unchanged if the stream is not a terminal.
 
     Args:
         text: Of any number of lines.
@@ -186,12 +186,12 @@ def wrap(text: str, stream: TextIO | None = None) -> str:
 
 
 def _count_columns(stream: TextIO) -> int | None:
-    """Return how wide a terminal is; None for a stream that is none, or does not say."""
+    """Return the width of a terminal in characters; None for another stream, or if it is unknown."""
     return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
 def align(table: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Return rows of cells, all of one length, as lines with aligned columns; those numbered in `right` to the right.
+    """Return rows of equally many cells as lines with aligned columns; the columns in `right` are right-aligned.
 
     >>> align([["task", "n"], ["arc", "100"]], right={1})
     ['task    n', 'arc   100']

@@ -24,7 +24,7 @@ DISK_ERRORS = (
 )
 
 
-# Names of settings in other programs and papers that are not like those of TRL, PEFT and ours.
+# Names of settings in other programs and papers, where they differ from TRL's, PEFT's and ours.
 CALLED_ELSEWHERE = {
     **dict.fromkeys(("lr", "peak_lr"), "learning_rate"),
     **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "num_train_epochs"),
@@ -61,9 +61,9 @@ def quote_names(names: Iterable[object]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return the known name that is most like a wrong one, as a question to append to a message; empty for none.
+    """Return a question to append to a message, which suggests the most similar known name; empty if there is none.
 
-    `cutoff` is the least likeness, from 0 to 1.
+    `cutoff` is the least similarity, from 0 to 1.
 
     >>> did_you_mean("alpacca", ["alpaca", "phi3"]), did_you_mean("chat", ["alpaca", "phi3"])
     (' Did you mean `alpaca`?', '')
@@ -73,7 +73,7 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that other programs call so, or else is most like it; None for none.
+    """Return the known name of what other programs call so, else the most similar known name, or None.
 
     >>> find_nearest("lr", ["learning_rate", "lr_scheduler_type"]), find_nearest("alpacca", ["alpaca"])
     ('learning_rate', 'alpaca')

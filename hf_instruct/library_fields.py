@@ -1,7 +1,7 @@
 """The fields of TRL, PEFT and Transformers that an experiment may set: names, types, our defaults, and what is refused.
 
-The libraries say themselves what they take, but importing them for it takes seconds, and a misspelt name should be
-found at once. `library_fields.json` holds what they say, for the versions it names; a test compares the two.
+The libraries define what they take, but importing them takes seconds, and a misspelt name should be found immediately.
+`library_fields.json` contains their fields, for the versions it names; a test compares the two.
 """
 
 import ast

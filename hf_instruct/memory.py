@@ -1,4 +1,4 @@
-"""Memory, as the C library and the system manage it: what to keep or give back, and how much was used."""
+"""Memory of this process: what the C library keeps or returns to the system, and how much is used."""
 
 import ctypes
 import functools
@@ -35,8 +35,8 @@ def _set_malloc(settings: dict[int, int]) -> bool:
 def place_large_blocks_apart() -> None:
     """Let the C library map each block of 128 kB or more by itself, until `keep_freed_memory`.
 
-    That is its own first setting, which it gives up for blocks to 32 MB as soon as one is freed. What is going to stay,
-    as an optimizer's state, then lies apart from what comes and goes, and leaves no holes among it.
+    This is its initial setting, which it abandons for blocks of up to 32 MB once one is freed. What stays, such as an
+    optimizer's state, then lies apart from temporary blocks and does not fragment them.
     """
     _set_malloc({_MMAP_THRESHOLD: 128 * 1024})
 
@@ -59,7 +59,7 @@ def give_back_freed_memory() -> None:
 
 
 def drop_pages(tensor: "Tensor") -> None:
-    """Give back the memory behind a CPU tensor that nobody will read again, before the tensor itself can go.
+    """Release the memory of a CPU tensor that will not be read again, before the tensor itself is freed.
 
     Weights are read by mapping their file, which stays mapped, and its pages in memory, while a single tensor of it is
     in use. On Linux alone; elsewhere the memory goes with the last tensor.
@@ -72,7 +72,7 @@ def drop_pages(tensor: "Tensor") -> None:
 
 
 def free_bytes(device: str) -> int:
-    """Return the bytes that this process may still take on a kind of device."""
+    """Return the bytes that this process can still allocate on a type of device."""
     import psutil  # type: ignore[import-untyped]  # ships no types
     import torch
 
@@ -110,11 +110,11 @@ def peak_memory_bytes() -> int:
 
 
 def resident_bytes(usage: "resource.struct_rusage") -> int:
-    """Return the largest resident memory in what the system tells of a process."""
+    """Return the largest resident memory of a process from the system's record of it."""
     # Kilobytes on Linux, bytes on macOS.
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether this was raised for want of memory; PyTorch raises a RuntimeError, a bare one on a CPU."""
+    """Return whether an error means that memory ran out; PyTorch raises a RuntimeError, on a CPU a bare one."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Whether the Hub is within reach: its client tries for half a minute, file by file, before it says that it is not."""
+"""Whether the Hub can be reached: its client retries for half a minute, file by file, before it says that it cannot."""
 
 import contextlib
 import functools
@@ -42,11 +42,11 @@ def cache_alone_if_unreachable(location: str) -> Iterator[None]:
 
 @functools.lru_cache
 def find_on_hub(repo: str, revision: str | None = None) -> None:
-    """Make sure that a model is on the Hub or in its cache, by its config alone.
+    """Check that a model is on the Hub or in the cache, by its config alone.
 
     Raises:
         OSError: It is not, or may not be read.
-        ValueError: This is no name of a model on the Hub.
+        ValueError: This is not a valid name of a model on the Hub.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (

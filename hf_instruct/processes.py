@@ -1,6 +1,6 @@
-"""Which of the processes that were launched together this is, how one begins and ends, and how its threads wait.
+"""Processes launched together: the rank of this one, work on the main process alone, setup, and the end by SIGTERM.
 
-The first is read from what `accelerate launch` and `torchrun` set.
+Rank and count are read from the environment, where `accelerate launch` and `torchrun` set them.
 """
 
 import logging

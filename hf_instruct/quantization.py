@@ -85,7 +85,7 @@ def multiplying_in_bf16(model: "nn.Module", *, enabled: bool) -> "Iterator[None]
 
 
 def keep_as_quantized(model: "nn.Module") -> None:
-    """Keep bitsandbytes from packing 4-bit weights anew when a model on a CPU with bf16 is evaluated.
+    """Keep bitsandbytes from repacking 4-bit weights when a model on a CPU with bf16 is evaluated.
 
     It rounds their scales to bf16 then, for good, so that answers depend on the batch; and packed weights pass no
     gradient on: an adapter trained after the first evaluation would learn in its last layer only.

@@ -72,7 +72,7 @@ def build_example_id(*texts: str) -> str:
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """Return the rows of a JSON Lines file, in file order.
 
-    A last line that a kill has torn is left out; one that only lacks its newline, as other programs write it, is not.
+    A last line that a kill has cut off is left out; one that only lacks its newline is read.
 
     Raises:
         DataError: The file is missing, or a line is not a row of this type (file and line are named).
@@ -81,7 +81,7 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
 
 
 def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """Make a file ready for more rows, a torn last line cut off, and return its rows; an absent file has none.
+    """Return the rows of a file to append to, after cutting off a torn last line; an absent file has none.
 
     Raises:
         DataError: A whole line is not a row of this type.
@@ -153,7 +153,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def format_row(row: Record | Example) -> str:
-    """Return a row as its line in a JSON Lines file; what is not known is left out, but for a score."""
+    """Return a row as its line in a JSON Lines file; unknown values are left out, except for a score."""
     values = to_jsonable_python(row)
     fields = {name: value for name, value in values.items() if value is not None or name == "score"}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

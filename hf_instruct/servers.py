@@ -1,4 +1,4 @@
-"""Ask a model server over HTTP, and accept only answers of its own that are whole, short and of the right form."""
+"""Ask a model server over HTTP, and accept only complete answers of the expected form and limited size."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ _tls = functools.cache(httpx.create_ssl_context)
 
 
 class ServerError(Exception):
-    """What came back from a server cannot be used; the text is the end of a sentence.
+    """A server's answer cannot be used; the text is the end of a sentence.
 
     Attributes:
         status: The HTTP status, where the server itself says that something failed, in the text.
@@ -242,7 +242,7 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
 
 
 def read_answer(response: httpx.Response, form: type[Form]) -> Form:
-    """Return what the body of a response, read whole, says, or raise a ServerError."""
+    """Return the fields in the body of a response that is read already, or raise ServerError."""
     check_status(response)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if kind and "json" not in kind:
@@ -251,7 +251,7 @@ def read_answer(response: httpx.Response, form: type[Form]) -> Form:
 
 
 def check_status(response: httpx.Response) -> None:
-    """Raise a ServerError where the status of a response, read whole, is that of a failure."""
+    """Raise ServerError if the status of a response that is read already is that of a failure."""
     if response.is_success:
         return
     status, asked = response.status_code, response.headers.get("retry-after", "")
@@ -261,7 +261,7 @@ def check_status(response: httpx.Response) -> None:
 
 
 def parse_body(body: str | bytes, form: type[Form]) -> Form:
-    """Return what a JSON object says; a ServerError is raised where it is none, of another form, or an `error`."""
+    """Return the fields of a JSON object, or raise ServerError if it is not one, has another form or an `error`."""
     try:
         error = Body.model_validate_json(body).error
         if error:

@@ -12,14 +12,14 @@ _LONGEST_SHOWN = 200
 
 
 def describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
-    """Return the problem of a field that there is not, with the nearest of those that there are."""
+    """Return the message for an unknown field, with the nearest known one."""
     allowed = sorted(allowed)
     listed = f" Allowed are {quote_names(allowed)}." if len(allowed) <= 20 else ""
     return f"`{dotted}` is unknown.{did_you_mean(dotted.rpartition('.')[2], allowed) or listed}"
 
 
 def format_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return what pydantic found wrong with the fields of a model, each as the end of a list; names get the prefix."""
+    """Return pydantic's problems with the fields of a model, a text each; `prefix` is put before their names."""
     problems = []
     for problem in error.errors():
         location = [part for part in problem["loc"] if part not in ("[key]", "[one]", "[several]")]
@@ -42,14 +42,14 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
 
 
 def _find_model(annotation: Any) -> Any:
-    """Return the model in an annotation, such as that of a list's items; None where there is none."""
+    """Return the first model in an annotation, such as that of a list's items, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_find_model, get_args(annotation))), None)
 
 
 def describe_problem(error: ValidationError, index: int = 0) -> str:
-    """Return the first thing that pydantic found wrong, or another, in a clause that names the field."""
+    """Return one of pydantic's problems, by default the first, as a clause that names the field."""
     problem = error.errors(include_url=False)[index]
     # Names in the file may be long and contain anything.
     place = " ".join(".".join(map(str, problem["loc"])).split())[:80]
@@ -59,5 +59,5 @@ def describe_problem(error: ValidationError, index: int = 0) -> str:
 
 
 def describe_syntax(message: str) -> str:
-    """Return what pydantic's parser says of JSON in a line of a file."""
+    """Return a message of pydantic's JSON parser about a text of one line, in plain words."""
     return message.replace("recursion limit exceeded", "nested too deeply").replace(" at line 1 column", " at column")

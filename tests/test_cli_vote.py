@@ -67,7 +67,7 @@ def test_no_votes_and_examples_of_one_side_only(
     assert said.endswith("\nNo votes stored.\n")
     assert caplog.messages == [
         "2 answers to examples that only one side has are left out.",
-        "`--host 0.0.0.0`: whoever reaches this machine can read the answers and vote.",
+        "`--host 0.0.0.0`: everybody who can reach this machine can read the answers and vote.",
     ]
     assert not Path("new/votes.jsonl").exists()
 

@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Talk to the tuned model of a run, or to any model, in the words it was trained on. Ctrl-C stops an answer; /help lists
-what else can be typed. Where input is no terminal, each of its lines is a question."""
+what else can be typed. If the input is not a terminal, each line of it is a question."""
 
 EPILOG = """\
 examples:
   hf-instruct chat runs/demo
   hf-instruct chat runs/demo --compare                         the untuned model's answers beside it
   hf-instruct chat runs/demo --message "Name a color."         one answer, and done
-  hf-instruct chat smollm2-135m --temperature 0.7 --seed 1     a model that is no run's
+  hf-instruct chat smollm2-135m --temperature 0.7 --seed 1     a model that is not a run
   hf-instruct chat runs/demo < questions.txt > answers.txt
 """
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-format",
         metavar="NAME",
-        help="of a model that is no run's: `alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file "
+        help="of a model that is not a run: `alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file "
         "(default: `chat` where the model has a chat template, else `alpaca`)",
     )
     for name, text in SETTINGS.items():
@@ -87,7 +87,7 @@ def _chat(options: argparse.Namespace) -> None:
         _talk(session)
     else:
         if isinstance(sys.stdin, io.TextIOWrapper):
-            # Bytes that are no text get a message instead of a traceback.
+            # Bytes that are not text get a message instead of a traceback.
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         # The first line that cannot be answered ends the program.
         all(map(session.handle, sys.stdin))

@@ -48,7 +48,7 @@ class TerminalChat:
 
     Args:
         conversation: With the model to talk to.
-        load_base: Loads the model to compare with; None where there is none.
+        load_base: Loads the model to compare with; or None.
         is_terminal: Whether Ctrl-C stops an answer instead of the program.
     """
 
@@ -211,7 +211,7 @@ def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
     The file is written whole: the old one stays where that fails.
 
     Raises:
-        DataError: There is nothing to save, or the file is no file of examples or cannot be written.
+        DataError: There is nothing to save, or the file does not contain examples or cannot be written.
     """
     from hf_instruct.data.sources import read_examples
     from hf_instruct.generation.conversation import format_examples
@@ -234,7 +234,7 @@ def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
 
 
 def show_columns(console: "Console", labels: Sequence[str], streams: Sequence[Iterator[str]]) -> None:
-    """Show texts that grow under their labels side by side, one after the other; in the end all of both."""
+    """Show texts side by side under their labels as they are written, one after the other."""
     from rich.live import Live
     from rich.markup import escape
     from rich.table import Table

@@ -17,7 +17,7 @@ def whole(text: str, least: int = 0, most: int | None = None) -> int:
     """Return a whole number, for argparse's `type`.
 
     Raises:
-        ArgumentTypeError: The text is none, or one below `least` or above `most`.
+        ArgumentTypeError: The text is not a whole number, or the number is out of range.
     """
     if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -97,7 +97,7 @@ def add_field_flags(
 
 
 def add_trust_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--trust-remote-code`: the only consent there is for a run folder, whoever it is from."""
+    """Add `--trust-remote-code`: a run folder may be from somebody else, so nothing in it gives this consent."""
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
@@ -113,7 +113,7 @@ def open_page(options: argparse.Namespace, *, risk: str) -> Iterator[dict[str, A
 
     Args:
         options: With what `add_page_flags` adds.
-        risk: What whoever reaches the page can do, for a warning where that is not only this machine.
+        risk: What others can do with the page, for a warning if it is served to other machines too.
 
     Raises:
         RunError: The page cannot be served there.
@@ -121,7 +121,7 @@ def open_page(options: argparse.Namespace, *, risk: str) -> Iterator[dict[str, A
     from hf_instruct.ui.pages import open_browser
 
     if options.host not in LOOPBACK:
-        logger.warning("`--host %s`: whoever reaches this machine can %s.", options.host, risk)
+        logger.warning("`--host %s`: everybody who can reach this machine can %s.", options.host, risk)
     with open_socket(options.host, options.port) as server, contextlib.suppress(KeyboardInterrupt):
         url = format_url(options.host, server.getsockname()[1])
         print(f"Open {url}   (Ctrl-C ends)", flush=True)

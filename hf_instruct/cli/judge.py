@@ -214,7 +214,7 @@ def _open_run(options: argparse.Namespace) -> "RunFolder | None":
     """Return the run that `source` names, or None where it is a file or absent.
 
     Raises:
-        InstructError: There is nothing, or a folder that is no run, or `--out` was given for a run.
+        InstructError: There is no such file, the folder is not a run, or `--out` was given for a run.
     """
     from hf_instruct.errors import ConfigError, DataError
     from hf_instruct.run_folder import RunFolder

@@ -41,7 +41,7 @@ def _serve(options: argparse.Namespace) -> None:
         port = int(bound.getsockname()[1])
     folder = prepare_served_model(RunFolder(options.run, trust_remote_code=options.trust_remote_code))
     if options.host not in LOOPBACK:
-        logger.warning("`--host %s`: whoever reaches this machine can use the model.", options.host)
+        logger.warning("`--host %s`: everybody who can reach this machine can use the model.", options.host)
     url = f"{format_url(options.host, port)}v1"
 
     def tell() -> None:

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 Serve a page on this machine where people see an instruction and two answers without names, in random order, and say
-which one is better. Each vote is stored at once; the same command continues where each voter was."""
+which one is better. Each vote is stored immediately; the same command continues where each voter was."""
 
 EPILOG = """\
 examples:

@@ -70,7 +70,7 @@ class Conversation:
         self.notice, self.longest, self._num_answers = "", self.settings.max_new_tokens, 0
 
     def undo(self) -> Turn | None:
-        """Take back the latest turn and return it; None where there is none."""
+        """Remove the latest turn and return it, or None if there is none."""
         if not self.turns:
             return None
         *self.turns, last = self.turns

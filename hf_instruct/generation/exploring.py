@@ -362,7 +362,7 @@ def _measure(
 
 
 def repeated_share(tokens: Sequence[int]) -> float | None:
-    """Return the share of runs of four tokens that stood there before; None where there is no such run.
+    """Return the share of sequences of four tokens that occurred before; None if the text is shorter.
 
     Source: seq-rep-4 of Welleck et al., https://arxiv.org/abs/1908.04319
 

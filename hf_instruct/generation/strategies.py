@@ -60,7 +60,7 @@ def find_strategy(name: str, *, preset: bool = False) -> Strategy:
     """Return a strategy, or a preset, by its name; underscores are taken for hyphens.
 
     Raises:
-        ConfigError: There is none of this name; the nearest is named.
+        ConfigError: The name is unknown; the nearest known one is suggested.
     """
     known = name.strip().lower().replace("_", "-")
     allowed = load_strategies(presets=preset)

@@ -122,7 +122,7 @@ class Sweep(BaseModel):
 
 
 def read_sweep(path: Path) -> Sweep | None:
-    """Return the sweep in a folder, or None where there is none.
+    """Return the sweep in a folder, or None.
 
     Raises:
         DataError: Its file cannot be read.
