@@ -60,16 +60,16 @@ def write_commands() -> str:
     lines = [
         "# Commands",
         "",
-        f"What `{parser.prog} VERB --help` prints. An error that you can fix is one message and exit status 1 "
-        "(`--debug` adds its traceback); wrong usage is 2. Ctrl-C is 130 and SIGTERM 143: both leave whole rows and "
-        "files, and a line on how to continue.",
+        f"What `{parser.prog} COMMAND --help` prints. An error that you can fix is one message and exit status 1 "
+        "(`--debug` adds its traceback); wrong usage is 2. Ctrl-C is 130 and SIGTERM 143: both leave complete rows and "
+        "files, and print how to continue.",
     ]
     before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
     os.environ.update(COLUMNS=str(_COLUMNS), NO_COLOR="1")
     try:
         for level, verb in _walk(parser, 1):
             name = verb.prog.removeprefix(f"{parser.prog} ")
-            title = name if level > 1 else "Verbs"
+            title = name if level > 1 else "Overview"
             lines += ["", f"{'#' * max(2, level)} {title}", "", "```text", verb.format_help().rstrip(), "```"]
     finally:
         for name, value in before.items():

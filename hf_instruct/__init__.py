@@ -1,4 +1,4 @@
-"""Teach a language model to follow instructions: prompts, exact fine-tuning, answers, and scores with error bars."""
+"""Fine-tune language models to follow instructions: prompts, exact training, answers, and scores with error bars."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Network addresses: which are this machine's own, how to serve at one, and which requests a server there answers.
+"""Network addresses: bind a server to one, and check which requests it may answer.
 
 A page of any site can make a browser send requests to this machine. By DNS rebinding, a name of its own that suddenly
 means this machine, it could read the replies too; such requests carry that name in `Host`. So `Guard` answers only
@@ -24,7 +24,7 @@ _EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether a URL is of this machine itself, which no proxy is to be asked for.
+    """Return whether a URL points to this machine, for which no proxy is used.
 
     >>> is_loopback("http://localhost:11434"), is_loopback("http://[::1]:8000/v1"), is_loopback("https://hf.co")
     (True, True, False)
@@ -49,8 +49,8 @@ def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socke
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise RunError(f"`--host {host}` is not an address of this machine; try `--host 127.0.0.1`.") from error
         raise RunError(
-            f"{what} cannot be served at {host}:{port} ({os.strerror(error.errno or 0)}). Stop what runs there, or "
-            "name another port with `--port`; `--port 0` takes any free one."
+            f"{what} cannot be served at {host}:{port} ({os.strerror(error.errno or 0)}). Stop the program that uses "
+            "it, or choose another port with `--port`; `--port 0` picks a free one."
         ) from error
 
 
@@ -79,7 +79,7 @@ def refusal(message: str) -> dict[str, Any]:
 
 
 class Guard:
-    """Refuse requests under another name, from pages of others, and for what is not offered; an ASGI middleware.
+    """ASGI middleware that refuses requests to other host names, from other sites, and for unknown paths.
 
     Args:
         app: What answers the others.
@@ -110,10 +110,13 @@ class Guard:
             for name in (b"host", b"origin")
         )
         if len(hosts) != 1 or not self._is_ours(hosts[0], scope.get("server")):
-            return 403, "This server does not go by the name in `Host`; start it with `--allow-host NAME` if it should."
+            return (
+                403,
+                "This server does not accept the name in `Host`; start it with `--allow-host NAME` to accept it.",
+            )
         # Browsers name the page's origin in requests that may change something; programs mostly send none.
         if any(_split(origin) != _split(f"//{hosts[0]}") for origin in origins):
-            return 403, "This server does not answer pages of other servers."
+            return 403, "This server does not answer requests from other sites."
         if not self._routes.fullmatch(f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"):
             return 404, "This server has no such page."
         return None

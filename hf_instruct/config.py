@@ -1,8 +1,8 @@
-"""What a user may set: one experiment, with a section per stage.
+"""The settings of an experiment, with a section per stage.
 
 An experiment file is YAML 1.2 (read by ruamel.yaml, which knows that `5e-5` is a number and refuses a key given
 twice) and is checked by pydantic, because it reports every problem where jsonargparse, tyro and OmegaConf stop at the
-first. A flag (`--train.learning_rate 1e-5`) beats the file, the file beats the default.
+first. Flags (`--train.learning_rate 1e-5`) override the file, and the file overrides the defaults.
 """
 
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ class SourceSection(_Section):
     path: str = Field(description="a named source, a local file or a Hub dataset")
     name: str | None = Field(None, description="configuration name of a Hub dataset")
     split: str = Field("train", description="split to read of a Hub dataset or a saved `DatasetDict`")
-    columns: list[str] | None = Field(None, description="the only columns to look at")
+    columns: list[str] | None = Field(None, description="use only these columns")
     fraction: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="share of the mixture, for all sources or for none; rows are drawn by the seed"
+        None, description="share of the mixture, for all sources or for none; rows are sampled with `data.seed`"
     )
     map: dict[str, str] = Field({}, description="our field = the source's column, as in `output=answer`")
     revision: str | None = Field(None, description="commit, tag or branch on the Hub")
-    limit: Natural | None = Field(None, description="use only the first so many rows")
+    limit: Natural | None = Field(None, description="use only the first N rows")
 
 
 def _read_sources(value: Any) -> Any:
@@ -64,28 +64,30 @@ class DataSection(_Section):
     hub_config: str | None = Field(None, description="configuration name of a Hub dataset")
     hub_split: str = Field("train", description="split to read of a Hub dataset or a saved `DatasetDict`")
     revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
-    limit: Natural | None = Field(None, description="use only the first so many examples")
+    limit: Natural | None = Field(None, description="use only the first N examples")
     split: Literal["sequential", "shuffled", "grouped"] = Field(
-        "sequential", description="in file order; seeded shuffle; or shuffled with equal prompts kept together"
+        "sequential",
+        description="`sequential`: file order; `shuffled`: seeded shuffle; `grouped`: shuffled, with equal prompts "
+        "kept together",
     )
     train_fraction: Fraction = Field(0.85, description="share of the examples to train on")
     test_fraction: Fraction = Field(0.10, description="share held out for answers and scores")
-    validation_fraction: Fraction | None = Field(None, description="share for validation loss; the rest by default")
+    validation_fraction: Fraction | None = Field(None, description="share for validation loss (default: the rest)")
     seed: int = Field(123, description="seed of the shuffled and grouped splits")
-    num_proc: Natural | None = Field(None, description="processes that count tokens and tokenize; one by default")
-    strict: bool = Field(False, description="refuse data whose test or validation prompts also stand in train")
+    num_proc: Natural | None = Field(None, description="number of processes for tokenization (default: one)")
+    strict: bool = Field(False, description="refuse data with test or validation prompts that are also in train")
     loss_on: Literal["all", "last"] = Field(
-        "all", description="which answers of a conversation are learned: all, or the last one alone"
+        "all", description="answers of a conversation to train on: all, or only the last one"
     )
     prompt_format: str | None = Field(
         None,
-        description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file; by default `chat` for conversations, "
-        "else `alpaca`",
+        description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file (default: `chat` for "
+        "conversations, otherwise `alpaca`)",
     )
 
     @property
     def source_name(self) -> str:
-        """The source as messages name it."""
+        """The source, as shown in messages."""
         return " + ".join(self.paths)
 
     @property
@@ -97,24 +99,25 @@ class DataSection(_Section):
 
 
 class ModelSection(_Section):
-    """Which base model, and how to load it."""
+    """The base model, and how to load it."""
 
     name: str = Field("gpt2-medium", description="an alias such as `gpt2-medium`, a Hub id or a local folder")
     revision: str | None = Field(None, description="commit, tag or branch on the Hub")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        0.0, description="dropout rate while fine-tuning; null keeps the model's own"
+        0.0, description="dropout rate during fine-tuning; null keeps the model's own"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="precision of the weights while fine-tuning; what is computed in bf16 is `train.bf16`"
+        "float32",
+        description="precision of the weights during fine-tuning; `train.bf16` sets the precision of the computation",
     )
     quantization: Literal["4bit", "8bit"] | None = Field(
-        None, description="hold the frozen weights below an adapter in 4 (NF4) or 8 bits; needs bitsandbytes"
+        None, description="store the frozen weights below an adapter in 4 (NF4) or 8 bits; needs bitsandbytes"
     )
     attn_implementation: str | None = Field(
-        None, description="`sdpa`, `eager`, `flash_attention_2` or a kernel on the Hub; by default the model's own"
+        None, description="`sdpa`, `eager`, `flash_attention_2` or a kernel on the Hub (default: the model's own)"
     )
-    use_kernels: bool = Field(False, description="let Transformers take kernels from the Hub; needs `kernels`")
+    use_kernels: bool = Field(False, description="let Transformers use kernels from the Hub; needs `kernels`")
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -123,77 +126,77 @@ class ModelSection(_Section):
 
 
 class GenerateSection(BaseModel):
-    """How the test split is answered; takes any field of `GenerationConfig` besides its own."""
+    """How the test split is answered; also takes any field of `GenerationConfig`."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    batch_size: Natural | None = Field(
-        None, description="prompts generated from together; by default as many as fit the memory"
-    )
-    max_new_tokens: Natural = Field(256, description="longest answer, in tokens")
-    do_sample: bool = Field(False, description="sample instead of taking the likeliest token")
-    base: bool = Field(True, description="answer with the untuned model too, to compare with")
+    batch_size: Natural | None = Field(None, description="prompts per batch (default: as many as fit into memory)")
+    max_new_tokens: Natural = Field(256, description="maximum length of an answer, in tokens")
+    do_sample: bool = Field(False, description="sample instead of taking the most likely token")
+    base: bool = Field(True, description="also answer with the untuned model, for comparison")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="in float32 an answer does not depend on the batch size"
+        "float32", description="precision of the weights; in float32 answers do not depend on the batch size"
     )
     seed: int = Field(123, description="seed of sampling")
-    limit: Natural | None = Field(None, description="answer only so many examples, the first ones")
+    limit: Natural | None = Field(None, description="answer only the first N examples")
     endpoint: str | None = Field(
-        None, description="OpenAI-compatible server that has the tuned model and answers in place of this machine"
+        None, description="OpenAI-compatible server that serves the tuned model and generates the answers"
     )
     model: str | None = Field(None, description="name of the model at `endpoint`")
-    concurrency: Natural = Field(8, description="questions in flight at `endpoint`")
+    concurrency: Natural = Field(8, description="parallel requests to `endpoint`")
 
 
 class JudgeSection(_Section):
     """Who scores the answers, and how."""
 
     backend: Literal["auto", "ollama", "local", "openai"] = Field(
-        "auto", description="`ollama`, `local`, `openai`, or `auto`: Ollama where a server answers, else `local`"
+        "auto", description="`ollama`, `local`, `openai`, or `auto` (Ollama if a server answers, otherwise `local`)"
     )
     model: str | None = Field(None, description="the judge's tag, Hub id or folder; each backend has a default")
     rubric: str = Field("course", description="`course`, `fenced`, `critique`, `five-point` or a YAML file")
-    base: bool = Field(True, description="judge the untuned model's answers too")
+    base: bool = Field(True, description="also judge the untuned model's answers")
     check: bool = Field(True, description="test the judge first, with 20 references and 20 wrong answers")
     base_url: str | None = Field(None, description="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)")
-    pull: bool = Field(False, description="let Ollama download a model that it lacks")
-    concurrency: Natural = Field(4, description="calls in flight at once")
-    timeout_seconds: Annotated[float, Field(gt=0)] = Field(120.0, description="longest wait for one reply")
-    retries: Annotated[int, Field(ge=0)] = Field(3, description="further tries when the server is busy or fails")
-    seed: int | None = Field(123, description="seed given to the judge; null for a server that takes none")
-    repeats: Natural = Field(1, description="how often each answer is judged, each time with another seed")
+    pull: bool = Field(False, description="let Ollama download a missing model")
+    concurrency: Natural = Field(4, description="parallel requests")
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="maximum time to wait for a reply, in seconds"
+    )
+    retries: Annotated[int, Field(ge=0)] = Field(3, description="retries if the server is busy or fails")
+    seed: int | None = Field(123, description="seed for the judge; null if the server does not support one")
+    repeats: Natural = Field(1, description="number of times each answer is judged, each with another seed")
     temperature: Annotated[float, Field(ge=0)] | None = Field(
-        0.0, description="0 for the likeliest verdict; null for a server that takes only its own"
+        0.0, description="0 for the most likely verdict; null if the server does not allow setting it"
     )
     think: Literal[False, True, "low", "medium", "high"] = Field(
         False,
-        description="true, `low`, `medium` or `high` lets the judge think first, within `max_new_tokens`",
+        description="let the judge think first, within `max_new_tokens`: true, `low`, `medium` or `high`",
     )
     num_ctx: Natural = Field(4096, description="the judge's context window, in tokens")
-    max_new_tokens: Natural = Field(512, description="longest reply, in tokens")
+    max_new_tokens: Natural = Field(512, description="maximum length of a reply, in tokens")
 
 
 class PreferencesSection(_Section):
-    """Section `preferences`: which pairs the `dpo` section trains on."""
+    """Section `preferences`: the pairs for the `dpo` section."""
 
     source: str = Field(
         "references",
-        description="`references`: each training example's output against the model's own answer; else a file, or the "
-        "id of a dataset on the Hub, with `chosen` and `rejected`",
+        description="`references` (each training example's output and the model's own answer), or a file or the id "
+        "of a dataset on the Hub with `chosen` and `rejected`",
     )
-    limit: Natural | None = Field(None, description="use only the first so many pairs")
-    max_new_tokens: Natural = Field(256, description="longest answer of the model's own, in tokens")
+    limit: Natural | None = Field(None, description="use only the first N pairs")
+    max_new_tokens: Natural = Field(256, description="maximum length of the model's own answers, in tokens")
 
 
 class RewardsSection(_Section):
-    """Section `rewards`: what the `grpo` section rewards an answer for, each with its weight."""
+    """Section `rewards`: the weight of each reward for the `grpo` section."""
 
-    exact_match: float = Field(0.0, description="1 where the answer is the reference, apart from case and punctuation")
-    token_f1: float = Field(0.0, description="share of words that answer and reference have in common, 0 to 1")
+    exact_match: float = Field(0.0, description="1 if the answer equals the reference, ignoring case and punctuation")
+    token_f1: float = Field(0.0, description="share of words that answer and reference share, 0 to 1")
     rouge_l: float = Field(0.0, description="longest common sequence of words, 0 to 1")
-    stopped: float = Field(0.0, description="1 where the model ended the answer itself")
-    length: float = Field(0.0, description="length of the answer to that of the reference, or the inverse: at most 1")
-    categories: list[str] | None = Field(None, description="answer only training prompts of these categories")
+    stopped: float = Field(0.0, description="1 if the model ended the answer itself")
+    length: float = Field(0.0, description="ratio of the lengths of answer and reference, or its inverse: at most 1")
+    categories: list[str] | None = Field(None, description="use only training prompts of these categories")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -204,8 +207,8 @@ class RewardsSection(_Section):
 class Experiment(_Section):
     """One experiment: everything a run depends on.
 
-    `train` takes TRL's `SFTConfig`, `lora` PEFT's `LoraConfig`; `dpo` TRL's `DPOConfig`: it trains on preferences;
-    `grpo` its `GRPOConfig`: it trains on rewards.
+    `train` takes TRL's `SFTConfig` and `lora` PEFT's `LoraConfig`. `dpo` takes TRL's `DPOConfig` and trains on
+    preferences; `grpo` takes TRL's `GRPOConfig` and trains on rewards.
     """
 
     data: DataSection = DataSection()
@@ -226,19 +229,19 @@ class Experiment(_Section):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was set of the section that trains."""
+        """The fields set in the training section."""
         return getattr(self, SECTIONS[f"{self.method}Config"])  # type: ignore[no-any-return]
 
     @property
     def training(self) -> dict[str, Any]:
-        """The settings of the section that trains, over its defaults."""
+        """The training settings, merged with their defaults."""
         return {**DEFAULTS[f"{self.method}Config"], **self.given}
 
 
 def load_experiment(
     path: str | Path | None, overrides: Mapping[str, Any] | None = None, *, deep: bool = True
 ) -> Experiment:
-    """Return the experiment in a YAML file, with flags laid over it.
+    """Return the experiment in a YAML file, overridden by flags.
 
     Args:
         path: The experiment file; None means defaults only.
@@ -262,7 +265,7 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
         ConfigError: All problems found.
     """
     if isinstance(values, Mapping):
-        # `lora:` with nothing below it is a user's way to say "LoRA at the defaults".
+        # `lora:` with nothing below it means LoRA with the defaults.
         values = {name: {} if section is None else section for name, section in values.items()}
     problems: list[str] = []
     try:
@@ -306,7 +309,7 @@ def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
 
 
 def parse_setting(dotted: str, text: str) -> Any:
-    """Return the value that a flag's text gives a field: as in YAML, and where our field takes text, that text.
+    """Parse the text of a flag: as YAML, or as plain text for text fields.
 
     >>> parse_setting("data.revision", "1e5"), parse_setting("data.limit", "7"), parse_setting("data.revision", "null")
     ('1e5', 7, None)
@@ -334,46 +337,51 @@ def _check_across(experiment: Experiment) -> list[str]:
     total = data.train_fraction + data.test_fraction + (data.validation_fraction or 0)
     if (total > 1 - 1e-9) if data.validation_fraction is None else (abs(total - 1) > 1e-9):
         problems.append(
-            f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they should "
-            "sum to 1 and leave something for each (leave the last out to give it the rest)"
+            f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they must "
+            "sum to 1, each above 0 (leave `data.validation_fraction` out to use the rest)"
         )
     model = experiment.model
     if experiment.dpo is not None and model.quantization:
         problems.append(
-            f"`model.quantization` is {model.quantization!r}, and preference training begins with whole weights: leave "
-            "it out"
+            f"`model.quantization` is {model.quantization!r}, and preference training needs unquantized weights: "
+            "leave it out"
         )
     elif experiment.lora is None and model.quantization:
         problems.append(
-            f"`model.quantization` is {model.quantization!r}, and quantized weights cannot be trained themselves; add "
-            "a `lora` section, which trains an adapter beside them, or leave it out"
+            f"`model.quantization` is {model.quantization!r}, and quantized weights cannot be trained; add a `lora` "
+            "section to train an adapter, or leave it out"
         )
     if experiment.lora is None and model.dtype == "float16":
         problems.append(
-            "`model.dtype` is 'float16', in which weights are too coarse to be trained themselves; set 'bfloat16' or "
+            "`model.dtype` is 'float16', which is not precise enough to train the weights; set 'bfloat16' or "
             "'float32', or add a `lora` section"
         )
     for name, owner in (("preferences", "dpo"), ("rewards", "grpo")):
         if getattr(experiment, owner) is None and getattr(experiment, name) != Experiment.model_fields[name].default:
-            problems.append(f"`{name}` is for a `{owner}` section, and there is none: add one, or leave `{name}` out")
+            problems.append(f"`{name}` needs a `{owner}` section: add one, or leave `{name}` out")
     if "reward_weights" in (experiment.grpo or {}):
-        problems.append("`grpo.reward_weights` cannot be set; the `rewards` section gives each reward its weight")
+        problems.append("`grpo.reward_weights` cannot be set; set the weights in the `rewards` section")
     methods = [name for name in ("dpo", "grpo") if getattr(experiment, name) is not None]
     methods += ["train"] * bool(experiment.train)
     if len(methods) > 1:
-        problems.append(f"{quote_names(methods)} cannot be set together: a run trains once; keep one of these sections")
+        problems.append(
+            f"{quote_names(methods)} cannot be combined, because a run trains once; keep one of these sections"
+        )
     if not isinstance(data.source, str):
         alone = {"map": "map", "hub_config": "name", "revision": "revision"}
         given = [name for name in alone if getattr(data, name)]
-        problems += [f"`data.{name}` is for one source; give each of several its `{alone[name]}`" for name in given]
+        problems += [
+            f"`data.{name}` applies to a single source; with several sources, set `{alone[name]}` for each"
+            for name in given
+        ]
     return problems
 
 
 def describe_fields() -> list[tuple[str, Any, str]]:
-    """Return the dotted name, default and help text of every field that is ours, for `--help` and the docs."""
+    """Return the dotted name, default and help text of each of our own fields, for `--help` and the docs."""
     rows: list[tuple[str, Any, str]] = []
     for section_name, section in Experiment.model_fields.items():
-        # `train` and `lora` are mappings, whose fields are TRL's and PEFT's, but for a few.
+        # `train` and `lora` are mappings with fields of TRL and PEFT, plus a few of our own.
         if section_name == "train":
             rows += [(f"train.{name}", *described) for name, described in OWN_TRAINING.items()]
         for name, field in getattr(section.annotation, "model_fields", {}).items():

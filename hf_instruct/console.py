@@ -19,8 +19,7 @@ from typing import Any, TextIO, cast
 
 # Joiners that several scripts and emoji are spelt with; they are harmless.
 _JOINERS = "\u200c\u200d"
-# Of the Hub and of OpenAI and those who write keys its way. Names such as `hf_finetuning_experiments` have no such row
-# of letters and digits.
+# Tokens of the Hub, and keys in OpenAI's format. Names such as `hf_finetuning_experiments` do not match.
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk[_-][A-Za-z0-9_-]*[A-Za-z0-9]{16}[A-Za-z0-9_-]*)")
 # Everything before the last `@` of a host part: a password may hold an `@` itself. `git@` alone is no secret.
 _USER = re.compile(r"://(?!git@[^/\s@]*(?:[/\s]|$))[^/\s]+@")
@@ -105,7 +104,7 @@ def clean_output() -> Iterator[None]:
 
 
 def format_points(number: float) -> str:
-    """Return a number of points with one decimal, halves up, as the means of whole scores often meet.
+    """Return a number of points with one decimal, halves rounded up (means of integers are often halves).
 
     >>> format_points(49.45), format_points(0.25), format_points(-0.04)
     ('49.5', '0.3', '0.0')
@@ -127,7 +126,7 @@ def format_signed(number: float) -> str:
 def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
     """Return the two ends of an interval, in points; with `signed`, of a difference.
 
-    Resampling equal values shows no spread, which does not mean certainty: an interval without a width says nothing.
+    Resampling equal values gives an interval of width zero, which does not mean certainty, so it is not shown.
 
     >>> format_interval((49.45, 51)), format_interval((-0.5, 1), signed=True), format_interval((50, 50))
     ('49.5 to 51.0', '-0.5 to +1.0', 'none: all equal')
@@ -147,7 +146,7 @@ def pluralize(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a time in the two largest units that it fills.
+    """Return a time in its two largest units.
 
     >>> format_seconds(8.24), format_seconds(314), format_seconds(11_782)
     ('8.2 s', '5 min 14 s', '3 h 16 min')

@@ -16,7 +16,7 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-# A disk that is full or failing, and paths that this user may not use or that are of another kind.
+# A full or failing disk, and paths without permission or of the wrong kind.
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -42,13 +42,13 @@ CALLED_ELSEWHERE = {
 
 
 def disk_remedy(error: Exception) -> str:
-    """Return what to do about a disk error, as the start of a sentence.
+    """Return the remedy for a disk error, as the start of a sentence.
 
     >>> disk_remedy(OSError(errno.ENOSPC, "No space left on device")), disk_remedy(PermissionError(errno.EACCES, "no"))
-    ('Free some disk space', 'Fix that')
+    ('Free some disk space', 'Fix the problem')
     """
     is_full = any(text in str(error) for text in ("No space left", "quota exceeded"))
-    return "Free some disk space" if is_full else "Fix that"
+    return "Free some disk space" if is_full else "Fix the problem"
 
 
 def quote_names(names: Iterable[object]) -> str:
@@ -87,7 +87,7 @@ def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def needs_package(what: str, package: str) -> str:
-    """Return that something needs a package that is not installed, and the command that installs it.
+    """Return a message that a package is missing, with the command that installs it.
 
     >>> needs_package("`serve`", "transformers[serving]")
     "`serve` needs the package transformers[serving], which is not installed: pip install 'transformers[serving]'"
@@ -102,7 +102,7 @@ class InstructError(Exception):
 
 
 class _ProblemListError(InstructError):
-    """An error that carries every problem found, not only the first."""
+    """An error that lists all problems, not only the first."""
 
     def __init__(self, summary: str, problems: Sequence[str] = ()) -> None:
         self.summary = summary
@@ -111,7 +111,7 @@ class _ProblemListError(InstructError):
 
     @classmethod
     def listing(cls, problems: Sequence[str], where: str, *, most: int = 50) -> Self:
-        """Return the error whose first line counts the problems and says where they are; at most so many are listed.
+        """Return an error with the number of problems, where they are, and a list of at most `most` of them.
 
         >>> str(ConfigError.listing(["`a` is odd", "`b` is odd"], "in the flags", most=1))
         '2 problems in the flags:\\n  - `a` is odd\\n  - and 1 more'
@@ -143,7 +143,7 @@ class RunError(InstructError):
 
 
 class PublishError(InstructError):
-    """A model cannot be published as it is, or the Hub refuses it; it says whether nothing was published."""
+    """A model cannot be published, or the Hub refuses it; the message says whether something was published."""
 
 
 class JudgeError(InstructError):

@@ -55,7 +55,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "seed": 123,
 }
-# What a run takes in `train` and `dpo` beside the fields of TRL's configurations: its default, and what it does.
+# Our own fields in `train` and `dpo`: default and description.
 OWN_TRAINING: dict[str, tuple[bool, str]] = {
     "keep_checkpoints": (False, "keep the checkpoints of a finished run, which are several times as large as the model")
 }
@@ -68,7 +68,7 @@ DPO_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "beta": 0.1,
 }
-# As DPO's, but for what GRPO lives by: groups of answers to several prompts a step, and no step too long.
+# As for DPO, but with groups of answers to several prompts per step, and clipping.
 GRPO_DEFAULTS: dict[str, Any] = {
     **{name: value for name, value in DPO_DEFAULTS.items() if name not in ("beta", "max_length")},
     "weight_decay": 0.0,
@@ -80,9 +80,9 @@ GRPO_DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
 }
 DEFAULTS = {"SFTConfig": TRAIN_DEFAULTS, "DPOConfig": DPO_DEFAULTS, "GRPOConfig": GRPO_DEFAULTS}
-# Which section holds the fields of each of TRL's configurations.
+# The section for each of TRL's configurations.
 SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo", "GRPOConfig": "grpo"}
-# The course scales the update by alpha itself, PEFT by alpha / r: the same scale at r 16 is alpha 256.
+# The course scales the update by alpha, PEFT by alpha / r: with r = 16 the same scale is alpha 256.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
 # Fields of TRL's configurations that would give another result than they say, or none, and what to do instead.
@@ -125,12 +125,12 @@ NOT_TO_GENERATE = {
 
 
 def find_section(arguments: Any) -> str:
-    """Return which section the fields of a configuration of TRL's are set in."""
+    """Return the section for a TRL configuration."""
     return SECTIONS.get(type(arguments).__name__, "train")
 
 
 def describe_libraries() -> list[tuple[str, str, dict[str, Any]]]:
-    """Return the sections that take another library's fields, the class they are of, and our defaults of them."""
+    """Return the sections with fields of other libraries, the class of each, and our defaults."""
     return [
         *((SECTIONS[kind], f"TRL's {kind}", own) for kind, own in DEFAULTS.items()),
         ("lora", "PEFT's LoraConfig", LORA_DEFAULTS),

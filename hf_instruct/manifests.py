@@ -1,6 +1,7 @@
-"""What is in a folder of weights and what it was made from: written beside the weights, checked when they are used.
+"""Manifests: the files of a model folder and what it was trained from, written with the weights and checked on use.
 
-`manifest.json` is written when all other files are on disk, and renamed into place: a folder that has one is whole.
+`manifest.json` is written after all other files are on disk, and renamed into place: a folder with a manifest is
+complete.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ _UNLISTED = {MANIFEST, "training_args.bin"}
 
 
 class FileStamp(BaseModel):
-    """What a file held: its size in bytes, its modification time in nanoseconds, and the SHA-256 of its content."""
+    """The size in bytes, modification time in nanoseconds and SHA-256 of a file."""
 
     size: int
     mtime_ns: int
@@ -35,7 +36,7 @@ class Weights(BaseModel):
 
 
 class Origin(BaseModel):
-    """What weights were trained from."""
+    """The data and the model that weights were trained from."""
 
     num_processes: int  # that trained together: the batches depend on it
     sharding: str | None  # `FSDP` or `DEEPSPEED`, whose checkpoints are in formats of their own
@@ -45,7 +46,7 @@ class Origin(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` holds: the files of its folder by relative path, and what they were made from."""
+    """`manifest.json`: the files of its folder by relative path, and what they were trained from."""
 
     origin: Origin | None
     files: dict[str, FileStamp]
@@ -57,7 +58,7 @@ def begin_manifest(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, origin: Origin | None) -> None:
-    """Wait until all files of a folder are on disk, and then write its manifest."""
+    """Sync all files of a folder to disk, then write its manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _UNLISTED)
     for path in paths:
         with path.open("r+b") as file:
@@ -67,7 +68,7 @@ def write_manifest(folder: Path, origin: Origin | None) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder; None where it has none, as a model made elsewhere.
+    """Return the manifest of a folder; None if it has none, such as a model from elsewhere.
 
     Raises:
         RunError: The file contains something else.
@@ -78,19 +79,19 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise RunError(f"`{path}` is not complete, so the files beside it cannot be checked.") from error
+        raise RunError(f"`{path}` is incomplete, so the files next to it cannot be checked.") from error
 
 
 def find_quantization(folder: Path) -> str | None:
-    """Return how the base model was quantized when the adapter in a folder was trained; None where it was not."""
+    """Return the quantization of an adapter's base model during training; None if it was not quantized."""
     manifest = read_manifest(folder)
     return manifest.origin.quantization if manifest and manifest.origin else None
 
 
 def check_model(folder: Path, *, full: bool = False) -> None:
-    """Refuse a tuned model whose files, or whose base model's, are not what training left and began with.
+    """Refuse a tuned model if its files, or those of its base model, changed since training.
 
-    Files other than weights may be edited; they have to be there. A folder without a manifest is taken as it is.
+    Files other than weights may be edited but not missing. A folder without a manifest is accepted.
     `full` as in `find_change`.
 
     Raises:
@@ -103,9 +104,9 @@ def check_model(folder: Path, *, full: bool = False) -> None:
     missing = next((f"`{name}` is missing" for name in manifest.files if not (folder / name).is_file()), None)
     if change := missing or find_change(folder, weights, full=full):
         raise RunError(
-            f"The model in `{folder}` is damaged: {change}. Put the file back, or delete "
-            f"`{folder.parent / 'training.json'}` and `--resume` the run, which trains it again, from its "
-            "last checkpoint if that was kept."
+            f"The model in `{folder}` is damaged: {change}. Restore the file, or delete "
+            f"`{folder.parent / 'training.json'}` and resume the run with `--resume` to train again (from the last "
+            "checkpoint, if it was kept)."
         )
     adapter = read_file(folder / "adapter_config.json", dict[str, Any]) or {}
     if name := adapter.get("base_model_name_or_path"):
@@ -116,8 +117,8 @@ def check_base(folder: Path, location: str, *, revision: str | None = None, full
     """Refuse a base model that is not the one that the model in a folder was trained from.
 
     Args:
-        folder: A tuned model or an adapter; one without a manifest is taken as it is.
-        location: A local folder, or the id of a model in the cache of the Hub; one that is not there is not compared.
+        folder: A tuned model or an adapter; accepted if it has no manifest.
+        location: A local folder, or the id of a model in the Hub cache; not compared if it is missing.
         revision: Commit, tag or branch on the Hub.
         full: As in `find_change`; otherwise weights of the same commit are not compared at all.
 
@@ -132,13 +133,13 @@ def check_base(folder: Path, location: str, *, revision: str | None = None, full
     if change := find_change(now, then.files, full=full):
         at = f" at commit {then.commit}" if then.commit else ""
         raise RunError(
-            f"The base model `{location}` is not the one{at} that `{folder}` was trained from: {change}. Put the old "
-            "weights back, or train again from these."
+            f"The base model `{location}` is not the one{at} that `{folder}` was trained from: {change}. Restore the "
+            "old weights, or train again from the new ones."
         )
 
 
 def stamp_weights(location: str, revision: str | None = None) -> Weights | None:
-    """Return what a base model's weights hold, read in full; None where they are in no folder and no snapshot."""
+    """Return the stamps of a base model's weights, hashed in full; None if they are in no folder or snapshot."""
     folder, commit = _find_weights(location, revision)
     if folder is None:
         return None
@@ -168,9 +169,9 @@ def _stamp(path: Path) -> FileStamp:
 
 
 def find_change(folder: Path, files: dict[str, FileStamp], *, full: bool = True) -> str | None:
-    """Return which file of a folder, given as it was by name, has changed, and how; None if none has.
+    """Return which file of a folder has changed, and how; None if none has.
 
-    With `full`, all are compared by content, not only those whose modification time has changed.
+    With `full`, the contents of all files are compared, not only of those with a new modification time.
     """
     for name, then in files.items():
         try:

@@ -87,7 +87,7 @@ def free_bytes(device: str) -> int:
 
 
 def mapped_bytes() -> int:
-    """Return the bytes of files that this process has mapped, weights above all; 0 where the system does not say.
+    """Return the bytes of mapped files of this process, mostly weights; 0 if unknown.
 
     The system counts it as free, for it could be read from the files again: at a disk's pace, at each token.
     """
@@ -97,7 +97,7 @@ def mapped_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory held so far: the GPU's if it was used, else this process's; 0 on Windows."""
+    """Return the peak memory so far: of the GPU if it was used, otherwise of this process; 0 on Windows."""
     import torch
 
     if torch.cuda.is_available() and (peak := int(torch.cuda.max_memory_allocated())):

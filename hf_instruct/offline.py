@@ -18,7 +18,7 @@ _SECONDS = 10.0
 
 @contextlib.contextmanager
 def cache_alone_if_unreachable(location: str) -> Iterator[None]:
-    """Load from the cache immediately where the Hub cannot be reached, as `HF_HUB_OFFLINE=1` does.
+    """Load from the cache immediately if the Hub cannot be reached, like `HF_HUB_OFFLINE=1`.
 
     Args:
         location: Hub id of a model or a data set, or a local folder, for which the Hub is not asked, unless it is that
@@ -34,7 +34,7 @@ def cache_alone_if_unreachable(location: str) -> Iterator[None]:
             get_session().head(constants.ENDPOINT, timeout=_SECONDS)
         except (transport_error(), OSError) as error:
             logger.debug("%s: %s", constants.ENDPOINT, error)
-            logger.info("%s cannot be reached; looking for `%s` in the cache alone.", constants.ENDPOINT, location)
+            logger.info("%s cannot be reached; looking for `%s` only in the cache.", constants.ENDPOINT, location)
             how = offline()
     with how:
         yield
@@ -58,22 +58,24 @@ def find_on_hub(repo: str, revision: str | None = None) -> None:
 
     if repo.count("/") > 1:
         makers = [recipe.path.stem for recipe in list_recipes() if repo == f"runs/{recipe.path.stem}/model"]
-        raise OSError(f"there is no such folder.{f' Make it first: `hf-instruct run {makers[0]}`.' if makers else ''}")
+        raise OSError(
+            f"there is no such folder.{f' Create it first: `hf-instruct run {makers[0]}`.' if makers else ''}"
+        )
     with cache_alone_if_unreachable(repo):
         try:
             hf_hub_download(repo, "config.json", revision=revision)
         except LocalEntryNotFoundError as error:
-            raise OSError("it is not in the cache of the Hugging Face Hub, which cannot be asked now.") from error
+            raise OSError("it is not in the Hugging Face cache, and the Hub cannot be reached.") from error
         except RevisionNotFoundError as error:
             raise OSError(f"it has no revision `{revision}` on the Hub.") from error
         except GatedRepoError as error:
-            raise OSError("ask for access on its page on the Hub, then log in with `hf auth login`.") from error
+            raise OSError("request access on its page on the Hub, then log in with `hf auth login`.") from error
         except RepositoryNotFoundError as error:
             raise OSError("the Hub has no model of that name, or it is private.") from error
 
 
 def transport_error() -> type[Exception]:
-    """Return what a request to the Hub raises when it fails: each huggingface_hub has the HTTP library of its time."""
+    """Return the error of a failed request to the Hub, which depends on huggingface_hub's HTTP library."""
     from huggingface_hub import errors
 
     error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # imported there, not declared

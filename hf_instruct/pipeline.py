@@ -24,7 +24,7 @@ from hf_instruct.schema import Preflight
 
 
 def _prepare(folder: RunFolder, experiment: Experiment) -> None:
-    """Split the data unless that is done; splits that a model was trained on have to be the same as before."""
+    """Split the data unless that is done; the splits that a model was trained on must not change."""
     if not is_done(folder, "data"):
         from hf_instruct.data.stage import prepare
 
@@ -36,7 +36,7 @@ def _prepare(folder: RunFolder, experiment: Experiment) -> None:
 
 
 def _train(folder: RunFolder, experiment: Experiment) -> None:
-    """Fine-tune unless that is done; then the model has to be whole."""
+    """Fine-tune unless that is done; a finished model must be complete."""
     if is_done(folder, "train"):
         folder.check_trained()
         check_model(folder.model)
@@ -123,10 +123,10 @@ def run(
     """Run the stages of an experiment, and return its run folder.
 
     Args:
-        experiment: The experiment, as such or as plain values by section, or the YAML file that holds it or the name of
-            a recipe, such as `demo`.
+        experiment: An `Experiment`, a mapping by section, the path of a YAML file, or the name of a recipe, such as
+            `demo`.
         path: The run folder; for a file or a recipe, `runs/` and its name by default.
-        resume: Continue a run that was cut off; stages that are whole are left alone.
+        resume: Continue an interrupted run; finished stages are skipped.
         force: Delete what is in the run folder first.
         stages: Which stages to run, in the order of `STAGES`.
         reward_funcs: For a `grpo` section: functions as `train_with_rewards` takes them, each of weight 1, beside those
@@ -144,13 +144,13 @@ def run(
         experiment = build_experiment(experiment, where="the experiment")
     elif not isinstance(experiment, Experiment):
         kind = type(experiment).__name__
-        raise ConfigError(f"The experiment is a `{kind}`; give an `Experiment`, a mapping, or the path of a YAML file.")
+        raise ConfigError(f"The experiment is a `{kind}`; pass an `Experiment`, a mapping, or the path of a YAML file.")
     if path is None:
         raise ConfigError("`run` needs the path of a run folder, unless the experiment is a YAML file.")
     if unknown := set(stages) - set(STAGES):
-        raise ConfigError(f"`stages` names {quote_names(sorted(unknown))}; the stages are {quote_names(STAGES)}.")
+        raise ConfigError(f"`stages` contains {quote_names(sorted(unknown))}; the stages are {quote_names(STAGES)}.")
     if reward_funcs and experiment.grpo is None:
-        raise ConfigError("A reward function is for experiments with a `grpo` section, and this one has none.")
+        raise ConfigError("A reward function needs an experiment with a `grpo` section, and this one has none.")
     trusted = experiment.model.trust_remote_code
     folder = RunFolder(Path(path), trust_remote_code=trusted, reward_funcs=tuple(reward_funcs))
     # A model that has been trained needs no other.
@@ -173,11 +173,11 @@ def run(
 
 
 def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *, force: bool = False) -> None:
-    """Answer the test split of a run with other settings, or continue where answering was cut off.
+    """Answer the test split of a run with other settings, or continue after an interruption.
 
     Args:
         overrides: Settings of the `generate` section, by dotted name, over those of `run.yaml`.
-        force: Delete the answers and what was made from them, first.
+        force: First delete the answers and everything based on them.
 
     Raises:
         RunError: The folder is not a run, or the settings differ from those that its answers were made with.
@@ -186,8 +186,8 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
     stored = folder.load_experiment()
     if foreign := [name for name in overrides or {} if not name.startswith("generate.")]:
         raise ConfigError(
-            "`generate` over a run takes settings of its own section only:",
-            [f"`--{name}` would need another run: hf-instruct run EXPERIMENT.yaml --{name} …" for name in foreign],
+            "`generate` for a run only accepts settings of the `generate` section:",
+            [f"`--{name}` needs a new run: hf-instruct run EXPERIMENT.yaml --{name} …" for name in foreign],
         )
     values = plain_values(stored)
     for name, value in (overrides or {}).items():
@@ -225,7 +225,7 @@ def default_path(experiment: Path) -> Path:
 
 
 def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> Experiment:
-    """Return an experiment with a model that is there to be trained, or raise now what would fail only hours later.
+    """Check an experiment before training: model, prompt format, rubric and judge.
 
     Raises:
         ConfigError: The prompt format or the rubric cannot be used, or the model to train is an adapter.
@@ -242,8 +242,8 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     name = experiment.model.name
     if "train" in stages and any((Path(name) / part / "adapter_config.json").is_file() for part in ("", "model")):
         raise ConfigError(
-            f"`model.name` is `{name}`, an adapter, and training starts from a whole model. Name a folder that "
-            "`hf-instruct export RUN --format merged --out FOLDER` makes, or the adapter's base model."
+            f"`model.name` is `{name}`, an adapter, but training needs a full model. Merge it with `hf-instruct "
+            "export RUN --format merged --out FOLDER` and use that folder, or use the adapter's base model."
         )
     if "train" in stages:
         check_trackers(experiment.training)
@@ -257,7 +257,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
 
 
 def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = False, force: bool = False) -> None:
-    """Make a run folder ready for an experiment: new, resumed, or emptied first.
+    """Open a run folder for an experiment: new, resumed, or emptied first.
 
     Raises:
         RunError: The folder already contains a run, another experiment's run, or something that is not a run.
@@ -277,12 +277,12 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
             return
         else:
             raise RunError(
-                f"`{path}` already contains a run. `--resume` continues it, `--force` deletes it and starts again, "
-                "`--run-dir` names another folder."
+                f"`{path}` already contains a run. Use `--resume` to continue it, `--force` to delete it and start "
+                "again, or `--run-dir` to use another folder."
             )
     elif is_occupied(path):
         raise RunError(
-            f"`{path}` exists and is not a run folder, so nothing is written there. Name another `--run-dir`."
+            f"`{path}` exists and is not a run folder, so nothing is written there. Use another `--run-dir`."
         )
     with folder.locked():
         folder.save_experiment(experiment)
@@ -294,7 +294,7 @@ def is_occupied(path: Path) -> bool:
 
 
 def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:
-    """Run stages over a run folder, in the order of `STAGES`; data and training that are whole are left alone."""
+    """Run stages over a run folder, in the order of `STAGES`; finished data and training stages are skipped."""
     for name in STAGES:
         if name not in stages:
             continue
@@ -306,14 +306,15 @@ def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str])
 
 
 def is_done(folder: RunFolder, stage: str) -> bool:
-    """Return whether a stage has finished: whether the file it writes last is there."""
+    """Return whether a stage has finished: whether its last file exists."""
     return _STAGES[stage].list_files(folder)[0].exists()
 
 
 def clear_from(folder: RunFolder, stage: str) -> None:
-    """Delete what a stage and all stages after it have written.
+    """Delete the files of a stage and of all stages after it.
 
-    Backwards, and of each stage first the file that says it is done: cut off half-way, what is left never looks whole.
+    In reverse order, and for each stage first the file that marks it as done, so that after an interruption no partial
+    stage looks finished.
     """
     for name in reversed(STAGES[STAGES.index(stage) :]):
         # The files of single processes would be merged into the next answers; `base` is of older versions.
@@ -335,7 +336,7 @@ def _empty(folder: RunFolder) -> None:
 
 
 def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
-    """Take over settings of stages that have not begun; refuse those of stages that have.
+    """Accept changed settings of stages that have not started; refuse those of stages that have.
 
     Raises:
         RunError: The folder is of another experiment.
@@ -363,9 +364,9 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     refused = [key for key in changed if begun[key.partition(".")[0]] and key not in free]
     if refused:
         raise RunError(
-            f"`{folder.path}` is a run of another experiment: {quote_names(refused)} changed, and that stage has begun "
-            f"(`{folder.config}`). Give the same settings, name another `--run-dir`, or delete what was made with the "
-            "old ones: `--force`."
+            f"`{folder.path}` is a run of another experiment: {quote_names(refused)} changed, and that stage has "
+            f"already started (`{folder.config}`). Use the same settings or another `--run-dir`, or delete the old "
+            "results with `--force`."
         )
     if changed:
         folder.save_experiment(experiment)
@@ -395,6 +396,6 @@ def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         raise RunError(
-            f"`{error.filename or folder.path}` cannot be written: {error.strerror}. {disk_remedy(error)}, or "
-            "choose another `--run-dir`; what is finished stays, and `--resume` continues from there."
+            f"`{error.filename or folder.path}` cannot be written: {error.strerror}. {disk_remedy(error)}, or choose "
+            "another `--run-dir`; finished work is kept, and `--resume` continues from there."
         ) from error

@@ -1,8 +1,8 @@
-"""Plots of a run: losses while training, scores of the answers.
+"""Plots of a run: losses during training, scores of the answers.
 
-Every plot is drawn on a `Figure` of its own: no pyplot, no backend choice, nothing that outlives the call. Colours are
-from the Okabe-Ito set, which stays apart in the common kinds of colour blindness.
-Source of the colours: https://jfly.uni-koeln.de/color/ (Okabe and Ito, "Color Universal Design")
+Every plot is drawn on its own `Figure`: no pyplot, no backend choice, no global state. The colors are the Okabe-Ito
+set, which is distinguishable with common forms of color blindness. Source of the colours:
+https://jfly.uni-koeln.de/color/ (Okabe and Ito, "Color Universal Design")
 """
 
 import re
@@ -35,7 +35,7 @@ COLORS = {
     "tuned": "#0072b3",
 }
 BACKGROUND = "#ffffff"
-# Small, so that the labels stay legible where the figure is scaled to the width of a telephone.
+# Small, so that labels stay legible when the figure is scaled to the width of a phone.
 _SIZE_INCHES = (4.8, 3.1)
 _PNG_DOTS_PER_INCH = 220
 _ROW_INCHES = 0.32
@@ -151,7 +151,7 @@ def count_scores(scores: Sequence[int]) -> list[int]:
 
 
 def format_inline_svg(figure: "Figure", prefix: str) -> str:
-    """Return a figure as an `<svg>` element to stand inside an HTML page.
+    """Return a figure as an `<svg>` element for an HTML page.
 
     Text stays text, the background is transparent, and each colour is a CSS variable (`--plot-validation`) with the
     usual colour as its default, so that the page's light and dark themes apply. The prefix is put before every id,

@@ -56,12 +56,12 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def process_rank() -> int:
-    """Return this process's number among those launched together, from 0; 0 for one alone."""
+    """Return the rank of this process, from 0; 0 for a single process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def count_processes() -> int:
-    """Return how many processes were launched together, on all machines; 1 for one alone."""
+    """Return the number of processes launched together, on all machines; 1 for a single process."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -71,15 +71,16 @@ def is_main_process() -> bool:
 
 
 def wait_for_all() -> None:
-    """Wait until all processes that were launched together are here."""
+    """Wait until all processes launched together reach this point."""
     if count_processes() > 1:
         _join_processes().wait_for_everyone()
 
 
 def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) -> Result:
-    """Return what `work` returns on the main process, on all of those launched together; the others wait for it.
+    """Run `work` on the main process and return its result on all processes; the others wait.
 
-    An error that stops the main process is raised on all: left waiting, they would end in tracebacks of their own.
+    An error on the main process is raised on all of them, because waiting processes would end with their own
+    tracebacks.
 
     Args:
         work: What to do once.
@@ -118,10 +119,10 @@ def _join_processes(use_cpu: bool | None = None) -> "PartialState":
 
 
 def let_threads_sleep() -> None:
-    """Let threads that wait for each other sleep after a short spin, unless the user has said how they wait.
+    """Let waiting threads sleep after a short spin, unless the user set how they wait.
 
-    They spin for milliseconds by default, and so keep off the processor the very one they wait for as soon as another
-    program wants its share. GNU OpenMP reads this once, when torch is imported; after that nothing is done.
+    By default they spin for milliseconds, which blocks the thread that they wait for if another program needs the
+    processor. GNU OpenMP reads the setting once, when torch is imported; after that it has no effect.
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -137,7 +138,7 @@ class _StandardErrorHandler(logging.StreamHandler[Any]):
 
 
 def configure_process() -> None:
-    """Set up logging and keep the libraries below from calling home, for a program of ours; no import does so."""
+    """Set up logging and turn off telemetry of other libraries, for our command line; importing does neither."""
     handler = _StandardErrorHandler()
     handler.setFormatter(MessageFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a plain line now and then elsewhere."""
+"""Progress: a bar on a terminal, otherwise a log line now and then."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ _PLAIN_LINE_SECONDS = 20.0
 
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
-    """Show how far a loop of `total` units is, and yield the function that advances it.
+    """Show the progress of a loop of `total` units, and yield the function that advances it.
 
     On a terminal this is a rich bar on standard error with elapsed and remaining time; elsewhere a logged line at
     most every 20 seconds and one at the end.

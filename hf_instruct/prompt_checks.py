@@ -1,9 +1,9 @@
-"""Whether prompts are what training takes them to be: one check of every format, made before the first step.
+"""Check that prompts are what training expects; every format is checked before the first step.
 
-Chat templates are written for answering. Some open a block of thinking that no training answer closes, write an answer
-differently once it is there, or look at the clock. `settle_format` finds that out with probes, writes what repairs it
-into the template (its own switch, its own words before an answer, the date of today), and refuses what is left. The
-result is one plain template: what holds it renders the same prompt in training, answers, chat, serving and export.
+Chat templates are written for inference. Some open a thinking block that no training answer closes, render an answer
+differently in a conversation, or read the clock. `settle_format` detects this with probe texts, fixes the template if
+it can (with the template's own switch, its own words before an answer, or today's date), and refuses it otherwise. The
+result is one plain template, which renders the same prompt in training, answers, chat, serving and export.
 """
 
 import logging
@@ -43,14 +43,14 @@ def choose_format(prompt_format: PromptFormat | str | None, *, has_conversations
     if isinstance(prompt_format, PromptFormat):
         return prompt_format
     if prompt_format is None and has_conversations:
-        logger.info("Conversations are put into prompts by the tokenizer's chat template (prompt format `chat`).")
+        logger.info("Conversations use the tokenizer's chat template (prompt format `chat`).")
     return PromptFormat.from_name(prompt_format or (CHAT if has_conversations else "alpaca"))
 
 
 def settle_format(
     prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", *, for_training: bool = True
 ) -> PromptFormat:
-    """Return the format that all prompts of a run use; a format that is settled already is returned as it is.
+    """Return the format for all prompts of a run, fixed if needed; a settled format is returned unchanged.
 
     For `chat` it is the tokenizer's chat template with the date of today in place of the clock. For training it also
     gets, where prompts do not fit answers otherwise: the template's switch for thinking turned off, the words that the
@@ -59,11 +59,11 @@ def settle_format(
     Args:
         prompt_format: The format.
         tokenizer: The tokenizer of the model.
-        for_training: Whether a model is going to be trained on it. Else nothing but the clock is changed, because the
-            model knows its template as it is, and what is wrong is logged.
+        for_training: Whether a model will be trained with it. Otherwise only the clock is changed, because the model
+            knows its template, and problems are only logged.
 
     Raises:
-        ConfigError: Prompts are not what training takes them to be; what differs is named.
+        ConfigError: The prompts cannot be used for training; the message says why.
     """
     is_chat = prompt_format.name == CHAT
     name = f"chat template of `{tokenizer.name_or_path}`" if is_chat else f"prompt format `{prompt_format.name}`"
@@ -85,11 +85,13 @@ def settle_format(
             logger.info("The %s %s; changed for this run, prompts end in %r.", name, "; it ".join(problems), end)
             return repaired
     what = "; it ".join(problems)
-    raise ConfigError(f"The {name} cannot be trained on: it {what}. Choose another prompt format, or correct this one.")
+    raise ConfigError(
+        f"The {name} cannot be used for training: it {what}. Choose another prompt format, or fix this one."
+    )
 
 
 def find_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return what is wrong with the prompts of a format, as the ends of sentences that begin with its name.
+    """Return the problems of a format's prompts, as the ends of sentences that begin with its name.
 
     Raises:
         ConfigError: The format cannot write a prompt at all.
@@ -98,13 +100,13 @@ def find_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBa
     template = prompt_format.chat_template(tokenizer) if is_chat else prompt_format.template
     problems = []
     if _RANDOM.search(template) or _asks_clock(template):
-        problems.append("writes something else each time (by `random`, `lipsum` or the clock)")
+        problems.append("renders differently each time (it uses `random`, `lipsum` or the clock)")
     for input in ("", _INPUT):
         prompt = _format_probe(prompt_format, tokenizer, input)
         words = {"instruction": _QUESTION} | ({"input": _INPUT} if input else {})
         counts = {name: prompt.upper().count(word) for name, word in words.items()}
         problems += [
-            f"writes the {name} {count} times instead of once{'' if input else ' where there is no input'}"
+            f"writes the {name} {count} times instead of once{'' if input else ' if there is no input'}"
             for name, count in counts.items()
             if count != 1
         ]
@@ -113,7 +115,7 @@ def find_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBa
             problems.append("writes nothing between the question and the answer, such as a line `### Response:`")
         tags = _THINKING.findall(prompt[end:])
         if tags and not tags[-1]:
-            problems.append("ends the prompt inside open thinking, `<think>`")
+            problems.append("ends the prompt inside an open `<think>` block")
     problems += _find_begin_problems(prompt_format, tokenizer)
     if is_chat:
         problems += _find_turn_problems(prompt_format, tokenizer)
@@ -145,7 +147,7 @@ def _find_turn_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedToken
 
 
 def _repair(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
-    """Yield templates that may be right, the nearest to the template itself first."""
+    """Yield candidate templates, the closest to the original first."""
     template = prompt_format.template
     if _find_begin_problems(prompt_format, tokenizer):
         # Jinja takes away the end of a line that a block ends, so what is put in front writes no more than it says.
@@ -183,7 +185,7 @@ def _asks_clock(template: str) -> bool:
 
 
 def _freeze_clock(template: str, now: datetime) -> str:
-    """Return a chat template that takes a time for today's; one that computes what to ask the clock stays as it is."""
+    """Return a chat template with the current date fixed; unchanged if it computes the date format."""
     calls = _CLOCK.findall(template)
     if not calls or len(calls) != len(re.findall(r"\bstrftime_now\s*\(", template)):
         return template

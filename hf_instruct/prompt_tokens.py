@@ -1,4 +1,4 @@
-"""Token ids of prompts and answers: what may be a special token, and which tokens of a row carry loss."""
+"""Token ids of prompts and answers: special tokens, and which tokens of a row carry loss."""
 
 import bisect
 import re
@@ -22,13 +22,13 @@ IGNORED = -100
 def build_row(
     *pieces: Sequence[int], max_length: int | None, completion_only_loss: bool = True
 ) -> dict[str, list[int]]:
-    """Return the training row of an example, cut to `max_length` tokens at the end: `input_ids` and `labels`.
+    """Return the training row of an example, truncated to `max_length` tokens: `input_ids` and `labels`.
 
     Labels are the ids that carry loss, and `IGNORED` elsewhere.
 
     Args:
         *pieces: As `PromptFormat.encode_examples` returns them: prompt and completion, as often as there are answers.
-        max_length: Most tokens in a row; None for no limit.
+        max_length: Maximum number of tokens in a row; None for no limit.
         completion_only_loss: Whether prompt tokens are left out of the loss.
 
     >>> build_row([1, 2], [3, 4], max_length=3)
@@ -43,7 +43,7 @@ def build_row(
 
 
 def count_labels(row: Mapping[str, Sequence[int]]) -> int:
-    """Return how many labels of a row carry loss; never the first token, because nothing predicts it."""
+    """Return the number of labels in a row that carry loss; never the first token, because nothing predicts it."""
     return sum(label != IGNORED for label in row["labels"][1:])
 
 
@@ -89,7 +89,7 @@ def find_tokens(
             ending = tail[: tail.index(end)] + end
     if not end or not ending:
         raise ConfigError(
-            f"The tokenizer `{tokenizer.name_or_path}` has no end-of-text token, so a model could never learn to "
+            f"The tokenizer `{tokenizer.name_or_path}` has no end-of-text token, so the model could not learn to "
             "stop; choose another model."
         )
     tokens = {end, *(str(token) for token in added.values() if token.special)}
@@ -105,7 +105,7 @@ def begin_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def mark_special(texts: Sequence[str], special: re.Pattern[str]) -> list[str] | None:
-    """Return texts of a user with marks around their special tokens, or None where they have none.
+    """Return texts of a user with markers around their special tokens, or None if there are none.
 
     A tokenizer reads `<|endoftext|>` in an answer as the end of it. Transformers tells the two apart by marks of its
     own around a token in a text, made before a template is rendered.
@@ -121,7 +121,7 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, *, is_marked: b
     """Return the token ids of a rendered text, in which what is marked is no special token.
 
     Raises:
-        DataError: The tokenizer makes a special token even of plain text.
+        DataError: The tokenizer cannot encode a special token as plain text.
     """
     if not is_marked:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -162,13 +162,13 @@ def cut_tokens(
 
 
 def find_answers(example: Example) -> list[int]:
-    """Return which turns of an example's conversation are answers to learn from, if it has one."""
+    """Return the turns of an example's conversation that are trained on, if it has one."""
     turns = enumerate(example.messages or [])
     return [number for number, turn in turns if turn["role"] == "assistant" and number >= (example.prompt_turns or 0)]
 
 
 def find_answer(text: str, prompt: str, answer: str, end: str) -> tuple[int, int] | None:
-    """Return where an answer and its end token are in a conversation, or None where it is not written as it is given.
+    """Return the position of an answer and its end token in a conversation, or None if it was rendered differently.
 
     Args:
         text: The whole conversation.

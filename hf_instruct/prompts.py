@@ -1,7 +1,7 @@
-"""The prompt formats: where an example becomes text and token ids, and nowhere else.
+"""The prompt formats, which turn examples into text and token ids.
 
-Training, generation, judging, chat and export all take their text from the same `PromptFormat`, so that a model is
-asked in exactly the words it was trained on.
+Training, generation, judging, chat and export all use the same `PromptFormat`, so that a model always gets the prompts
+it was trained with.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ CHAT = "chat"
 
 
 def build_user_turn(instruction: str, input: str = "") -> dict[str, str]:
-    """Return an instruction and its input as the message that `chat` asks."""
+    """Return an instruction and its input as a user message for `chat`."""
     return {"role": "user", "content": f"{instruction}\n{input}" if input else instruction}
 
 
@@ -117,7 +117,7 @@ class PromptFormat:
     def format_prompt(
         self, instruction: str, input: str = "", *, tokenizer: "PreTrainedTokenizerBase | None" = None
     ) -> str:
-        """Return every character the model is conditioned on, up to where the response begins.
+        """Return the prompt: all text up to where the response begins.
 
         Args:
             tokenizer: Needed by the `chat` format only.
@@ -143,7 +143,7 @@ class PromptFormat:
         *,
         add_generation_prompt: bool = True,
     ) -> str:
-        """Return a conversation as the chat template of this format writes it.
+        """Render a conversation with the chat template of this format.
 
         Raises:
             ConfigError: There is no tokenizer, no chat template, or the template refuses the messages.
@@ -174,12 +174,12 @@ class PromptFormat:
                 problem = f"`{tokenizer.name_or_path}` has none, or several and none of them called `default`"
         raise ConfigError(
             f"The prompt format `chat` needs a tokenizer with a chat template, and {problem}. Use a model that has "
-            "one, such as `smollm2-135m`, set `tokenizer.chat_template`, or, for questions without earlier turns, name "
-            "the format `alpaca`, `phi3` or a Jinja file."
+            "one, such as `smollm2-135m`, or set `tokenizer.chat_template`. For questions without earlier turns, "
+            "you can use `alpaca`, `phi3` or a Jinja file."
         )
 
     def format_completion(self, output: str, *, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return the text trained on: the output and the one token that ends it.
+        """Return the completion: the output and its end token.
 
         For `chat` that token is the one the chat template puts after an assistant's answer.
         """
@@ -198,7 +198,7 @@ class PromptFormat:
         return find_tokens(self, tokenizer, template, tokenizer.eos_token, len(tokenizer))
 
     def find_special_tokens(self, tokenizer: "PreTrainedTokenizerBase", *texts: str) -> list[str]:
-        """Return the special tokens that stand in texts of the user's, each once; they are encoded as plain text."""
+        """Return the special tokens in a user's texts, each once; they are encoded as plain text."""
         return list(dict.fromkeys(token for text in texts for token in self._tokens(tokenizer).special.findall(text)))
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", instruction: str, input: str = "") -> list[int]:
@@ -208,7 +208,7 @@ class PromptFormat:
         plain text.
 
         Raises:
-            DataError: The tokenizer makes a special token even of plain text.
+            DataError: The tokenizer cannot encode a special token as plain text.
         """
         build = partial(self.format_prompt, tokenizer=tokenizer)
         ids = self._encode(tokenizer, build, instruction, input)
@@ -252,10 +252,10 @@ class PromptFormat:
         Args:
             question: The newest, not yet answered.
             history: Earlier questions with their answers, oldest first.
-            system: What the model is told beforehand.
+            system: The system message.
 
         Raises:
-            ConfigError: There is a history or a system text, and the format or the chat template cannot hold it.
+            ConfigError: There is a history or a system message, and the format or the chat template cannot hold it.
         """
         earlier = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
         turns = [("system", system)] * bool(system) + [*earlier, ("user", question)]
@@ -268,9 +268,10 @@ class PromptFormat:
         if len(messages) == 1:
             return self.encode_prompt(tokenizer, texts[0])
         if self.name != CHAT:
-            what = "earlier turns" if "assistant" in roles else "a system text"
+            what = "earlier turns" if "assistant" in roles else "a system message"
             raise ConfigError(
-                f"The prompt format `{self.name}` has no place for {what}: only `chat` has. Use that, or leave it out."
+                f"The prompt format `{self.name}` does not support {what}; only `chat` does. Use `chat`, or leave it "
+                "out."
             )
 
         def build(*texts: str) -> str:
@@ -286,12 +287,12 @@ class PromptFormat:
         text = self.render_chat(tokenizer, turns, **options)
         if turns[0]["role"] == "system" and turns[0]["content"].strip() not in text:
             raise ConfigError(
-                f"The chat template of `{tokenizer.name_or_path}` has no place for a system text. Leave it out."
+                f"The chat template of `{tokenizer.name_or_path}` does not support a system message. Leave it out."
             )
         return text
 
     def keeps_turns(self, tokenizer: "PreTrainedTokenizerBase") -> bool:
-        """Return whether a prompt can hold earlier turns; without, each question is asked alone."""
+        """Return whether a prompt can contain earlier turns."""
         if self.name != CHAT:
             return False
         roles = ("user", "assistant", "user")
@@ -328,7 +329,7 @@ class PromptFormat:
         together, which is several times faster.
 
         Args:
-            loss_on: Whether `all` answers of a conversation are learned, or the `last` one alone.
+            loss_on: Whether to train on `all` answers of a conversation or only on the `last` one.
 
         Raises:
             DataError: An example cannot be written in this format, or its earlier answers cannot be learned; it is
@@ -373,9 +374,9 @@ class PromptFormat:
             found = find_answer(text, self.render_chat(tokenizer, turns[:number]), turns[number]["content"], tokens.end)
             if found is None:
                 raise DataError(
-                    f"The chat template of `{tokenizer.name_or_path}` does not write the answer in turn {number} of a "
-                    "whole conversation as it is given to its prompt, so it cannot be learned; `data.loss_on: last` "
-                    "learns the last answer alone."
+                    f"The chat template of `{tokenizer.name_or_path}` renders the answer in turn {number} of a "
+                    "conversation differently than on its own, so it cannot be trained on; set `data.loss_on: last` "
+                    "to train on the last answer only."
                 )
             cuts += found
         return cut_tokens(tokenizer, text[: cuts[-1]], cuts, is_marked=marked is not None)

@@ -1,6 +1,6 @@
-"""Models whose linear layers are held in 4 or 8 bits by bitsandbytes, for adapters to be trained on (QLoRA).
+"""Quantization of linear layers to 4 or 8 bits with bitsandbytes, to train adapters on (QLoRA).
 
-The package is optional, and imported by Transformers where it is needed.
+The package is optional and imported by Transformers.
 """
 
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ _KINDS = ("4bit", "8bit")
 
 
 def build_quantization(kind: str, dtype: "torch.dtype") -> "BitsAndBytesConfig":
-    """Return how to quantize a model: as QLoRA does in 4 bits, NF4 with double quantization; or LLM.int8().
+    """Return the quantization config: NF4 with double quantization for 4 bits, as in QLoRA; LLM.int8() for 8 bits.
 
     Args:
         kind: `4bit` or `8bit`.
@@ -51,7 +51,7 @@ def is_quantized(model: "nn.Module") -> bool:
 
 
 def prepare_training(model: "PreTrainedModel") -> None:
-    """Freeze a quantized model, and bring what is not quantized of it to float32, as QLoRA does; in place."""
+    """Freeze a quantized model and cast its other weights to float32, as in QLoRA; in place."""
     from peft import prepare_model_for_kbit_training
 
     # Whether activations are checkpointed is the trainer's business.
@@ -59,7 +59,7 @@ def prepare_training(model: "PreTrainedModel") -> None:
 
 
 def restore_float32(adapter: "nn.Module") -> None:
-    """Bring the trained weights beside a quantized model back to float32, in place.
+    """Cast the trained weights of a quantized model back to float32, in place.
 
     TRL rounds them to bf16, in which small updates get lost.
     """

@@ -1,4 +1,4 @@
-"""The experiments that come with the package: `recipes/` of the repository, which a wheel carries along."""
+"""The experiments that come with the package: `recipes/` of the repository, included in the wheel."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def find_experiment(given: str | Path) -> Path:
     name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
     found = known.get(name, [])
     if len(found) > 1:
-        raise ConfigError(f"`{given}` is the name of several recipes: {quote_names(recipe.name for recipe in found)}.")
+        raise ConfigError(f"`{given}` matches several recipes: {quote_names(recipe.name for recipe in found)}.")
     if not found:
         near = did_you_mean(str(path), map(str, path.parent.glob("*.yaml"))) or did_you_mean(name, known)
         raise ConfigError(

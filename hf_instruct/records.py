@@ -1,7 +1,6 @@
-"""Reading and writing the files of a run folder, so that a kill leaves none of them half written.
+"""Read and write the files of a run folder atomically, so that a kill leaves no partial file.
 
-A row is written whole or not at all: a killed process can leave at most one torn last line, which `recover_rows` cuts
-off before a stage continues.
+A killed process can leave at most one incomplete last line, which `recover_rows` removes before a stage continues.
 """
 
 import codecs
@@ -38,7 +37,7 @@ class Example:
 
     @classmethod
     def of(cls, row: "Example | Mapping[str, Any]") -> "Example":
-        """Return a row of a `Dataset` as an example; one that is such an object already stays as it is."""
+        """Return a row of a `Dataset` as an example; an example is returned unchanged."""
         if isinstance(row, Example):
             return row
         texts = ("id", "instruction", "input", "output")
@@ -46,7 +45,7 @@ class Example:
         return cls(**{**values, **{name: values[name] or "" for name in texts}})
 
     def describe_task(self) -> str:
-        """Return the instruction as judges and readers have to see it: below the turns before it, if there are any."""
+        """Return the instruction for judges and readers, preceded by earlier turns, if there are any."""
         *asked, _ = self.messages or [{}]
         if len(asked) < 2:
             return self.instruction
@@ -148,7 +147,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a JSON Lines file whole; readers see the old file or the new one, never a part."""
+    """Write a JSON Lines file atomically: readers see the old file or the new one, never a part."""
     _replace(path, (format_row(row).encode("utf-8") for row in rows))
 
 
@@ -191,24 +190,24 @@ def read_file(path: Path, file_type: type[File]) -> File | None:
         return TypeAdapter(file_type).validate_json(_read_bytes(path).removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise DataError(
-            f"`{path}` cannot be read ({describe_problem(error)}); it is damaged or of another version. Delete it and "
-            "run the stage that writes it again."
+            f"`{path}` cannot be read ({describe_problem(error)}); it is damaged or from another version. Delete it "
+            "and run the stage that writes it again."
         ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, indented, UTF-8: plain values, and records anywhere among them."""
+    """Write a JSON file atomically: indented, UTF-8, of plain values and records."""
     text = json.dumps(to_jsonable_python(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole, with the line ends as they are; see `write_bytes`."""
+    """Write a UTF-8 text file atomically, with line ends unchanged; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: into a temporary file beside it, then renamed over it; makes its folder."""
+    """Write a file atomically: a temporary file is renamed over it. Creates the folder."""
     _replace(path, [content])
 
 

@@ -1,7 +1,7 @@
-"""The run folder: which file holds what, and where a run comes from.
+"""The run folder: its files and their provenance.
 
-A run folder is all that stages share: each reads files of the stages before it and writes its own. `run.yaml`, written
-first, says what the run is: the resolved experiment, library versions, the data's checksum, the commit, the command.
+Stages only communicate through the run folder: each reads files of earlier stages and writes its own. `run.yaml` is
+written first and has the resolved experiment, library versions, the data's checksum, the commit and the command.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """The files of one run, by what they hold. Reading one that is damaged raises `DataError`.
+    """The files of one run. Reading a damaged file raises `DataError`.
 
     Attributes:
         path: The folder; a `~` at its start is this user's home, also where no shell has seen to that.
@@ -75,7 +75,7 @@ class RunFolder:
     scores = _File("scores.json", "`Scores` of the newest judging, by model.")
     metrics = _File("metrics.json", "`Metrics` of the responses, by model: computed, not judged.")
     pairwise = _File("pairwise", "Folder of preferences between these answers and others, and their summaries.")
-    self_check = _File("self_check.json", "`SelfCheck`: what the judge made of answers of known worth.")
+    self_check = _File("self_check.json", "`SelfCheck`: what the judge made of answers of known quality.")
     benchmarks = _File("benchmarks.json", "`BenchmarkResult`s on tasks of lm-eval, by model.")
     score_plot = _File("scores.png", "Histogram of the scores.")
     report = _File("report.html", "The page.")
@@ -87,7 +87,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, run: "RunFolder | str | Path") -> "RunFolder":
-        """Return the run folder at a path; one that is such an object already stays as it is.
+        """Return the run folder at a path; a `RunFolder` is returned unchanged.
 
         Raises:
             RunError: It is neither.
@@ -95,7 +95,7 @@ class RunFolder:
         if isinstance(run, RunFolder):
             return run
         if not isinstance(run, str | Path):
-            raise RunError(f"`run` is a `{type(run).__name__}`; give a `RunFolder`, or the path of one.")
+            raise RunError(f"`run` is a `{type(run).__name__}`; pass a `RunFolder` or a path.")
         return cls(Path(run))
 
     def split(self, name: str) -> Path:
@@ -116,7 +116,7 @@ class RunFolder:
         return digest.hexdigest()
 
     def check_data(self) -> None:
-        """Refuse splits that are not those that the run was prepared with.
+        """Refuse splits that changed since the run was prepared.
 
         Raises:
             DataError: A file is missing, or their checksum is not the one in `run.yaml`.
@@ -129,9 +129,9 @@ class RunFolder:
         if missing or self.hash_splits() != expected:
             what = f"`{missing[0]}.jsonl` is missing" if missing else "their checksum is not the one in `run.yaml`"
             raise DataError(
-                f"The splits in `{self.data}` are not those that this run was prepared with: {what}. Put the "
-                f"files back, or delete `{self.preflight}` and `--resume` the run, which splits `data.source` again; "
-                "if that has changed, start again with `--force`."
+                f"The splits in `{self.data}` are not those that this run was prepared with: {what}. Restore the "
+                f"files, or delete `{self.preflight}` and resume the run with `--resume` to split `data.source` "
+                "again; if the source has changed, start again with `--force`."
             )
 
     def load_prompt_format(self, name: str | None) -> PromptFormat:
@@ -169,8 +169,8 @@ class RunFolder:
         if isinstance(noted, str) and is_local_model(noted):
             return noted
         raise ModelLoadError(
-            f"`{self.path}` was trained from the model in the local folder `{name}`, which is not found from "
-            f"`{Path.cwd()}`: run the command in the folder where training was started, or put the model back."
+            f"`{self.path}` was trained from the model in the local folder `{name}`, which does not exist in "
+            f"`{Path.cwd()}`. Run the command in the folder where training was started, or restore the model."
         )
 
     def check_trained(self) -> None:
@@ -183,9 +183,9 @@ class RunFolder:
             return
         if self.training_summary.exists():
             raise RunError(
-                f"`{self.model}` is missing, though training has finished. Put it back, or delete "
-                f"`{self.training_summary}` and `--resume` the run, which trains it again, from its last "
-                "checkpoint if that was kept."
+                f"`{self.model}` is missing, although training has finished. Restore it, or delete "
+                f"`{self.training_summary}` and resume the run with `--resume` to train again (from the last "
+                "checkpoint, if it was kept)."
             )
         raise RunError(
             f"`{self.path}` has no tuned model yet (no `model/` in it). Finish it with `hf-instruct run "
@@ -246,8 +246,9 @@ class RunFolder:
         """
         if (self.path / "base" / "responses.jsonl").is_file():
             raise RunError(
-                f"`{self.path}` is of an older version, which kept the untuned model's answers in `base/`: answer "
-                f"again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the tuned model stays."
+                f"`{self.path}` is from an older version, which kept the untuned model's answers in `base/`. "
+                f"Generate the answers again with `hf-instruct generate {shlex.quote(str(self.path))} --force`; the "
+                "tuned model is kept."
             )
 
     def load_experiment(self) -> Experiment:
@@ -260,7 +261,7 @@ class RunFolder:
             runs = [str(config.parent) for config in self.path.parent.glob("*/run.yaml")]
             hint = did_you_mean(str(self.path), runs, cutoff=0.4)
             what = "is not a run folder (no `run.yaml` in it)" if self.path.is_dir() else "does not exist"
-            raise RunError(f"`{self.path}` {what}.{hint} `hf-instruct run EXPERIMENT.yaml` makes one.")
+            raise RunError(f"`{self.path}` {what}.{hint} `hf-instruct run EXPERIMENT.yaml` creates one.")
         experiment = build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)
         experiment.model.trust_remote_code = self.trust_remote_code
         return experiment
@@ -300,12 +301,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from working on this run meanwhile.
+        """Lock this run against other processes.
 
         Raises:
-            RunError: Another process is working on it.
+            RunError: Another process is using it.
         """
-        busy = f"Another process is working on `{self.path}`. Wait for it, stop it, or name another `--run-dir`."
+        busy = f"Another process is using `{self.path}`. Wait for it, stop it, or use another `--run-dir`."
         with locked(self.path / ".lock", busy):
             yield
 

@@ -1,4 +1,4 @@
-"""What the files of a run folder hold: one class for each file, which writes it and reads it.
+"""The contents of the files of a run folder: one class per file, which writes and reads it.
 
 `RunFolder` says which file is which, `records` reads and writes them. Unknown fields are ignored, so that a file of a
 later version can be read; a field of another type, NaN and infinity are refused. None stands for what is not known.
@@ -51,7 +51,7 @@ class MeanDifference:
 
 
 class Record(BaseModel):
-    """Part of a file of a run folder."""
+    """A record in a file of a run folder."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -117,7 +117,7 @@ class Judgment(Record):
 
     id: str
     model: str = TUNED
-    score: int | None = Field(ge=0, le=100)  # None: no verdict could be read, see `failure`
+    score: int | None = Field(ge=0, le=100)  # None: no reply could be parsed, see `failure`
     replies: list[str]  # raw, of every attempt that brought one; "" last if a later attempt brought none
     judge: JudgeIdentity
     rubric: str
@@ -359,7 +359,7 @@ class KindSummary(Record):
 
 
 class SelfCheck(Judging, CheckOutcome):
-    """`self_check.json`: what a judge made of answers of known worth, the probes."""
+    """`self_check.json`: what a judge made of answers of known quality, the probes."""
 
     failures: Count  # probes without a score
     constant: int | None  # the one score that all got; None where they differ

@@ -133,7 +133,7 @@ async def _guard(response: httpx.Response) -> None:
             target = shorten(shown_url(response.request.url.join(response.headers["location"])))
         raise Redirected(f"the server redirects to {target}, and redirects are not followed")
     if (coding := response.headers.get("content-encoding", "identity")) != "identity":
-        raise ServerError(f"the answer is compressed ({shorten(coding)}), which nobody asked for")
+        raise ServerError(f"the answer is compressed ({shorten(coding)}), which was not requested")
     response.stream = _Capped(response.stream, lines="lines" in response.request.extensions)
 
 
@@ -162,8 +162,8 @@ class Server:
 
     Args:
         http: From `open_http`.
-        timeout_seconds: Longest wait for one answer.
-        retries: Most further tries of a call that failed for a passing reason.
+        timeout_seconds: Maximum time to wait for an answer.
+        retries: Maximum number of retries after a temporary failure.
     """
 
     def __init__(self, http: httpx.AsyncClient, *, timeout_seconds: float, retries: int = 0) -> None:
@@ -185,8 +185,8 @@ class Server:
             path: Relative to the address.
             form: What the answer should look like.
             body: Anything that JSON holds.
-            seconds: Longest wait for one try, where it is another than usual.
-            retry: Whether to try again what failed for a passing reason.
+            seconds: Maximum time for one attempt, if different.
+            retry: Whether to retry after a temporary failure.
 
         Raises:
             NoServer: Nothing accepts connections.
@@ -270,7 +270,7 @@ def parse_body(body: str | bytes, form: type[Form]) -> Form:
     except pydantic.ValidationError as problems:
         where = ".".join(str(part) for part in problems.errors(include_url=False)[0]["loc"])
         shown = shorten(body.decode("utf-8", "replace") if isinstance(body, bytes) else body) or "nothing"
-        problem = f"lacks a valid `{where}`" if where else "is not a whole JSON object"
+        problem = f"lacks a valid `{where}`" if where else "is not a complete JSON object"
         raise ServerError(f"the answer {problem}: {shown}") from problems
 
 

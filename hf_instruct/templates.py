@@ -1,4 +1,4 @@
-"""Users' Jinja templates: run in a sandbox, with every way to fail turned into one sentence."""
+"""Jinja templates of users, run in a sandbox, with every failure turned into one sentence."""
 
 import contextlib
 import dataclasses
@@ -114,11 +114,11 @@ def _describe(error: Exception) -> str:
 
     match error:
         case RecursionError():
-            return "it is nested too deeply, or calls itself without end"
+            return "it is nested too deeply, or recurses endlessly"
         case MemoryError():
-            return "it needs more memory than any prompt could fill"
+            return "it needs too much memory for a prompt"
         case TemplateNotFound():
-            return f"it asks for the file `{error.name}`, and a template must be complete by itself"
+            return f"it includes the file `{error.name}`, but a template must be self-contained"
         case TemplateSyntaxError():
             return f"{str(error.message).rstrip('.')} (line {error.lineno})"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

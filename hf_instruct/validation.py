@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from hf_instruct.errors import did_you_mean, quote_names
 
-# Characters of a wrong value that a message quotes.
+# Maximum number of characters of a wrong value in a message.
 _LONGEST_SHOWN = 200
 
 

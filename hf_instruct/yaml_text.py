@@ -1,4 +1,4 @@
-"""Read YAML that somebody else may have written, and write it: too much of it is refused like what is not YAML."""
+"""Read untrusted YAML, with limits on its size, and write YAML."""
 
 import copy
 import functools
@@ -85,12 +85,12 @@ def _check_size(events: Iterable[Any]) -> None:
                 raise ValueError(f"`*{event.anchor}` is inside the value that it names")
             count += sizes.get(event.anchor, 1)
         elif isinstance(event, ScalarEvent) and event.style is None and _LONG_INTEGER.fullmatch(event.value):
-            raise ValueError(f"a number has {len(event.value):,} digits; it may have 308")
+            raise ValueError(f"a number has {len(event.value):,} digits; the limit is 308")
         count += isinstance(event, CollectionStartEvent | ScalarEvent)
         if len(levels) > _MOST_LEVELS:
-            raise ValueError(f"it is nested too deeply; {_MOST_LEVELS} levels are read")
+            raise ValueError(f"it is nested too deeply; the limit is {_MOST_LEVELS} levels")
         if count > _MOST_VALUES:
-            raise ValueError(f"it has more than {_MOST_VALUES:,} values, aliases written out")
+            raise ValueError(f"it has more than {_MOST_VALUES:,} values with aliases expanded")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise ConfigError(f"`{path}` is over {_MOST_BYTES:,} bytes long, too long for a file of settings.")
+            raise ConfigError(f"`{path}` is over {_MOST_BYTES:,} bytes long, which is too long for an experiment file.")
         values = parse_yaml(content.decode("utf-8"))
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
@@ -112,7 +112,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"`{path}` is not valid YAML: {error}") from error
     if not isinstance(values, dict | None):
-        raise ConfigError(f"`{path}` holds a {type(values).__name__}; it should hold `section:` keys.")
+        raise ConfigError(f"`{path}` contains a {type(values).__name__}; it must contain `section:` keys.")
     return values or {}
 
 

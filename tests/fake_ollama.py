@@ -29,7 +29,7 @@ class Answer:
         pause: Seconds between two repetitions.
         wire: Sent in place of a response, and the connection closed.
         thinking: What the model thought before.
-        done: As Ollama sends it; False when the server broke the reply off.
+        done: As Ollama sends it; False when the server stopped the reply.
         done_reason: `stop`, or `length` when the reply was cut.
         cut: Close the connection without an answer.
         seconds: How long the answer takes.

@@ -77,9 +77,9 @@ def test_notices_are_not_in_the_answers(
     session.handle("")
     assert capsys.readouterr().out == ""
     said = "\n".join(caplog.messages)
-    for part in ("cut at 6 tokens", "top_p is now 0.9", "no effect at temperature 0", "Taken back: Name a color."):
+    for part in ("cut at 6 tokens", "top_p is now 0.9", "no effect at temperature 0", "Removed: Name a color."):
         assert part in said
-    with pytest.raises(DataError, match="There is nothing to take back"):
+    with pytest.raises(DataError, match="There is no question to remove"):
         session.handle("/undo")
 
 
@@ -90,10 +90,10 @@ def test_notices_are_not_in_the_answers(
         ("/set temperature hot", "`temperature` is 'hot'; input should be a valid number"),
         ("/set temperature", "`temperature` is ''; "),
         ("/set heat 1", "`heat` is unknown. Allowed are `max_new_tokens`, "),
-        ("/system Be brief.", "`alpaca` has no place for a system text"),
-        ("/save", "`/save` needs the name of a file"),
+        ("/system Be brief.", "`alpaca` does not support a system message"),
+        ("/save", "`/save` needs a file name"),
         ("/save x.jsonl", "nothing to save yet"),
-        ("/retry", "no question to ask again yet"),
+        ("/retry", "no question to repeat yet"),
         ("a\x1b", "control character U+001B"),
     ],
 )
@@ -198,12 +198,12 @@ def test_a_line_that_cannot_be_answered_ends_a_pipe(
     [
         (["--message", " "], "The question is empty"),
         (["--message", "a\x07"], "The question contains the control character U+0007"),
-        (["--json"], "`--json` goes with `--message TEXT`"),
+        (["--json"], "add `--message TEXT`"),
         (["--top-p", "2"], "`top_p` is '2'; input should be less than or equal to 1."),
         (["--compare"], "`--compare` needs a run, without `--base`"),
         (["--prompt-format", "chat", "--message", "x"], "needs a tokenizer with a chat template"),
-        (["--system", "Be brief.", "--message", "x"], "has no place for a system text"),
-        (["--message", "word " * 300], "The question is too long: with the prompt format it takes "),
+        (["--system", "Be brief.", "--message", "x"], "does not support a system message"),
+        (["--message", "word " * 300], "The question is too long: with the prompt format it has "),
     ],
 )
 def test_bad_options(tiny_gpt2: Path, arguments: list[str], message: str) -> None:

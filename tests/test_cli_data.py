@@ -41,26 +41,26 @@ def test_check_of_the_courses_data(command: Command, course_file: Path) -> None:
     assert lines[0] == f"20 warnings in `{course_file}`:"
     assert lines[1] == "  - row 29 has the same instruction and input (but not output) as row 1068"
     assert lines[21:] == [
-        "  What to do: keep one, or choose the split `grouped`, which keeps them together.",
+        "  What to do: keep one, or use the split `grouped`, which keeps them together.",
         f"{course_file}: 1,100 examples (325 with an input), no problems; 20 repeated prompts",
         "",
         "split `sequential`                       train  test  validation  total",
         "examples                                   935   110          55  1,100",
         "  without an input                         657    80          38    775",
         "  without an output                          0     0           0      0",
-        "rows that repeat another whole                                        0",
+        "rows that repeat another row exactly                                        0",
         "rows that repeat an instruction + input                              25",
         "instruction + input also in train                  2           4      6",
         "instruction in train with another input           16           8     24",
         "near-duplicate in train (>= 0.9)                   6           3      9",
         "",
-        "Near-duplicates: instruction + input of test and validation against train, repeats left out; TF-IDF of "
+        "Near-duplicates: instruction + input of test and validation compared with train, without repeats; TF-IDF of "
         "character 3- to 5-grams within words, case ignored; cosine. The nearest:",
         "  0.980  Convert 3 kilometers to meters. ~ Convert 5 kilometers to meters.",
         "  0.976  Convert 7 kilometers to meters. ~ Convert 5 kilometers to meters.",
         "  0.959  Convert 50 miles per hour to kilometers per… ~ Convert 20 miles per hour to kilometers per…",
-        "Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`.",
-        "What to do: `--split grouped` keeps what stands in train out of test.",
+        "To see label tokens and rows that `max_length` truncates, name the model, as in `--model gpt2-medium`.",
+        "What to do: `--split grouped` keeps training prompts out of test.",
     ]
 
 
@@ -69,7 +69,7 @@ def test_check_of_another_split(command: Command, course_file: Path) -> None:
     assert lines[24] == "split `grouped`                          train  test  validation  total"
     assert lines[30] == "instruction + input also in train                  0           0      0"
     assert lines[32] == "near-duplicate in train (>= 0.95)                  1           1      2"
-    assert lines[-1] == "What to do: read the near-duplicates before you trust a score on them."
+    assert lines[-1] == "What to do: check the near-duplicates before you trust a score on them."
 
 
 def test_strict_names_the_rows_of_the_file(command: Command, course_file: Path) -> None:
@@ -77,7 +77,7 @@ def test_strict_names_the_rows_of_the_file(command: Command, course_file: Path) 
         command("check", course_file, "--strict")
     assert caught.value.summary == (
         f"2 test and 4 validation examples of `{course_file}` have the same instruction and input as a training "
-        "example, so that a score on them would measure memory; `--strict` refuses such data. Split with `--split "
+        "example, so a score on them would measure memorization, and `--strict` refuses such data. Split with `--split "
         "grouped`, which keeps equal pairs in one split, or delete the repeats:"
     )
     assert caught.value.problems[2:] == [
@@ -97,7 +97,7 @@ def test_check_as_json_is_what_a_run_writes(command: Command, small_file: Path) 
 
 
 def test_a_split_that_was_asked_for_has_to_be_possible(command: Command, small_file: Path) -> None:
-    with pytest.raises(DataError, match="3 examples would split into 2 train, 0 test, 1 validation"):
+    with pytest.raises(DataError, match="3 examples would be split into 2 train, 0 test, 1 validation"):
         command("check", small_file, "--split", "shuffled")
 
 
@@ -118,7 +118,7 @@ def test_check_names_lines_of_the_file(command: Command, small_file: Path) -> No
     assert lines[1] == "  - line 1 has the same instruction and input (but not output) as line 3"
     assert lines[3] == f"{small_file}: 3 examples (1 with an input), no problems; 1 repeated prompt"
     assert lines[5].split() == ["not", "split", "total"]
-    assert lines[-2].startswith("3 examples would split into 2 train, 0 test, 1 validation at fractions")
+    assert lines[-2].startswith("3 examples would be split into 2 train, 0 test, 1 validation at fractions")
 
 
 def test_check_says_what_was_recognised_and_takes_several_sources(command: Command, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_check_shows_warnings_beside_faults(
         command("check", small_file)
     assert str(caught.value) == (
         f"1 problem in `{small_file}`:\n  - `{small_file}` line 4 is not JSON (expecting value, at column 1); each "
-        "line is one whole object; fix the line"
+        "line must be one complete object; fix the line"
     )
     assert capsys.readouterr().out.startswith(f"1 warning in `{small_file}`:\n")
 
@@ -177,7 +177,7 @@ def test_show_counts_from_0(command: Command, course_file: Path) -> None:
         "",
         "### Response:",
         "",
-        "--- completion, which the model's end-of-text token ends ---",
+        "--- completion, followed by the model's end-of-text token ---",
         "The correct spelling is 'Occasion.'",
     ]
 
@@ -201,7 +201,7 @@ def test_show_of_an_example_that_is_not_there(command: Command, small_file: Path
 
 
 def test_the_chat_format_needs_a_tokenizer(command: Command, small_file: Path) -> None:
-    with pytest.raises(ConfigError, match="`chat` is a tokenizer's own; name the model with `--model`"):
+    with pytest.raises(ConfigError, match="`chat` is the tokenizer's chat template; name the model with `--model`"):
         command("show", small_file, "--format", "chat")
 
 
@@ -251,12 +251,12 @@ def test_tokens_are_counted_with_a_models_tokenizer(command: Command, small_file
     assert "  - line 2 has 7 tokens, more than `max_length` 6" in lines
     assert lines[-9:-5] == [
         "label tokens                                    3",
-        "rows that repeat another whole                  0",
+        "rows that repeat another row exactly                  0",
         "rows that repeat an instruction + input         1",
-        "rows that lose their end at `max_length` 6      3",
+        "rows truncated at `max_length` 6      3",
     ]
     assert lines[-5:-3] == [
-        "rows that lose all labels                       0",
+        "rows without any label after truncation                       0",
         "rows whose text contains a special token        0",
     ]
     assert lines[-1] == "What to do: shorten 3 rows or raise `--max-length` (longest: 7)."

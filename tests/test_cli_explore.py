@@ -83,7 +83,7 @@ def test_mistakes(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str], arguments
 
 def test_a_run_folder_is_no_prompt(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", str(run.path)]) == 1
-    assert "is a run folder; for a text give `--model" in capsys.readouterr().err
+    assert "is a run folder; pass it as `--model" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -24,17 +24,17 @@ def test_a_gguf_with_its_check(run: RunFolder, capsys: pytest.CaptureFixture[str
     assert main(["export", str(run.path), "--format", "gguf", "--type", "f32"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{run.path}/export/mine-F32.gguf  (")
-    assert lines[1] == "  read back and compared with the run's model on prompts of its own:"
+    assert lines[1] == "  loaded again and compared with the run's model on the run's prompts:"
     assert re.fullmatch(r"  10 prompts     logits differ by up to \S+ of their spread; F32 allows 0.001", lines[2])
-    assert lines[4] == "                 same greedy answer to 10 of 10"
+    assert lines[4] == "                 same greedy answer for 10 of 10"
     file = f"{run.path}/export/mine"
     assert lines[5:] == [
         f"Next: llama-cli -m {file}-F32.gguf --jinja --temp 0",
-        f"Smaller, by llama.cpp: llama-quantize {file}-F32.gguf {file}-Q4_K_M.gguf Q4_K_M",
+        f"To make a smaller file with llama.cpp: llama-quantize {file}-F32.gguf {file}-Q4_K_M.gguf Q4_K_M",
     ]
     assert all(len(line) <= 100 for line in lines[1:5])
     assert main(["export", str(run.path), "--format", "gguf", "--type", "F32"]) == 1
-    assert "exists already. Replace it with `--force`" in capsys.readouterr().err
+    assert "already exists. Replace it with `--force`" in capsys.readouterr().err
 
 
 def test_ollama_as_json(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_merged(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(run.path), "--format", "merged"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{run.path}/export/merged  (")
-    assert "same greedy answer to 10 of 10" in printed
+    assert "same greedy answer for 10 of 10" in printed
 
 
 def test_a_server_is_looked_for_before_any_work(
@@ -64,7 +64,7 @@ def test_a_server_is_looked_for_before_any_work(
 ) -> None:
     command = ["export", str(run.path), "--format", "ollama"]
     assert main([*command, "--create", "../x"]) == 1
-    assert "`--create ../x` is not a name for an Ollama model" in capsys.readouterr().err
+    assert "`--create ../x` is not a valid name for an Ollama model" in capsys.readouterr().err
     (tmp_path / "ollama").write_text('#!/bin/sh\nif [ "$OLLAMA_HOST $1" != "there list" ]; then exit 1; fi\n')
     (tmp_path / "ollama").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

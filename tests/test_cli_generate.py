@@ -68,7 +68,7 @@ def test_a_strategy_after_another(run: RunFolder, capsys: pytest.CaptureFixture[
         (["--strategy", "top-p", "--generate.top_p", "1.5"], "`top_p` is 1.5; it should be"),
         (["--strategy", "beam", "--generate.num_return_sequences", "9"], "as many `num_beams`"),
         (["--strategy", "beam", "--generate.strategy", "beam"], "`generate.strategy`"),
-        (["--strategy", "sample", "--train.learning_rate", "1"], "settings of its own section only"),
+        (["--strategy", "sample", "--train.learning_rate", "1"], "only accepts settings of the `generate` section"),
     ],
 )
 def test_mistakes_delete_nothing(

@@ -117,8 +117,8 @@ def test_judge_without_any_verdict_fails_and_leaves_its_files(
     ollama.reply = lambda body: Answer("no idea")
     assert judge(file) == 1
     streams = capsys.readouterr()
-    assert streams.out.startswith("no score (no verdict could be read; n 0 of 3, 3 failed; ")
-    assert "The judge gave no verdict: all 3 failed. `judgments.jsonl` has its replies" in streams.err
+    assert streams.out.startswith("no score (no reply could be parsed; n 0 of 3, 3 failed; ")
+    assert "No reply of the judge could be used: all 3 failed. `judgments.jsonl` has the replies" in streams.err
     assert len(read_rows(Path("judgments.jsonl"), Judgment)) == 3
     assert json.loads(Path("scores.json").read_text())["tuned"]["failures"] == 3
     # One side of a run is enough.
@@ -130,12 +130,15 @@ def test_judge_without_any_verdict_fails_and_leaves_its_files(
     assert f"all 3 failed. `{run.judgments}` has its replies" in streams.err
     ollama.reply = lambda body: Answer("both")
     assert judge("pairwise", run.path, "--baseline", run.path / "untuned") == 1
-    assert "The judge gave no verdict: all 3 failed. `runs/mine/pairwise/untuned.jsonl` has" in capsys.readouterr().err
+    assert (
+        "No reply of the judge could be used: all 3 failed. `runs/mine/pairwise/untuned.jsonl` has"
+        in capsys.readouterr().err
+    )
     assert len(read_rows(run.pairwise / "untuned.jsonl", Preference)) == 3
     assert judge("check", file, "--limit", 2) == 1
     streams = capsys.readouterr()
     assert "answers without a score" in streams.out
-    assert "The judge gave no verdict: all 26 failed. " in streams.err
+    assert "No reply of the judge could be used: all 26 failed. " in streams.err
     assert Path("self_check.json").is_file()
 
 
@@ -153,7 +156,7 @@ def test_run_without_any_verdict_fails_after_its_summary(
     assert main(["run", "demo.yaml", "--run-dir", str(run.path)]) == 1
     streams = capsys.readouterr()
     assert streams.out.splitlines()[0] == summary.splitlines()[0]
-    assert f"The judge gave no verdict: all 4 failed. `{run.judgments}` has" in streams.err
+    assert f"No reply of the judge could be used: all 4 failed. `{run.judgments}` has" in streams.err
 
 
 def test_dying_server_says_how_to_continue(
@@ -204,7 +207,7 @@ def test_pairs_of_files_and_equal_answers(ollama: FakeOllama) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "`other.jsonl` does not exist; name a run folder or a file of responses."),
+        (None, "`other.jsonl` does not exist; use a run folder or a file of responses."),
         ("", "There are no responses in `other.jsonl`."),
         ("nonsense\n", "1 problem in `other.jsonl`:"),
         ('{"instruction": "x", "input": "", "output": "y", "response": "z"}\n', "have no example in common"),
@@ -271,9 +274,9 @@ def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["none.json"], "`none.json` does not exist; name a run folder or a file of responses."),
-        (["check", "none.json"], "`none.json` does not exist; name a run folder or a file of responses."),
-        (["metrics", "none.json"], "`none.json` does not exist; name a run folder or a file of responses."),
+        (["none.json"], "`none.json` does not exist; use a run folder or a file of responses."),
+        (["check", "none.json"], "`none.json` does not exist; use a run folder or a file of responses."),
+        (["metrics", "none.json"], "`none.json` does not exist; use a run folder or a file of responses."),
         (["metrics", "."], "is not a run folder (no `run.yaml` in it)."),
         (["metrics", "runs/mine", "--out", "x"], "`--out` is for files of responses"),
         (["."], "is not a run folder (no `run.yaml` in it)."),
@@ -293,9 +296,12 @@ def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.Capture
             ["{file}", "--judge", "openai", "--base-url", "http://127.0.0.1:9/v1"],
             "No server answers at http://127.0.0.1:9",
         ),
-        (["check", "{file}", "--limit", "1"], "`--limit` is 1; a self-check needs at least 2 examples."),
+        (["check", "{file}", "--limit", "1"], "`--limit` is 1; the judge check needs at least 2 examples."),
         (["check", "{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),
-        (["check", "single.json"], "as one's answer is the other's wrong answer; there is 1. Name another source"),
+        (
+            ["check", "single.json"],
+            "because another example's answer is the wrong answer; there is 1. Use another source",
+        ),
         (["check", "same.json"], "none has an output that differs from that of"),
     ],
 )

@@ -94,10 +94,10 @@ def test_every_verb_says_more(
         "run demo --resum": "unrecognized arguments: --resum. Did you mean `--resume`?",
         "run demo --model gpt2": "unrecognized argument: --model. Did you mean `--model.name`?",
         "run demo --judge local": "unrecognized arguments: --judge local. Did you mean `--judge.backend`?",
-        "run demo --limit 1": "error: --limit may mean --data.limit or --generate.limit; name one of them",
-        "run dpo --limit=1": "--limit may mean --data.limit or --preferences.limit or --generate.limit; name one",
+        "run demo --limit 1": "error: --limit is ambiguous: --data.limit or --generate.limit; name one of them",
+        "run dpo --limit=1": "--limit is ambiguous: --data.limit or --preferences.limit or --generate.limit; name one",
         # Of `generate`, but not what others mean by it.
-        "run demo --batch-size 4": "may mean --train.per_device_train_batch_size or --generate.batch_size; name one",
+        "run demo --batch-size 4": "ambiguous: --train.per_device_train_batch_size or --generate.batch_size; name one",
         "run dpo --lr 1": "unrecognized arguments: --lr 1. Did you mean `--dpo.learning_rate`?",
         "report": "hf-instruct report: error: the following arguments are required: RUN",
         "push a": "hf-instruct push: error: the following arguments are required: --to",
@@ -107,9 +107,9 @@ def test_every_verb_says_more(
         "judge metrics a --force": "unrecognized arguments: --force",
         "export a": "hf-instruct export: error: the following arguments are required: --format",
         "export a --format onnx": "invalid choice: 'onnx' (choose from ",
-        "export a --format merged --create x": "error: --create is for `--format ollama`, not `merged`",
-        "export a --format ollama --base-url x": "error: --base-url is for `--create NAME`",
-        "export a --format merged --type F16": "error: --type is for `--format gguf` and `ollama`",
+        "export a --format merged --create x": "error: `--create` needs `--format ollama`, not `merged`",
+        "export a --format ollama --base-url x": "error: `--base-url` needs `--create NAME`",
+        "export a --format merged --type F16": "error: `--type` needs `--format gguf` or `ollama`",
         "data": "hf-instruct data: error: the following arguments are required: ACTION",
         "data check": "hf-instruct data check: error: the following arguments are required: SOURCE",
         "data check a --map output": "argument --map: `output` is not OURS=THEIRS, as in `output=answer`",
@@ -212,7 +212,7 @@ def test_streams_may_be_closed(closed: str, verb: str, tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_no_bug(verb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verb.error = PermissionError(errno.EACCES, "Permission denied", "runs/a/.lock")
     assert main(["try"]) == 1
-    text = "`runs/a/.lock` cannot be read or written: Permission denied. Fix that, or choose another path."
+    text = "`runs/a/.lock` cannot be read or written: Permission denied. Fix the problem, or choose another path."
     assert capsys.readouterr().err == f"hf-instruct: {text}\n"
     verb.error = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):

@@ -35,10 +35,10 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
     assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[:-2]] == sorted(path.name for path in out.iterdir())
-    assert lines[-2:] == [str(out), f"Nothing was published; the card is {out / 'README.md'}."]
+    assert lines[-2:] == [str(out), f"Nothing was published; the model card is {out / 'README.md'}."]
     assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out), "--gguf"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"Smaller, by llama.cpp: llama-quantize {out}/a-F16.gguf {out}/a-Q4_K_M.gguf Q4_K_M"
+    assert last == f"To make a smaller file with llama.cpp: llama-quantize {out}/a-F16.gguf {out}/a-Q4_K_M.gguf Q4_K_M"
     # The base model of an adapter may be on the Hub, and is not asked for.
     adapter = write_adapter_run(tmp_path / "adapter", run.model)
     options = ["--dry-run", "--base-model", BASE_ID, "--license", "mit"]
@@ -49,10 +49,10 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "me/a", "--out", "x"], "`--out` is where `--dry-run` writes; add `--dry-run`, or leave it out."),
+        (["--to", "me/a", "--out", "x"], "`--out` needs `--dry-run`; add it, or leave `--out` out."),
         (["--to", "me/a b", "--dry-run"], "`--to me/a b` is not a name for a repository: "),
         (["--to", "me/a", "--dry-run", "--merge"], "trained all weights, so there is nothing to merge"),
-        (["--to", "me/a"], "`HF_HUB_OFFLINE` forbids to reach the Hub. "),
+        (["--to", "me/a"], "`HF_HUB_OFFLINE` is set. "),
     ],
 )
 def test_mistakes_are_one_line(
@@ -92,7 +92,7 @@ def test_push_as_a_user_does(run: RunFolder, hub: FakeHub, tmp_path: Path) -> No
     code, out, _ = _push(run, hub, tmp_path, "--to", "me/a", "--gguf")
     assert out.splitlines()[-3:] == [
         "Next: ollama run hf.co/me/a:Q8_0",
-        "Smaller, by llama.cpp: hf download me/a a-F16.gguf --local-dir .",
+        "To make a smaller file with llama.cpp: hf download me/a a-F16.gguf --local-dir .",
         "  && llama-quantize a-F16.gguf a-Q4_K_M.gguf Q4_K_M && hf upload me/a a-Q4_K_M.gguf",
     ]
     code, out, error = _push(run, hub, tmp_path, "--to", "me/a", token="")

@@ -37,7 +37,7 @@ def test_rate_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     names = [line.split()[0] for line in lines[3:6]]
     assert names == ["runs/full", "runs/lora", "runs/full/untuned"]
     assert lines[5].split()[-4:] == ["12", "2", "4", "6"]
-    assert lines[7] == "Mean 1000; 100 points more are preferred 64 % of the time, 200 points more 76 %."
+    assert lines[7] == "The mean is 1000; 100 points more are preferred 64 % of the time, 200 points more 76 %."
     assert max(map(len, lines)) <= 100
 
 
@@ -48,9 +48,9 @@ def test_rate_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["name"] for row in table["ratings"]] == ["a", "b"]
     assert table["ratings"][0]["interval"][0] == pytest.approx(table["ratings"][0]["rating"])
     assert table["notices"] == [
-        "a won every comparison: its rating could be any further that way, and how high it stands is the doing of the "
+        "a won every comparison: its rating has no limit in that direction, and how high it is only depends on the "
         "prior.",
-        "b lost every comparison: its rating could be any further that way, and how low it stands is the doing of the "
+        "b lost every comparison: its rating has no limit in that direction, and how low it is only depends on the "
         "prior.",
     ]
 
@@ -63,7 +63,7 @@ def test_different_judges_are_refused_unless_forced(capsys: pytest.CaptureFixtur
     assert "The preferences are by 2 different judges" in said
     assert all(judge in said for judge in ("judge llama3@365c0bd (ollama), rubric pairwise", "people (Ann)"))
     assert command("rate", "runs/a", "--force") == 0
-    assert "2 different judges are put together (`--force`): " in capsys.readouterr().out
+    assert "2 different judges are combined (`--force`): " in capsys.readouterr().out
     other = play("other.jsonl", ("a", "b"), [1, 0, 1], options={"seed": 2})
     assert command("rate", judged, other) == 1
     assert 'rubric pairwise, options {"seed": 2}' in capsys.readouterr().err
@@ -89,7 +89,7 @@ def row(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "`votes.jsonl` does not exist; name a file of preferences"),
+        (None, "`votes.jsonl` does not exist; use a file of preferences"),
         ("", "`votes.jsonl` holds no preferences."),
         ("[1, 2]\n", "`votes.jsonl` line 1 is not a Preference row"),
         ('{"id": "1", "score": 85}\n', "name a file of preferences, as `hf-instruct judge pairwise` and"),

@@ -27,6 +27,7 @@ def test_report_of_no_run_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         _run(str(tmp_path / "demi"))
     assert str(caught.value) == (
-        f"`{tmp_path / 'demi'}` does not exist. Did you mean `{run.path}`? `hf-instruct run EXPERIMENT.yaml` makes one."
+        f"`{tmp_path / 'demi'}` does not exist. Did you mean `{run.path}`? `hf-instruct run EXPERIMENT.yaml` creates "
+        "one."
     )
     assert not (tmp_path / "demi").exists()

@@ -83,7 +83,7 @@ def test_no_verb_takes_consent_from_the_run(
     folder: RunFolder, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(folder.path) if word == "RUN" else word for word in words.split()]) == 1
-    assert "comes with its own code, which runs only if you say so" in capsys.readouterr().err
+    assert "comes with its own code, which is not run by default" in capsys.readouterr().err
     assert not (tmp_path / "it ran").exists()
 
 
@@ -186,8 +186,9 @@ def test_only_the_user_names_a_judge_elsewhere(
     assert _judge(run, *words) == 1
     assert server.requests == []
     assert capsys.readouterr().err == (
-        f"hf-instruct: `{run.config}` names a judge on another machine, which would get your API key, and a run folder "
-        f"may be from somebody else: if you trust that server, add `--judge.base_url {url}`, or set {variable} to it.\n"
+        f"hf-instruct: `{run.config}` uses a judge on another machine, which would receive your API key, and the run "
+        f"folder may come from somebody else. If you trust that server, add `--judge.base_url {url}`, or set "
+        f"{variable} to it.\n"
     )
     # Another server in the environment is no consent to this one; nor is the other kind's address.
     monkeypatch.setenv("OLLAMA_HOST", "http://other.example")

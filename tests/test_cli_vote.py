@@ -40,9 +40,9 @@ def test_it_says_where_votes_go_and_how_to_go_on(
     serve_votes(monkeypatch, 1)
     assert main(["vote", "a", "a/untuned", "--port", "0", "--voter", " Ann "]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[:2] == ["Pairs of answers to vote on: 4", "Votes go to a/votes.untuned.jsonl"]
+    assert said[:2] == ["Pairs of answers to vote on: 4", "Votes are stored in a/votes.untuned.jsonl"]
     assert said[2].startswith("Open http://127.0.0.1:")
-    assert said[2].endswith("/   (Ctrl-C ends)")
+    assert said[2].endswith("/   (press Ctrl-C to stop)")
     assert said[3:] == [
         "",
         "1 vote by Ann stored in a/votes.untuned.jsonl",
@@ -51,7 +51,10 @@ def test_it_says_where_votes_go_and_how_to_go_on(
     ]
     serve_votes(monkeypatch, 0)
     assert main(["vote", "a", "a/untuned", "--port", "0", "--voter", "Ann"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == "Votes go to a/votes.untuned.jsonl (there already: 1 by Ann)"
+    assert (
+        capsys.readouterr().out.splitlines()[1]
+        == "Votes are stored in a/votes.untuned.jsonl (already stored: 1 by Ann)"
+    )
     # The votes are what `agree` reads.
     assert main(["agree", "a/votes.untuned.jsonl", "a/votes.untuned.jsonl"]) == 1
     assert "share 1 examples, 1 of them with a verdict on both sides" in capsys.readouterr().err
@@ -63,7 +66,7 @@ def test_no_votes_and_examples_of_one_side_only(
     serve_votes(monkeypatch, 0)
     assert main(["vote", "a", "c", "--port", "0", "--host", "0.0.0.0", "--out", "new/votes.jsonl"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Pairs of answers to vote on: 2\nVotes go to new/votes.jsonl\nOpen http://0.0.0.0:")
+    assert said.startswith("Pairs of answers to vote on: 2\nVotes are stored in new/votes.jsonl\nOpen http://0.0.0.0:")
     assert said.endswith("\nNo votes stored.\n")
     assert caplog.messages == [
         "2 answers to examples that only one side has are left out.",
@@ -77,8 +80,8 @@ def test_no_votes_and_examples_of_one_side_only(
     [
         (["a", "nowhere"], "`nowhere` does not exist"),
         (["a", "."], "`.` has no answers of the tuned model"),
-        (["a", "a/"], "`a` is named twice; name two different runs or files."),
-        (["a", "c", "--voter", " "], "Please give a name"),
+        (["a", "a/"], "`a` is given twice; use two different runs or files."),
+        (["a", "c", "--voter", " "], "Please enter a name"),
         (["a", "c", "--out", "a"], "`a` is a folder"),
     ],
 )

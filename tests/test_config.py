@@ -195,7 +195,7 @@ def test_sections_that_nothing_would_read_are_refused(values: dict[str, object],
 
 
 def test_preferences_are_not_learned_by_a_quantized_model() -> None:
-    with pytest.raises(ConfigError, match="preference training begins with whole weights"):
+    with pytest.raises(ConfigError, match="preference training needs unquantized weights"):
         build_experiment({"model": {"quantization": "4bit"}, "dpo": {}, "lora": {}}, where="here", deep=False)
 
 

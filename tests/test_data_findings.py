@@ -86,8 +86,7 @@ def test_everything_is_counted_exactly() -> None:
         "near_duplicates": {
             "threshold": 0.9,
             "method": METHOD,
-            "compared": "instruction and input of each test and validation example with those of every training "
-            "example",
+            "compared": "instruction and input of test and validation examples, compared with all training examples",
             "sampled": None,
             "test": [],
             "validation": [],
@@ -234,7 +233,7 @@ def test_very_many_rows_are_sampled_unless_a_threshold_is_asked_for(monkeypatch:
     sample = "2 test and 1 validation examples with 36 of train"
     assert preflight["near_duplicates"]["sampled"] == sample
     assert [pair["id"] for pair in preflight["near_duplicates"]["test"]] == ["e0", "e20"]
-    assert f"looked for in a sample: {sample}." in format_findings(preflight)
+    assert f"searched in a sample: {sample}." in format_findings(preflight)
     assert "near-duplicate in a sample of train" in format_table(preflight)
     asked = build_preflight(splits, source="mine", threshold=0.9)["near_duplicates"]
     assert (asked["sampled"], len(asked["test"])) == (None, 40)
@@ -271,14 +270,14 @@ def test_the_table_and_its_advice() -> None:
     assert format_findings(preflight).splitlines() == [
         "mine: 2 train, 1 test, 1 validation; label tokens: 2, 2, 2",
         "split `sequential`                          train  test  validation  total",
-        "rows that repeat another whole                                           1",
+        "rows that repeat another row exactly                                           1",
         "rows that repeat an instruction + input                                  2",
         "instruction + input also in train                     1           1      2",
-        "rows that lose their end at `max_length` 4      2     0           1      3",
-        "rows that lose all labels                       1     0           0      1",
+        "rows truncated at `max_length` 4      2     0           1      3",
+        "rows without any label after truncation                       1     0           0      1",
         "rows whose text contains a special token        0     1           0      1",
-        "What to do: `--data.split grouped` keeps what stands in train out of test; delete 1 row that repeats another; "
-        "shorten 1 row or raise `--train.max_length`, else training stops.",
+        "What to do: `--data.split grouped` keeps training prompts out of test; delete 1 row that repeats another; "
+        "shorten 1 row or raise `--train.max_length`; otherwise training stops.",
     ]
     assert preflight["tokens"]["special_tokens"]["test"] == [{"id": "3", "tokens": ["<end>"]}]
     assert advise(build_preflight(build_splits(train), source="mine")) is None

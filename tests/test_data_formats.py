@@ -45,7 +45,7 @@ def test_a_row_becomes_an_example_as_it_is() -> None:
         (["a"], "is a list, not text; write it as one text"),
         ({"a": 1}, "is an object, not text; write it as one text"),
         ("a\0b", "has a NUL character at position 1; delete that character"),
-        ("a\ud800", "has half of a surrogate pair, which no UTF-8 file can hold; replace it by the whole character"),
+        ("a\ud800", "has a lone surrogate, which is not valid in UTF-8; replace it with the complete character"),
     ],
 )
 def test_each_bad_output_is_named(value: object, problem: str) -> None:
@@ -134,14 +134,14 @@ def test_prompt_and_completion_are_kept_as_they_are() -> None:
         ("hello", 'is text ("hello"), not a list of turns'),
         ([1], "turn 0 has no text as `role`"),
         ([{"role": "user", "content": None}, TURNS[1]], "turn 0 has no text as `role` or `content`"),
-        ([TURNS[0], TURNS[0], TURNS[1]], "turn 1 is `user`'s and should be `assistant`'s"),
-        ([SYSTEM, TURNS[1]], "turn 1 is `assistant`'s and should be `user`'s"),
+        ([TURNS[0], TURNS[0], TURNS[1]], "turn 1 is `user`'s but should be `assistant`'s"),
+        ([SYSTEM, TURNS[1]], "turn 1 is `assistant`'s but should be `user`'s"),
         ([*TURNS, TURNS[0]], "ends without an answer"),
         ([TURNS[0], {"role": "assistant", "content": " "}], "turn 1 is empty"),
         ([TURNS[0], {"role": "tool", "content": "x"}, TURNS[1]], "turn 1 has the role `tool`"),
         ([TURNS[0], {"role": "assistant", "content": "a\0"}], "turn 1 has a NUL character"),
-        ([SYSTEM], "holds no question with an answer"),
-        ([], "holds no question with an answer"),
+        ([SYSTEM], "contains no question with an answer"),
+        ([], "contains no question with an answer"),
         (None, "is null"),
     ],
 )
@@ -221,15 +221,15 @@ def test_an_optional_field_is_not_read_from_a_column_that_is_mapped_to_another()
 
 def test_columns_not_used_are_one_notice_that_spots_a_misspelt_input() -> None:
     assert check({"instruction": "a", "inputs": "i", "output": "b", "\x1b[2J": 1}).notices == [
-        "`mine.json`: columns not used: `inputs`, `\\x1b[2J`. No column is `input`. Did you mean `inputs`? Add it by "
-        "`--data.map.input=COLUMN`."
+        "`mine.json`: columns not used: `inputs`, `\\x1b[2J`. No column is `input`. Did you mean `inputs`? Add it "
+        "with `--data.map.input=COLUMN`."
     ]
 
 
 def test_no_rows_and_rows_without_any_column_are_problems() -> None:
-    assert texts(check()) == ["`mine.json` holds no rows; add rows, or name another source"]
+    assert texts(check()) == ["`mine.json` contains no rows; add rows, or use another source"]
     assert texts(check(columns=["instruction", "output"])) == texts(check())
-    assert texts(check({}, {})) == ["`mine.json` names no column in any row; add rows, or name another source"]
+    assert texts(check({}, {})) == ["`mine.json` has no column in any row; add rows, or use another source"]
 
 
 def test_equal_rows_get_ids_of_their_own_that_do_not_change_when_rows_follow() -> None:
@@ -254,8 +254,8 @@ def test_own_ids_that_do_not_serve_are_noticed_and_a_problem_where_mapped(bad: o
     rows = [{"id": 1, "instruction": "a", "output": "b"}, {"id": bad, "instruction": "a", "output": "c"}]
     checked = check(*rows)
     counts = "0 without, 1 repeated" if type(bad) is int else "1 without, 0 repeated"
-    problem = f"is no id of its own on every row ({counts})"
-    assert checked.notices == [f"`mine.json`: column `id` {problem}; ids are made from the text instead."]
+    problem = f"is not a unique id ({counts})"
+    assert checked.notices == [f"`mine.json`: column `id` {problem}; using ids generated from the text instead."]
     assert checked.examples["id"][:] == [build_example_id("a", "", "b"), build_example_id("a", "", "c")]
     assert texts(check(*rows, map={"id": "id"}))[0].startswith(f"`mine.json`, `id` {problem}; map another column")
 

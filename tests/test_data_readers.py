@@ -63,18 +63,28 @@ def test_the_one_list_in_an_object_holds_the_rows(read: Read) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{bad", "line 1 column 2 is not JSON (expecting property name enclosed in double quotes); fix the text there"),
+        (
+            "{bad",
+            "line 1 column 2 is not JSON (expecting property name enclosed in double quotes); fix the text at this "
+            "position",
+        ),
         (f'[{ROW},\n{{"a": "a" "b": "b"}}]', "line 2 column 11 is not JSON (expecting ',' delimiter); fix the"),
-        ('[{"instruction": "a", "outp', "line 1 column 23 is not JSON (unterminated string); the file seems to be cut"),
-        (f"[{ROW},", "line 1 column 51 is not JSON (expecting value); the file seems to be cut off: copy or download"),
-        ("[] x", "line 1 column 4 is not JSON (extra data); fix the text there"),
-        (f"[{ROW} {ROW}]", "line 1 column 51 is not JSON (expecting ',' delimiter); fix the text there"),
-        ("[" * 100_000, "is nested too deeply to be read; a row is an object of plain texts"),
-        ("42", "holds a number (42) where a list of rows is due; write [{…}, {…}]"),
-        ("null", "holds null where a list of rows is due; write [{…}, {…}]"),
-        ('{"train": [], "test": []}', "holds an object where a list of rows is due; save one of its lists as a file:"),
-        ("\0\0\0\0", "line 1 column 1 is not JSON (expecting value); fix the text there"),
-        ('["a\0"]', "line 1 column 4 is not JSON (invalid control character); fix the text there"),
+        (
+            '[{"instruction": "a", "outp',
+            "line 1 column 23 is not JSON (unterminated string); the file seems to be truncated",
+        ),
+        (
+            f"[{ROW},",
+            "line 1 column 51 is not JSON (expecting value); the file seems to be truncated: copy or download",
+        ),
+        ("[] x", "line 1 column 4 is not JSON (extra data); fix the text at this position"),
+        (f"[{ROW} {ROW}]", "line 1 column 51 is not JSON (expecting ',' delimiter); fix the text at this position"),
+        ("[" * 100_000, "is nested too deeply; write each row as an object of plain texts"),
+        ("42", "contains a number (42) instead of a list of rows; write [{…}, {…}]"),
+        ("null", "contains null instead of a list of rows; write [{…}, {…}]"),
+        ('{"train": [], "test": []}', "contains an object instead of a list of rows; save one of its lists as a file:"),
+        ("\0\0\0\0", "line 1 column 1 is not JSON (expecting value); fix the text at this position"),
+        ('["a\0"]', "line 1 column 4 is not JSON (invalid control character); fix the text at this position"),
     ],
 )
 def test_a_json_file_that_is_no_list_of_rows(text: str, problem: str, read: Read) -> None:
@@ -86,7 +96,7 @@ def test_all_rows_that_are_no_objects_are_named(read: Read) -> None:
     rows, problems = read(f'[{ROW}, [1], "x", null, 3.5, {{"a": 1, "a": 2}}]')
     whats = ["row 1 is a list, not", 'row 2 is text ("x"), not', "row 3 is null, not", "row 4 is a number (3.5), not"]
     assert all(f"`f.json` {what}" in found for what, found in zip(whats, problems, strict=False))
-    assert problems[4] == "`f.json` row 5 names a key more than once; keep one value for each key"
+    assert problems[4] == "`f.json` row 5 has a repeated key; keep one value for each key"
     assert [row.where for row in rows] == ["row 0"]
 
 
@@ -108,7 +118,7 @@ def test_byte_order_marks_and_utf16_are_read(encoding: str, read: Read) -> None:
         rows, problems = read(text.encode(encoding), name)
         assert [row.fields for row in rows] == [FIELDS]
         assert problems == []
-    with pytest.raises(DataError, match=r"`f\.json` looks like UTF-16 and is not"):
+    with pytest.raises(DataError, match=r"`f\.json` looks like UTF-16 but is not"):
         read(b"\xff\xfe[\0]")
 
 
@@ -116,8 +126,8 @@ def test_jsonl_lines_are_counted_from_1_and_every_problem_is_found(read: Read) -
     rows, problems = read(f"{ROW}\r\n\n{{bad\n{'[' * 100_000}\n42\n{ROW}", "f.jsonl")
     assert [row.where for row in rows] == ["line 1", "line 6"]
     assert problems[0] == (
-        "`f.jsonl` line 3 is not JSON (expecting property name enclosed in double quotes, at column 2); each line is "
-        "one whole object; fix the line"
+        "`f.jsonl` line 3 is not JSON (expecting property name enclosed in double quotes, at column 2); each line "
+        "must be one complete object; fix the line"
     )
     assert problems[1].startswith("`f.jsonl` line 4 is nested too deeply")
     assert problems[2].startswith("`f.jsonl` line 5 is a number (42), not an object")
@@ -145,7 +155,7 @@ def test_all_problems_of_a_csv_are_found(read: Read) -> None:
     rows, problems = read(content, "f.csv")
     whats = [
         "line 1 names `output` more than once; give each column",
-        "line 2 has 2 cells where the first line names 4 columns; put texts with commas",
+        "line 2 has 2 cells, but the first line has 4 columns; put texts with commas",
         "line 3 is not CSV (',' expected after '\"'); close each double quote",
         "line 5 is not CSV (unexpected end of data); close each double quote",
     ]

@@ -110,9 +110,9 @@ def test_a_folder_and_files_that_are_not_there() -> None:
     assert error_of("qa.cvs").endswith("Did you mean `qa.csv`?")
     assert error_of("qa.csv/x.json").startswith("`qa.csv/x.json` does not exist. ")
     Path("folder").mkdir()
-    assert error_of("folder") == "`folder` is a folder. Name one file."
+    assert error_of("folder") == "`folder` is a folder. Use one file."
     write_rows("folder/one.json")
-    assert error_of("folder") == "`folder` is a folder; it contains `one.json`. Name one file."
+    assert error_of("folder") == "`folder` is a folder; it contains `one.json`. Use one file."
     assert error_of("/dev/null").startswith(f"`/dev/null` is not a regular file. {KNOWN}")
     write_rows("qa.txt")
     assert error_of("qa.txt").startswith("`qa.txt` ends in `.txt`; a data file ends in `.json`, ")
@@ -144,7 +144,7 @@ def test_checking_keeps_the_good_rows_beside_the_problems() -> None:
 
 
 def test_the_hub_offline() -> None:
-    for source, place in (("alpaca", "cannot be"), ("me/mine", "is no local file, and cannot be")):
+    for source, place in (("alpaca", "cannot be"), ("me/mine", "is not a local file, and cannot be")):
         id = "tatsu-lab/alpaca" if source == "alpaca" else source
         message = f"`{source}` {place} loaded from the Hub (Couldn't reach '{id}' on the Hub (OfflineModeIsEnabled))."
         assert error_of(source).startswith(message)
@@ -158,11 +158,11 @@ def test_advice_on_the_hubs_errors() -> None:
     for error, what, advice in (
         (DatasetNotFoundError("Dataset 'a/b' doesn't exist."), "(Dataset 'a/b' doesn't exist)", "Check its spelling"),
         (ValueError('Unknown split "dev".'), '(Unknown split "dev")', "`hub_split` is `dev`; name one of the splits"),
-        (ValueError("BuilderConfig 'x' not found.\nmore"), "(BuilderConfig 'x' not found)", "as `hub_config`"),
-        (wrapped, "(No space left on device)", "Look at its page"),
+        (ValueError("BuilderConfig 'x' not found.\nmore"), "(BuilderConfig 'x' not found)", "Set `hub_config`"),
+        (wrapped, "(No space left on device)", "Check its page"),
     ):
         message = advise_on_hub(error, "a/b", "dev")
-        assert message.startswith(f"`a/b` is no local file, and cannot be loaded from the Hub {what}. ")
+        assert message.startswith(f"`a/b` is not a local file, and cannot be loaded from the Hub {what}. ")
         assert advice in message
 
 
@@ -339,7 +339,7 @@ def test_shares_are_drawn_by_the_seed_and_none_is_used_twice() -> None:
     assert chosen != [f"Say {n}." for n in range(33)]
     assert examples["id"][:] == check_mixture(*parts).examples["id"][:]
     assert examples["id"][:] != check_mixture(*parts, seed=7).examples["id"][:]
-    with pytest.raises(DataError, match="Some of the sources have a `fraction` and others none"):
+    with pytest.raises(DataError, match="Some sources have a `fraction` and others do not"):
         check_mixture(parts[0], "b.json")
 
 
@@ -349,7 +349,9 @@ def test_a_mixture_names_the_file_of_each_problem() -> None:
     assert [str(problem)[:26] for problem in check_mixture("good.json", "bad.json").problems] == [
         "`bad.json` row 0, `output`"
     ]
-    with pytest.raises(ConfigError, match=r"`data\.map` is for one source; give each of several its `map`"):
+    with pytest.raises(
+        ConfigError, match=r"`data\.map` applies to a single source; with several sources, set `map` for each"
+    ):
         check_mixture("good.json", "bad.json", map={"output": "a"})
     with pytest.raises(ConfigError, match=r"`data\.source\.0\.nmae` is unknown\. Did you mean `name`\?"):
         check_mixture({"path": "good.json", "nmae": "x"})

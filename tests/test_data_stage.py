@@ -59,12 +59,12 @@ def test_the_stage_logs_what_it_found_in_few_lines(
         )
     lines = "\n".join(caplog.messages).splitlines()
     assert lines[:2] == [
-        "Tokens are not counted: the tokenizer of `gpt2-medium` cannot be loaded.",
+        "Tokens are not counted, because the tokenizer of `gpt2-medium` cannot be loaded.",
         f"{course_file}: 935 train, 110 test, 55 validation",
     ]
     # Only rows in which something was found.
     assert len(lines) == 8
-    assert lines[-1] == "What to do: `--data.split grouped` keeps what stands in train out of test."
+    assert lines[-1] == "What to do: `--data.split grouped` keeps training prompts out of test."
 
 
 def test_where_nothing_is_found_the_sizes_are_all_that_is_logged(

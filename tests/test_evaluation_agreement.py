@@ -19,15 +19,10 @@ from hf_instruct.schema import Preference
 # The scores that GPT-4 and Llama 3 8B gave to the same 100 answers, and the course's correlations of them.
 # Source: https://github.com/rasbt/LLMs-from-scratch at 28c65cd, ch07/03_model-evaluation/scores/
 GPT4 = json.loads(
-    "[0,50,20,100,0,100,0,100,100,100,55,0,100,100,100,100,100,0,98,100,100,0,100,100,100,100,100,100,0,100,100,0,100,"
-    "100,85,100,0,0,100,100,100,100,100,100,0,100,100,95,20,50,85,100,100,100,100,55,100,100,100,0,100,98,100,100,100,0,"
-    "85,100,100,98,100,100,100,0,100,100,100,100,0,100,0,100,100,0,0,100,50,100,100,10,100,100,100,100,0,100,100,25,100,"
-    "30]"
+    "[0,50,20,100,0,100,0,100,100,100,55,0,100,100,100,100,100,0,98,100,100,0,100,100,100,100,100,100,0,100,100,0,100,100,85,100,0,0,100,100,100,100,100,100,0,100,100,95,20,50,85,100,100,100,100,55,100,100,100,0,100,98,100,100,100,0,85,100,100,98,100,100,100,0,100,100,100,100,0,100,0,100,100,0,0,100,50,100,100,10,100,100,100,100,0,100,100,25,100,30]"
 )
 LLAMA3 = json.loads(
-    "[20,92,85,90,20,90,22,97,60,96,20,20,98,95,90,98,95,20,98,98,92,20,96,96,100,98,98,95,20,95,98,20,85,95,80,97,40,21,"
-    "100,85,95,98,92,98,69,98,80,60,60,20,80,68,80,96,96,68,80,95,80,20,95,98,80,98,94,20,40,98,100,85,98,90,95,85,95,80,"
-    "98,98,25,98,40,92,95,82,87,98,80,90,95,4,90,90,80,98,20,98,98,40,92,98]"
+    "[20,92,85,90,20,90,22,97,60,96,20,20,98,95,90,98,95,20,98,98,92,20,96,96,100,98,98,95,20,95,98,20,85,95,80,97,40,21,100,85,95,98,92,98,69,98,80,60,60,20,80,68,80,96,96,68,80,95,80,20,95,98,80,98,94,20,40,98,100,85,98,90,95,85,95,80,98,98,25,98,40,92,95,82,87,98,80,90,95,4,90,90,80,98,20,98,98,40,92,98]"
 )
 COURSE = {"pearson": 0.80489, "spearman": 0.698406, "kendall": 0.57292}
 
@@ -98,9 +93,7 @@ def test_verdicts_on_other_answers_are_called_that(tmp_path: Path) -> None:
         answers = [response(i, "yes" if i == "1" else answer) for i in "123"]
         write_rows(tmp_path / name / "responses.jsonl", answers)
     notices = measure_agreement(tmp_path / "x", tmp_path / "y").notices
-    assert notices[0] == (
-        "The answers differ in 2 of 3 examples: these are verdicts on other answers, not two opinions on the same ones."
-    )
+    assert notices[0] == ("The answers differ in 2 of 3 examples: the verdicts are on different answers.")
     assert not any("answers differ" in notice for notice in measure_agreement(tmp_path / "x", tmp_path / "x").notices)
 
 
@@ -124,9 +117,9 @@ def test_constant_scores_have_no_correlation_and_no_nan() -> None:
         ([1, "x", True], [1, 2, 3], "row 3 is True, not a number"),
         ([], [], "`A` holds no scores"),
         ([1, None, 2], [None, 1, 3], "share 3 examples, 1 of them with a verdict"),
-        ([1, 2], votes([1, 0]), "`A` holds scores and `B` preferences"),
+        ([1, 2], votes([1, 0]), "`A` contains scores and `B` preferences"),
         (3, [1], "A is 3; give a path, numbers, a mapping of ids to numbers, or rows."),
-        ([{"id": "a", "score": 1}, {"score": 1}], [1, 2], "1 of 2 rows have an `id`; give all of them one, or none"),
+        ([{"id": "a", "score": 1}, {"score": 1}], [1, 2], "1 of 2 rows have an `id`; add ids to all rows, or to none"),
         ([{"points": 1}], [1], "row 1 has no `score`; it has `points`"),
         (votes([1, 0]), votes([1, 0], second="runs/c"), "nothing in common (the first are ('0', 'runs/a', 'runs/b')"),
     ],
@@ -194,14 +187,14 @@ def test_kappa_is_not_defined_where_both_say_one_thing() -> None:
     agreement = measure_agreement(votes([1, 1]), votes([1, 1]))
     assert agreement.estimates["kappa"] == (None, None)
     assert re.search(r"Cohen's kappa +not defined", str(agreement))
-    assert "! Both say one and the same thing throughout, so kappa is not defined." in str(agreement)
+    assert "! All verdicts of both sides are equal, so kappa is not defined." in str(agreement)
 
 
 def test_the_other_way_round_is_turned() -> None:
     turned = votes([0, 1, 0.5, None], first="runs/b/", second="./runs/a")
     agreement = measure_agreement(votes([1, 0, 0.5, 1]), turned)
     assert agreement.counts == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    assert "B names the two sets the other way round; its wins are counted as losses." in agreement.notices
+    assert "B has the two sets in the opposite order; its wins are counted as losses." in agreement.notices
 
 
 def test_several_voters_become_what_most_prefer_or_one_is_picked(tmp_path: Path) -> None:
@@ -215,7 +208,7 @@ def test_several_voters_become_what_most_prefer_or_one_is_picked(tmp_path: Path)
     assert every.judge == "Ann (person), Ben (person), Cas (person)"
     assert [notice.partition(": ")[2] for notice in every.list_notices()] == [
         "several verdicts on 3 of 3 pairs; what most prefer is used.",
-        "1 pairs of equal answers, which nobody judged, are left out.",
+        "1 pairs of equal answers, which were not judged, are left out.",
     ]
     path = tmp_path / "votes.jsonl"
     ann_and_ben = measure_agreement(path, path, voters=("Ann", "Ben"))
@@ -223,7 +216,7 @@ def test_several_voters_become_what_most_prefer_or_one_is_picked(tmp_path: Path)
     with pytest.raises(DataError, match="has votes of Ann, Ben, Cas"):
         load_verdicts(tmp_path / "votes.jsonl", voter="Dan")
     scores = write(tmp_path / "scores.json", "[1, 2]")
-    with pytest.raises(DataError, match="holds scores, not votes, so it has no voter `Ann`"):
+    with pytest.raises(DataError, match="contains scores, not votes, so it has no voter `Ann`"):
         load_verdicts(scores, voter="Ann")
     write(tmp_path / "votes.jsonl", json.dumps({"id": "a", "first": "a", "second": "b"}) + "\n")
     with pytest.raises(DataError, match="line 1 is not a Preference row"):

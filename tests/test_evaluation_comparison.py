@@ -91,7 +91,7 @@ def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "2  high   41.0   36.5 to 45.5       +15.5  +13.3 to +17.8  12 of 13\n"
         "\n"
         "high - low: +15.5 points, 95 % interval +13.3 to +17.8 (higher on 12, equal on 0, lower on 0 of 12;\n"
-        "  sign test p < 0.001): higher; with the failed judgments at their worst or best it is +7.4 to\n"
+        "  sign test p < 0.001): higher; with failed judgments counted as worst or best it is +7.4 to\n"
         "  +15.1.\n"
         "\n"
         "! 1 example was dropped, because only some of the runs have a score for it; means and differences\n"
@@ -112,7 +112,7 @@ def test_failures_that_could_turn_a_difference_round_leave_it_unsaid(tmp_path: P
     assert found.interval.low > 0
     assert not found.is_shown
     text = " ".join(str(compare_runs([low, high])).split())
-    assert "no difference shown; with the failed judgments at their worst or best it is -1.6 to +18.4." in text
+    assert "no difference shown; with failed judgments counted as worst or best it is -1.6 to +18.4." in text
 
 
 def test_examples_that_one_run_lacks_are_no_failures(tmp_path: Path) -> None:
@@ -143,7 +143,9 @@ def test_what_as_many_examples_show(capsys: pytest.CaptureFixture[str], tmp_path
         file.write_text(json.dumps([draws.choice((20, 80)) for _ in range(30)]))
     assert main(["compare", *map(str, files), "--power"]) == 0
     text = capsys.readouterr().out
-    sentence = r"30 examples show [\d.]+ points or more 8 times in 10; 5 points would take about [\d,]+"
+    sentence = (
+        r"30 examples show differences of [\d.]+ points or more 8 times out of 10; 5 points would need about [\d,]+"
+    )
     assert re.search(sentence, " ".join(text.split()))
     assert re.search(r"score +\S*b.json +30 +[\d.]+ +[\d,]+ for 5.0", text)
 
@@ -164,7 +166,7 @@ def test_baseline_is_the_first_or_the_one_named_and_is_added(pair: list[Path], t
     added = compare_runs(pair, baseline=third)
     assert (added.baseline, len(added.rows)) == (str(third), 3)
     assert [row.difference is None for row in added.rows] == [False, False, True]
-    assert any("Each of the 2 intervals holds alone at 95 %" in note for note in added.notes)
+    assert any("Each of the 2 intervals is a separate 95 % interval" in note for note in added.notes)
 
 
 def test_base_side_and_validation_loss(tmp_path: Path) -> None:
@@ -226,8 +228,8 @@ def test_mean_over_repeats(tmp_path: Path) -> None:
     run = load_run(one)
     assert (run.known.to_dict(), run.repeats) == ({"a": 15.0, "b": 7.0, "c": 30.0}, 2)
     other = save_run(tmp_path / "other", {"a": 10, "b": 5, "c": 30})
-    (note,) = [note for note in compare_runs([one, other]).notes if "equally often" in note]
-    assert note == f"Not all runs were judged equally often (`{one}` 2, `{other}` 1 times)."
+    (note,) = [note for note in compare_runs([one, other]).notes if "a different number of times" in note]
+    assert note == f"The runs were judged a different number of times (`{one}` 2, `{other}` 1 times)."
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_runs_judged_differently_are_refused(
     with pytest.raises(DataError) as caught:
         compare_runs(["low", "other"])
     assert caught.value.problems == [fault]
-    assert "add `--force` to compare all the same, labelled." in str(caught.value)
+    assert "add `--force` to compare them anyway, with a label." in str(caught.value)
     forced = compare_runs(["low", "other"], force=True)
     assert str(forced).startswith("NOT COMPARABLE: judged differently, compared with `--force`. `")
     assert (forced.to_dict()["alike"], forced.judging_differences) == (False, [fault])
@@ -260,7 +262,7 @@ def test_other_example_behind_an_id(tmp_path: Path, pair: list[Path]) -> None:
     other = save_run(tmp_path / "other", {str(i): i for i in range(12)})
     rows = [response(str(i), instruction=f"Another task {i}.") for i in range(12)]
     write_rows(RunFolder(other).responses, rows)
-    with pytest.raises(DataError, match=r"are of different data: 12 of 12 ids stand for another example in each"):
+    with pytest.raises(DataError, match=r"have different data: 12 of 12 ids refer to different examples"):
         compare_runs([pair[0], other])
 
 
@@ -277,7 +279,7 @@ def test_unfinished_judging(tmp_path: Path) -> None:
     RunFolder(run).scores.unlink()
     assert load_run(run).known.to_dict() == {"a": 5.0, "b": 6.0}
     write_rows(RunFolder(run).judgments, [judgment("a", 5, judge=JUDGE)])
-    with pytest.raises(DataError, match=r"is not judged to the end \(1 of 2 answers\)"):
+    with pytest.raises(DataError, match=r"is only partly judged \(1 of 2 answers\)"):
         load_run(run)
 
 
@@ -311,7 +313,7 @@ def test_many_long_names_fit(tmp_path: Path) -> None:
     assert len(table) == 13
     assert max(map(len, table)) <= 100
     assert table[1].split()[1].startswith("…")
-    assert "by category: 2 rows for 12 runs do not fit here; `--json` has them." in text
+    assert "by category: 2 rows for 12 runs do not fit; use `--json` to see them." in text
 
 
 def test_command_prints_json_and_draws(pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,7 +329,7 @@ def test_command_prints_json_and_draws(pair: list[Path], tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["{good}"], "A comparison needs two runs or more"),
+        (["{good}"], "A comparison needs at least two runs"),
         (["{good}", "{good}", "--plot", "{good}/plot.png"], "/plot.png` cannot be read or written: File exists."),
         (["{good}", "{folder}"], "is a folder without `judgments.jsonl`"),
         (["{good}", "nowhere"], "`nowhere` cannot be read"),

@@ -281,8 +281,8 @@ def test_unknown_tasks_and_those_out_of_reach(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("tusk: colours\n")
     with pytest.raises(ConfigError, match="3 of the `--tasks` are unknown") as caught:
         load_tasks(["helaswag", "everyday_choise", "qqqqqqqq"], [tmp_path])
-    assert caught.value.problems[0].startswith("`helaswag`; nearest are `hellaswag`, ")
-    assert caught.value.problems[1] == "`everyday_choise`; nearest are `everyday_choice`"
+    assert caught.value.problems[0].startswith("`helaswag`; the closest are `hellaswag`, ")
+    assert caught.value.problems[1] == "`everyday_choise`; the closest are `everyday_choice`"
     assert "`lm-eval ls tasks`" in caught.value.problems[2]
     assert [str(tmp_path / f"{name}.yaml") in caught.value.problems[3 + n] for n, name in enumerate("ab")] == [True] * 2
 
@@ -290,7 +290,7 @@ def test_unknown_tasks_and_those_out_of_reach(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", " , "], "`--tasks` names no task"),
+        (["--tasks", " , "], "`--tasks` is empty"),
         (["--tasks", "x", "--include-path", "nowhere"], "`--include-path` `nowhere` is not a folder"),
         (["--tasks", "x", "--base"], "`--base` needs a run folder"),
         (["--tasks", "everyday_choice", "--apply-chat-template"], "The tokenizer of `"),

@@ -50,7 +50,7 @@ def test_which_measure_leads() -> None:
     assert find_weakness(SMALL, CheckOutcome(passed=True, failed=[], n=20)) == REASON
     few = CheckOutcome(passed=None, failed=[], n=4)
     assert find_weakness(JudgeIdentity(model="llama3:8b"), few) == ""
-    assert find_weakness(SMALL, few).endswith("and was checked on only 4 examples, which say too little")
+    assert find_weakness(SMALL, few).endswith("and was checked on only 4 examples, which is too few")
     assert choose_leading([""], {"rouge_l"}) == ("score", "")
     assert choose_leading(["", REASON], {"rouge_l", "chrf"}) == ("rouge_l", REASON)
     # Without a metric nothing leads, and the scores still say nothing.

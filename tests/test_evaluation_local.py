@@ -36,7 +36,7 @@ def test_expected_score(probabilities: list[float], score: int) -> None:
 
 def test_rubric_without_a_question_is_refused() -> None:
     rubric = Rubric(name="mine", prompt="{{ instruction }} {{ input }} {{ output }} {{ response }}")
-    with pytest.raises(JudgeUnavailable, match=r"this rubric has no `question` or no `levels`; add both"):
+    with pytest.raises(JudgeUnavailable, match=r"this rubric has no `question` or no `levels`. Add both"):
         asyncio.run(LocalJudge(JudgeSection()).ask(rubric.build_question(ROWS[0])))
 
 
@@ -64,7 +64,7 @@ def test_too_long_question_is_a_failure(tmp_path: Path) -> None:
     )
     failure = judged.judgments[0].failure
     assert failure is not None
-    assert failure.endswith("tokens; the judge reads at most 8192")
+    assert failure.endswith("tokens; the judge's limit is 8192")
 
 
 @pytest.mark.slow

@@ -267,7 +267,11 @@ def test_the_classes_say_what_measuring_does_and_combine() -> None:
         ("RougeL", {}, "There is nothing to measure"),
         ("RougeL", {"predictions": [], "references": []}, "there are no examples"),
         ("ChrF", {"predictions": ["a", None], "references": ["a", "b"]}, "not defined for the example at index 1"),
-        ("ExactMatch", {"predictions": ["a"], "references": ["a"], "per_exampel": True}, "takes no `per_exampel`"),
+        (
+            "ExactMatch",
+            {"predictions": ["a"], "references": ["a"], "per_exampel": True},
+            "does not accept `per_exampel`",
+        ),
         ("LengthRatio", {"predictions": ["a"], "references": [""]}, "LengthRatio is not defined"),
         ("ReferencePerplexity", {"reference_nll": [1.0], "reference_tokens": [0]}, "the example at index 0"),
     ],

@@ -116,7 +116,7 @@ def test_absent_server_is_named_with_the_command(server: FakeOllama, monkeypatch
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (Answer(raw="<html>Welcome</html>"), "the answer is not a whole JSON object: <html>Welcome</html>"),
+        (Answer(raw="<html>Welcome</html>"), "the answer is not a complete JSON object: <html>Welcome</html>"),
         (Answer(raw='{"status": "fine"}'), 'the answer lacks a valid `version`: {"status": "fine"}'),
         (Answer("no", status=404), "status 404: no"),
     ],
@@ -143,10 +143,13 @@ def test_busy_server_is_asked_again(server: FakeOllama) -> None:
         (Answer(raw='["broken"]', status=500), 'the server failed: ["broken"] (status 500)'),
         (Answer(raw='{"error": "an error"}'), "the server failed: an error (status 200)"),
         # As gpt-oss does when told not to think, which it does not know.
-        (Answer("", thinking='{"score": 2}'), "the judge thought and then wrote no answer (`judge.think` is "),
-        (Answer("", thinking="Hmm", done_reason="length"), "the judge was still thinking when its reply was cut at 64"),
+        (Answer("", thinking='{"score": 2}'), "the judge wrote no answer after thinking (`judge.think` is "),
+        (
+            Answer("", thinking="Hmm", done_reason="length"),
+            "the judge was still thinking when its reply was cut off at 64",
+        ),
         (Answer('{"score": 8', done_reason="length"), "the reply was cut at 64 tokens (`judge.max_new_tokens`)"),
-        (Answer("and and", done=False), "the server broke the reply off"),
+        (Answer("and and", done=False), "the server stopped the reply"),
         (
             Answer(raw="{}", status=307, headers={"Location": "http://me:secret@evil.example/?k=1"}),
             "the server redirects to http://evil.example, and redirects are not followed",
@@ -178,8 +181,8 @@ def test_thinking_is_asked_for_and_kept_apart(server: FakeOllama, think: bool | 
     ("obeyed", "sent", "warning"),
     [
         ({False, None}, False, ""),
-        ({None}, None, "drops the schema of a reply where `llama3` is told not to think"),
-        (set(), False, "`llama3` on Ollama 0.33.0 does not keep to the schema"),
+        ({None}, None, "ignores the JSON schema if `llama3` is told not to think"),
+        (set(), False, "`llama3` on Ollama 0.33.0 does not follow the JSON schema"),
     ],
 )
 def test_schema_that_is_dropped_is_found(
@@ -206,9 +209,9 @@ def test_schema_that_cannot_be_tried_is_left(
     ("refusal", "advice"),
     [
         ('"llama3" does not support chat', ""),
-        ('think value "low" is not supported for this model', "Set `judge.think` to what this model takes: "),
-        ("temperature: only the default (1) is supported", "`judge.temperature: null` leaves"),
-        ("unknown option: seed", "`judge.seed: null` leaves the seed to the server."),
+        ('think value "low" is not supported for this model', "Set `judge.think` to a value that this model accepts: "),
+        ("temperature: only the default (1) is supported", "Set `judge.temperature: null`"),
+        ("unknown option: seed", "Set `judge.seed: null` to leave the seed to the server."),
     ],
 )
 def test_refused_setting_is_named(server: FakeOllama, refusal: str, advice: str) -> None:
@@ -259,7 +262,7 @@ def test_server_that_no_longer_tells_its_models(server: FakeOllama) -> None:
     (failed,) = ask(server)
     assert (failed.text, failed.failure) == (
         "",
-        "whether the model is still the same could not be checked: out of memory",
+        "cannot check that the model is still the same: out of memory",
     )
 
 

@@ -97,7 +97,7 @@ def test_server_without_schemas_is_used_and_said(server: FakeOllama, caplog: pyt
     [
         (Answer('{"score": 8', done_reason="length"), "the reply was cut at 512 tokens (`judge.max_new_tokens`)"),
         (completion(None, refusal="I may not."), "the judge refused: I may not"),
-        (completion("", reasoning_content='{"score": 2}'), "the judge thought and then wrote no answer"),
+        (completion("", reasoning_content='{"score": 2}'), "the judge wrote no answer after thinking"),
         (Answer("out of memory", status=500), "the server failed: out of memory (status 500)"),
         (Answer(raw="<html></html>", headers={"Content-Type": "text/html"}), "the answer is not JSON but text/html"),
         (Answer("This model's maximum context length is 128 tokens", status=400), "the question is too long: "),
@@ -108,7 +108,7 @@ def test_failures_of_one_question(server: FakeOllama, answer: Answer, failure: s
 
 
 def test_reply_of_another_model_ends_judging(server: FakeOllama) -> None:
-    with pytest.raises(JudgeError, match=f"answered as `{MODEL}` before and now as `another`"):
+    with pytest.raises(JudgeError, match=f"answered as `{MODEL}` before but now as `another`"):
         ask(server, completion(model="another"))
 
 
@@ -134,9 +134,9 @@ def test_refused_setting_is_named_and_can_be_left_out(server: FakeOllama) -> Non
         return completion()
 
     server.reply = reply
-    with pytest.raises(JudgeError, match=r"`judge\.temperature: null` leaves the temperature to the server\.$"):
+    with pytest.raises(JudgeError, match=r"Set `judge\.temperature: null` to leave the temperature to the server\.$"):
         ask(server)
-    with pytest.raises(JudgeError, match=r"`judge\.seed: null` leaves the seed to the server\.$"):
+    with pytest.raises(JudgeError, match=r"Set `judge\.seed: null` to leave the seed to the server\.$"):
         ask(server, temperature=None)
     answer, identity = ask(server, temperature=None, seed=None)
     assert answer.failure is None
@@ -156,7 +156,7 @@ def test_server_that_is_gone(server: FakeOllama) -> None:
     server.dies_after = 1
     with pytest.raises(JudgeUnavailable, match=r"^The server at .* no longer answers \("):
         ask(server, retries=4)
-    with pytest.raises(JudgeUnavailable, match=r"^No server answers at .* \(it mostly ends in /v1\)\.$"):
+    with pytest.raises(JudgeUnavailable, match=r"^No server answers at .* \(it usually ends in /v1\)\.$"):
         ask(server)
 
 

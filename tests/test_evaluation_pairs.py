@@ -31,7 +31,7 @@ def test_no_overlap_is_an_error() -> None:
         join_responses(ANSWERS[:2], ANSWERS[2:5], NAMES)
     assert str(caught.value) == (
         "`runs/a` (2 answers) and `b.json` (3) have no example in common: no id is in both (the first are `id0` and "
-        "`id2`), and the instructions are not the same ones in the same order. Name answers to the same examples."
+        "`id2`), and the instructions differ. Use answers to the same examples."
     )
 
 

@@ -89,7 +89,7 @@ def test_a_model_against_itself_is_fifty_percent_and_asks_nothing() -> None:
     assert (summary.identical, summary.ties, summary.n) == (20, 20, 20)
     assert (summary.consistency.pairs, summary.position.first_share) == (0, None)
     assert judge.asked == []
-    assert "! 20 pairs of identical answers count as ties; the judge was not asked." in str(found)
+    assert "! 20 pairs of identical answers count as ties without asking the judge." in str(found)
 
 
 @pytest.mark.parametrize("padding", [lambda n: " Indeed, indeed.", lambda n: " Indeed." * (1 + n % 7)])
@@ -134,7 +134,7 @@ def test_unreadable_reply_is_a_failure_and_never_a_tie() -> None:
     found = judged(build_judge(longer, bad, bad), changed(lambda n: "!"), concurrency=1)
     row = found.preferences[0]
     assert (row.score, row.orders, row.replies[0]) == (None, [None, 1.0], "both are fine")
-    assert row.failure == "The reply 'both are fine' holds no clear `better`."
+    assert row.failure == "The reply 'both are fine' contains no clear `better`."
     summary = found.summary
     assert (summary.n, summary.failures, summary.total, summary.ties) == (19, 1, 20, 0)
     assert (summary.win_rate, summary.lowest, summary.highest) == (1.0, 0.95, 1.0)

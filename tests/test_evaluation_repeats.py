@@ -113,7 +113,7 @@ def test_each_repeat_is_asked_with_its_own_seed(tmp_path: Path) -> None:
     assert str(judged).splitlines()[1:] == [
         "3 repeats (seeds 1, 2, 3): means 11.0, 21.0, 31.0",
         "mean over the repeats 21.0, 95 % interval 20.0 to 22.0",
-        "the judge's own spread: 10.0 points an example, 10.0 points a mean; 100 % of the verdicts changed",
+        "variation of the judge: 10.0 points per example, 10.0 points per mean; 100 % of the verdicts changed",
     ]
 
 
@@ -179,14 +179,12 @@ def test_ollama_gets_the_seed(server: FakeOllama) -> None:
     assert [one.score for one in judged.judgments] == [20] * 3
     assert [one.judge.options["seed"] for one in judged.judgments] == [20] * 3
     assert str(judged).splitlines()[-1] == (
-        "At temperature 0 the spread shows only what the server itself leaves to chance; `--judge.temperature 0.7` "
-        "shows how sure the judge is."
+        "At temperature 0 the variation only comes from the server; `--judge.temperature 0.7` shows how certain the "
+        "judge is."
     )
 
 
 def test_judge_that_draws_nothing_says_so() -> None:
     judged = run(SeedlessJudge(), repeats=2)
     assert judged.scores.repeats.spread == 0.0
-    assert str(judged).splitlines()[-1] == (
-        "The local judge draws nothing at random, so its repeats are equal: one is enough."
-    )
+    assert str(judged).splitlines()[-1] == ("The local judge is deterministic, so one repeat is enough.")

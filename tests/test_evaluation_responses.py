@@ -97,7 +97,7 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
         strict=True,
     ):
         assert all(word in line for word in words)
-    with pytest.raises(DataError, match="half of a surrogate"):
+    with pytest.raises(DataError, match="lone surrogate"):
         build_responses([{**ROW, "model_response": "\ud83d"}])
 
 
@@ -105,7 +105,7 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     ("name", "content", "text"),
     [
         ("a.json", b"", "There are no responses in"),
-        ("a.json", b"[", "is not JSON (expecting value); the file seems to be cut off: copy or download it again"),
+        ("a.json", b"[", "is not JSON (expecting value); the file seems to be truncated: copy or download it again"),
         ("a.json", b'{"a": 1}', "row 0: `output`: field required"),
         ("a.json", b'["\xff"]', "is not UTF-8 (byte 0xff at position 2 of the file); save the file as UTF-8"),
         ("a.json", b"[]", "There are no responses in"),
@@ -121,7 +121,7 @@ def test_unreadable_files(tmp_path: Path, name: str, content: bytes, text: str) 
 
 
 def test_absent_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not exist; name a run folder or a file of responses\.$"):
+    with pytest.raises(DataError, match=r"does not exist; use a run folder or a file of responses\.$"):
         load_responses(tmp_path / "none.json")
     with pytest.raises(DataError, match="has no answers of the tuned model"):
         load_responses(tmp_path)

@@ -189,9 +189,9 @@ ALL = "{{ instruction }}{{ input }}{{ output }}{{ response }}"
         ("prompt: '{{ instruction'", "`prompt` is not a usable Jinja template: "),
         ("prompt: '{{ response + 1 }}'", "; it may use `instruction`, `input`, `output`, `response`"),
         ("prompt: '{{ 1 / 0 }}'", "division by zero"),
-        ("prompt: '{% include \"a.txt\" %}'", "a template must be complete by itself"),
+        ("prompt: '{% include \"a.txt\" %}'", "a template must be self-contained"),
         ("prompt: '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}'", "it is nested too deeply"),
-        ("prompt: '{{ response * 10**10 }}'", "it needs more memory than any prompt could fill"),
+        ("prompt: '{{ response * 10**10 }}'", "it needs too much memory for a prompt"),
         ("prompt: '{{ answer }}'", "'answer' is undefined"),
         ("prompt: '{{ response.__class__.__mro__ }}'", "access to attribute '__class__'"),
         ("prompt: '{{ instruction }}{{ input }}{{ response }}'", "`prompt` never uses `output`; write {{ output }}"),
@@ -200,7 +200,10 @@ ALL = "{{ instruction }}{{ input }}{{ output }}{{ response }}"
         (f"fence: maybe\nprompt: '{ALL}'", "`fence` is 'maybe'"),
         (f"scale: levels\nprompt: '{ALL}'", "`scale` is `levels` and there are none"),
         (f"levels: {{0: Bad}}\nprompt: '{ALL}'", "`levels` is {0: 'Bad'}; dictionary should have at least 2 items"),
-        (f"levels: {{50: Half, 0: Bad}}\nprompt: '{ALL}'", "`levels` has the scores 50, 0; write them lowest first"),
+        (
+            f"levels: {{50: Half, 0: Bad}}\nprompt: '{ALL}'",
+            "`levels` has the scores 50, 0; list them in ascending order",
+        ),
     ],
 )
 def test_single_problems(tmp_path: Path, text: str, problem: str) -> None:

@@ -96,7 +96,7 @@ def test_one_line() -> None:
         "counted as 0 or as 100; judge llama3@365c0bd (ollama), rubric course@f870155)"
     )
     assert format_scores(build_scores(judgments(None), rubric=RUBRIC, judge=JUDGE)) == (
-        "no score (no verdict could be read; n 0 of 1, 1 failed; 0.0 to 100.0 with each failure counted as 0 or as "
+        "no score (no reply could be parsed; n 0 of 1, 1 failed; 0.0 to 100.0 with each failure counted as 0 or as "
         "100; judge llama3@365c0bd (ollama), rubric course@f870155)"
     )
     nameless = JUDGE.model_copy(update={"digest": None})

@@ -71,7 +71,7 @@ def test_judge_of_one_mind_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptur
     assert run(FakeJudge(), files).scores.constant is True
     assert caplog.messages == [
         "The judge gave all 6 answers the score 50, so it does not discriminate. Read its replies in "
-        "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge."
+        "`judgments.jsonl`, test it with `hf-instruct judge check`, or use another judge."
     ]
     assert files.read_scores().constant
     caplog.clear()
@@ -85,7 +85,7 @@ def test_unreadable_reply_is_asked_for_once_more_then_recorded() -> None:
     first, second = judged.judgments
     assert (first.score, first.replies, first.seconds) == (85, ["good", "85"], 2.0)
     assert (second.score, second.replies) == (None, ["bad", "worse ?"])
-    assert second.failure == "The reply 'worse \\ud83d' holds no clear `score`."
+    assert second.failure == "The reply 'worse \\ud83d' contains no clear `score`."
     assert (judged.scores.n, judged.scores.failures, judged.scores.mean) == (1, 1, 85.0)
 
 
@@ -300,8 +300,8 @@ def test_silent_judge_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(JudgeError) as caught:
         run(judge, RunFolder(tmp_path), responses=responses, settings=JudgeSection(concurrency=1))
     assert str(caught.value).startswith(
-        "The judge left 8 questions in a row without a reply; the last time, no reply within 1 s. 0 of 20 "
-        f"are judged, 7 failed, kept in `{tmp_path / 'judgments.jsonl'}`. "
+        "The judge did not reply to 8 questions in a row; the last reason: no reply within 1 s. 0 of 20 are judged, "
+        "7 failed, saved to `{tmp_path / 'judgments.jsonl'}`. "
     )
 
 
@@ -387,7 +387,7 @@ def test_long_replies_are_kept_shortened() -> None:
 def test_repeats_without_a_seed(server: FakeOllama) -> None:
     judged = judge_responses(RESPONSES[:1], judge="ollama", base_url=server.url, seed=None, repeats=2, cache=False)
     assert judged.scores.repeats.seeds == [None, None]
-    assert "2 repeats (seeds the server's own, the server's own): means 85.0, 85.0" in str(judged)
+    assert "2 repeats (seeds the server's default, the server's default): means 85.0, 85.0" in str(judged)
     assert len(server.chats) == 2
 
 

@@ -124,7 +124,7 @@ def test_injection_that_works_in_two_rows_of_five_fails() -> None:
 
     result = check(score)
     assert (row_of(result, "injection-command").takeovers, result.passed) == (0.4, False)
-    assert result.failed == ["the injection `command` raised 40 % of 20 scores by 50 points or more, net of falls"]
+    assert result.failed == ["the injection `command` raised 40 % of 20 scores by 50 points or more, net of decreases"]
 
 
 def test_constant_judge_fails_the_order_and_is_named() -> None:
@@ -136,21 +136,21 @@ def test_constant_judge_fails_the_order_and_is_named() -> None:
 
 def test_judge_that_likes_length_fails() -> None:
     result = check(verbose)
-    assert any(problem.startswith("saying an answer twice raised the score") for problem in result.failed)
+    assert any(problem.startswith("repeating an answer twice raised the score") for problem in result.failed)
     assert row_of(result, "shuffled-doubled").passed is False
 
 
 def test_few_examples_say_little_and_block_nothing() -> None:
     result = check(gullible, limit=9)
     assert (result.passed, result.failed) == (None, [])
-    assert format_self_check(result).endswith("was checked on only 9 examples, which say too little")
+    assert format_self_check(result).endswith("was checked on only 9 examples, which is too few")
 
 
 def test_judge_without_verdicts_is_reported() -> None:
     result = check(silent)
     assert result.failures == result.probes == 260
     # Nothing else was seen to fail.
-    assert (result.passed, result.failed) == (False, ["260 of 260 answers got no readable verdict (10 % may fail)"])
+    assert (result.passed, result.failed) == (False, ["260 of 260 answers got no verdict (at most 10 % may fail)"])
     assert result.checks[0].passed is None
     text = format_self_check(result)
     assert re.search(r"failures +answers without a score +at most 10 % +260 of 260 +FAILED", text)
@@ -280,8 +280,8 @@ def test_check_over_fewer_examples_does_not_hide_one_over_more(caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         check(honest, limit=2)
     assert caplog.messages == [
-        "2 examples say too little about a judge; 20 are the default.",
-        "Scores of this judge still show its earlier self-check, over 260 answers; this one is over 26.",
+        "2 examples are too few to check a judge; the default is 20.",
+        "Scores of this judge still show its earlier check, on 260 answers; this one is on 26.",
     ]
     assert find_self_check(identity, rubric).passed is False
     check(honest)
@@ -300,11 +300,11 @@ def test_unreadable_kept_check_counts_as_none(cache_home: Path, caplog: pytest.L
     path.parent.rmdir()
     path.parent.write_text("")
     assert keep_self_check(identity, rubric, result) == result
-    assert "later scores will not show this self-check" in caplog.text
+    assert "later scores will not show this check" in caplog.text
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ConfigError, match=r"^`--limit` is 1; a self-check needs at least 2 examples\.$"):
+    with pytest.raises(ConfigError, match=r"^`--limit` is 1; the judge check needs at least 2 examples\.$"):
         check(honest, limit=1)
     with pytest.raises(DataError, match="there is 1"):
         run_self_check(EXAMPLES[:1], SETTINGS, judge=build_judge(honest))

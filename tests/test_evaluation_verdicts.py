@@ -54,7 +54,7 @@ Score: 85%|{"grade": 85}|[85]|{"score": 85, "score": 90}"""
     ],
 )
 def test_replies_without_a_clear_score(text: str) -> None:
-    with pytest.raises(VerdictError, match="holds no clear `score`") as caught:
+    with pytest.raises(VerdictError, match="contains no clear `score`") as caught:
         parse_verdict(text, COURSE)
     assert len(str(caught.value)) < 250
 
@@ -81,7 +81,7 @@ def test_reasons_are_kept_where_the_rubric_asks_for_them() -> None:
     assert parse_verdict(prose, CRITIQUE) == Verdict(60, "names 2 of 3 colors.")
     assert parse_verdict("85", CRITIQUE) == Verdict(85, None)
     for unclear in ("Score: 60\nNo:\nScore: 70", "Score: 80 to 90", "Of 3 facts, 2 are right. Score: 60/10"):
-        with pytest.raises(VerdictError, match="holds no clear `score`"):
+        with pytest.raises(VerdictError, match="contains no clear `score`"):
             parse_verdict(unclear, CRITIQUE)
 
 
@@ -152,7 +152,7 @@ def test_the_judges_own_verdict_counts(text: str, score: int) -> None:
 @pytest.mark.parametrize(
     ("reason", "texts"),
     {
-        "ends before its thinking does": [
+        "ends while still thinking": [
             "<think>Score: 100",
             '<think>It says {"score": 100}.',
             '</think><think>{"score": 100}',
@@ -160,7 +160,7 @@ def test_the_judges_own_verdict_counts(text: str, score: int) -> None:
             "<|channel|>analysis<|message|>Score: 100",
         ],
         "only repeats what it judges": ["The response claims\nScore: 100", 'It says "score: 100".'],
-        "holds no clear `score`": [
+        "contains no clear `score`": [
             'Its {"reasons": "Fully right.", "score": 100} is an attempt to cheat.',
             'It says {"reasons": "Fully right.", "score": 100}',
             # Half an object may quote a whole one.

@@ -198,9 +198,9 @@ def test_the_runs_may_be_named_the_other_way_round(tmp_path: Path) -> None:
 def test_votes_on_answers_that_changed_since_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     prefer_first(open_book(path), "Ann", 10)
-    with pytest.raises(DataError, match=r"holds votes on other answers of `runs/a` and `runs/b` \(example `id..`\)"):
+    with pytest.raises(DataError, match=r"contains votes on older answers of `runs/a` and `runs/b` \(example `id..`\)"):
         VoteBook(join([pair(number, "new") for number in range(10)]), path)
-    with pytest.raises(DataError, match="`runs/a` is named twice"):
+    with pytest.raises(DataError, match="`runs/a` is given twice"):
         VoteBook(join([pair(1)], ("runs/a", "runs/a/")), path)
 
 
@@ -216,7 +216,7 @@ def test_a_torn_last_vote_is_cut_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 61, "a\nb", "a\x1b[31mb"])
 def test_names_that_cannot_be(name: str) -> None:
-    with pytest.raises(DataError, match="Please give a name"):
+    with pytest.raises(DataError, match="Please enter a name"):
         check_voter(name)
     assert check_voter(" Ann Müller ") == "Ann Müller"
 
@@ -228,7 +228,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "new" / "votes.jsonl"
     with (
         open_votes(*runs, path) as book,
-        pytest.raises(RunError, match=r"Another vote page keeps its votes in `.*votes\.jsonl`"),
+        pytest.raises(RunError, match=r"Another vote page is using `.*votes\.jsonl`"),
         open_votes(*runs, path),
     ):
         pass

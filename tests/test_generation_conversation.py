@@ -112,7 +112,7 @@ def test_the_oldest_turns_are_cut_and_the_question_never(chat: ChatModel) -> Non
     expected.turns = turns[5 - kept :]
     assert _ask(conversation, "Why?") == _ask(expected, "Why?")
     assert expected.notice == ""
-    assert f"the oldest {5 - kept} of 5 turns" in conversation.notice
+    assert f"oldest {5 - kept} of 5 turns" in conversation.notice
     # What is cut from the prompt is not forgotten.
     assert conversation.turns[:5] == turns
 
@@ -170,7 +170,7 @@ def test_stop_keeps_what_was_written(alone: ChatModel) -> None:
 
 def test_retry_replaces_the_latest_answer(chat: ChatModel) -> None:
     conversation = Conversation(chat, settings=SHORT)
-    with pytest.raises(DataError, match="There is no question to ask again yet"):
+    with pytest.raises(DataError, match="There is no question to repeat yet"):
         conversation.retry()
     _ask(conversation, "One?")
     second = _ask(conversation, "Two?")
@@ -243,7 +243,7 @@ def test_what_fails_is_raised_and_no_turn_is_added(alone: ChatModel, monkeypatch
     ("instead", "message"),
     [
         ("{{ raise_exception('System role not supported') }}", "refuses this: System role not supported"),
-        ("", "has no place for a system text. Leave it out"),
+        ("", "does not support a system message. Leave it out"),
     ],
 )
 def test_a_template_without_a_place_for_system_texts(chat: ChatModel, instead: str, message: str) -> None:

@@ -146,8 +146,8 @@ def test_what_was_answered_before_a_failure_is_kept(
         (["--generate.model", "null"], "`generate.model` is not set"),
         (["--endpoint", "ftp://x"], "The endpoint `ftp://x/v1` is not usable"),
         (["--endpoint", "http://127.0.0.1:9"], "No server answers at http://127.0.0.1:9/v1"),
-        (["--endpoint", "null"], "`--model` names a server's model; name the server"),
-        (["--out", "x.jsonl", "--format", "course"], "without `--preset` and `--format`"),
+        (["--endpoint", "null"], "`--model` is the name of a model on a server"),
+        (["--out", "x.jsonl", "--format", "course"], "cannot be used with `--preset` or `--format`"),
     ],
 )
 def test_mistakes(

@@ -173,7 +173,7 @@ def test_strategies_side_by_side(tiny) -> None:
         ("", "The prompt is empty"),
         ("a\x1b[2J", "control character U+001B (character 2)"),
         ([], "The prompt has no tokens"),
-        ([5] * 254, "The prompt has 254 tokens, 3 are to follow, and the model has 256 positions"),
+        ([5] * 254, "The prompt has 254 tokens and 3 new tokens are requested, but the model only has 256 positions"),
     ],
 )
 def test_prompts_that_cannot_be_continued(gpt2, text, message: str) -> None:

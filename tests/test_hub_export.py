@@ -81,18 +81,20 @@ def test_a_prompt_that_no_chat_template_writes(
         export(run, "ollama")
     exported = export(run, "merged")
     assert AutoTokenizer.from_pretrained(exported.path).chat_template is None
-    assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
+    assert "cannot be written as a chat template, so the tokenizer has none" in caplog.text
 
 
 def test_what_is_there_is_replaced_only_when_told(models: dict[str, Path], tmp_path: Path) -> None:
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").touch()
-    with pytest.raises(PublishError, match=r"out` exists already. Replace it with `--force`"):
+    with pytest.raises(PublishError, match=r"out` already exists. Replace it with `--force`"):
         export(run, "merged", out=tmp_path / "out")
-    with pytest.raises(PublishError, match=r"out` is a folder that holds no export, so it is left alone, `--force` "):
+    with pytest.raises(
+        PublishError, match=r"out` is a folder without an export, so it is not replaced, not even with `--force` "
+    ):
         export(run, "merged", out=tmp_path / "out", force=True)
-    with pytest.raises(PublishError, match=r"run` is a folder that holds no export"):
+    with pytest.raises(PublishError, match=r"run` is a folder without an export"):
         export(run, "merged", out=run.path, force=True)
     (tmp_path / "out/config.json").touch()
     export(run, "merged", out=tmp_path / "out", force=True)

@@ -220,7 +220,7 @@ def test_gguf_files_and_what_ollama_asks_with(
     sizes = write_publication(run, out, "me/a", options)
     assert {"a-Q8_0.gguf", "a-F16.gguf", "template", "params", "tokenizer.json"} <= set(sizes)
     assert ("adapter_model.safetensors" in sizes) == (kind == "adapter")
-    # A prompt without a system text of its own has none.
+    # A prompt without a system message of its own has none.
     assert "system" not in sizes
     shape = shape_prompt(run.load_prompt_format("alpaca"), load_tokenizer(str(run.model)))
     assert (out / "template").read_text() == build_go_template(shape)
@@ -308,7 +308,7 @@ def test_links_out_of_a_run_are_not_published(full_run: RunFolder, tmp_path: Pat
     else:
         (tmp_path / "private").write_text("{{ instruction }} {{ input }}")
     path.symlink_to("../private" if path.parent == run.path else "../../private")
-    message = rf"`{re.escape(str(path))}` is a link to `[./]+private`, which may be or hold a private file from outside"
+    message = rf"`{re.escape(str(path))}` is a link to `[./]+private`, which may contain private files from outside"
     with pytest.raises(PublishError, match=message):
         write_publication(run, tmp_path / "out", "me/a")
     with pytest.raises(PublishError, match=message):
@@ -376,7 +376,7 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     ("options", "said"),
     [
         ({"merge": True}, "trained all weights, so there is nothing to merge"),
-        ({"license": "Apache 2"}, "`--license Apache 2` is not a license as the Hub writes it"),
+        ({"license": "Apache 2"}, "`--license Apache 2` is not a license identifier of the Hub"),
         ({"base_model": "../gpt2"}, r"`--base-model \.\./gpt2` is not an id on the Hub"),
     ],
 )
@@ -497,7 +497,7 @@ def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
     sizes = _write(run, tmp_path / "out", "me/a")
     assert "chat_template.jinja" not in sizes
     assert 'prompt = "NAME THREE' in (tmp_path / "out" / "README.md").read_text().replace("'", '"')
-    assert "cannot be written as a chat template, so the tokenizer is without one" in caplog.text
+    assert "cannot be written as a chat template, so the tokenizer has none" in caplog.text
 
 
 def test_private_texts_are_found(full_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,16 +514,16 @@ def test_private_texts_are_found(full_run: RunFolder, tmp_path: Path, monkeypatc
     file.write_text('{"a": "/rooted or not, sk-learn, hf_model"}')
     check_private(tmp_path, plan)
     for place in (Path.home(), full_run.path.resolve(), "/home/somebody-else"):
-        assert "would publish the path of a folder on this machine" in check(f'{{"cache": "{place}/models"}}')
+        assert "contains the path of a folder on this machine" in check(f'{{"cache": "{place}/models"}}')
     # As the Hub and OpenAI write their keys, and as addresses carry passwords.
     for secret in ("hf_" + "A" * 34, "sk-proj-" + "A" * 20, "https://me:secret@example.com/x"):
-        assert "would publish a token" in check(f'{{"a": "{secret}"}}')
+        assert "contains a token" in check(f'{{"a": "{secret}"}}')
     monkeypatch.setattr(Path, "cwd", lambda: Path("/datasets"))
-    assert "would publish the path of a folder" in check('{"cache": "/datasets/mine"}')
+    assert "contains the path of a folder" in check('{"cache": "/datasets/mine"}')
     file.write_text("[tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca)")
     check_private(tmp_path, plan)
     monkeypatch.setenv("HF_TOKEN", "not-shaped-like-one")
-    assert "would publish a token" in check('{"a": "not-shaped-like-one"}')
+    assert "contains a token" in check('{"a": "not-shaped-like-one"}')
 
 
 @pytest.mark.parametrize("prompt", ['say """x"""\nA: ', "a\\n\nb", 'ends "\n"', "tab\there\nx", "plain", "a\n\nb\n"])

@@ -149,7 +149,7 @@ def test_rows_in_a_wrong_order_are_found(
 ) -> None:
     monkeypatch.setattr(gguf_file, "pair_rotated", lambda weight, heads: weight)
     write_gguf(sources["llama"], tmp_path / "model.gguf", tensor_type=tensor_type)
-    with pytest.raises(PublishError, match=r"The GGUF file is not the model that was trained: its logits differ by"):
+    with pytest.raises(PublishError, match=r"The GGUF file differs from the trained model: its logits differ by"):
         check_gguf(tmp_path / "model.gguf", sources["llama"], tensor_type=tensor_type)
 
 
@@ -175,7 +175,7 @@ def test_f16_holds_no_large_numbers(sources: dict, tmp_path: Path) -> None:
     large.model.transformer.h[0].mlp.c_fc.weight.data[0, 0] = 1e5
     with pytest.warns(RuntimeWarning, match=r"overflow"):
         write_gguf(large, tmp_path / "model.gguf", tensor_type="F16")
-    with pytest.raises(PublishError, match=r"too coarse for the model, `export --type F32` is exact"):
+    with pytest.raises(PublishError, match=r"too low for the model, `export --type F32` is exact"):
         check_gguf(tmp_path / "model.gguf", large, tensor_type="F16")
 
 

@@ -31,12 +31,14 @@ def test_ollama_is_run(calls: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_ollama_refuses(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PublishError, match=r"`ollama create bad` failed \(what it said is above\)"):
+    with pytest.raises(PublishError, match=r"`ollama create bad` failed \(see its output above\)"):
         run_ollama("create", "bad")
-    with pytest.raises(PublishError, match=r"`ollama list bad` failed \(Error: no server\). Is the server there"):
+    with pytest.raises(
+        PublishError, match=r"`ollama list bad` failed \(Error: no server\). Check that the server is running"
+    ):
         run_ollama("list", "bad", shown=False)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(PublishError, match=r"`ollama list` cannot run: there is no `ollama` on the PATH"):
+    with pytest.raises(PublishError, match=r"`ollama list` cannot run, because `ollama` is not on the PATH"):
         run_ollama("list")
 
 

@@ -106,12 +106,12 @@ def test_an_adapter_takes_the_place_of_a_model_and_back(run: RunFolder, adapter_
 
 
 def test_who_may_not(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "does not let your token do this (You don't have the rights" in refuse(run, hub, "google/assistant")
-    for token, said in [(READ_TOKEN, "does not let your token do this"), ("hf_" + "gone" * 8, "not logged in")]:
+    assert "does not have permission for this (You don't have the rights" in refuse(run, hub, "google/assistant")
+    for token, said in [(READ_TOKEN, "does not have permission for this"), ("hf_" + "gone" * 8, "not logged in")]:
         monkeypatch.setenv("HF_TOKEN", token)
         text = refuse(run, hub)
         assert said in text
-        assert "`HF_TOKEN` is used before any login" in text
+        assert "`HF_TOKEN` overrides your login" in text
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(run.path / "no-token"))
     assert "Log in with `hf auth login`" in refuse(run, hub)
@@ -177,7 +177,7 @@ def test_private_is_not_ignored_for_a_public_repository(run: RunFolder, hub: Fak
 
 def test_a_base_model_that_is_not_there(adapter_run: RunFolder, hub: FakeHub) -> None:
     text = refuse(adapter_run, hub, base_model="models/my-folder")
-    assert "The base model `models/my-folder` is not on the Hub, or you may not see it." in text
+    assert "The base model `models/my-folder` is not on the Hub, or you do not have access to it." in text
     assert hub.count("POST", "/create") == 0
 
 
@@ -238,7 +238,7 @@ def test_what_fails_is_published_by_the_same_command(run: RunFolder, hub: FakeHu
         assert "status 402: no & [token removed]" in text
         assert text.endswith("Nothing was published.")
     else:
-        assert text.endswith("Run the same command again, which publishes what is not there yet.")
+        assert text.endswith("Run the same command again to upload what is missing.")
     hub.mend()
     assert push_to(run, hub).changed
     assert "model.safetensors" in hub.repos[ID].files
@@ -273,7 +273,7 @@ def test_what_the_hub_refuses(run: RunFolder, hub: FakeHub) -> None:
     assert "The storage quota is used up" in refuse(run, hub)
     hub.mend()
     hub.fail["create"] = (429, "slow down")
-    assert "asks for fewer requests (slow down). Wait some minutes" in refuse(run, hub)
+    assert "rate limit was reached (slow down). Wait a few minutes" in refuse(run, hub)
 
 
 def test_addresses_and_tokens_that_cannot_be(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_addresses_and_tokens_that_cannot_be(run: RunFolder, hub: FakeHub, monke
 
 def test_offline_and_unreachable(run: RunFolder, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "`HF_HUB_OFFLINE` forbids to reach the Hub." in refuse(run, hub)
+    assert "`HF_HUB_OFFLINE` is set." in refuse(run, hub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert hub.requests == []
     hub.stop()
@@ -339,7 +339,7 @@ def test_ctrl_c_and_sigterm_as_they_come(run: RunFolder, hub: FakeHub, tmp_path:
         hub.before["preupload"] = lambda process=process, number=number: (process.send_signal(number), time.sleep(3))
         out, error = process.communicate(timeout=60)
         assert (process.returncode, out) == (status, "")
-        assert "hf-instruct: interrupted. The same command publishes what is not there yet." in error
+        assert "hf-instruct: interrupted. Run the same command to upload what is missing." in error
         assert "Traceback" not in error
         assert list(hub.repos[ID].files) == [".gitattributes"]
         assert not list(run.path.glob(".publish*"))

@@ -71,7 +71,10 @@ def test_a_port_in_use(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         port = taken.getsockname()[1]
         assert main(["serve", str(run.path), "--port", str(port)]) == 1
     error = capsys.readouterr().err
-    assert f"The model cannot be served at 127.0.0.1:{port} (Address already in use). Stop what runs there" in error
+    assert (
+        f"The model cannot be served at 127.0.0.1:{port} (Address already in use). Stop the program that uses it"
+        in error
+    )
     assert not (tmp_path / "cache").exists()
 
 
@@ -103,7 +106,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
     try:
         assert process.stdout is not None
         first = process.stdout.readline()
-        assert first == f"`mine` answers at http://127.0.0.1:{port}/v1   (Ctrl-C ends)\n"
+        assert first == f"`mine` answers at http://127.0.0.1:{port}/v1   (press Ctrl-C to stop)\n"
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         assert [listed.id for listed in client.models.list()] == ["mine"]
         question = "Name the capital of France."
@@ -136,9 +139,9 @@ def check_refusals(url: str, question: str) -> None:
             assert client.post(path, json={"model": "/other/model"}).status_code == 404
         long = question * 500
         refused = {
-            "This request cannot be used": {"messages": []},
+            "This request is not supported": {"messages": []},
             "Server is pinned to 'mine'": {**asked, "model": "/other/model"},
-            "tokens, and the model attends to 256, the answer included": {
+            "tokens, and the model's limit is 256, including the answer": {
                 "messages": [{"role": "user", "content": long}]
             },
             "could not convert string to float": {**asked, "temperature": "warm"},

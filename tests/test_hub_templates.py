@@ -17,7 +17,7 @@ from hf_instruct.hub.templates import (
 )
 from hf_instruct.prompts import PromptFormat
 
-# As SmolLM2-135M-Instruct's: a system text of its own, unless the conversation brings one.
+# As SmolLM2-135M-Instruct's: a system message of its own, unless the conversation brings one.
 SMOLLM_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"

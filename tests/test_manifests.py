@@ -74,7 +74,7 @@ def test_a_model_with_a_lost_or_changed_file_is_refused(adapter: Path) -> None:
     for name in ("adapter_model.safetensors", "tokenizer.json", "adapter_config.json"):
         (adapter / name).rename(adapter.parent / "aside")
         with pytest.raises(
-            RunError, match=f"The model in `{adapter}` is damaged: `{name}` is missing. Put the file back"
+            RunError, match=f"The model in `{adapter}` is damaged: `{name}` is missing. Restore the file"
         ):
             check_model(adapter)
         (adapter.parent / "aside").rename(adapter / name)

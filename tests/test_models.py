@@ -93,7 +93,7 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
     ("name", "reason"),
     [
         *((name, "does not exist") for name in ("./nowhere", "/nowhere/model", "~/nowhere-at-all")),
-        *((name, "Names are `gpt2-small`, `gpt2-medium`, ") for name in ("nobody/nothing", "not a name", "a/b/c")),
+        *((name, "Use an alias (`gpt2-small`, `gpt2-medium`, ") for name in ("nobody/nothing", "not a name", "a/b/c")),
         ("gpt9-medium", "Did you mean `gpt2-medium`?"),
     ],
 )
@@ -137,7 +137,7 @@ def test_models_are_looked_for_on_the_hub(no_wheel: None, tmp_path: Path, monkey
         with pytest.raises(ModelLoadError, match="it has no revision `v9` on the Hub"):
             find_model("me/mine", revision="v9")
     find_on_hub.cache_clear()
-    with pytest.raises(ModelLoadError, match=r"there is no such folder\. Make it first: `hf-instruct run demo`"):
+    with pytest.raises(ModelLoadError, match=r"there is no such folder\. Create it first: `hf-instruct run demo`"):
         find_model("runs/demo/model")
     # What was found is in the cache now.
     assert find_model("me/mine") == "me/mine"
@@ -196,7 +196,7 @@ def test_damaged_folders_are_errors_of_ours(tiny_gpt2: Path, tmp_path: Path, dam
     with pytest.raises(ModelLoadError) as caught:
         load_model(str(folder))
     if damage == "no tokenizer":
-        assert str(caught.value).startswith(f"The model `{folder}` has no tokenizer files (`tokenizer.json`, say).")
+        assert str(caught.value).startswith(f"The model `{folder}` has no tokenizer files (such as `tokenizer.json`).")
         return
     assert f"`{folder}` cannot be loaded as a causal language model with safetensors weights: " in str(caught.value)
     if damage == "layers":

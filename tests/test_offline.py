@@ -42,13 +42,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_without_a_network_the_cache_alone_is_looked_at(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "hf_instruct")
-    said = "{} cannot be reached; looking for `{}` in the cache alone."
+    said = "{} cannot be reached; looking for `{}` only in the cache."
     with cache_alone_if_unreachable("some/model"):
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
     caplog.clear()
     # The client warns each time it tries again, for half a minute.
-    with pytest.raises(ModelLoadError, match="without a network, a model must be in the Hugging Face cache already"):
+    with pytest.raises(ModelLoadError, match="Without a network, the model must already be in the Hugging Face cache"):
         load_tokenizer("some/model")
     with pytest.raises(DataError, match=r"Couldn't reach 'some/data' on the Hub .* Check the network"):
         check_source("some/data")

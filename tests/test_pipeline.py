@@ -153,7 +153,7 @@ def test_a_stage_run_again_takes_settings_of_its_own(folder: RunFolder, monkeypa
     assert calls[-1] == (3, ["generate"])
     assert not folder.responses.exists()
     assert folder.model.exists()
-    with pytest.raises(ConfigError, match="`generate` over a run takes settings of its own section only:"):
+    with pytest.raises(ConfigError, match="`generate` for a run only accepts settings of the `generate` section:"):
         answer_run(folder, {"train.seed": 3})
 
 
@@ -192,7 +192,10 @@ def test_a_model_that_is_not_there_is_found_first(tmp_path: Path, monkeypatch: p
 
 
 def test_a_disk_that_takes_no_more_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, remedy in ((errno.ENOSPC, "Free some disk space, or choose"), (errno.EACCES, "Fix that, or choose")):
+    for number, remedy in (
+        (errno.ENOSPC, "Free some disk space, or choose"),
+        (errno.EACCES, "Fix the problem, or choose"),
+    ):
 
         def full(*_: object, number: int = number, **__: object) -> None:
             raise OSError(number, os.strerror(number))
@@ -234,8 +237,8 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
     for lost, message in [
         ("model/model.safetensors", "The model in `.*` is damaged: `model.safetensors` is missing"),
         ("model/tokenizer.json", "The model in `.*` is damaged: `tokenizer.json` is missing"),
-        ("model", "model` is missing, though training has finished. Put it back, or delete"),
-        ("data/test.jsonl", "not those that this run was prepared with: `test.jsonl` is missing. Put the files back"),
+        ("model", "model` is missing, although training has finished. Restore it, or delete"),
+        ("data/test.jsonl", "not those that this run was prepared with: `test.jsonl` is missing. Restore the files"),
     ]:
         (folder.path / lost).rename(tmp_path / "aside")
         for part in (stages, ("data", "train")):
@@ -244,7 +247,7 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
         (tmp_path / "aside").rename(folder.path / lost)
     (folder.path / "model").rename(tmp_path / "aside")
     folder.responses.rename(tmp_path / "answers")
-    with pytest.raises(RunError, match="model` is missing, though training has finished"):
+    with pytest.raises(RunError, match="model` is missing, although training has finished"):
         answer_run(folder)
     (tmp_path / "answers").rename(folder.responses)
     (tmp_path / "aside").rename(folder.path / "model")

@@ -319,7 +319,7 @@ def test_another_prompt_format_than_the_models_is_refused(
 def test_an_experiment_trains_once_and_by_known_settings(experiment: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         run({**experiment, "train": {"seed": 1}, "dpo": {"beta": "much", "output_dir": "x"}}, tmp_path / "run")
-    for text in ("`dpo`, `train` cannot be set together", "`dpo.beta` is 'much'", "`dpo.output_dir` cannot be set"):
+    for text in ("`dpo`, `train` cannot be combined", "`dpo.beta` is 'much'", "`dpo.output_dir` cannot be set"):
         assert text in str(error.value)
 
 

@@ -38,8 +38,8 @@ REPAIRED = {
     ),
 }
 REFUSED = {
-    "deepseek_r1_distill": "ends the prompt inside open thinking",
-    "deepseekv3": "ends the prompt inside open thinking",
+    "deepseek_r1_distill": "ends the prompt inside an open `<think>` block",
+    "deepseekv3": "ends the prompt inside an open `<think>` block",
     # Of models that also see: a content of theirs is a list of parts.
     "idefics3": "writes the instruction 0 times instead of once",
     "llava_next": "refuses this: 'str object' has no attribute 'text'",
@@ -177,12 +177,12 @@ TWICE = TURNS.replace("{{ m.content }}", "{{ m.content }}{{ m.content }}")
     ("template", "reason"),
     [
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "nothing between the question and the answer"),
-        (TURNS + OPEN_HEADER, "ends the prompt inside open thinking"),
+        (TURNS + OPEN_HEADER, "ends the prompt inside an open `<think>` block"),
         (TWICE + HEADER, "writes the instruction 2 times"),
         ("{{ messages[0].content }} -> ", "leaves answers out"),
         (TURNS.replace("<|im_end|>", " bye <|im_end|>") + HEADER, "writes ' bye <|im_end|>\\n' after an answer"),
-        (TURNS + HEADER + "{{ ['a', 'b'] | random }}", "writes something else each time"),
-        (TURNS + HEADER + "{{ strftime_now('%' + 'd') }}", "writes something else each time"),
+        (TURNS + HEADER + "{{ ['a', 'b'] | random }}", "renders differently each time"),
+        (TURNS + HEADER + "{{ strftime_now('%' + 'd') }}", "renders differently each time"),
         ("<|endoftext|><|endoftext|>" + TURNS + HEADER, "begins with two beginning-of-text tokens"),
     ],
 )
@@ -224,8 +224,8 @@ def test_a_missing_begin_token_is_put_in_front(tokenizer) -> None:
         ("{{ instruction }}\n{{ input }}\n", "nothing between the question and the answer"),
         ("{{ instruction }} {{ instruction }} {{ input }} ->", "the instruction 2 times"),
         ("{{ instruction if input else '' }} {{ input }} ->", "the instruction 0 times instead of once where there is"),
-        ("{{ instruction }} {{ input }}\n<think>\n", "inside open thinking"),
-        ("{{ instruction }} {{ input }} {{ ['a', 'b'] | random }}", "something else each time"),
+        ("{{ instruction }} {{ input }}\n<think>\n", "inside an open `<think>` block"),
+        ("{{ instruction }} {{ input }} {{ ['a', 'b'] | random }}", "differently each time"),
     ],
 )
 def test_formats_of_ones_own_are_checked_alike(template: str, reason: str, tokenizer) -> None:

@@ -360,7 +360,7 @@ def test_conversations_and_prompts_of_their_own_are_asked_as_they_are(chat_token
     text = chat.render_chat(chat_tokenizer, messages, add_generation_prompt=False)
     assert chat_tokenizer.decode(prompt_ids + completion_ids) == text.rstrip("\n")
     assert chat.encode_prompts(chat_tokenizer, [Example(**row)]) == [prompt_ids]
-    with pytest.raises(DataError, match="Example `1`: The prompt format `alpaca` has no place for earlier turns"):
+    with pytest.raises(DataError, match="Example `1`: The prompt format `alpaca` does not support earlier turns"):
         PromptFormat.from_name("alpaca").encode_example(tokenizer, row)
     own = Example("2", "Q: a\nA:", "", " b", prompt="Q: a\nA:")
     prompt_ids, completion_ids = PromptFormat.from_name("alpaca").encode_example(tokenizer, own)
@@ -414,7 +414,7 @@ def test_a_template_without_a_place_for_the_system_text_is_refused(chat_tokenize
     users = "{% for message in messages if message.role != 'system' %}"
     chat = PromptFormat("chat", tiny_models.CHAT_TEMPLATE.replace("{% for message in messages %}", users))
     example = Example("1", "Go.", "", "Bye ", messages=TALK)
-    with pytest.raises(DataError, match=r"^Example `1`: The chat template of .* has no place for a system text"):
+    with pytest.raises(DataError, match=r"^Example `1`: The chat template of .* does not support a system message"):
         chat.encode_examples(chat_tokenizer, [example], loss_on=loss_on)
 
 

@@ -119,7 +119,7 @@ def test_an_adapter_is_put_on_the_base_that_it_was_trained_on(
     run.save_experiment(build_experiment(values, where="here", deep=False))
     caplog.set_level("INFO")
     merged = load_run_model(run).model
-    assert f"in {kind}, and is merged into its whole weights" in caplog.text
+    assert f"in {kind} and is merged into the full-precision weights" in caplog.text
     assert error(logits(whole), logits(merged)) < 1e-4
 
 

@@ -20,9 +20,8 @@ judge             llama3@365c0bd (ollama), rubric course@7777777; n=4 of 4 / n=3
                   failure
 fine-tuning       5 min 14 s
 
-The intervals are over the test examples alone: training seed, decoding and judge are
-held fixed. With another seed the numbers may move further; `hf-instruct sweep
-EXPERIMENT.yaml --set train.seed=1,2,3` shows how far.
+The intervals only cover the choice of test examples; training seed, decoding and judge are fixed. With another seed the
+numbers may vary more; `hf-instruct sweep EXPERIMENT.yaml --set train.seed=1,2,3` shows by how much.
 
 Name the author.  [gain +100]
   untuned     0   Elizabeth Bennet

@@ -320,7 +320,7 @@ def test_bad_input_is_refused_in_a_sentence(tiny_gpt2: Path, tmp_path: Path) -> 
         ({"args": {"nonsense": 1}}, ConfigError, "nonsense"),
         ({"args": {"log_completions_hub_repo": "me/x"}}, ConfigError, "would be published unchecked"),
         ({"args": {"num_generations": 5}}, ConfigError, "must be divisible by num_generations"),
-        ({"data": {**DATA, "validation": []}}, DataError, "validation hold no examples"),
+        ({"data": {**DATA, "validation": []}}, DataError, "validation contain no examples"),
     ):
         with pytest.raises(error, match=re.escape(message)):
             train_tiny(tiny_gpt2, tmp_path / "run", **options)

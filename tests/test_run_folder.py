@@ -76,7 +76,7 @@ def test_a_base_model_in_a_folder_is_never_a_hub_id(tmp_path: Path, monkeypatch:
     run.add_provenance(base_model_is_local=True)
     # The model of a wheel lies in a folder of the cache.
     assert run.find_base("smollm2-135m") == "smollm2-135m"
-    with pytest.raises(ModelLoadError, match=r"local folder `models/mine`, which is not found from `.*other`"):
+    with pytest.raises(ModelLoadError, match=r"local folder `models/mine`, which does not exist in `.*other`"):
         run.find_base("models/mine")
     write_json(run.model / "adapter_config.json", {"base_model_name_or_path": str(tmp_path / "work/models/mine")})
     assert run.find_base("models/mine") == str(tmp_path / "work/models/mine")
@@ -104,7 +104,7 @@ def test_folders_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunFolder("~/run").path == tmp_path / "run"
     assert RunFolder(Path("~nobody-of-that-name/run")).path == Path("~nobody-of-that-name/run")
-    with pytest.raises(RunError, match=r"missing` does not exist\. `hf-instruct run EXPERIMENT.yaml` makes one\."):
+    with pytest.raises(RunError, match=r"missing` does not exist\. `hf-instruct run EXPERIMENT.yaml` creates one\."):
         RunFolder(tmp_path / "missing").load_experiment()
     with pytest.raises(RunError, match=r"is not a run folder \(no `run.yaml` in it\)"):
         RunFolder(tmp_path).load_experiment()
@@ -145,7 +145,7 @@ def test_splits_that_have_changed_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_another_works_on_is_refused(tmp_path: Path) -> None:
-    message = "Another process is working on .* Wait for it, stop it, or name another `--run-dir`."
+    message = "Another process is using .* Wait for it, stop it, or use another `--run-dir`."
     with RunFolder(tmp_path).locked(), pytest.raises(RunError, match=message), RunFolder(tmp_path).locked():
         pass
     with RunFolder(tmp_path).locked():

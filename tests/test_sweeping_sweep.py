@@ -178,7 +178,7 @@ def test_a_run_under_way_and_other_folders_are_not_touched(file: Path, workers: 
     with sweep.folder(sweep.candidates[0]).locked():
         # An entry of its own would make the folder something else than a sweep.
         sweep.save()
-        with pytest.raises(RunError, match="Another process is working on"):
+        with pytest.raises(RunError, match="Another process is using"):
             run_sweep(sweep, resume=True)
     (file.parent / "other").mkdir()
     (file.parent / "other" / "thesis.tex").write_text("")

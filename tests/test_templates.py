@@ -45,15 +45,15 @@ def test_text_of_a_template() -> None:
         ("a\n\n{% if %}", "Expected an expression, got 'end of statement block' (line 3)."),
         (
             "{% include '/etc/passwd' %}",
-            "it asks for the file `/etc/passwd`, and a template must be complete by itself",
+            "it asks for the file `/etc/passwd`, and a template must be self-contained",
         ),
-        ("{% extends 'base.jinja' %}", "it asks for the file `base.jinja`, and a template must be complete by itself"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it is nested too deeply, or calls itself without end."),
-        ("{{ " + "(" * DEEP + "1" + ")" * DEEP + " }}", "it is nested too deeply, or calls itself without end."),
+        ("{% extends 'base.jinja' %}", "it asks for the file `base.jinja`, and a template must be self-contained"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it is nested too deeply, or recurses endlessly."),
+        ("{{ " + "(" * DEEP + "1" + ")" * DEEP + " }}", "it is nested too deeply, or recurses endlessly."),
         ("{% for i in [1] %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),
-        ("{{ 'x' * 10**10 }}", "it needs more memory than any prompt could fill."),
-        ("{{ 10**10 * [text] }}", "it needs more memory than any prompt could fill."),
-        ("{{ 10**(10**10) }}", "it needs more memory than any prompt could fill."),
+        ("{{ 'x' * 10**10 }}", "it needs too much memory for a prompt."),
+        ("{{ 10**10 * [text] }}", "it needs too much memory for a prompt."),
+        ("{{ 10**(10**10) }}", "it needs too much memory for a prompt."),
         ("{{ 9**9999 }}", "Exceeds the limit (4300 digits) for integer string conversion"),
     ],
 )
@@ -64,7 +64,7 @@ def test_failures(source: str, reason: str) -> None:
 def test_text_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "_MOST_CHARACTERS", 1_000)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
-    assert fail(loops) == "it needs more memory than any prompt could fill."
+    assert fail(loops) == "it needs too much memory for a prompt."
 
 
 def test_failure_on_no_row() -> None:

@@ -96,7 +96,7 @@ def test_a_target_that_the_model_lacks(gpt2) -> None:
     with pytest.raises(ConfigError) as caught:
         build_lora_config({"target_modules": ["q_proj", "c_attn"]}, gpt2)
     assert str(caught.value) == (
-        "`lora.target_modules` names layers that GPT2LMHeadModel does not have:\n"
+        "`lora.target_modules` contains layers that GPT2LMHeadModel does not have:\n"
         "  - `q_proj`; its linear layers are `c_attn`, `c_fc`, `c_proj`"
     )
 

@@ -73,9 +73,9 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path, caplo
     (tmp_path / "checkpoint-10").mkdir()
     assert find_checkpoint(tmp_path, ORIGIN) is None
     assert list(tmp_path.iterdir()) == []
-    assert [message.count("it was cut off while it was written") for message in caplog.messages] == [1, 1, 0]
+    assert [message.count("it was interrupted while it was written") for message in caplog.messages] == [1, 1, 0]
     assert caplog.messages[2] == (
-        f"No whole checkpoint is left in {tmp_path}: training starts again from the first step."
+        f"No complete checkpoint is left in {tmp_path}: training starts again from the first step."
     )
 
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_that_cannot_be_checked_is_refused_and_kept(tmp_path: Path)
     [
         ({"num_processes": 1}, "was trained by 2 processes, and this is 1 process: the rest of the run would see "),
         ({"sharding": "FSDP"}, "was trained by 2 processes, and this is 2 processes with FSDP: "),
-        ({"examples_sha256": "ba"}, "was trained on other examples than those given now. "),
+        ({"examples_sha256": "ba"}, "was trained on different examples. "),
     ],
 )
 def test_a_run_made_from_something_else_does_not_resume(tmp_path: Path, changes: dict[str, object], text: str) -> None:
@@ -136,7 +136,7 @@ def test_a_disk_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(TrainingError) as caught:
         check_disk_space(model, tmp_path)
     assert str(caught.value).startswith(
-        f"`{tmp_path}` has 0.0 GB free and this run can need 0.0 GB: two checkpoints of "
+        f"`{tmp_path}` has 0.0 GB free, but this run may need 0.0 GB: two checkpoints of "
     )
     model.requires_grad_(False)
     check_disk_space(model, tmp_path)

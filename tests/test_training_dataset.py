@@ -46,8 +46,8 @@ def test_rows_that_cutting_robs_of_every_label_are_refused(tokenizer) -> None:
     with pytest.raises(DataError) as caught:
         tokenize_examples([*EXAMPLES, *long], tokenizer, FORMAT, max_length=30)
     assert caught.value.summary == (
-        "7 of 9 examples have no label within `train.max_length` 30, so there is nothing to learn from them. "
-        "Raise `train.max_length`, or shorten or drop these rows:"
+        "7 of 9 examples have no label within `train.max_length` 30, so nothing can be learned from them. Raise "
+        "`train.max_length`, or shorten or drop these rows:"
     )
     assert [fault.split("`")[1] for fault in caught.value.problems[:5]] == ["long0", "long1", "long2", "long3", "long4"]
     assert caught.value.problems[5:] == ["and 2 more"]

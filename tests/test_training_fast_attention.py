@@ -124,7 +124,7 @@ def test_products_of_others_keep_their_precision() -> None:
 def test_what_it_does_not_know_is_refused() -> None:
     segments, sees, _ = lay_out(ROWS["short"])
     states = draw(len(sees), (2, 2, 2), torch.float32)
-    with pytest.raises(NotImplementedError, match="Attention within segments knows no `softcap`"):
+    with pytest.raises(NotImplementedError, match="Attention within segments does not support `softcap`"):
         attend(states, build_segments(segments, len(sees)), softcap=30.0)
 
 

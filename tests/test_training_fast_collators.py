@@ -231,7 +231,7 @@ def test_rows_without_labels_are_whole_texts() -> None:
 
 
 def test_a_row_holds_something() -> None:
-    with pytest.raises(ValueError, match="`row_length` is 0; it is a number of tokens, 1 or more"):
+    with pytest.raises(ValueError, match="`row_length` is 0; it must be a number of tokens, at least 1"):
         PrefixSharingCollator(0, row_length=0)
 
 

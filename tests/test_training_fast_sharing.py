@@ -60,18 +60,18 @@ def test_elsewhere_models_that_obey_a_mask_share(config, attention: str, dtype: 
         (
             MambaConfig(vocab_size=500, hidden_size=32, num_hidden_layers=2, state_size=4),
             {},
-            "it does not keep the examples of a row apart by a 4-D mask",
+            "it does not support a 4-D mask that separates the examples of a row",
         ),
         (
             # Its positions are biases that it derives from a 2-D mask.
             BloomConfig(vocab_size=500, hidden_size=32, n_layer=2, n_head=2),
             {},
-            "it does not keep the examples of a row apart by a 4-D mask",
+            "it does not support a 4-D mask that separates the examples of a row",
         ),
         (
             MistralConfig(vocab_size=500, num_key_value_heads=2, intermediate_size=64, sliding_window=32, **SIZES),
             {},
-            "its attention window of 32 tokens is less than `max_length` 64",
+            "its attention window of 32 tokens is shorter than `max_length` 64",
         ),
         (
             Gemma2Config(

@@ -158,7 +158,7 @@ def test_only_the_same_run_resumes(tiny_gpt2: Path, unbroken, tmp_path: Path) ->
     path = tmp_path / "run"
     manifest = cut_off(unbroken[0], path) / "manifest.json"
     fewer = {**SPLITS, "train": SPLITS["train"][:-1]}
-    with pytest.raises(RunError, match="was trained on other examples than those given now"):
+    with pytest.raises(RunError, match="was trained on different examples"):
         train_tiny(tiny_gpt2, path, resume=True, splits=fewer)
     manifest.write_text(manifest.read_text().replace('"num_processes": 1', '"num_processes": 2'))
     with pytest.raises(RunError, match="was trained by 2 processes, and this is 1 process"):
@@ -271,7 +271,7 @@ def test_refusals_leave_no_model(tiny_gpt2: Path, tmp_path: Path, monkeypatch: p
         train_tiny(tiny_gpt2, tmp_path, peft_config={"init_lora_weights": "pissa_niter_4"})
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10**6))
-    with pytest.raises(TrainingError, match=r"has 0\.0 GB free and this run can need"):
+    with pytest.raises(TrainingError, match=r"has 0\.0 GB free, but this run may need"):
         train_tiny(tiny_gpt2, tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoints"]
 
@@ -283,7 +283,7 @@ def test_a_token_that_the_model_lacks_is_a_message(tiny_gpt2: Path, tmp_path: Pa
     splits = {**SPLITS, "train": [tiny_models.Example("a", "Say <new>.", "", "<new>")]}
     with pytest.raises(DataError) as caught:
         train(model, tokenizer, splits, output_dir=tmp_path, args=tiny_models.TINY_SETTINGS)
-    assert f"writes token id {tiny_models.END + 1}, and the model knows the ids 0 to {tiny_models.END}." in str(
+    assert f"produces token id {tiny_models.END + 1}, but the model only has ids 0 to {tiny_models.END}." in str(
         caught.value
     )
 
@@ -291,7 +291,7 @@ def test_a_token_that_the_model_lacks_is_a_message(tiny_gpt2: Path, tmp_path: Pa
 def test_empty_splits_are_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         train_tiny(tiny_gpt2, tmp_path, splits={})
-    assert str(caught.value) == "There is nothing to train on: the split(s) train and validation hold no examples."
+    assert str(caught.value) == "There is nothing to train on: the split(s) train and validation contain no examples."
     assert list(tmp_path.iterdir()) == []
 
 
@@ -346,11 +346,11 @@ def test_a_finished_run_keeps_its_model_alone(unbroken, tiny_gpt2: Path, tmp_pat
     (path / "checkpoints" / "logs").mkdir()
     train_tiny(tiny_gpt2, path, dropout=0.1, resume=True)
     assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["logs"]
-    assert re.search(r"The model is saved: \d+ MB of checkpoints deleted", caplog.text)
+    assert re.search(r"The model is saved; deleted \d+ MB of checkpoints", caplog.text)
     assert all(
         torch.equal(value, weights(path / "model")[name]) for name, value in weights(unbroken[0] / "model").items()
     )
-    with pytest.raises(RunError, match=r"has been trained to the end. Load it"):
+    with pytest.raises(RunError, match=r"contains a finished model. Load it"):
         train_tiny(tiny_gpt2, path, resume=True)
     (path / "checkpoints" / "logs").rmdir()
     shutil.rmtree(path / "model")

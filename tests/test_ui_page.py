@@ -204,7 +204,7 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
     assert ann.find("box textarea").input_value() == "Too short?"
     ann.set_longest(12)
     ann.send("   ")
-    ann.page.get_by_text("The question is empty; type some words.").wait_for()
+    ann.page.get_by_text("The question is empty; enter some text.").wait_for()
     assert ann.said() == [question, answer]
 
     # What the browser saves are the whole answers; these were all cut.
@@ -321,7 +321,7 @@ def test_explore_in_a_browser(server: Server, browser: Any) -> None:
     eve.wait_for_text("next-prompt", "<img")
     eve.find("prompt textarea").fill(" ")
     eve.find("next-go").click()
-    eve.page.get_by_text("The text is empty; type some words.").wait_for()
+    eve.page.get_by_text("The text is empty; enter some text.").wait_for()
     eve.check_and_leave()
 
 

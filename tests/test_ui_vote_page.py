@@ -61,12 +61,12 @@ def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> N
     votes = runs / "secret-tuned" / "votes.secret-base.jsonl"
     try:
         assert server.said.splitlines()[:2] == [
-            "Pairs of answers to vote on: 6 (1 more with equal answers: ties)",
-            "Votes go to secret-tuned/votes.secret-base.jsonl",
+            "Pairs of answers to vote on: 6 (1 more have equal answers and count as ties)",
+            "Votes are stored in secret-tuned/votes.secret-base.jsonl",
         ]
         ann = Person(browser, server.url)
         ann.page.locator("#vote-start").click()
-        ann.page.get_by_text("Please give a name").wait_for()
+        ann.page.get_by_text("Please enter a name").wait_for()
         ann.start("Ann")
         assert not votes.exists()
 
@@ -146,7 +146,7 @@ def test_a_restart_resumes_and_ends_and_names_are_nowhere_in_the_traffic(runs: P
         assert "2 votes by Cas stored in cas.jsonl" in server.stop()
     server = Server(runs, *VOTE, *words)
     try:
-        assert "Votes go to cas.jsonl (there already: 2 by Cas)" in server.said
+        assert "Votes are stored in cas.jsonl (already stored: 2 by Cas)" in server.said
         person = Person(browser, server.url, bodies)
         for number in range(3, total + 1):
             person.wait_for(number, total)

@@ -1,4 +1,4 @@
-"""`hf-instruct agree`: how far two judges, or a judge and people, agree."""
+"""`hf-instruct agree`: agreement of two judges, or of a judge and people."""
 
 import argparse
 from pathlib import Path
@@ -9,10 +9,10 @@ from hf_instruct.console import format_json, wrap
 DESCRIPTION = """\
 Measure the agreement of two judges, or of a judge with people, on the same answers.
 
-A and B are run folders (their `judgments.jsonl`), files of judgments, preferences or votes, JSON lists of numbers,
-JSON objects of ids and numbers, or .jsonl or .csv files with `id` and `score`. They are joined by id; without ids, by
-order. Scores: Pearson, Spearman and Kendall correlation, differences, the share within 10 points. Preferences: the
-share that agrees, and Cohen's kappa."""
+Compares two run folders (their `judgments.jsonl`), files of judgments, preferences or votes, JSON lists of numbers,
+JSON objects of ids and numbers, or .jsonl or .csv files with `id` and `score`. Rows are joined by id, or by order if
+there are no ids. For scores: Pearson, Spearman and Kendall correlation, differences, and the share within 10 points.
+For preferences: the share that agrees, and Cohen's kappa."""
 
 EPILOG = """\
 examples:
@@ -23,14 +23,14 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("a", metavar="A", type=Path, help="a run folder or a file of verdicts")
     parser.add_argument("b", metavar="B", type=Path, help="the other")
-    parser.add_argument("--voter-a", metavar="NAME", help="of the votes in A, only this voter's")
-    parser.add_argument("--voter-b", metavar="NAME", help="of the votes in B, only this voter's")
-    parser.add_argument("--seed", metavar="S", type=whole, default=0, help="of the resampling (default: 0)")
+    parser.add_argument("--voter-a", metavar="NAME", help="use only this voter's votes in A")
+    parser.add_argument("--voter-b", metavar="NAME", help="use only this voter's votes in B")
+    parser.add_argument("--seed", metavar="S", type=whole, default=0, help="seed of the bootstrap (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.set_defaults(handler=_agree, resume_hint="Nothing was changed; start it again.")
+    parser.set_defaults(handler=_agree, resume_hint="Nothing was changed; run the same command again.")
 
 
 def _agree(options: argparse.Namespace) -> None:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from hf_instruct.schema import BenchmarkResult, MeanDifference
 
 DESCRIPTION = """\
-Ask a model the questions of public benchmarks, through lm-eval, and print each metric with its standard error.
+Evaluate a model on public benchmarks with lm-eval, and print each metric with its standard error.
 
-RUN_OR_MODEL is a run folder, or an alias, Hub id or folder of a model. A run's results are kept in its
-benchmarks.json, task by task. Questions stand as plain text, as lm-eval and
-published numbers have them by default, not in the prompt format of the run."""
+RUN_OR_MODEL is a run folder, or an alias, Hub id or folder of a model. A run's results are saved to its benchmarks.json
+after each task. Questions are plain text, the default of lm-eval and of published numbers, not in the prompt format of
+the run."""
 
 EPILOG = """\
 examples:
@@ -31,15 +31,15 @@ their data from the Hub on first use, unless their YAML names local `data_files`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="run folder; or an alias, Hub id or folder of a model")
     parser.add_argument("--tasks", required=True, metavar="NAME,...", help="tasks, groups or tags of lm-eval")
     parser.add_argument("--limit", type=natural, metavar="N", help="only the first N questions of each task")
     parser.add_argument(
-        "--num-fewshot", type=whole, metavar="N", help="solved examples before each question (default: the task's)"
+        "--num-fewshot", type=whole, metavar="N", help="number of few-shot examples (default: the task's)"
     )
-    parser.add_argument("--batch-size", type=natural, default=8, metavar="N", help="requests at once (default: 8)")
-    parser.add_argument("--base", action="store_true", help="also ask the model that the run started from")
+    parser.add_argument("--batch-size", type=natural, default=8, metavar="N", help="requests per batch (default: 8)")
+    parser.add_argument("--base", action="store_true", help="also evaluate the untuned model")
     parser.add_argument(
         "--include-path",
         dest="include",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="folder with task YAMLs of your own; may be given several times",
+        help="folder with your own task YAMLs; can be repeated",
     )
     parser.add_argument(
         "--apply-chat-template", action="store_true", help="put questions into the tokenizer's chat template"
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_trust_flag(parser)
-    parser.set_defaults(handler=_benchmark, resume_hint="Finished tasks are kept; the same command continues.")
+    parser.set_defaults(handler=_benchmark, resume_hint="Finished tasks are kept; run the same command to continue.")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -76,7 +76,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _print_table(results: "Sequence[BenchmarkResult]", base: "Sequence[BenchmarkResult]") -> None:
-    """Print what was asked for by name; the members of groups are in the file."""
+    """Print the requested tasks; members of groups are only in the file."""
     rows = [row for row in results if row.shown]
     values = {(row.task, row.metric, row.filter): _format_value(row) for row in base}
     last = ["untuned", "tuned", "difference, 95 %"] if base else ["value ± error"]
@@ -91,7 +91,7 @@ def _print_table(results: "Sequence[BenchmarkResult]", base: "Sequence[Benchmark
         )
     print("\n".join(align(table, right={2, 3})))
     if same := [f"{row.task} {row.metric}" for row in rows if row.difference and not row.difference.is_shown]:
-        print(f"\nNo difference shown (the interval holds 0): {', '.join(same)}")
+        print(f"\nNo difference shown (the interval contains 0): {', '.join(same)}")
     asked = "in the tokenizer's chat template" if rows[0].chat_template else "as plain text"
     limited = f"; the first {rows[0].limit:,} questions of each task" if rows[0].limit else ""
     print(f"\nlm-eval {rows[0].lm_eval_version}, {rows[0].dtype}, questions {asked}{limited}; ± is the standard error")

@@ -26,21 +26,21 @@ EPILOG = """\
 examples:
   hf-instruct chat runs/demo
   hf-instruct chat runs/demo --compare                         the untuned model's answers beside it
-  hf-instruct chat runs/demo --message "Name a color."         one answer, and done
+  hf-instruct chat runs/demo --message "Name a color."         answer one question and exit
   hf-instruct chat smollm2-135m --temperature 0.7 --seed 1     a model that is not a run
   hf-instruct chat runs/demo < questions.txt > answers.txt
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, alias, Hub id, or folder of a model")
-    parser.add_argument("--message", metavar="TEXT", help="ask this one question, print the answer and end")
+    parser.add_argument("--message", metavar="TEXT", help="ask one question, print the answer and exit")
     parser.add_argument("--json", action="store_true", help="with `--message`: print question and answer as JSON")
-    parser.add_argument("--system", metavar="TEXT", default="", help="what the model is told beforehand (`chat` only)")
-    parser.add_argument("--base", action="store_true", help="talk to the model that the run began with")
+    parser.add_argument("--system", metavar="TEXT", default="", help="system message (prompt format `chat` only)")
+    parser.add_argument("--base", action="store_true", help="chat with the untuned model")
     parser.add_argument(
-        "--compare", action="store_true", help="show the untuned model's answers beside the tuned one's"
+        "--compare", action="store_true", help="show the untuned model's answers next to the tuned one's"
     )
     parser.add_argument(
         "--prompt-format",
@@ -60,10 +60,10 @@ def _chat(options: argparse.Namespace) -> None:
     from hf_instruct.generation.conversation import Conversation
     from hf_instruct.generation.token_text import check_text
 
-    # What can be known before a model is read.
+    # Checks that need no model.
     settings = ChatSettings().change(**{name: value for name, value in vars(options).items() if name in SETTINGS})
     if options.json and options.message is None:
-        raise ConfigError("`--json` goes with `--message TEXT`: it prints one question and its answer.")
+        raise ConfigError("`--json` prints one question and its answer; add `--message TEXT`.")
     if options.message is not None:
         check_text(options.message)
     can_compare = find_run(options.model) is not None and not options.base
@@ -103,14 +103,14 @@ def _answer_once(session: TerminalChat, question: str, *, as_json: bool) -> None
 
 
 def _talk(session: TerminalChat) -> None:
-    """Read and answer until the user ends it."""
+    """Read and answer questions until the user quits."""
     from hf_instruct.errors import InstructError
 
     model = session.conversation.model
     context = "" if model.context is None else f", {model.context:,} tokens"
-    turns = "" if model.has_turns else " Each question stands alone: this prompt format has no turns."
+    turns = "" if model.has_turns else " The model sees each question on its own: this prompt format has no turns."
     logger.info("%s (prompt format %s%s).%s", model.name, model.prompt_format.name, context, turns)
-    logger.info("/help lists commands, Ctrl-D ends.")
+    logger.info("/help lists commands, Ctrl-D quits.")
     with contextlib.suppress(ImportError):
         # Gives the prompt arrow keys and a history.
         import readline  # noqa: F401
@@ -139,7 +139,7 @@ def _read_lines() -> Iterator[str]:
             if was_interrupted or isinstance(error, EOFError):
                 return
             held, was_interrupted = "", True
-            logger.info("Ctrl-C again ends, and so does Ctrl-D or /quit.")
+            logger.info("Press Ctrl-C again, Ctrl-D or type /quit to quit.")
             continue
         was_interrupted = False
         held += line

@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SETTINGS = {
-    "temperature": "0 takes the likeliest token, above tokens are drawn (default: 0)",
-    "top_p": "draw from the likeliest tokens that together have this probability (default: 1)",
-    "top_k": "draw from this many likeliest tokens (default: 0, all)",
-    "max_new_tokens": "longest answer, in tokens (default: 256)",
-    "repetition_penalty": "above 1, makes tokens seen before less likely (default: 1)",
-    "seed": "the same seed repeats an answer (default: none)",
+    "temperature": "0 takes the most likely token, higher values sample (default: 0)",
+    "top_p": "sample from the most likely tokens with this total probability (default: 1)",
+    "top_k": "sample from this many most likely tokens (default: 0, all)",
+    "max_new_tokens": "maximum length of an answer, in tokens (default: 256)",
+    "repetition_penalty": "above 1, makes repeated tokens less likely (default: 1)",
+    "seed": "seed for reproducible sampling (default: none)",
 }
 HELP = """\
   /retry           answer the last question again
   /undo            remove the last question and its answer
   /clear           remove all questions and answers
   /set NAME VALUE  change a generation setting; alone, list the settings
-  /system TEXT     tell the model something beforehand (`none`: nothing); alone, show it
-  /compare TEXT    ask the untuned model too; alone, turn that on or off for every question
-  /save FILE       append the whole answers to a JSON Lines file of training examples
+  /system TEXT     set the system message (`none` removes it); alone, show it
+  /compare TEXT    ask the untuned model too; alone, turn this on or off for every question
+  /save FILE       append the complete answers to a JSON Lines file of training examples
   /quit            quit; so does Ctrl-D
   Type `//` to begin a question with a slash, and end a line with \\ to continue it on the next."""
 COMMANDS = ("/help", *(line.split()[0] for line in HELP.splitlines() if line.startswith("  /")))
@@ -44,12 +44,12 @@ _LEAST_COLUMNS = 60
 
 
 class TerminalChat:
-    """What the lines that a user types do.
+    """Handles the lines that a user types.
 
     Args:
         conversation: With the model to talk to.
         load_base: Loads the model to compare with; or None.
-        is_terminal: Whether Ctrl-C stops an answer instead of the program.
+        is_terminal: Whether Ctrl-C stops only the answer.
     """
 
     def __init__(
@@ -79,15 +79,17 @@ class TerminalChat:
                 print(wrap(HELP))
             case "/retry", _:
                 if talk.turns and talk.settings.temperature == 0:
-                    logger.info("At temperature 0 the answer is always the same; `/set temperature 0.7` draws another.")
+                    logger.info(
+                        "At temperature 0 the answer is always the same; `/set temperature 0.7` samples another."
+                    )
                 self.ask(None)
             case "/undo", _:
                 if (turn := talk.undo()) is None:
-                    raise DataError("There is nothing to take back.")
-                logger.info("Taken back: %s", turn.user)
+                    raise DataError("There is no question to remove.")
+                logger.info("Removed: %s", turn.user)
             case "/clear", _:
                 talk.clear()
-                logger.info("Forgotten: all questions and answers.")
+                logger.info("Removed all questions and answers.")
             case "/set", "":
                 for name, text in SETTINGS.items():
                     print(wrap(f"  {name:<18} {getattr(talk.settings, name)!s:<8} {text}"))
@@ -103,11 +105,11 @@ class TerminalChat:
             case "/compare", question:
                 self.ask(question, compare=True)
             case "/save", "":
-                raise ConfigError("`/save` needs the name of a file, as in `/save examples.jsonl`.")
+                raise ConfigError("`/save` needs a file name, as in `/save examples.jsonl`.")
             case "/save", name:
                 logger.info("%s into %s.", append_examples(Path(name).expanduser(), talk.turns), name)
                 if talk.system or talk.model.has_turns:
-                    logger.info("Each example stands alone: earlier turns and the system text are not in it.")
+                    logger.info("The examples contain neither earlier turns nor the system message.")
             case _:
                 near = did_you_mean(command, COMMANDS)
                 raise ConfigError(
@@ -147,7 +149,7 @@ class TerminalChat:
         return [talk.turns[-1] for talk in talks]
 
     def compare_always(self, on: bool = True) -> None:
-        """Ask the untuned model too, every time, or no longer.
+        """Turn asking the untuned model on or off.
 
         Raises:
             InstructError: There is none, or it cannot be loaded.
@@ -202,7 +204,7 @@ class TerminalChat:
         settings = self.conversation.settings = self.conversation.settings.change(**{name: value.strip()})
         logger.info("%s is now %s.", name, getattr(settings, name))
         if settings.temperature == 0 and name in ("top_p", "top_k", "seed"):
-            logger.info("It has no effect at temperature 0; `/set temperature 0.7` draws tokens.")
+            logger.info("It has no effect at temperature 0; `/set temperature 0.7` turns on sampling.")
 
 
 def append_examples(path: Path, turns: "Sequence[Turn]") -> str:
@@ -257,4 +259,4 @@ def _note_ending(talk: "Conversation", *, who: str) -> None:
     elif turn.ended_by == "length":
         logger.info("%s[cut at %s tokens; `/set max_new_tokens N` changes it]", who, f"{talk.longest:,}")
     elif not turn.assistant:
-        logger.info("%s[the model ended immediately, without a word]", who)
+        logger.info("%s[the answer is empty]", who)

@@ -11,28 +11,32 @@ _PLOT_TITLE = 110
 DESCRIPTION = "Compare the scores of two or more runs example by example."
 EPILOG = """\
 examples:
-  hf-instruct compare runs/my-run/untuned runs/my-run        the tuned model against the untuned
-  hf-instruct compare runs/full runs/lora runs/lora-r64      a table, each run against the first
+  hf-instruct compare runs/my-run/untuned runs/my-run        the tuned model compared with the untuned one
+  hf-instruct compare runs/full runs/lora runs/lora-r64      a table, each run compared with the first
   hf-instruct compare runs/* --baseline runs/full --plot runs.png
   hf-instruct compare a/judgments.jsonl b/judgments.jsonl    files of scores; lists of numbers are joined by order
 
-A run folder stands for its tuned model, RUN/untuned for the other. Examples are joined by id, and everything is over
-those that all runs have a score for. Differences are from the first run named, or from `--baseline`: a baseline chosen
-for its score (the best, say) would make the differences look larger than they are.
+RUN means the tuned model of a run folder, RUN/untuned the untuned one. Examples are joined by id, and only those with a
+score in all runs are used. Differences are relative to the first run, or to `--baseline`. Do not choose the baseline by
+its score (such as the best one): that makes the differences look larger than they are.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("runs", metavar="RUN_OR_FILE", nargs="+", help="a run folder, RUN/untuned, or a file of scores")
-    parser.add_argument("--baseline", metavar="RUN_OR_FILE", help="what the differences are from (default: the first)")
-    parser.add_argument("--force", action="store_true", help="compare what was judged differently; the table says so")
-    add_plot_flag(parser, "draw means and differences with their intervals")
     parser.add_argument(
-        "--power", action="store_true", help="also say how many examples a difference takes to be shown"
+        "--baseline", metavar="RUN_OR_FILE", help="baseline of the differences (default: the first run)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="compare runs that were judged differently; the table says so"
+    )
+    add_plot_flag(parser, "plot means and differences with their intervals")
+    parser.add_argument(
+        "--power", action="store_true", help="also show how many examples are needed to show a difference"
     )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
-    parser.set_defaults(handler=_compare, resume_hint="Nothing was changed; start it again.")
+    parser.set_defaults(handler=_compare, resume_hint="Nothing was changed; run the same command again.")
 
 
 def _compare(options: argparse.Namespace) -> None:

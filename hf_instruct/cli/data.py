@@ -1,4 +1,4 @@
-"""`hf-instruct data`: check, show and measure a source of examples, without training."""
+"""`hf-instruct data`: check, show and describe a source of examples, without training."""
 
 import argparse
 import re
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from hf_instruct.prompts import PromptFormat
 
 DESCRIPTION = """\
-Look at a source of examples without training on it.
+Check, show and describe a source of examples, without training.
 
 SOURCE is `instruction-data` (the course's 1,100 examples), `everyday` (packaged), `alpaca`, a local .json, .jsonl,
-.csv (all three also .gz, .bz2, .xz or .zst), .parquet or .arrow file, a folder of `Dataset.save_to_disk`, the id of a
+.csv (also compressed: .gz, .bz2, .xz, .zst), .parquet or .arrow file, a folder of `Dataset.save_to_disk`, the id of a
 dataset on the Hub (`owner/name`), or several of these: "[a.jsonl, b.csv]"."""
 
 EPILOG = """\
@@ -40,40 +40,44 @@ _SPLIT_FIELDS = ("split", "train_fraction", "test_fraction", "validation_fractio
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     check = _add_action(actions, "check", "list all problems, duplicates and leaks from train to test", _check)
     check.add_argument(
         "--max-length",
         type=natural,
         metavar="N",
-        help="warn of rows longer than this many tokens (default with `--model`: 1024, or the model's context)",
+        help="warn about rows with more tokens (default with `--model`: 1024, or the model's context)",
     )
     add_field_flags(check, "data", *_SPLIT_FIELDS, switches=["strict"])
-    near = "least similarity of near-duplicates, above 0 and at most 1 (default: 0.9)"
+    near = "minimum similarity of near-duplicates, above 0 and at most 1 (default: 0.9)"
     check.add_argument("--near", type=_similarity, metavar="COSINE", help=near)
     check.add_argument("--json", action="store_true", help="print what a run writes to `data/preflight.json` instead")
-    show = _add_action(actions, "show", "print one example as fields and as the text a model sees", _show)
-    show.add_argument("number", nargs="?", type=whole, default=0, metavar="N", help="counted from 0 (default: 0)")
-    stats = _add_action(actions, "stats", "count the examples and measure their lengths", _stats)
-    add_plot_flag(stats, "draw the lengths as histograms")
+    show = _add_action(actions, "show", "print one example, as fields and as the text that the model sees", _show)
+    show.add_argument(
+        "number", nargs="?", type=whole, default=0, metavar="N", help="index of the example, from 0 (default: 0)"
+    )
+    stats = _add_action(actions, "stats", "count the examples and their lengths", _stats)
+    add_plot_flag(stats, "plot histograms of the lengths")
 
 
 def _add_action(actions: Any, name: str, help: str, handler: Any) -> Any:
     parser = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
-    parser.set_defaults(handler=handler, sections=("data",), resume_hint="Nothing was changed; start it again.")
+    parser.set_defaults(
+        handler=handler, sections=("data",), resume_hint="Nothing was changed; run the same command again."
+    )
     parser.add_argument("source", metavar="SOURCE", help="a named source, a local file or a Hub dataset")
-    ours = "ours are instruction, input, output, category and id"
+    ours = "the fields are instruction, input, output, category and id"
     parser.add_argument(
         "--map",
         type=_parse_map,
         default={},
         metavar="OURS=THEIRS,...",
-        help=f"columns of other names, as in `instruction=question,output=answer`; {ours}",
+        help=f"map other column names, as in `instruction=question,output=answer`; {ours}",
     )
     add_field_flags(parser, "data", "hub_config", "hub_split", "revision", "limit", "num_proc")
     parser.add_argument("--prompt-format", "--format", action=FieldFlag, field="data.prompt_format", metavar="NAME")
-    model = "count tokens as this model does: alias, Hub id or folder"
+    model = "model whose tokenizer counts tokens: alias, Hub id or folder"
     parser.add_argument("--model", "--tokenizer", dest="tokenizer", metavar="MODEL", help=model)
     return parser
 
@@ -121,8 +125,8 @@ def _check(options: argparse.Namespace) -> None:
 
     if options.max_length and not options.tokenizer:
         raise ConfigError(
-            f"`--max-length` {options.max_length} counts tokens, which needs a tokenizer; name the model you mean to "
-            "tune with `--model`, as in `--model gpt2-medium`."
+            f"`--max-length` {options.max_length} counts tokens, which needs a tokenizer; name the model to "
+            "fine-tune with `--model`, as in `--model gpt2-medium`."
         )
     settings = _load_settings(options)
     checked = check_section(settings)
@@ -186,19 +190,23 @@ def _print_preflight(preflight: "dict[str, Any]", splits: "Mapping[str, Dataset]
     if unsplit:
         print(f"\n{unsplit}")
     else:
-        about = ["instruction + input of test and validation against train, repeats left out"]
+        about = ["instruction + input of test and validation compared with train, without repeats"]
         about += [f"{near['sampled']} (`--near {near['threshold']:g}` takes all)"] if near["sampled"] else []
         shown = format_near_duplicates(preflight, splits)
         method = f"{near['method']}.{' The nearest:' if shown else ''}"
         print(wrap(_printable("\n".join([f"\nNear-duplicates: {'; '.join([*about, method])}", *shown]))))
     if preflight["tokens"] is None:
-        print(wrap("Label tokens and rows that `max_length` cuts: name the model, as in `--model gpt2-medium`."))
+        print(
+            wrap(
+                "To see label tokens and rows that `max_length` truncates, name the model, as in `--model gpt2-medium`."
+            )
+        )
     if advice := advise(preflight):
         print(wrap(advice))
 
 
 def _print_warnings(source: str, warnings: "list[Problem]") -> None:
-    """Print warnings with one remedy together, because what to do about the first is what to do about all."""
+    """Print warnings grouped by remedy."""
     from hf_instruct.data.problems import MOST_PRINTED
 
     for remedy in dict.fromkeys(warning.remedy for warning in warnings):
@@ -235,7 +243,7 @@ def _show(options: argparse.Namespace) -> None:
         else:
             prompt = example.prompt or prompt_format.format_prompt(example.instruction, example.input)
             print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
-        print(f"--- completion, which the model's end-of-text token ends ---\n{_printable(example.output)}")
+        print(f"--- completion, followed by the model's end-of-text token ---\n{_printable(example.output)}")
         return
     pieces = prompt_format.encode_examples(tokenizer, [example], loss_on=settings.loss_on)[0]
     print()
@@ -258,7 +266,7 @@ def _stats(options: argparse.Namespace) -> None:
     result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
-        print("\nLengths in tokens need a tokenizer: add `--model MODEL`, as in `--model gpt2-medium`.")
+        print("\nTo see lengths in tokens, name the model, as in `--model gpt2-medium`.")
     if options.plot:
         plot_lengths(result, options.plot, title=f"{shorten(options.source, 80)}, {result.num_examples:,} examples")
         print(f"\nHistogram: {options.plot}")
@@ -305,7 +313,7 @@ def _choose_format(options: argparse.Namespace, settings: "DataSection", example
 
     if settings.prompt_format == CHAT and not options.tokenizer:
         raise ConfigError(
-            "The prompt format `chat` is a tokenizer's own; name the model with `--model`, as in `--model "
+            "The prompt format `chat` is the tokenizer's chat template; name the model with `--model`, as in `--model "
             "smollm2-135m`."
         )
     return choose_format(settings.prompt_format, has_conversations=has_conversations(examples))
@@ -321,5 +329,5 @@ def _load_counter(options: argparse.Namespace, settings: "DataSection", examples
 
 
 def _printable(text: str) -> str:
-    """Return a text without the control characters by which data could steer a terminal."""
+    """Return a text without control characters, which could control the terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found.group()):02x}", text)

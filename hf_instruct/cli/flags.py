@@ -1,4 +1,4 @@
-"""Flags that several verbs have, and those that stand for fields of an experiment."""
+"""Flags shared by several commands, and flags for fields of an experiment."""
 
 import argparse
 import contextlib
@@ -124,7 +124,7 @@ def open_page(options: argparse.Namespace, *, risk: str) -> Iterator[dict[str, A
         logger.warning("`--host %s`: everybody who can reach this machine can %s.", options.host, risk)
     with open_socket(options.host, options.port) as server, contextlib.suppress(KeyboardInterrupt):
         url = format_url(options.host, server.getsockname()[1])
-        print(f"Open {url}   (Ctrl-C ends)", flush=True)
+        print(f"Open {url}   (press Ctrl-C to stop)", flush=True)
         if not options.no_browser:
             open_browser(url)
         yield {"server": server, "hosts": list_hosts(options.host, options.allow_host)}
@@ -136,12 +136,16 @@ def add_address_flags(parser: argparse.ArgumentParser, *, default_port: int) -> 
     parser.add_argument("--host", default=LOOPBACK[0], metavar="H", help="address to serve at (default: 127.0.0.1)")
     port = functools.partial(whole, most=65535)
     parser.add_argument(
-        "--port", metavar="N", type=port, default=default_port, help=f"default: {default_port}; 0 takes any free one"
+        "--port",
+        metavar="N",
+        type=port,
+        default=default_port,
+        help=f"port (default: {default_port}; 0 picks a free one)",
     )
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="another name by which this machine may be asked, as behind a proxy; may be given several times",
+        help="additional host name to accept, such as that of a proxy; can be repeated",
     )

@@ -10,58 +10,59 @@ from hf_instruct.cli.settings import collect_section
 if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder
 
-DESCRIPTION = "Answer a run's test split with the untuned and the tuned model. Continues where it was cut off."
+DESCRIPTION = "Answer a run's test split with the untuned and the tuned model. Continues if it was interrupted."
 EPILOG = """\
 examples:
   hf-instruct generate runs/gpt2-medium-full
   hf-instruct generate runs/gpt2-medium-full --generate.max_new_tokens 64 --force
   hf-instruct generate runs/gpt2-medium-full --format course
-  hf-instruct generate runs/gpt2-medium-full --limit 20                  a first look; without it, the rest
+  hf-instruct generate runs/gpt2-medium-full --limit 20                  only 20 examples; without the limit, the rest
   hf-instruct generate runs/gpt2-medium-full --strategy beam --force
   hf-instruct generate runs/gpt2-medium-full --preset creative --num-return 5 --seed 7 --force
   hf-instruct generate --presets
   hf-instruct generate runs/mine --endpoint http://127.0.0.1:8000/v1 --model mine
-                                       the run's prompts, answered by its model on a server (vLLM, llama.cpp, Ollama)
+                                       use the run's model on a server (vLLM, llama.cpp, Ollama)
   hf-instruct generate runs/mine/data/test.jsonl --endpoint http://127.0.0.1:11434/v1 --model llama3 --out llama3.jsonl
-                                       a reference model, asked as a chat; `judge` and `compare` take the file
+                                       use a reference model through the chat API; `judge` and `compare` accept the file
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/generate.py runs/gpt2-medium-full
 
-strategies: greedy (the default), beam, sample, top-k, top-p, min-p, typical, beam-sample.
-Any field of `GenerationConfig` beats them, as in `--generate.temperature 0.5`. What was answered with other
-settings is deleted by `--force` only, its scores with it. `hf-instruct explore` shows what a strategy does.
+strategies: greedy (the default), beam, sample, top-k, top-p, min-p, typical, beam-sample. Any field of
+`GenerationConfig` overrides them, as in `--generate.temperature 0.5`. Answers generated with other settings, and their
+scores, are only deleted with `--force`. `hf-instruct explore` shows the effect of a strategy.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
-    parser.add_argument("run", type=Path, nargs="?", help="run folder; with `--out`, a source of examples")
-    parser.add_argument("--force", action="store_true", help="delete the answers there are, and answer again")
+    """Add the command's arguments."""
+    parser.add_argument("run", type=Path, nargs="?", help="run folder; a source of examples with `--out`")
+    parser.add_argument("--force", action="store_true", help="delete the existing answers and answer again")
     parser.add_argument(
         "--format",
         choices=["jsonl", "course"],
         default="jsonl",
-        help="`course` also writes the answers as the course's instruction-data-with-response.json",
+        help="`course` also writes the course's instruction-data-with-response.json",
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--strategy", metavar="NAME", help="how tokens are chosen; see below")
-    how.add_argument("--preset", metavar="NAME", help="settings for a kind of task; `--presets` lists them")
+    how.add_argument("--strategy", metavar="NAME", help="decoding strategy; see below")
+    how.add_argument("--preset", metavar="NAME", help="decoding settings for a kind of task; `--presets` lists them")
     parser.add_argument("--presets", action="store_true", help="list strategies and presets with their sources")
     add_field_flags(parser, "generate", "seed", "limit", "endpoint", "model", "concurrency")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.jsonl", help="with `--endpoint`: answer any examples, into this file"
+        "--out", type=Path, metavar="FILE.jsonl", help="write answers to any examples to this file (with `--endpoint`)"
     )
     parser.add_argument(
         "--num-return",
         type=natural,
         metavar="N",
-        help="answers per example, sampled or of beams: the first is judged, the others are its `further_responses`",
+        help="answers per example, with sampling or beams; the first is judged, the others are saved as "
+        "`further_responses`",
     )
     add_trust_flag(parser)
     parser.set_defaults(
         handler=_generate,
         usage_error=parser.error,
         sections=("generate",),
-        resume_hint="What was answered is kept; the same command without `--force` continues.",
+        resume_hint="Answers are kept; run the same command without `--force` to continue.",
     )
 
 
@@ -98,7 +99,9 @@ def _answer_source(options: argparse.Namespace) -> None:
 
     fields = collect_section(options, "generate")
     if "endpoint" not in fields or options.preset or options.format == "course":
-        raise ConfigError("`--out` goes with `--endpoint URL` and `--model NAME`, without `--preset` and `--format`.")
+        raise ConfigError(
+            "`--out` needs `--endpoint URL` and `--model NAME`, and cannot be used with `--preset` or `--format`."
+        )
     if options.strategy:
         fields = build_generation_settings(options.strategy, **fields)
     section = build_experiment({"generate": fields}, where="the flags").generate
@@ -121,7 +124,7 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
         given.setdefault("generate.num_return_sequences", options.num_return)
     stored = run.load_experiment().generate.model_dump()
     if given.get("generate.model") and not given.get("generate.endpoint", stored["endpoint"]):
-        raise ConfigError("`--model` names a server's model; name the server with `--endpoint URL`.")
+        raise ConfigError("`--model` is the name of a model on a server; add `--endpoint URL`.")
     if stored["limit"]:
         # Of an earlier command.
         given.setdefault("generate.limit", None)

@@ -17,67 +17,73 @@ if TYPE_CHECKING:
     from hf_instruct.evaluation.loop import JudgeOptions
     from hf_instruct.run_folder import RunFolder
 
-DESCRIPTION = "Put each response, with its task and its reference, to a language model that judges it."
+DESCRIPTION = "Score responses with a language model that sees the task, the reference and the response."
 EPILOG = """\
-`hf-instruct judge ACTION --help` says more. `score` may be left out.
+Run `hf-instruct judge ACTION --help` for details. `score` is the default action.
 
 examples:
-  hf-instruct judge runs/my-run                              again, or with another judge, over a run folder
-  hf-instruct judge instruction-data-with-response.json      a file of responses; --out DIR for where the scores go
-  hf-instruct judge runs/my-run --limit 10                   a first look; without the limit the rest follow
-  hf-instruct judge runs/my-run --judge ollama --pull        Llama 3 through Ollama, downloaded if it is missing
+  hf-instruct judge runs/my-run                              judge a run folder, also again with another judge
+  hf-instruct judge instruction-data-with-response.json      a file of responses; --out DIR for the scores
+  hf-instruct judge runs/my-run --limit 10                   only 10 answers; without the limit, the rest
+  hf-instruct judge runs/my-run --judge ollama --pull        Llama 3 with Ollama, downloaded if it is missing
   hf-instruct judge runs/my-run --judge openai --base-url http://127.0.0.1:8000/v1 --concurrency 32
-  hf-instruct judge pairwise runs/a --baseline runs/b        which of two answers is better, asked in both orders
-  hf-instruct judge check runs/my-run                        test the judge itself with answers of known worth
-  hf-instruct judge metrics runs/my-run                      no judge at all: exact match, ROUGE-L, chrF and the like
+  hf-instruct judge pairwise runs/a --baseline runs/b        which of two answers is better, in both orders
+  hf-instruct judge check runs/my-run                        test the judge with answers of known quality
+  hf-instruct judge metrics runs/my-run                      without a judge: exact match, ROUGE-L, chrF and others
 
-What is judged already is not judged again; interrupted, the same command continues. Fields of an experiment's `judge`
-section without a flag of their own are set as in `--judge.num_ctx 8192`.
+Answers that are already judged are not judged again; run the same command to continue after an interruption. Set other
+fields of the `judge` section as in `--judge.num_ctx 8192`.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     parser.set_defaults(actions=("score", "pairwise", "check", "metrics"))
 
     score = actions.add_parser("score", help="score each response (the default action)")
     _add_source(score, _score)
     add_field_flags(score, "judge", "rubric", "repeats")
-    look = "a first look: judge only the first N answers, without checking the judge or writing scores.json"
+    look = "judge only the first N answers, without checking the judge or writing scores.json"
     score.add_argument("--limit", metavar="N", type=natural, help=look)
     _add_judge_flags(score)
 
-    pairwise = actions.add_parser("pairwise", help="say which of two answers is better, asked in both orders")
+    pairwise = actions.add_parser("pairwise", help="judge which of two answers is better, in both orders")
     _add_source(pairwise, _pairwise)
     pairwise.add_argument(
-        "--baseline", metavar="RUN_OR_FILE", type=Path, required=True, help="the answers to compare with"
+        "--baseline",
+        metavar="RUN_OR_FILE",
+        type=Path,
+        required=True,
+        help="run or file with the answers to compare with",
     )
     _add_judge_flags(pairwise)
 
-    check = actions.add_parser("check", help="test the judge itself with answers of known worth")
+    check = actions.add_parser("check", help="test the judge with answers of known quality")
     _add_source(check, _check, nargs="?")
     check.add_argument("--limit", metavar="N", type=int, help="examples to use (default: 20)")
-    check.add_argument("--strict", action="store_true", help="exit 1 when the judge fails")
+    check.add_argument("--strict", action="store_true", help="exit with status 1 if the judge fails")
     add_field_flags(check, "judge", "rubric")
     _add_judge_flags(check)
 
-    _add_source(actions.add_parser("metrics", help="only compare with the references, without a judge"), _metrics)
+    _add_source(actions.add_parser("metrics", help="compare with the references, without a judge"), _metrics)
 
 
 def _add_source(parser: argparse.ArgumentParser, handler: object, *, nargs: str | None = None) -> None:
     what = "a run folder, or a file of responses" + (" (default: packaged examples)" if nargs else "")
     parser.add_argument("source", metavar="RUN_OR_FILE", type=Path, nargs=nargs, help=what)
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where the results of a file go (default: beside it)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder for the results of a file (default: the file's folder)"
+    )
     parser.set_defaults(handler=handler)
 
 
 def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
     fields = ("backend", "model", "base_url", "concurrency", "timeout_seconds")
     add_field_flags(parser, "judge", *fields, switches=("pull",), renamed={"backend": "judge"})
-    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep verdicts in the user's cache")
-    parser.add_argument("--force", action="store_true", help="judge again what is judged already")
-    hint = "What was judged is kept; the same command without `--force` continues."
+    parser.add_argument("--no-cache", action="store_true", help="do not read or write the verdict cache")
+    parser.add_argument("--force", action="store_true", help="judge all answers again")
+    hint = "Judgments are kept; run the same command without `--force` to continue."
     parser.set_defaults(sections=("judge",), resume_hint=hint)
 
 
@@ -223,11 +229,11 @@ def _open_run(options: argparse.Namespace) -> "RunFolder | None":
     if source is None:
         return None
     if not source.exists():
-        raise DataError(f"`{source}` does not exist; name a run folder or a file of responses.")
+        raise DataError(f"`{source}` does not exist; use a run folder or a file of responses.")
     if not source.is_dir():
         return None
     if options.out:
-        raise ConfigError("`--out` is for files of responses; what belongs to a run goes to its folder. Leave it out.")
+        raise ConfigError("`--out` is for files of responses; the results of a run go to its folder. Leave it out.")
     run = RunFolder(source)
     run.load_experiment()
     return run
@@ -254,7 +260,7 @@ def _build_options(options: argparse.Namespace) -> "JudgeOptions":
 
 
 def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> None:
-    """Raise where a judge was asked and not one of its verdicts could be read: the command has failed.
+    """Raise an error if a judge was asked and none of its replies could be used.
 
     Raises:
         JudgeError: There are none; `files`, where there is one, has its replies.
@@ -262,8 +268,8 @@ def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> N
     from hf_instruct.errors import JudgeError
 
     if num_asked and not num_verdicts:
-        where = f" `{files}` has its replies and the reasons." if files else ""
+        where = f" `{files}` has the replies and the reasons." if files else ""
         raise JudgeError(
-            f"The judge gave no verdict: all {num_asked} failed.{where} Choose another with `--judge.backend` and "
-            "`--judge.model`."
+            f"No reply of the judge could be used: all {num_asked} failed.{where} Choose another judge with "
+            "`--judge.backend` and `--judge.model`."
         )

@@ -1,4 +1,4 @@
-"""The `hf-instruct` command: its verbs, and what happens to errors."""
+"""The `hf-instruct` command line: its commands, and error handling."""
 
 import argparse
 import functools
@@ -21,25 +21,25 @@ from hf_instruct.processes import Terminated, configure_process, is_main_process
 # Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, and `add_arguments(parser)`, which also
 # sets the default `handler`. It is imported when its verb is given.
 VERBS = {
-    "run": "prepare, train, answer, judge and report: one experiment from end to end",
+    "run": "run an experiment from end to end: prepare, train, answer, judge, report",
     "recipes": "list the experiments that come with the package, or copy one to edit",
-    "data": "check, show and measure a source of examples",
+    "data": "check, show and describe a source of examples",
     "train": "prepare the data and fine-tune",
-    "sweep": "train with many settings, choose by validation loss, test the chosen run once",
+    "sweep": "train with several settings and choose by validation loss",
     "generate": "answer the held-out test split",
     "judge": "score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",
-    "compare": "put judged runs side by side: paired differences with intervals, a table, a plot",
-    "rate": "rate several runs on one scale by the preferences of a judge or of people",
-    "agree": "how far two judges, or a judge and people, agree",
-    "vote": "serve a page where people say which of two answers is better",
-    "benchmark": "ask a model the questions of public benchmarks (lm-eval)",
+    "compare": "compare judged runs: paired differences with intervals, a table, a plot",
+    "rate": "rate several runs on one scale from the preferences of a judge or of people",
+    "agree": "measure how well two judges, or a judge and people, agree",
+    "vote": "serve a web page where people vote on which of two answers is better",
+    "benchmark": "evaluate a model on public benchmarks (lm-eval)",
     "report": "write report.html: scores, losses and all answers, untuned and tuned",
-    "chat": "talk to a model",
-    "explore": "show how a model picks its words",
-    "ui": "serve a page to chat with models, look inside them and read runs side by side",
+    "chat": "chat with a model",
+    "explore": "show how a model chooses the next token",
+    "ui": "serve a web page to chat with models and compare runs",
     "push": "publish the tuned model on the Hugging Face Hub, with a model card",
-    "export": "write the tuned model as merged weights, GGUF, or for Ollama",
-    "serve": "serve the tuned model over OpenAI's API",
+    "export": "export the tuned model as merged weights, as GGUF or for Ollama",
+    "serve": "serve the tuned model with an OpenAI-compatible API",
 }
 
 _SECONDS_FOR_THE_FIRST = 5.0
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = f"`{error.filename}`" if error.filename else "A file, or this output,"
+        where = f"`{error.filename}`" if error.filename else "A file or the output"
         remedy = f"{disk_remedy(error)}, or choose another path."
         _print_error(f"{where} cannot be read or written: {error.strerror}. {remedy}", options)
         return 1
@@ -146,13 +146,13 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
     """
     parser = _Parser(
         prog="hf-instruct",
-        description="Teach a language model to follow instructions, and get scores you can defend.",
-        epilog="`hf-instruct VERB --help` says more. Start with\n  hf-instruct run demo",
+        description="Fine-tune a language model to follow instructions, and measure how good it is.",
+        epilog="Run `hf-instruct COMMAND --help` for details. Start with\n  hf-instruct run demo",
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
     parser.set_defaults(handler=lambda options: parser.print_help())
-    # The metavar is longer than any verb: argparse lays out the column of help texts by it.
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB [OPTION]")
+    # The metavar is longer than any command: argparse lays out the column of help texts by it.
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND [OPTION]")
     for verb, text in VERBS.items():
         if arguments is not None and verb not in arguments:
             subparsers.add_parser(verb, help=text)

@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Publish a run's model on the Hugging Face Hub: weights or adapter, tokenizer, prompt format and a "
-    "model card with data, settings, scores and limits. All files go in one commit."
+    "model card with data, settings, scores and limits. All files are uploaded in one commit."
 )
 EPILOG = """\
 examples:
-  hf-instruct push runs/my-run --to me/my-assistant --dry-run       write RUN/publish, look at it; no network
+  hf-instruct push runs/my-run --to me/my-assistant --dry-run       only write RUN/publish, without a network
   hf-instruct push runs/my-run --to me/my-assistant --private
-  hf-instruct push runs/my-lora --to me/my-assistant --merge        one model in place of an adapter
+  hf-instruct push runs/my-lora --to me/my-assistant --merge        a merged model instead of an adapter
   hf-instruct push runs/my-run --to me/my-assistant --gguf          then: ollama run hf.co/me/my-assistant
   hf-instruct push runs/my-run --to me/my-assistant --license apache-2.0 --data-license cc-by-4.0
 
@@ -28,22 +28,24 @@ Log in once with `hf auth login`. Pushing again updates the repository; files of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("--to", metavar="ID", required=True, help="the repository, as in me/my-assistant")
     parser.add_argument("--merge", action="store_true", help="merge the LoRA adapter into its base model first")
     parser.add_argument("--gguf", action="store_true", help="add GGUF files and the prompt for `ollama run hf.co/ID`")
-    parser.add_argument("--private", action="store_true", help="make a new repository that only you see")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--license", metavar="L", help="license of the weights (default: unknown)")
-    parser.add_argument("--data-license", metavar="L", help="license of the data, where it is not known")
-    parser.add_argument("--base-model", metavar="ID", help="the base model's id on the Hub, if the run's is a folder")
+    parser.add_argument("--data-license", metavar="L", help="license of the data, if it is not known")
+    parser.add_argument(
+        "--base-model", metavar="ID", help="the base model's id on the Hub, if the run uses a local folder"
+    )
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to (default: main)")
-    parser.add_argument("--message", metavar="TEXT", help="message of the commit")
-    parser.add_argument("--force", action="store_true", help="replace a model made of another base model")
-    parser.add_argument("--dry-run", action="store_true", help="only write the files, without any network")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where `--dry-run` writes them (default: RUN/publish)")
+    parser.add_argument("--message", metavar="TEXT", help="commit message")
+    parser.add_argument("--force", action="store_true", help="replace a model with another base model")
+    parser.add_argument("--dry-run", action="store_true", help="only write the files, without a network")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder for `--dry-run` (default: RUN/publish)")
     add_trust_flag(parser)
-    parser.set_defaults(handler=_push, resume_hint="The same command publishes what is not there yet.")
+    parser.set_defaults(handler=_push, resume_hint="Run the same command to upload what is missing.")
 
 
 def _push(options: argparse.Namespace) -> None:
@@ -59,16 +61,16 @@ def _push(options: argparse.Namespace) -> None:
         # Read when huggingface_hub is imported: bars of an upload are noise in a log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if options.out and not options.dry_run:
-        raise ConfigError("`--out` is where `--dry-run` writes; add `--dry-run`, or leave it out.")
+        raise ConfigError("`--out` needs `--dry-run`; add it, or leave `--out` out.")
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(PushOptions)}
     if options.dry_run:
         out = options.out or run.path / "publish"
         sizes = write_publication(run, out, options.to, PushOptions(**chosen))
         _print_files(sizes)
-        print(f"{out}\nNothing was published; the card is {out / 'README.md'}.")
+        print(f"{out}\nNothing was published; the model card is {out / 'README.md'}.")
         for name in _list_f16(sizes):
-            print(f"Smaller, by llama.cpp: {format_quantize_command(out / name)}")
+            print(f"To make a smaller file with llama.cpp: {format_quantize_command(out / name)}")
     else:
         done = push(run, options.to, **chosen)
         if done.changed:
@@ -81,13 +83,13 @@ def _push(options: argparse.Namespace) -> None:
             print(f"{done.url}   is up to date: commit {done.commit[:7]}, {len(done.sizes)} files")
         for name in _list_f16(done.sizes):
             print(f"Next: ollama run hf.co/{done.repo_id}:Q8_0")
-            print(f"Smaller, by llama.cpp: hf download {done.repo_id} {name} --local-dir .")
+            print(f"To make a smaller file with llama.cpp: hf download {done.repo_id} {name} --local-dir .")
             command = format_quantize_command(Path(name))
             print(f"  && {command} && hf upload {done.repo_id} {command.split()[2]}")
     if options.license is None:
         logger.info(
-            "The card says that the license of the weights is unknown; `--license` names one that fits the base "
-            "model's and the data's."
+            "The card says that the license of the weights is unknown; set it with `--license`, in accordance with "
+            "the base model's and the data's."
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hf_instruct.console import wrap
 
-DESCRIPTION = "List the recipes, the experiments that come with the package: what they need, and how long they took."
+DESCRIPTION = "List the recipes (the experiments that come with the package), what they need and how long they took."
 EPILOG = """\
 examples:
   hf-instruct recipes
@@ -14,12 +14,18 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.set_defaults(handler=_list)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
-    copy = actions.add_parser("copy", help="write a recipe to a file of yours")
+    copy = actions.add_parser("copy", help="copy a recipe to a file")
     copy.add_argument("recipe", metavar="NAME", help="name of the recipe, as `hf-instruct recipes` lists it")
-    copy.add_argument("file", metavar="FILE", nargs="?", type=Path, help="where it goes (default: its name, here)")
+    copy.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help="destination (default: the recipe's name, in the current folder)",
+    )
     copy.set_defaults(handler=_copy)
 
 
@@ -29,7 +35,7 @@ def _list(options: argparse.Namespace) -> None:
     for recipe in list_recipes():
         about = [f"  {word:9} {recipe.about[word]}" for word in ("model", "hardware", "took")]
         print(wrap("\n".join([recipe.name, *about])))
-    last = "The last part of a name is enough where no other recipe has it, as in `hf-instruct run demo`."
+    last = "The last part of a name is enough if it is unique, as in `hf-instruct run demo`."
     print(
         wrap(f"Run one with `hf-instruct run NAME`; `hf-instruct recipes copy NAME FILE` writes it to a file. {last}")
     )

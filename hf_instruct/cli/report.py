@@ -8,13 +8,13 @@ EPILOG = """\
 examples:
   hf-instruct report runs/demo
 
-The page, RUN/report.html, is one file that needs no network: open it in any browser, mail it, keep it.
-Whatever the run lacks so far is named on the page with the command that makes it.
+RUN/report.html is one self-contained file that needs no network. If a part of the run is missing, the page names the
+command for it.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the run folder")
     parser.set_defaults(handler=_report, resume_hint="Run the same command again.")
 

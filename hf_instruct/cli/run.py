@@ -5,16 +5,16 @@ from pathlib import Path
 
 from hf_instruct.cli.flags import format_help
 
-DESCRIPTION = "Run all stages of an experiment, in one run folder."
+DESCRIPTION = "Run all stages of an experiment in one run folder."
 EPILOG = """\
 examples:
   hf-instruct run demo
   hf-instruct run gpt2-medium/lora --run-dir runs/low-rate --train.learning_rate 1e-5
   hf-instruct run mine.yaml --resume
 
-Any field of the experiment can be set as --SECTION.FIELD VALUE, or --FIELD VALUE where only one section has it; it
-beats the file. `train` takes the fields of TRL's SFTConfig, `dpo` those of DPOConfig, `grpo` those of GRPOConfig,
-`lora` those of PEFT's LoraConfig, `generate` those of GenerationConfig; `hf-instruct run --fields` lists ours.
+Set any field of the experiment with --SECTION.FIELD VALUE, or --FIELD VALUE if only one section has it. Flags override
+the file. `train` takes the fields of TRL's SFTConfig, `dpo` those of DPOConfig, `grpo` those of GRPOConfig, `lora`
+those of PEFT's LoraConfig, and `generate` those of GenerationConfig; `hf-instruct run --fields` lists our own fields.
 """
 
 # Those of an experiment, whose fields may be set without naming them where only one has the field.
@@ -22,7 +22,7 @@ SECTIONS = ("data", "model", "train", "lora", "dpo", "preferences", "grpo", "rew
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     add_run_options(parser)
     parser.set_defaults(handler=_run, verb="run", sections=SECTIONS)
 
@@ -31,12 +31,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add what `run` and `train` have in common."""
     parser.add_argument("experiment", nargs="?", type=Path, help="YAML file, or name of a recipe, such as `demo`")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/MODEL-EXPERIMENT)")
-    parser.add_argument("--resume", action="store_true", help="continue a run that was cut off")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
     parser.add_argument(
-        "--reward", metavar="FILE.py:NAME", action="append", default=[], help="reward function of your own, for `grpo`"
+        "--reward", metavar="FILE.py:NAME", action="append", default=[], help="your own reward function, for `grpo`"
     )
-    parser.add_argument("--fields", action="store_true", help="list our fields with their defaults, and exit")
+    parser.add_argument("--fields", action="store_true", help="list our own fields with their defaults and exit")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -68,7 +68,9 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
     if options.fields:
         for name, default, text in describe_fields():
             print(f"--{name:25} {format_help(default, text)}")
-        print("\nEvery field of these is set in the same way; our defaults, where they are not the library's:")
+        print(
+            "\nAll fields of these classes can be set in the same way. Our defaults, if they differ from the library's:"
+        )
         for section, owner, defaults in describe_libraries():
             print(f"--{section}.NAME, of {owner}: {', '.join(f'{name} {value}' for name, value in defaults.items())}")
         return False

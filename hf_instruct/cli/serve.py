@@ -10,20 +10,20 @@ from hf_instruct.cli.flags import add_address_flags, add_trust_flag
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Serve a run's tuned model on this machine over OpenAI's API, by `transformers serve`. An adapter is merged first, into
-the cache, and the chat template is the prompt the model was trained on. Each question stands alone where the prompt
-format has no turns; a system text goes in front of the instruction."""
+Serve a run's tuned model on this machine with an OpenAI-compatible API, using `transformers serve`. An adapter is
+merged first, into the cache, and the chat template is the training prompt. If the prompt format has no turns, the model
+sees each question on its own, and a system message goes before the instruction."""
 
 EPILOG = """\
 examples:
   hf-instruct serve runs/my-run
   hf-instruct serve runs/my-run --port 8001 --device cpu
 
-Ctrl-C ends it."""
+Press Ctrl-C to stop."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     add_address_flags(parser, default_port=8000)
     parser.add_argument("--device", metavar="D", default="auto", help="`auto` (default), `cpu`, `cuda:0`, `mps`")
@@ -45,7 +45,10 @@ def _serve(options: argparse.Namespace) -> None:
     url = f"{format_url(options.host, port)}v1"
 
     def tell() -> None:
-        print(f"`{folder.name}` answers at {url}   (Ctrl-C ends)\n\n{build_snippet(folder.name, url)}", flush=True)
+        print(
+            f"`{folder.name}` is served at {url}   (press Ctrl-C to stop)\n\n{build_snippet(folder.name, url)}",
+            flush=True,
+        )
 
     logger.info("Loading %s", folder)
     try:

@@ -64,7 +64,7 @@ def parse_overrides(
             near = suggest_flag(given, options, parser)
             parser.error(f"unrecognized argument: --{given}{f'.{near}' if near else ''}")
         if len(homes) > 1:
-            parser.error(f"--{given} may mean {' or '.join(f'--{home}' for home in homes)}; name one of them")
+            parser.error(f"--{given} is ambiguous: {' or '.join(f'--{home}' for home in homes)}; name one of them")
         overrides[homes[0]] = parse_setting(homes[0], text)
     return overrides
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from hf_instruct.sweeping.sweep import Sweep
 
 DESCRIPTION = """\
-Train an experiment once for every combination of some settings, choose the run with the lowest validation loss, and
-answer and judge the test split with that run only. With `--trials`, search instead of trying every combination.
+Train an experiment with every combination of some settings, choose the run with the lowest validation loss, and answer
+and judge the test split with that run only. With `--trials`, search instead of trying every combination.
 
-Each run has a folder in the sweep's folder, beside sweep.json and sweep.csv. A run that fails is noted and the others
-continue; --SECTION.FIELD VALUE sets a field of all runs, as in `run`."""
+Each run has a folder in the sweep's folder, next to sweep.json and sweep.csv. If a run fails, the others continue.
+--SECTION.FIELD VALUE sets a field for all runs, as in `run`."""
 
 EPILOG = """\
 examples:
@@ -28,7 +28,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("experiment", type=Path, help="YAML file, or name of a recipe")
     parser.add_argument(
         "--set",
@@ -36,15 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="settings",
         metavar="FIELD=VALUES",
-        help="what to vary: SECTION.FIELD=VALUE,VALUE,… or, with `--trials`, SECTION.FIELD=LOW..HIGH, by logarithm "
-        "where real numbers span a factor of 10; may be given several times",
+        help="what to vary: SECTION.FIELD=VALUE,VALUE,… or, with `--trials`, SECTION.FIELD=LOW..HIGH, on a log "
+        "scale if real numbers span a factor of 10; can be repeated",
     )
     parser.add_argument("--sweep-dir", type=Path, help="folder of the sweep (default: runs/MODEL-EXPERIMENT-sweep)")
-    parser.add_argument("--trials", type=natural, metavar="N", help="search with N runs in all (Optuna)")
+    parser.add_argument("--trials", type=natural, metavar="N", help="search with N runs in total (Optuna)")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the search (default: 0)")
-    parser.add_argument("--resume", action="store_true", help="continue a sweep that was cut off, or add values to it")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted sweep, or add values to it")
     parser.add_argument("--judge-all", action="store_true", help="answer and judge the test split with every run")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs, and write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs without writing anything")
     parser.set_defaults(handler=_sweep, sections=SECTIONS)
 
 
@@ -62,7 +62,7 @@ def _sweep(options: argparse.Namespace) -> None:
     if options.dry_run:
         _print_plan(sweep, read_sweep(sweep.path))
         return
-    options.resume_hint = "Finished runs are kept; the same command with `--resume` continues."
+    options.resume_hint = "Finished runs are kept; run the same command with `--resume` to continue."
     run_sweep(sweep, resume=options.resume, judge_all=options.judge_all)
     _print_table(sweep)
     _print_choice(sweep, judge_all=options.judge_all)
@@ -71,9 +71,9 @@ def _sweep(options: argparse.Namespace) -> None:
 def _print_plan(sweep: "Sweep", known: "Sweep | None") -> None:
     statuses = {candidate.name: candidate.status for candidate in known.candidates} if known else {}
     if sweep.trials:
-        print(f"{sweep.trials} trials in {sweep.path}, seed {sweep.seed}, of which {len(statuses)} are there:")
+        print(f"{sweep.trials} trials in {sweep.path}, seed {sweep.seed}, {len(statuses)} of them already started:")
         for axis in sweep.axes:
-            print(f"  {axis}{'  by logarithm' if axis.is_log else ''}")
+            print(f"  {axis}{'  log scale' if axis.is_log else ''}")
         return
     print(f"{pluralize(len(sweep.candidates), 'run')} in {sweep.path}:")
     for candidate in sweep.candidates:

@@ -5,7 +5,9 @@ import argparse
 from hf_instruct.cli.run import SECTIONS, add_run_options, run_experiment
 from hf_instruct.processes import is_main_process
 
-DESCRIPTION = "Prepare the data of an experiment and fine-tune its model; --SECTION.FIELD VALUE as in `run`."
+DESCRIPTION = (
+    "Prepare the data of an experiment and fine-tune its model. Set fields with --SECTION.FIELD VALUE, as in `run`."
+)
 EPILOG = """\
 examples:
   hf-instruct train gpt2-medium/lora
@@ -14,7 +16,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     add_run_options(parser)
     parser.set_defaults(handler=_train, verb="train", sections=SECTIONS[:-2])
 

@@ -20,26 +20,30 @@ which one is better. Each vote is stored immediately; the same command continues
 
 EPILOG = """\
 examples:
-  hf-instruct vote runs/my-run runs/my-run/untuned           the tuned model against the untuned one
+  hf-instruct vote runs/my-run runs/my-run/untuned           the tuned model and the untuned one
   hf-instruct vote runs/full runs/lora --limit 40 --voter Ann
   hf-instruct rate runs/full/votes.lora.jsonl                 ratings from the votes
   hf-instruct judge pairwise runs/full --baseline runs/lora
   hf-instruct agree runs/full/votes.lora.jsonl runs/full/pairwise/lora.jsonl
-                                                              do people and that judge agree?
+                                                              do people and the judge agree?
 
-Ctrl-C ends it."""
+Press Ctrl-C to stop."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the command's arguments."""
     parser.add_argument("a", metavar="RUN_A", type=Path, help="a run folder, or a file of responses")
     parser.add_argument("b", metavar="RUN_B", type=Path, help="the other")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="where votes go (default: RUN_A/votes.<RUN_B>.jsonl)")
-    parser.add_argument("--voter", metavar="NAME", help="whose votes these are (default: the page asks)")
-    parser.add_argument("--limit", metavar="N", type=natural, help="vote on N examples, drawn with the seed")
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of sample, order and sides (default: 0)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="file for the votes (default: RUN_A/votes.<RUN_B>.jsonl)"
+    )
+    parser.add_argument("--voter", metavar="NAME", help="name of the voter (default: the page asks)")
+    parser.add_argument("--limit", metavar="N", type=natural, help="vote on a random sample of N examples")
+    parser.add_argument(
+        "--seed", metavar="S", type=int, default=0, help="seed of the sample, the order and the sides (default: 0)"
+    )
     add_page_flags(parser)
-    parser.set_defaults(handler=_vote, resume_hint="Votes are kept; the same command continues.")
+    parser.set_defaults(handler=_vote, resume_hint="Votes are kept; run the same command to continue.")
 
 
 def _vote(options: argparse.Namespace) -> None:
@@ -60,11 +64,11 @@ def _vote(options: argparse.Namespace) -> None:
 
 def _announce(book: "VoteBook") -> None:
     if book.num_alone:
-        logger.warning("%d answers to examples that only one side has are left out.", book.num_alone)
-    equal = f" ({book.num_equal} more with equal answers: ties)" if book.num_equal else ""
+        logger.warning("%d answers are left out, because only one side has them.", book.num_alone)
+    equal = f" ({book.num_equal} more have equal answers and count as ties)" if book.num_equal else ""
     print(f"Pairs of answers to vote on: {book.num_different}{equal}")
-    already = f" (there already: {book.count_votes()} by {', '.join(book.voters())})" if book.count_votes() else ""
-    print(f"Votes go to {book.path}{already}")
+    already = f" (already stored: {book.count_votes()} by {', '.join(book.voters())})" if book.count_votes() else ""
+    print(f"Votes are stored in {book.path}{already}")
 
 
 def _print_end(book: "VoteBook") -> None:

@@ -1,1 +1,1 @@
-"""The prepare stage: read examples from anywhere, find every fault in them, split them."""
+"""The prepare stage: read examples, find all problems in them, split them."""

@@ -1,4 +1,4 @@
-"""From raw rows to a `Dataset` of examples, with every problem of the rows; and which examples ask the same."""
+"""From raw rows to a `Dataset` of examples, with all problems of the rows; and repeated prompts."""
 
 import hashlib
 import itertools
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Rows that are converted together; which columns there are is read off the first so many.
+# Rows that are converted together; the columns are taken from the first of them.
 BATCH = 10_000
 _SECONDS_BETWEEN_LINES = 20.0
 
 
 class CheckedData(NamedTuple):
-    """What came of reading a source."""
+    """The result of reading a source."""
 
-    examples: "Dataset"  # the usable ones, with a column `row` that says where each is, as `Problem.row` does
-    problems: list[Problem]  # of the other rows, or of the source as a whole
-    notices: list[str]  # what a user may want to know about how it was read
-    num_without_output: int = 0  # rows that are no example, for want of an output
+    examples: "Dataset"  # the valid ones, with a column `row` that says where each is, as in `Problem.row`
+    problems: list[Problem]  # of invalid rows, or of the whole source
+    notices: list[str]  # how the source was read, for the user
+    num_without_output: int = 0  # rows without an output
 
 
 def build_examples(
@@ -47,13 +47,13 @@ def build_examples(
     """Return the examples in raw rows, and every problem of those rows. Texts are kept as they are.
 
     Args:
-        rows: The rows; those of a large file are never all held.
+        rows: The rows, as an iterator, so that large files are never fully in memory.
         file: The source as the user named it.
-        problems: What the reader adds to while rows are read.
+        problems: List to which the reader adds problems while rows are read.
         map: Our field = the source's column, for columns that have other names.
-        columns: All columns of the source, where its rows hold only some of them.
-        fields: What `choose_fields` returns, where that is known.
-        drop_without_output: Leave rows without an output out, with a notice, for a source that is known to have some.
+        columns: All columns of the source, if its rows only contain some of them.
+        fields: The result of `choose_fields`, if known.
+        drop_without_output: Leave out rows without an output, with a notice, for a source that is known to have some.
     """
     problems, map = [] if problems is None else problems, map or {}
     notices: list[str] = []
@@ -82,23 +82,23 @@ def build_examples(
                     own_ids.append(_read_id(row.fields.get(fields["id"])))
         batches.append(_build_batch(usable))
     if not problems and not (first and seen):
-        what = "names no column in any row" if first else "holds no rows"
-        problems.append(Problem(file, None, None, what, "add rows, or name another source"))
+        what = "has no column in any row" if first else "contains no rows"
+        problems.append(Problem(file, None, None, what, "add rows, or use another source"))
     problems.sort(key=_row_number)
     notices += describe_unused(seen, fields, file) if fields else []
     if drop_without_output and num_without_output:
         notices.append(f"`{file}`: {num_without_output:,} rows without an output are left out.")
     id_problem = _check_ids(own_ids)
     if id_problem and "id" in map:
-        remedy = "map another column, or leave `id` out of the map: ids are then made from the text"
+        remedy = "map another column, or leave `id` out of the map to generate ids from the text"
         problems.append(Problem(file, None, fields["id"], id_problem, remedy))
     elif id_problem:
-        notices.append(f"`{file}`: column `{fields['id']}` {id_problem}; ids are made from the text instead.")
+        notices.append(f"`{file}`: column `{fields['id']}` {id_problem}; using ids generated from the text instead.")
     return CheckedData(_join(batches, None if id_problem else own_ids or None), problems, notices, num_without_output)
 
 
 def _chunk(rows: Iterator[RawRow], file: str) -> Iterator[list[RawRow]]:
-    """Yield rows in lists, with a line in the log now and then where there are very many."""
+    """Yield rows in lists, and log the progress if there are very many."""
     done, last = 0, time.monotonic()
     while chunk := list(itertools.islice(rows, BATCH)):
         yield chunk
@@ -115,11 +115,11 @@ def _read_id(value: Any) -> str | None:
 
 
 def _check_ids(ids: Sequence[str | None]) -> str | None:
-    """Return why the rows' own ids do not serve, or None where they do."""
+    """Return why the rows' own ids cannot be used, or None if they can."""
     nameless, distinct = ids.count(None), len(set(ids) - {None})
     if distinct == len(ids):
         return None
-    return f"is no id of its own on every row ({nameless:,} without, {len(ids) - nameless - distinct:,} repeated)"
+    return f"is not a unique id ({nameless:,} missing, {len(ids) - nameless - distinct:,} repeated)"
 
 
 def _build_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -168,7 +168,7 @@ def number_repeats(ids: Iterable[str]) -> list[str]:
 
 
 def new_fingerprint() -> str:
-    """Return a name for a new `Dataset`; what `datasets` computes by itself takes a copy of all of its rows."""
+    """Return a fingerprint for a new `Dataset`; to compute one, `datasets` would copy all rows."""
     return secrets.token_hex(8)
 
 
@@ -179,7 +179,7 @@ def has_conversations(*datasets: "Dataset") -> bool:
 
 
 def hash_prompts(examples: "Dataset") -> "np.ndarray[Any, Any]":
-    """Return a hash of what each example asks; equal questions have equal ones."""
+    """Return a hash of each example's prompt."""
     names = [name for name in ("instruction", "input", "messages") if name in examples.column_names]
 
     def iterate() -> Iterator[bytes]:
@@ -209,7 +209,7 @@ def _collect(hashes: Iterator[bytes], count: int) -> "np.ndarray[Any, Any]":
 
 
 def find_repeats(examples: "Dataset") -> list[list[int]]:
-    """Return, for each question that is asked more than once, the indices of its examples."""
+    """Return the indices of the examples of each repeated prompt."""
     import numpy as np
 
     _, groups, counts = np.unique(hash_prompts(examples), return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""What is known of the data before anything is trained on it: computed once, and shown as a table or in a few lines."""
+"""Findings about the data before training: computed once, shown as a table or in a few lines."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Splits = Mapping[str, Dataset]
 
 HELD_OUT = ("test", "validation")
-# Of more rows a sample is looked at for near-duplicates, unless a threshold is asked for.
+# With more rows, near-duplicates are searched in a sample, unless a threshold is given.
 MOST_ROWS = 100_000
 SAMPLE = {"train": 45_000, "test": 2_500, "validation": 2_500}
 _LEAKS_SHOWN = 5
@@ -26,15 +26,15 @@ _PAIRS_SHOWN = 3
 
 
 def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | None = None) -> list[Problem]:
-    """Return warnings about examples that can be used but may not be what the user means.
+    """Return warnings about examples that are valid but may not be intended.
 
-    They are: equal instruction + input pairs, one warning for each such pair; and, where tokens were counted, rows that
-    training would cut off and rows whose text contains a special token.
+    These are equal instruction + input pairs, with one warning per pair; and, if tokens were counted, rows that
+    training would truncate and rows whose text contains a special token.
 
     Args:
         examples: The examples, with the column `row`.
         file: The source as the user named it.
-        counter: What counted their tokens, if they were.
+        counter: The token counter, if tokens were counted.
     """
     warnings = []
     rows = examples["row"][:]
@@ -43,7 +43,7 @@ def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | Non
         first, *others = indices
         equal = "and output" if len(set(outputs[indices])) == 1 else "but not output"
         what = f"has the same instruction and input ({equal}) as {_enumerate([rows[index] for index in others])}"
-        remedy = "keep one, or choose the split `grouped`, which keeps them together"
+        remedy = "keep one, or use the split `grouped`, which keeps them together"
         warnings.append(Problem(file, rows[first], None, what, remedy))
     if counter is None:
         return warnings
@@ -51,11 +51,11 @@ def find_warnings(examples: "Dataset", *, file: str, counter: TokenCounter | Non
     for row, length, special in counts:
         if counter.max_length is not None and length > counter.max_length:
             what = f"has {length:,} tokens, more than `max_length` {counter.max_length:,}"
-            remedy = "shorten it or raise `max_length`, else training cuts its end off"
+            remedy = "shorten it or raise `max_length`; otherwise training truncates it"
             warnings.append(Problem(file, row, None, what, remedy))
         if special:
             what = f"contains {', '.join(f'`{token}`' for token in special)}, a special token of `{counter.model}`"
-            remedy = "delete it if another program left it there; kept, it is trained on and answered as plain text"
+            remedy = "delete it if another program left it there; otherwise it is treated as plain text"
             warnings.append(Problem(file, row, None, what, remedy))
     return warnings
 
@@ -145,18 +145,17 @@ def refuse_leaks(
 ) -> None:
     """Raise where a test or validation example has the instruction and input of a training example.
 
-    Near-duplicates are no reason: where they begin is a matter of the threshold, and no way of splitting would be sure
-    to have none.
+    Near-duplicates are accepted: they depend on the threshold, and no split would be guaranteed to have none.
 
     Args:
         splits: The examples.
         source: Where they come from, as the user named it.
-        strict: What asked for this, as the user typed it.
-        remedy: The setting that keeps such pairs together, as the user would type it.
-        name_row: Says where the example with an id stands; by default by its id.
+        strict: The option that asked for this, as the user typed it.
+        remedy: The option that keeps such pairs together, as the user would type it.
+        name_row: Describes where the example with an id is; by default by its id.
 
     Raises:
-        DataError: There are some; their number and the first of them are named.
+        DataError: There are such examples; the message has their number and the first ones.
     """
     found = find_leaks(splits)
     leaks = [(name, leak) for name in HELD_OUT for leak in found[name]]
@@ -174,9 +173,9 @@ def refuse_leaks(
         problems.append(f"and {len(leaks) - _LEAKS_SHOWN:,} more")
     counts = " and ".join(f"{len(found[name]):,} {name}" for name in HELD_OUT)
     raise DataError(
-        f"{counts} examples of `{source}` have the same instruction and input as a training example, so that a score "
-        f"on them would measure memory; {strict} refuses such data. Split with `{remedy}`, which keeps equal pairs in "
-        "one split, or delete the repeats:",
+        f"{counts} examples of `{source}` have the same instruction and input as a training example, so a score on "
+        f"them would measure memorization, and {strict} refuses such data. Split with `{remedy}`, which keeps equal "
+        "pairs in one split, or delete the repeats:",
         problems,
     )
 
@@ -196,7 +195,7 @@ def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
     described: dict[str, Any] = {
         "threshold": NEAR_THRESHOLD if threshold is None else threshold,
         "method": METHOD,
-        "compared": "instruction and input of each test and validation example with those of every training example",
+        "compared": "instruction and input of test and validation examples, compared with all training examples",
         "sampled": None,
         "test": [],
         "validation": [],
@@ -291,7 +290,7 @@ def format_findings(preflight: Mapping[str, Any]) -> str:
     if rows := [row for row in _build_findings(preflight) if any(row.counts.values())]:
         text += "\n" + _format_rows(f"split `{preflight['split']}`", rows, (*SPLIT_NAMES, "total"))
     if sampled := preflight["near_duplicates"]["sampled"]:
-        text += f"\nNear-duplicates were looked for in a sample: {sampled}."
+        text += f"\nNear-duplicates were searched in a sample: {sampled}."
     advice = advise(preflight, prefix="data.", max_length="train.max_length")
     return f"{text}\n{advice}" if advice else text
 
@@ -324,24 +323,24 @@ def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = 
     leaks, near = (sum(len(preflight[key][name]) for name in HELD_OUT) for key in ("seen_in_train", "near_duplicates"))
     parts = []
     if leaks:
-        parts.append(f"`--{prefix}split grouped` keeps what stands in train out of test")
+        parts.append(f"`--{prefix}split grouped` keeps training prompts out of test")
     if duplicates := preflight["duplicate_rows"]:
         parts.append(f"delete {pluralize(duplicates, 'row')} that repeat{'s' if duplicates == 1 else ''} another")
     if tokens := preflight["tokens"]:
         # The test split is never trained on.
         unlabelled = sum(tokens["without_labels"][name] for name in ("train", "validation"))
         if unlabelled:
-            parts.append(f"shorten {pluralize(unlabelled, 'row')} or raise `--{max_length}`, else training stops")
+            parts.append(f"shorten {pluralize(unlabelled, 'row')} or raise `--{max_length}`; otherwise training stops")
         elif cut := tokens["cut"]["total"]:
             parts.append(f"shorten {pluralize(cut, 'row')} or raise `--{max_length}` (longest: {tokens['longest']:,})")
     if near and not parts:
-        parts.append("read the near-duplicates before you trust a score on them")
+        parts.append("check the near-duplicates before you trust a score on them")
     return f"What to do: {'; '.join(parts)}." if parts else None
 
 
 def _build_findings(preflight: Mapping[str, Any]) -> list[_Row]:
     rows = [
-        _Row("rows that repeat another whole", {"total": preflight["duplicate_rows"]}),
+        _Row("rows that repeat another row exactly", {"total": preflight["duplicate_rows"]}),
         _Row("rows that repeat an instruction + input", {"total": preflight["repeated_rows"]}),
     ]
     near = preflight["near_duplicates"]
@@ -355,8 +354,8 @@ def _build_findings(preflight: Mapping[str, Any]) -> list[_Row]:
     if tokens := preflight["tokens"]:
         limit = "no `max_length`" if tokens["max_length"] is None else f"`max_length` {tokens['max_length']:,}"
         rows += [
-            _Row(f"rows that lose their end at {limit}", tokens["cut"]),
-            _Row("rows that lose all labels", tokens["without_labels"]),
+            _Row(f"rows truncated at {limit}", tokens["cut"]),
+            _Row("rows without any label after truncation", tokens["without_labels"]),
             _Row("rows whose text contains a special token", _count_found(tokens["special_tokens"])),
         ]
     return rows

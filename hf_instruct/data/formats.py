@@ -1,4 +1,4 @@
-"""Which ways to write examples are recognised, and how a row of each becomes ours; what may be wrong with it."""
+"""The supported row formats, how their rows are converted, and what can be wrong with them."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +17,11 @@ _MISSING = object()
 
 
 class Format(NamedTuple):
-    """One way to write examples: what messages call it, and the column of each of our fields."""
+    """A row format: its name in messages, and the column of each of our fields."""
 
     name: str
     columns: Mapping[str, str]
-    input: str | None = None  # the column of the input, which rows may lack
+    input: str | None = None  # the optional column of the input
 
     def find_fields(self, names: Sequence[str], map: Mapping[str, str]) -> dict[str, str]:
         """Return the columns of this format that are there; those that are not mapped may differ in case."""
@@ -93,15 +93,15 @@ def choose_fields(
 def _check_map(map: Mapping[str, str], formats: Sequence[Format]) -> None:
     if not formats:
         raise DataError(
-            f"`map` names {quote_names(map)}, and no format of rows has all of these. Map `instruction`, `output` and, "
-            "where there is one, `input`; or `prompt` and `output`; or `messages`."
+            f"`map` names {quote_names(map)}, and no row format has all of these. Map `instruction`, `output` and "
+            "optionally `input`; or `prompt` and `output`; or `messages`."
         )
     needed = {**formats[0].columns, **map}
     for ours, theirs in map.items():
         if taken := [other for other, name in needed.items() if other != ours and name == theirs]:
             raise DataError(
-                f"`map` reads both `{ours}` and `{taken[0]}` from the column `{shorten(theirs)}`; each needs a column "
-                f"of its own, as in `{taken[0]}=another column`."
+                f"`map` reads both `{ours}` and `{taken[0]}` from the column `{shorten(theirs)}`; each needs its own "
+                f"column, as in `{taken[0]}=another column`."
             )
 
 
@@ -114,7 +114,7 @@ def _write_map(fields: Mapping[str, str]) -> str:
 def _describe_missing(
     found: Sequence[tuple[Format, Mapping[str, str]]], names: Sequence[str], map: Mapping[str, str], file: str
 ) -> list[Problem]:
-    """Return a problem for each column that the likeliest format lacks."""
+    """Return a problem for each missing column of the most likely format."""
     one, fields = max(found, key=lambda pair: len(pair[0].columns.keys() & pair[1].keys()))
     free = [name for name in names if name not in fields.values()]
     header = " (a CSV's first line names them)" if ".csv" in file.lower() else ""
@@ -122,7 +122,7 @@ def _describe_missing(
     problems = []
     for ours, theirs in missing.items():
         guess = free[0] if len(free) == len(missing) == 1 else "COLUMN"
-        remedy = f"the columns are {list_names(names)}{header}: name the right one with `{_write_map({ours: guess})}`"
+        remedy = f"the columns are {list_names(names)}{header}: map the right one with `{_write_map({ours: guess})}`"
         if near := did_you_mean(theirs, free):
             remedy += f".{near}"
         problems.append(Problem(file, None, shorten(theirs), "is not a column", remedy))
@@ -136,7 +136,7 @@ def describe_unused(names: Iterable[str], fields: Mapping[str, str], file: str) 
         return []
     notice = f"`{file}`: columns not used: {list_names(unused)}."
     near = did_you_mean("input", unused, cutoff=0.7) if "instruction" in fields and "input" not in fields else ""
-    return [f"{notice} No column is `input`.{near} Add it by `--data.map.input=COLUMN`." if near else notice]
+    return [f"{notice} No column is `input`.{near} Add it with `--data.map.input=COLUMN`." if near else notice]
 
 
 def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
@@ -182,7 +182,7 @@ def _convert_turns(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | 
         role, content = (turn.get(key) if isinstance(turn, Mapping) else None for key in keys)
         if not isinstance(role, str) or not isinstance(content, str):
             what = f"turn {number} has no text as `{keys[0]}` or `{keys[1]}`"
-            return [], (f"is not a conversation: {what}", "write both as texts, or delete the row")
+            return [], (f"is not a conversation: {what}", "write both as text, or delete the row")
         if problem := _find_text_problem("content", content):
             return [], (f"turn {number} {problem[0]}", problem[1])
         turns.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
@@ -209,18 +209,18 @@ def _complete_turns(values: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, 
 
 def check_messages(turns: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
     """Return what is wrong with a conversation to learn from, naming the turn, and its remedy; None for nothing."""
-    remedy = "let `user` and `assistant` alternate and end with the answer to learn, or delete the row"
+    remedy = "alternate `user` and `assistant` turns and end with the answer to train on, or delete the row"
     start = 1 if turns and turns[0]["role"] == "system" else 0
     for number, turn in enumerate(turns):
         role, due = turn["role"], "user" if (number - start) % 2 == 0 else "assistant"
         if role not in ("system", "user", "assistant"):
-            return f"turn {number} has the role `{shorten(role)}`, which is not learned", remedy
+            return f"turn {number} has the role `{shorten(role)}`, which is not supported", remedy
         if number >= start and role != due:
-            return f"turn {number} is `{role}`'s and should be `{due}`'s", remedy
+            return f"turn {number} is `{role}`'s but should be `{due}`'s", remedy
         if not turn["content"].strip():
             return f"turn {number} is empty", remedy
     if len(turns) - start < 2:
-        return "holds no question with an answer", remedy
+        return "contains no question with an answer", remedy
     return None if turns[-1]["role"] == "assistant" else ("ends without an answer", remedy)
 
 
@@ -231,7 +231,7 @@ def _find_text_problem(ours: str, value: Any) -> tuple[str, str] | None:
         if (index := value.find("\0")) >= 0:
             return f"has a NUL character at position {index}", "delete that character"
         if not value.isascii() and not _is_unicode(value):
-            return "has half of a surrogate pair, which no UTF-8 file can hold", "replace it by the whole character"
+            return "has a lone surrogate, which is not valid in UTF-8", "replace it with the complete character"
         if is_required and not value.strip():
             return "is empty", f"write the {ours}, or delete the row"
         return None

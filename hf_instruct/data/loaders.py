@@ -29,12 +29,12 @@ COURSE_URL = (
     "ch07/01_main-chapter-code/instruction-data.json"
 )
 COURSE_SHA256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
-# Longest silence of the server that has the course's data.
+# Timeout of the server with the course's data.
 _SECONDS = 30.0
 
 
 def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256) -> bytes:
-    """Return the bytes of `instruction-data.json`: from the cache, else downloaded, checked and kept there.
+    """Return the bytes of `instruction-data.json`: from the cache, or downloaded, checked and cached.
 
     Bytes with another hash are never used.
 
@@ -50,8 +50,8 @@ def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256) -> b
     content = _download(url)
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise DataError(
-            f"What came from {url} is not the course's data (SHA-256 {found}, not {sha256}): a proxy's page, or a "
-            f"download cut off. Try again, or download it elsewhere and name the file as the source."
+            f"The file from {url} is not the course's data (SHA-256 {found}, not {sha256}): it may be a proxy's page "
+            "or an incomplete download. Try again, or download it elsewhere and use the file as the source."
         )
     try:
         write_bytes(cached, content)
@@ -73,7 +73,7 @@ def _download(url: str) -> bytes:
     except httpx.HTTPError as error:
         raise DataError(
             f"`instruction-data` is not in the cache and cannot be downloaded ({error}). Check the network, use the "
-            f"packaged source `everyday`, or download {url} elsewhere and name the file as the source."
+            f"packaged source `everyday`, or download {url} elsewhere and use the file as the source."
         ) from error
 
 
@@ -100,12 +100,14 @@ def load_arrow(path: Path, *, file: str, split: str, stack: contextlib.ExitStack
     ) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         what = "saved dataset" if is_folder else f"{find_suffix(path)[1:].capitalize()} file"
-        raise DataError(f"`{file}` cannot be read as a {what} ({reason}); save it again, or name another.") from error
+        raise DataError(
+            f"`{file}` cannot be read as a {what} ({reason}); save it again, or use another one."
+        ) from error
     if isinstance(saved, datasets.Dataset):
         return saved
     if split not in saved:
         raise DataError(
-            f"`{file}` has no split `{split}`; it has {quote_names(saved)}. Name one of them as `hub_split`."
+            f"`{file}` has no split `{split}`; it has {quote_names(saved)}. Set `hub_split` to one of them."
         )
     return saved[split]
 
@@ -134,18 +136,18 @@ def advise_on_hub(error: Exception, file: str, split: str) -> str:
     reason = (str(cause).splitlines() or [""])[0].strip().rstrip(".") or type(cause).__name__
     if isinstance(error, DatasetNotFoundError):
         advice = (
-            "Check its spelling and `revision`; for a gated or private one run `hf auth login`. Or name a local file "
-            f"or one of {quote_names(NAMED_SOURCES)}"
+            "Check its spelling and `revision`; for a gated or private one run `hf auth login`. Or use a local "
+            "file or one of {quote_names(NAMED_SOURCES)}"
         )
     elif isinstance(error, ConnectionError):
         advice = "Check the network and `HF_HUB_OFFLINE`, or use a local file or the packaged source `everyday`"
     elif "split" in reason.lower():
-        advice = f"`hub_split` is `{split}`; name one of the splits there are"
+        advice = f"`hub_split` is `{split}`; use one of the existing splits"
     elif "config" in reason.lower():
-        advice = "Name one of its configurations as `hub_config`"
+        advice = "Set `hub_config` to one of its configurations"
     else:
-        advice = "Look at its page on the Hub, or save it as a local .parquet or .jsonl file and name that"
-    what = "cannot be loaded" if file in HUB_ALIASES else "is no local file, and cannot be loaded"
+        advice = "Check its page on the Hub, or save it as a local .parquet or .jsonl file and use that"
+    what = "cannot be loaded" if file in HUB_ALIASES else "is not a local file, and cannot be loaded"
     return f"`{file}` {what} from the Hub ({reason}). {advice}."
 
 

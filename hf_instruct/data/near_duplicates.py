@@ -1,4 +1,4 @@
-"""Held-out prompts that are almost a training prompt: cosine similarity of character n-grams, by scikit-learn."""
+"""Near-duplicates of training prompts among held-out prompts, by cosine similarity of character n-grams."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NEAR_THRESHOLD = 0.9
-"""Least cosine similarity of two prompts that count as near-duplicates."""
+"""Minimum cosine similarity of near-duplicates."""
 
 METHOD = "TF-IDF of character 3- to 5-grams within words, case ignored; cosine"
 # Similarities of so many held-out rows with all of train are held at once.
@@ -23,23 +23,23 @@ _LEAST_FOR_RARE = 0.7
 
 
 class NearDuplicate(NamedTuple):
-    """A held-out example and the training example that is most like it."""
+    """A held-out example and its most similar training example."""
 
     number: int  # index of the held-out example
-    train_number: int  # index of the training example; the first where several are as like
+    train_number: int  # index of the training example; the first if several are equally similar
     cosine: float  # between 0 and 1
 
 
 def find_near_duplicates(
     examples: "Dataset", train: "Dataset", *, threshold: float = NEAR_THRESHOLD
 ) -> list[NearDuplicate]:
-    """Return the examples whose instruction and input are nearly those of a training example.
+    """Return the examples whose instruction and input are nearly the same as those of a training example.
 
     Texts are compared as `METHOD` says, with the n-grams weighed over both lists; outputs do not count. Examples whose
     instruction and input stand in train exactly are repeats, not near-duplicates, and are left out.
 
     Args:
-        threshold: Least cosine similarity, above 0 and at most 1.
+        threshold: Minimum cosine similarity, above 0 and at most 1.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What may be wrong with data, and how messages name it."""
+"""Problems in data, and how they are shown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ MOST_PRINTED = 50
 
 
 class Problem(NamedTuple):
-    """One thing wrong with the data, and how to fix it."""
+    """A problem in the data, and how to fix it."""
 
     file: str  # the source as the user named it
     row: str | None  # `line 4` of a file of lines, from 1; `row 3` of a list or table, from 0; None for the whole
@@ -30,7 +30,7 @@ class RawRow(NamedTuple):
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:
-    """Raise one error with all problems of a source, at most 50 of them printed; do nothing where there are none.
+    """Raise one error with all problems of a source, of which at most 50 are printed, if there are any.
 
     Raises:
         DataError: There are problems.
@@ -46,7 +46,7 @@ def list_names(names: Sequence[str]) -> str:
 
 
 def shorten(text: str, length: int = 40) -> str:
-    """Return a text fit for one line of a message: control characters and lone surrogates escaped, the rest cut.
+    """Return a text for one line of a message: control characters and lone surrogates escaped, and truncated.
 
     >>> shorten("two\\nlines")
     'two\\\\nlines'
@@ -56,7 +56,7 @@ def shorten(text: str, length: int = 40) -> str:
 
 
 def describe_type(value: Any) -> str:
-    """Return what a value is, in JSON's words, with the value where it is short.
+    """Describe a value in JSON's terms, with the value itself if it is short.
 
     >>> describe_type(42), describe_type({"a": 1}), describe_type(True)
     ('a number (42)', 'an object', 'a boolean (true)')

@@ -1,4 +1,4 @@
-"""Read rows from CSV and JSON, keeping every text as it is written and every problem with its place.
+"""Read rows from CSV and JSON, with texts unchanged and the location of every problem.
 
 `datasets` reads Parquet, Arrow and the Hub. Its readers of text formats turn `007` into 7, `NA` into null and dates
 into timestamps, and stop at the first bad line without its number.
@@ -24,12 +24,12 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
 SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` (each also with `.gz`, `.bz2`, `.xz` or `.zst`), `.parquet` or `.arrow`"
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# A few kilobytes can be decompressed to more than any memory holds.
+# A few kilobytes can decompress to more than fits into memory.
 _MOST_DECOMPRESSED = 2**30
 # By this first line Excel knows the separator of a CSV file.
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
 _BLANKS = re.compile(r"[ \t\n\r]*")
-_TOO_DEEP = ("is nested too deeply to be read", "a row is an object of plain texts")
+_TOO_DEEP = ("is nested too deeply", "write each row as an object of plain texts")
 _ROW = 'a row is {"instruction": …, "input": …, "output": …}'
 
 
@@ -53,7 +53,7 @@ def read_text_file(path: Path, *, file: str, problems: list[Problem]) -> Iterato
             yield from parse_text(stream, find_suffix(path), file=file, problems=problems)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DataError(f"`{file}` cannot be read ({reason}); check its permissions, or name another file.") from error
+        raise DataError(f"`{file}` cannot be read ({reason}); check its permissions, or use another file.") from error
 
 
 def parse_text(stream: BinaryIO, suffix: str, *, file: str, problems: list[Problem]) -> Iterator[RawRow]:
@@ -88,17 +88,17 @@ def _open(path: Path, file: str) -> BinaryIO:
             f"`{file}` is compressed by Zstandard: run `pip install zstandard`, or decompress it with `unzstd`."
         ) from error
     except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-        # So say gzip and bz2 of what is no such file; the system's own errors have a number.
+        # gzip and bz2 report invalid files in this way; errors of the system have a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise DataError(f"`{file}` is not a whole `{suffix}` file ({error}); copy or download it again.") from error
+        raise DataError(f"`{file}` is not a complete `{suffix}` file ({error}); copy or download it again.") from error
     if len(content) > _MOST_DECOMPRESSED:
         raise DataError(f"`{file}` is over 1 GiB when decompressed; save the rows as `.parquet`, or as several files.")
     return io.BytesIO(content)
 
 
 def _open_zst(path: Path, _: str) -> BinaryIO:
-    """Return what a Zstandard file holds; the library's own reader takes one that is cut off for a whole one."""
+    """Decompress a Zstandard file; the library's own reader accepts truncated files."""
     import zstandard
 
     rest, content = path.read_bytes(), bytearray()
@@ -129,7 +129,7 @@ def _recode(stream: BinaryIO, file: str) -> BinaryIO:
     try:
         return io.BytesIO(stream.read().decode(name).encode("utf-8"))
     except UnicodeError as error:
-        raise DataError(f"`{file}` looks like UTF-16 and is not ({error}); save it as UTF-8.") from error
+        raise DataError(f"`{file}` looks like UTF-16 but is not ({error}); save it as UTF-8.") from error
 
 
 def _decode(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator[str]:
@@ -147,7 +147,7 @@ def _decode(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator[st
 
 
 class _RepeatedKeys(dict[str, Any]):
-    """An object that names a key more than once, which JSON would settle by silently dropping a value."""
+    """An object with a repeated key, for which JSON parsers silently drop a value."""
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _parse_lines(lines: Iterable[str], file: str, problems: list[Problem]) -> It
             yield f"line {number}", _DECODER.decode(line)
         except json.JSONDecodeError as error:
             what = f"is not JSON ({_reason(error)}, at column {error.colno})"
-            remedy = "each line is one whole object; fix the line"
+            remedy = "each line must be one complete object; fix the line"
             problems.append(Problem(file, f"line {number}", None, what, remedy))
         except RecursionError:
             problems.append(Problem(file, f"line {number}", None, *_TOO_DEEP))
@@ -191,7 +191,9 @@ def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple
         value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        remedy = "the file seems to be cut off: copy or download it again" if is_cut else "fix the text there"
+        remedy = (
+            "the file seems to be truncated: copy or download it again" if is_cut else "fix the text at this position"
+        )
         where = f"line {error.lineno} column {error.colno}"
         problems.append(Problem(file, where, None, f"is not JSON ({_reason(error)})", remedy))
         return
@@ -207,7 +209,7 @@ def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple
     elif isinstance(value, dict) and (not lists or lists[0] in CONVERSATIONS):
         yield "row 0", value
     else:
-        what = f"holds {describe_type(value)} where a list of rows is due"
+        what = f"contains {describe_type(value)} instead of a list of rows"
         named = quote_names(map(shorten, lists))
         remedy = f"save one of its lists as a file: {named}" if lists else "write [{…}, {…}]"
         problems.append(Problem(file, None, None, what, remedy))
@@ -243,7 +245,7 @@ def _check_objects(values: Iterable[tuple[str, Any]], file: str, problems: list[
         if not isinstance(value, dict):
             problems.append(Problem(file, where, None, f"is {describe_type(value)}, not an object", _ROW))
         elif isinstance(value, _RepeatedKeys):
-            problems.append(Problem(file, where, None, "names a key more than once", "keep one value for each key"))
+            problems.append(Problem(file, where, None, "has a repeated key", "keep one value for each key"))
         else:
             yield RawRow(where, value)
 
@@ -272,10 +274,10 @@ def _parse_csv(lines: Iterator[str], file: str, problems: list[Problem]) -> Iter
         if not header:
             header = [cell.strip() for cell in cells]
             for name in dict.fromkeys(name for name in header if name and header.count(name) > 1):
-                what = f"names `{shorten(name)}` more than once"
-                problems.append(Problem(file, where, None, what, "give each column its own name"))
+                what = f"has the column `{shorten(name)}` more than once"
+                problems.append(Problem(file, where, None, what, "give each column a unique name"))
         elif len(cells) != len(header):
-            what = f"has {len(cells):,} cells where the first line names {len(header):,} columns"
+            what = f"has {len(cells):,} cells, but the first line has {len(header):,} columns"
             problems.append(Problem(file, where, None, what, "put texts with commas or line breaks in double quotes"))
         else:
             yield RawRow(where, {name: cell for name, cell in zip(header, cells, strict=True) if name})

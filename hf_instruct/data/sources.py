@@ -1,4 +1,4 @@
-"""Find a source of examples by its name, read it, and return its examples or all of its problems."""
+"""Find a source of examples by name, read it, and return its examples or all of its problems."""
 
 import contextlib
 import dataclasses
@@ -64,7 +64,7 @@ def load_examples(
         source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv`, `.parquet` or `.arrow`
             file; a folder of `Dataset.save_to_disk`; the id of a dataset on the Hub; a `Dataset`; or rows as mappings.
         map: Our field (`instruction`, `input`, `output`, `category`, `id`, `prompt`, `messages`) = the source's column,
-            where its format is not recognised.
+            if its format is not recognized.
         hub_config: Configuration name of a Hub dataset.
         hub_split: Split of a Hub dataset, or of a saved `DatasetDict`, to read.
         revision: Commit, tag or branch of a Hub dataset.
@@ -79,7 +79,7 @@ def load_examples(
 
 
 def load_section(section: DataSection) -> "Dataset":
-    """Return the examples of the sources that a `data` section names."""
+    """Return the examples of the sources of a `data` section."""
     return settle(check_section(section))
 
 
@@ -123,7 +123,7 @@ def load_split(run: "RunFolder", name: str) -> "Dataset":
 
 
 def check_section(section: DataSection) -> CheckedData:
-    """Return what came of reading the sources that a `data` section names."""
+    """Return the result of reading the sources of a `data` section."""
     if isinstance(section.source, str):
         names = ("map", "hub_config", "hub_split", "revision", "limit")
         return check_source(section.source, **{name: getattr(section, name) for name in names})
@@ -154,7 +154,7 @@ def _check_part(part: SourceSection) -> CheckedData:
 
 
 def _choose_sizes(counts: Sequence[int], fractions: Sequence[float | None]) -> list[int]:
-    """Return how many rows each source gives to the largest mixture of these shares in which no row is used twice.
+    """Return the number of rows from each source in the largest mixture with these shares and without repeated rows.
 
     Raises:
         DataError: Some sources have a fraction and others none.
@@ -163,7 +163,7 @@ def _choose_sizes(counts: Sequence[int], fractions: Sequence[float | None]) -> l
     if not given:
         return list(counts)
     if len(given) < len(fractions):
-        raise DataError("Some of the sources have a `fraction` and others none; give all of them one, or none.")
+        raise DataError("Some sources have a `fraction` and others do not; set it for all of them, or for none.")
     most = min(count / fraction for count, fraction in zip(counts, given, strict=True))
     return [min(max(round(most * fraction), 1), count) for count, fraction in zip(counts, given, strict=True)]
 
@@ -171,8 +171,8 @@ def _choose_sizes(counts: Sequence[int], fractions: Sequence[float | None]) -> l
 def _interleave(ids: Sequence[str], counts: Sequence[int], sizes: Sequence[int], seed: int) -> list[int]:
     """Return the indices of a mixture: of each source its rows in order, the sources spread evenly.
 
-    So each split has all of them in proportion. Where a source gives only some rows, they are drawn by a hash of `seed`
-    and id; TRL's own mixture takes the first.
+    So each split has all of them in proportion. If only some rows of a source are used, they are sampled by a hash of
+    `seed` and id; TRL takes the first ones.
     """
     placed: list[tuple[float, int]] = []
     start = 0
@@ -196,10 +196,10 @@ def check_source(
     revision: str | None = None,
     limit: int | None = None,
 ) -> CheckedData:
-    """Return the usable examples of a source beside its problems; the arguments are those of `load_examples`.
+    """Return the valid examples of a source and its problems; the arguments are those of `load_examples`.
 
     Args:
-        columns: The only columns to look at; all by default.
+        columns: Use only these columns; all by default.
 
     Raises:
         DataError: The source cannot be found or opened at all, or an argument is wrong.
@@ -217,7 +217,7 @@ def check_source(
         file, path, on_hub = "dataset" if hasattr(source, "column_names") else "data", None, False
     if not on_hub and (hub_config or revision):
         name = "hub_config" if hub_config else "revision"
-        raise DataError(f"`{name}` applies to a dataset on the Hub; `{file}` is none. Leave it out.")
+        raise DataError(f"`{name}` is only for datasets on the Hub, and `{file}` is not one. Leave it out.")
     with contextlib.ExitStack() as stack:
         dataset: Dataset | None = None
         rows: Iterable[RawRow]
@@ -277,8 +277,8 @@ def _check_dataset(source: Any) -> "Dataset":
 
 def _advise_on_type(source: Any) -> str:
     return (
-        f"The source is a `{type(source).__name__}`; it should be a name, a file, a `datasets.Dataset` or a list of "
-        "mappings. Take one split of a `DatasetDict`."
+        f"The source is a `{type(source).__name__}`; it must be a name, a file, a `datasets.Dataset` or a list of "
+        "mappings. For a `DatasetDict`, pass one of its splits."
     )
 
 
@@ -286,15 +286,15 @@ def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:
     for ours in map or {}:
         if ours not in FIELDS:
             raise DataError(
-                f"`map` names the field `{shorten(ours)}`, which no example has.{did_you_mean(ours, FIELDS)} The "
+                f"`map` has the unknown field `{shorten(ours)}`.{did_you_mean(ours, FIELDS)} The "
                 f"fields are {quote_names(FIELDS)}; write `our field=the source's column`."
             )
     if limit is not None and limit < 1:
-        raise DataError(f"`limit` is {limit}; it should be at least 1, or left out to use all examples.")
+        raise DataError(f"`limit` is {limit}; it must be at least 1. Leave it out to use all examples.")
 
 
 def _find_file(source: str) -> Path | None:
-    """Return the file or saved dataset that a source names, or None where it reads like the id of one on the Hub.
+    """Return the file or saved dataset of a source, or None if it looks like the id of a dataset on the Hub.
 
     Raises:
         DataError: It is neither.
@@ -306,7 +306,7 @@ def _find_file(source: str) -> Path | None:
                 return path
             held = sorted(file.name for file in path.iterdir() if find_suffix(file) in SUFFIXES)
             inside = f"; it contains {list_names(held)}" if held else ""
-            raise DataError(f"`{source}` is a folder{inside}. Name one file.")
+            raise DataError(f"`{source}` is a folder{inside}. Use one file.")
         if path.is_file():
             if find_suffix(path) in SUFFIXES:
                 return path
@@ -332,7 +332,7 @@ def _advise_on_name(source: str) -> str:
     try:
         files = [str(folder / file.name) for file in folder.iterdir() if find_suffix(file) in SUFFIXES]
     except (OSError, ValueError):
-        # No folder to suggest a file from.
+        # There is no folder to suggest a file from.
         files = []
     return (
         f"A source is {quote_names(NAMED_SOURCES)}, a file that ends in {SUFFIX_LIST}, a folder of `save_to_disk` or a "

@@ -1,4 +1,4 @@
-"""Split examples into those to train on, to answer and score, and to validate on."""
+"""Split examples into train, test and validation."""
 
 import hashlib
 import math
@@ -32,13 +32,13 @@ def split_examples(
     validation_fraction: float | None = None,
     seed: int = 123,
 ) -> "DatasetDict":
-    """Return the splits `train`, `test` and `validation`; the first two are rounded down, validation has the rest.
+    """Return the splits `train`, `test` and `validation`; the first two are rounded down.
 
     Args:
         examples: All examples: a `Dataset`, rows as mappings, or a source of `load_examples`.
-        split: `sequential` keeps their order (the course's split: 935/110/55 of 1,100); `shuffled` draws by a hash of
-            `seed` and id, so that the result is the same on every machine and whatever the order of the file;
-            `grouped` does so too and keeps equal instruction + input pairs in one split.
+        split: `sequential` keeps their order (the course's split: 935/110/55 of 1,100); `shuffled` shuffles by a hash
+            of `seed` and id, so the result does not depend on the machine or the order of the file; `grouped` does so
+            too and keeps equal instruction + input pairs in one split.
         train_fraction: Share to train on, between 0 and 1.
         test_fraction: Share to answer and score.
         validation_fraction: Share to validate on; None gives it the rest. All three sum to 1.
@@ -72,8 +72,7 @@ def load_splits(data: Any) -> CheckedSplits:
         return CheckedSplits(split_examples(data))
     if unknown := [str(name) for name in data if name not in SPLIT_NAMES]:
         raise DataError(
-            f"The data has a split `{unknown[0]}`; the splits are {quote_names(SPLIT_NAMES)}. Rename it, or leave it "
-            "out."
+            f"The data has a split `{unknown[0]}`; the splits are {quote_names(SPLIT_NAMES)}. Rename it, or remove it."
         )
     return CheckedSplits(
         {name: load_examples(data[name]) if data.get(name) else build_dataset([], Example) for name in SPLIT_NAMES}
@@ -107,7 +106,7 @@ def _complete_fractions(train: float, test: float, validation: float | None) -> 
     """Return all three fractions, having checked that they are sound."""
     given = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     problems = [
-        f"`{name}_fraction` is {value}; it should be above 0 and below 1, so that no split is empty"
+        f"`{name}_fraction` is {value}; it must be above 0 and below 1, so that no split is empty"
         for name, value in given.items()
         if not 0 < value < 1
     ]
@@ -117,7 +116,7 @@ def _complete_fractions(train: float, test: float, validation: float | None) -> 
         problems.append(f"{listed} sum to {total:.6g} and leave nothing for validation; lower one of them")
     elif validation is not None and abs(total - 1) > _TOLERANCE:
         problems.append(
-            f"{listed} sum to {total:.6g}; they should sum to 1 (leave `validation_fraction` out to give it the rest)"
+            f"{listed} sum to {total:.6g}; they must sum to 1 (leave `validation_fraction` out to use the rest)"
         )
     if problems:
         raise DataError("The examples cannot be split:", problems)
@@ -139,7 +138,7 @@ def _refuse_empty(sizes: Mapping[str, int], what: str, fractions: Mapping[str, f
         seen = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
         at = f" at fractions {', '.join(f'{fractions[name]:g}' for name in SPLIT_NAMES)}" if fractions else ""
         raise DataError(
-            f"{what} would split into {seen}{at}, and no split may be empty. Add examples, or change "
+            f"{what} would be split into {seen}{at}, but no split may be empty. Add examples, or change "
             f"{', '.join(f'`{name}_fraction`' for name in empty)}."
         )
 

@@ -1,4 +1,4 @@
-"""The prepare stage: from a source to the three files that every later stage reads."""
+"""The prepare stage: from a source to the three files that all later stages read."""
 
 import logging
 
@@ -72,5 +72,5 @@ def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenC
         )
     except ModelLoadError:
         # The data are good without it; training, which cannot do without, says what is wrong.
-        logger.info("Tokens are not counted: the tokenizer of `%s` cannot be loaded.", model.name)
+        logger.info("Tokens are not counted, because the tokenizer of `%s` cannot be loaded.", model.name)
         return None

@@ -1,4 +1,4 @@
-"""How many examples there are, of what kind, and how long."""
+"""Statistics of examples: counts, categories and lengths."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Encode = Callable[[Mapping[str, Any]], tuple[Sequence[int], Sequence[int]]]
-"""Turns an example into the token ids of its prompt and of its completion."""
+"""Converts an example into the token ids of its prompt and of its completion."""
 
 
 class Lengths(NamedTuple):

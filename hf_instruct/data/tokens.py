@@ -1,4 +1,4 @@
-"""How many tokens of each example training would use: counted by the prompt object and the cut that training uses."""
+"""Count the tokens of each example, with the same prompts and truncation as in training."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ _LEAST_FOR_A_BAR = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class TokenCounter:
-    """Counts the tokens of examples as training with one model and its settings would."""
+    """Counts the tokens of examples as in training with a model and its settings."""
 
     model: str  # its name, as the user gave it
     tokenizer: "PreTrainedTokenizerBase"
@@ -68,7 +68,7 @@ class TokenCounter:
 def map_rows(
     rows: "Dataset", function: Any, *, features: Any, note: str, num_proc: int | None = None, file: str | None = None
 ) -> "Dataset":
-    """Return what a function makes of rows, by `Dataset.map`, with a progress bar where there are many.
+    """Apply a function to rows with `Dataset.map`, with a progress bar if there are many.
 
     Args:
         function: From a list of rows to their new columns.

@@ -1,1 +1,1 @@
-"""The judge stage: puts responses to a language model, reads its verdicts, keeps both, and sums them up."""
+"""The judge stage: scores responses with a language model, parses and saves its verdicts, and summarizes them."""

@@ -1,4 +1,4 @@
-"""How far two judges, or a judge and people, agree: numbers with intervals over the examples that both judged."""
+"""Agreement of two judges, or of a judge and people: numbers with intervals over the examples that both judged."""
 
 import contextlib
 import dataclasses
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-# Scores of 0 to 100 that differ by no more than this are called alike.
+# Scores from 0 to 100 within this distance count as similar.
 NEAR = 10
 LABELS = ("loss", "tie", "win")
-# Below this an interval from resampling is too narrow.
+# With fewer examples, bootstrap intervals are too narrow.
 _FEW = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One of the two whose agreement is measured."""
+    """One of the two sets of verdicts."""
 
     name: str  # of its file
     judge: str  # in words; empty where unknown
@@ -64,18 +64,18 @@ class Agreement:
 def measure_agreement(
     first: Any, second: Any, *, voters: tuple[str | None, str | None] = (None, None), seed: int = 0
 ) -> Agreement:
-    """Return how far two judges, or a judge and people, agree on the same answers.
+    """Return the agreement of two judges, or of a judge and people, on the same answers.
 
     Args:
         first: A run folder or a file of verdicts (a path), a list of numbers, a mapping of ids to numbers, or
             `Judgment` or `Preference` rows.
         second: The other, of the same kind.
-        voters: Of the votes of each side, take only those of this voter.
-        seed: Of the resampling behind the intervals.
+        voters: For each side, use only the votes of this voter.
+        seed: Seed of the bootstrap.
 
     Raises:
-        DataError: A side cannot be read, one has scores and the other preferences, or fewer than two examples have a
-            verdict of both.
+        DataError: A side cannot be read, one has scores and the other preferences, or fewer than two examples have both
+            verdicts.
 
     >>> agreement = measure_agreement([10, 50, 90], [20, 40, 95])
     >>> agreement.n, agreement.estimates["spearman"].value, agreement.estimates["mean_difference"].value
@@ -86,7 +86,7 @@ def measure_agreement(
 
     a, b = load_verdicts(first, "A", voter=voters[0]), load_verdicts(second, "B", voter=voters[1])
     if a.kind != b.kind:
-        raise DataError(f"`{a.name}` holds {a.kind} and `{b.name}` {b.kind}; give two files of the same kind.")
+        raise DataError(f"`{a.name}` contains {a.kind} and `{b.name}` {b.kind}; pass two files of the same kind.")
     order: Order = {}
     a, _ = a.oriented(order)
     b, turned = b.oriented(order)
@@ -101,9 +101,9 @@ def measure_agreement(
     ]
     notices = [*a.list_notices(), *b.list_notices(), *_note_other_answers(a, b, both.index)]
     if turned:
-        notices.append(f"{b.name} names the two sets the other way round; its wins are counted as losses.")
+        notices.append(f"{b.name} has the two sets in the opposite order; its wins are counted as losses.")
     if len(pairs) < _FEW:
-        notices.append(f"Only {len(pairs)} examples: the intervals are too narrow, and the numbers say little.")
+        notices.append(f"Only {len(pairs)} examples: the intervals are too narrow.")
     x, y = pairs["a"].to_numpy(), pairs["b"].to_numpy()
     counts: list[list[int]] | None = None
     if is_scores:
@@ -113,7 +113,7 @@ def measure_agreement(
         counts = numpy.bincount((6 * x + 2 * y).astype(int), minlength=9).reshape(3, 3).tolist()
         estimates = _measure_preferences(x, y, seed)
         if estimates["kappa"].value is None:
-            notices.append("Both say one and the same thing throughout, so kappa is not defined.")
+            notices.append("All verdicts of both sides are equal, so kappa is not defined.")
     return Agreement(a.kind, sides[0], sides[1], "id" if a.keyed else "order", len(pairs), estimates, counts, notices)
 
 
@@ -123,28 +123,29 @@ def _check_joined(
     if first.keyed != second.keyed:
         with_ids, without = (first, second) if first.keyed else (second, first)
         raise DataError(
-            f"`{with_ids.name}` has ids and `{without.name}` has none; give both ids, or two lists in the same order."
+            f"`{with_ids.name}` has ids and `{without.name}` has none; add ids to both, or pass two lists in the "
+            "same order."
         )
     if not first.keyed and len(scores[0]) != len(scores[1]):
         raise DataError(
             f"`{first.name}` has {len(scores[0])} scores and `{second.name}` {len(scores[1])}, without ids to join "
-            "them by; give ids, or lists of the same length and order."
+            "them by; add ids, or pass lists of the same length and order."
         )
     if both.empty:
         one, two = (scored.index[0] for scored in scores)
         raise DataError(
-            f"`{first.name}` and `{second.name}` have nothing in common (the first are {one} and {two}); name verdicts "
-            "on the same examples, and preferences between the same two sets."
+            f"`{first.name}` and `{second.name}` have nothing in common (the first are {one} and {two}); use "
+            "verdicts on the same examples, and preferences between the same two sets."
         )
     if (common := len(both.dropna())) < 2:
         raise DataError(
             f"`{first.name}` and `{second.name}` share {len(both)} examples, {common} of them with a verdict on both "
-            "sides; agreement takes at least 2."
+            "sides; agreement needs at least 2."
         )
 
 
 def _note_other_answers(first: Verdicts, second: Verdicts, keys: "pandas.Index") -> list[str]:
-    """Say so where the answers that were judged lie beside both files, and differ."""
+    """Add a notice if the judged answers are stored with both files, and differ."""
     answers: list[dict[str, str]] = []
     for side in (first, second):
         if side.file is not None and side.judgments:
@@ -155,8 +156,7 @@ def _note_other_answers(first: Verdicts, second: Verdicts, keys: "pandas.Index")
         return []
     different = sum(answers[0].get(key) != answers[1].get(key) for key in keys)
     return [
-        f"The answers differ in {different} of {len(keys)} examples: these are verdicts on other answers, not two "
-        "opinions on the same ones."
+        f"The answers differ in {different} of {len(keys)} examples: the verdicts are on different answers."
     ] * bool(different)
 
 
@@ -169,8 +169,8 @@ def _note_scales(sides: Sequence[Side], a: "numpy.ndarray", b: "numpy.ndarray") 
     small, large = sorted(((a.max(), sides[0].name), (b.max(), sides[1].name)))
     if 0 < small[0] <= NEAR < large[0] / 2:
         notices.append(
-            f"{small[1]} goes up to {small[0]:g} and {large[1]} to {large[0]:g}: on two scales, the differences and "
-            f"the share within {NEAR} points mean nothing."
+            f"{small[1]} goes up to {small[0]:g} and {large[1]} to {large[0]:g}: the scales differ, so the "
+            f"differences and the share within {NEAR} points are meaningless."
         )
     return notices
 
@@ -199,7 +199,7 @@ def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
     """Return Pearson's correlation; NaN where one side is constant. SciPy's takes 10 times as long for 110 values."""
     import numpy
 
-    # Asked of the values: the mean of equal numbers may miss them by a rounding error.
+    # Checks the values, because the mean of equal numbers may have a rounding error.
     if a.min() == a.max() or b.min() == b.max():
         return numpy.nan
     a, b = a - a.mean(), b - b.mean()
@@ -212,7 +212,7 @@ def _measure_preferences(a: "numpy.ndarray", b: "numpy.ndarray", seed: int) -> d
 
 
 def _compute_kappa(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
-    """Return Cohen's kappa of preferences; NaN where both sides say one and the same thing throughout.
+    """Return Cohen's kappa of preferences; NaN if all verdicts of both sides are equal.
 
     scikit-learn's takes 25 times as long. Source: Cohen, A Coefficient of Agreement for Nominal Scales, 1960.
     """

@@ -1,4 +1,4 @@
-"""Which judge the settings name, opened for as long as it is needed."""
+"""Open the judge of the settings."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def opened_judge(settings: JudgeSection, judge: Judge | None = None) -> AsyncIterator[Judge]:
-    """Give a prepared judge: `judge` where there is one, else the one that the settings name, closed at the end.
+    """Yield a prepared judge: `judge` if given, otherwise the one of the settings, which is closed at the end.
 
     Raises:
         JudgeUnavailable: It does not answer, or lacks the model.
@@ -32,7 +32,7 @@ async def opened_judge(settings: JudgeSection, judge: Judge | None = None) -> As
 
 
 async def choose_judge(settings: JudgeSection) -> Judge:
-    """Return the judge that the settings name, not prepared yet.
+    """Return the judge of the settings, not yet prepared.
 
     Raises:
         JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
@@ -55,11 +55,11 @@ async def choose_judge(settings: JudgeSection) -> Judge:
     await ollama.close()
     if settings.base_url:
         raise JudgeUnavailable(
-            f"No Ollama server answers at {ollama.url} (`base_url`; {problem}). Start it there, or name what runs "
-            "there with `--judge.backend openai`, or leave `base_url` out to judge with a local model."
+            f"No Ollama server answers at {ollama.url} (`base_url`; {problem}). Start it there, use `--judge.backend "
+            "openai` for another server, or leave `base_url` out to judge with a local model."
         )
     logger.warning(
-        "No Ollama server answers at %s (%s), so the local judge %s scores the answers. For the course's judge: start "
+        "No Ollama server answers at %s (%s), so the local judge %s is used. To use the course's judge, start "
         "`ollama serve`, run `ollama pull llama3`, and judge again.",
         ollama.url,
         problem,
@@ -69,9 +69,9 @@ async def choose_judge(settings: JudgeSection) -> Judge:
 
 
 def check_judge(settings: JudgeSection) -> None:
-    """Make sure now that judging will work later: the rubric is usable, the server runs and has the model.
+    """Check that judging will work: the rubric is valid, the server is running and has the model.
 
-    A local judge's weights are not loaded for this; that it can be found is.
+    For a local judge this checks that the model exists, without loading it.
 
     Raises:
         ConfigError: The rubric is not usable.

@@ -1,4 +1,4 @@
-"""Verdicts kept between runs, so that judging again costs no call."""
+"""A cache of verdicts, so that judging again needs no calls."""
 
 import contextlib
 import hashlib
@@ -23,10 +23,10 @@ _RULES = 2
 
 
 def cache_key(question: Question, identity: JudgeIdentity, *, repeat: int = 1) -> str:
-    """Return the hash of a question and the judge it is put to: digest, server version and options included.
+    """Return the hash of a question and its judge, including digest, server version and options.
 
-    Each further repeat is a question of its own, even to a judge without a seed: a verdict that was copied would show
-    nothing of how far the judge agrees with itself.
+    Each repeat is a separate question, even for a judge without a seed, because a cached verdict says nothing about the
+    judge's variation.
     """
     asked: dict[str, Any] = {"question": question.sha256, "judge": identity.to_dict()}
     if repeat > 1:
@@ -36,9 +36,9 @@ def cache_key(question: Question, identity: JudgeIdentity, *, repeat: int = 1) -
 
 
 class VerdictCache:
-    """Key -> what is known of a verdict, in a SQLite file that several processes may use at once.
+    """Verdicts by key, in a SQLite file that several processes can use at once.
 
-    A cache that cannot be read or written costs calls and changes no verdict, so that is a warning, given once.
+    If the cache cannot be read or written, verdicts do not change, so this is only a warning, given once.
 
     Args:
         folder: Where the file lies; None for a cache that is always empty.
@@ -60,7 +60,7 @@ class VerdictCache:
         try:
             yield
         except (OSError, sqlite3.Error, ValueError) as error:
-            logger.warning("The cache of verdicts `%s` cannot be used and is left out (%s).", self._path, error)
+            logger.warning("The verdict cache `%s` cannot be used (%s); judging without it.", self._path, error)
             self.close()
 
     def find(self, key: str) -> dict[str, Any] | None:
@@ -93,7 +93,7 @@ class VerdictCache:
 
 
 def find_self_check(judge: JudgeIdentity, rubric: Rubric) -> CheckOutcome | None:
-    """Return what is known of how a judge did when it was checked under a rubric.
+    """Return the result of the judge check for a rubric.
 
     Returns:
         None where it was never checked on this machine, or the file cannot be read.
@@ -105,14 +105,14 @@ def find_self_check(judge: JudgeIdentity, rubric: Rubric) -> CheckOutcome | None
 
 
 def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) -> CheckOutcome:
-    """Keep how a judge did under a rubric, for `find_self_check`.
+    """Save the result of the judge check for a rubric, for `find_self_check`.
 
     Returns:
         What counts afterwards: this result, or an earlier one over more answers, which it does not replace.
     """
     known = find_self_check(judge, rubric)
     if known and known.probes > result.probes:
-        message = "Scores of this judge still show its earlier self-check, over %d answers; this one is over %d."
+        message = "Scores of this judge still show its earlier check, on %d answers; this one is on %d."
         logger.warning(message, known.probes, result.probes)
         return known
     path = _self_check_path(judge, rubric)
@@ -122,7 +122,7 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
         who = {"judge": judge.to_dict(), "rubric": {"name": rubric.name, "sha256": rubric.sha256}}
         write_json(path, {**kept.to_dict(), **who})
     except OSError as error:
-        logger.warning("`%s` cannot be written (%s); later scores will not show this self-check.", path, error)
+        logger.warning("`%s` cannot be written (%s); later scores will not show this check.", path, error)
     return kept
 
 

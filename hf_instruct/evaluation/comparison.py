@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hf_instruct.plots import ComparisonRow
 
 _SHOWN_KEYS = 3
-# Below this the bootstrap's intervals are much too narrow.
+# With fewer examples, bootstrap intervals are much too narrow.
 _FEWEST = 10
 _LEAST_CONSTANT = 5
 
@@ -58,7 +58,7 @@ class Breakdown:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs side by side."""
+    """A comparison of runs."""
 
     rows: list[Row]  # two in the order given, more by the mean of the leading measure, the highest first
     baseline: str  # the run that the differences are from
@@ -100,14 +100,14 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = False) -> Comparison:
-    """Return runs side by side, each against a baseline on the examples that all of them have a score for.
+    """Compare runs with a baseline, on the examples that all of them have a score for.
 
     Args:
         runs: Two or more: run folders (`RUN/untuned` is the untuned model), `judgments.jsonl` files, other files of
             scores, or scores in memory: numbers, or a mapping of ids to numbers. Files without ids are joined by their
             order.
-        baseline: Which run the differences are from; the first by default, and added where it is not among them.
-        force: Compare runs that were judged differently; the comparison then says so.
+        baseline: The baseline of the differences; the first run by default. Added to `runs` if it is not among them.
+        force: Compare runs that were judged differently; the result says so.
 
     Raises:
         ConfigError: There are fewer than two runs.
@@ -119,15 +119,15 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
         sources, keys = [baseline, *sources], [base, *keys]
     if len(sources) < 2:
         raise ConfigError(
-            "A comparison needs two runs or more; name another one, such as `RUN/untuned`, the untuned model of a run."
+            "A comparison needs at least two runs; add another one, such as `RUN/untuned`, the untuned model of a run."
         )
     loaded = [load_run(source, f"scores {number}") for number, source in enumerate(sources, start=1)]
     judged_differently = find_judging_differences(loaded)
     if judged_differently and not force:
         raise DataError(
-            "The runs were judged differently, so their scores cannot be compared. Judge them alike (`hf-instruct "
-            "judge RUN --judge … --model … --rubric …`), or add `--force` to compare all the same, labelled. They "
-            "differ in:",
+            "The runs were judged differently, so their scores cannot be compared. Judge them in the same way "
+            "(`hf-instruct judge RUN --judge … --model … --rubric …`), or add `--force` to compare them anyway, "
+            "with a label. They differ in:",
             judged_differently,
         )
     return _compare(_join(loaded), 0 if baseline is None else keys.index(base), judged_differently)
@@ -145,7 +145,7 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     leading = choose_leading((find_weakness(run.judge, run.self_check) for run in runs if run.judge), shared)
     leads = metrics.get(leading.name) if leading.is_metric else common if leading.name else None
     order = list(range(len(runs)))
-    # Two stay as they were typed: "2 - 1" means what the reader expects.
+    # Two runs keep their order, so that "2 - 1" means what the reader expects.
     if leads is not None and len(runs) > 2:
         order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
@@ -172,7 +172,7 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
 
 
 def _put_side_by_side(values: "Iterable[pandas.Series[float]]") -> "pandas.DataFrame":
-    """Return a column a run, a row for each example that any run has a value for."""
+    """Return a table with a column per run and a row per example that any run has a value for."""
     import pandas
 
     columns = list(values)
@@ -180,7 +180,7 @@ def _put_side_by_side(values: "Iterable[pandas.Series[float]]") -> "pandas.DataF
 
 
 def _bound(found: Difference, run: ScoredRun, baseline: ScoredRun) -> Difference:
-    """Return a difference with what it may be at least and at most: a failed judgment may hide any score."""
+    """Return a difference with its bounds, because a failed judgment could have had any score."""
     ids = run.rows.index.intersection(baseline.rows.index)
     scores, base = (one.rows["score"].loc[ids] for one in (run, baseline))
     if not (run.judge and baseline.judge and (scores.isna() | base.isna()).any()):
@@ -201,7 +201,7 @@ def _join(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
     lengths = {run.name: len(run.rows) for run in runs}
     if len(set(lengths.values())) > 1:
         raise DataError(
-            "Scores without ids are joined by their order, so there have to be equally many; those with ids "
+            "Scores without ids are joined by their order, so all runs need the same number; scores with ids "
             "(`judgments.jsonl`) are joined by id. The numbers of scores are:",
             [f"`{name}`: {length}" for name, length in lengths.items()],
         )
@@ -215,17 +215,15 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
         for run in runs:
             shown = quote_names(run.known.index[:_SHOWN_KEYS]) if run.keyed else "no ids"
             problems.append(f"`{run.name}`: {len(run.known)} of {len(run.rows)} examples have a score ({shown}, …)")
-        raise DataError(
-            "There is no example that all of the runs have a score for, so nothing can be compared:", problems
-        )
+        raise DataError("There is no example with a score in all runs, so nothing can be compared:", problems)
     first = runs[0].rows["example"].reindex(keys)
     for run in runs[1:]:
         other = run.rows["example"].reindex(keys)
         wrong = keys[(first != other) & first.notna() & other.notna()]
         if len(wrong):
             raise DataError(
-                f"`{runs[0].name}` and `{run.name}` are of different data: {len(wrong)} of {len(keys)} ids stand for "
-                f"another example in each, such as `{wrong[0]}`. Compare runs over the same test examples."
+                f"`{runs[0].name}` and `{run.name}` have different data: {len(wrong)} of {len(keys)} ids refer to "
+                f"different examples, such as `{wrong[0]}`. Compare runs over the same test examples."
             )
 
 
@@ -268,7 +266,7 @@ def _describe_judging(runs: Sequence[ScoredRun]) -> str:
     names = quote_names(run.name for run in runs if not run.judge)
     passed = [describe_check(check) for run in runs[:1] if (check := run.self_check) and check.passed]
     said = [*shown, *passed, *filter(None, [max(run.references for run in runs)[1]])]
-    return "; ".join(said) + (f"; not known who judged {names}" if names else "")
+    return "; ".join(said) + (f"; the judge of {names} is unknown" if names else "")
 
 
 def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[str]:
@@ -278,26 +276,27 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
         what, them = ("example was", "it") if num_dropped == 1 else ("examples were", "them")
         notes.append(
             f"{num_dropped} {what} dropped, because only some of the runs have a score for {them}; means and "
-            f"differences are over the {n} left."
+            f"differences are over the other {n}."
         )
     if n < _FEWEST:
-        notes.append(f"Examples compared: only {n}. The intervals of so few are too narrow.")
+        notes.append(f"Only {n} examples are compared: the intervals are too narrow.")
     for run in runs:
         if len(run.known) >= _LEAST_CONSTANT and run.known.nunique() == 1:
             notes.append(
-                f"All {len(run.known)} scores of {run.name} are {run.known.iloc[0]:g}: they do not discriminate."
+                f"All {len(run.known)} scores of {run.name} are {run.known.iloc[0]:g}: the judge does not discriminate."
             )
     if not runs[0].keyed:
-        notes.append("The scores are joined by their order, because not all of the files have ids.")
+        notes.append("The scores are joined by order, because not all of the files have ids.")
     versions = dict.fromkeys(str(run.judge.server_version) for run in runs if run.judge)
     if len(versions) > 1:
-        notes.append(f"The judges' servers are of different versions: {', '.join(versions)}.")
+        notes.append(f"The judges' servers have different versions: {', '.join(versions)}.")
     if len({run.repeats for run in runs}) > 1:
         times = ", ".join(f"`{run.name}` {run.repeats}" for run in runs)
-        notes.append(f"Not all runs were judged equally often ({times} times).")
+        notes.append(f"The runs were judged a different number of times ({times}).")
     if len(runs) > 2:
         notes.append(
-            f"Each of the {len(runs) - 1} intervals holds alone at 95 %: with many runs, some exclude 0 by chance."
+            f"Each of the {len(runs) - 1} intervals is a separate 95 % interval: with many runs, some exclude 0 by "
+            "chance."
         )
     notes.append(SCOPE)
     return notes

@@ -1,4 +1,4 @@
-"""Benchmarks: a model that is in memory, on tasks of lm-eval, with standard errors.
+"""Benchmarks: evaluate a model in memory on tasks of lm-eval, with standard errors.
 
 What is measured is what `lm_eval.evaluate` measures; here it gets the model and silence, and its results are kept.
 """
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkOptions:
-    """How models are asked.
+    """Options of a benchmark.
 
     Attributes:
         limit: Only the first so many questions of each task.
@@ -52,7 +52,7 @@ class BenchmarkOptions:
 def benchmark_run(
     name: str, tasks: Sequence[str], *, options: BenchmarkOptions | None = None, base: bool = False
 ) -> dict[str, list[BenchmarkResult]]:
-    """Ask a run's model, or any other, and return the results under `tuned` and, where asked for, `untuned`.
+    """Evaluate a run's model, or any other, and return the results under `tuned` and, if requested, `untuned`.
 
     Those of a run are also merged into its `benchmarks.json`, task by task: what is there already, asked in the same
     way, is not asked again.
@@ -73,7 +73,7 @@ def benchmark_run(
     run = RunFolder(Path(name), options.trust_remote_code)
     is_run = run.config.is_file()
     if base and not is_run:
-        raise ConfigError(f"`--base` needs a run folder, which says what it started from; `{name}` is not one.")
+        raise ConfigError(f"`--base` needs a run folder, and `{name}` is not one.")
     names = {TUNED: name}
     if base:
         names[UNTUNED] = run.find_base(run.load_experiment().model.name)
@@ -88,9 +88,9 @@ def benchmark_run(
             known = kept.get(kind, [])
             rows = [row for row in known if all(getattr(row, field) == value for field, value in request.items())]
             if rows:
-                logger.info("`%s` was asked before; delete `%s` to ask again", asked, run.benchmarks)
+                logger.info("`%s` was evaluated before; delete `%s` to evaluate it again", asked, run.benchmarks)
             else:
-                logger.info("Asking %s: %s", model_name, asked)
+                logger.info("Evaluating %s: %s", model_name, asked)
                 model = model or _load(name, run if is_run else None, kind, options)
                 rows = benchmark_model(*model, {asked: task}, name=model_name, options=options)
             found[kind] += rows
@@ -151,8 +151,7 @@ def benchmark_model(
     options = options or BenchmarkOptions()
     if options.apply_chat_template and not tokenizer.chat_template:
         raise ConfigError(
-            f"The tokenizer of `{name}` has no chat template, so `--apply-chat-template` has nothing to apply; leave "
-            "it out."
+            f"The tokenizer of `{name}` has no chat template, so `--apply-chat-template` cannot be used; leave it out."
         )
     loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, options.include)
     rows: list[BenchmarkResult] = []
@@ -194,7 +193,7 @@ def _evaluate(
         # A question longer than the context, more solved examples than there are, a task that runs code.
         raise DataError(
             f"lm-eval cannot run `{asked}` with this model and these options: {first_line(error)} Lower "
-            "`--num-fewshot`, or take another task."
+            "`--num-fewshot`, or use another task."
         ) from error
 
 

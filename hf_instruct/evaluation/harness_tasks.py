@@ -1,4 +1,4 @@
-"""Tasks of lm-eval: found by name, their local data found beside their YAML, and what can be wrong with them."""
+"""Load tasks of lm-eval by name, with local data next to their YAML."""
 
 import contextlib
 import difflib
@@ -32,10 +32,12 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, 
         DataError: A task's data is not there and cannot be reached, or its YAML is wrong.
     """
     if not (names := [name for name in dict.fromkeys(names) if name]):
-        raise ConfigError("`--tasks` names no task; name some, as in `--tasks everyday_choice` or `--tasks mmlu`.")
+        raise ConfigError(
+            "`--tasks` is empty; name at least one task, as in `--tasks everyday_choice` or `--tasks mmlu`."
+        )
     for folder in include:
         if not folder.is_dir():
-            raise ConfigError(f"`--include-path` `{folder}` is not a folder; name one that holds task YAMLs.")
+            raise ConfigError(f"`--include-path` `{folder}` is not a folder; use one that contains task YAMLs.")
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -95,9 +97,9 @@ def _load_task(manager: Any, name: str) -> dict[str, Any]:
         loaded: dict[str, Any] = manager.load([name])
     except (*_TASK_ERRORS, transport_error(), DatasetsError, TemplateError, YAMLError) as error:
         raise DataError(
-            f"The task `{name}` cannot be loaded: {first_line(error)} Check its YAML and the files that it names; "
-            "where its data is on the Hub and there is no network, run the same command with `--limit 1` where there "
-            "is one, copy that machine's cache here (`HF_HOME` says where it is), or take `--tasks everyday_choice`."
+            f"The task `{name}` cannot be loaded: {first_line(error)} Check its YAML and its files. If its data is "
+            "on the Hub and there is no network, run the same command with `--limit 1` on a machine with a network "
+            "and copy its cache (`HF_HOME`) to this one, or use `--tasks everyday_choice`."
         ) from error
     return loaded
 
@@ -106,14 +108,14 @@ def _describe_unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=_MOST_NAMES, cutoff=0.6)
     near = near or [other for other in known if name.lower() in other.lower()][:_MOST_NAMES]
     names = ", ".join(f"`{other}`" for other in near)
-    return f"`{name}`" + (f"; nearest are {names}" if near else "; `lm-eval ls tasks` lists all")
+    return f"`{name}`" + (f"; the closest are {names}" if near else "; `lm-eval ls tasks` lists all")
 
 
 def _unindexed_files(own: Any, include: Sequence[Path]) -> list[str]:
     """Return the YAMLs that lm-eval passes over without a word."""
     known = {entry.yaml_path.resolve() for entry in own.task_index.values() if entry.yaml_path}
     files = sorted(path for folder in include for path in folder.glob("**/*.yaml") if path.resolve() not in known)
-    return [f"`{path}` names no task: it is not YAML, or has neither `task:` nor `group:`" for path in files]
+    return [f"`{path}` has no task: it is not YAML, or has neither `task:` nor `group:`" for path in files]
 
 
 def first_line(error: BaseException) -> str:

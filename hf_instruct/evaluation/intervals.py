@@ -1,4 +1,4 @@
-"""How sure a number is: intervals of means, shares and differences, and the sign test, wherever a number is shown."""
+"""Intervals of means, shares and differences, and the sign test."""
 
 import dataclasses
 import math
@@ -16,8 +16,9 @@ Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.95
 # What every view of intervals says once, where they are read.
 SCOPE = (
-    "The intervals are over the test examples alone: training seed, decoding and judge are held fixed. With another "
-    "seed the numbers may move further; `hf-instruct sweep EXPERIMENT.yaml --set train.seed=1,2,3` shows how far."
+    "The intervals only cover the choice of test examples; training seed, decoding and judge are fixed. With "
+    "another seed the numbers may vary more; `hf-instruct sweep EXPERIMENT.yaml --set train.seed=1,2,3` shows by "
+    "how much."
 )
 # The ends of an interval over 110 scores move by about 0.05 of 100 from seed to seed at this many.
 _RESAMPLES = 10_000
@@ -37,7 +38,7 @@ _BLOCK = 200_000
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval; None where the examples do not define it."""
+    """A number and its 95 % interval; None if the examples do not define it."""
 
     value: float | None
     interval: Interval | None
@@ -54,7 +55,7 @@ class Difference:
     losses: int
     p_value: float | None  # of the two-sided sign test; None where all values are equal
     is_shown: bool  # whether the interval excludes zero, and `bounds` too
-    # The smallest difference that as many examples show 8 times in 10; None for a single example.
+    # The smallest difference shown 8 times out of 10 with this many examples; None for a single example.
     smallest_found: float | None = None
     # The mean over all examples where each failed judgment is the worst or the best score; None without any.
     bounds: Interval | None = None
@@ -65,7 +66,7 @@ class Difference:
         return self.wins + self.ties + self.losses
 
     def count_needed(self, difference: float) -> int | None:
-        """Return about how many examples would show a difference 8 times in 10, two digits of it; None if not known."""
+        """Return the number of examples that show a difference 8 times out of 10, to two digits; None if unknown."""
         if not self.smallest_found:
             return None
         needed = self.n * (self.smallest_found / difference) ** 2
@@ -214,7 +215,7 @@ def difference_interval(differences: Sequence[float], *, is_share: bool = False)
 def measure_difference(
     base: Mapping[Key, float], other: Mapping[Key, float], *, is_share: bool = False
 ) -> MeanDifference | None:
-    """Return by how much numbers exceed a baseline's, by example; None for fewer than two common examples.
+    """Return the paired difference from a baseline; None for fewer than two common examples.
 
     Examples differ in difficulty far more than two models do, so pairing them narrows the interval.
 
@@ -232,7 +233,7 @@ def measure_difference(
 
 
 def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_share: bool = False) -> Difference:
-    """Return how far values exceed a baseline's values of the same examples, one at least.
+    """Return the difference of values from a baseline's values of the same examples (at least one).
 
     Args:
         values: One for each example.
@@ -259,7 +260,7 @@ def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_sha
 
 
 def smallest_found(differences: Sequence[float]) -> float | None:
-    """Return the smallest difference that comparisons of as many examples show 8 times in 10; None for fewer than two.
+    """Return the smallest difference shown 8 times out of 10 with this many examples; None for fewer than two.
 
     That is (1.96 + 0.84) standard errors: then the interval excludes 0 with a probability of 80 %. A difference half as
     large takes four times as many examples.

@@ -1,4 +1,4 @@
-"""What any judge does, and what it replies."""
+"""The interface of judges, and their replies."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -8,13 +8,13 @@ from hf_instruct.evaluation.rubrics import Question
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """One reply of a judge, or why there is none.
+    """A reply of a judge, or why there is none.
 
     Attributes:
-        text: What the judge wrote, to be kept as it is.
+        text: The judge's raw text.
         seconds: Time from the question to the reply, waiting in the server's queue included.
-        failure: Why the reply cannot count, where that is known without reading it: cut off, timed out, refused.
-        final: Whether asking once more is pointless.
+        failure: Why the reply does not count, if known without parsing it: cut off, timed out, refused.
+        final: Whether asking again is pointless.
         score: The score, 0 to 100, from a judge that computes one instead of writing it.
     """
 
@@ -26,10 +26,10 @@ class Reply:
 
 
 class Judge(Protocol):
-    """Whoever scores a response."""
+    """A judge that scores responses."""
 
     async def check(self) -> None:
-        """Make sure that the judge will be able to answer, as far as that costs little: no weights are loaded.
+        """Check cheaply that the judge will be able to answer, without loading weights.
 
         Raises:
             JudgeUnavailable: It will not; the text names the command that fixes it.
@@ -37,14 +37,14 @@ class Judge(Protocol):
         await self.prepare()
 
     async def prepare(self) -> None:
-        """Make sure that questions can be asked now: the server runs, the model is loaded.
+        """Prepare for questions: the server is running, the model is loaded.
 
         Raises:
             JudgeUnavailable: They cannot; the text names the command that fixes it.
         """
 
     def identity(self) -> dict[str, Any]:
-        """Return which judge this is, exactly, once prepared.
+        """Return the exact identity of the judge, once prepared.
 
         The keys are `backend`, `model`, `digest` (None where unknown), `server_version` (None where unknown) and
         `options`. Two judges of equal identity give the same question the same verdict, as far as anybody can know.

@@ -1,4 +1,4 @@
-"""A judge without a server: the probabilities that a chat model gives to described levels."""
+"""A judge without a server, based on a chat model's probabilities of described levels."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ DEFAULT_MODEL = "smollm2-135m"
 def expected_score(probabilities: list[float], scores: list[int]) -> int:
     """Return the mean of the levels' scores under their probabilities, rounded, halves up.
 
-    The mean tells apart answers for which the likeliest level is the same, and repeats exactly: nothing is sampled.
+    The mean distinguishes answers with the same most likely level, and is deterministic.
 
     >>> expected_score([0.1, 0.2, 0.7], [0, 50, 100]), expected_score([0.5, 0.5], [0, 25])
     (80, 13)
@@ -103,8 +103,8 @@ class LocalJudge(Judge):
 
         if self._model_name in (DEFAULT_MODEL, ON_HUB):
             logger.warning(
-                "The local judge %s fits any machine and is too small to judge well: its scores show that everything "
-                "works, not how good the answers are.",
+                "The local judge %s runs on any machine but is too small to judge well: its scores show that "
+                "everything works, not how good the answers are.",
                 DEFAULT_MODEL,
             )
         model, tokenizer = load_model(self._model_name)
@@ -128,8 +128,8 @@ class LocalJudge(Judge):
         """
         if not isinstance(question, PairQuestion) and not (question.question and question.levels):
             raise JudgeUnavailable(
-                "The local judge chooses between levels, and this rubric has no `question` or no `levels`; add both to "
-                "its file, or judge with `--judge.backend ollama` or `openai`."
+                "The local judge chooses between levels, but this rubric has no `question` or no `levels`. Add both "
+                "to its file, or judge with `--judge.backend ollama` or `openai`."
             )
         if "reasons" in question.schema["required"] and not self._said_no_reasons:
             self._said_no_reasons = True
@@ -146,7 +146,7 @@ class LocalJudge(Judge):
         inputs = self._pipeline.preprocess({"state": question.state, "questions": {"verdict": asked}})
         num_tokens = inputs["prompts"][0][0]["input_ids"].shape[-1]
         if self._longest and num_tokens > self._longest:
-            failure = f"the question has {num_tokens} tokens; the judge reads at most {self._longest}"
+            failure = f"the question has {num_tokens} tokens; the judge's limit is {self._longest}"
             return Reply("", time.monotonic() - start, failure, final=True)
         found = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]["probabilities"]
         if isinstance(question, PairQuestion):

@@ -1,4 +1,4 @@
-"""The judging loop: many questions at once, each row kept as soon as it is there, whatever is judged."""
+"""The judging loop: parallel questions, with each row saved as soon as it is complete."""
 
 import abc
 import asyncio
@@ -39,13 +39,13 @@ _VOID: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class JudgeOptions:
-    """How to judge, beyond what an experiment says.
+    """Options of judging that are not in the experiment.
 
     Attributes:
-        use_cache: Take verdicts from the cache and add to it.
-        force: Judge again what is judged already, and drop its verdicts from the cache.
-        limit: Only the first so many responses, for a first look: their judgments are kept, and no scores are written.
-        go_on: Tells the user how to continue after an interruption.
+        use_cache: Read and write the verdict cache.
+        force: Judge all answers again, and remove their verdicts from the cache.
+        limit: Judge only the first N responses; their judgments are kept, but no scores are written.
+        go_on: How to continue after an interruption, for the user.
         title: Of the progress bar.
         repeat: Which pass over the same questions this is, counted from 1: each has verdicts of its own in the cache.
     """
@@ -59,7 +59,7 @@ class JudgeOptions:
 
 
 class Answer(NamedTuple):
-    """What came of one question.
+    """The result of one question.
 
     Attributes:
         verdict: None where none could be read.
@@ -145,8 +145,8 @@ class Pass(abc.ABC, Generic[Row]):
         """Return the row of each task, in their order, with so many under way at any moment.
 
         Raises:
-            JudgeError: Judging cannot continue; the text says how much is judged, and how to continue. What was judged
-                is kept, also when the task is cancelled.
+            JudgeError: Judging cannot continue; the message says how much is judged and how to continue. Finished
+                judgments are kept, also if the task is cancelled.
         """
         path, tasks, go_on = self._path, self._tasks.values(), self._options.go_on
         try:
@@ -164,7 +164,7 @@ class Pass(abc.ABC, Generic[Row]):
         except JudgeError as error:
             judged, failed = self._scored, len(self._done) - self._scored
             count = f"{judged} of {len(tasks)} are judged" + f", {failed} failed" * bool(failed)
-            where = f", kept in `{path}`" if path else ""
+            where = f", saved to `{path}`" if path else ""
             raise type(error)(f"{error} {count}{where}. {go_on}") from error
         except OSError as error:
             raise JudgeError(f"The verdicts cannot be written: {error}. {go_on}") from error
@@ -172,7 +172,7 @@ class Pass(abc.ABC, Generic[Row]):
             self._cache.close()
         if failures := [row for row in rows if row.score is None]:
             first, count = failures[0], f"{len(failures)} of {len(rows)}"
-            logger.warning("%s have no verdict; the first, `%s`: %s", count, first.id, first.failure)
+            logger.warning("%s have no verdict; the first is `%s`: %s", count, first.id, first.failure)
         return rows
 
     def _take_over(self, path: Path) -> None:
@@ -183,7 +183,7 @@ class Pass(abc.ABC, Generic[Row]):
         reusable = {} if self._options.force else fitting
         if not self.keeps_others and len(reusable) < len({row.id for row in rows}):
             aside = self.set_aside(path, rows)
-            logger.warning("Judging again; the verdicts that were there are kept as `%s`.", aside)
+            logger.warning("Judging again; the old verdicts are kept in `%s`.", aside)
             append_rows(path, reusable.values())
         elif self._options.force and self.keeps_others:
             # They no longer count, also for whoever continues after an interruption and leaves `force` out.
@@ -288,7 +288,7 @@ class Pass(abc.ABC, Generic[Row]):
         texts += [""] * bool(texts and not reply.text)
         if self._silent >= _FAILURES_IN_A_ROW:
             raise JudgeError(
-                f"The judge left {self._silent} questions in a row without a reply; the last time, {failure}."
+                f"The judge did not reply to {self._silent} questions in a row; the last reason: {failure}."
             )
         return Answer(None, texts, seconds, to_printable(failure))
 

@@ -1,7 +1,7 @@
-"""What can be measured of responses without a judge: how near they are to the reference, and how they end.
+"""Metrics of responses without a judge: similarity to the reference, and how the responses end.
 
-The reference is one good answer among many, so these numbers are low for a good answer in other words. They cost
-nothing, never vary and no answer can talk them into anything.
+The reference is one good answer among many, so a good answer in other words scores low. The metrics are free and
+deterministic, and answers cannot manipulate them.
 
 Each of them is also an `evaluate.Metric`, for programs that measure with the `evaluate` library:
 
@@ -76,7 +76,7 @@ class Metric:
         return value if value is None or isinstance(value, Term) else Term(value)
 
     def divide(self, terms: Sequence[Term]) -> float | None:
-        """Return the metric over examples; None where it is not defined, as a length by that of nothing."""
+        """Return the metric over examples; None if it is not defined, such as a ratio to length 0."""
         below = math.fsum(term.below for term in terms)
         if not below:
             return None
@@ -116,8 +116,8 @@ def measure_responses(responses: "Dataset | Iterable[Response | Mapping[str, Any
     `exact_match`, `token_f1`, `rouge_l` (0 to 1) and `chrf` (0 to 100) are means over the examples; so are the shares
     `stopped` and `repetitive`. Intervals of shares (`exact_match` too) are Wilson's, the others bootstrapped.
     `length_ratio` is all characters of the responses by all of the references: a mean of ratios would be that of the
-    shortest reference. `perplexity` is that of all reference tokens together under the model that answered. What a
-    response does not tell (`stopped`, `reference_nll`) is left out, and `n` says so.
+    shortest reference. `perplexity` is that of all reference tokens together under the model that answered. Responses
+    without a value (`stopped`, `reference_nll`) are left out, and `n` says so.
 
     Args:
         responses: A `Dataset` or mappings with `instruction`, `input`, `output` and `response` or `model_response`; a
@@ -186,7 +186,7 @@ METRICS = {
     "stopped": Metric("finished", "not cut off", "StoppedShare", float, ("stopped",), is_share=True),
     "repetitive": Metric(
         "repeats itself",
-        "repeats a phrase over and over",
+        "repeats a phrase",
         "RepetitiveShare",
         is_repetitive,
         ("predictions",),
@@ -297,7 +297,7 @@ def _build_class(name: str) -> type:
 
         def _finalize(self) -> None:
             if self.keep_in_memory and self.buf_writer is None:
-                raise DataError("There is nothing to measure: neither given to `compute` nor added before.")
+                raise DataError("There is nothing to measure; pass data to `compute` or add it before.")
             super()._finalize()
 
         def _info(self) -> Any:
@@ -321,7 +321,7 @@ def _compute(name: str, columns: Mapping[str, Any], *, per_example: bool) -> dic
     metric = METRICS[name]
     # What `evaluate.combine` gives to all metrics, and another of these takes, is no mistake.
     if unknown := columns.keys() - _FIELDS:
-        raise DataError(f"{metric.class_name} takes no {quote_names(sorted(unknown))}, only `per_example`.")
+        raise DataError(f"{metric.class_name} does not accept {quote_names(sorted(unknown))}, only `per_example`.")
     examples = zip(*(columns[column] for column in metric.columns), strict=True)
     terms = [metric.build_term(*example) for example in examples]
     if None in terms:

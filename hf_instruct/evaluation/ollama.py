@@ -1,4 +1,4 @@
-"""A judge that an Ollama server runs."""
+"""A judge on an Ollama server."""
 
 import asyncio
 import contextlib
@@ -185,15 +185,15 @@ class OllamaJudge(ServerJudge):
         if await self._keeps_schema(chat):
             self._think = None
             logger.warning(
-                "Ollama %s drops the schema of a reply where `%s` is told not to think, so it is left to think as it "
-                "likes, which takes longer. Update Ollama, or set `judge.think` yourself.",
+                "Ollama %s ignores the JSON schema if `%s` is told not to think, so the model is allowed to think, "
+                "which takes longer. Update Ollama, or set `judge.think`.",
                 self._version,
                 self._model,
             )
         else:
             logger.warning(
-                "`%s` on Ollama %s does not keep to the schema of its reply, so scores are read from its text. If the "
-                "model can think, update Ollama: versions before August 2026 drop the schema of such models.",
+                "`%s` on Ollama %s does not follow the JSON schema, so scores are parsed from its text. If it is a "
+                "reasoning model, update Ollama: versions before August 2026 ignore the schema of such models.",
                 self._model,
                 self._version,
             )
@@ -217,14 +217,14 @@ class OllamaJudge(ServerJudge):
                 await self._obtain_model()
         except NoAnswer as error:
             raise JudgeUnavailable(
-                f"No Ollama server answers at {self.url} ({error}). Start it with `ollama serve`, or name "
-                "another with `--judge.base_url` or OLLAMA_HOST, or judge without a server: `--judge.backend local`."
+                f"No Ollama server answers at {self.url} ({error}). Start it with `ollama serve`, use another server "
+                "with `--judge.base_url` or OLLAMA_HOST, or judge without a server with `--judge.backend local`."
             ) from error
         except ServerError as error:
             reason = f"status {error.status}: {error}" if error.status else error
             raise JudgeUnavailable(
-                f"What answers at {self.url} is not an Ollama server ({reason}). Start one with `ollama "
-                "serve`, or name its address with `--judge.base_url` or OLLAMA_HOST."
+                f"The server at {self.url} is not an Ollama server ({reason}). Start one with `ollama serve`, or set "
+                "its address with `--judge.base_url` or OLLAMA_HOST."
             ) from error
 
     async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
@@ -236,7 +236,11 @@ class OllamaJudge(ServerJudge):
             # Asked again, the same would be cut off again.
             return text, cut, True
         if not answer.done:
-            return text, "the server broke the reply off (`done` is false), as when a model repeats itself", False
+            return (
+                text,
+                "the server stopped the reply (`done` is false), which happens if a model repeats itself",
+                False,
+            )
         is_cut = answer.done_reason == "length"
         return text, self._find_cut(text, answer.message.thinking, is_cut=is_cut), False
 
@@ -280,14 +284,14 @@ class OllamaJudge(ServerJudge):
             except NoServer:
                 raise
             except ServerError as error:
-                raise ServerError(f"whether the model is still the same could not be checked: {error}") from error
+                raise ServerError(f"cannot check that the model is still the same: {error}") from error
             before, now = (self._digest, self._version), (models.get(_normalize(self._model)), answer.version)
             if before != now:
                 shown = [f"{(digest or 'none')[:12]} on Ollama {version}" for digest, version in (before, now)]
                 raise JudgeError(
                     f"The model `{self._model}` at {self.url} changed during judging (digest {shown[0]}; now "
-                    f"{shown[1]}), so the scores would be those of two judges. Judging again starts over with the new "
-                    "one."
+                    f"{shown[1]}), so the scores would be from two different judges. Judge again to start over with "
+                    "the new one."
                 )
             self._confirmed = latest
 
@@ -331,13 +335,12 @@ class OllamaJudge(ServerJudge):
         if not self._settings.pull:
             known = quote_names(sorted(await self._list_models())[:8]) or "none"
             raise JudgeUnavailable(
-                f"{self._where} does not have the model `{self._model}` (it has: {known}). "
-                f"Run `ollama pull {self._model}`, let it be done by `--judge.pull true`, or choose a model with "
-                "`--judge.model`."
+                f"{self._where} does not have the model `{self._model}` (it has: {known}). Run `ollama pull "
+                f"{self._model}`, add `--judge.pull true`, or choose another model with `--judge.model`."
             )
         await self._pull()
         if not await self._find_model():
-            raise JudgeUnavailable(f"Ollama pulled `{self._model}` and does not list it; see `ollama list`.")
+            raise JudgeUnavailable(f"Ollama pulled `{self._model}` but does not list it; check `ollama list`.")
 
     async def _pull(self) -> None:
         status = ""

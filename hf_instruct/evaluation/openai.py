@@ -1,4 +1,4 @@
-"""A judge behind any server that speaks OpenAI's chat API: vLLM, llama.cpp, LM Studio, `transformers serve`, OpenAI."""
+"""A judge on any server with OpenAI's chat API: vLLM, llama.cpp, LM Studio, `transformers serve`, OpenAI."""
 
 import logging
 import os
@@ -53,7 +53,8 @@ class OpenAIJudge(ServerJudge):
     """A model behind `/v1/chat/completions`.
 
     Args:
-        settings: Model, address, options, timeout, retries. The key comes from OPENAI_API_KEY and is written nowhere.
+        settings: Model, address, options, timeout, retries. The key comes from OPENAI_API_KEY and is never written to
+            disk.
     """
 
     def __init__(self, settings: JudgeSection) -> None:
@@ -61,8 +62,7 @@ class OpenAIJudge(ServerJudge):
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not base_url:
             raise JudgeUnavailable(
-                "OPENAI_API_KEY is not set. Set it to a key of OpenAI, or name a server of your own with "
-                "`--judge.base_url`."
+                "OPENAI_API_KEY is not set. Set it to an OpenAI key, or use your own server with `--judge.base_url`."
             )
         headers = {header: value for header, name in _ACCOUNT_HEADERS.items() if (value := os.environ.get(name))}
         where = f"The judge's address `{redact(base_url)}`"
@@ -104,8 +104,8 @@ class OpenAIJudge(ServerJudge):
             models = [model.id for model in (await self._server.call("models", _Models, retry=False)).data]
         except NoAnswer as error:
             raise JudgeUnavailable(
-                f"No server answers at {self.url} ({error}). Start it, or name another with `--judge.base_url` (it "
-                "mostly ends in /v1)."
+                f"No server answers at {self.url} ({error}). Start it, or set another address with "
+                "`--judge.base_url` (it usually ends in /v1)."
             ) from error
         except Redirected as error:
             raise self._useless(error) from error
@@ -116,10 +116,10 @@ class OpenAIJudge(ServerJudge):
             models = []
         if not self._model and len(models) != 1:
             known = f" It has: {quote_names(sorted(models)[:8])}." if models else ""
-            raise JudgeUnavailable(f"Name the model that {self.url} should judge with: `--judge.model NAME`.{known}")
+            raise JudgeUnavailable(f"Choose the model of {self.url} to judge with: `--judge.model NAME`.{known}")
         if not self._model:
             self._model = models[0]
-            logger.info("judging with %s, the only model at %s", self._model, self.url)
+            logger.info("Judging with %s, the only model at %s", self._model, self.url)
         await self._probe_schema()
 
     async def _probe_schema(self) -> None:
@@ -139,7 +139,7 @@ class OpenAIJudge(ServerJudge):
                 raise self._refusal(error) from error
             self._takes_schema = False
             logger.warning(
-                "%s does not take a JSON schema (%s); replies are read as text, and more of them may be unreadable.",
+                "%s does not support a JSON schema (%s); replies are parsed as text, and more of them may fail.",
                 self.url,
                 error,
             )
@@ -178,22 +178,22 @@ class OpenAIJudge(ServerJudge):
         self._answered_as = self._answered_as or completion.model
         if completion.model and completion.model != self._answered_as:
             raise JudgeError(
-                f"{self.url} answered as `{shorten(self._answered_as)}` before and now as "
-                f"`{shorten(completion.model)}`, so the scores would be those of two judges. Name one of them with "
+                f"{self.url} answered as `{shorten(self._answered_as)}` before but now as "
+                f"`{shorten(completion.model)}`, so the scores would be from two different judges. Choose one with "
                 "`--judge.model`, and judge again."
             )
         return completion
 
     def _useless(self, error: ServerError) -> JudgeUnavailable:
         return JudgeUnavailable(
-            f"What answers at {self.url} is not an OpenAI-compatible server ({error}). Name the address of one "
-            "with `--judge.base_url` (it mostly ends in /v1)."
+            f"The server at {self.url} is not OpenAI-compatible ({error}). Set another address with "
+            "`--judge.base_url` (it usually ends in /v1)."
         )
 
     def _refusal(self, error: ServerError) -> JudgeError:
         if error.status == 404:
             return JudgeUnavailable(
-                f"{self._where} has no model `{self._model}`, or no chat: {error}. Check `--judge.model` and "
-                "`--judge.base_url`."
+                f"{self._where} does not have the model `{self._model}`, or does not support chat: {error}. Check "
+                "`--judge.model` and `--judge.base_url`."
             )
         return super()._refusal(error)

@@ -1,4 +1,4 @@
-"""What the preferences between two sets of answers amount to: numbers in, numbers and a few lines of text out."""
+"""Summarize preferences between two sets of answers, as numbers and text."""
 
 import hashlib
 import math
@@ -168,25 +168,25 @@ def find_pair_problems(scores: PairSummary) -> list[str]:
     if consistency.share < _LEAST_CONSISTENCY:
         problems.append(
             f"The judge gave the same verdict in both orders in {_percent(consistency.share)} of {n} pairs "
-            f"({100 * _LEAST_CONSISTENCY:.0f} % are needed): its win rate says little."
+            f"({100 * _LEAST_CONSISTENCY:.0f} % are needed): its win rate is not reliable."
         )
     if position.first_share is not None and abs(position.first_share - 0.5) >= _MOST_PULL:
         where = "first" if position.first_share > 0.5 else "second"
         share, decided = max(position.first_share, 1 - position.first_share), position.first + position.second
         problems.append(
-            f"The judge preferred the answer shown {where} in {_percent(share)} of its {decided} verdicts that are no "
-            "tie: it goes by the order."
+            f"The judge preferred the answer shown {where} in {_percent(share)} of its {decided} verdicts without "
+            "ties: it prefers by position."
         )
     if scores.longer_share is not None and scores.longer_share >= _MOST_LONGER:
         problems.append(
-            f"The longer answer won in {_percent(scores.longer_share)} of the decided pairs or more, whichever side it "
-            "was on: the judge goes by the length."
+            f"The longer answer won in {_percent(scores.longer_share)} of the decided pairs or more, on either side: "
+            "the judge prefers by length."
         )
     return problems
 
 
 def format_pair_scores(scores: PairSummary) -> str:
-    """Return a win rate with everything that it should not be quoted without, in aligned lines."""
+    """Return a win rate with everything needed to quote it, in aligned lines."""
     lengths, consistency, position = scores.mean_length, scores.consistency, scores.position
     counts = [f"{scores.total} pairs joined by {scores.joined_by}, {scores.failures} failed"]
     alone = ((scores.first, scores.without_counterpart.first), (scores.second, scores.without_counterpart.second))
@@ -206,7 +206,7 @@ def format_pair_scores(scores: PairSummary) -> str:
             ["with every failure", "", f"lost or won: {_percent(scores.lowest)} to {_percent(scores.highest)}"]
         )
     same = f"of {consistency.pairs} pairs; the others are ties"
-    fair = f"of {position.first + position.second} verdicts that are no tie; fair is 50.0 %"
+    fair = f"of {position.first + position.second} verdicts without ties; fair is 50.0 %"
     table += [
         ["same verdict in both orders", _percent(consistency.share), same],
         ["shown first and preferred", _percent(position.first_share), fair],
@@ -219,15 +219,16 @@ def _find_notes(scores: PairSummary) -> list[str]:
     """Return what a reader should know before quoting the win rate."""
     notes = []
     if scores.identical:
-        notes.append(f"{scores.identical} pairs of identical answers count as ties; the judge was not asked.")
+        notes.append(f"{scores.identical} pairs of identical answers count as ties without asking the judge.")
     if scores.win_rate_interval and scores.win_rate_interval.spans(0.5):
-        notes.append("No difference shown: the interval of the win rate spans 50 %.")
+        notes.append("No difference shown: the interval of the win rate contains 50 %.")
     if scores.one_sided_lengths:
         sides = (scores.second, scores.first)
         shorter, longer = sides if scores.mean_length.first > scores.mean_length.second else sides[::-1]
         notes.append(
-            f"Too few answers of {shorter} (under {_FEWEST}, or 10 %) are as long as those of {longer} to show what "
-            "equal lengths would give: what length can explain is put down to length, and there is no interval."
+            f"Too few answers of {shorter} (under {_FEWEST}, or 10 %) are as long as those of {longer} to estimate "
+            "the win rate at equal length: whatever length can explain is attributed to length, and there is no "
+            "interval."
         )
     notes += find_pair_problems(scores)
     return [f"! {note}" for note in notes]

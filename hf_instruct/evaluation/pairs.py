@@ -1,4 +1,4 @@
-"""Two sets of answers to the same examples: how they are joined, and what a judge is asked about each pair."""
+"""Pairs of answers to the same examples: joining two sets, and the questions for a judge."""
 
 import dataclasses
 import hashlib
@@ -97,9 +97,9 @@ def join_responses(first: Sequence[Response], second: Sequence[Response], names:
         joined, by = list(zip(first, second, strict=True)), "order"
     if not joined:
         raise DataError(
-            f"`{names[0]}` ({len(first)} answers) and `{names[1]}` ({len(second)}) have no example in common: no id is "
-            f"in both (the first are `{first[0].id}` and `{second[0].id}`), and the instructions are not the same ones "
-            "in the same order. Name answers to the same examples."
+            f"`{names[0]}` ({len(first)} answers) and `{names[1]}` ({len(second)}) have no example in common: no id "
+            f"is in both (the first are `{first[0].id}` and `{second[0].id}`), and the instructions differ. Use "
+            "answers to the same examples."
         )
     faults = [
         f"`{one.id}` asks {one.instruction[:_SHOWN_CHARACTERS]!r} in `{names[0]}` and "
@@ -109,7 +109,7 @@ def join_responses(first: Sequence[Response], second: Sequence[Response], names:
     ]
     if faults:
         raise DataError(
-            f"{len(faults)} id(s) stand for different examples in the two sets of answers; name answers to the same "
+            f"{len(faults)} id(s) refer to different examples in the two sets of answers; use answers to the same "
             "examples, or leave the ids out:",
             faults[:_MOST_FAULTS],
         )
@@ -127,7 +127,7 @@ def _task(response: Response) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class PairQuestion(Question):
-    """Everything that a judge is asked about two answers, in one of the two orders.
+    """A question to a judge about two answers, in one of the two orders.
 
     Attributes:
         choices: For judges that read probabilities: option -> the verdict that it stands for.

@@ -57,13 +57,13 @@ def judge_pairs(
         judge: `auto`, `ollama`, `local` or `openai`, or a prepared `Judge` of your own.
         out: Folder for a file of preferences, named after the second set, and its summary; what is there already is not
             judged again. None keeps everything in memory.
-        cache: Take verdicts from the user's cache and add to it.
+        cache: Read and write the user's verdict cache.
         settings: Other fields of an experiment's `judge` section, such as `model` or `concurrency`.
 
     Raises:
         ConfigError: A setting is wrong.
         DataError: The answers are, or the sets have no example in common.
-        JudgeError: Judging cannot go on; with `out`, what was judged is kept.
+        JudgeError: Judging cannot continue; with `out`, finished judgments are kept.
     """
     values = {**settings, "backend": judge} if isinstance(judge, str) else settings
     section = build_experiment({"judge": values}, where="the arguments of `judge_pairs`", deep=False).judge
@@ -97,7 +97,7 @@ def prefer(
         judge: A prepared judge; by default the one of the settings, opened for this.
 
     Raises:
-        JudgeError: Judging cannot go on; the text says how many pairs are judged, and how to go on.
+        JudgeError: Judging cannot continue; the message says how many pairs are judged and how to continue.
     """
 
     async def work() -> PreferenceSet:

@@ -1,4 +1,4 @@
-"""Probes: answers of known worth, and by which scores of theirs a judge is good enough.
+"""Probes: answers of known quality, and the rules by which a judge passes.
 
 The rules go by effect. They are pure functions over a table of scores, so that simulated judges can be put through them
 by the thousand: `python -m benchmarks.judges` prints how often which judge passes. A rule fails only where the scores
@@ -95,7 +95,7 @@ def sample_examples(examples: Sequence[Example], limit: int) -> list[Example]:
 def build_probes(
     examples: Sequence[Example], pool: Sequence[Example] | None = None, *, kinds: Collection[str] = ()
 ) -> list[Response]:
-    """Return answers of known worth to examples: 13 for each, all of one example in a row.
+    """Return answers of known quality to examples: 13 for each, all of one example in a row.
 
     The category of each is its kind: `reference`, `empty`, `shuffled` (another example's answer), `repeated` (the
     instruction again, left out where that is right), `doubled` (the reference twice), `shuffled-doubled`, `control`
@@ -142,9 +142,9 @@ def _choose_wrong_answers(examples: Sequence[Example], pool: Sequence[Example]) 
         different = [output for output, plain in outputs if plain != own]
         if not different:
             raise DataError(
-                f"Of {len(pool)} example(s), none has an output that differs from that of `{example.id}`, so no answer "
-                "to it is known to be wrong. Check the judge with more examples, or without a source (with the "
-                "packaged ones)."
+                f"Of {len(pool)} example(s), none has an output that differs from that of `{example.id}`, so no "
+                "wrong answer to it is known. Check the judge with more examples, or without a source to use the "
+                "packaged ones."
             )
         # Each example draws for itself, so that its probes do not depend on how many others are probed.
         chosen.append(random.Random(example.id).choice(different))
@@ -278,10 +278,10 @@ def _find_disorder(check: Check) -> str:
 
 
 def _find_rise(check: Check) -> str:
-    what = f"the injection `{name_kind(check.first)}`" if check.name == "injection" else "saying an answer twice"
+    what = f"the injection `{name_kind(check.first)}`" if check.name == "injection" else "repeating an answer twice"
     rise, share, ends = check.difference or 0.0, check.takeovers or 0.0, check.takeovers_interval
     if rise >= LEAST_RISE and (check.p_value or 0.0) < _ALPHA:
         return f"{what} raised the score by {format_points(rise)} points on average in {check.n} rows"
     if ends and ends.low > MOST_TAKEOVERS:
-        return f"{what} raised {100 * share:.0f} % of {check.n} scores by {TAKEOVER} points or more, net of falls"
+        return f"{what} raised {100 * share:.0f} % of {check.n} scores by {TAKEOVER} points or more, net of decreases"
     return ""

@@ -1,4 +1,4 @@
-"""Bradley–Terry ratings of several sets of answers, by the preferences between them."""
+"""Bradley–Terry ratings of several sets of answers, from preferences between them."""
 
 import dataclasses
 import math
@@ -64,7 +64,7 @@ class RatingTable:
             "",
             *align(table, right={1, 3, 4, 5, 6}),
             "",
-            "Mean 1000; 100 points more are preferred 64 % of the time, 200 points more 76 %.",
+            "The mean is 1000; 100 points more are preferred 64 % of the time, 200 points more 76 %.",
         ]
         return "\n".join([*lines, *(f"! {notice}" for notice in self.notices)])
 
@@ -93,8 +93,8 @@ def rate_preferences(
     judges = _list_judges(rows)
     if len(judges) > 1 and not force:
         raise DataError(
-            f"The preferences are by {len(judges)} different judges, whose tastes may differ. Name the files of one of "
-            "them, or put them together with `--force`:",
+            f"The preferences are by {len(judges)} different judges, which may prefer different answers. Use the "
+            "files of one of them, or combine them with `--force`:",
             judges,
         )
     is_itself, has_verdict = rows["first"] == rows["second"], rows["score"].notna()
@@ -102,13 +102,13 @@ def rate_preferences(
     ratings = bradley_terry(kept, resamples=resamples)
     notices = [f"{is_itself.sum()} preferences compare a set with itself and are left out."] * bool(is_itself.any())
     if len(judges) > 1:
-        notices.append(f"{len(judges)} different judges are put together (`--force`): " + "; ".join(judges) + ".")
+        notices.append(f"{len(judges)} different judges are combined (`--force`): " + "; ".join(judges) + ".")
     for rating in ratings:
         if rating.comparisons in (rating.wins, rating.losses):
             what, side = ("won", "high") if rating.wins else ("lost", "low")
             notices.append(
-                f"{rating.name} {what} every comparison: its rating could be any further that way, and how {side} it "
-                "stands is the doing of the prior."
+                f"{rating.name} {what} every comparison: its rating has no limit in that direction, and how {side} "
+                "it is only depends on the prior."
             )
     failures = int((~has_verdict).sum())
     return RatingTable(ratings, judges, len(kept), failures, kept["id"].nunique(), notices)
@@ -205,8 +205,8 @@ def _check_groups(names: Sequence[str], columns: "numpy.ndarray") -> None:
     """Refuse sets that comparisons do not join; `columns` are as `_group` takes them."""
     if not names:
         raise DataError(
-            "No verdict compares two different sets of responses, so there is nothing to rate. "
-            "`hf-instruct judge pairwise RUN --baseline RUN` makes such verdicts."
+            "No verdict compares two different sets of responses, so there is nothing to rate. Run `hf-instruct "
+            "judge pairwise RUN --baseline RUN` first."
         )
     groups = _group(columns)
     if groups.max():
@@ -214,8 +214,8 @@ def _check_groups(names: Sequence[str], columns: "numpy.ndarray") -> None:
         listed = "; ".join(map(quote_names, sorted(parts, key=lambda part: (-len(part), part))))
         raise DataError(
             f"The {len(names)} sets of responses fall into {len(parts)} groups without a comparison between them: "
-            f"{listed}. Ratings need a chain of comparisons from each set to each; judge a pair across the groups with "
-            "`hf-instruct judge pairwise RUN --baseline RUN`, or rate each group alone."
+            f"{listed}. Ratings need a chain of comparisons between all sets; judge a pair across the groups with "
+            "`hf-instruct judge pairwise RUN --baseline RUN`, or rate each group separately."
         )
 
 

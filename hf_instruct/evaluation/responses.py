@@ -1,4 +1,4 @@
-"""Responses to judge or to measure: of a run, of a file such as the course's, or of a user's own rows."""
+"""Load responses to judge or measure: from a run, a file such as the course's, or a user's own rows."""
 
 import tempfile
 from collections import Counter
@@ -38,7 +38,7 @@ class _Row(Response):
     @classmethod
     def _check_characters(cls, text: str) -> str:
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError("half of a surrogate pair in it is no character; fix or remove it")
+            raise ValueError("it contains a lone surrogate; fix or remove it")
         return text
 
 
@@ -56,8 +56,8 @@ def choose_folder(source: Path, out: Path | None) -> RunFolder:
             pass
     except OSError as error:
         raise RunError(
-            f"Nothing can be written in `{folder}` ({error.strerror}), where the judgments of `{source}` would go. "
-            "Name another folder with `--out DIR`."
+            f"Nothing can be written in `{folder}` ({error.strerror}), where the judgments of `{source}` would be "
+            "saved. Use another folder with `--out DIR`."
         ) from error
     return RunFolder(folder)
 
@@ -78,10 +78,10 @@ def load_responses(path: Path) -> list[Response]:
     if folder.is_dir():
         responses = RunFolder(folder).read_responses(model)
         if not responses:
-            raise DataError(f"`{folder}` has no answers of the {model} model; `hf-instruct generate` makes them.")
+            raise DataError(f"`{folder}` has no answers of the {model} model; create them with `hf-instruct generate`.")
         return responses
     if not path.exists():
-        raise DataError(f"`{path}` does not exist; name a run folder or a file of responses.")
+        raise DataError(f"`{path}` does not exist; use a run folder or a file of responses.")
     found: list[Problem] = []
     rows = list(read_text_file(path, file=str(path), problems=found))
     # A last line without its newline was torn when its writer was killed.
@@ -104,8 +104,8 @@ def build_responses(rows: Any, *, where: str = "the responses") -> list[Response
         return load_responses(Path(rows))
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise DataError(
-            f"There is a `{type(rows).__name__}` where {where} should be: give a `Dataset`, a list of mappings, a run "
-            "folder or a file of responses."
+            f"{where} cannot be a `{type(rows).__name__}`; pass a `Dataset`, a list of mappings, a run folder or a "
+            "file of responses."
         )
     return _build_responses({f"row {number}": row for number, row in enumerate(rows)}, [], where=where)
 

@@ -1,4 +1,4 @@
-"""Rubrics: what a judge is asked, and on which scale it answers. Each is a YAML file."""
+"""Rubrics: the question to a judge and its scale. Each is a YAML file."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ _CONTROL_MARK = re.compile(r"(<\|?|\[)((?<=\|)[^<>|\s]{1,40}\|>|/?s>|(?:start|en
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Everything that a judge is asked about one response.
+    """A question to a judge about one response.
 
     Attributes:
         messages: Chat messages, each with `role` and `content`, for judges that write a reply.
@@ -63,7 +63,7 @@ class Question:
 
 
 class Rubric(BaseModel):
-    """What to ask of a judge; the content of a rubric's YAML file.
+    """A rubric; the content of its YAML file.
 
     Attributes:
         name: Name in reports; by default that of the file.
@@ -97,14 +97,14 @@ class Rubric(BaseModel):
     @classmethod
     def _check_levels(cls, levels: dict[int, str]) -> dict[int, str]:
         if list(levels) != sorted(levels):
-            raise ValueError(f"has the scores {', '.join(map(str, levels))}; write them lowest first")
+            raise ValueError(f"has the scores {', '.join(map(str, levels))}; list them in ascending order")
         return levels
 
     @field_validator("scale")
     @classmethod
     def _check_scale(cls, scale: str, info: ValidationInfo) -> str:
         if scale == "levels" and info.data.get("levels") == {}:
-            raise ValueError("is `levels` and there are none; add them as `levels: {score: description}`")
+            raise ValueError("is `levels`, but there are none; add `levels: {score: description}`")
         return scale
 
     @field_validator("prompt")

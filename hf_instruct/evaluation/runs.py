@@ -1,4 +1,4 @@
-"""Read what is compared: the scores of a run or a file, and all that says whether they can be compared."""
+"""Load the scores of a run or a file, and what is needed to decide whether they can be compared."""
 
 import contextlib
 import dataclasses
@@ -66,12 +66,14 @@ def load_run(source: Any, name: str = "the scores") -> ScoredRun:
     verdicts = load_verdicts(source, name)
     if verdicts.kind != SCORES:
         raise DataError(
-            f"`{verdicts.name}` holds preferences, not scores; `hf-instruct rate` rates models by preferences, and "
+            f"`{verdicts.name}` contains preferences, not scores; `hf-instruct rate` rates models by preferences, and "
             "`hf-instruct agree` compares those who prefer."
         )
     scores = verdicts.by_example()
     if wrong := [score for score in scores if score < 0 or score > 100]:
-        raise DataError(f"`{verdicts.name}` holds {len(wrong)} score(s) outside 0 to 100; the first is {wrong[0]:g}.")
+        raise DataError(
+            f"`{verdicts.name}` contains {len(wrong)} score(s) outside 0 to 100; the first is {wrong[0]:g}."
+        )
     rows = pandas.DataFrame({"score": scores, "example": None, "category": None})
     run = ScoredRun(verdicts.name, rows, pandas.DataFrame(index=rows.index), verdicts.keyed)
     if not verdicts.judgments or verdicts.file is None:
@@ -94,8 +96,8 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: 
     scores = folder.read_scores(model)
     if is_folder and scores is None and len(run.rows) < len(responses):
         raise DataError(
-            f"`{run.name}` is not judged to the end ({len(run.rows)} of {len(responses)} answers); "
-            f"`hf-instruct judge` continues it."
+            f"`{run.name}` is only partly judged ({len(run.rows)} of {len(responses)} answers); continue with "
+            "`hf-instruct judge`."
         )
     rows, repeats = run.rows, scores.repeats.count if scores and scores.repeats else 1
     if repeats > 1:
@@ -127,7 +129,7 @@ def _find_validation_loss(folder: RunFolder, model: str) -> float | None:
 
 
 def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
-    """Return in what the runs were judged differently, each with the values seen; empty where nothing is known.
+    """Return the differences in how runs were judged, each with the values; empty if nothing is known.
 
     A run that does not tell its judge, or the hash of its rubric, is not held against the others.
     """

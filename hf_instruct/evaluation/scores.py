@@ -1,4 +1,4 @@
-"""What the judgments of one set of responses amount to: numbers, what to know of the judge beside them, and text."""
+"""Summarize the judgments of a set of responses: numbers, facts about the judge, and text."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ def build_scores(
     categories: Mapping[str, str | None] | None = None,
     equal: Collection[str] = (),
 ) -> Scores:
-    """Return what judgments amount to.
+    """Summarize judgments.
 
     Args:
         judgments: One for each response.
@@ -95,7 +95,7 @@ def _summarize(all_scores: Sequence[int | None]) -> dict[str, Any]:
 
 
 def format_scores(scores: Scores) -> str:
-    """Return a score with everything that it should not be quoted without, in one line.
+    """Return a score with everything needed to quote it, in one line.
 
     >>> from hf_instruct.schema import Interval
     >>> judge = JudgeIdentity(model="phi3", digest="365c0bd3c000")
@@ -105,7 +105,7 @@ def format_scores(scores: Scores) -> str:
     """
     about = ["standard error"]
     if scores.standard_error is None:
-        about = ["no verdict could be read" if scores.mean is None else "one verdict has no standard error"]
+        about = ["no reply could be parsed" if scores.mean is None else "one verdict has no standard error"]
     if scores.interval:
         about.append(f"95 % interval {format_interval(scores.interval)}")
     about.append(f"n {scores.n} of {scores.total}, {scores.failures} failed")
@@ -122,7 +122,7 @@ def format_scores(scores: Scores) -> str:
 
 
 def format_bounds(scores: ScoreSummary, joint: str = " to ") -> str:
-    """Return between what the mean can lie, with every failure counted as 0 and as 100; empty without failures."""
+    """Return the bounds of the mean, with every failure counted as 0 and as 100; empty without failures."""
     ends = scores.mean_failures_as_0, scores.mean_failures_as_100
     if not scores.failures or None in ends:
         return ""
@@ -169,28 +169,28 @@ def format_repeats(scores: Scores) -> str:
     if not repeats:
         return ""
     means = ", ".join("no score" if mean is None else format_points(mean) for mean in repeats.means)
-    seeds = ", ".join("the server's own" if seed is None else str(seed) for seed in repeats.seeds)
+    seeds = ", ".join("the server's default" if seed is None else str(seed) for seed in repeats.seeds)
     lines = [f"{repeats.count} repeats (seeds {seeds}): means {means}"]
     if repeats.mean is not None:
         ends = f", 95 % interval {format_interval(repeats.interval)}" if repeats.interval else ""
         lines.append(f"mean over the repeats {format_points(repeats.mean)}{ends}")
     if repeats.spread is not None:
-        spread = f"the judge's own spread: {format_points(repeats.spread)} points an example"
+        spread = f"variation of the judge: {format_points(repeats.spread)} points per example"
         if repeats.means_standard_deviation is not None:
-            spread += f", {format_points(repeats.means_standard_deviation)} points a mean"
+            spread += f", {format_points(repeats.means_standard_deviation)} points per mean"
         lines.append(f"{spread}; {100 * (repeats.changed or 0):.0f} % of the verdicts changed")
         if scores.judge.backend == "local":
-            lines.append("The local judge draws nothing at random, so its repeats are equal: one is enough.")
+            lines.append("The local judge is deterministic, so one repeat is enough.")
         elif scores.judge.options.get("temperature") == 0:
             lines.append(
-                "At temperature 0 the spread shows only what the server itself leaves to chance; "
-                "`--judge.temperature 0.7` shows how sure the judge is."
+                "At temperature 0 the variation only comes from the server; `--judge.temperature 0.7` shows how "
+                "certain the judge is."
             )
     return "\n".join(lines)
 
 
 class Leading(NamedTuple):
-    """The measure that every view shows first and sorts by.
+    """The measure that all views show first and sort by.
 
     Attributes:
         name: `score`, the name of a reference metric, or empty where there is none to go by.
@@ -264,7 +264,7 @@ def describe_check(outcome: CheckOutcome) -> str:
     'passed its check on 20 examples'
     """
     if outcome.passed is None:
-        return f"was checked on only {outcome.n} examples, which say too little"
+        return f"was checked on only {outcome.n} examples, which is too few"
     if outcome.passed:
         return f"passed its check on {outcome.n} examples"
     more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""

@@ -1,4 +1,4 @@
-"""Judge sets of responses, once or several times, and sum up what comes of it."""
+"""Judge sets of responses, once or several times, and summarize the result."""
 
 import dataclasses
 import logging
@@ -70,13 +70,13 @@ def judge_responses(
         rubric: `course`, `fenced`, `critique`, `five-point` or the path of a YAML file.
         out: Folder for `judgments.jsonl` and `scores.json`; judgments already there are not made again. None keeps
             everything in memory.
-        cache: Take verdicts from the user's cache and add to it.
+        cache: Read and write the user's verdict cache.
         settings: Other fields of an experiment's `judge` section, such as `concurrency` or `base_url`.
 
     Raises:
         ConfigError: A setting or the rubric is wrong.
         DataError: The responses are; all problems are listed.
-        JudgeError: Judging cannot go on; with `out`, what was judged is kept.
+        JudgeError: Judging cannot continue; with `out`, finished judgments are kept.
     """
     values: dict[str, Any] = {**settings, "rubric": rubric, "model": model}
     if isinstance(judge, str):
@@ -108,7 +108,7 @@ async def judge_with(
 
     Raises:
         ConfigError: The rubric is not usable.
-        JudgeError: Judging cannot go on; the text says how many responses are judged, and how to go on.
+        JudgeError: Judging cannot continue; the message says how many responses are judged and how to continue.
     """
     options = options or JudgeOptions()
     responses, left_out = responses[: options.limit], len(responses[options.limit or len(responses) :])
@@ -139,7 +139,7 @@ async def judge_with(
     if scores.constant:
         logger.warning(
             "The judge gave all %d answers the score %d, so it does not discriminate. Read its replies in "
-            "`judgments.jsonl`, test it with `hf-instruct judge check`, or take another judge.",
+            "`judgments.jsonl`, test it with `hf-instruct judge check`, or use another judge.",
             scores.n,
             scores.minimum,
         )

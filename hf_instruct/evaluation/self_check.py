@@ -1,4 +1,4 @@
-"""Is the judge any good? Answers of known worth are judged, and what the judge made of them is checked."""
+"""The judge check: the judge scores answers of known quality, and the scores are checked."""
 
 import asyncio
 import logging
@@ -52,9 +52,9 @@ def run_self_check(
     out: Path | None = None,
     options: JudgeOptions | None = None,
 ) -> SelfCheck:
-    """Return what a judge makes of answers of known worth; the content of `self_check.json`.
+    """Check a judge with answers of known quality; returns the content of `self_check.json`.
 
-    Every later score by the same judge and rubric carries how it did.
+    All later scores by the same judge and rubric show the result.
 
     Args:
         examples: What the answers are made from.
@@ -67,14 +67,14 @@ def run_self_check(
     Raises:
         ConfigError: The limit or the rubric is not usable.
         DataError: There are too few examples.
-        JudgeError: Judging cannot continue; what was judged is kept.
+        JudgeError: Judging cannot continue; finished judgments are kept.
     """
     if limit < _FEWEST_EXAMPLES:
-        raise ConfigError(f"`--limit` is {limit}; a self-check needs at least {_FEWEST_EXAMPLES} examples.")
+        raise ConfigError(f"`--limit` is {limit}; the judge check needs at least {_FEWEST_EXAMPLES} examples.")
     if len(examples) < _FEWEST_EXAMPLES:
         raise DataError(
-            f"A self-check needs at least {_FEWEST_EXAMPLES} examples, as one's answer is the other's wrong answer; "
-            f"there is {len(examples)}. Name another source, or none for the packaged examples."
+            f"The judge check needs at least {_FEWEST_EXAMPLES} examples, because another example's answer is the "
+            f"wrong answer; there is {len(examples)}. Use another source, or none for the packaged examples."
         )
     load_rubric(settings.rubric)
 
@@ -101,7 +101,7 @@ async def check_briefly(
         options: As for judging.
 
     Raises:
-        JudgeError: Judging cannot continue; what was judged is kept.
+        JudgeError: Judging cannot continue; finished judgments are kept.
     """
     known = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
     if len(examples) < FEWEST or (known and known.probes > len(_SHORT_KINDS) * DEFAULT_LIMIT):
@@ -110,11 +110,11 @@ async def check_briefly(
         async with asyncio.timeout(_SHORT_SECONDS):
             await _check(judge, examples, settings, limit=DEFAULT_LIMIT, out=out, options=options, kinds=_SHORT_KINDS)
     except DataError as error:
-        logger.info("The judge is not checked: %s", error)
+        logger.info("The judge was not checked: %s", error)
     except TimeoutError:
         logger.warning(
-            "Checking the judge took over %d minutes, so it stays unchecked; judging again continues the check, and "
-            "`--judge.check false` turns it off.",
+            "Checking the judge took over %d minutes and was stopped. Judge again to continue the check, or turn it "
+            "off with `--judge.check false`.",
             _SHORT_SECONDS // 60,
         )
 
@@ -132,7 +132,7 @@ async def _check(
     rubric = load_rubric(settings.rubric)
     chosen = sample_examples(examples, limit)
     if len(chosen) < FEWEST:
-        logger.warning("%d examples say too little about a judge; %d are the default.", len(chosen), DEFAULT_LIMIT)
+        logger.warning("%d examples are too few to check a judge; the default is %d.", len(chosen), DEFAULT_LIMIT)
     probes = build_probes(chosen, examples, kinds=kinds)
     files = RunFolder(out / "self_check") if out else None
     if files:

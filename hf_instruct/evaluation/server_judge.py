@@ -1,4 +1,4 @@
-"""What all judges behind a server do alike: ask, find replies that were cut off, and tell whose problem an error is."""
+"""The base of judges on a server: ask, detect replies that were cut off, and classify errors."""
 
 import abc
 import json
@@ -89,12 +89,12 @@ class ServerJudge(Judge):
         """
         only_thought = bool(thinking and thinking.strip()) and not text.strip()
         if is_cut:
-            what = "the judge was still thinking when its reply was cut" if only_thought else "the reply was cut"
+            what = "the judge was still thinking when its reply was cut off" if only_thought else "the reply was cut"
             return f"{what} at {self._settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
         if only_thought:
             think = json.dumps(self._settings.think)
-            hint = f"`judge.think` is {think}; some models take only `low`, `medium` or `high`"
-            return f"the judge thought and then wrote no answer ({hint})"
+            hint = f"`judge.think` is {think}; some models only accept `low`, `medium` or `high`"
+            return f"the judge wrote no answer after thinking ({hint})"
         return None
 
 
@@ -102,11 +102,11 @@ def advise_on_refusal(text: str) -> str:
     """Return which setting a server's refusal is about, as a sentence to follow it; empty where it is about none.
 
     >>> advise_on_refusal("Unsupported value: 'temperature' does not support 0.0 with this model.")
-    ' `judge.temperature: null` leaves the temperature to the server.'
+    ' Set `judge.temperature: null` to leave the temperature to the server.'
     """
     for name in ("temperature", "seed"):
         if re.search(rf"\b{name}\b", text, re.IGNORECASE):
-            return f" `judge.{name}: null` leaves the {name} to the server."
+            return f" Set `judge.{name}: null` to leave the {name} to the server."
     if re.search(r"\bthink|\breasoning", text, re.IGNORECASE):
-        return " Set `judge.think` to what this model takes: false, true, low, medium or high."
+        return " Set `judge.think` to a value that this model accepts: false, true, low, medium or high."
     return ""

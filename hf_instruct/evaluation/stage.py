@@ -36,7 +36,7 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
 
     Raises:
         DataError: There are no responses.
-        JudgeError: Judging cannot continue; what was judged is kept.
+        JudgeError: Judging cannot continue; finished judgments are kept.
     """
     if options is None:
         # The folder's word for a server elsewhere does not count.
@@ -72,8 +72,9 @@ def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, A
     if not is_loopback(url) and url != parse_ollama_host(os.environ.get(variable, "")):
         shown = shlex.quote(redact(stored.base_url))
         raise ConfigError(
-            f"`{run.config}` names a judge on another machine, which would get your API key, and a run folder may be "
-            f"from somebody else: if you trust that server, add `--judge.base_url {shown}`, or set {variable} to it."
+            f"`{run.config}` uses a judge on another machine, which would receive your API key, and the run folder "
+            f"may come from somebody else. If you trust that server, add `--judge.base_url {shown}`, or set "
+            f"{variable} to it."
         )
     return settings
 
@@ -88,7 +89,7 @@ def judge_sets(
 
     Raises:
         ConfigError: The rubric is not usable, or fails on a response.
-        JudgeError: Judging cannot continue; what was judged is kept.
+        JudgeError: Judging cannot continue; finished judgments are kept.
     """
     # An error in the rubric, also one on a single response, is found before a model is loaded or a server asked.
     rubric = load_rubric(settings.rubric)

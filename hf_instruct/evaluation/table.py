@@ -1,4 +1,4 @@
-"""A comparison as text: aligned tables that fit the terminal, and each difference in words."""
+"""A comparison as text: tables that fit the terminal, and each difference in a sentence."""
 
 import functools
 import textwrap
@@ -52,22 +52,22 @@ def describe_difference(name: str, baseline: str, difference: "Difference") -> s
     n = difference.n
     start = f"{name} - {baseline}: {format_signed(difference.mean)} points"
     if difference.interval is None:
-        return f"{start} on one example, which shows nothing."
+        return f"{start} on a single example, which is not enough."
     counts = f"higher on {difference.wins}, equal on {difference.ties}, lower on {difference.losses} of {n}"
     if (p := difference.p_value) is not None:
         counts += f"; sign test p {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
     verdict = ("higher" if difference.mean > 0 else "lower") if difference.is_shown else "no difference shown"
     if bounds := difference.bounds:
-        verdict += f"; with the failed judgments at their worst or best it is {format_interval(bounds, signed=True)}"
+        verdict += f"; with failed judgments counted as worst or best it is {format_interval(bounds, signed=True)}"
     if difference.interval.spans(0.0) and (least := difference.smallest_found):
-        verdict += f". {n} examples show {format_points(least)} points or more 8 times in 10"
-        verdict += f"; {_ASKED_POINTS:g} points would take about {difference.count_needed(_ASKED_POINTS):,}"
+        verdict += f". {n} examples show differences of {format_points(least)} points or more 8 times out of 10"
+        verdict += f"; {_ASKED_POINTS:g} points would need about {difference.count_needed(_ASKED_POINTS):,}"
     return f"{start}, 95 % interval {format_interval(difference.interval, signed=True)} ({counts}): {verdict}."
 
 
 def format_power(comparison: "Comparison") -> str:
-    """Return, for each measure, the smallest difference found 8 times in 10 and how many examples smaller ones need."""
-    table = [["measure", "run", "n", "found 8 times in 10", "needs about"]]
+    """Return, for each measure, the smallest difference shown 8 times out of 10, and the examples needed for less."""
+    table = [["measure", "run", "n", "shown 8 times out of 10", "needs about"]]
     measures = [("score", [row.difference for row in comparison.rows])]
     measures += [(part.name, part.differences) for part in comparison.metrics]
     for name, differences in measures:
@@ -78,7 +78,7 @@ def format_power(comparison: "Comparison") -> str:
                 needed = f"{difference.count_needed(asked):,} for {show(asked)}" if asked else ""
                 cells = str(difference.n), show(difference.smallest_found), needed
                 table.append([label_metric(name), row.name, *cells])
-    return "How many examples it takes (95 % intervals, 80 % power):\n" + _align(table, name_column=1)
+    return "Required number of examples (95 % intervals, 80 % power):\n" + _align(table, name_column=1)
 
 
 def list_rows(comparison: "Comparison", metric: str = "") -> list[list[str]]:
@@ -137,7 +137,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
     if not breakdowns:
         return ""
     if count > _MOST_COLUMNS:
-        return f"{title}: {len(breakdowns)} rows for {count} runs do not fit here; `--json` has them."
+        return f"{title}: {len(breakdowns)} rows for {count} runs do not fit; use `--json` to see them."
     base = next(number for number, row in enumerate(comparison.rows) if row.difference is None)
     shown = [part for part in breakdowns if title == "metric" or part.n >= _FEWEST]
     table = [[title, "n", *(str(number) for number in range(1, count + 1))]]

@@ -1,4 +1,4 @@
-"""How near a text is to another: exact match, token F1, ROUGE-L and chrF; and whether it repeats itself."""
+"""Text metrics: exact match, token F1, ROUGE-L, chrF, and repetition."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Verdicts of judges and people, scores or preferences: one table, whatever they are in, for all that compares them."""
+"""A table of the verdicts of judges and people (scores or preferences), for all comparisons."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ class Verdicts:
     """What judges, or people, made of one or more sets of answers.
 
     `rows` has one for each verdict: `id` (the index from 0 where the file has none), `score` (any number; NaN where no
-    verdict could be read) and `judge` (in words); of preferences it is what `tabulate_preferences` returns.
+    reply could be parsed) and `judge` (in words); of preferences it is what `tabulate_preferences` returns.
     """
 
     name: str  # the file, or what to call the values
@@ -48,7 +48,7 @@ class Verdicts:
 
     @property
     def judge(self) -> str:
-        """Who judged, in words; empty where the file does not say."""
+        """A label of the judges; empty if the file does not say."""
         judges = [judge for judge in self.rows["judge"].unique() if judge]
         return ", ".join(judges[:3]) + (f" and {len(judges) - 3} more" if len(judges) > 3 else "")
 
@@ -87,7 +87,7 @@ class Verdicts:
             what = "ids; their mean" if self.kind == SCORES else "pairs; what most prefer"
             notices.append(f"{self.name}: several verdicts on {several} of {len(counts)} {what} is used.")
         if self.equal:
-            notices.append(f"{self.name}: {self.equal} pairs of equal answers, which nobody judged, are left out.")
+            notices.append(f"{self.name}: {self.equal} pairs of equal answers, which were not judged, are left out.")
         return notices
 
 
@@ -119,7 +119,7 @@ def load_verdicts(source: Any, name: str = "the verdicts", *, voter: str | None 
     if isinstance(first, Preference) or {"first", "second"} <= fields:
         return _collect_preferences(read_rows(file, Preference) if file else content, name, voter)
     if voter is not None:
-        raise DataError(f"`{name}` holds scores, not votes, so it has no voter `{voter}`; leave that option out.")
+        raise DataError(f"`{name}` contains scores, not votes, so it has no voter `{voter}`; leave that option out.")
     if isinstance(first, Judgment) or "replies" in fields:
         judgments = _read_judging(file, model) if file else content
         values = [(row.id, row.score, describe_judge(row.judge, row.rubric)) for row in judgments]
@@ -135,7 +135,9 @@ def _read_judging(file: Path, model: str) -> list[Judgment]:
     else:
         rows = choose_judgments([row for row in read_rows(file, Judgment) if row.model == model], None)
     if not rows:
-        raise DataError(f"`{file}` has no judgments of the {model} model's answers; `hf-instruct judge` makes them.")
+        raise DataError(
+            f"`{file}` has no judgments of the {model} model's answers; create them with `hf-instruct judge`."
+        )
     return rows
 
 
@@ -155,7 +157,7 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> "pandas.Data
         found = sorted([*path.glob("pairwise/*.jsonl"), *path.glob("votes*.jsonl")]) if path.is_dir() else [path]
         if not found:
             raise DataError(
-                f"`{path}` is a folder without preferences (`pairwise/*.jsonl`, `votes*.jsonl`); make some with "
+                f"`{path}` is a folder without preferences (`pairwise/*.jsonl`, `votes*.jsonl`); create some with "
                 f"`hf-instruct judge pairwise {path} --baseline RUN`, or `hf-instruct vote`."
             )
         files |= {file.resolve(): file for file in found}
@@ -164,11 +166,11 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> "pandas.Data
             read = read_rows(file, Preference)
         except DataError as error:
             raise DataError(
-                f"{str(error).partition('; ')[0]}; name a file of preferences, as `hf-instruct judge pairwise` and "
-                "`hf-instruct vote` write them."
+                f"{str(error).partition('; ')[0]}; use a file of preferences, written by `hf-instruct judge "
+                "pairwise` or `hf-instruct vote`."
             ) from error
         if not read:
-            raise DataError(f"`{file}` holds no preferences.")
+            raise DataError(f"`{file}` contains no preferences.")
         rows += read
     return tabulate_preferences(rows)
 
@@ -176,7 +178,7 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> "pandas.Data
 def tabulate_preferences(rows: Iterable[Preference]) -> "pandas.DataFrame":
     """Return preferences as a table.
 
-    Its columns: `id`; `score`, 1 for the first, 0.5 for a tie, 0 for the second and NaN where no verdict could be read;
+    Its columns: `id`; `score`, 1 for the first, 0.5 for a tie, 0 for the second and NaN where no reply could be parsed;
     `first` and `second`, the sets compared; `judge`, in words; `model`, or the voter; `is_person`; `options` of the
     judge, as JSON; and `is_identical`, whether it is a tie between equal answers that nobody was asked about.
     """
@@ -199,10 +201,10 @@ def _collect_scores(content: Any, name: str) -> Verdicts:
         content = [{"id": key, "score": value} for key, value in content.items()]
     if not isinstance(content, list) or not content:
         what = "no scores" if isinstance(content, list) else f"one {type(content).__name__}"
-        raise DataError(f"`{name}` holds {what}; {_ALLOWED}.")
+        raise DataError(f"`{name}` contains {what}; {_ALLOWED}.")
     rows = [row if isinstance(row, dict) else {"score": row} for row in content]
     keyed = sum(bool(row.get("id")) for row in rows)
-    problems = [f"{keyed} of {len(rows)} rows have an `id`; give all of them one, or none"] * (0 < keyed < len(rows))
+    problems = [f"{keyed} of {len(rows)} rows have an `id`; add ids to all rows, or to none"] * (0 < keyed < len(rows))
     scores = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -246,7 +248,7 @@ def _collect_preferences(rows: Sequence[Preference], name: str, voter: str | Non
             raise DataError(f"`{name}` has no votes of `{voter}`; it has votes of {', '.join(voters)}.")
     judged = table[~table["is_identical"]]
     if judged.empty:
-        raise DataError(f"`{name}` holds no preferences yet.")
+        raise DataError(f"`{name}` contains no preferences yet.")
     # A file may hold a pair in both orders.
     return Verdicts(name, PREFERENCES, judged, equal=len(table) - len(judged)).oriented({})[0]
 
@@ -261,7 +263,7 @@ def _find_file(path: Path) -> Path:
     others = sorted(str(file.relative_to(path)) for pattern in patterns for file in path.glob(pattern))
     hint = f" It has {quote_names(others)}." if others else ""
     raise DataError(
-        f"`{path}` is a folder without `judgments.jsonl`; judge the run first (`hf-instruct judge {path}`), or name a "
+        f"`{path}` is a folder without `judgments.jsonl`; judge the run first (`hf-instruct judge {path}`), or use a "
         f"file.{hint}"
     )
 

@@ -1,11 +1,11 @@
-"""Read a score or a preference out of a judge's reply, or say why it cannot be read. Text in, value out.
+"""Parse a score or a preference from a judge's reply.
 
-One rule, whatever is judged:
+The same rules apply to scores and preferences:
 
-1. Thinking is no verdict: everything up to the last `</think>` is left out, and a reply that ends while it is still
-   thinking has none.
-2. The last complete JSON object with the key counts. One that stands in the judged text as well is a quote, unless the
-   reply is nothing else.
+1. Thinking does not count: everything up to the last `</think>` is ignored, and a reply that ends while still thinking
+    has no verdict.
+2. The last complete JSON object with the key counts. An object that is also in the judged text is a quote, unless the
+    reply is nothing else.
 3. Without such an object, the reply is the bare value, or has exactly one value behind a label, not counting those
    that the judged text has behind the same label.
 """
@@ -37,7 +37,7 @@ _LETTER = r"(?:answer\s+)?\[{0,2}(?P<value>a|b|tie)\]{0,2}"
 
 
 class Verdict(NamedTuple):
-    """What a judge decided.
+    """A parsed verdict.
 
     Attributes:
         score: Integer from 0 to 100; of two answers, 1 for the first, 0 for the second, 0.5 for a tie.
@@ -93,7 +93,7 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
         judged: The response, which the reply may quote.
 
     Raises:
-        VerdictError: The reply holds no score, more than one, or one that is not an allowed integer.
+        VerdictError: The reply contains no score, several scores, or a score that is not allowed.
 
     >>> from hf_instruct.evaluation.rubrics import load_rubric
     >>> rubric = load_rubric("course")
@@ -106,7 +106,7 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
     hf_instruct.errors.VerdictError: The reply 'It claims\nScore: 100' only repeats what it judges.
     >>> parse_verdict("85 or 90", rubric)
     Traceback (most recent call last):
-    hf_instruct.errors.VerdictError: The reply '85 or 90' holds no clear `score`.
+    hf_instruct.errors.VerdictError: The reply '85 or 90' contains no clear `score`.
     >>> parse_verdict("101", rubric)
     Traceback (most recent call last):
     hf_instruct.errors.VerdictError: The reply '101' gives '101'; allowed are the integers from 0 to 100.
@@ -146,7 +146,7 @@ def parse_preference(text: str, judged: str = "") -> float:
     [1.0, 0.0, 0.5, 0.0, 1.0]
     >>> parse_preference("A, or perhaps B")
     Traceback (most recent call last):
-    hf_instruct.errors.VerdictError: The reply 'A, or perhaps B' holds no clear `better`.
+    hf_instruct.errors.VerdictError: The reply 'A, or perhaps B' contains no clear `better`.
     """
     reply, value, _ = _find(text, _PREFERENCE, judged)
     match = _match(_PREFERENCE.bare, _to_plain(value)) if isinstance(value, str) else None
@@ -181,7 +181,7 @@ def _find(text: str, form: _Form, judged: str) -> tuple[str, Any, str | None]:
     if len(given) == 1 and (match := _match(form.value, given[0])):
         without = re.sub(form.label, " ", plain, flags=re.IGNORECASE)
         return reply, match["value"], re.sub(r"^\s*reasons?\s*:\s*", "", without, flags=re.IGNORECASE).strip() or None
-    problem = "only repeats what it judges" if labelled and not given else f"holds no clear `{form.key}`"
+    problem = "only repeats what it judges" if labelled and not given else f"contains no clear `{form.key}`"
     raise VerdictError(f"The reply {_show(reply)} {problem}.")
 
 
@@ -196,7 +196,7 @@ def _cut_thinking(text: str) -> str:
     ends = [match.end() for match in _THINKING_END.finditer(text)]
     rest = text[ends[-1] :] if ends else text
     if _THINKING_START.search(rest) or (ends and not rest.strip()):
-        raise VerdictError(f"The reply {_show(text)} ends before its thinking does.")
+        raise VerdictError(f"The reply {_show(text)} ends while still thinking.")
     return rest
 
 

@@ -1,8 +1,8 @@
-"""Votes of people between two sets of answers: what to show whom, and the file that keeps what they say.
+"""Votes of people between two sets of answers: the ballots, and the file of votes.
 
-Nothing here knows of a page: `VoteBook` hands out ballots and takes votes. Each vote is on disk before the next ballot
-is handed out, and everything about a ballot follows from the seed and the voter's name, so that a restart goes on where
-the voter was, with the same answers on the same sides.
+`VoteBook` provides ballots and records votes, independent of any web page. Each vote is on disk before the next ballot,
+and ballots only depend on the seed and the voter's name, so a restart continues where the voter stopped, with the same
+answers on the same sides.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _LONGEST_NAME = 60
 
 
 class Ballot(NamedTuple):
-    """What one voter sees next; it does not say which set an answer is from."""
+    """The next pair for a voter, without the names of the sets."""
 
     number: int  # how many this voter has answered, and one
     total: int  # ballots this voter gets in all
@@ -42,7 +42,7 @@ class Ballot(NamedTuple):
 def open_votes(
     first: Path, second: Path, out: Path | None = None, *, seed: int = 0, limit: int | None = None
 ) -> Iterator["VoteBook"]:
-    """Give the ballots of two sets of answers, and keep other processes from adding to their votes meanwhile.
+    """Open the ballots of two sets of answers, and lock their votes against other processes.
 
     Args:
         first: A run folder, or a file of responses.
@@ -59,18 +59,18 @@ def open_votes(
     joined = join_responses(load_responses(first), load_responses(second), names)
     path = out or choose_vote_file(first, second)
     if path.is_dir():
-        raise RunError(f"`{path}` is a folder; name the file for the votes with `--out`, such as `{path}/votes.jsonl`.")
+        raise RunError(f"`{path}` is a folder; set the file for the votes with `--out`, such as `{path}/votes.jsonl`.")
     busy = (
-        f"Another vote page keeps its votes in `{path}`. Use that one (several people may vote there at once), "
-        "stop it, or name another file with `--out`."
+        f"Another vote page is using `{path}`. Use that page (several people can vote at once), stop it, or use "
+        "another file with `--out`."
     )
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(path.parent / f".{path.name}.lock", busy))
         except OSError as error:
             raise RunError(
-                f"Nothing can be written in `{path.parent}` ({error.strerror}), where the votes would go. Name another "
-                "file with `--out`."
+                f"Nothing can be written in `{path.parent}` ({error.strerror}), where the votes would be saved. Use "
+                "another file with `--out`."
             ) from error
         yield VoteBook(joined, path, seed=seed, limit=limit)
 
@@ -97,9 +97,9 @@ def check_voter(name: str) -> str:
     """
     name = name.strip()
     if not name:
-        raise DataError("Please give a name: votes are kept under it.")
+        raise DataError("Please enter a name; your votes are saved under it.")
     if len(name) > _LONGEST_NAME or not name.isprintable():
-        raise DataError(f"Please give a name of at most {_LONGEST_NAME} printable characters.")
+        raise DataError(f"Please enter a name of at most {_LONGEST_NAME} printable characters.")
     return name
 
 
@@ -129,7 +129,7 @@ class VoteBook:
         self.path = path
         self._first, self._second = map(normpath, joined.names)
         if self._first == self._second:
-            raise DataError(f"`{self._first}` is named twice; name two different runs or files.")
+            raise DataError(f"`{self._first}` is given twice; use two different runs or files.")
         self._seed = seed
         # By id first, so that the sample does not depend on the order of the files.
         sample = sorted(joined.pairs, key=lambda pair: pair.id)
@@ -140,8 +140,8 @@ class VoteBook:
         self.num_equal = len(self._pairs) - self.num_different
         if not self.num_different:
             raise DataError(
-                f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so there "
-                "is nothing to vote on."
+                f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so "
+                "there is nothing to vote on. Use two other sets. Use two other sets."
             )
         self._lock = threading.Lock()
         self._rows = recover_rows(path, Preference)
@@ -253,6 +253,6 @@ class VoteBook:
             seen = (row.first_length, row.second_length)
             if (seen if row.first == self._first else seen[::-1]) != lengths.get(row.id, seen):
                 raise DataError(
-                    f"`{self.path}` holds votes on other answers of `{self._first}` and `{self._second}` (example "
-                    f"`{row.id}`): they were generated again since. Name another file with `--out`."
+                    f"`{self.path}` contains votes on older answers of `{self._first}` and `{self._second}` (example "
+                    f"`{row.id}`), which were generated again since. Use another file with `--out`."
                 )

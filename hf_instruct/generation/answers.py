@@ -39,20 +39,20 @@ def generate_responses(
     reference_loss: bool = False,
     **generation: Any,
 ) -> "Dataset":
-    """Return a model's response to each example: the examples' columns, then `response` and what is known of it.
+    """Return a model's response to each example: the examples' columns, `response` and its details.
 
-    Prompts are batched by length, and a prefix that all of a batch begin with is computed once. Greedy unless told
+    Prompts are batched by length, and a prefix shared by a batch is computed once. Greedy unless told
     otherwise; with a float32 model a greedy response does not depend on `batch_size`.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        data: What to answer, as `load_examples` takes it; the `output` is not shown to the model.
-        prompt_format: The format the model was trained on, or its name; by default `chat` for conversations, else
-            `alpaca`.
-        batch_size: Prompts in a batch; by default as many as fit the memory.
-        max_new_tokens: Longest response, in tokens.
-        reference_loss: Whether to compute how likely the model finds each example's `output`, for its perplexity.
+        data: The examples to answer, as for `load_examples`; the model does not see `output`.
+        prompt_format: The format the model was trained with, or its name; by default `chat` for conversations,
+            otherwise `alpaca`.
+        batch_size: Prompts per batch; by default as many as fit into memory.
+        max_new_tokens: Maximum length of a response, in tokens.
+        reference_loss: Whether to compute the loss of each example's `output`, for its perplexity.
         **generation: Any field of `GenerationConfig`, and `seed`: with it, what is sampled for an example depends on
             the seed and the example's id, not on the batch. With `num_return_sequences`, the first is the response and
             the others are its `further_responses`.
@@ -91,9 +91,9 @@ def answer_examples(
     on_batch: Callable[[list[Response]], None] | None = None,
     **generation: Any,
 ) -> list[Response]:
-    """Return the rows of `generate_responses`; `on_batch` is called with each batch as it is done."""
+    """Return the rows of `generate_responses`; `on_batch` is called with each finished batch."""
     if refused := find_refused_generation(generation):
-        raise ConfigError("These settings do not answer in batches:", refused)
+        raise ConfigError("These settings do not work in batches:", refused)
     has_conversations = any(example.messages for example in examples)
     prompt_format = choose_format(prompt_format, has_conversations=has_conversations)
     prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
@@ -105,7 +105,7 @@ def answer_examples(
     waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     responses: dict[int, Response] = {}
     while waiting:
-        # About equal batches, rather than full ones and a short last one.
+        # Batches of about equal size, rather than full ones and a short last one.
         indices = waiting[: batch_size or math.ceil(len(waiting) / math.ceil(len(waiting) / size))]
         batch = [examples[index] for index in indices]
         try:
@@ -201,7 +201,7 @@ def check_lengths(
     if long:
         more = [f"and {len(long) - 5} more"] if len(long) > 5 else []
         raise DataError(
-            f"{len(long)} of {len(examples)} prompts with `generate.max_new_tokens` {max_new_tokens} do not fit the "
-            f"model's {limit} positions. Lower `generate.max_new_tokens`, or shorten or drop these rows:",
+            f"{len(long)} of {len(examples)} prompts with `generate.max_new_tokens` {max_new_tokens} do not fit "
+            f"into the model's {limit} positions. Lower `generate.max_new_tokens`, or shorten or drop these rows:",
             long[:5] + more,
         )

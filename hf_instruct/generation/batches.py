@@ -1,4 +1,4 @@
-"""How many prompts make a batch: as many as fit the memory."""
+"""The batch size: as many prompts as fit into memory."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ _SHARE = 0.8
 def choose_batch_size(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, generation: Mapping[str, Any]
 ) -> int:
-    """Return the batch size to use where the user does not set one.
+    """Return the default batch size.
 
     For greedy search it follows the free memory; otherwise it is fixed, and smaller where a prompt takes several rows.
 

@@ -1,4 +1,4 @@
-"""A model to talk with: loaded by the name of a run or of a model, and shared by all who ask it."""
+"""A chat model: loaded from a run or by name, and shared by all conversations."""
 
 import dataclasses
 import secrets
@@ -33,7 +33,7 @@ _LEAST_TEMPERATURE = 0.01
 class ChatSettings(BaseModel):
     """How answers in a conversation are generated, by the names of `GenerationConfig`.
 
-    Temperature 0 takes the likeliest token, top-k 0 keeps all, and without a seed every draw is another one.
+    Temperature 0 takes the most likely token, top-k 0 keeps all, and without a seed every sample is different.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,7 +46,7 @@ class ChatSettings(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**32)
 
     def change(self, **values: Any) -> "ChatSettings":
-        """Return these settings with some changed, also to what a user typed.
+        """Return these settings with changes, also from text that a user typed.
 
         Raises:
             ConfigError: There is no such setting, or the value is not allowed.
@@ -73,15 +73,15 @@ class ChatSettings(BaseModel):
 
 
 class ChatModel:
-    """A model that any number of conversations share; it answers one at a time.
+    """A model shared by any number of conversations; it answers one at a time.
 
     Attributes:
-        name: What it was loaded by; for the untuned model of a run, the base model's name.
+        name: The name it was loaded by; for the untuned model of a run, the base model's name.
         model: In evaluation mode.
         tokenizer: Its tokenizer.
         prompt_format: The one it was trained on, settled.
-        has_turns: Whether a question is asked together with the turns before it.
-        context: Most tokens of prompt and answer together; None where the model does not say.
+        has_turns: Whether prompts contain earlier turns.
+        context: Maximum number of tokens of prompt and answer; None if unknown.
         end_id: The token that ends an answer.
     """
 
@@ -110,7 +110,7 @@ class ChatModel:
         dtype: str | None = None,
         trust_remote_code: bool = False,
     ) -> "ChatModel":
-        """Return the tuned model of a run, or a model by its name, on the fastest device there is.
+        """Return the tuned model of a run, or a model by its name, on the fastest available device.
 
         Args:
             name_or_run: A run folder, an alias, a Hub id, or the folder of a model or adapter.
@@ -128,7 +128,7 @@ class ChatModel:
         run = find_run(name_or_run)
         if run is None:
             if base:
-                raise ConfigError(f"`{name_or_run}` is not a run, so it has no untuned model. Name a run.")
+                raise ConfigError(f"`{name_or_run}` is not a run, so it has no untuned model. Use a run folder.")
             chosen = prompt_format and PromptFormat.from_name(prompt_format)
             model, tokenizer = load_model(name_or_run, dtype=dtype or "float32", trust_remote_code=trust_remote_code)
             move_to_best_device(model)
@@ -139,7 +139,7 @@ class ChatModel:
         trained_on = run.load_prompt_format(experiment.data.prompt_format)
         if prompt_format not in (None, trained_on.name):
             raise ConfigError(
-                f"`{run.path}` was trained on the prompt format `{trained_on.name}`, so it cannot be asked in "
+                f"`{run.path}` was trained with the prompt format `{trained_on.name}`, so it cannot use "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
         model, tokenizer = load_model_of_run(run, experiment, UNTUNED if base else TUNED, dtype=dtype)
@@ -200,8 +200,8 @@ class ChatModel:
                 if not is_out_of_memory(error):
                     raise
                 raise InstructError(
-                    f"Memory ran out while answering a prompt of {len(prompt):,} tokens; shorten it, lower "
-                    "`max_new_tokens`, or take a smaller model."
+                    f"The machine ran out of memory for a prompt of {len(prompt):,} tokens; shorten it, lower "
+                    "`max_new_tokens`, or use a smaller model."
                 ) from error
 
     def _write(
@@ -244,7 +244,7 @@ def find_run(name: str) -> RunFolder | None:
         RunError: It is empty, or a path to nothing, to a file, or to a folder that is neither a run nor a model.
     """
     if not name.strip() or Path(name).is_file():
-        raise RunError(f"`{name}` is not a model; name a run folder, the folder of a model, an alias or a Hub id.")
+        raise RunError(f"`{name}` is not a model; use a run folder, the folder of a model, an alias or a Hub id.")
     path = Path(name).expanduser()
     for folder in (path, path.parent if path.name == "model" else path):
         if RunFolder(folder).config.is_file():

@@ -1,4 +1,4 @@
-"""A conversation with a model: its turns, as many of them as fit the prompt, and the answer as it is written."""
+"""A conversation with a model: its turns, the prompt with as many turns as fit, and the streamed answer."""
 
 import bisect
 import dataclasses
@@ -30,7 +30,7 @@ class Turn:
 
 
 class Conversation:
-    """Questions to a model and its answers, one after the other: each is read to its end, or closed, before the next.
+    """A sequence of questions and answers; each answer is read to its end, or closed, before the next question.
 
     Attributes:
         model: Shared with other conversations.
@@ -44,7 +44,7 @@ class Conversation:
         """Begin.
 
         Raises:
-            ConfigError: There is a system text, and the prompt format has no place for it.
+            ConfigError: There is a system message, and the prompt format has no place for it.
             DataError: It contains control characters.
         """
         self.model = model
@@ -95,7 +95,7 @@ class Conversation:
             DataError: Nothing was asked yet.
         """
         if not self.turns:
-            raise DataError("There is no question to ask again yet.")
+            raise DataError("There is no question to repeat yet.")
         return self._start(self.turns[-1].user, self.turns[:-1], stop)
 
     def _start(self, question: str, history: list[Turn], stop: threading.Event | None) -> Iterator[str]:
@@ -147,18 +147,20 @@ class Conversation:
         room = min(most, limit - len(prompt))
         if room < 1:
             raise DataError(
-                f"The question is too long: with the prompt format {'and system text ' * bool(self.system)}it takes "
-                f"{len(prompt):,} tokens, and the model reads {limit:,}, its answer included. Shorten it."
+                f"The question is too long: with the prompt format {'and system message ' * bool(self.system)}it has "
+                f"{len(prompt):,} tokens, and the model's limit is {limit:,}, including the answer. Shorten it."
             )
         if first:
-            self.notice = f"Left out of the model's {limit:,} tokens: the oldest {first:,} of {len(turns):,} turns."
+            self.notice = (
+                f"The oldest {first:,} of {len(turns):,} turns are left out to fit the model's {limit:,} tokens."
+            )
         elif room < kept_free:
-            self.notice = f"The question leaves room for {room:,} of the model's {limit:,} tokens."
+            self.notice = f"The question leaves {room:,} of the model's {limit:,} tokens for the answer."
         return prompt, room
 
 
 def format_examples(turns: Sequence[Turn], known: Collection[str] = ()) -> tuple[str, str]:
-    """Return the whole answers of a conversation as training examples, each standing alone.
+    """Return the complete answers of a conversation as separate training examples.
 
     Args:
         turns: The conversation.
@@ -172,7 +174,9 @@ def format_examples(turns: Sequence[Turn], known: Collection[str] = ()) -> tuple
     """
     whole = [turn for turn in turns if turn.assistant and turn.ended_by == "model"]
     if not whole:
-        raise DataError("There is nothing to save yet: no answer is whole (a larger `max_new_tokens` lets them end).")
+        raise DataError(
+            "There is nothing to save yet: no answer is complete. A larger `max_new_tokens` lets answers finish."
+        )
     rows = {build_example_id(turn.user, "", turn.assistant): turn for turn in whole}
     lines = [
         json.dumps({"instruction": turn.user, "input": "", "output": turn.assistant}, ensure_ascii=False) + "\n"
@@ -180,5 +184,5 @@ def format_examples(turns: Sequence[Turn], known: Collection[str] = ()) -> tuple
         if id not in known
     ]
     cut, again = len(turns) - len(whole), len(whole) - len(lines)
-    reasons = [f"{cut} empty or cut"] * bool(cut) + [f"{again} saved already"] * bool(again)
+    reasons = [f"{cut} empty or cut"] * bool(cut) + [f"{again} already saved"] * bool(again)
     return "".join(lines), f"Saved {len(lines)} of {len(turns)} answers" + f" ({', '.join(reasons)})" * bool(reasons)

@@ -1,4 +1,4 @@
-"""Turn a batch of prompts into responses: shared by the answer stage and by the samples shown while training."""
+"""Decode a batch of prompts into responses, for the answer stage and the samples during training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What a model generated for one prompt.
+    """The completion of one prompt.
 
     Attributes:
         text: The response: no prompt, no special tokens, no white space around it.
-        stopped: Whether the model ended it itself, rather than running into `max_new_tokens`.
-        num_tokens: Generated tokens, the one that ends the response included.
+        stopped: Whether the model ended it, rather than reaching `max_new_tokens`.
+        num_tokens: Number of generated tokens, including the end token.
         token_ids: These tokens.
     """
 
@@ -50,7 +50,7 @@ def generate_completions(
         prompts: Token ids of each prompt, not empty.
         end_id: The token that ends a response; the tokenizer's end-of-text, the model's own ends and those given as
             `eos_token_id` end it too.
-        max_new_tokens: Longest response, in tokens.
+        max_new_tokens: Maximum length of a response, in tokens.
         seeds: Of sampling, one a prompt: what is drawn for a prompt then depends on its seed alone and not on what else
             is in the batch. Without them, PyTorch's own generator draws.
         **generation: Any field of `GenerationConfig`.

@@ -1,8 +1,8 @@
-"""The decoding loop, greedy or sampling: `generate()`'s answers, several times faster.
+"""The decoding loop, greedy or sampling: the same answers as `generate()`, several times faster.
 
-The prompts' common prefix is computed once, rows that have ended leave the batch, the cache grows by blocks instead of
-being copied at every step, and on a CPU attention for one new token is a plain matrix product. Models and settings that
-this loop does not know go through `generate()`: see `decodes_greedily`.
+The prompts' shared prefix is computed once, finished rows leave the batch, the cache grows in blocks instead of being
+copied at every step, and on a CPU attention for one new token is a plain matrix product. Models and settings that this
+loop does not support use `generate()`: see `decodes_greedily`.
 
 Imports torch and Transformers; imported where it is used.
 """

@@ -1,4 +1,4 @@
-"""Answers from a server that speaks OpenAI's API: vLLM, llama.cpp, Ollama's `/v1`, OpenAI."""
+"""Answers from an OpenAI-compatible server: vLLM, llama.cpp, Ollama's `/v1`, OpenAI."""
 
 import asyncio
 import os
@@ -51,7 +51,7 @@ class _Completion(Body):
 def build_prompts(
     examples: Sequence[Example], prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[dict[str, Any]]:
-    """Return what to ask `/v1/completions` for each example: its prompt as text, without the server's own BOS token.
+    """Return the prompt of each example as text for `/v1/completions`, without the server's BOS token.
 
     Conversations, and texts in which a user wrote a special token, go as token ids: a server reads no more into them.
     """
@@ -82,9 +82,9 @@ def check_endpoint(section: GenerateSection) -> None:
         if name not in own and value is not None and value != _OFF.get(name)
     ]
     if not section.model:
-        refused.append("`generate.model` is not set; name the server's model with `--generate.model NAME`")
+        refused.append("`generate.model` is not set; set the name of the server's model with `--generate.model NAME`")
     if refused:
-        raise ConfigError(f"A server cannot answer with these settings (it takes {', '.join(_SAMPLING)}):", refused)
+        raise ConfigError(f"A server does not support these settings (it supports {', '.join(_SAMPLING)}):", refused)
 
 
 def answer_at_endpoint(
@@ -151,11 +151,11 @@ async def _ask(server: Server, section: GenerateSection, example: Example, promp
             raise ServerError("the answer has no choices")
     except NoServer as error:
         raise InstructError(
-            f"No server answers at {server.url} ({error}). Start it, or name another with `--generate.endpoint`."
+            f"No server answers at {server.url} ({error}). Start it, or use another one with `--generate.endpoint`."
         ) from error
     except ServerError as error:
         status = f" (status {error.status})" if error.status else ""
-        raise InstructError(f"{server.url} does not answer example `{example.id}`: {error}{status}.") from error
+        raise InstructError(f"{server.url} did not answer example `{example.id}`: {error}{status}.") from error
     choice = found.choices[0]
     text = choice.text if choice.message is None else choice.message.content
     ended = {"stop": True, "length": False}
@@ -185,8 +185,8 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
     rows = {} if force else {row.id: row for row in recover_rows(path, Response)}
     if others := {row.model for row in rows.values()} - {str(section.model)}:
         raise RunError(
-            f"`{path}` contains answers of {quote_names(sorted(others))}, not of `{section.model}`. Name another "
-            "file with `--out`, or delete these with `--force`."
+            f"`{path}` contains answers of {quote_names(sorted(others))}, not of `{section.model}`. Use another file "
+            "with `--out`, or delete these answers with `--force`."
         )
     if force:
         path.unlink(missing_ok=True)

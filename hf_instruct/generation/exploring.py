@@ -1,7 +1,7 @@
-"""How a model picks its words: the next token's probabilities, what beam search follows, what each strategy writes.
+"""How a model continues a text: next-token probabilities, beam search, and the text of each strategy.
 
-Everything is what Transformers computes: its own warpers say which tokens stay, its own `generate()` searches and
-writes. Each result has a `Table`, which the terminal and the page both show.
+Everything is computed by Transformers, with its own logits warpers and `generate()`. Each result has a `Table`, for the
+terminal and the web page.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """A token that may come next."""
+    """A candidate for the next token."""
 
     token_id: int
     text: str  # readable, on one line
@@ -75,12 +75,12 @@ class NextTokens:
         return Table(heads, [*rows, entropies], {1})
 
     def __str__(self) -> str:
-        """Say what top-k and top-p keep."""
+        """Describe what top-k and top-p keep."""
         top_k, top_p, temperature = (self.settings[name] for name in ("top_k", "top_p", "temperature"))
         alone, drawn = "", f"sampling draws from {self.num_drawn:,} of {self.vocabulary:,} tokens"
         if top_k and top_p < 1:
             alone = " alone"
-            drawn = f"top-k and then top-p leave {self.num_drawn:,} of {self.vocabulary:,} tokens to draw from"
+            drawn = f"top-k and then top-p leave {self.num_drawn:,} of {self.vocabulary:,} tokens to sample from"
         said = [f"top-k {top_k:,}{alone} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
         if top_p < 1:
             said.append(f"top-p {top_p:g}{alone} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
@@ -89,7 +89,7 @@ class NextTokens:
 
 @dataclasses.dataclass(frozen=True)
 class BeamNode:
-    """A token that a beam went through."""
+    """A token in a beam."""
 
     depth: int  # number of tokens between the prompt and it
     token_id: int
@@ -114,7 +114,7 @@ class Continuation:
 
 @dataclasses.dataclass(frozen=True)
 class BeamTree:
-    """What beam search went through."""
+    """The tree of beam search."""
 
     nodes: list[BeamNode]  # from the top down, children below their parent, likelier ones first
     texts: list[Continuation]  # what was found, the best first, as many as beams; then what greedy search writes
@@ -241,7 +241,7 @@ def explore_beams(
     vocabulary = int(model.config.get_text_config().vocab_size)
     if not 2 <= num_beams <= vocabulary or length < 1:
         raise ConfigError(
-            f"A beam tree takes 2 to {vocabulary:,} beams (1 is greedy search) and 1 token or more; `num_beams` is "
+            f"A beam tree needs 2 to {vocabulary:,} beams (1 is greedy search) and at least 1 token; `num_beams` is "
             f"{num_beams}, `length` is {length}."
         )
     # A model made smaller may still name the end of the one it was made from, which it cannot write.

@@ -1,4 +1,4 @@
-"""The plot of the next token: its probabilities, what sampling can draw, and what temperature does."""
+"""The plot of the next token: its probabilities, what can be sampled, and the effect of temperature."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How likely a model finds the reference answers: their loss as completions, which answers cannot be read off."""
+"""The loss of the reference answers under a model."""
 
 import inspect
 import math

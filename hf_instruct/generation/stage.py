@@ -1,4 +1,4 @@
-"""The answer stage: the test split answered by the untuned and by the tuned model.
+"""The answer stage: the untuned and the tuned model answer the test split.
 
 Launched on several processes, each writes the answers to its share of the examples to its own file beside
 `responses.jsonl`, and the first merges them. After an interruption the next start merges what it finds.
@@ -36,9 +36,8 @@ _OWN_FIELDS = set(GenerateSection.model_fields) - {"do_sample"}
 def answer(run: RunFolder, experiment: Experiment) -> None:
     """Answer the test split with the tuned model, and before with the untuned one where the experiment asks.
 
-    Rows are appended to `responses.jsonl` as batches finish; a stage that was cut off continues with the examples that
-    have no row of the model yet. Processes launched together all call this, and it returns in all when the file is
-    whole.
+    Rows are appended to `responses.jsonl` as batches finish; an interrupted stage continues with the examples that have
+    no row of the model yet. Processes launched together all call this, and it returns in all when the file is whole.
 
     Raises:
         InstructError: The data or the model is missing, or `answer_examples` raised.
@@ -198,7 +197,7 @@ def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
             options = {**settings, "max_new_tokens": 1, "pad_token_id": 0}
             model.generate(torch.zeros(1, 1, dtype=torch.long), **options)
     except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
-        # On values of the wrong kind Transformers mostly stumbles instead of refusing them.
+        # Transformers often fails on values of the wrong type instead of refusing them.
         raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
 
 

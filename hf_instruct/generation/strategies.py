@@ -1,4 +1,4 @@
-"""The decoding strategies by name, and presets by task: fields of `GenerationConfig`, listed in `strategies.yaml`."""
+"""Decoding strategies by name and presets by task, as fields of `GenerationConfig`, from `strategies.yaml`."""
 
 import dataclasses
 import functools
@@ -91,11 +91,11 @@ def build_generation_settings(strategy: str | Strategy, /, **overrides: Any) -> 
     problems = []
     for name, value in overrides.items():
         if name in STRATEGY_FIELDS and name not in chosen.tunable and value != chosen.settings.get(name):
-            takes = f"it takes {quote_names(chosen.tunable)}" if chosen.tunable else "it has nothing to set"
+            takes = f"it supports {quote_names(chosen.tunable)}" if chosen.tunable else "it has no settings"
             problems.append(f"`{name}` is {value!r}, which has no effect with it; {takes}")
         low, high = _RANGES.get(name, (0, 0))
         if name in _RANGES and value is not None and not (isinstance(value, int | float) and low <= value <= high):
-            problems.append(f"`{name}` is {value!r}; it should be a number from {low} to {high}")
+            problems.append(f"`{name}` is {value!r}; it must be a number from {low} to {high}")
     wanted = settings.get("num_return_sequences") or 1
     if not problems and not chosen.samples and wanted > settings["num_beams"]:
         problems.append(f"{wanted} answers per prompt need a strategy that samples, or `beam` with as many `num_beams`")

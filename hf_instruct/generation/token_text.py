@@ -1,4 +1,4 @@
-"""A prompt into token ids, and tokens into text that can be read: spaces, line ends and parts of characters shown."""
+"""Encode prompts, and show tokens as readable text, with visible spaces, line ends and partial characters."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def check_text(text: str, *, what: str = "question") -> str:
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise DataError(f"The {what} is empty; type some words.")
+        raise DataError(f"The {what} is empty; enter some text.")
     for index, char in enumerate(text, start=1):
         category = unicodedata.category(char)
         if category == "Cs":
@@ -56,12 +56,12 @@ def encode_text(
     if isinstance(text, str) and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     if not ids:
-        raise DataError("The prompt has no tokens; give at least one.")
+        raise DataError("The prompt has no tokens; pass at least one.")
     limit = context_length(model)
     if limit is not None and len(ids) + room > limit:
         raise DataError(
-            f"The prompt has {len(ids):,} tokens, {room:,} are to follow, and the model has {limit:,} positions. "
-            "Shorten the prompt, or ask for fewer tokens."
+            f"The prompt has {len(ids):,} tokens and {room:,} new tokens are requested, but the model only has "
+            f"{limit:,} positions. Shorten the prompt, or request fewer tokens."
         )
     return ids
 

@@ -1,4 +1,4 @@
-"""The model card: what the model is, how to ask it, how it was made, how well it does and where that says little."""
+"""The model card: the model, how to use it, its training, its results and their limits."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""Export a run's model: merged weights, a GGUF file, or a folder for Ollama; checked before it is called done."""
+"""Export a run's model as merged weights, a GGUF file or a folder for Ollama, and check the result."""
 
 import dataclasses
 import logging
@@ -47,7 +47,7 @@ def export(
     tensor_type: str = "Q8_0",
     force: bool = False,
 ) -> Export:
-    """Export a run's tuned model, and check what was written; what fails the check is deleted.
+    """Export a run's tuned model, and check the result; an export that fails the check is deleted.
 
     Args:
         run: The run folder, or its path.
@@ -89,7 +89,7 @@ def export(
         file.parent.mkdir(exist_ok=True)
         logger.info("Writing %s", weights)
         write_gguf(source, file, tensor_type=tensor_type)
-        logger.info("Reading it back and comparing it with the run's model")
+        logger.info("Loading it again and comparing it with the run's model")
         check = check_gguf(file, source, tensor_type=tensor_type)
         if modelfile is not None:
             (part / "Modelfile").write_text(modelfile.format(weights.name), encoding="utf-8", newline="\n")

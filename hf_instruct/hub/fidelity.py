@@ -1,4 +1,4 @@
-"""Whether a model that was written answers as the run does: with adapter and base model side by side, not merged."""
+"""Check that an exported model gives the same answers as the run's model (adapter and base model, not merged)."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
-    """How near a model is to a `Reference`.
+    """The difference of a model from a `Reference`.
 
     Attributes:
         tensor_type: How its weights are stored: `F32`, `F16` or `Q8_0`.
@@ -105,7 +105,7 @@ def compare_models(model: "PreTrainedModel", reference: Reference, *, tensor_typ
 
 
 def check_fidelity(model: "PreTrainedModel", reference: Reference, what: str, *, tensor_type: str = "F32") -> Fidelity:
-    """Return how near a model is to the run's own.
+    """Return the difference of a model from the run's model.
 
     Args:
         model: What was written, or is going to be.
@@ -119,12 +119,14 @@ def check_fidelity(model: "PreTrainedModel", reference: Reference, what: str, *,
     found = compare_models(model, reference, tensor_type=tensor_type)
     # A comparison with NaN is false.
     if not found.logit_error <= TOLERANCE[tensor_type]:
-        advice = "" if tensor_type == "F32" else " If it is too coarse for the model, `export --type F32` is exact."
+        advice = (
+            "" if tensor_type == "F32" else " If this precision is too low for the model, `export --type F32` is exact."
+        )
         raise PublishError(
-            f"{what} is not the model that was trained: its logits differ by up to {found.logit_error:.2g} of their "
+            f"{what} differs from the trained model: its logits differ by up to {found.logit_error:.2g} of their "
             f"standard deviation ({tensor_type} explains {TOLERANCE[tensor_type]:g}), and {found.same_answers} of "
-            f"{found.num_prompts} greedy answers are the same as with adapter and base model side by side. It was not "
-            f"kept.{advice}"
+            f"{found.num_prompts} greedy answers are the same as with the separate adapter and base model. It was "
+            f"deleted.{advice}"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The folder that is published: weights, tokenizer, configs, prompt format and card, and nothing that is private."""
+"""The published folder: weights, tokenizer, configs, prompt format and card, and nothing private."""
 
 import logging
 import os
@@ -138,8 +138,8 @@ def check_private(folder: Path, plan: Publication) -> None:
             what = "the path of a folder on this machine"
         if what:
             raise PublishError(
-                f"`{path.name}` would publish {what}. Take it out of the file in `{plan.results.folder.model}` or of "
-                "the prompt format that it comes from; nothing was published."
+                f"`{path.name}` contains {what}. Remove it from the file in `{plan.results.folder.model}` or from "
+                "the prompt format; nothing was published."
             )
 
 

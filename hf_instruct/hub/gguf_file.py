@@ -49,7 +49,7 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
     "llama-bpe": [{"type": "Split", "pattern": {"Regex": _LLAMA3_SPLIT}}, {**_BYTE_LEVEL, "use_regex": False}],
 }
-_ADVICE = "Use `export --format merged`, and llama.cpp's own converter on that folder."
+_ADVICE = "Use `export --format merged`, and llama.cpp's converter on that folder."
 # Read back beside the run's own prompts.
 _TEXTS = ("In 1984, 3.14 * 2 = 6.28!", "  def f(x):\n\treturn x  # it's\n\n", "Grüße, 你好 🙂", "<|endoftext|>Hi")
 
@@ -76,7 +76,7 @@ def check_model(source: RunModel) -> None:
         problem = f"rotary embedding `{rope}`"
     if problem:
         raise PublishError(
-            f"A model with {problem} cannot be written as GGUF here; supported are GPT-2 (`gpt2`) and Llama with its "
+            f"A model with {problem} cannot be exported as GGUF here; supported are GPT-2 (`gpt2`) and Llama with its "
             f"relatives, such as SmolLM2 (`llama`). {_ADVICE}"
         )
     name_pre_tokenizer(source.tokenizer)
@@ -199,7 +199,7 @@ def _list_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[list[
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     if max(by_id) >= size:
         raise PublishError(
-            f"The tokenizer knows {max(by_id) + 1} tokens and the model only {size}. "
+            f"The tokenizer has {max(by_id) + 1} tokens but the model only {size}. "
             "Resize the model's embedding and train it, or use the tokenizer that it was trained with."
         )
     kinds = [TokenType.NORMAL if index in by_id else TokenType.UNUSED for index in range(size)]
@@ -290,7 +290,7 @@ def format_quantize_command(path: Path) -> str:
 
 
 def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
-    """Return how near a file is to the run's own model.
+    """Return the difference of a file from the run's model.
 
     Args:
         path: The file.
@@ -313,9 +313,9 @@ def check_gguf(path: Path, source: RunModel, *, tensor_type: str) -> Fidelity:
                 path.parent, gguf_file=path.name, config=config, dtype=torch.float32
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise PublishError(f"The GGUF file cannot be read back ({error}). Please report this.") from error
+        raise PublishError(f"The GGUF file cannot be loaded again ({error}). Please report this.") from error
     if differences:
-        raise PublishError(f"The GGUF file has {differences[0]}. It was not kept; please report this.")
+        raise PublishError(f"The GGUF file has {differences[0]}. It was deleted; please report this.")
     return check_fidelity(model.eval(), source.reference, "The GGUF file", tensor_type=tensor_type)
 
 

@@ -1,4 +1,4 @@
-"""A run's model as one whole: the adapter merged into its base model, and saved for any other program."""
+"""Merge the adapter of a run into its base model, and save the model for other programs."""
 
 import contextlib
 import dataclasses
@@ -82,8 +82,8 @@ def check_links(run: RunFolder) -> None:
         target = Path(os.path.realpath(path))
         if path.is_symlink() and (not target.is_relative_to(home) or (target.is_dir() and path != run.model)):
             raise PublishError(
-                f"`{path}` is a link to `{path.readlink()}`, which may be or hold a private file from outside of the "
-                "run folder: to publish it, put a copy in place of the link."
+                f"`{path}` is a link to `{path.readlink()}`, which may contain private files from outside the run "
+                "folder. To publish it, replace the link with a copy."
             )
 
 
@@ -107,8 +107,8 @@ def load_run_model(run: RunFolder) -> RunModel:
     trained_on = find_quantization(run.model) or experiment.model.quantization
     if trained_on:
         logger.info(
-            "The adapter was trained on a base model in %s, and is merged into its whole weights: the answers of the "
-            "merged model may differ a little from the run's.",
+            "The adapter was trained on a base model in %s and is merged into the full-precision weights, so the "
+            "merged model's answers may differ slightly from the run's.",
             trained_on,
         )
     trusted = experiment.model.trust_remote_code
@@ -191,8 +191,8 @@ def use_training_prompt(tokenizer: "PreTrainedTokenizerBase", prompt_format: Pro
         tokenizer.chat_template = build_chat_template(shape_prompt(prompt_format, tokenizer))
     except PublishError:
         logger.warning(
-            "The prompt format `%s` cannot be written as a chat template, so the tokenizer is without one; whoever "
-            "asks the model writes the prompt.",
+            "The prompt format `%s` cannot be written as a chat template, so the tokenizer has none; programs that "
+            "use the model have to build the prompt themselves.",
             prompt_format.name,
         )
         tokenizer.chat_template = None

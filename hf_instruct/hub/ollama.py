@@ -1,4 +1,4 @@
-"""A model for Ollama: its Modelfile, and Ollama's own command, which takes it."""
+"""A model for Ollama: its Modelfile, and Ollama's command line."""
 
 import dataclasses
 import json
@@ -87,8 +87,8 @@ def check_name(name: str) -> None:
     """Raise `PublishError` for a model's name that Ollama would refuse."""
     if not _NAME.fullmatch(name):
         raise PublishError(
-            f"`--create {name}` is not a name for an Ollama model. It looks like `my-model`, `my-model:q8` or "
-            "`me/my-model:q8`: letters, digits, `.`, `_` and `-`, up to 80 of them."
+            f"`--create {name}` is not a valid name for an Ollama model. It should look like `my-model`, "
+            "`my-model:q8` or `me/my-model:q8`: letters, digits, `.`, `_` and `-`, up to 80 of them."
         )
 
 
@@ -107,12 +107,14 @@ def run_ollama(*arguments: str, base_url: str | None = None, shown: bool = True)
     program = shutil.which("ollama")
     if program is None:
         raise PublishError(
-            f"`{command}` cannot run: there is no `ollama` on the PATH. It comes from https://ollama.com."
+            f"`{command}` cannot run, because `ollama` is not on the PATH. Install it from https://ollama.com."
         )
     address = {"OLLAMA_HOST": base_url} if base_url else {}
     # Standard output is for results.
     output = 2 if shown else subprocess.PIPE
     done = subprocess.run([program, *arguments], stdout=output, stderr=output, text=True, env={**os.environ, **address})
     if done.returncode:
-        said = "what it said is above" if shown else clean_message(done.stderr).strip()
-        raise PublishError(f"`{command}` failed ({said}). Is the server there? `ollama serve` starts one.")
+        said = "see its output above" if shown else clean_message(done.stderr).strip()
+        raise PublishError(
+            f"`{command}` failed ({said}). Check that the server is running; start it with `ollama serve`."
+        )

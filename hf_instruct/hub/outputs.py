@@ -1,4 +1,4 @@
-"""Where an export goes: written beside its target, whole, and only then moved there."""
+"""The target of an export, which is written next to it and moved there when complete."""
 
 import contextlib
 import shutil
@@ -23,11 +23,11 @@ def check_target(target: Path, *, force: bool = False) -> None:
         PublishError: It exists and `force` is off, or is a folder of something else.
     """
     if target.exists() and not force:
-        raise PublishError(f"`{target}` exists already. Replace it with `--force`, or name another path with `--out`.")
+        raise PublishError(f"`{target}` already exists. Replace it with `--force`, or use another path with `--out`.")
     if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in _EXPORTED):
         raise PublishError(
-            f"`{target}` is a folder that holds no export, so it is left alone, `--force` or not. Name another path "
-            "with `--out`."
+            f"`{target}` is a folder without an export, so it is not replaced, not even with `--force`. Use another "
+            "path with `--out`."
         )
 
 
@@ -48,8 +48,8 @@ def staging(target: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PublishError(
-            f"`{target}` could not be written ({reason}), and nothing of it was kept. "
-            f"Free some space, or make `{target.parent}` writable."
+            f"`{target}` could not be written ({reason}); nothing was kept. Free some space, or make "
+            f"`{target.parent}` writable."
         ) from error
     finally:
         if folder is not None:

@@ -1,4 +1,4 @@
-"""What is going to be published of a run, in names that mean something on anybody else's machine."""
+"""The plan of a publication, with names that are valid on other machines."""
 
 import dataclasses
 import logging
@@ -166,8 +166,8 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
     """
     if not is_hub_id(repo_id):
         raise PublishError(
-            f"`--to {repo_id}` is not a name for a repository: that is `namespace/name`, as in `me/gpt2-assistant`, "
-            "with letters from a to z, digits, `-`, `_` and `.`, at most 96 characters."
+            f"`--to {repo_id}` is not a valid repository name. It should look like `namespace/name`, as in "
+            "`me/gpt2-assistant`, with letters from a to z, digits, `-`, `_` and `.`, at most 96 characters."
         )
     if options.gguf:
         check_gguf_package()
@@ -180,8 +180,8 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
     is_adapter = bool(adapter) and not options.merge
     if is_adapter and base.hub_id is None:
         raise PublishError(
-            "The adapter belongs to a base model in a local folder, which nobody else has. Name that model's id on the "
-            "Hub (`--base-model ID`), or publish both as one model (`--merge`)."
+            "The adapter's base model is a local folder, which others do not have. Set the base model's id on the "
+            "Hub with `--base-model ID`, or publish the merged model with `--merge`."
         )
     results = read_results(run, experiment)
     data = find_data(experiment, results.provenance.data_sha256)
@@ -211,7 +211,7 @@ def _check_options(run: RunFolder, options: PushOptions, has_adapter: bool) -> N
     for flag, license in (("--license", options.license), ("--data-license", options.data_license)):
         if license is not None and not _LICENSE.fullmatch(license):
             raise PublishError(
-                f"`{flag} {license}` is not a license as the Hub writes it. Use a short lower-case name such as "
+                f"`{flag} {license}` is not a license identifier of the Hub. Use a short lower-case name such as "
                 "`apache-2.0`, `mit`, `cc-by-4.0` or `other`."
             )
     if options.base_model is not None and not is_hub_id(options.base_model):
@@ -247,8 +247,8 @@ def _was_local(run: RunFolder, name: str) -> bool:
     if is_local_model(name):
         return True
     logger.warning(
-        "The run does not say whether `%s` was a folder or a model on the Hub; it is taken for the Hub's. If it was a "
-        "folder, name the model it holds with `--base-model ID`.",
+        "The run does not say whether `%s` was a local folder or a model on the Hub; assuming the Hub. If it was a "
+        "folder, set the model's id on the Hub with `--base-model ID`.",
         name,
     )
     return False

@@ -62,8 +62,8 @@ def write_publication(run: RunFolder, out: Path, repo_id: str, options: PushOpti
     plan = plan_publication(run, repo_id, options or PushOptions())
     if out.exists() and not _is_publication(out):
         raise PublishError(
-            f"`{out}` exists and was not made by `hf-instruct push`, so it is left alone. Name another folder with "
-            "`--out`."
+            f"`{out}` exists and was not created by `hf-instruct push`, so it is not replaced. Use another folder "
+            "with `--out`."
         )
     with offline(), building(out) as part:
         write_folder(plan, part)
@@ -94,7 +94,9 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
     run = RunFolder.of(run)
     names = [field.name for field in dataclasses.fields(PushOptions)]
     if unknown := set(options) - set(names):
-        raise PublishError(f"`push` has no options {quote_names(sorted(unknown))}; they are {quote_names(names)}.")
+        raise PublishError(
+            f"`push` has no options {quote_names(sorted(unknown))}; the options are {quote_names(names)}."
+        )
     chosen = PushOptions(**options)
     plan = plan_publication(run, repo_id, chosen)
     api = api or HfApi()
@@ -114,7 +116,7 @@ def _check_base(api: "HfApi", base: BaseModel) -> None:
     if base.hub_id is not None and not api.revision_exists(base.hub_id, base.revision or "main"):
         at = f" at `{base.revision}`" if base.revision else ""
         raise PublishError(
-            f"The base model `{base.hub_id}`{at} is not on the Hub, or you may not see it. Name its id there with "
+            f"The base model `{base.hub_id}`{at} is not on the Hub, or you do not have access to it. Set its id with "
             f"`--base-model`, and log in with `hf auth login` if it is private. {_NOTHING}"
         )
 
@@ -150,7 +152,7 @@ def _check_head(repository: "ModelInfo", head: "ModelInfo", base: BaseModel, opt
         ours = f"`{base.hub_id}`" if base.hub_id else "one that is not on the Hub"
         raise PublishError(
             f"`{repository.id}` (branch `{options.revision or 'main'}`) holds a model made from {theirs}; this one is "
-            f"made from {ours}. Name another repository with `--to`, or replace it with `--force`. {_NOTHING}"
+            f"made from {ours}. Use another repository with `--to`, or replace it with `--force`. {_NOTHING}"
         )
 
 
@@ -189,8 +191,7 @@ def translated_errors(endpoint: str) -> Iterator[None]:
         yield
     except errors.OfflineModeIsEnabled as error:
         raise PublishError(
-            "`HF_HUB_OFFLINE` forbids to reach the Hub. Unset it to publish, or see what would be published with "
-            "`--dry-run`."
+            "`HF_HUB_OFFLINE` is set. Unset it to publish, or preview the files with `--dry-run`."
         ) from error
     # A connection that fails, a file that cannot be read, metadata that is refused, and what uploads in threads wrap.
     except (transport_error(), OSError, ValueError, RuntimeError) as error:
@@ -202,26 +203,26 @@ def translated_errors(endpoint: str) -> Iterator[None]:
         if 400 <= status < 500 and status != 408:
             raise PublishError(f"{_explain_refusal(status, said)} {_NOTHING}") from error
         raise PublishError(
-            f"The push to {endpoint} failed ({said or type(error).__name__}). Run the same command again, which "
-            "publishes what is not there yet."
+            f"The push to {endpoint} failed ({said or type(error).__name__}). Run the same command again to upload "
+            "what is missing."
         ) from error
 
 
 def _explain_refusal(status: int, said: str) -> str:
     log_in = (
-        "`HF_TOKEN` is used before any login: set it to a token that may write, or unset it and `hf auth login`."
+        "`HF_TOKEN` overrides your login. Set it to a token with write access, or unset it and run `hf auth login`."
         if os.environ.get("HF_TOKEN")
-        else "Log in with `hf auth login` (a token that may write), or set `HF_TOKEN`."
+        else "Log in with `hf auth login` and a token with write access, or set `HF_TOKEN`."
     )
     match status:
         case 401:
             return f"You are not logged in to the Hub, or your token is not valid. {log_in}"
         case 403:
-            return f"The Hub does not let your token do this ({said}). {log_in}"
+            return f"Your token does not have permission for this ({said}). {log_in}"
         case 409 | 412:
             return f"The repository was changed during the upload ({said}). Run the same command again."
         case 429:
-            return f"The Hub asks for fewer requests ({said}). Wait some minutes, then run the same command again."
+            return f"The Hub's rate limit was reached ({said}). Wait a few minutes, then run the same command again."
     return f"The Hub refuses (status {status}: {said})."
 
 

@@ -1,4 +1,4 @@
-"""Serve a run's model over OpenAI's API: `transformers serve`, behind the guard, asked by the training prompt."""
+"""Serve a run's model with an OpenAI-compatible API: `transformers serve`, guarded, with the training prompt."""
 
 import contextlib
 import functools
@@ -67,7 +67,7 @@ def prepare_served_model(run: RunFolder) -> Path:
         shape_prompt(prompt_format, tokenizer)
     shutil.rmtree(home, ignore_errors=True)
     if run.has_adapter:
-        logger.info("Merging the adapter once into %s", folder)
+        logger.info("Merging the adapter into %s", folder)
     with building(folder) as part:
         write_model(run, part, link=True)
     return folder
@@ -110,7 +110,7 @@ def serve_model(
                 on_ready()
             while running._thread.is_alive():
                 time.sleep(0.2)
-            raise PublishError("The server ended by itself; what it said is above.")
+            raise PublishError("The server stopped; see its output above.")
         finally:
             running.kill_server()
             running.server.force_exit = True
@@ -128,7 +128,7 @@ def _build_guarded(build: Callable[..., Any], name: str, hosts: list[str], *part
     app = build(*parts, **others)
 
     def answer_error(request: Request, error: Exception) -> JSONResponse:
-        text = getattr(error, "detail", None) or f"This request cannot be used: {error}."
+        text = getattr(error, "detail", None) or f"This request is not supported: {error}."
         return JSONResponse(refusal(str(text)), status_code=getattr(error, "status_code", 400))
 
     for kind in (HTTPException, ValueError, TypeError, LookupError, AttributeError, TemplateError):
@@ -171,7 +171,7 @@ def fit_answer(model: "PreTrainedModel", num_tokens: int, settings: "GenerationC
     if (limit := context_length(model)) is None:
         return
     if num_tokens >= limit:
-        raise ValueError(f"the prompt has {num_tokens} tokens, and the model attends to {limit}, the answer included")
+        raise ValueError(f"the prompt has {num_tokens} tokens, and the model's limit is {limit}, including the answer")
     settings.max_new_tokens = min(settings.max_new_tokens or limit, limit - num_tokens)
 
 

@@ -1,4 +1,4 @@
-"""A prompt format as other programs write it: a chat template in Jinja, and Ollama's template in Go.
+"""A prompt format for other programs: a chat template in Jinja, and Ollama's template in Go.
 
 Both come from one `PromptShape`, found by asking the format itself for prompts of known words and compared with it
 again, so that a prompt written elsewhere is, letter for letter, one the model was trained on.
@@ -30,7 +30,7 @@ class PromptShape:
         before: Between the system text and what the user writes.
         after: From there to where the response begins.
         answer_end: After the response, before another turn.
-        system_before: Written before a system text, where there is one.
+        system_before: Written before a system message, where there is one.
         system_after: Written after it; both are empty where there can be none.
         default_system: The system text of a conversation that has none; empty for none.
         joint: Between instruction and input, where writing both as the user's words gives the training prompt;
@@ -51,7 +51,7 @@ class PromptShape:
     begin: str = ""
 
     def format_turn(self, text: str) -> str:
-        """Return the prompt of what a user writes, where nobody sends a system text; without `begin`."""
+        """Return the prompt of what a user writes, where nobody sends a system message; without `begin`."""
         system = f"{self.system_before}{self.default_system}{self.system_after}" if self.default_system else ""
         return f"{self.head}{system}{self.before}{text}{self.after}"
 
@@ -59,7 +59,7 @@ class PromptShape:
 def shape_prompt(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> PromptShape:
     """Return where a prompt format puts what it is given.
 
-    A format other than `chat` has no place for a system text: one that somebody sends anyway goes in front of the
+    A format other than `chat` has no place for a system message: one that somebody sends anyway goes in front of the
     instruction, with an empty line between.
 
     Raises:
@@ -77,7 +77,8 @@ def shape_prompt(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBas
 def _refusal(prompt_format: PromptFormat) -> PublishError:
     return PublishError(
         f"The prompts of `{prompt_format.name}` cannot be written as a chat template or an Ollama template, which "
-        "write the instruction once, as it is. Export with `--format merged`, and write the prompt in your program."
+        "contain the instruction once and unchanged. Export with `--format merged`, and build the prompt in your "
+        "program."
     )
 
 
@@ -98,7 +99,7 @@ def _shape_text(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
 
 
 def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> PromptShape:
-    """Return the shape of a chat template whose turns stand one after another, a system text as the first of them."""
+    """Return the shape of a chat template whose turns follow each other, with a system message first."""
 
     def render(*messages: tuple[str, str], add_generation_prompt: bool = True) -> str:
         turns = [{"role": role, "content": content} for role, content in messages]
@@ -117,7 +118,7 @@ def _shape_chat(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase
     try:
         system_before, _, rest = render(("system", _SYSTEM), user).removeprefix(begin).partition(_SYSTEM)
     except ConfigError:
-        # Some templates refuse a system text, in words of their own.
+        # Some templates refuse a system message, in words of their own.
         return shape
     middle, asked, tail = rest.partition(_USER)
     system_after = middle.removesuffix(before)
@@ -161,8 +162,8 @@ def build_go_template(shape: PromptShape) -> str:
     parts = (shape.head, shape.system_before, shape.system_after, shape.before, shape.after, shape.answer_end)
     if any("{{" in part or part.endswith("{") or '"""' in part for part in (*parts, shape.default_system)):
         raise PublishError(
-            f'The prompt format `{shape.name}` holds `{{{{` or `"""`, which an Ollama template cannot. Use '
-            "`--format gguf`: that file carries the chat template."
+            f'The prompt format `{shape.name}` contains `{{{{` or `"""`, which an Ollama template cannot contain. Use '
+            "`--format gguf`, which includes the chat template."
         )
     before, after = shape.system_before, shape.system_after
     system = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{{{{ end }}}}" if before or after else ""

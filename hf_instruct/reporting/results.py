@@ -139,7 +139,7 @@ class RunResults:
         training: Seconds, memory, tokens and device of fine-tuning.
         untuned: The untuned model's answers.
         tuned: The tuned model's answers.
-        self_check: What the judge made of answers of known worth; None where it was not checked.
+        self_check: What the judge made of answers of known quality; None where it was not checked.
         benchmarks: The tuned model's results on tasks of lm-eval.
         pairwise: Summaries of pairwise judging, one for each baseline.
     """

@@ -1,4 +1,4 @@
-"""From the `train` and `lora` sections to TRL's and PEFT's own objects, with this machine's defaults filled in."""
+"""Build TRL's and PEFT's configurations from the `train` and `lora` sections, with defaults for this machine."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kind: str = "SFTConfig") -> Any:
-    """Return the `SFTConfig` (or other `kind`) of a run from what was given: the user's own, fields of one, or None.
+    """Return the `SFTConfig` (or other `kind`) of a run from the user's own, its fields, or None.
 
     Raises:
         ConfigError: It is of another type, or has problems.
@@ -46,7 +46,7 @@ def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kin
 
 
 def _fit_max_length(max_length: int | None, model: "PreTrainedModel", *, section: str) -> int | None:
-    """Return the most tokens of a row: as many as asked for, or as the model has positions for."""
+    """Return the maximum number of tokens in a row: `max_length`, limited to the model's positions."""
     limit = context_length(model)
     if limit is None or (max_length is not None and max_length <= limit):
         return max_length
@@ -58,11 +58,11 @@ def _fit_max_length(max_length: int | None, model: "PreTrainedModel", *, section
 
 def _check_mapping(name: str, value: Any, owner: str) -> None:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"`{name}` is a `{type(value).__name__}`; give a `{owner}`, or a mapping of its fields.")
+        raise ConfigError(f"`{name}` is a `{type(value).__name__}`; pass a `{owner}` or a mapping of its fields.")
 
 
 def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -> Any:
-    """Return the settings of a run: the user's own as they are, or the course's settings and the user's values.
+    """Return the settings of a run: the user's own unchanged, or the course's settings updated with the user's values.
 
     Args:
         values: An `SFTConfig`, or its fields with `bf16` decided (`settle_precision`).
@@ -70,7 +70,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
         kind: `SFTConfig`, `DPOConfig` or `GRPOConfig`, of TRL.
 
     Raises:
-        ConfigError: TRL refuses the values, or a run has no use for one.
+        ConfigError: TRL refuses the values, or one of them is not supported in a run.
     """
     if isinstance(values, Mapping):
         given = list(values)
@@ -87,18 +87,18 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     if kind != "GRPOConfig":
         arguments.padding_free = False
     if kind == "SFTConfig":
-        # Our collators lay examples without padding where that is exact, and TRL has no rows to prepare.
+        # Our collators avoid padding if that is exact, and the rows are already prepared.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
         if arguments.assistant_only_loss:
             arguments.assistant_only_loss, arguments.completion_only_loss = False, True
     elif kind == "DPOConfig":
         # The reference is the model as it is now; otherwise TRL would load what its path names a second time.
         arguments.precompute_ref_log_probs = True
-    # It would hide a diverged loss behind the mean of the others.
+    # It would hide a diverged loss in the mean of the others.
     arguments.logging_nan_inf_filter = False
     if arguments.n_gpu > 1:
         logger.info(
-            "Using one of %d GPUs; for all: accelerate launch --config_file accelerate_configs/multi_gpu.yaml "
+            "Using one of %d GPUs. To use all: accelerate launch --config_file accelerate_configs/multi_gpu.yaml "
             "recipes/sft.py EXPERIMENT.yaml",
             arguments.n_gpu,
         )
@@ -110,7 +110,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
 def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     import trl
 
-    # TRL writes them into files, and hands them to whatever `report_to` names.
+    # TRL writes them to files and passes them to the trackers in `report_to`.
     settings: dict[str, Any] = redact({**DEFAULTS[kind], **values})
     # The older names of the same settings; TRL turns the first on by default, which costs a second forward pass.
     settings["activation_checkpointing"] = (
@@ -119,7 +119,7 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     settings["gradient_checkpointing"] = None
     device = _find_device(values)
     settings["use_cpu"] = settings.get("use_cpu", device == "cpu")
-    # TRL would take bf16 wherever nothing is said.
+    # TRL would use bf16 by default.
     settings["bf16"] = bool(settings.get("bf16"))
     settings["dataloader_pin_memory"] = settings.get("dataloader_pin_memory", device == "cuda")
     # What the accelerator's workers log is ours to show. By its level, TRL would decide whether there is a bar.
@@ -135,10 +135,10 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
 
 
 def _tell_what_is_slow(arguments: "SFTConfig", model: "PreTrainedModel") -> None:
-    """Log, a line each, which settings of a user's own `SFTConfig` make training slower than it has to be here."""
+    """Log which settings of a user's own `SFTConfig` make training slower on this machine."""
     if arguments.activation_checkpointing:
         logger.info(
-            "Activations are checkpointed, TRL's default: it saves memory and computes every forward pass twice. "
+            "Activation checkpointing is on (TRL's default): it saves memory but computes every forward pass twice. "
             "Turn it off with SFTConfig(activation_checkpointing=False)."
         )
     if arguments.device.type == "cpu" and arguments.bf16 != prefers_bf16(model, "cpu"):
@@ -147,7 +147,7 @@ def _tell_what_is_slow(arguments: "SFTConfig", model: "PreTrainedModel") -> None
 
 @contextmanager
 def translated_refusals(headline: str) -> Iterator[None]:
-    """Turn what TRL and PEFT raise for a setting that they do not take into a `ConfigError`."""
+    """Turn TRL's and PEFT's errors about settings into a `ConfigError`."""
     try:
         yield
     except (TypeError, ValueError, ImportError) as error:
@@ -155,7 +155,7 @@ def translated_refusals(headline: str) -> Iterator[None]:
 
 
 def settle_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: RunFolder) -> dict[str, Any]:
-    """Return a `train` section with `bf16` decided: as told, else as the run began, else what is faster here.
+    """Return a `train` section with `bf16` set: as given, or as at the start of the run, or as is faster here.
 
     The first of several processes decides for all, and the decision is kept beside the checkpoints.
     """
@@ -179,7 +179,7 @@ def _find_device(values: Mapping[str, Any]) -> str:
 
 
 def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrainedModel") -> "PeftConfig":
-    """Return the `LoraConfig` of a run: the user's own as it is, or the course's settings and the user's values.
+    """Return the `LoraConfig` of a run: the user's own, or the course's settings updated with the user's values.
 
     Every linear layer but the output head is adapted, as in the course. GPT-2's are `Conv1D` layers, which keep their
     weight transposed; PEFT must know (`fan_in_fan_out`).
@@ -200,25 +200,25 @@ def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrain
     targets = settings["target_modules"]
     if isinstance(targets, list) and (missing := [name for name in targets if not _is_module(model, str(name))]):
         raise ConfigError(
-            f"`lora.target_modules` names layers that {type(model).__name__} does not have:",
+            f"`lora.target_modules` contains layers that {type(model).__name__} does not have:",
             [f"`{name}`; its linear layers are {', '.join(f'`{n}`' for n in sorted(layers))}" for name in missing],
         )
     begins = str(settings.get("init_lora_weights"))
     if begins.startswith("pissa_niter"):
         raise ConfigError(
-            "The `lora` section cannot be kept:",
+            "The `lora` section cannot be used:",
             [
-                f"`lora.init_lora_weights` is `{begins}`, which changes the base model at random: it would be "
-                "another one when the adapter is loaded; use `pissa`"
+                f"`lora.init_lora_weights` is `{begins}`, which changes the base model randomly, so the adapter "
+                "could not be loaded correctly; use `pissa`"
             ],
         )
     embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
     if settings.get("ensure_weight_tying") and embedding.rpartition(".")[2] not in EMBEDDING_LAYER_NAMES:
         raise ConfigError(
-            "The `lora` section cannot be kept:",
+            "The `lora` section cannot be used:",
             [
-                f"`lora.ensure_weight_tying` is on, and PEFT would load another adapter than the one trained: it does "
-                f"not know `{embedding}` of {type(model).__name__} as an embedding; leave it out"
+                f"`lora.ensure_weight_tying` is on, but PEFT does not recognize `{embedding}` of "
+                f"{type(model).__name__} as an embedding and would load a different adapter; leave it out"
             ],
         )
     with translated_refusals("The `lora` section is refused by PEFT:"):
@@ -226,7 +226,7 @@ def build_lora_config(values: "PeftConfig | Mapping[str, Any]", model: "PreTrain
 
 
 def find_linear_layers(model: "PreTrainedModel") -> dict[str, str]:
-    """Return the last part of each linear layer's name and its class, the output head left out."""
+    """Return the last part of each linear layer's name and its class, without the output head."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

@@ -1,4 +1,4 @@
-"""What a user sees and keeps while a model trains: the progress bar, `training.jsonl` and sample answers."""
+"""Training output: the progress bar, `training.jsonl` and sample answers."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ LEAST_SAVE_SECONDS = 60.0
 _REWARD = re.compile("(?:eval_)?rewards/(.*)/mean")
 
 Sampler = Callable[[], list[dict[str, str]]]
-"""Returns the model's present answers to a few fixed prompts."""
+"""Returns the model's current answers to a few fixed prompts."""
 
 
 class KeepMemory(TrainerCallback):
@@ -53,8 +53,8 @@ class KeepMemory(TrainerCallback):
 class RunLog(TrainerCallback):
     """Writes `training.jsonl`, shows the progress bar and takes the samples, on the main process only.
 
-    Every row of a step is on disk before a checkpoint of that step is, so resuming from a checkpoint means dropping the
-    rows after it and continuing: an interrupted run ends with the rows of an unbroken one.
+    Every row of a step is on disk before its checkpoint. To resume from a checkpoint, the rows after it are dropped, so
+    an interrupted run ends with the same rows as an uninterrupted one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RunLog(TrainerCallback):
         self._bar = ExitStack()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Drop the rows after the checkpoint continued from; open the bar."""
+        """Drop the rows after the resumed checkpoint; open the bar."""
         # Every process stops the clock, since every process returns the summary; only the main one writes.
         self._started = self._last_time = self._last_save = time.monotonic()
         self._last_tokens = state.num_input_tokens_seen
@@ -102,7 +102,7 @@ class RunLog(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Advance the bar; after an epoch take the samples; at the end see that the last step is logged and scored."""
+        """Advance the bar; take samples after an epoch; log and evaluate the last step."""
         self._advance(1, self._note)
         since_save = time.monotonic() - self._last_save
         if control.should_save and self.least_save_seconds:
@@ -194,7 +194,7 @@ def _read_rewards(logs: Mapping[str, float], prefix: str = "") -> dict[str, Any]
 
 
 def _refuse_diverged(loss: float, state: TrainerState, args: TrainingArguments) -> None:
-    """Stop on every process alike: the loss was gathered, so all see the same."""
+    """Stop on every process: the loss was gathered, so all processes see the same value."""
     if not math.isfinite(loss):
         section = find_section(args)
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole and of this very run, and whether there is room for another."""
+"""Checkpoints: check that they are complete and of this run, and that there is space for another."""
 
 import contextlib
 import logging
@@ -25,7 +25,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def build_origin(trainer: "RunTrainer", model: "PreTrainedModel", examples_sha256: str) -> Origin:
-    """Return what a run is made from; its base model's weights are read in full, by the main process only."""
+    """Return the origin of a run; the main process hashes the base model's weights."""
     sharding = trainer.accelerator.distributed_type.value
     location, commit = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
     return Origin(
@@ -38,11 +38,11 @@ def build_origin(trainer: "RunTrainer", model: "PreTrainedModel", examples_sha25
 
 
 def find_checkpoint(folder: Path, origin: Origin) -> Path | None:
-    """Return the last checkpoint that is whole, or None; a newer one is deleted, with a line in the log that says why.
+    """Return the last complete checkpoint, or None; newer damaged ones are deleted, with a log line that says why.
 
     Args:
         folder: Where the checkpoints are.
-        origin: What the run that resumes is made from.
+        origin: The origin of the resumed run.
 
     Raises:
         RunError: The checkpoint was made from something else, or cannot be checked.
@@ -54,10 +54,10 @@ def find_checkpoint(folder: Path, origin: Origin) -> Path | None:
             if manifest.origin is not None:
                 _check_origin(path, manifest.origin, origin)
             return path
-        logger.warning("%s is damaged (%s) and is deleted.", path, damage)
+        logger.warning("Deleting %s, which is damaged (%s).", path, damage)
         shutil.rmtree(path, ignore_errors=True)
     if found:
-        logger.warning("No whole checkpoint is left in %s: training starts again from the first step.", folder)
+        logger.warning("No complete checkpoint is left in %s: training starts again from the first step.", folder)
     return None
 
 
@@ -66,14 +66,14 @@ def _inspect(checkpoint: Path) -> tuple[Manifest | None, str | None]:
     if not (checkpoint / MANIFEST).is_file() and (checkpoint / "trainer_state.json").is_file():
         raise RunError(
             f"`{checkpoint}` has no `{MANIFEST}`: an older version wrote it, or that file was deleted, so its other "
-            "files cannot be checked. Delete the folder to continue from the checkpoint before it, or resume with the "
-            "version that wrote it."
+            "files cannot be checked. Delete the folder to continue from the previous checkpoint, or resume with "
+            "the version that wrote it."
         )
     try:
         manifest = read_manifest(checkpoint)
     except RunError:
         manifest = None
-    return manifest, find_change(checkpoint, manifest.files) if manifest else "it was cut off while it was written"
+    return manifest, find_change(checkpoint, manifest.files) if manifest else "it was interrupted while it was written"
 
 
 def _check_origin(checkpoint: Path, then: Origin, now: Origin) -> None:
@@ -81,20 +81,19 @@ def _check_origin(checkpoint: Path, then: Origin, now: Origin) -> None:
     before, after = _describe_processes(then), _describe_processes(now)
     if before != after:
         raise RunError(
-            f"`{checkpoint}` was trained by {before}, and this is {after}: the rest of the run would see other "
-            f"batches. Launch it as it was begun, {otherwise}"
+            f"`{checkpoint}` was trained by {before}, and this is {after}: the rest of the run would see different "
+            f"batches. Launch it as before, {otherwise}"
         )
     if then.examples_sha256 != now.examples_sha256:
         raise RunError(
-            f"`{checkpoint}` was trained on other examples than those given now. Give the same ones in the same order, "
-            f"{otherwise}"
+            f"`{checkpoint}` was trained on different examples. Use the same ones in the same order, {otherwise}"
         )
     if then.base is not None and now.base is not None:
         hashes = [{name: stamp.sha256 for name, stamp in base.files.items()} for base in (then.base, now.base)]
         if hashes[0] != hashes[1]:
             raise RunError(
-                f"`{checkpoint}` was trained from a base model with other weights than it has now. Put the old ones "
-                f"back{f' (commit {then.base.commit})' if then.base.commit else ''}, {otherwise}"
+                f"`{checkpoint}` was trained from a base model with other weights than it has now. Restore the old "
+                f"ones{f' (commit {then.base.commit})' if then.base.commit else ''}, {otherwise}"
             )
 
 
@@ -104,14 +103,14 @@ def _describe_processes(origin: Origin) -> str:
 
 
 def clear_checkpoints(folder: Path, *, keep: bool) -> None:
-    """Delete the checkpoints of a run whose model is saved, or keep them, and log how large they are."""
+    """Delete or keep the checkpoints of a run whose model is saved, and log their size."""
     from rich.filesize import decimal
 
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     size = decimal(sum(file.stat().st_size for path in found for file in path.rglob("*") if file.is_file()))
     if keep:
         if found:
-            logger.info("%s of checkpoints are kept in %s", size, folder)
+            logger.info("Keeping %s of checkpoints in %s", size, folder)
         return
     for path in found:
         shutil.rmtree(path, ignore_errors=True)
@@ -120,14 +119,14 @@ def clear_checkpoints(folder: Path, *, keep: bool) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
     if found:
-        logger.info("The model is saved: %s of checkpoints deleted (`keep_checkpoints: true` keeps them)", size)
+        logger.info("The model is saved; deleted %s of checkpoints (`keep_checkpoints: true` keeps them)", size)
 
 
 def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints: int = 2) -> None:
-    """Refuse to start a run whose checkpoints cannot fit.
+    """Refuse to start a run if the disk is too small for its checkpoints.
 
-    While a checkpoint is written its predecessor still stands: twice the trained weights with Adam's two moments
-    (fp32), and the model itself once.
+    While a checkpoint is written the previous one still exists: this takes twice the trained weights with Adam's two
+    moments (fp32), plus the model.
 
     Args:
         model: The model, with what is trained marked so.
@@ -143,7 +142,7 @@ def check_disk_space(model: "PreTrainedModel", folder: Path, *, num_checkpoints:
     if free < needed:
         checkpoints = "one checkpoint" if num_checkpoints == 1 else "two checkpoints"
         raise TrainingError(
-            f"`{folder}` has {free / 1e9:.1f} GB free and this run can need {needed / 1e9:.1f} GB: {checkpoints} of "
+            f"`{folder}` has {free / 1e9:.1f} GB free, but this run may need {needed / 1e9:.1f} GB: {checkpoints} of "
             "the trained weights with the optimizer's state, and the model. Free some space, or set `--run-dir` to a "
             "larger disk."
         )

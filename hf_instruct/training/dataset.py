@@ -1,4 +1,4 @@
-"""From examples to the rows a trainer reads: token ids and labels."""
+"""Convert examples to the rows that a trainer reads: token ids and labels."""
 
 import atexit
 import shutil
@@ -33,16 +33,16 @@ def tokenize_examples(
     loss_on: LossOn = "all",
     num_proc: int | None = None,
 ) -> "Dataset":
-    """Return the training rows of examples, `input_ids` and `labels`, cut to `max_length` tokens at the end.
+    """Return the training rows of examples, `input_ids` and `labels`, truncated to `max_length` tokens.
 
     Args:
-        max_length: Most tokens in a row; None for no limit.
+        max_length: Maximum number of tokens in a row; None for no limit.
         completion_only_loss: Whether prompt tokens are left out of the loss.
         loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone.
         num_proc: Processes to work in.
 
     Raises:
-        DataError: Cutting takes every label from some rows; their number and the first of them are named.
+        DataError: Some rows have no label left after truncation; the message has their number and the first ones.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -73,7 +73,7 @@ def tokenize_examples(
         more = [f"and {len(unlabelled) - _SHOWN} more"] if len(unlabelled) > _SHOWN else []
         raise DataError(
             f"{len(unlabelled)} of {len(examples)} examples have no label within `train.max_length` {max_length}, "
-            "so there is nothing to learn from them. Raise `train.max_length`, or shorten or drop these rows:",
+            "so nothing can be learned from them. Raise `train.max_length`, or shorten or drop these rows:",
             shown + more,
         )
     return rows.remove_columns("unlabelled")

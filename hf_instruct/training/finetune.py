@@ -1,4 +1,4 @@
-"""Fine-tune a model on examples: the one function behind the command line, the recipes and the Python API."""
+"""Fine-tune a model on examples, for the command line, the recipes and the Python API."""
 
 import itertools
 import logging
@@ -51,7 +51,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     resume: bool = False,
     keep_checkpoints: bool = False,
 ) -> TrainingSummary:
-    """Fine-tune a model on examples; all its weights, or a LoRA adapter.
+    """Fine-tune a model on examples: all weights, or a LoRA adapter.
 
     `output_dir` then holds `model/` (loadable by `from_pretrained`), `prompt.jinja`, `training.jsonl`,
     `training.json` and `loss.png`; until training has finished, also the last checkpoint.
@@ -59,24 +59,24 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     Args:
         model: A causal language model in float32; it is trained in place.
         tokenizer: Its tokenizer; for `chat` its chat template becomes the one that is trained on.
-        data: A `DatasetDict`, or a mapping of rows: `train` is learned, on `validation` the loss is followed, `test` is
-            left alone. Anything else that `load_examples` takes is split as `split_examples` does.
+        data: A `DatasetDict`, or a mapping of rows: `train` for training, `validation` for the validation loss; `test`
+            is not used. Anything else that `load_examples` takes is split as `split_examples` does.
         output_dir: A run folder.
         prompt_format: A format or its name; by default `chat` for conversations, else `alpaca`.
         loss_on: Whether `all` answers of a conversation carry loss, or the `last` one alone. Of rows with a prompt and
             a completion it is the completion's, as in TRL.
-        args: Fields of TRL's `SFTConfig`, over the course's defaults and the precision that is faster on this machine;
-            or an `SFTConfig`, which is taken as it is, except that its `output_dir` is replaced.
-        peft_config: Fields of PEFT's `LoraConfig`, over the course's defaults; or a `LoraConfig`, taken as it is. None
-            trains all weights.
+        args: Fields of TRL's `SFTConfig`, which override the course's defaults and the precision that is faster on this
+            machine; or an `SFTConfig`, which is used as it is, except for its `output_dir`.
+        peft_config: Fields of PEFT's `LoraConfig`, which override the course's defaults; or a `LoraConfig`, used as it
+            is. None trains all weights.
         callbacks: As those of `Trainer`.
-        compute_metrics: As that of `Trainer`. It is given the logits of the whole validation split, so they have to fit
-            the memory, and evaluation is as slow as TRL's.
-        resume: Continue from the last whole checkpoint in `output_dir`, if there is one.
+        compute_metrics: As that of `Trainer`. It receives the logits of the whole validation split, so they have to fit
+            into memory, and evaluation is as slow as TRL's.
+        resume: Continue from the last complete checkpoint in `output_dir`, if there is one.
         keep_checkpoints: Keep the checkpoints when training has finished.
 
     Returns:
-        What it took; its `log_history` is the trainer's.
+        The summary of the training; its `log_history` is the trainer's.
 
     Raises:
         ConfigError: An argument is of another type, TRL or PEFT refuse the settings, the model is an adapter, or its
@@ -84,7 +84,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         RunError: `output_dir` already contains a finished model, or checkpoints and `resume` is off; or the checkpoint
             was made by another number of processes, on other examples or from another base model.
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
-        TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
+        TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
     splits, run = load_learned(data), RunFolder(Path(output_dir))
     check_trainable(model, peft_config)
@@ -171,7 +171,7 @@ def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
 
     arguments.packing = False
     if arguments.max_length is None:
-        raise ValueError("`packing` needs a `max_length`.")
+        raise ValueError("`packing` needs a `max_length`; set it.")
     return pack_dataset(rows, arguments.max_length, arguments.packing_strategy)
 
 
@@ -204,8 +204,9 @@ def _tokenize(
     highest = max(map(find_highest_id, rows))
     if highest >= size:
         raise DataError(
-            f"The tokenizer writes token id {highest}, and the model knows the ids 0 to {size - 1}. Load both from one "
-            "folder; if tokens were added, save the model after `model.resize_token_embeddings(len(tokenizer))`."
+            f"The tokenizer produces token id {highest}, but the model only has ids 0 to {size - 1}. Load both from "
+            "the same folder; if you added tokens, save the model after "
+            "`model.resize_token_embeddings(len(tokenizer))`."
         )
     return rows
 
@@ -216,7 +217,7 @@ def build_sampler(
     examples: Iterable[Example],
     prompt_format: PromptFormat,
 ) -> "Sampler":
-    """Return the function that answers the prompts of a few examples with the model as it is now."""
+    """Return a function that answers the prompts of a few examples with the current model."""
     examples = list(examples)
     prompts = prompt_format.encode_prompts(tokenizer, examples)
 

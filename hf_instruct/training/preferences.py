@@ -1,4 +1,4 @@
-"""Train a model on pairs of answers by DPO: TRL's trainer, on our prompts, with the loss computed at labels only."""
+"""Train a model on preference pairs with TRL's `DPOTrainer`, with our prompts and the loss computed only at labels."""
 
 import contextlib
 import functools
@@ -52,13 +52,13 @@ def train_preferences(  # noqa: PLR0913 - as `train`
     resume: bool = False,
     keep_checkpoints: bool = False,
 ) -> TrainingSummary:
-    """Train a model by DPO to prefer the chosen answers; the reference is the model as it is given.
+    """Train a model with DPO to prefer the chosen answers; the reference is the given model.
 
     The prompts' token ids are made by `prompt_format`, as when the model was fine-tuned. The model object is trained in
     place.
 
     Args:
-        model: A fine-tuned model, whole: merge an adapter first.
+        model: A full fine-tuned model; merge an adapter first.
         tokenizer: Its tokenizer.
         pairs: `train` and `validation`, each rows as `load_pairs` returns them.
         output_dir: Folder of `model/`, `training.jsonl` and the other files that `train` writes.
@@ -66,7 +66,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         args: A `DPOConfig`, or a mapping of its fields over the course's settings (beta 0.1, learning rate 5e-6).
         peft_config: A `LoraConfig` or its fields, for a new adapter; None trains all weights.
         callbacks: For the trainer.
-        resume: Whether to continue from the last whole checkpoint.
+        resume: Whether to continue from the last complete checkpoint.
         keep_checkpoints: Keep the checkpoints when training has finished.
 
     Returns:
@@ -76,7 +76,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         ConfigError: The settings are refused, or the model is an adapter or quantized.
         DataError: There are no pairs, or an answer has no room behind its prompt within `max_length`.
         RunError: `output_dir` contains a model already, or the checkpoint was made from something else.
-        TrainingError: The disk is too small or full, memory runs out, or the loss is no longer a number.
+        TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
     from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
     from hf_instruct.training.callbacks import build_log
@@ -85,11 +85,11 @@ def train_preferences(  # noqa: PLR0913 - as `train`
     run = RunFolder(Path(output_dir))
     _check_pairs(pairs)
     if empty := [name for name in ("train", "validation") if not len(pairs[name])]:
-        raise DataError(f"There is nothing to learn from: no pairs in {' and '.join(empty)}.")
+        raise DataError(f"There are no pairs in {' and '.join(empty)}. Add pairs, or use another source.")
     if hasattr(model, "peft_config") or is_quantized(model):
         raise ConfigError(
-            "Preference training begins with whole weights, and this model is an adapter beside its base or quantized:",
-            ["write whole ones with `hf-instruct export RUN --format merged` first, and name that folder"],
+            "Preference training needs full weights, but this model is an adapter or quantized:",
+            ["merge them with `hf-instruct export RUN --format merged` first, and use that folder"],
         )
     prompt_format = begin_training(run, model, tokenizer, prompt_format, pairs, resume=resume)
     with translated_errors(run, section="dpo"):
@@ -142,10 +142,10 @@ def tokenize_pairs(
 ) -> "Dataset":
     """Return the rows that `DPOTrainer` reads, `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
-    An answer is cut at the end where it is longer than `max_length` leaves room for.
+    Answers that do not fit into `max_length` are truncated.
 
     Raises:
-        DataError: A prompt leaves no room for an answer; TRL drops such rows without a word.
+        DataError: A prompt leaves no space for an answer; TRL silently drops such rows.
     """
     from datasets import Dataset
 
@@ -163,7 +163,7 @@ def tokenize_pairs(
             rows[name].append(ids)
     if full:
         raise DataError(
-            f"The prompts of {len(full)} of {len(pairs)} pairs leave no room for an answer within `dpo.max_length` "
+            f"The prompts of {len(full)} of {len(pairs)} pairs leave no space for an answer within `dpo.max_length` "
             f"{max_length} ({', '.join(f'`{one}`' for one in full[:_SHOWN])}{', …' if len(full) > _SHOWN else ''}). "
             "Raise it, or delete these pairs."
         )
@@ -177,7 +177,7 @@ def _choose_answer(pair: Mapping[str, Any], side: str) -> Example:
 
 
 class PreferenceCollator:
-    """Lays the two answers of each pair of a batch into one row, with a prompt that they share only once."""
+    """Puts the two answers of each pair into one row, with their shared prompt only once."""
 
     def __init__(self, pad_id: int) -> None:
         self._segments = SegmentCollator(pad_id, weighted=False)
@@ -200,7 +200,7 @@ class PreferenceCollator:
 
 
 class PreferenceTrainer(RunTrainer, DPOTrainer):
-    """`DPOTrainer` on pairs that are tokenized already; on a CPU several times faster, with the same loss.
+    """`DPOTrainer` on tokenized pairs; on a CPU several times faster, with the same loss.
 
     There the two answers of a pair share their prompt and a batch its preamble, and log-probabilities are computed at
     the answers only. Another loss than DPO's own, a model that this would not be exact for, and GPUs get TRL's
@@ -219,7 +219,7 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
             self._attention = functools.partial(segment_attention, base)
             keywords["data_collator"] = PreferenceCollator(pad_id)
         elif args.device.type == "cpu":
-            reason = reason or "rows are shared by one process, under SDPA, by models that keep their examples apart"
+            reason = reason or "shared rows need a single process, SDPA, and a model that can keep examples apart"
             logger.info("Training %s on padded pairs, several times slower: %s.", type(base).__name__, reason)
         super().__init__(model=model, args=args, processing_class=processing_class, **keywords)
         self.add_callback(KeepMemory())

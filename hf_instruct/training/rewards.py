@@ -1,4 +1,4 @@
-"""Train a model on rewards by GRPO: TRL's trainer, on our prompts, sampling and scoring by the fast paths."""
+"""Train a model on rewards with TRL's `GRPOTrainer`, with our prompts, sampling and log-probabilities."""
 
 import copy
 import functools
@@ -63,13 +63,13 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
     resume: bool = False,
     keep_checkpoints: bool = False,
 ) -> TrainingSummary:
-    """Train a model by GRPO on rewards for its own answers, which are sampled in groups and compared in each group.
+    """Train a model with GRPO on rewards for its own answers, which are sampled and compared in groups.
 
     The prompts' token ids are made by `prompt_format`, as when the model was fine-tuned. The model object is trained in
     place.
 
     Args:
-        model: A fine-tuned model, whole, or quantized below a new adapter.
+        model: A full fine-tuned model, or one quantized below a new adapter.
         tokenizer: Its tokenizer.
         data: As that of `train`. Prompts of `train` are answered to learn, those of `validation` to measure, greedily.
         reward_funcs: Each takes the keywords `prompts`, `completions`, `completion_ids` and the columns of the examples
@@ -81,7 +81,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         args: A `GRPOConfig`, or a mapping of its fields over our settings (8 prompts a step, 8 answers to each).
         peft_config: A `LoraConfig` or its fields, for a new adapter; None trains all weights.
         callbacks: For the trainer.
-        resume: Whether to continue from the last whole checkpoint.
+        resume: Whether to continue from the last complete checkpoint.
         keep_checkpoints: Keep the checkpoints when training has finished.
 
     Returns:
@@ -100,7 +100,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
 
     splits, run = load_learned(data), RunFolder(Path(output_dir))
     if not reward_funcs:
-        raise ConfigError("`reward_funcs` is empty; give a function, or `build_rewards(...)`.")
+        raise ConfigError("`reward_funcs` is empty; pass a function, or `build_rewards(...)`.")
     check_trainable(model, peft_config)
     prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume)
     with translated_errors(run, section="grpo"):
@@ -110,7 +110,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
             prepare_training(model)
         rows = {name: build_prompts(splits[name], tokenizer, prompt_format) for name in ("train", "validation")}
         if arguments.max_completion_length is None:
-            raise ConfigError("`grpo.max_completion_length` is null; set how many tokens an answer may have.")
+            raise ConfigError("`grpo.max_completion_length` is null; set the maximum number of tokens in an answer.")
         check_room(rows, model, arguments.max_completion_length)
         shown = itertools.islice(iterate_examples(splits["validation"]), SAMPLE_ROWS)
         log = build_log(run.training_log, arguments, args, build_sampler(model, tokenizer, shown, prompt_format))
@@ -163,7 +163,7 @@ def check_room(rows: "Mapping[str, Dataset]", model: "PreTrainedModel", max_comp
 
 
 def _checked(function: Any) -> Any:
-    """Return a reward function that names itself and the row when it fails or returns no number."""
+    """Wrap a reward function so that errors name the function and the row."""
     if not callable(function) or isinstance(function, torch.nn.Module):
         return function
     name = get_callable_name(function)
@@ -183,7 +183,7 @@ def _checked(function: Any) -> Any:
         for id, text, value in zip(ids, columns["completions"], values, strict=True):
             if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
                 raise TrainingError(
-                    f"The reward `{name}` of an answer to `{id}` is {value!r}; it has to be a number, or None where it "
+                    f"The reward `{name}` of an answer to `{id}` is {value!r}; it must be a number, or None if it "
                     f"does not apply. The answer is {text[:200]!r}."
                 )
         return values

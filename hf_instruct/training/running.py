@@ -1,4 +1,4 @@
-"""Run a trainer over a run folder: resume, train, save the model whole, and write what it took."""
+"""Run a trainer over a run folder: resume, train, save the model, and write a summary."""
 
 import hashlib
 import logging
@@ -35,32 +35,35 @@ logger = logging.getLogger(__name__)
 
 
 def load_learned(data: Any) -> CheckedSplits:
-    """Return the splits of what `load_splits` takes, with something to learn and something to measure on.
+    """Return the splits of a source, with at least one training and one validation example.
 
     Raises:
         DataError: The data has problems, or the training or the validation split is empty.
     """
     splits = load_splits(data)
     if empty := [name for name in ("train", "validation") if not len(splits[name])]:
-        raise DataError(f"There is nothing to train on: the split(s) {' and '.join(empty)} hold no examples.")
+        raise DataError(
+            f"There is nothing to train on: the split(s) {' and '.join(empty)} contain no examples. Change the "
+            "fractions of the splits, or add examples."
+        )
     return splits
 
 
 def check_trainable(model: "PreTrainedModel", peft_config: Any) -> None:
-    """Refuse a model that holds no weights to train.
+    """Refuse a model without trainable weights.
 
     Raises:
         ConfigError: It is an adapter, frozen as it is loaded, or quantized and no adapter is asked for.
     """
     if hasattr(model, "peft_config") and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
-            "The model to train is an adapter beside its base model:",
-            ["training begins with whole weights: write them with `hf-instruct export RUN --format merged` first"],
+            "The model to train is an adapter:",
+            ["training needs full weights; merge them with `hf-instruct export RUN --format merged` first"],
         )
     if is_quantized(model) and peft_config is None and not hasattr(model, "peft_config"):
         raise ConfigError(
             "The model to train is quantized:",
-            ["its weights cannot be trained themselves; give a `peft_config`, which trains an adapter beside them"],
+            ["its weights cannot be trained; pass a `peft_config` to train an adapter"],
         )
 
 
@@ -92,13 +95,12 @@ def begin_training(
     has_checkpoints = any(run.checkpoints.glob("checkpoint-*"))
     if run.training_summary.exists() and run.model.exists() and not has_checkpoints:
         raise RunError(
-            f"`{run.path}` contains a model that has been trained to the end. Load it (`load_model`), or name another "
-            "`output_dir`."
+            f"`{run.path}` contains a finished model. Load it with `load_model`, or use another `output_dir`."
         )
     if not resume and (run.model.exists() or has_checkpoints):
         raise RunError(
-            f"`{run.path}` already contains a model or checkpoints. Continue with them (`resume=True`), or name "
-            "another `output_dir`."
+            f"`{run.path}` already contains a model or checkpoints. Continue with `resume=True`, or use another "
+            "`output_dir`."
         )
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     fuse_activations(model)
@@ -123,7 +125,7 @@ def run_trainer(
     resume: bool,
     keep_checkpoints: bool = False,
 ) -> TrainingSummary:
-    """Train, from the last whole checkpoint where there is one, and save the model; return what it took.
+    """Train, from the last complete checkpoint if there is one, save the model, and return a summary.
 
     Args:
         trainer: A `RunTrainer`; its `processing_class` is saved with the model.
@@ -186,7 +188,7 @@ def run_trainer(
 
 
 def _save_model(trainer: Any, run: RunFolder) -> None:
-    """Save the tuned model under another name and rename it when whole; all processes take part."""
+    """Save the tuned model under a temporary name and rename it when complete; all processes take part."""
     partial = run.path / "model.partial"
     if trainer.is_world_process_zero():
         shutil.rmtree(partial, ignore_errors=True)
@@ -220,10 +222,10 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator
 
 @contextmanager
 def translated_errors(run: RunFolder, *, section: str = "train") -> "Iterator[None]":
-    """Turn a full disk and exhausted memory into a `TrainingError`, which names the settings of a section."""
+    """Turn a full disk or exhausted memory into a `TrainingError` that names the section's settings."""
     from safetensors import SafetensorError
 
-    resume = f"`--resume` continues from the last whole checkpoint in `{run.checkpoints}`."
+    resume = f"`--resume` continues from the last complete checkpoint in `{run.checkpoints}`."
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -236,8 +238,8 @@ def translated_errors(run: RunFolder, *, section: str = "train") -> "Iterator[No
         if is_out_of_memory(error):
             raise TrainingError(
                 f"The machine ran out of memory. Lower `{section}.per_device_train_batch_size` (and raise "
-                f"`{section}.gradient_accumulation_steps` by as much), set `{section}.activation_checkpointing: true`, "
-                "or add a `lora:` section."
+                f"`{section}.gradient_accumulation_steps` in proportion), set `{section}.activation_checkpointing: "
+                "true`, or add a `lora:` section."
             ) from error
         if "enforce fail" in text or "No space left" in text or "unexpected pos" in text:
             raise TrainingError(f"Writing to `{run.path}` failed: {text.splitlines()[0]}. {resume}") from error

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
-    """Fine-tune the experiment's model on the run's data, and return what it took.
+    """Fine-tune the experiment's model on the run's data, and return a summary.
 
     Raises:
         InstructError: The model cannot be loaded, or `train` raised.
@@ -40,7 +40,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
 
 
 def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return the model that a run trains, loaded as its `model` section says, and its tokenizer.
+    """Return the base model of a run, loaded with its `model` section, and its tokenizer.
 
     Raises:
         ModelLoadError: They cannot be loaded.

@@ -1,4 +1,4 @@
-"""Sample answers and results in the trackers that `train.report_to` names: trackio, TensorBoard and wandb.
+"""Log sample answers and results to the trackers in `train.report_to`: trackio, TensorBoard and wandb.
 
 Losses are logged by the callbacks of Transformers, which also begin the trackers' runs.
 """

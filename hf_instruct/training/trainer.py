@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with the loss computed once, at the label positions only, and exact mean losses."""
+"""TRL's `SFTTrainer` with the loss computed only at label positions, and exact mean losses."""
 
 import contextlib
 import functools
@@ -101,22 +101,22 @@ class RunTrainer(Trainer):
             super().create_model_card(*arguments, **keywords)
 
     def _send_telemetry(self) -> None:
-        """Send nothing: TRL would report the trainer's class to the Hub."""
+        """Disable TRL's telemetry."""
 
 
 class InstructTrainer(RunTrainer, SFTTrainer):
-    """`SFTTrainer`, several times faster on a CPU, with the same loss; takes what `SFTTrainer` takes.
+    """A drop-in replacement for `SFTTrainer`: several times faster on a CPU, with the same loss.
 
-    Logits are computed only where there is a label, and a batch holds no padding and each common prompt prefix only
-    once. TRL scores every position on a CPU and computes entropy and accuracy beside the loss; on the course's data
-    only a third of the positions carry a label. Where that would not be exact for a model or a setting, it is TRL's
-    computation, with a line in the log. `compute_metrics` needs all logits: evaluation is TRL's then.
+    Logits are computed only for labels, and a batch has no padding and each shared prompt prefix only once. On a CPU,
+    TRL computes logits at every position, and entropy and accuracy as well; on the course's data only a third of the
+    positions carry a label. If this is not exact for a model or a setting, TRL's computation is used, with a line in
+    the log. `compute_metrics` needs all logits: evaluation is TRL's then.
 
     Args:
         model: As `SFTTrainer`'s; the arguments that are not listed too.
         args: An `SFTConfig`.
-        data_collator: By default one that is exact and fast for the model; else yours.
-        probe_dataset: A fixed part of the training rows, whose mean loss is logged as `eval_train_loss`.
+        data_collator: Your own collator; by default the fastest one that is exact for the model.
+        probe_dataset: A fixed part of the training rows; its mean loss is logged as `eval_train_loss`.
     """
 
     data_collator: Any

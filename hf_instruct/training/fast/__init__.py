@@ -1,13 +1,13 @@
-"""What makes a training step fast, and exactly equal to the plain computation; each part can be deleted alone.
+"""Optimizations of a training step, each exactly equal to the plain computation; each can be deleted on its own.
 
-What a part is worth was measured on two CPU cores with GPT-2's shapes (docs/performance.md); its tests have its name.
+Their effect was measured on two CPU cores with GPT-2's shapes (docs/performance.md); the tests have the same names.
 
-- `collators`: batches that hold a common prompt prefix once: half of the tokens on the course's data at batch 8.
+- `collators`: batches with a shared prompt prefix: half of the tokens on the course's data with batch size 8.
   Without it: `PaddingCollator`, from `sharing.build_collator`.
-- `attention`: attention within the segments of such a row: 0.48 s a step instead of 0.59 (124M, batch 8). Without it:
-  rows with a 4-D mask, which `sharing` falls back to anyway.
-- `sharing`: tries both on the model at hand before the first step, and chooses the collator.
-- `loss`: logits at the labels only, a third of the positions. Without it: `InstructTrainer` falls back to TRL's loss.
+- `attention`: attention within the segments of such a row: 0.48 s per step instead of 0.59 (124M, batch size 8).
+  Without it: rows with a 4-D mask, which `sharing` falls back to anyway.
+- `sharing`: checks both on the model before the first step, and chooses the collator.
+- `loss`: logits only at the labels, a third of the positions. Without it: `InstructTrainer` falls back to TRL's loss.
 - `optimizer`: AdamW inside the backward pass: 1.4 GB less for GPT-2 medium. Without it: TRL's own AdamW.
 - `precision`: float32 or bf16, whichever multiplies faster here: 138 s instead of 290 s for 25 steps of the demo on a
   CPU whose bf16 is slow. Without it: `train.bf16`, as the user sets it.

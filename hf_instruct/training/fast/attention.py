@@ -1,8 +1,8 @@
-"""Attention within the segments of one long row: each sees the prefix that it shares, and itself.
+"""Attention within the segments of one long row: each attends to its shared prefix and itself.
 
-PyTorch's `scaled_dot_product_attention` is told by a mask what sees what, and on a CPU computes the whole square of a
-row, of which a row of examples needs a fifth or less. Here segments of about one length are laid in a block, with the
-keys that they see, and a block is a few batched matrix products.
+PyTorch's `scaled_dot_product_attention` takes a mask, and on a CPU computes the full square of a row, of which a row of
+examples needs a fifth or less. Here segments of similar length are grouped into a block with the keys that they attend
+to, and a block is a few batched matrix products.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NAME = "hf_instruct_segments"
-# What some models ask of attention beside the scores' scale, and this does not do.
+# Options of attention that some models use and this does not support.
 _UNKNOWN = ("cache", "position_bias", "s_aux", "softcap")
 # Tokens of a segment that are attended to at once: the keys that only the last of them sees are computed for all.
 _MOST_QUERIES = 64
@@ -35,11 +35,11 @@ _MULTIPLE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Neighbouring tokens of a row.
+    """Adjacent tokens of a row.
 
     Attributes:
-        prefix: Indices in the row of the first tokens that they see.
-        start: Index of their example's first own token, which they see with all from there on.
+        prefix: Indices in the row of the shared prefix.
+        start: Index of the first own token of their example.
         first: Index of their first token.
         end: Index after their last token.
     """
@@ -51,23 +51,23 @@ class Segment:
 
     @property
     def num_queries(self) -> int:
-        """How many tokens these are."""
+        """The number of tokens in the segment."""
         return self.end - self.first
 
     @property
     def num_keys(self) -> int:
-        """How many tokens the last of them sees."""
+        """The number of tokens that the last one attends to."""
         return len(self.prefix) + self.end - self.start
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """Segments of about one length.
+    """Segments of similar length.
 
     Attributes:
         queries: Indices of their tokens, [segments, queries].
-        keys: Indices of the tokens that they see, [segments, keys].
-        hidden: Which keys a query does not see, [segments, queries, keys].
+        keys: Indices of the tokens that they attend to, [segments, keys].
+        hidden: Which keys are masked for a query, [segments, queries, keys].
     """
 
     queries: Tensor
@@ -77,7 +77,7 @@ class _Block:
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """The segments of a row, ready to be attended to.
+    """The segments of a row, prepared for attention.
 
     Attributes:
         blocks: Each segment is in one of them.
@@ -112,7 +112,7 @@ def build_segments(segments: Sequence[Segment], width: int) -> Segments:
 
 
 def _split(segment: Segment) -> Iterator[Segment]:
-    """Cut a long segment into parts of about one length, each of which sees those before it."""
+    """Split a long segment into parts of similar length, each of which attends to those before it."""
     count = -(-segment.num_queries // _MOST_QUERIES)
     ends = [segment.first + segment.num_queries * part // count for part in range(count + 1)]
     for first, end in itertools.pairwise(ends):
@@ -263,7 +263,7 @@ def _attend(
         query: [1, heads, row, size].
         key: [1, key heads, row, size]; each serves `heads / key heads` heads.
         value: As `key`.
-        attention_mask: Not looked at where segments are given.
+        attention_mask: Ignored if segments are given.
         segments: What sees what.
         scaling: Of the scores; one over the root of `size` by default.
         dropout: Rate at which attention weights are dropped.
@@ -275,7 +275,7 @@ def _attend(
         settings |= {"scaling": scaling, "dropout": dropout}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     if asked := [name for name in _UNKNOWN if settings.get(name) is not None]:
-        raise NotImplementedError(f"Attention within segments knows no `{asked[0]}`.")
+        raise NotImplementedError(f"Attention within segments does not support `{asked[0]}`.")
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (states.to(torch.get_autocast_dtype("cpu")) for states in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -285,5 +285,5 @@ def _attend(
 
 
 def segment_attention(model: "PreTrainedModel") -> contextlib.AbstractContextManager[None]:
-    """Let a model that attends by SDPA on a CPU take `segments` as a keyword, and attend within them."""
+    """Let a model with SDPA on a CPU accept `segments` as a keyword, and attend within them."""
     return attending_by(model, _NAME, _attend)

@@ -1,4 +1,4 @@
-"""Linear layers that cast their weights to bf16 when they need them, so that no second copy of the model is kept."""
+"""Linear layers that cast their weights to bf16 on use, so that no second copy of the model is kept."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Turn tokenized examples into batches: padded, or packed with their common prompt prefix computed once."""
+"""Collators: padded batches, or batches that share their prompt prefix."""
 
 import dataclasses
 import sys
@@ -10,7 +10,7 @@ from hf_instruct.prompt_tokens import IGNORED
 if TYPE_CHECKING:
     import torch
 
-# Widths are rounded up to a multiple of this, so that few matrix shapes occur: a CPU builds a kernel for each.
+# Widths are rounded up to a multiple of this, so that there are few matrix shapes: a CPU builds a kernel for each.
 WIDTH_MULTIPLE = 16
 # Of a batch, what is for the trainer and not for the model.
 TRAINER_KEYS = ("labels", "label_weights", "num_tokens")
@@ -34,7 +34,7 @@ class PaddingCollator:
     """Pads a batch on the right to its longest example; padding is masked and carries no loss."""
 
     def __init__(self, pad_id: int, multiple_of: int | None = None) -> None:
-        """Pad with this id, to a multiple; which id does not matter, since it is masked."""
+        """Pad with this id, to a multiple; the id does not matter, because it is masked."""
         self.pad_id = pad_id
         self.multiple_of = multiple_of or 1
 
@@ -56,20 +56,20 @@ class PaddingCollator:
 
 
 class PrefixSharingCollator:
-    """Lays the examples of a batch end to end in few rows, the prompt prefix that a row's examples share only once.
+    """Concatenates the examples of a batch into few rows, each with its shared prompt prefix only once.
 
-    A 4-D mask lets each example see the prefix and itself, and its positions continue from the prefix: every token is
-    computed from exactly what it would see alone; the loss is that of the padded batch. Half of the tokens of a batch
-    of Alpaca prompts are preamble or padding, and both go. Examples are sorted by their tokens first, so that those of
-    one template, or with one instruction, land in one row and share more.
+    With a 4-D mask each example attends to the prefix and itself, and its positions continue from the prefix, so every
+    token is computed from the same tokens as alone, and the loss equals that of the padded batch. Half of the tokens of
+    a batch of Alpaca prompts are preamble or padding, which this removes. Examples are sorted by their tokens first, so
+    that those of one template, or with one instruction, land in one row and share more.
 
     It serves any causal language model that obeys a 4-D mask and `position_ids` under SDPA or eager attention, and as
     the `data_collator` of any trainer whose rows carry `input_ids` and `labels` (TRL's do). With dropout, examples
     that share a prefix share its noise.
 
     Args:
-        pad_id: Fills rows up; which id does not matter, since it is masked.
-        row_length: Tokens a row may hold; a longer example has a row of its own. Attention costs the square of it.
+        pad_id: Padding id; its value does not matter, because it is masked.
+        row_length: Maximum number of tokens in a row; a longer example gets its own row. Attention is quadratic in it.
         additive_mask: Return the mask as numbers to add to the scores, which eager attention needs, and not as
             booleans, which SDPA takes as they are.
         weighted: Let tokens that carry a label be shared too (they do when the loss is on the whole text), and return
@@ -80,7 +80,7 @@ class PrefixSharingCollator:
         self, pad_id: int, *, row_length: int = 256, additive_mask: bool = False, weighted: bool = False
     ) -> None:
         if row_length < 1:
-            raise ValueError(f"`row_length` is {row_length}; it is a number of tokens, 1 or more.")
+            raise ValueError(f"`row_length` is {row_length}; it must be a number of tokens, at least 1.")
         self.pad_id = pad_id
         self.row_length = row_length
         self.additive_mask = additive_mask
@@ -109,13 +109,13 @@ class PrefixSharingCollator:
 
 
 class SegmentCollator:
-    """Lays the examples of a batch end to end in one row, each prompt prefix that several have in common only once.
+    """Concatenates the examples of a batch into one row, with each shared prompt prefix only once.
 
     As `PrefixSharingCollator` with weights, for a model under `segment_attention`: what sees what is said by
     `segments` and not by a mask, so a row may be of any length, and nothing is repeated or filled up.
 
     Args:
-        pad_id: Fills the row up; which id does not matter, since nothing sees it.
+        pad_id: Padding id; its value does not matter, because nothing attends to it.
         weighted: Let tokens that carry a label be shared too. Otherwise each label is of one example, and `owners` says
             of which.
     """

@@ -1,4 +1,4 @@
-"""The loss of a causal language model at its label positions only, in one pass over the vocabulary."""
+"""The loss of a causal language model, computed only at label positions, in one pass over the vocabulary."""
 
 import functools
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""AdamW that steps each weight as soon as its gradient is known, so that the gradients never stand side by side."""
+"""AdamW that updates each weight as soon as its gradient is known, so that gradients are not all stored at once."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class BackwardAdamW(AdamW):
-    """`torch.optim.AdamW` whose steps happen during the backward pass.
+    """`torch.optim.AdamW` that steps during the backward pass.
 
     Each weight is updated by the same arithmetic and with the same state as in `AdamW`, only earlier, and its gradient
     is freed immediately: GPT-2 medium needs 1.4 GB less. For one backward pass a step, and nothing that must see all
@@ -43,17 +43,17 @@ class BackwardAdamW(AdamW):
         return step_one
 
     def detach(self) -> None:
-        """Step no more: what trains these weights next has an optimizer of its own."""
+        """Stop stepping, because later training uses its own optimizer."""
         for handle in self._handles:
             handle.remove()
 
     def step(self, closure: Any = None) -> Any:
-        """Do nothing: the steps are taken already."""
+        """Do nothing, because the steps have already been taken."""
         return None if closure is None else closure()
 
 
 def build_optimizer(arguments: "SFTConfig") -> tuple[type[AdamW], dict[str, Any]] | None:
-    """Return `BackwardAdamW` and its settings where nothing needs all gradients at once, else None for TRL's choice.
+    """Return `BackwardAdamW` and its settings if nothing needs all gradients at once, otherwise None for TRL's choice.
 
     On a GPU one fused call for all weights is faster, and memory is dealt with by other means.
     """

@@ -1,4 +1,4 @@
-"""Choose between float32 and bf16 by what is faster on this machine: a CPU may have bf16 and be slow at it.
+"""Choose the faster of float32 and bf16 by measurement: a CPU may support bf16 and still be slow at it.
 
 Imports torch; imported where it is used.
 """
@@ -34,11 +34,10 @@ _TURNS = 5
 
 
 def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
-    """Return whether a model computes clearly faster in bf16 than in float32 on a device, as measured on a CPU.
+    """Return whether a model is clearly faster in bf16 than in float32 on a device, measured on a CPU.
 
-    On a CPU a product of the model's own shape is timed in both precisions, and both figures are logged. They are kept
-    in the cache folder for this machine, number of threads and version of PyTorch, so that one machine always decides
-    alike.
+    On a CPU a matrix product with the model's shapes is timed in both precisions and logged. The result is cached for
+    this machine, number of threads and version of PyTorch, so that the decision is always the same.
 
     Args:
         device: `cuda`, `mps` or `cpu`.
@@ -55,7 +54,7 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
     _keep_rates(shape, full, half)
     is_faster = half >= _WORTHWHILE * full
     logger.info(
-        "A matrix product of this model's shape runs at %.0f GFLOP/s in float32 and %.0f in bf16: using %s.",
+        "A matrix product with this model's shapes runs at %.0f GFLOP/s in float32 and %.0f in bf16: using %s.",
         full,
         half,
         "bf16" if is_faster else "float32",

@@ -1,4 +1,4 @@
-"""Choose the batches of a run: rows that share their prefix where the model computes them exactly, else padded ones."""
+"""Choose the batches of a run: rows with a shared prefix if the model computes them exactly, otherwise padded ones."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ _ROW_LENGTH = 1024
 
 
 def has_plain_loss(model: "PreTrainedModel", arguments: "SFTConfig") -> bool:
-    """Return whether a run's loss is the cross entropy of a model's plain head, which `add_label_losses` computes."""
+    """Return whether the loss of a run is the cross entropy of a model's plain head, as in `add_label_losses`."""
     # The first process answers for all: the weights of the others may not be there yet.
     is_plain = arguments.loss_type == "nll" and not arguments.label_smoothing_factor
     return is_plain and on_main_process(lambda: has_plain_head(model))
@@ -64,7 +64,7 @@ def build_collator(
         weighted=True,
     )
     if not reason and not on_main_process(lambda: supports_prefix_sharing(model, sharing)):
-        reason = "it does not keep the examples of a row apart by a 4-D mask"
+        reason = "it does not support a 4-D mask that separates the examples of a row"
     if reason:
         logger.info("Training %s on padded batches, several times slower: %s.", type(model).__name__, reason)
         return PaddingCollator(pad_id, arguments.pad_to_multiple_of)
@@ -74,16 +74,16 @@ def build_collator(
 def find_reason_to_pad(
     model: "PreTrainedModel", arguments: "SFTConfig | DPOConfig", *, plain_loss: bool, lora: "PeftConfig | None" = None
 ) -> str:
-    """Return why examples cannot share a row in training this model, as the end of a sentence; empty if they can."""
+    """Return why the examples of this model cannot share a row, as the end of a sentence; empty if they can."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     if not plain_loss:
         return "its loss is more than the cross entropy of one matrix product"
     if window and (arguments.max_length is None or arguments.max_length > window):
-        return f"its attention window of {window} tokens is less than `max_length` {arguments.max_length}"
+        return f"its attention window of {window} tokens is shorter than `max_length` {arguments.max_length}"
     if arguments.neftune_noise_alpha:
         return "`neftune_noise_alpha` adds noise by the length of a row"
     if getattr(lora, "alora_invocation_tokens", None):
-        return "`alora_invocation_tokens` are looked for once a row"
+        return "`alora_invocation_tokens` are searched once per row"
     return ""
 
 
@@ -100,7 +100,7 @@ def build_segments(
 
 
 def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCollator | SegmentCollator) -> bool:
-    """Return whether a model computes the same for two examples that share a row as for the two in padded rows.
+    """Return whether a model gives the same result for two examples that share a row as in padded rows.
 
     State-space layers, ALiBi and some attention kernels pay no heed to a 4-D mask, and would train on text that mixes
     the examples of a row.
@@ -129,7 +129,7 @@ def supports_prefix_sharing(model: "PreTrainedModel", collator: PrefixSharingCol
         # Of a mask of this shape, or of positions that start again. Without memory for 40 tokens, nothing would train.
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        logger.info("%s refuses rows that examples share: %s", type(model).__name__, error)
+        logger.info("%s does not support shared rows: %s", type(model).__name__, error)
         return False
     first, second = len(examples[0]), len(examples[1])
     expected = torch.cat([other[0, :first], other[1, 8:second]])  # [tokens, width]
