@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from publishing_runs import BASE_ID, END, save_chat_tokenizer, write_full_run
 from tiny_models import CHAT_TEMPLATE
 
@@ -142,11 +142,7 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     whole = {**scores, "interval": [20.0, 90.0], "mean_failures_as_0": 51.25, "mean_failures_as_100": 76.25}
     check = {"passed": False, "failed": ["order", "injection"], "n": 20}
     run.write_scores("tuned", Scores.model_validate({**whole, "self_check": check}, strict=False))
-    benchmark = {"task": "everyday_choice", "metric": "acc", "filter": "none", "value": 0.525, "standard_error": 0.08}
-    asked = {"n": 40, "total": 100, "num_fewshot": 0, "higher_is_better": True, "version": "1", "limit": 40}
-    how = {"chat_template": False, "dtype": "float32", "model": str(run.path), "lm_eval_version": "0.4.13"}
-    rest = {"seconds": 1.0, "measured_at": "2026-01-01", "questions_sha256": None}
-    row = benchmark | asked | how | rest
+    row = build_benchmark(total=100, limit=40, model=str(run.path))
     write_json(run.benchmarks, {"tuned": [row, row | {"shown": False}, row | {"value": None}]})
     found = {"id": "a", "train_ids": ["x"]}
     near = NearDuplicates(threshold=0.9, test=[NearDuplicate(id="b", train_id="x", cosine=0.9)])
@@ -213,10 +209,11 @@ def test_an_adapter_names_its_base_model_as_others_know_it(
 
 @pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
 def test_gguf_files_and_what_ollama_asks_with(
-    kind: str, full_run: RunFolder, adapter_run: RunFolder, small_model: Path, tmp_path: Path
+    kind: str, full_run: RunFolder, adapter_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, out = (full_run if kind == "full" else adapter_run), tmp_path / "out"
-    options = PushOptions(gguf=True, merge=kind == "merged", base_model=None if kind == "full" else BASE_ID)
+    run, out = _copy(full_run if kind == "full" else adapter_run, tmp_path / "zeppelin"), tmp_path / "out"
+    private = _plant_private_texts(run, monkeypatch)
+    options = PushOptions(gguf=True, merge=kind == "merged", base_model=BASE_ID)
     sizes = write_publication(run, out, "me/a", options)
     assert {"a-Q8_0.gguf", "a-F16.gguf", "template", "params", "tokenizer.json"} <= set(sizes)
     assert ("adapter_model.safetensors" in sizes) == (kind == "adapter")
@@ -229,12 +226,65 @@ def test_gguf_files_and_what_ollama_asks_with(
     card, text = _read_card(out)
     assert card["base_model_relation"] == ("adapter" if kind == "adapter" else "finetune")
     assert "\nollama run hf.co/me/a:Q8_0\nllama-cli -hf me/a:Q8_0 --jinja --temp 0\n" in text
-    # Nothing tells of this machine, in no file, as text or as bytes.
-    private = (*map(str, (small_model, small_model.name, run.path, tmp_path, Path.home(), Path.cwd())), "zeppelin")
+    # Nothing tells of this machine or its keys: in no file, as text or as bytes, vocabulary and metadata included.
     assert "training_args.bin" not in sizes
     for name in sizes:
         content = (out / name).read_bytes()
         assert [text for text in private if text.encode() in content] == [], name
+
+
+def _plant_private_texts(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Write paths, an address with a password and keys to wherever a run may hold some, and return them."""
+    home, address = "/srv/zeppelin", "https://me:hunter2@judge.example/v1"
+    keys = {"HF_TOKEN": "hf_" + "A" * 34, "OPENAI_API_KEY": "sk-proj-" + "B" * 20, "WANDB_API_KEY": "c" * 40}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    base = run.load_experiment().model.name
+    _set(run, "data", source=f"{home}/data.jsonl")
+    _set(run, "judge", base_url=address, model=f"{home}/judge")
+    _set(run, "train", run_name="zeppelin", logging_dir=f"{home}/logs")
+    command = f"hf-instruct run {home}/x.yaml --judge.base_url {address} --key {keys['OPENAI_API_KEY']}"
+    run.config.write_text(dump_yaml({**read_yaml(run.config), "command": command}))
+    judge = {"backend": "openai", "model": f"{home}/judge", "digest": None, "options": {"base_url": address}}
+    numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40}
+    write_json(run.scores, {"tuned": {**numbers, "judge": judge, "rubric": {"name": f"{home}/rubric.yaml"}}})
+    write_json(run.benchmarks, {"tuned": [build_benchmark(task=f"{home}/task.yaml", model=str(run.path))]})
+    paths = dict.fromkeys(("_name_or_path", "name_or_path", "tokenizer_file"), f"{home}/base")
+    for path in (run.model / "tokenizer_config.json", run.model / "config.json"):
+        write_json(path, {**(read_file(path, dict[str, Any]) or {}), **paths})
+    places = (str(Path.home()), str(Path.cwd()), str(run.path.parent), base if "/" in base else home)
+    return ["zeppelin", "hunter2", "judge.example", *keys.values(), *places]
+
+
+def build_benchmark(**changes: Any) -> dict[str, Any]:
+    """Return a result of lm-eval, over all questions of a task, as `benchmarks.json` has it."""
+    found = {"task": "everyday_choice", "metric": "acc", "filter": "none", "value": 0.525, "standard_error": 0.08}
+    asked = {"n": 40, "total": 40, "num_fewshot": 0, "higher_is_better": True, "version": "1", "limit": None}
+    how = {"chat_template": False, "dtype": "float32", "model": "runs/x", "lm_eval_version": "0.4.13"}
+    rest = {"seconds": 1.0, "measured_at": "2026-01-01T00:00:00+00:00", "questions_sha256": None}
+    return {**found, **asked, **how, **rest, **changes}
+
+
+def test_results_of_benchmarks_with_a_leaderboard(full_run: RunFolder, tmp_path: Path) -> None:
+    run = _copy(full_run, tmp_path / "run")
+    gsm8k = build_benchmark(task="gsm8k", metric="exact_match", filter="strict-match", value=0.2767, num_fewshot=5)
+    others = [
+        gsm8k | {"filter": "flexible-extract", "value": 0.3},
+        # A part of a benchmark is no result of it.
+        build_benchmark(task="mmlu_pro", metric="exact_match", filter="custom-extract", limit=100, total=None),
+        build_benchmark(),
+    ]
+    write_json(run.benchmarks, {"tuned": [gsm8k, *others]})
+    sizes = _write(run, tmp_path / "out")
+    assert [name for name in sizes if name.startswith(".")] == [".eval_results/lm_eval_gsm8k.yaml"]
+    written = yaml.safe_load((tmp_path / "out" / ".eval_results" / "lm_eval_gsm8k.yaml").read_text())
+    (entry,) = parse_eval_result_entries(written)
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 27.67)
+    assert entry.date == "2026-01-01T00:00:00+00:00"
+    assert entry.notes == "5-shot, lm-eval 0.4.13, gsm8k, strict-match, standard error 8.00"
+    # All of them stay in the card.
+    card, _ = _read_card(tmp_path / "out")
+    assert sum(len(result["metrics"]) for result in card["model-index"][0]["results"]) == 4
 
 
 def test_gguf_of_a_chat_model(small_model: Path, tmp_path: Path) -> None:

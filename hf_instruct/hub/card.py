@@ -19,7 +19,7 @@ from hf_instruct.reporting.results import MetricRow, RunResults
 from hf_instruct.schema import Interval, JudgeIdentity, MetricValue, Scores
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import EvalResult, EvalResultEntry, ModelCard
     from transformers import PreTrainedTokenizerBase
 
 LOSS_PLOT, PROMPT_FILE = "loss.png", "prompt_format.jinja"
@@ -31,6 +31,12 @@ _WORDS = ("lr_scheduler_type", "optim", "loss_type")
 _HOUSEKEEPING = re.compile(r"(logging|eval|save|report|hub|push|dataloader|ddp|log)_|per_device_eval|.*_dir$|.*token$")
 _LORA_SHOWN = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "bias")
 _VERSIONS = ("hf_instruct", "torch", "transformers", "trl", "peft")
+# Task, metric and filter of lm-eval that are a leaderboard on the Hub: the benchmark's data set, and its task there.
+_LEADERBOARDS = {
+    ("gsm8k", "exact_match", "strict-match"): ("openai/gsm8k", "gsm8k"),
+    ("mmlu_pro", "exact_match", "custom-extract"): ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
+    ("gpqa_diamond_cot_zeroshot", "exact_match", "flexible-extract"): ("Idavidrein/gpqa", "diamond"),
+}
 
 
 def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "ModelCard":
@@ -129,6 +135,26 @@ def build_results(plan: Publication) -> "list[EvalResult]":
             task = public_name(found.task, "own-task")
             results.append(build(found.metric, found.value, found.metric, args, task))
     return [*results, *judged] if plan.results.leading.reason else [*judged, *results]
+
+
+def list_leaderboard_entries(results: RunResults) -> "Iterator[tuple[str, EvalResultEntry]]":
+    """Yield lm-eval's task and the entry for the leaderboard of its benchmark, in percent, as leaderboards have it.
+
+    Only for tasks that are known as such, with all their questions asked.
+    Source: https://huggingface.co/docs/hub/eval-results
+    """
+    from huggingface_hub import EvalResultEntry
+
+    for found in results.benchmarks:
+        benchmark = _LEADERBOARDS.get((found.task, found.metric, found.filter))
+        if benchmark and found.value is not None and found.limit is None:
+            error = None if found.standard_error is None else f"standard error {100 * found.standard_error:.2f}"
+            chat = "chat template" if found.chat_template else None
+            shots = None if found.num_fewshot is None else f"{found.num_fewshot}-shot"
+            how = (shots, f"lm-eval {found.lm_eval_version}", found.task, found.filter, chat, error)
+            notes = ", ".join(filter(None, how))
+            value = round(100 * found.value, 2)
+            yield found.task, EvalResultEntry(*benchmark, value, date=found.measured_at, notes=notes)
 
 
 def _label_judge(judge: JudgeIdentity) -> str:

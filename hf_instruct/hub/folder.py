@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_instruct.console import redact
 from hf_instruct.errors import PublishError
-from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card
+from hf_instruct.hub.card import LOSS_PLOT, PROMPT_FILE, build_card, list_leaderboard_entries
 from hf_instruct.hub.gguf_file import check_gguf, check_model, write_gguf
 from hf_instruct.hub.merging import RunModel, change_json, load_run_model, write_model
 from hf_instruct.hub.ollama import build_modelfile
@@ -28,11 +28,11 @@ GGUF_TYPES = ("Q8_0", "F16")
 _OURS = re.compile(
     r"(.*\.safetensors(\.index\.json)?|(adapter_|generation_|tokenizer_)?config\.json|tokenizer\.(json|model)"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|(additional_chat_templates/)?.*\.jinja"
-    rf"|.*-({'|'.join(GGUF_TYPES)})\.gguf|template|system|params|{re.escape(LOSS_PLOT)})"
+    rf"|\.eval_results/lm_eval_.*\.yaml|.*-({'|'.join(GGUF_TYPES)})\.gguf|template|system|params|{re.escape(LOSS_PLOT)})"
 )
 # Files that people or libraries write words into; a vocabulary holds any string there is.
 _TEXTS = (
-    *("config.json", ".md", ".jinja", ".py", ".index.json", "special_tokens_map.json"),
+    *("config.json", ".md", ".jinja", ".py", ".yaml", ".index.json", "special_tokens_map.json"),
     *("template", "system", "params"),
 )
 # Where a library keeps the path that it read a file from.
@@ -62,6 +62,9 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
         ModelLoadError: The tokenizer, or the base model of an adapter that is merged, cannot be loaded.
         OSError: The folder cannot be written.
     """
+    from huggingface_hub import eval_result_entries_to_yaml
+    from huggingface_hub.utils import yaml_dump
+
     run = plan.results.folder
     source = load_run_model(run) if plan.gguf else None
     if source is not None:
@@ -78,6 +81,9 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
     for path in folder.glob("*config.json"):
         values = read_file(path, dict[str, Any]) or {}
         write_json(path, {name: value for name, value in values.items() if name not in _PATHS})
+    for task, entry in list_leaderboard_entries(plan.results):
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        write_text(folder / f".eval_results/lm_eval_{task}.yaml", yaml_dump(eval_result_entries_to_yaml([entry])))
     write_text(folder / CARD, redact(str(build_card(plan, tokenizer))))
     check_private(folder, plan)
 
