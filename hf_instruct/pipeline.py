@@ -16,7 +16,7 @@ from hf_instruct.config import (
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
 from hf_instruct.library_fields import OWN_TRAINING, SECTIONS
 from hf_instruct.manifests import check_model
-from hf_instruct.processes import is_main_process, on_main_process
+from hf_instruct.processes import is_main_process, is_true_on_all, on_main_process
 from hf_instruct.recipes import find_experiment
 from hf_instruct.records import read_file
 from hf_instruct.run_folder import RunFolder
@@ -166,6 +166,11 @@ def run(
     with _translated_disk_errors(folder):
         # Launched on several processes, one opens the folder and prepares the data while the others wait.
         on_main_process(begin, use_cpu=experiment.training.get("use_cpu"))
+        if not is_true_on_all(folder.config.is_file()):
+            raise RunError(
+                f"`{folder.path}` is not the same folder on all machines: the first has written the run into it, and "
+                "another does not see that. Name one on a disk that they share with `--run-dir`."
+            )
         with folder.locked() if is_main_process() else contextlib.nullcontext():
             own = [stage for stage in stages if _STAGES[stage].is_shared or is_main_process()]
             run_stages(folder, experiment, own)

@@ -108,6 +108,18 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
     return result
 
 
+def is_true_on_all(value: bool) -> bool:
+    """Return whether a value is true on all of the processes that were launched together, which all ask this."""
+    if count_processes() == 1:
+        return value
+    from accelerate.utils import gather_object
+
+    _join_processes()
+    values = gather_object([value])
+    # Told by the first, so that none ends while another still reads what it has sent.
+    return on_main_process(lambda: all(values))
+
+
 def _join_processes(use_cpu: bool | None = None) -> "PartialState":
     """Let processes that were launched together find each other."""
     from accelerate import PartialState

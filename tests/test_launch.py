@@ -4,7 +4,9 @@ import json
 import os
 import random
 import shutil
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,51 @@ def test_a_run_of_two_processes_resumes_on_two_only(experiment: Path, environmen
     done = call([*launcher("cpu_2proc.yaml"), *train, "--resume"], environment)
     assert done.stderr.count("is damaged (`rng_state_1.pth` is missing)") == 1
     assert (path / "model" / "model.safetensors").read_bytes() == model
+
+
+def test_two_processes_learn_preferences_like_one(experiment: Path, environment, tmp_path: Path):
+    values = json.loads(experiment.read_text())
+    settings = {**values.pop("train"), "num_train_epochs": 1}
+    preferences = {"source": "references", "max_new_tokens": 16}
+    experiment.write_text(json.dumps({**values, "dpo": settings, "preferences": preferences}))
+    common = ["recipes/sft.py", experiment, "--run-dir"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    call([BIN / "python", *common, one, "--dpo.per_device_train_batch_size", "8"], environment)
+    call([*launcher("cpu_2proc.yaml"), *common, two, "--dpo.per_device_train_batch_size", "4"], environment)
+    losses = [[row["loss"] for row in training_rows(run) if row["kind"] == "train"] for run in (one, two)]
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert not (two / "checkpoints").exists()
+
+
+def call_on_two_machines(commands: list[list[str | Path]], environment: dict[str, str], *, status: int) -> list[str]:
+    """Launch a command on each of two machines, which here are this one, and return what each wrote."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    network = ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--num_processes", "2"]
+    machines = [
+        [BIN / "accelerate", "launch", "--config_file", "accelerate_configs/multi_node.yaml", "--machine_rank", rank]
+        for rank in "01"
+    ]
+    with ThreadPoolExecutor() as threads:
+        done = threads.map(
+            lambda words: call(words, environment, status=status),
+            [[*machine, *network, *command] for machine, command in zip(machines, commands, strict=True)],
+        )
+        return [finished.stderr for finished in done]
+
+
+def test_two_machines_train_like_one_process_in_a_folder_that_they_share(experiment: Path, environment, tmp_path: Path):
+    common = ["recipes/sft.py", experiment, "--train.num_train_epochs", "1", "--train.per_device_train_batch_size"]
+    call([BIN / "python", *common, "8", "--run-dir", tmp_path / "one"], environment)
+    together = [*common, "4", "--run-dir", tmp_path / "two"]
+    said = call_on_two_machines([together, together], environment, status=0)
+    check_equal_training(tmp_path / "one", tmp_path / "two")
+    assert [text.count("Trained 6 steps") for text in said] == [1, 0]
+    apart = [[*common, "4", "--run-dir", tmp_path / f"apart-{rank}"] for rank in "01"]
+    for rank, text in enumerate(call_on_two_machines(apart, environment, status=1)):
+        assert f"hf-instruct: `{tmp_path}/apart-{rank}` is not the same folder on all machines" in text
+        assert "[rank" not in text
 
 
 def test_a_mistake_is_told_once_whatever_the_number_of_processes(experiment: Path, environment, tmp_path: Path):

@@ -63,7 +63,7 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
         OSError: The folder cannot be written.
     """
     from huggingface_hub import eval_result_entries_to_yaml
-    from huggingface_hub.utils import yaml_dump
+    from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # exported lazily
 
     run = plan.results.folder
     source = load_run_model(run) if plan.gguf else None

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import logging
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import load_from_disk
 from torch.nn import functional
 from trl import DPOTrainer
 
@@ -231,7 +233,20 @@ class PreferenceTrainer(RunTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: "Dataset", name: str, batch_size: int) -> "Dataset":
         """Return the rows with the reference's `ref_chosen_logps` and `ref_rejected_logps`, in nats."""
         if not self._is_fast:
-            return super()._precompute_ref_logps(dataset, name, batch_size)
+            if self.accelerator.num_processes == 1:
+                return super()._precompute_ref_logps(dataset, name, batch_size)
+            # TRL hands the values to the other processes in a file beside that of the rows, which all have to see.
+            folder = Path(self.args.output_dir) / f"pairs-{name}"
+            if self.is_world_process_zero():
+                dataset.save_to_disk(folder)
+            self.accelerator.wait_for_everyone()
+            done = super()._precompute_ref_logps(load_from_disk(folder), name, batch_size)
+            for column in ("ref_chosen_logps", "ref_rejected_logps"):
+                dataset = dataset.add_column(column, done[column][:])
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                shutil.rmtree(folder)
+            return dataset
         # A new adapter is switched off: what is below it is the reference.
         adapter = self.model.disable_adapter() if hasattr(self.model, "peft_config") else contextlib.nullcontext()
         found: list[list[float]] = [[], []]
