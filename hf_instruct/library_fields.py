@@ -144,7 +144,7 @@ def check_library_fields(values: Mapping[str, Any]) -> list[str]:
         if isinstance(given := values.get(section), dict) and given:
             problems += find_refused_training(given, section=section)
             problems += [
-                f"`{section}.{name}` is {given[name]!r}; it should be true or false"
+                f"`{section}.{name}` is {given[name]!r}; it must be true or false"
                 for name in OWN_TRAINING
                 if not isinstance(given.get(name, False), bool)
             ]

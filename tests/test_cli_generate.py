@@ -65,7 +65,7 @@ def test_a_strategy_after_another(run: RunFolder, capsys: pytest.CaptureFixture[
         (["--preset", "kode"], "Unknown preset `kode`. Did you mean `code`?"),
         (["--num-return", "3"], "`num_return_sequences` different than 1 (got 3)"),
         (["--strategy", "greedy", "--num-return", "3"], "3 answers per prompt need a strategy that samples"),
-        (["--strategy", "top-p", "--generate.top_p", "1.5"], "`top_p` is 1.5; it should be"),
+        (["--strategy", "top-p", "--generate.top_p", "1.5"], "`top_p` is 1.5; it must be"),
         (["--strategy", "beam", "--generate.num_return_sequences", "9"], "as many `num_beams`"),
         (["--strategy", "beam", "--generate.strategy", "beam"], "`generate.strategy`"),
         (["--strategy", "sample", "--train.learning_rate", "1"], "only accepts settings of the `generate` section"),

@@ -127,7 +127,7 @@ def test_judge_without_any_verdict_fails_and_leaves_its_files(
     assert judge(run.path) == 1
     streams = capsys.readouterr()
     assert len(streams.out.splitlines()) == 7
-    assert f"all 3 failed. `{run.judgments}` has its replies" in streams.err
+    assert f"all 3 failed. `{run.judgments}` has the replies" in streams.err
     ollama.reply = lambda body: Answer("both")
     assert judge("pairwise", run.path, "--baseline", run.path / "untuned") == 1
     assert (
@@ -284,7 +284,7 @@ def test_check_with_packaged_examples(ollama: FakeOllama, capsys: pytest.Capture
         (["{file}", "--concurrency", "0"], "`judge.concurrency` is 0; input should be greater than or equal to 1"),
         (["{file}", "--judge.num_ctxt", "1"], "`judge.num_ctxt` is unknown. Did you mean `num_ctx`?"),
         (["{file}", "--data.source", "x"], "`--data.source` is not a setting of `judge`"),
-        (["{file}", "--out", "{file}/x"], "Name another folder with `--out DIR`."),
+        (["{file}", "--out", "{file}/x"], "Use another folder with `--out DIR`."),
         (["{file}", "--judge", "gpt"], "`judge.backend` is 'gpt'; input should be 'auto', 'ollama', 'local' or"),
         (["{file}", "--judge", "openai"], "OPENAI_API_KEY is not set."),
         (

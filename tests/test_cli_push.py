@@ -50,7 +50,7 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
     ("arguments", "message"),
     [
         (["--to", "me/a", "--out", "x"], "`--out` needs `--dry-run`; add it, or leave `--out` out."),
-        (["--to", "me/a b", "--dry-run"], "`--to me/a b` is not a name for a repository: "),
+        (["--to", "me/a b", "--dry-run"], "`--to me/a b` is not a valid repository name. "),
         (["--to", "me/a", "--dry-run", "--merge"], "trained all weights, so there is nothing to merge"),
         (["--to", "me/a"], "`HF_HUB_OFFLINE` is set. "),
     ],

@@ -90,9 +90,9 @@ def row(**changes: Any) -> str:
     ("content", "message"),
     [
         (None, "`votes.jsonl` does not exist; use a file of preferences"),
-        ("", "`votes.jsonl` holds no preferences."),
+        ("", "`votes.jsonl` contains no preferences."),
         ("[1, 2]\n", "`votes.jsonl` line 1 is not a Preference row"),
-        ('{"id": "1", "score": 85}\n', "name a file of preferences, as `hf-instruct judge pairwise` and"),
+        ('{"id": "1", "score": 85}\n', "use a file of preferences, written by `hf-instruct judge pairwise` or"),
         (row(score=float("nan")), "line 1 is not a Preference row"),
         (row(score=85), "line 1 is not a Preference row (`score`: input should be less than or equal to 1)"),
         (row(score=True), "line 1 is not a Preference row (`score`"),

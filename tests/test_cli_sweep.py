@@ -44,7 +44,7 @@ def test_a_dry_run_lists_and_writes_nothing(file: Path, capsys: pytest.CaptureFi
     ]
     assert main([*words, "train.learning_rate=1e-4..1e-2", "--set", "lora.r=4..8", "--trials", "5"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"5 trials in {path}, seed 0, of which 0 are there:",
+        f"5 trials in {path}, seed 0, 0 of them already started:",
         "  train.learning_rate=0.0001..0.01  log scale",
         "  lora.r=4..8",
     ]

@@ -132,7 +132,7 @@ def test_generation_settings_of_a_run_name_no_code(
 
 @pytest.fixture
 def judged_elsewhere(server: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A run whose `run.yaml` names a judge on another machine, in whose place the fake server stands."""
+    """A run whose `run.yaml` uses a judge on another machine, in whose place the fake server stands."""
     look_up = socket.getaddrinfo
     # Once as text, once as the bytes that go to a name server.
     replaced = dict.fromkeys(("judge.example", b"judge.example"), "127.0.0.1")
@@ -232,7 +232,7 @@ def test_an_address_that_looks_like_this_machine_is_not(judged_elsewhere: RunFol
     # Not by `save_experiment`, which would redact it.
     run.config.write_text(json.dumps({"experiment": {"judge": {"base_url": url}}}))
     for backend in ("auto", "openai"):
-        with pytest.raises(ConfigError, match="names a judge on another machine"):
+        with pytest.raises(ConfigError, match="uses a judge on another machine"):
             load_judge_settings(run, {"backend": backend})
 
 

@@ -69,7 +69,7 @@ def test_no_votes_and_examples_of_one_side_only(
     assert said.startswith("Pairs of answers to vote on: 2\nVotes are stored in new/votes.jsonl\nOpen http://0.0.0.0:")
     assert said.endswith("\nNo votes stored.\n")
     assert caplog.messages == [
-        "2 answers to examples that only one side has are left out.",
+        "2 answers are left out, because only one side has them.",
         "`--host 0.0.0.0`: everybody who can reach this machine can read the answers and vote.",
     ]
     assert not Path("new/votes.jsonl").exists()
@@ -99,7 +99,7 @@ def test_mistakes_are_one_message_and_leave_nothing(
 def test_a_port_in_use(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_socket("127.0.0.1", 0) as taken:
         assert main(["vote", "a", "c", "--port", str(taken.getsockname()[1])]) == 1
-    assert "name another port with `--port`" in capsys.readouterr().err
+    assert "choose another port with `--port`" in capsys.readouterr().err
 
 
 def test_where_votes_go_by_default(runs: Path) -> None:

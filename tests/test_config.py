@@ -182,14 +182,14 @@ def test_train_takes_what_is_ours_too() -> None:
     experiment = build_experiment({"train": {"keep_checkpoints": True, "max_steps": 3}}, where="here")
     assert experiment.train == {"keep_checkpoints": True, "max_steps": 3}
     (problem,) = problems_of({"train": {"keep_checkpoints": 1}}, deep=True)
-    assert problem == "`train.keep_checkpoints` is 1; it should be true or false"
+    assert problem == "`train.keep_checkpoints` is 1; it must be true or false"
 
 
 @pytest.mark.parametrize(
     ("values", "owner"), [({"rewards": {"exact_match": 1}}, "grpo"), ({"preferences": {"limit": 3}}, "dpo")]
 )
 def test_sections_that_nothing_would_read_are_refused(values: dict[str, object], owner: str) -> None:
-    with pytest.raises(ConfigError, match=f"is for a `{owner}` section, and there is none"):
+    with pytest.raises(ConfigError, match=f"needs a `{owner}` section"):
         build_experiment(values, where="here", deep=False)
     build_experiment({**values, owner: {}}, where="here", deep=False)
 

@@ -170,8 +170,8 @@ def test_what_was_recognised_is_said_in_a_line() -> None:
             {"messages": TURNS, "conversations": TURNS},
             "choose one by `--data.map.messages=messages` (messages) or `--data.map.messages=conversations` (Share",
         ),
-        ({"prompt": "a", "response": "b"}, "name the right one with `--data.map.output=response`"),
-        ({"Output": "a", "OUTPUT": "b", "instruction": "i"}, "name the right one with `--data.map.output=COLUMN`"),
+        ({"prompt": "a", "response": "b"}, "map the right one with `--data.map.output=response`"),
+        ({"Output": "a", "OUTPUT": "b", "instruction": "i"}, "map the right one with `--data.map.output=COLUMN`"),
     ],
 )
 def test_what_is_ambiguous_names_the_map_to_type(row: dict[str, Any], remedy: str) -> None:

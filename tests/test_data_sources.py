@@ -128,12 +128,14 @@ def test_unknown_names() -> None:
 
 def test_arguments_that_make_no_sense() -> None:
     write_rows("mine.json")
-    assert error_of("mine.json", limit=0).startswith("`limit` is 0; it should be at least 1")
+    assert error_of("mine.json", limit=0).startswith("`limit` is 0; it must be at least 1")
     assert "the field `ouput`, which no example has. Did you mean `output`?" in error_of(
         "mine.json", map={"ouput": "answer"}
     )
-    assert "no format of rows has all of these" in error_of("mine.json", map={"messages": "a", "output": "b"})
-    assert error_of("mine.json", revision="main").startswith("`revision` applies to a dataset on the Hub; `mine.json`")
+    assert "no row format has all of these" in error_of("mine.json", map={"messages": "a", "output": "b"})
+    assert error_of("mine.json", revision="main").startswith(
+        "`revision` is only for datasets on the Hub, and `mine.json`"
+    )
 
 
 def test_checking_keeps_the_good_rows_beside_the_problems() -> None:
@@ -157,7 +159,11 @@ def test_advice_on_the_hubs_errors() -> None:
     wrapped.__cause__ = OSError("No space left on device")
     for error, what, advice in (
         (DatasetNotFoundError("Dataset 'a/b' doesn't exist."), "(Dataset 'a/b' doesn't exist)", "Check its spelling"),
-        (ValueError('Unknown split "dev".'), '(Unknown split "dev")', "`hub_split` is `dev`; name one of the splits"),
+        (
+            ValueError('Unknown split "dev".'),
+            '(Unknown split "dev")',
+            "`hub_split` is `dev`; use one of the existing splits",
+        ),
         (ValueError("BuilderConfig 'x' not found.\nmore"), "(BuilderConfig 'x' not found)", "Set `hub_config`"),
         (wrapped, "(No space left on device)", "Check its page"),
     ):
@@ -191,9 +197,9 @@ def test_a_dataset_or_a_path_is_a_source() -> None:
         "1 problem in `dataset`:",
         "  - `dataset` row 5, `output` is null; write the output, or delete the row",
     ]
-    assert error_of(dataset, revision="main").startswith("`revision` applies to a dataset on the Hub; `dataset` is")
+    assert error_of(dataset, revision="main").startswith("`revision` is only for datasets on the Hub, and `dataset` is")
     for other, name in ((42, "int"), (DatasetDict(train=dataset), "DatasetDict")):
-        assert f"The source is a `{name}`; it should be" in error_of(other)
+        assert f"The source is a `{name}`; it must be" in error_of(other)
 
 
 def test_the_public_door_takes_and_gives_datasets() -> None:

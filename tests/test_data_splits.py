@@ -49,7 +49,7 @@ def test_fractions_mean_what_they_say_in_decimals() -> None:
 @pytest.mark.parametrize(
     ("fractions", "problems"),
     [
-        ({"validation_fraction": 0.0, "train_fraction": 0.9}, ["`validation_fraction` is 0.0; it should be above 0"]),
+        ({"validation_fraction": 0.0, "train_fraction": 0.9}, ["`validation_fraction` is 0.0; it must be above 0"]),
         (
             {"train_fraction": 0, "test_fraction": 1.5},
             [
@@ -60,7 +60,7 @@ def test_fractions_mean_what_they_say_in_decimals() -> None:
         ),
         ({"train_fraction": 0.9, "test_fraction": 0.1}, ["`train_fraction` 0.9, `test_fraction` 0.1 sum to 1 and"]),
         ({"validation_fraction": 0.1}, ["`train_fraction` 0.85, `test_fraction` 0.1, `validation_fraction` 0.1 sum"]),
-        ({"train_fraction": float("nan")}, ["`train_fraction` is nan; it should be above 0 and below 1"]),
+        ({"train_fraction": float("nan")}, ["`train_fraction` is nan; it must be above 0 and below 1"]),
     ],
 )
 def test_bad_fractions(fractions: dict[str, float], problems: list[str]) -> None:
@@ -74,7 +74,7 @@ def test_bad_fractions(fractions: dict[str, float], problems: list[str]) -> None
 def test_no_split_may_be_empty(split: str) -> None:
     with pytest.raises(DataError) as caught:
         split_examples(build(5), split=split)  # type: ignore[arg-type]
-    assert "4 train, 0 test, 1 validation at fractions 0.85, 0.1, 0.05, and no split may be" in str(caught.value)
+    assert "4 train, 0 test, 1 validation at fractions 0.85, 0.1, 0.05, but no split may be" in str(caught.value)
 
 
 def test_an_unknown_method() -> None:

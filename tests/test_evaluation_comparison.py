@@ -270,7 +270,7 @@ def test_no_overlap(tmp_path: Path) -> None:
     runs = [save_run(tmp_path / name, {name: 5, f"{name}2": None}) for name in ("a", "b")]
     with pytest.raises(DataError) as caught:
         compare_runs(runs)
-    assert str(caught.value).startswith("There is no example that all of the runs have a score for")
+    assert str(caught.value).startswith("There is no example with a score in all runs")
     assert caught.value.problems[0] == f"`{runs[0]}`: 1 of 2 examples have a score (`a`, …)"
 
 

@@ -125,7 +125,7 @@ def test_something_else_at_the_address(server: FakeOllama, answer: Answer, reaso
     server.version = answer
     with pytest.raises(JudgeUnavailable) as caught:
         ask(server)
-    assert f"What answers at {server.url} is not an Ollama server ({reason})" in str(caught.value)
+    assert f"The server at {server.url} is not an Ollama server ({reason})" in str(caught.value)
 
 
 def test_busy_server_is_asked_again(server: FakeOllama) -> None:

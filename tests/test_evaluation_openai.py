@@ -89,7 +89,7 @@ def test_server_without_schemas_is_used_and_said(server: FakeOllama, caplog: pyt
     )
     answer, identity = ask(server)
     assert (answer.text, identity["options"]["response_format"]) == ("85", None)
-    assert "does not take a JSON schema" in caplog.text
+    assert "does not support a JSON schema" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_server_that_is_gone(server: FakeOllama) -> None:
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (Answer("no such thing", status=404), f"has no model `{MODEL}`, or no chat: "),
+        (Answer("no such thing", status=404), f"has no model `{MODEL}`, or does not support chat: "),
         (Answer("bad key", status=401), "refuses the question: bad key"),
         (Answer("temperature is unsupported", status=400), "refuses the question: "),
     ],

@@ -37,5 +37,5 @@ def test_no_overlap_is_an_error() -> None:
 
 def test_one_id_for_two_examples_is_an_error() -> None:
     other = [ANSWERS[0].model_copy(update={"instruction": "Name a river."}), *ANSWERS[1:]]
-    with pytest.raises(DataError, match=r"1 id.* stand for different examples .*\n  - `id0` asks 'Name color 0\.' in"):
+    with pytest.raises(DataError, match=r"1 id.* refer to different examples .*\n  - `id0` asks 'Name color 0\.' in"):
         join_responses(ANSWERS, other, NAMES)

@@ -177,7 +177,7 @@ def test_another_judge_sets_the_earlier_preferences_aside(tmp_path: Path, caplog
     kept = list((tmp_path / "earlier").glob("base.old-one-*.jsonl"))
     assert len(kept) == 1
     assert kept[0].with_suffix(".json").exists()
-    assert f"are kept as `{kept[0]}`" in caplog.text
+    assert f"are kept in `{kept[0]}`" in caplog.text
     assert {row.judge.model for row in read_rows(kept[0], Preference)} == {"old/one"}
     assert {row.judge.model for row in read_rows(file, Preference)} == {"fake"}
 

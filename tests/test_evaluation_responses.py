@@ -133,5 +133,5 @@ def test_place_of_the_judgments(tmp_path: Path) -> None:
     assert choose_folder(source, tmp_path / "new" / "folder").scores == tmp_path / "new" / "folder" / "scores.json"
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     write(source, "[]")
-    with pytest.raises(RunError, match=r"^Nothing can be written in .* Name another folder with `--out DIR`\.$"):
+    with pytest.raises(RunError, match=r"^Nothing can be written in .* Use another folder with `--out DIR`\.$"):
         choose_folder(source, source / "below-a-file")

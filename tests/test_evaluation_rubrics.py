@@ -198,7 +198,7 @@ ALL = "{{ instruction }}{{ input }}{{ output }}{{ response }}"
         (f"fence: true\nprompt: '{ALL}'", "`prompt` never uses `fence`; write {{ fence }}"),
         (f"prompt: '{ALL}{{{{ fence }}}}'", "; and `fence` with `fence: true`"),
         (f"fence: maybe\nprompt: '{ALL}'", "`fence` is 'maybe'"),
-        (f"scale: levels\nprompt: '{ALL}'", "`scale` is `levels` and there are none"),
+        (f"scale: levels\nprompt: '{ALL}'", "`scale` is `levels`, but there are none"),
         (f"levels: {{0: Bad}}\nprompt: '{ALL}'", "`levels` is {0: 'Bad'}; dictionary should have at least 2 items"),
         (
             f"levels: {{50: Half, 0: Bad}}\nprompt: '{ALL}'",

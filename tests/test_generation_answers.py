@@ -44,7 +44,7 @@ def test_prompts_that_do_not_fit_are_refused(tiny) -> None:
     with pytest.raises(DataError) as caught:
         answer_examples(*tiny, long, prompt_format="phi3", max_new_tokens=200)
     assert caught.value.summary == (
-        "1 of 6 prompts with `generate.max_new_tokens` 200 do not fit the model's 256 positions. Lower "
+        "1 of 6 prompts with `generate.max_new_tokens` 200 do not fit into the model's 256 positions. Lower "
         "`generate.max_new_tokens`, or shorten or drop these rows:"
     )
     assert caught.value.problems[0].startswith("example `long`: 2")

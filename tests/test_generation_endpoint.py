@@ -130,7 +130,7 @@ def test_what_was_answered_before_a_failure_is_kept(
     server.replies = fail
     arguments = ["generate", str(run.path), "--endpoint", server.url, "--model", "mine", "--concurrency", "1"]
     assert main(arguments) == 1
-    assert f"does not answer example `{EXAMPLES[3].id}`: out of order (status 400)." in capsys.readouterr().err
+    assert f"did not answer example `{EXAMPLES[3].id}`: out of order (status 400)." in capsys.readouterr().err
     assert [row.id for row in run.read_responses()] == [example.id for example in EXAMPLES[:3]]
     server.replies = echo
     assert main(arguments) == 0

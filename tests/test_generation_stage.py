@@ -151,7 +151,7 @@ def test_files_of_processes_that_were_cut_off_are_merged(run: RunFolder, tiny_ll
         ({"generate.do_sample": True, "generate.temperature": -1.0}, "`temperature`"),
         (
             {"generate.max_new_tokens": 250},
-            "5 of 5 prompts with `generate.max_new_tokens` 250 do not fit the model's 256",
+            "5 of 5 prompts with `generate.max_new_tokens` 250 do not fit into the model's 256",
         ),
         ({"generate.stop_strings": ["x"]}, "refused by Transformers"),
         ({"generate.temperatur": 1.0}, "Did you mean `temperature`"),

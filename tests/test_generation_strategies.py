@@ -60,9 +60,9 @@ def test_names_are_read_kindly() -> None:
     [
         ("greedy", {"top_p": 0.5}, "`top_p` is 0.5, which has no effect with it; it has nothing to set"),
         ("sample", {"num_beams": 3}, "`num_beams` is 3, which has no effect with it; it takes `temperature`, `top_k`"),
-        ("top-p", {"top_p": 1.5}, "`top_p` is 1.5; it should be"),
-        ("top-p", {"temperature": "hot"}, "`temperature` is 'hot'; it should be"),
-        ("top-k", {"top_k": float("nan")}, "`top_k` is nan; it should be"),
+        ("top-p", {"top_p": 1.5}, "`top_p` is 1.5; it must be"),
+        ("top-p", {"temperature": "hot"}, "`temperature` is 'hot'; it must be"),
+        ("top-k", {"top_k": float("nan")}, "`top_k` is nan; it must be"),
         ("greedy", {"num_return_sequences": 5}, "5 answers per prompt"),
         ("beam", {"num_return_sequences": 6}, "6 answers per prompt"),
     ],

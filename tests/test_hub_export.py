@@ -77,7 +77,7 @@ def test_a_prompt_that_no_chat_template_writes(
     (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
     run = publishing_runs.write_run(tmp_path / "run", models["llama"], prompt_format=str(tmp_path / "shout.jinja"))
     # What the refusal advises does work, and is without a template of the base model's.
-    with pytest.raises(PublishError, match=r"Export with `--format merged`, and write the prompt in your program"):
+    with pytest.raises(PublishError, match=r"Export with `--format merged`, and build the prompt in your program"):
         export(run, "ollama")
     exported = export(run, "merged")
     assert AutoTokenizer.from_pretrained(exported.path).chat_template is None
@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_leaves_nothing(kind: str, models: dict[str, Path],
     # The system refuses to write on as it does on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(PublishError, match=r"could not be written .*, and nothing of it was kept"):
+        with pytest.raises(PublishError, match=r"could not be written .*; nothing was kept"):
             export(run, kind, out=target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

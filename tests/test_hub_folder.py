@@ -192,7 +192,7 @@ def test_the_snippet_of_a_chat_model_runs(small_model: Path, tmp_path: Path) -> 
 def test_an_adapter_names_its_base_model_as_others_know_it(
     adapter_run: RunFolder, small_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(PublishError, match=r"belongs to a base model in a local folder.*`--base-model ID`.*`--merge`"):
+    with pytest.raises(PublishError, match=r"s base model is a local folder.*`--base-model ID`.*`--merge`"):
         write_publication(adapter_run, tmp_path / "out", "me/a")
     assert list(tmp_path.iterdir()) == []
     sizes = write_publication(adapter_run, tmp_path / "out", "me/a", PushOptions(base_model=BASE_ID))
@@ -333,7 +333,7 @@ def test_runs_that_do_not_say_where_their_base_model_was(
     experiment = run.load_experiment()
     run.add_provenance(base_model_is_local=None)
     assert find_base_model(run, experiment).hub_id == "models/my-model"
-    assert "does not say whether `models/my-model` was a folder or a model on the Hub" in caplog.text
+    assert "does not say whether `models/my-model` was a local folder or a model on the Hub" in caplog.text
     run.add_provenance(base_model_is_local=True)
     assert find_base_model(run, experiment).hub_id is None
 
@@ -440,7 +440,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "me/", "-me/a", "me/a b", "me/" + "a" * 97, "me/a--b", ""])
 def test_names_no_repository_can_have(full_run: RunFolder, tmp_path: Path, repo_id: str) -> None:
-    with pytest.raises(PublishError, match="is not a name for a repository"):
+    with pytest.raises(PublishError, match="is not a valid repository name"):
         write_publication(full_run, tmp_path / "out", repo_id)
     assert list(tmp_path.iterdir()) == []
 
@@ -458,7 +458,7 @@ def test_a_run_that_is_missing_or_has_no_model(tmp_path: Path, full_run: RunFold
 def test_a_folder_of_somebody_elses_is_left_alone(published: Path, full_run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
-    with pytest.raises(PublishError, match="exists and was not made by `hf-instruct push`"):
+    with pytest.raises(PublishError, match="exists and was not created by `hf-instruct push`"):
         write_publication(full_run, tmp_path / "out", "me/a")
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
     # One of ours is replaced whole.

@@ -182,7 +182,7 @@ def test_f16_holds_no_large_numbers(sources: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (MistralConfig(), "architecture `mistral` cannot be written as GGUF here; supported are GPT-2"),
+        (MistralConfig(), "architecture `mistral` cannot be exported as GGUF here; supported are GPT-2"),
         (tiny_models.gpt2_config(scale_attn_by_inverse_layer_idx=True), "`scale_attn_by_inverse_layer_idx: True`"),
         (tiny_models.gpt2_config(activation_function="relu"), "`activation_function: relu`"),
         (

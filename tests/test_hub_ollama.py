@@ -49,5 +49,5 @@ def test_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "../mine", "my model", "mine:", "-mine", "a" * 81, "mine\n", "ü"])
 def test_names_that_are_none(name: str) -> None:
-    with pytest.raises(PublishError, match=r"is not a name for an Ollama model. It looks like `my-model`"):
+    with pytest.raises(PublishError, match=r"is not a valid name for an Ollama model. It should look like `my-model`"):
         check_name(name)

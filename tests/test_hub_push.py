@@ -188,7 +188,7 @@ def test_a_folder_of_the_users_never_becomes_an_id_on_the_hub(small_model: Path,
     full = write_full_run(tmp_path / "full", small_model, model={"name": "models/my-model"})
     for run in (adapter, full):
         run.add_provenance(base_model_is_local=True)
-    assert "base model in a local folder" in refuse(adapter, hub)
+    assert "base model is a local folder" in refuse(adapter, hub)
     push_to(full, hub, "me/whole")
     push_to(adapter, hub, "me/adapter", base_model=BASE_ID)
     private = ("my-model", small_model.name, str(small_model.parent), str(tmp_path), str(Path.cwd()), "run.yaml")
@@ -206,7 +206,7 @@ def test_nobody_is_asked_about_a_run_that_cannot_be_published(
 ) -> None:
     with pytest.raises(RunError):
         push_to(RunFolder(tmp_path / "none"), hub)
-    assert "base model in a local folder" in refuse(adapter_run, hub)
+    assert "base model is a local folder" in refuse(adapter_run, hub)
     assert hub.requests == []
     assert list(tmp_path.iterdir()) == []
 

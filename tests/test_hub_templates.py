@@ -160,7 +160,7 @@ def test_a_format_that_changes_the_instruction(
 ) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text(template + "{% if input %}{{ input }}{% endif %}")
-    with pytest.raises(PublishError, match=r"which write the instruction once, as it is"):
+    with pytest.raises(PublishError, match=r"which contain the instruction once and unchanged"):
         shape_prompt(PromptFormat(str(file), file.read_text()), tokenizer)
 
 

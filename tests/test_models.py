@@ -200,7 +200,7 @@ def test_damaged_folders_are_errors_of_ours(tiny_gpt2: Path, tmp_path: Path, dam
         return
     assert f"`{folder}` cannot be loaded as a causal language model with safetensors weights: " in str(caught.value)
     if damage == "layers":
-        assert "12 weights (`transformer.h.2.attn.c_attn.bias` first) are not there" in str(caught.value)
+        assert "12 weights (the first is `transformer.h.2.attn.c_attn.bias`) are missing" in str(caught.value)
 
 
 def test_pickled_weights_are_not_loaded(tiny_gpt2: Path, tmp_path: Path) -> None:

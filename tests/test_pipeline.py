@@ -163,8 +163,8 @@ def test_what_cannot_run_is_found_before_anything_is_written(tmp_path: Path) -> 
     (adapter / "adapter_config.json").write_text("{}")
     for values, stages, message in (
         ({"data": {"prompt_format": "nope"}}, pipeline.STAGES, "Unknown prompt format `nope`"),
-        ({"model": {"name": str(adapter)}}, pipeline.STAGES, "an adapter, and training starts from a whole model"),
-        ({"model": {"name": str(adapter.parent)}}, pipeline.STAGES, "an adapter, and training starts from a whole"),
+        ({"model": {"name": str(adapter)}}, pipeline.STAGES, "an adapter, but training needs a full model"),
+        ({"model": {"name": str(adapter.parent)}}, pipeline.STAGES, "an adapter, but training needs a full"),
         ({}, ("data", "trian"), "`trian`"),
     ):
         with pytest.raises(ConfigError, match=message):

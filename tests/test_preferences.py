@@ -130,7 +130,7 @@ def test_answers_are_cut_and_prompts_without_room_refused(tiny_gpt2: Path) -> No
     longest = max(map(len, whole["prompt_ids"]))
     cut = tokenize_pairs(PAIRS["train"], tokenizer, PromptFormat.from_name("alpaca"), max_length=longest + 2)
     assert max(len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in cut) == longest + 2
-    with pytest.raises(DataError, match=r"The prompts of \d+ of 24 pairs leave no room"):
+    with pytest.raises(DataError, match=r"The prompts of \d+ of 24 pairs leave no space"):
         tokenize_pairs(PAIRS["train"], tokenizer, PromptFormat.from_name("alpaca"), max_length=longest)
 
 
@@ -208,7 +208,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
         row.reward_margin for row in read_log(unbroken[0], "train")
     ]
     shutil.rmtree(path / "model")
-    with pytest.raises(RunError, match="other examples"):
+    with pytest.raises(RunError, match="different examples"):
         train_tiny(tiny_gpt2, path, resume=True, pairs={**PAIRS, "train": build_pairs(25)})
 
 

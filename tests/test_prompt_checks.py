@@ -214,7 +214,7 @@ def test_a_missing_begin_token_is_put_in_front(tokenizer) -> None:
     assert (ids[0], ids.count(own.bos_token_id)) == (own.bos_token_id, 1)
     assert settle("{{ bos_token }}" + TURNS + HEADER, own).template == "{{ bos_token }}" + TURNS + HEADER
     twice = PromptFormat("mine", "<s>Q: {{ instruction }} {{ input }}\nA:")
-    with pytest.raises(ConfigError, match="The prompt format `mine` cannot be trained on: it begins with two"):
+    with pytest.raises(ConfigError, match="The prompt format `mine` cannot be used for training: it begins with two"):
         settle_format(twice, own)
 
 
@@ -229,7 +229,7 @@ def test_a_missing_begin_token_is_put_in_front(tokenizer) -> None:
     ],
 )
 def test_formats_of_ones_own_are_checked_alike(template: str, reason: str, tokenizer) -> None:
-    with pytest.raises(ConfigError, match=f"The prompt format `mine` cannot be trained on: it .*{reason}"):
+    with pytest.raises(ConfigError, match=f"The prompt format `mine` cannot be used for training: it .*{reason}"):
         settle_format(PromptFormat("mine", template), tokenizer)
 
 

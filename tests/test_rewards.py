@@ -175,7 +175,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     assert all(torch.equal(*both) for both in zip(model.parameters(), unbroken[2].parameters(), strict=True))
     assert [row.reward for row in read_log(path, "train")] == [row.reward for row in read_log(unbroken[0], "train")]
     shutil.rmtree(path / "model")
-    with pytest.raises(RunError, match="other examples"):
+    with pytest.raises(RunError, match="different examples"):
         train_tiny(tiny_gpt2, path, resume=True, data={**DATA, "train": build_examples(13)})
 
 
@@ -204,8 +204,8 @@ def test_a_run_resumes_where_generations_and_steps_do_not_meet(tiny_gpt2: Path, 
     ("values", "message"),
     [
         ([1.0], "returned 1 values for 16 answers"),
-        ([float("nan")] * 16, "is nan; it has to be a number, or None"),
-        (["good"] * 16, "is 'good'; it has to be a number"),
+        ([float("nan")] * 16, "is nan; it must be a number, or None"),
+        (["good"] * 16, "is 'good'; it must be a number"),
         (None, "The reward `flawed` failed on the answers to "),
     ],
 )
@@ -418,8 +418,8 @@ def test_a_file_of_rewards_may_define_classes(tmp_path: Path) -> None:
 
 def test_settings_that_would_be_ignored_are_refused() -> None:
     for values, message in (
-        ({"rewards": {"length": 1}}, "`rewards` is for a `grpo` section, and there is none"),
-        ({"preferences": {"limit": 3}}, "`preferences` is for a `dpo` section, and there is none"),
+        ({"rewards": {"length": 1}}, "`rewards` needs a `grpo` section"),
+        ({"preferences": {"limit": 3}}, "`preferences` needs a `dpo` section"),
         ({"grpo": {"reward_weights": [1.0]}}, "`grpo.reward_weights` cannot be set"),
         ({"grpo": {"temperature": 0.0}}, "`grpo.temperature` is 0.0"),
     ):

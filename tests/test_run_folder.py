@@ -166,9 +166,9 @@ def test_an_older_run_says_which_stage_to_run_again(old_run: RunFolder, capsys: 
     for command in (["report", path], ["judge", path], ["judge", "metrics", path], ["compare", path, f"{path}/base"]):
         assert main(command) == 1
     said = capsys.readouterr().err.splitlines()
-    remedy = f"answer again with `hf-instruct generate {path} --force`"
+    remedy = f"Generate the answers again with `hf-instruct generate {path} --force`"
     assert [remedy in line for line in said[:3]] == [True] * 3
-    with pytest.raises(RunError, match="is of an older version"):
+    with pytest.raises(RunError, match="is from an older version"):
         answer(old_run, old_run.load_experiment())
     clear_from(old_run, "generate")
     assert (old_run.read_responses(), (old_run.path / "base").exists()) == ([], False)

@@ -45,9 +45,9 @@ def test_text_of_a_template() -> None:
         ("a\n\n{% if %}", "Expected an expression, got 'end of statement block' (line 3)."),
         (
             "{% include '/etc/passwd' %}",
-            "it asks for the file `/etc/passwd`, and a template must be self-contained",
+            "it includes the file `/etc/passwd`, but a template must be self-contained",
         ),
-        ("{% extends 'base.jinja' %}", "it asks for the file `base.jinja`, and a template must be self-contained"),
+        ("{% extends 'base.jinja' %}", "it includes the file `base.jinja`, but a template must be self-contained"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it is nested too deeply, or recurses endlessly."),
         ("{{ " + "(" * DEEP + "1" + ")" * DEEP + " }}", "it is nested too deeply, or recurses endlessly."),
         ("{% for i in [1] %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),

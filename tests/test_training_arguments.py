@@ -113,6 +113,8 @@ def test_no_secret_reaches_trl(tmp_path: Path) -> None:
 
 def test_tied_adapters_that_peft_would_load_as_others(gpt2, llama) -> None:
     values = {"target_modules": ["lm_head"], "ensure_weight_tying": True}
-    with pytest.raises(ConfigError, match=r"it does not know `transformer.wte` of GPT2LMHeadModel as an embedding"):
+    with pytest.raises(
+        ConfigError, match=r"PEFT does not recognize `transformer.wte` of GPT2LMHeadModel as an embedding"
+    ):
         build_lora_config(values, gpt2)
     assert build_lora_config(values, llama).ensure_weight_tying

@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_deleted(
         f"`{name}` is missing",
     )
     assert caplog.messages == [
-        f"{path} is damaged ({reason}) and is deleted."
+        f"Deleting {path}, which is damaged ({reason})."
         for path, reason in zip((torn, flipped, lost), reasons, strict=True)
     ]
 
@@ -101,7 +101,7 @@ def test_a_run_made_from_something_else_does_not_resume(tmp_path: Path, changes:
     with pytest.raises(RunError) as caught:
         find_checkpoint(tmp_path, ORIGIN.model_copy(update=changes))
     assert str(caught.value).startswith(f"`{path}` {text}")
-    assert str(caught.value).endswith(", name another `--run-dir`, or start again with `--force`.")
+    assert str(caught.value).endswith(", use another `--run-dir`, or start again with `--force`.")
     assert path.exists()
 
 

@@ -73,7 +73,7 @@ def test_what_is_slow_is_said(tiny_gpt2: Path, tmp_path: Path, caplog) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"args": "2 epochs"}, "`args` is a `str`; give a `SFTConfig`, or a mapping"),
+        ({"args": "2 epochs"}, "`args` is a `str`; pass a `SFTConfig` or a mapping"),
         ({"peft_config": 16}, "`peft_config` is a `int`; give a `LoraConfig`"),
         ({"args": {"chat_template_path": "x.jinja"}}, "`train.chat_template_path` cannot be set"),
         ({"args": {"truncation_mode": "keep_end"}}, "`train.truncation_mode` cannot be set"),

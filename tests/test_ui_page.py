@@ -38,7 +38,7 @@ def test_bad_input_is_one_line(
         assert main(["ui", str(run.path), "--no-browser", "--port", port]) == 1
     assert "has no tuned model yet" in caplog.text
     error = capsys.readouterr().err
-    assert "name another port with `--port`" in error
+    assert "choose another port with `--port`" in error
     assert error.count("\n") == 1
 
 

@@ -67,7 +67,7 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
     if before != origin and any(run.checkpoints.glob("checkpoint-*")):
         raise RunError(
             f"`{run.path}` was trained with the reward {before or 'none'}, and now it is {origin or 'none'}; give the "
-            "same (`--reward FILE.py:NAME`), or name another `--run-dir`."
+            "same (`--reward FILE.py:NAME`), or use another `--run-dir`."
         )
     if not section.weights and not own:
         raise ConfigError(

@@ -250,7 +250,7 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
     if changed := differing_settings(known.training, sweep.training):
         raise RunError(
             f"`{path}` is a sweep of another experiment: {quote_names(changed)} changed. Give the same settings, for a "
-            "search the same `--set` and `--seed` too, or name another `--sweep-dir`."
+            "search the same `--set` and `--seed` too, or use another `--sweep-dir`."
         )
     sweep.candidates = list(({c.name: c for c in sweep.candidates} | {c.name: c for c in known.candidates}).values())
     for candidate in sweep.candidates:

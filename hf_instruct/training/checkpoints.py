@@ -77,7 +77,7 @@ def _inspect(checkpoint: Path) -> tuple[Manifest | None, str | None]:
 
 
 def _check_origin(checkpoint: Path, then: Origin, now: Origin) -> None:
-    otherwise = "name another `--run-dir`, or start again with `--force`."
+    otherwise = "use another `--run-dir`, or start again with `--force`."
     before, after = _describe_processes(then), _describe_processes(now)
     if before != after:
         raise RunError(
