@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hf_instruct.processes import is_main_process
+
 logger = logging.getLogger(__name__)
 
 Advance = Callable[[int, str], None]
@@ -18,10 +20,10 @@ _PLAIN_LINE_SECONDS = 20.0
 def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     """Show the progress of a loop of `total` units, and yield the function that advances it.
 
-    On a terminal this is a rich bar on standard error with elapsed and remaining time; elsewhere a logged line at
-    most every 20 seconds and one at the end.
+    On a terminal, in the main process, this is a rich bar on standard error with elapsed and remaining time; otherwise
+    lines in the log, at most one every 20 seconds and one at the end.
     """
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and is_main_process()):
         yield _log_lines(description, total, done)
         return
     from rich import progress

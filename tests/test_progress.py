@@ -47,6 +47,11 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.search(r"Answering .*4/4.* note", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", captured.err))
+    # One bar, however many processes work together.
+    monkeypatch.setenv("RANK", "1")
+    with progress_bar("Answering", 4) as advance:
+        advance(4, "note")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_log_stands_above_the_bar() -> None:

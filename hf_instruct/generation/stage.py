@@ -4,9 +4,9 @@ Launched on several processes, each writes the answers to its share of the examp
 `responses.jsonl`, and the first merges them. After an interruption the next start merges what it finds.
 """
 
-import contextlib
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,55 +53,63 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
 def _answer_with(
     which: str, run: RunFolder, examples: list[Example], experiment: Experiment, prompt_format: PromptFormat
 ) -> None:
-    section = experiment.generate
+    """Answer those of the examples that have no row of a model yet; the processes share them."""
     description = f"Answering, {which}" + (f" ({experiment.model.name})" if which == UNTUNED else "")
     rank, num_processes = process_rank(), count_processes()
     on_main_process(lambda: _merge(run, examples))
     finished = {row.id for row in recover_rows(run.responses, Response) if row.model == which}
-    remaining = [example for example in examples[: section.limit] if example.id not in finished]
+    remaining = [example for example in examples[: experiment.generate.limit] if example.id not in finished]
     if not remaining:
-        if rank == 0:
-            logger.info("%s: all %d answers are in %s", description, len(finished), run.responses)
+        logger.info("%s: all %d answers are in %s", description, len(finished), run.responses)
         return
-    if finished and rank == 0:
+    if finished:
         total = len(finished) + len(remaining)
         logger.info("%s: continuing after %d of %d answers", description, len(finished), total)
     share = remaining[rank::num_processes]
     # Nobody writes into the file that the others may still be reading.
     path = run.responses if num_processes == 1 else run.response_part(rank)
     done = len(finished) if num_processes == 1 else 0
-    bar = progress_bar(description, done + len(share), done=done) if rank == 0 else contextlib.nullcontext()
-    if share:
-        with bar as advance:
+    with progress_bar(description, done + len(share), done=done) as advance:
 
-            def keep(batch: list[Response]) -> None:
-                append_rows(path, [row.model_copy(update={"model": which}) for row in batch])
-                if advance is not None:
-                    advance(len(batch), "")
+        def keep(batch: list[Response]) -> None:
+            append_rows(path, [row.model_copy(update={"model": which}) for row in batch])
+            advance(len(batch), "")
 
-            if section.endpoint and which == TUNED:
-                run.check_trained()
-                tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
-                prompts = build_prompts(share, prompt_format, tokenizer)
-                answer_at_endpoint(section, share, prompts, on_response=lambda row: keep([row]))
-            else:
-                model, tokenizer = load_model_of_run(run, experiment, which)
-                answer_examples(
-                    model,
-                    tokenizer,
-                    share,
-                    prompt_format=prompt_format,
-                    batch_size=section.batch_size,
-                    max_new_tokens=section.max_new_tokens,
-                    reference_loss=True,
-                    on_batch=keep,
-                    seed=section.seed,
-                    **_generation_fields(section),
-                )
-                # Before the next one is loaded.
-                del model
+        if share:
+            _answer_share(which, run, share, experiment, prompt_format, keep)
     wait_for_all()
     on_main_process(lambda: _merge(run, examples))
+
+
+def _answer_share(
+    which: str,
+    run: RunFolder,
+    examples: list[Example],
+    experiment: Experiment,
+    prompt_format: PromptFormat,
+    keep: Callable[[list[Response]], None],
+) -> None:
+    """Answer examples with a model, here or on the server that has it; `keep` gets each batch of responses."""
+    section = experiment.generate
+    if section.endpoint and which == TUNED:
+        run.check_trained()
+        tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
+        prompts = build_prompts(examples, prompt_format, tokenizer)
+        answer_at_endpoint(section, examples, prompts, on_response=lambda row: keep([row]))
+        return
+    model, tokenizer = load_model_of_run(run, experiment, which)
+    answer_examples(
+        model,
+        tokenizer,
+        examples,
+        prompt_format=prompt_format,
+        batch_size=section.batch_size,
+        max_new_tokens=section.max_new_tokens,
+        reference_loss=True,
+        on_batch=keep,
+        seed=section.seed,
+        **_generation_fields(section),
+    )
 
 
 def load_model_of_run(
