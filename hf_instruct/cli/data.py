@@ -12,7 +12,6 @@ from hf_instruct.console import align, format_json, pluralize, wrap
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
     from hf_instruct.config import DataSection
     from hf_instruct.data.problems import Problem
@@ -131,7 +130,7 @@ def _check(options: argparse.Namespace) -> None:
     settings = _load_settings(options)
     checked = check_section(settings)
     examples, source = checked.examples, settings.source_name
-    counter = _load_counter(options, settings, examples) if options.tokenizer else None
+    counter = _load_format(options, settings, examples)[1] if options.tokenizer else None
     if counter is not None:
         examples = counter.add_counts(examples, num_proc=settings.num_proc)
     if not options.json:
@@ -225,7 +224,7 @@ def _show(options: argparse.Namespace) -> None:
 
     settings = _load_settings(options)
     examples = load_section(settings)
-    prompt_format, tokenizer = _load_format(options, settings, examples)
+    prompt_format, counter = _load_format(options, settings, examples)
     if options.number >= len(examples):
         raise DataError(
             f"`{options.source}` has no example {options.number:,}; it has {len(examples):,}, counted from 0 to "
@@ -236,7 +235,7 @@ def _show(options: argparse.Namespace) -> None:
     for name in ("id", "category", "instruction", "input", "output"):
         if (value := getattr(example, name)) is not None:
             print(f"{name + ':':<13}{_printable(value) or '(empty)'}")
-    if tokenizer is None:
+    if counter is None:
         if example.messages:
             turns = "\n".join(f"{turn['role']}: {turn['content']}" for turn in example.messages[:-1])
             print(f"\n--- turns before; `--model` shows the prompt ---\n{_printable(turns)}")
@@ -245,11 +244,11 @@ def _show(options: argparse.Namespace) -> None:
             print(f"\n--- prompt ({prompt_format.name}) ---\n{_printable(prompt)}")
         print(f"--- completion, followed by the model's end-of-text token ---\n{_printable(example.output)}")
         return
-    pieces = prompt_format.encode_examples(tokenizer, [example], loss_on=settings.loss_on)[0]
+    pieces = prompt_format.encode_examples(counter.tokenizer, [example], loss_on=settings.loss_on)[0]
     print()
     for number, ids in enumerate(pieces):
         title = "completion" if number % 2 else f"prompt ({prompt_format.name})"
-        print(f"--- {title} ---\n{_printable(str(tokenizer.decode(ids)))}")
+        print(f"--- {title} ---\n{_printable(str(counter.tokenizer.decode(ids)))}")
     num_prompt, num_completion = (sum(map(len, pieces[start::2])) for start in (0, 1))
     print(f"\n{num_prompt} prompt tokens, {num_completion} completion tokens ({options.tokenizer})")
 
@@ -261,8 +260,8 @@ def _stats(options: argparse.Namespace) -> None:
 
     settings = _load_settings(options)
     examples = load_section(settings)
-    prompt_format, tokenizer = _load_format(options, settings, examples)
-    encode = None if tokenizer is None else partial(prompt_format.encode_example, tokenizer)
+    prompt_format, counter = _load_format(options, settings, examples)
+    encode = partial(prompt_format.encode_example, counter.tokenizer) if counter else None
     result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)
     _print_statistics(options.source, result)
     if not options.tokenizer:
@@ -293,21 +292,12 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
 
 def _load_format(
     options: argparse.Namespace, settings: "DataSection", examples: "Dataset"
-) -> "tuple[PromptFormat, PreTrainedTokenizerBase | None]":
-    """Return the prompt format as a run would train on it, and the tokenizer where one is named."""
-    from hf_instruct.models import load_tokenizer
-    from hf_instruct.prompt_checks import settle_format
-
-    prompt_format = _choose_format(options, settings, examples)
-    if not options.tokenizer:
-        return prompt_format, None
-    tokenizer = load_tokenizer(options.tokenizer)
-    return settle_format(prompt_format, tokenizer), tokenizer
-
-
-def _choose_format(options: argparse.Namespace, settings: "DataSection", examples: "Dataset") -> "PromptFormat":
+) -> "tuple[PromptFormat, TokenCounter | None]":
+    """Return the prompt format as a run would train on it, and what counts its tokens if a model is named."""
     from hf_instruct.data.examples import has_conversations
+    from hf_instruct.data.tokens import load_counter
     from hf_instruct.errors import ConfigError
+    from hf_instruct.library_fields import TRAIN_DEFAULTS
     from hf_instruct.prompt_checks import choose_format
     from hf_instruct.prompts import CHAT
 
@@ -316,16 +306,13 @@ def _choose_format(options: argparse.Namespace, settings: "DataSection", example
             "The prompt format `chat` is the tokenizer's chat template; name the model with `--model`, as in `--model "
             "smollm2-135m`."
         )
-    return choose_format(settings.prompt_format, has_conversations=has_conversations(examples))
-
-
-def _load_counter(options: argparse.Namespace, settings: "DataSection", examples: "Dataset") -> "TokenCounter":
-    from hf_instruct.data.tokens import load_counter
-    from hf_instruct.library_fields import TRAIN_DEFAULTS
-
-    max_length = options.max_length or TRAIN_DEFAULTS["max_length"]
-    prompt_format = _choose_format(options, settings, examples)
-    return load_counter(options.tokenizer, prompt_format=prompt_format, max_length=max_length, loss_on=settings.loss_on)
+    prompt_format = choose_format(settings.prompt_format, has_conversations=has_conversations(examples))
+    if not options.tokenizer:
+        return prompt_format, None
+    max_length = getattr(options, "max_length", None) or TRAIN_DEFAULTS["max_length"]
+    asked = {"prompt_format": prompt_format, "max_length": max_length, "loss_on": settings.loss_on}
+    counter = load_counter(options.tokenizer, **asked)
+    return counter.prompt_format, counter
 
 
 def _printable(text: str) -> str:
