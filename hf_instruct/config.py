@@ -244,7 +244,7 @@ def load_experiment(
     """Return the experiment in a YAML file, overridden by flags.
 
     Args:
-        path: The experiment file; None means defaults only.
+        path: The experiment file; None means defaults only. Of the `run.yaml` of a run it is the run's experiment.
         overrides: Dotted names and values, as in `{"train.learning_rate": 1e-5}`.
         deep: Also check `train`, `lora` and `generate` against the fields of TRL, PEFT and Transformers.
 
@@ -252,6 +252,11 @@ def load_experiment(
         ConfigError: The file is missing or not YAML, or has problems; all of them are listed.
     """
     values = read_yaml(Path(path)) if path is not None else {}
+    if isinstance(values.get("experiment"), dict) and "versions" in values:
+        values = values["experiment"]
+        if isinstance(model := values.get("model"), dict):
+            # Whoever gives a run away cannot say for its user whose code is trusted.
+            model.pop("trust_remote_code", None)
     for dotted, value in (overrides or {}).items():
         _set_dotted(values, dotted, value)
     sources = [f"`{path}`"] * (path is not None) + ["the flags"] * bool(overrides)

@@ -14,6 +14,7 @@ InstructError              anything below; the command line prints its text as o
 
 import errno
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Self
 
 # A full or failing disk, and paths without permission or of the wrong kind.
@@ -70,6 +71,17 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     """
     near = find_nearest(name, known, cutoff=cutoff)
     return f" Did you mean `{near}`?" if near else ""
+
+
+def did_you_mean_path(path: Path, known: Iterable[Path]) -> str:
+    """Return what `did_you_mean` does, of paths by their last parts: what stands before those makes any two alike.
+
+    >>> [did_you_mean_path(Path(name), [Path("runs/demo")]) for name in ("runs/dmeo", "runs/mine")]
+    [' Did you mean `runs/demo`?', '']
+    """
+    by_name = {other.name: other for other in sorted(known) if str(other).isprintable()}
+    near = find_nearest(path.name, by_name)
+    return f" Did you mean `{by_name[near]}`?" if near else ""
 
 
 def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

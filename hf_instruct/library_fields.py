@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -92,16 +92,18 @@ REFUSED_TRAINING = {
     "hub_token": "a token never belongs in a file or on a command line; log in with `hf auth login`",
     "resume_from_checkpoint": "use `--resume`",
     "model_init_kwargs": "the model is loaded before, for the untuned answers too; see the `model` section",
-    "chat_template_path": "put the template into the tokenizer's folder, and set `data.prompt_format` to `chat`",
-    **dict.fromkeys(("eos_token", "pad_token"), "`data.prompt_format` decides by which token an answer ends"),
-    **dict.fromkeys(
-        ("dataset_kwargs", "dataset_text_field"), "rows come from the `data` section; map columns with `data.map`"
-    ),
+    "dataset_text_field": "rows come from the `data` section; map columns with `data.map`",
     "truncation_mode": "the end of a row is what is cut off, so that every row begins as a prompt does",
     "logging_nan_inf_filter": "a loss that is not a number ends the run",
     "sync_ref_model": "the reference is the model that training begins with",
     "chat_template_kwargs": "`data.prompt_format` writes the prompts",
     "log_completions_hub_repo": "answers would be published unchecked",
+}
+# Their values that change nothing, beside null; of the second it is what every run has.
+_HARMLESS = {
+    **dict.fromkeys(("push_to_hub", "logging_nan_inf_filter", "sync_ref_model"), False),
+    "truncation_mode": "keep_start",
+    "dataset_text_field": "text",
 }
 # What TRL and PEFT accept, and fail on hours later or never.
 _BOUNDS = {
@@ -155,9 +157,9 @@ def check_library_fields(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def find_refused_training(settings: Iterable[str], *, section: str = "train") -> list[str]:
+def find_refused_training(settings: Mapping[str, Any], *, section: str = "train") -> list[str]:
     """Return the problems of TRL's fields in a section that would give another result than they say, or none."""
-    refused = [name for name in settings if name in REFUSED_TRAINING]
+    refused = [name for name in REFUSED_TRAINING if settings.get(name) not in (None, _HARMLESS.get(name))]
     return [f"`{section}.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in refused]
 
 

@@ -234,11 +234,12 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
 
     Raises:
         ConfigError: The prompt format or the rubric cannot be used, or the model to train is an adapter.
-        ModelLoadError: There is no such model, or it cannot be reached.
+        ModelLoadError: There is no such model, or it cannot be reached; or what quantizes it is not installed.
         JudgeUnavailable: The judge is not there.
     """
     from hf_instruct.models import find_model
     from hf_instruct.prompts import PromptFormat
+    from hf_instruct.quantization import check_bitsandbytes
     from hf_instruct.training.tracking import check_trackers
 
     if experiment.data.prompt_format and {"data", "train"} & set(stages):
@@ -252,6 +253,8 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
         )
     if "train" in stages:
         check_trackers(experiment.training)
+        if experiment.model.quantization:
+            check_bitsandbytes()
         found = {"name": find_model(name, revision=experiment.model.revision)}
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update=found)})
     if "judge" in stages and is_main_process():

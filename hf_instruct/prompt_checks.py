@@ -8,11 +8,12 @@ result is one plain template, which renders the same prompt in training, answers
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, ModelLoadError, did_you_mean, quote_names
 from hf_instruct.prompt_tokens import begin_ids
 from hf_instruct.prompts import CHAT, PromptFormat
 
@@ -27,24 +28,90 @@ _QUESTION, _INPUT, _ANSWER = "QUESTION7351", "INPUT7352", "ANSWER7354"
 _SWITCHES = ("enable_thinking", "thinking")
 _THINKING = re.compile(r"<(/?)think>")
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+# How to train a model on tokens that it does not have.
+_ADDING = "`trl.clone_chat_template` does, or `add_tokens` and `resize_token_embeddings`; save both in one folder"
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
 
-def choose_format(prompt_format: PromptFormat | str | None, *, has_conversations: bool) -> PromptFormat:
+def choose_format(
+    prompt_format: PromptFormat | str | None, *, has_conversations: bool, args: Any = None
+) -> PromptFormat:
     """Return a prompt format, or the one of a name; by default `chat` for conversations, else `alpaca`.
 
     Args:
         prompt_format: The format, its name or None.
         has_conversations: Whether some of the examples have turns.
+        args: As `adjust_tokenizer` takes them; a chat template is asked for where they name one.
 
     Raises:
-        ConfigError: As `PromptFormat.from_name`.
+        ConfigError: As `PromptFormat.from_name`; or the settings name a chat template beside another format.
     """
-    if isinstance(prompt_format, PromptFormat):
-        return prompt_format
-    if prompt_format is None and has_conversations:
-        logger.info("Conversations use the tokenizer's chat template (prompt format `chat`).")
-    return PromptFormat.from_name(prompt_format or (CHAT if has_conversations else "alpaca"))
+    template = _get(args, "chat_template_path")
+    if prompt_format is None and (has_conversations or template):
+        logger.info("Prompts use the tokenizer's chat template (prompt format `chat`).")
+        return PromptFormat.from_name(CHAT)
+    if not isinstance(prompt_format, PromptFormat):
+        prompt_format = PromptFormat.from_name(prompt_format or "alpaca")
+    if template and prompt_format.name != CHAT:
+        raise ConfigError(
+            f"`train.chat_template_path` is for the prompt format `chat`, and `{prompt_format.name}` is asked for; "
+            "leave one of the two out."
+        )
+    return prompt_format
+
+
+def adjust_tokenizer(tokenizer: "PreTrainedTokenizerBase", args: Any) -> None:
+    """Give a tokenizer the tokens and the chat template that settings of TRL's name; the model is saved with it.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+        args: A configuration of TRL's, or its fields; `eos_token`, `pad_token` and `chat_template_path` are read.
+
+    Raises:
+        ConfigError: A token is not in the vocabulary, or there is no such chat template.
+    """
+    if path := _get(args, "chat_template_path"):
+        tokenizer.chat_template = _load_template(path, tokenizer)
+    vocabulary = tokenizer.get_vocab()
+    for name in ("eos_token", "pad_token"):
+        token = _get(args, name)
+        if token is not None and token not in vocabulary:
+            near = did_you_mean(token, map(str, tokenizer.added_tokens_decoder.values()))
+            raise ConfigError(
+                f"`{name}` is `{token}`, which is no token of `{tokenizer.name_or_path}`.{near} Name one that is, or "
+                f"add it to the tokenizer and the model first ({_ADDING})."
+            )
+        if token is not None:
+            setattr(tokenizer, name, token)
+
+
+def _load_template(path: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the chat template in a Jinja file, or the one of another model's tokenizer."""
+    from hf_instruct.models import load_tokenizer
+
+    setting = f"`train.chat_template_path` is `{path}`"
+    try:
+        if path.endswith((".jinja", ".j2")):
+            return Path(path).expanduser().read_text(encoding="utf-8")
+        other = load_tokenizer(path)
+        template = str(other.get_chat_template())
+    except (OSError, ValueError, ModelLoadError) as error:
+        raise ConfigError(f"{setting}, and no chat template can be read there ({error}).") from error
+    vocabulary = tokenizer.get_vocab()
+    added = [str(token) for token in other.added_tokens_decoder.values() if str(token) in template]
+    if missing := [token for token in added if token not in vocabulary]:
+        # The untuned model would be asked by other ids.
+        raise ConfigError(
+            f"{setting}, whose template writes {quote_names(missing)}, no tokens of `{tokenizer.name_or_path}`. Add "
+            f"them to the tokenizer and the model first ({_ADDING})."
+        )
+    if other.eos_token in vocabulary:
+        tokenizer.eos_token = other.eos_token
+    return template
+
+
+def _get(args: Any, name: str) -> Any:
+    return args.get(name) if isinstance(args, Mapping) else getattr(args, name, None)
 
 
 def settle_format(

@@ -3,6 +3,7 @@
 The package is optional and imported by Transformers.
 """
 
+import importlib.util
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,10 @@ def build_quantization(kind: str, dtype: "torch.dtype") -> "BitsAndBytesConfig":
         ModelLoadError: bitsandbytes is not installed, or there is no such kind.
     """
     from transformers import BitsAndBytesConfig
-    from transformers.utils.import_utils import is_bitsandbytes_available
 
     if kind not in _KINDS:
         raise ModelLoadError(f"`quantization` is {kind!r}; allowed are `4bit`, `8bit` and, for an adapter, `none`.")
-    if not is_bitsandbytes_available():
-        raise ModelLoadError(needs_package("A quantized model", "bitsandbytes"))
+    check_bitsandbytes()
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -43,6 +42,12 @@ def build_quantization(kind: str, dtype: "torch.dtype") -> "BitsAndBytesConfig":
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def check_bitsandbytes() -> None:
+    """Raise `ModelLoadError` where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelLoadError(needs_package("A quantized model", "bitsandbytes"))
 
 
 def is_quantized(model: "nn.Module") -> bool:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_instruct.errors import ConfigError, did_you_mean, quote_names
+from hf_instruct.errors import ConfigError, did_you_mean, did_you_mean_path, quote_names
 
 # A comment of the header and what it says, as in `# model:    GPT-2 medium (355M)`.
 _COMMENT = re.compile(r"# (\w+): +(.+)")
@@ -49,7 +49,7 @@ def find_experiment(given: str | Path) -> Path:
     if len(found) > 1:
         raise ConfigError(f"`{given}` matches several recipes: {quote_names(recipe.name for recipe in found)}.")
     if not found:
-        near = did_you_mean(str(path), map(str, path.parent.glob("*.yaml"))) or did_you_mean(name, known)
+        near = did_you_mean_path(path, path.parent.glob("*.yaml")) or did_you_mean(name, known)
         raise ConfigError(
             f"`{given}` is neither a file nor the name of a recipe.{near} `hf-instruct recipes` lists the recipes."
         )

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from hf_instruct.config import Experiment, build_experiment, plain_values
 from hf_instruct.console import redact
-from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean
+from hf_instruct.errors import ConfigError, DataError, ModelLoadError, RunError, did_you_mean_path
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import SPLIT_NAMES, Example, read_file, read_rows, write_json, write_text
 from hf_instruct.schema import MODELS, TUNED, Judgment, Metrics, Preflight, Provenance, Response, RubricName, Scores
@@ -258,8 +258,7 @@ class RunFolder:
             RunError: The folder does not exist or is not a run folder.
         """
         if not self.config.is_file():
-            runs = [str(config.parent) for config in self.path.parent.glob("*/run.yaml")]
-            hint = did_you_mean(str(self.path), runs, cutoff=0.4)
+            hint = did_you_mean_path(self.path, [config.parent for config in self.path.parent.glob("*/run.yaml")])
             what = "is not a run folder (no `run.yaml` in it)" if self.path.is_dir() else "does not exist"
             raise RunError(f"`{self.path}` {what}.{hint} `hf-instruct run EXPERIMENT.yaml` creates one.")
         experiment = build_experiment(read_yaml(self.config).get("experiment", {}), where=str(self.config), deep=False)

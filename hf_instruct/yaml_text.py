@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.errors import ConfigError, did_you_mean
+from hf_instruct.errors import ConfigError, did_you_mean_path
 
 # Limits of one file.
 _MOST_BYTES = 1_000_000
@@ -107,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = parse_yaml(content.decode("utf-8"))
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        near = did_you_mean(str(path), map(str, sorted(path.parent.glob("*.yaml"))), cutoff=0.0)
+        near = did_you_mean_path(path, path.parent.glob("*.yaml"))
         raise ConfigError(f"`{path}` {what}.{near}") from error
     except ValueError as error:
         raise ConfigError(f"`{path}` is not valid YAML: {error}") from error

@@ -5,6 +5,7 @@ import pytest
 
 from hf_instruct.config import Experiment, build_experiment, describe_fields, load_experiment, plain_values
 from hf_instruct.errors import ConfigError
+from hf_instruct.run_folder import RunFolder
 from hf_instruct.yaml_text import dump_yaml, parse_flag_value, parse_yaml, read_yaml
 
 
@@ -154,8 +155,20 @@ def test_a_file_that_is_no_experiment(tmp_path: Path, content: bytes, message: s
     assert "To suppress" not in str(caught.value)
 
 
+def test_the_settings_of_a_run_are_an_experiment(tmp_path: Path) -> None:
+    flags = {"model.trust_remote_code": True, "data.limit": 7, "lora.r": 4}
+    experiment = load_experiment(None, flags, deep=False)
+    run = RunFolder(tmp_path)
+    run.save_experiment(experiment)
+    read = load_experiment(run.config, {"data.seed": 2}, deep=False)
+    assert (read.data.limit, read.data.seed, read.lora, read.dpo) == (7, 2, {"r": 4}, None)
+    assert not read.model.trust_remote_code, "the file may be from somebody else"
+
+
 def test_a_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, "")
+    with pytest.raises(ConfigError, match=r"does not exist\.$"):
+        read_yaml(tmp_path / "something else.yaml")
     with pytest.raises(ConfigError, match=f"does not exist. Did you mean `{path}`"):
         read_yaml(tmp_path / "experimnt.yaml")
     for unreadable in (tmp_path, path / "deeper.yaml"):

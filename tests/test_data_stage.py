@@ -154,7 +154,7 @@ def test_conversations_and_own_prompts_go_through_a_run_as_they_are(tmp_path: Pa
     for rows, default in ((talk, "chat"), (own, "alpaca"), (build_rows(20), "alpaca")):
         run = prepare_file(tmp_path, rows)
         assert run.load_prompt_format(None).name == default
-        assert ("Conversations use the tokenizer's chat template" in caplog.text) == (rows is talk)
+        assert ("Prompts use the tokenizer's chat template" in caplog.text) == (rows is talk)
         caplog.clear()
         for name, expected in split_examples(rows).items():
             loaded = load_split(run, name)

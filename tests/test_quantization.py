@@ -1,5 +1,6 @@
 """Adapters on a base model in 4 or 8 bits, on a CPU; GPT-2 keeps its weights transposed."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import tiny_models
 import torch
 
-from hf_instruct import load_model, train
+from hf_instruct import load_model, run, train
 from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, ModelLoadError
 from hf_instruct.hub.merging import load_run_model
@@ -134,9 +135,14 @@ def test_weights_that_are_quantized_are_not_trained_themselves(base: Path, tmp_p
     build_experiment({"model": {"quantization": "4bit", "dtype": "float16"}, "lora": None}, where="here")
 
 
-def test_what_cannot_be_quantized_is_one_sentence(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_quantized_is_one_sentence(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelLoadError, match="`quantization` is 'int4'; allowed are `4bit`"):
         load_model(base, quantization="int4")
-    monkeypatch.setattr("transformers.utils.import_utils.is_bitsandbytes_available", lambda: False)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: name != "bitsandbytes" and find(name, *rest))
     with pytest.raises(ModelLoadError, match="pip install bitsandbytes"):
         load_model(base, quantization="8bit")
+    values = {"data": {"source": "everyday"}, "model": {"name": str(base), "quantization": "4bit"}, "lora": None}
+    with pytest.raises(ModelLoadError, match="pip install bitsandbytes"):
+        run(values, tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "found before the data are prepared"

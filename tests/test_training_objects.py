@@ -9,17 +9,22 @@ from typing import Any
 
 import pytest
 import tiny_models
+import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from hf_instruct import generate_responses, load_examples, train
+from hf_instruct import generate_responses, load_examples, load_model, train
+from hf_instruct.config import SECTIONS
 from hf_instruct.errors import ConfigError
+from hf_instruct.library_fields import REFUSED_TRAINING
+from hf_instruct.models import load_tokenizer
 from hf_instruct.prompt_checks import settle_format
-from hf_instruct.prompts import PromptFormat
+from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
+from hf_instruct.training.arguments import build_arguments
 from hf_instruct.training.dataset import tokenize_examples
 from hf_instruct.training.fast.collators import PaddingCollator, SegmentCollator, unpack
 from hf_instruct.training.trainer import InstructTrainer
@@ -75,18 +80,100 @@ def test_what_is_slow_is_said(tiny_gpt2: Path, tmp_path: Path, caplog) -> None:
     [
         ({"args": "2 epochs"}, "`args` is a `str`; pass a `SFTConfig` or a mapping"),
         ({"peft_config": 16}, "`peft_config` is a `int`; give a `LoraConfig`"),
-        ({"args": {"chat_template_path": "x.jinja"}}, "`train.chat_template_path` cannot be set"),
-        ({"args": {"truncation_mode": "keep_end"}}, "`train.truncation_mode` cannot be set"),
+        ({"args": {"chat_template_path": "x.jinja"}}, r"no chat template can be read there \(.*No such file"),
+        ({"args": {"chat_template_path": "{model}"}}, "no chat template can be read there"),
+        ({"args": {"chat_template_path": "x.jinja"}, "prompt_format": "phi3"}, "`phi3` is asked for; leave one"),
+        ({"args": {"eos_token": "<|endofext|>"}}, r"no token of .* Did you mean `<\|endoftext\|>`\?"),
+        ({"args": {"pad_token": "[PAD]"}}, r"`pad_token` is `\[PAD\]`, which is no token of"),
     ],
 )
 def test_a_misused_argument_is_one_sentence(tiny_gpt2: Path, tmp_path: Path, options: Any, said: str) -> None:
+    args = options.get("args")
+    if isinstance(args, dict):
+        args = {name: value.format(model=tiny_gpt2) for name, value in args.items()}
     with pytest.raises(ConfigError, match=said):
-        train_with(tiny_gpt2, tmp_path / "run", options.pop("args", None), **options)
+        train_with(tiny_gpt2, tmp_path / "run", args, **{n: v for n, v in options.items() if n != "args"})
 
 
-def test_a_config_that_a_run_cannot_keep_is_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="published unchecked"):
-        train_with(tiny_gpt2, tmp_path / "run", config(tmp_path, push_to_hub=True))
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "harmless"),
+    [
+        ("SFTConfig", "push_to_hub", True, False),
+        ("SFTConfig", "hub_token", "hf_secret", None),
+        ("SFTConfig", "resume_from_checkpoint", "runs/a/checkpoints/checkpoint-1", None),
+        ("SFTConfig", "model_init_kwargs", {"dtype": "bfloat16"}, None),
+        ("SFTConfig", "dataset_text_field", "content", "text"),
+        ("SFTConfig", "truncation_mode", "keep_end", "keep_start"),
+        ("SFTConfig", "logging_nan_inf_filter", True, False),
+        ("DPOConfig", "sync_ref_model", True, False),
+        ("GRPOConfig", "chat_template_kwargs", {"enable_thinking": False}, None),
+        ("GRPOConfig", "log_completions_hub_repo", "me/answers", None),
+    ],
+)
+def test_fields_that_would_not_do_what_they_say(
+    tmp_path: Path, kind: str, name: str, value: Any, harmless: Any
+) -> None:
+    """Their values that change nothing are taken, also beside those of a configuration object."""
+    settings = {"use_cpu": True, "bf16": False, "report_to": "none", "activation_checkpointing": False}
+    with pytest.raises(ConfigError, match=f"`{SECTIONS[kind]}.{name}` cannot be set; {REFUSED_TRAINING[name][:20]}"):
+        build_arguments({**settings, name: value}, tmp_path, kind=kind)
+    for given in ({**settings, name: harmless}, getattr(trl, kind)("x", **settings, **{name: harmless})):
+        assert build_arguments(given, tmp_path, kind=kind).output_dir == str(tmp_path)
+
+
+def test_a_row_cut_at_its_start_does_not_begin_as_a_prompt_does(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2)
+    with pytest.warns(FutureWarning, match="keep_end"):
+        args = config(tmp_path, truncation_mode="keep_end", max_length=16)
+    trainer = SFTTrainer(model=model, args=args, train_dataset=ROWS, processing_class=tokenizer)
+    prompt = tokenizer(ROWS[0]["prompt"])["input_ids"]
+    assert trainer.train_dataset[0]["input_ids"][:4] != prompt[:4]
+
+
+@pytest.mark.parametrize("path", ["template.jinja", "tokenizer"])
+def test_a_chat_template_by_its_path_is_that_of_all_prompts(tiny_gpt2: Path, tmp_path: Path, path: str) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+    template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    (tmp_path / "template.jinja").write_text(template, encoding="utf-8")
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    other.save_pretrained(tmp_path / "tokenizer")
+    args = {**tiny_models.TINY_SETTINGS, "max_steps": 1, "chat_template_path": str(tmp_path / path)}
+    # No row has turns, which would ask for a chat template; the setting does.
+    train(model, copy.deepcopy(tokenizer), SPLITS, output_dir=tmp_path / "run", args=args)
+    run = RunFolder(tmp_path / "run")
+    assert run.prompt.read_text(encoding="utf-8") == template
+    saved = load_tokenizer(str(run.model))
+    assert saved.chat_template == template
+    prompt = PromptFormat(CHAT, template).encode_prompt(saved, "Name a color.")
+    assert saved.decode(prompt) == "user: Name a color.<|endoftext|>assistant: "
+
+
+def test_a_template_with_tokens_that_the_model_lacks(tiny_gpt2: Path, tmp_path: Path) -> None:
+    other = copy.deepcopy(tiny_models.load_copy(tiny_gpt2)[1])
+    other.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    other.chat_template = tiny_models.CHAT_TEMPLATE
+    other.save_pretrained(tmp_path / "other")
+    args = {**tiny_models.TINY_SETTINGS, "max_steps": 1, "chat_template_path": str(tmp_path / "other")}
+    with pytest.raises(ConfigError, match=r"writes `<\|im_start\|>`, `<\|im_end\|>`, no tokens .*clone_chat_template"):
+        train_with(tiny_gpt2, tmp_path / "run", args)
+    # The untuned model would be asked by the pieces of these tokens, and the tuned one by the tokens.
+    text = "<|im_start|>user"
+    assert tiny_models.load_copy(tiny_gpt2)[1](text)["input_ids"] != other(text)["input_ids"]
+
+
+def test_tokens_by_their_settings_end_and_pad_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
+    model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
+    args = {**tiny_models.TINY_SETTINGS, "max_steps": 1, "eos_token": "!", "pad_token": "?"}
+    train(model, copy.deepcopy(tokenizer), SPLITS, output_dir=tmp_path / "run", args=args)
+    saved_model, saved = load_model(str(tmp_path / "run" / "model"))
+    end, pad = saved.convert_tokens_to_ids(["!", "?"])
+    assert (saved.eos_token, saved.pad_token) == ("!", "?")
+    assert end in saved_model.generation_config.eos_token_id
+    assert (saved_model.config.eos_token_id, saved_model.generation_config.pad_token_id) == (end, pad)
+    row = tokenize_examples(SPLITS["train"], saved, PromptFormat.from_name("alpaca"), max_length=None)[0]
+    assert row["labels"][-1] == end
 
 
 def test_early_stopping_and_the_best_model(tiny_gpt2: Path, tmp_path: Path) -> None:

@@ -309,8 +309,8 @@ def _load_format(
     prompt_format = choose_format(settings.prompt_format, has_conversations=has_conversations(examples))
     if not options.tokenizer:
         return prompt_format, None
-    max_length = getattr(options, "max_length", None) or TRAIN_DEFAULTS["max_length"]
-    asked = {"prompt_format": prompt_format, "max_length": max_length, "loss_on": settings.loss_on}
+    training = {"max_length": getattr(options, "max_length", None) or TRAIN_DEFAULTS["max_length"]}
+    asked: dict[str, Any] = {"prompt_format": prompt_format, "training": training, "loss_on": settings.loss_on}
     counter = load_counter(options.tokenizer, **asked)
     return counter.prompt_format, counter
 

@@ -28,7 +28,7 @@ from hf_instruct.data.loaders import (
 )
 from hf_instruct.data.problems import Problem, RawRow, describe_type, list_names, raise_problems, shorten
 from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, find_suffix, parse_text, read_text_file
-from hf_instruct.errors import DataError, did_you_mean, quote_names
+from hf_instruct.errors import DataError, did_you_mean, did_you_mean_path, quote_names
 from hf_instruct.records import Example
 
 if TYPE_CHECKING:
@@ -328,15 +328,16 @@ def _find_file(source: str) -> Path | None:
 
 
 def _advise_on_name(source: str) -> str:
-    folder = Path(source).expanduser().parent
-    try:
-        files = [str(folder / file.name) for file in folder.iterdir() if find_suffix(file) in SUFFIXES]
-    except (OSError, ValueError):
-        # There is no folder to suggest a file from.
-        files = []
+    path = Path(source).expanduser()
+    near = did_you_mean(source, NAMED_SOURCES)
+    # Where there is no folder to suggest a file from.
+    with contextlib.suppress(OSError, ValueError):
+        near = near or did_you_mean_path(
+            path, [file for file in path.parent.iterdir() if find_suffix(file) in SUFFIXES]
+        )
     return (
         f"A source is {quote_names(NAMED_SOURCES)}, a file that ends in {SUFFIX_LIST}, a folder of `save_to_disk` or a "
-        f"Hub dataset (`owner/name`).{did_you_mean(source, [*NAMED_SOURCES, *map(shorten, files)], cutoff=0.5)}"
+        f"Hub dataset (`owner/name`).{near}"
     )
 
 

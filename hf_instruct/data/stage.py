@@ -29,7 +29,8 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     settings = experiment.data
     checked = check_section(settings)
     examples = settle(checked)
-    prompt_format = choose_format(settings.prompt_format, has_conversations=has_conversations(examples))
+    is_talk = has_conversations(examples)
+    prompt_format = choose_format(settings.prompt_format, has_conversations=is_talk, args=experiment.training)
     counter = _load_counter(experiment, prompt_format)
     if counter is not None:
         examples = counter.add_counts(examples, num_proc=settings.num_proc)
@@ -59,13 +60,11 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
 def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenCounter | None:
     """Return what counts tokens as the training of this experiment will; None where its model cannot be loaded."""
     model = experiment.model
-    training = experiment.training
     try:
         return load_counter(
             model.name,
             prompt_format=prompt_format,
-            max_length=training.get("max_length"),
-            completion_only_loss=training.get("completion_only_loss") is not False,
+            training=experiment.training,
             loss_on=experiment.data.loss_on,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import logging
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.examples import new_fingerprint
 from hf_instruct.data.loaders import quiet_datasets
 from hf_instruct.errors import ModelLoadError
-from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_checks import adjust_tokenizer, settle_format
 from hf_instruct.prompt_tokens import LossOn, build_row, count_labels
 from hf_instruct.prompts import PromptFormat
 
@@ -102,8 +103,7 @@ def load_counter(
     model: str,
     *,
     prompt_format: PromptFormat,
-    max_length: int | None,
-    completion_only_loss: bool = True,
+    training: Mapping[str, Any],
     loss_on: LossOn = "all",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -112,6 +112,9 @@ def load_counter(
 
     Of a local folder only the tokenizer has to be there.
 
+    Args:
+        training: The settings of training; those that change a row are read.
+
     Raises:
         ModelLoadError: The tokenizer cannot be loaded.
         ConfigError: The prompt format cannot be trained on.
@@ -119,17 +122,18 @@ def load_counter(
     from hf_instruct.models import load_context_length, load_tokenizer
 
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    adjust_tokenizer(tokenizer, training)
     try:
         context = load_context_length(model, revision=revision, trust_remote_code=trust_remote_code)
     except ModelLoadError:
         # A tokenizer alone, or an adapter, whose config is its base model's.
         context = None
-    limits = [limit for limit in (max_length, context) if limit is not None]
+    limits = [limit for limit in (training.get("max_length"), context) if limit is not None]
     return TokenCounter(
         model,
         tokenizer,
         prompt_format=settle_format(prompt_format, tokenizer),
         max_length=min(limits, default=None),
-        completion_only_loss=completion_only_loss,
+        completion_only_loss=training.get("completion_only_loss") is not False,
         loss_on=loss_on,
     )

@@ -19,6 +19,7 @@ from hf_instruct.manifests import check_model
 from hf_instruct.models import load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
 from hf_instruct.progress import progress_bar
+from hf_instruct.prompt_checks import adjust_tokenizer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, append_rows, recover_rows, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
@@ -139,6 +140,9 @@ def load_model_of_run(
         base_of=run.model if is_base else None,
         **base.loading,
     )
+    if is_base:
+        # The tuned model's is saved with it. An answer, and the loss of a reference, end in one token for both.
+        adjust_tokenizer(tokenizer, {"eos_token": experiment.training.get("eos_token")})
     move_to_best_device(model)
     return model, tokenizer
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
-from hf_instruct.library_fields import DEFAULTS, LORA_DEFAULTS, REFUSED_TRAINING, SECTIONS, find_refused_training
+from hf_instruct.library_fields import DEFAULTS, LORA_DEFAULTS, SECTIONS, find_refused_training
 from hf_instruct.models import best_device, context_length
 from hf_instruct.processes import on_main_process
 from hf_instruct.records import read_file, write_json
@@ -72,12 +72,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     Raises:
         ConfigError: TRL refuses the values, or one of them is not supported in a run.
     """
-    if isinstance(values, Mapping):
-        given = list(values)
-    else:
-        defaults = {field.name: field.default for field in dataclasses.fields(values)}
-        refused = set(REFUSED_TRAINING) & set(defaults) - {"output_dir"}
-        given = [name for name in REFUSED_TRAINING if name in refused and getattr(values, name) != defaults[name]]
+    given = values if isinstance(values, Mapping) else _list_changed(values)
     if problems := find_refused_training(given, section=SECTIONS[kind]):
         raise ConfigError(f"These settings of `{kind}` cannot be used in a run:", problems)
     arguments = _build_with_defaults(values, kind) if isinstance(values, Mapping) else copy.copy(values)
@@ -86,9 +81,13 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     arguments.include_num_input_tokens_seen = "no" if kind == "GRPOConfig" else "non_padding"
     if kind != "GRPOConfig":
         arguments.padding_free = False
+        # The tokenizer has it already, where the model has an embedding for it.
+        arguments.pad_token = None
     if kind == "SFTConfig":
         # Our collators avoid padding if that is exact, and the rows are already prepared.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+        # The tokenizer has the template, as it was settled.
+        arguments.chat_template_path = None
         if arguments.assistant_only_loss:
             arguments.assistant_only_loss, arguments.completion_only_loss = False, True
     elif kind == "DPOConfig":
@@ -107,11 +106,19 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     return arguments
 
 
+def _list_changed(values: Any) -> dict[str, Any]:
+    """Return the fields of a configuration that are not at their defaults; `output_dir` is not one to be given."""
+    fields = [field for field in dataclasses.fields(values) if field.name != "output_dir"]
+    return {field.name: value for field in fields if (value := getattr(values, field.name)) != field.default}
+
+
 def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
     import trl
 
     # TRL writes them to files and passes them to the trackers in `report_to`.
     settings: dict[str, Any] = redact({**DEFAULTS[kind], **values})
+    # TRL would warn of it.
+    settings.pop("pad_token", None)
     # The older names of the same settings; TRL turns the first on by default, which costs a second forward pass.
     settings["activation_checkpointing"] = (
         settings.get("gradient_checkpointing") or settings["activation_checkpointing"]

@@ -88,7 +88,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
     """
     splits, run = load_learned(data), RunFolder(Path(output_dir))
     check_trainable(model, peft_config)
-    prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume)
+    prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume, args=args)
     # Here too: an adapter is made, and the model moves to the GPU.
     with translated_errors(run):
         trainer, log = _build_trainer(

@@ -93,7 +93,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
             "Preference training needs full weights, but this model is an adapter or quantized:",
             ["merge them with `hf-instruct export RUN --format merged` first, and use that folder"],
         )
-    prompt_format = begin_training(run, model, tokenizer, prompt_format, pairs, resume=resume)
+    prompt_format = begin_training(run, model, tokenizer, prompt_format, pairs, resume=resume, args=args)
     with translated_errors(run, section="dpo"):
         arguments = settle_arguments(args, model, run, kind="DPOConfig")
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None

@@ -15,7 +15,7 @@ from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import configure_stop, fuse_activations, no_shard_bars
 from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
-from hf_instruct.prompt_checks import choose_format, settle_format
+from hf_instruct.prompt_checks import adjust_tokenizer, choose_format, settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.quantization import is_quantized, multiplying_in_bf16, restore_float32
 from hf_instruct.records import read_rows, write_json, write_text
@@ -75,6 +75,7 @@ def begin_training(
     rows: "Mapping[str, Dataset]",
     *,
     resume: bool,
+    args: Any = None,
 ) -> PromptFormat:
     """Make the folder of the checkpoints, and return the format of the prompts, which model and tokenizer then save.
 
@@ -85,13 +86,15 @@ def begin_training(
         prompt_format: As `choose_format` takes it.
         rows: What is trained on, by split; conversations are put into prompts by the format `chat`.
         resume: Whether to continue; the prompts are those that the run began with then.
+        args: The settings, whose tokens and chat template the tokenizer gets.
 
     Raises:
         ConfigError: The prompts cannot be trained on.
         RunError: The run has finished and its checkpoints are gone; or there is a model, or there are checkpoints, and
             `resume` is off.
     """
-    prompt_format = choose_format(prompt_format, has_conversations=has_conversations(*rows.values()))
+    is_talk = has_conversations(*rows.values())
+    prompt_format = choose_format(prompt_format, has_conversations=is_talk, args=args)
     has_checkpoints = any(run.checkpoints.glob("checkpoint-*"))
     if run.training_summary.exists() and run.model.exists() and not has_checkpoints:
         raise RunError(
@@ -102,6 +105,7 @@ def begin_training(
             f"`{run.path}` already contains a model or checkpoints. Continue with `resume=True`, or use another "
             "`output_dir`."
         )
+    adjust_tokenizer(tokenizer, args)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     fuse_activations(model)
     if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
