@@ -87,7 +87,6 @@ def test_every_number_is_finite(name: str) -> None:
         ({"train": {"zzzzzz": 1}}, ("`train.zzzzzz` is unknown",)),
         ({"train": {"output_dir": "x"}}, ("`train.output_dir` cannot be set", "`--run-dir`")),
         ({"train": {"hub_token": "hf_secret"}}, ("`train.hub_token` cannot be set", "`hf auth login`")),
-        ({"train": {"eos_token": "<|im_end|>"}}, ("`train.eos_token`", "`data.prompt_format`")),
         ({"train": {"lr": 1}}, ("`train.lr` is unknown", "`learning_rate`?")),
         ({"train": {"epochs": 1}}, ("`train.epochs` is unknown", "`num_train_epochs`?")),
         ({"train": {"batch_size": 1}}, ("`train.batch_size` is unknown", "`per_device_train_batch_size`?")),

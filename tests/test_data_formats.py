@@ -110,6 +110,17 @@ MORE = [*TURNS, {"role": "user", "content": "c"}, {"role": "assistant", "content
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, TURNS),
         ({"prompt": [SYSTEM, TURNS[0]], "completion": "b"}, [SYSTEM, *TURNS]),
         ({"prompt": MORE[:3], "completion": MORE[3:]}, MORE),
+        ({"messages": [{"from": turn["role"], "content": turn["content"]} for turn in TURNS]}, TURNS),
+        ({"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in TURNS]}, TURNS),
+        # As LLaMA-Factory writes them.
+        (
+            {
+                "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                "system": "Be brief.",
+                "tools": "[]",
+            },
+            [SYSTEM, *TURNS],
+        ),
     ],
 )
 def test_conversations_are_recognised(row: dict[str, Any], turns: list[dict[str, str]]) -> None:
@@ -123,6 +134,47 @@ def test_conversations_are_recognised(row: dict[str, Any], turns: list[dict[str,
     assert "holds " in checked.notices[0]
 
 
+def test_columns_of_earlier_turns_make_a_conversation_of_an_instruction() -> None:
+    row = {"instruction": "c", "input": "x", "output": "d", "system": "Be brief.", "history": [["a", "b"]]}
+    checked = check(row, {"instruction": "i", "input": "", "output": "o", "system": "", "history": []})
+    told, plain = iterate_examples(checked.examples)
+    asked = {"role": "user", "content": "c\nx"}
+    assert told.messages == [SYSTEM, *TURNS, asked, {"role": "assistant", "content": "d"}]
+    assert (told.instruction, told.input, told.output) == ("c", "x", "d")
+    assert (plain.messages, plain.instruction) == (None, "i")
+    assert checked.notices == ["`mine.json`: texts in `system`, `history` become turns before the question."]
+    assert read_examples(checked.examples) == [told, plain]
+    own = {"q": "c", "a": "d", "sys": "Be brief."}
+    (example,) = iterate_examples(check(own, map={"instruction": "q", "output": "a", "system": "sys"}).examples)
+    assert example.messages == [SYSTEM, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": TURNS, "tools": [{"type": "function"}]}, "row 0, `tools` names tools, whose use is not learned"),
+        (
+            {"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]},
+            "row 0, `messages` turn 1 calls tools, which is not learned",
+        ),
+        ({"instruction": "i", "output": "o", "history": "of Rome"}, "row 0, `history` is not a list of earlier quest"),
+        ({"instruction": "i", "output": "o", "system": 5}, "row 0, `system` is a number (5), not text"),
+        ({"messages": [{"speaker": "user", "text": "a"}]}, "(its keys are `speaker`, `text`); write both as text,"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "`chosen` holds the better of two answers; train on such pa"),
+        ({"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1]}, "`chosen` holds the better of two"),
+        ({"segments": [{"label": True, "text": "a"}]}, "`segments` holds axolotl's segments; write"),
+        ({"text": "Once upon a time"}, "`text` holds texts without a question and an answer; write these as `prompt`"),
+        (
+            {"dialog": TURNS},
+            "`dialog` is the only column, which holds no question beside its answer; where it holds co",
+        ),
+    ],
+)
+def test_rows_of_other_tools_that_are_no_examples_are_one_problem(row: dict[str, Any], problem: str) -> None:
+    (found,) = texts(check(row))
+    assert problem in found
+
+
 def test_prompt_and_completion_are_kept_as_they_are() -> None:
     (example,) = read({"prompt": "Q: 1+1\nA:", "completion": " 2"})
     assert (example.prompt, example.instruction, example.output) == ("Q: 1+1\nA:", "Q: 1+1\nA:", " 2")
@@ -132,7 +184,7 @@ def test_prompt_and_completion_are_kept_as_they_are() -> None:
     ("turns", "problem"),
     [
         ("hello", 'is text ("hello"), not a list of turns'),
-        ([1], "turn 0 has no text as `role`"),
+        ([1], "turn 0 is a number (1), not an object"),
         ([{"role": "user", "content": None}, TURNS[1]], "turn 0 has no text as `role` or `content`"),
         ([TURNS[0], TURNS[0], TURNS[1]], "turn 1 is `user`'s but should be `assistant`'s"),
         ([SYSTEM, TURNS[1]], "turn 1 is `assistant`'s but should be `user`'s"),

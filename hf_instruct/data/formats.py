@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 
 from hf_instruct.data.problems import Problem, describe_type, list_names, shorten
 from hf_instruct.errors import DataError, did_you_mean, quote_names
+from hf_instruct.prompts import build_user_turn
 
 FIELDS = ("instruction", "input", "output", "category", "id", "prompt", "messages")
 # Beside `messages` in our own files: how many turns were the prompt of a completion.
 PROMPT_TURNS = "prompt_turns"
+# What a map may name besides. LLaMA-Factory and axolotl write the turns before an instruction, and what tools there
+# are, in columns of their own.
+EARLIER = ("system", "history")
 # Columns that hold a list of turns.
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -23,9 +27,15 @@ class Format(NamedTuple):
     columns: Mapping[str, str]
     input: str | None = None  # the optional column of the input
 
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """Columns that add to its conversations: what is said before them, and tools, which are refused."""
+        return ("system", "tools") if "messages" in self.columns else EARLIER if "instruction" in self.columns else ()
+
     def find_fields(self, names: Sequence[str], map: Mapping[str, str]) -> dict[str, str]:
         """Return the columns of this format that are there; those that are not mapped may differ in case."""
-        usual = {**self.columns, "input": self.input, "category": "category", "id": "id"}
+        usual: dict[str, str | None] = {**self.columns, "input": self.input, "category": "category", "id": "id"}
+        usual |= {name: name for name in self.earlier}
         fields = {}
         for ours, theirs in {**usual, **map}.items():
             same = [name for name in names if name == theirs or (ours not in map and name.strip().lower() == theirs)]
@@ -47,6 +57,14 @@ FORMATS = (
 )
 # ShareGPT's roles, and what else they are called.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "model": "assistant"}
+# Columns that say what rows are for, where they are no examples, and what to do.
+_OTHER_ROWS = {
+    "chosen": "holds the better of two answers; train on such pairs with a `dpo` section (`preferences.source`), or, "
+    "where the question has a column of its own, learn these alone by `--data.map.output=chosen`",
+    "segments": "holds axolotl's segments; write what has no label as `prompt` and the rest as `completion`",
+    "text": "holds texts without a question and an answer; write these as `prompt` and `completion`",
+    "input_ids": "holds token ids; save the texts that they were made of",
+}
 
 
 def choose_fields(
@@ -62,7 +80,7 @@ def choose_fields(
     >>> choose_fields(["Question", "answer", "id"], {}, file="f.csv", problems=[])[0]
     {'instruction': 'Question', 'output': 'answer', 'id': 'id'}
     """
-    formats = [one for one in FORMATS if map.keys() <= {*one.columns, "input", "category", "id"}]
+    formats = [one for one in FORMATS if map.keys() <= {*one.columns, *one.earlier, "input", "category", "id"}]
     _check_map(map, formats)
     if not names:
         return {}, []
@@ -78,16 +96,21 @@ def choose_fields(
         problems += _describe_missing(found, names, map, file)
         return {}, []
     one, fields = next(iter(fitting.values()))
+    if not map and "messages" in one.columns and {"chosen", "rejected"} <= {*names}:
+        problems.append(Problem(file, None, "chosen", *_OTHER_ROWS["chosen"].split("; ", 1)))
+        return {}, []
     if len(fitting) > 1 and one is not FORMATS[0]:
         ways = (f"`{_write_map(fields)}` ({one.name})" for one, fields in fitting.values())
         remedy = f"choose one by {' or '.join(ways)}"
         problems.append(Problem(file, None, None, "has the columns of several formats", remedy))
         return {}, []
-    read = {ours: theirs for ours, theirs in fields.items() if ours not in ("category", "id")}
+    earlier = [theirs for ours, theirs in fields.items() if ours in EARLIER]
+    notices = [f"`{file}`: texts in {quote_names(earlier)} become turns before the question."] if earlier else []
+    read = {ours: theirs for ours, theirs in fields.items() if ours not in ("category", "id", "tools", *EARLIER)}
     if map or (one is FORMATS[0] and all(ours == theirs for ours, theirs in read.items())):
-        return fields, []
+        return fields, notices
     parts = ", ".join(f"`{shorten(theirs)}` as {ours}" for ours, theirs in read.items() if ours != theirs)
-    return fields, [f"`{file}` holds {one.name}{parts and f': {parts}'}."]
+    return fields, [f"`{file}` holds {one.name}{parts and f': {parts}'}.", *notices]
 
 
 def _check_map(map: Mapping[str, str], formats: Sequence[Format]) -> None:
@@ -115,6 +138,12 @@ def _describe_missing(
     found: Sequence[tuple[Format, Mapping[str, str]]], names: Sequence[str], map: Mapping[str, str], file: str
 ) -> list[Problem]:
     """Return a problem for each missing column of the most likely format."""
+    if not map and (other := next((name for name in _OTHER_ROWS if name in names), None)):
+        return [Problem(file, None, other, *_OTHER_ROWS[other].split("; ", 1))]
+    if not map and len(names) == 1:
+        what = "is the only column, which holds no question beside its answer"
+        remedy = f"where it holds conversations, name it with `{_write_map({'messages': names[0]})}`"
+        return [Problem(file, None, shorten(names[0]), what, remedy)]
     one, fields = max(found, key=lambda pair: len(pair[0].columns.keys() & pair[1].keys()))
     free = [name for name in names if name not in fields.values()]
     header = " (a CSV's first line names them)" if ".csv" in file.lower() else ""
@@ -152,6 +181,15 @@ def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict
         if ours == PROMPT_TURNS:
             values[ours] = value if isinstance(value, int) else None
             continue
+        if ours == "tools":
+            if value not in (_MISSING, None, "", "[]", [], {}):
+                found.append((theirs, "names tools, whose use is not learned", "delete the row, or empty the column"))
+            continue
+        if ours == "history":
+            value, problem = _convert_history(value)
+            values[ours] = value
+            found += [(theirs, *problem)] if problem else []
+            continue
         if ours == "messages" or ("prompt" in fields and ours in ("prompt", "output") and isinstance(value, list)):
             value, problem = _convert_turns(value)
         else:
@@ -159,10 +197,15 @@ def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict
         values[ours] = None if value is _MISSING else value
         if problem:
             found.append((theirs, *problem))
+    said = [{"role": "system", "content": text}] if (text := values.pop("system", None)) else []
+    said += values.pop("history", [])
     if not found and "instruction" not in fields:
-        values, problem = _complete_turns(values)
+        values, problem = _complete_turns(values, said)
         if problem:
             found.append((fields.get("messages") or fields["prompt"], *problem))
+    elif not found and said:
+        asked = build_user_turn(values["instruction"], values.get("input") or "")
+        values["messages"] = [*said, asked, {"role": "assistant", "content": values["output"]}]
     if not found:
         values["input"] = values.get("input") or ""
         category = values.get("category")
@@ -178,25 +221,46 @@ def _convert_turns(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | 
         return [], (f"is {describe_type(value)}, not a list of turns", 'write [{"role": …, "content": …}, …]')
     turns = []
     for number, turn in enumerate(value):
-        keys = ("from", "value") if isinstance(turn, Mapping) and "from" in turn else ("role", "content")
-        role, content = (turn.get(key) if isinstance(turn, Mapping) else None for key in keys)
+        if not isinstance(turn, Mapping):
+            return [], (f"turn {number} is {describe_type(turn)}, not an object", 'write {"role": …, "content": …}')
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(content, list) and all(
+            isinstance(part, Mapping) and part.get("type") == "text" for part in content
+        ):
+            content = "".join(str(part.get("text")) for part in content)
+        if turn.get("tool_calls"):
+            return [], (f"turn {number} calls tools, which is not learned", "delete the row")
         if not isinstance(role, str) or not isinstance(content, str):
-            what = f"turn {number} has no text as `{keys[0]}` or `{keys[1]}`"
-            return [], (f"is not a conversation: {what}", "write both as text, or delete the row")
+            what = f"turn {number} has no text as `role` or `content` (its keys are {quote_names(map(shorten, turn))})"
+            return [], (what, "write both as text, by these names or ShareGPT's `from` and `value`, or delete the row")
         if problem := _find_text_problem("content", content):
             return [], (f"turn {number} {problem[0]}", problem[1])
         turns.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
     return turns, None
 
 
-def _complete_turns(values: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, str] | None]:
+def _convert_history(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | None]:
+    """Return the turns of earlier questions and answers in pairs, and what is wrong with them."""
+    pairs = [] if value is _MISSING or value is None or value == "" else value
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text.strip() for text in pair)
+        for pair in pairs
+    ):
+        return [], ("is not a list of earlier questions and answers", "write [[question, answer], …], or rename it")
+    names = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(names, pair, strict=True)], None
+
+
+def _complete_turns(
+    values: dict[str, Any], said: Sequence[dict[str, str]] = ()
+) -> tuple[dict[str, Any], tuple[str, str] | None]:
     """Return values with all turns as `messages`, and the last question and answer as `instruction` and `output`."""
     prompt, output = values.get("prompt"), values.get("output")
     if isinstance(prompt, str) and isinstance(output, str):
         return {**values, "instruction": prompt}, None
     own = {"category": values["category"]} if "category" in values else {}
     if "messages" in values:
-        turns = values["messages"]
+        turns = [*said, *values["messages"]]
     else:
         asked = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
         turns = asked + (output if isinstance(output, list) else [{"role": "assistant", "content": output}])
@@ -226,7 +290,7 @@ def check_messages(turns: Sequence[Mapping[str, str]]) -> tuple[str, str] | None
 
 def _find_text_problem(ours: str, value: Any) -> tuple[str, str] | None:
     """Return what is wrong with a value and its remedy, or None."""
-    is_required = ours not in ("input", "category", "content")
+    is_required = ours not in ("input", "category", "content", "system")
     if isinstance(value, str):
         if (index := value.find("\0")) >= 0:
             return f"has a NUL character at position {index}", "delete that character"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from hf_instruct.config import DataSection, SourceSection
 from hf_instruct.data.examples import BATCH, CheckedData, build_examples, number_repeats
-from hf_instruct.data.formats import FIELDS, PROMPT_TURNS, choose_fields
+from hf_instruct.data.formats import EARLIER, FIELDS, PROMPT_TURNS, choose_fields
 from hf_instruct.data.loaders import (
     COURSE,
     EVERYDAY,
@@ -63,8 +63,8 @@ def load_examples(
     Args:
         source: `instruction-data`, `everyday`, `alpaca`; a local `.json`, `.jsonl`, `.csv`, `.parquet` or `.arrow`
             file; a folder of `Dataset.save_to_disk`; the id of a dataset on the Hub; a `Dataset`; or rows as mappings.
-        map: Our field (`instruction`, `input`, `output`, `category`, `id`, `prompt`, `messages`) = the source's column,
-            if its format is not recognized.
+        map: Our field (`instruction`, `input`, `output`, `category`, `id`, `prompt`, `messages`, and `system` and
+            `history`, the turns before) = the source's column, if its format is not recognized.
         hub_config: Configuration name of a Hub dataset.
         hub_split: Split of a Hub dataset, or of a saved `DatasetDict`, to read.
         revision: Commit, tag or branch of a Hub dataset.
@@ -284,10 +284,10 @@ def _advise_on_type(source: Any) -> str:
 
 def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:
     for ours in map or {}:
-        if ours not in FIELDS:
+        if ours not in (fields := (*FIELDS, *EARLIER)):
             raise DataError(
-                f"`map` has the unknown field `{shorten(ours)}`.{did_you_mean(ours, FIELDS)} The "
-                f"fields are {quote_names(FIELDS)}; write `our field=the source's column`."
+                f"`map` has the unknown field `{shorten(ours)}`.{did_you_mean(ours, fields)} The "
+                f"fields are {quote_names(fields)}; write `our field=the source's column`."
             )
     if limit is not None and limit < 1:
         raise DataError(f"`limit` is {limit}; it must be at least 1. Leave it out to use all examples.")
