@@ -16,9 +16,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from hf_instruct import generate_responses, load_examples, load_model, train
-from hf_instruct.config import SECTIONS
 from hf_instruct.errors import ConfigError
-from hf_instruct.library_fields import REFUSED_TRAINING
+from hf_instruct.library_fields import REFUSED_TRAINING, SECTIONS
 from hf_instruct.models import load_tokenizer
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
