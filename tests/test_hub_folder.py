@@ -118,9 +118,9 @@ def test_the_text_of_the_card(published: Path) -> None:
         "| license of the data | apache-2.0 |",
         "| license of these weights | mit |",
         "| validation loss, nats per label token | 1.193 → 0.722 |",
-        "| weights trained | 124,439,808 of 124,439,808 |",
+        "| trained parameters | 124,439,808 of 124,439,808 |",
         "| length | 8 steps, 2 epochs, 1,800 tokens |",
-        "| took | 5.2 minutes and 2.1 GB on cpu, bf16 |",
+        "| time and memory | 5.2 minutes and 2.1 GB on cpu, bf16 |",
         "| `learning_rate` | 5e-05 |",
         "![Training and validation loss](loss.png)",
         "| mean score, 0 to 100 | 26.3 (0.0 to 90.0), n=4 | 68.3 (20.0 to 100.0), n=3 |",
@@ -182,7 +182,7 @@ def test_the_snippet_of_a_chat_model_runs(small_model: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
     assert not (tmp_path / "out" / "prompt_format.jinja").exists()
     _, text = _read_card(tmp_path / "out")
-    assert "chat template as the tokenizer here has it" in text
+    assert "with the chat template in this tokenizer" in text
     assert "; sampled answers of at most 3 tokens;" in text
     code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1].replace('"me/a"', repr(str(tmp_path / "out")))
     finished = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)

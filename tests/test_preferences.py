@@ -98,7 +98,7 @@ def test_the_courses_preference_file_is_read_as_it_is(course_file: Path, caplog:
     pairs = load_pairs(course_file.with_name("instruction-data-with-preference.json"))
     # In six of its 1,100 rows both answers are the same.
     assert len(pairs) == 1094
-    assert "6 of 1100 pairs are left out, since `chosen` and `rejected` are equal: rows 122, 226" in caplog.text
+    assert "6 of 1100 pairs are left out because `chosen` and `rejected` are equal: rows 122, 226" in caplog.text
     assert pairs[0]["rejected"].endswith('flat out wrong, get it together, the correct spelling is "friend".')
 
 
@@ -303,7 +303,7 @@ def test_a_files_pairs_follow_the_splits_of_the_run(
     found = [pair.split for pair in read_rows(folder.preferences, PreferencePair)]
     assert found.count("train") == sizes["train"] + 19
     assert found.count("validation") == sizes["validation"] + 1
-    assert f"{sizes['test']} pairs with a prompt of the test split are left out" in caplog.text
+    assert f"Left out {sizes['test']} pairs with a prompt of the test split" in caplog.text
 
 
 def test_another_prompt_format_than_the_models_is_refused(
@@ -312,7 +312,7 @@ def test_another_prompt_format_than_the_models_is_refused(
     shutil.copytree(tiny_gpt2, tmp_path / "sft" / "model")
     (tmp_path / "sft" / "prompt.jinja").write_text("{{ instruction }}: ")
     changed = {**experiment, "model": {"name": str(tmp_path / "sft" / "model")}}
-    with pytest.raises(InstructError, match="not those that the model was fine-tuned on"):
+    with pytest.raises(InstructError, match="differs from the one the model was fine-tuned with"):
         run(changed, tmp_path / "run", stages=["data", "train"])
 
 

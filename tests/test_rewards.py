@@ -430,7 +430,7 @@ def test_settings_that_would_be_ignored_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"rewards": {}}, "gives nothing a weight"),
+        ({"rewards": {}}, "has no weight above 0"),
         ({"rewards": {"token_f1": 1, "categories": ["poems"]}}, "`rewards.categories` names `poems`"),
         ({"dpo": {}}, "a run trains once"),
     ],

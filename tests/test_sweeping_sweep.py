@@ -114,7 +114,7 @@ def test_more_values_can_be_added(file: Path, workers: Workers, caplog: pytest.L
     assert workers.trained() == ["learning_rate=0.2", "learning_rate=0.3", "learning_rate=0.1"]
     assert len(sweep.candidates) == 3
     assert sweep.tested == ["learning_rate=0.2", "learning_rate=0.1"]
-    assert "Test scores were computed before, for `learning_rate=0.2`: " in caplog.text
+    assert "Test scores were already computed for `learning_rate=0.2`, " in caplog.text
 
 
 def test_all_can_be_tested(file: Path, workers: Workers) -> None:
@@ -166,7 +166,7 @@ def test_problems_of_all_points_are_listed_and_nothing_is_written(file: Path, mo
         ConfigError, match=r"1 problem in what to sweep:\n  - The model folder `\./huge` does not exist"
     ):
         plan(file, "model.name=./tiny,./huge")
-    with pytest.raises(ConfigError, match=r"`--train.seed` is both fixed and swept"):
+    with pytest.raises(ConfigError, match=r"`--train.seed` is both fixed and varied"):
         plan(file, "train.seed=1,2", overrides={"train.seed": 3})
     assert sorted(file.parent.iterdir()) == before
     # Pydantic reads the text as the number: one experiment runs once.

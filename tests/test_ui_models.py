@@ -45,7 +45,7 @@ def test_sources_are_runs_or_models_each_once_and_called_differently(run: RunFol
     # Asked by its model's folder, a run keeps its prompt format and its untuned model.
     assert find_sources([str(run.path / "model")])[0].run == run
     for nothing in (f"{run.path}x", str(run.path / "untuned"), "demmo"):
-        with pytest.raises(RunError, match="A model is named by its alias"):
+        with pytest.raises(RunError, match="Use a model's alias"):
             find_sources([nothing])
 
 
@@ -119,7 +119,7 @@ def test_the_model_unused_for_longest_makes_room_and_comes_back(
     with pool.acquire("c"):
         pass
     assert [pool.is_loaded(label) for label in "abc"] == [False, True, True]
-    assert f"Dropped {first.model.name} from memory" in caplog.text
+    assert f"Unloaded {first.model.name} to load" in caplog.text
     assert not hasattr(first.model, "model")
     # A conversation from before continues.
     with pool.acquire("a") as model:
@@ -207,10 +207,10 @@ def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path)
         assert votes.open("mine", "mine, untuned") is book
         assert votes.open("other", "mine, untuned").path == other.path / "votes.untuned.jsonl"
         for pair, message in (
-            (("mine", "mine"), "Choose two different ones"),
+            (("mine", "mine"), "Choose two different sets of answers"),
             (("mine", "other"), "All 4 pairs of answers"),
             # The one file would be rewritten by two books.
-            (("mine", "other, untuned"), "keeps those on another pair now"),
+            (("mine", "other, untuned"), "in use for another pair"),
         ):
             with pytest.raises(DataError, match=message):
                 votes.open(*pair)

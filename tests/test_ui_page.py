@@ -181,7 +181,7 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
     assert question == HOSTILE
     assert answer
     assert ann.find("box textarea").input_value() == ""
-    assert ann.notice() == "The answer was cut off at the longest allowed."
+    assert ann.notice() == "The answer was cut off at the maximum length."
     ann.page.screenshot(path=tmp_path / "chat.png")
     assert (tmp_path / "chat.png").stat().st_size > 10_000
 
@@ -312,7 +312,7 @@ def test_explore_in_a_browser(server: Server, browser: Any) -> None:
 
     eve.open_tab("Strategies")
     eve.find("prompt textarea").fill(f"{HOSTILE} I enjoy")
-    eve.page.get_by_text("ask it as an instruction").click()
+    eve.page.get_by_text("treat it as an instruction").click()
     eve.find("strategies-go").click()
     eve.wait_for_text("strategies-table", "top-p")
     assert {"greedy", "beam", "sample", "top-k", "top-p"} <= set(eve.find("strategies-table").inner_text().split())
@@ -351,7 +351,7 @@ def test_runs_and_votes_in_a_browser(server: Server, runs: Path, browser: Any, t
     fay.page.keyboard.press("t")
     fay.page.get_by_text("All 1 done. Thank you!").wait_for()
     assert (runs / "one" / "votes.two.jsonl").read_text().count('"score": 0.5') == 4
-    for second, shown in (("two, untuned", "1 of 4"), ("one", "Choose two different ones")):
+    for second, shown in (("two, untuned", "1 of 4"), ("one", "Choose two different sets of answers")):
         fay.find("vote-second input").click()
         fay.page.get_by_role("listbox").last.get_by_role("option", name=second, exact=True).click()
         fay.page.get_by_text(shown).wait_for()

@@ -1,1 +1,1 @@
-"""Pairs of answers to one prompt, the better one named: what preference training reads."""
+"""Preference pairs and rewards for training."""

@@ -1,4 +1,4 @@
-"""Pairs of answers, one preferred: from files, or the reference against the model's own answer."""
+"""Preference pairs: from files, or the reference and the model's own answer."""
 
 import dataclasses
 import logging
@@ -23,9 +23,9 @@ _SHOWN = 5
 
 
 def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, limit: int | None = None) -> "Dataset":
-    """Return the pairs of a source: an example's columns (its `output` is the chosen answer), `chosen` and `rejected`.
+    """Return the pairs of a source: an example's columns (`output` is the chosen answer), `chosen` and `rejected`.
 
-    Pairs of equal answers are left out, with a warning that counts them.
+    Pairs of equal answers are left out, with a warning.
 
     Args:
         source: What `load_examples` takes, with the columns `chosen` and `rejected`, text or messages, beside
@@ -43,14 +43,14 @@ def read_pairs(source: Any, *, limit: int | None = None) -> list[PreferencePair]
     source = source if isinstance(source, str | Path) or hasattr(source, "column_names") else list(source)
     chosen, rejected = (_load_side(source, side, limit) for side in _SIDES)
     if len(chosen) != len(rejected):
-        raise DataError(f"`chosen` has {len(chosen)} rows and `rejected` {len(rejected)}; a pair has both.")
+        raise DataError(f"`chosen` has {len(chosen)} rows and `rejected` {len(rejected)}; each pair needs both.")
     pairs = [pair_up(one, other.output, origin="file") for one, other in zip(chosen, rejected, strict=True)]
     asked = [(one.describe_task(), one.input) for one in chosen], [(one.describe_task(), one.input) for one in rejected]
     if other := [number for number, (one, two) in enumerate(zip(*asked, strict=True)) if one != two]:
         raise DataError(f"`chosen` and `rejected` answer different prompts in rows {_enumerate(other)}.")
     if equal := [number for number, pair in enumerate(pairs) if pair.chosen == pair.rejected]:
         logger.warning(
-            "%d of %d pairs are left out, since `chosen` and `rejected` are equal: rows %s",
+            "%d of %d pairs are left out because `chosen` and `rejected` are equal: rows %s",
             len(equal),
             len(pairs),
             _enumerate(equal),
@@ -70,13 +70,13 @@ def _load_side(source: Any, side: str, limit: int | None) -> list[Example]:
 
 
 def pair_up(example: Example, rejected: str, *, origin: str) -> PreferencePair:
-    """Return the pair in which an example's output is preferred to another answer."""
+    """Return a pair that prefers an example's output to another answer."""
     values = dataclasses.asdict(example)
     return PreferencePair(**values, chosen=example.output, rejected=rejected, origin=origin)
 
 
 def build_reference_pairs(examples: Sequence[Example], responses: Iterable[Response]) -> list[PreferencePair]:
-    """Return the pairs in which each example's reference is preferred to a model's own answer to it.
+    """Return pairs that prefer each example's reference to a model's own answer.
 
     Answers that are empty, or equal to the reference but for white space around them, make no pair; they are counted in
     the log.

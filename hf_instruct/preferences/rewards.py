@@ -1,4 +1,4 @@
-"""Reward functions, as TRL's trainers call them: reference metrics, the length, and whether the model stopped."""
+"""Reward functions for TRL's trainers: reference metrics, the length, and whether the model stopped."""
 
 import hashlib
 import importlib.util
@@ -12,7 +12,7 @@ from hf_instruct.evaluation.text_metrics import exact_match, rouge_l, token_f1
 
 
 def _length(response: str, reference: str) -> float:
-    """Return the shorter length by the longer one, in characters: 1 where they are equal."""
+    """Return the ratio of the shorter to the longer length, in characters: 1 if they are equal."""
     lengths = sorted((len(response), len(reference)))
     return lengths[0] / max(lengths[1], 1)
 
@@ -45,7 +45,7 @@ def build_rewards(names: Iterable[str], *, ends: Collection[int] = ()) -> list[C
     names = list(names)
     if unknown := [name for name in names if name not in (*_MEASURES, _STOPPED)]:
         raise ConfigError(
-            f"There is no reward `{unknown[0]}`.{did_you_mean(unknown[0], [*_MEASURES, _STOPPED])} They are "
+            f"There is no reward `{unknown[0]}`.{did_you_mean(unknown[0], [*_MEASURES, _STOPPED])} The rewards are "
             f"{quote_names([*_MEASURES, _STOPPED])}."
         )
     if _STOPPED in names and not ends:
@@ -78,7 +78,7 @@ def load_reward(place: str) -> Callable[..., Any]:
     file, _, name = place.rpartition(":")
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
-        raise ConfigError(f"`--reward` is `{place}`; it has to be FILE.py:NAME, and there is no file `{file}`.")
+        raise ConfigError(f"`--reward` is `{place}`; it must be FILE.py:NAME, and there is no file `{file}`.")
     spec: Any = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
     # Registered, as dataclasses and pickle expect of the module of a class.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

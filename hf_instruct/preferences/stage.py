@@ -66,13 +66,13 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
     before = run.read_provenance().reward
     if before != origin and any(run.checkpoints.glob("checkpoint-*")):
         raise RunError(
-            f"`{run.path}` was trained with the reward {before or 'none'}, and now it is {origin or 'none'}; give the "
-            "same (`--reward FILE.py:NAME`), or use another `--run-dir`."
+            f"`{run.path}` was trained with the reward {before or 'none'}, but now it is {origin or 'none'}; use the "
+            "same one (`--reward FILE.py:NAME`), or use another `--run-dir`."
         )
     if not section.weights and not own:
         raise ConfigError(
-            "The section `rewards` gives nothing a weight; name one, such as `exact_match: 1`, or give a function of "
-            "your own (`--reward FILE.py:NAME`)."
+            "The `rewards` section has no weight above 0; set one, such as `exact_match: 1`, or use your own "
+            "function (`--reward FILE.py:NAME`)."
         )
     splits = {name: load_split(run, name) for name in _SPLITS}
     if section.categories:
@@ -109,7 +109,7 @@ def _choose_categories(splits: "Mapping[str, Dataset]", categories: Sequence[str
         kept = [index for index, category in enumerate(rows["category"]) if category in categories]
         if not kept:
             raise ConfigError(
-                f"`rewards.categories` leaves no example in the {name} split; name more, or leave it out."
+                f"`rewards.categories` leaves no example in the {name} split; add categories, or leave it out."
             )
         chosen[name] = rows.select(kept)
     return chosen
@@ -134,10 +134,10 @@ def make_pairs(
         if not any(pair.split == split for pair in pairs):
             raise DataError(
                 f"`{section.source}` gives no pair for the {split} split of this run, so there is nothing to "
-                f"{'learn from' if split == 'train' else 'measure progress on'}. Give more pairs."
+                f"{'learn from' if split == 'train' else 'measure progress on'}. Add more pairs."
             )
     longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs) / len(pairs)
-    logger.info("%s; the chosen answer is the longer one in %.0f %%", pluralize(len(pairs), "pair"), 100 * longer)
+    logger.info("%s; the chosen answer is longer in %.0f %% of them", pluralize(len(pairs), "pair"), 100 * longer)
     write_rows(run.preferences, pairs)
 
 
@@ -198,7 +198,7 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[Prefere
             drawn = "train" if num_new % 20 else "validation"
             pairs.append(pair.model_copy(update={"split": split or drawn}))
     if num_tested:
-        logger.info("%d pairs with a prompt of the test split are left out", num_tested)
+        logger.info("Left out %d pairs with a prompt of the test split", num_tested)
     return pairs
 
 
@@ -212,9 +212,9 @@ def _check_format(model: Path, run: RunFolder, experiment: Experiment) -> None:
     ours = run.load_prompt_format(experiment.data.prompt_format)
     if model.is_dir() and before.is_file() and ours.template and before.read_text(encoding="utf-8") != ours.template:
         raise ConfigError(
-            "The prompts are not those that the model was fine-tuned on:",
+            "The prompt format differs from the one the model was fine-tuned with:",
             [
-                f"`data.prompt_format` is `{ours.name}`, and `{model.parent}` has another template "
-                f"(`{before}`); name that file as the format, or the one its `run.yaml` names"
+                f"`data.prompt_format` is `{ours.name}`, but `{model.parent}` has another template (`{before}`); use "
+                "that file, or the format in its `run.yaml`"
             ],
         )

@@ -1,1 +1,1 @@
-"""The report stage: what a run came to, as a page and as text."""
+"""The report stage: the results of a run, as a page and as text."""

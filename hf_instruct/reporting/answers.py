@@ -1,4 +1,4 @@
-"""The answers before and after fine-tuning, side by side."""
+"""The answers of the untuned and the tuned model, side by side."""
 
 import dataclasses
 import itertools

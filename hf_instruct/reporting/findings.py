@@ -1,4 +1,4 @@
-"""What a reader should know before quoting a run's numbers: computed once, for the page, the terminal and the card.
+"""Findings: what a reader should know before quoting a run's numbers, for the page, the terminal and the card.
 
 A finding names no file, folder or model of the user's own, so that it may be published.
 """
@@ -19,7 +19,7 @@ _MANY_CUT_OFF = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that a run's numbers do not say by themselves.
+    """A finding about the numbers of a run.
 
     Attributes:
         name: Which it is, such as `overfitting`.
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """A part that the run folder lacks, and the command that makes it."""
+    """A missing part of the run folder, and the command that creates it."""
 
     what: str
     command: str
@@ -93,7 +93,7 @@ def _find_disagreement(results: RunResults) -> Iterator[Finding]:
     ]
     text = (
         f"By {metric.label} the tuned model is {words[0]} ({metric.show_difference()}), by the judge's scores "
-        f"{words[1]}: one of the two is wrong about it, so read the answers."
+        f"{words[1]}: one of the two is wrong, so read the answers."
     )
     yield Finding("measures_disagree", text, {"metric": metric.difference.mean, "judge": difference.mean})
 
@@ -102,8 +102,8 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
     if weakness:
         yield Finding(
             "weak_judge",
-            f"{weakness[0].upper()}{weakness[1:]}, so its scores do not tell good answers from bad ones: rely on the "
-            "reference metrics and the answers themselves, and quote scores of a better judge only.",
+            f"{weakness[0].upper()}{weakness[1:]}, so its scores do not distinguish good answers from bad ones: "
+            "rely on the reference metrics and the answers, and only quote scores of a better judge.",
         )
     if scores.constant and scores.mean is not None:
         text = f"The judge gave every answer the same score, {format_points(scores.mean)}, which says nothing."
@@ -112,13 +112,14 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
     if repeats and repeats.spread is not None and repeats.changed is not None:
         yield Finding(
             "judge_spread",
-            f"Each answer was judged {repeats.count} times: the judge's own spread is {format_points(repeats.spread)} "
-            f"points per answer, and {100 * repeats.changed:.0f} % of its verdicts changed.",
+            f"Each answer was judged {repeats.count} times: the judge's scores vary by "
+            f"{format_points(repeats.spread)} points per answer, and {100 * repeats.changed:.0f} % of its verdicts "
+            "changed.",
             {"count": repeats.count, "spread": repeats.spread, "changed": repeats.changed},
         )
     if 0 < scores.n < FEW_ANSWERS:
         answers = pluralize(scores.n, "answer has", "answers have")
-        yield Finding("few_scores", f"Only {answers} a score: the standard error itself is uncertain.", {"n": scores.n})
+        yield Finding("few_scores", f"Only {answers} a score: the standard error is uncertain.", {"n": scores.n})
 
 
 def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
@@ -128,7 +129,7 @@ def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
     bounds = f"; counted as 0 or as 100, they would make the mean {ends}" if ends else ""
     answers = f"{scores.failures} of {scores.total} answers of the {model} model"
     numbers = {"model": model, "failures": scores.failures, "total": scores.total}
-    yield Finding("failures", f"The judge gave no readable verdict on {answers}{bounds}.", numbers)
+    yield Finding("failures", f"The judge gave no usable reply for {answers}{bounds}.", numbers)
 
 
 def _find_leaks(results: RunResults) -> Iterator[Finding]:
@@ -139,7 +140,7 @@ def _find_leaks(results: RunResults) -> Iterator[Finding]:
     if seen:
         text = (
             f"{seen} {of}test examples {'has' if seen == 1 else 'have'} the same instruction and input as a training "
-            "example: the scores flatter the model."
+            "example: the scores are too high."
         )
         yield Finding("leaks", text, {"seen": seen, "total": total})
     if near:

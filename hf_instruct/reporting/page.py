@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing besides itself.
+"""The report as one self-contained HTML page.
 
 Text of models and of data is never trusted: the templates escape everything, no text travels through JavaScript, and a
 content security policy allows only the two scripts written here, by their hashes.

@@ -1,4 +1,4 @@
-"""What a run folder holds, read for every view of it; whatever a stage has not written yet is simply absent."""
+"""Read the results in a run folder; whatever a stage has not written yet is absent."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ _LEAD_METRICS = ("exact_match", "rouge_l")
 
 @dataclasses.dataclass(frozen=True)
 class ModelResults:
-    """The answers of one model, and what was measured of them.
+    """The answers of one model, and their results.
 
     Attributes:
         responses: In the order of the test split.
@@ -83,7 +83,7 @@ class ModelResults:
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """One reference metric, before and after.
+    """A reference metric of the untuned and the tuned model.
 
     Attributes:
         name: As in `metrics.json`.
@@ -128,7 +128,7 @@ class MetricRow:
 
 @dataclasses.dataclass(frozen=True)
 class RunResults:
-    """All that the files of a run say of it.
+    """All results of a run.
 
     Attributes:
         folder: The run folder.
@@ -188,7 +188,8 @@ class RunResults:
             named = " + ".join(filter(None, (named, self.provenance.reward)))
             return f"GRPO on {named}, {method}"
         is_own = self.experiment.preferences.source == "references"
-        return f"DPO on pairs of {'a reference and the own answer' if is_own else 'a preference data set'}, {method}"
+        pairs = "a reference and the model's own answer" if is_own else "a preference dataset"
+        return f"DPO on pairs of {pairs}, {method}"
 
     @property
     def settings(self) -> str:
@@ -213,7 +214,7 @@ class RunResults:
 
     @property
     def judging_differences(self) -> list[str]:
-        """In what the two sides were judged differently; empty where they were judged alike, or one was not judged."""
+        """How the two models were judged differently; empty if judged in the same way, or if one was not judged."""
         if len(self.scores) < 2:
             return []
         one, other = ({**scores.judge.to_dict(), "rubric": scores.rubric} for scores in self.scores)
@@ -233,7 +234,7 @@ class RunResults:
 
     @functools.cached_property
     def difference(self) -> MeanDifference | None:
-        """By how much the tuned model scores higher; None where the two sides were not both judged, and alike."""
+        """The difference in scores; None unless both models were judged in the same way."""
         if len(self.scores) < 2 or self.judging_differences:
             return None
         return measure_difference(self.untuned.score_by_id, self.tuned.score_by_id)
@@ -257,7 +258,7 @@ class RunResults:
 
     @functools.cached_property
     def leading(self) -> Leading:
-        """Which measure every view shows first and sorts by."""
+        """The measure that all views show first and sort by."""
         sides = [
             set(side.values) for side in (self.untuned, self.tuned) if side.responses or side.scores or side.values
         ]
@@ -267,18 +268,18 @@ class RunResults:
 
     @property
     def lead_metrics(self) -> list[MetricRow]:
-        """The metrics that every view shows first; none where the scores lead."""
+        """The metrics that all views show first; none if the scores lead."""
         return [row for row in self.metrics if self.leading.is_metric and row.name in _LEAD_METRICS]
 
     @property
     def evaluations(self) -> list[TrainingRow]:
-        """The rows that say how held-out examples fared, by step."""
+        """The rows with evaluations on held-out examples, by step."""
         rows = {row.step: row for row in self.training_rows if row.measured is not None}
         return [rows[step] for step in sorted(rows)]
 
     @property
     def measure(self) -> str:
-        """What these rows say."""
+        """What these rows measure."""
         return "mean reward" if self.trainer == "GRPO" else "validation loss"
 
 

@@ -1,4 +1,4 @@
-"""What a run came to, as text for a terminal."""
+"""The summary of a run, as text for a terminal."""
 
 import textwrap
 
@@ -41,7 +41,7 @@ def format_summary(run: RunFolder, *, width: int | None = None) -> str:
         else [],
         [
             *(textwrap.fill(f"! {_one_line(f.text)}", width, subsequent_indent="  ") for f in list_findings(results)),
-            *(f"! Missing: {part.what}. Make it with `{part.command}`." for part in list_missing(results)),
+            *(f"! Missing: {part.what}. Create it with `{part.command}`." for part in list_missing(results)),
         ],
         [f"{name:{_LABEL_WIDTH}}{path}" for name, path in paths if path.exists()],
     ]
@@ -49,7 +49,7 @@ def format_summary(run: RunFolder, *, width: int | None = None) -> str:
 
 
 def _list_numbers(results: RunResults, width: int) -> list[str]:
-    """Return a table of the numbers that the run has, before and after, then who judged and how long training took."""
+    """Return a table of the numbers of both models, then the judge and the training time."""
     untuned, tuned = results.untuned, results.tuned
     scores, others = [], []
     if results.scores:

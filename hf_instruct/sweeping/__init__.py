@@ -1,1 +1,1 @@
-"""Many runs of one experiment: what to vary, which to try next, which to choose."""
+"""Sweeps: many runs of one experiment."""

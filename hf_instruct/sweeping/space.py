@@ -1,4 +1,4 @@
-"""What a sweep varies: the settings after `--set`, as points of a grid or of a search, and names for them."""
+"""The search space of a sweep: the settings of `--set`, as points of a grid or of a search."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ _LONGEST_NAME = 100
 # Sections and fields between whose values the validation loss cannot choose, and why.
 _NOT_TO_SWEEP = {
     **dict.fromkeys(
-        ("generate", "judge"), "it takes effect after training, so the validation loss is the same for all"
+        ("generate", "judge"), "it only has an effect after training, so the validation loss is the same for all"
     ),
     "data": "it changes the validation examples, so their losses cannot be compared",
     **dict.fromkeys(
@@ -75,12 +75,12 @@ def parse_axes(texts: Sequence[str], *, searched: bool) -> list[Axis]:
     ['train.learning_rate=1e-05,5e-05', 'lora.r=8..64']
     """
     axes: dict[str, Axis] = {}
-    problems = [] if texts else ["there is no `--set`; give at least one, as in `--set train.learning_rate=1e-5,1e-4`"]
+    problems = [] if texts else ["there is no `--set`; add at least one, as in `--set train.learning_rate=1e-5,1e-4`"]
     for text in texts:
         try:
             axis = _parse_axis(text, searched=searched)
             if axis.name in axes:
-                raise ValueError(f"`--set {axis.name}` is given twice; list all its values in one")
+                raise ValueError(f"`--set {axis.name}` is given twice; list all its values in one `--set`")
             axes[axis.name] = axis
         except ValueError as error:
             problems.append(str(error))
@@ -101,7 +101,7 @@ def _parse_axis(text: str, *, searched: bool) -> Axis:
         is_whole = all(re.fullmatch(r"[-+]?\d+", end) for end in found.groups())
         low, high = ((int if is_whole else float)(end) for end in found.groups())
         if not searched:
-            raise ValueError(f"`--set {text}` is a range, which needs `--trials N`; a grid takes values: {name}=A,B")
+            raise ValueError(f"`--set {text}` is a range, which needs `--trials N`; a grid needs values: {name}=A,B")
         if not low < high < math.inf:
             raise ValueError(f"`--set {text}` is empty; the first end must be below the second")
         return Axis(name, (low, high), is_range=True)

@@ -1,4 +1,4 @@
-"""Many runs of one experiment that differ in a few settings: the best by validation loss, and its score on the test.
+"""Many runs of one experiment with different settings: the best by validation loss, and its test score.
 
 Candidates are trained only. The test split is answered and judged once, for the run that validation chose; a test score
 that chose its own run would be too high.
@@ -134,7 +134,7 @@ def read_sweep(path: Path) -> Sweep | None:
         return Sweep.model_validate({**(read_file(file, dict[str, Any]) or {}), "path": path})
     except ValidationError as error:
         names = quote_names(".".join(map(str, problem["loc"])) for problem in error.errors())
-        raise DataError(f"`{file}` cannot be read as a sweep: see {names}. Name another `--sweep-dir`.") from error
+        raise DataError(f"`{file}` cannot be read as a sweep: see {names}. Use another `--sweep-dir`.") from error
 
 
 def plan_sweep(
@@ -161,8 +161,8 @@ def plan_sweep(
     """
     axes = parse_axes(settings, searched=trials is not None)
     overrides = dict(overrides or {})
-    if twice := [f"`--{axis.name}` is both fixed and swept" for axis in axes if axis.name in overrides]:
-        raise ConfigError("Take one of the two out:", twice)
+    if twice := [f"`--{axis.name}` is both fixed and varied" for axis in axes if axis.name in overrides]:
+        raise ConfigError("Remove one of the two:", twice)
     if trials is not None and find_spec("optuna") is None:
         raise ConfigError(needs_package("`--trials`", "optuna"))
     path = path or default_path(file).with_name(default_path(file).name + "-sweep")
@@ -172,7 +172,10 @@ def plan_sweep(
     training = {name: common.get(name) for name in ("data", "model", "train", "lora")}
     training |= {name: common[name] for name in ("dpo", "preferences") if name in common}
     if "grpo" in common:
-        raise ConfigError("A sweep chooses by the validation loss, and training on rewards (`grpo`) has none.")
+        raise ConfigError(
+            "A sweep chooses by validation loss, and training on rewards (`grpo`) has none. Use `run` and `compare` "
+            "instead."
+        )
     if trials:
         training["search"] = {"settings": [str(axis) for axis in axes], "seed": seed}
     sweep = Sweep(path=path, file=file, overrides=overrides, training=training, axes=axes, trials=trials, seed=seed)
@@ -215,7 +218,7 @@ def run_sweep(sweep: Sweep, *, resume: bool = False, judge_all: bool = False) ->
     _open(sweep, resume=resume)
     check_experiment(sweep.experiment({}), STAGES)
     if any(axis.name == "model.name" for axis in sweep.axes):
-        logger.warning("`model.name` varies: the losses of two models compare only if they have the same tokenizer.")
+        logger.warning("`model.name` varies: losses of models can only be compared if they have the same tokenizer.")
     with RunFolder(sweep.path).locked():
         while candidate := sweep.next_candidate():
             # Before training: a search that is interrupted then continues with this candidate.
@@ -240,17 +243,17 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
     path, known = sweep.path, read_sweep(sweep.path)
     if known is None:
         if is_occupied(path):
-            raise RunError(f"`{path}` exists and is not a sweep folder. Name another `--sweep-dir`.")
+            raise RunError(f"`{path}` exists and is not a sweep folder. Use another `--sweep-dir`.")
         return
     if not resume:
         raise RunError(
-            f"`{path}` already contains a sweep. `--resume` continues it, also with more values; `--sweep-dir` names "
-            "another folder."
+            f"`{path}` already contains a sweep. Use `--resume` to continue it, also with more values, or "
+            "`--sweep-dir` to use another folder."
         )
     if changed := differing_settings(known.training, sweep.training):
         raise RunError(
-            f"`{path}` is a sweep of another experiment: {quote_names(changed)} changed. Give the same settings, for a "
-            "search the same `--set` and `--seed` too, or use another `--sweep-dir`."
+            f"`{path}` is a sweep of another experiment: {quote_names(changed)} changed. Use the same settings (for "
+            "a search also the same `--set` and `--seed`), or use another `--sweep-dir`."
         )
     sweep.candidates = list(({c.name: c for c in sweep.candidates} | {c.name: c for c in known.candidates}).values())
     for candidate in sweep.candidates:
@@ -261,7 +264,7 @@ def _open(sweep: Sweep, *, resume: bool) -> None:
 
 
 def _train(sweep: Sweep, candidate: Candidate) -> None:
-    """Train one candidate and note its losses, or why it failed."""
+    """Train a candidate and record its losses, or why it failed."""
     shown, count = format_point(candidate.settings), sweep.trials or len(sweep.candidates)
     logger.info("Run %d of %d: %s", sweep.candidates.index(candidate) + 1, count, shown)
     folder = sweep.folder(candidate)
@@ -293,7 +296,7 @@ def _rank_finished(sweep: Sweep) -> list[Candidate]:
         )
     if seen := [name for name in sweep.tested if name != sweep.selected]:
         logger.warning(
-            "Test scores were computed before, for %s: a choice made after seeing them is no longer blind.",
+            "Test scores were already computed for %s, so the choice is no longer blind.",
             quote_names(seen),
         )
     return finished

@@ -1,1 +1,1 @@
-"""The local pages: chat with models, see how they pick their words, read runs side by side, and vote."""
+"""The local web pages: chat, next-token exploration, comparison of runs, and votes."""

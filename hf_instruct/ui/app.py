@@ -1,4 +1,4 @@
-"""The page of `hf-instruct ui`: one tab for each thing to do."""
+"""The web page of `hf-instruct ui` and its tabs."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""The chat tab: questions, and answers as they are written; of one model, or of two side by side."""
+"""The chat tab: questions and streamed answers of one model, or of two side by side."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_UPDATES = 0.05
 # A large model on a slow machine may read its prompt for so long before it can stop.
 _SECONDS_TO_STOP = 60.0
 _NOBODY = "no other model"
-_ENDINGS = {"length": "The answer was cut off at the longest allowed.", "user": "Stopped."}
+_ENDINGS = {"length": "The answer was cut off at the maximum length.", "user": "Stopped."}
 # The browser makes the files: the server writes none.
 _DOWNLOAD = """
 (files) => {
@@ -263,7 +263,7 @@ def _build_settings(gradio: Any) -> dict[str, Any]:
     """Add the settings, with those of `ChatSettings` under their own names."""
     wide, narrow = {"step": 0.05, "min_width": 220}, {"min_width": 110}
     with gradio.Row():
-        info = "0: always the likeliest token"
+        info = "0: always the most likely token"
         found = {
             "temperature": gradio.Slider(0, 2, 0, label="temperature", info=info, elem_id="hi-temperature", **wide),
             "top_p": gradio.Slider(0.05, 1, 1, label="top-p", info="1: all tokens", **wide),
@@ -271,12 +271,12 @@ def _build_settings(gradio: Any) -> dict[str, Any]:
         }
     with gradio.Row():
         found["max_new_tokens"] = gradio.Number(
-            256, precision=0, label="longest answer", info="new tokens", elem_id="hi-longest", **narrow
+            256, precision=0, label="maximum length", info="new tokens", elem_id="hi-longest", **narrow
         )
         found["repetition_penalty"] = gradio.Number(1.0, label="repetition penalty", info="1: none", **narrow)
         # Not a number field: Gradio turns an empty one into 0, which is a seed like any other.
-        found["seed"] = gradio.Textbox(label="seed", info="same seed, same draws", max_lines=1, **narrow)
-    found["system"] = gradio.Textbox(label="System text", info="Only for models with a chat template.", max_lines=6)
+        found["seed"] = gradio.Textbox(label="seed", info="same seed, same answer", max_lines=1, **narrow)
+    found["system"] = gradio.Textbox(label="System message", info="Only for models with a chat template.", max_lines=6)
     return found
 
 
@@ -320,7 +320,7 @@ def _save(session: ChatSession | None) -> tuple[str, str]:
         try:
             text, said = format_examples(talk.turns if talk else [])
             files.append((name, text))
-            notices.append(f"{said} into {name}. Each example stands alone, without earlier turns.")
+            notices.append(f"{said} into {name}. The examples do not contain earlier turns.")
         except InstructError as error:
             notices.append(str(error))
     return json.dumps(files), format_notice("\n".join(dict.fromkeys(notices)))

@@ -1,4 +1,4 @@
-"""The explore tab: how a model picks its words, for a text of the user's."""
+"""The explore tab: how a model continues a text."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hf_instruct.generation.exploring import Table
 
 _AS_IT_IS = "continue it"
-_AS_QUESTION = "ask it as an instruction"
+_AS_QUESTION = "treat it as an instruction"
 # In pixels: a narrow screen scrolls to the numbers instead of breaking their words.
 _TEXT_WIDTHS = ["90px", "540px", "80px", "90px", "115px", "120px"]
 # More would keep others waiting for minutes, and nobody reads them.
@@ -109,7 +109,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
 
         settings: dict[str, Any] = {"max_new_tokens": int(length), "seed": int(seed or 0), "end_id": model.end_id}
         texts = compare_strategies(model.model, model.tokenizer, ids, names=names, **settings)
-        return "Repeats: share of four-token sequences that occurred earlier in the text.", fill(
+        return "Repeats: share of 4-grams of tokens that occurred earlier in the text.", fill(
             tabulate_texts(texts), text_second=True
         )
 

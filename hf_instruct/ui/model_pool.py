@@ -1,4 +1,4 @@
-"""What the page is about, and its models: each loaded when it is asked, shared by all, kept while the memory lasts."""
+"""The runs and models of the page; each model is loaded on first use, shared, and kept while memory lasts."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ _LEEWAY = 1.25
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A run, or a model that is of no run.
+    """A run, or a model without a run.
 
     Attributes:
         name: As the user typed it.
@@ -80,7 +80,7 @@ def _find_source(name: str, label: str) -> Source:
             run = RunFolder(Path(name))
         return Source(name, label, run, run.load_experiment())
     except RunError as error:
-        raise RunError(f"{error} A model is named by its alias, its Hub id or its folder.") from error
+        raise RunError(f"{error} Use a model's alias, Hub id or folder.") from error
 
 
 class ModelPool:
@@ -194,7 +194,7 @@ class ModelPool:
             give_back_freed_memory()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            logger.info("Dropped %s from memory, to load %s (%.1f GB).", model.name, label, size / 1e9)
+            logger.info("Unloaded %s to load %s (%.1f GB).", model.name, label, size / 1e9)
 
     def _estimate(self, source: Source) -> float:
         """Return the bytes to expect of a model's weights; where nothing tells, those of the largest there is."""

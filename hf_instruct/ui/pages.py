@@ -1,4 +1,4 @@
-"""What all local pages share: how they are served and styled, and that they fetch nothing from elsewhere.
+"""The common parts of all local pages: serving, style, and a policy that blocks requests to other servers.
 
 Gradio draws the pages. Left to its defaults it would load fonts, ask for its latest version and report its use; here
 the page carries a rule that the browser enforces: nothing but the page's own server is asked for anything.
@@ -77,7 +77,7 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 
 
 def check_gradio(what: str) -> None:
-    """Keep Gradio from calling home, and see that it is there.
+    """Turn off Gradio's telemetry, and check that it is installed.
 
     Args:
         what: What needs it, as the start of a sentence.

@@ -1,4 +1,4 @@
-"""Where people vote: a page of its own for `hf-instruct vote`, and a tab with a choice of what to vote on.
+"""Voting: the page of `hf-instruct vote`, and a tab to choose what to vote on.
 
 The browser gets the texts of one ballot and its number, and nothing else: which set an answer is from, who else votes
 and where the votes go stay on the server. Texts are shown in text boxes, which render neither HTML nor Markdown.
@@ -22,8 +22,8 @@ from hf_instruct.ui.pages import QUICK, format_notice, serve_page
 
 _WELCOME = """\
 ## Which answer is better?
-Two answers to the same instruction, in random order: which one do you prefer? Each vote is saved immediately; stop at
-any time, and continue later under the same name."""
+Two answers to the same instruction, in random order: which one do you prefer? Each vote is saved immediately. You can
+stop at any time and continue later under the same name."""
 _UNDO = "undo"
 
 
@@ -220,7 +220,7 @@ class VoteTab:
             InstructError: There is nothing to vote on, or the file of the votes is in use.
         """
         if first == second:
-            raise DataError("Choose two different ones to compare.")
+            raise DataError("Choose two different sets of answers.")
         with self._lock:
             if (first, second) in self._books:
                 return self._books[first, second]
@@ -229,7 +229,7 @@ class VoteTab:
             if any(book.path.resolve() == out.resolve() for book in self._books.values()):
                 # Two books on one file would undo each other's votes.
                 raise DataError(
-                    f"The votes would go to `{out}`, which keeps those on another pair now. Start the page again for "
+                    f"The votes would be saved to `{out}`, which is in use for another pair. Restart the page for "
                     f"this pair, or use `hf-instruct vote {one} {two} --out FILE`."
                 )
             self._books[first, second] = self._stack.enter_context(votes.open_votes(one, two))
