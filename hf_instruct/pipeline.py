@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_instruct.config import (
-    Experiment,
-    build_experiment,
-    differing_settings,
-    load_experiment,
-    plain_values,
-)
+from hf_instruct.config import Experiment, build_experiment, differing_settings, load_experiment, plain_values
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
 from hf_instruct.library_fields import OWN_TRAINING, SECTIONS
 from hf_instruct.manifests import check_model

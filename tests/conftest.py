@@ -105,6 +105,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama", tiny_models.llama_config(), scale=8)
 
 
+@pytest.fixture(scope="module", params=["tiny_gpt2", "tiny_llama"])
+def tiny(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """Each of these two models with its tokenizer, loaded."""
+    import tiny_models
+
+    return tiny_models.load_copy(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tiny_gpt2: Path) -> tuple[Any, Any]:
+    """The first of them."""
+    import tiny_models
+
+    return tiny_models.load_copy(tiny_gpt2)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny GPT-2 with an even smaller tokenizer."""

@@ -17,16 +17,6 @@ END = tiny_models.END
 PROMPTS = [list(range(300 * n, 300 * n + length)) for n, length in enumerate((5, 1, 40, 12, 3, 27, 8, 19), start=1)]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
-def tiny(request: pytest.FixtureRequest, tiny_gpt2: Path, tiny_llama: Path):
-    return tiny_models.load_copy(tiny_gpt2 if request.param == "gpt2" else tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def gpt2(tiny_gpt2: Path):
-    return tiny_models.load_copy(tiny_gpt2)
-
-
 def complete(tiny, prompts: list[list[int]], **settings) -> list[Completion]:
     return generate_completions(*tiny, prompts, **{"end_id": END, "max_new_tokens": 12, **settings})
 

@@ -25,16 +25,6 @@ TEXT = "I enjoy walking with my cute dog"
 END = tiny_models.END
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
-def tiny(request: pytest.FixtureRequest, tiny_gpt2: Path, tiny_llama: Path):
-    return tiny_models.load_copy(tiny_gpt2 if request.param == "gpt2" else tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def gpt2(tiny_gpt2: Path):
-    return tiny_models.load_copy(tiny_gpt2)
-
-
 def ids_of(tiny) -> list[int]:
     return encode_text(*tiny, TEXT, room=0)
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from hf_instruct.cli.flags import format_help
+from hf_instruct.console import wrap
 
 DESCRIPTION = "Run all stages of an experiment in one run folder."
 EPILOG = """\
@@ -67,12 +68,13 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
 
     if options.fields:
         for name, default, text in describe_fields():
-            print(f"--{name:25} {format_help(default, text)}")
+            print(wrap(f"--{name:25} {format_help(default, text)}"))
         print(
             "\nAll fields of these classes can be set in the same way. Our defaults, if they differ from the library's:"
         )
         for section, owner, defaults in describe_libraries():
-            print(f"--{section}.NAME, of {owner}: {', '.join(f'{name} {value}' for name, value in defaults.items())}")
+            listed = ", ".join(f"{name} {value}" for name, value in defaults.items())
+            print(wrap(f"--{section}.NAME, of {owner}: {listed}"))
         return False
     if options.experiment is None:
         raise ConfigError("Name a YAML file, or a recipe: `hf-instruct recipes` lists them.")
