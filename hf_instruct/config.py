@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, quote_names
 from hf_instruct.library_fields import DEFAULTS, OWN_TRAINING, SECTIONS, check_generate_fields, check_library_fields
+from hf_instruct.schema import SFT, UNTUNED
 from hf_instruct.validation import format_problems
 from hf_instruct.yaml_text import parse_flag_value, read_yaml
 
@@ -226,6 +227,11 @@ class Experiment(_Section):
     def method(self) -> str:
         """How the run trains: `SFT`, `DPO` or `GRPO`."""
         return "DPO" if self.dpo is not None else "GRPO" if self.grpo is not None else "SFT"
+
+    @property
+    def start(self) -> str:
+        """What the model that training begins with is called, in every file and view."""
+        return UNTUNED if self.method == "SFT" else SFT
 
     @property
     def given(self) -> dict[str, Any]:

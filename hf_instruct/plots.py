@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_instruct.console import format_points
 from hf_instruct.records import write_bytes
-from hf_instruct.schema import TrainingRow
+from hf_instruct.schema import MODELS, TrainingRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,7 @@ COLORS = {
     "train": "#d55e00",
     "validation": "#0072b2",
     "untuned": "#8b929b",
+    "SFT": "#56b4e8",
     "tuned": "#0072b3",
 }
 BACKGROUND = "#ffffff"
@@ -82,9 +83,9 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
 
 
 def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | None = None) -> "Figure":
-    """Return the histogram of scores of `untuned`, `tuned` or both, in bins of ten points, the last one 90 to 100."""
+    """Return the histogram of scores by model (`schema.MODELS`), in bins of ten points, the last one 90 to 100."""
     figure, axes = _build_axes(title)
-    if sides := [name for name in ("untuned", "tuned") if scores.get(name)]:
+    if sides := [name for name in MODELS if scores.get(name)]:
         means = [sum(scores[name]) / len(scores[name]) for name in sides]
         axes.hist(
             [list(scores[name]) for name in sides],
@@ -96,7 +97,7 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
         for name, mean in zip(sides, means, strict=True):
             axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=_DASHED)
         # Outside the plot, where it hides no bar.
-        figure.legend(loc="outside upper right", ncols=2, handlelength=1.0, **LEGEND)
+        figure.legend(loc="outside upper right", ncols=3, handlelength=1.0, **LEGEND)
     else:
         axes.text(50, 0.5, "no scores", ha="center", color=COLORS["text"])
     axes.set(xlim=(0, 100), xticks=_SCORE_BINS[::2], xlabel="score", ylabel="answers")

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hf_instruct.console import format_interval, format_signed
 
-# Whose answers: the base model's before training, and those of the model that training made of it.
-UNTUNED, TUNED = "untuned", "tuned"
+# Whose answers: the base model's before training, those of the fine-tuned model that DPO or GRPO began with, and those
+# of the model that training made.
+UNTUNED, SFT, TUNED = "untuned", "SFT", "tuned"
 # In the order of every table and file.
-MODELS = (UNTUNED, TUNED)
+MODELS = (UNTUNED, SFT, TUNED)
 
 # A file made elsewhere may hold a number of any length, which nothing can compute with.
 Count = Annotated[int, Field(ge=0, lt=2**63)]

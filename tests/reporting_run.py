@@ -11,11 +11,11 @@ from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scores import build_scores
 from hf_instruct.evaluation.self_check import check_judgments
 from hf_instruct.records import Example, append_rows, write_json, write_rows
-from hf_instruct.reporting.results import RunResults
+from hf_instruct.reporting.results import ModelResults, RunResults
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
-    MODELS,
     TUNED,
+    UNTUNED,
     BenchmarkResult,
     CheckOutcome,
     Consistency,
@@ -102,7 +102,7 @@ def write_training(run: RunFolder) -> None:
 
 def write_responses(run: RunFolder) -> None:
     """Write both models' answers; the untuned model ends one of four itself, the tuned one all."""
-    for i, model in enumerate(MODELS):
+    for i, model in enumerate((UNTUNED, TUNED)):
         rows = [
             Response(
                 id=id,
@@ -122,7 +122,7 @@ def write_responses(run: RunFolder) -> None:
 
 def write_judgments(run: RunFolder) -> None:
     """Write the judge's verdicts and their summary."""
-    for i, model in enumerate(MODELS):
+    for i, model in enumerate((UNTUNED, TUNED)):
         judgments = [build_judgment(row[0], (row[6], row[8])[i], model) for row in ANSWERS]
         append_rows(run.judgments, judgments)
         categories = {row[0]: row[4] for row in ANSWERS}
@@ -148,12 +148,17 @@ def build_judgment(id: str, score: int | None, model: str = TUNED) -> Judgment:
     )
 
 
+def with_sides(results: RunResults, **sides: ModelResults) -> RunResults:
+    """Return results with what other models answered."""
+    return dataclasses.replace(results, sides={**results.sides, **sides})
+
+
 def add_measurements(results: RunResults) -> RunResults:
     """Return a run's results with all else that may be measured: metrics, a check of the judge, pairs, benchmarks."""
-    untuned, tuned = (
-        dataclasses.replace(side, metrics=measure_responses(side.responses))
-        for side in (results.untuned, results.tuned)
-    )
+    sides = {
+        name: dataclasses.replace(side, metrics=measure_responses(side.responses)) if side.responses else side
+        for name, side in results.sides.items()
+    }
     probes = build_probes([Example(id, *texts) for id, *texts in (row[:4] for row in ANSWERS)])
     worth = {"reference": 100, "doubled": 100, "injection-json": 40}
     judged = check_judgments([build_judgment(row.id, worth.get(str(row.category), 0)) for row in probes])
@@ -178,8 +183,7 @@ def add_measurements(results: RunResults) -> RunResults:
     )
     return dataclasses.replace(
         results,
-        untuned=untuned,
-        tuned=tuned,
+        sides=sides,
         self_check=judged.model_copy(update={"judge": JUDGE.model_copy(update={"model": "phi3"}), "rubric": RUBRIC}),
         pairwise=[pairs],
         benchmarks=[benchmark],

@@ -36,7 +36,7 @@ def model(tiny_gpt2: Path) -> ChatModel:
 @pytest.fixture(scope="module")
 def base(tiny_llama: Path) -> ChatModel:
     loaded, tokenizer = tiny_models.load_copy(tiny_llama)
-    return ChatModel("base", loaded, tokenizer, prompt_format=PromptFormat.from_name("alpaca"))
+    return ChatModel("base", loaded, tokenizer, prompt_format=PromptFormat.from_name("alpaca"), role="untuned")
 
 
 @pytest.fixture

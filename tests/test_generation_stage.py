@@ -42,6 +42,36 @@ def test_both_models_answer_in_the_order_of_the_split(run: RunFolder, tiny_llama
     assert all(row.num_tokens == 4 and row.stopped is False for row in tuned)
 
 
+@pytest.mark.parametrize(
+    ("setting", "number", "reason"),
+    [
+        ({}, 5, "copied all 5 answers"),
+        ({"max_new_tokens": 3}, 5, "`generate.max_new_tokens` is set otherwise here"),
+        ({}, 3, "it has answered 3 of these 5 examples"),
+    ],
+)
+def test_after_preference_training_the_untuned_answers_are_those_of_the_run_before(
+    run: RunFolder,
+    tiny_gpt2: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    setting: dict[str, object],
+    number: int,
+    reason: str,
+) -> None:
+    caplog.set_level("INFO")
+    before = RunFolder(tmp_path / "before")
+    before.save_experiment(experiment(tiny_gpt2))
+    before.model.symlink_to(tiny_gpt2)
+    write_rows(before.responses, [Response(**vars(e), model="untuned", response="?") for e in EXAMPLES[:number]])
+    values = {"model": {"name": str(before.model)}, "dpo": {}, "generate": {"max_new_tokens": 4, **setting}}
+    answer(run, build_experiment(values, where="here", deep=False))
+    is_copied = reason.startswith("copied")
+    assert [row.response for row in run.read_responses("untuned")] == ["?"] * (5 * is_copied)
+    assert len(run.read_responses("SFT")) == len(run.read_responses()) == 5
+    assert reason in caplog.text
+
+
 def test_an_untuned_model_in_a_folder_is_never_a_strangers(
     run: RunFolder, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,7 +251,7 @@ def test_a_run_makes_its_pairs_trains_and_answers(experiment: dict[str, Any], tm
     assert {pair.origin for pair in pairs} == {"references"}
     asked = {example.instruction + example.input for example in folder.read_split("test")}
     assert not asked & {pair.instruction + pair.input for pair in pairs}
-    assert {row.model for row in read_rows(folder.responses, Response)} == {"untuned", "tuned"}
+    assert {row.model for row in read_rows(folder.responses, Response)} == {"SFT", "tuned"}
     assert "dpo" in folder.config.read_text()
     assert not (folder.path / "preferences.partial.jsonl").exists()
 

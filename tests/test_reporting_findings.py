@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from reporting_run import write_run
+from reporting_run import with_sides, write_run
 
 from hf_instruct.evaluation.scores import Leading
 from hf_instruct.reporting import findings as found
@@ -37,12 +37,12 @@ def change_scores(
     results: RunResults, *, side: str = "tuned", judge: dict[str, Any] | None = None, **scores: Any
 ) -> RunResults:
     """Return results with other scores of one side; of `judge` only the given fields are other."""
-    known = getattr(results, side)
+    known = results.sides[side]
     assert known.scores is not None
     if judge:
         scores["judge"] = known.scores.judge.model_copy(update=judge)
     changed = dataclasses.replace(known, scores=known.scores.model_copy(update=scores))
-    return dataclasses.replace(results, **{side: changed})
+    return with_sides(results, **{side: changed})
 
 
 def find(results: RunResults) -> dict[str, Finding]:
@@ -52,7 +52,7 @@ def find(results: RunResults) -> dict[str, Finding]:
 @pytest.fixture
 def judged_well(results: RunResults) -> RunResults:
     """Results of the tuned side alone, of which there is nothing to say."""
-    alone = dataclasses.replace(results, untuned=dataclasses.replace(results.untuned, scores=None))
+    alone = with_sides(results, untuned=dataclasses.replace(results.before, scores=None))
     return change_scores(alone, n=110, total=110, failures=0)
 
 
@@ -67,9 +67,9 @@ def test_a_small_sample_with_a_failure(results: RunResults) -> None:
 
 
 def test_getting_worse(results: RunResults) -> None:
-    worse = dataclasses.replace(results, tuned=results.untuned, untuned=results.tuned)
-    judgments = {id: judgment.model_copy(update={"score": 99}) for id, judgment in worse.untuned.judgments.items()}
-    worse = dataclasses.replace(worse, untuned=dataclasses.replace(worse.untuned, judgments=judgments))
+    worse = with_sides(results, tuned=results.before, untuned=results.tuned)
+    judgments = {id: judgment.model_copy(update={"score": 99}) for id, judgment in worse.before.judgments.items()}
+    worse = with_sides(worse, untuned=dataclasses.replace(worse.before, judgments=judgments))
     assert find(worse)["scores_lower"].numbers["mean"] == -72.75
 
 
@@ -84,7 +84,7 @@ def test_getting_worse(results: RunResults) -> None:
     ],
 )
 def test_measures_that_disagree_are_told(metric: float, judge: float, words: str) -> None:
-    row = MetricRow("rouge_l", None, None, MeanDifference(metric, metric - 0.1, metric + 0.1, 100))
+    row = MetricRow("rouge_l", {}, {"untuned": MeanDifference(metric, metric - 0.1, metric + 0.1, 100)})
     difference = MeanDifference(judge, judge - 1, judge + 1, 100)
     results = SimpleNamespace(metrics=[row], difference=difference, leading=Leading("score", ""))
     assert words in "".join(finding.text for finding in found._find_disagreement(results))
@@ -159,9 +159,8 @@ def test_answers_and_training(judged_well: RunResults) -> None:
         for step, loss in {0: 1.2, 4: 0.7, 8: 0.9}.items()
     ]
     responses = [row.model_copy(update={"stopped": row.id != "a"}) for row in judged_well.tuned.responses]
-    changed = dataclasses.replace(
-        judged_well, training_rows=rows, tuned=dataclasses.replace(judged_well.tuned, responses=responses)
-    )
+    cut = with_sides(judged_well, tuned=dataclasses.replace(judged_well.tuned, responses=responses))
+    changed = dataclasses.replace(cut, training_rows=rows)
     findings = find(changed)
     assert findings["cut_off"].text.startswith("25 % of the tuned model's answers did not finish")
     assert findings["overfitting"].numbers == {"step": 4, "lowest": 0.7, "last": 0.9}
@@ -186,7 +185,7 @@ def test_missing_parts_and_their_commands(tmp_path: Path) -> None:
 
 def test_a_half_done_stage_is_missing_its_rest(results: RunResults) -> None:
     tuned = dataclasses.replace(results.tuned, responses=results.tuned.responses[:3], scores=None)
-    assert [part.what for part in list_missing(dataclasses.replace(results, tuned=tuned))] == [
+    assert [part.what for part in list_missing(with_sides(results, tuned=tuned))] == [
         "1 of the tuned model's answers",
         "the scores of the tuned model's answers (3 of 3 are judged)",
     ]

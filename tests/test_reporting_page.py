@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from reporting_run import add_measurements, write_run
+from reporting_run import add_measurements, with_sides, write_run
 
 from hf_instruct.errors import DataError
 from hf_instruct.reporting.page import PAGE_ROWS, TEMPLATES, render_page, report
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import MeanDifference, Response
+from hf_instruct.schema import MODELS, MeanDifference, Response
 
 HOSTILE = (
     "</script></textarea></style></title></select></table><script>x()</script><img src=x onerror='x()'>\"'>&lt;{{7*7}}"
@@ -158,16 +158,16 @@ def test_tuned_answers_alone_need_no_column_before(whole: RunResults) -> None:
     sections = {
         name: getattr(whole.experiment, name).model_copy(update={"base": False}) for name in ("generate", "judge")
     }
-    untuned = dataclasses.replace(whole.untuned, responses=[], judgments={}, scores=None)
+    untuned = dataclasses.replace(whole.before, responses=[], judgments={}, scores=None)
     experiment = whole.experiment.model_copy(update=sections)
-    page = Page(render_page(dataclasses.replace(whole, untuned=untuned, experiment=experiment)))
+    page = Page(render_page(dataclasses.replace(with_sides(whole, untuned=untuned), experiment=experiment)))
     assert len(page.find("table", **{"class": "answers two"})) == 1
     assert "Untuned" not in page.texts
     assert "Not in this report yet" not in page.text
 
 
 def test_judging_half_done_shows_what_is_judged(whole: RunResults) -> None:
-    page = Page(render_page(dataclasses.replace(whole, tuned=dataclasses.replace(whole.tuned, scores=None))))
+    page = Page(render_page(with_sides(whole, tuned=dataclasses.replace(whole.tuned, scores=None))))
     assert "the scores of the tuned model's answers (4 of 4 are judged)" in page.text
     assert "n=3 of 4" not in page.text
     assert [a.get("data-s") for a in page.find("tr") if "data-i" in a] == ["100", "20", "85", None]
@@ -193,8 +193,9 @@ def poison(value: Any) -> Any:
         # Other kinds of rows are not drawn.
         return value.model_copy(update={name: poison(v) for name, v in value.__dict__.items() if name != "kind"})
     if isinstance(value, dict):
-        # The names that a sample of the training log has are ours.
-        return {n if n in Response.model_fields else poison(n): poison(item) for n, item in value.items()}
+        # The names that a sample of the training log has, and those of the models, are ours.
+        own = {*Response.model_fields, *MODELS}
+        return {n if n in own else poison(n): poison(item) for n, item in value.items()}
     if isinstance(value, list):
         return [poison(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type | RunFolder | MeanDifference):
@@ -233,9 +234,9 @@ def answer_with(results: RunResults, responses: list[Response]) -> str:
     """Return the page of a run of which the tuned model gave these answers, unjudged."""
     untuned, tuned = (
         dataclasses.replace(side, judgments={}, scores=None, responses=rows)
-        for side, rows in ((results.untuned, []), (results.tuned, responses))
+        for side, rows in ((results.before, []), (results.tuned, responses))
     )
-    return render_page(dataclasses.replace(results, untuned=untuned, tuned=tuned))
+    return render_page(with_sides(results, untuned=untuned, tuned=tuned))
 
 
 def test_texts_keep_their_shape_and_their_odd_characters(whole: RunResults) -> None:

@@ -1,12 +1,16 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
-from reporting_run import build_judgment, write_run
+from reporting_run import build_judgment, with_sides, write_run
 
+from hf_instruct.config import build_experiment
 from hf_instruct.errors import DataError
 from hf_instruct.records import append_rows
 from hf_instruct.reporting.answers import pair_answers, pick_highlights, sort_worst_first
+from hf_instruct.reporting.findings import list_findings
+from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Metrics, MetricValue
@@ -23,8 +27,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
 
 def add_metrics(results: RunResults, **sides: Metrics) -> RunResults:
     """Return results with other reference metrics of `untuned`, `tuned` or both."""
-    changed = {name: dataclasses.replace(getattr(results, name), metrics=metrics) for name, metrics in sides.items()}
-    return dataclasses.replace(results, **changed)
+    changed = {name: dataclasses.replace(results.sides[name], metrics=metrics) for name, metrics in sides.items()}
+    return with_sides(results, **changed)
 
 
 def build_metrics(values: dict[str, float], **means: float) -> Metrics:
@@ -41,7 +45,7 @@ def test_a_whole_run(results: RunResults) -> None:
     assert results.method == "full fine-tuning"
     assert [row.validation_loss for row in results.evaluations] == [1.193, 0.8, 0.722]
     assert results.tuned.score_by_id == {"a": 85, "b": 100, "c": 20}
-    assert (results.untuned.stop_rate, results.tuned.stop_rate) == (0.25, 1.0)
+    assert (results.before.stop_rate, results.tuned.stop_rate) == (0.25, 1.0)
     assert results.judges == ["llama3@365c0bd (ollama), rubric course@7777777"]
     assert results.difference is not None
     assert (results.difference.mean, results.difference.n) == (35.0, 3)
@@ -51,7 +55,7 @@ def test_an_empty_run(tmp_path: Path) -> None:
     results = read(write_run(tmp_path / "demo", stages=(), lora={"r": 8}))
     assert results.method == "LoRA (r 8, alpha 256)"
     assert (results.evaluations, results.scores, results.metrics, results.judges) == ([], [], [], [])
-    assert results.untuned == results.tuned
+    assert results.before == results.tuned
     assert results.tuned.stop_rate is None
     assert results.difference is None
 
@@ -76,7 +80,7 @@ def test_metrics_stand_side_by_side_with_their_paired_difference(results: RunRes
         untuned=build_metrics({"a": 0.25, "b": 0.25, "c": 0.5}, exact_match=0.04, perplexity=12.5),
         tuned=build_metrics({"a": 0.5, "b": 0.5, "c": 0.75}, exact_match=0.171, perplexity=6.0, mine=1.5),
     )
-    rows = {row.label: (row.show(row.untuned), row.show(row.tuned), row.show_difference()) for row in changed.metrics}
+    rows = {row.label: (row.show(row.before), row.show(row.tuned), row.show_difference()) for row in changed.metrics}
     assert rows == {
         "exact match": ("4 %", "17 %", ""),
         "ROUGE-L": ("0.33", "0.58", "+0.25 (+0.25 to +0.25)"),
@@ -103,7 +107,7 @@ def test_rows_pair_the_answers(results: RunResults) -> None:
 
 
 def test_rows_of_one_side_only(results: RunResults) -> None:
-    rows = pair_answers(dataclasses.replace(results, tuned=dataclasses.replace(results.tuned, responses=[])))
+    rows = pair_answers(with_sides(results, tuned=dataclasses.replace(results.tuned, responses=[])))
     assert [(row.example.id, row.tuned, row.value) for row in rows] == [
         ("a", None, 10),
         ("b", None, 0),
@@ -116,3 +120,39 @@ def test_highlights_without_scores_are_changed_answers(tmp_path: Path) -> None:
     best, worst = pick_highlights(pair_answers(read(write_run(tmp_path / "demo", stages=("generate",)))), num_gains=2)
     assert [row.example.id for row in best] == ["a", "b"]
     assert worst is None
+
+
+@pytest.fixture
+def preferred(results: RunResults) -> RunResults:
+    """A run of DPO, whose start is a fine-tuned model: what was answered, with the length of each model's answers."""
+    experiment = build_experiment({"dpo": {}}, where="test", deep=False)
+    before = results.before
+    whole = dataclasses.replace(with_sides(results, SFT=before), experiment=experiment)
+    return add_metrics(
+        whole,
+        untuned=build_metrics({"a": 0.1, "b": 0.1, "c": 0.1}, length_ratio=2.0),
+        SFT=build_metrics({"a": 0.25, "b": 0.25, "c": 0.5}, length_ratio=0.9),
+        tuned=build_metrics({"a": 0.5, "b": 0.5, "c": 0.75}, length_ratio=1.2),
+    )
+
+
+def test_three_models_stand_side_by_side_after_preference_training(preferred: RunResults) -> None:
+    assert (preferred.start, preferred.others) == ("SFT", ["untuned", "SFT"])
+    assert list(preferred.differences) == ["untuned", "SFT"]
+    row = next(row for row in preferred.metrics if row.name == "rouge_l")
+    assert [row.show_difference(name).split()[0] for name in ("SFT", "untuned")] == ["+0.25", "+0.48"]
+    assert preferred.lengths == "length of the answers 0.90 -> 1.20 of their references'"
+    assert next(f for f in list_findings(preferred) if f.name == "longer_answers").numbers["tuned"] == 1.2
+    page = render_page(preferred)
+    heads = ["Untuned", "SFT", "Tuned", "Tuned - SFT, paired", "Tuned - untuned, paired"]
+    metrics = page[page.index('id="metrics"') :]
+    assert re.findall(r'class="num">([^<]+)</th>', metrics)[: len(heads)] == heads
+    assert page.count('<td class="untuned">') == page.count('<td class="SFT">') == len(pair_answers(preferred))
+
+
+def test_a_run_that_only_fine_tunes_says_nothing_of_length(results: RunResults) -> None:
+    longer = add_metrics(
+        results, **{name: build_metrics({"a": 1}, length_ratio=n) for name, n in (("untuned", 1), ("tuned", 2))}
+    )
+    assert longer.lengths == ""
+    assert "longer_answers" not in {finding.name for finding in list_findings(longer)}

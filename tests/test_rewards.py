@@ -355,7 +355,7 @@ def experiment(tiny_gpt2: Path, sample_file: Path) -> dict[str, Any]:
 
 def test_a_run_trains_answers_and_says_what_was_rewarded(experiment: dict[str, Any], tmp_path: Path) -> None:
     folder = run(experiment, tmp_path / "run", stages=["data", "train", "generate"])
-    assert {row.model for row in read_rows(folder.responses, Response)} == {"untuned", "tuned"}
+    assert {row.model for row in read_rows(folder.responses, Response)} == {"SFT", "tuned"}
     assert list(read_log(folder.path, "evaluation")[0].rewards) == ["token_f1", "stopped"]
     assert "GRPO on 1 token_f1 + 0.5 stopped" in read_results(folder, folder.load_experiment()).method
     with pytest.raises(RunError, match=r"`rewards.length`"):

@@ -72,14 +72,15 @@ def _benchmark(options: argparse.Namespace) -> None:
     if options.json:
         print(format_json({kind: [row.to_dict() for row in rows] for kind, rows in found.items()}))
     else:
-        _print_table(found["tuned"], found.get("untuned", []))
+        tuned = found.pop("tuned")
+        _print_table(tuned, *next(iter(found.items()), ("", [])))
 
 
-def _print_table(results: "Sequence[BenchmarkResult]", base: "Sequence[BenchmarkResult]") -> None:
-    """Print the requested tasks; members of groups are only in the file."""
+def _print_table(results: "Sequence[BenchmarkResult]", start: str, base: "Sequence[BenchmarkResult]") -> None:
+    """Print the requested tasks beside the start model's results; members of groups are only in the file."""
     rows = [row for row in results if row.shown]
     values = {(row.task, row.metric, row.filter): _format_value(row) for row in base}
-    last = ["untuned", "tuned", "difference, 95 %"] if base else ["value ± error"]
+    last = [start, "tuned", "difference, 95 %"] if base else ["value ± error"]
     table = [["task", "metric", "n", "few-shot", *last]]
     for row in rows:
         name = row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"

@@ -143,7 +143,7 @@ class TerminalChat:
             ]
             if self.conversation.notice:
                 logger.info("%s", self.conversation.notice)
-            self._show([talk.model.name for talk in talks], streams)
+            self._show([f"{talk.model.role} ({talk.model.name})" for talk in talks], streams)
         for talk in talks:
             _note_ending(talk, who=f"{talk.model.name}: " if len(talks) > 1 else "")
         return [talk.turns[-1] for talk in talks]
@@ -158,8 +158,7 @@ class TerminalChat:
             self._require_base()
         self._compares = on
 
-    def _show(self, names: list[str], streams: list[Iterator[str]]) -> None:
-        labels = [f"{which} ({name})" for which, name in zip(("untuned", "tuned"), names, strict=False)]
+    def _show(self, labels: list[str], streams: list[Iterator[str]]) -> None:
         is_wide = self._is_terminal and shutil.get_terminal_size().columns >= _LEAST_COLUMNS
         if len(streams) > 1 and is_wide and sys.stdout.isatty():
             from rich.console import Console

@@ -201,12 +201,12 @@ def _check(options: argparse.Namespace) -> None:
 def _metrics(options: argparse.Namespace) -> None:
     from hf_instruct.evaluation.metrics import format_table, measure_responses
     from hf_instruct.evaluation.responses import choose_folder, load_responses
-    from hf_instruct.schema import TUNED, UNTUNED
+    from hf_instruct.schema import MODELS, TUNED
 
     run = _open_run(options)
     folder = run or choose_folder(options.source, options.out)
     # All are read before any is written.
-    sets = {UNTUNED: run.read_responses(UNTUNED)} if run else {}
+    sets = {model: run.read_responses(model) for model in MODELS} if run else {}
     sets[TUNED] = load_responses(options.source)
     measured = {model: measure_responses(rows) for model, rows in sets.items() if rows}
     with run.locked() if run else contextlib.nullcontext():

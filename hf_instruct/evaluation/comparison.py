@@ -290,6 +290,9 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
     versions = dict.fromkeys(str(run.judge.server_version) for run in runs if run.judge)
     if len(versions) > 1:
         notes.append(f"The judges' servers have different versions: {', '.join(versions)}.")
+    if all(run.length is not None for run in runs):
+        lengths = ", ".join(f"`{run.name}` {run.length:.2f}" for run in runs)
+        notes.append(f"Lengths of the answers, as multiples of their references': {lengths}.")
     if len({run.repeats for run in runs}) > 1:
         times = ", ".join(f"`{run.name}` {run.repeats}" for run in runs)
         notes.append(f"The runs were judged a different number of times ({times}).")

@@ -18,7 +18,7 @@ from hf_instruct.evaluation.harness_tasks import first_line, load_tasks, quiet
 from hf_instruct.evaluation.intervals import measure_difference
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import TUNED, UNTUNED, BenchmarkResult
+from hf_instruct.schema import TUNED, BenchmarkResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +76,8 @@ def benchmark_run(
         raise ConfigError(f"`--base` needs a run folder, and `{name}` is not one.")
     names = {TUNED: name}
     if base:
-        names[UNTUNED] = run.find_base(run.load_experiment().model.name)
+        experiment = run.load_experiment()
+        names[experiment.start] = run.find_base(experiment.model.name)
     # A damaged file comes to light before hours of work.
     kept = (read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}) if is_run else {}
     loaded = load_tasks(tasks, options.include)
@@ -98,8 +99,8 @@ def benchmark_run(
             if is_run:
                 write_json(run.benchmarks, kept)
     if base:
-        found[TUNED] = compare_benchmarks(found[TUNED], found[UNTUNED])
-        kept[TUNED] = compare_benchmarks(kept[TUNED], found[UNTUNED])
+        found[TUNED] = compare_benchmarks(found[TUNED], found[experiment.start])
+        kept[TUNED] = compare_benchmarks(kept[TUNED], found[experiment.start])
         write_json(run.benchmarks, kept)
     return found
 

@@ -38,6 +38,7 @@ class ScoredRun:
     self_check: CheckOutcome | None = None  # what a check of the judge found; None where there was none
     references: tuple[int, str] = (0, "")  # how many answers equal theirs; what the judge gave to references, in words
     validation_loss: float | None = None  # of the model that answered, in nats per token; None where not known
+    length: float | None = None  # characters of all answers by those of the references; None where not known
 
     @property
     def known(self) -> "pandas.Series[float]":
@@ -106,7 +107,8 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: 
         rows = rows.assign(score=pandas.concat(columns, axis=1).mean(axis=1))
     examples = {row.id: build_example_id(row.instruction, row.input, row.output) for row in responses}
     categories = {row.id: row.category for row in responses if row.category}
-    metrics = pandas.DataFrame.from_dict(folder.read_metrics(model).examples, orient="index", dtype=float)
+    measured = folder.read_metrics(model)
+    metrics = pandas.DataFrame.from_dict(measured.examples, orient="index", dtype=float)
     return dataclasses.replace(
         run,
         rows=rows.assign(example=rows.index.map(examples), category=rows.index.map(categories)),
@@ -116,6 +118,7 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: 
         self_check=scores.self_check if scores else None,
         references=(scores.equal_n, describe_references(scores)) if scores else run.references,
         validation_loss=_find_validation_loss(folder, model),
+        length=measured.metrics["length_ratio"].mean if "length_ratio" in measured.metrics else None,
     )
 
 
@@ -124,6 +127,8 @@ def _find_validation_loss(folder: RunFolder, model: str) -> float | None:
     if not folder.training_log.is_file():
         return None
     rows = [row for row in read_rows(folder.training_log, TrainingRow) if row.validation_loss is not None]
+    # DPO's is in nats per pair.
+    rows = [row for row in rows if row.reward_margin is None]
     found = [row.validation_loss for row in rows if model == TUNED or row.step == 0]
     return found[-1] if found else None
 

@@ -21,18 +21,18 @@ from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
 from hf_instruct.evaluation.self_check import check_briefly
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import TUNED, UNTUNED, Response
+from hf_instruct.schema import MODELS, TUNED, Response
 from hf_instruct.servers import run_sync
 
 
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
-    """Judge the responses of the tuned model, and of the untuned one where there are any and the experiment asks.
+    """Judge the responses of the tuned model, and of the others where there are any and the experiment asks.
 
-    What needs no judge, the reference metrics, is written first, for both and whether or not a judge can be reached.
+    What needs no judge, the reference metrics, is written first, for all and whether or not a judge can be reached.
     Judgments that are in the run already and would come out the same are not made again.
 
     Returns:
-        The judgments by model, the untuned one's first.
+        The judgments by model, in the order of `schema.MODELS`.
 
     Raises:
         DataError: There are no responses.
@@ -43,14 +43,13 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
         url = experiment.judge.base_url
         words = ["hf-instruct", "judge", str(run.path), *(["--base-url", redact(url)] if url else [])]
         options = JudgeOptions(go_on=f"Continue with `{shlex.join(words)}`.")
-    sets = {UNTUNED: run.read_responses(UNTUNED), TUNED: load_responses(run.path)}
+    sets = {model: run.read_responses(model) for model in MODELS} | {TUNED: load_responses(run.path)}
     load_rubric(experiment.judge.rubric)
     for model, responses in sets.items():
         if responses:
             run.write_metrics(model, measure_responses(responses))
-    if not experiment.judge.base or not sets[UNTUNED]:
-        del sets[UNTUNED]
-    return judge_sets(sets, run, experiment.judge, options=options)
+    judged = {model: rows for model, rows in sets.items() if rows and (experiment.judge.base or model == TUNED)}
+    return judge_sets(judged, run, experiment.judge, options=options)
 
 
 def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hf_instruct.models import context_length, load_model, move_to_best_device
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import TUNED, UNTUNED
+from hf_instruct.schema import TUNED
 from hf_instruct.validation import format_problems
 
 if TYPE_CHECKING:
@@ -83,17 +83,24 @@ class ChatModel:
         has_turns: Whether prompts contain earlier turns.
         context: Maximum number of tokens of prompt and answer; None if unknown.
         end_id: The token that ends an answer.
+        role: Which model of a run it is, one of `schema.MODELS`; `tuned` for a model of no run.
     """
 
     def __init__(
-        self, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, prompt_format: PromptFormat
+        self,
+        name: str,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        prompt_format: PromptFormat,
+        role: str = TUNED,
     ) -> None:
         """Take a model that is loaded.
 
         Raises:
             ConfigError: The prompt format is `chat` and the tokenizer has no chat template.
         """
-        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.name, self.model, self.tokenizer, self.role = name, model, tokenizer, role
         self.prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
         self.context = context_length(model)
         self.end_id = self.prompt_format.end_token_id(tokenizer)
@@ -142,9 +149,10 @@ class ChatModel:
                 f"`{run.path}` was trained with the prompt format `{trained_on.name}`, so it cannot use "
                 f"`{prompt_format}`. Leave out `--prompt-format`."
             )
-        model, tokenizer = load_model_of_run(run, experiment, UNTUNED if base else TUNED, dtype=dtype)
+        role = experiment.start if base else TUNED
+        model, tokenizer = load_model_of_run(run, experiment, role, dtype=dtype)
         name = experiment.model.name if base else str(run.path)
-        return cls(name, model, tokenizer, prompt_format=trained_on)
+        return cls(name, model, tokenizer, prompt_format=trained_on, role=role)
 
     def encode(self, question: str, *, history: Sequence[tuple[str, str]] = (), system: str = "") -> list[int]:
         """Return the token ids of a question's prompt, as `PromptFormat.encode_turns`."""

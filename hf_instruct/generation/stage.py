@@ -1,4 +1,4 @@
-"""The answer stage: the untuned and the tuned model answer the test split.
+"""The answer stage: the model that training started from and the tuned model answer the test split.
 
 Launched on several processes, each writes the answers to its share of the examples to its own file beside
 `responses.jsonl`, and the first merges them. After an interruption the next start merges what it finds.
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.config import Experiment, GenerateSection
-from hf_instruct.errors import ConfigError
+from hf_instruct.config import Experiment, GenerateSection, differing_settings, plain_values
+from hf_instruct.errors import ConfigError, quote_names
 from hf_instruct.generation.answers import answer_examples, check_lengths
 from hf_instruct.generation.endpoint import answer_at_endpoint, build_prompts, check_endpoint
 from hf_instruct.library_fields import check_generate_fields
@@ -35,7 +35,10 @@ _OWN_FIELDS = set(GenerateSection.model_fields) - {"do_sample"}
 
 
 def answer(run: RunFolder, experiment: Experiment) -> None:
-    """Answer the test split with the tuned model, and before with the untuned one where the experiment asks.
+    """Answer the test split with the tuned model, and before with the one it was tuned from where the experiment asks.
+
+    After DPO and GRPO the untuned model's answers are those in the run that fine-tuned the start model, where it has
+    them to the same examples in the same way.
 
     Rows are appended to `responses.jsonl` as batches finish; an interrupted stage continues with the examples that have
     no row of the model yet. Processes launched together all call this, and it returns in all when the file is whole.
@@ -47,15 +50,40 @@ def answer(run: RunFolder, experiment: Experiment) -> None:
     run.refuse_older()
     examples = run.read_split("test")
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
-    for model in MODELS if experiment.generate.base else (TUNED,):
+    if experiment.generate.base:
+        on_main_process(lambda: _copy_untuned(run, examples[: experiment.generate.limit], experiment))
+    for model in (experiment.start, TUNED) if experiment.generate.base else (TUNED,):
         _answer_with(model, run, examples, experiment, prompt_format)
+
+
+def _copy_untuned(run: RunFolder, examples: list[Example], experiment: Experiment) -> None:
+    """Copy the untuned model's answers from the run that fine-tuned the model that DPO or GRPO began with."""
+    before = RunFolder(Path(run.find_base(experiment.model.name)).parent)
+    known = {row.id for row in recover_rows(run.responses, Response) if row.model == UNTUNED}
+    if experiment.start == UNTUNED or known or not before.config.is_file():
+        return
+    # Other settings say how many and how fast, or are of another model's server.
+    names = {"limit", "concurrency", "batch_size", "base", "endpoint", "model"}
+    given = [plain_values(one)["generate"] for one in (experiment, before.load_experiment())]
+    ours, theirs = ({"generate": {name: one[name] for name in one if name not in names}} for one in given)
+    answers = {(row.id, row.input, row.output): row for row in before.read_responses(UNTUNED)}
+    rows = [row for one in examples if (row := answers.get((one.id, one.input, one.output)))]
+    if differing := differing_settings(ours, theirs):
+        reason = f"{quote_names(differing)} is set otherwise here"
+    elif len(rows) < len(examples):
+        reason = f"it has answered {len(rows)} of these {len(examples)} examples"
+    else:
+        logger.info("Answering, untuned: copied all %d answers from %s", len(rows), before.path)
+        append_rows(run.responses, rows)
+        return
+    logger.info("The report leaves out the untuned model, whose answers are in %s: %s.", before.path, reason)
 
 
 def _answer_with(
     which: str, run: RunFolder, examples: list[Example], experiment: Experiment, prompt_format: PromptFormat
 ) -> None:
     """Answer those of the examples that have no row of a model yet; the processes share them."""
-    description = f"Answering, {which}" + (f" ({experiment.model.name})" if which == UNTUNED else "")
+    description = f"Answering, {which}" + (f" ({experiment.model.name})" if which != TUNED else "")
     rank, num_processes = process_rank(), count_processes()
     on_main_process(lambda: _merge(run, examples))
     finished = {row.id for row in recover_rows(run.responses, Response) if row.model == which}
@@ -116,19 +144,19 @@ def _answer_share(
 def load_model_of_run(
     run: RunFolder, experiment: Experiment, which: str, *, dtype: str | None = None
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Return a run's tuned or untuned model and its tokenizer, on the fastest device there is.
+    """Return a run's tuned model, or the one that it was tuned from, and its tokenizer, on the fastest device there is.
 
     Args:
         run: The run.
         experiment: What it is of.
-        which: One of `schema.MODELS`.
+        which: `schema.TUNED`, or any other of `schema.MODELS` for the one that training began with.
         dtype: By default `generate.dtype`.
 
     Raises:
         RunError: The run has no tuned model yet, or its model is damaged.
         ModelLoadError: The model cannot be loaded.
     """
-    base, is_base = experiment.model, which == UNTUNED
+    base, is_base = experiment.model, which != TUNED
     if not is_base:
         # Or the path of a folder that is not there would be taken for an id on the Hub.
         run.check_trained()

@@ -201,14 +201,14 @@ def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
 
 
 def _list_scores(results: RunResults) -> Iterator[tuple[str, str, str]]:
-    untuned, tuned = results.comparable_scores, results.tuned.scores
+    before, tuned = results.comparable_scores, results.tuned.scores
     says_little = " (says little: see Limits)" if results.leading.reason else ""
-    score = [(f"mean score, 0 to 100{says_little}", _show_score(untuned), _show_score(tuned))] if tuned else []
+    score = [(f"mean score, 0 to 100{says_little}", _show_score(before), _show_score(tuned))] if tuned else []
     if not results.leading.reason:
         yield from score
     for row in results.metrics:
         if row.tuned:
-            yield escape(row.label), _show_metric(row, row.untuned), _show_metric(row, row.tuned)
+            yield escape(row.label), _show_metric(row, row.before), _show_metric(row, row.tuned)
     # The scores of a weak judge come last.
     if results.leading.reason:
         yield from score

@@ -1,11 +1,11 @@
-"""The answers of the untuned and the tuned model, side by side."""
+"""The answers of the models, side by side."""
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hf_instruct.reporting.results import RunResults
-from hf_instruct.schema import Response
+from hf_instruct.schema import TUNED, Response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,39 +15,43 @@ class AnswerRow:
     Attributes:
         number: Its position in the test split, from 1.
         example: Any answer to it, for the example's own fields.
-        untuned: The untuned model's answer; None when it gave none.
-        tuned: The tuned model's answer; None when it gave none.
-        value: What the row is sorted by: the leading measure of the tuned answer, or of the untuned one where it stands
+        answers: The answer of each model that gave one, in the order of `schema.MODELS`.
+        value: What the row is sorted by: the leading measure of the tuned answer, or of the one before where it stands
             alone; None where it has none.
-        gain: That of the tuned answer minus that of the untuned answer; None unless both have one.
+        gain: That of the tuned answer minus that of the model that training began with; None unless both have one.
         kinds: The values of the page's `Show` filter that the row answers to.
     """
 
     number: int
     example: Response
-    untuned: Response | None
-    tuned: Response | None
+    answers: Mapping[str, Response]
     value: float | None
     gain: float | None
     kinds: list[str]
 
+    @property
+    def tuned(self) -> Response | None:
+        """The tuned model's answer; None when it gave none."""
+        return self.answers.get(TUNED)
+
 
 def pair_answers(results: RunResults) -> list[AnswerRow]:
     """Return a row for each answered example, in the order of the responses."""
-    untuned, tuned = ({row.id: row for row in side.responses} for side in (results.untuned, results.tuned))
-    before, after = (side.list_values(results.leading.name) for side in (results.untuned, results.tuned))
-    failed = {
-        id for side in (results.untuned, results.tuned) for id, row in side.judgments.items() if row.score is None
-    }
+    sides = {model: {row.id: row for row in side.responses} for model, side in results.sides.items()}
+    before, after = (side.list_values(results.leading.name) for side in (results.before, results.tuned))
+    failed = {id for side in results.sides.values() for id, row in side.judgments.items() if row.score is None}
+    tuned = sides[TUNED]
+    others = {id: row for model in results.others for id, row in sides[model].items()}
     rows = []
-    # A row that only the untuned model has answered comes last: the tuned model was interrupted.
-    for number, (id, example) in enumerate({**tuned, **untuned, **tuned}.items(), start=1):
+    # A row that the tuned model has not answered comes last: it was interrupted.
+    for number, (id, example) in enumerate({**tuned, **others, **tuned}.items(), start=1):
+        answers = {model: found[id] for model, found in sides.items() if id in found}
         value = after.get(id) if id in tuned else before.get(id)
         gain = after[id] - before[id] if id in after and id in before else None
         kinds = [] if gain is None else ["up" if gain > 0 else "down" if gain < 0 else "same"]
         kinds += ["failed"] if id in failed else []
         kinds += ["cut"] if id in tuned and tuned[id].stopped is False else []
-        rows.append(AnswerRow(number, example, untuned.get(id), tuned.get(id), value, gain, kinds))
+        rows.append(AnswerRow(number, example, answers, value, gain, kinds))
     return rows
 
 
@@ -77,9 +81,9 @@ def pick_highlights(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[l
     """
     with_value = [row for row in rows if row.value is not None]
     if not with_value:
-        changed = [
-            row for row in rows if row.tuned and (row.untuned is None or row.untuned.response != row.tuned.response)
-        ]
+        # A tuned answer is the last; one that stands alone counts.
+        texts = [(row, [answer.response for answer in row.answers.values()][-2:]) for row in rows if row.tuned]
+        changed = [row for row, last in texts if len(last) == 1 or last[0] != last[1]]
         return changed[:num_gains], None
     best = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))[:num_gains]
     return best, next((row for row in sort_worst_first(with_value) if row not in best), None)

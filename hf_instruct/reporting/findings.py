@@ -11,10 +11,11 @@ from typing import Any
 from hf_instruct.console import format_points, pluralize
 from hf_instruct.evaluation.scores import FEW_ANSWERS, format_bounds
 from hf_instruct.reporting.results import RunResults
-from hf_instruct.schema import Scores
+from hf_instruct.schema import MODELS, TUNED, Scores
 
 _OVERFIT_RISE = 1.02
 _MANY_CUT_OFF = 0.1
+_MUCH_LONGER = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Missing:
 
 def list_findings(results: RunResults) -> list[Finding]:
     """Return what a reader should know before quoting the numbers, most important first."""
-    scores = results.tuned.scores or results.untuned.scores
+    scores = results.tuned.scores or results.before.scores
     return [
         *_find_difference(results),
         *_find_disagreement(results),
         *(_find_judge(scores, results.leading.reason) if scores else ()),
-        *_find_failures("tuned", results.tuned.scores),
-        *_find_failures("untuned", results.untuned.scores),
+        *(found for name in reversed(MODELS) for found in _find_failures(name, results.sides[name].scores)),
+        *_find_length(results),
         *_find_leaks(results),
         *_find_cut_off(results),
         *_find_overfitting(results),
@@ -60,19 +61,19 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
     if differing := results.judging_differences:
         yield Finding(
             "judged_differently",
-            f"The two models were judged differently ({', '.join(differing)}): their scores cannot be compared.",
+            f"The models were judged differently ({', '.join(differing)}): their scores cannot be compared.",
             {"fields": differing},
         )
     if difference is None or results.leading.reason or (difference.is_shown and difference.mean > 0):
         return
     numbers = dataclasses.asdict(difference)
     if difference.is_shown:
-        text = f"The tuned model scores lower than the untuned model: {difference} (n={difference.n})."
+        text = f"The tuned model scores lower than the {results.start} model: {difference} (n={difference.n})."
         yield Finding("scores_lower", text, numbers)
     else:
         text = (
-            f"The scores show no difference: tuned - untuned is {difference}, over the {difference.n} examples scored "
-            "on both sides. The interval includes zero."
+            f"The scores show no difference: tuned - {results.start} is {difference}, over the {difference.n} examples "
+            "scored on both sides. The interval includes zero."
         )
         yield Finding("no_difference", text, numbers)
 
@@ -132,6 +133,21 @@ def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
     yield Finding("failures", f"The judge gave no usable reply for {answers}{bounds}.", numbers)
 
 
+def _find_length(results: RunResults) -> Iterator[Finding]:
+    """Find answers that preference training made longer, the usual way to a reward or a better score."""
+    row = next((row for row in results.metrics if row.name == "length_ratio"), None)
+    if results.trainer == "SFT" or row is None or row.before is None or row.tuned is None or not row.before.mean:
+        return
+    growth = row.tuned.mean / row.before.mean - 1
+    if growth > _MUCH_LONGER:
+        text = (
+            f"{results.trainer} made the answers {100 * growth:.0f} % longer ({row.show(row.before)} -> "
+            f"{row.show(row.tuned)} of the references' length). Judges and people prefer longer answers, so a gain "
+            "may be due to length alone."
+        )
+        yield Finding("longer_answers", text, {"before": row.before.mean, "tuned": row.tuned.mean})
+
+
 def _find_leaks(results: RunResults) -> Iterator[Finding]:
     preflight = results.preflight
     seen = len(preflight.seen_in_train.get("test", []))
@@ -169,7 +185,7 @@ def _find_overfitting(results: RunResults) -> Iterator[Finding]:
 def list_missing(results: RunResults) -> list[Missing]:
     """Return the parts that the run folder lacks, in the order in which the stages make them."""
     folder = shlex.quote(str(results.folder.path))
-    tuned, untuned, experiment = results.tuned, results.untuned, results.experiment
+    tuned, experiment = results.tuned, results.experiment
     sizes = results.preflight.examples
     train, generate, judge = (
         # The name of the experiment's file is not known to the run folder.
@@ -185,10 +201,10 @@ def list_missing(results: RunResults) -> list[Missing]:
         missing.append(Missing("the tuned model's answers", generate))
     elif left > 0:
         missing.append(Missing(f"{left} of the tuned model's answers", generate))
-    if not untuned.responses and experiment.generate.base:
-        missing.append(Missing("the untuned model's answers, to compare with", generate))
-    for side, owner, wanted in ((tuned, "tuned", True), (untuned, "untuned", experiment.judge.base)):
-        if wanted and side.responses and side.scores is None:
+    if not results.before.responses and experiment.generate.base:
+        missing.append(Missing(f"the {results.start} model's answers, to compare with", generate))
+    for owner, side in reversed([*results.sides.items()]):
+        if (owner == TUNED or experiment.judge.base) and side.responses and side.scores is None:
             done = sum(response.id in side.judgments for response in side.responses)
             what = f"the scores of the {owner} model's answers"
             missing.append(Missing(what + (f" ({done} of {len(side.responses)} are judged)" if done else ""), judge))

@@ -83,8 +83,9 @@ def render_page(results: RunResults) -> str:
         "version": __version__,
         "longest": _LONGEST_TEXT,
         "results": results,
-        "untuned": results.untuned,
+        "before": results.before,
         "tuned": results.tuned,
+        "measured": [name for name in results.others if results.sides[name].metrics.metrics],
         "leading": results.leading,
         "scope": SCOPE,
         "started": results.provenance.created_at.replace("T", " ").replace("+00:00", " UTC"),
@@ -139,6 +140,7 @@ def _build_environment() -> "Environment":
         "interval": format_interval,
         "seconds": format_seconds,
         "short_name": short_name,
+        "title_case": lambda text: text[:1].upper() + text[1:],
         "pluralize": pluralize,
     }
     return environment
@@ -146,14 +148,14 @@ def _build_environment() -> "Environment":
 
 def _list_scores(results: RunResults) -> dict[str, list[int]]:
     """Return all scores of each model that has any."""
-    scores = {"untuned": list(results.untuned.score_by_id.values()), "tuned": list(results.tuned.score_by_id.values())}
+    scores = {name: list(side.score_by_id.values()) for name, side in results.sides.items()}
     return {name: values for name, values in scores.items() if values}
 
 
 def _list_category_scores(results: RunResults) -> list[tuple[str, ScoreSummary | None, ScoreSummary]]:
     """Return name, both models' scores of each category, worst tuned mean first; by name where scores say little."""
-    untuned, tuned = (side.scores.by_category if side.scores else {} for side in (results.untuned, results.tuned))
-    rows = [(name, untuned.get(name), tuned[name]) for name in sorted(tuned)]
+    before, tuned = (side.scores.by_category if side.scores else {} for side in (results.before, results.tuned))
+    rows = [(name, before.get(name), tuned[name]) for name in sorted(tuned)]
     if results.leading.reason:
         return rows
     return sorted(rows, key=lambda row: (row[2].mean is None, row[2].mean or 0))
@@ -196,7 +198,7 @@ def _describe_answers(results: RunResults) -> dict[str, Any]:
         "rows": sort_by_change(rows),
         "kinds": {kind for row in rows for kind in row.kinds},
         "categories": sorted(categories.items()) if len(categories) > 1 else [],
-        "has_untuned": any(row.untuned for row in rows),
+        "answered": [name for name in results.others if any(name in row.answers for row in rows)],
         "has_values": any(row.value is not None for row in rows),
         "has_gains": any(row.gain is not None for row in rows),
         "page_rows": PAGE_ROWS,

@@ -19,6 +19,7 @@ from hf_instruct.library_fields import LORA_DEFAULTS
 from hf_instruct.records import read_file, read_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
+    MODELS,
     TUNED,
     UNTUNED,
     BenchmarkResult,
@@ -83,19 +84,34 @@ class ModelResults:
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """A reference metric of the untuned and the tuned model.
+    """A reference metric of each model.
 
     Attributes:
         name: As in `metrics.json`.
-        untuned: Of the untuned model's answers; None where it was not measured.
-        tuned: Of the tuned model's answers.
-        difference: Of the same examples, tuned - untuned; None where one side lacks them.
+        values: By model, those that were measured.
+        differences: Of the same examples, the tuned model's - another's, by the other model.
+        start: Which of them training began with.
     """
 
     name: str
-    untuned: MetricValue | None
-    tuned: MetricValue | None
-    difference: MeanDifference | None
+    values: Mapping[str, MetricValue]
+    differences: Mapping[str, MeanDifference]
+    start: str = UNTUNED
+
+    @property
+    def tuned(self) -> MetricValue | None:
+        """Of the tuned model's answers; None where it was not measured."""
+        return self.values.get(TUNED)
+
+    @property
+    def before(self) -> MetricValue | None:
+        """Of the answers of the model that training began with; None where it was not measured."""
+        return self.values.get(self.start)
+
+    @property
+    def difference(self) -> MeanDifference | None:
+        """By how much training raised it; None where one of the two was not measured."""
+        return self.differences.get(self.start)
 
     @property
     def label(self) -> str:
@@ -117,11 +133,12 @@ class MetricRow:
             return ""
         return " to ".join(format_metric(self.name, end) for end in value.interval)
 
-    def show_difference(self) -> str:
-        """Return the paired difference with its interval; empty where there is none."""
-        if self.difference is None:
+    def show_difference(self, model: str | None = None) -> str:
+        """Return the paired difference from a model, by default the one before, with its interval; empty for none."""
+        difference = self.differences.get(model or self.start)
+        if difference is None:
             return ""
-        numbers = (self.difference.mean, self.difference.low, self.difference.high)
+        numbers = (difference.mean, difference.low, difference.high)
         mean, low, high = (format_metric(self.name, number, signed=True) for number in numbers)
         return f"{mean} ({low} to {high})"
 
@@ -137,8 +154,7 @@ class RunResults:
         preflight: What the data stage found.
         training_rows: The training log.
         training: Seconds, memory, tokens and device of fine-tuning.
-        untuned: The untuned model's answers.
-        tuned: The tuned model's answers.
+        sides: What each model answered, by `schema.MODELS`; those without a file are empty.
         self_check: What the judge made of answers of known quality; None where it was not checked.
         benchmarks: The tuned model's results on tasks of lm-eval.
         pairwise: Summaries of pairwise judging, one for each baseline.
@@ -150,8 +166,7 @@ class RunResults:
     preflight: Preflight
     training_rows: list[TrainingRow]
     training: TrainingSummary | None
-    untuned: ModelResults
-    tuned: ModelResults
+    sides: Mapping[str, ModelResults]
     self_check: SelfCheck | None
     benchmarks: list[BenchmarkResult]
     pairwise: list[PairSummary]
@@ -203,23 +218,47 @@ class RunResults:
         return ", ".join([self.method, *shown, *([self.training.precision] if self.training else [])])
 
     @property
+    def tuned(self) -> ModelResults:
+        """What the tuned model answered."""
+        return self.sides[TUNED]
+
+    @property
+    def start(self) -> str:
+        """Which model training began with: `untuned`, or `SFT` for a fine-tuned one."""
+        return self.experiment.start
+
+    @property
+    def before(self) -> ModelResults:
+        """What the model that training began with answered."""
+        return self.sides[self.start]
+
+    @property
+    def others(self) -> list[str]:
+        """The models that the tuned one stands beside, those that have answers or were measured."""
+        empty = ModelResults([], {}, None, Metrics())
+        return [name for name in MODELS if name != TUNED and self.sides[name] != empty]
+
+    @property
     def scores(self) -> list[Scores]:
-        """The scores of the untuned model and of the tuned one, those that there are."""
-        return [side.scores for side in (self.untuned, self.tuned) if side.scores]
+        """The scores of each model, those that there are."""
+        return [side.scores for side in self.sides.values() if side.scores]
 
     @property
     def judges(self) -> list[str]:
-        """Who judged by which rubric: one, unless the two sides were judged differently."""
+        """Who judged by which rubric: one, unless the models were judged differently."""
         return list(dict.fromkeys(label_judge(scores.judge, scores.rubric) for scores in self.scores))
 
     @property
     def judging_differences(self) -> list[str]:
-        """How the two models were judged differently; empty if judged in the same way, or if one was not judged."""
-        if len(self.scores) < 2:
-            return []
-        one, other = ({**scores.judge.to_dict(), "rubric": scores.rubric} for scores in self.scores)
+        """How the models were judged differently; empty if judged in the same way, or if only one was judged."""
+        judged = [{**scores.judge.to_dict(), "rubric": scores.rubric} for scores in self.scores]
+        names = dict.fromkeys(name for one in judged for name in one)
         # Another version of a server does not make another judge.
-        return [name for name in one | other if one.get(name) != other.get(name) and name != "server_version"]
+        return [
+            name
+            for name in names
+            if name != "server_version" and any(one.get(name) != judged[0].get(name) for one in judged)
+        ]
 
     @property
     def references(self) -> list[str]:
@@ -229,39 +268,57 @@ class RunResults:
 
     @property
     def comparable_scores(self) -> Scores | None:
-        """The untuned model's scores, where the tuned model was judged alike; None otherwise."""
-        return None if self.judging_differences else self.untuned.scores
+        """The scores of the model that training began with, where the models were judged alike; None otherwise."""
+        return None if self.judging_differences else self.before.scores
 
     @functools.cached_property
+    def differences(self) -> dict[str, MeanDifference]:
+        """By how much the tuned model scores higher than another, by that; of those that were judged alike."""
+        if not self.tuned.scores or self.judging_differences:
+            return {}
+        found = {
+            name: measure_difference(self.sides[name].score_by_id, self.tuned.score_by_id)
+            for name in self.others
+            if self.sides[name].scores
+        }
+        return {name: difference for name, difference in found.items() if difference}
+
+    @property
     def difference(self) -> MeanDifference | None:
-        """The difference in scores; None unless both models were judged in the same way."""
-        if len(self.scores) < 2 or self.judging_differences:
-            return None
-        return measure_difference(self.untuned.score_by_id, self.tuned.score_by_id)
+        """By how much training raised the score; None where that is not known."""
+        return self.differences.get(self.start)
+
+    @property
+    def lengths(self) -> str:
+        """How long the answers were and are, beside which a gain of DPO or GRPO is read; empty after fine-tuning."""
+        row = next((row for row in self.metrics if row.name == "length_ratio" and row.before and row.tuned), None)
+        if row is None or self.trainer == "SFT":
+            return ""
+        return f"length of the answers {row.show(row.before)} -> {row.show(row.tuned)} of their references'"
 
     @functools.cached_property
     def metrics(self) -> list[MetricRow]:
-        """The reference metrics that either side has, in a fixed order; those that are not ours come last."""
-        untuned, tuned = (side.metrics.metrics for side in (self.untuned, self.tuned))
-        return [
-            MetricRow(name, untuned.get(name), tuned.get(name), self._compare(name))
-            for name in dict.fromkeys([*METRICS, *untuned, *tuned])
-            if name in untuned or name in tuned
-        ]
-
-    def _compare(self, name: str) -> MeanDifference | None:
-        # The mean of quotients is not the quotient that is shown.
-        if name in QUOTIENTS:
-            return None
-        values = (side.values.get(name, {}) for side in (self.untuned, self.tuned))
-        return measure_difference(*values, is_share=name in SHARES)
+        """The reference metrics that any model has, in a fixed order; those that are not ours come last."""
+        means = {model: side.metrics.metrics for model, side in self.sides.items()}
+        rows = []
+        for name in dict.fromkeys([*METRICS, *(name for found in means.values() for name in found)]):
+            values = {model: found[name] for model, found in means.items() if name in found}
+            # The mean of quotients is not the quotient that is shown.
+            compared = self.others if name not in QUOTIENTS else []
+            found = {
+                model: measure_difference(
+                    self.sides[model].values.get(name, {}), self.tuned.values.get(name, {}), is_share=name in SHARES
+                )
+                for model in compared
+            }
+            differences = {model: difference for model, difference in found.items() if difference}
+            rows += [MetricRow(name, values, differences, self.start)] * bool(values)
+        return rows
 
     @functools.cached_property
     def leading(self) -> Leading:
         """The measure that all views show first and sort by."""
-        sides = [
-            set(side.values) for side in (self.untuned, self.tuned) if side.responses or side.scores or side.values
-        ]
+        sides = [set(side.values) for side in self.sides.values() if side.responses or side.scores or side.values]
         metrics = set.intersection(*sides) if sides else set()
         weaknesses = (find_weakness(scores.judge, scores.self_check) for scores in self.scores)
         return choose_leading(weaknesses, metrics)
@@ -296,8 +353,7 @@ def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
         preflight=read_file(run.preflight, Preflight) or Preflight(),
         training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],
         training=read_file(run.training_summary, TrainingSummary),
-        untuned=_read_model(run, UNTUNED),
-        tuned=_read_model(run, TUNED),
+        sides={model: _read_model(run, model) for model in MODELS},
         self_check=read_file(run.self_check, SelfCheck),
         benchmarks=(read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}).get(TUNED, []),
         pairwise=[found for path in sorted(run.pairwise.glob("*.json")) if (found := read_file(path, PairSummary))],

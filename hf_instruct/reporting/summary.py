@@ -9,10 +9,10 @@ from hf_instruct.reporting.answers import AnswerRow, pair_answers, pick_highligh
 from hf_instruct.reporting.findings import list_findings, list_missing
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import TUNED
 
 _LABEL_WIDTH = 18
 _TEXT_LINES = 3
-_DIFFERENCE = "tuned - untuned (95 % interval)"
 _SHOWN_METRICS = ("exact_match", "rouge_l", "chrf", "perplexity")
 
 
@@ -49,33 +49,44 @@ def format_summary(run: RunFolder, *, width: int | None = None) -> str:
 
 
 def _list_numbers(results: RunResults, width: int) -> list[str]:
-    """Return a table of the numbers of both models, then the judge and the training time."""
-    untuned, tuned = results.untuned, results.tuned
+    """Return a table of the numbers of the models, then the judge and the training time."""
+    # The start model stands beside the tuned one, also where it has no answers.
+    compared = results.others if results.start in results.others else [*results.others, results.start]
+    sides = [results.sides[name] for name in (*compared, TUNED)]
     scores, others = [], []
     if results.scores:
-        difference = ""
-        if results.difference:
-            numbers = (results.difference.low, results.difference.high)
-            difference = f"{format_signed(results.difference.mean)} ({format_interval(numbers, signed=True)})"
-        scores.append(["score of 100", *(format_mean(side.scores) for side in (untuned, tuned)), difference])
+        differences = [
+            f"{format_signed(found.mean)} ({format_interval((found.low, found.high), signed=True)})" if found else ""
+            for found in map(results.differences.get, reversed(compared))
+        ]
+        scores.append(["score of 100", *(format_mean(side.scores) for side in sides), *differences])
+    # A gain of DPO or GRPO is read beside the length.
+    shown = _SHOWN_METRICS if results.trainer == "SFT" else (*_SHOWN_METRICS, "length_ratio")
     metrics = [
-        [row.label, row.show(row.untuned), row.show(row.tuned), row.show_difference()]
+        [
+            row.label,
+            *(row.show(row.values.get(name)) for name in (*compared, TUNED)),
+            *map(row.show_difference, reversed(compared)),
+        ]
         for row in results.metrics
-        if row.name in _SHOWN_METRICS
+        if row.name in shown
     ]
+    blank = [""] * len(compared)
     if measured := [f"{row.measured:.3f}" for row in results.evaluations]:
-        others.append([results.measure, measured[0], measured[-1] if measured[1:] else "", ""])
-    rates = [side.stop_rate for side in (untuned, tuned)]
+        others.append([results.measure, *blank[1:], measured[0], measured[-1] if measured[1:] else "", *blank])
+    rates = [side.stop_rate for side in sides]
     if any(rate is not None for rate in rates):
-        others.append(["finished", *("" if rate is None else f"{100 * rate:.0f} %" for rate in rates), ""])
+        others.append(["finished", *("" if rate is None else f"{100 * rate:.0f} %" for rate in rates), *blank])
     # A judge whose scores say little comes last.
     rows = [*metrics, *others, *scores] if results.leading.reason else [*scores, *others, *metrics]
     if not rows:
         return []
-    has_intervals = any(row[-1] for row in rows)
-    rows = [["", "untuned", "tuned", _DIFFERENCE if has_intervals else ""], *rows]
+    first = len(compared) + 2
+    has_intervals = any("".join(row[first:]) for row in rows)
+    heads = [f"tuned - {name}" + " (95 % interval)" * (name == results.start) for name in reversed(compared)]
+    rows = [["", *compared, TUNED, *(heads if has_intervals else blank)], *rows]
     lines = align(
-        [[f"{label:{_LABEL_WIDTH - 2}}", *(cell or "-" for cell in cells), note] for label, *cells, note in rows]
+        [[f"{row[0]:{_LABEL_WIDTH - 2}}", *(cell or "-" for cell in row[1:first]), *row[first:]] for row in rows]
     )
     if results.scores:
         counts = " / ".join(dict.fromkeys(map(format_counts, results.scores)))
@@ -96,10 +107,9 @@ def _title(row: AnswerRow, leading: Leading) -> str:
 def _format_answers(results: RunResults, row: AnswerRow, title: str, width: int) -> list[str]:
     task = _one_line(" | ".join(part for part in (row.example.instruction, row.example.input) if part))
     lines = [f"{textwrap.shorten(task, width - len(title) - 4, placeholder=' ...')}  [{title}]"]
-    for label, side, answer in (("untuned", results.untuned, row.untuned), ("tuned", results.tuned, row.tuned)):
-        if answer is not None:
-            score = "" if results.leading.reason else side.score_by_id.get(answer.id, "")
-            lines += _label(f"  {label:<9}{score:>4}", answer.response or "(empty)", width)
+    for model, answer in row.answers.items():
+        score = "" if results.leading.reason else results.sides[model].score_by_id.get(answer.id, "")
+        lines += _label(f"  {model:<9}{score:>4}", answer.response or "(empty)", width)
     return lines + _label("  reference", row.example.output, width)
 
 

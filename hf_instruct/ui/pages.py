@@ -41,7 +41,7 @@ th * {overflow-wrap: normal !important; word-break: normal !important; white-spa
 .plot {overflow-x: auto;}
 .plot svg {display: block; width: 100%; min-width: 36rem; max-width: 60rem; margin: 0 auto;}
 .dark {--plot-text: #a9b0b9; --plot-grid: #2c3138; --plot-batch: #6f5536; --plot-train: #f08a4b;
-  --plot-untuned: #7b838d; --plot-tuned: #56b4e9;}
+  --plot-untuned: #7b838d; --plot-SFT: #4080a8; --plot-tuned: #56b4e9;}
 iframe.report {width: 100%; height: 85vh; border: 1px solid var(--border-color-primary); border-radius: 8px;}
 .vote-text textarea {font-size: 1.05rem; line-height: 1.55; opacity: 1 !important; cursor: text;
   -webkit-text-fill-color: var(--body-text-color) !important; color: var(--body-text-color) !important;}

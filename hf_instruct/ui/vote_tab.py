@@ -16,7 +16,7 @@ from typing import Any
 from hf_instruct.errors import DataError, InstructError
 from hf_instruct.evaluation import votes
 from hf_instruct.evaluation.votes import Ballot, VoteBook
-from hf_instruct.schema import UNTUNED
+from hf_instruct.schema import MODELS, TUNED
 from hf_instruct.ui.model_pool import Source
 from hf_instruct.ui.pages import QUICK, format_notice, serve_page
 
@@ -198,7 +198,12 @@ class VoteTab:
     def __init__(self, sources: Sequence[Source], stack: contextlib.ExitStack) -> None:
         runs = [(source.label, source.run) for source in sources if source.run]
         self.sides = {label: run.path for label, run in runs if run.read_responses()}
-        self.sides |= {f"{label}, untuned": run.path / UNTUNED for label, run in runs if run.read_responses(UNTUNED)}
+        self.sides |= {
+            f"{label}, {model}": run.path / model
+            for model in MODELS
+            for label, run in runs
+            if model != TUNED and run.read_responses(model)
+        }
         self._stack = stack
         self._books: dict[tuple[str, str], VoteBook] = {}
         self._lock = threading.Lock()
