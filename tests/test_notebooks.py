@@ -15,11 +15,6 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
-def test_the_course_has_twenty_cells():
-    assert [path.name for path in NOTEBOOKS] == ["course.ipynb"]
-    assert len(read_cells(NOTEBOOKS[0])) == 20
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_no_outputs_are_kept(path: Path):
     for cell in read_cells(path):

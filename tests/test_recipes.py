@@ -26,19 +26,6 @@ LAUNCHES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 HEADER = ("model:", "method:", "hardware:", "took:", "launch:")
 
 
-def test_all_experiments_are_here():
-    names = {str(path.relative_to(ROOT / "recipes")) for path in EXPERIMENTS}
-    expected = {f"gpt2-{size}/{kind}.yaml" for size in ("small", "medium", "large", "xl") for kind in ("full", "lora")}
-    expected |= {f"gpt2-medium/full-{variant}.yaml" for variant in ("phi3", "prompt-loss", "alpaca")}
-    expected |= {f"smollm2-135m/{kind}.yaml" for kind in ("demo", "dpo", "full", "grpo", "lora")} | {
-        "qwen3-0.6b/lora.yaml"
-    }
-    expected |= {"qwen3-0.6b/lora.yaml", "gpt2-xl/qlora.yaml", "phi-3-mini/lora.yaml", "phi-3-mini/qlora.yaml"}
-    assert names == expected
-    names = {"cpu", "cpu_2proc", "mps", "single_gpu", "multi_gpu", "fsdp2", "zero2", "zero3", "multi_node"}
-    assert {path.stem for path in LAUNCHES} == names
-
-
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, tiny_gpt2: Path, tmp_path: Path):
     comments = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#")]
