@@ -1,3 +1,4 @@
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import sklearn.metrics
 from rows import judgment, preference, response
 
 from hf_instruct.errors import DataError
+from hf_instruct.evaluation import agreement, intervals
 from hf_instruct.evaluation.agreement import Side, measure_agreement
 from hf_instruct.evaluation.verdict_table import load_verdicts
 from hf_instruct.records import write_rows
@@ -25,6 +27,12 @@ LLAMA3 = json.loads(
     "[20,92,85,90,20,90,22,97,60,96,20,20,98,95,90,98,95,20,98,98,92,20,96,96,100,98,98,95,20,95,98,20,85,95,80,97,40,21,100,85,95,98,92,98,69,98,80,60,60,20,80,68,80,96,96,68,80,95,80,20,95,98,80,98,94,20,40,98,100,85,98,90,95,85,95,80,98,98,25,98,40,92,95,82,87,98,80,90,95,4,90,90,80,98,20,98,98,40,92,98]"
 )
 COURSE = {"pearson": 0.80489, "spearman": 0.698406, "kendall": 0.57292}
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand would take a second each; `test_golden_statistics` has their intervals."""
+    monkeypatch.setattr(agreement, "estimate", functools.partial(intervals.estimate, resamples=50))
 
 
 def write(path: Path, text: str) -> Path:

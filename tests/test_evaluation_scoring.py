@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import multiprocessing
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +146,17 @@ def test_unusable_cache_is_a_warning(cache_home: Path, caplog: pytest.LogCapture
     assert "cannot be used and is left out (file is not a database)" in caplog.text
 
 
-def _fill_cache(folder: Path, start: int) -> None:
-    cache = VerdictCache(folder)
-    for number in range(start, start + 50):
-        cache.add([(f"key{number}", {"score": number})])
-    cache.close()
+def test_several_writers_share_the_cache(cache_home: Path) -> None:
+    """SQLite locks its file between two connections of one process as between two processes."""
 
+    def fill(start: int) -> None:
+        cache = VerdictCache(cache_home)
+        for number in range(start, start + 50):
+            cache.add([(f"key{number}", {"score": number})])
+        cache.close()
 
-def test_two_processes_share_the_cache(cache_home: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_fill_cache, args=(cache_home, start)) for start in (0, 50)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(2) as writers:
+        list(writers.map(fill, (0, 50)))
     cache = VerdictCache(cache_home)
     assert [cache.find(f"key{number}") for number in range(100)] == [{"score": number} for number in range(100)]
     cache.close()
@@ -312,7 +309,7 @@ def test_full_disk_is_an_error_of_judging(tmp_path: Path) -> None:
 
 
 def test_calls_stay_under_way(server: FakeOllama, caplog: pytest.LogCaptureFixture) -> None:
-    server.latency_seconds = 0.3
+    server.latency_seconds = 0.1
     responses = [RESPONSES[0].model_copy(update={"id": str(i), "response": str(i)}) for i in range(24)]
     with caplog.at_level(logging.INFO, logger="hf_instruct"):
         judged = judge_responses(responses, judge="ollama", base_url=server.url, concurrency=8, cache=False)

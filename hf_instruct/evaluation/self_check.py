@@ -77,6 +77,8 @@ def run_self_check(
             f"wrong answer; there is {len(examples)}. Use another source, or none for the packaged examples."
         )
     load_rubric(settings.rubric)
+    # Examples without a wrong answer are refused before a judge is loaded.
+    build_probes(sample_examples(examples, limit), examples)
 
     async def work() -> SelfCheck:
         async with opened_judge(settings, judge) as used:
