@@ -1,6 +1,7 @@
 """Rows that share a prefix are exact: contract 2, in every shape a batch can take."""
 
 import contextlib
+import functools
 import random
 from pathlib import Path
 
@@ -53,13 +54,6 @@ def batch_of(name: str, everywhere: bool) -> list[Row]:
 SHAPES = ("ragged", "several answers", "one", "no common prefix", "two templates", "repeated", "one token")
 
 
-def plain_sum(model, batch: list[Row]) -> torch.Tensor:
-    """Return the summed loss as the course computes it: each row padded, logits everywhere."""
-    padded = PaddingCollator(PAD)(batch)
-    logits = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, :-1]
-    return functional.cross_entropy(logits.flatten(0, 1), padded["labels"][:, 1:].flatten(), reduction="sum")
-
-
 def count_labels(batch: list[Row]) -> int:
     return sum(label != IGNORED for one in batch for label in one["labels"][1:])
 
@@ -70,12 +64,20 @@ def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal_training(model, batch: list[Row], loss: torch.Tensor) -> None:
+@functools.cache
+def train_plainly(model, shape: str, everywhere: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the summed loss as the course computes it, each row padded, logits everywhere, and its gradients."""
+    padded = PaddingCollator(PAD)(batch_of(shape, everywhere))
+    logits = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, :-1]
+    loss = functional.cross_entropy(logits.flatten(0, 1), padded["labels"][:, 1:].flatten(), reduction="sum")
+    return loss.detach(), gradients(model, loss)
+
+
+def assert_equal_training(model, loss: torch.Tensor, expected: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> None:
     """Loss and all gradients are within 1e-5, relative to their size."""
     ours = gradients(model, loss)
-    expected = plain_sum(model, batch)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
-    plain = gradients(model, expected)
+    plain_loss, plain = expected
+    torch.testing.assert_close(loss.detach(), plain_loss, rtol=1e-5, atol=0)
     assert ours.keys() == plain.keys()
     for name, gradient in plain.items():
         if (size := float(gradient.norm())) > 1e-6:
@@ -112,11 +114,16 @@ def model(request: pytest.FixtureRequest):
     return adapted
 
 
+@pytest.fixture(scope="module")
+def untouched():
+    return build_small("gpt2")
+
+
 @pytest.mark.parametrize("row_length", [30, 1000])
 @pytest.mark.parametrize("everywhere", [False, True], ids=["completion", "whole text"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_gradients_equal_the_padded_ones(model, shape: str, everywhere: bool, row_length: int) -> None:
-    batch = batch_of(shape, everywhere)
+    expected, batch = train_plainly(model, shape, everywhere), batch_of(shape, everywhere)
     additive = model.config._attn_implementation == "eager"
     collate = PrefixSharingCollator(PAD, row_length=row_length, additive_mask=additive, weighted=True)
     shared = collate(batch)
@@ -124,7 +131,7 @@ def test_loss_and_gradients_equal_the_padded_ones(model, shape: str, everywhere:
     assert int(weights.sum()) == count_labels(batch)
     assert shared.pop("num_tokens") == sum(len(one["input_ids"]) for one in batch)
     losses = model(**shared, use_cache=False, loss_labels=labels)
-    assert_equal_training(model, batch, (losses * weights[labels != IGNORED]).sum())
+    assert_equal_training(model, (losses * weights[labels != IGNORED]).sum(), expected)
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "gpt2 lora", "llama lora"], indirect=True)
@@ -133,7 +140,7 @@ def test_loss_and_gradients_equal_the_padded_ones(model, shape: str, everywhere:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_segments_equal_the_padded_rows_too(model, shape: str, everywhere: bool, recomputed: bool) -> None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    batch = batch_of(shape, everywhere)
+    expected, batch = train_plainly(model, shape, everywhere), batch_of(shape, everywhere)
     shared = SegmentCollator(PAD)(batch)
     weights, labels = shared.pop("label_weights"), shared.pop("labels")
     assert int(weights.sum()) == count_labels(batch)
@@ -146,19 +153,18 @@ def test_segments_equal_the_padded_rows_too(model, shape: str, everywhere: bool,
             changes.callback(base.train, base.training)
             base.train()
         losses = model(**shared, use_cache=False, loss_labels=labels)
-        assert_equal_training(model, batch, (losses * weights[labels != IGNORED]).sum())
+        assert_equal_training(model, (losses * weights[labels != IGNORED]).sum(), expected)
 
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["completion", "whole text"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_without_weights_any_trainer_gets_the_same_loss(shape: str, everywhere: bool) -> None:
+def test_without_weights_any_trainer_gets_the_same_loss(untouched, shape: str, everywhere: bool) -> None:
     """A plain model, the labels shifted by one, the mean over labels: what every trainer does."""
-    model = build_small("gpt2")
     batch = batch_of(shape, everywhere)
     shared = PrefixSharingCollator(PAD)(batch)
     assert shared.keys() == {"input_ids", "position_ids", "attention_mask", "labels"}
-    loss = model(**shared).loss * count_labels(batch)
-    assert_equal_training(model, batch, loss)
+    loss = untouched(**shared).loss * count_labels(batch)
+    assert_equal_training(untouched, loss, train_plainly(untouched, shape, everywhere))
 
 
 def test_the_prefix_is_there_once() -> None:
