@@ -145,8 +145,7 @@ def test_training_begins_at_margin_0_and_margins_rise(unbroken: tuple[Path, Any,
     assert (path / "loss.png").exists()
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4, "lora_alpha": 8}])
-@pytest.mark.parametrize("shape", ["tiny_gpt2", "tiny_llama"])
+@pytest.mark.parametrize(("shape", "lora"), [("tiny_gpt2", {"r": 4, "lora_alpha": 8}), ("tiny_llama", None)])
 def test_the_fast_path_computes_what_trl_does(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, lora: Any
 ) -> None:
@@ -170,7 +169,6 @@ def test_the_fast_path_computes_what_trl_does(
     ("changed", "reason"),
     [
         ({"loss_type": ["ipo"]}, "its loss is more than"),
-        ({"loss_type": ["hinge"]}, "its loss is more than"),
         ({"neftune_noise_alpha": 0.1}, "adds noise by the length of a row"),
     ],
 )
@@ -178,7 +176,7 @@ def test_what_shared_rows_would_change_is_computed_as_trl_does(
     tiny_gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, Any], reason: str
 ) -> None:
     caplog.set_level("INFO")
-    train_tiny(tiny_gpt2, tmp_path, args={"max_steps": 6, "save_steps": 100, **changed})
+    train_tiny(tiny_gpt2, tmp_path, args={"max_steps": 3, "save_steps": 100, **changed})
     assert read_log(tmp_path, "evaluation")[-1].reward_margin > 0
     assert reason in caplog.text
 

@@ -105,7 +105,7 @@ def test_rewards_train_an_adapter_in_float32(base: Path, tmp_path: Path) -> None
     assert dtypes == {torch.float32}
 
 
-@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+@pytest.mark.parametrize("kind", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
 def test_an_adapter_is_put_on_the_base_that_it_was_trained_on(
     base: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -51,6 +51,8 @@ def build_examples(count: int, *, first: int = 0) -> list[Example]:
     ]
 
 
+# Enough to resume from, and to see what training did.
+SELDOM = {"eval_steps": 12, "save_steps": 8}
 DATA = {"train": build_examples(12), "validation": build_examples(4, first=100)}
 
 
@@ -74,7 +76,7 @@ def read_log(folder: Path, kind: str) -> list[TrainingRow]:
 @pytest.fixture(scope="module")
 def unbroken(tiny_gpt2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     path = tmp_path_factory.mktemp("runs") / "unbroken"
-    return path, *train_tiny(tiny_gpt2, path, keep_checkpoints=True)
+    return path, *train_tiny(tiny_gpt2, path, keep_checkpoints=True, args=SELDOM)
 
 
 def test_rewards_rise(unbroken: tuple[Path, Any, Any]) -> None:
@@ -88,15 +90,22 @@ def test_rewards_rise(unbroken: tuple[Path, Any, Any]) -> None:
     assert (path / "loss.png").exists()
 
 
-@pytest.mark.parametrize("shape", ["tiny_gpt2", "tiny_llama"])
-@pytest.mark.parametrize("lora", [None, {"r": 4, "lora_alpha": 8}])
-@pytest.mark.parametrize("beta", [0.0, 0.1])
+# Each of the three beside each of the others.
+@pytest.mark.parametrize(
+    ("shape", "lora", "beta"),
+    [
+        ("tiny_gpt2", None, 0.1),
+        ("tiny_gpt2", {"r": 4, "lora_alpha": 8}, 0.0),
+        ("tiny_llama", None, 0.0),
+        ("tiny_llama", {"r": 4, "lora_alpha": 8}, 0.1),
+    ],
+)
 def test_the_fast_path_draws_and_computes_what_trl_does(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, lora: Any, beta: float
 ) -> None:
     folder = request.getfixturevalue(shape)
     # Plain gradient steps: Adam would turn the rounding of a gradient near zero into a whole step.
-    settings = {"max_steps": 4, "learning_rate": 0.1, "optim": "sgd", "save_steps": 100, "beta": beta}
+    settings = {"max_steps": 3, "learning_rate": 0.1, "optim": "sgd", "save_steps": 100, "beta": beta}
     _, fast = train_tiny(folder, tmp_path / "fast", args=settings, peft_config=lora)
     if shape == "tiny_llama":
         for name in ("_generate_single_turn", "_get_per_token_logps_and_entropies", "log"):
@@ -171,12 +180,12 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     for checkpoint in (path / "checkpoints").glob("checkpoint-*"):
         if int(checkpoint.name.partition("-")[2]) > 16:
             shutil.rmtree(checkpoint)
-    _, model = train_tiny(tiny_gpt2, path, resume=True, keep_checkpoints=True)
+    _, model = train_tiny(tiny_gpt2, path, resume=True, keep_checkpoints=True, args=SELDOM)
     assert all(torch.equal(*both) for both in zip(model.parameters(), unbroken[2].parameters(), strict=True))
     assert [row.reward for row in read_log(path, "train")] == [row.reward for row in read_log(unbroken[0], "train")]
     shutil.rmtree(path / "model")
     with pytest.raises(RunError, match="different examples"):
-        train_tiny(tiny_gpt2, path, resume=True, data={**DATA, "train": build_examples(13)})
+        train_tiny(tiny_gpt2, path, resume=True, data={**DATA, "train": build_examples(13)}, args=SELDOM)
 
 
 def test_checkpoints_fall_between_generations(tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -219,36 +228,35 @@ def test_a_reward_that_is_none_ends_training_with_its_name(
         train_tiny(tiny_gpt2, tmp_path, reward_funcs=[flawed])
 
 
-def test_rewards_that_do_not_apply_are_left_out(tiny_gpt2: Path, tmp_path: Path) -> None:
-    def odd(completions: list[str], category: list[str], **_: Any) -> list[float | None]:
-        return [1.0 if name else None for name in category]
+def test_rewards_of_every_kind(tiny_gpt2: Path, tmp_path: Path) -> None:
+    _, tokenizer = tiny_models.load_copy(tiny_gpt2)
 
-    train_tiny(tiny_gpt2, tmp_path, reward_funcs=[odd, count_a], args={"max_steps": 1, "reward_weights": [2.0, 1.0]})
-    (row,) = read_log(tmp_path, "evaluation")[:1]
-    assert row.rewards["odd"] == 1
-    # Half of the prompts have the category.
-    assert row.reward == pytest.approx(1 + row.rewards["count_a"])
-
-
-def test_a_reward_may_apply_to_nothing(tiny_gpt2: Path, tmp_path: Path) -> None:
-    def never(completions: list[str], **_: Any) -> list[None]:
-        return [None] * len(completions)
-
-    train_tiny(tiny_gpt2, tmp_path / "one", reward_funcs=[never, count_a], args={"max_steps": 1})
-    for kind in ("train", "evaluation"):
-        row = read_log(tmp_path / "one", kind)[0]
-        assert row.rewards == {"count_a": row.reward}
-    train_tiny(tiny_gpt2, tmp_path / "none", reward_funcs=[never], args={"max_steps": 1})
-    assert read_log(tmp_path / "none", "train")[0].reward is None
-
-
-def test_rewards_may_be_objects_and_numbers_of_numpy(tiny_gpt2: Path, tmp_path: Path) -> None:
     class Letter:
         def __call__(self, completions: list[str], **_: Any) -> Any:
             return np.array([text.count("b") for text in completions], dtype=np.float32)
 
-    train_tiny(tiny_gpt2, tmp_path, reward_funcs=[Letter(), functools.partial(count_a)], args={"max_steps": 1})
-    assert list(read_log(tmp_path, "train")[0].rewards) == ["Letter", "count_a"]
+    def odd(completions: list[str], category: list[str], **_: Any) -> list[float | None]:
+        return [1.0 if name else None for name in category]
+
+    def never(completions: list[str], **_: Any) -> list[None]:
+        return [None] * len(completions)
+
+    def same(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        """Sampled and held-out answers are read alike."""
+        assert completions == tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        return [0.0] * len(completions)
+
+    functions = [odd, Letter(), functools.partial(count_a), never, same]
+    args = {"max_steps": 1, "reward_weights": [2.0, 1.0, 1.0, 1.0, 1.0]}
+    train_tiny(tiny_gpt2, tmp_path / "some", reward_funcs=functions, args=args)
+    for kind in ("train", "evaluation"):
+        row = read_log(tmp_path / "some", kind)[0]
+        assert list(row.rewards) == ["odd", "Letter", "count_a", "same"]
+        assert row.rewards["odd"] == 1
+    # Half of the prompts held out have a category.
+    assert row.reward == pytest.approx(1 + row.rewards["Letter"] + row.rewards["count_a"])
+    train_tiny(tiny_gpt2, tmp_path / "none", reward_funcs=[never], args={"max_steps": 1})
+    assert read_log(tmp_path / "none", "train")[0].reward is None
 
 
 def test_sampling_may_be_set_as_in_trl(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,16 +282,6 @@ def test_an_adapter_of_halved_weights_answers_by_generate(
         model, tokenizer, DATA, reward_funcs=[count_a], output_dir=tmp_path, args=args, peft_config={"r": 4}
     )
     assert len(read_log(tmp_path, "train")) == 1
-
-
-def test_rewards_read_sampled_and_held_out_answers_alike(tiny_gpt2: Path, tmp_path: Path) -> None:
-    _, tokenizer = tiny_models.load_copy(tiny_gpt2)
-
-    def check(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        assert completions == tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        return [float(text[:1] == " ") for text in completions]
-
-    train_tiny(tiny_gpt2, tmp_path, reward_funcs=[check], args={"max_steps": 1})
 
 
 def test_each_prompt_is_answered_by_its_own_ids(tiny_gpt2: Path, tmp_path: Path) -> None:

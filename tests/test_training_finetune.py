@@ -378,6 +378,7 @@ def test_a_slow_machine_saves_by_the_clock(tiny_gpt2: Path, tmp_path: Path, monk
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("c*")) == ["checkpoint-1", "checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_checkpoints_at_the_defaults_are_a_minute_apart(tiny_gpt2: Path, tmp_path: Path) -> None:
     settings = {name: value for name, value in tiny_models.TINY_SETTINGS.items() if name != "save_steps"}
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)

@@ -16,6 +16,7 @@ from hf_instruct.yaml_text import read_yaml
 SPLITS = {"train": tiny_models.tiny_examples(4), "test": [], "validation": tiny_models.tiny_examples(2, start=4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
 def test_adapters_that_look_at_the_frozen_weights_find_them_whole(tiny_gpt2: Path, tmp_path: Path, kind) -> None:
     settings = {**tiny_models.TINY_SETTINGS, "bf16": True, "max_steps": 1, "save_steps": 100}
