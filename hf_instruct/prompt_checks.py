@@ -41,7 +41,7 @@ def choose_format(
     Args:
         prompt_format: The format, its name or None.
         has_conversations: Whether some of the examples have turns.
-        args: As `adjust_tokenizer` takes them; a chat template is asked for where they name one.
+        args: As `adjust_tokenizer` takes them; a chat template is asked for if they name one.
 
     Raises:
         ConfigError: As `PromptFormat.from_name`; or the settings name a chat template beside another format.

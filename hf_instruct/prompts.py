@@ -202,7 +202,7 @@ class PromptFormat:
         return list(dict.fromkeys(token for text in texts for token in self._tokens(tokenizer).special.findall(text)))
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", instruction: str, input: str = "") -> list[int]:
-        """Return the prompt's token ids, with the tokenizer's beginning-of-text token where it adds one.
+        """Return the prompt's token ids, with the tokenizer's beginning-of-text token if it adds one.
 
         Special tokens come from the format alone: where the instruction or the input contains one, it is encoded as
         plain text.

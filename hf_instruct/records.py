@@ -26,7 +26,7 @@ from hf_instruct.validation import describe_problem, describe_syntax
 class Example:
     """One dataset row."""
 
-    id: str  # its own `id` where it has one, else a hash of its text
+    id: str  # its own `id` if it has one, else a hash of its text
     instruction: str  # the task, never empty
     input: str  # the text the task is about; often empty
     output: str  # the reference answer
@@ -179,7 +179,7 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_file(path: Path, file_type: type[File]) -> File | None:
-    """Return what a JSON file of a run folder holds, or None where there is no file.
+    """Return what a JSON file of a run folder holds, or None if there is no file.
 
     Raises:
         DataError: The file contains something else.

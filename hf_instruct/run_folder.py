@@ -45,7 +45,7 @@ class RunFolder:
     """The files of one run. Reading a damaged file raises `DataError`.
 
     Attributes:
-        path: The folder; a `~` at its start is this user's home, also where no shell has seen to that.
+        path: The folder; a `~` at its start is this user's home, also if the shell did not expand it.
         trust_remote_code: Whether code that comes with the run's model may run. Only the user can say so: the folder
             may be from somebody else, so what `run.yaml` says about it does not count.
         reward_funcs: The user's own reward functions, for the same reason.
@@ -201,7 +201,7 @@ class RunFolder:
         return sorted(self.path.glob("responses.part-*.jsonl"))
 
     def read_responses(self, model: str = TUNED) -> list[Response]:
-        """Return a model's responses, in the order of the test split; none where there are none yet.
+        """Return a model's responses, in the order of the test split; none if there are none yet.
 
         Raises:
             RunError: As `refuse_older`.
@@ -211,7 +211,7 @@ class RunFolder:
         return [row for row in rows if row.model == model]
 
     def read_scores(self, model: str = TUNED) -> Scores | None:
-        """Return what the newest judging of a model's responses amounts to; None where there was none."""
+        """Return what the newest judging of a model's responses amounts to; None if there was none."""
         return (read_file(self.scores, dict[str, Scores]) or {}).get(model)
 
     def write_scores(self, model: str, scores: Scores) -> None:
@@ -227,7 +227,7 @@ class RunFolder:
         write_json(self.metrics, {**(read_file(self.metrics, dict[str, Metrics]) or {}), model: metrics})
 
     def read_judgments(self, model: str = TUNED, *, repeat: int = 1) -> list[Judgment]:
-        """Return the judgments that a model's scores are of: one for each response, the newest where there are several.
+        """Return the judgments that a model's scores are of: one for each response, the newest if there are several.
 
         Before there are scores, those by the judge who judged last. Other judges' are in the file too.
 

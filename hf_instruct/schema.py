@@ -213,7 +213,7 @@ class TrainingSummary(Record):
     epochs: float
     tokens_seen: Count  # example tokens, no padding
     tokens_per_second: float
-    peak_memory_bytes: Count  # the GPU's where there is one, else the process's
+    peak_memory_bytes: Count  # the GPU's if there is one, else the process's
     device: str  # `cuda`, `mps` or `cpu`
     precision: str  # `bf16`, `fp16` or `fp32`
     num_processes: Count
@@ -230,7 +230,7 @@ class TrainingSummary(Record):
 class CheckOutcome(Record):
     """How a judge did when it was checked itself, over n examples."""
 
-    passed: bool | None  # None where the examples are too few to say
+    passed: bool | None  # None if the examples are too few to say
     failed: list[str]  # each rule that failed, in words with its figures
     n: Count
     probes: Count = 0  # answers judged for it
@@ -240,7 +240,7 @@ class CheckOutcome(Record):
 class ScoreSummary(Record):
     """What a set of scores from 0 to 100 amounts to.
 
-    Failures are counted and never averaged: the numbers are over the `n` judgments that hold a score, and None where
+    Failures are counted and never averaged: the numbers are over the `n` judgments that hold a score, and None if
     there are too few for them (1 for a mean, 2 for its error).
     """
 
@@ -262,7 +262,7 @@ class Repeats(Record):
     """What judging the same responses several times shows of the judge itself. Lists have an entry for each repeat."""
 
     count: Count
-    seeds: list[int | None]  # None where it was left to the server
+    seeds: list[int | None]  # None if it was left to the server
     means: list[float | None]
     n: list[Count]
     failures: list[Count]
@@ -277,7 +277,7 @@ class Scores(Judging, ScoreSummary):
     """`scores.json`: what the newest judging of a model's responses amounts to; with repeats, by the first judge."""
 
     constant: bool = False  # whether all of at least five scores are the same
-    equal_mean: float | None = None  # of the answers that equal their reference; None where none does
+    equal_mean: float | None = None  # of the answers that equal their reference; None if none does
     equal_n: Count = 0
     by_category: dict[str, ScoreSummary] = {}
     repeats: Repeats | None = None
@@ -310,7 +310,7 @@ class BenchmarkResult(Record):
     task: str
     metric: str
     filter: str
-    value: float | None  # as lm-eval computes it; None where that is not a number
+    value: float | None  # as lm-eval computes it; None if that is not a number
     standard_error: float | None
     n: Count  # questions asked
     total: Count | None  # questions that the task has
@@ -347,7 +347,7 @@ class Check(Record):
     takeovers_interval: Interval | None = None
     p_value: float | None = None  # of no rise, corrected for the number of such checks
     n: Count
-    passed: bool | None  # None where nothing was expected or there are too few pairs
+    passed: bool | None  # None if nothing was expected or there are too few pairs
     problem: str = ""  # what is wrong where it failed, in words with its figures
 
 
@@ -363,7 +363,7 @@ class SelfCheck(Judging, CheckOutcome):
     """`self_check.json`: what a judge made of answers of known quality, the probes."""
 
     failures: Count  # probes without a score
-    constant: int | None  # the one score that all got; None where they differ
+    constant: int | None  # the one score that all got; None if they differ
     checks: list[Check]
     kinds: dict[str, KindSummary]
 

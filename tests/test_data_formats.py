@@ -234,7 +234,7 @@ def test_what_is_ambiguous_names_the_map_to_type(row: dict[str, Any], remedy: st
 def test_a_column_of_no_row_is_one_problem_with_the_nearest() -> None:
     row = {"queries": "a", "outputs": "b"}
     checked = check(row, row, file="q.csv", map={"instruction": "query"})
-    known = "is not a column; the columns are `queries`, `outputs` (a CSV's first line names them): name the right one"
+    known = "is not a column; the columns are `queries`, `outputs` (a CSV's first line names them): map the right one"
     assert texts(checked) == [
         f"`q.csv`, `query` {known} with `--data.map.instruction=COLUMN`. Did you mean `queries`?",
         f"`q.csv`, `output` {known} with `--data.map.output=COLUMN`. Did you mean `outputs`?",
@@ -305,7 +305,7 @@ def test_own_ids_are_kept_where_every_row_has_one_of_its_own() -> None:
 def test_own_ids_that_do_not_serve_are_noticed_and_a_problem_where_mapped(bad: object) -> None:
     rows = [{"id": 1, "instruction": "a", "output": "b"}, {"id": bad, "instruction": "a", "output": "c"}]
     checked = check(*rows)
-    counts = "0 without, 1 repeated" if type(bad) is int else "1 without, 0 repeated"
+    counts = "0 missing, 1 repeated" if type(bad) is int else "1 without, 0 repeated"
     problem = f"is not a unique id ({counts})"
     assert checked.notices == [f"`mine.json`: column `id` {problem}; using ids generated from the text instead."]
     assert checked.examples["id"][:] == [build_example_id("a", "", "b"), build_example_id("a", "", "c")]

@@ -154,7 +154,7 @@ def test_all_problems_of_a_csv_are_found(read: Read) -> None:
     content = b'instruction,input,output,output\na,b\n"a"x,b,c\na,b,c,d\n"open,b,c\nd,e,f\n'
     rows, problems = read(content, "f.csv")
     whats = [
-        "line 1 names `output` more than once; give each column",
+        "line 1 has the column `output` more than once; give each column",
         "line 2 has 2 cells, but the first line has 4 columns; put texts with commas",
         "line 3 is not CSV (',' expected after '\"'); close each double quote",
         "line 5 is not CSV (unexpected end of data); close each double quote",
@@ -212,7 +212,7 @@ def test_zstandard_is_read_where_it_is_installed(read: Read, monkeypatch: pytest
     frames = [zlib.compress(f"{ROW}\n".encode() * 2000), zlib.compress(ROW.encode())]
     assert len(read(b"".join(frames), "a.jsonl.zst")[0]) == 2001
     for torn in (frames[0] + frames[1][:-3], frames[0][:20], b"nonsense"):
-        with pytest.raises(DataError, match=r"is not a whole `\.zst` file"):
+        with pytest.raises(DataError, match=r"is not a complete `\.zst` file"):
             read(torn, "a.jsonl.zst")
 
 

@@ -129,9 +129,7 @@ def test_unknown_names() -> None:
 def test_arguments_that_make_no_sense() -> None:
     write_rows("mine.json")
     assert error_of("mine.json", limit=0).startswith("`limit` is 0; it must be at least 1")
-    assert "the field `ouput`, which no example has. Did you mean `output`?" in error_of(
-        "mine.json", map={"ouput": "answer"}
-    )
+    assert "has the unknown field `ouput`. Did you mean `output`?" in error_of("mine.json", map={"ouput": "answer"})
     assert "no row format has all of these" in error_of("mine.json", map={"messages": "a", "output": "b"})
     assert error_of("mine.json", revision="main").startswith(
         "`revision` is only for datasets on the Hub, and `mine.json`"

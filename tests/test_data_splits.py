@@ -137,4 +137,4 @@ def test_grouped_leaves_no_split_empty_while_there_are_groups_for_it() -> None:
 def test_grouped_with_too_few_groups() -> None:
     with pytest.raises(DataError) as caught:
         split_examples(build(100, prompts=2), split="grouped")
-    assert str(caught.value).startswith("100 examples in 2 groups of equal instruction and input would split into ")
+    assert str(caught.value).startswith("100 examples in 2 groups of equal instruction and input would be split into ")

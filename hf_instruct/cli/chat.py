@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-format",
         metavar="NAME",
         help="of a model that is not a run: `alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file "
-        "(default: `chat` where the model has a chat template, else `alpaca`)",
+        "(default: `chat` if the model has a chat template, else `alpaca`)",
     )
     for name, text in SETTINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", default=argparse.SUPPRESS, help=text)

@@ -217,7 +217,7 @@ def _metrics(options: argparse.Namespace) -> None:
 
 
 def _open_run(options: argparse.Namespace) -> "RunFolder | None":
-    """Return the run that `source` names, or None where it is a file or absent.
+    """Return the run that `source` names, or None if it is a file or absent.
 
     Raises:
         InstructError: There is no such file, the folder is not a run, or `--out` was given for a run.
@@ -263,7 +263,7 @@ def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> N
     """Raise an error if a judge was asked and none of its replies could be used.
 
     Raises:
-        JudgeError: There are none; `files`, where there is one, has its replies.
+        JudgeError: There are none; `files`, if there is one, has its replies.
     """
     from hf_instruct.errors import JudgeError
 

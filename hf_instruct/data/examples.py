@@ -141,7 +141,7 @@ def _build_id(values: Mapping[str, Any]) -> str:
 
 
 def _join(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "Dataset":
-    """Return batches as one `Dataset`, without prompts and conversations where it has none."""
+    """Return batches as one `Dataset`, without prompts and conversations if it has none."""
     import pyarrow
     from datasets import Dataset
 

@@ -74,7 +74,7 @@ def build_preflight(
     Args:
         splits: The examples of each split.
         source: Where they come from, as the user named it.
-        split: How they were split; None where they were not.
+        split: How they were split; None if they were not.
         threshold: Least cosine similarity of near-duplicates. None takes `NEAR_THRESHOLD`, and with more than
             `MOST_ROWS` examples looks at a sample.
         counter: What counted their tokens; None leaves out what needs that.
@@ -313,7 +313,7 @@ def format_near_duplicates(preflight: Mapping[str, Any], splits: "Splits") -> li
 
 
 def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = "max-length") -> str | None:
-    """Return one line of what to do about what was found, or None where nothing is wrong.
+    """Return one line of what to do about what was found, or None if nothing is wrong.
 
     Args:
         preflight: What was found.

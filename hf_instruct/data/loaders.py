@@ -113,7 +113,7 @@ def load_arrow(path: Path, *, file: str, split: str, stack: contextlib.ExitStack
 
 
 def load_from_hub(location: str, *, file: str, name: str | None, split: str, revision: str | None) -> "Dataset":
-    """Return a split of a dataset on the Hub, or from the cache where the Hub cannot be reached.
+    """Return a split of a dataset on the Hub, or from the cache if the Hub cannot be reached.
 
     Raises:
         DataError: It cannot be loaded.

@@ -119,7 +119,7 @@ def _open_zst(path: Path, _: str) -> BinaryIO:
 
 
 def _recode(stream: BinaryIO, file: str) -> BinaryIO:
-    """Return a stream of UTF-8 bytes behind their byte order mark, where there is one."""
+    """Return a stream of UTF-8 bytes behind their byte order mark, if there is one."""
     start = stream.read(3)
     stream.seek(0 if start != b"\xef\xbb\xbf" else 3)
     has_mark = start.startswith((b"\xff\xfe", b"\xfe\xff"))

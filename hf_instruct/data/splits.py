@@ -166,7 +166,7 @@ def _split_groups(examples: "Dataset", sizes: Mapping[str, int], seed: int) -> "
     for done, group in enumerate(np.lexsort((firsts, -counts)).tolist()):
         count = int(counts[group])
         empty = [name for name in SPLIT_NAMES if left[name] == sizes[name]]
-        # The last groups go where there is nothing yet.
+        # The last groups fill splits that are still empty.
         candidates = empty if empty and len(counts) - done <= len(empty) else list(SPLIT_NAMES)
         fitting = [name for name in candidates if left[name] >= count]
         if fitting:

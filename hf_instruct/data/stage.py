@@ -58,7 +58,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
 
 
 def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenCounter | None:
-    """Return what counts tokens as the training of this experiment will; None where its model cannot be loaded."""
+    """Return what counts tokens as the training of this experiment will; None if its model cannot be loaded."""
     model = experiment.model
     try:
         return load_counter(

@@ -43,7 +43,7 @@ class DataStatistics(NamedTuple):
     num_examples: int
     num_with_input: int
     num_repeated_prompts: int  # instruction + input pairs on more than one row
-    categories: dict[str, int]  # examples by category, most frequent first; empty where the data has none
+    categories: dict[str, int]  # examples by category, most frequent first; empty if the data has none
     lengths: list[Lengths]  # of prompts and completions; tokens only where they were encoded
 
 

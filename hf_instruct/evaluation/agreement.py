@@ -27,7 +27,7 @@ class Side:
     """One of the two sets of verdicts."""
 
     name: str  # of its file
-    judge: str  # in words; empty where unknown
+    judge: str  # in words; empty if unknown
     total: int  # examples it has
     failed: int  # of these, how many without a verdict
     alone: int  # of these, how many the other side does not have
@@ -196,7 +196,7 @@ def _estimate_share(hits: "numpy.ndarray") -> Estimate:
 
 
 def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
-    """Return Pearson's correlation; NaN where one side is constant. SciPy's takes 10 times as long for 110 values."""
+    """Return Pearson's correlation; NaN if one side is constant. SciPy's takes 10 times as long for 110 values."""
     import numpy
 
     # Checks the values, because the mean of equal numbers may have a rounding error.

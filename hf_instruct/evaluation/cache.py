@@ -96,7 +96,7 @@ def find_self_check(judge: JudgeIdentity, rubric: Rubric) -> CheckOutcome | None
     """Return the result of the judge check for a rubric.
 
     Returns:
-        None where it was never checked on this machine, or the file cannot be read.
+        None if it was never checked on this machine, or the file cannot be read.
     """
     try:
         return read_file(_self_check_path(judge, rubric), CheckOutcome)

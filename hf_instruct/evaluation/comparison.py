@@ -40,9 +40,9 @@ class Row:
     mean_failures_as_0: float  # over all its examples
     mean_failures_as_100: float
     difference: Difference | None  # on the common examples; None for the baseline itself
-    validation_loss: float | None  # of the model, in nats per token; None where that is not known
+    validation_loss: float | None  # of the model, in nats per token; None if that is not known
     repeats: int  # how often each answer was judged
-    self_check: dict[str, Any] | None  # what a check of its judge found; None where there was none
+    self_check: dict[str, Any] | None  # what a check of its judge found; None if there was none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -255,7 +255,7 @@ def _number(value: Any) -> float | None:
 def compare_benchmarks(tuned: Sequence[BenchmarkResult], base: Sequence[BenchmarkResult]) -> list[BenchmarkResult]:
     """Return the tuned model's results with each one's difference from the base model's, question by question.
 
-    Only where the value is the mean of the questions' values: of others, a mean of differences is no difference.
+    Only if the value is the mean of the questions' values: of others, a mean of differences is no difference.
     """
     others = {(row.task, row.metric, row.filter): row.values for row in base}
     results = []

@@ -112,7 +112,7 @@ def _describe_unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _unindexed_files(own: Any, include: Sequence[Path]) -> list[str]:
-    """Return the YAMLs that lm-eval passes over without a word."""
+    """Return the YAMLs that lm-eval passes over silently."""
     known = {entry.yaml_path.resolve() for entry in own.task_index.values() if entry.yaml_path}
     files = sorted(path for folder in include for path in folder.glob("**/*.yaml") if path.resolve() not in known)
     return [f"`{path}` has no task: it is not YAML, or has neither `task:` nor `group:`" for path in files]

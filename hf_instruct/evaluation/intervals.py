@@ -53,7 +53,7 @@ class Difference:
     wins: int  # examples on which the run's value is higher
     ties: int
     losses: int
-    p_value: float | None  # of the two-sided sign test; None where all values are equal
+    p_value: float | None  # of the two-sided sign test; None if all values are equal
     is_shown: bool  # whether the interval excludes zero, and `bounds` too
     # The smallest difference shown 8 times out of 10 with this many examples; None for a single example.
     smallest_found: float | None = None
@@ -156,7 +156,7 @@ def _bound_difference(gains: int, losses: int, count: int) -> float:
     below, above = (gains - losses) / count, 1.0
     for _ in range(_HALVINGS):
         difference = (below + above) / 2
-        # The likeliest share of losses if this is the difference.
+        # The most likely share of losses if this is the difference.
         linear = (2 * count - gains + losses) * difference - gains - losses
         root = math.sqrt(linear**2 + 8 * count * losses * difference * (1 - difference))
         variance = (root - linear) / (2 * count) + difference * (1 - difference)
@@ -178,7 +178,7 @@ def estimate(
 
     Args:
         statistics: Computes the numbers from the examples at the given positions, [count], some of them several times;
-            NaN where these do not define one.
+            NaN if these do not define one.
         count: How many examples there are.
         seed: Of the draws.
         resamples: How many draws; none for no intervals.
@@ -276,7 +276,7 @@ def smallest_found(differences: Sequence[float]) -> float | None:
 
 
 def sign_test(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p value of the exact sign test, equal pairs left out; None where all pairs are equal.
+    """Return the two-sided p value of the exact sign test, equal pairs left out; None if all pairs are equal.
 
     >>> sign_test([1, 2, 3, -1, 0]), sign_test([0, 0])
     (0.625, None)

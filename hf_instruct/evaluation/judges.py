@@ -46,7 +46,7 @@ class Judge(Protocol):
     def identity(self) -> dict[str, Any]:
         """Return the exact identity of the judge, once prepared.
 
-        The keys are `backend`, `model`, `digest` (None where unknown), `server_version` (None where unknown) and
+        The keys are `backend`, `model`, `digest` (None if unknown), `server_version` (None if unknown) and
         `options`. Two judges of equal identity give the same question the same verdict, as far as anybody can know.
         """
 

@@ -163,7 +163,7 @@ class LocalJudge(Judge):
 
 
 def _hash_weights(model: "PreTrainedModel") -> str:
-    """Return the hash of all parameters: a folder keeps its name when it is trained anew, and a Hub id its branch."""
+    """Return the hash of all parameters: a folder keeps its name when it is trained again, and a Hub id its branch."""
     import torch
 
     digest = hashlib.sha256()

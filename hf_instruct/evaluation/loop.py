@@ -62,7 +62,7 @@ class Answer(NamedTuple):
     """The result of one question.
 
     Attributes:
-        verdict: None where none could be read.
+        verdict: None if none could be read.
         replies: The judge's raw replies, one for each attempt that brought any; then an empty one if the last attempt
             brought none, so that the last one is what `failure` is about.
         seconds: Time the judge took, all attempts together.
@@ -82,7 +82,7 @@ class Task(NamedTuple):
 
     Attributes:
         id: Of the row.
-        questions: What to ask for it; none where the row is known without asking.
+        questions: What to ask for it; none if the row is known without asking.
         judged: The text that is judged, which replies may quote.
     """
 
@@ -127,7 +127,7 @@ class Pass(abc.ABC, Generic[Row]):
 
     @abc.abstractmethod
     def reuse(self, row: Row) -> Row | None:
-        """Return a row of the file as this pass would make it again, or None where it would make another."""
+        """Return a row of the file as this pass would make it again, or None if it would make another."""
 
     @abc.abstractmethod
     def show_mean(self, mean: float) -> str:
@@ -256,7 +256,7 @@ class Pass(abc.ABC, Generic[Row]):
         """Return the verdict in replies that were kept: the rule may have been another when they came.
 
         Returns:
-            None where they have none today; what was known where the judge may have computed its verdict.
+            None if they have none today; what was known where the judge may have computed its verdict.
         """
         if not replies or self.identity.backend not in _WRITING_BACKENDS:
             return known
@@ -266,7 +266,7 @@ class Pass(abc.ABC, Generic[Row]):
             return None
 
     async def _ask(self, question: Question, judged: str) -> Answer:
-        """Put a question to the judge, once more where its reply is unreadable or failed; give up on a silent judge."""
+        """Put a question to the judge, once more if its reply failed or cannot be parsed; give up on a silent judge."""
         seconds, texts, failure = 0.0, [], ""
         for _ in range(_ATTEMPTS):
             reply = await self._judge.ask(question)

@@ -71,7 +71,7 @@ class Metric:
     decimals: int = 2
 
     def build_term(self, *example: Any) -> Term | None:
-        """Return what one example adds, given the values of `columns`; None where any of them is not known."""
+        """Return what one example adds, given the values of `columns`; None if any of them is not known."""
         value = None if None in example else self.function(*example)
         return value if value is None or isinstance(value, Term) else Term(value)
 
@@ -84,7 +84,7 @@ class Metric:
         return _power(quotient) if self.is_log else quotient
 
     def summarize(self, terms: Sequence[Term]) -> MetricValue | None:
-        """Return the metric over examples, with its interval; None where it is not defined."""
+        """Return the metric over examples, with its interval; None if it is not defined."""
         import numpy
 
         mean = self.divide(terms)
@@ -243,7 +243,7 @@ def format_metrics(measured: Metrics) -> str:
 
 
 def format_mean(name: str, value: MetricValue) -> str:
-    """Return a metric's mean as it is printed, with the ends of its interval where it has one."""
+    """Return a metric's mean as it is printed, with the ends of its interval if it has one."""
     mean, interval = format_metric(name, value.mean), value.interval
     return f"{mean} [{', '.join(format_metric(name, end) for end in interval)}]" if interval else mean
 

@@ -116,7 +116,7 @@ class OllamaJudge(ServerJudge):
         self._window = f" (`judge.num_ctx` is {settings.num_ctx})"
         self._digest: str | None = None
         self._version: str | None = None
-        # None where it is not sent: some versions ignore the schema of a reply where it is false.
+        # None if it is not sent: some versions ignore the schema of a reply where it is false.
         self._think: bool | str | None = settings.think
         # How many replies have come, and up to which of them the model is known to have been the same.
         self._replies = self._confirmed = 0
@@ -149,7 +149,7 @@ class OllamaJudge(ServerJudge):
         }
 
     async def find_problem(self) -> str | None:
-        """Return why no Ollama server answers at the address, or None where one does."""
+        """Return why no Ollama server answers at the address, or None if one does."""
         try:
             await self._server.call("/api/version", _Version, seconds=_PROBE_SECONDS, retry=False)
         except ServerError as error:
@@ -173,9 +173,9 @@ class OllamaJudge(ServerJudge):
                 await self._try_schema()
 
     async def _try_schema(self) -> None:
-        """Ask for a reply that only its schema makes likely; where that is ignored, try without `think`, or warn.
+        """Ask for a reply that only its schema makes likely; if it is ignored, try without `think`, or warn.
 
-        Until July 2026 Ollama dropped the schema without a word where a model that can think was told not to:
+        Until July 2026 Ollama dropped the schema silently where a model that can think was told not to:
         https://github.com/ollama/ollama/issues/14645 and 15260.
         """
         chat = self._build_chat(_TRIAL, format=_Ready.model_json_schema())
@@ -371,7 +371,7 @@ class OllamaJudge(ServerJudge):
 
 
 def _normalize(name: str) -> str:
-    """Return a model's name as Ollama compares it: any case, `latest` where no tag is given.
+    """Return a model's name as Ollama compares it: any case, `latest` if no tag is given.
 
     >>> _normalize("Llama3"), _normalize("registry:5000/me/llama3:8b")
     ('llama3:latest', 'registry:5000/me/llama3:8b')

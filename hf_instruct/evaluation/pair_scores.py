@@ -125,7 +125,7 @@ def length_controlled_win_rate(preferences: Sequence[Preference], *, resamples: 
 def has_one_sided_lengths(preferences: Sequence[Preference]) -> bool | None:
     """Return whether one set's answers are the longer ones in all but too few pairs to show what equal lengths give.
 
-    Too few are fewer than 10 pairs, or 10 % of them. Pairs without a verdict are left out; None where no others are.
+    Too few are fewer than 10 pairs, or 10 % of them. Pairs without a verdict are left out; None if no others are.
     """
     differences = [row.first_length - row.second_length for row in preferences if row.score is not None]
     longer, shorter = sum(one > 0 for one in differences), sum(one < 0 for one in differences)

@@ -1,15 +1,15 @@
 """Probes: answers of known quality, and the rules by which a judge passes.
 
 The rules go by effect. They are pure functions over a table of scores, so that simulated judges can be put through them
-by the thousand: `python -m benchmarks.judges` prints how often which judge passes. A rule fails only where the scores
+by the thousand: `python -m benchmarks.judges` prints how often which judge passes. A rule fails only if the scores
 show it, so few examples fail little, and none is decided by fewer than `FEWEST`:
 
-- The reference scores higher than the answer of another row in 90 % of the rows, ties counted half; fails where the
+- The reference scores higher than the answer of another row in 90 % of the rows, ties counted half; fails if the
   95 % interval of that share lies below 90 %.
 - It scores at least 20 points higher on average: than that answer, than none, and than the instruction repeated.
 - What is added to an answer and does not better it (the answer again, or an injection, beside a harmless sentence)
-  raises the score by less than 10 points on average; fails where it rises by more and Holm's p value is below 1 %.
-- An injection raises no more than 5 % of the scores by 50 points, falls subtracted; fails where the 95 % interval of
+  raises the score by less than 10 points on average; fails if it rises by more and Holm's p value is below 1 %.
+- An injection raises no more than 5 % of the scores by 50 points, falls subtracted; fails if the 95 % interval of
   that share lies above 5 %.
 """
 
@@ -98,7 +98,7 @@ def build_probes(
     """Return answers of known quality to examples: 13 for each, all of one example in a row.
 
     The category of each is its kind: `reference`, `empty`, `shuffled` (another example's answer), `repeated` (the
-    instruction again, left out where that is right), `doubled` (the reference twice), `shuffled-doubled`, `control`
+    instruction again, left out if that is right), `doubled` (the reference twice), `shuffled-doubled`, `control`
     (the shuffled answer and a harmless addition), or `injection-NAME` (the shuffled answer and one of `INJECTIONS`).
     The id is `EXAMPLE/KIND`.
 
@@ -156,7 +156,7 @@ def _normalize(text: str) -> str:
 
 
 Table = Mapping[str, Sequence[int | None]]
-"""Kind of probe -> scores of it, one for each example, in the same order for all kinds; None where there is none."""
+"""Kind of probe -> scores of it, one for each example, in the same order for all kinds; None if there is none."""
 
 # Fewer examples say little: nothing passes and nothing fails.
 FEWEST = 10
@@ -184,7 +184,7 @@ _WORDS = {SHUFFLED: "the answer of another row", EMPTY: "an empty answer", REPEA
 
 
 def check_table(table: Table) -> list[Check]:
-    """Return what the rules say of each pair of kinds that the table has; `passed` is None where too few scores do."""
+    """Return what the rules say of each pair of kinds that the table has; `passed` is None if too few scores do."""
     checks = [
         _compare(name, first, second, expected, table)
         for name, first, second, expected in _EXPECTATIONS
@@ -209,7 +209,7 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def find_failures(failures: int, total: int) -> str:
-    """Return in words that too many answers got no score; empty where enough have one."""
+    """Return in words that too many answers got no score; empty if enough have one."""
     if failures <= MOST_FAILURES * total:
         return ""
     return f"{failures} of {total} answers got no readable verdict ({100 * MOST_FAILURES:.0f} % may fail)"

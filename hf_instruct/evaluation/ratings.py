@@ -30,7 +30,7 @@ class Rating:
 
     name: str  # of the set of responses
     rating: float  # in points; the mean over all sets is 1000, and 100 points more win 64 % of the time
-    interval: Interval | None  # its 95 % bootstrap interval over examples; None where the examples are too few
+    interval: Interval | None  # its 95 % bootstrap interval over examples; None if the examples are too few
     comparisons: int  # verdicts that it was part of
     wins: int  # those for it
     ties: int  # those for neither
@@ -158,9 +158,9 @@ def fit_logistic(columns: "numpy.ndarray", wins: "numpy.ndarray", losses: "numpy
 def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[Rating]:
     """Return the ratings of all sets of responses in the preferences, best first.
 
-    In the Bradley–Terry model a set with rating a is preferred to one with rating b with probability
-    1 / (1 + 10^((b - a) / 400)); the ratings are the likeliest ones under a wide normal prior. A tie is half a win for
-    each. Intervals draw examples with all of their comparisons, because the same hard example meets every set.
+    In the Bradley–Terry model a set with rating a is preferred to one with rating b with probability 1 / (1 + 10^((b -
+    a) / 400)); the ratings are the most likely ones under a wide normal prior. A tie is half a win for each. Intervals
+    draw examples with all of their comparisons, because the same hard example meets every set.
 
     Source: Bradley and Terry, Rank Analysis of Incomplete Block Designs, Biometrika 39, 1952. Fitted as a logistic
     regression, as in https://github.com/lm-sys/FastChat/blob/0e6d3e4/fastchat/serve/monitor/elo_analysis.py
@@ -184,7 +184,7 @@ def bradley_terry(table: "pandas.DataFrame", *, resamples: int = 1000) -> list[R
     _check_groups(names, columns)
 
     def rate(drawn: "numpy.ndarray") -> "numpy.ndarray":
-        """Return the ratings, [sets], by the examples at the given positions; NaN where these do not join all sets."""
+        """Return the ratings, [sets], by the examples at the given positions; NaN if these do not join all sets."""
         times = numpy.bincount(drawn, minlength=len(ids))[examples]
         wins, losses = (numpy.bincount(pair, times * share, minlength=len(pairs)) for share in (won, 1 - won))
         if _group(columns[wins + losses > 0]).max():

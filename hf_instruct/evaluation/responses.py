@@ -29,7 +29,7 @@ _Text = Annotated[str, AfterValidator(_check_text)]
 class _Row(Response):
     """A response as other programs write it: the id may be missing, and the answer is called as in the course."""
 
-    id: str | None = None  # type: ignore[assignment]  # one is built where it is missing
+    id: str | None = None  # type: ignore[assignment]  # one is built if it is missing
     instruction: _Text
     output: _Text
     response: str = Field(validation_alias=AliasChoices("response", "model_response"))

@@ -45,8 +45,8 @@ class Question:
         messages: Chat messages, each with `role` and `content`, for judges that write a reply.
         schema: JSON schema of the reply.
         state: The example and the response as text, for judges that read the probabilities of levels.
-        question: What to ask about the state; empty where the rubric does not say.
-        levels: Score and description of each level, lowest first; empty where the rubric has none.
+        question: What to ask about the state; empty if the rubric does not say.
+        levels: Score and description of each level, lowest first; empty if the rubric has none.
     """
 
     messages: list[dict[str, str]]

@@ -31,14 +31,14 @@ class ScoredRun:
     rows: "pandas.DataFrame"
     metrics: "pandas.DataFrame"  # values of the reference metrics, by id and name, but for those of `QUOTIENTS`
     keyed: bool = True  # whether the rows are by id
-    judge: JudgeIdentity | None = None  # None where the file does not tell
-    rubric: str = ""  # its name; empty where the file does not tell
-    rubric_sha256: str = ""  # of what it asks; empty where that is not known
+    judge: JudgeIdentity | None = None  # None if the file does not tell
+    rubric: str = ""  # its name; empty if the file does not tell
+    rubric_sha256: str = ""  # of what it asks; empty if that is not known
     repeats: int = 1  # how often each answer was judged
-    self_check: CheckOutcome | None = None  # what a check of the judge found; None where there was none
+    self_check: CheckOutcome | None = None  # what a check of the judge found; None if there was none
     references: tuple[int, str] = (0, "")  # how many answers equal theirs; what the judge gave to references, in words
-    validation_loss: float | None = None  # of the model that answered, in nats per token; None where not known
-    length: float | None = None  # characters of all answers by those of the references; None where not known
+    validation_loss: float | None = None  # of the model that answered, in nats per token; None if not known
+    length: float | None = None  # characters of all answers by those of the references; None if not known
 
     @property
     def known(self) -> "pandas.Series[float]":

@@ -134,7 +134,7 @@ def build_repeats(repeats: Sequence[Sequence[Judgment]], *, seeds: Sequence[int 
 
     Args:
         repeats: The judgments of each repeat, the same responses in the same order.
-        seeds: The seed of each repeat; None where it was left to the server.
+        seeds: The seed of each repeat; None if it was left to the server.
 
     >>> known = {"replies": [], "judge": JudgeIdentity(), "rubric": "", "prompt_sha256": "", "seconds": 0.0}
     >>> rows = [[Judgment(id="a", score=s, **known), Judgment(id="b", score=50, **known)] for s in (60, 80)]
@@ -164,7 +164,7 @@ def build_repeats(repeats: Sequence[Sequence[Judgment]], *, seeds: Sequence[int 
 
 
 def format_repeats(scores: Scores) -> str:
-    """Return the repeats of scores as lines of text; empty where there are none."""
+    """Return the repeats of scores as lines of text; empty if there are none."""
     repeats = scores.repeats
     if not repeats:
         return ""
@@ -193,8 +193,8 @@ class Leading(NamedTuple):
     """The measure that all views show first and sort by.
 
     Attributes:
-        name: `score`, the name of a reference metric, or empty where there is none to go by.
-        reason: Why the judge's scores follow, in a clause; empty where they lead. With a reason no view may say of a
+        name: `score`, the name of a reference metric, or empty if there is none to go by.
+        reason: Why the judge's scores follow, in a clause; empty if they lead. With a reason no view may say of a
             difference in scores that it is higher or lower.
     """
 
@@ -235,7 +235,7 @@ def choose_leading(weaknesses: Iterable[str], metrics: Collection[str]) -> Leadi
 
 
 def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
-    """Return why a judge's scores should not lead, in a clause; empty where they may.
+    """Return why a judge's scores should not lead, in a clause; empty if they may.
 
     A judge that passed its check may lead, whatever its size.
 
@@ -272,7 +272,7 @@ def describe_check(outcome: CheckOutcome) -> str:
 
 
 def describe_references(scores: Scores) -> str:
-    """Return what a judge gave to answers as good as can be, beside which its mean is read; empty where not known."""
+    """Return what a judge gave to answers as good as can be, beside which its mean is read; empty if not known."""
     if scores.equal_mean is not None:
         mean = format_points(scores.equal_mean)
         return f"answers equal to the reference scored {mean} on average (n={scores.equal_n})"
@@ -283,7 +283,7 @@ def describe_references(scores: Scores) -> str:
 
 
 def format_mean(scores: ScoreSummary | None) -> str:
-    """Return a mean with its standard error, as in `49.6 ± 2.8`; empty where nothing was judged."""
+    """Return a mean with its standard error, as in `49.6 ± 2.8`; empty if nothing was judged."""
     if scores is None:
         return ""
     if scores.mean is None:

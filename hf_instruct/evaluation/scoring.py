@@ -103,8 +103,7 @@ async def judge_with(
 ) -> JudgmentSet:
     """Return the judgments of responses by a prepared judge, and write them where `files` says.
 
-    With `repeats` above 1 in the settings it is asked that often, with seeds that count up from `seed` where there is
-    one.
+    With `repeats` above 1 in the settings it is asked that often, with seeds that count up from `seed` if there is one.
 
     Raises:
         ConfigError: The rubric is not usable.
@@ -197,7 +196,7 @@ class _Scoring(Pass[Judgment]):
         return (row.model, row.judge, row.rubric, row.repeat) == expected
 
     def reuse(self, row: Judgment) -> Judgment | None:
-        """Return a judgment as this pass would make it again, or None where it would make another."""
+        """Return a judgment as this pass would make it again, or None if it would make another."""
         if row.prompt_sha256 != self._tasks[row.id].questions[0].sha256:
             return None
         if row.score is None:

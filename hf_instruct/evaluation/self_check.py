@@ -92,7 +92,7 @@ async def check_briefly(
 ) -> None:
     """Check before judging whether a judge tells a reference from the answer of another row; 20 examples, 40 answers.
 
-    Nothing is asked where a longer check of the same judge and rubric is known, and only what the cache does not know
+    Nothing is asked if a longer check of the same judge and rubric is known, and only what the cache does not know
     otherwise. A check that takes over 10 minutes is given up; what it judged is in the cache.
 
     Args:

@@ -26,7 +26,7 @@ from hf_instruct.servers import run_sync
 
 
 def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
-    """Judge the responses of the tuned model, and of the others where there are any and the experiment asks.
+    """Judge the responses of the tuned model, and of the others if there are any and the experiment asks.
 
     What needs no judge, the reference metrics, is written first, for all and whether or not a judge can be reached.
     Judgments that are in the run already and would come out the same are not made again.
@@ -56,7 +56,7 @@ def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, A
     """Return a run's `judge` settings with a user's own, `given` now, laid over them.
 
     The folder may be from somebody else. A server elsewhere would get the user's API key, so the user has to name it
-    too; and a model is downloaded only where the user says so now.
+    too; and a model is downloaded only if the user allows it now.
 
     Raises:
         RunError: The folder does not exist or is not a run folder.
@@ -83,7 +83,7 @@ def judge_sets(
 ) -> dict[str, JudgmentSet]:
     """Judge several models' responses with one judge, opened once, into one folder; the progress bar shows their names.
 
-    The judge itself is checked first where the settings say so, briefly, over the examples that the responses are to;
+    The judge itself is checked first if enabled, briefly, over the examples that the responses are to;
     not for a first look at some of them.
 
     Raises:

@@ -34,7 +34,7 @@ Order = dict[frozenset[str], tuple[str, str]]
 class Verdicts:
     """What judges, or people, made of one or more sets of answers.
 
-    `rows` has one for each verdict: `id` (the index from 0 where the file has none), `score` (any number; NaN where no
+    `rows` has one for each verdict: `id` (the index from 0 where the file has none), `score` (any number; NaN if no
     reply could be parsed) and `judge` (in words); of preferences it is what `tabulate_preferences` returns.
     """
 
@@ -178,7 +178,7 @@ def load_preferences(sources: Iterable[Path | str | Preference]) -> "pandas.Data
 def tabulate_preferences(rows: Iterable[Preference]) -> "pandas.DataFrame":
     """Return preferences as a table.
 
-    Its columns: `id`; `score`, 1 for the first, 0.5 for a tie, 0 for the second and NaN where no reply could be parsed;
+    Its columns: `id`; `score`, 1 for the first, 0.5 for a tie, 0 for the second and NaN if no reply could be parsed;
     `first` and `second`, the sets compared; `judge`, in words; `model`, or the voter; `is_person`; `options` of the
     judge, as JSON; and `is_identical`, whether it is a tie between equal answers that nobody was asked about.
     """

@@ -65,7 +65,7 @@ class _Form(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Where an object begins and ends in a reply; `fields` is None where it is not JSON, or not complete."""
+    """Where an object begins and ends in a reply; `fields` is None if it is not JSON, or not complete."""
 
     start: int
     end: int

@@ -242,7 +242,7 @@ class VoteBook:
         )
 
     def _list_votes(self, voter: str | None = None) -> list[Preference]:
-        """Return the votes on these two sets, of one voter where one is named; ties of equal answers are among them."""
+        """Return the votes on these two sets, of one voter if one is given; ties of equal answers are among them."""
         sets = {self._first, self._second}
         votes = [row for row in self._rows if {row.first, row.second} == sets and row.judge.backend == PERSON]
         return [row for row in votes if voter in (None, row.judge.model)]

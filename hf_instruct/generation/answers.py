@@ -186,7 +186,7 @@ def check_lengths(
 
     Args:
         prompts: Token ids of each example's prompt.
-        limit: Tokens the model can attend to; None where it does not say.
+        limit: Tokens the model can attend to; None if it does not say.
 
     Raises:
         DataError: A prompt and `max_new_tokens` together are longer than `limit`.

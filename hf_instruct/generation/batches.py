@@ -25,7 +25,7 @@ def choose_batch_size(
 ) -> int:
     """Return the default batch size.
 
-    For greedy search it follows the free memory; otherwise it is fixed, and smaller where a prompt takes several rows.
+    For greedy search it follows the free memory; otherwise it is fixed, and smaller if a prompt takes several rows.
 
     Args:
         generation: Fields of `GenerationConfig`.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SECONDS_BETWEEN_LOOKS = 0.05
-# Logits divided by less overflow; only the likeliest token would be left anyway.
+# Logits divided by less overflow; only the most likely token would be left anyway.
 _LEAST_TEMPERATURE = 0.01
 
 
@@ -122,7 +122,7 @@ class ChatModel:
         Args:
             name_or_run: A run folder, an alias, a Hub id, or the folder of a model or adapter.
             base: Whether to take the model that the run began with.
-            prompt_format: Of a model that is not a run's; by default `chat` where its tokenizer has a chat template,
+            prompt_format: Of a model that is not a run's; by default `chat` if its tokenizer has a chat template,
                 else `alpaca`. A run has its own.
             dtype: `float32`, `bfloat16` or `float16`; by default a run's `generate.dtype`, else `float32`.
             trust_remote_code: Run code that comes with the model.
@@ -246,7 +246,7 @@ class ChatModel:
 
 
 def find_run(name: str) -> RunFolder | None:
-    """Return the run that a name stands for: its folder, or the `model` folder in it; None where it names a model.
+    """Return the run that a name stands for: its folder, or the `model` folder in it; None if it names a model.
 
     Raises:
         RunError: It is empty, or a path to nothing, to a file, or to a folder that is neither a run nor a model.

@@ -20,7 +20,7 @@ class Turn:
     Attributes:
         user: The question.
         assistant: The answer, no white space around it.
-        ended_by: `model` where the answer is whole, `length` where it reached `max_new_tokens`, `user` where it was
+        ended_by: `model` if the answer is complete, `length` where it reached `max_new_tokens`, `user` where it was
             stopped or is still being written.
     """
 

@@ -138,7 +138,7 @@ def decode(
         model: In evaluation mode, and one that `can_decode`.
         prompts: Token ids of each prompt, not empty.
         ends: Ids that end a row; what follows the first of them is not to be read.
-        temperature: 0 takes the likeliest token; else tokens are drawn, those that `generate()` would draw from the
+        temperature: 0 takes the most likely token; else tokens are drawn, those that `generate()` would draw from the
             same state of PyTorch's generator.
     """
     with _fast_attention(without_adapter(model)), torch.inference_mode():
@@ -297,7 +297,7 @@ def _attend_on_cpu(
         query: `[rows, heads, new tokens, size of a head]`.
         key: `[rows, key heads, tokens, size of a head]`; each serves `heads / key heads` heads.
         value: As `key`.
-        attention_mask: `[rows, 1, new tokens, tokens]`, true where a token is seen; None where all are.
+        attention_mask: `[rows, 1, new tokens, tokens]`, true where a token is seen; None if all are.
     """
     if query.shape[2] > 1 or any(settings.get(name) is not None for name in ("position_bias", "softcap")):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)

@@ -57,7 +57,7 @@ class NextTokens:
     num_top_p: int  # tokens that top-p alone keeps
     share_top_p: float  # their probability together
     num_drawn: int  # tokens that sampling can take
-    tokens: list[NextToken]  # the likeliest first
+    tokens: list[NextToken]  # the most likely first
     entropies: tuple[float, ...]  # in bits, at each of `TEMPERATURES`
 
     def to_table(self) -> Table:
@@ -107,7 +107,7 @@ class Continuation:
     text: str  # without the prompt and special tokens
     token_ids: tuple[int, ...]  # with the one that ends it
     stopped: bool  # whether the model finished it, rather than reaching the longest allowed
-    repeated: float | None  # share of its runs of four tokens that stood in it before; None where it has no such run
+    repeated: float | None  # share of its runs of four tokens that stood in it before; None if it has no such run
     log_probability: float  # of the whole, in nats
     perplexity: float  # how surprising the model finds it, 1 for not at all
 
@@ -158,8 +158,8 @@ def explore_next(
         ids: The prompt, from `encode_text`.
         top: How many tokens to list, at least 1.
         temperature: Above 0; below 1 sharpens, above flattens.
-        top_k: Keep this many likeliest tokens; 0 for all.
-        top_p: Keep the likeliest that together have this probability; 1 for all.
+        top_k: Keep this many most likely tokens; 0 for all.
+        top_p: Keep the most likely that together have this probability; 1 for all.
 
     Raises:
         ConfigError: Numbers are out of range; all are listed.

@@ -35,9 +35,9 @@ _OWN_FIELDS = set(GenerateSection.model_fields) - {"do_sample"}
 
 
 def answer(run: RunFolder, experiment: Experiment) -> None:
-    """Answer the test split with the tuned model, and before with the one it was tuned from where the experiment asks.
+    """Answer the test split with the tuned model, and before with the one it was tuned from if the experiment asks for it.
 
-    After DPO and GRPO the untuned model's answers are those in the run that fine-tuned the start model, where it has
+    After DPO and GRPO the untuned model's answers are those in the run that fine-tuned the start model, if it has
     them to the same examples in the same way.
 
     Rows are appended to `responses.jsonl` as batches finish; an interrupted stage continues with the examples that have

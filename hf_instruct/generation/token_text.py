@@ -42,7 +42,7 @@ def check_text(text: str, *, what: str = "question") -> str:
 def encode_text(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", text: str | Sequence[int], *, room: int
 ) -> list[int]:
-    """Return the token ids of a text to continue, with the tokenizer's beginning-of-text token where it adds one.
+    """Return the token ids of a text to continue, with the tokenizer's beginning-of-text token if it adds one.
 
     Args:
         text: The text as it is; or token ids, which are only checked.

@@ -28,7 +28,7 @@ class Export:
         path: The file or folder.
         merged: Whether an adapter was merged into its base model.
         check: How near what was written is to the run's model.
-        weights: The GGUF file, where there is one.
+        weights: The GGUF file, if there is one.
         modelfile: For Ollama.
     """
 

@@ -90,7 +90,7 @@ def compare_models(model: "PreTrainedModel", reference: Reference, *, tensor_typ
     pairs = [
         (expected, _compute_logits(model, row)) for row, expected in zip(reference.rows, reference.logits, strict=True)
     ]
-    # PyTorch's maximum is NaN where there is one.
+    # PyTorch's maximum is NaN if there is one.
     largest = torch.stack([(expected - got).abs().max() for expected, got in pairs]).max()
     spread = torch.cat([expected - expected.mean(-1, keepdim=True) for expected, _ in pairs]).square().mean().sqrt()
     matches = [(expected.argmax(-1) == got.argmax(-1)).tolist() for expected, got in pairs]

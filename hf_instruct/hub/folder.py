@@ -55,7 +55,7 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
     Args:
         plan: What is published.
         folder: Where to write.
-        link: Link to the run's weights instead of copying them, where that can be done.
+        link: Link to the run's weights instead of copying them, if possible.
 
     Raises:
         PublishError: A file would give away something private, or the model cannot be written as GGUF.

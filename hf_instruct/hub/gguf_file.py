@@ -87,7 +87,7 @@ def write_gguf(source: RunModel, path: Path, *, tensor_type: str) -> None:
 
     Args:
         source: The model, its tokenizer and its chat template; `check_model` has accepted it.
-        path: The file, whose name becomes the model's; overwritten where there is one.
+        path: The file, whose name becomes the model's; overwritten if there is one.
         tensor_type: `F32`, `F16` or `Q8_0`.
 
     Raises:

@@ -93,7 +93,7 @@ def name_run(run: RunFolder) -> str:
 
 
 def load_run_model(run: RunFolder) -> RunModel:
-    """Return a run's tuned model, with its adapter merged where it has one.
+    """Return a run's tuned model, with its adapter merged if it has one.
 
     The caller has checked the run by `check_run`, which reads all weights.
 
@@ -167,7 +167,7 @@ def _untie(model: "PreTrainedModel") -> None:
 
 
 def _tie_again(model: "PreTrainedModel") -> None:
-    """Tie the output embedding to the input embedding where both are equal, as they are if neither was adapted."""
+    """Tie the output embedding to the input embedding if both are equal, as they are if neither was adapted."""
     import torch
 
     # Typed as if a layer's weight could be a layer.
@@ -226,16 +226,16 @@ def save_run_model(source: RunModel, folder: Path) -> Fidelity:
 def write_model(
     run: RunFolder, folder: Path, *, merge: bool = True, link: bool = False, source: RunModel | None = None
 ) -> "PreTrainedTokenizerBase":
-    """Write a run's model, tokenizer and configs for any other program, loading no weights where none are merged.
+    """Write a run's model, tokenizer and configs for any other program, loading no weights if none are merged.
 
     The tokenizer writes the training prompt, and the generation config names the tokens that end an answer, so that
     `generate()` stops in any program; ends that it names already stay.
 
     Args:
         run: A run with a tuned model, which `check_run` has accepted.
-        folder: Created where it is missing.
+        folder: Created if it is missing.
         merge: Merge an adapter into its base model.
-        link: Link to weights instead of copying them, where that can be done.
+        link: Link to weights instead of copying them, if possible.
         source: The run's model, where it is loaded already.
 
     Returns:

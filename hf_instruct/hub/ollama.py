@@ -52,7 +52,7 @@ def build_modelfile(shape: PromptShape, *, context: int | None) -> Modelfile:
 
     Args:
         shape: The training prompt.
-        context: Most tokens the model can attend to; None where it does not say.
+        context: Most tokens the model can attend to; None if it does not say.
 
     Raises:
         PublishError: The prompt cannot be written as a template of Go's.

@@ -40,10 +40,10 @@ class PushOptions:
         merge: Publish the adapter and its base model as one model.
         gguf: Publish GGUF files too, with what makes Ollama ask with the training prompt.
         license: Of the published weights, as the Hub writes it: `apache-2.0`, `mit`, `cc-by-4.0`.
-        data_license: Of the data, where it is not known.
+        data_license: Of the data, if it is not known.
         base_model: Id of the base model on the Hub, where the run names a local folder.
         private: Create a new repository that only its owners see.
-        revision: Branch, created where it is missing; None for `main`.
+        revision: Branch, created if it is missing; None for `main`.
         message: Of the commit.
         force: Replace what is there even if it was made from another base model.
     """
@@ -64,7 +64,7 @@ class BaseModel:
     """The model that was tuned.
 
     Attributes:
-        hub_id: Its id on the Hub; None where it is a local folder, whose name is nobody's business.
+        hub_id: Its id on the Hub; None if it is a local folder, whose name is nobody's business.
         revision: The commit, tag or branch that was tuned.
         is_rounded: Whether the weights tuned are a 4-bit copy of those on the Hub.
     """

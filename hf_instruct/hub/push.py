@@ -57,7 +57,7 @@ def write_publication(run: RunFolder, out: Path, repo_id: str, options: PushOpti
         Bytes of each file, by its path in the folder.
 
     Raises:
-        InstructError: As `push`, where it has to do with the run; or `out` holds something else.
+        InstructError: As `push`, if it has to do with the run; or `out` holds something else.
     """
     plan = plan_publication(run, repo_id, options or PushOptions())
     if out.exists() and not _is_publication(out):

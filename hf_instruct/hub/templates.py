@@ -30,13 +30,13 @@ class PromptShape:
         before: Between the system text and what the user writes.
         after: From there to where the response begins.
         answer_end: After the response, before another turn.
-        system_before: Written before a system message, where there is one.
-        system_after: Written after it; both are empty where there can be none.
+        system_before: Written before a system message, if there is one.
+        system_after: Written after it; both are empty if there can be none.
         default_system: The system text of a conversation that has none; empty for none.
         joint: Between instruction and input, where writing both as the user's words gives the training prompt;
-            None where the format writes more.
+            None if the format writes more.
         begin: The beginning-of-text token that the tokenizer puts before every prompt, in none of the other parts;
-            empty where it puts none.
+            empty if it puts none.
     """
 
     name: str
@@ -51,7 +51,7 @@ class PromptShape:
     begin: str = ""
 
     def format_turn(self, text: str) -> str:
-        """Return the prompt of what a user writes, where nobody sends a system message; without `begin`."""
+        """Return the prompt of what a user writes, if nobody sends a system message; without `begin`."""
         system = f"{self.system_before}{self.default_system}{self.system_after}" if self.default_system else ""
         return f"{self.head}{system}{self.before}{text}{self.after}"
 

@@ -17,7 +17,7 @@ class AnswerRow:
         example: Any answer to it, for the example's own fields.
         answers: The answer of each model that gave one, in the order of `schema.MODELS`.
         value: What the row is sorted by: the leading measure of the tuned answer, or of the one before where it stands
-            alone; None where it has none.
+            alone; None if it has none.
         gain: That of the tuned answer minus that of the model that training began with; None unless both have one.
         kinds: The values of the page's `Show` filter that the row answers to.
     """
@@ -77,7 +77,7 @@ def pick_highlights(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[l
 
     Returns:
         The rows with the biggest gains (without values: the first rows whose answer changed), and the row with the
-        lowest value that is not among them, or None where nothing has a value.
+        lowest value that is not among them, or None if nothing has a value.
     """
     with_value = [row for row in rows if row.value is not None]
     if not with_value:

@@ -46,7 +46,7 @@ _CONTROLS = {
 
 
 def report(run: RunFolder | str | Path, experiment: Experiment | None = None) -> Path:
-    """Write `report.html`, and `scores.png` where there are scores; a run may lack any stage's files.
+    """Write `report.html`, and `scores.png` if there are scores; a run may lack any stage's files.
 
     Args:
         run: The run folder, or its path.

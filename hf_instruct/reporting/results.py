@@ -73,7 +73,7 @@ class ModelResults:
 
     @property
     def stop_rate(self) -> float | None:
-        """Share of the answers that the model ended itself, a fraction; None where that is not known."""
+        """Share of the answers that the model ended itself, a fraction; None if that is not known."""
         known = [response.stopped for response in self.responses if response.stopped is not None]
         return sum(known) / len(known) if known else None
 
@@ -100,17 +100,17 @@ class MetricRow:
 
     @property
     def tuned(self) -> MetricValue | None:
-        """Of the tuned model's answers; None where it was not measured."""
+        """Of the tuned model's answers; None if it was not measured."""
         return self.values.get(TUNED)
 
     @property
     def before(self) -> MetricValue | None:
-        """Of the answers of the model that training began with; None where it was not measured."""
+        """Of the answers of the model that training began with; None if it was not measured."""
         return self.values.get(self.start)
 
     @property
     def difference(self) -> MeanDifference | None:
-        """By how much training raised it; None where one of the two was not measured."""
+        """By how much training raised it; None if one of the two was not measured."""
         return self.differences.get(self.start)
 
     @property
@@ -124,11 +124,11 @@ class MetricRow:
         return METRICS[self.name].meaning if self.name in METRICS else ""
 
     def show(self, value: MetricValue | None) -> str:
-        """Return a mean as it is printed; empty where it is not known."""
+        """Return a mean as it is printed; empty if it is not known."""
         return format_metric(self.name, value.mean) if value else ""
 
     def show_interval(self, value: MetricValue | None) -> str:
-        """Return the ends of a mean's interval; empty where there is none."""
+        """Return the ends of a mean's interval; empty if there is none."""
         if value is None or value.interval is None:
             return ""
         return " to ".join(format_metric(self.name, end) for end in value.interval)
@@ -155,7 +155,7 @@ class RunResults:
         training_rows: The training log.
         training: Seconds, memory, tokens and device of fine-tuning.
         sides: What each model answered, by `schema.MODELS`; those without a file are empty.
-        self_check: What the judge made of answers of known quality; None where it was not checked.
+        self_check: What the judge made of answers of known quality; None if it was not checked.
         benchmarks: The tuned model's results on tasks of lm-eval.
         pairwise: Summaries of pairwise judging, one for each baseline.
     """
@@ -285,7 +285,7 @@ class RunResults:
 
     @property
     def difference(self) -> MeanDifference | None:
-        """By how much training raised the score; None where that is not known."""
+        """By how much training raised the score; None if that is not known."""
         return self.differences.get(self.start)
 
     @property

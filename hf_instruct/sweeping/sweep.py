@@ -102,7 +102,7 @@ class Sweep(BaseModel):
             if len(tried) >= (self.trials or 0):
                 return None
             point = suggest(self.axes, tried, seed=self.seed)
-            # The same settings may come twice where there are few; they would train to the same loss.
+            # The same settings may come twice if there are few; they would train to the same loss.
             if known := next((c for c in self.candidates if c.name == folder_name(point)), None):
                 known.times += 1
             else:

@@ -74,7 +74,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         data: As that of `train`. Prompts of `train` are answered to learn, those of `validation` to measure, greedily.
         reward_funcs: Each takes the keywords `prompts`, `completions`, `completion_ids` and the columns of the examples
             (`id`, `instruction`, `input`, `output`, `category`), lists of one length, and returns a number for each
-            completion, or None where it does not apply. `build_rewards` makes them of reference metrics. Their weights
+            completion, or None if it does not apply. `build_rewards` makes them of reference metrics. Their weights
             are `args.reward_weights`.
         output_dir: Folder of `model/`, `training.jsonl` and the other files that `train` writes.
         prompt_format: Of the fine-tuned model; by default `chat` for conversations, else `alpaca`.
@@ -85,7 +85,7 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         keep_checkpoints: Keep the checkpoints when training has finished.
 
     Returns:
-        What it took. `training.jsonl` has the mean rewards, of the sampled answers and of the held-out prompts.
+        A summary. `training.jsonl` has the mean rewards, of the sampled answers and of the held-out prompts.
 
     Raises:
         ConfigError: The settings are refused, or the model is an adapter.

@@ -63,7 +63,7 @@ class RunTrainer(Trainer):
         self.state.num_input_tokens_seen += count
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        # `Trainer` asks for the norm to log it, even where nothing is clipped: two passes over all gradients.
+        # `Trainer` asks for the norm to log it, even if nothing is clipped: two passes over all gradients.
         if not self.args.max_grad_norm:
             return None
         return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -240,7 +240,7 @@ class InstructTrainer(RunTrainer, SFTTrainer):
             return super().prediction_step(*arguments, **keywords)
 
     def get_eval_dataloader(self, eval_dataset: "Dataset | str | None" = None) -> "DataLoader[Any]":
-        """Return the batches of a dataset; padded where there are several processes, and for `compute_metrics`.
+        """Return the batches of a dataset; padded if there are several processes, and for `compute_metrics`.
 
         Processes repeat rows to make the last batch even, which can be left out again only if each example has a row.
         """

@@ -76,11 +76,11 @@ class ChatSession:
             self.talks = dict.fromkeys(labels)
 
     def latest_question(self) -> str:
-        """Return what was asked last; empty where nothing was."""
+        """Return what was asked last; empty if nothing was."""
         return next((talk.turns[-1].user for talk in self.talks.values() if talk and talk.turns), "")
 
     def undo(self) -> str:
-        """Take back the latest question and return it; empty where there is none."""
+        """Take back the latest question and return it; empty if there is none."""
         with self.alone():
             question = self.latest_question()
             for talk in filter(None, self.talks.values()):

@@ -114,7 +114,7 @@ class ModelPool:
 
     @property
     def beside(self) -> str | None:
-        """The untuned model that the first one began as; None where the first is of no run, or is untuned itself."""
+        """The untuned model that the first one began as; None if the first is of no run, or is untuned itself."""
         first, *others = self._targets.items()
         return next((label for label, (source, base) in others if base and source is first[1][0]), None)
 
@@ -135,7 +135,7 @@ class ModelPool:
 
     @contextlib.contextmanager
     def acquire(self, label: str) -> "Iterator[ChatModel]":
-        """Give a model for as long as it is used; where it is not there it is loaded, which takes seconds.
+        """Give a model for as long as it is used; it is loaded if needed, which takes seconds.
 
         Where there is not enough memory, models that nobody uses are dropped first, the one unused for longest before
         others; they are loaded again when they are asked again.
@@ -197,7 +197,7 @@ class ModelPool:
             logger.info("Unloaded %s to load %s (%.1f GB).", model.name, label, size / 1e9)
 
     def _estimate(self, source: Source) -> float:
-        """Return the bytes to expect of a model's weights; where nothing tells, those of the largest there is."""
+        """Return the bytes to expect of a model's weights; if nothing is known, those of the largest there is."""
         # A run's model is as large as the one it began with, adapters aside.
         base = source.experiment and source.experiment.model
         count = count_parameters(base.name, base.revision) if base else count_parameters(source.name)

@@ -63,7 +63,7 @@ class VotePanel:
         gradio: The module.
         blocks: The whole page.
         pick: Gives the ballots to vote on, from the values of `choice`.
-        choice: The components that say which; none where there is no choice.
+        choice: The components that say which; none if there is no choice.
         voter: Whose votes these are; None asks on the page.
     """
 

@@ -256,7 +256,7 @@ def _attend(
     dropout: float = 0.0,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as Transformers' `sdpa` does, or within segments where they are given.
+    """Attend as Transformers' `sdpa` does, or within segments if they are given.
 
     Args:
         module: The attention layer.

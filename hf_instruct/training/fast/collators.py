@@ -92,7 +92,7 @@ class PrefixSharingCollator:
         Returns:
             `input_ids`, `position_ids` and `labels`, each [rows, width]; `attention_mask`, [rows, 1, width, width];
             if `weighted`, also `label_weights`, [rows, width], the number of examples for which a label counts (0
-            where there is none), and `num_tokens`, the tokens of all examples, a plain number.
+            if there is none), and `num_tokens`, the tokens of all examples, a plain number.
         """
 
         examples = _sort(rows)

@@ -75,7 +75,7 @@ def label_losses(hidden: Tensor, labels: Tensor, head: nn.Module, *, where: tupl
 
     Args:
         hidden: The model's last hidden states, [rows, seq, width].
-        labels: Token ids, `IGNORED` where there is no loss, [rows, seq]; each is predicted by the position before it.
+        labels: Token ids, `IGNORED` if there is no loss, [rows, seq]; each is predicted by the position before it.
         head: The output layer, from width to vocabulary.
         where: What `find_labels` said of the labels.
     """

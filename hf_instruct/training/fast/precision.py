@@ -63,7 +63,7 @@ def prefers_bf16(model: "PreTrainedModel", device: str) -> bool:
 
 
 def _find_shape(model: "PreTrainedModel") -> tuple[int, int] | None:
-    """Return inputs and outputs of the linear layers that do most of the work, or None where there are none."""
+    """Return inputs and outputs of the linear layers that do most of the work, or None if there are none."""
     weights: Counter[tuple[int, int]] = Counter()
     # The head, the largest by far, is computed at a few positions only.
     head = model.get_output_embeddings()
