@@ -71,7 +71,7 @@ def test_parts_can_be_left_out(tiny_gpt2: Path, capsys: pytest.CaptureFixture[st
         (["a", "--temperature", "0"], "`temperature` is 0.0; it must be"),
         (["a", "--beams", "1"], "`--beams` is 1, which is greedy search"),
         (["a", "--plot", "/dev/null/x.png", "--beams", "0"], "`/dev/null/x.png` cannot be read or written"),
-        (["dog " * 300], "the model has 256 positions"),
+        (["dog " * 300], "the model only has 256 positions"),
     ],
 )
 def test_mistakes(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -135,8 +135,8 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"data:\n  source: caf\xe9\n", "position 19"),
-        (b"- a\n- b\n", "holds a list"),
-        (b"gpt2\n", "holds a str"),
+        (b"- a\n- b\n", "contains a list"),
+        (b"gpt2\n", "contains a str"),
         (b"data:\n  source: [a\n", "that starts on line 2"),
         # No YAML of ruamel's, but a date that there is not.
         (b"model:\n  revision: 2024-02-30\n", "day is out of range for month"),
