@@ -305,7 +305,7 @@ def test_own_ids_are_kept_where_every_row_has_one_of_its_own() -> None:
 def test_own_ids_that_do_not_serve_are_noticed_and_a_problem_where_mapped(bad: object) -> None:
     rows = [{"id": 1, "instruction": "a", "output": "b"}, {"id": bad, "instruction": "a", "output": "c"}]
     checked = check(*rows)
-    counts = "0 missing, 1 repeated" if type(bad) is int else "1 without, 0 repeated"
+    counts = "0 missing, 1 repeated" if type(bad) is int else "1 missing, 0 repeated"
     problem = f"is not a unique id ({counts})"
     assert checked.notices == [f"`mine.json`: column `id` {problem}; using ids generated from the text instead."]
     assert checked.examples["id"][:] == [build_example_id("a", "", "b"), build_example_id("a", "", "c")]
