@@ -359,6 +359,46 @@ def test_draws_are_pytorchs_own_with_that_seed(gpt2) -> None:
     assert list(mine.token_ids) == theirs.tolist()
 
 
+@pytest.mark.parametrize("more", [{}, {"num_return_sequences": 3}, {"temperature": 1.0}])
+def test_the_loop_draws_what_generate_draws_with_the_same_seeds(
+    tiny, more: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With this many ends some rows leave the batch early.
+    settings = {**SAMPLING, **more, "max_new_tokens": 30, "eos_token_id": list(range(0, END, 25))}
+    ours = ids(complete(tiny, FOUR, seeds=SEEDS, **settings))
+    monkeypatch.setattr(decoding_loop, "find_temperature", lambda *_: None)
+    monkeypatch.setattr(decoding_loop, "decode", None)
+    assert ids(complete(tiny, FOUR, seeds=SEEDS, **settings)) == ours
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "temperature"),
+    [
+        (SAMPLING, {}, 0.7),
+        ({**SAMPLING, "top_k": None, "top_p": 1.0, "num_return_sequences": 2}, {}, 0.7),
+        ({"do_sample": True, "top_k": 0}, {"temperature": 0.3}, 0.3),
+        # Unset, it is Transformers' own: 50.
+        ({"do_sample": True}, {}, None),
+        ({**SAMPLING, "top_k": 5}, {}, None),
+        (SAMPLING, {"top_p": 0.9}, None),
+        (SAMPLING, {"repetition_penalty": 1.1}, None),
+        ({**SAMPLING, "num_beams": 2}, {}, None),
+        ({**SAMPLING, "temperature": -1.0}, {}, None),
+        ({"do_sample": False}, {}, None),
+    ],
+)
+def test_only_sampling_by_temperature_alone_goes_through_the_loop(
+    gpt2, settings: dict, own: dict, temperature: float | None
+) -> None:
+    model, _ = gpt2
+    before = model.generation_config
+    model.generation_config = GenerationConfig(**own)
+    try:
+        assert decoding_loop.find_temperature(model, settings) == temperature
+    finally:
+        model.generation_config = before
+
+
 def test_draws_follow_the_probabilities(gpt2) -> None:
     model, _ = gpt2
     with torch.no_grad():

@@ -41,7 +41,8 @@ def generate_completions(
 ) -> list[Completion]:
     """Return the completions of each prompt, generated as one batch: one each, or `num_return_sequences`, in order.
 
-    Greedy search goes through the loop of `decoding_loop` where that knows the model, all else through `generate()`.
+    Greedy search, and sampling at a temperature alone, go through the loop of `decoding_loop` where that knows the
+    model, all else through `generate()`.
     Positions are counted from each prompt's first token, so in float32 a greedy answer is the same at every batch
     size (GPT-2's positions are absolute: counted from the padding, a shorter prompt would read other embeddings).
     Settings that may read the padding, such as `no_repeat_ngram_size`, get batches without any.
@@ -57,7 +58,7 @@ def generate_completions(
     """
     import torch
 
-    from hf_instruct.generation.decoding_loop import decode, decodes_greedily
+    from hf_instruct.generation.decoding_loop import decode, decodes_greedily, find_temperature
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
     asked = _as_list(generation.pop("eos_token_id", None))
@@ -66,6 +67,17 @@ def generate_completions(
     with generating(model), torch.inference_mode():
         if decodes_greedily(model, generation):
             rows = decode(model, prompts, ends=ends, max_new_tokens=max_new_tokens, pad_id=pad_id)
+        elif temperature := find_temperature(model, generation):
+            numbers = range(generation.get("num_return_sequences") or 1)
+            rows = decode(
+                model,
+                [prompt for prompt in prompts for _ in numbers],
+                ends=ends,
+                max_new_tokens=max_new_tokens,
+                pad_id=pad_id,
+                temperature=temperature,
+                seeds=seeds and [_mix(seed, number) for seed in seeds for number in numbers],
+            )
         else:
             settings = {"pad_token_id": pad_id, "eos_token_id": sorted(ends), "max_new_tokens": max_new_tokens}
             settings |= generation

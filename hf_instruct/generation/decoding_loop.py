@@ -44,6 +44,12 @@ _BLIND_TO_PADDING = {
     *("repetition_penalty", "min_new_tokens", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
     *("remove_invalid_values", "renormalize_logits"),
 }
+# Of those, what changes the probabilities that sampling draws from, and the value at which, as at None, it does not.
+_WARPERS = {
+    **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff"), 0),
+    **dict.fromkeys(("top_p", "typical_p"), 1),
+    "top_h": None,
+}
 # This loop replaces these; a model that overrides one may prepare its inputs in another way.
 _STANDARD_METHODS = ("generate", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 _NEEDED_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "logits_to_keep"}
@@ -58,6 +64,23 @@ def decodes_greedily(model: "PreTrainedModel", generation: Mapping[str, Any]) ->
         generation: Fields of `GenerationConfig`; the model's own `generation_config` has to be greedy search as well.
     """
     return not _active_fields(model, generation) and can_decode(model)
+
+
+def find_temperature(model: "PreTrainedModel", generation: Mapping[str, Any]) -> float | None:
+    """Return the temperature at which `decode` draws what `model.generate` would with these settings.
+
+    Returns:
+        None where they ask for anything but tokens drawn by their probabilities, or the loop does not know the model.
+    """
+    active = _active_fields(model, generation)
+    settings = _resolve(model, generation)
+    is_plain = all(settings.get(name) in (None, off) for name, off in _WARPERS.items())
+    samples = "do_sample" in active and active <= {"do_sample", "num_return_sequences"}
+    if not (samples and is_plain and can_decode(model)):
+        return None
+    temperature = settings["temperature"]
+    # `generate()` says what is wrong with others.
+    return temperature if isinstance(temperature, float) and temperature > 0 else None
 
 
 def can_decode(model: "PreTrainedModel") -> bool:
@@ -86,14 +109,20 @@ def reads_padding(model: "PreTrainedModel", generation: Mapping[str, Any]) -> bo
 
 def _active_fields(model: "PreTrainedModel", generation: Mapping[str, Any]) -> set[str]:
     """Return the fields, of the settings or of the model's own, that make generation anything but greedy search."""
-    own = model.generation_config.to_dict() if model.generation_config is not None else {}
     defaults = GenerationConfig._get_default_generation_params()
     return {
         name
-        for name, value in {**own, **generation}.items()
+        for name, value in _resolve(model, generation).items()
         if not (value is None or value is False or (name in defaults and value == defaults[name]))
         and name not in _WITHOUT_EFFECT
     }
+
+
+def _resolve(model: "PreTrainedModel", generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `generate()` goes by: settings over the model's own, and those over the defaults."""
+    own = model.generation_config.to_dict() if model.generation_config is not None else {}
+    defaults = GenerationConfig._get_default_generation_params()
+    return {**defaults, **{name: value for name, value in own.items() if value is not None}, **generation}
 
 
 def _reads_prompt(adapter: Any) -> bool:
@@ -128,6 +157,7 @@ def decode(
     max_new_tokens: int,
     pad_id: int,
     temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Return one token after another for each prompt: up to and with the end, or `max_new_tokens`.
 
@@ -140,15 +170,20 @@ def decode(
         ends: Ids that end a row; what follows the first of them is not to be read.
         temperature: 0 takes the most likely token; else tokens are drawn, those that `generate()` would draw from the
             same state of PyTorch's generator.
+        seeds: Of drawing, one a prompt, so that what is drawn for it depends on nothing else.
     """
     with _fast_attention(without_adapter(model)), torch.inference_mode():
         batch = _Batch(model, prompts, max_new_tokens=max_new_tokens, pad_id=pad_id)
         end_ids = torch.tensor(sorted(ends), device=model.device)
         chosen = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=model.device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # [rows still in the batch]
+        generators = None if seeds is None else [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
         for step in range(max_new_tokens):
             # On a CPU `argmax` of bf16 is five times slower than `max`; both take the first of equals.
-            latest = _draw(batch, len(prompts), temperature) if temperature else batch.logits.max(-1).indices  # [rows]
+            if temperature:
+                latest = _draw(batch, len(prompts), temperature, generators)  # [rows]
+            else:
+                latest = batch.logits.max(-1).indices
             # Rows that have ended but are still here write on: what follows an end is not read.
             chosen[batch.rows, step] = latest
             ended |= torch.isin(latest, end_ids)
@@ -163,9 +198,16 @@ def decode(
     return [until_end(row, ends) for row in chosen.tolist()]
 
 
-def _draw(batch: "_Batch", num_prompts: int, temperature: float) -> torch.Tensor:
+def _draw(
+    batch: "_Batch", num_prompts: int, temperature: float, generators: Sequence[torch.Generator] | None
+) -> torch.Tensor:
     """Return a token for each row of a batch, drawn as `torch.multinomial` draws from all prompts' probabilities."""
     probabilities = (batch.logits.float() / temperature).softmax(-1)  # [rows, vocabulary]
+    if generators is not None:
+        noise = torch.empty_like(probabilities)
+        for row, prompt in zip(noise, batch.rows.tolist(), strict=True):
+            row.exponential_(generator=generators[prompt])
+        return (probabilities / noise).argmax(-1)
     # Of rows that have left the batch too, so that what the others draw does not depend on them.
     noise = probabilities.new_empty(num_prompts, probabilities.shape[1]).exponential_()
     return (probabilities / noise[batch.rows]).argmax(-1)
