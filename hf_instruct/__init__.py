@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_instruct.models import load_model as load_model
     from hf_instruct.pipeline import run as run
     from hf_instruct.preferences.pairs import load_pairs as load_pairs
+    from hf_instruct.preferences.prefer import build_preferences as build_preferences
     from hf_instruct.preferences.rewards import build_rewards as build_rewards
     from hf_instruct.prompts import PromptFormat as PromptFormat
     from hf_instruct.reporting.page import report as report
@@ -41,6 +42,7 @@ _HOMES = {
     "PromptFormat": "prompts",
     "Rubric": "evaluation.rubrics",
     "RunFolder": "run_folder",
+    "build_preferences": "preferences.prefer",
     "build_rewards": "preferences.rewards",
     "compare_runs": "evaluation.comparison",
     "export": "hub.export",

@@ -95,6 +95,7 @@ _STAGES = {
             "benchmarks",
             "preferences",
             "preferences_part",
+            "pairs",
         ),
         is_shared=True,
     ),

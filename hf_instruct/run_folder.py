@@ -65,6 +65,7 @@ class RunFolder:
     preferences_part = _File(
         "preferences.partial.jsonl", "`Response` rows: the model's own answers, until all are there."
     )
+    pairs = _File("pairs", "Folder that `prefer` writes: `PairRow` rows, and the answers they are chosen from.")
     training_log = _File("training.jsonl", "`TrainingRow` rows.")
     training_summary = _File("training.json", "`TrainingSummary`: what fine-tuning took.")
     tensorboard = _File("tensorboard", "Folder of TensorBoard's files, where `train.report_to` names it.")

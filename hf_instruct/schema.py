@@ -175,6 +175,50 @@ class PreferencePair(Record):
     messages: list[dict[str, str]] | None = None
 
 
+class PairRow(Record):
+    """A line of `pairs/*.jsonl`: a pair in TRL's format, and where it comes from.
+
+    `prompt` (in the run's prompt format), `chosen` and `rejected` are texts, or messages if that format is `chat`.
+    """
+
+    id: str
+    instruction: str | None = None  # this and the next two: unless the prompt is a conversation
+    input: str | None = None
+    output: str | None = None  # the reference
+    prompt: str | list[dict[str, str]]
+    chosen: str | list[dict[str, str]]
+    rejected: str | list[dict[str, str]]
+    origin: str  # `references`, `manners`, `judge`, a metric such as `rouge_l`, `vote` or `pairwise`
+    split: str = "train"  # of the run, that contains the prompt
+    category: str | None = None
+    score_chosen: float | None = None  # by the judge or the metric, or the share of votes
+    score_rejected: float | None = None
+    sample_chosen: Count | None = None  # number of the sampled answer, from 1
+    sample_rejected: Count | None = None
+    judge: str | None = None  # the model that scored or wrote an answer, or how many people voted
+    digest: str | None = None  # of the judge's weights
+    rubric: str | None = None
+
+
+class Rewrite(Record):
+    """A line of `pairs/rewrites.jsonl`: a reference as a model rewrote it."""
+
+    id: str
+    manner: str  # `polite` or `impolite`
+    text: str | None  # None: the reply could not be read, see `failure`
+    replies: list[str]  # raw, of every attempt that brought one
+    judge: JudgeIdentity
+    prompt_sha256: str
+    seconds: float
+    failure: str | None = None
+    cached: bool = False
+
+    @property
+    def score(self) -> float | None:
+        """1, or None without a text, as of a judgment that failed."""
+        return None if self.text is None else 1.0
+
+
 class TrainingRow(Record):
     """A line of `training.jsonl`: what was known at an optimizer step.
 

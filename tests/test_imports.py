@@ -39,6 +39,7 @@ PUBLIC = [
     "PromptFormat",
     "Rubric",
     "RunFolder",
+    "build_preferences",
     "build_rewards",
     "compare_runs",
     "export",
@@ -159,6 +160,7 @@ def test_the_public_surface() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
+        ("build_preferences", [3]),
         ("compare_runs", [3]),
         ("export", [3, "merged"]),
         ("generate_responses", [None, None, 3]),

@@ -28,6 +28,7 @@ VERBS = {
     "sweep": "train with several settings and choose by validation loss",
     "generate": "answer the held-out test split",
     "judge": "score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",
+    "prefer": "write pairs of a better and a worse answer to train on with DPO",
     "compare": "compare judged runs: paired differences with intervals, a table, a plot",
     "rate": "rate several runs on one scale from the preferences of a judge or of people",
     "agree": "measure how well two judges, or a judge and people, agree",

@@ -16,11 +16,11 @@ from hf_instruct.evaluation.verdicts import Verdict
 from hf_instruct.models import cache_folder
 from hf_instruct.progress import Advance, progress_bar
 from hf_instruct.records import append_rows, recover_rows, write_rows
-from hf_instruct.schema import JudgeIdentity, Judgment, Preference
+from hf_instruct.schema import JudgeIdentity, Judgment, Preference, Rewrite
 
 logger = logging.getLogger(__name__)
 
-Row = TypeVar("Row", Judgment, Preference)
+Row = TypeVar("Row", Judgment, Preference, Rewrite)
 
 _ATTEMPTS = 2
 _FAILURES_IN_A_ROW = 8
@@ -47,6 +47,7 @@ class JudgeOptions:
         limit: Judge only the first N responses; their judgments are kept, but no scores are written.
         go_on: How to continue after an interruption, for the user.
         title: Of the progress bar.
+        refuse_failed: Raise an error if the judge failed its own check, before it judges any response.
         repeat: Which pass over the same questions this is, counted from 1: each has verdicts of its own in the cache.
     """
 
@@ -55,6 +56,7 @@ class JudgeOptions:
     limit: int | None = None
     go_on: str = "Judge again to continue."
     title: str = "Judging"
+    refuse_failed: bool = False
     repeat: int = 1
 
 

@@ -155,6 +155,22 @@ def parse_preference(text: str, judged: str = "") -> float:
     return {"a": 1.0, "b": 0.0, "tie": 0.5}[match["value"].lower()]
 
 
+def parse_text(reply: str, key: str) -> str:
+    """Return the text that an object in a reply has under a key; of several the last.
+
+    Raises:
+        VerdictError: There is none, or it is empty.
+
+    >>> parse_text('Sure! {"answer": "Red, please."}', "answer")
+    'Red, please.'
+    """
+    fields = [span.fields for span in _find_objects(_unfence(_cut_thinking(reply))) if span.fields]
+    texts = [str(found[key]).strip() for found in fields if isinstance(found.get(key), str)]
+    if not texts or not texts[-1]:
+        raise VerdictError(f"The reply {_show(reply)} holds no `{key}`.")
+    return texts[-1]
+
+
 def _find(text: str, form: _Form, judged: str) -> tuple[str, Any, str | None]:
     """Return a reply without its thinking, the value in it by the rule above, as in JSON or text, and the reasons.
 

@@ -16,9 +16,10 @@ from hf_instruct.generation.references import measure_references
 from hf_instruct.library_fields import find_refused_generation
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length
+from hf_instruct.progress import progress_bar
 from hf_instruct.prompt_checks import choose_format, settle_format
 from hf_instruct.prompts import PromptFormat
-from hf_instruct.records import Example
+from hf_instruct.records import Example, append_rows, recover_rows
 from hf_instruct.schema import Response
 
 if TYPE_CHECKING:
@@ -136,6 +137,34 @@ def answer_examples(
     return [responses[index] for index in range(len(examples))]
 
 
+def answer_into(
+    path: Path,
+    examples: Sequence[Example],
+    answer: Callable[[list[Example], Callable[[list[Response]], None]], object],
+    *,
+    title: str,
+) -> list[Response]:
+    """Return the response to each example, in their order, and save each batch of responses in a file.
+
+    Args:
+        path: The file. Examples that it has a response to are not answered again.
+        examples: What to answer.
+        answer: Called with the examples that have no response yet, and a function to call with each batch of them.
+        title: Of the progress bar.
+    """
+    rows = {row.id: row for row in recover_rows(path, Response)}
+    if waiting := [example for example in examples if example.id not in rows]:
+        with progress_bar(title, len(examples), done=len(examples) - len(waiting)) as advance:
+
+            def keep(batch: list[Response]) -> None:
+                append_rows(path, batch)
+                rows.update((row.id, row) for row in batch)
+                advance(len(batch), "")
+
+            answer(waiting, keep)
+    return [rows[example.id] for example in examples]
+
+
 def _answer_batch(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -173,7 +202,7 @@ def build_response(example: Example, **found: Any) -> Response:
     return Response(**{**dataclasses.asdict(example), "instruction": example.describe_task()}, **found)
 
 
-def build_seed(seed: int, example: Example) -> int:
+def build_seed(seed: int | str, example: Example) -> int:
     """Return a number of 63 bits that differs from example to example and from seed to seed."""
     digest = hashlib.sha256(f"{seed}\0{example.id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

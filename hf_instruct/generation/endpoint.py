@@ -10,10 +10,9 @@ from urllib.parse import urlsplit
 from hf_instruct.config import GenerateSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
-from hf_instruct.generation.answers import build_response, build_seed
-from hf_instruct.progress import progress_bar
+from hf_instruct.generation.answers import answer_into, build_response, build_seed
 from hf_instruct.prompts import CHAT, PromptFormat, build_user_turn
-from hf_instruct.records import Example, append_rows, recover_rows, write_rows
+from hf_instruct.records import Example, recover_rows, write_rows
 from hf_instruct.schema import Response
 from hf_instruct.servers import Body, NoServer, Server, ServerError, open_http, run_sync
 
@@ -182,24 +181,21 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
         InstructError: The server does not answer, or refuses an example.
     """
     check_endpoint(section)
-    rows = {} if force else {row.id: row for row in recover_rows(path, Response)}
-    if others := {row.model for row in rows.values()} - {str(section.model)}:
+    if force:
+        path.unlink(missing_ok=True)
+    if others := {row.model for row in recover_rows(path, Response)} - {str(section.model)}:
         raise RunError(
             f"`{path}` contains answers of {quote_names(sorted(others))}, not of `{section.model}`. Use another file "
             "with `--out`, or delete these answers with `--force`."
         )
-    if force:
-        path.unlink(missing_ok=True)
-    waiting = [example for example in examples[: section.limit] if example.id not in rows]
-    prompts = [{"messages": _build_messages(example)} for example in waiting]
-    with progress_bar(f"Answering, {section.model}", len(rows) + len(waiting), done=len(rows)) as advance:
 
-        def keep(response: Response) -> None:
-            rows[response.id] = response.model_copy(update={"model": section.model})
-            append_rows(path, [rows[response.id]])
-            advance(1, "")
+    def answer(waiting: list[Example], keep: Callable[[list[Response]], None]) -> None:
+        prompts = [{"messages": _build_messages(example)} for example in waiting]
+        named = {"model": section.model}
+        answer_at_endpoint(section, waiting, prompts, on_response=lambda row: keep([row.model_copy(update=named)]))
 
-        answer_at_endpoint(section, waiting, prompts, on_response=keep)
+    answer_into(path, examples[: section.limit], answer, title=f"Answering, {section.model}")
+    rows = {row.id: row for row in recover_rows(path, Response)}
     write_rows(path, [rows[example.id] for example in examples if example.id in rows])
 
 

@@ -137,7 +137,7 @@ def _answer_share(
         reference_loss=True,
         on_batch=keep,
         seed=section.seed,
-        **_generation_fields(section),
+        **generation_fields(section),
     )
 
 
@@ -210,7 +210,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
     if section.endpoint:
         check_endpoint(section)
     else:
-        _try_settings(_generation_fields(section), len(tokenizer))
+        _try_settings(generation_fields(section), len(tokenizer))
     prompt_format = run.load_prompt_format(experiment.data.prompt_format)
     examples = run.read_split("test")
     prompts = prompt_format.encode_prompts(tokenizer, examples)
@@ -241,7 +241,7 @@ def _try_settings(settings: dict[str, Any], vocabulary: int) -> None:
         raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
 
 
-def _generation_fields(section: GenerateSection) -> dict[str, object]:
+def generation_fields(section: GenerateSection) -> dict[str, Any]:
     """Return what `generate()` is given of the section.
 
     Raises:

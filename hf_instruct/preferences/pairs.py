@@ -2,9 +2,10 @@
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.console import pluralize
 from hf_instruct.data.sources import build_dataset, read_examples
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFERENCES = "references"
+# What pairs are made of; the test split stays unseen.
+SPLITS = ("train", "validation")
 _SIDES = ("chosen", "rejected")
 _SHOWN = 5
+_LEAST_GAP = 1e-9
 
 
 def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, limit: int | None = None) -> "Dataset":
@@ -98,6 +102,50 @@ def build_reference_pairs(examples: Sequence[Example], responses: Iterable[Respo
         num_empty,
     )
     return pairs
+
+
+class Candidate(NamedTuple):
+    """An answer that can be part of a pair."""
+
+    text: str
+    score: float | None  # higher is better; None if there is none, as when judging failed
+    sample: int | None = None  # which of the sampled answers it is, from 1
+
+
+def choose_pair(
+    candidates: Iterable[Candidate], left_out: Counter[str], *, min_gap: float = 0.0
+) -> tuple[Candidate, Candidate] | None:
+    """Return the best and the worst answer to a prompt, or None if their scores are too close.
+
+    Args:
+        candidates: The answers; of duplicates the first is kept.
+        left_out: Counts what is left out, by reason.
+        min_gap: Smallest allowed difference of the two scores; ties never make a pair.
+
+    >>> left_out = Counter()
+    >>> answers = [Candidate("Red.", 0.5), Candidate("Blue.", 1.0), Candidate("Red. ", 0.5), Candidate("No.", 0.0)]
+    >>> [one.text for one in choose_pair(answers, left_out)], dict(left_out)
+    (['Blue.', 'No.'], {'duplicate answers': 1})
+    """
+    scores: dict[str, float] = {}
+    different: dict[str, Candidate] = {}
+    for candidate in candidates:
+        text = candidate.text.strip()
+        if candidate.score is None:
+            left_out["answers without a score"] += 1
+        elif not text or text in different:
+            left_out["duplicate answers" if text else "empty answers"] += 1
+        else:
+            different[text], scores[text] = candidate._replace(text=text), candidate.score
+    if len(different) < 2:
+        left_out["prompts with fewer than two different answers"] += 1
+        return None
+    best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
+    # Scores are fractions, and their differences not exact.
+    if scores[best] - scores[worst] < max(min_gap, _LEAST_GAP) - _LEAST_GAP / 2:
+        left_out["prompts with too small a gap"] += 1
+        return None
+    return different[best], different[worst]
 
 
 def _enumerate(rows: Sequence[int]) -> str:

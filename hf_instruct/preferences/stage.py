@@ -1,7 +1,7 @@
 """The training stage of an experiment with a `dpo` section, by way of `preferences.jsonl`, or a `grpo` section."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +9,10 @@ from hf_instruct.config import Experiment
 from hf_instruct.console import pluralize
 from hf_instruct.data.sources import build_dataset, iterate_examples, load_split
 from hf_instruct.errors import ConfigError, DataError, RunError, quote_names
-from hf_instruct.preferences.pairs import REFERENCES, build_reference_pairs, read_pairs
+from hf_instruct.preferences.pairs import REFERENCES, SPLITS, build_reference_pairs, read_pairs
 from hf_instruct.processes import is_main_process, on_main_process
-from hf_instruct.progress import progress_bar
-from hf_instruct.records import Example, append_rows, read_rows, recover_rows, write_rows
+from hf_instruct.prompts import build_user_turn
+from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import PreferencePair, Response, TrainingSummary
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_SPLITS = ("train", "validation")
 
 
 def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
@@ -38,7 +36,7 @@ def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool 
     model, tokenizer = load_base(run, experiment)
     on_main_process(lambda: make_pairs(run, experiment, model, tokenizer))
     rows = read_rows(run.preferences, PreferencePair)
-    pairs = {name: build_dataset([row for row in rows if row.split == name], PreferencePair) for name in _SPLITS}
+    pairs = {name: build_dataset([row for row in rows if row.split == name], PreferencePair) for name in SPLITS}
     logger.info("Training %s by DPO on %s", experiment.model.name, pluralize(len(pairs["train"]), "pair"))
     # After the pairs: answers are those of the whole weights.
     options = build_options(run, experiment, model)
@@ -74,7 +72,7 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
             "The `rewards` section has no weight above 0; set one, such as `exact_match: 1`, or use your own "
             "function (`--reward FILE.py:NAME`)."
         )
-    splits = {name: load_split(run, name) for name in _SPLITS}
+    splits = {name: load_split(run, name) for name in SPLITS}
     if section.categories:
         splits = _choose_categories(splits, section.categories)
     _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
@@ -130,7 +128,7 @@ def make_pairs(
         pairs = _answer_training_prompts(run, experiment, model, tokenizer)
     else:
         pairs = _split_pairs(run, section.source, section.limit)
-    for split in _SPLITS:
+    for split in SPLITS:
         if not any(pair.split == split for pair in pairs):
             raise DataError(
                 f"`{section.source}` gives no pair for the {split} split of this run, so there is nothing to "
@@ -145,39 +143,33 @@ def _answer_training_prompts(
     run: RunFolder, experiment: Experiment, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> list[PreferencePair]:
     """Return the pairs of references and the model's own answers; answers are kept as they come."""
-    from hf_instruct.generation.answers import answer_examples
+    from hf_instruct.generation.answers import answer_examples, answer_into
     from hf_instruct.models import move_to_best_device
 
     section = experiment.preferences
-    partial = run.preferences_part
-    splits = {split: list(iterate_examples(load_split(run, split))) for split in _SPLITS}
-    examples = [example for split in _SPLITS for example in splits[split][: section.limit]]
-    finished = {row.id for row in recover_rows(partial, Response)}
-    remaining = [example for example in examples if example.id not in finished]
-    if remaining:
+    splits = {split: list(iterate_examples(load_split(run, split))) for split in SPLITS}
+    examples = [example for split in SPLITS for example in splits[split][: section.limit]]
+
+    def answer(waiting: list[Example], keep: Callable[[list[Response]], None]) -> None:
         move_to_best_device(model)
-        with progress_bar("Answering training prompts", len(examples), done=len(finished)) as advance:
+        answer_examples(
+            model,
+            tokenizer,
+            waiting,
+            prompt_format=run.load_prompt_format(experiment.data.prompt_format),
+            batch_size=experiment.generate.batch_size,
+            max_new_tokens=section.max_new_tokens,
+            on_batch=keep,
+        )
 
-            def keep(batch: list[Response]) -> None:
-                append_rows(partial, batch)
-                advance(len(batch), "")
-
-            answer_examples(
-                model,
-                tokenizer,
-                remaining,
-                prompt_format=run.load_prompt_format(experiment.data.prompt_format),
-                batch_size=experiment.generate.batch_size,
-                max_new_tokens=section.max_new_tokens,
-                on_batch=keep,
-            )
-    responses = {row.id: row for row in read_rows(partial, Response)}
+    rows = answer_into(run.preferences_part, examples, answer, title="Answering training prompts")
+    responses = {row.id: row for row in rows}
     pairs = []
-    for split in _SPLITS:
+    for split in SPLITS:
         chosen = splits[split][: section.limit]
         made = build_reference_pairs(chosen, [responses[example.id] for example in chosen])
         pairs += [pair.model_copy(update={"split": split}) for pair in made]
-    partial.unlink()
+    run.preferences_part.unlink()
     return pairs
 
 
@@ -186,8 +178,8 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[Prefere
 
     Of prompts that are in no split, one in twenty is held out.
     """
-    asked: dict[tuple[str, str], str] = {}
-    for split in (*_SPLITS, "test"):
+    asked: dict[str, str] = {}
+    for split in (*SPLITS, "test"):
         asked |= dict.fromkeys(map(_key, iterate_examples(load_split(run, split))), split)
     pairs, num_tested, num_new = [], 0, 0
     for pair in read_pairs(source, limit=limit):
@@ -202,8 +194,9 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[Prefere
     return pairs
 
 
-def _key(example: Example) -> tuple[str, str]:
-    return example.describe_task(), example.input
+def _key(example: Example) -> str:
+    # As a conversation asks it, so that a pair of turns is known by its prompt too.
+    return build_user_turn(example.describe_task(), example.input)["content"]
 
 
 def _check_format(model: Path, run: RunFolder, experiment: Experiment) -> None:

@@ -1,0 +1,115 @@
+"""The course's pairs: a model rewrites a reference politely or impolitely, and the more polite is preferred."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import JudgeError
+from hf_instruct.evaluation.backends import choose_judge
+from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task
+from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.verdicts import Verdict, parse_text
+from hf_instruct.generation.answers import build_seed
+from hf_instruct.records import Example
+from hf_instruct.schema import Rewrite
+from hf_instruct.servers import run_sync
+
+POLITE, IMPOLITE = "polite", "impolite"
+_KEY = "answer"
+# The course's request in our own words. The reply is an object, since models tend to announce what they write.
+# Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/04_preference-tuning-with-dpo/create-preference-data-ollama.ipynb
+_PROMPT = """\
+Rewrite the answer to the task below so that it becomes more {manner}. Keep what it says, and change as little as \
+possible.
+
+### Task
+{task}
+
+### Answer
+{answer}
+
+Reply with nothing but a JSON object that has the rewritten answer under the key "answer"."""
+_SCHEMA = {
+    "type": "object",
+    "properties": {_KEY: {"type": "string"}},
+    "required": [_KEY],
+    "additionalProperties": False,
+}
+
+
+def rewrite(examples: Sequence[Example], settings: JudgeSection, *, path: Path, options: JudgeOptions) -> list[Rewrite]:
+    """Return each example's output as rewritten by a model, in the order of the examples.
+
+    Args:
+        examples: What to rewrite; about half of them politely, chosen by seed and id, the others impolitely.
+        settings: Which model, and how to ask it.
+        path: File of the rows; those that are there are not made again.
+        options: As for judging.
+
+    Raises:
+        JudgeError: The model is the local judge, which cannot write text; or asking cannot continue.
+    """
+
+    async def work() -> list[Rewrite]:
+        judge = await choose_judge(settings)
+        try:
+            if judge.identity()["backend"] == "local":
+                raise JudgeError(
+                    "The local judge only chooses between levels and cannot rewrite text. Use a model on a server: "
+                    "`--judge ollama`, or `--judge openai --base-url URL`."
+                )
+            await judge.prepare()
+            tasks = (_build_task(example, settings.seed or 0) for example in examples)
+            titled = dataclasses.replace(options, title="Rewriting references")
+            return await _Rewriting(judge, titled, path, tasks).run(concurrency=settings.concurrency)
+        finally:
+            await judge.close()
+
+    return run_sync(work())
+
+
+def _build_task(example: Example, seed: int) -> Task:
+    manner = IMPOLITE if build_seed(seed, example) % 2 else POLITE
+    task = f"{example.describe_task()}\n{example.input}".strip()
+    prompt = _PROMPT.format(manner=manner, task=task, answer=example.output)
+    question = Question([{"role": "user", "content": prompt}], _SCHEMA, state="", question="", levels=[])
+    return Task(example.id, [question], manner)
+
+
+class _Rewriting(Pass[Rewrite]):
+    """A pass over references, each rewritten once."""
+
+    row_type = Rewrite
+
+    def show_mean(self, mean: float) -> str:
+        """Return nothing: nothing is scored."""
+        return ""
+
+    def read(self, reply: Reply, judged: str) -> Verdict:
+        """Return the rewritten answer in a reply."""
+        return Verdict(1, parse_text(reply.text, _KEY))
+
+    def build(self, id: str, answers: list[Answer]) -> Rewrite:
+        """Return the row of an example, given what came of the one question about it."""
+        answer, task = answers[0], self._tasks[id]
+        return Rewrite(
+            id=id,
+            manner=task.judged,
+            text=answer.verdict.reasons if answer.verdict else None,
+            replies=answer.replies,
+            judge=self.identity,
+            prompt_sha256=task.questions[0].sha256,
+            seconds=round(answer.seconds, 4),
+            failure=answer.failure,
+            cached=answer.cached,
+        )
+
+    def belongs(self, row: Rewrite) -> bool:
+        """Return whether a row is this model's, of one of these examples."""
+        return row.id in self._tasks and row.judge == self.identity
+
+    def reuse(self, row: Rewrite) -> Rewrite | None:
+        """Return a row that answers the question that would be asked today."""
+        return row if row.prompt_sha256 == self._tasks[row.id].questions[0].sha256 else None
