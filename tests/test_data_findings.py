@@ -3,7 +3,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -301,12 +300,11 @@ def test_a_tokenizer_without_a_config_is_enough(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("hf_instruct.models.load_tokenizer", lambda name, **_: build_tokenizer())
     monkeypatch.setattr("hf_instruct.models.load_context_length", refuse)
-    settings = SimpleNamespace(prompt_format=PromptFormat.from_name("alpaca"), max_length=None)
-    assert load_counter("mine", **vars(settings)).max_length is None
+    alpaca = PromptFormat.from_name("alpaca")
+    assert load_counter("mine", prompt_format=alpaca, training={}).max_length is None
     monkeypatch.setattr("hf_instruct.models.load_context_length", lambda name, **_: 64)
-    assert load_counter("mine", **vars(settings)).max_length == 64
-    settings.max_length = 1024
-    assert load_counter("mine", **vars(settings)).max_length == 64
+    assert load_counter("mine", prompt_format=alpaca, training={}).max_length == 64
+    assert load_counter("mine", prompt_format=alpaca, training={"max_length": 1024}).max_length == 64
 
 
 def test_warnings_name_repeated_prompts_long_rows_and_special_tokens() -> None:
