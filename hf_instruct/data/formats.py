@@ -1,5 +1,6 @@
 """The supported row formats, how their rows are converted, and what can be wrong with them."""
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ EARLIER = ("system", "history")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
 _MISSING = object()
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Format(NamedTuple):
@@ -57,6 +59,7 @@ FORMATS = (
 )
 # ShareGPT's roles, and what else they are called.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "model": "assistant"}
+_SIDES = ("user", "assistant")
 # Columns that say what rows are for, where they are no examples, and what to do.
 _OTHER_ROWS = {
     "chosen": "holds the better of two answers; train on such pairs with a `dpo` section (`preferences.source`), or, "
@@ -240,15 +243,12 @@ def _convert_turns(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | 
 
 
 def _convert_history(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | None]:
-    """Return the turns of earlier questions and answers in pairs, and what is wrong with them."""
+    """Return the turns of earlier questions and answers, which are in pairs, and what is wrong with them."""
     pairs = [] if value is _MISSING or value is None or value == "" else value
-    if not isinstance(pairs, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text.strip() for text in pair)
-        for pair in pairs
-    ):
+    if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
         return [], ("is not a list of earlier questions and answers", "write [[question, answer], …], or rename it")
-    names = ("user", "assistant")
-    return [{"role": role, "content": text} for pair in pairs for role, text in zip(names, pair, strict=True)], None
+    turns = [{"role": role, "content": text} for pair in pairs for role, text in zip(_SIDES, pair, strict=True)]
+    return _convert_turns(turns)
 
 
 def _complete_turns(
@@ -294,7 +294,7 @@ def _find_text_problem(ours: str, value: Any) -> tuple[str, str] | None:
     if isinstance(value, str):
         if (index := value.find("\0")) >= 0:
             return f"has a NUL character at position {index}", "delete that character"
-        if not value.isascii() and not _is_unicode(value):
+        if not value.isascii() and _SURROGATE.search(value):
             return "has a lone surrogate, which is not valid in UTF-8", "replace it with the complete character"
         if is_required and not value.strip():
             return "is empty", f"write the {ours}, or delete the row"
@@ -308,11 +308,3 @@ def _find_text_problem(ours: str, value: Any) -> tuple[str, str] | None:
     if ours == "category" and type(value) is int:
         return None
     return f"is {describe_type(value)}, not text", "write it as one text"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -204,6 +204,8 @@ def check_source(
     Raises:
         DataError: The source cannot be found or opened at all, or an argument is wrong.
     """
+    from datasets import Dataset
+
     _check_arguments(map, limit)
     problems: list[Problem] = []
     options: dict[str, Any] = {"map": map, "problems": problems}
@@ -214,7 +216,7 @@ def check_source(
         path = None if file in NAMED_SOURCES else _find_file(file)
         on_hub = path is None and file not in (COURSE, EVERYDAY)
     else:
-        file, path, on_hub = "dataset" if hasattr(source, "column_names") else "data", None, False
+        file, path, on_hub = "dataset" if isinstance(source, Dataset) else "data", None, False
     if not on_hub and (hub_config or revision):
         name = "hub_config" if hub_config else "revision"
         raise DataError(f"`{name}` is only for datasets on the Hub, and `{file}` is not one. Leave it out.")
@@ -229,8 +231,13 @@ def check_source(
             rows = read_text_file(path, file=file, problems=problems)
         elif file in (COURSE, EVERYDAY):
             rows = _read_named(file, problems)
-        elif file == "dataset":
-            dataset = _check_dataset(source)
+        elif isinstance(source, Dataset):
+            dataset = source
+        elif isinstance(source, Mapping) or not isinstance(source, Iterable):
+            raise DataError(
+                f"The source is a `{type(source).__name__}`; it must be a name, a file, a `datasets.Dataset` or a list "
+                "of mappings. For a `DatasetDict`, pass one of its splits."
+            )
         else:
             rows = _place_rows(source, problems)
         if dataset is not None:
@@ -255,8 +262,6 @@ def _iterate_dataset(dataset: "Dataset", columns: Sequence[str]) -> Iterator[Raw
 
 
 def _place_rows(source: Any, problems: list[Problem]) -> Iterator[RawRow]:
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
-        raise DataError(_advise_on_type(source))
     for number, row in enumerate(source):
         if isinstance(row, Example):
             row = {name: value for name, value in vars(row).items() if value is not None or name == "category"}
@@ -265,21 +270,6 @@ def _place_rows(source: Any, problems: list[Problem]) -> Iterator[RawRow]:
         else:
             what, remedy = f"is {describe_type(row)}, not an object", 'a row is {"instruction": …, "output": …}'
             problems.append(Problem("data", f"row {number}", None, what, remedy))
-
-
-def _check_dataset(source: Any) -> "Dataset":
-    import datasets
-
-    if not isinstance(source, datasets.Dataset):
-        raise DataError(_advise_on_type(source))
-    return source
-
-
-def _advise_on_type(source: Any) -> str:
-    return (
-        f"The source is a `{type(source).__name__}`; it must be a name, a file, a `datasets.Dataset` or a list of "
-        "mappings. For a `DatasetDict`, pass one of its splits."
-    )
 
 
 def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:
