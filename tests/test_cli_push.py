@@ -34,10 +34,11 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
     out = tmp_path / "out"
     assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[:-2]] == sorted(path.name for path in out.iterdir())
-    assert lines[-2:] == [str(out), f"Nothing was published; the model card is {out / 'README.md'}."]
+    assert [line.split()[-1] for line in lines[:-3]] == sorted(path.name for path in out.iterdir())
+    assert lines[-3:-1] == [str(out), f"Nothing was published; the model card is {out / 'README.md'}."]
+    assert lines[-1].startswith("Next: ")
     assert main(["push", str(run.path), "--to", "me/a", "--dry-run", "--out", str(out), "--gguf"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
+    last = capsys.readouterr().out.splitlines()[-2]
     assert last == f"To make a smaller file with llama.cpp: llama-quantize {out}/a-F16.gguf {out}/a-Q4_K_M.gguf Q4_K_M"
     # The base model of an adapter may be on the Hub, and is not asked for.
     adapter = write_adapter_run(tmp_path / "adapter", run.model)

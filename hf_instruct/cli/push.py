@@ -71,6 +71,7 @@ def _push(options: argparse.Namespace) -> None:
         print(f"{out}\nNothing was published; the model card is {out / 'README.md'}.")
         for name in _list_f16(sizes):
             print(f"To make a smaller file with llama.cpp: {format_quantize_command(out / name)}")
+        print("Next: `hf auth login`, then the same command without `--dry-run`")
     else:
         done = push(run, options.to, **chosen)
         if done.changed:
