@@ -1,4 +1,5 @@
-# Two images, for a CPU and for NVIDIA GPUs. Not tested: the commands of both were run without Docker, on a CPU only.
+# Two images, for a CPU and for NVIDIA GPUs. Not tested with Docker: the CPU image's pip commands were run in a new
+# environment, with PyTorch's CPU build at hand, and `run demo` there.
 #
 #   docker build --target cpu -t hf-instruct .
 #   docker build --target cuda -t hf-instruct:cuda .
@@ -17,12 +18,11 @@
 #
 # A server; on port 8000 of this machine alone:
 #
-#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs:/work/runs" hf-instruct serve runs/demo \
-#       --host 0.0.0.0 --allow-host 127.0.0.1
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs:/work/runs" hf-instruct serve runs/demo --host 0.0.0.0
 
 FROM python:3.12-slim AS base
-# Any user may write here, so that files in ./runs belong to who starts the container.
-ENV HOME=/cache HF_HOME=/cache/huggingface HF_HUB_DISABLE_TELEMETRY=1 PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
+# Any user may write here, so that files in ./runs belong to who starts the container; PyTorch wants a name for them.
+ENV HOME=/cache USER=user HF_HOME=/cache/huggingface HF_HUB_DISABLE_TELEMETRY=1 PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 RUN mkdir -p -m 777 /cache/huggingface /work/runs && chmod 777 /cache
 WORKDIR /work
 ENTRYPOINT ["hf-instruct"]

@@ -18,7 +18,7 @@ from hf_instruct.wheel_model import FOLDER, NOT_INSTALLED, ON_HUB, convert_wheel
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -239,16 +239,23 @@ def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
         config.output_router_logits = False
     if model.generation_config is None:
         return
-    # What the model ended with before stays an end: an instruction-tuned one ends its turn with a token of its own.
-    own = model.generation_config.eos_token_id
-    known = [end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    ends = [token for token in dict.fromkeys(known) if token is not None]
+    ends = list_ends(model.generation_config, tokenizer, end)
     model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= config.vocab_size:
         # Added to the tokenizer alone, as in many repositories: what is masked is looked up all the same.
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def list_ends(settings: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase", end: int | None) -> list[int]:
+    """Return the ids that end an answer, each once: the given one, the tokenizer's, and those that a model has already.
+
+    An instruction-tuned model ends its turn with a token of its own, which stays an end.
+    """
+    own = settings.eos_token_id if settings is not None else None
+    known = [end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return [token for token in dict.fromkeys(known) if token is not None]
 
 
 @contextmanager

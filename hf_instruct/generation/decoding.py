@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hf_instruct.models import list_ends
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -61,8 +63,8 @@ def generate_completions(
     from hf_instruct.generation.decoding_loop import decode, decodes_greedily, find_temperature
 
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_id
-    asked = _as_list(generation.pop("eos_token_id", None))
-    ends = find_ends(model, tokenizer, end_id) | {token for token in asked if token is not None}
+    asked = generation.pop("eos_token_id", None)
+    ends = find_ends(model, tokenizer, end_id) | ({asked} if isinstance(asked, int) else set(asked or ()))
     generation = {"do_sample": False, "num_beams": 1, **generation}
     with generating(model), torch.inference_mode():
         if decodes_greedily(model, generation):
@@ -87,8 +89,7 @@ def generate_completions(
 
 def find_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end_id: int | None = None) -> set[int]:
     """Return the ids that end a response: this one if given, the tokenizer's end-of-text and the model's own ends."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return {token for token in (end_id, tokenizer.eos_token_id, *_as_list(own)) if token is not None}
+    return set(list_ends(model.generation_config, tokenizer, end_id))
 
 
 def _generate_apart(
@@ -166,10 +167,6 @@ def _seeded_draws(seeds: Sequence[int] | None) -> "Iterator[None]":
 def _mix(seed: int, number: int) -> int:
     """Return the seed of a prompt's response of this number; the first has the prompt's own."""
     return (seed + number * 0x9E3779B97F4A7C15) % 2**63
-
-
-def _as_list(ids: int | list[int] | None) -> list[int | None]:
-    return list(ids) if isinstance(ids, list) else [ids]
 
 
 def _read_completion(tokenizer: "PreTrainedTokenizerBase", ids: list[int], ends: set[int]) -> Completion:

@@ -15,7 +15,7 @@ from hf_instruct.errors import ModelLoadError, PublishError
 from hf_instruct.hub.fidelity import Fidelity, Reference, check_fidelity, compare_models, take_reference
 from hf_instruct.hub.templates import build_chat_template, shape_prompt
 from hf_instruct.manifests import check_model, find_quantization
-from hf_instruct.models import configure_stop, load_model, load_tokenizer, no_shard_bars, resolve_model
+from hf_instruct.models import configure_stop, list_ends, load_model, load_tokenizer, no_shard_bars, resolve_model
 from hf_instruct.prompt_checks import settle_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.records import read_file, write_json
@@ -263,11 +263,8 @@ def write_model(
         settings = _find_generation_config(run, experiment)
     except (OSError, ModelLoadError):
         settings = GenerationConfig()
-    known = settings.eos_token_id
-    named = known if isinstance(known, list) else [known]
-    ends = dict.fromkeys([prompt_format.end_token_id(tokenizer), *named, tokenizer.eos_token_id])
-    unique = [end for end in ends if end is not None]
-    settings.eos_token_id = unique if len(unique) > 1 else unique[0]
+    ends = list_ends(settings, tokenizer, prompt_format.end_token_id(tokenizer))
+    settings.eos_token_id = ends if len(ends) > 1 else ends[0]
     settings.pad_token_id = tokenizer.pad_token_id
     settings.save_pretrained(folder)
     return tokenizer
