@@ -121,6 +121,7 @@ def test_answers_that_tell_nothing_apart_are_left_out_and_counted(copied: RunFol
         build_preferences(copied, by="rouge_l", samples=3)
 
 
+@pytest.mark.slow
 def test_a_smaller_gap_than_asked_for_makes_no_pair(copied: RunFolder, server: FakeOllama) -> None:
     server.reply = lambda body: Answer(json.dumps({"score": 40 + 10 * ("Best" in body["messages"][-1]["content"])}))
     rewrite_samples(copied, {1: "Best.", 2: "Other.", 3: "Third."})
@@ -134,6 +135,7 @@ def test_a_smaller_gap_than_asked_for_makes_no_pair(copied: RunFolder, server: F
         build_preferences(copied, by="judge", samples=3, min_gap=11, judge=judge)
 
 
+@pytest.mark.slow
 def test_a_judge_that_failed_its_check_is_refused_without_force(
     copied: RunFolder, server: FakeOllama, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,7 +221,9 @@ def test_what_most_people_prefer_is_chosen(copied: RunFolder, examples: list[Exa
         (two, samples[2][two].response, samples[1][two].response, 1.0),
     ]
     assert {(pair.origin, pair.judge, pair.split) for pair in found.pairs} == {("vote", "3 voters", "train")}
-    assert found.path == copied.pairs / "votes.jsonl"
+    assert found.path == copied.pairs / "from-votes.jsonl"
+    with pytest.raises(InstructError, match="the file that the pairs are made from"):
+        build_preferences(copied, by=str(path), out=path)
     assert "voter 1" not in found.path.read_text()
 
 
@@ -313,9 +317,9 @@ def test_the_file_is_read_as_it_is_by_dpo_and_in_trls_format(
         ({"by": "chrf", "samples": 1}, "`--samples` is 1; it takes at least 2 answers"),
         ({"by": "chrf", "min_gap": -1.0}, "`--min-gap` is -1.0; it should be 0 or more"),
         ({"by": "chrf", "min_gap": float("nan")}, "`--min-gap` is nan"),
-        ({"by": "chrf", "generate": {"temperature": 0.0}}, "`temperature` is 0.0; it should be a number from 0.01"),
+        ({"by": "chrf", "generate": {"temperature": 0.0}}, "`temperature` is 0.0; it must be a number from 0.01"),
         ({"generate": {"temperature": 0.5}}, "`temperature` is 0.5, which has no effect"),
-        ({"generate": {"max_new_tokens": 1000}}, "do not fit the model's 256 positions"),
+        ({"generate": {"max_new_tokens": 1000}}, "do not fit into the model's 256 positions"),
         ({"by": "judge", "judge": {"backend": "human"}}, "`judge.backend` is 'human'"),
         ({"by": __file__}, "is not a Preference row"),
     ],

@@ -100,7 +100,7 @@ def build_preferences(
             0.8. With `limit`, only the first prompts of each split are used.
         judge: Fields of the `judge` section that replace the run's own.
         options: How to judge.
-        out: File to write; by default `pairs/<by>.jsonl` in the run.
+        out: File to write; by default `pairs/<by>.jsonl` in the run, of votes `pairs/from-<name of their file>.jsonl`.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -116,6 +116,9 @@ def build_preferences(
         sections["judge"] = {**load_judge_settings(run, judge or {}), "repeats": 1}
     settled = build_experiment(sections, where="the settings of pairs")
     experiment = experiment.model_copy(update={"generate": settled.generate, "judge": settled.judge})
+    path = Path(out) if out else run.pairs / f"{by if by in _WAYS else f'from-{Path(by).stem}'}.jsonl"
+    if path.resolve() == Path(by).resolve():
+        raise ConfigError(f"`--out` is `{path}`, the file that the pairs are made from; name another.")
     left_out: Counter[str] = Counter()
     with run.locked():
         prompts = {split: list(iterate_examples(load_split(run, split))) for split in SPLITS}
@@ -140,7 +143,6 @@ def build_preferences(
                 rows.append(_build_row(example, *pair, prompt_format).model_copy(update=fields))
         if not rows:
             raise DataError(f"There is no pair to learn from; {_list_counts(+left_out)}.{_advise(by)}")
-        path = Path(out) if out else run.pairs / f"{by if by in _WAYS else Path(by).stem}.jsonl"
         write_rows(path, rows)
     return PairSet(rows, dict(+left_out), path)
 
@@ -201,16 +203,11 @@ def _rank(
     else:
         measure: Any = METRICS[by].function
         scores = [[round(measure(row.response, row.output), _DECIMALS) for row in rows] for rows in sets.values()]
-    return [
-        (
-            example,
-            [
-                Candidate(rows[at].response, given[at], number)
-                for number, (rows, given) in enumerate(zip(sets.values(), scores, strict=True), start=1)
-            ],
-        )
-        for at, example in enumerate(examples)
-    ], who
+    ranked = []
+    for example, rows, given in zip(examples, zip(*sets.values(), strict=True), zip(*scores, strict=True), strict=True):
+        scored = enumerate(zip(rows, given, strict=True), start=1)
+        ranked.append((example, [Candidate(row.response, score, number) for number, (row, score) in scored]))
+    return ranked, who
 
 
 def _answer(
