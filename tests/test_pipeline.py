@@ -86,7 +86,7 @@ def test_an_existing_run_is_deleted_by_force_alone(folder: RunFolder) -> None:
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(RunError, match=r"is not a run folder.* Name another `--run-dir`"):
+        with pytest.raises(RunError, match=r"is not a run folder.* Use another `--run-dir`"):
             open_folder(RunFolder(path), experiment(), force=force)
     assert files_in(tmp_path) == {"thesis.tex"}
 
