@@ -86,16 +86,8 @@ _STAGES = {
     "train": _Stage(
         _train,
         (
-            "training_summary",
-            "model",
-            "checkpoints",
-            "training_log",
-            "tensorboard",
-            "loss_plot",
-            "benchmarks",
-            "preferences",
-            "preferences_part",
-            "pairs",
+            *("training_summary", "model", "checkpoints", "training_log", "tensorboard", "loss_plot", "benchmarks"),
+            *("preferences", "preferences_part", "pairs"),
         ),
         is_shared=True,
     ),
