@@ -138,8 +138,8 @@ def test_save_appends_what_data_check_accepts(
         ("One?", "", "Eins\n\x1b ü."),
         ("Three?", "", "Drei."),
     ]
-    assert "Saved 1 of 3 answers (1 empty or cut, 1 saved already)" in caplog.text
-    assert "Saved 1 of 4 answers (1 empty or cut, 2 saved already)" in caplog.text
+    assert "Saved 1 of 3 answers (1 empty or cut, 1 already saved)" in caplog.text
+    assert "Saved 1 of 4 answers (1 empty or cut, 2 already saved)" in caplog.text
     session.conversation.turns = [Turn("Two?", "Zw", "user"), Turn("Three?", "")]
     with pytest.raises(DataError, match="nothing to save yet"):
         session.handle(f"/save {path}")

@@ -168,7 +168,7 @@ def test_dying_server_says_how_to_continue(
     assert main(command) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "no longer answers" in error
-    assert "2 of 3 are judged, kept in `judgments.jsonl`." in error
+    assert "2 of 3 are judged, saved to `judgments.jsonl`." in error
     assert f"`hf-instruct judge {file} --judge ollama --base-url {server.url} --concurrency 1`." in error
     assert len(read_rows(Path("judgments.jsonl"), Judgment)) == 2
 

@@ -132,7 +132,7 @@ def test_splits_that_have_changed_are_refused(tmp_path: Path) -> None:
         run.split("train").write_bytes(damaged)
         with pytest.raises(DataError, match=r"prepared with: their checksum is not the one in `run.yaml`") as caught:
             run.read_split("test")
-        assert str(caught.value).count(f"delete `{run.preflight}` and `--resume` the run") == 1
+        assert str(caught.value).count(f"delete `{run.preflight}` and resume the run with `--resume`") == 1
     run.split("train").unlink()
     with pytest.raises(DataError, match=r"prepared with: `train.jsonl` is missing"):
         run.check_data()
