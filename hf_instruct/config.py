@@ -197,6 +197,7 @@ class RewardsSection(_Section):
     rouge_l: float = Field(0.0, description="longest common sequence of words, 0 to 1")
     stopped: float = Field(0.0, description="1 if the model ended the answer itself")
     length: float = Field(0.0, description="ratio of the lengths of answer and reference, or its inverse: at most 1")
+    judge: float = Field(0.0, description="score by the judge in `judge`, 0 to 1; a failed verdict counts for nothing")
     categories: list[str] | None = Field(None, description="use only training prompts of these categories")
 
     @property

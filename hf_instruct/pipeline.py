@@ -244,7 +244,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
             check_bitsandbytes()
         found = {"name": find_model(name, revision=experiment.model.revision)}
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update=found)})
-    if "judge" in stages and is_main_process():
+    if ("judge" in stages or ("train" in stages and experiment.rewards.judge)) and is_main_process():
         from hf_instruct.evaluation.backends import check_judge
 
         check_judge(experiment.judge)
@@ -350,12 +350,13 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         # Pairs are made before the first step, by the model itself.
         **dict.fromkeys(("model", "preferences"), has_trained or _has_pairs(folder)),
         "generate": _has_begun_to_answer(folder),
-        # The judgments of each judge are kept apart.
-        "judge": False,
+        # The judgments of each judge are kept apart, but rewards by two judges are not one reward.
+        "judge": bool(experiment.rewards.judge) and has_trained and not is_done(folder, "train"),
     }
     # These say what is kept, how many answers, and how fast.
     kept = [f"{section}.{name}" for section in SECTIONS.values() for name in OWN_TRAINING]
-    free = (*kept, "generate.limit", "generate.concurrency")
+    service = ("base", "check", "base_url", "pull", "concurrency", "timeout_seconds", "retries")
+    free = (*kept, "generate.limit", "generate.concurrency", *(f"judge.{name}" for name in service))
     refused = [key for key in changed if begun[key.partition(".")[0]] and key not in free]
     if refused:
         raise RunError(

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
 from hf_instruct.data.splits import load_splits
-from hf_instruct.errors import ConfigError, DataError, InstructError, RunError, TrainingError
+from hf_instruct.errors import ConfigError, DataError, InstructError, JudgeError, RunError, TrainingError
 from hf_instruct.generation import decoding_loop
 from hf_instruct.pipeline import run
 from hf_instruct.preferences.rewards import build_rewards, load_reward
@@ -438,3 +439,64 @@ def test_experiments_that_cannot_be_trained_are_refused(
 ) -> None:
     with pytest.raises(InstructError, match=re.escape(message)):
         run({**experiment, **changed}, tmp_path / "run", stages=["data", "train"])
+
+
+def test_a_reward_may_be_asynchronous(tiny_gpt2: Path, tmp_path: Path) -> None:
+    async def later(completions: list[str], **_: Any) -> list[float]:
+        return count_a(completions)
+
+    train_tiny(tiny_gpt2, tmp_path / "one", reward_funcs=[later], args={"max_steps": 1})
+    train_tiny(tiny_gpt2, tmp_path / "two", args={"max_steps": 1})
+    asked, known = (read_log(tmp_path / name, "train")[0] for name in ("one", "two"))
+    assert list(asked.rewards) == ["later"]
+    assert asked.reward == known.reward
+
+    async def flawed(**_: Any) -> list[str]:
+        return ["good"] * 16
+
+    with pytest.raises(TrainingError, match="The reward `flawed` returned 16 values for 4 answers"):
+        train_tiny(tiny_gpt2, tmp_path / "three", reward_funcs=[flawed])
+
+
+def test_a_judges_score_is_a_reward_and_a_failed_verdict_is_none(
+    tiny_gpt2: Path, tmp_path: Path, server: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No verdict on the examples of a category.
+    server.reply = lambda body: Answer("?" if "blue" in body["messages"][-1]["content"] else '{"score": 40}')
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+    (judge,) = build_rewards(["judge"], judge={"backend": "ollama", "base_url": server.url})
+    seen: list[dict[str, Any]] = []
+
+    async def watched(**columns: Any) -> list[float | None]:
+        seen.append({**columns, "values": await judge(**columns)})
+        return seen[-1]["values"]
+
+    watched.close = judge.close
+    train_tiny(tiny_gpt2, tmp_path, reward_funcs=[watched], args={"max_steps": 1})
+    assert seen
+    for call in seen:
+        assert call["values"] == [None if text else 0.4 for text in call["input"]]
+    assert read_log(tmp_path, "evaluation")[0].reward == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("is_down", "message"), [(False, "so `rewards.judge` would reward"), (True, "--resume")])
+def test_a_judge_that_fails_its_check_or_stops_ends_the_run_in_a_sentence(
+    experiment: dict[str, Any],
+    tmp_path: Path,
+    server: FakeOllama,
+    monkeypatch: pytest.MonkeyPatch,
+    is_down: bool,
+    message: str,
+) -> None:
+    values = {**experiment, "rewards": {"judge": 1}}
+    values["judge"] = {"backend": "ollama", "base_url": server.url, "check": not is_down, "retries": 0}
+    monkeypatch.setenv("HF_INSTRUCT_CACHE", str(tmp_path / "cache"))
+    usual = server.reply
+    if is_down:
+        server.reply = lambda body: Answer("out of memory", status=500)
+    with pytest.raises(JudgeError, match=re.escape(message)):
+        run(values, tmp_path / "run", stages=["data", "train"])
+    # Asked for all the same, or there again.
+    server.reply, values["judge"]["check"] = usual, False
+    folder = run(values, tmp_path / "run", stages=["data", "train"], resume=True)
+    assert read_log(folder.path, "train")[-1].rewards == {"judge": pytest.approx(0.85)}

@@ -5,6 +5,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -46,7 +47,7 @@ class JudgeOptions:
         force: Judge all answers again, and remove their verdicts from the cache.
         limit: Judge only the first N responses; their judgments are kept, but no scores are written.
         go_on: How to continue after an interruption, for the user.
-        title: Of the progress bar.
+        title: Of the progress bar; empty for no bar.
         refuse_failed: Raise an error if the judge failed its own check, before it judges any response.
         repeat: Which pass over the same questions this is, counted from 1: each has verdicts of its own in the cache.
     """
@@ -158,7 +159,9 @@ class Pass(abc.ABC, Generic[Row]):
                 # Forgotten, not passed over: whoever continues after an interruption leaves `force` out.
                 self._cache.forget(self._key(question) for task in tasks for question in task.questions)
             if waiting := [task for task in tasks if task.id not in self._done]:
-                with progress_bar(self._options.title, len(tasks), done=len(self._done)) as advance:
+                title = self._options.title
+                bar = progress_bar(title, len(tasks), done=len(self._done)) if title else nullcontext(lambda *_: None)
+                with bar as advance:
                     await self._make_rows(waiting, advance, concurrency)
             rows = [self._done[task.id] for task in tasks]
             if path and not self.keeps_others:

@@ -145,6 +145,17 @@ async def judge_with(
     return JudgmentSet(repeats[0], scores, repeats[1:], left_out)
 
 
+async def judge_alone(judge: Judge, responses: Sequence[Response], settings: JudgeSection) -> list[Judgment]:
+    """Return the judgments of responses by a prepared judge, once, without files, statistics or a progress bar.
+
+    Raises:
+        JudgeError: Judging cannot continue.
+    """
+    options = JudgeOptions(title="", go_on="What was judged is in the cache; continue with `--resume`.")
+    scoring = _Scoring(judge, options, None, load_rubric(settings.rubric), responses)
+    return await scoring.run(concurrency=settings.concurrency)
+
+
 class _Scoring(Pass[Judgment]):
     """A pass over responses."""
 

@@ -1,14 +1,27 @@
-"""Reward functions for TRL's trainers: reference metrics, the length, and whether the model stopped."""
+"""Reward functions for TRL's trainers: reference metrics, the length, whether the model stopped, and a judge."""
 
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.errors import ConfigError, did_you_mean, quote_names
+from hf_instruct.config import JudgeSection, build_experiment
+from hf_instruct.errors import ConfigError, JudgeError, did_you_mean, quote_names
+from hf_instruct.evaluation.backends import choose_judge, opened_judge
+from hf_instruct.evaluation.cache import find_self_check
+from hf_instruct.evaluation.judges import Judge
+from hf_instruct.evaluation.loop import JudgeOptions
+from hf_instruct.evaluation.rubrics import load_rubric
+from hf_instruct.evaluation.scores import describe_check
+from hf_instruct.evaluation.scoring import judge_alone
+from hf_instruct.evaluation.self_check import check_briefly
 from hf_instruct.evaluation.text_metrics import exact_match, rouge_l, token_f1
+from hf_instruct.records import Example
+from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import JudgeIdentity, Response
+from hf_instruct.servers import run_sync
 
 
 def _length(response: str, reference: str) -> float:
@@ -25,32 +38,40 @@ _MEASURES: dict[str, Callable[[str, str], float]] = {
     "length": _length,
 }
 _STOPPED = "stopped"
+_JUDGE = "judge"
+_NAMES = (*_MEASURES, _STOPPED, _JUDGE)
 
 
-def build_rewards(names: Iterable[str], *, ends: Collection[int] = ()) -> list[Callable[..., list[float]]]:
+def build_rewards(
+    names: Iterable[str], *, ends: Collection[int] = (), judge: "JudgeSection | Mapping[str, Any] | None" = None
+) -> list[Callable[..., Any]]:
     """Return reward functions by name, for `train_with_rewards` or a `GRPOTrainer` of your own.
 
     Args:
         names: `exact_match`, `token_f1`, `rouge_l` and `length` compare the answer with the column `output`, the
             reference, and are from 0 to 1; `stopped` is 1 where the last token is one of `ends`.
         ends: Token ids that end an answer.
+        judge: For `judge`, the score from 0 to 1 by the judge of these settings, those of an experiment's `judge`
+            section; None for an answer without a verdict. The function is asynchronous, which TRL's trainers take.
 
     Raises:
-        ConfigError: There is no reward of a name, or `stopped` lacks its `ends`.
+        ConfigError: There is no reward of a name, `stopped` lacks its `ends`, or a setting of the judge is wrong.
 
     >>> (reward,) = build_rewards(["exact_match"])
     >>> reward(completions=["Jane Austen", "Emma"], output=["Jane Austen.", "Jane Austen."])
     [1.0, 0.0]
     """
     names = list(names)
-    if unknown := [name for name in names if name not in (*_MEASURES, _STOPPED)]:
+    if unknown := [name for name in names if name not in _NAMES]:
         raise ConfigError(
-            f"There is no reward `{unknown[0]}`.{did_you_mean(unknown[0], [*_MEASURES, _STOPPED])} The rewards are "
-            f"{quote_names([*_MEASURES, _STOPPED])}."
+            f"There is no reward `{unknown[0]}`.{did_you_mean(unknown[0], _NAMES)} The rewards are "
+            f"{quote_names(_NAMES)}."
         )
     if _STOPPED in names and not ends:
         raise ConfigError("The reward `stopped` needs `ends`, the token ids that end an answer.")
-    return [_build_reward(name, frozenset(ends)) for name in names]
+    if not isinstance(judge, JudgeSection):
+        judge = build_experiment({"judge": dict(judge or {})}, where="`judge`", deep=False).judge
+    return [_build_judge_reward(judge) if name == _JUDGE else _build_reward(name, frozenset(ends)) for name in names]
 
 
 def _build_reward(name: str, ends: frozenset[int]) -> Callable[..., list[float]]:
@@ -66,6 +87,59 @@ def _build_reward(name: str, ends: frozenset[int]) -> Callable[..., list[float]]
     return function
 
 
+def _build_judge_reward(settings: JudgeSection) -> Callable[..., Any]:
+    opened: list[Judge] = []
+
+    # TRL runs all calls in one event loop, which the judge's connections belong to.
+    async def judge(
+        completions: Sequence[str], id: Sequence[str], instruction: Sequence[str], input: Sequence[str],
+        output: Sequence[str], **_: Any,
+    ) -> list[float | None]:  # fmt: skip
+        if not opened:
+            chosen = await choose_judge(settings)
+            await chosen.prepare()
+            opened.append(chosen)
+        keys = list(zip(id, completions, strict=True))
+        columns = zip(keys, instruction, input, output, strict=True)
+        # An answer that was drawn several times is judged once.
+        rows = {
+            key: Response(id=f"{key[0]}/{n}", instruction=asked, input=text, output=reference, response=key[1])
+            for n, (key, asked, text, reference) in enumerate(columns)
+        }
+        judgments = await judge_alone(opened[0], list(rows.values()), settings)
+        scores = {key: judgment.score for key, judgment in zip(rows, judgments, strict=True)}
+        return [None if (score := scores[key]) is None else score / 100 for key in keys]
+
+    async def close() -> None:
+        while opened:
+            await opened.pop().close()
+
+    judge.close = close  # type: ignore[attr-defined]
+    return judge
+
+
+def check_rewarding_judge(settings: JudgeSection, examples: Sequence[Example], run: RunFolder) -> None:
+    """Refuse a judge that fails its own check, which is done here unless it was done before or `judge.check` is off.
+
+    Raises:
+        JudgeError: It fails, or does not answer.
+    """
+
+    async def work() -> None:
+        async with opened_judge(settings) as judge:
+            options = JudgeOptions(title="Checking the judge", go_on="Continue with `--resume`.")
+            await check_briefly(judge, examples, settings, out=run.path, options=options)
+            known = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
+        if known and known.passed is False:
+            raise JudgeError(
+                f"The judge {describe_check(known)}, so `rewards.judge` would reward the wrong answers. Choose another "
+                "(`--judge.backend`, `--judge.model`), or use it anyway with `--judge.check false`."
+            )
+
+    if settings.check:
+        run_sync(work())
+
+
 def load_reward(place: str) -> Callable[..., Any]:
     """Return a reward function of the user's, and run the file that it is in; its `origin` names both, with a hash.
 
@@ -79,6 +153,8 @@ def load_reward(place: str) -> Callable[..., Any]:
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(f"`--reward` is `{place}`; it must be FILE.py:NAME, and there is no file `{file}`.")
+    # As for a script, modules beside it can be imported.
+    sys.path.insert(0, str(path.parent.resolve()))
     spec: Any = importlib.util.spec_from_file_location(f"reward_file_{path.stem}", path)
     # Registered, as dataclasses and pickle expect of the module of a class.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)

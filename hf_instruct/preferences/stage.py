@@ -55,7 +55,7 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
     from trl.trainer.utils import get_callable_name
 
     from hf_instruct.generation.decoding import find_ends
-    from hf_instruct.preferences.rewards import build_rewards
+    from hf_instruct.preferences.rewards import build_rewards, check_rewarding_judge
     from hf_instruct.training.rewards import train_with_rewards
     from hf_instruct.training.stage import build_options, load_base, note_outcome
 
@@ -76,13 +76,16 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
     if section.categories:
         splits = _choose_categories(splits, section.categories)
     _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
+    if section.judge:
+        learned = list(iterate_examples(splits["train"]))
+        on_main_process(lambda: check_rewarding_judge(experiment.judge, learned, run))
     model, tokenizer = load_base(run, experiment)
     options = build_options(run, experiment, model)
     weights = [*section.weights.values(), *(1.0 for _ in own)]
     options["args"] = {**options["args"], "reward_weights": weights}
     logger.info("Training %s by GRPO on %d prompts", experiment.model.name, len(splits["train"]))
     ends = find_ends(model, tokenizer, options["prompt_format"].end_token_id(tokenizer))
-    functions = [*build_rewards(section.weights, ends=ends), *own]
+    functions = [*build_rewards(section.weights, ends=ends, judge=experiment.judge), *own]
     if is_main_process():
         run.add_provenance(reward=origin)
     summary = train_with_rewards(model, tokenizer, splits, reward_funcs=functions, resume=resume, **options)

@@ -1,5 +1,7 @@
 """Train a model on rewards with TRL's `GRPOTrainer`, with our prompts, sampling and log-probabilities."""
 
+import asyncio
+import contextlib
 import copy
 import functools
 import inspect
@@ -7,17 +9,17 @@ import itertools
 import logging
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import GRPOTrainer
 from trl.trainer import grpo_trainer
-from trl.trainer.utils import get_callable_name
+from trl.trainer.utils import get_callable_name, is_async_callable
 
 from hf_instruct.data.sources import iterate_examples
-from hf_instruct.errors import ConfigError, DataError, TrainingError, quote_names
+from hf_instruct.errors import ConfigError, DataError, InstructError, TrainingError, quote_names
 from hf_instruct.generation.decoding import generate_completions, generating, without_adapter
 from hf_instruct.generation.decoding_loop import can_decode, decode
 from hf_instruct.models import context_length
@@ -127,16 +129,22 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
                 end_id=prompt_format.end_token_id(tokenizer),
             )
         log.can_save = trainer.has_used_its_answers
-    return run_trainer(
-        trainer,
-        model,
-        run=run,
-        template=prompt_format.template,
-        log=log,
-        rows=(repr([row["id"], row["prompt_ids"], row["output"]]) for split in rows.values() for row in split),
-        resume=resume,
-        keep_checkpoints=keep_checkpoints,
-    )
+    try:
+        return run_trainer(
+            trainer,
+            model,
+            run=run,
+            template=prompt_format.template,
+            log=log,
+            rows=(repr([row["id"], row["prompt_ids"], row["output"]]) for split in rows.values() for row in split),
+            resume=resume,
+            keep_checkpoints=keep_checkpoints,
+        )
+    finally:
+        for function in reward_funcs:
+            # Of a judge, whose connections belong to the loop that TRL runs asynchronous functions in.
+            if close := getattr(function, "close", None):
+                asyncio.run_coroutine_threadsafe(close(), trainer.async_loop).result()
 
 
 def build_prompts(examples: "Dataset", tokenizer: "PreTrainedTokenizerBase", prompt_format: PromptFormat) -> "Dataset":
@@ -168,29 +176,44 @@ def _checked(function: Any) -> Any:
         return function
     name = get_callable_name(function)
 
-    @functools.wraps(function)
-    def call(**columns: Any) -> list[float | None]:
-        ids = columns["id"]
-        try:
-            values = list(function(**columns))
-        except Exception as error:
-            raise TrainingError(
-                f"The reward `{name}` failed on the answers to {quote_names(dict.fromkeys(ids))}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+    def check(found: Any, columns: Mapping[str, Any]) -> list[float | None]:
+        ids, values = columns["id"], list(found)
         if len(values) != len(ids):
             raise TrainingError(f"The reward `{name}` returned {len(values)} values for {len(ids)} answers.")
         for id, text, value in zip(ids, columns["completions"], values, strict=True):
             if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
                 raise TrainingError(
-                    f"The reward `{name}` of an answer to `{id}` is {value!r}; it must be a number, or None if it "
-                    f"does not apply. The answer is {text[:200]!r}."
+                    f"The reward `{name}` of an answer to `{id}` is {value!r}; it must be a number, or None if it does "
+                    f"not apply. The answer is {text[:200]!r}."
                 )
         return values
 
+    @contextlib.contextmanager
+    def named(columns: Mapping[str, Any]) -> Iterator[None]:
+        try:
+            yield
+        except InstructError:
+            raise
+        except Exception as error:
+            raise TrainingError(
+                f"The reward `{name}` failed on the answers to {quote_names(dict.fromkeys(columns['id']))}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    @functools.wraps(function)
+    def call(**columns: Any) -> list[float | None]:
+        with named(columns):
+            return check(function(**columns), columns)
+
+    @functools.wraps(function)
+    async def call_async(**columns: Any) -> list[float | None]:
+        with named(columns):
+            return check(await function(**columns), columns)
+
     # By which TRL logs its mean; objects and partial functions have no name of their own.
-    call.__name__ = name
-    return call
+    chosen: Any = call_async if is_async_callable(function) else call
+    chosen.__name__ = name
+    return chosen
 
 
 class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its imports are optional
