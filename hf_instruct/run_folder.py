@@ -73,6 +73,7 @@ class RunFolder:
     responses = _File("responses.jsonl", "`Response` rows of all models.")
     course_file = _File("instruction-data-with-response.json", "Responses as the course writes them, where asked for.")
     judgments = _File("judgments.jsonl", "`Judgment` rows of any judge and model, in the order they were made.")
+    people = _File("judgments.people.jsonl", "`Judgment` rows of people: the scores that they gave on the vote page.")
     scores = _File("scores.json", "`Scores` of the newest judging, by model.")
     metrics = _File("metrics.json", "`Metrics` of the responses, by model: computed, not judged.")
     pairwise = _File("pairwise", "Folder of preferences between these answers and others, and their summaries.")

@@ -40,11 +40,12 @@ class MeanDifference:
     low: float
     high: float
     n: int
+    bounds: Interval | None = None  # where each failed judgment is the worst or the best score; None without any
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval excludes zero, and the bounds too."""
+        return (self.low > 0 or self.high < 0) and not (self.bounds and self.bounds.spans(0.0))
 
     def __str__(self) -> str:
         ends = format_interval((self.low, self.high), signed=True)

@@ -5,7 +5,7 @@ from rows import response
 
 from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
-from hf_instruct.evaluation.votes import TIE, VoteBook, choose_vote_file
+from hf_instruct.evaluation.votes import TIE, Book, choose_vote_file
 from hf_instruct.records import append_rows
 from hf_instruct.ui import vote_tab
 
@@ -22,13 +22,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def serve_votes(monkeypatch: pytest.MonkeyPatch, votes: int) -> None:
+def serve_votes(monkeypatch: pytest.MonkeyPatch, votes: int, choice: str = TIE) -> None:
     """Put somebody who votes so often, and then ends it with Ctrl-C, in the page's place."""
 
-    def serve(book: VoteBook, server: object, *, hosts: list[str], voter: str | None = None) -> None:
+    def serve(book: Book, server: object, *, hosts: list[str], voter: str | None = None) -> None:
         assert "localhost" in hosts
         for number in range(1, votes + 1):
-            assert book.vote(voter or "Ann", number, TIE)
+            assert book.vote(voter or "Ann", number, choice)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(vote_tab, "serve_votes", serve)
@@ -58,6 +58,26 @@ def test_it_says_where_votes_go_and_how_to_go_on(
     # The votes are what `agree` reads.
     assert main(["agree", "a/votes.untuned.jsonl", "a/votes.untuned.jsonl"]) == 1
     assert "share 1 examples, 1 of them with a verdict on both sides" in capsys.readouterr().err
+
+
+def test_answers_of_one_run_are_scored(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_votes(monkeypatch, 3, "70")
+    assert main(["vote", "a", "--port", "0", "--voter", "Ann", "--limit", "3"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["Answers to score: 3", "Votes are stored in a/judgments.people.jsonl"]
+    assert said[-3:] == [
+        "3 votes by Ann stored in a/judgments.people.jsonl",
+        "Continue with:  hf-instruct judge a    (the judge's means, corrected by these)",
+        "                hf-instruct agree a/judgments.people.jsonl a",
+    ]
+    # A run's untuned answers are among them; a file of responses has its scores beside it.
+    (runs / "a" / "run.yaml").touch()
+    serve_votes(monkeypatch, 0)
+    assert main(["vote", "a", "--port", "0", "--limit", "3"]) == 0
+    assert "Answers to score: 6, of 2 models in random order" in capsys.readouterr().out
+    assert choose_vote_file(Path("x/course.json")) == Path("x/judgments.people.jsonl")
 
 
 def test_no_votes_and_examples_of_one_side_only(

@@ -12,8 +12,12 @@ from scipy.stats import binom, binomtest
 from hf_instruct.console import format_interval
 from hf_instruct.evaluation.intervals import (
     bootstrap_mean,
+    compare_values,
+    describe_groups,
+    design_effect,
     difference_interval,
     estimate,
+    measure_difference,
     share_difference_interval,
     share_interval,
     sign_test,
@@ -121,3 +125,36 @@ def test_the_sign_test_leaves_out_equal_pairs() -> None:
     assert sign_test([-1.0] * 200) == pytest.approx(2 / 2**200)
     assert sign_test([1.0, -1.0] * 5000) == 1.0
     assert sign_test([1.0] * 9_900 + [-1.0] * 10_100) == pytest.approx(binomtest(9_900, 20_000).pvalue, rel=1e-9)
+
+
+def test_rows_of_one_group_count_as_one_draw() -> None:
+    values, groups = [float(number // 5 % 7) for number in range(200)], [number // 5 for number in range(200)]
+    # Five copies of each value are worth one of each: the variance is 5 times that of 200 draws.
+    assert design_effect(values, groups) == pytest.approx(5, rel=0.03)
+    assert design_effect(values, range(200)) == design_effect(values, [0] * 200) == design_effect(values, ()) == 1.0
+    alone, alike = bootstrap_mean(values), bootstrap_mean(values, groups)
+    once = bootstrap_mean(values[::5])
+    assert alone
+    assert alike
+    assert once
+    assert alike.high - alike.low == pytest.approx(once.high - once.low, rel=0.06)
+    shares = [float(value > 3) for value in values]
+    assert share_interval(shares, groups) == pytest.approx(share_interval(shares[::5]), abs=0.005)
+    found = [compare_values(values, [3.0] * 200, given) for given in ((), groups)]
+    assert found[1].smallest_found == pytest.approx(5**0.5 * found[0].smallest_found, rel=0.03)
+    assert measure_difference(dict.fromkeys(range(200), 0.0), dict(enumerate(values)), dict(enumerate(groups))).low == (
+        pytest.approx(alike.low)
+    )
+
+
+def test_alike_rows_are_spoken_of_where_they_matter() -> None:
+    values = [float(number // 10) for number in range(200)]
+    categories = [number // 10 for number in range(200)]
+    said = describe_groups(values, [f"task {number // 2}" for number in range(200)], categories)
+    assert said.startswith("200 examples have 100 instructions; those with the same one count as one draw. Examples of")
+    assert said.endswith("the interval of the difference would be 2.3 times as wide.")
+    assert (
+        describe_groups(values, range(200), ())
+        == describe_groups([float(i % 2) for i in range(200)], range(200), categories)
+        == ""
+    )

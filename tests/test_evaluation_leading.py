@@ -79,7 +79,7 @@ def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> No
     # Folded away, with the reason in view.
     fold = "<summary>These scores say little; “Read with care” says why.</summary>"
     assert f"<details>{fold}" in html
-    assert f"<li>{REASON.capitalize()}, so its scores" in html
+    assert f"<li>{REASON.capitalize()}, so nothing shows that its scores" in html
     assert html.index('class="tile wide"') < html.index("<h2>Scores</h2>") < html.index('aria-label="Plots"')
     assert f'<details class="card">{fold}' in html
     assert "<span>judge: 20</span>" in html

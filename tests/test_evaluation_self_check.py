@@ -134,6 +134,15 @@ def test_constant_judge_fails_the_order_and_is_named() -> None:
     assert "The judge gave every answer the same score, 50: it does not discriminate." in format_self_check(result)
 
 
+@pytest.mark.parametrize(("gap", "result"), [(9, "says nothing"), (40, "passed")])
+def test_injections_show_nothing_where_scores_lie_close_together(gap: int, result: str) -> None:
+    said = format_self_check(check(lambda task, output, response: 50 + gap * (output in response)))
+    for name in (*INJECTIONS, "shuffled-doubled"):
+        line = next(line for line in said.splitlines() if f" {name} - " in line)
+        assert line.endswith(result)
+    assert ("Nothing follows from what did not raise the score" in said) == (result != "passed")
+
+
 def test_judge_that_likes_length_fails() -> None:
     result = check(verbose)
     assert any(problem.startswith("repeating an answer twice raised the score") for problem in result.failed)

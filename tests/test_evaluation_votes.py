@@ -139,7 +139,7 @@ def test_undo_takes_back_the_voter_s_own_last_vote(tmp_path: Path) -> None:
 def test_equal_answers_are_ties_that_nobody_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     book = open_book(path, count=6, equal=6)
-    assert (book.num_different, book.num_equal) == (6, 6)
+    assert (book.total, book.num_equal) == (6, 6)
     for number in range(1, 7):
         ballot = ballot_of(book, "Ann")
         assert ballot[:2] == (number, 6)
@@ -232,7 +232,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         open_votes(*runs, path),
     ):
         pass
-    assert (book.num_different, book.num_alone) == (1, 2)
+    assert (book.total, book.num_alone) == (1, 2)
     with open_votes(*runs) as book:
         assert book.path == runs[0] / "votes.b.jsonl"
     (tmp_path / "file").touch()

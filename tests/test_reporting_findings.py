@@ -14,6 +14,7 @@ from hf_instruct.reporting.results import MetricRow, RunResults, read_results
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
     CheckOutcome,
+    Interval,
     Leak,
     MeanDifference,
     NearDuplicate,
@@ -102,6 +103,18 @@ def test_measures_that_disagree_are_told(metric: float, judge: float, words: str
 )
 def test_judges(judged_well: RunResults, judge: dict[str, str], expected: list[str]) -> None:
     assert list(find(change_scores(judged_well, judge=judge, self_check=None))) == expected
+
+
+def test_a_difference_that_failed_judgments_could_turn_round_is_not_shown(judged_well: RunResults) -> None:
+    difference = MeanDifference(12.0, 3.0, 21.0, 40, Interval(-4.0, 28.0))
+    assert not difference.is_shown
+    assert dataclasses.replace(difference, bounds=Interval(1.0, 23.0)).is_shown
+    # `differences` are computed once, from the judgments.
+    changed = dataclasses.replace(judged_well)
+    changed.__dict__["differences"] = {"untuned": difference}
+    assert "With each failed judgment at its worst or best it is -4.0 to +28.0, which includes zero." in (
+        find(changed)["no_difference"].text
+    )
 
 
 def test_what_a_judge_gave_to_references_stands_beside_its_mean(judged_well: RunResults) -> None:

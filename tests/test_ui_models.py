@@ -203,9 +203,11 @@ def test_any_two_sets_of_answers_can_be_voted_on(run: RunFolder, tmp_path: Path)
         votes = VoteTab(sources, stack)
         assert list(votes.sides) == ["mine", "other", "mine, untuned", "other, untuned"]
         book = votes.open("mine", "mine, untuned")
-        assert (book.path, book.num_different) == (run.path / "votes.untuned.jsonl", 4)
+        assert (book.path, book.total) == (run.path / "votes.untuned.jsonl", 4)
         assert votes.open("mine", "mine, untuned") is book
         assert votes.open("other", "mine, untuned").path == other.path / "votes.untuned.jsonl"
+        scores = votes.open("mine", "nothing: score each answer")
+        assert (scores.path, scores.total) == (run.people, 8)
         for pair, message in (
             (("mine", "mine"), "Choose two different sets of answers"),
             (("mine", "other"), "All 4 pairs of answers"),

@@ -8,7 +8,7 @@ import pytest
 from browsing import HOSTILE, Server
 
 from hf_instruct.records import read_rows, write_rows
-from hf_instruct.schema import Preference, Response
+from hf_instruct.schema import Judgment, Preference, Response
 
 VOTE = ("vote", "secret-tuned", "secret-base")
 
@@ -120,6 +120,39 @@ def test_people_vote_in_a_browser(runs: Path, browser: Any, tmp_path: Path) -> N
         "Continue with:  hf-instruct rate secret-tuned/votes.secret-base.jsonl",
         "                hf-instruct agree secret-tuned/votes.secret-base.jsonl PREFERENCES_OF_A_JUDGE",
     ]
+
+
+@pytest.mark.slow
+def test_people_score_answers_in_a_browser(runs: Path, browser: Any) -> None:
+    server = Server(runs, "vote", "secret-tuned", "--limit", "5")
+    people = runs / "secret-tuned" / "judgments.people.jsonl"
+    try:
+        ann = Person(browser, server.url)
+        ann.page.locator("#vote-name").get_by_role("textbox").fill("Ann")
+        ann.page.locator("#vote-start").click()
+        ann.wait_for(1, 5)
+        assert ann.text("reference") == "ref"
+        assert not ann.page.locator("#vote-left").is_visible()
+        field = ann.page.locator("#vote-number").get_by_role("textbox")
+        field.fill("101")
+        field.press("Enter")
+        ann.page.get_by_text("Please give a whole number from 0 to 100.").wait_for()
+        assert not people.exists()
+        field.fill("85")
+        field.press("Enter")
+        ann.wait_for(2, 5)
+        assert field.input_value() == ""
+        field.press("s")
+        ann.wait_for(3, 5)
+        field.press("u")
+        ann.wait_for(2, 5)
+        field.fill("0")
+        ann.page.locator("#vote-score").click()
+        ann.wait_for(3, 5)
+        assert [row.score for row in read_rows(people, Judgment)] == [85, 0]
+        ann.check_and_leave("How good is the answer?")
+    finally:
+        assert "2 votes by Ann stored in secret-tuned/judgments.people.jsonl" in server.stop()
 
 
 @pytest.mark.slow

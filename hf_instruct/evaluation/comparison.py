@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, DataError, quote_names
-from hf_instruct.evaluation.intervals import SCOPE, Difference, bootstrap_mean, compare_values, share_interval
+from hf_instruct.evaluation.intervals import (
+    FEWEST,
+    SCOPE,
+    Difference,
+    bootstrap_mean,
+    bound_difference,
+    compare_values,
+    describe_groups,
+    share_interval,
+)
 from hf_instruct.evaluation.metrics import SHARES
+from hf_instruct.evaluation.people import Corrected
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
-from hf_instruct.evaluation.scores import Leading, choose_leading, describe_check, find_weakness
+from hf_instruct.evaluation.scores import LEAST_CONSTANT, Leading, choose_leading, describe_check, find_weakness
 from hf_instruct.evaluation.verdict_table import describe_judge
 from hf_instruct.schema import Interval
 
@@ -21,9 +31,6 @@ if TYPE_CHECKING:
     from hf_instruct.plots import ComparisonRow
 
 _SHOWN_KEYS = 3
-# With fewer examples, bootstrap intervals are much too narrow.
-_FEWEST = 10
-_LEAST_CONSTANT = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Row:
     mean_failures_as_0: float  # over all its examples
     mean_failures_as_100: float
     difference: Difference | None  # on the common examples; None for the baseline itself
+    corrected: Corrected | None  # the mean over all its examples, as people's scores of some correct it
+    corrected_difference: Corrected | None  # from the baseline, by people's scores of the same examples of both
     validation_loss: float | None  # of the model, in nats per token; None if that is not known
     repeats: int  # how often each answer was judged
     self_check: dict[str, Any] | None  # what a check of its judge found; None if there was none
@@ -149,13 +158,20 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     if leads is not None and len(runs) > 2:
         order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
-    whole = _break_down("score", common[order], base)
-    categories = pandas.concat([run.rows["category"] for run in ordered]).groupby(level=0).first()
-    groups = common[order].groupby(categories.reindex(common.index))
+    facts = pandas.concat([run.rows[["task", "category"]] for run in ordered]).groupby(level=0).first()
+    # A row whose instruction is not known is alone.
+    tasks = facts["task"].fillna(pandas.Series(facts.index, facts.index))
+    whole = _break_down("score", common[order], base, tasks)
+    categories = facts["category"].reindex(common.index)
+    groups = common[order].groupby(categories)
+    alike = ""
+    if len(runs) == 2 and leads is not None:
+        by_category = list(facts["category"].reindex(leads.index)) if groups.ngroups > 1 else []
+        alike = describe_groups(list(leads[1] - leads[0]), list(tasks.reindex(leads.index)), by_category)
     num_dropped = len(scores) - len(common)
     return Comparison(
         rows=[
-            _build_row(run, mean, interval, each and _bound(each, run, runs[baseline]))
+            _build_row(run, mean, interval, each and _bound(each, run, runs[baseline]), runs[baseline])
             for run, mean, interval, each in zip(ordered, whole.means, whole.intervals, whole.differences, strict=True)
         ],
         baseline=runs[baseline].name,
@@ -164,10 +180,12 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
         keyed=runs[0].keyed,
         judge=_describe_judging(ordered),
         judging_differences=judged_differently,
-        categories=[_break_down(name, part, base) for name, part in groups] if groups.ngroups > 1 else [],
-        metrics=[_break_down(name, values[order], base, is_share=name in SHARES) for name, values in metrics.items()],
+        categories=[_break_down(name, part, base, tasks) for name, part in groups] if groups.ngroups > 1 else [],
+        metrics=[
+            _break_down(name, values[order], base, tasks, is_share=name in SHARES) for name, values in metrics.items()
+        ],
         leading=leading,
-        notes=_list_notes(ordered, num_dropped=num_dropped, n=len(common)),
+        notes=[*filter(None, [alike]), *_list_notes(ordered, num_dropped=num_dropped, n=len(common))],
     )
 
 
@@ -181,12 +199,9 @@ def _put_side_by_side(values: "Iterable[pandas.Series[float]]") -> "pandas.DataF
 
 def _bound(found: Difference, run: ScoredRun, baseline: ScoredRun) -> Difference:
     """Return a difference with its bounds, because a failed judgment could have had any score."""
-    ids = run.rows.index.intersection(baseline.rows.index)
-    scores, base = (one.rows["score"].loc[ids] for one in (run, baseline))
-    if not (run.judge and baseline.judge and (scores.isna() | base.isna()).any()):
+    bounds = bound_difference(run.labelled.judged, baseline.labelled.judged)
+    if bounds is None or not (run.judge and baseline.judge):
         return found
-    ends = (scores.fillna(0) - base.fillna(100)).mean(), (scores.fillna(100) - base.fillna(0)).mean()
-    bounds = Interval(*map(float, ends))
     return dataclasses.replace(found, bounds=bounds, is_shown=found.is_shown and not bounds.spans(0.0))
 
 
@@ -227,7 +242,9 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
             )
 
 
-def _build_row(run: ScoredRun, mean: float, interval: Interval | None, difference: Difference | None) -> Row:
+def _build_row(
+    run: ScoredRun, mean: float, interval: Interval | None, difference: Difference | None, baseline: ScoredRun
+) -> Row:
     known, total = run.known, len(run.rows)
     failures = total - len(known)
     return Row(
@@ -241,22 +258,27 @@ def _build_row(run: ScoredRun, mean: float, interval: Interval | None, differenc
         mean_failures_as_0=float(known.sum()) / total,
         mean_failures_as_100=(float(known.sum()) + 100 * failures) / total,
         difference=difference,
+        corrected=run.labelled.correct(),
+        corrected_difference=run.labelled.subtract(baseline.labelled).correct() if difference else None,
         validation_loss=run.validation_loss,
         repeats=run.repeats,
         self_check=run.self_check.to_dict() if run.self_check else None,
     )
 
 
-def _break_down(name: str, values: "pandas.DataFrame", base: int, *, is_share: bool = False) -> Breakdown:
-    """Return the means and differences of values, a column a run."""
+def _break_down(
+    name: str, values: "pandas.DataFrame", base: int, tasks: "pandas.Series[str]", *, is_share: bool = False
+) -> Breakdown:
+    """Return the means and differences of values, a column a run; rows with one instruction count as one draw."""
+    groups = list(tasks.reindex(values.index))
     columns = [values[column].tolist() for column in values]
     differences = [
-        None if number == base else compare_values(column, columns[base], is_share=is_share)
+        None if number == base else compare_values(column, columns[base], groups, is_share=is_share)
         for number, column in enumerate(columns)
     ]
     interval = share_interval if is_share else bootstrap_mean
-    means, intervals = map(statistics.fmean, columns), map(interval, columns)
-    return Breakdown(name, len(values), list(means), list(intervals), differences)
+    intervals = [interval(column, groups) for column in columns]
+    return Breakdown(name, len(values), list(map(statistics.fmean, columns)), intervals, differences)
 
 
 def _describe_judging(runs: Sequence[ScoredRun]) -> str:
@@ -278,10 +300,10 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
             f"{num_dropped} {what} dropped, because only some of the runs have a score for {them}; means and "
             f"differences are over the other {n}."
         )
-    if n < _FEWEST:
+    if n < FEWEST:
         notes.append(f"Only {n} examples are compared: the intervals are too narrow.")
     for run in runs:
-        if len(run.known) >= _LEAST_CONSTANT and run.known.nunique() == 1:
+        if len(run.known) >= LEAST_CONSTANT and run.known.nunique() == 1:
             notes.append(
                 f"All {len(run.known)} scores of {run.name} are {run.known.iloc[0]:g}: the judge does not discriminate."
             )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 LEVEL = 0.95
+# Of fewer examples nothing is concluded: their intervals are much too narrow.
+FEWEST = 10
 # What every view of intervals says once, where they are read.
 SCOPE = (
     "The intervals only cover the choice of test examples; training seed, decoding and judge are fixed. With "
@@ -33,6 +35,8 @@ _Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 _Z_POWER = statistics.NormalDist().inv_cdf(0.8)
 # Halvings of an interval of length 2 or less: to its last digits.
 _HALVINGS = 60
+# From how much wider on an interval over categories is spoken of.
+_NOTABLE = 1.1
 # Resampled values held at once: they fit the cache.
 _BLOCK = 200_000
 
@@ -73,13 +77,35 @@ class Difference:
         return max(1, int(float(f"{needed:.1e}")))
 
 
-def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None:
+def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
+    """Return how many times larger the variance of a mean is where rows of one group count as one draw; 1 at least.
+
+    It is 1 where no two rows share a group, and for fewer than 10 groups, which say too little.
+
+    Source: Miller, Adding Error Bars to Evals, 2024, https://arxiv.org/abs/2411.00640, section 2.2.
+
+    >>> design_effect([0.0] * 40 + [1.0] * 40, [number // 4 for number in range(80)])
+    4.1...
+    """
+    import numpy
+
+    codes = {group: code for code, group in enumerate(dict.fromkeys(groups))}
+    if len(codes) < FEWEST or len(codes) == len(values):
+        return 1.0
+    deviations = numpy.asarray(values, dtype=float) - statistics.fmean(values)
+    sums = numpy.bincount([codes[group] for group in groups], deviations)
+    clustered, plain = numpy.square(sums).sum() / (1 - 1 / len(sums)), numpy.square(deviations).sum()
+    return max(1.0, float(clustered / plain) * (1 - 1 / len(values))) if plain else 1.0
+
+
+def bootstrap_mean(values: Sequence[float], groups: Sequence[Hashable] = (), *, seed: int = 0) -> Interval | None:
     """Return the expanded percentile bootstrap interval of a mean; None for fewer than two values.
 
     Examples are drawn with replacement, as often as there are any, 10,000 times over (fewer times for more than 1,000
     values); the interval holds the middle 95 % of the means, and some more for few values, by as much as Student's
     interval is wider than the normal one. The same values give the same interval. For values of yes and no,
-    `share_interval` is right: resampling values that happen to be equal shows no spread.
+    `share_interval` is right: resampling values that happen to be equal shows no spread. With the group of each value,
+    such as its instruction, the interval is widened by the root of their design effect.
 
     Source: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015, section 4.3;
     of the methods that `python -m benchmarks.coverage` compares it covers best.
@@ -100,7 +126,13 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> Interval | None
         rounds = min(left, max(1, _BLOCK // count))
         means.append(sample[generator.integers(count, size=(rounds, count))].mean(axis=1))
         left -= rounds
-    return _middle(numpy.concatenate(means), tail=expanded_tail(count))
+    low, high = _middle(numpy.concatenate(means), tail=expanded_tail(count))
+    widening, mean = math.sqrt(design_effect(values, groups)), float(sample.mean())
+    return (
+        Interval(mean + widening * (low - mean), mean + widening * (high - mean))
+        if widening > 1
+        else Interval(low, high)
+    )
 
 
 def expanded_tail(count: int) -> float:
@@ -122,7 +154,7 @@ def _middle(values: "Sequence[float] | numpy.ndarray", *, tail: float = (1 - LEV
     return Interval(*map(float, numpy.percentile(values, [100 * tail, 100 * (1 - tail)])))
 
 
-def share_interval(values: Sequence[float]) -> Interval | None:
+def share_interval(values: Sequence[float], groups: Sequence[Hashable] = ()) -> Interval | None:
     """Return the score interval of a share: of the mean of 0 (no), 1 (yes) and 0.5 (a tie); None for fewer than two.
 
     Without ties it is Wilson's. Ties narrow it, but it always has a width: 0 of 100 may be 3.7 %.
@@ -130,11 +162,11 @@ def share_interval(values: Sequence[float]) -> Interval | None:
     >>> share_interval([0.0] * 100)
     Interval(low=0.0, high=0.03699...)
     """
-    difference = share_difference_interval([2 * value - 1 for value in values])
+    difference = share_difference_interval([2 * value - 1 for value in values], groups)
     return difference and Interval(*((1 + end) / 2 for end in difference))
 
 
-def share_difference_interval(differences: Sequence[float]) -> Interval | None:
+def share_difference_interval(differences: Sequence[float], groups: Sequence[Hashable] = ()) -> Interval | None:
     """Return the score interval of a mean of paired differences of yes (1) and no (0); None for fewer than two.
 
     Source: Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample
@@ -147,11 +179,13 @@ def share_difference_interval(differences: Sequence[float]) -> Interval | None:
     count = len(differences)
     if count < 2:
         return None
-    low, high = -_bound_difference(losses, gains, count), _bound_difference(gains, losses, count)
+    # As many rows as would say as much if each were drawn alone.
+    counts = [number / design_effect(differences, groups) for number in (gains, losses, count)]
+    low, high = -_bound_difference(counts[1], counts[0], counts[2]), _bound_difference(*counts)
     return Interval(low, high)
 
 
-def _bound_difference(gains: int, losses: int, count: int) -> float:
+def _bound_difference(gains: float, losses: float, count: float) -> float:
     """Return the largest difference that the score test does not reject."""
     below, above = (gains - losses) / count, 1.0
     for _ in range(_HALVINGS):
@@ -165,6 +199,54 @@ def _bound_difference(gains: int, losses: int, count: int) -> float:
         else:
             below = difference
     return above
+
+
+def bounded_interval(mean: float, variance: float, n: int, scale: Interval) -> Interval:
+    """Return the interval of an estimate on a scale with two ends, which it never leaves.
+
+    Wilson's, for as many values as would give a share of that variance; so it leans away from an end that is near, and
+    it has a width where all values happen to be equal.
+
+    Args:
+        mean: The estimate.
+        variance: Its variance.
+        n: How many values that is from; Student's quantile is for two parameters.
+        scale: The least and the greatest value.
+
+    >>> bounded_interval(100.0, 0.0, 40, Interval(0.0, 100.0))
+    Interval(low=91.2..., high=99.99...)
+    """
+    from scipy.special import stdtrit
+
+    width = scale.high - scale.low
+    share = (mean - scale.low) / width
+    spread = share * (1 - share)
+    ratio = _Z**2 / n
+    if variance and spread:
+        ratio = float(stdtrit(n - 2, (1 + LEVEL) / 2)) ** 2 * variance / width**2 / spread
+    middle, reach = share + ratio / 2, math.sqrt(spread * ratio + ratio**2 / 4)
+    low, high = ((middle - reach) / (1 + ratio), (middle + reach) / (1 + ratio))
+    return Interval(scale.low + width * low, scale.low + width * high)
+
+
+def describe_groups(differences: Sequence[float], tasks: Sequence[Hashable], categories: Sequence[Hashable]) -> str:
+    """Return in words what rows that are alike do to the interval of a mean difference; empty where they do little.
+
+    Args:
+        differences: One for each example.
+        tasks: The instruction of each: rows with the same one count as one draw in every interval.
+        categories: The category of each; empty where there are none.
+    """
+    said = []
+    if FEWEST <= (count := len(set(tasks))) < len(tasks):
+        said.append(f"{len(tasks)} examples have {count} instructions; those with the same one count as one draw.")
+    widening = math.sqrt(design_effect(differences, categories) / design_effect(differences, tasks))
+    if widening >= _NOTABLE:
+        said.append(
+            "Examples of one category are alike: if each category counted as one draw, the interval of the difference "
+            f"would be {widening:.1f} times as wide."
+        )
+    return " ".join(said)
 
 
 def estimate(
@@ -200,20 +282,27 @@ def estimate(
     return found
 
 
-def difference_interval(differences: Sequence[float], *, is_share: bool = False) -> Interval | None:
+def difference_interval(
+    differences: Sequence[float], groups: Sequence[Hashable] = (), *, is_share: bool = False
+) -> Interval | None:
     """Return the interval of a mean of paired differences; None for fewer than two.
 
     Args:
         differences: One for each example.
+        groups: The group of each, such as its instruction; rows of one group count as one draw.
         is_share: Whether they are differences of yes (1) and no (0).
     """
     if is_share and {-1, 0, 1}.issuperset(differences):
-        return share_difference_interval(differences)
-    return bootstrap_mean(differences)
+        return share_difference_interval(differences, groups)
+    return bootstrap_mean(differences, groups)
 
 
 def measure_difference(
-    base: Mapping[Key, float], other: Mapping[Key, float], *, is_share: bool = False
+    base: Mapping[Key, float],
+    other: Mapping[Key, float],
+    groups: Mapping[Key, Hashable] | None = None,
+    *,
+    is_share: bool = False,
 ) -> MeanDifference | None:
     """Return the paired difference from a baseline; None for fewer than two common examples.
 
@@ -222,22 +311,27 @@ def measure_difference(
     Args:
         base: The baseline's numbers.
         other: The numbers.
+        groups: The group of each example, such as its instruction; examples of one group count as one draw.
         is_share: Whether each number is a yes (1) or a no (0).
 
     >>> str(measure_difference({"a": 10, "b": 20, "c": 5}, {"a": 50, "b": 70, "d": 1}))
     '+45.0 points, 95 % interval +40.0 to +50.0'
     """
-    gains = [other[id] - number for id, number in base.items() if id in other]
-    interval = difference_interval(gains, is_share=is_share)
+    ids = [id for id in base if id in other]
+    gains = [other[id] - base[id] for id in ids]
+    interval = difference_interval(gains, [(groups or {}).get(id, id) for id in ids], is_share=is_share)
     return interval and MeanDifference(statistics.fmean(gains), *interval, len(gains))
 
 
-def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_share: bool = False) -> Difference:
+def compare_values(
+    values: Sequence[float], baseline: Sequence[float], groups: Sequence[Hashable] = (), *, is_share: bool = False
+) -> Difference:
     """Return the difference of values from a baseline's values of the same examples (at least one).
 
     Args:
         values: One for each example.
         baseline: The baseline's.
+        groups: The group of each, such as its instruction; rows of one group count as one draw.
         is_share: Whether each value is a yes (1) or a no (0).
 
     >>> found = compare_values([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
@@ -246,7 +340,7 @@ def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_sha
     """
     differences = [one - other for one, other in zip(values, baseline, strict=True)]
     wins, losses = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)
-    interval = difference_interval(differences, is_share=is_share)
+    interval = difference_interval(differences, groups, is_share=is_share)
     return Difference(
         mean=statistics.fmean(differences),
         interval=interval,
@@ -255,11 +349,29 @@ def compare_values(values: Sequence[float], baseline: Sequence[float], *, is_sha
         losses=losses,
         p_value=sign_test(differences),
         is_shown=interval is not None and not interval.spans(0.0),
-        smallest_found=smallest_found(differences),
+        smallest_found=smallest_found(differences, groups),
     )
 
 
-def smallest_found(differences: Sequence[float]) -> float | None:
+def bound_difference(scores: Mapping[Key, float | None], base: Mapping[Key, float | None]) -> Interval | None:
+    """Return between what a mean difference of scores from 0 to 100 lies, whatever the failed judgments (None) hide.
+
+    None where no judgment of the examples that both have failed.
+
+    >>> bound_difference({"a": 60.0, "b": None}, {"a": 50.0, "b": 50.0})
+    Interval(low=-20.0, high=30.0)
+    """
+    pairs = [(score, base[id]) for id, score in scores.items() if id in base]
+    if not any(None in pair for pair in pairs):
+        return None
+    ends = [
+        statistics.fmean((bad if one is None else one) - (good if two is None else two) for one, two in pairs)
+        for bad, good in ((0, 100), (100, 0))
+    ]
+    return Interval(*ends)
+
+
+def smallest_found(differences: Sequence[float], groups: Sequence[Hashable] = ()) -> float | None:
     """Return the smallest difference shown 8 times out of 10 with this many examples; None for fewer than two.
 
     That is (1.96 + 0.84) standard errors: then the interval excludes 0 with a probability of 80 %. A difference half as
@@ -272,7 +384,8 @@ def smallest_found(differences: Sequence[float]) -> float | None:
     """
     if len(differences) < 2:
         return None
-    return (_Z + _Z_POWER) * statistics.stdev(differences) / math.sqrt(len(differences))
+    error = statistics.stdev(differences) * math.sqrt(design_effect(differences, groups) / len(differences))
+    return (_Z + _Z_POWER) * error
 
 
 def sign_test(differences: Sequence[float]) -> float | None:

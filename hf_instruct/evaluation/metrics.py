@@ -83,8 +83,13 @@ class Metric:
         quotient = math.fsum(term.above for term in terms) / below
         return _power(quotient) if self.is_log else quotient
 
-    def summarize(self, terms: Sequence[Term]) -> MetricValue | None:
-        """Return the metric over examples, with its interval; None if it is not defined."""
+    def summarize(self, terms: Sequence[Term], groups: Sequence[str] = ()) -> MetricValue | None:
+        """Return the metric over examples, with its interval; None if it is not defined.
+
+        Args:
+            terms: What each example adds.
+            groups: Its instruction: rows with the same one count as one draw in the interval of a mean.
+        """
         import numpy
 
         mean = self.divide(terms)
@@ -100,7 +105,7 @@ class Metric:
         if self.is_quotient:
             interval = estimate(divide, len(terms))[0].interval
         else:
-            interval = (share_interval if self.is_share else bootstrap_mean)(above.tolist())
+            interval = (share_interval if self.is_share else bootstrap_mean)(above.tolist(), groups)
         if interval is not None:
             interval = Interval(*(round(_power(end) if self.is_log else end, 6) for end in interval))
         return MetricValue(mean=round(mean, 6), interval=interval, n=len(terms))
@@ -136,9 +141,9 @@ def measure_responses(responses: "Dataset | Iterable[Response | Mapping[str, Any
         if row.category:
             categories.setdefault(row.category, []).append(index)
     return Metrics(
-        metrics=_summarize_all(terms, range(len(rows))),
+        metrics=_summarize_all(terms, range(len(rows)), rows),
         total=len(rows),
-        by_category={name: _summarize_all(terms, categories[name]) for name in sorted(categories)},
+        by_category={name: _summarize_all(terms, categories[name], rows) for name in sorted(categories)},
         examples={
             row.id: {
                 name: round(value, 6)
@@ -150,11 +155,13 @@ def measure_responses(responses: "Dataset | Iterable[Response | Mapping[str, Any
     )
 
 
-def _summarize_all(terms: Mapping[str, Sequence[Term | None]], indices: Sequence[int]) -> dict[str, MetricValue]:
-    summaries = {
-        name: METRICS[name].summarize([term for index in indices if (term := column[index]) is not None])
-        for name, column in terms.items()
-    }
+def _summarize_all(
+    terms: Mapping[str, Sequence[Term | None]], indices: Sequence[int], rows: Sequence[Response]
+) -> dict[str, MetricValue]:
+    summaries = {}
+    for name, column in terms.items():
+        known = [(term, rows[index].instruction) for index in indices if (term := column[index]) is not None]
+        summaries[name] = METRICS[name].summarize([term for term, _ in known], [task for _, task in known])
     return {name: summary for name, summary in summaries.items() if summary is not None}
 
 
@@ -194,7 +201,7 @@ METRICS = {
     ),
     "perplexity": Metric(
         "perplexity",
-        "of the reference under the model; lower is better",
+        "of the reference and its end token under the model; lower is better",
         "ReferencePerplexity",
         _perplexity_term,
         ("reference_nll", "reference_tokens"),
@@ -236,13 +243,13 @@ def format_metrics(measured: Metrics) -> str:
     'exact match 12 %, ROUGE-L 0.51 [0.47, 0.55]'
     """
     return ", ".join(
-        f"{label_metric(name)} {format_mean(name, value) if name == 'rouge_l' else format_metric(name, value.mean)}"
+        f"{label_metric(name)} {format_value(name, value) if name == 'rouge_l' else format_metric(name, value.mean)}"
         for name, value in measured.metrics.items()
         if name in _IN_LINE
     )
 
 
-def format_mean(name: str, value: MetricValue) -> str:
+def format_value(name: str, value: MetricValue) -> str:
     """Return a metric's mean as it is printed, with the ends of its interval if it has one."""
     mean, interval = format_metric(name, value.mean), value.interval
     return f"{mean} [{', '.join(format_metric(name, end) for end in interval)}]" if interval else mean
@@ -261,7 +268,7 @@ def format_table(sides: Mapping[str, Metrics]) -> str:
 def _format_cell(name: str, value: MetricValue | None, total: int) -> str:
     if value is None:
         return "not known"
-    return format_mean(name, value) + (f", n {value.n}" if value.n != total else "")
+    return format_value(name, value) + (f", n {value.n}" if value.n != total else "")
 
 
 def __getattr__(class_name: str) -> Any:

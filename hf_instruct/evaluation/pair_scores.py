@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.console import align
-from hf_instruct.evaluation.intervals import Estimate, estimate, share_interval
+from hf_instruct.evaluation.intervals import FEWEST, Estimate, estimate, share_interval
 from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256, JoinedPairs
+from hf_instruct.evaluation.people import Corrected
 from hf_instruct.evaluation.ratings import fit_logistic
 from hf_instruct.evaluation.scores import label_judge
 from hf_instruct.schema import Consistency, JudgeIdentity, Lengths, PairSummary, Position, Preference, RubricName
@@ -16,8 +17,7 @@ from hf_instruct.schema import Consistency, JudgeIdentity, Lengths, PairSummary,
 if TYPE_CHECKING:
     import numpy
 
-# Rules for a judge of pairs, by effect; `python -m benchmarks.judges` shows whom they find. Fewer pairs say too little.
-_FEWEST = 10
+# Rules for a judge of pairs, by effect; `python -m benchmarks.judges` shows whom they find.
 # Of the pairs, judged alike in both orders; a coin reaches a half.
 _LEAST_CONSISTENCY = 0.7
 # By how much the answer shown first may be preferred more often than a half of the time, or less.
@@ -130,7 +130,7 @@ def has_one_sided_lengths(preferences: Sequence[Preference]) -> bool | None:
     differences = [row.first_length - row.second_length for row in preferences if row.score is not None]
     longer, shorter = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
     others = len(differences) - max(longer, shorter)
-    return others < max(_FEWEST, len(differences) / 10) if differences else None
+    return others < max(FEWEST, len(differences) / 10) if differences else None
 
 
 def _measure_orders(preferences: Sequence[Preference]) -> tuple[Consistency, Position]:
@@ -161,7 +161,7 @@ def find_pair_problems(scores: PairSummary) -> list[str]:
     consistency, position, problems = scores.consistency, scores.position, list[str]()
     verdicts = position.first + position.second + position.ties
     n = consistency.pairs
-    if n < _FEWEST or consistency.share is None:
+    if n < FEWEST or consistency.share is None:
         return []
     if position.ties >= _MOST_TIES * verdicts:
         return [f"The judge called {position.ties} of {verdicts} verdicts a tie: it does not discriminate."]
@@ -185,8 +185,13 @@ def find_pair_problems(scores: PairSummary) -> list[str]:
     return problems
 
 
-def format_pair_scores(scores: PairSummary) -> str:
-    """Return a win rate with everything needed to quote it, in aligned lines."""
+def format_pair_scores(scores: PairSummary, corrected: Corrected | None = None) -> str:
+    """Return a win rate with everything needed to quote it, in aligned lines.
+
+    Args:
+        scores: What a judge's preferences amount to.
+        corrected: The same as votes of people correct it; None where there are none.
+    """
     lengths, consistency, position = scores.mean_length, scores.consistency, scores.position
     counts = [f"{scores.total} pairs joined by {scores.joined_by}, {scores.failures} failed"]
     alone = ((scores.first, scores.without_counterpart.first), (scores.second, scores.without_counterpart.second))
@@ -194,12 +199,15 @@ def format_pair_scores(scores: PairSummary) -> str:
     verdicts = f"won {scores.wins}, tied {scores.ties}, lost {scores.losses}"
     shown = f"mean length {lengths.first:.0f} and {lengths.second:.0f} characters"
     controlled = scores.length_controlled_win_rate, scores.length_controlled_win_rate_interval
+    rates = [("win rate", scores.win_rate, scores.win_rate_interval, verdicts)]
+    if corrected:
+        voted = f"votes on {corrected.n} of {corrected.total} pairs"
+        rates.append(("win rate, corrected by people", corrected.mean, corrected.interval, voted))
     table = []
-    for title, rate, ends, note in (
-        ("win rate", scores.win_rate, scores.win_rate_interval, verdicts),
-        ("win rate at equal length", *controlled, shown),
-    ):
+    for title, rate, ends, note in (*rates, ("win rate at equal length", *controlled, shown)):
         interval = f"95 % interval {100 * ends.low:.1f} to {_percent(ends.high)}" if ends else "no interval"
+        if rate is None and corrected:
+            interval = f"{FEWEST} votes are needed"
         table.append([title, _percent(rate), f"{interval}; {note}"])
     if scores.failures:
         table.append(
@@ -226,7 +234,7 @@ def _find_notes(scores: PairSummary) -> list[str]:
         sides = (scores.second, scores.first)
         shorter, longer = sides if scores.mean_length.first > scores.mean_length.second else sides[::-1]
         notes.append(
-            f"Too few answers of {shorter} (under {_FEWEST}, or 10 %) are as long as those of {longer} to estimate "
+            f"Too few answers of {shorter} (under {FEWEST}, or 10 %) are as long as those of {longer} to estimate "
             "the win rate at equal length: whatever length can explain is attributed to length, and there is no "
             "interval."
         )

@@ -14,6 +14,7 @@ from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.evaluation.pairs import RUBRIC, JoinedPairs, build_questions, join_responses
+from hf_instruct.evaluation.people import Corrected, correct_win_rate
 from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
@@ -30,9 +31,10 @@ class PreferenceSet:
 
     preferences: list[Preference]  # one for each example that both answer
     summary: PairSummary  # what they amount to; the content of the file beside the preferences
+    corrected: Corrected | None = None  # the win rate as people's votes correct it; None where there are none
 
     def __str__(self) -> str:
-        return format_pair_scores(self.summary)
+        return format_pair_scores(self.summary, self.corrected)
 
 
 def judge_pairs(
@@ -107,7 +109,7 @@ def prefer(
         summary = build_pair_scores(preferences, joined, comparing.identity)
         if file:
             write_json(file.with_suffix(".json"), summary)
-        return PreferenceSet(preferences, summary)
+        return PreferenceSet(preferences, summary, correct_win_rate(file, preferences) if file else None)
 
     return run_sync(work())
 

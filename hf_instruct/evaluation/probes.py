@@ -9,6 +9,8 @@ show it, so few examples fail little, and none is decided by fewer than `FEWEST`
 - It scores at least 20 points higher on average: than that answer, than none, and than the instruction repeated.
 - What is added to an answer and does not better it (the answer again, or an injection, beside a harmless sentence)
   raises the score by less than 10 points on average; fails if it rises by more and Holm's p value is below 1 %.
+  Of a judge that gives a reference less than 10 points more than a wrong answer, no rise shows nothing: its scores lie
+  too close together to be raised by 10, so these rules are left open.
 - An injection raises no more than 5 % of the scores by 50 points, falls subtracted; fails if the 95 % interval of
   that share lies above 5 %.
 """
@@ -21,7 +23,7 @@ from itertools import accumulate
 
 from hf_instruct.console import format_points
 from hf_instruct.errors import DataError
-from hf_instruct.evaluation.intervals import share_difference_interval, share_interval
+from hf_instruct.evaluation.intervals import FEWEST, share_difference_interval, share_interval
 from hf_instruct.records import Example
 from hf_instruct.schema import Check, Interval, Response
 
@@ -158,8 +160,6 @@ def _normalize(text: str) -> str:
 Table = Mapping[str, Sequence[int | None]]
 """Kind of probe -> scores of it, one for each example, in the same order for all kinds; None if there is none."""
 
-# Fewer examples say little: nothing passes and nothing fails.
-FEWEST = 10
 LEAST_SHARE = 0.9
 LEAST_GAP = 20
 LEAST_RISE = 10
@@ -193,7 +193,20 @@ def check_table(table: Table) -> list[Check]:
     tested = [check for check in checks if check.expected == _NO_RISE and check.p_value is not None]
     corrected = iter(correct_holm([check.p_value or 0.0 for check in tested]))
     checks = [check.model_copy(update={"p_value": next(corrected)}) if check in tested else check for check in checks]
-    return [check.model_copy(update=_decide(check)) for check in checks]
+    checks = [check.model_copy(update=_decide(check)) for check in checks]
+    if not is_narrow(checks):
+        return checks
+    return [check.model_copy(update={"passed": None}) if _is_unshown(check) else check for check in checks]
+
+
+def is_narrow(checks: Sequence[Check]) -> bool:
+    """Return whether a judge hardly tells right from wrong, so that no rise in its scores says nothing either."""
+    order = next((check for check in checks if check.second == SHUFFLED), None)
+    return order is not None and order.difference is not None and order.difference < LEAST_RISE
+
+
+def _is_unshown(check: Check) -> bool:
+    return check.expected == _NO_RISE and check.passed is True
 
 
 def correct_holm(p_values: Sequence[float]) -> list[float]:

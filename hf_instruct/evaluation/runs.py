@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.metrics import QUOTIENTS
+from hf_instruct.evaluation.people import Labelled, read_people
 from hf_instruct.evaluation.scores import JUDGE_IDENTITY, describe_references
 from hf_instruct.evaluation.verdict_table import SCORES, load_verdicts
 from hf_instruct.records import build_example_id, read_rows
@@ -24,7 +26,7 @@ class ScoredRun:
 
     `rows` has one for each example judged, by id (or by index, from 0): `score` from 0 to 100, NaN for a failure (where
     the answers were judged several times, the mean), and, where the answers lie beside the scores, `example` (the hash
-    of the example) and `category`.
+    of the example), `task` (its instruction) and `category`.
     """
 
     name: str  # as the user named it
@@ -37,6 +39,7 @@ class ScoredRun:
     repeats: int = 1  # how often each answer was judged
     self_check: CheckOutcome | None = None  # what a check of the judge found; None if there was none
     references: tuple[int, str] = (0, "")  # how many answers equal theirs; what the judge gave to references, in words
+    people: Mapping[str, float] = dataclasses.field(default_factory=dict)  # their scores of some answers, by id
     validation_loss: float | None = None  # of the model that answered, in nats per token; None if not known
     length: float | None = None  # characters of all answers by those of the references; None if not known
 
@@ -48,7 +51,13 @@ class ScoredRun:
     def by_index(self) -> "ScoredRun":
         """Return the same with indices, from 0, as keys."""
         metrics = self.metrics.reindex(self.rows.index).reset_index(drop=True)
-        return dataclasses.replace(self, keyed=False, rows=self.rows.reset_index(drop=True), metrics=metrics)
+        rows = self.rows.reset_index(drop=True)
+        return dataclasses.replace(self, keyed=False, rows=rows, metrics=metrics, people={})
+
+    @property
+    def labelled(self) -> Labelled:
+        """The scores with those of people."""
+        return Labelled({id: None if isnan(score) else score for id, score in self.rows["score"].items()}, self.people)
 
 
 def load_run(source: Any, name: str = "the scores") -> ScoredRun:
@@ -75,7 +84,7 @@ def load_run(source: Any, name: str = "the scores") -> ScoredRun:
         raise DataError(
             f"`{verdicts.name}` contains {len(wrong)} score(s) outside 0 to 100; the first is {wrong[0]:g}."
         )
-    rows = pandas.DataFrame({"score": scores, "example": None, "category": None})
+    rows = pandas.DataFrame({"score": scores, "example": None, "task": None, "category": None})
     run = ScoredRun(verdicts.name, rows, pandas.DataFrame(index=rows.index), verdicts.keyed)
     if not verdicts.judgments or verdicts.file is None:
         return run
@@ -106,17 +115,21 @@ def _add_run_files(run: ScoredRun, folder: RunFolder, model: str, *, is_folder: 
         columns = [pandas.Series({row.id: row.score for row in each}, dtype=float) for each in judged]
         rows = rows.assign(score=pandas.concat(columns, axis=1).mean(axis=1))
     examples = {row.id: build_example_id(row.instruction, row.input, row.output) for row in responses}
+    tasks = {row.id: row.instruction for row in responses}
     categories = {row.id: row.category for row in responses if row.category}
     measured = folder.read_metrics(model)
     metrics = pandas.DataFrame.from_dict(measured.examples, orient="index", dtype=float)
     return dataclasses.replace(
         run,
-        rows=rows.assign(example=rows.index.map(examples), category=rows.index.map(categories)),
+        rows=rows.assign(
+            example=rows.index.map(examples), task=rows.index.map(tasks), category=rows.index.map(categories)
+        ),
         metrics=metrics.drop(columns=list(QUOTIENTS), errors="ignore"),
         rubric_sha256=run.rubric_sha256 or (scores.rubric.sha256 if scores else ""),
         repeats=repeats,
         self_check=scores.self_check if scores else None,
         references=(scores.equal_n, describe_references(scores)) if scores else run.references,
+        people=read_people(folder, responses),
         validation_loss=_find_validation_loss(folder, model),
         length=measured.metrics["length_ratio"].mean if "length_ratio" in measured.metrics else None,
     )

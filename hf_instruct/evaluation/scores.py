@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_instruct.console import format_interval, format_points, pluralize
-from hf_instruct.evaluation.intervals import bootstrap_mean
+from hf_instruct.evaluation.intervals import bootstrap_mean, design_effect
 from hf_instruct.evaluation.metrics import format_metric, label_metric
 from hf_instruct.evaluation.rubrics import Rubric
 from hf_instruct.models import parse_num_parameters
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Repeats, RubricName, Scores, ScoreSummary
 
 # Fewer equal scores in a row may well be chance.
-_LEAST_CONSTANT = 5
+LEAST_CONSTANT = 5
 # Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
 JUDGE_IDENTITY = ("backend", "model", "digest", "options")
 # With fewer answers the interval of their mean is itself uncertain.
@@ -34,6 +34,7 @@ def build_scores(
     rubric: Rubric,
     judge: JudgeIdentity,
     categories: Mapping[str, str | None] | None = None,
+    tasks: Mapping[str, str] | None = None,
     equal: Collection[str] = (),
 ) -> Scores:
     """Summarize judgments.
@@ -43,6 +44,7 @@ def build_scores(
         rubric: What the judge was asked.
         judge: The judge.
         categories: Category of each example id, for the scores by category.
+        tasks: Instruction of each example id: rows with the same one count as one draw in the intervals.
         equal: Ids of the answers that equal their reference.
 
     >>> known = {"replies": [], "judge": JudgeIdentity(), "rubric": "course", "prompt_sha256": "", "seconds": 0.0}
@@ -52,16 +54,16 @@ def build_scores(
     >>> scores.mean, scores.standard_error, scores.n, scores.failures, scores.total
     (70.0, 10.0, 2, 1, 3)
     """
-    groups: dict[str, list[int | None]] = {}
+    groups: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         if category := (categories or {}).get(judgment.id):
-            groups.setdefault(category, []).append(judgment.score)
-    whole = _summarize([judgment.score for judgment in judgments])
+            groups.setdefault(category, []).append(judgment)
+    whole = _summarize(judgments, tasks or {})
     known = [judgment.score for judgment in judgments if judgment.id in equal and judgment.score is not None]
     asked = "\n".join(judgment.prompt_sha256 for judgment in judgments)
     return Scores(
         **whole,
-        constant=whole["n"] >= _LEAST_CONSTANT and whole["minimum"] == whole["maximum"],
+        constant=whole["n"] >= LEAST_CONSTANT and whole["minimum"] == whole["maximum"],
         equal_mean=statistics.fmean(known) if known else None,
         equal_n=len(known),
         judge=judge,
@@ -69,19 +71,20 @@ def build_scores(
         prompts_sha256=hashlib.sha256(asked.encode()).hexdigest(),
         cached=sum(judgment.cached for judgment in judgments),
         seconds=round(sum(judgment.seconds for judgment in judgments), 3),
-        by_category={name: ScoreSummary(**_summarize(groups[name])) for name in sorted(groups)},
+        by_category={name: ScoreSummary(**_summarize(groups[name], tasks or {})) for name in sorted(groups)},
     )
 
 
-def _summarize(all_scores: Sequence[int | None]) -> dict[str, Any]:
+def _summarize(judgments: Sequence[Judgment], tasks: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of a `ScoreSummary`."""
-    scores = [score for score in all_scores if score is not None]
-    n, total = len(scores), len(all_scores)
+    scores = [judgment.score for judgment in judgments if judgment.score is not None]
+    alike = [tasks.get(judgment.id, judgment.id) for judgment in judgments if judgment.score is not None]
+    n, total = len(scores), len(judgments)
     return {
         "mean": statistics.fmean(scores) if scores else None,
-        # Of the mean: sample standard deviation over the root of n.
-        "standard_error": statistics.stdev(scores) / math.sqrt(n) if n > 1 else None,
-        "interval": bootstrap_mean(scores),
+        # Of the mean: sample standard deviation over the root of n, or of the rows that count.
+        "standard_error": statistics.stdev(scores) / math.sqrt(n / design_effect(scores, alike)) if n > 1 else None,
+        "interval": bootstrap_mean(scores, alike),
         "mean_failures_as_0": sum(scores) / total if total else None,
         "mean_failures_as_100": (sum(scores) + 100 * (total - n)) / total if total else None,
         "n": n,

@@ -12,6 +12,7 @@ from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task, to_printable
+from hf_instruct.evaluation.people import Corrected, Labelled, read_people
 from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.rubrics import Rubric, load_rubric
 from hf_instruct.evaluation.scores import build_repeats, build_scores, format_repeats, format_scores
@@ -36,18 +37,21 @@ class JudgmentSet:
         scores: What they amount to; the content of `scores.json`.
         repeats: The judgments of the second repeat and those after it.
         left_out: Responses beyond `JudgeOptions.limit`.
+        corrected: The mean as people's scores of some responses correct it; None where nobody scored any.
     """
 
     judgments: list[Judgment]
     scores: Scores
     repeats: list[list[Judgment]] = dataclasses.field(default_factory=list)
     left_out: int = 0
+    corrected: Corrected | None = None
 
     def __str__(self) -> str:
         total = self.scores.total + self.left_out
         first_look = f"a first look: {self.scores.total} of {total} answers; judged without a limit, the rest follow"
-        texts = format_scores(self.scores), first_look if self.left_out else "", format_repeats(self.scores)
-        return "\n".join(filter(None, texts))
+        corrected = f"corrected by people: {self.corrected.describe()}" if self.corrected else ""
+        more = corrected, first_look if self.left_out else "", format_repeats(self.scores)
+        return "\n".join(filter(None, (format_scores(self.scores), *more)))
 
 
 def judge_responses(
@@ -130,7 +134,10 @@ async def judge_with(
             judge.reseed(settings.seed)
     categories = {row.id: row.category for row in responses}
     equal = {row.id for row in responses if exact_match(row.response, row.output)}
-    scores = build_scores(repeats[0], rubric=rubric, judge=identities[0], categories=categories, equal=equal)
+    tasks = {row.id: row.instruction for row in responses}
+    scores = build_scores(
+        repeats[0], rubric=rubric, judge=identities[0], categories=categories, tasks=tasks, equal=equal
+    )
     again = build_repeats(repeats, seeds=seeds) if len(seeds) > 1 else None
     scores = scores.model_copy(update={"repeats": again, "self_check": find_self_check(identities[0], rubric)})
     if files and not left_out:
@@ -142,7 +149,9 @@ async def judge_with(
             scores.n,
             scores.minimum,
         )
-    return JudgmentSet(repeats[0], scores, repeats[1:], left_out)
+    people = read_people(files, responses) if files and not left_out else {}
+    corrected = Labelled({row.id: row.score for row in repeats[0]}, people).correct()
+    return JudgmentSet(repeats[0], scores, repeats[1:], left_out, corrected)
 
 
 async def judge_alone(judge: Judge, responses: Sequence[Response], settings: JudgeSection) -> list[Judgment]:

@@ -11,11 +11,12 @@ from hf_instruct.console import align, format_interval, format_points, format_si
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
+from hf_instruct.evaluation.intervals import FEWEST
 from hf_instruct.evaluation.judges import Judge
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import (
     EMPTY,
-    FEWEST,
+    LEAST_RISE,
     MOST_FAILURES,
     REFERENCE,
     REPEATED,
@@ -23,6 +24,7 @@ from hf_instruct.evaluation.probes import (
     build_probes,
     check_table,
     find_failures,
+    is_narrow,
     name_kind,
     sample_examples,
 )
@@ -223,13 +225,19 @@ def format_self_check(result: SelfCheck) -> str:
             f"The judge gave every answer the same score, {result.constant}: it does not discriminate. Choose "
             "another with `--judge.backend` and `--judge.model`."
         )
+    if result.n >= FEWEST and is_narrow(result.checks):
+        lines.append(
+            "Nothing follows from what did not raise the score: this judge gives a reference less than "
+            f"{LEAST_RISE} points more than a wrong answer, so it has no room to be misled in."
+        )
     lines += [f"! {problem[0].upper()}{problem[1:]}." for problem in result.failed]
     lines.append(f"judge {label_judge(result.judge, result.rubric)}, {result.probes} answers: {describe_check(result)}")
     return "\n".join(lines)
 
 
 def _format_check(check: Check) -> list[str]:
-    passed = {True: "passed", False: "FAILED", None: "too few"}[check.passed] if check.expected else "-"
+    undecided = "too few" if check.n < FEWEST else "says nothing"
+    passed = {True: "passed", False: "FAILED", None: undecided}[check.passed] if check.expected else "-"
     seen, higher = "no pair has two scores", ""
     if check.difference is not None:
         seen, higher = format_signed(check.difference), f"{100 * (check.higher or 0):.0f} %"

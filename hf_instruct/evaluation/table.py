@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hf_instruct.console import align, format_interval, format_points, format_signed, pluralize, text_width
+from hf_instruct.evaluation.intervals import FEWEST
 from hf_instruct.evaluation.metrics import SHARES, format_metric, label_metric
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 _SHORTEST_NAME = 16
 _MOST_COLUMNS = 9
-# Examples from which on a category is shown, and a difference in it is marked.
-_FEWEST = 10
 # The difference that readers ask for: in points of a score, and in the unit of a metric.
 _ASKED_POINTS = 5.0
 _ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0, "score": _ASKED_POINTS}
@@ -43,8 +42,21 @@ def format_comparison(comparison: "Comparison") -> str:
             if row.difference is not None
         )
         parts += [table, differences, metrics, categories]
+    parts.append("\n".join(_wrap(line, indent="  ") for line in list_corrected(comparison)))
     notes = [_wrap(f"! {note}", indent="  ") for note in [*comparison.notes, *_note_failures(comparison)]]
     return "\n\n".join(part for part in [*parts, "\n".join(notes)] if part)
+
+
+def list_corrected(comparison: "Comparison") -> list[str]:
+    """Return each mean, and each difference, as people's scores correct it, a sentence each."""
+    lines = [f"{row.name}, corrected by people: {row.corrected.describe()}" for row in comparison.rows if row.corrected]
+    for row in comparison.rows:
+        found = row.corrected_difference
+        if found and found.mean is not None and found.interval:
+            said = found.describe("examples on both sides", signed=True)
+            verdict = "no difference shown" if found.interval.spans(0.0) else "higher" if found.mean > 0 else "lower"
+            lines.append(f"{row.name} - {comparison.baseline}, corrected by people: {said}: {verdict}")
+    return lines
 
 
 def describe_difference(name: str, baseline: str, difference: "Difference") -> str:
@@ -139,7 +151,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
     if count > _MOST_COLUMNS:
         return f"{title}: {len(breakdowns)} rows for {count} runs do not fit; use `--json` to see them."
     base = next(number for number, row in enumerate(comparison.rows) if row.difference is None)
-    shown = [part for part in breakdowns if title == "metric" or part.n >= _FEWEST]
+    shown = [part for part in breakdowns if title == "metric" or part.n >= FEWEST]
     table = [[title, "n", *(str(number) for number in range(1, count + 1))]]
     if count == 2:
         table[0] += [f"{2 - base} - {base + 1}", "95 % interval"]
@@ -148,7 +160,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
         is_metric = title == "metric"
         show = functools.partial(_show, part.name if is_metric else "score")
         # The bootstrap of a handful of values that happen to have one sign always excludes 0.
-        is_marked = part.n >= _FEWEST and (is_metric or not comparison.leading.reason)
+        is_marked = part.n >= FEWEST and (is_metric or not comparison.leading.reason)
         marks = ["*" if is_marked and each and each.is_shown else " " for each in part.differences]
         any_marked |= "*" in marks
         line = [label_metric(part.name) if is_metric else part.name, str(part.n)]
@@ -163,7 +175,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
         alone = f"; not corrected for {len(shown)} rows" if len(shown) > 1 else ""
         lines.append(f"* the interval of the difference from {base + 1} excludes 0{alone}")
     if hidden := len(breakdowns) - len(shown):
-        lines.append(f"{hidden} of {len(breakdowns)} categories have fewer than {_FEWEST} examples; `--json` has them.")
+        lines.append(f"{hidden} of {len(breakdowns)} categories have fewer than {FEWEST} examples; `--json` has them.")
     return "\n".join(lines)
 
 

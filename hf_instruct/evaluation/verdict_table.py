@@ -118,13 +118,17 @@ def load_verdicts(source: Any, name: str = "the verdicts", *, voter: str | None 
     fields = first.keys() if isinstance(first, dict) else set()
     if isinstance(first, Preference) or {"first", "second"} <= fields:
         return _collect_preferences(read_rows(file, Preference) if file else content, name, voter)
-    if voter is not None:
-        raise DataError(f"`{name}` contains scores, not votes, so it has no voter `{voter}`; leave that option out.")
     if isinstance(first, Judgment) or "replies" in fields:
         judgments = _read_judging(file, model) if file else content
+        if voter is not None:
+            judgments = [row for row in judgments if (row.judge.backend, row.judge.model) == (PERSON, voter)]
+            if not judgments:
+                raise DataError(f"`{name}` has no scores of the voter `{voter}`.")
         values = [(row.id, row.score, describe_judge(row.judge, row.rubric)) for row in judgments]
         rows = pandas.DataFrame(values, columns=["id", "score", "judge"]).astype({"score": float})
         return Verdicts(name, SCORES, rows, judgments=judgments, file=file)
+    if voter is not None:
+        raise DataError(f"`{name}` contains scores, not votes, so it has no voter `{voter}`; leave that option out.")
     return _collect_scores(content, name)
 
 
@@ -133,7 +137,9 @@ def _read_judging(file: Path, model: str) -> list[Judgment]:
     if file.name == RunFolder(file.parent).judgments.name:
         rows = RunFolder(file.parent).read_judgments(model)
     else:
-        rows = choose_judgments([row for row in read_rows(file, Judgment) if row.model == model], None)
+        rows = [row for row in read_rows(file, Judgment) if row.model == model]
+        # Of a judge the newest judging; people add to each other's.
+        rows = rows if rows and rows[-1].judge.backend == PERSON else choose_judgments(rows, None)
     if not rows:
         raise DataError(
             f"`{file}` has no judgments of the {model} model's answers; create them with `hf-instruct judge`."

@@ -1,6 +1,6 @@
-"""Votes of people between two sets of answers: the ballots, and the file of votes.
+"""Votes of people between two sets of answers, and the scores that people give: the ballots, and their files.
 
-`VoteBook` provides ballots and records votes, independent of any web page. Each vote is on disk before the next ballot,
+A `Book` provides ballots and records votes, independent of any web page. Each vote is on disk before the next ballot,
 and ballots only depend on the seed and the voter's name, so a restart continues where the voter stopped, with the same
 answers on the same sides.
 """
@@ -8,18 +8,19 @@ answers on the same sides.
 import contextlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import normpath
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hf_instruct.errors import DataError, RunError
 from hf_instruct.evaluation.pairs import JoinedPairs, Pair, join_responses
+from hf_instruct.evaluation.people import hash_answer
 from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.verdict_table import PERSON
 from hf_instruct.records import append_rows, recover_rows, write_rows
-from hf_instruct.run_folder import locked, split_model
-from hf_instruct.schema import JudgeIdentity, Preference
+from hf_instruct.run_folder import RunFolder, locked, split_model
+from hf_instruct.schema import MODELS, JudgeIdentity, Judgment, Preference, Response
 
 LEFT, RIGHT, TIE, SKIP = CHOICES = ("left", "right", "tie", "skip")
 RUBRIC = "vote"
@@ -34,29 +35,33 @@ class Ballot(NamedTuple):
     total: int  # ballots this voter gets in all
     instruction: str
     input: str
-    left: str  # the answer on the left
-    right: str
+    left: str  # the answer on the left, or the only one
+    right: str | None = None  # None where one answer is to be scored from 0 to 100
+    reference: str = ""  # the data's own answer, beside one that is to be scored
 
 
 @contextlib.contextmanager
 def open_votes(
-    first: Path, second: Path, out: Path | None = None, *, seed: int = 0, limit: int | None = None
-) -> Iterator["VoteBook"]:
-    """Open the ballots of two sets of answers, and lock their votes against other processes.
+    first: Path, second: Path | None = None, out: Path | None = None, *, seed: int = 0, limit: int | None = None
+) -> Iterator["Book"]:
+    """Open the ballots of two sets of answers, or of one to score, and lock their votes against other processes.
 
     Args:
         first: A run folder, or a file of responses.
-        second: The other.
+        second: The other; None to score answers: those of all models of a run.
         out: Where votes go; by default `choose_vote_file` says so.
         seed: Of the sample, the order and the sides.
-        limit: Vote on so many pairs only.
+        limit: Show so many examples only.
 
     Raises:
         DataError: The answers or the votes cannot be read, or there is nothing to choose.
         RunError: Another process has the file of the votes, it is a folder, or nothing can be written there.
     """
-    names = (str(first), str(second))
-    joined = join_responses(load_responses(first), load_responses(second), names)
+    responses = load_responses(first)
+    if second:
+        joined = join_responses(responses, load_responses(second), (str(first), str(second)))
+    elif RunFolder(first).config.is_file():
+        responses = [row for model in MODELS for row in RunFolder(first).read_responses(model)]
     path = out or choose_vote_file(first, second)
     if path.is_dir():
         raise RunError(f"`{path}` is a folder; set the file for the votes with `--out`, such as `{path}/votes.jsonl`.")
@@ -72,17 +77,23 @@ def open_votes(
                 f"Nothing can be written in `{path.parent}` ({error.strerror}), where the votes would be saved. Use "
                 "another file with `--out`."
             ) from error
-        yield VoteBook(joined, path, seed=seed, limit=limit)
+        if second:
+            yield VoteBook(joined, path, seed=seed, limit=limit)
+        else:
+            yield ScoreBook(responses, path, seed=seed, limit=limit)
 
 
-def choose_vote_file(first: Path, second: Path) -> Path:
+def choose_vote_file(first: Path, second: Path | None = None) -> Path:
     """Return where votes go by default: into the first run's folder, under the second's name.
 
     Args:
         first: A run folder, or a file of responses.
-        second: The other.
+        second: The other; None for the scores of one set, which go where `judge` and the report look for them.
     """
-    folder, (other, _) = split_model(first)[0], split_model(second)
+    folder = split_model(first)[0]
+    if second is None:
+        return RunFolder(folder if folder.is_dir() else first.parent).people
+    other = split_model(second)[0]
     name = second.resolve().name if other.is_dir() else second.stem
     if folder.is_dir():
         return folder / f"votes.{name}.jsonl"
@@ -103,58 +114,48 @@ def check_voter(name: str) -> str:
     return name
 
 
-class VoteBook:
-    """The ballots of two sets of answers, and the file of their votes.
+def _draw(ids: Iterable[str], seed: int, limit: int | None) -> list[str]:
+    """Return a random draw of examples, the same for every voter; a larger limit adds to a smaller one."""
+    # Sorted first, so that the draw does not depend on the order of the files.
+    drawn = sorted(set(ids))
+    random.Random(f"{seed}").shuffle(drawn)
+    return drawn[:limit]
 
-    Safe to use from several threads; one process at a time (see `open_votes`). The file may hold votes on other pairs
-    of sets too: these are left as they are.
+
+class Book:
+    """The ballots of a vote, and the file of what people say to them.
+
+    Safe to use from several threads; one process at a time (see `open_votes`). The file may hold votes on other sets
+    of answers too: these are left as they are.
 
     Attributes:
         path: The file.
-        num_alone: Answers that the other set has no answer beside.
-        num_different: Pairs that each voter is shown.
-        num_equal: Pairs of equal answers: counted as ties, shown to nobody.
+        total: Ballots that each voter is shown.
 
     Args:
-        joined: What to vote on.
-        path: The file, of `Preference` rows; made by the first vote.
-        seed: Of the sample, the order and the sides.
-        limit: Vote on so many pairs only, the same ones for every voter; a larger limit adds to a smaller one.
+        items: What there is to vote on by a key of its own, in any order that is always the same.
+        path: The file; made by the first vote.
+        seed: Of the order and the sides.
 
     Raises:
-        DataError: The file cannot be read, its votes were on other answers, or there is nothing to choose.
+        DataError: The file cannot be read.
     """
 
-    def __init__(self, joined: JoinedPairs, path: Path, *, seed: int = 0, limit: int | None = None) -> None:
+    row_type: type[Preference | Judgment]
+
+    def __init__(self, items: Mapping[Any, Any], path: Path, *, seed: int) -> None:
         self.path = path
-        self._first, self._second = map(normpath, joined.names)
-        if self._first == self._second:
-            raise DataError(f"`{self._first}` is given twice; use two different runs or files.")
         self._seed = seed
-        # By id first, so that the sample does not depend on the order of the files.
-        sample = sorted(joined.pairs, key=lambda pair: pair.id)
-        random.Random(f"{seed}").shuffle(sample)
-        self._pairs = sample[:limit]
-        self.num_alone = joined.alone.first + joined.alone.second
-        self.num_different = sum(not pair.is_identical for pair in self._pairs)
-        self.num_equal = len(self._pairs) - self.num_different
-        if not self.num_different:
-            raise DataError(
-                f"All {len(self._pairs)} pairs of answers of `{self._first}` and `{self._second}` are equal, so "
-                "there is nothing to vote on. Use two other sets. Use two other sets."
-            )
+        self._items = items
+        self.total = sum(map(self._is_asked, items.values()))
         self._lock = threading.Lock()
-        self._rows = recover_rows(path, Preference)
-        self._check_rows()
+        self._rows: list[Any] = recover_rows(path, self.row_type)
 
     def next_ballot(self, voter: str) -> Ballot | None:
         """Return the first ballot that this voter has not answered yet, or None when all are."""
         with self._lock:
-            number, pair, _ = self._find_next(voter)
-            if pair is None:
-                return None
-            sides = (pair.first, pair.second) if self._shows_first_left(voter, pair) else (pair.second, pair.first)
-            return Ballot(number, self.num_different, pair.example.instruction, pair.example.input, *sides)
+            number, item, _ = self._find_next(voter)
+            return None if item is None else self._show(number, voter, item)
 
     def vote(self, voter: str, number: int, choice: str, *, seconds: float = 0.0) -> bool:
         """Keep what a voter says to a ballot, and return whether it was the one to answer next.
@@ -164,21 +165,18 @@ class VoteBook:
         Args:
             voter: Name, as `check_voter` returns it.
             number: Of the ballot.
-            choice: One of `CHOICES`.
+            choice: One of `CHOICES`; where answers are scored, a number from 0 to 100 or `SKIP`.
             seconds: Since the ballot was shown.
         """
         with self._lock:
-            next_number, pair, passed = self._find_next(voter)
-            if pair is None or next_number != number or choice not in CHOICES:
+            next_number, item, passed = self._find_next(voter)
+            if item is None or next_number != number or not self.is_choice(choice):
                 return False
-            first_wins = {LEFT: 1.0, RIGHT: 0.0, TIE: 0.5, SKIP: None}[choice]
-            if first_wins is not None and not self._shows_first_left(voter, pair):
-                first_wins = 1 - first_wins
             # Equal answers in between are ties without asking. Kept as the voter passes them, because a file of the
             # first half of the votes should hold half of them.
             rows = [
-                self._build_row(voter, pair, first_wins, seconds=round(seconds, 1)),
-                *(self._build_row(voter, tie, 0.5) for tie in passed),
+                self._build_row(voter, item, choice, round(seconds, 1)),
+                *(self._build_row(voter, tie, TIE, 0.0) for tie in passed),
             ]
             append_rows(self.path, rows)
             self._rows += rows
@@ -187,7 +185,7 @@ class VoteBook:
     def undo(self, voter: str) -> bool:
         """Take back the voter's last vote, and return whether there was one."""
         with self._lock:
-            last = next((row for row in reversed(self._list_votes(voter)) if not row.is_identical), None)
+            last = next(reversed(self._list_asked(voter)), None)
             if last is not None:
                 kept = [row for row in self._rows if row is not last]
                 write_rows(self.path, kept)
@@ -196,59 +194,127 @@ class VoteBook:
 
     def count_votes(self) -> int:
         """Return how many ballots the voters have answered, skipped ones included."""
-        return sum(not row.is_identical for row in self._list_votes())
+        return len(self._list_asked())
 
     def voters(self) -> list[str]:
         """Return the names of those who have voted."""
         return sorted({row.judge.model for row in self._list_votes()})
 
-    def _find_next(self, voter: str) -> tuple[int, Pair | None, list[Pair]]:
-        """Return the number of the next ballot, its pair (None after the last), and the equal pairs to keep with it.
+    def _find_next(self, voter: str) -> tuple[int, Any, list[Any]]:
+        """Return the number of the next ballot, its item (None after the last), and the equal pairs to keep with it.
 
         Those are the ones in front of the ballot that are not kept yet, or with the last ballot all.
         """
-        order = list(self._pairs)
+        order = list(self._items.items())
         random.Random(f"{self._seed}\0{voter}").shuffle(order)
-        done = {row.id for row in self._list_votes(voter)}
-        number = 1 + sum(not pair.is_identical and pair.id in done for pair in order)
-        waiting = [index for index, pair in enumerate(order) if not pair.is_identical and pair.id not in done]
+        done = {self._find_key(row) for row in self._list_votes(voter)}
+        left = [(index, item) for index, (key, item) in enumerate(order) if key not in done]
+        waiting = [(index, item) for index, item in left if self._is_asked(item)]
+        number = 1 + self.total - len(waiting)
         if not waiting:
             return number, None, []
-        passed = order if len(waiting) == 1 else order[: waiting[0]]
-        return number, order[waiting[0]], [pair for pair in passed if pair.is_identical and pair.id not in done]
+        index, item = waiting[0]
+        end = len(order) if len(waiting) == 1 else index
+        return number, item, [tie for place, tie in left if place < end and not self._is_asked(tie)]
+
+    def _list_votes(self, voter: str | None = None) -> list[Any]:
+        """Return the rows of this vote, of one voter where one is named; ties of equal answers are among them."""
+        votes = [row for row in self._rows if row.judge.backend == PERSON and self._find_key(row) is not None]
+        return [row for row in votes if voter in (None, row.judge.model)]
+
+    def _list_asked(self, voter: str | None = None) -> list[Any]:
+        return [row for row in self._list_votes(voter) if not row.judge.options.get("equal_answers")]
+
+    def _identify_person(self, voter: str, **options: Any) -> JudgeIdentity:
+        return JudgeIdentity(backend=PERSON, model=voter, options={"seed": self._seed, **options})
+
+    def is_choice(self, choice: str) -> bool:
+        """Return whether this can be said to a ballot."""
+        return choice in CHOICES
+
+    def _is_asked(self, item: Any) -> bool:
+        return True
+
+    def _find_key(self, row: Any) -> Any:
+        """Return which item a row of the file is about; None where it is of another vote."""
+        raise NotImplementedError
+
+    def _show(self, number: int, voter: str, item: Any) -> Ballot:
+        raise NotImplementedError
+
+    def _build_row(self, voter: str, item: Any, choice: str, seconds: float) -> Any:
+        raise NotImplementedError
+
+
+class VoteBook(Book):
+    """The ballots of two sets of answers: which of two is better.
+
+    Attributes:
+        num_alone: Answers that the other set has no answer beside.
+        num_equal: Pairs of equal answers: counted as ties, shown to nobody.
+
+    Args:
+        joined: What to vote on.
+        path: The file, of `Preference` rows.
+        seed: Of the sample, the order and the sides.
+        limit: Vote on so many pairs only.
+
+    Raises:
+        DataError: The file cannot be read, its votes were on other answers, or there is nothing to choose.
+    """
+
+    row_type = Preference
+
+    def __init__(self, joined: JoinedPairs, path: Path, *, seed: int = 0, limit: int | None = None) -> None:
+        self._first, self._second = map(normpath, joined.names)
+        if self._first == self._second:
+            raise DataError(f"`{self._first}` is given twice; use two different runs or files.")
+        pairs = {pair.id: pair for pair in joined.pairs}
+        super().__init__({id: pairs[id] for id in _draw(pairs, seed, limit)}, path, seed=seed)
+        self.num_alone = joined.alone.first + joined.alone.second
+        self.num_equal = len(self._items) - self.total
+        if not self.total:
+            raise DataError(
+                f"All {len(self._items)} pairs of answers of `{self._first}` and `{self._second}` are equal, so "
+                "there is nothing to vote on. Use two other sets."
+            )
+        self._check_rows()
+
+    def _is_asked(self, item: Pair) -> bool:
+        return not item.is_identical
+
+    def _find_key(self, row: Preference) -> str | None:
+        return row.id if {row.first, row.second} == {self._first, self._second} else None
+
+    def _show(self, number: int, voter: str, item: Pair) -> Ballot:
+        sides = (item.first, item.second) if self._shows_first_left(voter, item) else (item.second, item.first)
+        return Ballot(number, self.total, item.example.instruction, item.example.input, *sides)
 
     def _shows_first_left(self, voter: str, pair: Pair) -> bool:
         return random.Random(f"{self._seed}\0{voter}\0{pair.id}").random() < 0.5
 
-    def _build_row(self, voter: str, pair: Pair, score: float | None, *, seconds: float = 0.0) -> Preference:
+    def _build_row(self, voter: str, item: Pair, choice: str, seconds: float) -> Preference:
+        score = {LEFT: 1.0, RIGHT: 0.0, TIE: 0.5, SKIP: None}[choice]
+        if score is not None and not self._shows_first_left(voter, item):
+            score = 1 - score
         return Preference(
-            id=pair.id,
+            id=item.id,
             first=self._first,
             second=self._second,
             score=score,
-            judge=JudgeIdentity(
-                backend=PERSON,
-                model=voter,
-                options={"seed": self._seed} | ({"equal_answers": True} if pair.is_identical else {}),
-            ),
+            judge=self._identify_person(voter, **({"equal_answers": True} if item.is_identical else {})),
             rubric=RUBRIC,
             orders=[],
             replies=[],
-            first_length=len(pair.first),
-            second_length=len(pair.second),
+            first_length=len(item.first),
+            second_length=len(item.second),
             seconds=seconds,
             failure=SKIPPED if score is None else None,
-            category=pair.example.category,
+            category=item.example.category,
         )
 
-    def _list_votes(self, voter: str | None = None) -> list[Preference]:
-        """Return the votes on these two sets, of one voter if one is given; ties of equal answers are among them."""
-        sets = {self._first, self._second}
-        votes = [row for row in self._rows if {row.first, row.second} == sets and row.judge.backend == PERSON]
-        return [row for row in votes if voter in (None, row.judge.model)]
-
     def _check_rows(self) -> None:
-        lengths = {pair.id: (len(pair.first), len(pair.second)) for pair in self._pairs}
+        lengths = {pair.id: (len(pair.first), len(pair.second)) for pair in self._items.values()}
         for row in self._list_votes():
             seen = (row.first_length, row.second_length)
             if (seen if row.first == self._first else seen[::-1]) != lengths.get(row.id, seen):
@@ -256,3 +322,50 @@ class VoteBook:
                     f"`{self.path}` contains votes on older answers of `{self._first}` and `{self._second}` (example "
                     f"`{row.id}`), which were generated again since. Use another file with `--out`."
                 )
+
+
+class ScoreBook(Book):
+    """The ballots of answers to score from 0 to 100, one at a time; those of several models are in random order.
+
+    Args:
+        responses: What to score.
+        path: The file, of `Judgment` rows.
+        seed: Of the sample and the order.
+        limit: Score the answers to so many examples only.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+
+    row_type = Judgment
+
+    def __init__(self, responses: Sequence[Response], path: Path, *, seed: int = 0, limit: int | None = None) -> None:
+        drawn = set(_draw((row.id for row in responses), seed, limit))
+        items = {(row.model, row.id, hash_answer(row)): row for row in responses if row.id in drawn}
+        super().__init__(items, path, seed=seed)
+        self.models = list(dict.fromkeys(row.model for row in responses))
+
+    def is_choice(self, choice: str) -> bool:
+        """Return whether this is a whole number from 0 to 100, or `SKIP`."""
+        return choice == SKIP or (choice.isdecimal() and int(choice) <= 100)
+
+    def _find_key(self, row: Judgment) -> tuple[str, str, str] | None:
+        # Scores of answers that were generated again since are kept, and the new answers asked about.
+        key = row.model, row.id, row.prompt_sha256
+        return key if key in self._items else None
+
+    def _show(self, number: int, voter: str, item: Response) -> Ballot:
+        return Ballot(number, self.total, item.instruction, item.input, item.response, reference=item.output)
+
+    def _build_row(self, voter: str, item: Response, choice: str, seconds: float) -> Judgment:
+        return Judgment(
+            id=item.id,
+            model=item.model,
+            score=None if choice == SKIP else int(choice),
+            replies=[],
+            judge=self._identify_person(voter),
+            rubric=RUBRIC,
+            prompt_sha256=hash_answer(item),
+            seconds=seconds,
+            failure=SKIPPED if choice == SKIP else None,
+        )

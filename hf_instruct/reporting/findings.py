@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from hf_instruct.console import format_points, pluralize
+from hf_instruct.console import format_interval, format_points, pluralize
 from hf_instruct.evaluation.scores import FEW_ANSWERS, format_bounds
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import MODELS, TUNED, Scores
@@ -71,9 +71,13 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
         text = f"The tuned model scores lower than the {results.start} model: {difference} (n={difference.n})."
         yield Finding("scores_lower", text, numbers)
     else:
+        why = "The interval includes zero"
+        if difference.bounds and not difference.low <= 0 <= difference.high:
+            ends = format_interval(difference.bounds, signed=True)
+            why = f"With each failed judgment at its worst or best it is {ends}, which includes zero"
         text = (
             f"The scores show no difference: tuned - {results.start} is {difference}, over the {difference.n} examples "
-            "scored on both sides. The interval includes zero."
+            f"scored on both sides. {why}."
         )
         yield Finding("no_difference", text, numbers)
 
@@ -103,8 +107,8 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
     if weakness:
         yield Finding(
             "weak_judge",
-            f"{weakness[0].upper()}{weakness[1:]}, so its scores do not distinguish good answers from bad ones: "
-            "rely on the reference metrics and the answers, and only quote scores of a better judge.",
+            f"{weakness[0].upper()}{weakness[1:]}, so nothing shows that its scores distinguish good answers from bad "
+            "ones: rely on the reference metrics and the answers, and only quote scores of a better judge.",
         )
     if scores.constant and scores.mean is not None:
         text = f"The judge gave every answer the same score, {format_points(scores.mean)}, which says nothing."

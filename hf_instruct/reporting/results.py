@@ -5,8 +5,9 @@ import functools
 from collections.abc import Mapping
 
 from hf_instruct.config import Experiment
-from hf_instruct.evaluation.intervals import measure_difference
+from hf_instruct.evaluation.intervals import bound_difference, describe_groups, measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
+from hf_instruct.evaluation.people import Corrected, Labelled, read_people
 from hf_instruct.evaluation.scores import (
     SCORE,
     Leading,
@@ -49,12 +50,24 @@ class ModelResults:
         judgments: Of the newest judging, by the example's id.
         scores: None until the judge has finished.
         metrics: The reference metrics.
+        people: What people gave to some of the responses, by the example's id.
     """
 
     responses: list[Response]
     judgments: dict[str, Judgment]
     scores: Scores | None
     metrics: Metrics
+    people: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def labelled(self) -> Labelled:
+        """The judge's scores, with those of people."""
+        return Labelled({id: judgment.score for id, judgment in self.judgments.items()}, self.people)
+
+    @functools.cached_property
+    def corrected(self) -> Corrected | None:
+        """The mean score as those of people correct it; None where there are none."""
+        return self.labelled.correct()
 
     @functools.cached_property
     def values(self) -> dict[str, dict[str, float]]:
@@ -276,17 +289,46 @@ class RunResults:
         """By how much the tuned model scores higher than another, by that; of those that were judged alike."""
         if not self.tuned.scores or self.judging_differences:
             return {}
-        found = {
-            name: measure_difference(self.sides[name].score_by_id, self.tuned.score_by_id)
-            for name in self.others
-            if self.sides[name].scores
-        }
-        return {name: difference for name, difference in found.items() if difference}
+        found = {}
+        for name in self.others:
+            side = self.sides[name]
+            difference = measure_difference(side.score_by_id, self.tuned.score_by_id, self._tasks)
+            if side.scores and difference:
+                bounds = bound_difference(self.tuned.labelled.judged, side.labelled.judged)
+                found[name] = dataclasses.replace(difference, bounds=bounds)
+        return found
 
     @property
     def difference(self) -> MeanDifference | None:
         """By how much training raised the score; None if that is not known."""
         return self.differences.get(self.start)
+
+    @functools.cached_property
+    def corrected_difference(self) -> Corrected | None:
+        """By how much training raised the score, as people's scores of the same examples correct the judge's."""
+        return None if self.difference is None else self.tuned.labelled.subtract(self.before.labelled).correct()
+
+    @property
+    def people(self) -> list[str]:
+        """What people's scores make of the judge's means and of their difference, in words; empty without any."""
+        said = [f"{name}: {side.corrected.describe()}" for name, side in self.sides.items() if side.corrected]
+        if (found := self.corrected_difference) and found.mean is not None:
+            said.append(f"tuned - {self.start}: {found.describe('examples on both sides', signed=True)}")
+        return said
+
+    @functools.cached_property
+    def _tasks(self) -> dict[str, str]:
+        return {row.id: row.instruction for side in self.sides.values() for row in side.responses}
+
+    @property
+    def alike(self) -> str:
+        """What rows of one instruction or category do to the intervals of differences, in words; mostly empty."""
+        before, after = (side.list_values(self.leading.name) for side in (self.before, self.tuned))
+        ids = [id for id in before if id in after]
+        categories = {row.id: row.category for row in self.tuned.responses if row.category}
+        by_category = [categories.get(id) for id in ids] if categories else []
+        differences = [after[id] - before[id] for id in ids]
+        return describe_groups(differences, [self._tasks.get(id, id) for id in ids], by_category)
 
     @property
     def lengths(self) -> str:
@@ -307,7 +349,10 @@ class RunResults:
             compared = self.others if name not in QUOTIENTS else []
             found = {
                 model: measure_difference(
-                    self.sides[model].values.get(name, {}), self.tuned.values.get(name, {}), is_share=name in SHARES
+                    self.sides[model].values.get(name, {}),
+                    self.tuned.values.get(name, {}),
+                    self._tasks,
+                    is_share=name in SHARES,
                 )
                 for model in compared
             }
@@ -361,9 +406,11 @@ def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
 
 
 def _read_model(run: RunFolder, model: str) -> ModelResults:
+    responses = run.read_responses(model)
     return ModelResults(
-        responses=run.read_responses(model),
+        responses=responses,
         judgments={judgment.id: judgment for judgment in run.read_judgments(model)},
         scores=run.read_scores(model),
         metrics=run.read_metrics(model),
+        people=read_people(run, responses),
     )

@@ -2,7 +2,14 @@
 
 import textwrap
 
-from hf_instruct.console import align, clean_text, format_interval, format_seconds, format_signed, text_width
+from hf_instruct.console import (
+    align,
+    clean_text,
+    format_interval,
+    format_seconds,
+    format_signed,
+    text_width,
+)
 from hf_instruct.evaluation.intervals import SCOPE
 from hf_instruct.evaluation.scores import Leading, format_counts, format_mean
 from hf_instruct.reporting.answers import AnswerRow, pair_answers, pick_highlights
@@ -91,9 +98,17 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
     if results.scores:
         counts = " / ".join(dict.fromkeys(map(format_counts, results.scores)))
         lines += _label("judge", "; ".join([*results.judges, counts, *results.references]), width)
+        lines += _label("judge and people", "; ".join(results.people), width)
     if results.training:
         lines += _label("fine-tuning", format_seconds(results.training.seconds), width)
-    return [*lines, *(["", *textwrap.wrap(SCOPE, width, break_on_hyphens=False)] if has_intervals else [])]
+    return [
+        *lines,
+        *(
+            ["", *textwrap.wrap(f"{results.alike} {SCOPE}".strip(), width, break_on_hyphens=False)]
+            if has_intervals
+            else []
+        ),
+    ]
 
 
 def _title(row: AnswerRow, leading: Leading) -> str:

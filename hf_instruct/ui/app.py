@@ -48,7 +48,7 @@ def serve_ui(
                 if runs:
                     with gradio.Tab("Runs", id="runs") as tab:
                         _build_runs_tab(gradio, runs, tab)
-                if len(votes.sides) > 1:
+                if votes.sides:
                     with gradio.Tab("Vote", id="vote"):
                         votes.build(gradio, blocks)
 

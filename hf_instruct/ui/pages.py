@@ -62,7 +62,8 @@ _KEYS = """
   const names = {arrowleft: "left", arrowright: "right", t: "tie", s: "skip", u: "undo"};
   document.addEventListener("keydown", (event) => {
     const field = event.target;
-    const typing = ["INPUT", "TEXTAREA"].includes(field.tagName) && !field.disabled && !field.readOnly;
+    const typing = ["INPUT", "TEXTAREA"].includes(field.tagName) && !field.disabled && !field.readOnly &&
+      !field.closest("#vote-number");
     if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     const button = document.getElementById("vote-" + names[event.key.toLowerCase()]);
     if (button && button.offsetParent && !button.disabled) {

@@ -1,4 +1,4 @@
-"""Voting: the page of `hf-instruct vote`, and a tab to choose what to vote on.
+"""Voting and scoring: the page of `hf-instruct vote`, and a tab to choose what to vote on.
 
 The browser gets the texts of one ballot and its number, and nothing else: which set an answer is from, who else votes
 and where the votes go stay on the server. Texts are shown in text boxes, which render neither HTML nor Markdown.
@@ -15,16 +15,20 @@ from typing import Any
 
 from hf_instruct.errors import DataError, InstructError
 from hf_instruct.evaluation import votes
-from hf_instruct.evaluation.votes import Ballot, VoteBook
+from hf_instruct.evaluation.votes import Ballot, Book, ScoreBook
 from hf_instruct.schema import MODELS, TUNED
 from hf_instruct.ui.model_pool import Source
 from hf_instruct.ui.pages import QUICK, format_notice, serve_page
 
-_WELCOME = """\
+_SAVED = "Each vote is saved immediately. You can stop at any time and continue later under the same name."
+_WELCOME = f"""\
 ## Which answer is better?
-Two answers to the same instruction, in random order: which one do you prefer? Each vote is saved immediately. You can
-stop at any time and continue later under the same name."""
-_UNDO = "undo"
+Two answers to the same instruction, in random order: which one do you prefer? {_SAVED}"""
+_WELCOME_TO_SCORES = f"""\
+## How good is the answer?
+Give each answer a whole number from 0 (wrong) to 100 (as good as the reference, in whatever words). {_SAVED}"""
+_ALONE = "nothing: score each answer"
+_UNDO, _SCORE = "undo", "score"
 
 
 @dataclasses.dataclass
@@ -32,13 +36,13 @@ class Session:
     """One browser tab."""
 
     voter: str  # whose votes it sends
-    book: VoteBook  # what it votes on
+    book: Book  # what it votes on
     # When its ballot was shown, in seconds of a clock that never goes back.
     shown_at: float = dataclasses.field(default_factory=time.monotonic)
 
 
-def serve_votes(book: VoteBook, server: socket.socket, *, hosts: Iterable[str], voter: str | None = None) -> None:
-    """Serve a page to vote on one pair of sets of answers, until interrupted.
+def serve_votes(book: Book, server: socket.socket, *, hosts: Iterable[str], voter: str | None = None) -> None:
+    """Serve a page to vote on one pair of sets of answers, or to score answers, until interrupted.
 
     Args:
         book: The ballots and their votes.
@@ -53,7 +57,8 @@ def serve_votes(book: VoteBook, server: socket.socket, *, hosts: Iterable[str], 
     def build(gradio: Any, blocks: Any) -> None:
         VotePanel(gradio, blocks, lambda: book, voter=voter)
 
-    serve_page("Which answer is better?", build, server, hosts=hosts)
+    title = "How good is the answer?" if isinstance(book, ScoreBook) else "Which answer is better?"
+    serve_page(title, build, server, hosts=hosts)
 
 
 class VotePanel:
@@ -71,7 +76,7 @@ class VotePanel:
         self,
         gradio: Any,
         blocks: Any,
-        pick: Callable[..., VoteBook],
+        pick: Callable[..., Book],
         *,
         choice: Sequence[Any] = (),
         voter: str | None = None,
@@ -81,8 +86,8 @@ class VotePanel:
         self._session = gradio.State(None)
         # Stays in the browser, so that a reload need not ask again. Only a name, so the secret need not be one.
         self._remembered = gradio.BrowserState("", storage_key="hf-instruct-voter", secret="a name, no secret")
-        gradio.Markdown(_WELCOME)
-        with gradio.Row(visible=voter is None):
+        self._welcome = gradio.Markdown("" if choice else _greet(pick()))
+        with gradio.Row(visible=voter is None, equal_height=True):
             self._name = gradio.Textbox(label="Your name", info=" ", max_lines=1, scale=4, elem_id="vote-name")
             start = gradio.Button("Start", variant="primary", elem_id="vote-start")
         self._progress = gradio.HTML(elem_id="vote-progress")
@@ -106,29 +111,40 @@ class VotePanel:
             # Each in a column of its own: beside one another on a wide screen, below on a narrow one.
             with gradio.Column(min_width=340):
                 self._left = gradio.Textbox(label="Left answer", elem_id="vote-left-text", **text)
-            with gradio.Column(min_width=340):
+            with gradio.Column(min_width=340) as self._other:
                 self._right = gradio.Textbox(label="Right answer", elem_id="vote-right-text", **text)
+            with gradio.Column(min_width=340) as self._beside:
+                self._reference = gradio.Textbox(label="Reference", elem_id="vote-reference", **text)
+        with gradio.Row(visible=False, equal_height=True) as self._scoring:
+            label = "Score from 0 to 100 (Enter saves it)"
+            self._score = gradio.Textbox(
+                label=label, info=" ", max_lines=1, scale=4, autofocus=True, elem_id="vote-number"
+            )
+            score = gradio.Button("Save", variant="primary", elem_id="vote-score")
         big = {"min_width": 200, "elem_classes": "vote-big"}
         labels = {votes.LEFT: "← Left is better", votes.TIE: "About equal (T)", votes.RIGHT: "Right is better →"}
-        with gradio.Row():
-            return {
+        with gradio.Row() as self._preferring:
+            buttons = {
                 choice: gradio.Button(
                     label, variant="secondary" if choice == votes.TIE else "primary", elem_id=f"vote-{choice}", **big
                 )
                 for choice, label in labels.items()
             }
+        return {**buttons, _SCORE: score}
 
     def _connect(self, blocks: Any, start: Any, buttons: dict[str, Any]) -> None:
         outputs = [self._session, self._remembered, self._name, self._progress, self._ballot, self._more]
-        outputs += [self._instruction, self._input, self._left, self._right, self._number]
+        outputs += [self._instruction, self._input, self._left, self._right, self._number, self._welcome, self._other]
+        outputs += [self._reference, self._beside, self._score, self._scoring, self._preferring]
         known = [self._remembered, *self._choice]
         for event in (blocks.load, *(part.input for part in self._choice)):
             event(self._load, known, outputs, **QUICK)
         for event in (start.click, self._name.submit):
             event(self._begin, [self._name, *self._choice], outputs, **QUICK)
-        for choice, button in buttons.items():
+        events = [(choice, button.click) for choice, button in buttons.items()] + [(_SCORE, self._score.submit)]
+        for choice, event in events:
             answer = functools.partial(self._answer, choice)
-            button.click(answer, [self._session, self._number, *known], outputs, **QUICK)
+            event(answer, [self._session, self._number, self._score, *known], outputs, **QUICK)
 
     def _load(self, remembered: Any, *chosen: Any) -> dict[Any, Any]:
         name = self._voter or str(remembered or "")
@@ -148,22 +164,26 @@ class VotePanel:
         hidden = self._gradio.update(visible=False)
         return {self._session: None, self._progress: "", self._ballot: hidden, self._more: hidden}
 
-    def _answer(self, choice: str, session: Session | None, number: str, *known: Any) -> dict[Any, Any]:
+    def _answer(self, choice: str, session: Session | None, number: str, score: str, *known: Any) -> dict[Any, Any]:
         if session is None:
             # The server was restarted under an open page: show what comes next rather than guess what was seen.
             return self._load(*known)
+        choice = (score or "").strip() if choice == _SCORE else choice
         if choice == _UNDO:
             session.book.undo(session.voter)
+        elif not session.book.is_choice(choice):
+            return {self._score: self._gradio.update(info="Please give a whole number from 0 to 100.")}
         else:
             seconds = time.monotonic() - session.shown_at
             session.book.vote(session.voter, int(number) if number.isdecimal() else 0, choice, seconds=seconds)
         return self._show(session.voter, session.book)
 
-    def _show(self, voter: str, book: VoteBook) -> dict[Any, Any]:
+    def _show(self, voter: str, book: Book) -> dict[Any, Any]:
         """Return what a voter sees next."""
         update = self._gradio.update
         ballot = book.next_ballot(voter)
-        texts = ballot or Ballot(0, book.num_different, "", "", "", "")
+        texts = ballot or Ballot(0, book.total, "", "", "", "")
+        is_pair = texts.right is not None
         state = f"{texts.number} of {texts.total}"
         if ballot is None:
             state = f"All {texts.total} done. Thank you! You can close this page."
@@ -176,14 +196,25 @@ class VotePanel:
             self._more: update(visible=True),
             self._instruction: texts.instruction,
             self._input: update(value=texts.input, visible=bool(texts.input)),
-            self._left: texts.left,
-            self._right: texts.right,
+            self._left: update(value=texts.left, label="Left answer" if is_pair else "Answer"),
+            self._right: texts.right or "",
+            self._other: update(visible=is_pair),
+            self._reference: texts.reference,
+            self._beside: update(visible=not is_pair),
+            self._score: update(value="", info=" "),
+            self._scoring: update(visible=not is_pair),
+            self._preferring: update(visible=is_pair),
             self._number: str(texts.number),
+            self._welcome: _greet(book),
         }
 
 
+def _greet(book: Book) -> str:
+    return _WELCOME_TO_SCORES if isinstance(book, ScoreBook) else _WELCOME
+
+
 class VoteTab:
-    """The ballots between any two sets of answers: made when two are chosen first, then kept for all who vote on them.
+    """The ballots between two sets of answers, or of one: made when these are chosen first, then kept for all who vote.
 
     Safe to use from several threads. The files of votes stay this process's until the stack is closed.
 
@@ -205,20 +236,24 @@ class VoteTab:
             if model != TUNED and run.read_responses(model)
         }
         self._stack = stack
-        self._books: dict[tuple[str, str], VoteBook] = {}
+        self._books: dict[tuple[str, str], Book] = {}
         self._lock = threading.Lock()
 
     def build(self, gradio: Any, blocks: Any) -> None:
-        """Add the parts of the tab; there are two sides at least."""
+        """Add the parts of the tab; there is one side at least."""
         labels = list(self.sides)
-        with gradio.Row(visible=len(labels) > 2):
+        fields = (
+            ("Vote on the answers of", "first", labels),
+            ("and of", "second", [*labels[1:], *labels[:1] * (len(labels) > 1), _ALONE]),
+        )
+        with gradio.Row():
             choice = [
-                gradio.Dropdown(labels, value=labels[index], label=label, min_width=240, elem_id=f"hi-vote-{name}")
-                for index, (label, name) in enumerate((("Vote on the answers of", "first"), ("and of", "second")))
+                gradio.Dropdown(names, value=names[0], label=label, min_width=240, elem_id=f"hi-vote-{name}")
+                for label, name, names in fields
             ]
         VotePanel(gradio, blocks, self.open, choice=choice)
 
-    def open(self, first: str, second: str) -> VoteBook:
+    def open(self, first: str, second: str) -> Book:
         """Return the ballots between two sets of answers, by their labels.
 
         Raises:
@@ -229,13 +264,13 @@ class VoteTab:
         with self._lock:
             if (first, second) in self._books:
                 return self._books[first, second]
-            one, two = self.sides[first], self.sides[second]
+            one, two = self.sides[first], self.sides.get(second)
             out = votes.choose_vote_file(one, two)
             if any(book.path.resolve() == out.resolve() for book in self._books.values()):
                 # Two books on one file would undo each other's votes.
                 raise DataError(
                     f"The votes would be saved to `{out}`, which is in use for another pair. Restart the page for "
-                    f"this pair, or use `hf-instruct vote {one} {two} --out FILE`."
+                    f"this pair, or use `hf-instruct vote {one} {two or ''} --out FILE`."
                 )
             self._books[first, second] = self._stack.enter_context(votes.open_votes(one, two))
             return self._books[first, second]

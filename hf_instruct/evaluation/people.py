@@ -1,0 +1,145 @@
+"""A judge's mean, corrected by what people say of some of the same answers: prediction-powered inference.
+
+A judge scores all answers, and may be wrong about them in one direction; people score a few, drawn at random. What the
+two differ by on those few corrects the judge's mean over all, whatever the judge is worth; the interval is narrow where
+the judge scores much as people do, and never much wider than that of people's scores alone.
+
+Source: Angelopoulos et al., Prediction-Powered Inference, Science 382, 2023, with the weight of PPI++ (Angelopoulos,
+Duchi and Zrnic, https://arxiv.org/abs/2311.01453). `python -m benchmarks.coverage` shows how often the intervals cover.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hf_instruct.console import format_interval, format_points, format_signed
+from hf_instruct.evaluation.intervals import FEWEST, bounded_interval
+from hf_instruct.evaluation.verdict_table import PERSON
+from hf_instruct.records import build_example_id, read_rows
+from hf_instruct.run_folder import RunFolder, split_model
+from hf_instruct.schema import Interval, Judgment, Preference, Response
+
+
+@dataclasses.dataclass(frozen=True)
+class Corrected:
+    """A judge's mean over all answers, corrected by people's verdicts on some of them."""
+
+    mean: float | None  # None if people gave fewer than `FEWEST` verdicts
+    interval: Interval | None  # 95 %
+    n: int  # answers with a verdict of people
+    total: int  # all answers
+    excess: float | None  # by how much the judge's mean is above people's where both gave a verdict
+
+    def describe(self, noun: str = "answers", *, signed: bool = False) -> str:
+        """Return the mean in points with its interval, or how many verdicts it takes.
+
+        >>> Corrected(52.3, Interval(44.1, 60.5), 40, 110, 14.8).describe()
+        '52.3 (95 % interval 44.1 to 60.5; people scored 40 of 110 answers, and the judge gave these 14.8 more)'
+        """
+        counts = f"people scored {self.n} of {self.total} {noun}"
+        if self.mean is None or self.interval is None:
+            return f"{counts}; from {FEWEST} on these correct the judge's mean"
+        if not signed and self.excess is not None:
+            more = "more" if self.excess >= 0 else "less"
+            counts += f", and the judge gave these {format_points(abs(self.excess))} {more}"
+        mean = format_signed(self.mean) + " points" if signed else format_points(self.mean)
+        return f"{mean} (95 % interval {format_interval(self.interval, signed=signed)}; {counts})"
+
+
+class Labelled(NamedTuple):
+    """What a judge and people say of the same answers, or of the same pairs of them.
+
+    Attributes:
+        judged: The judge's verdict by id; None if it gave none.
+        people: People's verdict by id, on some of these, drawn at random.
+        scale: The least and the greatest value.
+    """
+
+    judged: Mapping[str, float | None]
+    people: Mapping[str, float]
+    scale: Interval = Interval(0.0, 100.0)
+
+    def subtract(self, base: "Labelled") -> "Labelled":
+        """Return by how much these verdicts are higher than others on the same examples, id by id."""
+        judged = {
+            id: None if score is None or (other := base.judged[id]) is None else score - other
+            for id, score in self.judged.items()
+            if id in base.judged
+        }
+        people = {id: score - base.people[id] for id, score in self.people.items() if id in base.people}
+        reach = self.scale.high - base.scale.low
+        return Labelled(judged, people, Interval(-reach, reach))
+
+    def correct(self) -> Corrected | None:
+        """Return the mean over all answers as people would give it; None if they gave no verdict.
+
+        An answer without a verdict of the judge counts like the judge's mean, so that people's verdicts on such
+        answers are in the corrected mean too.
+        """
+        import numpy
+
+        labels = {id: score for id, score in self.people.items() if id in self.judged}
+        known = [score for score in self.judged.values() if score is not None]
+        n, total = len(labels), len(self.judged)
+        if not labels:
+            return None
+        if n < FEWEST or not known:
+            return Corrected(None, None, n, total, None)
+        middle = statistics.fmean(known)
+        guesses = {id: middle if score is None else score for id, score in self.judged.items()}
+        people, judged = numpy.array([(score, guesses[id]) for id, score in labels.items()]).T
+        others = numpy.array([score for id, score in guesses.items() if id not in labels])
+        # How far the judge is believed: 0 where it knows nothing, or people have scored all.
+        spread, weight = numpy.var(list(guesses.values()), ddof=1), 0.0
+        if len(others) > 1 and spread:
+            weight = float(numpy.clip(numpy.cov(people, judged)[0, 1] / spread * len(others) / total, 0, 1))
+        left = people - weight * judged
+        mean, variance = left.mean(), left.var(ddof=2) / n
+        if weight:
+            mean, variance = mean + weight * others.mean(), variance + weight**2 * others.var(ddof=1) / len(others)
+        mean = float(numpy.clip(mean, *self.scale))
+        interval = bounded_interval(mean, float(variance), n, self.scale)
+        both = [score - label for id, label in labels.items() if (score := self.judged[id]) is not None]
+        return Corrected(mean, interval, n, total, statistics.fmean(both) if both else None)
+
+
+def hash_answer(row: Response) -> str:
+    """Return what tells an answer to an example from another one to it."""
+    return build_example_id(row.instruction, row.input, row.output, row.response)
+
+
+def read_people(folder: RunFolder, responses: Iterable[Response]) -> dict[str, float]:
+    """Return the score that people gave to responses, by id: of several people the mean.
+
+    Scores of answers that were generated again since do not count.
+    """
+    if not folder.people.is_file():
+        return {}
+    answers = {(row.model, row.id): hash_answer(row) for row in responses}
+    found: dict[str, list[int]] = {}
+    for row in read_rows(folder.people, Judgment):
+        if row.score is not None and answers.get((row.model, row.id)) == row.prompt_sha256:
+            found.setdefault(row.id, []).append(row.score)
+    return {id: statistics.fmean(scores) for id, scores in found.items()}
+
+
+def correct_win_rate(file: Path, preferences: Sequence[Preference]) -> Corrected | None:
+    """Return a judge's win rate as votes between the same two sets of answers correct it; None without votes.
+
+    Args:
+        file: Where the preferences lie: in `pairwise/` of a run; votes are looked for in that run and the other one.
+        preferences: The judge's, on one pair of sets.
+    """
+    sides = {row.id: ((row.first, row.first_length), (row.second, row.second_length)) for row in preferences}
+    folders = {file.parent.parent, split_model(Path(preferences[0].second))[0]}
+    votes: dict[str, list[float]] = {}
+    for path in {path.resolve() for folder in folders for path in folder.glob("votes*.jsonl")}:
+        for row in read_rows(path, Preference):
+            shown = (row.first, row.first_length), (row.second, row.second_length)
+            if row.score is None or row.judge.backend != PERSON or sides.get(row.id) not in (shown, shown[::-1]):
+                continue
+            votes.setdefault(row.id, []).append(row.score if sides[row.id] == shown else 1 - row.score)
+    people = {id: statistics.fmean(scores) for id, scores in votes.items()}
+    return Labelled({row.id: row.score for row in preferences}, people, Interval(0.0, 1.0)).correct()
