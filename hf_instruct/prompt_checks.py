@@ -54,8 +54,8 @@ def choose_format(
         prompt_format = PromptFormat.from_name(prompt_format or "alpaca")
     if template and prompt_format.name != CHAT:
         raise ConfigError(
-            f"`train.chat_template_path` is for the prompt format `chat`, and `{prompt_format.name}` is asked for; "
-            "leave one of the two out."
+            f"`train.chat_template_path` needs the prompt format `chat`, but `{prompt_format.name}` is set; remove "
+            "one of the two."
         )
     return prompt_format
 
@@ -78,8 +78,8 @@ def adjust_tokenizer(tokenizer: "PreTrainedTokenizerBase", args: Any) -> None:
         if token is not None and token not in vocabulary:
             near = did_you_mean(token, map(str, tokenizer.added_tokens_decoder.values()))
             raise ConfigError(
-                f"`{name}` is `{token}`, which is no token of `{tokenizer.name_or_path}`.{near} Name one that is, or "
-                f"add it to the tokenizer and the model first ({_ADDING})."
+                f"`{name}` is `{token}`, which is not a token of `{tokenizer.name_or_path}`.{near} Name one that is, "
+                f"or add it to the tokenizer and the model first ({_ADDING})."
             )
         if token is not None:
             setattr(tokenizer, name, token)

@@ -65,7 +65,7 @@ or modulo by zero.
 
 @contextlib.contextmanager
 def translated_errors(problem: str) -> Iterator[None]:
-    """Turn whatever compiling and rendering a template raises into one sentence.
+    """Turn any error of a template into one sentence.
 
     Args:
         problem: The sentence up to the reason.

@@ -82,7 +82,7 @@ def _check_size(events: Iterable[Any]) -> None:
             sizes[anchor or ""] = count - before + 1
         elif isinstance(event, AliasEvent):
             if any(event.anchor == anchor for anchor, _ in levels):
-                raise ValueError(f"`*{event.anchor}` is inside the value that it names")
+                raise ValueError(f"`*{event.anchor}` refers to a value that contains it")
             count += sizes.get(event.anchor, 1)
         elif isinstance(event, ScalarEvent) and event.style is None and _LONG_INTEGER.fullmatch(event.value):
             raise ValueError(f"a number has {len(event.value):,} digits; the limit is 308")

@@ -77,7 +77,7 @@ def test_notices_are_not_in_the_answers(
     session.handle("")
     assert capsys.readouterr().out == ""
     said = "\n".join(caplog.messages)
-    for part in ("cut at 6 tokens", "top_p is now 0.9", "no effect at temperature 0", "Removed: Name a color."):
+    for part in ("cut off at 6 tokens", "top_p is now 0.9", "no effect at temperature 0", "Removed: Name a color."):
         assert part in said
     with pytest.raises(DataError, match="There is no question to remove"):
         session.handle("/undo")
@@ -294,7 +294,7 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path, tiny_gpt2: Path) -> None:
         screen.type("/set max_new_tokens 2\r")
         screen.wait_for("max_new_tokens is now 2.")
         screen.type("Name a color.\r")
-        screen.wait_for("[cut at 2 tokens")
+        screen.wait_for("[cut off at 2 tokens")
         screen.wait_for("> ")
         screen.type("\x04")
         assert process.wait(timeout=20) == 0

@@ -141,7 +141,7 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
         # No YAML of ruamel's, but a date that there is not.
         (b"model:\n  revision: 2024-02-30\n", "day is out of range for month"),
         (b"data:\n  seed: 1\n  seed: 2\n", 'found duplicate key "seed"'),
-        (b"train: &all {a: *all}", "`*all` is inside the value that it names"),
+        (b"train: &all {a: *all}", "`*all` refers to a value that contains it"),
         (b"a: " + b"[" * 2000, "nested too deeply"),
     ],
 )

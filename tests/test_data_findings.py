@@ -268,13 +268,13 @@ def test_the_table_and_its_advice() -> None:
     preflight = build_preflight(build_splits(*parts, counter), source="mine", split="sequential", counter=counter)
     assert format_findings(preflight).splitlines() == [
         "mine: 2 train, 1 test, 1 validation; label tokens: 2, 2, 2",
-        "split `sequential`                          train  test  validation  total",
-        "rows that repeat another row exactly                                           1",
-        "rows that repeat an instruction + input                                  2",
-        "instruction + input also in train                     1           1      2",
-        "rows truncated at `max_length` 4      2     0           1      3",
-        "rows without any label after truncation                       1     0           0      1",
-        "rows whose text contains a special token        0     1           0      1",
+        "split `sequential`                        train  test  validation  total",
+        "rows that repeat another row exactly                                   1",
+        "rows that repeat an instruction + input                                2",
+        "instruction + input also in train                   1           1      2",
+        "rows truncated at `max_length` 4              2     0           1      3",
+        "rows without any label after truncation       1     0           0      1",
+        "rows whose text contains a special token      0     1           0      1",
         "What to do: `--data.split grouped` keeps training prompts out of test; delete 1 row that repeats another; "
         "shorten 1 row or raise `--train.max_length`; otherwise training stops.",
     ]

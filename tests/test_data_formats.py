@@ -131,7 +131,7 @@ def test_conversations_are_recognised(row: dict[str, Any], turns: list[dict[str,
     assert example.prompt_turns == (3 if row.get("prompt") == MORE[:3] else None)
     assert read_examples(checked.examples) == [example]
     assert (example.instruction, example.input, example.output) == (turns[-2]["content"], "", turns[-1]["content"])
-    assert "holds " in checked.notices[0]
+    assert "contains " in checked.notices[0]
 
 
 def test_columns_of_earlier_turns_make_a_conversation_of_an_instruction() -> None:
@@ -160,13 +160,16 @@ def test_columns_of_earlier_turns_make_a_conversation_of_an_instruction() -> Non
         ({"instruction": "i", "output": "o", "history": "of Rome"}, "row 0, `history` is not a list of earlier quest"),
         ({"instruction": "i", "output": "o", "system": 5}, "row 0, `system` is a number (5), not text"),
         ({"messages": [{"speaker": "user", "text": "a"}]}, "(its keys are `speaker`, `text`); write both as text,"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "`chosen` holds the better of two answers; train on such pa"),
-        ({"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1]}, "`chosen` holds the better of two"),
-        ({"segments": [{"label": True, "text": "a"}]}, "`segments` holds axolotl's segments; write"),
-        ({"text": "Once upon a time"}, "`text` holds texts without a question and an answer; write these as `prompt`"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "`chosen` contains preferred answers; train on such pa"),
+        ({"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1]}, "`chosen` contains preferred"),
+        ({"segments": [{"label": True, "text": "a"}]}, "`segments` contains axolotl's segments; write"),
+        (
+            {"text": "Once upon a time"},
+            "`text` contains texts without a question and an answer; write these as `prompt`",
+        ),
         (
             {"dialog": TURNS},
-            "`dialog` is the only column, which holds no question beside its answer; where it holds co",
+            "`dialog` is the only column, which contains no question next to its answer; if it contains co",
         ),
     ],
 )
@@ -206,7 +209,7 @@ def test_bad_conversations_are_named_by_row_and_turn(turns: Any, problem: str) -
 
 def test_what_was_recognised_is_said_in_a_line() -> None:
     assert check({"Question": "q", "answer": "a", "id": "1"}).notices == [
-        "`mine.json` holds questions and answers: `Question` as instruction, `answer` as output."
+        "`mine.json` contains questions and answers: `Question` as instruction, `answer` as output."
     ]
 
 

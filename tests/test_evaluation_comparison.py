@@ -91,14 +91,13 @@ def test_text(pair: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "2  high   41.0   36.5 to 45.5       +15.5  +13.3 to +17.8  12 of 13\n"
         "\n"
         "high - low: +15.5 points, 95 % interval +13.3 to +17.8 (higher on 12, equal on 0, lower on 0 of 12;\n"
-        "  sign test p < 0.001): higher; with failed judgments counted as worst or best it is +7.4 to\n"
-        "  +15.1.\n"
+        "  sign test p < 0.001): higher; with failed judgments counted as worst or best it is +7.4 to +15.1.\n"
         "\n"
         "! 1 example was dropped, because only some of the runs have a score for it; means and differences\n"
-        "  are over the 12 left.\n"
-        "! The intervals are over the test examples alone: training seed, decoding and judge are held fixed.\n"
-        "  With another seed the numbers may move further; `hf-instruct sweep EXPERIMENT.yaml --set\n"
-        "  train.seed=1,2,3` shows how far.\n"
+        "  are over the other 12.\n"
+        "! The intervals only cover the choice of test examples; training seed, decoding and judge are fixed.\n"
+        "  With another seed the numbers may vary more; `hf-instruct sweep EXPERIMENT.yaml --set\n"
+        "  train.seed=1,2,3` shows by how much.\n"
         "! 1 answer of high has no score: counted as 0 or as 100, its mean would be 37.8 or 45.5."
     )
 
@@ -229,7 +228,7 @@ def test_mean_over_repeats(tmp_path: Path) -> None:
     assert (run.known.to_dict(), run.repeats) == ({"a": 15.0, "b": 7.0, "c": 30.0}, 2)
     other = save_run(tmp_path / "other", {"a": 10, "b": 5, "c": 30})
     (note,) = [note for note in compare_runs([one, other]).notes if "a different number of times" in note]
-    assert note == f"The runs were judged a different number of times (`{one}` 2, `{other}` 1 times)."
+    assert note == f"The runs were judged a different number of times (`{one}` 2, `{other}` 1)."
 
 
 @pytest.mark.parametrize(
@@ -333,7 +332,7 @@ def test_command_prints_json_and_draws(pair: list[Path], tmp_path: Path, capsys:
         (["{good}", "{good}", "--plot", "{good}/plot.png"], "/plot.png` cannot be read or written: File exists."),
         (["{good}", "{folder}"], "is a folder without `judgments.jsonl`"),
         (["{good}", "nowhere"], "`nowhere` cannot be read"),
-        (["{good}", "{high}"], "holds 1 score(s) outside 0 to 100; the first is 101."),
+        (["{good}", "{high}"], "contains 1 score(s) outside 0 to 100; the first is 101."),
         (["{good}", "{summary}"], "`judge` is {}, not a number"),
     ],
 )

@@ -162,7 +162,7 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     assert (metric["args"]["standard_error"], metric["args"]["n"]) == (0.08, 40)
     for part in (
         "| license of these weights | unknown: the publisher named none |",
-        "| mean score, 0 to 100 (says little: see Limits) | 26.3 (0.0 to 90.0), n=4 | 68.3 (20.0 to 90.0), n=3 |",
+        "| mean score, 0 to 100 (not reliable: see Limits) | 26.3 (0.0 to 90.0), n=4 | 68.3 (20.0 to 90.0), n=3 |",
         "| ROUGE-L |  | 0.55 (0.49 to 0.61), n=100 |",
         "2 of 4 test examples have the same instruction and input as a training example",
         "1 of 4 test examples is a near-duplicate of a training example",

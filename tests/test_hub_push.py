@@ -123,7 +123,7 @@ def test_another_base_model_is_not_written_over(run: RunFolder, hub: FakeHub) ->
     hub.add_repo(ID, {"README.md": card, "model.safetensors": b"theirs"})
     text = refuse(run, hub)
     assert text == refuse(run, hub, revision="main")
-    assert f"holds a model made from `google/gemma-3-1b-it`; this one is made from `{BASE_ID}`." in text
+    assert f"contains a model based on `google/gemma-3-1b-it`, but this one is based on `{BASE_ID}`." in text
     assert "`--force`. Nothing was published." in text
     hub.add_repo("me/other", {"README.md": b"# Mine\n", "pytorch_model.bin": b"theirs"})
     assert "a base model that its card does not name" in refuse(run, hub, "me/other")
@@ -143,7 +143,7 @@ def test_the_branch_counts_and_not_the_rest(run: RunFolder, hub: FakeHub) -> Non
     assert push_to(run, hub, revision="ours").changed
     assert repo.files["model.safetensors"].content == b"theirs"
     repo.commit("v2", repo.files, "theirs")
-    assert "(branch `v2`) holds a model made from `google/gemma-3-1b-it`" in refuse(run, hub, revision="v2")
+    assert "(branch `v2`) contains a model based on `google/gemma-3-1b-it`" in refuse(run, hub, revision="v2")
 
 
 def test_a_model_of_others_without_a_name_for_its_base(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def test_what_is_slow_is_said(tiny_gpt2: Path, tmp_path: Path, caplog) -> None:
         ({"peft_config": 16}, "`peft_config` is a `int`; give a `LoraConfig`"),
         ({"args": {"chat_template_path": "x.jinja"}}, r"no chat template can be read there \(.*No such file"),
         ({"args": {"chat_template_path": "{model}"}}, "no chat template can be read there"),
-        ({"args": {"chat_template_path": "x.jinja"}, "prompt_format": "phi3"}, "`phi3` is asked for; leave one"),
-        ({"args": {"eos_token": "<|endofext|>"}}, r"no token of .* Did you mean `<\|endoftext\|>`\?"),
-        ({"args": {"pad_token": "[PAD]"}}, r"`pad_token` is `\[PAD\]`, which is no token of"),
+        ({"args": {"chat_template_path": "x.jinja"}, "prompt_format": "phi3"}, "`phi3` is set; remove one"),
+        ({"args": {"eos_token": "<|endofext|>"}}, r"not a token of .* Did you mean `<\|endoftext\|>`\?"),
+        ({"args": {"pad_token": "[PAD]"}}, r"`pad_token` is `\[PAD\]`, which is not a token of"),
     ],
 )
 def test_a_misused_argument_is_one_sentence(tiny_gpt2: Path, tmp_path: Path, options: Any, said: str) -> None:

@@ -220,7 +220,7 @@ def test_chat_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> None
     ann.ask("And you?")
     assert ann.said()[0] == ann.said("other")[0] == "And you?"
     assert len(ann.said()) == len(ann.said("other")) == 2
-    assert "two, untuned (each question stands alone)" in ann.find("other").inner_text()
+    assert "two, untuned (each question is separate)" in ann.find("other").inner_text()
     ann.find("undo").click()
     ann.wait_until_empty("other")
     assert ann.find("box textarea").input_value() == "And you?"

@@ -1,4 +1,4 @@
-"""The command line: one module per verb, each only translating flags into a call of the package."""
+"""The command line: one module per command, which translates flags into a call of the package."""
 
 from hf_instruct.cli.main import main
 

@@ -193,7 +193,7 @@ class TerminalChat:
         if self._base is None:
             if self._load_base is None:
                 name = self.conversation.model.name
-                raise ConfigError(f"`{name}` has no untuned model to compare with: name a run, without `--base`.")
+                raise ConfigError(f"`{name}` has no untuned model to compare with: use a run, without `--base`.")
             self._base = Conversation(self._load_base())
         return self._base
 
@@ -256,6 +256,6 @@ def _note_ending(talk: "Conversation", *, who: str) -> None:
     if turn.ended_by == "user":
         logger.info("%s[stopped]", who)
     elif turn.ended_by == "length":
-        logger.info("%s[cut at %s tokens; `/set max_new_tokens N` changes it]", who, f"{talk.longest:,}")
+        logger.info("%s[cut off at %s tokens; `/set max_new_tokens N` changes it]", who, f"{talk.longest:,}")
     elif not turn.assistant:
         logger.info("%s[the answer is empty]", who)

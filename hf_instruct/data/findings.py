@@ -313,7 +313,7 @@ def format_near_duplicates(preflight: Mapping[str, Any], splits: "Splits") -> li
 
 
 def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = "max-length") -> str | None:
-    """Return one line of what to do about what was found, or None if nothing is wrong.
+    """Return the advice for the findings in one line, or None if nothing is wrong.
 
     Args:
         preflight: What was found.

@@ -62,11 +62,11 @@ _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "
 _SIDES = ("user", "assistant")
 # Columns that say what rows are for, where they are no examples, and what to do.
 _OTHER_ROWS = {
-    "chosen": "holds the better of two answers; train on such pairs with a `dpo` section (`preferences.source`), or, "
-    "where the question has a column of its own, learn these alone by `--data.map.output=chosen`",
-    "segments": "holds axolotl's segments; write what has no label as `prompt` and the rest as `completion`",
-    "text": "holds texts without a question and an answer; write these as `prompt` and `completion`",
-    "input_ids": "holds token ids; save the texts that they were made of",
+    "chosen": "contains preferred answers; train on such pairs with a `dpo` section (`preferences.source`), or, if the "
+    "question has its own column, train only on these answers with `--data.map.output=chosen`",
+    "segments": "contains axolotl's segments; write what has no label as `prompt` and the rest as `completion`",
+    "text": "contains texts without a question and an answer; write these as `prompt` and `completion`",
+    "input_ids": "contains token ids; save the texts that they were made from",
 }
 
 
@@ -113,7 +113,7 @@ def choose_fields(
     if map or (one is FORMATS[0] and all(ours == theirs for ours, theirs in read.items())):
         return fields, notices
     parts = ", ".join(f"`{shorten(theirs)}` as {ours}" for ours, theirs in read.items() if ours != theirs)
-    return fields, [f"`{file}` holds {one.name}{parts and f': {parts}'}.", *notices]
+    return fields, [f"`{file}` contains {one.name}{parts and f': {parts}'}.", *notices]
 
 
 def _check_map(map: Mapping[str, str], formats: Sequence[Format]) -> None:
@@ -144,8 +144,8 @@ def _describe_missing(
     if not map and (other := next((name for name in _OTHER_ROWS if name in names), None)):
         return [Problem(file, None, other, *_OTHER_ROWS[other].split("; ", 1))]
     if not map and len(names) == 1:
-        what = "is the only column, which holds no question beside its answer"
-        remedy = f"where it holds conversations, name it with `{_write_map({'messages': names[0]})}`"
+        what = "is the only column, which contains no question next to its answer"
+        remedy = f"if it contains conversations, map it with `{_write_map({'messages': names[0]})}`"
         return [Problem(file, None, shorten(names[0]), what, remedy)]
     one, fields = max(found, key=lambda pair: len(pair[0].columns.keys() & pair[1].keys()))
     free = [name for name in names if name not in fields.values()]

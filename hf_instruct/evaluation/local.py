@@ -133,7 +133,7 @@ class LocalJudge(Judge):
             )
         if "reasons" in question.schema["required"] and not self._said_no_reasons:
             self._said_no_reasons = True
-            logger.warning("The rubric asks for reasons; the local judge gives scores only.")
+            logger.warning("The rubric asks for reasons, but the local judge only gives scores.")
         async with self._lock:
             return await asyncio.to_thread(self._decide, question)
 

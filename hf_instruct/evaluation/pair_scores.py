@@ -134,7 +134,7 @@ def has_one_sided_lengths(preferences: Sequence[Preference]) -> bool | None:
 
 
 def _measure_orders(preferences: Sequence[Preference]) -> tuple[Consistency, Position]:
-    """Return how far the two orders of a pair agree, and how often the answer shown first is preferred."""
+    """Return the agreement of the two orders, and how often the answer shown first is preferred."""
     orders = [row.orders for row in preferences if not row.is_identical and len(row.orders) == 2]
     both = [scores for scores in orders if None not in scores]
     # The score of the answer shown first: in the second order that is the second answer.
@@ -157,7 +157,7 @@ def _measure_length_bias(preferences: Sequence[Preference]) -> float | None:
 
 
 def find_pair_problems(scores: PairSummary) -> list[str]:
-    """Return what the verdicts themselves say against the judge, a sentence each with its figures; mostly none."""
+    """Return warnings about the judge that follow from its verdicts, with figures."""
     consistency, position, problems = scores.consistency, scores.position, list[str]()
     verdicts = position.first + position.second + position.ties
     n = consistency.pairs

@@ -184,7 +184,7 @@ _WORDS = {SHUFFLED: "the answer of another row", EMPTY: "an empty answer", REPEA
 
 
 def check_table(table: Table) -> list[Check]:
-    """Return what the rules say of each pair of kinds that the table has; `passed` is None if too few scores do."""
+    """Apply the rules to each pair of kinds in the table; `passed` is None if there are too few scores."""
     checks = [
         _compare(name, first, second, expected, table)
         for name, first, second, expected in _EXPECTATIONS
@@ -222,7 +222,7 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
 
 
 def find_failures(failures: int, total: int) -> str:
-    """Return in words that too many answers got no score; empty if enough have one."""
+    """Return a message if too many answers got no score; otherwise empty."""
     if failures <= MOST_FAILURES * total:
         return ""
     return f"{failures} of {total} answers got no readable verdict ({100 * MOST_FAILURES:.0f} % may fail)"

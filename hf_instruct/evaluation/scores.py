@@ -275,7 +275,7 @@ def describe_check(outcome: CheckOutcome) -> str:
 
 
 def describe_references(scores: Scores) -> str:
-    """Return what a judge gave to answers as good as can be, beside which its mean is read; empty if not known."""
+    """Describe the judge's scores of answers equal to the reference, for comparison; empty if unknown."""
     if scores.equal_mean is not None:
         mean = format_points(scores.equal_mean)
         return f"answers equal to the reference scored {mean} on average (n={scores.equal_n})"

@@ -92,7 +92,7 @@ def run_self_check(
 async def check_briefly(
     judge: Judge, examples: Sequence[Example], settings: JudgeSection, *, out: Path, options: JudgeOptions
 ) -> None:
-    """Check before judging whether a judge tells a reference from the answer of another row; 20 examples, 40 answers.
+    """Check briefly whether a judge can tell a reference from the answer of another row: 20 examples, 40 answers.
 
     Nothing is asked if a longer check of the same judge and rubric is known, and only what the cache does not know
     otherwise. A check that takes over 10 minutes is given up; what it judged is in the cache.
@@ -154,7 +154,7 @@ async def _check(
 
 
 def _mark_scores(folder: RunFolder, result: SelfCheck, checked: CheckOutcome) -> None:
-    """Add to the scores that this judge gave before, under this rubric, how it did when it was checked."""
+    """Add the result of the judge check to earlier scores of this judge and rubric."""
     for model in MODELS:
         try:
             scores = folder.read_scores(model)
@@ -166,7 +166,7 @@ def _mark_scores(folder: RunFolder, result: SelfCheck, checked: CheckOutcome) ->
 
 
 def check_judgments(judgments: Sequence[Judgment]) -> SelfCheck:
-    """Return whether the judgments of what `build_probes` makes are what these answers are worth."""
+    """Check the judgments of the probes against the quality of these answers."""
     by_kind: dict[str, dict[str, int | None]] = {}
     for judgment in judgments:
         example_id, _, kind = judgment.id.rpartition("/")

@@ -99,7 +99,7 @@ class ServerJudge(Judge):
 
 
 def advise_on_refusal(text: str) -> str:
-    """Return which setting a server's refusal is about, as a sentence to follow it; empty if it is about none.
+    """Return the remedy for a server's refusal, as a sentence; empty if it is about no known setting.
 
     >>> advise_on_refusal("Unsupported value: 'temperature' does not support 0.0 with this model.")
     ' Set `judge.temperature: null` to leave the temperature to the server.'

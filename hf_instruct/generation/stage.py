@@ -35,7 +35,7 @@ _OWN_FIELDS = set(GenerateSection.model_fields) - {"do_sample"}
 
 
 def answer(run: RunFolder, experiment: Experiment) -> None:
-    """Answer the test split with the tuned model, and first with the untuned one if the experiment asks for it.
+    """Answer the test split with the tuned model, and first with the model it was tuned from, if requested.
 
     After DPO and GRPO the untuned model's answers are those in the run that fine-tuned the start model, if it has
     them to the same examples in the same way.

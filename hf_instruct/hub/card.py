@@ -202,7 +202,7 @@ def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
 
 def _list_scores(results: RunResults) -> Iterator[tuple[str, str, str]]:
     before, tuned = results.comparable_scores, results.tuned.scores
-    says_little = " (says little: see Limits)" if results.leading.reason else ""
+    says_little = " (not reliable: see Limits)" if results.leading.reason else ""
     score = [(f"mean score, 0 to 100{says_little}", _show_score(before), _show_score(tuned))] if tuned else []
     if not results.leading.reason:
         yield from score

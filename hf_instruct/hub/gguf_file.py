@@ -244,7 +244,9 @@ def list_tensors(model: "PreTrainedModel") -> Iterator[tuple[str, "Tensor"]]:
             continue
         written = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if written is None:
-            raise PublishError(f"The model's tensor `{name}` has no place in a GGUF of architecture `{arch.name}`.")
+            raise PublishError(
+                f"The model's tensor `{name}` cannot be stored in a GGUF file of architecture `{arch.name}`."
+            )
         if config.model_type == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             # GPT-2's `Conv1D` keeps [in, out]; every other linear layer is [out, in].
             tensor = tensor.T

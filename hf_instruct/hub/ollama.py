@@ -66,7 +66,7 @@ def build_modelfile(shape: PromptShape, *, context: int | None) -> Modelfile:
     }
     note = f"# The TEMPLATE is the prompt that the model was trained on, `{shape.name}`."
     if shape.joint is None:
-        note += "\n# This prompt format says other words when there is an input: put it into the instruction's text."
+        note += "\n# This prompt format differs if there is an input: put the input into the instruction."
     elif shape.name != CHAT:
         joined = json.dumps(f"INSTRUCTION{shape.joint}INPUT", ensure_ascii=False)
         note += f"\n# An instruction with an input, as it was in training: {joined}"

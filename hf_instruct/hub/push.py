@@ -151,8 +151,8 @@ def _check_head(repository: "ModelInfo", head: "ModelInfo", base: BaseModel, opt
         theirs = f"`{bases[0]}`" if bases else "a base model that its card does not name"
         ours = f"`{base.hub_id}`" if base.hub_id else "one that is not on the Hub"
         raise PublishError(
-            f"`{repository.id}` (branch `{options.revision or 'main'}`) holds a model made from {theirs}; this one is "
-            f"made from {ours}. Use another repository with `--to`, or replace it with `--force`. {_NOTHING}"
+            f"`{repository.id}` (branch `{options.revision or 'main'}`) contains a model based on {theirs}, but this "
+            f"one is based on {ours}. Use another repository with `--to`, or replace it with `--force`. {_NOTHING}"
         )
 
 

@@ -111,7 +111,7 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
             "ones: rely on the reference metrics and the answers, and only quote scores of a better judge.",
         )
     if scores.constant and scores.mean is not None:
-        text = f"The judge gave every answer the same score, {format_points(scores.mean)}, which says nothing."
+        text = f"The judge gave every answer the same score, {format_points(scores.mean)}, so its scores say nothing."
         yield Finding("constant_scores", text, {"score": scores.mean})
     repeats = scores.repeats
     if repeats and repeats.spread is not None and repeats.changed is not None:

@@ -240,7 +240,7 @@ class ChatTab:
             self._second: update(visible=len(session.talks) > 1),
         }
         for chat, (label, talk) in zip(self._chats, session.talks.items(), strict=False):
-            alone = " (each question stands alone)" if talk and not talk.model.has_turns else ""
+            alone = " (each question is separate)" if talk and not talk.model.has_turns else ""
             shown[chat] = update(value=_list_messages(talk), label=f"{label}{alone}")
         return shown
 

@@ -135,7 +135,7 @@ class ModelPool:
 
     @contextlib.contextmanager
     def acquire(self, label: str) -> "Iterator[ChatModel]":
-        """Give a model for as long as it is used; it is loaded if needed, which takes seconds.
+        """Acquire a model while it is used; it is loaded if needed, which takes seconds.
 
         Where there is not enough memory, models that nobody uses are dropped first, the one unused for longest before
         others; they are loaded again when they are asked again.
@@ -197,7 +197,7 @@ class ModelPool:
             logger.info("Unloaded %s to load %s (%.1f GB).", model.name, label, size / 1e9)
 
     def _estimate(self, source: Source) -> float:
-        """Return the bytes to expect of a model's weights; if nothing is known, those of the largest there is."""
+        """Estimate the bytes of a model's weights; if unknown, use the largest known model."""
         # A run's model is as large as the one it began with, adapters aside.
         base = source.experiment and source.experiment.model
         count = count_parameters(base.name, base.revision) if base else count_parameters(source.name)
@@ -207,7 +207,7 @@ class ModelPool:
         return max((weights.get_memory_footprint() for weights in there), default=0)
 
     def _key(self, label: str) -> Hashable:
-        """Return what identifies a model: runs that began with the same one and ask it alike share it."""
+        """Return the key of a model, which runs with the same base model and prompts share."""
         source, base = self._targets[label]
         if not base or source.experiment is None or source.run is None:
             return source.name
