@@ -9,7 +9,7 @@ from hf_instruct.config import Experiment, build_experiment
 from hf_instruct.errors import ConfigError, DataError, InstructError, ModelLoadError
 from hf_instruct.evaluation.harness import benchmark_run
 from hf_instruct.generation.chat_model import ChatModel
-from hf_instruct.generation.stage import answer, check_answering, write_course_file
+from hf_instruct.generation.stage import answer, check_answering, load_model_of_run, write_course_file
 from hf_instruct.pipeline import answer_run, clear_from
 from hf_instruct.records import append_rows, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
@@ -40,6 +40,14 @@ def test_both_models_answer_in_the_order_of_the_split(run: RunFolder, tiny_llama
     assert [row.id for row in tuned] == [row.id for row in base] == [example.id for example in EXAMPLES]
     assert [row.response for row in tuned] != [row.response for row in base]
     assert all(row.num_tokens == 4 and row.stopped is False for row in tuned)
+
+
+def test_the_untuned_model_ends_answers_in_the_token_of_training(run: RunFolder, tiny_llama: Path) -> None:
+    values = {"model": {"name": str(tiny_llama)}, "train": {"eos_token": "!"}}
+    settings = build_experiment(values, where="here", deep=False)
+    tokenizers = {which: load_model_of_run(run, settings, which)[1] for which in ("untuned", "tuned")}
+    # The tuned model's is saved with it, and this one was trained without that setting.
+    assert {which: one.eos_token for which, one in tokenizers.items()} == {"untuned": "!", "tuned": "<|endoftext|>"}
 
 
 @pytest.mark.parametrize(

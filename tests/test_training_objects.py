@@ -12,6 +12,7 @@ import tiny_models
 import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from transformers import EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -313,14 +314,26 @@ MARKED_TEMPLATE = tiny_models.CHAT_TEMPLATE.replace(
         ("chat", {"prompt": MESSAGES, "completion": [LAST]}),
         ("chat", {"prompt": MESSAGES[1:2], "completion": [{"role": "assistant", "content": "Red."}]}),
         ("alpaca", {"prompt": "Question: Name a color.\nAnswer:", "completion": " Red."}),
+        ("begun", {"prompt": "Question: Name a color.\nAnswer:", "completion": " Red."}),
     ],
-    ids=["messages", "prompt of several turns", "prompt and completion of messages", "prompt and completion"],
+    ids=[
+        "messages",
+        "prompt of several turns",
+        "prompt and completion of messages",
+        "prompt and completion",
+        "beginning-of-text token",
+    ],
 )
 def test_rows_of_trls_formats_have_trls_ids_and_labels(tiny_gpt2: Path, tmp_path: Path, name: str, row: Any) -> None:
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = MARKED_TEMPLATE
+    if name == "begun":
+        name = "alpaca"
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        begin = ("<s>", tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[begin])
     prompt_format = settle_format(PromptFormat.from_name(name), tokenizer)
     ours = tokenize_examples(load_examples([row]), tokenizer, prompt_format, max_length=None)[0]
     num_ends = ours["labels"].count(tokenizer.convert_tokens_to_ids("<|im_end|>"))
@@ -328,6 +341,8 @@ def test_rows_of_trls_formats_have_trls_ids_and_labels(tiny_gpt2: Path, tmp_path
     args = config(tmp_path, assistant_only_loss="messages" in row)
     trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list([row]), processing_class=tokenizer)
     theirs = trainer.train_dataset[0]
+    if tokenizer.bos_token == "<s>":
+        assert ours["input_ids"].index(tokenizer.bos_token_id) == 0
     # A template may write a line end after the last turn, which nobody has to learn.
     after = theirs["input_ids"][len(ours["input_ids"]) :]
     assert not tokenizer.decode(after).strip()
