@@ -98,10 +98,15 @@ REFUSED_TRAINING = {
     "sync_ref_model": "the reference is the model that training begins with",
     "chat_template_kwargs": "`data.prompt_format` writes the prompts",
     "log_completions_hub_repo": "answers would be published unchecked",
+    "trust_remote_code": "the model is loaded before; set `model.trust_remote_code`",
+    "cache_implementation": "answers are sampled with the cache that suits the model",
+    "num_generations_eval": "held-out prompts get one greedy answer each",
+    "max_tool_calling_iterations": "the model is given no tools",
 }
 # Their values that change nothing, beside null; of the second it is what every run has.
 _HARMLESS = {
-    **dict.fromkeys(("push_to_hub", "logging_nan_inf_filter", "sync_ref_model"), False),
+    **dict.fromkeys(("push_to_hub", "logging_nan_inf_filter", "sync_ref_model", "trust_remote_code"), False),
+    "num_generations_eval": 1,
     "truncation_mode": "keep_start",
     "dataset_text_field": "text",
 }

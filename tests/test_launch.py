@@ -98,12 +98,27 @@ def test_a_run_of_two_processes_resumes_on_two_only(experiment: Path, environmen
     assert (path / "model" / "model.safetensors").read_bytes() == model
 
 
+def test_two_processes_measure_rewards_like_one(experiment: Path, environment, tmp_path: Path):
+    values = json.loads(experiment.read_text())
+    settings = {**values.pop("train"), "num_train_epochs": 1, "max_steps": 2, "num_generations": 4}
+    settings |= {"max_completion_length": 6, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
+    experiment.write_text(json.dumps({**values, "grpo": settings, "rewards": {"length": 1}}))
+    common = ["recipes/grpo.py", experiment, "--run-dir"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    call([BIN / "python", *common, one], environment)
+    call([*launcher("cpu_2proc.yaml"), *common, two], environment)
+    first, again = (next(row for row in training_rows(run) if row["kind"] == "evaluation") for run in (one, two))
+    # Three held-out prompts: the second process repeats one, which does not count.
+    assert (again["reward"], again["answer_tokens"]) == pytest.approx((first["reward"], first["answer_tokens"]))
+    assert [row["step"] for row in training_rows(two) if row["kind"] == "train"] == [1, 2]
+
+
 def test_two_processes_learn_preferences_like_one(experiment: Path, environment, tmp_path: Path):
     values = json.loads(experiment.read_text())
     settings = {**values.pop("train"), "num_train_epochs": 1}
     preferences = {"source": "references", "max_new_tokens": 16}
     experiment.write_text(json.dumps({**values, "dpo": settings, "preferences": preferences}))
-    common = ["recipes/sft.py", experiment, "--run-dir"]
+    common = ["recipes/dpo.py", experiment, "--run-dir"]
     one, two = tmp_path / "one", tmp_path / "two"
     call([BIN / "python", *common, one, "--dpo.per_device_train_batch_size", "8"], environment)
     call([*launcher("cpu_2proc.yaml"), *common, two, "--dpo.per_device_train_batch_size", "4"], environment)

@@ -33,7 +33,7 @@ def test_experiment_is_valid_says_what_it_is_and_builds_its_trainer(path: Path, 
         assert any(line.startswith(word) for line in comments), f"{path} does not say its {word}"
     experiment = load_experiment(path)
     # DPO and GRPO begin with a model that another recipe has fine-tuned.
-    tuned = {"runs/demo/model"} if experiment.method != "SFT" else set()
+    tuned = {"runs/demo/model", "runs/gpt2-medium-full/model"} if experiment.method != "SFT" else set()
     assert experiment.model.name in {*ALIASES, WHEEL_MODEL, *tuned}
     choose_format(experiment.data.prompt_format, has_conversations=False)
     trainer = build_tiny_trainer(experiment, tiny_gpt2, tmp_path)
@@ -135,7 +135,7 @@ def test_accelerate_configs_are_known_to_accelerate(path: Path):
     assert "mixed_precision" not in values, "precision belongs to the experiment"
 
 
-@pytest.mark.parametrize("name", ["sft", "generate", "judge"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo", "generate", "judge"])
 def test_recipe_scripts_only_open_a_door_and_cannot_be_imported(name: str):
     text = (ROOT / "recipes" / f"{name}.py").read_text()
     assert len(text.splitlines()) <= 120

@@ -1,6 +1,7 @@
 """Training on rewards for the model's own answers."""
 
 import functools
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import tiny_models
 import torch
 from fake_ollama import Answer, FakeOllama
+from trl import GRPOTrainer
 
 from hf_instruct.cli.main import main
 from hf_instruct.config import build_experiment
 from hf_instruct.data.splits import load_splits
 from hf_instruct.errors import ConfigError, DataError, InstructError, JudgeError, RunError, TrainingError
 from hf_instruct.generation import decoding_loop
+from hf_instruct.library_fields import REFUSED_TRAINING
 from hf_instruct.pipeline import run
 from hf_instruct.preferences.rewards import build_rewards, load_reward
 from hf_instruct.prompts import PromptFormat
@@ -421,6 +424,8 @@ def test_settings_that_would_be_ignored_are_refused() -> None:
         ({"preferences": {"limit": 3}}, "`preferences` needs a `dpo` section"),
         ({"grpo": {"reward_weights": [1.0]}}, "`grpo.reward_weights` cannot be set"),
         ({"grpo": {"temperature": 0.0}}, "`grpo.temperature` is 0.0"),
+        ({"grpo": {"num_generations_eval": 4}}, "`grpo.num_generations_eval` cannot be set"),
+        ({"dpo": {"trust_remote_code": True}}, "set `model.trust_remote_code`"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)):
             build_experiment(values, where="here")
@@ -500,3 +505,21 @@ def test_a_judge_that_fails_its_check_or_stops_ends_the_run_in_a_sentence(
     server.reply, values["judge"]["check"] = usual, False
     folder = run(values, tmp_path / "run", stages=["data", "train"], resume=True)
     assert read_log(folder.path, "train")[-1].rewards == {"judge": pytest.approx(0.85)}
+
+
+def test_what_trl_samples_by_is_what_we_sample_by_or_is_refused() -> None:
+    source = inspect.getsource(GRPOTrainer.__init__)
+    names = set(re.findall(r'"(\w+)": (?:self|args)\.', source[source.rindex("generation_kwargs = {") :]))
+    assert {"top_k", "cache_implementation"} <= names
+    ours = inspect.getsource(rewards.PolicyTrainer._generate_single_turn)
+    given_apart = {"pad_token_id", "bos_token_id", "eos_token_id"}
+    assert {name for name in names - given_apart if name not in ours} <= set(REFUSED_TRAINING)
+
+
+def test_a_verb_of_another_method_is_refused(
+    tmp_path: Path, tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(dump_yaml({"model": {"name": str(tiny_gpt2)}, "grpo": {}}))
+    assert main(["dpo", str(file), "--run-dir", str(tmp_path / "run")]) == 1
+    assert "has no `dpo` section" in capsys.readouterr().err.replace("\n", " ")

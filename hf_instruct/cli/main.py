@@ -25,6 +25,8 @@ VERBS = {
     "recipes": "list the experiments that come with the package, or copy one to edit",
     "data": "check, show and describe a source of examples",
     "train": "prepare the data and fine-tune",
+    "dpo": "train a fine-tuned model on pairs of answers, one preferred",
+    "grpo": "train a fine-tuned model on rewards for its own answers",
     "sweep": "train with several settings and choose by validation loss",
     "generate": "answer the held-out test split",
     "judge": "score responses from 0 to 100, with Ollama, a local model or any OpenAI-compatible server",

@@ -81,6 +81,11 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
     options.run_dir = options.run_dir or default_path(options.experiment)
     options.resume_hint = f"Continue with: {_format_resume_command(options)}"
     experiment = load_experiment(find_experiment(options.experiment), getattr(options, "overrides", {}))
+    if options.verb in ("dpo", "grpo") and getattr(experiment, options.verb) is None:
+        raise ConfigError(
+            f"`{options.experiment}` has no `{options.verb}` section. Add `{options.verb}: {{}}` to it, or use "
+            "`hf-instruct train`, which trains any experiment."
+        )
     own = {}
     if options.reward:
         from hf_instruct.preferences.rewards import load_reward

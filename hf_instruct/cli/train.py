@@ -15,10 +15,12 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+def add_arguments(parser: argparse.ArgumentParser, *, verb: str = "train") -> None:
+    """Add the arguments of `train`, or of `dpo` or `grpo` for experiments with that section only."""
     add_run_options(parser)
-    parser.set_defaults(handler=_train, verb="train", sections=SECTIONS[:-2])
+    # The judge may give rewards.
+    sections = tuple(name for name in SECTIONS if name != "generate" and (name != "judge" or verb == "grpo"))
+    parser.set_defaults(handler=_train, verb=verb, sections=sections)
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -375,6 +375,10 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
             return metrics
         rows: list[dict[str, Any]] = list(self.eval_dataset if eval_dataset is None else eval_dataset)  # type: ignore[arg-type]
         self.model.eval()
+        # Each process answers its share; TRL gathers as many rewards from each, so the last one repeats rows.
+        total, rank = len(rows), self.accelerator.process_index
+        share = math.ceil(total / self.accelerator.num_processes)
+        rows = [rows[number % total] for number in range(rank * share, (rank + 1) * share)]
         answers = []
         # `generate()` goes round the model's own `forward`, which accelerate has wrapped in autocast.
         with self.compute_loss_context_manager(), self.accelerator.autocast():
@@ -390,12 +394,14 @@ class PolicyTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc]  # its impor
         # As TRL decodes sampled answers, white space included: a reward has to see both alike.
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         rewards = self._calculate_rewards(rows, [row["prompt"] for row in rows], texts, ids)  # [answers, functions]
+        rewards = rewards[:total]
+        lengths = self.accelerator.gather(torch.tensor([len(one) for one in ids], device=rewards.device))[:total]
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         # As in training: an answer that no reward applies to says nothing.
         totals[rewards.isnan().all(dim=1)] = math.nan
         metrics = {
             f"{metric_key_prefix}_reward": totals.nanmean().item(),
-            f"{metric_key_prefix}_completions/mean_length": sum(map(len, ids)) / len(ids),
+            f"{metric_key_prefix}_completions/mean_length": lengths.float().mean().item(),
         }
         for name, values in zip(self.reward_func_names, rewards.T, strict=True):
             metrics[f"{metric_key_prefix}_rewards/{name}/mean"] = values.nanmean().item()
