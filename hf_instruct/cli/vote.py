@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Serve a page on this machine where people see an instruction and two answers without names, in random order, and say
-which one is better. With one run, they see one answer at a time, of all models of the run in random order, and score it
-from 0 to 100; 10 scores or more correct the mean of any judge. Each vote is stored immediately; the same
-command continues where each voter was."""
+Serve a web page on this machine where people see an instruction and two anonymous answers in random order, and vote for
+the better one. With one run, they see one answer at a time, of all models of the run in random order, and score it from
+0 to 100; 10 or more scores correct the mean of any judge. Each vote is stored immediately; the same command continues
+where each voter stopped."""
 
 EPILOG = """\
 examples:
