@@ -1,5 +1,5 @@
 # Two images, for a CPU and for NVIDIA GPUs. Not tested with Docker: the CPU image's pip commands were run in a new
-# environment, with PyTorch's CPU build at hand, and `run demo` there.
+# environment, and there the demo's data, first answers and first training steps, as a user without a name.
 #
 #   docker build --target cpu -t hf-instruct .
 #   docker build --target cuda -t hf-instruct:cuda .
