@@ -123,7 +123,7 @@ def test_constant_scores_have_no_correlation_and_no_nan() -> None:
         ({"a": 1, "b": 2}, {"c": 1, "d": 2}, "`A` and `B` have nothing in common (the first are a and c)"),
         ([1, float("nan"), 3], [1, 2, 3], "row 2 is nan, not a number"),
         ([1, "x", True], [1, 2, 3], "row 3 is True, not a number"),
-        ([], [], "`A` holds no scores"),
+        ([], [], "`A` contains no scores"),
         ([1, None, 2], [None, 1, 3], "share 3 examples, 1 of them with a verdict"),
         ([1, 2], votes([1, 0]), "`A` contains scores and `B` preferences"),
         (3, [1], "A is 3; give a path, numbers, a mapping of ids to numbers, or rows."),
@@ -143,7 +143,7 @@ def test_what_cannot_be_compared(first: Any, second: Any, message: str) -> None:
     [
         ("empty.json", "", "cannot be read (EOF while parsing a value"),
         ("scores.json", '{"mean": 3, "rubric": "course"}', "`rubric` is 'course', not a number"),
-        ("one.json", "5", "holds one int; allowed are"),
+        ("one.json", "5", "contains one int; allowed are"),
         ("nan.json", "[1, NaN]", "cannot be read (expected value at column 5)"),
         ("inf.jsonl", '{"id": "a", "score": 1e999}\n', "`a` is inf, not a number; a failure is `null`"),
         ("bad.jsonl", '{"id": "a", "score": 1}\nwhat\n', "line 2 is not a dict row"),

@@ -163,7 +163,7 @@ def test_server_that_is_gone(server: FakeOllama) -> None:
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (Answer("no such thing", status=404), f"has no model `{MODEL}`, or does not support chat: "),
+        (Answer("no such thing", status=404), f"does not have the model `{MODEL}`, or does not support chat: "),
         (Answer("bad key", status=401), "refuses the question: bad key"),
         (Answer("temperature is unsupported", status=400), "refuses the question: "),
     ],

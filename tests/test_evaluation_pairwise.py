@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fake_judge import FakeJudge
+from rows import response
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, DataError
@@ -25,15 +26,8 @@ pytestmark = pytest.mark.usefixtures("cache_home")
 
 ANSWERS = ["Red.", "Blue, as the sky.", "A longer answer about green.", "Grey", "Black and white are none."] * 4
 BASE = [
-    Response(
-        id=f"id{number}",
-        instruction=f"Name color {number}.",
-        input="",
-        output="Teal.",
-        response=f"{text} {number}",
-        category="odd" if number % 2 else "even",
-    )
-    for number, text in enumerate(ANSWERS)
+    response(f"id{n}", f"{text} {n}", "Teal.", instruction=f"Name color {n}.", category="odd" if n % 2 else "even")
+    for n, text in enumerate(ANSWERS)
 ]
 _SHOWN = re.compile(
     r"<answer-(?P<letter>[AB]) (?P<mark>[0-9a-f]{12})>\n(?P<text>.*?)\n</answer-(?P=letter) (?P=mark)>", re.S

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_ollama import Answer, FakeOllama
+from rows import judgment, response
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
@@ -18,13 +19,11 @@ from hf_instruct.evaluation.scores import build_repeats, format_repeats
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_responses, judge_with
 from hf_instruct.pipeline import clear_from
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Judgment, Response, Scores
+from hf_instruct.schema import Scores
 
 pytestmark = pytest.mark.usefixtures("cache_home")
 
-RESPONSES = [
-    Response(id=f"id{i}", instruction=f"Task {i}.", input="", output="Done.", response=f"Answer {i}.") for i in range(3)
-]
+RESPONSES = [response(f"id{i}", f"Answer {i}.", instruction=f"Task {i}.") for i in range(3)]
 
 
 class SeededJudge:
@@ -62,12 +61,11 @@ def run(
     return asyncio.run(judge_with(judge, responses, settings, files=files, options=JudgeOptions(**options)))
 
 
-def row(score: int | None, name: str = "a") -> Judgment:
-    return Judgment(id=name, score=score, replies=[], judge={}, rubric="course", prompt_sha256="", seconds=0.0)
-
-
 def test_numbers_by_hand() -> None:
-    rows = [[row(60), row(50), row(None), row(7)], [row(80), row(50), row(30), row(None)]]
+    rows = [
+        [judgment("a", 60), judgment("a", 50), judgment("a", None), judgment("a", 7)],
+        [judgment("a", 80), judgment("a", 50), judgment("a", 30), judgment("a", None)],
+    ]
     found = build_repeats(rows, seeds=[5, 6])
     assert found.count == 2
     assert found.seeds == [5, 6]
@@ -83,7 +81,7 @@ def test_numbers_by_hand() -> None:
 
 
 def test_nothing_but_failures_is_none_not_nan() -> None:
-    found = build_repeats([[row(None)], [row(None)]], seeds=[1, 2])
+    found = build_repeats([[judgment("a", None)], [judgment("a", None)]], seeds=[1, 2])
     assert [getattr(found, name) for name in ("means", "mean", "interval", "spread", "changed")] == [
         [None, None],
         None,
@@ -129,7 +127,7 @@ def test_repeats_go_on_where_they_stopped(tmp_path: Path) -> None:
     with pytest.raises(JudgeUnavailable) as caught:
         run(SeededJudge(dies_at=5), files, use_cache=False, go_on="Go on with `again`.")
     assert str(caught.value) == (
-        f"The server is gone. 2 of 3 are judged, kept in `{tmp_path}/judgments.jsonl`. Go on with `again`."
+        f"The server is gone. 2 of 3 are judged, saved to `{tmp_path}/judgments.jsonl`. Go on with `again`."
     )
     assert not files.scores.exists()
     judge = SeededJudge()

@@ -20,13 +20,6 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_course_file(course_responses_file: Path) -> None:
-    responses = load_responses(course_responses_file)
-    assert len(responses) == 110
-    assert len({response.id for response in responses}) == 110
-    assert responses[0].response == "The car is as fast as a bullet."
-
-
 def test_responses_file_keeps_every_field(tmp_path: Path) -> None:
     rows = [
         Response(

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from rows import judgment
 
 from hf_instruct.evaluation.intervals import bootstrap_mean
 from hf_instruct.evaluation.rubrics import load_rubric
@@ -15,12 +16,7 @@ JUDGE = JudgeIdentity(backend="ollama", model="llama3", digest="365c0bd3c000", s
 
 
 def judgments(*scores: int | None) -> list[Judgment]:
-    return [
-        Judgment(
-            id=str(i), score=score, replies=[], judge=JUDGE, rubric="course", prompt_sha256=f"hash{i}", seconds=0.5
-        )
-        for i, score in enumerate(scores)
-    ]
+    return [judgment(str(i), score, seconds=0.5) for i, score in enumerate(scores)]
 
 
 def test_scores_with_failures() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_judge import FakeJudge
+from rows import response
 
 from benchmarks import judges
 from hf_instruct.config import JudgeSection
@@ -96,13 +97,21 @@ def test_wrong_answer_and_none_may_both_be_worth_nothing() -> None:
         assert check(lambda task, out, answer, s=scores, e=empty: s[out in answer] if answer else e).passed
 
 
-def test_judge_that_hardly_tells_wrong_answers_fails_by_effect() -> None:
-    result = check(lambda task, output, response: 53 if output in response else 52 if response else 51)
+@pytest.mark.parametrize(
+    ("score", "problem"),
+    [
+        (
+            lambda task, output, response: 53 if output in response else 52 if response else 51,
+            "the reference got 1.0 points more than the answer of another row on average and the higher score in 100 % "
+            "of 20 rows (20 points and 90 % are needed)",
+        ),
+        (verbose, "repeating an answer twice raised the score"),
+    ],
+)
+def test_judges_that_go_by_something_else_fail_by_effect(score: Score, problem: str) -> None:
+    result = check(score)
     assert result.passed is False
-    assert result.failed[0] == (
-        "the reference got 1.0 points more than the answer of another row on average and the higher score in 100 % of "
-        "20 rows (20 points and 90 % are needed)"
-    )
+    assert any(one.startswith(problem) for one in result.failed)
 
 
 def test_gullible_judge_fails_the_injections_that_it_fell_for() -> None:
@@ -143,12 +152,6 @@ def test_injections_show_nothing_where_scores_lie_close_together(gap: int, resul
     assert ("Nothing follows from what did not raise the score" in said) == (result != "passed")
 
 
-def test_judge_that_likes_length_fails() -> None:
-    result = check(verbose)
-    assert any(problem.startswith("repeating an answer twice raised the score") for problem in result.failed)
-    assert row_of(result, "shuffled-doubled").passed is False
-
-
 def test_few_examples_say_little_and_block_nothing() -> None:
     result = check(gullible, limit=9)
     assert (result.passed, result.failed) == (None, [])
@@ -159,7 +162,8 @@ def test_judge_without_verdicts_is_reported() -> None:
     result = check(silent)
     assert result.failures == result.probes == 260
     # Nothing else was seen to fail.
-    assert (result.passed, result.failed) == (False, ["260 of 260 answers got no verdict (at most 10 % may fail)"])
+    assert (result.passed, len(result.failed)) == (False, 1)
+    assert result.failed[0].startswith("260 of 260 answers got no ")
     assert result.checks[0].passed is None
     text = format_self_check(result)
     assert re.search(r"failures +answers without a score +at most 10 % +260 of 260 +FAILED", text)
@@ -245,9 +249,7 @@ def test_interrupted_check_goes_on(tmp_path: Path) -> None:
 
 
 def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
-    rows = [
-        Response(id=f"r{i}", instruction="Task.", input="", output="Done.", response=f"Answer {i}.") for i in range(3)
-    ]
+    rows = [response(f"r{i}", f"Answer {i}.", instruction="Task.") for i in range(3)]
     judge = build_judge(gullible)
 
     def judged(model: str = "fake", rubric: str = "course") -> Any:
@@ -273,7 +275,7 @@ def test_later_scores_tell_of_the_check(tmp_path: Path) -> None:
 def test_passed_check_is_kept_and_not_cried_out(tmp_path: Path) -> None:
     check(honest)
     judged = judge_responses(
-        [Response(id="r", instruction="Task.", input="", output="Done.", response="Done.")],
+        [response("r", "Done.")],
         judge=build_judge(honest),
         rubric="course",
         cache=False,

@@ -70,7 +70,7 @@ def test_scores_that_are_no_allowed_integer(value: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "  \n", "```\n```"])
 def test_empty_reply(text: str) -> None:
-    with pytest.raises(VerdictError, match=r"is empty|holds no clear"):
+    with pytest.raises(VerdictError, match=r"is empty|no clear"):
         parse_verdict(text, COURSE)
 
 
@@ -223,7 +223,7 @@ def test_documented_replies(reply: str, verdict: str) -> None:
     if not verdict.startswith("failure"):
         assert parse_verdict(reply, COURSE, CLAIM).score == int(verdict)
         return
-    with pytest.raises(VerdictError, match=r"holds no clear|only repeats what it judges|allowed are the integers"):
+    with pytest.raises(VerdictError, match=r"no clear|only repeats|allowed are the integers"):
         parse_verdict(reply, COURSE, CLAIM)
 
 
@@ -232,7 +232,7 @@ def test_documented_replies_about_pairs(reply: str, verdict: str) -> None:
     if verdict != "failure":
         assert parse_preference(reply) == {"A": 1.0, "tie": 0.5}[verdict]
         return
-    with pytest.raises(VerdictError, match=r"holds no clear|allowed are A, B and tie"):
+    with pytest.raises(VerdictError, match=r"no clear|allowed are A, B and tie"):
         parse_preference(reply)
 
 
