@@ -127,7 +127,7 @@ def test_check_says_what_was_recognised_and_takes_several_sources(command: Comma
     path.write_text('{"question": "Who?", "answer": "Me."}\n')
     assert (
         command("check", path)[0]
-        == f"`{path}` holds questions and answers: `question` as instruction, `answer` as output."
+        == f"`{path}` contains questions and answers: `question` as instruction, `answer` as output."
     )
     lines = command("check", f"[{path}, {{path: everyday, limit: 19}}]")
     assert lines[1:3] == [f"`{path}`: 1 of 1 rows", "`everyday`: 19 of 19 rows"]

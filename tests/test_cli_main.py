@@ -93,7 +93,7 @@ def test_every_verb_says_more(
         "run demo --lr 1": "unrecognized arguments: --lr 1. Did you mean `--train.learning_rate`?",
         "run demo --resum": "unrecognized arguments: --resum. Did you mean `--resume`?",
         "run demo --model gpt2": "unrecognized argument: --model. Did you mean `--model.name`?",
-        "run demo --judge local": "unrecognized arguments: --judge local. Did you mean `--judge.backend`?",
+        "run demo --judge local": "unrecognized argument: --judge. Did you mean `--judge.backend`?",
         "run demo --limit 1": "error: --limit is ambiguous: --data.limit or --generate.limit; name one of them",
         "run dpo --limit=1": "--limit is ambiguous: --data.limit or --preferences.limit or --generate.limit; name one",
         # Of `generate`, but not what others mean by it.

@@ -77,7 +77,7 @@ def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> No
     tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
     assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Finished", "Fine-tuning", "Score"]
     # Folded away, with the reason in view.
-    fold = "<summary>These scores say little; “Read with care” says why.</summary>"
+    fold = "<summary>These scores are not reliable; “Read with care” explains why.</summary>"
     assert f"<details>{fold}" in html
     assert f"<li>{REASON.capitalize()}, so nothing shows that its scores" in html
     assert html.index('class="tile wide"') < html.index("<h2>Scores</h2>") < html.index('aria-label="Plots"')

@@ -122,9 +122,9 @@ def test_a_question_that_leaves_little_room_shortens_the_answer(alone: ChatModel
     conversation = Conversation(alone, settings=ChatSettings(max_new_tokens=100))
     question = " ".join(["word"] * (256 - frame - 3))
     list(conversation.stream(question))
-    assert "room for 3 of the model's 256 tokens" in conversation.notice
+    assert "leaves 3 of the model's 256 tokens" in conversation.notice
     assert conversation.turns[0].ended_by == "length"
-    with pytest.raises(DataError, match="too long: with the prompt format it takes 256 tokens"):
+    with pytest.raises(DataError, match="too long: with the prompt format it has 256 tokens"):
         conversation.stream(question + " word word word")
     assert len(conversation.turns) == 1
 

@@ -98,7 +98,9 @@ def test_an_untuned_model_in_a_folder_is_never_a_strangers(
         lambda: benchmark_run(str(run.path), ["everyday_choice"], base=True),
     ]
     for use in uses:
-        with pytest.raises(ModelLoadError, match="trained from the model in the local folder `models/mine`, which is"):
+        with pytest.raises(
+            ModelLoadError, match="trained from the model in the local folder `models/mine`, which does not exist in"
+        ):
             use()
     run.model.unlink()
     with pytest.raises(ModelLoadError, match="`models/mine`"):

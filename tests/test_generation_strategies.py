@@ -58,8 +58,12 @@ def test_names_are_read_kindly() -> None:
 @pytest.mark.parametrize(
     ("strategy", "fields", "problem"),
     [
-        ("greedy", {"top_p": 0.5}, "`top_p` is 0.5, which has no effect with it; it has nothing to set"),
-        ("sample", {"num_beams": 3}, "`num_beams` is 3, which has no effect with it; it takes `temperature`, `top_k`"),
+        ("greedy", {"top_p": 0.5}, "`top_p` is 0.5, which has no effect with it; it has no settings"),
+        (
+            "sample",
+            {"num_beams": 3},
+            "`num_beams` is 3, which has no effect with it; it supports `temperature`, `top_k`",
+        ),
         ("top-p", {"top_p": 1.5}, "`top_p` is 1.5; it must be"),
         ("top-p", {"temperature": "hot"}, "`temperature` is 'hot'; it must be"),
         ("top-k", {"top_k": float("nan")}, "`top_k` is nan; it must be"),

@@ -91,7 +91,7 @@ def test_what_is_there_is_replaced_only_when_told(models: dict[str, Path], tmp_p
     with pytest.raises(PublishError, match=r"out` already exists. Replace it with `--force`"):
         export(run, "merged", out=tmp_path / "out")
     with pytest.raises(
-        PublishError, match=r"out` is a folder without an export, so it is not replaced, not even with `--force` "
+        PublishError, match=r"out` is a folder without an export, so it is not replaced, not even with `--force`"
     ):
         export(run, "merged", out=tmp_path / "out", force=True)
     with pytest.raises(PublishError, match=r"run` is a folder without an export"):
@@ -136,7 +136,7 @@ def test_a_file_that_fails_its_check_is_deleted(
 ) -> None:
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     monkeypatch.setattr("hf_instruct.hub.gguf_file.pair_rotated", lambda weight, heads: weight)
-    with pytest.raises(PublishError, match=r"The GGUF file is not the model that was trained"):
+    with pytest.raises(PublishError, match=r"The GGUF file differs from the trained model"):
         export(run, "gguf")
     assert names(run.path / "export") == []
 

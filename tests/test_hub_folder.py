@@ -126,7 +126,7 @@ def test_the_text_of_the_card(published: Path) -> None:
         "| mean score, 0 to 100 | 26.3 (0.0 to 90.0), n=4 | 68.3 (20.0 to 100.0), n=3 |",
     ):
         assert f"\n{line}\n" in text, line
-    assert "verdict on 1 of 4 answers" in text
+    assert "1 of 4 answers of the tuned model" in text
     # Paired over a, b and c: +75, +100 and -70.
     assert "+35.0 points, 95 % interval -70.0 to +100.0." in text
     assert "`logging_steps`" not in text
@@ -161,7 +161,7 @@ def test_metrics_with_their_intervals(full_run: RunFolder, tmp_path: Path) -> No
     assert (metric["type"], metric["value"]) == ("acc", 0.525)
     assert (metric["args"]["standard_error"], metric["args"]["n"]) == (0.08, 40)
     for part in (
-        "| license of these weights | unknown: the publisher named none |",
+        "| license of these weights | unknown: not specified by the publisher |",
         "| mean score, 0 to 100 (not reliable: see Limits) | 26.3 (0.0 to 90.0), n=4 | 68.3 (20.0 to 90.0), n=3 |",
         "| ROUGE-L |  | 0.55 (0.49 to 0.61), n=100 |",
         "2 of 4 test examples have the same instruction and input as a training example",
@@ -506,7 +506,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     for path in ("README.md", "config.json", "tokenizer_config.json"):
         assert "secret-client" not in (tmp_path / "out" / path).read_text()
     assert "| data | a file of the publisher's own, not published here |" in text
-    assert "| license of the data | unknown: the publisher named none |" in text
+    assert "| license of the data | unknown: not specified by the publisher |" in text
     assert "Judged by a model of the publisher's own@0000000 (local), rubric of the publisher" in text
     assert "a format of the publisher's own), which ends" in text
     assert "Q: {{ instruction }}|{{ input }}\nA:" in text

@@ -66,7 +66,7 @@ def test_a_folder_without_a_manifest_is_taken_as_it_is_and_one_with_half_of_it_i
     check_model(adapter / "missing")
     for content in ("", "{", "[]", '{"files": 3, "origin": null}'):
         (adapter / "manifest.json").write_text(content)
-        with pytest.raises(RunError, match=r"manifest.json` is not complete"):
+        with pytest.raises(RunError, match=r"manifest.json` is incomplete"):
             check_model(adapter)
 
 

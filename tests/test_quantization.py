@@ -126,7 +126,7 @@ def test_an_adapter_is_put_on_the_base_that_it_was_trained_on(
 
 def test_weights_that_are_quantized_are_not_trained_themselves(base: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(base, quantization="4bit")
-    with pytest.raises(ConfigError, match="give a `peft_config`"):
+    with pytest.raises(ConfigError, match="pass a `peft_config`"):
         train(model, tokenizer, SPLITS, output_dir=tmp_path)
     with pytest.raises(ConfigError, match=r"`model.quantization` is '4bit'.*add a `lora` section"):
         build_experiment({"model": {"quantization": "4bit"}}, where="here")
@@ -139,7 +139,9 @@ def test_what_cannot_be_quantized_is_one_sentence(base: Path, tmp_path: Path, mo
     with pytest.raises(ModelLoadError, match="`quantization` is 'int4'; allowed are `4bit`"):
         load_model(base, quantization="int4")
     find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: name != "bitsandbytes" and find(name, *rest))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest)
+    )
     with pytest.raises(ModelLoadError, match="pip install bitsandbytes"):
         load_model(base, quantization="8bit")
     values = {"data": {"source": "everyday"}, "model": {"name": str(base), "quantization": "4bit"}, "lora": None}

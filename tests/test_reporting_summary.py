@@ -20,8 +20,9 @@ judge             llama3@365c0bd (ollama), rubric course@7777777; n=4 of 4 / n=3
                   failure
 fine-tuning       5 min 14 s
 
-The intervals only cover the choice of test examples; training seed, decoding and judge are fixed. With another seed the
-numbers may vary more; `hf-instruct sweep EXPERIMENT.yaml --set train.seed=1,2,3` shows by how much.
+The intervals only cover the choice of test examples; training seed, decoding and judge
+are fixed. With another seed the numbers may vary more; `hf-instruct sweep
+EXPERIMENT.yaml --set train.seed=1,2,3` shows by how much.
 
 Name the author.  [gain +100]
   untuned     0   Elizabeth Bennet
@@ -40,9 +41,9 @@ Name a cloud.  [lowest score, 20]
 
 ! The scores show no difference: tuned - untuned is +35.0 points, 95 % interval -70.0 to
   +100.0, over the 3 examples scored on both sides. The interval includes zero.
-! Only 3 answers have a score: the standard error itself is uncertain.
-! The judge gave no readable verdict on 1 of 4 answers of the tuned model; counted as 0
-  or as 100, they would make the mean 51.3 or 76.3.
+! Only 3 answers have a score: the standard error is uncertain.
+! The judge gave no usable reply for 1 of 4 answers of the tuned model; counted as 0 or
+  as 100, they would make the mean 51.3 or 76.3.
 
 answers           {run}/responses.jsonl"""
 
@@ -57,7 +58,7 @@ def test_summary_names_what_is_missing(tmp_path: Path) -> None:
     summary = format_summary(run)
     assert re.search(r"^validation loss +1\.193 +0\.722$", summary, flags=re.MULTILINE)
     assert "score" not in summary
-    assert summary.endswith(f"! Missing: the tuned model's answers. Make it with `hf-instruct generate {run.path}`.")
+    assert summary.endswith(f"! Missing: the tuned model's answers. Create it with `hf-instruct generate {run.path}`.")
 
 
 @pytest.mark.parametrize("width", [80, 100])

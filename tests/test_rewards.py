@@ -397,7 +397,7 @@ def test_a_run_goes_on_with_the_rewards_it_began_with(experiment: dict[str, Any]
     folder = run(values, tmp_path / "run", stages=["data", "train"])
     shutil.rmtree(folder.model)
     folder.training_summary.unlink()
-    with pytest.raises(RunError, match="was trained with the reward none, and now it is count_a"):
+    with pytest.raises(RunError, match="was trained with the reward none, but now it is count_a"):
         run(values, folder.path, resume=True, stages=["train"], reward_funcs=[functools.partial(count_a)])
 
 

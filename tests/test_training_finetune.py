@@ -291,7 +291,7 @@ def test_a_token_that_the_model_lacks_is_a_message(tiny_gpt2: Path, tmp_path: Pa
 def test_empty_splits_are_refused(tiny_gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         train_tiny(tiny_gpt2, tmp_path, splits={})
-    assert str(caught.value) == "There is nothing to train on: the split(s) train and validation contain no examples."
+    assert "the split(s) train and validation contain no examples" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -346,7 +346,7 @@ def test_a_finished_run_keeps_its_model_alone(unbroken, tiny_gpt2: Path, tmp_pat
     (path / "checkpoints" / "logs").mkdir()
     train_tiny(tiny_gpt2, path, dropout=0.1, resume=True)
     assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["logs"]
-    assert re.search(r"The model is saved; deleted \d+ MB of checkpoints", caplog.text)
+    assert re.search(r"The model is saved; deleted .* MB of checkpoints", caplog.text)
     assert all(
         torch.equal(value, weights(path / "model")[name]) for name, value in weights(unbroken[0] / "model").items()
     )

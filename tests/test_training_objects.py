@@ -79,7 +79,7 @@ def test_what_is_slow_is_said(tiny_gpt2: Path, tmp_path: Path, caplog) -> None:
     ("options", "said"),
     [
         ({"args": "2 epochs"}, "`args` is a `str`; pass a `SFTConfig` or a mapping"),
-        ({"peft_config": 16}, "`peft_config` is a `int`; give a `LoraConfig`"),
+        ({"peft_config": 16}, "`peft_config` is a `int`; pass a `LoraConfig`"),
         ({"args": {"chat_template_path": "x.jinja"}}, r"no chat template can be read there \(.*No such file"),
         ({"args": {"chat_template_path": "{model}"}}, "no chat template can be read there"),
         ({"args": {"chat_template_path": "x.jinja"}, "prompt_format": "phi3"}, "`phi3` is set; remove one"),
