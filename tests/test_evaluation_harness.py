@@ -174,9 +174,9 @@ def test_a_run_and_its_base_side_by_side(
     # What is logged pytest takes; a bar or a hint of another program would be here.
     assert captured.err == ""
     base_name = run.load_experiment().model.name
-    assert caplog.messages == [f"Asking {name}: everyday_choice" for name in (run.path, base_name)]
+    assert caplog.messages == [f"Evaluating {name}: everyday_choice" for name in (run.path, base_name)]
     lines = captured.out.splitlines()
-    assert lines[0].split() == ["task", "metric", "n", "few-shot", "base", "tuned", "difference,", "95", "%"]
+    assert lines[0].split() == ["task", "metric", "n", "few-shot", "untuned", "tuned", "difference,", "95", "%"]
     assert [line.split()[:4] for line in lines[1:3]] == [
         ["everyday_choice", metric, "10", "0"] for metric in ("acc", "acc_norm")
     ]

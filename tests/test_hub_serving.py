@@ -106,7 +106,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
     try:
         assert process.stdout is not None
         first = process.stdout.readline()
-        assert first == f"`mine` answers at http://127.0.0.1:{port}/v1   (press Ctrl-C to stop)\n"
+        assert first == f"`mine` is served at http://127.0.0.1:{port}/v1   (press Ctrl-C to stop)\n"
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         assert [listed.id for listed in client.models.list()] == ["mine"]
         question = "Name the capital of France."

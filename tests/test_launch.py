@@ -102,12 +102,19 @@ def test_two_processes_measure_rewards_like_one(experiment: Path, environment, t
     values = json.loads(experiment.read_text())
     settings = {**values.pop("train"), "num_train_epochs": 1, "max_steps": 2, "num_generations": 4}
     settings |= {"max_completion_length": 6, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
-    experiment.write_text(json.dumps({**values, "grpo": settings, "rewards": {"length": 1}}))
-    common = ["recipes/grpo.py", experiment, "--run-dir"]
+    experiment.write_text(json.dumps({**values, "grpo": settings}))
+    # The tiny model's answers are blank: the reward depends on the prompt too.
+    reward = tmp_path / "mine.py"
+    reward.write_text(
+        "def measure(completion_ids, id, **_):\n"
+        "    return [len(ids) + sum(map(ord, name)) % 7 for ids, name in zip(completion_ids, id)]\n"
+    )
+    common = ["recipes/grpo.py", experiment, "--reward", f"{reward}:measure", "--run-dir"]
     one, two = tmp_path / "one", tmp_path / "two"
     call([BIN / "python", *common, one], environment)
     call([*launcher("cpu_2proc.yaml"), *common, two], environment)
     first, again = (next(row for row in training_rows(run) if row["kind"] == "evaluation") for run in (one, two))
+    assert first["reward"] > 0
     # Three held-out prompts: the second process repeats one, which does not count.
     assert (again["reward"], again["answer_tokens"]) == pytest.approx((first["reward"], first["answer_tokens"]))
     assert [row["step"] for row in training_rows(two) if row["kind"] == "train"] == [1, 2]
