@@ -333,7 +333,13 @@ def test_ctrl_c_and_sigterm_as_they_come(run: RunFolder, hub: FakeHub, tmp_path:
     command = [sys.executable, "-m", "hf_instruct", "push", str(run.path), "--to", ID]
     for number, status in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**known, **settings}
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**known, **settings},
+            # A shell lets what it starts in the background ignore Ctrl-C, this suite too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         # Long enough for it to be seen before the answer comes.
         hub.before["preupload"] = lambda process=process, number=number: (process.send_signal(number), time.sleep(3))
