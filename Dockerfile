@@ -1,7 +1,7 @@
 # Two images, for a CPU and for NVIDIA GPUs. Not tested with Docker: the CPU image's pip commands were run in a new
 # environment, and there the demo's data, first answers and first training steps, as a user without a name.
 #
-#   docker build --target cpu -t hf-instruct .
+#   docker build --target cpu --build-arg TORCH_INDEX=URL -t hf-instruct .   (URL: PyTorch's index of CPU builds)
 #   docker build --target cuda -t hf-instruct:cuda .
 #
 # The demo, whose model is in the image; it needs no network. What it makes is in ./runs afterwards:
@@ -34,7 +34,7 @@ RUN pip install -c constraints.txt '.[gguf,quantization,serve,ui]' && pip instal
 
 FROM base AS cpu
 COPY . .
-# PyTorch's index of builds without CUDA.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --extra-index-url $TORCH_INDEX -c constraints.txt '.[gguf,serve,ui]' \
+# Without it, PyTorch's default build brings several GB of CUDA libraries.
+ARG TORCH_INDEX=
+RUN pip install ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX} -c constraints.txt '.[gguf,serve,ui]' \
     && pip install --no-deps -r data-packages.txt
