@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.console import align, format_interval, format_points, format_signed
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import ConfigError, DataError, JudgeError
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
 from hf_instruct.evaluation.intervals import FEWEST
@@ -33,7 +33,7 @@ from hf_instruct.evaluation.scores import describe_check, label_judge
 from hf_instruct.evaluation.scoring import judge_with
 from hf_instruct.records import Example, write_json, write_rows
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import MODELS, Check, CheckOutcome, JudgeIdentity, Judgment, KindSummary, SelfCheck
+from hf_instruct.schema import MODELS, Check, CheckOutcome, JudgeIdentity, Judgment, KindSummary, Response, SelfCheck
 from hf_instruct.servers import run_sync
 
 logger = logging.getLogger(__name__)
@@ -80,11 +80,11 @@ def run_self_check(
         )
     load_rubric(settings.rubric)
     # Examples without a wrong answer are refused before a judge is loaded.
-    build_probes(sample_examples(examples, limit), examples)
+    probes = _choose_probes(examples, limit)
 
     async def work() -> SelfCheck:
         async with opened_judge(settings, judge) as used:
-            return await _check(used, examples, settings, limit=limit, out=out, options=options or JudgeOptions())
+            return await _check(used, probes, settings, out=out, options=options or JudgeOptions())
 
     return run_sync(work())
 
@@ -112,7 +112,8 @@ async def check_briefly(
         return
     try:
         async with asyncio.timeout(_SHORT_SECONDS):
-            await _check(judge, examples, settings, limit=DEFAULT_LIMIT, out=out, options=options, kinds=_SHORT_KINDS)
+            probes = _choose_probes(examples, DEFAULT_LIMIT, kinds=_SHORT_KINDS)
+            await _check(judge, probes, settings, out=out, options=options)
     except DataError as error:
         logger.info("The judge was not checked: %s", error)
     except TimeoutError:
@@ -123,21 +124,31 @@ async def check_briefly(
         )
 
 
-async def _check(
-    judge: Judge,
-    examples: Sequence[Example],
-    settings: JudgeSection,
-    *,
-    limit: int,
-    out: Path | None,
-    options: JudgeOptions,
-    kinds: Collection[str] = (),
-) -> SelfCheck:
-    rubric = load_rubric(settings.rubric)
+def refuse_failed_judge(judge: Judge, settings: JudgeSection, advice: str) -> None:
+    """Raise `JudgeError` if a judge failed its last check under the rubric; `advice` follows the reason.
+
+    Args:
+        judge: The judge, prepared.
+        settings: Which rubric.
+        advice: What follows from the failed check, and what to do.
+    """
+    known = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
+    if known and known.passed is False:
+        raise JudgeError(f"The judge {describe_check(known)}{advice}")
+
+
+def _choose_probes(examples: Sequence[Example], limit: int, *, kinds: Collection[str] = ()) -> list[Response]:
+    """Return the answers to judge, made from at most `limit` examples."""
     chosen = sample_examples(examples, limit)
     if len(chosen) < FEWEST:
         logger.warning("%d examples are too few to check a judge; the default is %d.", len(chosen), DEFAULT_LIMIT)
-    probes = build_probes(chosen, examples, kinds=kinds)
+    return build_probes(chosen, examples, kinds=kinds)
+
+
+async def _check(
+    judge: Judge, probes: Sequence[Response], settings: JudgeSection, *, out: Path | None, options: JudgeOptions
+) -> SelfCheck:
+    rubric = load_rubric(settings.rubric)
     files = RunFolder(out / "self_check") if out else None
     if files:
         write_rows(files.responses, probes)

@@ -10,20 +10,18 @@ from typing import Any
 from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.console import redact
-from hf_instruct.errors import ConfigError, JudgeError
+from hf_instruct.errors import ConfigError
 from hf_instruct.evaluation.backends import opened_judge
-from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.ollama import parse_ollama_host
 from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.evaluation.scores import describe_check
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
-from hf_instruct.evaluation.self_check import check_briefly
+from hf_instruct.evaluation.self_check import check_briefly, refuse_failed_judge
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import MODELS, TUNED, JudgeIdentity, Response
+from hf_instruct.schema import MODELS, TUNED, Response
 from hf_instruct.servers import run_sync
 
 
@@ -105,12 +103,9 @@ def judge_sets(
                 examples = [Example(id, *fields) for id, fields in texts.items()]
                 checking = dataclasses.replace(options, title="Checking the judge")
                 await check_briefly(judge, examples, settings, out=folder.path, options=checking)
-            known = find_self_check(JudgeIdentity.model_validate(judge.identity()), rubric)
-            if options.refuse_failed and known and known.passed is False:
-                raise JudgeError(
-                    f"The judge {describe_check(known)}. Choose another with `--judge` and `--model`, or use its "
-                    "scores anyway with `--force`."
-                )
+            if options.refuse_failed:
+                advice = ". Choose another with `--judge` and `--model`, or use its scores anyway with `--force`."
+                refuse_failed_judge(judge, settings, advice)
             titled = {name: dataclasses.replace(options, title=f"Judging, {name}") for name in sets}
             return {
                 name: await judge_with(judge, responses, settings, files=folder, options=titled[name])

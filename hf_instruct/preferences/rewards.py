@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import JudgeSection, build_experiment
-from hf_instruct.errors import ConfigError, JudgeError, did_you_mean, quote_names
+from hf_instruct.errors import ConfigError, did_you_mean, quote_names
 from hf_instruct.evaluation.backends import choose_judge, opened_judge
-from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.judges import Judge
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.evaluation.scores import describe_check
 from hf_instruct.evaluation.scoring import judge_alone
-from hf_instruct.evaluation.self_check import check_briefly
+from hf_instruct.evaluation.self_check import check_briefly, refuse_failed_judge
 from hf_instruct.evaluation.text_metrics import exact_match, rouge_l, token_f1
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import JudgeIdentity, Response
+from hf_instruct.schema import Response
 from hf_instruct.servers import run_sync
 
 
@@ -129,11 +126,11 @@ def check_rewarding_judge(settings: JudgeSection, examples: Sequence[Example], r
         async with opened_judge(settings) as judge:
             options = JudgeOptions(title="Checking the judge", go_on="Continue with `--resume`.")
             await check_briefly(judge, examples, settings, out=run.path, options=options)
-            known = find_self_check(JudgeIdentity.model_validate(judge.identity()), load_rubric(settings.rubric))
-        if known and known.passed is False:
-            raise JudgeError(
-                f"The judge {describe_check(known)}, so `rewards.judge` would reward the wrong answers. Choose another "
-                "(`--judge.backend`, `--judge.model`), or use it anyway with `--judge.check false`."
+            refuse_failed_judge(
+                judge,
+                settings,
+                ", so `rewards.judge` would reward the wrong answers. Choose another (`--judge.backend`, "
+                "`--judge.model`), or use it anyway with `--judge.check false`.",
             )
 
     if settings.check:
