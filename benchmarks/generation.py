@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
     from hf_instruct.records import Example
 
-    Answerer = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", list[Example], int], list[str]]
-
-_BATCH_SIZE = 32
+    Answerer = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", list[Example], int, int], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +29,8 @@ class GenerationJob:
         data: The course's data file; its test examples are answered.
         prompts: How many of them, spread evenly; slow contestants answer few, and the time of one counts.
         new_tokens: Tokens of each answer.
+        batch_size: Prompts in a batch, of the contestants that have batches of one size.
+        warm_up: Prompts to answer before, with 2 tokens each.
     """
 
     contestant: str
@@ -38,6 +38,8 @@ class GenerationJob:
     data: str
     prompts: int = 110
     new_tokens: int = 64
+    batch_size: int = 32
+    warm_up: int = 1
 
 
 def run_generation(**values: Any) -> dict[str, Any]:
@@ -56,9 +58,9 @@ def run_generation(**values: Any) -> dict[str, Any]:
     count = min(job.prompts, len(examples))
     chosen = [examples[index * len(examples) // count] for index in range(count)]
     # The first product of each shape costs extra; so does the first import of what generation needs.
-    answer(model, tokenizer, chosen[:1], 2)
+    answer(model, tokenizer, chosen[: job.warm_up], 2, job.batch_size)
     start = read_clock()
-    texts = answer(model, tokenizer, chosen, job.new_tokens)
+    texts = answer(model, tokenizer, chosen, job.new_tokens, job.batch_size)
     seconds = read_clock() - start
     return {
         "seconds": seconds / count,
@@ -70,7 +72,11 @@ def run_generation(**values: Any) -> dict[str, Any]:
 
 
 def answer_ours(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", new_tokens: int
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: "list[Example]",
+    new_tokens: int,
+    _batch_size: int,
 ) -> list[str]:
     """Answer as every user of this package does: `hf_instruct.generate_responses` at its defaults.
 
@@ -87,30 +93,16 @@ def answer_ours(
 
 
 def answer_batched(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", new_tokens: int
-) -> list[str]:
-    """Answer with `generate()` in left-padded batches of 32, as Transformers' documentation does.
-
-    Source: https://huggingface.co/docs/transformers/llm_tutorial
-    """
-    return _generate(model, tokenizer, examples, new_tokens=new_tokens, batch_size=_BATCH_SIZE)
-
-
-def answer_one_by_one(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", new_tokens: int
-) -> list[str]:
-    """Answer with `generate()` one prompt after the other, with its cache."""
-    return _generate(model, tokenizer, examples, new_tokens=new_tokens, batch_size=1)
-
-
-def _generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     examples: "list[Example]",
-    *,
     new_tokens: int,
     batch_size: int,
 ) -> list[str]:
+    """Answer with `generate()` in left-padded batches, as Transformers' documentation does.
+
+    Source: https://huggingface.co/docs/transformers/llm_tutorial
+    """
     texts: list[str] = []
     prompts = [_format(example) for example in examples]
     for start in range(0, len(prompts), batch_size):
@@ -124,8 +116,23 @@ def _generate(
     return [text.strip() for text in texts]
 
 
+def answer_one_by_one(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: "list[Example]",
+    new_tokens: int,
+    _batch_size: int,
+) -> list[str]:
+    """Answer with `generate()` one prompt after the other, with its cache."""
+    return answer_batched(model, tokenizer, examples, new_tokens, 1)
+
+
 def answer_course(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", new_tokens: int
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    examples: "list[Example]",
+    new_tokens: int,
+    _batch_size: int,
 ) -> list[str]:
     """Answer with the loop that the course teaches: no cache, so each token computes the whole text again.
 
@@ -157,6 +164,8 @@ CONTESTANTS: "dict[str, tuple[str, Answerer]]" = {
     "batched": ("float32", answer_batched),
     "one-by-one": ("float32", answer_one_by_one),
     "course": ("float32", answer_course),
+    "batched-bf16": ("bfloat16", answer_batched),
+    "one-by-one-bf16": ("bfloat16", answer_one_by_one),
 }
 """Each contestant's precision, and how it answers. In float32 the answers of all have to be the same."""
 

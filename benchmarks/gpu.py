@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: training steps on one GPU, ours beside TRL and the course's loop, as a Markdown table.
+"""`python -m benchmarks.gpu`: training steps and answers on one GPU, ours beside others', as Markdown tables.
 
 The contestants, the batches and the losses are those of `python -m benchmarks`; a turn is long (two epochs of the
 course's data in the first case), because a step takes milliseconds and PyTorch's allocator settles only after many.
@@ -16,6 +16,8 @@ from typing import Any
 from benchmarks.__main__ import DATA
 from benchmarks.bench import Bench, median_rate, tell
 from benchmarks.contestants import TrainingJob
+from benchmarks.generation import GenerationJob
+from benchmarks.others import compare_answers
 from benchmarks.processes import BenchmarkError, Deadline, run_job
 from benchmarks.training import check_losses, merge_turns
 
@@ -49,6 +51,29 @@ CASES = [
     GpuCase("GPT-2 medium 355M, batch 32", "gpt2-medium", 32, 60),
     GpuCase("GPT-2 medium, LoRA r 16, batch 8", "gpt2-medium", 8, 60, _ALL[:3], lora=True),
 ]
+# How many of the course's 110 test prompts each answers, with 64 tokens; all contestants with batches have one.
+ANSWERS = {"ours": 110, "batched": 110, "ours-bf16": 110, "batched-bf16": 110, "one-by-one-bf16": 8, "course": 2}
+
+
+def run_answers(shape: str, bench: Bench, *, dry: bool) -> dict[str, dict[str, Any]]:
+    """Return what each contestant's answers took, by name: the report of its job and how many equal ours in float32.
+
+    Raises:
+        BenchmarkError: A contestant failed.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, count in ANSWERS.items():
+        prompts = 2 if dry else count
+        job = GenerationJob(name, bench.model(shape), bench.data, prompts, 8 if dry else 64, prompts, prompts)
+        found[name] = run_job("generation", job)
+        found[name]["equal"] = compare_answers(found["ours"]["responses"], found[name]["responses"])
+        tell(f"{shape}: {name}: {_format_answers(found[name])}")
+    return found
+
+
+def _format_answers(found: dict[str, Any]) -> str:
+    tokens = found["new_tokens"] / found["seconds"]
+    return f"{found['seconds'] * 1000:.1f} ms, {tokens:,.0f} tokens/s, {found['peak_memory_bytes'] / 1e9:.1f} GB"
 
 
 def run_case(case: GpuCase, bench: Bench) -> dict[str, dict[str, Any]]:
@@ -94,14 +119,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", type=Path, default=DATA, help="the course's instruction-data.json")
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
+    parser.add_argument("--only", choices=("training", "answers"), help="leave the others out")
     parser.add_argument("--dry", action="store_true", help="tiny models and three steps, on any device")
     options = parser.parse_args(arguments)
     # The batches differ in length from step to step; without it memory is cut into pieces, TRL's most of all.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    results, failed = {}, False
+    results, answers, failed = {}, {}, False
     with tempfile.TemporaryDirectory(prefix="hf-instruct-bench-") as folder:
         bench = Bench("dry" if options.dry else "full", str(options.data.resolve()), Path(folder), Deadline())
-        for case in CASES:
+        if options.only != "training":
+            answers = run_answers("gpt2-medium", bench, dry=options.dry)
+            print("| an answer of GPT-2 medium | time | equal to ours in float32 |\n|---|---|---|")
+            for name, found in answers.items():
+                print(f"| {name} | {_format_answers(found)} | {found['equal']:.0%} of {len(found['responses'])} |")
+        for case in CASES if options.only != "answers" else []:
             chosen = dataclasses.replace(case, batch_size=2, steps=3) if options.dry else case
             try:
                 results[case.title] = run_case(chosen, bench)
@@ -110,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
                 tell(f"{case.title}: FAILED: {error}")
             if options.output:
                 options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(format_table(results))
+    if results:
+        print(format_table(results))
     return int(failed)
 
 

@@ -85,8 +85,12 @@ def test_the_batch_size_follows_the_free_memory(tiny, monkeypatch: pytest.Monkey
         sizes.append(choose_batch_size(model, prompts, **GREEDY))
     assert sizes == [1, 1, 50, 128]
     assert choose_batch_size(model, [[1] * 28] * 3, max_new_tokens=10, generation={"num_beams": 1}) == 128
-    # What is sampled or searched with beams does not depend on the memory.
-    for generation in ({"do_sample": True}, {"num_beams": 2}):
+    sampling = {"do_sample": True, "top_k": 0, "seed": 3, "num_return_sequences": 4}
+    assert choose_batch_size(model, [[1] * 28] * 3, max_new_tokens=10, generation=sampling) == 32, "of 4 rows each"
+    free[0] = int(40.01 * (row + tiny_models.VOCABULARY * 12) / 0.4)
+    assert choose_batch_size(model, prompts, max_new_tokens=100, generation=sampling) == 10
+    # What `generate()` samples or searches with beams does not depend on the memory.
+    for generation in ({"do_sample": True, "top_k": 5}, {"num_beams": 2}):
         assert choose_batch_size(model, [[1]], max_new_tokens=10, generation=generation) == 32
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from transformers import GenerationConfig, MistralConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, MistralConfig, PreTrainedModel
 
 from hf_instruct.errors import ConfigError
 from hf_instruct.generation import decoding, decoding_loop
@@ -57,6 +57,27 @@ def test_an_answer_stops_at_the_end_token(gpt2) -> None:
 def test_beams_and_other_fields_are_passed_on(gpt2) -> None:
     assert complete(gpt2, PROMPTS[:2], num_beams=3) != complete(gpt2, PROMPTS[:2])
     assert complete(gpt2, PROMPTS, num_beams=2) == [complete(gpt2, [prompt], num_beams=2)[0] for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("wrong", ["", "cannot be captured", "other logits"])
+def test_replayed_steps_answer_as_plain_ones(tiny, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """What a GPU replays from memory is done again here by the step itself."""
+    model, _ = tiny
+    prompts = [PREFIX + prompt for prompt in PROMPTS]
+    settings = {"ends": set(range(0, END, 25)) | {END}, "max_new_tokens": 40, "pad_id": END}
+    expected = decoding_loop.decode(model, prompts, **settings)
+    captured = []
+
+    def capture(step):
+        captured.append(step)
+        if wrong == "cannot be captured":
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return (lambda: (step(), step())) if wrong == "other logits" else step
+
+    monkeypatch.setattr(decoding_loop, "_can_capture", lambda model: True)
+    monkeypatch.setattr(decoding_loop, "_captured", capture)
+    assert decoding_loop.decode(model, prompts, **settings) == expected
+    assert len(captured) == 1 if wrong else len(captured) > 1, "again after rows have left the batch"
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -138,17 +159,18 @@ def test_rows_that_end_leave_the_batch(tiny, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_common_prefix_is_computed_once(gpt2, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = gpt2
     shapes: list[tuple[int, ...]] = []
-    forward = decoding_loop._Batch._forward
+    forward = decoding_loop._next_logits
 
-    def recorded(self, input_ids, mask, positions):
+    def recorded(model, keywords, input_ids, mask, positions):
         shapes.append(tuple(input_ids.shape))
-        logits = forward(self, input_ids, mask, positions)
+        logits = forward(model, keywords, input_ids, mask, positions)
         # A copy at every step is what the layout of the cache is there to save.
-        assert all(layer.keys.is_contiguous() and layer.values.is_contiguous() for layer in self._cache.layers)
+        layers = next(value for value in keywords.values() if isinstance(value, DynamicCache)).layers
+        assert all(layer.keys.is_contiguous() and layer.values.is_contiguous() for layer in layers)
         assert logits.shape == (len(input_ids), tiny_models.VOCABULARY)
         return logits
 
-    monkeypatch.setattr(decoding_loop._Batch, "_forward", recorded)
+    monkeypatch.setattr(decoding_loop, "_next_logits", recorded)
     decode(model, [PREFIX + prompt for prompt in PROMPTS], set(), count=3)
     assert shapes == [(1, 37), (8, 40), (8, 1), (8, 1)]
 

@@ -1,15 +1,18 @@
 """The decoding loop, greedy or sampling: the same answers as `generate()`, several times faster.
 
-The prompts' shared prefix is computed once, finished rows leave the batch, the cache grows in blocks instead of being
-copied at every step, and on a CPU attention for one new token is a plain matrix product. Models and settings that this
-loop does not support use `generate()`: see `decodes_greedily`.
+The prompts' shared prefix is computed once, finished rows leave the batch, and the cache grows in blocks instead of
+being copied at every step. On a CPU attention for one new token is a plain matrix product; on a CUDA GPU a step is
+captured once and replayed, because launching its kernels one by one takes several times as long as running them. Models
+and settings that this loop does not support use `generate()`: see `decodes_greedily`.
 
 Imports torch and Transformers; imported where it is used.
 """
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +26,17 @@ from hf_instruct.models import attending_by
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 # Tokens by which the cache grows: it is copied once a block, and attention reads half a block of zeros on average.
 _BLOCK = 32
 # The batch is compacted once at least this share of its rows has ended. Each new batch size costs the cache's copy, and
 # on a CPU a new kernel for every shape of matrix product: together about what two steps cost.
 _ENDED_SHARE = 0.25
+# The same where steps are replayed: each new batch size is captured again, which costs about four steps.
+_ENDED_SHARE_OF_REPLAYED = 0.5
+# Between a captured step's logits and those of the step itself, as a share of the largest; 1e-5 in float32.
+_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 2e-2}
 _CPU_ATTENTION = "hf_instruct_decoding"
 # Fields of `GenerationConfig` that do not change what greedy search chooses, whatever their value.
 _WITHOUT_EFFECT = {
@@ -190,7 +199,7 @@ def decode(
             num_ended = int(ended.sum())
             if num_ended == len(ended) or step == max_new_tokens - 1:
                 break
-            if num_ended >= _ENDED_SHARE * len(ended):
+            if num_ended >= len(ended) * (_ENDED_SHARE_OF_REPLAYED if batch.replays else _ENDED_SHARE):
                 kept = (~ended).nonzero().flatten()
                 batch.keep(kept)
                 latest, ended = latest[kept], ended[kept]
@@ -218,17 +227,25 @@ class _Batch:
 
     Attributes:
         rows: Which prompt each row is of, `[rows]`.
-        logits: Of each row's next token, `[rows, vocabulary]`.
+        logits: Of each row's next token, `[rows, vocabulary]`; the next step may overwrite them.
+        replays: Whether steps are captured and replayed.
     """
 
     def __init__(
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], *, max_new_tokens: int, pad_id: int
     ) -> None:
-        self._model, device = model, model.device
+        device = model.device
+        self.replays = _can_capture(model)
         inner = without_adapter(model)
         self._cache = DynamicCache(config=inner.config)
-        self._keywords = {str(_find_cache_argument(inner)): self._cache, "use_cache": True, "logits_to_keep": 1}
-        self._cache.layers = [_BlockLayer() for _ in self._cache.layers]
+        keywords = {str(_find_cache_argument(inner)): self._cache, "use_cache": True, "logits_to_keep": 1}
+        # Without `self`: a cycle would keep a captured step's memory until the next garbage collection.
+        self._forward = functools.partial(_next_logits, model, keywords)
+        # A captured step reads and writes the same memory each time, so the cache has its whole size from the start.
+        total = _in_blocks(max(len(prompt) for prompt in prompts) + max_new_tokens, _BLOCK)
+        self._layers = [_BlockLayer(total if self.replays else _BLOCK) for _ in self._cache.layers]
+        self._cache.layers = list(self._layers)
+        self._replay: Callable[[], None] | None = None
         prefix = _common_prefix(prompts)
         if prefix:
             ids = torch.tensor([list(prompts[0][:prefix])], device=device)
@@ -250,19 +267,97 @@ class _Batch:
 
     def advance(self, latest: torch.Tensor) -> None:
         """Append one token to each row, `[rows]`, and compute `logits` after it."""
+        if self._replay:
+            self._latest.copy_(latest[:, None])
+            self._replay()
+        elif self.replays:
+            self._capture(latest)
+        else:
+            positions = self._positions[:, self._length : self._length + 1]
+            self.logits = self._forward(latest[:, None], self._mask[:, : self._length + 1], positions)
         self._length += 1
-        positions = self._positions[:, self._length - 1 : self._length]
-        self.logits = self._forward(latest[:, None], self._mask[:, : self._length], positions)
 
     def keep(self, kept: torch.Tensor) -> None:
         """Drop all rows but those at these indices; `logits` is of all until `advance`."""
+        self._replay = None
         self._cache.batch_select_indices(kept)
         self.rows, self._mask, self._positions = self.rows[kept], self._mask[kept], self._positions[kept]
 
-    def _forward(self, input_ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        output = self._model(input_ids=input_ids, attention_mask=mask, position_ids=positions, **self._keywords)
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+    def _capture(self, latest: torch.Tensor) -> None:
+        """Do one step, capture it, and replay it once: unless both agree, steps are not replayed."""
+        index, rows, forward = self._length, len(latest), self._forward
+        # All that a step reads or writes and that changes from step to step, moved on in place by the step itself.
+        self._latest = tokens = latest[:, None].clone()
+        self.logits = logits = self.logits.new_empty(rows, self.logits.shape[1])
+        position = self._positions[:, index : index + 1] - 1
+        slot = torch.full((1,), index - 1, device=latest.device)
+        room = self._layers[0].get_mask_sizes(1)[0]
+        seen = torch.zeros(rows, 1, 1, room, dtype=torch.bool, device=latest.device)
+        seen[..., :index] = self._mask[:, None, None, :index]
+        for layer in self._layers:
+            layer.slot = slot
+
+        def step() -> None:
+            slot.add_(1)
+            position.add_(1)
+            seen.index_fill_(-1, slot, True)
+            logits.copy_(forward(tokens, seen, position))
+
+        step()
+        expected = logits.clone()
+        try:
+            replay = _captured(step)
+            slot.sub_(1)
+            position.sub_(1)
+            replay()
+            differs = (logits - expected).abs().max() > _TOLERANCE.get(logits.dtype, 1e-5) * expected.abs().max()
+            problem = "it computes other logits" if differs else ""
+        except RuntimeError as error:
+            problem = str(error).splitlines()[0]
+        if not problem:
+            # The graph reads the tensors of `step` by their addresses, and does not keep them.
+            self._replay, self._step = replay, step
+            return
+        logger.info("Steps of this model are not replayed as a CUDA graph (%s): %d rows at a time.", problem, rows)
+        self.replays, self.logits = False, expected
+        for layer in self._layers:
+            layer.slot, layer.length = None, index + 1
+
+
+def _next_logits(
+    model: "PreTrainedModel",
+    keywords: Mapping[str, Any],
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """Return the logits after the last of a batch's tokens, `[rows, vocabulary]`."""
+    output = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, **keywords)
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
+
+
+def _can_capture(model: "PreTrainedModel") -> bool:
+    """Return whether a step can be captured: all of the model is on one GPU, and its attention takes our mask."""
+    inner = without_adapter(model)
+    return (
+        model.device.type == "cuda"
+        and inner.config._attn_implementation == "sdpa"
+        and all(type(weight.data) is torch.Tensor and weight.device == model.device for weight in model.parameters())
+    )
+
+
+def _captured(step: "Callable[[], None]") -> "Callable[[], None]":
+    """Return what does a step again, with the tensors it uses now, by a single launch.
+
+    Raises:
+        RuntimeError: It does what cannot be captured, such as waiting for a result.
+    """
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, such as those of a page, may go on using the GPU.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
 
 
 class _BlockLayer(DynamicLayer):
@@ -270,14 +365,20 @@ class _BlockLayer(DynamicLayer):
 
     Attention gets all of the room, because a slice of it would be copied by each matrix product; the mask, made for
     the same width, leaves the unused part out. It is filled with zeros; since it is masked, any finite value would do.
+
+    Attributes:
+        length: The tokens written; of captured steps, those before the first.
+        slot: Where captured steps write their one token, `[1]`; None outside of them.
     """
 
     # Of caches with room to spare, what Transformers asks before it leaves out the mask of a single token.
     is_compileable = True
 
-    def __init__(self) -> None:
+    def __init__(self, block: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.length = 0
+        self.slot: torch.Tensor | None = None
+        self._block = block
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -287,8 +388,10 @@ class _BlockLayer(DynamicLayer):
         if keys is None or values is None:
             keys, values = key_states[:, :, :0], value_states[:, :, :0]
             self.is_initialized = True
+        if self.slot is not None:
+            return keys.index_copy_(2, self.slot, key_states), values.index_copy_(2, self.slot, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
-        if missing := _in_blocks(self.length) - keys.shape[2]:
+        if missing := _in_blocks(self.length, self._block) - keys.shape[2]:
             keys, values = (torch.nn.functional.pad(states, (0, 0, 0, missing)) for states in (keys, values))
         keys[:, :, start : self.length] = key_states
         values[:, :, start : self.length] = value_states
@@ -301,11 +404,11 @@ class _BlockLayer(DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the room there will be after so many new tokens, and that it begins at the first."""
-        return _in_blocks(self.length + query_length), 0
+        return _in_blocks(self.length + query_length, self._block), 0
 
 
-def _in_blocks(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
+def _in_blocks(length: int, block: int) -> int:
+    return -(-length // block) * block
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
