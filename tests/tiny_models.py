@@ -95,9 +95,9 @@ def _load_once(folder: Path, dropout: float | None) -> tuple[PreTrainedModel, Pr
 
 
 def load_copy(folder: Path, *, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return what `load_model` does: a copy of the model and, since reading it takes its time, the same tokenizer."""
+    """Return what `load_model` does, copied rather than read again, which takes longer."""
     model, tokenizer = _load_once(folder, dropout)
-    return copy.deepcopy(model), tokenizer
+    return copy.deepcopy(model), copy.deepcopy(tokenizer)
 
 
 def tiny_examples(count: int, *, start: int = 0) -> list[Example]:
