@@ -57,6 +57,18 @@ def test_which_measure_leads() -> None:
     assert choose_leading([REASON], {"chrf"}) == ("", REASON)
 
 
+def test_metrics_lead_where_nothing_was_judged(run: RunFolder) -> None:
+    for file in (run.judgments, *run.path.glob("scores*.json")):
+        file.unlink()
+    results = read_results(run, run.load_experiment())
+    assert (results.leading, results.scores) == (("rouge_l", ""), [])
+    html = render_page(results)
+    tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
+    assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Finished", "Fine-tuning"]
+    assert "largest gains and losses in ROUGE-L first" in html
+    assert "Name the author.  [ROUGE-L 0.00 -> 1.00]" in format_summary(run)
+
+
 def test_the_summary_leads_with_the_metrics(run: RunFolder) -> None:
     summary = format_summary(run)
     labels = re.findall(r"^(exact match|ROUGE-L|validation loss|score of 100) ", summary, flags=re.MULTILINE)
