@@ -286,8 +286,9 @@ def test_a_rewriting_that_fails_is_counted_and_an_equal_one_left_out(run: RunFol
 
 @pytest.mark.parametrize("name", ["alpaca", "chat"])
 def test_the_file_is_read_as_it_is_by_dpo_and_in_trls_format(
-    tmp_path: Path, tiny_gpt2: Path, examples: list[Example], name: str
+    tmp_path: Path, tiny_gpt2: Path, examples: list[Example], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     model, tokenizer = tiny_models.load_copy(tiny_gpt2)
     folder = tmp_path / "model"
     tokenizer.chat_template = tiny_models.CHAT_TEMPLATE.replace("<|im_end|>", "{{ eos_token }}")
@@ -296,6 +297,7 @@ def test_the_file_is_read_as_it_is_by_dpo_and_in_trls_format(
     run = make_run(tmp_path / "run", folder, examples, prompt_format=name)
     found = build_preferences(run)
     pairs = load_pairs(found.path)
+    assert "columns not used" not in caplog.text
     prompt_format = PromptFormat.from_name(name)
     tokenized = tokenize_pairs(pairs, tokenizer, prompt_format, max_length=None)
     own = [example for split in ("train", "validation") for example in run.read_split(split)]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from hf_instruct.data.sources import build_dataset, load_examples
 from hf_instruct.errors import ConfigError, DataError, InstructError, RunError
 from hf_instruct.pipeline import run
-from hf_instruct.preferences.pairs import build_reference_pairs, load_pairs
+from hf_instruct.preferences.pairs import Candidate, choose_pair, list_counts, load_pairs
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, read_rows
 from hf_instruct.schema import PreferencePair, Response, TrainingRow
@@ -102,14 +103,15 @@ def test_the_courses_preference_file_is_read_as_it_is(course_file: Path, caplog:
     assert pairs[0]["rejected"].endswith('flat out wrong, get it together, the correct spelling is "friend".')
 
 
-def test_answers_that_equal_the_reference_make_no_pair(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    texts = {"a": "Red. \n", "b": "Blue.", "c": " "}
-    examples = [Example(id=name, instruction="Name a color.", input="", output="Red.") for name in texts]
-    responses = [Response(**vars(one), response=texts[one.id]) for one in examples]
-    (pair,) = build_reference_pairs(examples, responses)
-    assert (pair.id, pair.chosen, pair.rejected, pair.origin) == ("b", "Red.", "Blue.", "references")
-    assert "left out: equal to the reference 1, empty 1" in caplog.text
+def test_answers_that_equal_the_reference_make_no_pair() -> None:
+    left_out: Counter[str] = Counter()
+    pairs = [
+        choose_pair([Candidate("Red.", 1.0), Candidate(text, 0.0)], left_out) for text in ("Red. \n", "Blue.", " ")
+    ]
+    assert [pair and (pair[0].text, pair[1].text) for pair in pairs] == [None, ("Red.", "Blue."), None]
+    assert list_counts(left_out) == (
+        "left out: duplicate answers 1, prompts with fewer than two different answers 2, empty answers 1"
+    )
 
 
 @pytest.mark.parametrize("name", ["alpaca", "phi3"])

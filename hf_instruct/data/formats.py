@@ -2,12 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hf_instruct.data.problems import Problem, describe_type, list_names, shorten
 from hf_instruct.errors import DataError, did_you_mean, quote_names
 from hf_instruct.prompts import build_user_turn
+from hf_instruct.schema import PairRow
 
 FIELDS = ("instruction", "input", "output", "category", "id", "prompt", "messages")
 # Beside `messages` in our own files: how many turns were the prompt of a completion.
@@ -161,9 +162,10 @@ def _describe_missing(
     return problems
 
 
-def describe_unused(names: Iterable[str], fields: Mapping[str, str], file: str) -> list[str]:
-    """Return a notice of the columns that no field is read from, if any."""
-    unused = [name for name in names if name not in fields.values()]
+def describe_unused(names: Collection[str], fields: Mapping[str, str], file: str) -> list[str]:
+    """Return a notice of the columns that no field is read from, if any; those of our own pairs are all known."""
+    known = PairRow.model_fields if {"chosen", "rejected"} <= {*names} else ()
+    unused = [name for name in names if name not in fields.values() and name not in known]
     if not unused:
         return []
     notice = f"`{file}`: columns not used: {list_names(unused)}."

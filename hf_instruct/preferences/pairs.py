@@ -2,16 +2,16 @@
 
 import dataclasses
 import logging
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.console import pluralize
 from hf_instruct.data.sources import build_dataset, read_examples
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example
-from hf_instruct.schema import PreferencePair, Response
+from hf_instruct.schema import PreferencePair
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,31 +79,6 @@ def pair_up(example: Example, rejected: str, *, origin: str) -> PreferencePair:
     return PreferencePair(**values, chosen=example.output, rejected=rejected, origin=origin)
 
 
-def build_reference_pairs(examples: Sequence[Example], responses: Iterable[Response]) -> list[PreferencePair]:
-    """Return pairs that prefer each example's reference to a model's own answer.
-
-    Answers that are empty, or equal to the reference but for white space around them, make no pair; they are counted in
-    the log.
-    """
-    by_id = {example.id: example for example in examples}
-    pairs, num_equal, num_empty = [], 0, 0
-    for response in responses:
-        example, text = by_id[response.id], response.response.strip()
-        if not text:
-            num_empty += 1
-        elif text == example.output.strip():
-            num_equal += 1
-        else:
-            pairs.append(pair_up(example, text, origin=REFERENCES))
-    logger.info(
-        "%s of a reference and the model's own answer; left out: equal to the reference %d, empty %d",
-        pluralize(len(pairs), "pair"),
-        num_equal,
-        num_empty,
-    )
-    return pairs
-
-
 class Candidate(NamedTuple):
     """An answer that can be part of a pair."""
 
@@ -146,6 +121,17 @@ def choose_pair(
         left_out["prompts with too small a gap"] += 1
         return None
     return different[best], different[worst]
+
+
+def describe_pairs(answers: Sequence[tuple[str, str]], left_out: Mapping[str, int]) -> str:
+    """Return in what share of (chosen, rejected) answers the chosen one is longer, and what was left out."""
+    longer = statistics.fmean(len(chosen) > len(rejected) for chosen, rejected in answers)
+    return f"the chosen answer is the longer one in {100 * longer:.0f} %\n{list_counts(left_out)}"
+
+
+def list_counts(left_out: Mapping[str, int]) -> str:
+    """Return what was left out, by reason."""
+    return f"left out: {', '.join(f'{what} {count}' for what, count in left_out.items() if count) or 'nothing'}"
 
 
 def _enumerate(rows: Sequence[int]) -> str:

@@ -31,7 +31,7 @@ from hf_instruct.generation.answers import answer_examples, answer_into
 from hf_instruct.generation.stage import generation_fields, load_model_of_run
 from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 from hf_instruct.preferences.manners import POLITE, rewrite
-from hf_instruct.preferences.pairs import REFERENCES, SPLITS, Candidate, choose_pair
+from hf_instruct.preferences.pairs import REFERENCES, SPLITS, Candidate, choose_pair, describe_pairs, list_counts
 from hf_instruct.prompts import CHAT, PromptFormat, build_user_turn
 from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder, split_model
@@ -68,8 +68,8 @@ class PairSet:
         gaps = [pair.score_chosen - (pair.score_rejected or 0) for pair in self.pairs if pair.score_chosen is not None]
         if gaps:
             text += f"; mean gap {statistics.fmean(gaps):.3g} ({self.pairs[0].origin})"
-        longer = statistics.fmean(len(_read_text(pair.chosen)) > len(_read_text(pair.rejected)) for pair in self.pairs)
-        return f"{text}; the chosen answer is the longer one in {100 * longer:.0f} %\n{_list_counts(self.left_out)}"
+        answers = [(_read_text(pair.chosen), _read_text(pair.rejected)) for pair in self.pairs]
+        return f"{text}; {describe_pairs(answers, self.left_out)}"
 
 
 def build_preferences(
@@ -142,7 +142,7 @@ def build_preferences(
                     fields |= {"score_chosen": pair[0].score, "score_rejected": pair[1].score}
                 rows.append(_build_row(example, *pair, prompt_format).model_copy(update=fields))
         if not rows:
-            raise DataError(f"There is no pair to learn from; {_list_counts(+left_out)}.{_advise(by)}")
+            raise DataError(f"There is no pair to learn from; {list_counts(left_out)}.{_advise(by)}")
         write_rows(path, rows)
     return PairSet(rows, dict(+left_out), path)
 
@@ -331,10 +331,6 @@ def _build_row(example: Example, best: Candidate, worst: Candidate, prompt_forma
 
 def _read_text(answer: str | list[dict[str, str]]) -> str:
     return answer if isinstance(answer, str) else answer[-1]["content"]
-
-
-def _list_counts(left_out: Mapping[str, int]) -> str:
-    return f"left out: {', '.join(f'{what} {count}' for what, count in left_out.items()) or 'nothing'}"
 
 
 def _advise(by: str) -> str:

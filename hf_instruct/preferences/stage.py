@@ -1,6 +1,7 @@
 """The training stage of an experiment with a `dpo` section, by way of `preferences.jsonl`, or a `grpo` section."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,15 @@ from hf_instruct.config import Experiment
 from hf_instruct.console import pluralize
 from hf_instruct.data.sources import build_dataset, iterate_examples, load_split
 from hf_instruct.errors import ConfigError, DataError, RunError, quote_names
-from hf_instruct.preferences.pairs import REFERENCES, SPLITS, build_reference_pairs, read_pairs
+from hf_instruct.preferences.pairs import (
+    REFERENCES,
+    SPLITS,
+    Candidate,
+    choose_pair,
+    describe_pairs,
+    pair_up,
+    read_pairs,
+)
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompts import build_user_turn
 from hf_instruct.records import Example, read_rows, write_rows
@@ -127,8 +136,9 @@ def make_pairs(
     if run.preferences.exists():
         return
     section = experiment.preferences
+    left_out: Counter[str] = Counter()
     if section.source == REFERENCES:
-        pairs = _answer_training_prompts(run, experiment, model, tokenizer)
+        pairs = _answer_training_prompts(run, experiment, model, tokenizer, left_out)
     else:
         pairs = _split_pairs(run, section.source, section.limit)
     for split in SPLITS:
@@ -137,15 +147,19 @@ def make_pairs(
                 f"`{section.source}` gives no pair for the {split} split of this run, so there is nothing to "
                 f"{'learn from' if split == 'train' else 'measure progress on'}. Add more pairs."
             )
-    longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs) / len(pairs)
-    logger.info("%s; the chosen answer is longer in %.0f %% of them", pluralize(len(pairs), "pair"), 100 * longer)
+    answers = [(pair.chosen, pair.rejected) for pair in pairs]
+    logger.info("%s; %s", pluralize(len(pairs), "pair"), describe_pairs(answers, left_out))
     write_rows(run.preferences, pairs)
 
 
 def _answer_training_prompts(
-    run: RunFolder, experiment: Experiment, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+    run: RunFolder,
+    experiment: Experiment,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    left_out: Counter[str],
 ) -> list[PreferencePair]:
-    """Return the pairs of references and the model's own answers; answers are kept as they come."""
+    """Return pairs of a reference and the model's own answer; answers are saved as they come."""
     from hf_instruct.generation.answers import answer_examples, answer_into
     from hf_instruct.models import move_to_best_device
 
@@ -166,12 +180,12 @@ def _answer_training_prompts(
         )
 
     rows = answer_into(run.preferences_part, examples, answer, title="Answering training prompts")
-    responses = {row.id: row for row in rows}
+    split_of = {example.id: split for split, listed in splits.items() for example in listed}
     pairs = []
-    for split in SPLITS:
-        chosen = splits[split][: section.limit]
-        made = build_reference_pairs(chosen, [responses[example.id] for example in chosen])
-        pairs += [pair.model_copy(update={"split": split}) for pair in made]
+    for example, row in zip(examples, rows, strict=True):
+        if pair := choose_pair([Candidate(example.output, 1.0), Candidate(row.response, 0.0)], left_out):
+            made = pair_up(example, pair[1].text, origin=REFERENCES)
+            pairs.append(made.model_copy(update={"split": split_of[example.id]}))
     run.preferences_part.unlink()
     return pairs
 
