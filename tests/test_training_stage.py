@@ -14,7 +14,7 @@ from hf_instruct.records import read_file, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Preflight, TrainingSummary
 from hf_instruct.training.finetune import train
-from hf_instruct.training.stage import fine_tune
+from hf_instruct.training.stage import fine_tune, log_summary
 from hf_instruct.yaml_text import read_yaml
 
 SPLITS = {"train": tiny_models.tiny_examples(4), "test": [], "validation": tiny_models.tiny_examples(2, start=4)}
@@ -64,6 +64,24 @@ def test_no_file_of_a_run_holds_a_secret_or_takes_a_folder_for_a_hub_id(
     assert read_yaml(folder.config)["base_model_is_local"] is True
     noted = json.loads((folder.model / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert noted == str(tiny_gpt2)
+
+
+@pytest.mark.parametrize(
+    ("values", "measured"),
+    [
+        ({}, ""),
+        ({"validation_loss": 1.0}, " validation loss 1.000;"),
+        ({"validation_loss_before": 1.5, "validation_loss": 1.0}, " validation loss 1.500 -> 1.000;"),
+        ({"reward_before": 0.5, "reward": 0.75}, " mean reward on held-out prompts 0.500 -> 0.750;"),
+    ],
+)
+def test_the_log_says_only_what_was_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: dict[str, float], measured: str
+) -> None:
+    caplog.set_level("INFO")
+    given = {"steps": 2, "seconds": 3.0, "precision": "float32", "device": "cpu", "peak_memory_bytes": 2 * 10**9}
+    log_summary(RunFolder(tmp_path), TrainingSummary.model_construct(**{**given, **values}))
+    assert caplog.messages == [f"Trained 2 steps in 3 s (float32 on cpu);{measured} peak memory 2.0 GB"]
 
 
 def turns(asked: str, answer: str, role: str = "role", content: str = "content") -> list[dict[str, str]]:

@@ -28,15 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(handler=_run, verb="run", sections=SECTIONS)
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `run` and `train` have in common."""
+def add_run_options(parser: argparse.ArgumentParser, *, takes_reward: bool = True) -> None:
+    """Add what `run` and `train` have in common; `--reward` only where a reward can count."""
     parser.add_argument("experiment", nargs="?", type=Path, help="YAML file, or name of a recipe, such as `demo`")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/MODEL-EXPERIMENT)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
-    parser.add_argument(
-        "--reward", metavar="FILE.py:NAME", action="append", default=[], help="your own reward function, for `grpo`"
-    )
+    parser.set_defaults(reward=[])
+    if takes_reward:
+        parser.add_argument(
+            "--reward", metavar="FILE.py:NAME", action="append", help="your own reward function, for `grpo`"
+        )
     parser.add_argument("--fields", action="store_true", help="list our own fields with their defaults and exit")
 
 

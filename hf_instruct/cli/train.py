@@ -17,7 +17,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser, *, verb: str = "train") -> None:
     """Add the arguments of `train`, or of `dpo` or `grpo` for experiments with that section only."""
-    add_run_options(parser)
+    add_run_options(parser, takes_reward=verb != "dpo")
     # The judge may give rewards.
     sections = tuple(name for name in SECTIONS if name != "generate" and (name != "judge" or verb == "grpo"))
     parser.set_defaults(handler=_train, verb=verb, sections=sections)

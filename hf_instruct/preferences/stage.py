@@ -39,7 +39,7 @@ def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool 
         InstructError: The model cannot be loaded, the pairs cannot be made, or `train_preferences` raised.
     """
     from hf_instruct.training.preferences import train_preferences
-    from hf_instruct.training.stage import build_options, load_base, note_outcome
+    from hf_instruct.training.stage import build_options, load_base, log_summary
 
     _check_format(Path(run.find_base(experiment.model.name)), run, experiment)
     model, tokenizer = load_base(run, experiment)
@@ -50,7 +50,7 @@ def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool 
     # After the pairs: answers are those of the whole weights.
     options = build_options(run, experiment, model)
     summary = train_preferences(model, tokenizer, pairs, resume=resume, **options)
-    note_outcome(run, summary)
+    log_summary(run, summary)
     return summary
 
 
@@ -66,7 +66,7 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
     from hf_instruct.generation.decoding import find_ends
     from hf_instruct.preferences.rewards import build_rewards, check_rewarding_judge
     from hf_instruct.training.rewards import train_with_rewards
-    from hf_instruct.training.stage import build_options, load_base, note_outcome
+    from hf_instruct.training.stage import build_options, load_base, log_summary
 
     section, own = experiment.rewards, list(run.reward_funcs)
     origin = ", ".join(getattr(function, "origin", None) or get_callable_name(function) for function in own) or None
@@ -98,7 +98,7 @@ def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = Fa
     if is_main_process():
         run.add_provenance(reward=origin)
     summary = train_with_rewards(model, tokenizer, splits, reward_funcs=functions, resume=resume, **options)
-    note_outcome(run, summary)
+    log_summary(run, summary)
     return summary
 
 

@@ -35,7 +35,7 @@ def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -
     method = "LoRA" if experiment.lora is not None else "all weights"
     logger.info("Fine-tuning %s (%s) on %s", experiment.model.name, method, pluralize(len(splits["train"]), "example"))
     summary = train(model, tokenizer, splits, loss_on=experiment.data.loss_on, resume=resume, **options)
-    note_outcome(run, summary)
+    log_summary(run, summary)
     return summary
 
 
@@ -89,23 +89,21 @@ def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedMode
     }
 
 
-def note_outcome(run: RunFolder, summary: TrainingSummary) -> None:
+def log_summary(run: RunFolder, summary: TrainingSummary) -> None:
     """Log what training took, with what was measured on held-out examples, and note the run of wandb."""
     if (wandb := sys.modules.get("wandb")) and wandb.run and is_main_process():
         run.add_provenance(wandb_run=wandb.run.id)
-    measure, ends = "validation loss", (summary.validation_loss_before, summary.validation_loss)
+    measure, before, after = "validation loss", summary.validation_loss_before, summary.validation_loss
     if summary.reward is not None:
-        measure, ends = "mean reward on held-out prompts", (summary.reward_before, summary.reward)
-    before, after = (float("nan") if value is None else value for value in ends)
+        measure, before, after = "mean reward on held-out prompts", summary.reward_before, summary.reward
+    measured = [f"{value:.3f}" for value in (before, after) if value is not None]
     logger.info(
-        "Trained %s in %.0f s (%s on %s); %s %.3f -> %.3f; peak memory %.1f GB",
+        "Trained %s in %.0f s (%s on %s);%s peak memory %.1f GB",
         pluralize(summary.steps, "step"),
         summary.seconds,
         summary.precision,
         summary.device,
-        measure,
-        before,
-        after,
+        f" {measure} {' -> '.join(measured)};" if measured else "",
         summary.peak_memory_bytes / 1e9,
     )
 
