@@ -186,7 +186,6 @@ class PreferencesSection(_Section):
         "of a dataset on the Hub with `chosen` and `rejected`",
     )
     limit: Natural | None = Field(None, description="use only the first N pairs")
-    max_new_tokens: Natural = Field(256, description="maximum length of the model's own answers, in tokens")
 
 
 class RewardsSection(_Section):

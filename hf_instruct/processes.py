@@ -162,6 +162,10 @@ def configure_process() -> None:
     quiet = {"HF_HUB_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     for name, value in {**quiet, "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
+    if sys.stderr is None or not sys.stderr.isatty():
+        # Bars of other libraries are noise in a log; ours are lines there.
+        for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
     if not sys.warnoptions:
         # Meant for the libraries' developers; `python -W default -m hf_instruct` shows them.
         warnings.simplefilter("ignore")

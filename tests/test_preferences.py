@@ -239,7 +239,6 @@ def experiment(tiny_gpt2: Path, sample_file: Path) -> dict[str, Any]:
         "data": {"source": str(sample_file), "limit": 40},
         "model": {"name": str(tiny_gpt2)},
         "dpo": {**SETTINGS, "max_steps": 3},
-        "preferences": {"max_new_tokens": 8},
         "generate": {"max_new_tokens": 8, "base": True},
     }
 

@@ -3,8 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import os
-import sys
 from pathlib import Path
 
 from hf_instruct.cli.flags import add_trust_flag
@@ -57,9 +55,6 @@ def _push(options: argparse.Namespace) -> None:
     from hf_instruct.hub.push import push, write_publication
     from hf_instruct.run_folder import RunFolder
 
-    if not sys.stderr.isatty():
-        # Read when huggingface_hub is imported: bars of an upload are noise in a log.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if options.out and not options.dry_run:
         raise ConfigError("`--out` needs `--dry-run`; add it, or leave `--out` out.")
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)

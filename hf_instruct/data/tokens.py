@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,7 @@ def map_rows(
     is_long = len(rows) >= _LEAST_FOR_A_BAR
     if is_long:
         logger.info("%s: %s rows", note, f"{len(rows):,}")
-    with contextlib.nullcontext() if is_long and sys.stderr.isatty() else quiet_datasets():
+    with contextlib.nullcontext() if is_long else quiet_datasets():
         return rows.map(
             convert,
             batched=True,

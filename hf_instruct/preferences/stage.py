@@ -175,7 +175,7 @@ def _answer_training_prompts(
             waiting,
             prompt_format=run.load_prompt_format(experiment.data.prompt_format),
             batch_size=experiment.generate.batch_size,
-            max_new_tokens=section.max_new_tokens,
+            max_new_tokens=experiment.generate.max_new_tokens,
             on_batch=keep,
         )
 
