@@ -53,6 +53,34 @@ def pair(tmp_path: Path) -> list[Path]:
     return [save_run(tmp_path / "low", low), save_run(tmp_path / "high", high)]
 
 
+def test_runs_that_nobody_judged_are_compared_by_metrics(
+    pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path, texts in zip(paths, ("Blue.", "Red."), strict=True):
+        rows = [response(str(i), output="Red.", response=texts if i % 3 else "Green.") for i in range(12)]
+        append_rows(RunFolder(path).responses, rows)
+        (path / "run.yaml").write_text("data: {source: x}")
+        assert main(["judge", "metrics", str(path)]) == 0
+    found = compare_runs(paths)
+    assert (found.is_scored, found.leading.name, found.n) == (False, "rouge_l", 12)
+    assert [(row.mean, row.difference, row.failures) for row in found.rows] == [(None, None, 0)] * 2
+    (exact,) = [part for part in found.metrics if part.name == "exact_match"]
+    assert exact.means == [0.0, pytest.approx(8 / 12)]
+    assert exact.differences[1].is_shown
+    capsys.readouterr()
+    assert main(["compare", *map(str, paths), "--power"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("compared by reference metrics, without a judge; 12 examples that all runs have\n")
+    assert "0.67" in out
+    assert "points" not in out
+    assert main(["compare", *map(str, paths), "--json", "--plot", str(tmp_path / "plot.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][1]["mean"] is None
+    # One that was judged but not measured has nothing in common with them.
+    assert main(["compare", str(paths[0]), str(pair[0])]) == 1
+    assert f"`{paths[0]}` has no scores, and not all runs have ROUGE-L" in capsys.readouterr().err
+
+
 def test_paired_difference_by_hand() -> None:
     found = compare_values([10.0, 20.0, 30.0, 5.0], [10.0, 15.0, 20.0, 4.0])
     assert found.mean == 4.0

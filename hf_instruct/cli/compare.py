@@ -8,7 +8,7 @@ from hf_instruct.console import format_json
 
 _PLOT_TITLE = 110
 
-DESCRIPTION = "Compare the scores of two or more runs example by example."
+DESCRIPTION = "Compare the scores, or the reference metrics, of two or more runs example by example."
 EPILOG = """\
 examples:
   hf-instruct compare runs/my-run/untuned runs/my-run        the tuned model compared with the untuned one
@@ -17,8 +17,9 @@ examples:
   hf-instruct compare a/judgments.jsonl b/judgments.jsonl    files of scores; lists of numbers are joined by order
 
 RUN means the tuned model of a run folder, RUN/untuned the untuned one. Examples are joined by id, and only those with a
-score in all runs are used. Differences are relative to the first run, or to `--baseline`. Do not choose the baseline by
-its score (such as the best one): that makes the differences look larger than they are.
+score in all runs are used. Unless all runs were judged, their reference metrics are compared. Differences are relative
+to the first run, or to `--baseline`. Do not choose the baseline by its score (such as the best one): that makes the
+differences look larger than they are.
 """
 
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from hf_instruct.plots import ComparisonRow
 
 _SHOWN_KEYS = 3
+_UNJUDGED = (
+    "`{0}` has no scores, and not all runs have ROUGE-L to compare them by; judge it first (`hf-instruct judge {0}`), "
+    "or measure the runs (`hf-instruct judge metrics RUN`)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Row:
     """One run of a comparison."""
 
     name: str
-    mean: float  # of its scores of the common examples
+    mean: float | None  # of its scores of the common examples; None where not all runs were judged
     interval: Interval | None  # 95 %, by bootstrap; None for a single example
     n: int  # its examples with a score, common or not
     failures: int  # its examples without one
@@ -71,8 +75,8 @@ class Comparison:
 
     rows: list[Row]  # two in the order given, more by the mean of the leading measure, the highest first
     baseline: str  # the run that the differences are from
-    n: int  # examples that all runs have a score for; means and differences are over these
-    num_dropped: int  # examples that only some of the runs have a score for
+    n: int  # examples that all runs have a score for, or were measured on; means and differences are over these
+    num_dropped: int  # examples that only some of the runs have
     keyed: bool  # whether examples were joined by id, rather than by their order
     judge: str  # in words
     judging_differences: list[str]  # in what the runs were judged differently, where that was forced
@@ -80,6 +84,11 @@ class Comparison:
     metrics: list[Breakdown]  # the reference metrics that all runs have
     leading: Leading  # which measure the rows are sorted by, and why, where that is not the score
     notes: list[str]  # what a reader should know before quoting the numbers
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether all runs were judged; otherwise they are compared by the reference metrics alone."""
+        return self.rows[0].mean is not None
 
     def __str__(self) -> str:
         from hf_instruct.evaluation.table import format_comparison
@@ -94,9 +103,10 @@ class Comparison:
         """
         name = self.leading.name if measure is None else measure
         found = next((part for part in self.metrics if part.name == name), None)
-        values = [(row.mean, row.interval, row.difference) for row in self.rows]
+        values: Iterable[tuple[Any, Interval | None, Difference | None]]
+        values = ((row.mean, row.interval, row.difference) for row in self.rows)
         if found:
-            values = list(zip(found.means, found.intervals, found.differences, strict=True))
+            values = zip(found.means, found.intervals, found.differences, strict=True)
         return [
             (row.name, mean, ends, (other.mean, other.interval) if other else None)
             for row, (mean, ends, other) in zip(self.rows, values, strict=True)
@@ -110,6 +120,8 @@ class Comparison:
 
 def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = False) -> Comparison:
     """Compare runs with a baseline, on the examples that all of them have a score for.
+
+    Unless all runs were judged, they are compared by the reference metrics alone.
 
     Args:
         runs: Two or more: run folders (`RUN/untuned` is the untuned model), `judgments.jsonl` files, other files of
@@ -131,7 +143,7 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
             "A comparison needs at least two runs; add another one, such as `RUN/untuned`, the untuned model of a run."
         )
     loaded = [load_run(source, f"scores {number}") for number, source in enumerate(sources, start=1)]
-    judged_differently = find_judging_differences(loaded)
+    judged_differently = find_judging_differences(loaded) if all(run.is_scored for run in loaded) else []
     if judged_differently and not force:
         raise DataError(
             "The runs were judged differently, so their scores cannot be compared. Judge them in the same way "
@@ -145,13 +157,20 @@ def compare_runs(runs: Sequence[Any], *, baseline: Any = None, force: bool = Fal
 def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[str]) -> Comparison:
     import pandas
 
-    scores = _put_side_by_side(run.rows["score"] for run in runs)
-    common = scores.dropna()
-    _check_common(runs, common.index)
+    is_scored = all(run.is_scored for run in runs)
     shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
-    joined = {name: _put_side_by_side(run.metrics[name] for run in runs).dropna() for name in shared}
-    metrics = {name: values for name, values in joined.items() if len(values)}
-    leading = choose_leading((find_weakness(run.judge, run.self_check) for run in runs if run.judge), shared)
+    joined = {name: _put_side_by_side(run.metrics[name] for run in runs) for name in shared}
+    metrics = {name: values for name, table in joined.items() if len(values := table.dropna())}
+    weaknesses = (find_weakness(run.judge, run.self_check) for run in runs if run.judge)
+    leading = choose_leading(weaknesses, shared, is_scored=is_scored)
+    if is_scored:
+        every = _put_side_by_side(run.rows["score"] for run in runs)
+    elif leading.name:
+        every = joined[leading.name]
+    else:
+        raise DataError(_UNJUDGED.format(next(run.name for run in runs if not run.is_scored)))
+    common = every.dropna()
+    _check_common(runs, common.index)
     leads = metrics.get(leading.name) if leading.is_metric else common if leading.name else None
     order = list(range(len(runs)))
     # Two runs keep their order, so that "2 - 1" means what the reader expects.
@@ -161,26 +180,24 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     facts = pandas.concat([run.rows[["task", "category"]] for run in ordered]).groupby(level=0).first()
     # A row whose instruction is not known is alone.
     tasks = facts["task"].fillna(pandas.Series(facts.index, facts.index))
-    whole = _break_down("score", common[order], base, tasks)
+    whole = _break_down("score", common[order], base, tasks) if is_scored else None
     categories = facts["category"].reindex(common.index)
     groups = common[order].groupby(categories)
+    has_categories = is_scored and groups.ngroups > 1
     alike = ""
     if len(runs) == 2 and leads is not None:
         by_category = list(facts["category"].reindex(leads.index)) if groups.ngroups > 1 else []
         alike = describe_groups(list(leads[1] - leads[0]), list(tasks.reindex(leads.index)), by_category)
-    num_dropped = len(scores) - len(common)
+    num_dropped = len(every) - len(common)
     return Comparison(
-        rows=[
-            _build_row(run, mean, interval, each and _bound(each, run, runs[baseline]), runs[baseline])
-            for run, mean, interval, each in zip(ordered, whole.means, whole.intervals, whole.differences, strict=True)
-        ],
+        rows=[_build_row(run, whole, number, runs[baseline]) for number, run in enumerate(ordered)],
         baseline=runs[baseline].name,
         n=len(common),
         num_dropped=num_dropped,
         keyed=runs[0].keyed,
-        judge=_describe_judging(ordered),
+        judge=_describe_judging(ordered) if is_scored else "compared by reference metrics, without a judge",
         judging_differences=judged_differently,
-        categories=[_break_down(name, part, base, tasks) for name, part in groups] if groups.ngroups > 1 else [],
+        categories=[_break_down(name, part, base, tasks) for name, part in groups] if has_categories else [],
         metrics=[
             _break_down(name, values[order], base, tasks, is_share=name in SHARES) for name, values in metrics.items()
         ],
@@ -242,15 +259,17 @@ def _check_common(runs: Sequence[ScoredRun], keys: "pandas.Index") -> None:
             )
 
 
-def _build_row(
-    run: ScoredRun, mean: float, interval: Interval | None, difference: Difference | None, baseline: ScoredRun
-) -> Row:
+def _build_row(run: ScoredRun, scores: Breakdown | None, number: int, baseline: ScoredRun) -> Row:
+    """Return a run's row; `scores` has its mean at a number, and is None where not all runs were judged."""
     known, total = run.known, len(run.rows)
-    failures = total - len(known)
+    failures = total - len(known) if run.is_scored else 0
+    difference = scores.differences[number] if scores else None
+    if difference:
+        difference = _bound(difference, run, baseline)
     return Row(
         name=run.name,
-        mean=mean,
-        interval=interval,
+        mean=scores.means[number] if scores else None,
+        interval=scores.intervals[number] if scores else None,
         n=len(known),
         failures=failures,
         total=total,

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from hf_instruct.evaluation.people import Labelled, read_people
 from hf_instruct.evaluation.scores import JUDGE_IDENTITY, describe_references
 from hf_instruct.evaluation.verdict_table import SCORES, load_verdicts
 from hf_instruct.records import build_example_id, read_rows
-from hf_instruct.run_folder import RunFolder
+from hf_instruct.run_folder import RunFolder, split_model
 from hf_instruct.schema import TUNED, CheckOutcome, JudgeIdentity, Response, TrainingRow
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class ScoredRun:
     length: float | None = None  # characters of all answers by those of the references; None if not known
 
     @property
+    def is_scored(self) -> bool:
+        """Whether anybody judged the answers."""
+        return self.judge is not None or len(self.known) > 0
+
+    @property
     def known(self) -> "pandas.Series[float]":
         """The scores without the failures."""
         return self.rows["score"].dropna()
@@ -57,11 +62,15 @@ class ScoredRun:
     @property
     def labelled(self) -> Labelled:
         """The scores with those of people."""
-        return Labelled({id: None if isnan(score) else score for id, score in self.rows["score"].items()}, self.people)
+        return Labelled(
+            {id: None if math.isnan(score) else score for id, score in self.rows["score"].items()}, self.people
+        )
 
 
 def load_run(source: Any, name: str = "the scores") -> ScoredRun:
     """Return the scores of a run folder (its tuned model; `RUN/untuned` is the other), of a file, or in memory.
+
+    Answers of a run that were measured but not judged have reference metrics alone.
 
     Args:
         source: A folder with `judgments.jsonl`, such a file, another file of scores as `hf-instruct agree` takes it, a
@@ -73,6 +82,13 @@ def load_run(source: Any, name: str = "the scores") -> ScoredRun:
     """
     import pandas
 
+    if isinstance(source, str | Path):
+        path, model = split_model(Path(source))
+        folder = RunFolder(path)
+        if (measured := folder.read_metrics(model).examples) and not folder.read_judgments(model):
+            rows = pandas.DataFrame({"score": math.nan}, index=list(measured))
+            run = ScoredRun(str(source), rows, pandas.DataFrame(index=rows.index))
+            return _add_run_files(run, folder, model, is_folder=False)
     verdicts = load_verdicts(source, name)
     if verdicts.kind != SCORES:
         raise DataError(

@@ -221,18 +221,19 @@ class Leading(NamedTuple):
         return f"{value:{'+' if signed else ''}g}"
 
 
-def choose_leading(weaknesses: Iterable[str], metrics: Collection[str]) -> Leading:
-    """Return which measure leads: the judge's scores, unless a judge is too weak.
+def choose_leading(weaknesses: Iterable[str], metrics: Collection[str], *, is_scored: bool = True) -> Leading:
+    """Return which measure leads: the judge's scores, unless there are none or a judge is too weak.
 
     Args:
         weaknesses: Of each judge whose scores are shown, as `find_weakness` returns it.
         metrics: Names of the reference metrics that all sets of answers have.
+        is_scored: Whether there are scores.
 
     >>> choose_leading(["", "the judge is of unknown size and unchecked"], {"rouge_l"}).name
     'rouge_l'
     """
-    reason = next(filter(None, weaknesses), "")
-    if not reason:
+    reason = next(filter(None, weaknesses), "") if is_scored else ""
+    if is_scored and not reason:
         return Leading(SCORE, "")
     return Leading(LEADING_METRIC if LEADING_METRIC in metrics else "", reason)
 

@@ -23,17 +23,19 @@ _ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | 
 
 def format_comparison(comparison: "Comparison") -> str:
     """Return a comparison as text: who judged, the table, each difference in words, categories, metrics, notes."""
-    what = "examples" if comparison.n > 1 else "example"
-    parts = [_wrap(f"{comparison.judge}; {comparison.n:,} {what} that all runs have a score for")]
+    what = f"{pluralize(comparison.n, 'example')} that all runs have {'a score for' if comparison.is_scored else ''}"
+    parts = [_wrap(f"{comparison.judge}; {what}")]
     if comparison.judging_differences:
         differences = "; ".join(comparison.judging_differences)
         parts.insert(0, _wrap(f"NOT COMPARABLE: judged differently, compared with `--force`. {differences}"))
     metrics = _format_breakdowns("metric", comparison.metrics, comparison)
     categories = _format_breakdowns("by category", comparison.categories, comparison)
-    table = _align(list_rows(comparison), name_column=1)
-    if reason := comparison.leading.reason:
+    if not comparison.is_scored:
+        parts += [_align(list_rows(comparison, comparison.leading.name), name_column=1), metrics]
+    elif reason := comparison.leading.reason:
         # What such a judge finds higher or lower is not put in words.
         leading = _align(list_rows(comparison, comparison.leading.name), name_column=1) if metrics else ""
+        table = _align(list_rows(comparison), name_column=1)
         parts += [leading, metrics, _wrap(f"Scores that say little, because {reason}:"), table, categories]
     else:
         differences = "\n".join(
@@ -41,7 +43,7 @@ def format_comparison(comparison: "Comparison") -> str:
             for row in comparison.rows
             if row.difference is not None
         )
-        parts += [table, differences, metrics, categories]
+        parts += [_align(list_rows(comparison), name_column=1), differences, metrics, categories]
     parts.append("\n".join(_wrap(line, indent="  ") for line in list_corrected(comparison)))
     notes = [_wrap(f"! {note}", indent="  ") for note in [*comparison.notes, *_note_failures(comparison)]]
     return "\n\n".join(part for part in [*parts, "\n".join(notes)] if part)
@@ -150,7 +152,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
         return ""
     if count > _MOST_COLUMNS:
         return f"{title}: {len(breakdowns)} rows for {count} runs do not fit; use `--json` to see them."
-    base = next(number for number, row in enumerate(comparison.rows) if row.difference is None)
+    base = next(number for number, difference in enumerate(breakdowns[0].differences) if difference is None)
     shown = [part for part in breakdowns if title == "metric" or part.n >= FEWEST]
     table = [[title, "n", *(str(number) for number in range(1, count + 1))]]
     if count == 2:

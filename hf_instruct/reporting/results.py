@@ -9,7 +9,6 @@ from hf_instruct.evaluation.intervals import bound_difference, describe_groups, 
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
 from hf_instruct.evaluation.people import Corrected, Labelled, read_people
 from hf_instruct.evaluation.scores import (
-    LEADING_METRIC,
     SCORE,
     Leading,
     choose_leading,
@@ -366,10 +365,8 @@ class RunResults:
         """The measure that all views show first and sort by."""
         sides = [set(side.values) for side in self.sides.values() if side.responses or side.scores or side.values]
         metrics = set.intersection(*sides) if sides else set()
-        if not self.scores and LEADING_METRIC in metrics:
-            return Leading(LEADING_METRIC, "")
         weaknesses = (find_weakness(scores.judge, scores.self_check) for scores in self.scores)
-        return choose_leading(weaknesses, metrics)
+        return choose_leading(weaknesses, metrics, is_scored=bool(self.scores))
 
     @property
     def lead_metrics(self) -> list[MetricRow]:

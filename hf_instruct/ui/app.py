@@ -89,10 +89,13 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
         judge = f"{found.judge[0].upper()}{found.judge[1:]}."
         said = format_notice("\n".join([judge, *weak, *found.judging_differences, *found.notes]).replace("`", ""))
         shown: list[Any] = []
-        for measure in (leading.name if leading.is_metric else "", ""):
+        for measure in (leading.name if leading.is_metric else None, "" if found.is_scored else None):
+            if measure is None:
+                shown.append(gradio.update(visible=False))
+                continue
             (_, *heads), *rows = list_rows(found, measure)
             cells = [[names[name], *values] for _, name, *values in rows]
-            shown.append(gradio.update(value={"headers": heads, "data": cells}, visible=bool(measure or shown)))
+            shown.append(gradio.update(value={"headers": heads, "data": cells}, visible=True))
         drawn = [(names[row[0]], *row[1:]) for row in found.list_plot_rows()]
         plot = format_plot(draw_comparison_plot(drawn, measure=leading.label or "score"), "runs")
         return [said, *shown, gradio.update(value=plot, visible=True), show_report(label)]
@@ -102,16 +105,19 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
 
 
 def _compare(sources: Sequence[Source]) -> tuple["Comparison", dict[str, str]]:
-    """Return how the judged answers compare, the untuned model's of each run and the tuned one's, and their labels."""
+    """Return how answers compare, the untuned model's of each run and the tuned one's, and their labels.
+
+    Those that were judged, or, if there are none, those that were measured.
+    """
     from hf_instruct.evaluation.comparison import compare_runs
 
+    every = [(source, source.run, model) for source in sources if source.run for model in MODELS]
+    judged = [one for one in every if one[1].read_judgments(one[2])]
     names = {}
-    for source in sources:
-        for model in MODELS:
-            if source.run and source.run.read_judgments(model):
-                is_tuned = model == TUNED
-                path = source.run.path if is_tuned else source.run.path / model
-                names[str(path)] = source.label if is_tuned else f"{source.label}, {model}"
+    for source, run, model in judged or [one for one in every if one[1].read_metrics(one[2]).examples]:
+        is_tuned = model == TUNED
+        path = run.path if is_tuned else run.path / model
+        names[str(path)] = source.label if is_tuned else f"{source.label}, {model}"
     return compare_runs(list(names), baseline=next(iter(names), None), force=True), names
 
 
