@@ -5,11 +5,21 @@ twice) and is checked by pydantic, because it reports every problem where jsonar
 first. Flags (`--train.learning_rate 1e-5`) override the file, and the file overrides the defaults.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, quote_names
@@ -85,6 +95,23 @@ class DataSection(_Section):
         description="`alpaca`, `alpaca-stanford`, `phi3`, `chat` or a Jinja file (default: `chat` for "
         "conversations, otherwise `alpaca`)",
     )
+
+    @model_validator(mode="after")
+    def _check_fractions(self) -> Self:
+        given = [self.train_fraction, self.test_fraction, self.validation_fraction or 0]
+        total = math.fsum(given)
+        if (total > 1 - 1e-9) if self.validation_fraction is None else (abs(total - 1) > 1e-9):
+            raise ValueError(
+                f"fractions sum to {total:.6g}; `train_fraction`, `test_fraction` and `validation_fraction` must sum "
+                "to 1, each above 0 (leave `validation_fraction` out to use the rest)"
+            )
+        return self
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """The share of each split."""
+        rest = 1 - self.train_fraction - self.test_fraction
+        return {"train": self.train_fraction, "test": self.test_fraction, "validation": rest}
 
     @property
     def source_name(self) -> str:
@@ -345,12 +372,6 @@ def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
 def _check_across(experiment: Experiment) -> list[str]:
     data = experiment.data
     problems = []
-    total = data.train_fraction + data.test_fraction + (data.validation_fraction or 0)
-    if (total > 1 - 1e-9) if data.validation_fraction is None else (abs(total - 1) > 1e-9):
-        problems.append(
-            f"`data.train_fraction`, `data.test_fraction` and `data.validation_fraction` sum to {total:g}; they must "
-            "sum to 1, each above 0 (leave `data.validation_fraction` out to use the rest)"
-        )
     model = experiment.model
     if experiment.dpo is not None and model.quantization:
         problems.append(

@@ -32,7 +32,7 @@ def format_problems(error: ValidationError, model: type[BaseModel], prefix: str 
         elif problem["type"] == "missing":
             text = f"`{dotted}` is missing"
         elif problem["type"] == "value_error":
-            text = f"`{dotted}` {problem['ctx']['error']}"
+            text = f"`{dotted}` {problem['ctx']['error']}" if dotted else str(problem["ctx"]["error"])
         else:
             seen = repr(problem["input"])
             seen = seen if len(seen) <= _LONGEST_SHOWN else f"{seen[:_LONGEST_SHOWN]}…"

@@ -163,11 +163,11 @@ def _split(
     options: argparse.Namespace, settings: "DataSection", examples: "Dataset"
 ) -> "tuple[Mapping[str, Dataset], str | None]":
     """Return the examples as a run would split them, or all in one and the reason where they are too few for that."""
-    from hf_instruct.data.splits import split_section
+    from hf_instruct.data.splits import split_dataset
     from hf_instruct.errors import DataError
 
     try:
-        return split_section(settings, examples), None
+        return split_dataset(examples, settings), None
     except DataError as error:
         given = {f"data.{name}" for name in (*_SPLIT_FIELDS, "strict")} & {*getattr(options, "overrides", {})}
         if given:

@@ -4,20 +4,20 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from hf_instruct.config import DataSection
 from hf_instruct.data.examples import BATCH, hash_prompts
 from hf_instruct.data.sources import build_dataset, load_examples
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.records import SPLIT_NAMES, Example
+from hf_instruct.validation import format_problems
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, DatasetDict
-
-SplitMethod = Literal["sequential", "shuffled", "grouped"]
-SPLIT_METHODS: tuple[SplitMethod, ...] = ("sequential", "shuffled", "grouped")
 
 # 0.29 * 100 is 28.999999999999996 in floating point: a product this near below a whole number means that number.
 _TOLERANCE = 1e-9
@@ -26,7 +26,7 @@ _TOLERANCE = 1e-9
 def split_examples(
     examples: "Dataset | str | Path | Iterable[Mapping[str, Any]]",
     *,
-    split: SplitMethod = "sequential",
+    split: str = "sequential",
     train_fraction: float = 0.85,
     test_fraction: float = 0.10,
     validation_fraction: float | None = None,
@@ -48,10 +48,12 @@ def split_examples(
         DataError: The fractions do not sum to 1, one is not between 0 and 1, a split would be empty, or
             the examples have problems.
     """
-    if split not in SPLIT_METHODS:
-        raise DataError(f"`split` is `{split}`; allowed are {quote_names(SPLIT_METHODS)}.")
-    fractions = _complete_fractions(train_fraction, test_fraction, validation_fraction)
-    return split_dataset(load_examples(examples), split=split, fractions=fractions, seed=seed)
+    values = {"split": split, "train_fraction": train_fraction, "test_fraction": test_fraction, "seed": seed}
+    try:
+        section = DataSection.model_validate({**values, "validation_fraction": validation_fraction})
+    except ValidationError as error:
+        raise DataError("The examples cannot be split:", format_problems(error, DataSection)) from error
+    return split_dataset(load_examples(examples), section)
 
 
 class CheckedSplits(dict[str, "Dataset"]):
@@ -79,48 +81,19 @@ def load_splits(data: Any) -> CheckedSplits:
     )
 
 
-def split_section(section: DataSection, examples: "Dataset") -> "DatasetDict":
-    """Return examples in three splits, as a `data` section says."""
-    fractions = _complete_fractions(section.train_fraction, section.test_fraction, section.validation_fraction)
-    return split_dataset(examples, split=section.split, fractions=fractions, seed=section.seed)
-
-
-def split_dataset(
-    examples: "Dataset", *, split: SplitMethod, fractions: Mapping[str, float], seed: int
-) -> "DatasetDict":
-    """Return the rows of a dataset in three splits, with all of its columns; see `split_examples`."""
+def split_dataset(examples: "Dataset", section: DataSection) -> "DatasetDict":
+    """Return the rows of a dataset in three splits, as a `data` section says, with all of its columns."""
     from datasets import DatasetDict
 
-    sizes = _choose_sizes(len(examples), fractions)
+    sizes = _choose_sizes(len(examples), section.fractions)
     indices: Mapping[str, Any]
-    if split == "grouped":
-        indices = _split_groups(examples, sizes, seed)
+    if section.split == "grouped":
+        indices = _split_groups(examples, sizes, section.seed)
     else:
-        order = range(len(examples)) if split == "sequential" else _shuffle(examples, seed)
+        order = range(len(examples)) if section.split == "sequential" else _shuffle(examples, section.seed)
         first, second = sizes["train"], sizes["train"] + sizes["test"]
         indices = {"train": order[:first], "test": order[first:second], "validation": order[second:]}
     return DatasetDict({name: examples.select(indices[name]) for name in SPLIT_NAMES})
-
-
-def _complete_fractions(train: float, test: float, validation: float | None) -> dict[str, float]:
-    """Return all three fractions, having checked that they are sound."""
-    given = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
-    problems = [
-        f"`{name}_fraction` is {value}; it must be above 0 and below 1, so that no split is empty"
-        for name, value in given.items()
-        if not 0 < value < 1
-    ]
-    total = math.fsum(given.values())
-    listed = ", ".join(f"`{name}_fraction` {value:g}" for name, value in given.items())
-    if validation is None and total >= 1 - _TOLERANCE:
-        problems.append(f"{listed} sum to {total:.6g} and leave nothing for validation; lower one of them")
-    elif validation is not None and abs(total - 1) > _TOLERANCE:
-        problems.append(
-            f"{listed} sum to {total:.6g}; they must sum to 1 (leave `validation_fraction` out to use the rest)"
-        )
-    if problems:
-        raise DataError("The examples cannot be split:", problems)
-    return {**given, "validation": 1 - train - test}
 
 
 def _choose_sizes(count: int, fractions: Mapping[str, float]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from hf_instruct.config import Experiment
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.findings import build_preflight, format_findings, refuse_leaks
 from hf_instruct.data.sources import check_section, iterate_examples, settle
-from hf_instruct.data.splits import split_section
+from hf_instruct.data.splits import split_dataset
 from hf_instruct.data.tokens import TokenCounter, load_counter
 from hf_instruct.errors import ModelLoadError
 from hf_instruct.prompt_checks import choose_format
@@ -34,7 +34,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     counter = _load_counter(experiment, prompt_format)
     if counter is not None:
         examples = counter.add_counts(examples, num_proc=settings.num_proc)
-    splits = split_section(settings, examples)
+    splits = split_dataset(examples, settings)
     if settings.strict:
         refuse_leaks(splits, source=settings.source_name, strict="`data.strict`", remedy="--data.split grouped")
     preflight = build_preflight(
