@@ -147,7 +147,10 @@ def test_training_begins_at_margin_0_and_margins_rise(unbroken: tuple[Path, Any,
     assert (path / "loss.png").exists()
 
 
-@pytest.mark.parametrize(("shape", "lora"), [("tiny_gpt2", {"r": 4, "lora_alpha": 8}), ("tiny_llama", None)])
+@pytest.mark.parametrize(
+    ("shape", "lora"),
+    [("tiny_gpt2", {"r": 4, "lora_alpha": 8}), pytest.param("tiny_llama", None, marks=pytest.mark.slow)],
+)
 def test_the_fast_path_computes_what_trl_does(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, lora: Any
 ) -> None:
@@ -174,6 +177,7 @@ def test_the_fast_path_computes_what_trl_does(
         ({"neftune_noise_alpha": 0.1}, "adds noise by the length of a row"),
     ],
 )
+@pytest.mark.slow
 def test_what_shared_rows_would_change_is_computed_as_trl_does(
     tiny_gpt2: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: dict[str, Any], reason: str
 ) -> None:
@@ -255,6 +259,7 @@ def test_a_run_makes_its_pairs_trains_and_answers(experiment: dict[str, Any], tm
     assert not (folder.path / "preferences.partial.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_run_loads_names_and_saves_its_model_as_fine_tuning_does(
     experiment: dict[str, Any], tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

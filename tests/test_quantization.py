@@ -89,6 +89,7 @@ def test_an_adapter_is_trained_by_the_fast_path_as_by_the_plain_one(
     assert {parameter.dtype for parameter in trained} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_rewards_train_an_adapter_in_float32(base: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(base, quantization="4bit")
     dtypes = set()
@@ -105,7 +106,8 @@ def test_rewards_train_an_adapter_in_float32(base: Path, tmp_path: Path) -> None
     assert dtypes == {torch.float32}
 
 
-@pytest.mark.parametrize("kind", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+@pytest.mark.slow
 def test_an_adapter_is_put_on_the_base_that_it_was_trained_on(
     base: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:

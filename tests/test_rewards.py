@@ -98,10 +98,10 @@ def test_rewards_rise(unbroken: tuple[Path, Any, Any]) -> None:
 @pytest.mark.parametrize(
     ("shape", "lora", "beta"),
     [
-        ("tiny_gpt2", None, 0.1),
         ("tiny_gpt2", {"r": 4, "lora_alpha": 8}, 0.0),
-        ("tiny_llama", None, 0.0),
-        ("tiny_llama", {"r": 4, "lora_alpha": 8}, 0.1),
+        pytest.param("tiny_gpt2", None, 0.1, marks=pytest.mark.slow),
+        pytest.param("tiny_llama", None, 0.0, marks=pytest.mark.slow),
+        pytest.param("tiny_llama", {"r": 4, "lora_alpha": 8}, 0.1, marks=pytest.mark.slow),
     ],
 )
 def test_the_fast_path_draws_and_computes_what_trl_does(
@@ -175,6 +175,7 @@ def test_log_probabilities_are_those_of_each_answer_alone(
         assert torch.allclose(row[: len(answer)], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_an_unbroken_one(
     tiny_gpt2: Path, tmp_path: Path, unbroken: tuple[Path, Any, Any]
 ) -> None:
@@ -199,6 +200,7 @@ def test_checkpoints_fall_between_generations(tiny_gpt2: Path, tmp_path: Path) -
     assert names == {3, 6}
 
 
+@pytest.mark.slow
 def test_a_run_resumes_where_generations_and_steps_do_not_meet(tiny_gpt2: Path, tmp_path: Path) -> None:
     args = {"per_device_train_batch_size": 4, "steps_per_generation": 3, "gradient_accumulation_steps": 2}
     args |= {"num_train_epochs": 1, "save_steps": 1, "save_total_limit": None}
@@ -263,6 +265,7 @@ def test_rewards_of_every_kind(tiny_gpt2: Path, tmp_path: Path) -> None:
     assert read_log(tmp_path / "none", "train")[0].reward is None
 
 
+@pytest.mark.slow
 def test_sampling_may_be_set_as_in_trl(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = {"max_steps": 2, "generation_kwargs": {"temperature": 0.7, "max_new_tokens": 4}}
     train_tiny(tiny_llama, tmp_path / "ours", args=args)
@@ -364,6 +367,7 @@ def test_a_run_trains_answers_and_says_what_was_rewarded(experiment: dict[str, A
         run({**experiment, "rewards": {"length": 1}}, folder.path, resume=True, stages=["data"])
 
 
+@pytest.mark.slow
 def test_a_function_of_the_users_is_named_kept_and_asked_for_again(
     experiment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,6 +405,7 @@ def test_a_run_goes_on_with_the_rewards_it_began_with(experiment: dict[str, Any]
         run(values, folder.path, resume=True, stages=["train"], reward_funcs=[functools.partial(count_a)])
 
 
+@pytest.mark.slow
 def test_the_best_model_is_that_of_the_highest_reward(tiny_gpt2: Path, tmp_path: Path) -> None:
     args = {"load_best_model_at_end": True, "eval_steps": 2, "max_steps": 6}
     summary, _ = train_tiny(tiny_gpt2, tmp_path, args=args)
@@ -446,6 +451,7 @@ def test_experiments_that_cannot_be_trained_are_refused(
         run({**experiment, **changed}, tmp_path / "run", stages=["data", "train"])
 
 
+@pytest.mark.slow
 def test_a_reward_may_be_asynchronous(tiny_gpt2: Path, tmp_path: Path) -> None:
     async def later(completions: list[str], **_: Any) -> list[float]:
         return count_a(completions)
@@ -485,6 +491,7 @@ def test_a_judges_score_is_a_reward_and_a_failed_verdict_is_none(
 
 
 @pytest.mark.parametrize(("is_down", "message"), [(False, "so `rewards.judge` would reward"), (True, "--resume")])
+@pytest.mark.slow
 def test_a_judge_that_fails_its_check_or_stops_ends_the_run_in_a_sentence(
     experiment: dict[str, Any],
     tmp_path: Path,

@@ -143,6 +143,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(
     assert all(value == getattr(unbroken[1], name) for name, value in summary.to_dict().items() if name not in own)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_takes_no_other(tiny_gpt2: Path, tmp_path: Path) -> None:
     # The last step is in the middle of an epoch.
     settings = {"max_steps": 2}
@@ -359,6 +360,7 @@ def test_a_finished_run_keeps_its_model_alone(unbroken, tiny_gpt2: Path, tmp_pat
 
 
 @pytest.mark.parametrize("disabled", [False, True])
+@pytest.mark.slow
 def test_progress_is_the_trainers_own_where_nothing_is_logged(
     tiny_gpt2: Path, tmp_path: Path, caplog, capsys, disabled: bool
 ) -> None:
