@@ -178,13 +178,6 @@ class PromptFormat:
             "you can use `alpaca`, `phi3` or a Jinja file."
         )
 
-    def format_completion(self, output: str, *, tokenizer: "PreTrainedTokenizerBase") -> str:
-        """Return the completion: the output and its end token.
-
-        For `chat` that token is the one the chat template puts after an assistant's answer.
-        """
-        return output + self._tokens(tokenizer).ending
-
     def end_token(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Return the token that ends a completion: end-of-text, or for `chat` the template's end of turn.
 

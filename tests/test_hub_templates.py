@@ -16,6 +16,7 @@ from hf_instruct.hub.templates import (
     shape_prompt,
 )
 from hf_instruct.prompts import PromptFormat
+from hf_instruct.records import Example
 
 # As SmolLM2-135M-Instruct's: a system message of its own, unless the conversation brings one.
 SMOLLM_TEMPLATE = (
@@ -91,8 +92,10 @@ def test_both_templates_write_the_training_prompt(
     written = tokenizer.apply_chat_template([user], add_generation_prompt=True)["input_ids"]
     assert written == prompt_format.encode_prompt(tokenizer, INSTRUCTION)
     # With the answer it is the whole training row.
-    row = tokenizer.apply_chat_template([user, {"role": "assistant", "content": "So."}], tokenize=False)
-    assert row == prompt_format.format_prompt(INSTRUCTION) + prompt_format.format_completion("So.", tokenizer=tokenizer)
+    row = tokenizer.apply_chat_template([user, {"role": "assistant", "content": "So."}])["input_ids"]
+    assert row == [
+        id for ids in prompt_format.encode_example(tokenizer, Example("a", INSTRUCTION, "", "So.")) for id in ids
+    ]
 
 
 def test_alpaca_in_full(tokenizer: PreTrainedTokenizerBase) -> None:

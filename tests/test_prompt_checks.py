@@ -93,7 +93,7 @@ def test_templates_of_model_families(name: str, tokenizer: PreTrainedTokenizerBa
     if name in REPAIRED:
         assert prompt.rpartition("One?")[2] == REPAIRED[name]
     # A training row is what the template makes of a question and its answer.
-    row = prompt + settled.format_completion("Two.", tokenizer=tokenizer)
+    row = "".join(map(tokenizer.decode, settled.encode_example(tokenizer, Example("a", "One?", "", "Two."))))
     messages = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}]
     turn = settled.render_chat(tokenizer, messages, add_generation_prompt=False)
     if name == "glm4moe":

@@ -78,7 +78,8 @@ def test_texts_are_not_read_as_templates_or_escaped() -> None:
 def test_completion_is_the_output_and_one_end(tokenizer) -> None:
     for name in ("alpaca", "alpaca-stanford", "phi3"):
         prompt_format = PromptFormat.from_name(name)
-        assert prompt_format.format_completion("Red.", tokenizer=tokenizer) == "Red.<|endoftext|>"
+        completion = prompt_format.encode_example(tokenizer, Example("a", "A color?", "", "Red."))[1]
+        assert tokenizer.decode(completion) == "Red.<|endoftext|>"
         assert prompt_format.end_token_id(tokenizer) == END
 
 
@@ -132,7 +133,8 @@ def test_chat_uses_the_tokenizers_template(chat_tokenizer) -> None:
     prompt_format = PromptFormat.from_name("chat")
     text = prompt_format.format_prompt("Fix the spelling.", "freind", tokenizer=chat_tokenizer)
     assert text == "<|im_start|>user\nFix the spelling.\nfreind<|im_end|>\n<|im_start|>assistant\n"
-    assert prompt_format.format_completion("friend", tokenizer=chat_tokenizer) == "friend<|im_end|>"
+    completion = prompt_format.encode_example(chat_tokenizer, Example("a", "Fix.", "", "friend"))[1]
+    assert chat_tokenizer.decode(completion) == "friend<|im_end|>"
     assert prompt_format.end_token_id(chat_tokenizer) == chat_tokenizer.convert_tokens_to_ids("<|im_end|>") == END + 2
 
 
