@@ -28,7 +28,6 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _MOST_DECOMPRESSED = 2**30
 # By this first line Excel knows the separator of a CSV file.
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
-_BLANKS = re.compile(r"[ \t\n\r]*")
 _TOO_DEEP = ("is nested too deeply", "write each row as an object of plain texts")
 _ROW = 'a row is {"instruction": …, "input": …, "output": …}'
 
@@ -180,16 +179,14 @@ def _parse_lines(lines: Iterable[str], file: str, problems: list[Problem]) -> It
 
 def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
     """Yield the values of a JSON list, of the one list in an object, or of JSON Lines by another name."""
-    start = _skip_blanks(text, 0)
+    if not text.strip():
+        return
     try:
-        if text[start : start + 1] == "[":
-            for number, value in enumerate(_iterate_list(text, start)):
-                yield f"row {number}", value
-            return
-        if start == len(text):
-            return
-        value, end = _DECODER.raw_decode(text, start)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and not text.lstrip().startswith("["):
+            yield from _parse_lines(text.split("\n"), file, problems)
+            return
         is_cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         remedy = (
             "the file seems to be truncated: copy or download it again" if is_cut else "fix the text at this position"
@@ -200,11 +197,10 @@ def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple
     except RecursionError:
         problems.append(Problem(file, None, None, *_TOO_DEEP))
         return
-    if _skip_blanks(text, end) < len(text):
-        yield from _parse_lines(text.split("\n"), file, problems)
-        return
     lists = [key for key, part in value.items() if isinstance(part, list)] if isinstance(value, dict) else []
-    if len(lists) == 1 and lists[0] not in CONVERSATIONS:
+    if isinstance(value, list):
+        yield from ((f"row {number}", row) for number, row in enumerate(value))
+    elif len(lists) == 1 and lists[0] not in CONVERSATIONS:
         yield from ((f"`{shorten(lists[0])}` row {number}", row) for number, row in enumerate(value[lists[0]]))
     elif isinstance(value, dict) and (not lists or lists[0] in CONVERSATIONS):
         yield "row 0", value
@@ -213,30 +209,6 @@ def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple
         named = quote_names(map(shorten, lists))
         remedy = f"save one of its lists as a file: {named}" if lists else "write [{…}, {…}]"
         problems.append(Problem(file, None, None, what, remedy))
-
-
-def _iterate_list(text: str, start: int) -> Iterator[Any]:
-    """Yield the values of a JSON list one by one: those of a large one take several times its text together."""
-    index = _skip_blanks(text, start + 1)
-    if text[index : index + 1] == "]":
-        index += 1
-    else:
-        while True:
-            value, index = _DECODER.raw_decode(text, index)
-            yield value
-            index = _skip_blanks(text, index) + 1
-            if (mark := text[index - 1 : index]) == "]":
-                break
-            if mark != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, index - 1)
-            index = _skip_blanks(text, index)
-    if (index := _skip_blanks(text, index)) < len(text):
-        raise json.JSONDecodeError("Extra data", text, index)
-
-
-def _skip_blanks(text: str, index: int) -> int:
-    found = _BLANKS.match(text, index)
-    return found.end() if found else index
 
 
 def _check_objects(values: Iterable[tuple[str, Any]], file: str, problems: list[Problem]) -> Iterator[RawRow]:
