@@ -41,7 +41,6 @@ def build_examples(
     problems: list[Problem] | None = None,
     map: Mapping[str, str] | None = None,
     columns: Iterable[str] = (),
-    fields: Mapping[str, str] | None = None,
     drop_without_output: bool = False,
 ) -> CheckedData:
     """Return the examples in raw rows, and every problem of those rows. Texts are kept as they are.
@@ -52,16 +51,13 @@ def build_examples(
         problems: List to which the reader adds problems while rows are read.
         map: Our field = the source's column, for columns that have other names.
         columns: All columns of the source, if its rows only contain some of them.
-        fields: The result of `choose_fields`, if known.
         drop_without_output: Leave out rows without an output, with a notice, for a source that is known to have some.
     """
     problems, map = [] if problems is None else problems, map or {}
-    notices: list[str] = []
     chunks = _chunk(iter(rows), file)
     first = next(chunks, [])
     seen = dict.fromkeys(columns or (name for row in first for name in row.fields))
-    if fields is None:
-        fields, notices = choose_fields(list(seen), map, file=file, problems=problems)
+    fields, notices = choose_fields(list(seen), map, file=file, problems=problems)
     batches, own_ids, num_without_output = [], [], 0
     for chunk in itertools.chain([first], chunks):
         usable = []

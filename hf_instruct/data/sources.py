@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from hf_instruct.config import DataSection, SourceSection
 from hf_instruct.data.examples import BATCH, CheckedData, build_examples, number_repeats
-from hf_instruct.data.formats import EARLIER, FIELDS, PROMPT_TURNS, choose_fields
+from hf_instruct.data.formats import EARLIER, FIELDS, choose_fields
 from hf_instruct.data.loaders import (
     COURSE,
     EVERYDAY,
@@ -112,14 +112,9 @@ def load_split(run: "RunFolder", name: str) -> "Dataset":
     """Return the examples of a split of a run folder.
 
     Raises:
-        DataError: The file is not the one that the run was prepared with, or has problems.
+        DataError: The file is not the one that the run was prepared with.
     """
-    run.check_data()
-    problems: list[Problem] = []
-    path = run.split(name)
-    rows = read_text_file(path, file=str(path), problems=problems)
-    fields = {field: field for field in (*FIELDS, PROMPT_TURNS)}
-    return settle(build_examples(rows, file=str(path), problems=problems, fields=fields))
+    return build_dataset(run.read_split(name), Example)
 
 
 def check_section(section: DataSection) -> CheckedData:

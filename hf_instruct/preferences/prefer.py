@@ -17,7 +17,7 @@ from hf_instruct.config import Experiment, GenerateSection, build_experiment
 from hf_instruct.console import pluralize
 from hf_instruct.data.examples import hash_prompts
 from hf_instruct.data.near_duplicates import find_near_duplicates
-from hf_instruct.data.sources import build_dataset, iterate_examples, load_split
+from hf_instruct.data.sources import build_dataset, load_split
 from hf_instruct.errors import ConfigError, DataError, did_you_mean, quote_names
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import METRICS
@@ -121,7 +121,7 @@ def build_preferences(
         raise ConfigError(f"`--out` is `{path}`, the file that the pairs are made from; name another.")
     left_out: Counter[str] = Counter()
     with run.locked():
-        prompts = {split: list(iterate_examples(load_split(run, split))) for split in SPLITS}
+        prompts = {split: run.read_split(split) for split in SPLITS}
         if by in _WAYS:
             asked = [example for listed in prompts.values() for example in listed[: experiment.generate.limit]]
             untested = _leave_out_tested(run, asked, left_out)

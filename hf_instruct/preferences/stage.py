@@ -164,7 +164,7 @@ def _answer_training_prompts(
     from hf_instruct.models import move_to_best_device
 
     section = experiment.preferences
-    splits = {split: list(iterate_examples(load_split(run, split))) for split in SPLITS}
+    splits = {split: run.read_split(split) for split in SPLITS}
     examples = [example for split in SPLITS for example in splits[split][: section.limit]]
 
     def answer(waiting: list[Example], keep: Callable[[list[Response]], None]) -> None:
@@ -197,7 +197,7 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[Prefere
     """
     asked: dict[str, str] = {}
     for split in (*SPLITS, "test"):
-        asked |= dict.fromkeys(map(_key, iterate_examples(load_split(run, split))), split)
+        asked |= dict.fromkeys(map(_key, run.read_split(split)), split)
     pairs, num_tested, num_new = [], 0, 0
     for pair in read_pairs(source, limit=limit):
         split = asked.get(_key(Example.of(vars(pair))), "")
