@@ -55,6 +55,16 @@ def sample_responses_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write_sample(tmp_path_factory.mktemp("sample") / "responses.json", 60, model_response=True)
 
 
+@pytest.fixture(scope="session")
+def repeating_file(sample_file: Path) -> Path:
+    """These examples with six training prompts again: two in the test split, four in the validation split."""
+    rows = json.loads(sample_file.read_text())
+    again = [row | {"output": "Something else."} for row in rows[:6]]
+    path = sample_file.with_name("repeating.json")
+    path.write_text(json.dumps([*rows[:180], *again[:2], *rows[180:], *again[2:]]))
+    return path
+
+
 def _write_sample(path: Path, count: int, *, model_response: bool = False) -> Path:
     text = (Path(hf_instruct.__file__).parent / "data" / "everyday.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()[: count + 1]]

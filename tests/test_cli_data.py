@@ -73,18 +73,18 @@ def test_check_of_another_split(command: Command, course_file: Path) -> None:
     assert lines[-1] == "What to do: check the near-duplicates before you trust a score on them."
 
 
-def test_strict_names_the_rows_of_the_file(command: Command, course_file: Path) -> None:
+def test_strict_names_the_rows_of_the_file(command: Command, repeating_file: Path) -> None:
     with pytest.raises(DataError) as caught:
-        command("check", course_file, "--strict")
+        command("check", repeating_file, "--strict")
     assert caught.value.summary == (
-        f"2 test and 4 validation examples of `{course_file}` have the same instruction and input as a training "
+        f"2 test and 4 validation examples of `{repeating_file}` have the same instruction and input as a training "
         "example, so a score on them would measure memorization, and `--strict` refuses such data. Split with `--split "
         "grouped`, which keeps equal pairs in one split, or delete the repeats:"
     )
     assert caught.value.problems[2:] == [
-        "validation, row 1050 (\"Provide a synonym for 'quick'.\"): also row 719 of train",
-        'validation, row 1060 ("Classify the following statement into one of these labels: …"): also row 708 of train',
-        "validation, row 1068 (\"What is the past tense of 'draw'?\"): also row 29 of train",
+        'validation, row 202 ("Rewrite the sentence so that it means the opposite."): also row 2 of train',
+        'validation, row 203 ("Identify the main verb of the sentence."): also row 3 of train',
+        'validation, row 204 ("Use the words in a sentence."): also row 4 of train',
         "and 1 more",
     ]
 
@@ -159,27 +159,28 @@ def test_check_with_a_map(command: Command, tmp_path: Path) -> None:
     assert lines[0] == f"{path}: 1 example (0 with an input), no problems; 0 repeated prompts"
 
 
-def test_show_counts_from_0(command: Command, course_file: Path) -> None:
-    assert command("show", course_file, 50) == [
-        f"example 50 of 1,100 in {course_file}, counted from 0",
-        "id:          f058792a5cb2",
-        "instruction: Identify the correct spelling of the following word.",
-        "input:       Ocassion",
-        "output:      The correct spelling is 'Occasion.'",
+def test_show_counts_from_0(command: Command, sample_file: Path) -> None:
+    assert command("show", sample_file, 55) == [
+        f"example 55 of 200 in {sample_file}, counted from 0",
+        "id:          102411efaf14",
+        "category:    antonyms",
+        "instruction: Add a prefix to make the opposite of the word.",
+        "input:       regular",
+        "output:      The opposite is 'irregular'.",
         "",
         "--- prompt (alpaca) ---",
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
         "",
         "### Instruction:",
-        "Identify the correct spelling of the following word.",
+        "Add a prefix to make the opposite of the word.",
         "",
         "### Input:",
-        "Ocassion",
+        "regular",
         "",
         "### Response:",
         "",
         "--- completion, followed by the model's end-of-text token ---",
-        "The correct spelling is 'Occasion.'",
+        "The opposite is 'irregular'.",
     ]
 
 

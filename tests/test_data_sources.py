@@ -79,9 +79,8 @@ def test_the_courses_file(course_file: Path) -> None:
     assert hashlib.sha256(course_file.read_bytes()).hexdigest() == COURSE_SHA256
 
 
-def test_the_courses_responses_keep_the_ids_of_their_examples(course_file: Path, course_responses_file: Path) -> None:
-    answered = read_examples(str(course_responses_file))
-    assert answered == read_examples(str(course_file))[935:1045]
+def test_responses_keep_the_ids_of_their_examples(sample_file: Path, sample_responses_file: Path) -> None:
+    assert read_examples(sample_responses_file) == read_examples(sample_file)[:60]
 
 
 def test_a_local_file_with_a_map_and_a_limit() -> None:

@@ -50,20 +50,20 @@ def test_the_stage_writes_the_splits_and_what_is_known_of_them(tmp_path: Path) -
 
 
 def test_the_stage_logs_what_it_found_in_few_lines(
-    course_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    repeating_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         prepare(
             RunFolder(tmp_path / "run"),
-            build_experiment({"data": {"source": str(course_file)}}, where="a test", deep=False),
+            build_experiment({"data": {"source": str(repeating_file)}}, where="a test", deep=False),
         )
     lines = "\n".join(caplog.messages).splitlines()
     assert lines[:2] == [
         "Tokens are not counted, because the tokenizer of `gpt2-medium` cannot be loaded.",
-        f"{course_file}: 935 train, 110 test, 55 validation",
+        f"{repeating_file}: 175 train, 20 test, 11 validation",
     ]
     # Only rows in which something was found.
-    assert len(lines) == 8
+    assert len(lines) == 7
     assert lines[-1] == "What to do: `--data.split grouped` keeps training prompts out of test."
 
 
@@ -76,14 +76,14 @@ def test_where_nothing_is_found_the_sizes_are_all_that_is_logged(
     assert caplog.messages[1:] == [f"{tmp_path / 'mine.json'}: 11 train, 1 test, 2 validation"]
 
 
-def test_strict_refuses_leaks_before_anything_is_written(course_file: Path, tmp_path: Path) -> None:
-    data = {"source": str(course_file), "strict": True}
+def test_strict_refuses_leaks_before_anything_is_written(repeating_file: Path, tmp_path: Path) -> None:
+    data = {"source": str(repeating_file), "strict": True}
     run = RunFolder(tmp_path / "run")
     with pytest.raises(DataError) as caught:
         prepare(run, build_experiment({"data": data}, where="a test", deep=False))
-    assert str(caught.value).startswith(f"2 test and 4 validation examples of `{course_file}` have the same")
+    assert str(caught.value).startswith(f"2 test and 4 validation examples of `{repeating_file}` have the same")
     assert "`data.strict` refuses such data. Split with `--data.split grouped`" in str(caught.value)
-    assert "\n  - test, example `3d4809b651ea` (" in str(caught.value)
+    assert "\n  - test, example `e277cb097583` (" in str(caught.value)
     assert not run.data.exists()
     prepare(run, build_experiment({"data": {**data, "split": "grouped"}}, where="a test", deep=False))
     assert run.preflight.exists()

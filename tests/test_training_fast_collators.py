@@ -241,7 +241,7 @@ def test_a_row_holds_something() -> None:
         PrefixSharingCollator(0, row_length=0)
 
 
-def test_the_courses_batches_halve(tiny_gpt2: Path, course_file: Path) -> None:
+def test_batches_of_instructions_halve(tiny_gpt2: Path, sample_file: Path) -> None:
     """`design.md`: 65,424 padded and 33,805 shared tokens an epoch, at batch 8 in file order."""
     import json
 
@@ -250,7 +250,7 @@ def test_the_courses_batches_halve(tiny_gpt2: Path, course_file: Path) -> None:
     from hf_instruct.training.dataset import tokenize_examples
 
     _, tokenizer = tiny_models.load_copy(tiny_gpt2)
-    records = json.loads(course_file.read_text())[:80]
+    records = json.loads(sample_file.read_text())[:80]
     examples = [Example(str(n), r["instruction"], r["input"], r["output"]) for n, r in enumerate(records)]
     rows = list(tokenize_examples(examples, tokenizer, PromptFormat.from_name("alpaca"), max_length=None))
     batches = [rows[start : start + 8] for start in range(0, 80, 8)]
