@@ -88,7 +88,7 @@ def find_quantization(folder: Path) -> str | None:
     return manifest.origin.quantization if manifest and manifest.origin else None
 
 
-def check_model(folder: Path, *, full: bool = False) -> None:
+def verify_model(folder: Path, *, full: bool = False) -> None:
     """Refuse a tuned model if its files, or those of its base model, changed since training.
 
     Files other than weights may be edited but not missing. A folder without a manifest is accepted.
@@ -110,10 +110,10 @@ def check_model(folder: Path, *, full: bool = False) -> None:
         )
     adapter = read_file(folder / "adapter_config.json", dict[str, Any]) or {}
     if name := adapter.get("base_model_name_or_path"):
-        check_base(folder, str(name), revision=adapter.get("revision"), full=full)
+        verify_base(folder, str(name), revision=adapter.get("revision"), full=full)
 
 
-def check_base(folder: Path, location: str, *, revision: str | None = None, full: bool = False) -> None:
+def verify_base(folder: Path, location: str, *, revision: str | None = None, full: bool = False) -> None:
     """Refuse a base model that is not the one that the model in a folder was trained from.
 
     Args:

@@ -107,11 +107,11 @@ def load_model(
     let_threads_sleep()
     import torch
 
-    from hf_instruct.manifests import check_base, check_model, find_quantization
+    from hf_instruct.manifests import find_quantization, verify_base, verify_model
 
     location = resolve_model(name)
     is_adapter = (Path(location) / "adapter_config.json").is_file()
-    check_model(Path(location))
+    verify_model(Path(location))
     loaded_in: torch.dtype = getattr(torch, dtype)
     options |= {"dtype": loaded_in, "trust_remote_code": trust_remote_code, "use_safetensors": True}
     quantization = quantization or find_quantization(Path(location))
@@ -123,11 +123,11 @@ def load_model(
         if is_adapter:
             model = _load_adapter(location, **options)
             # Its base model may have been downloaded only now.
-            check_model(Path(location))
+            verify_model(Path(location))
         else:
             model = _load_whole(location, dropout, revision=revision, **options)
     if base_of is not None and not is_adapter:
-        check_base(base_of, location, revision=revision)
+        verify_base(base_of, location, revision=revision)
     configure_stop(model, tokenizer)
     fuse_activations(model)
     keep_as_quantized(model)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hf_instruct.config import Experiment, build_experiment, differing_settings, load_experiment, plain_values
 from hf_instruct.errors import DISK_ERRORS, ConfigError, DataError, RunError, disk_remedy, quote_names
 from hf_instruct.library_fields import OWN_TRAINING, SECTIONS
-from hf_instruct.manifests import check_model
+from hf_instruct.manifests import verify_model
 from hf_instruct.processes import is_main_process, is_true_on_all, on_main_process
 from hf_instruct.recipes import find_experiment
 from hf_instruct.records import read_file
@@ -33,7 +33,7 @@ def _train(folder: RunFolder, experiment: Experiment) -> None:
     """Fine-tune unless that is done; a finished model must be complete."""
     if is_done(folder, "train"):
         folder.check_trained()
-        check_model(folder.model)
+        verify_model(folder.model)
     elif experiment.method == "DPO":
         from hf_instruct.preferences.stage import tune_by_preferences
 

@@ -1,7 +1,7 @@
 """Check that prompts are what training expects; every format is checked before the first step.
 
 Chat templates are written for inference. Some open a thinking block that no training answer closes, render an answer
-differently in a conversation, or read the clock. `settle_format` detects this with probe texts, fixes the template if
+differently in a conversation, or read the clock. `resolve_format` detects this with probe texts, fixes the template if
 it can (with the template's own switch, its own words before an answer, or today's date), and refuses it otherwise. The
 result is one plain template, which renders the same prompt in training, answers, chat, serving and export.
 """
@@ -114,7 +114,7 @@ def _get(args: Any, name: str) -> Any:
     return args.get(name) if isinstance(args, Mapping) else getattr(args, name, None)
 
 
-def settle_format(
+def resolve_format(
     prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", *, for_training: bool = True
 ) -> PromptFormat:
     """Return the format for all prompts of a run, fixed if needed; a settled format is returned unchanged.

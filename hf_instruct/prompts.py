@@ -23,7 +23,7 @@ from hf_instruct.prompt_tokens import (
     mark_special,
 )
 from hf_instruct.records import Example
-from hf_instruct.templates import UserTemplate, translated_errors
+from hf_instruct.templates import UserTemplate, translated_template_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ _ALPACA_SECTIONS = (
 
 # Templates see `instruction` and `input` and end where the response begins. `chat` is not here: its text comes from
 # the tokenizer.
-TEMPLATES = {
+PROMPT_TEMPLATES = {
     # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/ch07.ipynb
     "alpaca": (
         "Below is an instruction that describes a task. "
@@ -52,7 +52,7 @@ TEMPLATES = {
 CHAT = "chat"
 
 
-def build_user_turn(instruction: str, input: str = "") -> dict[str, str]:
+def build_user_message(instruction: str, input: str = "") -> dict[str, str]:
     """Return an instruction and its input as a user message for `chat`."""
     return {"role": "user", "content": f"{instruction}\n{input}" if input else instruction}
 
@@ -64,7 +64,7 @@ class PromptFormat:
     Attributes:
         name: `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of the Jinja file the template came from.
         template: Jinja source. For `chat` it is a chat template, and empty for the tokenizer's own as it is;
-            `prompt_checks.settle_format` returns the one to train on.
+            `prompt_checks.resolve_format` returns the one to train on.
 
     Raises:
         ConfigError: The template is not usable.
@@ -74,7 +74,7 @@ class PromptFormat:
     template: str
 
     def __post_init__(self) -> None:
-        if self.name not in (CHAT, *TEMPLATES):
+        if self.name not in (CHAT, *PROMPT_TEMPLATES):
             self._check()
 
     @classmethod
@@ -85,14 +85,14 @@ class PromptFormat:
             ConfigError: There is no such format and no such file, or the file is not a usable template.
         """
         name = str(name)
-        if name in (CHAT, *TEMPLATES):
-            return cls(name, TEMPLATES.get(name, ""))
+        if name in (CHAT, *PROMPT_TEMPLATES):
+            return cls(name, PROMPT_TEMPLATES.get(name, ""))
         try:
             template = Path(name).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             # No file of this name, not a text file, or no name of a file: the template itself, say.
             shown = name if len(name) <= 200 else name[:199] + "…"
-            known = [*TEMPLATES, CHAT]
+            known = [*PROMPT_TEMPLATES, CHAT]
             raise ConfigError(
                 f"Unknown prompt format `{shown}`.{did_you_mean(name, known)} Allowed are {quote_names(known)}, or the "
                 "path of a Jinja file, UTF-8 text that uses `instruction` and `input`."
@@ -133,7 +133,7 @@ class PromptFormat:
         <BLANKLINE>
         """
         if self.name == CHAT:
-            return self.render_chat(tokenizer, [build_user_turn(instruction, input)])
+            return self.render_chat(tokenizer, [build_user_message(instruction, input)])
         return self._user_template.render({"instruction": instruction, "input": input})
 
     def render_chat(
@@ -150,7 +150,7 @@ class PromptFormat:
         """
         template = self.chat_template(tokenizer)
         assert tokenizer is not None, "chat_template() refuses that"
-        with translated_errors(f"The chat template of `{tokenizer.name_or_path}` refuses this"):
+        with translated_template_errors(f"The chat template of `{tokenizer.name_or_path}` refuses this"):
             return str(
                 tokenizer.apply_chat_template(
                     [dict(message) for message in messages],

@@ -44,7 +44,7 @@ class Example:
         values: dict[str, Any] = {field.name: row.get(field.name) for field in dataclasses.fields(cls)}
         return cls(**{**values, **{name: values[name] or "" for name in texts}})
 
-    def describe_task(self) -> str:
+    def format_task(self) -> str:
         """Return the instruction for judges and readers, preceded by earlier turns, if there are any."""
         *asked, _ = self.messages or [{}]
         if len(asked) < 2:

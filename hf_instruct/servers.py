@@ -130,10 +130,10 @@ async def _guard(response: httpx.Response) -> None:
     if response.has_redirect_location:
         target = "something that is not an address"
         with contextlib.suppress(httpx.InvalidURL, ValueError):
-            target = shorten(shown_url(response.request.url.join(response.headers["location"])))
+            target = one_line(shown_url(response.request.url.join(response.headers["location"])))
         raise Redirected(f"the server redirects to {target}, and redirects are not followed")
     if (coding := response.headers.get("content-encoding", "identity")) != "identity":
-        raise ServerError(f"the answer is compressed ({shorten(coding)}), which was not requested")
+        raise ServerError(f"the answer is compressed ({one_line(coding)}), which was not requested")
     response.stream = _Capped(response.stream, lines="lines" in response.request.extensions)
 
 
@@ -235,7 +235,7 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
     except httpx.HTTPError as error:
         # What is wrong in it follows as Python writes bytes, and what the system says comes with a number.
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).partition(": bytearray(")[0])
-        text = shorten(text) or "the server closed it"
+        text = one_line(text) or "the server closed it"
         if isinstance(error, httpx.ConnectError):
             raise NoServer(text, passing=True) from error
         raise NoAnswer(f"the connection broke ({text})", passing=True) from error
@@ -246,7 +246,7 @@ def read_answer(response: httpx.Response, form: type[Form]) -> Form:
     check_status(response)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if kind and "json" not in kind:
-        raise ServerError(f"the answer is not JSON but {shorten(kind)}: {shorten(response.text)}")
+        raise ServerError(f"the answer is not JSON but {one_line(kind)}: {one_line(response.text)}")
     return parse_body(response.content, form)
 
 
@@ -256,7 +256,7 @@ def check_status(response: httpx.Response) -> None:
         return
     status, asked = response.status_code, response.headers.get("retry-after", "")
     wait = min(float(asked), _MOST_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
-    text = shorten(_find_message(response.text)) or "no reason given"
+    text = one_line(_find_message(response.text)) or "no reason given"
     raise ServerError(text, status=status, passing=status in _PASSING, wait=wait)
 
 
@@ -265,11 +265,11 @@ def parse_body(body: str | bytes, form: type[Form]) -> Form:
     try:
         error = Body.model_validate_json(body).error
         if error:
-            raise ServerError(shorten(_find_message(error)) or "no reason given", status=200)
+            raise ServerError(one_line(_find_message(error)) or "no reason given", status=200)
         return form.model_validate_json(body)
     except pydantic.ValidationError as problems:
         where = ".".join(str(part) for part in problems.errors(include_url=False)[0]["loc"])
-        shown = shorten(body.decode("utf-8", "replace") if isinstance(body, bytes) else body) or "nothing"
+        shown = one_line(body.decode("utf-8", "replace") if isinstance(body, bytes) else body) or "nothing"
         problem = f"lacks a valid `{where}`" if where else "is not a complete JSON object"
         raise ServerError(f"the answer {problem}: {shown}") from problems
 
@@ -290,10 +290,10 @@ def _find_message(error: Any) -> str:
     return text
 
 
-def shorten(value: object) -> str:
+def one_line(value: object) -> str:
     """Return what a server says on one line, for a message: at most 200 characters, without the full stop at its end.
 
-    >>> shorten("model not found,   try pulling it.")
+    >>> one_line("model not found,   try pulling it.")
     'model not found, try pulling it'
     """
     text = " ".join(str(value).split())

@@ -46,7 +46,7 @@ class UserTemplate:
 or modulo by zero.
         """
         place = f" for the example `{row}`" if row is not None else ""
-        with translated_errors(f"{self.name} is not a usable Jinja template{place}"):
+        with translated_template_errors(f"{self.name} is not a usable Jinja template{place}"):
             return self._write(values)
 
     @functools.cached_property
@@ -64,7 +64,7 @@ or modulo by zero.
 
 
 @contextlib.contextmanager
-def translated_errors(problem: str) -> Iterator[None]:
+def translated_template_errors(problem: str) -> Iterator[None]:
     """Turn any error of a template into one sentence.
 
     Args:

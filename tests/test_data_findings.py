@@ -18,7 +18,7 @@ from hf_instruct.data.findings import (
     build_preflight,
     find_warnings,
     format_findings,
-    format_table,
+    format_preflight,
     refuse_leaks,
 )
 from hf_instruct.data.near_duplicates import METHOD, find_near_duplicates
@@ -235,7 +235,7 @@ def test_very_many_rows_are_sampled_unless_a_threshold_is_asked_for(monkeypatch:
     assert preflight["near_duplicates"]["sampled"] == sample
     assert [pair["id"] for pair in preflight["near_duplicates"]["test"]] == ["e0", "e20"]
     assert f"searched in a sample: {sample}." in format_findings(preflight)
-    assert "near-duplicate in a sample of train" in format_table(preflight)
+    assert "near-duplicate in a sample of train" in format_preflight(preflight)
     asked = build_preflight(splits, source="mine", threshold=0.9)["near_duplicates"]
     assert (asked["sampled"], len(asked["test"])) == (None, 40)
 

@@ -5,7 +5,7 @@ import pytest
 from hf_instruct.data import examples
 from hf_instruct.data.examples import CheckedData, build_examples, find_repeats
 from hf_instruct.data.formats import check_messages
-from hf_instruct.data.problems import Problem, RawRow, raise_problems, shorten
+from hf_instruct.data.problems import Problem, RawRow, raise_problems, shorten_text
 from hf_instruct.data.sources import iterate_examples, read_examples
 from hf_instruct.errors import DataError
 from hf_instruct.records import Example, build_example_id
@@ -354,5 +354,5 @@ def test_at_most_fifty_problems_are_listed_and_all_are_counted() -> None:
 
 
 def test_long_names_are_cut() -> None:
-    assert shorten("x" * 100) == "x" * 39 + "…"
-    assert shorten("\ud800" * 100, 10) == "\\ud800\\ud…"
+    assert shorten_text("x" * 100) == "x" * 39 + "…"
+    assert shorten_text("\ud800" * 100, 10) == "\\ud800\\ud…"

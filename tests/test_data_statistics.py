@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.data.sources import build_dataset
-from hf_instruct.data.statistics import Lengths, compute_statistics, plot_lengths
+from hf_instruct.data.statistics import TextLengths, compute_statistics, plot_lengths
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
 
@@ -20,7 +20,7 @@ EXAMPLES = build_dataset(
 
 @pytest.mark.parametrize(("values", "summary"), [(range(100, 0, -1), (50.5, 50.5, 95, 100)), ([7], (7, 7, 7, 7))])
 def test_lengths_are_summarised(values, summary: tuple[float, ...]) -> None:
-    assert tuple(Lengths("prompt", "tokens", list(values)).summarize().values()) == summary
+    assert tuple(TextLengths("prompt", "tokens", list(values)).summarize().values()) == summary
 
 
 def test_counts_and_lengths_without_a_tokenizer() -> None:

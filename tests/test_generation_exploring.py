@@ -18,7 +18,7 @@ from hf_instruct.generation.exploring import (
     repeated_share,
 )
 from hf_instruct.generation.next_token_plot import draw_next_token_plot
-from hf_instruct.generation.token_text import encode_text, show_token
+from hf_instruct.generation.token_text import encode_raw_prompt, show_token
 from hf_instruct.plots import write_figure
 
 TEXT = "I enjoy walking with my cute dog"
@@ -26,7 +26,7 @@ END = tiny_models.END
 
 
 def ids_of(tiny) -> list[int]:
-    return encode_text(*tiny, TEXT, room=0)
+    return encode_raw_prompt(*tiny, TEXT, room=0)
 
 
 def next_logits(tiny) -> torch.Tensor:
@@ -168,7 +168,7 @@ def test_strategies_side_by_side(tiny) -> None:
 )
 def test_prompts_that_cannot_be_continued(gpt2, text, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        encode_text(*gpt2, text, room=3)
+        encode_raw_prompt(*gpt2, text, room=3)
     assert message in str(caught.value)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hf_instruct.errors import RunError
-from hf_instruct.manifests import Origin, check_base, check_model, read_manifest, stamp_weights, write_manifest
+from hf_instruct.manifests import Origin, read_manifest, stamp_weights, verify_base, verify_model, write_manifest
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def test_a_manifest_lists_every_file_but_what_nobody_reads(adapter: Path, base: 
 
 
 def test_an_unchanged_model_is_accepted_wherever_it_was_copied(adapter: Path, base: Path) -> None:
-    check_model(adapter, full=True)
+    verify_model(adapter, full=True)
     for path in (*base.iterdir(), *adapter.iterdir()):
         os.utime(path)
     (adapter / "training_args.bin").unlink()
     (adapter / "tokenizer.json").write_text('{"edited": true}')
-    check_model(adapter)
+    verify_model(adapter)
 
 
 def test_a_folder_without_a_manifest_is_taken_as_it_is_and_one_with_half_of_it_is_not(
@@ -61,13 +61,13 @@ def test_a_folder_without_a_manifest_is_taken_as_it_is_and_one_with_half_of_it_i
 ) -> None:
     (adapter / "manifest.json").unlink()
     rewrite(adapter / "adapter_model.safetensors")
-    check_model(adapter, full=True)
-    check_base(adapter, str(base), full=True)
-    check_model(adapter / "missing")
+    verify_model(adapter, full=True)
+    verify_base(adapter, str(base), full=True)
+    verify_model(adapter / "missing")
     for content in ("", "{", "[]", '{"files": 3, "origin": null}'):
         (adapter / "manifest.json").write_text(content)
         with pytest.raises(RunError, match=r"manifest.json` is incomplete"):
-            check_model(adapter)
+            verify_model(adapter)
 
 
 def test_a_model_with_a_lost_or_changed_file_is_refused(adapter: Path) -> None:
@@ -76,16 +76,16 @@ def test_a_model_with_a_lost_or_changed_file_is_refused(adapter: Path) -> None:
         with pytest.raises(
             RunError, match=f"The model in `{adapter}` is damaged: `{name}` is missing. Restore the file"
         ):
-            check_model(adapter)
+            verify_model(adapter)
         (adapter.parent / "aside").rename(adapter / name)
     rewrite(adapter / "adapter_model.safetensors", keep_time=True)
     # Found where all contents are read.
-    check_model(adapter)
+    verify_model(adapter)
     with pytest.raises(RunError, match=r"the content of `adapter_model.safetensors` has changed"):
-        check_model(adapter, full=True)
+        verify_model(adapter, full=True)
     os.utime(adapter / "adapter_model.safetensors")
     with pytest.raises(RunError, match=r"the content of `adapter_model.safetensors` has changed"):
-        check_model(adapter)
+        verify_model(adapter)
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
@@ -93,10 +93,10 @@ def test_an_adapter_says_that_its_base_has_changed(adapter: Path, base: Path, na
     rewrite(base / name)
     message = f"The base model `{base}` is not the one that `{adapter}` was trained from: the content of `{name}` has"
     with pytest.raises(RunError, match=message):
-        check_model(adapter)
+        verify_model(adapter)
     (base / name).unlink()
     with pytest.raises(RunError, match=f"`{name}` is missing"):
-        check_base(adapter, str(base))
+        verify_base(adapter, str(base))
 
 
 def test_a_snapshot_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,12 +122,12 @@ def test_a_snapshot_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatc
     write_manifest(model, Origin(num_processes=1, sharding=None, examples_sha256="", base=base))
     for commit in commits[:2]:
         main.write_text(commit)
-        check_base(model, "me/tiny", full=True)
+        verify_base(model, "me/tiny", full=True)
     main.write_text(commits[2])
     with pytest.raises(RunError, match=f"`me/tiny` is not the one at commit {commits[0]} that `.*` was trained from"):
-        check_base(model, "me/tiny")
-    check_base(model, "me/tiny", revision=commits[0])
+        verify_base(model, "me/tiny")
+    verify_base(model, "me/tiny", revision=commits[0])
     # Not in the cache: there is nothing to compare.
-    check_base(model, "me/other")
+    verify_base(model, "me/other")
     assert stamp_weights("me/other") is None
     assert stamp_weights("") is None

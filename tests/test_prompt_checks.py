@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
 
 from hf_instruct.errors import ConfigError, DataError
-from hf_instruct.prompt_checks import choose_format, find_problems, settle_format
+from hf_instruct.prompt_checks import choose_format, find_problems, resolve_format
 from hf_instruct.prompt_tokens import IGNORED, build_row
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -82,7 +82,7 @@ def test_conversations_are_chats_unless_a_format_is_named(caplog) -> None:
 
 def settle(template: str, tokenizer: PreTrainedTokenizerBase, **options: bool) -> PromptFormat:
     tokenizer.chat_template = template
-    return settle_format(CHAT, tokenizer, **options)
+    return resolve_format(CHAT, tokenizer, **options)
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - REFUSED.keys()))
@@ -101,7 +101,7 @@ def test_templates_of_model_families(name: str, tokenizer: PreTrainedTokenizerBa
         row = row.removesuffix("<|endoftext|>")
     assert turn.startswith(row)
     # Whoever settles it again, from the run or from the tokenizer saved with the model, gets the same.
-    assert settle_format(settled, tokenizer) is settled
+    assert resolve_format(settled, tokenizer) is settled
     assert settle(settled.template, tokenizer) == settled
 
 
@@ -215,7 +215,7 @@ def test_a_missing_begin_token_is_put_in_front(tokenizer) -> None:
     assert settle("{{ bos_token }}" + TURNS + HEADER, own).template == "{{ bos_token }}" + TURNS + HEADER
     twice = PromptFormat("mine", "<s>Q: {{ instruction }} {{ input }}\nA:")
     with pytest.raises(ConfigError, match="The prompt format `mine` cannot be used for training: it begins with two"):
-        settle_format(twice, own)
+        resolve_format(twice, own)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_missing_begin_token_is_put_in_front(tokenizer) -> None:
 )
 def test_formats_of_ones_own_are_checked_alike(template: str, reason: str, tokenizer) -> None:
     with pytest.raises(ConfigError, match=f"The prompt format `mine` cannot be used for training: it .*{reason}"):
-        settle_format(PromptFormat("mine", template), tokenizer)
+        resolve_format(PromptFormat("mine", template), tokenizer)
 
 
 @pytest.mark.parametrize("name", ["alpaca", "alpaca-stanford", "phi3"])

@@ -182,6 +182,6 @@ def test_the_turns_before_a_question_are_part_of_the_task() -> None:
     turns = [("system", "Be brief."), ("user", "2 + 2?"), ("assistant", "4"), ("user", "Plus one?"), ("assistant", "5")]
     messages = [{"role": role, "content": content} for role, content in turns]
     example = Example("a", "Plus one?", "", "5", messages=messages)
-    assert example.describe_task() == "System: Be brief.\n\nUser: 2 + 2?\n\nAssistant: 4\n\nUser: Plus one?"
+    assert example.format_task() == "System: Be brief.\n\nUser: 2 + 2?\n\nAssistant: 4\n\nUser: Plus one?"
     for alone in (None, messages[-2:]):
-        assert Example("a", "Plus one?", "", "5", messages=alone).describe_task() == "Plus one?"
+        assert Example("a", "Plus one?", "", "5", messages=alone).format_task() == "Plus one?"

@@ -20,7 +20,7 @@ from hf_instruct import generate_responses, load_examples, load_model, train
 from hf_instruct.errors import ConfigError
 from hf_instruct.library_fields import REFUSED_TRAINING, SECTIONS
 from hf_instruct.models import load_tokenizer
-from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_checks import resolve_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
@@ -334,7 +334,7 @@ def test_rows_of_trls_formats_have_trls_ids_and_labels(tiny_gpt2: Path, tmp_path
         tokenizer.add_special_tokens({"bos_token": "<s>"})
         begin = ("<s>", tokenizer.bos_token_id)
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[begin])
-    prompt_format = settle_format(PromptFormat.from_name(name), tokenizer)
+    prompt_format = resolve_format(PromptFormat.from_name(name), tokenizer)
     ours = tokenize_examples(load_examples([row]), tokenizer, prompt_format, max_length=None)[0]
     num_ends = ours["labels"].count(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     assert num_ends == (0 if name == "alpaca" else 2 if "messages" in row else 1)

@@ -177,14 +177,14 @@ def _split(
 
 
 def _print_preflight(preflight: "dict[str, Any]", splits: "Mapping[str, Dataset]", unsplit: str | None) -> None:
-    from hf_instruct.data.findings import advise, format_near_duplicates, format_table
+    from hf_instruct.data.findings import advise, format_near_duplicates, format_preflight
 
     total = preflight["examples"]["total"]
     print(
         f"{preflight['source']}: {pluralize(total, 'example')} ({total - preflight['empty_inputs']['total']:,} with an "
         f"input), no problems; {pluralize(preflight['repeated_prompts'], 'repeated prompt')}"
     )
-    print(f"\n{format_table(preflight)}")
+    print(f"\n{format_preflight(preflight)}")
     near = preflight["near_duplicates"]
     if unsplit:
         print(f"\n{unsplit}")
@@ -254,7 +254,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from hf_instruct.data.problems import shorten
+    from hf_instruct.data.problems import shorten_text
     from hf_instruct.data.sources import load_section
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
 
@@ -267,7 +267,9 @@ def _stats(options: argparse.Namespace) -> None:
     if not options.tokenizer:
         print("\nTo see lengths in tokens, name the model, as in `--model gpt2-medium`.")
     if options.plot:
-        plot_lengths(result, options.plot, title=f"{shorten(options.source, 80)}, {result.num_examples:,} examples")
+        plot_lengths(
+            result, options.plot, title=f"{shorten_text(options.source, 80)}, {result.num_examples:,} examples"
+        )
         print(f"\nHistogram: {options.plot}")
 
 

@@ -12,7 +12,7 @@ from hf_instruct.console import align, format_json, pluralize, text_width
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.generation.exploring import NextTokens, Table
+    from hf_instruct.generation.exploring import NextTokens, TextTable
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _explore(options: argparse.Namespace) -> None:
     from hf_instruct.errors import ConfigError
     from hf_instruct.generation.chat_model import ChatModel
     from hf_instruct.generation.strategies import build_generation_settings, find_strategy
-    from hf_instruct.generation.token_text import check_text, encode_text
+    from hf_instruct.generation.token_text import check_text, encode_raw_prompt
 
     # Checks that need no model.
     # `Path.is_file` would raise for a text that is too long for a name.
@@ -95,7 +95,7 @@ def _explore(options: argparse.Namespace) -> None:
         logger.warning("The prompt ends with a space. Most tokens begin with a space, so few tokens can follow.")
     # Before anything is printed or drawn.
     room = max(options.length if names else 0, options.depth if options.beams else 0)
-    _show(options, model, encode_text(model.model, model.tokenizer, text, room=room), names)
+    _show(options, model, encode_raw_prompt(model.model, model.tokenizer, text, room=room), names)
 
 
 def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], names: list[str]) -> None:
@@ -134,7 +134,7 @@ def _print_lines(*lines: str) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _format_table(table: "Table") -> list[str]:
+def _format_table(table: "TextTable") -> list[str]:
     """Return a table as lines, its last column wrapped."""
     heads, rows, left = table
     cells = [heads, *rows]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.data.formats import PROMPT_TURNS, choose_fields, convert_row, describe_unused
-from hf_instruct.data.problems import Problem, RawRow, shorten
+from hf_instruct.data.problems import Problem, RawRow, shorten_text
 from hf_instruct.records import build_example_id
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def build_examples(
                 if drop_without_output:
                     continue
             values, found = convert_row(row.fields, fields)
-            problems += [Problem(file, row.where, shorten(field), what, remedy) for field, what, remedy in found]
+            problems += [Problem(file, row.where, shorten_text(field), what, remedy) for field, what, remedy in found]
             if not found:
                 usable.append({**values, "row": row.where})
                 if "id" in fields:

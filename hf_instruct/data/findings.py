@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hf_instruct.console import align, pluralize
 from hf_instruct.data.examples import BATCH, find_repeats, hash_prompts, hash_texts
 from hf_instruct.data.near_duplicates import METHOD, NEAR_THRESHOLD, find_near_duplicates
-from hf_instruct.data.problems import Problem, shorten
+from hf_instruct.data.problems import Problem, shorten_text
 from hf_instruct.data.tokens import TokenCounter
 from hf_instruct.errors import DataError
 from hf_instruct.records import SPLIT_NAMES
@@ -167,7 +167,7 @@ def refuse_leaks(
     for name, leak in leaks[:_LEAKS_SHOWN]:
         first, *others = leak["train_ids"]
         more = f" and {len(others):,} more" if others else ""
-        quoted = shorten(instructions[leak["id"]], 60)
+        quoted = shorten_text(instructions[leak["id"]], 60)
         problems.append(f'{name}, {name_row(leak["id"])} ("{quoted}"): also {name_row(first)}{more} of train')
     if len(leaks) > _LEAKS_SHOWN:
         problems.append(f"and {len(leaks) - _LEAKS_SHOWN:,} more")
@@ -268,7 +268,7 @@ class _Row(NamedTuple):
     counts: Mapping[str, int]
 
 
-def format_table(preflight: Mapping[str, Any]) -> str:
+def format_preflight(preflight: Mapping[str, Any]) -> str:
     """Return the whole table of what `build_preflight` found; where nothing was split, of the total alone."""
     columns = (*SPLIT_NAMES, "total") if preflight["split"] else ("total",)
     sizes = [
@@ -304,7 +304,7 @@ def format_near_duplicates(preflight: Mapping[str, Any], splits: "Splits") -> li
     for rows in splits.values():
         for index, id in enumerate(rows["id"][:]):
             if id in wanted:
-                texts[id] = shorten(f"{rows[index]['instruction']} {rows[index]['input']}".strip(), 44)
+                texts[id] = shorten_text(f"{rows[index]['instruction']} {rows[index]['input']}".strip(), 44)
     lines = []
     for pair in found[:_PAIRS_SHOWN]:
         own, other = texts[pair["id"]], texts[pair["train_id"]]

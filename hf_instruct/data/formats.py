@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hf_instruct.data.problems import Problem, describe_type, list_names, shorten
+from hf_instruct.data.problems import Problem, describe_type, list_names, shorten_text
 from hf_instruct.errors import DataError, did_you_mean, quote_names
-from hf_instruct.prompts import build_user_turn
+from hf_instruct.prompts import build_user_message
 from hf_instruct.schema import PairRow
 
 FIELDS = ("instruction", "input", "output", "category", "id", "prompt", "messages")
@@ -113,7 +113,7 @@ def choose_fields(
     read = {ours: theirs for ours, theirs in fields.items() if ours not in ("category", "id", "tools", *EARLIER)}
     if map or (one is FORMATS[0] and all(ours == theirs for ours, theirs in read.items())):
         return fields, notices
-    parts = ", ".join(f"`{shorten(theirs)}` as {ours}" for ours, theirs in read.items() if ours != theirs)
+    parts = ", ".join(f"`{shorten_text(theirs)}` as {ours}" for ours, theirs in read.items() if ours != theirs)
     return fields, [f"`{file}` contains {one.name}{parts and f': {parts}'}.", *notices]
 
 
@@ -127,8 +127,8 @@ def _check_map(map: Mapping[str, str], formats: Sequence[Format]) -> None:
     for ours, theirs in map.items():
         if taken := [other for other, name in needed.items() if other != ours and name == theirs]:
             raise DataError(
-                f"`map` reads both `{ours}` and `{taken[0]}` from the column `{shorten(theirs)}`; each needs its own "
-                f"column, as in `{taken[0]}=another column`."
+                f"`map` reads both `{ours}` and `{taken[0]}` from the column `{shorten_text(theirs)}`; each needs its "
+                f"own column, as in `{taken[0]}=another column`."
             )
 
 
@@ -147,7 +147,7 @@ def _describe_missing(
     if not map and len(names) == 1:
         what = "is the only column, which contains no question next to its answer"
         remedy = f"if it contains conversations, map it with `{_write_map({'messages': names[0]})}`"
-        return [Problem(file, None, shorten(names[0]), what, remedy)]
+        return [Problem(file, None, shorten_text(names[0]), what, remedy)]
     one, fields = max(found, key=lambda pair: len(pair[0].columns.keys() & pair[1].keys()))
     free = [name for name in names if name not in fields.values()]
     header = " (a CSV's first line names them)" if ".csv" in file.lower() else ""
@@ -158,7 +158,7 @@ def _describe_missing(
         remedy = f"the columns are {list_names(names)}{header}: map the right one with `{_write_map({ours: guess})}`"
         if near := did_you_mean(theirs, free):
             remedy += f".{near}"
-        problems.append(Problem(file, None, shorten(theirs), "is not a column", remedy))
+        problems.append(Problem(file, None, shorten_text(theirs), "is not a column", remedy))
     return problems
 
 
@@ -209,7 +209,7 @@ def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict
         if problem:
             found.append((fields.get("messages") or fields["prompt"], *problem))
     elif not found and said:
-        asked = build_user_turn(values["instruction"], values.get("input") or "")
+        asked = build_user_message(values["instruction"], values.get("input") or "")
         values["messages"] = [*said, asked, {"role": "assistant", "content": values["output"]}]
     if not found:
         values["input"] = values.get("input") or ""
@@ -236,7 +236,8 @@ def _convert_turns(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | 
         if turn.get("tool_calls"):
             return [], (f"turn {number} calls tools, which is not learned", "delete the row")
         if not isinstance(role, str) or not isinstance(content, str):
-            what = f"turn {number} has no text as `role` or `content` (its keys are {quote_names(map(shorten, turn))})"
+            keys = quote_names(map(shorten_text, turn))
+            what = f"turn {number} has no text as `role` or `content` (its keys are {keys})"
             return [], (what, "write both as text, by these names or ShareGPT's `from` and `value`, or delete the row")
         if problem := _find_text_problem("content", content):
             return [], (f"turn {number} {problem[0]}", problem[1])
@@ -280,7 +281,7 @@ def check_messages(turns: Sequence[Mapping[str, str]]) -> tuple[str, str] | None
     for number, turn in enumerate(turns):
         role, due = turn["role"], "user" if (number - start) % 2 == 0 else "assistant"
         if role not in ("system", "user", "assistant"):
-            return f"turn {number} has the role `{shorten(role)}`, which is not supported", remedy
+            return f"turn {number} has the role `{shorten_text(role)}`, which is not supported", remedy
         if number >= start and role != due:
             return f"turn {number} is `{role}`'s but should be `{due}`'s", remedy
         if not turn["content"].strip():

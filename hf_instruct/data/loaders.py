@@ -137,7 +137,7 @@ def advise_on_hub(error: Exception, file: str, split: str) -> str:
     if isinstance(error, DatasetNotFoundError):
         advice = (
             "Check its spelling and `revision`; for a gated or private one run `hf auth login`. Or use a local "
-            "file or one of {quote_names(NAMED_SOURCES)}"
+            f"file or one of {quote_names(NAMED_SOURCES)}"
         )
     elif isinstance(error, ConnectionError):
         advice = "Check the network and `HF_HUB_OFFLINE`, or use a local file or the packaged source `everyday`"

@@ -22,7 +22,7 @@ _LEAST_OF_RARE = 0.25
 _LEAST_FOR_RARE = 0.7
 
 
-class NearDuplicate(NamedTuple):
+class NearPair(NamedTuple):
     """A held-out example and its most similar training example."""
 
     number: int  # index of the held-out example
@@ -30,9 +30,7 @@ class NearDuplicate(NamedTuple):
     cosine: float  # between 0 and 1
 
 
-def find_near_duplicates(
-    examples: "Dataset", train: "Dataset", *, threshold: float = NEAR_THRESHOLD
-) -> list[NearDuplicate]:
+def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: float = NEAR_THRESHOLD) -> list[NearPair]:
     """Return the examples whose instruction and input are nearly the same as those of a training example.
 
     Texts are compared as `METHOD` says, with the n-grams weighed over both lists; outputs do not count. Examples whose
@@ -70,8 +68,7 @@ def find_near_duplicates(
         order = np.lexsort((columns, -cosines, rows))
         _, firsts = np.unique(rows[order], return_index=True)
         found += [
-            NearDuplicate(indices[start + int(rows[n])], int(columns[n]), min(float(cosines[n]), 1.0))
-            for n in order[firsts]
+            NearPair(indices[start + int(rows[n])], int(columns[n]), min(float(cosines[n]), 1.0)) for n in order[firsts]
         ]
     return found
 

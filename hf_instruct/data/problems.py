@@ -42,13 +42,13 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 def list_names(names: Sequence[str]) -> str:
     """Return column names for a message, a dozen at most."""
     more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
-    return quote_names(map(shorten, names[:12])) + more
+    return quote_names(map(shorten_text, names[:12])) + more
 
 
-def shorten(text: str, length: int = 40) -> str:
+def shorten_text(text: str, length: int = 40) -> str:
     """Return a text for one line of a message: control characters and lone surrogates escaped, and truncated.
 
-    >>> shorten("two\\nlines")
+    >>> shorten_text("two\\nlines")
     'two\\\\nlines'
     """
     visible = text if text.isprintable() else repr(text[: length + 1])[1:-1]
@@ -64,9 +64,9 @@ def describe_type(value: Any) -> str:
     if isinstance(value, bool):
         return f"a boolean ({str(value).lower()})"
     if isinstance(value, int | float):
-        return f"a number ({shorten(str(value))})"
+        return f"a number ({shorten_text(str(value))})"
     if isinstance(value, str):
-        return f'text ("{shorten(value)}")'
+        return f'text ("{shorten_text(value)}")'
     if value is None:
         return "null"
     if isinstance(value, Mapping):

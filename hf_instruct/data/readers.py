@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hf_instruct.data.formats import CONVERSATIONS
-from hf_instruct.data.problems import Problem, RawRow, describe_type, shorten
+from hf_instruct.data.problems import Problem, RawRow, describe_type, shorten_text
 from hf_instruct.errors import DataError, quote_names
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow")
@@ -49,13 +49,13 @@ def read_text_file(path: Path, *, file: str, problems: list[Problem]) -> Iterato
     """
     try:
         with _open(path, file) as stream:
-            yield from parse_text(stream, find_suffix(path), file=file, problems=problems)
+            yield from parse_rows(stream, find_suffix(path), file=file, problems=problems)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"`{file}` cannot be read ({reason}); check its permissions, or use another file.") from error
 
 
-def parse_text(stream: BinaryIO, suffix: str, *, file: str, problems: list[Problem]) -> Iterator[RawRow]:
+def parse_rows(stream: BinaryIO, suffix: str, *, file: str, problems: list[Problem]) -> Iterator[RawRow]:
     """Yield the rows of a stream of bytes: UTF-8, or UTF-16 with its mark."""
     stream = _recode(stream, file)
     if suffix == ".csv":
@@ -201,12 +201,12 @@ def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple
     if isinstance(value, list):
         yield from ((f"row {number}", row) for number, row in enumerate(value))
     elif len(lists) == 1 and lists[0] not in CONVERSATIONS:
-        yield from ((f"`{shorten(lists[0])}` row {number}", row) for number, row in enumerate(value[lists[0]]))
+        yield from ((f"`{shorten_text(lists[0])}` row {number}", row) for number, row in enumerate(value[lists[0]]))
     elif isinstance(value, dict) and (not lists or lists[0] in CONVERSATIONS):
         yield "row 0", value
     else:
         what = f"contains {describe_type(value)} instead of a list of rows"
-        named = quote_names(map(shorten, lists))
+        named = quote_names(map(shorten_text, lists))
         remedy = f"save one of its lists as a file: {named}" if lists else "write [{…}, {…}]"
         problems.append(Problem(file, None, None, what, remedy))
 
@@ -246,7 +246,7 @@ def _parse_csv(lines: Iterator[str], file: str, problems: list[Problem]) -> Iter
         if not header:
             header = [cell.strip() for cell in cells]
             for name in dict.fromkeys(name for name in header if name and header.count(name) > 1):
-                what = f"has the column `{shorten(name)}` more than once"
+                what = f"has the column `{shorten_text(name)}` more than once"
                 problems.append(Problem(file, where, None, what, "give each column a unique name"))
         elif len(cells) != len(header):
             what = f"has {len(cells):,} cells, but the first line has {len(header):,} columns"

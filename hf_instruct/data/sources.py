@@ -26,8 +26,8 @@ from hf_instruct.data.loaders import (
     load_course_data,
     load_from_hub,
 )
-from hf_instruct.data.problems import Problem, RawRow, describe_type, list_names, raise_problems, shorten
-from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, find_suffix, parse_text, read_text_file
+from hf_instruct.data.problems import Problem, RawRow, describe_type, list_names, raise_problems, shorten_text
+from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, find_suffix, parse_rows, read_text_file
 from hf_instruct.errors import DataError, did_you_mean, did_you_mean_path, quote_names
 from hf_instruct.records import Example
 
@@ -271,7 +271,7 @@ def _check_arguments(map: Mapping[str, str] | None, limit: int | None) -> None:
     for ours in map or {}:
         if ours not in (fields := (*FIELDS, *EARLIER)):
             raise DataError(
-                f"`map` has the unknown field `{shorten(ours)}`.{did_you_mean(ours, fields)} The "
+                f"`map` has the unknown field `{shorten_text(ours)}`.{did_you_mean(ours, fields)} The "
                 f"fields are {quote_names(fields)}; write `our field=the source's column`."
             )
     if limit is not None and limit < 1:
@@ -304,12 +304,12 @@ def _find_file(source: str) -> Path | None:
     except (OSError, ValueError) as error:
         # Too long for a file name, a NUL in it, or a folder on the way that may not be entered.
         reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"`{shorten(source)}` cannot be opened ({reason}). {_advise_on_name(source)}") from error
+        raise DataError(f"`{shorten_text(source)}` cannot be opened ({reason}). {_advise_on_name(source)}") from error
     if _HUB_ID.fullmatch(source) and find_suffix(path) not in SUFFIXES and not source.startswith("."):
         return None
     looks_like_file = bool(path.suffix) or "/" in source or "\\" in source
     what = "does not exist" if looks_like_file else "is not a known source"
-    raise DataError(f"`{shorten(source, 200)}` {what}. {_advise_on_name(source)}")
+    raise DataError(f"`{shorten_text(source, 200)}` {what}. {_advise_on_name(source)}")
 
 
 def _advise_on_name(source: str) -> str:
@@ -329,9 +329,9 @@ def _advise_on_name(source: str) -> str:
 def _read_named(name: str, problems: list[Problem]) -> Iterator[RawRow]:
     """Yield the rows of the course's data, or of those that are packaged."""
     if name == COURSE:
-        return parse_text(io.BytesIO(load_course_data()), ".json", file=name, problems=problems)
+        return parse_rows(io.BytesIO(load_course_data()), ".json", file=name, problems=problems)
     packaged = importlib.resources.files("hf_instruct.data") / f"{EVERYDAY}.jsonl"
-    return parse_text(io.BytesIO(packaged.read_bytes()), ".jsonl", file=name, problems=problems)
+    return parse_rows(io.BytesIO(packaged.read_bytes()), ".jsonl", file=name, problems=problems)
 
 
 def build_dataset(rows: Sequence[Any], row_type: type) -> "Dataset":

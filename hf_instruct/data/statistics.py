@@ -17,7 +17,7 @@ Encode = Callable[[Mapping[str, Any]], tuple[Sequence[int], Sequence[int]]]
 """Converts an example into the token ids of its prompt and of its completion."""
 
 
-class Lengths(NamedTuple):
+class TextLengths(NamedTuple):
     """The lengths of one text of every example, in one unit."""
 
     text: str  # `prompt`, `completion`, or `both` for the row that is trained on
@@ -44,7 +44,7 @@ class DataStatistics(NamedTuple):
     num_with_input: int
     num_repeated_prompts: int  # instruction + input pairs on more than one row
     categories: dict[str, int]  # examples by category, most frequent first; empty if the data has none
-    lengths: list[Lengths]  # of prompts and completions; tokens only where they were encoded
+    lengths: list[TextLengths]  # of prompts and completions; tokens only where they were encoded
 
 
 def compute_statistics(
@@ -62,8 +62,8 @@ def compute_statistics(
     if prompt_format.name != CHAT:
         pairs = zip(examples["instruction"][:], examples["input"][:], strict=True)
         texts = {"prompt": [prompt_format.format_prompt(*pair) for pair in pairs], **texts}
-    lengths = [Lengths(name, "characters", [len(text) for text in values]) for name, values in texts.items()]
-    lengths += [Lengths(name, "words", [len(text.split()) for text in values]) for name, values in texts.items()]
+    lengths = [TextLengths(name, "characters", [len(text) for text in values]) for name, values in texts.items()]
+    lengths += [TextLengths(name, "words", [len(text.split()) for text in values]) for name, values in texts.items()]
     if encode is not None:
         counts = [(len(prompt), len(completion)) for prompt, completion in map(encode, examples)]
         named = {
@@ -71,7 +71,7 @@ def compute_statistics(
             "completion": [completion for _, completion in counts],
             "both": [sum(both) for both in counts],
         }
-        lengths += [Lengths(name, "tokens", values) for name, values in named.items()]
+        lengths += [TextLengths(name, "tokens", values) for name, values in named.items()]
     categories = Counter(category for category in examples["category"][:] if category is not None)
     return DataStatistics(
         num_examples=len(examples),

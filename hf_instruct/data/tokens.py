@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.data.examples import new_fingerprint
 from hf_instruct.data.loaders import quiet_datasets
 from hf_instruct.errors import ModelLoadError
-from hf_instruct.prompt_checks import adjust_tokenizer, settle_format
+from hf_instruct.prompt_checks import adjust_tokenizer, resolve_format
 from hf_instruct.prompt_tokens import LossOn, build_row, count_labels
 from hf_instruct.prompts import PromptFormat
 
@@ -131,7 +131,7 @@ def load_counter(
     return TokenCounter(
         model,
         tokenizer,
-        prompt_format=settle_format(prompt_format, tokenizer),
+        prompt_format=resolve_format(prompt_format, tokenizer),
         max_length=min(limits, default=None),
         completion_only_loss=training.get("completion_only_loss") is not False,
         loss_on=loss_on,

@@ -16,7 +16,7 @@ from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.server_judge import ServerJudge
 from hf_instruct.progress import progress_bar
-from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, open_http, shorten
+from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, one_line, open_http
 
 logger = logging.getLogger(__name__)
 
@@ -365,7 +365,7 @@ class OllamaJudge(ServerJudge):
         # The stream may end without an error and without having finished.
         if status != "success":
             raise JudgeUnavailable(
-                f"{self._where} stopped pulling `{self._model}` at '{shorten(status)}'. Run `ollama "
+                f"{self._where} stopped pulling `{self._model}` at '{one_line(status)}'. Run `ollama "
                 f"pull {self._model}`; it continues where it stopped."
             )
 

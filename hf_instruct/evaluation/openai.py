@@ -9,7 +9,7 @@ from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.server_judge import ServerJudge
-from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, open_http, shorten
+from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, one_line, open_http
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class OpenAIJudge(ServerJudge):
         message = completion.choices[0].message
         text = message.content or ""
         if message.refusal:
-            return text, f"the judge refused: {shorten(message.refusal)}", False
+            return text, f"the judge refused: {one_line(message.refusal)}", False
         is_cut = completion.choices[0].finish_reason == "length"
         return text, self._find_cut(text, message.reasoning_content or message.reasoning, is_cut=is_cut), False
 
@@ -178,8 +178,8 @@ class OpenAIJudge(ServerJudge):
         self._answered_as = self._answered_as or completion.model
         if completion.model and completion.model != self._answered_as:
             raise JudgeError(
-                f"{self.url} answered as `{shorten(self._answered_as)}` before but now as "
-                f"`{shorten(completion.model)}`, so the scores would be from two different judges. Choose one with "
+                f"{self.url} answered as `{one_line(self._answered_as)}` before but now as "
+                f"`{one_line(completion.model)}`, so the scores would be from two different judges. Choose one with "
                 "`--judge.model`, and judge again."
             )
         return completion

@@ -17,7 +17,7 @@ from hf_instruct.library_fields import find_refused_generation
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length
 from hf_instruct.progress import progress_bar
-from hf_instruct.prompt_checks import choose_format, settle_format
+from hf_instruct.prompt_checks import choose_format, resolve_format
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, append_rows, recover_rows
 from hf_instruct.schema import Response
@@ -97,7 +97,7 @@ def answer_examples(
         raise ConfigError("These settings do not work in batches:", refused)
     has_conversations = any(example.messages for example in examples)
     prompt_format = choose_format(prompt_format, has_conversations=has_conversations)
-    prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
+    prompt_format = resolve_format(prompt_format, tokenizer, for_training=False)
     prompts = prompt_format.encode_prompts(tokenizer, examples)
     check_lengths(examples, prompts, max_new_tokens, context_length(model))
     size = batch_size or choose_batch_size(model, prompts, max_new_tokens=max_new_tokens, generation=generation)
@@ -199,7 +199,7 @@ def _answer_batch(
 
 def build_response(example: Example, **found: Any) -> Response:
     """Return the row of an example's response, from what is known of that."""
-    return Response(**{**dataclasses.asdict(example), "instruction": example.describe_task()}, **found)
+    return Response(**{**dataclasses.asdict(example), "instruction": example.format_task()}, **found)
 
 
 def build_seed(seed: int | str, example: Example) -> int:

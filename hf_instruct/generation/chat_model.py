@@ -16,7 +16,7 @@ from hf_instruct.generation.decoding import Completion, decode_tokens, find_ends
 from hf_instruct.generation.stage import load_model_of_run
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.models import context_length, load_model, move_to_best_device
-from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_checks import resolve_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TUNED
@@ -101,7 +101,7 @@ class ChatModel:
             ConfigError: The prompt format is `chat` and the tokenizer has no chat template.
         """
         self.name, self.model, self.tokenizer, self.role = name, model, tokenizer, role
-        self.prompt_format = settle_format(prompt_format, tokenizer, for_training=False)
+        self.prompt_format = resolve_format(prompt_format, tokenizer, for_training=False)
         self.context = context_length(model)
         self.end_id = self.prompt_format.end_token_id(tokenizer)
         self.has_turns = self.prompt_format.keeps_turns(tokenizer)

@@ -11,7 +11,7 @@ from hf_instruct.config import GenerateSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
 from hf_instruct.generation.answers import answer_into, build_response, build_seed
-from hf_instruct.prompts import CHAT, PromptFormat, build_user_turn
+from hf_instruct.prompts import CHAT, PromptFormat, build_user_message
 from hf_instruct.records import Example, recover_rows, write_rows
 from hf_instruct.schema import Response
 from hf_instruct.servers import Body, NoServer, Server, ServerError, open_http, run_sync
@@ -47,7 +47,7 @@ class _Completion(Body):
     usage: _Usage | None = None
 
 
-def build_prompts(
+def build_completion_prompts(
     examples: Sequence[Example], prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase"
 ) -> list[dict[str, Any]]:
     """Return the prompt of each example as text for `/v1/completions`, without the server's BOS token.
@@ -204,5 +204,5 @@ def _build_messages(example: Example) -> list[dict[str, str]]:
     if example.messages:
         return example.messages[:-1]
     if example.prompt:
-        return [build_user_turn(example.prompt)]
-    return [build_user_turn(example.instruction, example.input)]
+        return [build_user_message(example.prompt)]
+    return [build_user_message(example.instruction, example.input)]

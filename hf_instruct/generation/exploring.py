@@ -1,7 +1,7 @@
 """How a model continues a text: next-token probabilities, beam search, and the text of each strategy.
 
-Everything is computed by Transformers, with its own logits warpers and `generate()`. Each result has a `Table`, for the
-terminal and the web page.
+Everything is computed by Transformers, with its own logits warpers and `generate()`. Each result has a `TextTable` for
+the terminal and the web page.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
 _GRAM = 4
 
 
-class Table(NamedTuple):
+class TextTable(NamedTuple):
     """A result as text: one row of cells for each thing found."""
 
     heads: list[str]
@@ -60,7 +60,7 @@ class NextTokens:
     tokens: list[NextToken]  # the most likely first
     entropies: tuple[float, ...]  # in bits, at each of `TEMPERATURES`
 
-    def to_table(self) -> Table:
+    def to_table(self) -> TextTable:
         """Return a row for each token, and below them the entropies."""
         heads = ["", "token", *(f"T={value:g}" for value in TEMPERATURES), "top-k", "top-p", "drawn"]
         rows = [
@@ -72,7 +72,7 @@ class NextTokens:
             for rank, token in enumerate(self.tokens, start=1)
         ]
         entropies = ["", "(entropy, bits)", *(f"{bits:.2f}" for bits in self.entropies), "", "", ""]
-        return Table(heads, [*rows, entropies], {1})
+        return TextTable(heads, [*rows, entropies], {1})
 
     def __str__(self) -> str:
         """Describe what top-k and top-p keep."""
@@ -119,17 +119,17 @@ class BeamTree:
     nodes: list[BeamNode]  # from the top down, children below their parent, likelier ones first
     texts: list[Continuation]  # what was found, the best first, as many as beams; then what greedy search writes
 
-    def to_table(self) -> Table:
+    def to_table(self) -> TextTable:
         """Return a row for each token, indented below the one before it."""
         indent = "\u00a0\u00a0"
         rows = [
             [indent * node.depth + node.text, f"{node.probability:.2%}", f"{node.path_probability:.3%}", node.outcome]
             for node in self.nodes
         ]
-        return Table(["token", "probability", "of the path", ""], rows, {0, 3})
+        return TextTable(["token", "probability", "of the path", ""], rows, {0, 3})
 
 
-def tabulate_texts(texts: Sequence[Continuation]) -> Table:
+def tabulate_texts(texts: Sequence[Continuation]) -> TextTable:
     """Return a row for each text, with its measures before it."""
     rows = [
         [
@@ -139,7 +139,7 @@ def tabulate_texts(texts: Sequence[Continuation]) -> Table:
         ]
         for found in texts
     ]
-    return Table(["", "tokens", "repeats", "perplexity", "probability", "text"], rows, {0, 5})
+    return TextTable(["", "tokens", "repeats", "perplexity", "probability", "text"], rows, {0, 5})
 
 
 def explore_next(

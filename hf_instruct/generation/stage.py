@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import Experiment, GenerateSection, differing_settings, plain_values
 from hf_instruct.errors import ConfigError, quote_names
 from hf_instruct.generation.answers import answer_examples, check_lengths
-from hf_instruct.generation.endpoint import answer_at_endpoint, build_prompts, check_endpoint
+from hf_instruct.generation.endpoint import answer_at_endpoint, build_completion_prompts, check_endpoint
 from hf_instruct.library_fields import check_generate_fields
-from hf_instruct.manifests import check_model
+from hf_instruct.manifests import verify_model
 from hf_instruct.models import load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
 from hf_instruct.progress import progress_bar
@@ -123,7 +123,7 @@ def _answer_share(
     if section.endpoint and which == TUNED:
         run.check_trained()
         tokenizer = load_tokenizer(str(run.model), trust_remote_code=experiment.model.trust_remote_code)
-        prompts = build_prompts(examples, prompt_format, tokenizer)
+        prompts = build_completion_prompts(examples, prompt_format, tokenizer)
         answer_at_endpoint(section, examples, prompts, on_response=lambda row: keep([row]))
         return
     model, tokenizer = load_model_of_run(run, experiment, which)
@@ -200,7 +200,7 @@ def check_answering(run: RunFolder, experiment: Experiment) -> None:
         InstructError: The data or the model is missing.
     """
     section, base = experiment.generate, experiment.model
-    check_model(run.model)
+    verify_model(run.model)
     is_tuned = run.model.is_dir()
     tokenizer = load_tokenizer(
         str(run.model) if is_tuned else run.find_base(base.name),

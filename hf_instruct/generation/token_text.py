@@ -39,7 +39,7 @@ def check_text(text: str, *, what: str = "question") -> str:
     return text
 
 
-def encode_text(
+def encode_raw_prompt(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", text: str | Sequence[int], *, room: int
 ) -> list[int]:
     """Return the token ids of a text to continue, with the tokenizer's beginning-of-text token if it adds one.

@@ -14,9 +14,9 @@ from hf_instruct.config import Experiment
 from hf_instruct.errors import ModelLoadError, PublishError
 from hf_instruct.hub.fidelity import Fidelity, Reference, check_fidelity, compare_models, take_reference
 from hf_instruct.hub.templates import build_chat_template, shape_prompt
-from hf_instruct.manifests import check_model, find_quantization
+from hf_instruct.manifests import find_quantization, verify_model
 from hf_instruct.models import configure_stop, list_ends, load_model, load_tokenizer, no_shard_bars, resolve_model
-from hf_instruct.prompt_checks import settle_format
+from hf_instruct.prompt_checks import resolve_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
@@ -65,7 +65,7 @@ def check_run(run: RunFolder) -> None:
             f"`{run.path}` has no tuned model yet (no `{run.model.name}/`). Train it first: "
             f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
         )
-    check_model(run.model, full=True)
+    verify_model(run.model, full=True)
 
 
 def check_links(run: RunFolder) -> None:
@@ -185,7 +185,7 @@ def use_training_prompt(tokenizer: "PreTrainedTokenizerBase", prompt_format: Pro
     than the one trained on.
     """
     if prompt_format.name == CHAT:
-        tokenizer.chat_template = settle_format(prompt_format, tokenizer, for_training=False).template
+        tokenizer.chat_template = resolve_format(prompt_format, tokenizer, for_training=False).template
         return
     try:
         tokenizer.chat_template = build_chat_template(shape_prompt(prompt_format, tokenizer))

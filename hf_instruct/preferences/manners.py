@@ -72,7 +72,7 @@ def rewrite(examples: Sequence[Example], settings: JudgeSection, *, path: Path, 
 
 def _build_task(example: Example, seed: int) -> Task:
     manner = IMPOLITE if build_seed(seed, example) % 2 else POLITE
-    task = f"{example.describe_task()}\n{example.input}".strip()
+    task = f"{example.format_task()}\n{example.input}".strip()
     prompt = _PROMPT.format(manner=manner, task=task, answer=example.output)
     question = Question([{"role": "user", "content": prompt}], _SCHEMA, state="", question="", levels=[])
     return Task(example.id, [question], manner)

@@ -49,7 +49,7 @@ def read_pairs(source: Any, *, limit: int | None = None) -> list[PreferencePair]
     if len(chosen) != len(rejected):
         raise DataError(f"`chosen` has {len(chosen)} rows and `rejected` {len(rejected)}; each pair needs both.")
     pairs = [pair_up(one, other.output, origin="file") for one, other in zip(chosen, rejected, strict=True)]
-    asked = [(one.describe_task(), one.input) for one in chosen], [(one.describe_task(), one.input) for one in rejected]
+    asked = [(one.format_task(), one.input) for one in chosen], [(one.format_task(), one.input) for one in rejected]
     if other := [number for number, (one, two) in enumerate(zip(*asked, strict=True)) if one != two]:
         raise DataError(f"`chosen` and `rejected` answer different prompts in rows {_enumerate(other)}.")
     if equal := [number for number, pair in enumerate(pairs) if pair.chosen == pair.rejected]:

@@ -20,7 +20,7 @@ from hf_instruct.preferences.pairs import (
     read_pairs,
 )
 from hf_instruct.processes import is_main_process, on_main_process
-from hf_instruct.prompts import build_user_turn
+from hf_instruct.prompts import build_user_message
 from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import PreferencePair, Response, TrainingSummary
@@ -213,7 +213,7 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[Prefere
 
 def _key(example: Example) -> str:
     # As a conversation asks it, so that a pair of turns is known by its prompt too.
-    return build_user_turn(example.describe_task(), example.input)["content"]
+    return build_user_message(example.format_task(), example.input)["content"]
 
 
 def _check_format(model: Path, run: RunFolder, experiment: Experiment) -> None:

@@ -15,7 +15,7 @@ from hf_instruct.memory import is_out_of_memory, peak_memory_bytes
 from hf_instruct.models import configure_stop, fuse_activations, no_shard_bars
 from hf_instruct.plots import draw_loss_plot, write_figure
 from hf_instruct.processes import is_main_process, on_main_process
-from hf_instruct.prompt_checks import adjust_tokenizer, choose_format, settle_format
+from hf_instruct.prompt_checks import adjust_tokenizer, choose_format, resolve_format
 from hf_instruct.prompts import CHAT, PromptFormat
 from hf_instruct.quantization import is_quantized, multiplying_in_bf16, restore_float32
 from hf_instruct.records import read_rows, write_json, write_text
@@ -110,7 +110,7 @@ def begin_training(
     fuse_activations(model)
     if resume and prompt_format == PromptFormat.from_name(CHAT) and run.prompt.is_file():
         prompt_format = run.load_prompt_format(CHAT)
-    prompt_format = settle_format(prompt_format, tokenizer)
+    prompt_format = resolve_format(prompt_format, tokenizer)
     if prompt_format.name == CHAT:
         # Saved with the model, so that any program asks it in these prompts.
         tokenizer.chat_template = prompt_format.template

@@ -9,7 +9,7 @@ from hf_instruct.ui.pages import format_notice, format_plot
 
 if TYPE_CHECKING:
     from hf_instruct.generation.chat_model import ChatModel
-    from hf_instruct.generation.exploring import Table
+    from hf_instruct.generation.exploring import TextTable
 
 _AS_IT_IS = "continue it"
 _AS_QUESTION = "treat it as an instruction"
@@ -56,7 +56,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
         """Fill the outputs at a click, or at one of the other events, with what `show` returns after a line of text."""
 
         def run(label: str, way: str, text: str, *values: Any) -> Iterator[dict[Any, Any]]:
-            from hf_instruct.generation.token_text import check_text, encode_text
+            from hf_instruct.generation.token_text import check_text, encode_raw_prompt
 
             try:
                 text = check_text(text, what="text")
@@ -64,7 +64,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
                 with pool.acquire(label) as found:
                     prompt = found.encode(text.strip()) if way == _AS_QUESTION else text
                     room = 0 if show is show_next else int(values[1])
-                    ids = encode_text(found.model, found.tokenizer, prompt, room=room)
+                    ids = encode_raw_prompt(found.model, found.tokenizer, prompt, room=room)
                     said, *results = show(found, ids, *values)
                 yield {notice: format_notice(said), **dict(zip(outputs, results, strict=True))}
             except InstructError as error:
@@ -75,7 +75,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
         for event in (button.click, *others):
             event(run, [model, way, text, *settings], [notice, *outputs], api_visibility="private", **limits)
 
-    def fill(table: "Table", *, text_second: bool = False) -> Any:
+    def fill(table: "TextTable", *, text_second: bool = False) -> Any:
         heads, rows, _ = table
         order = [0, -1, *range(1, len(heads) - 1)] if text_second else range(len(heads))
         headers, *data = ([row[index] for index in order] for row in (heads, *rows))
