@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.bench import Bench, Mode, Outcome, tell
+from benchmarks.bench import Bench, Mode, Outcome, print_status
 from benchmarks.others import OTHER_CASES
 from benchmarks.processes import PROJECT, BenchmarkError, Deadline, SkipError
 from benchmarks.results import build_document, describe_machine, format_table, select_cases, write_plot
@@ -105,7 +105,7 @@ def run_cases(names: list[str], *, mode: Mode, data: Path, output: Path | None) 
                 skipped[name] = str(reason)
             except BenchmarkError as error:
                 failed[name] = str(error)
-                tell(f"{name}: FAILED: {error}")
+                print_status(f"{name}: FAILED: {error}")
             ordered = {case: outcomes[case] for case in CASES if case in outcomes}
             document = build_document(ordered, skipped=skipped, failed=failed, mode=mode)
             document["machine"] = describe_machine(bench.known_peaks)

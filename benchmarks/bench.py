@@ -98,6 +98,6 @@ def median_rate(amounts: Sequence[float], seconds: Sequence[float]) -> float:
     return statistics.median(amount / taken for amount, taken in zip(amounts, seconds, strict=True))
 
 
-def tell(text: str) -> None:
+def print_status(text: str) -> None:
     """Print a line of progress, beside the table and not in it."""
     print(text, file=sys.stderr, flush=True)

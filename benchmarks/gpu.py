@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.__main__ import DATA
-from benchmarks.bench import Bench, median_rate, tell
+from benchmarks.bench import Bench, median_rate, print_status
 from benchmarks.contestants import TrainingJob
 from benchmarks.generation import GenerationJob
 from benchmarks.others import compare_answers
@@ -67,7 +67,7 @@ def run_answers(shape: str, bench: Bench, *, dry: bool) -> dict[str, dict[str, A
         job = GenerationJob(name, bench.model(shape), bench.data, prompts, 8 if dry else 64, prompts, prompts)
         found[name] = run_job("generation", job)
         found[name]["equal"] = compare_answers(found["ours"]["responses"], found[name]["responses"])
-        tell(f"{shape}: {name}: {_format_answers(found[name])}")
+        print_status(f"{shape}: {name}: {_format_answers(found[name])}")
     return found
 
 
@@ -94,7 +94,7 @@ def run_case(case: GpuCase, bench: Bench) -> dict[str, dict[str, Any]]:
             lora=case.lora,
         )
         found[name] = merge_turns([run_job("contestants", job)])
-        tell(f"{case.title}: {name}: {_format_cell(found[name])}")
+        print_status(f"{case.title}: {name}: {_format_cell(found[name])}")
     # TRL's default clips gradients, and has gone its own way by the time the warm-up is over.
     check_losses({name: one for name, one in found.items() if name != "trl-default"})
     return found
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
                 results[case.title] = run_case(chosen, bench)
             except BenchmarkError as error:
                 failed = True
-                tell(f"{case.title}: FAILED: {error}")
+                print_status(f"{case.title}: FAILED: {error}")
             if options.output:
                 options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if results:

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import services
-from benchmarks.bench import Bench, Outcome, add_speedups, tell
+from benchmarks.bench import Bench, Outcome, add_speedups, print_status
 from benchmarks.generation import GenerationJob
 from benchmarks.memory import MEMORY_CASES, MemoryCase, check_room, measure_memory
 from benchmarks.processes import BenchmarkError, SkipError, run_job
@@ -15,7 +15,7 @@ _PROMPTS = {"ours": 110, "ours-bf16": 110, "batched": 110, "one-by-one": 8, "cou
 _QUICK_PROMPTS = {**_PROMPTS, "one-by-one": 4, "course": 1}
 _NEW_TOKENS = 64
 # In float32 a near tie may still be rounded another way; more than a few differing answers are an error.
-_LEAST_EQUAL = 0.9
+_MIN_EQUAL = 0.9
 _ROWS = {"full": 100_000, "quick": 100_000, "dry": 200}
 # Long enough for opening the judge not to count: 20 seconds and 5 at the ideal rate.
 _JUDGE_SECONDS = {"full": 20, "quick": 5, "dry": 0.5}
@@ -32,7 +32,7 @@ def run_generation_case(bench: Bench) -> Outcome:
     for name, count in prompts.items():
         job = GenerationJob(name, bench.model("gpt2"), bench.data, count, _NEW_TOKENS if bench.mode != "dry" else 8)
         report = run_job("generation", job, deadline=bench.deadline)
-        tell(f"generate: {name}: {report['seconds']:.3f} s/answer")
+        print_status(f"generate: {name}: {report['seconds']:.3f} s/answer")
         responses[name] = report["responses"]
         outcome.contestants[name] = {
             "seconds_per_answer": report["seconds"],
@@ -43,7 +43,7 @@ def run_generation_case(bench: Bench) -> Outcome:
             "equal_to_ours": compare_answers(responses["ours"], report["responses"]),
         }
     for name, found in outcome.contestants.items():
-        if found["precision"] == "float32" and found["equal_to_ours"] < _LEAST_EQUAL:
+        if found["precision"] == "float32" and found["equal_to_ours"] < _MIN_EQUAL:
             raise BenchmarkError(f"only {found['equal_to_ours']:.0%} of the answers of {name} equal ours")
     add_speedups(outcome, "generate", "seconds_per_answer")
     seconds = {name: found["seconds_per_answer"] for name, found in outcome.contestants.items()}
@@ -77,7 +77,7 @@ def run_memory_case(case: MemoryCase, bench: Bench) -> Outcome:
         if case.shape == "gpt2-xl":
             bench.drop_model(case.shape)
     gigabytes = report["peak_memory_bytes"] / 1e9
-    tell(f"{case.name}: {gigabytes:.2f} GB")
+    print_status(f"{case.name}: {gigabytes:.2f} GB")
     return _build_single(case.name, gigabytes, "GB at most", report)
 
 
@@ -89,7 +89,7 @@ def run_judge_case(concurrency: int, bench: Bench) -> Outcome:
         job = {"part": "judge", "url": url, "calls": calls, "concurrency": concurrency}
         report = run_job("services", job, deadline=bench.deadline)
     efficiency = report["calls"] / report["seconds"] / ideal
-    tell(f"judge.efficiency_c{concurrency}: {efficiency:.3f}")
+    print_status(f"judge.efficiency_c{concurrency}: {efficiency:.3f}")
     return _build_single(f"judge.efficiency_c{concurrency}", efficiency, "of the ideal", report)
 
 
@@ -98,7 +98,7 @@ def run_data_case(bench: Bench) -> Outcome:
     job = {"part": "data", "model": bench.model("gpt2"), "data": bench.data, "rows": _ROWS[bench.mode]}
     report = run_job("services", job, deadline=bench.deadline)
     rate = report["rows"] / report["seconds"]
-    tell(f"data: {rate:,.0f} rows/s, memory grew by {report['memory_growth_bytes'] / 1e6:.0f} MB")
+    print_status(f"data: {rate:,.0f} rows/s, memory grew by {report['memory_growth_bytes'] / 1e6:.0f} MB")
     return _build_single("data.rows_per_second", rate, "rows/s", report)
 
 
@@ -106,7 +106,7 @@ def run_help_case(bench: Bench) -> Outcome:
     """Return the median seconds of `hf-instruct --help`."""
     seconds = sorted(services.measure_help(bench.deadline))
     median = seconds[len(seconds) // 2]
-    tell(f"cli: {median:.3f} s")
+    print_status(f"cli: {median:.3f} s")
     return _build_single("cli.help_seconds", median, "s", {"seconds": seconds})
 
 

@@ -27,7 +27,7 @@ from hf_instruct.memory import resident_bytes
 PROJECT = Path(__file__).resolve().parents[1]
 _SHOWN_LINES = 12
 # Less is not enough to import the libraries and run a step.
-_LEAST_SECONDS = 20.0
+_MIN_SECONDS = 20.0
 
 
 class BenchmarkError(Exception):
@@ -63,7 +63,7 @@ class Deadline:
         if self.seconds is None:
             return None
         left = self.seconds - self.elapsed()
-        if left < _LEAST_SECONDS:
+        if left < _MIN_SECONDS:
             raise SkipError(f"the quick run's {self.seconds:.0f} s were over before")
         return left
 

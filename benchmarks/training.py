@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from typing import Any
 
-from benchmarks.bench import Bench, Outcome, add_speedups, median_rate, tell
+from benchmarks.bench import Bench, Outcome, add_speedups, median_rate, print_status
 from benchmarks.contestants import TrainingJob
 from benchmarks.inputs import block_weights, head_weights
 from benchmarks.processes import BenchmarkError, SkipError, run_job
@@ -105,7 +105,7 @@ def run_training_case(case: TrainingCase, bench: Bench) -> Outcome:
         job = dataclasses.replace(_build_job(case, plan, name, bench), precision=precision)
         report = run_job("contestants", job, deadline=bench.deadline)
         reports[name].append(report)
-        tell(f"{case.name}: {name}: {statistics.median(report['seconds']):.2f} s/step")
+        print_status(f"{case.name}: {name}: {statistics.median(report['seconds']):.2f} s/step")
     outcome = Outcome(contestants={name: merge_turns(turns) for name, turns in reports.items()})
     check_losses(outcome.contestants)
     add_speedups(outcome, case.name, "seconds_per_step")
@@ -128,7 +128,7 @@ def find_faster_precision(case: TrainingCase, bench: Bench) -> str:
     for precision in _PRECISIONS:
         job = dataclasses.replace(_build_job(case, _TRIAL, "trl-tuned", bench), precision=precision)
         seconds[precision] = min(run_job("contestants", job, deadline=bench.deadline)["seconds"])
-        tell(f"{case.name}: trl-tuned in {precision}: {seconds[precision]:.2f} s/step")
+        print_status(f"{case.name}: trl-tuned in {precision}: {seconds[precision]:.2f} s/step")
     return min(seconds, key=lambda precision: seconds[precision])
 
 

@@ -14,22 +14,22 @@ from typing import Any, TypeVar
 import httpx
 import pydantic
 
-from hf_instruct.addresses import is_loopback
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
+from hf_instruct.local_server import is_loopback
 
 logger = logging.getLogger(__name__)
 
 # A verdict takes 1 kB, the list of all of a server's models 100 kB.
-MOST_BYTES = 8 << 20
+MAX_BYTES = 8 << 20
 _CONNECT_SECONDS = 10.0
 _SHOWN_CHARACTERS = 200
-# 500 is mostly a problem of the request or the model, and rarely passes.
-_PASSING = (429, 502, 503)
+# 500 is mostly a problem of the request or the model, and is rarely transient.
+_TRANSIENT_STATUSES = (429, 502, 503)
 # Seconds before each further try.
 DELAYS = [0.5, 1.0, 2.0, 4.0]
 # Longest wait that a server may ask for with `Retry-After`.
-_MOST_WAIT_SECONDS = 60.0
+_MAX_WAIT_SECONDS = 60.0
 
 # Each client would read all certificates again, 17 ms each, and finding and opening a judge makes four.
 _tls = functools.cache(httpx.create_ssl_context)
@@ -40,14 +40,14 @@ class ServerError(Exception):
 
     Attributes:
         status: The HTTP status, where the server itself says that something failed, in the text.
-        passing: Whether it is worth trying again.
+        transient: Whether it is worth trying again.
         wait: Seconds that the server asks to wait before that.
     """
 
-    def __init__(self, text: str, *, status: int | None = None, passing: bool = False, wait: float = 0.0) -> None:
+    def __init__(self, text: str, *, status: int | None = None, transient: bool = False, wait: float = 0.0) -> None:
         super().__init__(text)
         self.status = status
-        self.passing = passing
+        self.transient = transient
         self.wait = wait
 
 
@@ -149,8 +149,8 @@ class _Capped(httpx.AsyncByteStream):
         async for chunk in self._stream:
             end = chunk.rfind(b"\n") if self._lines else -1
             size = len(chunk) - end - 1 if end >= 0 else size + len(chunk)
-            if size > MOST_BYTES:
-                raise ServerError(f"the answer is longer than {MOST_BYTES >> 20} MB")
+            if size > MAX_BYTES:
+                raise ServerError(f"the answer is longer than {MAX_BYTES >> 20} MB")
             yield chunk
 
     async def aclose(self) -> None:
@@ -204,7 +204,7 @@ class Server:
                 return read_answer(response, form)
             except ServerError as error:
                 delay = next(delays, None)
-                if delay is None or not error.passing:
+                if delay is None or not error.transient:
                     raise
                 logger.debug("trying again after: %s", error)
                 wait = max(delay, error.wait)
@@ -237,8 +237,8 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).partition(": bytearray(")[0])
         text = one_line(text) or "the server closed it"
         if isinstance(error, httpx.ConnectError):
-            raise NoServer(text, passing=True) from error
-        raise NoAnswer(f"the connection broke ({text})", passing=True) from error
+            raise NoServer(text, transient=True) from error
+        raise NoAnswer(f"the connection broke ({text})", transient=True) from error
 
 
 def read_answer(response: httpx.Response, form: type[Form]) -> Form:
@@ -255,9 +255,9 @@ def check_status(response: httpx.Response) -> None:
     if response.is_success:
         return
     status, asked = response.status_code, response.headers.get("retry-after", "")
-    wait = min(float(asked), _MOST_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
+    wait = min(float(asked), _MAX_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
     text = one_line(_find_message(response.text)) or "no reason given"
-    raise ServerError(text, status=status, passing=status in _PASSING, wait=wait)
+    raise ServerError(text, status=status, transient=status in _TRANSIENT_STATUSES, wait=wait)
 
 
 def parse_body(body: str | bytes, form: type[Form]) -> Form:

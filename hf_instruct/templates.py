@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 # No prompt is nearly as long; this only keeps a template from filling the machine's memory.
-_MOST_CHARACTERS = 100_000_000
-_MOST_POWER_BITS = 100_000
+_MAX_CHARACTERS = 100_000_000
+_MAX_POWER_BITS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ or modulo by zero.
         for part in self._compiled.generate(values):
             parts.append(part)
             length += len(part)
-            if length > _MOST_CHARACTERS:
+            if length > _MAX_CHARACTERS:
                 raise MemoryError
         return "".join(parts)
 
@@ -99,9 +99,9 @@ def _build_sandbox(keep_trailing_newline: bool) -> "Environment":
             # `'x' * 10**10` would fill the memory, `10**10**10` run for ever.
             texts = [len(value) for value in (left, right) if hasattr(value, "__len__")]
             numbers = [value for value in (left, right) if isinstance(value, int)]
-            if operator == "*" and texts and numbers and texts[0] * numbers[0] > _MOST_CHARACTERS:
+            if operator == "*" and texts and numbers and texts[0] * numbers[0] > _MAX_CHARACTERS:
                 raise MemoryError
-            if operator == "**" and len(numbers) == 2 and left.bit_length() * right > _MOST_POWER_BITS:
+            if operator == "**" and len(numbers) == 2 and left.bit_length() * right > _MAX_POWER_BITS:
                 raise MemoryError
             return super().call_binop(context, operator, left, right)
 

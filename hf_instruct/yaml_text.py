@@ -11,9 +11,9 @@ from typing import Any
 from hf_instruct.errors import ConfigError, did_you_mean_path
 
 # Limits of one file.
-_MOST_BYTES = 1_000_000
-_MOST_LEVELS = 100
-_MOST_VALUES = 10_000
+_MAX_BYTES = 1_000_000
+_MAX_LEVELS = 100
+_MAX_VALUES = 10_000
 # More digits than the largest float has.
 _LONG_INTEGER = re.compile(r"[-+]?([\d_]{309,}|0[xob][\da-fA-F_]{256,})")
 
@@ -87,10 +87,10 @@ def _check_size(events: Iterable[Any]) -> None:
         elif isinstance(event, ScalarEvent) and event.style is None and _LONG_INTEGER.fullmatch(event.value):
             raise ValueError(f"a number has {len(event.value):,} digits; the limit is 308")
         count += isinstance(event, CollectionStartEvent | ScalarEvent)
-        if len(levels) > _MOST_LEVELS:
-            raise ValueError(f"it is nested too deeply; the limit is {_MOST_LEVELS} levels")
-        if count > _MOST_VALUES:
-            raise ValueError(f"it has more than {_MOST_VALUES:,} values with aliases expanded")
+        if len(levels) > _MAX_LEVELS:
+            raise ValueError(f"it is nested too deeply; the limit is {_MAX_LEVELS} levels")
+        if count > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_VALUES:,} values with aliases expanded")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -101,9 +101,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ConfigError(f"`{path}` is over {_MOST_BYTES:,} bytes long, which is too long for an experiment file.")
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"`{path}` is over {_MAX_BYTES:,} bytes long, which is too long for an experiment file.")
         values = parse_yaml(content.decode("utf-8"))
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"

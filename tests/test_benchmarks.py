@@ -271,7 +271,7 @@ def test_a_command_reports_its_own_peak_and_its_failure() -> None:
 def test_a_command_ends_with_the_time_given_to_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SkipError, match="were over"):
         run_command([sys.executable, "-c", ""], deadline=Deadline(1.0))
-    monkeypatch.setattr("benchmarks.processes._LEAST_SECONDS", 0.1)
+    monkeypatch.setattr("benchmarks.processes._MIN_SECONDS", 0.1)
     with pytest.raises(SkipError, match="not done within"):
         run_command([sys.executable, "-c", "import time; time.sleep(60)"], deadline=Deadline(0.5))
 

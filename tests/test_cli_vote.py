@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from rows import response
 
-from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
 from hf_instruct.evaluation.votes import TIE, Book, choose_vote_file
+from hf_instruct.local_server import open_socket
 from hf_instruct.records import append_rows
 from hf_instruct.ui import vote_tab
 

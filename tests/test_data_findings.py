@@ -228,7 +228,7 @@ def test_very_many_rows_are_sampled_unless_a_threshold_is_asked_for(monkeypatch:
     test = [Example(f"e{n}", f"name color number {n}.", "", "Red.") for n in range(40)]
     splits = build_splits(train, test, [Example("v", "Sing.", "", "La.")])
     assert len(build_preflight(splits, source="mine")["near_duplicates"]["test"]) == 40
-    monkeypatch.setattr(findings, "MOST_ROWS", 40)
+    monkeypatch.setattr(findings, "MAX_ROWS", 40)
     monkeypatch.setattr(findings, "SAMPLE", {"train": 36, "test": 2, "validation": 2})
     preflight = build_preflight(splits, source="mine", split="sequential")
     sample = "2 test and 1 validation examples with 36 of train"

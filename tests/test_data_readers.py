@@ -217,6 +217,6 @@ def test_zstandard_is_read_where_it_is_installed(read: Read, monkeypatch: pytest
 
 
 def test_what_decompresses_to_more_than_memory_holds_is_refused(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_instruct.data.readers._MOST_DECOMPRESSED", 1999)
+    monkeypatch.setattr("hf_instruct.data.readers._MAX_DECOMPRESSED", 1999)
     with pytest.raises(DataError, match="over 1 GiB when decompressed"):
         read(gzip.compress(b"x" * 2000), "a.csv.gz")

@@ -77,4 +77,4 @@ def test_wait_that_a_server_asks_for(server: FakeOllama, asked: str, wait: float
     server.version = Answer(raw="busy", status=429, headers={"Retry-After": asked.encode().decode("latin-1")})
     with pytest.raises(ServerError, match=r"^busy$") as caught:
         call(server.url)
-    assert (caught.value.wait, caught.value.passing, caught.value.status) == (wait, True, 429)
+    assert (caught.value.wait, caught.value.transient, caught.value.status) == (wait, True, 429)

@@ -62,7 +62,7 @@ def test_failures(source: str, reason: str) -> None:
 
 
 def test_text_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "_MOST_CHARACTERS", 1_000)
+    monkeypatch.setattr(templates, "_MAX_CHARACTERS", 1_000)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     assert fail(loops) == "it needs too much memory for a prompt."
 

@@ -51,8 +51,8 @@ def draw(width: int, heads: tuple[int, int, int], dtype: torch.dtype, size: int 
 @pytest.mark.parametrize("heads", [(4, 4, 4), (4, 2, 2), (3, 1, 1)], ids=["multi-head", "grouped", "one key head"])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_outputs_and_gradients_equal_those_under_a_mask(rows, heads, scores: int, kept: int, monkeypatch) -> None:
-    monkeypatch.setattr(attention, "_MOST_SCORES", scores)
-    monkeypatch.setattr(attention, "_MOST_KEPT_KEYS", kept)
+    monkeypatch.setattr(attention, "_MAX_SCORES", scores)
+    monkeypatch.setattr(attention, "_MAX_KEPT_KEYS", kept)
     segments, sees, count = lay_out(rows)
     states = draw(len(sees), heads, torch.float32)
     output = attend(states, build_segments(segments, len(sees)), scaling=0.3)[:, :count]

@@ -16,8 +16,8 @@ import pytest
 from browsing import HOSTILE, WAIT, Server
 from reporting_run import write_run
 
-from hf_instruct.addresses import open_socket
 from hf_instruct.cli.main import main
+from hf_instruct.local_server import open_socket
 from hf_instruct.ui.pages import add_headers
 
 WAIT_FOR_LOADING = 180_000  # milliseconds; PyTorch and Transformers are imported by the first question

@@ -40,7 +40,7 @@ HELP = """\
   /quit            quit; so does Ctrl-D
   Type `//` to begin a question with a slash, and end a line with \\ to continue it on the next."""
 COMMANDS = ("/help", *(line.split()[0] for line in HELP.splitlines() if line.startswith("  /")))
-_LEAST_COLUMNS = 60
+_MIN_COLUMNS = 60
 
 
 class TerminalChat:
@@ -159,7 +159,7 @@ class TerminalChat:
         self._compares = on
 
     def _show(self, labels: list[str], streams: list[Iterator[str]]) -> None:
-        is_wide = self._is_terminal and shutil.get_terminal_size().columns >= _LEAST_COLUMNS
+        is_wide = self._is_terminal and shutil.get_terminal_size().columns >= _MIN_COLUMNS
         if len(streams) > 1 and is_wide and sys.stdout.isatty():
             from rich.console import Console
 

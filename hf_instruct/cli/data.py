@@ -34,7 +34,7 @@ examples:
   hf-instruct data show instruction-data 50
   hf-instruct data stats everyday --tokenizer gpt2-medium --plot lengths.png"""
 
-_MOST_CATEGORIES = 30
+_MAX_CATEGORIES = 30
 _SPLIT_FIELDS = ("split", "train_fraction", "test_fraction", "validation_fraction", "seed")
 
 
@@ -206,15 +206,15 @@ def _print_preflight(preflight: "dict[str, Any]", splits: "Mapping[str, Dataset]
 
 def _print_warnings(source: str, warnings: "list[Problem]") -> None:
     """Print warnings grouped by remedy."""
-    from hf_instruct.data.problems import MOST_PRINTED
+    from hf_instruct.data.problems import MAX_PRINTED
 
     for remedy in dict.fromkeys(warning.remedy for warning in warnings):
         alike = [warning for warning in warnings if warning.remedy == remedy]
         print(f"{pluralize(len(alike), 'warning')} in `{source}`:")
-        for warning in alike[:MOST_PRINTED]:
+        for warning in alike[:MAX_PRINTED]:
             print(wrap(f"  - {warning.row} {warning.what}"))
-        if len(alike) > MOST_PRINTED:
-            print(f"  - and {len(alike) - MOST_PRINTED:,} more")
+        if len(alike) > MAX_PRINTED:
+            print(f"  - and {len(alike) - MAX_PRINTED:,} more")
         print(wrap(f"  What to do: {remedy}."))
 
 
@@ -285,10 +285,10 @@ def _print_statistics(source: str, result: "DataStatistics") -> None:
         table.append([text, lengths.unit, f"{mean:,.1f}", f"{median:,g}", f"{high:,.0f}", f"{longest:,.0f}"])
     print("\n".join(align(table, right=range(2, 6))))
     if result.categories:
-        counts = list(result.categories.items())[:_MOST_CATEGORIES]
+        counts = list(result.categories.items())[:_MAX_CATEGORIES]
         rows = [["category", "examples"], *([_printable(name), f"{count:,}"] for name, count in counts)]
         print("\n" + "\n".join(align(rows, right={1})))
-        if (more := len(result.categories) - _MOST_CATEGORIES) > 0:
+        if (more := len(result.categories) - _MAX_CATEGORIES) > 0:
             print(f"and {pluralize(more, 'more category', 'more categories')}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_instruct.addresses import LOOPBACK, format_url, list_hosts, open_socket
+from hf_instruct.local_server import LOOPBACK, format_url, list_hosts, open_socket
 
 logger = logging.getLogger(__name__)
 

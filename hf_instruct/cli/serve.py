@@ -4,8 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from hf_instruct.addresses import LOOPBACK, format_url, open_socket
 from hf_instruct.cli.flags import add_address_flags, add_trust_flag
+from hf_instruct.local_server import LOOPBACK, format_url, open_socket
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def _serve(options: argparse.Namespace) -> None:
         logger.warning("`--host %s`: everybody who can reach this machine can use the model.", options.host)
     url = f"{format_url(options.host, port)}v1"
 
-    def tell() -> None:
+    def print_address() -> None:
         print(
             f"`{folder.name}` is served at {url}   (press Ctrl-C to stop)\n\n{build_snippet(folder.name, url)}",
             flush=True,
@@ -54,7 +54,7 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         serve_model(
             folder,
-            on_ready=tell,
+            on_ready=print_address,
             allowed_hosts=options.allow_host,
             host=options.host,
             port=port,

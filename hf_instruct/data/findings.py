@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = ("test", "validation")
 # With more rows, near-duplicates are searched in a sample, unless a threshold is given.
-MOST_ROWS = 100_000
+MAX_ROWS = 100_000
 SAMPLE = {"train": 45_000, "test": 2_500, "validation": 2_500}
 _LEAKS_SHOWN = 5
 _PAIRS_SHOWN = 3
@@ -76,7 +76,7 @@ def build_preflight(
         source: Where they come from, as the user named it.
         split: How they were split; None if they were not.
         threshold: Least cosine similarity of near-duplicates. None takes `NEAR_THRESHOLD`, and with more than
-            `MOST_ROWS` examples looks at a sample.
+            `MAX_ROWS` examples looks at a sample.
         counter: What counted their tokens; None leaves out what needs that.
         num_left_out: Rows of the source that are not in the splits because they have no output.
 
@@ -201,7 +201,7 @@ def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
         "validation": [],
     }
     held_out, train = {name: splits[name] for name in HELD_OUT}, splits["train"]
-    if threshold is None and sum(len(splits[name]) for name in SPLIT_NAMES) > MOST_ROWS:
+    if threshold is None and sum(len(splits[name]) for name in SPLIT_NAMES) > MAX_ROWS:
         held_out = {name: _spread(rows, SAMPLE[name]) for name, rows in held_out.items()}
         train = _spread(train, SAMPLE["train"])
         counts = [len(rows) for rows in (*held_out.values(), train)]

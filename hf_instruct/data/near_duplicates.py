@@ -18,8 +18,8 @@ _BLOCK = 128
 _TOLERANCE = 1e-6
 # The least that the rarer n-grams of two texts must add to a cosine for the whole to be computed. Below this threshold
 # many pairs would be computed twice.
-_LEAST_OF_RARE = 0.25
-_LEAST_FOR_RARE = 0.7
+_MIN_OF_RARE = 0.25
+_MIN_FOR_RARE = 0.7
 
 
 class NearPair(NamedTuple):
@@ -48,7 +48,7 @@ def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: fl
         return []
     vectors, weights = _vectorize([*texts, *train_texts])
     held_out = vectors[: len(texts)]
-    aside = threshold - _LEAST_OF_RARE if threshold >= _LEAST_FOR_RARE else 0.0
+    aside = threshold - _MIN_OF_RARE if threshold >= _MIN_FOR_RARE else 0.0
     rare, norms_aside = _keep_rare(held_out, weights, aside=aside)
     used = np.unique(rare.indices)
     # Columns first: they are few, and the vectors of train need not be copied.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from hf_instruct.errors import DataError, quote_names
 
-MOST_PRINTED = 50
+MAX_PRINTED = 50
 
 
 class Problem(NamedTuple):
@@ -36,7 +36,7 @@ def raise_problems(problems: Sequence[Problem]) -> None:
         DataError: There are problems.
     """
     if problems:
-        raise DataError.listing([str(problem) for problem in problems], f"in `{problems[0].file}`", most=MOST_PRINTED)
+        raise DataError.listing([str(problem) for problem in problems], f"in `{problems[0].file}`", most=MAX_PRINTED)
 
 
 def list_names(names: Sequence[str]) -> str:

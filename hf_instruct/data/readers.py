@@ -25,7 +25,7 @@ SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` (each also with `.gz`, `.bz2`, `.xz` or
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # A few kilobytes can decompress to more than fits into memory.
-_MOST_DECOMPRESSED = 2**30
+_MAX_DECOMPRESSED = 2**30
 # By this first line Excel knows the separator of a CSV file.
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
 _TOO_DEEP = ("is nested too deeply", "write each row as an object of plain texts")
@@ -81,7 +81,7 @@ def _open(path: Path, file: str) -> BinaryIO:
     openers: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}
     try:
         with openers[suffix](path, "rb") as compressed:
-            content = compressed.read(_MOST_DECOMPRESSED + 1)
+            content = compressed.read(_MAX_DECOMPRESSED + 1)
     except ImportError as error:
         raise DataError(
             f"`{file}` is compressed by Zstandard: run `pip install zstandard`, or decompress it with `unzstd`."
@@ -91,7 +91,7 @@ def _open(path: Path, file: str) -> BinaryIO:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(f"`{file}` is not a complete `{suffix}` file ({error}); copy or download it again.") from error
-    if len(content) > _MOST_DECOMPRESSED:
+    if len(content) > _MAX_DECOMPRESSED:
         raise DataError(f"`{file}` is over 1 GiB when decompressed; save the rows as `.parquet`, or as several files.")
     return io.BytesIO(content)
 
@@ -101,13 +101,13 @@ def _open_zst(path: Path, _: str) -> BinaryIO:
     import zstandard
 
     rest, content = path.read_bytes(), bytearray()
-    while rest and len(content) <= _MOST_DECOMPRESSED:
+    while rest and len(content) <= _MAX_DECOMPRESSED:
         frame = zstandard.ZstdDecompressor().decompressobj()
         try:
             # In pieces so small that none takes more than memory holds.
             for start in range(0, len(rest), 4096):
                 content += frame.decompress(rest[start : start + 4096])
-                if frame.eof or len(content) > _MOST_DECOMPRESSED:
+                if frame.eof or len(content) > _MAX_DECOMPRESSED:
                     rest = frame.unused_data + rest[start + 4096 :]
                     break
             else:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # With fewer rows a bar would be gone before it is read.
-_LEAST_FOR_A_BAR = 50_000
+_MIN_FOR_A_BAR = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def map_rows(
     def convert(batch: dict[str, list[Any]]) -> Any:
         return function([dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)])
 
-    is_long = len(rows) >= _LEAST_FOR_A_BAR
+    is_long = len(rows) >= _MIN_FOR_A_BAR
     if is_long:
         logger.info("%s: %s rows", note, f"{len(rows):,}")
     with contextlib.nullcontext() if is_long else quiet_datasets():

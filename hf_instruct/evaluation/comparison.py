@@ -21,7 +21,7 @@ from hf_instruct.evaluation.intervals import (
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.people import Corrected
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
-from hf_instruct.evaluation.scores import LEAST_CONSTANT, Leading, choose_leading, describe_check, find_weakness
+from hf_instruct.evaluation.scores import MIN_CONSTANT, Leading, choose_leading, describe_check, find_weakness
 from hf_instruct.evaluation.verdict_table import describe_judge
 from hf_instruct.schema import Interval
 
@@ -322,7 +322,7 @@ def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[
     if n < FEWEST:
         notes.append(f"Only {n} examples are compared: the intervals are too narrow.")
     for run in runs:
-        if len(run.known) >= LEAST_CONSTANT and run.known.nunique() == 1:
+        if len(run.known) >= MIN_CONSTANT and run.known.nunique() == 1:
             notes.append(
                 f"All {len(run.known)} scores of {run.name} are {run.known.iloc[0]:g}: the judge does not discriminate."
             )

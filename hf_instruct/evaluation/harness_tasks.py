@@ -17,7 +17,7 @@ from hf_instruct.offline import cache_alone_if_unreachable, transport_error
 PACKAGED_TASKS = Path(__file__).parent / "tasks"
 # What a task, or the Python beside its YAML, may raise.
 _TASK_ERRORS = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, OSError, ImportError)
-_MOST_NAMES = 5
+_MAX_NAMES = 5
 
 
 def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, dict[str, Any]]:
@@ -105,8 +105,8 @@ def _load_task(manager: Any, name: str) -> dict[str, Any]:
 
 
 def _describe_unknown(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=_MOST_NAMES, cutoff=0.6)
-    near = near or [other for other in known if name.lower() in other.lower()][:_MOST_NAMES]
+    near = difflib.get_close_matches(name, known, n=_MAX_NAMES, cutoff=0.6)
+    near = near or [other for other in known if name.lower() in other.lower()][:_MAX_NAMES]
     names = ", ".join(f"`{other}`" for other in near)
     return f"`{name}`" + (f"; the closest are {names}" if near else "; `lm-eval ls tasks` lists all")
 

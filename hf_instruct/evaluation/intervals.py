@@ -28,7 +28,7 @@ _RESAMPLES = 10_000
 _SLOW_RESAMPLES = 1_000
 # Values drawn for one mean in all. Beyond 1,000 values there are fewer resamples, 1,000 at least: the ends, in the
 # values' unit, still move no more from seed to seed than those of 1,000 values.
-_MOST_DRAWN = 10_000_000
+_MAX_DRAWN = 10_000_000
 # Quantile of the normal distribution for the level.
 _Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 # And for a power of 80 %.
@@ -121,7 +121,7 @@ def bootstrap_mean(values: Sequence[float], groups: Sequence[Hashable] = (), *, 
 
     sample, generator = numpy.asarray(values, dtype=float), numpy.random.default_rng(seed)
     means: list[numpy.ndarray] = []
-    left = min(_RESAMPLES, max(_SLOW_RESAMPLES, _MOST_DRAWN // count))
+    left = min(_RESAMPLES, max(_SLOW_RESAMPLES, _MAX_DRAWN // count))
     while left:
         rounds = min(left, max(1, _BLOCK // count))
         means.append(sample[generator.integers(count, size=(rounds, count))].mean(axis=1))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Nats a token; a model that predicts worse has diverged, and e to the power of more is no float.
-_MOST_NATS = 700.0
+_MAX_NATS = 700.0
 
 
 _IN_LINE = frozenset({"exact_match", "rouge_l", "chrf", "stopped", "perplexity"})
@@ -112,7 +112,7 @@ class Metric:
 
 
 def _power(nats: float) -> float:
-    return math.exp(min(nats, _MOST_NATS))
+    return math.exp(min(nats, _MAX_NATS))
 
 
 def measure_responses(responses: "Dataset | Iterable[Response | Mapping[str, Any]] | str | Path") -> Metrics:

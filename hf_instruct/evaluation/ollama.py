@@ -26,7 +26,7 @@ _PROBE_SECONDS = 3.0
 _LOAD_SECONDS = 300.0
 _KEEP_LOADED = "10m"
 # No prompt of prose, code or numbers has as many characters to a token, on average; of plain English it has 4 to 5.
-_MOST_CHARACTERS_A_TOKEN = 6
+_MAX_CHARACTERS_A_TOKEN = 6
 
 
 class _Version(Body):
@@ -303,7 +303,7 @@ class OllamaJudge(ServerJudge):
         """
         characters = sum(len(message["content"]) for message in question.messages)
         window = self._settings.num_ctx
-        is_half = abs(num_read - (window // 2 + 2)) <= 1 and characters > _MOST_CHARACTERS_A_TOKEN * num_read
+        is_half = abs(num_read - (window // 2 + 2)) <= 1 and characters > _MAX_CHARACTERS_A_TOKEN * num_read
         if num_read < window and not is_half:
             return None
         return (

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 # Rules for a judge of pairs, by effect; `python -m benchmarks.judges` shows whom they find.
 # Of the pairs, judged alike in both orders; a coin reaches a half.
-_LEAST_CONSISTENCY = 0.7
+_MIN_CONSISTENCY = 0.7
 # By how much the answer shown first may be preferred more often than a half of the time, or less.
-_MOST_PULL = 0.1
+_MAX_PULL = 0.1
 # Of the verdicts, ties; and of the longer answers, preferred.
-_MOST_TIES, _MOST_LONGER = 0.9, 0.9
+_MAX_TIES, _MAX_LONGER = 0.9, 0.9
 _FEWEST_LONGER = 5
 # Prior standard deviations of the length-controlled model, in nats. The first is wide beside what a dozen pairs say;
 # the second is hardly a penalty: a judge that always takes the longer answer is a steep slope, and not an advantage.
@@ -163,21 +163,21 @@ def find_pair_problems(scores: PairSummary) -> list[str]:
     n = consistency.pairs
     if n < FEWEST or consistency.share is None:
         return []
-    if position.ties >= _MOST_TIES * verdicts:
+    if position.ties >= _MAX_TIES * verdicts:
         return [f"The judge called {position.ties} of {verdicts} verdicts a tie: it does not discriminate."]
-    if consistency.share < _LEAST_CONSISTENCY:
+    if consistency.share < _MIN_CONSISTENCY:
         problems.append(
             f"The judge gave the same verdict in both orders in {_percent(consistency.share)} of {n} pairs "
-            f"({100 * _LEAST_CONSISTENCY:.0f} % are needed): its win rate is not reliable."
+            f"({100 * _MIN_CONSISTENCY:.0f} % are needed): its win rate is not reliable."
         )
-    if position.first_share is not None and abs(position.first_share - 0.5) >= _MOST_PULL:
+    if position.first_share is not None and abs(position.first_share - 0.5) >= _MAX_PULL:
         where = "first" if position.first_share > 0.5 else "second"
         share, decided = max(position.first_share, 1 - position.first_share), position.first + position.second
         problems.append(
             f"The judge preferred the answer shown {where} in {_percent(share)} of its {decided} verdicts without "
             "ties: it prefers by position."
         )
-    if scores.longer_share is not None and scores.longer_share >= _MOST_LONGER:
+    if scores.longer_share is not None and scores.longer_share >= _MAX_LONGER:
         problems.append(
             f"The longer answer won in {_percent(scores.longer_share)} of the decided pairs or more, on either side: "
             "the judge prefers by length."

@@ -53,7 +53,7 @@ _CHOICES = {"Answer A": "A", "Answer B": "B"}
 
 # Tells apart preferences from different wordings of all this.
 RUBRIC_SHA256 = hashlib.sha256("\0".join((_PROMPT, str(_SCHEMA), _STATE, _QUESTION)).encode()).hexdigest()
-_MOST_FAULTS = 20
+_MAX_FAULTS = 20
 _SHOWN_CHARACTERS = 60
 
 
@@ -111,7 +111,7 @@ def join_responses(first: Sequence[Response], second: Sequence[Response], names:
         raise DataError(
             f"{len(faults)} id(s) refer to different examples in the two sets of answers; use answers to the same "
             "examples, or leave the ids out:",
-            faults[:_MOST_FAULTS],
+            faults[:_MAX_FAULTS],
         )
     pairs = [
         Pair(one.model_copy(update={"category": one.category or two.category}), one.response, two.response)

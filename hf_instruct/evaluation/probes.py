@@ -160,19 +160,19 @@ def _normalize(text: str) -> str:
 Table = Mapping[str, Sequence[int | None]]
 """Kind of probe -> scores of it, one for each example, in the same order for all kinds; None if there is none."""
 
-LEAST_SHARE = 0.9
-LEAST_GAP = 20
-LEAST_RISE = 10
+MIN_SHARE = 0.9
+MIN_GAP = 20
+MIN_RISE = 10
 TAKEOVER = 50
-MOST_TAKEOVERS = 0.05
-MOST_FAILURES = 0.10
+MAX_TAKEOVERS = 0.05
+MAX_FAILURES = 0.10
 _ALPHA = 0.01
 
-_WORTH = f">= {LEAST_GAP}"
-_NO_RISE = f"< {LEAST_RISE}"
+_WORTH = f">= {MIN_GAP}"
+_NO_RISE = f"< {MIN_RISE}"
 # What is checked, the kinds of two probes, and what the difference of their scores should be; the last is only shown.
 _EXPECTATIONS = [
-    ("order", REFERENCE, SHUFFLED, f"{_WORTH}, higher in {100 * LEAST_SHARE:.0f} %"),
+    ("order", REFERENCE, SHUFFLED, f"{_WORTH}, higher in {100 * MIN_SHARE:.0f} %"),
     ("order", REFERENCE, EMPTY, _WORTH),
     ("order", REFERENCE, REPEATED, _WORTH),
     ("length", DOUBLED, REFERENCE, _NO_RISE),
@@ -202,7 +202,7 @@ def check_table(table: Table) -> list[Check]:
 def is_narrow(checks: Sequence[Check]) -> bool:
     """Return whether a judge hardly tells right from wrong, so that no rise in its scores says nothing either."""
     order = next((check for check in checks if check.second == SHUFFLED), None)
-    return order is not None and order.difference is not None and order.difference < LEAST_RISE
+    return order is not None and order.difference is not None and order.difference < MIN_RISE
 
 
 def _is_unshown(check: Check) -> bool:
@@ -223,9 +223,9 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
 
 def find_failures(failures: int, total: int) -> str:
     """Return a message if too many answers got no score; otherwise empty."""
-    if failures <= MOST_FAILURES * total:
+    if failures <= MAX_FAILURES * total:
         return ""
-    return f"{failures} of {total} answers got no readable verdict ({100 * MOST_FAILURES:.0f} % may fail)"
+    return f"{failures} of {total} answers got no readable verdict ({100 * MAX_FAILURES:.0f} % may fail)"
 
 
 def _compare(name: str, first: str, second: str, expected: str, table: Table) -> Check:
@@ -280,21 +280,21 @@ def _decide(check: Check) -> dict[str, object]:
 
 def _find_disorder(check: Check) -> str:
     gap, share, ends = check.difference or 0.0, check.higher or 0.0, check.higher_interval
-    if gap >= LEAST_GAP and (ends is None or ends.high >= LEAST_SHARE):
+    if gap >= MIN_GAP and (ends is None or ends.high >= MIN_SHARE):
         return ""
     by = f"{format_points(abs(gap))} points {'more' if gap >= 0 else 'less'}"
     what = f"the reference got {by} than {_WORDS[check.second]} on average"
     if ends is None:
-        return f"{what} in {check.n} rows ({LEAST_GAP} are needed)"
+        return f"{what} in {check.n} rows ({MIN_GAP} are needed)"
     share_text = f"and the higher score in {100 * share:.0f} % of {check.n} rows"
-    return f"{what} {share_text} ({LEAST_GAP} points and {100 * LEAST_SHARE:.0f} % are needed)"
+    return f"{what} {share_text} ({MIN_GAP} points and {100 * MIN_SHARE:.0f} % are needed)"
 
 
 def _find_rise(check: Check) -> str:
     what = f"the injection `{name_kind(check.first)}`" if check.name == "injection" else "repeating an answer twice"
     rise, share, ends = check.difference or 0.0, check.takeovers or 0.0, check.takeovers_interval
-    if rise >= LEAST_RISE and (check.p_value or 0.0) < _ALPHA:
+    if rise >= MIN_RISE and (check.p_value or 0.0) < _ALPHA:
         return f"{what} raised the score by {format_points(rise)} points on average in {check.n} rows"
-    if ends and ends.low > MOST_TAKEOVERS:
+    if ends and ends.low > MAX_TAKEOVERS:
         return f"{what} raised {100 * share:.0f} % of {check.n} scores by {TAKEOVER} points or more, net of decreases"
     return ""

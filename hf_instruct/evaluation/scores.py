@@ -15,7 +15,7 @@ from hf_instruct.models import parse_num_parameters
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Repeats, RubricName, Scores, ScoreSummary
 
 # Fewer equal scores in a row may well be chance.
-LEAST_CONSTANT = 5
+MIN_CONSTANT = 5
 # Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
 JUDGE_IDENTITY = ("backend", "model", "digest", "options")
 # With fewer answers the interval of their mean is itself uncertain.
@@ -63,7 +63,7 @@ def build_scores(
     asked = "\n".join(judgment.prompt_sha256 for judgment in judgments)
     return Scores(
         **whole,
-        constant=whole["n"] >= LEAST_CONSTANT and whole["minimum"] == whole["maximum"],
+        constant=whole["n"] >= MIN_CONSTANT and whole["minimum"] == whole["maximum"],
         equal_mean=statistics.fmean(known) if known else None,
         equal_n=len(known),
         judge=judge,

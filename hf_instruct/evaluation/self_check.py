@@ -16,8 +16,8 @@ from hf_instruct.evaluation.judges import Judge
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import (
     EMPTY,
-    LEAST_RISE,
-    MOST_FAILURES,
+    MAX_FAILURES,
+    MIN_RISE,
     REFERENCE,
     REPEATED,
     SHUFFLED,
@@ -220,7 +220,7 @@ def _sum_up(scores: Sequence[int | None]) -> KindSummary:
 
 def format_self_check(result: SelfCheck) -> str:
     """Return a result of `run_self_check` as a table, one line a check, with what follows from it."""
-    most, seen = f"at most {100 * MOST_FAILURES:.0f} %", f"{result.failures} of {result.probes}"
+    most, seen = f"at most {100 * MAX_FAILURES:.0f} %", f"{result.failures} of {result.probes}"
     verdict = "FAILED" if find_failures(result.failures, result.probes) else "passed"
     table = [
         ["check", "first - second", "expected", "mean difference", "higher", "n", "result"],
@@ -239,7 +239,7 @@ def format_self_check(result: SelfCheck) -> str:
     if result.n >= FEWEST and is_narrow(result.checks):
         lines.append(
             "Nothing follows from what did not raise the score: this judge gives a reference less than "
-            f"{LEAST_RISE} points more than a wrong answer, so it has no room to be misled in."
+            f"{MIN_RISE} points more than a wrong answer, so it has no room to be misled in."
         )
     lines += [f"! {problem[0].upper()}{problem[1:]}." for problem in result.failed]
     lines.append(f"judge {label_judge(result.judge, result.rubric)}, {result.probes} answers: {describe_check(result)}")

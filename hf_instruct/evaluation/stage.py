@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from hf_instruct.addresses import is_loopback
 from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
@@ -19,6 +18,7 @@ from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import JudgmentSet, judge_with
 from hf_instruct.evaluation.self_check import check_briefly, refuse_failed_judge
+from hf_instruct.local_server import is_loopback
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import MODELS, TUNED, Response

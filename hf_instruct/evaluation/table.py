@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hf_instruct.plots import Ends
 
 _SHORTEST_NAME = 16
-_MOST_COLUMNS = 9
+_MAX_COLUMNS = 9
 # The difference that readers ask for: in points of a score, and in the unit of a metric.
 _ASKED_POINTS = 5.0
 _ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0, "score": _ASKED_POINTS}
@@ -150,7 +150,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
     count = len(comparison.rows)
     if not breakdowns:
         return ""
-    if count > _MOST_COLUMNS:
+    if count > _MAX_COLUMNS:
         return f"{title}: {len(breakdowns)} rows for {count} runs do not fit; use `--json` to see them."
     base = next(number for number, difference in enumerate(breakdowns[0].differences) if difference is None)
     shown = [part for part in breakdowns if title == "metric" or part.n >= FEWEST]

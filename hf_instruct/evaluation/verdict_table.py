@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCORES, PREFERENCES = "scores", "preferences"
 PERSON = "person"
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 _ALLOWED = (
     "allowed are a run folder, `judgments.jsonl`, a file of preferences or votes, a JSON list of numbers, a JSON "
     "object of ids and numbers, and .jsonl or .csv with `id` and `score`"
@@ -218,7 +218,7 @@ def _collect_scores(content: Any, name: str) -> Verdicts:
         except ValueError as error:
             problems.append(f"`{row['id']}` {error}" if row.get("id") else f"row {number} {error}")
     if problems:
-        raise DataError.listing(problems, f"in `{name}`; {_ALLOWED}", most=_MOST_PROBLEMS)
+        raise DataError.listing(problems, f"in `{name}`; {_ALLOWED}", most=_MAX_PROBLEMS)
     ids = [str(row["id"]) for row in rows] if keyed else range(len(rows))
     frame = pandas.DataFrame({"id": ids, "score": pandas.Series(scores, dtype=float), "judge": ""})
     return Verdicts(name, SCORES, frame, keyed=bool(keyed))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LOOKS = 0.05
 # Logits divided by less overflow; only the most likely token would be left anyway.
-_LEAST_TEMPERATURE = 0.01
+_MIN_TEMPERATURE = 0.01
 
 
 class ChatSettings(BaseModel):
@@ -65,7 +65,7 @@ class ChatSettings(BaseModel):
     def build_generation(self) -> dict[str, Any]:
         """Return what `generate_completions` takes for one prompt."""
         fields = self.model_dump(exclude={"seed"})
-        if self.temperature < _LEAST_TEMPERATURE:
+        if self.temperature < _MIN_TEMPERATURE:
             return {name: fields[name] for name in ("max_new_tokens", "repetition_penalty")}
         # Seeded even where no seed is set: other threads draw from PyTorch's own generator.
         seed = secrets.randbits(32) if self.seed is None else self.seed

@@ -23,7 +23,7 @@ REFERENCES = "references"
 SPLITS = ("train", "validation")
 _SIDES = ("chosen", "rejected")
 _SHOWN = 5
-_LEAST_GAP = 1e-9
+_MIN_GAP = 1e-9
 
 
 def load_pairs(source: "str | Path | Dataset | Iterable[Mapping[str, Any]]", *, limit: int | None = None) -> "Dataset":
@@ -117,7 +117,7 @@ def choose_pair(
         return None
     best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
     # Scores are fractions, and their differences not exact.
-    if scores[best] - scores[worst] < max(min_gap, _LEAST_GAP) - _LEAST_GAP / 2:
+    if scores[best] - scores[worst] < max(min_gap, _MIN_GAP) - _MIN_GAP / 2:
         left_out["prompts with too small a gap"] += 1
         return None
     return different[best], different[worst]

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # A slow machine saves more often than every `train.save_steps`, so that a kill costs minutes and not an hour.
 SAVE_SECONDS = 300.0
 # On a GPU 50 steps can take 3 s, and writing the checkpoint longer than that.
-LEAST_SAVE_SECONDS = 60.0
+MIN_SAVE_SECONDS = 60.0
 
 # The mean of one reward function, as TRL logs it.
 _REWARD = re.compile("(?:eval_)?rewards/(.*)/mean")
@@ -224,5 +224,5 @@ def build_log(path: Path, arguments: TrainingArguments, given: Any, sampler: Sam
     arguments.disable_tqdm = arguments.disable_tqdm or shows_progress
     asked = {"save_steps", "save_strategy", "load_best_model_at_end"}
     is_default = given is None or (isinstance(given, Mapping) and asked.isdisjoint(given))
-    least_save_seconds = LEAST_SAVE_SECONDS if is_default else 0.0
+    least_save_seconds = MIN_SAVE_SECONDS if is_default else 0.0
     return RunLog(path, sampler, shows_progress=shows_progress, least_save_seconds=least_save_seconds)

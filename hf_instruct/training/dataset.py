@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 # The tokens of more rows are kept in a file and not in memory.
-_MOST_IN_MEMORY = 50_000
+_MAX_IN_MEMORY = 50_000
 
 
 def tokenize_examples(
@@ -62,7 +62,7 @@ def tokenize_examples(
         }
 
     types = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "unlabelled": List(Value("int32"))}
-    file = str(_temporary_folder() / "rows.arrow") if len(examples) > _MOST_IN_MEMORY else None
+    file = str(_temporary_folder() / "rows.arrow") if len(examples) > _MAX_IN_MEMORY else None
     rows = map_rows(examples, tokenize, features=Features(types), note="Tokenizing", num_proc=num_proc, file=file)
     sizes = rows["unlabelled"][:]
     if unlabelled := [index for index, pair in enumerate(sizes) if pair]:

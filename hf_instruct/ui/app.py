@@ -25,8 +25,8 @@ def serve_ui(
 
     Args:
         sources: From `find_sources`.
-        server: From `hf_instruct.addresses.open_socket`.
-        hosts: From `hf_instruct.addresses.list_hosts`.
+        server: From `hf_instruct.local_server.open_socket`.
+        hosts: From `hf_instruct.local_server.list_hosts`.
         trust_remote_code: Run code that comes with the models.
 
     Raises:

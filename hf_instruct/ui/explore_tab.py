@@ -16,7 +16,7 @@ _AS_QUESTION = "treat it as an instruction"
 # In pixels: a narrow screen scrolls to the numbers instead of breaking their words.
 _TEXT_WIDTHS = ["90px", "540px", "80px", "90px", "115px", "120px"]
 # More would keep others waiting for minutes, and nobody reads them.
-_MOST_BEAMS, _MOST_STEPS, _MOST_TOKENS = 10, 30, 200
+_MAX_BEAMS, _MAX_STEPS, _MAX_TOKENS = 10, 30, 200
 
 
 def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
@@ -131,8 +131,8 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
         with gradio.Tab("Beams", id="beams"):
             with gradio.Row():
                 settings = [
-                    gradio.Slider(2, _MOST_BEAMS, 3, step=1, label="beams", **wide),
-                    gradio.Slider(1, _MOST_STEPS, 6, step=1, label="new tokens", **wide),
+                    gradio.Slider(2, _MAX_BEAMS, 3, step=1, label="beams", **wide),
+                    gradio.Slider(1, _MAX_STEPS, 6, step=1, label="new tokens", **wide),
                 ]
             parts = add_button("Run beam search", "beams")
             connect(*parts, settings, [add_table("beams"), add_table("beam-texts", _TEXT_WIDTHS)], show_beams)
@@ -140,7 +140,7 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
             shown = {"value": list(EXPLORED_STRATEGIES), "label": "Strategies", "elem_id": "hi-strategies"}
             settings = [gradio.CheckboxGroup(list(load_strategies()), **shown)]
             with gradio.Row():
-                settings.append(gradio.Slider(5, _MOST_TOKENS, 40, step=5, label="new tokens", **wide))
+                settings.append(gradio.Slider(5, _MAX_TOKENS, 40, step=5, label="new tokens", **wide))
                 settings.append(gradio.Number(123, precision=0, label="seed for sampling", **wide))
             parts = add_button("Generate with each", "strategies")
             connect(*parts, settings, [add_table("strategies", _TEXT_WIDTHS)], show_strategies)

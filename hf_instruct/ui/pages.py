@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.addresses import Guard
 from hf_instruct.errors import ConfigError, needs_package
+from hf_instruct.local_server import Guard
 from hf_instruct.plots import format_inline_svg
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def serve_page(
     Args:
         title: In the browser's title bar.
         build: Adds the parts, given the module `gradio` and the page as a `gradio.Blocks`.
-        server: From `hf_instruct.addresses.open_socket`.
-        hosts: From `hf_instruct.addresses.list_hosts`.
+        server: From `hf_instruct.local_server.open_socket`.
+        hosts: From `hf_instruct.local_server.list_hosts`.
         reports: Each returns a page of HTML, to be shown in a frame: `/report/0` and so on.
 
     Raises:

@@ -46,8 +46,8 @@ def serve_votes(book: Book, server: socket.socket, *, hosts: Iterable[str], vote
 
     Args:
         book: The ballots and their votes.
-        server: From `hf_instruct.addresses.open_socket`.
-        hosts: From `hf_instruct.addresses.list_hosts`.
+        server: From `hf_instruct.local_server.open_socket`.
+        hosts: From `hf_instruct.local_server.list_hosts`.
         voter: Whose votes these are; None asks on the page.
 
     Raises:

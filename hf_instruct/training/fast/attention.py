@@ -24,11 +24,11 @@ _NAME = "hf_instruct_segments"
 # Options of attention that some models use and this does not support.
 _UNKNOWN = ("cache", "position_bias", "s_aux", "softcap")
 # Tokens of a segment that are attended to at once: the keys that only the last of them sees are computed for all.
-_MOST_QUERIES = 64
+_MAX_QUERIES = 64
 # Scores of a block, for each head: few enough for all heads' to stay in a CPU's cache.
-_MOST_SCORES = 48_000
+_MAX_SCORES = 48_000
 # Weights on more keys than this are computed again in the backward pass: kept, they would be the square of an example.
-_MOST_KEPT_KEYS = 512
+_MAX_KEPT_KEYS = 512
 # Queries and keys of a block are filled up to a multiple of this: a CPU builds a kernel for each new shape.
 _MULTIPLE = 16
 
@@ -96,7 +96,7 @@ def build_segments(segments: Sequence[Segment], width: int) -> Segments:
     )
     groups: list[list[Segment]] = []
     for part in parts:
-        if groups and _count_scores([*groups[-1], part]) <= _MOST_SCORES:
+        if groups and _count_scores([*groups[-1], part]) <= _MAX_SCORES:
             groups[-1].append(part)
         else:
             groups.append([part])
@@ -113,7 +113,7 @@ def build_segments(segments: Sequence[Segment], width: int) -> Segments:
 
 def _split(segment: Segment) -> Iterator[Segment]:
     """Split a long segment into parts of similar length, each of which attends to those before it."""
-    count = -(-segment.num_queries // _MOST_QUERIES)
+    count = -(-segment.num_queries // _MAX_QUERIES)
     ends = [segment.first + segment.num_queries * part // count for part in range(count + 1)]
     for first, end in itertools.pairwise(ends):
         yield Segment(segment.prefix, segment.start, first, end)
@@ -164,7 +164,7 @@ class _SegmentAttention(torch.autograd.Function):
             noise = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
             products = torch.bmm(weights if noise is None else weights * noise, values)
             outputs.append(_by_head(products, query, block))
-            saved += [weights if keys.shape[1] <= _MOST_KEPT_KEYS else None, noise]
+            saved += [weights if keys.shape[1] <= _MAX_KEPT_KEYS else None, noise]
         ctx.save_for_backward(query, key, value, *saved)
         ctx.segments, ctx.scale = segments, scale
         return _collect(outputs, segments)

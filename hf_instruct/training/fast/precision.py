@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # What autocast costs besides the products must not eat the gain.
 _WORTHWHILE = 1.2
 # Tokens of the product that is timed, and the most weights: 2 GFLOP, some 20 ms on two cores.
-_TOKENS, _MOST_WEIGHTS = 256, 4_000_000
+_TOKENS, _MAX_WEIGHTS = 256, 4_000_000
 _TURNS = 5
 
 
@@ -76,7 +76,7 @@ def _find_shape(model: "PreTrainedModel") -> tuple[int, int] | None:
     if not weights:
         return None
     (inputs, outputs), _ = weights.most_common(1)[0]
-    return inputs, max(1, min(outputs, _MOST_WEIGHTS // inputs))
+    return inputs, max(1, min(outputs, _MAX_WEIGHTS // inputs))
 
 
 def _measure_rates(inputs: int, outputs: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Network addresses: bind a server to one, and check which requests it may answer.
+"""A server on this machine: bind it to an address, and check which requests it may answer.
 
 A page of any site can make a browser send requests to this machine. By DNS rebinding, a name of its own that suddenly
 means this machine, it could read the replies too; such requests carry that name in `Host`. So `Guard` answers only

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from hf_instruct.addresses import Guard, list_hosts, open_socket
 from hf_instruct.errors import RunError
+from hf_instruct.local_server import Guard, list_hosts, open_socket
 
 ROUTES = r"GET /|POST /run/\w+"
 
