@@ -61,6 +61,12 @@ def test_an_sft_config_is_obeyed_and_left_as_it_was(tiny_gpt2: Path, tmp_path: P
     assert "log_history" not in summary.to_dict()
 
 
+def test_a_loss_from_before_the_first_step_is_not_the_outcome(tiny_gpt2: Path, tmp_path: Path) -> None:
+    settings = {**tiny_models.TINY_SETTINGS, "max_steps": 1, "eval_strategy": "no"}
+    summary = train_with(tiny_gpt2, tmp_path / "run", settings)
+    assert (summary.validation_loss_before is not None, summary.validation_loss) == (True, None)
+
+
 def test_a_lora_config_is_obeyed(tiny_gpt2: Path, tmp_path: Path) -> None:
     adapter = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     args = config(tmp_path)
@@ -85,12 +91,14 @@ def test_what_is_slow_is_said(tiny_gpt2: Path, tmp_path: Path, caplog) -> None:
         ({"args": {"chat_template_path": "x.jinja"}, "prompt_format": "phi3"}, "`phi3` is set; remove one"),
         ({"args": {"eos_token": "<|endofext|>"}}, r"not a token of .* Did you mean `<\|endoftext\|>`\?"),
         ({"args": {"pad_token": "[PAD]"}}, r"`pad_token` is `\[PAD\]`, which is not a token of"),
+        ({"args": {"activation_offloading": True}}, "and this run has no GPU; leave it out"),
+        ({"args": {"optim": "galore_adamw"}}, "needs a package that is missing:\n  - .*`galore_torch`"),
     ],
 )
 def test_a_misused_argument_is_one_sentence(tiny_gpt2: Path, tmp_path: Path, options: Any, said: str) -> None:
     args = options.get("args")
     if isinstance(args, dict):
-        args = {name: value.format(model=tiny_gpt2) for name, value in args.items()}
+        args = {name: str(tiny_gpt2) if value == "{model}" else value for name, value in args.items()}
     with pytest.raises(ConfigError, match=said):
         train_with(tiny_gpt2, tmp_path / "run", args, **{n: v for n, v in options.items() if n != "args"})
 
@@ -261,6 +269,14 @@ PADDING_FREE = {"padding_free": True, "max_length": None}
         ("prompt", PACKING),
         ("prompt", PADDING_FREE),
         ("prompt", {"loss_type": "dft"}),
+        pytest.param(
+            *("prompt", {"label_smoothing_factor": 0.1}),
+            marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated")],
+        ),
+        pytest.param("prompt", {"neftune_noise_alpha": 5.0}, marks=pytest.mark.slow),
+        pytest.param("prompt", {"train_sampling_strategy": "group_by_length"}, marks=pytest.mark.slow),
+        pytest.param("prompt", {"pad_to_multiple_of": 8, "max_grad_norm": 0.5}, marks=pytest.mark.slow),
+        pytest.param("prompt", {"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         # Not in padded rows: `Trainer` divides their loss by one label too many, the first token's, in each row.
         ("text", PACKING),
         ("text", PADDING_FREE),
@@ -282,7 +298,8 @@ def test_the_trainer_stands_in_for_trls(tiny_gpt2: Path, tmp_path: Path, columns
     assert math.isfinite(trainer.evaluate(rows.select(range(3)))["eval_loss"])
     assert len(losses[SFTTrainer]) == 3
     assert losses[InstructTrainer] == pytest.approx(losses[SFTTrainer], rel=1e-5)
-    assert isinstance(trainer.data_collator, SegmentCollator) == ("loss_type" not in settings)
+    slow = {"loss_type", "label_smoothing_factor", "neftune_noise_alpha"}
+    assert isinstance(trainer.data_collator, SegmentCollator) == slow.isdisjoint(settings)
 
 
 def test_an_adapter_of_any_name_is_trained_by_the_fast_path(tiny_gpt2: Path, tmp_path: Path) -> None:

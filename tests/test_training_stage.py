@@ -70,6 +70,7 @@ def test_no_file_of_a_run_holds_a_secret_or_takes_a_folder_for_a_hub_id(
     ("values", "measured"),
     [
         ({}, ""),
+        ({"validation_loss_before": 1.5}, ""),
         ({"validation_loss": 1.0}, " validation loss 1.000;"),
         ({"validation_loss_before": 1.5, "validation_loss": 1.0}, " validation loss 1.500 -> 1.000;"),
         ({"reward_before": 0.5, "reward": 0.75}, " mean reward on held-out prompts 0.500 -> 0.750;"),

@@ -77,6 +77,11 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
         raise ConfigError(f"These settings of `{kind}` cannot be used in a run:", problems)
     arguments = _build_with_defaults(values, kind) if isinstance(values, Mapping) else copy.copy(values)
     arguments.output_dir = str(output_dir)
+    if getattr(arguments, "activation_offloading", False) and arguments.device.type == "cpu":
+        raise ConfigError(
+            f"`{SECTIONS[kind]}.activation_offloading` moves activations from a GPU into main memory, and this run has "
+            "no GPU; leave it out."
+        )
     # The tokens of the examples, restored with a checkpoint, for the upper axis of the loss plot; GRPO counts its own.
     arguments.include_num_input_tokens_seen = "no" if kind == "GRPOConfig" else "non_padding"
     if kind != "GRPOConfig":

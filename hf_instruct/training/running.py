@@ -226,12 +226,15 @@ def _plain_model_afterwards(model: "PreTrainedModel", trainer: Any) -> "Iterator
 
 @contextmanager
 def translated_errors(run: RunFolder, *, section: str = "train") -> "Iterator[None]":
-    """Turn a full disk or exhausted memory into a `TrainingError` that names the section's settings."""
+    """Turn a full disk, exhausted memory or a missing package into an error that names the section's settings."""
     from safetensors import SafetensorError
 
     resume = f"`--resume` continues from the last complete checkpoint in `{run.checkpoints}`."
     try:
         yield
+    except ImportError as error:
+        # Of an optimizer or of kernels, which are imported when they are needed.
+        raise ConfigError(f"The `{section}` section needs a package that is missing:", [str(error)]) from error
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
@@ -258,6 +261,10 @@ def _summarize(trainer: Any, run: RunFolder, seconds: float) -> TrainingSummary:
     if trainer.args.load_best_model_at_end:
         # The model that is saved is the one of that step.
         rows = [row for row in rows if row.step in (0, state.best_global_step)]
+    before, after = rows[:1], rows[-1:]
+    if not trainer.args.load_best_model_at_end and state.global_step:
+        # With `eval_strategy: no` there is only the one before the first step.
+        after = [row for row in after if row.step]
     num_trainable, num_parameters = (get_model_param_count(model, trainable_only=only) for only in (True, False))
     if is_quantized(model):
         # Several weights share a number.
@@ -274,10 +281,10 @@ def _summarize(trainer: Any, run: RunFolder, seconds: float) -> TrainingSummary:
         num_processes=trainer.accelerator.num_processes,
         num_parameters=num_parameters,
         num_trainable_parameters=num_trainable,
-        train_loss=rows[-1].train_loss if rows else None,
-        validation_loss=rows[-1].validation_loss if rows else None,
-        validation_loss_before=rows[0].validation_loss if rows else None,
-        reward=rows[-1].reward if rows else None,
-        reward_before=rows[0].reward if rows else None,
+        train_loss=after[0].train_loss if after else None,
+        validation_loss=after[0].validation_loss if after else None,
+        validation_loss_before=before[0].validation_loss if before else None,
+        reward=after[0].reward if after else None,
+        reward_before=before[0].reward if before else None,
         log_history=state.log_history,
     )
