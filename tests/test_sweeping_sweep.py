@@ -139,6 +139,11 @@ def test_other_settings_are_refused(file: Path, workers: Workers) -> None:
     run_sweep(plan(file, "train.learning_rate=0.1", overrides={"judge.rubric": "critique"}), resume=True)
 
 
+def test_a_sweep_needs_a_validation_loss(file: Path) -> None:
+    with pytest.raises(ConfigError, match="chooses by validation loss; leave out `eval_strategy: no`"):
+        plan(file, "train.eval_strategy=steps,no")
+
+
 def test_none_finished(file: Path, workers: Workers) -> None:
     workers.losses = {"learning_rate=0.1": "No such model."}
     with pytest.raises(RunError, match=r"None of the 1 runs in .* finished.* The first one: No such model."):

@@ -185,6 +185,8 @@ def plan_sweep(
         try:
             experiment = sweep.experiment(point, deep=True)
             check_experiment(experiment, _TRAINING)
+            if experiment.training["eval_strategy"] == "no":
+                raise ConfigError("A sweep chooses by validation loss; leave out `eval_strategy: no`.")
             points.setdefault(json.dumps(plain_values(experiment), sort_keys=True), point)
         except (ConfigError, ModelLoadError) as error:
             problems |= dict.fromkeys(getattr(error, "problems", None) or [str(error)])
