@@ -184,9 +184,9 @@ def plan_sweep(
     for point in probe_points(axes) if trials else build_grid(axes):
         try:
             experiment = sweep.experiment(point, deep=True)
-            check_experiment(experiment, _TRAINING)
             if experiment.training["eval_strategy"] == "no":
                 raise ConfigError("A sweep chooses by validation loss; leave out `eval_strategy: no`.")
+            check_experiment(experiment, _TRAINING)
             points.setdefault(json.dumps(plain_values(experiment), sort_keys=True), point)
         except (ConfigError, ModelLoadError) as error:
             problems |= dict.fromkeys(getattr(error, "problems", None) or [str(error)])
