@@ -57,6 +57,11 @@ def build_user_message(instruction: str, input: str = "") -> dict[str, str]:
     return {"role": "user", "content": f"{instruction}\n{input}" if input else instruction}
 
 
+def build_prompt_messages(example: Example) -> list[dict[str, str]]:
+    """Return what an example asks, as `chat` writes it: the turns before its answer, or one of the user."""
+    return (example.messages or [])[:-1] or [build_user_message(example.instruction, example.input)]
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
     """How an instruction and its input become the prompt, and an output the completion.

@@ -128,7 +128,7 @@ def test_a_cut_off_stage_appends_only_what_is_missing(
         appended.extend(row.id for row in batch)
         append_rows(path, batch)
 
-    monkeypatch.setattr("hf_instruct.generation.stage.append_rows", keep)
+    monkeypatch.setattr("hf_instruct.generation.answers.append_rows", keep)
     answer(run, settings)
     assert sorted(appended) == ["e0", "e2"]
     assert run.responses.read_bytes() == whole

@@ -219,11 +219,11 @@ def _print_warnings(source: str, warnings: "list[Problem]") -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from hf_instruct.data.sources import iterate_examples, load_section
+    from hf_instruct.data.sources import check_section, iterate_examples
     from hf_instruct.errors import DataError
 
     settings = _load_settings(options)
-    examples = load_section(settings)
+    examples = check_section(settings).require_valid()
     prompt_format, counter = _load_format(options, settings, examples)
     if options.number >= len(examples):
         raise DataError(
@@ -255,11 +255,11 @@ def _show(options: argparse.Namespace) -> None:
 
 def _stats(options: argparse.Namespace) -> None:
     from hf_instruct.data.problems import shorten_text
-    from hf_instruct.data.sources import load_section
+    from hf_instruct.data.sources import check_section
     from hf_instruct.data.statistics import compute_statistics, plot_lengths
 
     settings = _load_settings(options)
-    examples = load_section(settings)
+    examples = check_section(settings).require_valid()
     prompt_format, counter = _load_format(options, settings, examples)
     encode = partial(prompt_format.encode_example, counter.tokenizer) if counter else None
     result = compute_statistics(examples, prompt_format=prompt_format, encode=encode)

@@ -6,17 +6,19 @@ import logging
 import re
 import secrets
 import time
+import types
+import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from hf_instruct.data.formats import PROMPT_TURNS, choose_fields, convert_row, describe_unused
-from hf_instruct.data.problems import Problem, RawRow, shorten_text
-from hf_instruct.records import build_example_id
+from hf_instruct.data.problems import Problem, RawRow, raise_problems, shorten_text
+from hf_instruct.records import Example, build_example_id
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,17 @@ class CheckedData(NamedTuple):
     problems: list[Problem]  # of invalid rows, or of the whole source
     notices: list[str]  # how the source was read, for the user
     num_without_output: int = 0  # rows without an output
+
+    def require_valid(self) -> "Dataset":
+        """Return the examples, with the notices logged.
+
+        Raises:
+            DataError: There are problems; all of them are listed.
+        """
+        raise_problems(self.problems)
+        for notice in self.notices:
+            logger.info("%s", notice)
+        return self.examples.remove_columns("row")
 
 
 def build_examples(
@@ -121,13 +134,27 @@ def _check_ids(ids: Sequence[str | None]) -> str | None:
 def _build_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Return rows as an Arrow batch, in whose column `id` are ids made from their texts."""
     import pyarrow
+    from datasets import Features, Value
+
+    schema = Features({**build_features(Example), "row": Value("string")}).arrow_schema
+    columns = {name: [row.get(name) for row in rows] for name in schema.names}
+    return pyarrow.RecordBatch.from_pydict({**columns, "id": list(map(_build_id, rows))}, schema=schema)
+
+
+def build_features(row_type: type) -> "Features":
+    """Return a column's type for each field of a type of rows; a column that is null on every row needs one."""
     from datasets import Features, List, Value
 
-    names = ("instruction", "input", "output", "category", "prompt", "messages", PROMPT_TURNS, "row")
-    others = {"messages": List({"role": Value("string"), "content": Value("string")}), PROMPT_TURNS: Value("int64")}
-    schema = Features({name: others.get(name, Value("string")) for name in ("id", *names)}).arrow_schema
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return pyarrow.RecordBatch.from_pydict({"id": list(map(_build_id, rows)), **columns}, schema=schema)
+    names = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+    def convert(hint: Any) -> Any:
+        if get_origin(hint) in (types.UnionType, typing.Union):
+            return convert(next(part for part in get_args(hint) if part is not type(None)))
+        if get_origin(hint) is dict:
+            return {"role": Value("string"), "content": Value("string")}
+        return List(convert(get_args(hint)[0])) if get_origin(hint) is list else Value(names[hint])
+
+    return Features({name: convert(hint) for name, hint in get_type_hints(row_type).items()})
 
 
 def _build_id(values: Mapping[str, Any]) -> str:

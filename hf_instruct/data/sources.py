@@ -8,14 +8,12 @@ import io
 import itertools
 import logging
 import re
-import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import DataSection, SourceSection
-from hf_instruct.data.examples import BATCH, CheckedData, build_examples, number_repeats
+from hf_instruct.data.examples import BATCH, CheckedData, build_examples, build_features, number_repeats
 from hf_instruct.data.formats import EARLIER, FIELDS, choose_fields
 from hf_instruct.data.loaders import (
     COURSE,
@@ -26,7 +24,7 @@ from hf_instruct.data.loaders import (
     load_course_data,
     load_from_hub,
 )
-from hf_instruct.data.problems import Problem, RawRow, describe_type, list_names, raise_problems, shorten_text
+from hf_instruct.data.problems import Problem, RawRow, describe_type, list_names, shorten_text
 from hf_instruct.data.readers import SUFFIX_LIST, SUFFIXES, find_suffix, parse_rows, read_text_file
 from hf_instruct.errors import DataError, did_you_mean, did_you_mean_path, quote_names
 from hf_instruct.records import Example
@@ -73,26 +71,8 @@ def load_examples(
     Raises:
         DataError: The source cannot be found or read, or has problems; all of them are listed.
     """
-    return settle(
-        check_source(source, map=map, hub_config=hub_config, hub_split=hub_split, revision=revision, limit=limit)
-    )
-
-
-def load_section(section: DataSection) -> "Dataset":
-    """Return the examples of the sources of a `data` section."""
-    return settle(check_section(section))
-
-
-def settle(checked: CheckedData) -> "Dataset":
-    """Return examples that have no problems, with the notices logged.
-
-    Raises:
-        DataError: There are problems; all of them are listed.
-    """
-    raise_problems(checked.problems)
-    for notice in checked.notices:
-        logger.info("%s", notice)
-    return checked.examples.remove_columns("row")
+    options: dict[str, Any] = {"hub_config": hub_config, "hub_split": hub_split, "revision": revision}
+    return check_source(source, map=map, limit=limit, **options).require_valid()
 
 
 def read_examples(source: Any, **options: Any) -> list[Example]:
@@ -335,20 +315,8 @@ def _read_named(name: str, problems: list[Problem]) -> Iterator[RawRow]:
 
 
 def build_dataset(rows: Sequence[Any], row_type: type) -> "Dataset":
-    """Return rows of one type as a `Dataset` with a column for each of the type's fields.
+    """Return rows of one type as a `Dataset` with a column for each of the type's fields."""
+    from datasets import Dataset
 
-    Without their types, a column that is null on every row would have none.
-    """
-    from datasets import Dataset, Features, List, Value
-
-    names = {str: "string", bool: "bool", int: "int64", float: "float64"}
-
-    def convert(hint: Any) -> Any:
-        if get_origin(hint) in (types.UnionType, typing.Union):
-            return convert(next(part for part in get_args(hint) if part is not type(None)))
-        if get_origin(hint) is dict:
-            return {"role": Value("string"), "content": Value("string")}
-        return List(convert(get_args(hint)[0])) if get_origin(hint) is list else Value(names[hint])
-
-    features = Features({name: convert(hint) for name, hint in get_type_hints(row_type).items()})
+    features = build_features(row_type)
     return Dataset.from_dict({name: [getattr(row, name) for row in rows] for name in features}, features=features)

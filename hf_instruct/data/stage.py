@@ -5,7 +5,7 @@ import logging
 from hf_instruct.config import Experiment
 from hf_instruct.data.examples import has_conversations
 from hf_instruct.data.findings import build_preflight, format_findings, refuse_leaks
-from hf_instruct.data.sources import check_section, iterate_examples, settle
+from hf_instruct.data.sources import check_section, iterate_examples
 from hf_instruct.data.splits import split_dataset
 from hf_instruct.data.tokens import TokenCounter, load_counter
 from hf_instruct.errors import ModelLoadError
@@ -28,7 +28,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     """
     settings = experiment.data
     checked = check_section(settings)
-    examples = settle(checked)
+    examples = checked.require_valid()
     is_talk = has_conversations(examples)
     prompt_format = choose_format(settings.prompt_format, has_conversations=is_talk, args=experiment.training)
     counter = _load_counter(experiment, prompt_format)

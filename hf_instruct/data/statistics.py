@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_instruct.data.examples import find_repeats
-from hf_instruct.plots import COLORS, write_figure
+from hf_instruct.plots import COLORS, LEGEND, build_figure, style_axes, write_figure
 from hf_instruct.prompts import CHAT, PromptFormat
 
 if TYPE_CHECKING:
@@ -87,13 +87,11 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
 
     `path` ends in `.png` or `.svg`.
     """
-    # Without pyplot nothing global changes, and the figure is drawn by Agg whatever the machine's backend.
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     unit = result.lengths[-1].unit if result.lengths[-1].unit == "tokens" else "characters"
     shown = [lengths for lengths in result.lengths if lengths.unit == unit and lengths.text != "both"]
-    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
+    figure = build_figure((4.6 * len(shown), 3.6), title)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, lengths, color in zip(panels, shown, (COLORS["validation"], COLORS["train"]), strict=False):
         summary = lengths.summarize()
@@ -108,9 +106,7 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
         axes.set_xlabel(unit)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        style_axes(axes, grid="y")
+        axes.legend(**LEGEND)
     panels[0].set_ylabel("examples")
-    if title:
-        figure.suptitle(title, fontsize=11, parse_math=False)
     write_figure(figure, path)

@@ -20,7 +20,7 @@ from hf_instruct.progress import progress_bar
 from hf_instruct.prompt_checks import choose_format, resolve_format
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, append_rows, recover_rows
-from hf_instruct.schema import Response
+from hf_instruct.schema import TUNED, Response
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -143,20 +143,23 @@ def answer_into(
     answer: Callable[[list[Example], Callable[[list[Response]], None]], object],
     *,
     title: str,
+    model: str = TUNED,
 ) -> list[Response]:
-    """Return the response to each example, in their order, and save each batch of responses in a file.
+    """Return a model's response to each example, in their order, and save each batch of responses in a file.
 
     Args:
-        path: The file. Examples that it has a response to are not answered again.
+        path: The file. Examples that it has a response of the model to are not answered again.
         examples: What to answer.
         answer: Called with the examples that have no response yet, and a function to call with each batch of them.
         title: Of the progress bar.
+        model: Whose responses these are, as the file names it.
     """
-    rows = {row.id: row for row in recover_rows(path, Response)}
+    rows = {row.id: row for row in recover_rows(path, Response) if row.model == model}
     if waiting := [example for example in examples if example.id not in rows]:
         with progress_bar(title, len(examples), done=len(examples) - len(waiting)) as advance:
 
             def keep(batch: list[Response]) -> None:
+                batch = [row.model_copy(update={"model": model}) for row in batch]
                 append_rows(path, batch)
                 rows.update((row.id, row) for row in batch)
                 advance(len(batch), "")

@@ -11,7 +11,7 @@ from hf_instruct.config import GenerateSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
 from hf_instruct.generation.answers import answer_into, build_response, build_seed
-from hf_instruct.prompts import CHAT, PromptFormat, build_user_message
+from hf_instruct.prompts import CHAT, PromptFormat, build_prompt_messages
 from hf_instruct.records import Example, recover_rows, write_rows
 from hf_instruct.schema import Response
 from hf_instruct.servers import Body, NoServer, Server, ServerError, open_http, run_sync
@@ -190,19 +190,10 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
         )
 
     def answer(waiting: list[Example], keep: Callable[[list[Response]], None]) -> None:
-        prompts = [{"messages": _build_messages(example)} for example in waiting]
-        named = {"model": section.model}
-        answer_at_endpoint(section, waiting, prompts, on_response=lambda row: keep([row.model_copy(update=named)]))
+        prompts = [{"messages": build_prompt_messages(example)} for example in waiting]
+        answer_at_endpoint(section, waiting, prompts, on_response=lambda row: keep([row]))
 
-    answer_into(path, examples[: section.limit], answer, title=f"Answering, {section.model}")
+    model = str(section.model)
+    answer_into(path, examples[: section.limit], answer, title=f"Answering, {model}", model=model)
     rows = {row.id: row for row in recover_rows(path, Response)}
     write_rows(path, [rows[example.id] for example in examples if example.id in rows])
-
-
-def _build_messages(example: Example) -> list[dict[str, str]]:
-    """Return what is asked, as the prompt format `chat` writes it."""
-    if example.messages:
-        return example.messages[:-1]
-    if example.prompt:
-        return [build_user_message(example.prompt)]
-    return [build_user_message(example.instruction, example.input)]

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import Experiment, GenerateSection, differing_settings, plain_values
 from hf_instruct.errors import ConfigError, quote_names
-from hf_instruct.generation.answers import answer_examples, check_lengths
+from hf_instruct.generation.answers import answer_examples, answer_into, check_lengths
 from hf_instruct.generation.endpoint import answer_at_endpoint, build_completion_prompts, check_endpoint
 from hf_instruct.library_fields import check_generate_fields
 from hf_instruct.manifests import verify_model
 from hf_instruct.models import load_context_length, load_model, load_tokenizer, move_to_best_device
 from hf_instruct.processes import count_processes, on_main_process, process_rank, wait_for_all
-from hf_instruct.progress import progress_bar
 from hf_instruct.prompt_checks import adjust_tokenizer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example, append_rows, recover_rows, write_json, write_rows
@@ -94,18 +93,15 @@ def _answer_with(
     if finished:
         total = len(finished) + len(remaining)
         logger.info("%s: continuing after %d of %d answers", description, len(finished), total)
-    share = remaining[rank::num_processes]
     # Nobody writes into the file that the others may still be reading.
-    path = run.responses if num_processes == 1 else run.response_part(rank)
-    done = len(finished) if num_processes == 1 else 0
-    with progress_bar(description, done + len(share), done=done) as advance:
-
-        def keep(batch: list[Response]) -> None:
-            append_rows(path, [row.model_copy(update={"model": which}) for row in batch])
-            advance(len(batch), "")
-
-        if share:
-            _answer_share(which, run, share, experiment, prompt_format, keep)
+    is_alone = num_processes == 1
+    answer_into(
+        run.responses if is_alone else run.response_part(rank),
+        examples[: experiment.generate.limit] if is_alone else remaining[rank::num_processes],
+        lambda waiting, keep: _answer_share(which, run, waiting, experiment, prompt_format, keep),
+        title=description,
+        model=which,
+    )
     wait_for_all()
     on_main_process(lambda: _merge(run, examples))
 

@@ -32,7 +32,7 @@ from hf_instruct.generation.stage import generation_fields, load_model_of_run
 from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 from hf_instruct.preferences.manners import POLITE, rewrite
 from hf_instruct.preferences.pairs import REFERENCES, SPLITS, Candidate, choose_pair, describe_pairs, list_counts
-from hf_instruct.prompts import CHAT, PromptFormat, build_user_message
+from hf_instruct.prompts import CHAT, PromptFormat, build_prompt_messages
 from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder, split_model
 from hf_instruct.schema import TUNED, JudgeIdentity, PairRow, Preference, Response
@@ -320,7 +320,7 @@ def _build_row(example: Example, best: Candidate, worst: Candidate, prompt_forma
         "origin": "",
     }
     if example.messages or (prompt_format.name == CHAT and example.prompt is None):
-        turns = (example.messages or [])[:-1] or [build_user_message(example.instruction, example.input)]
+        turns = build_prompt_messages(example)
         chosen, rejected = ([{"role": "assistant", "content": one.text}] for one in (best, worst))
         return PairRow(**values, prompt=turns, chosen=chosen, rejected=rejected)
     if example.prompt is None:
