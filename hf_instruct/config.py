@@ -16,6 +16,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
     Tag,
     ValidationError,
     model_validator,
@@ -30,7 +34,6 @@ from hf_instruct.yaml_text import parse_flag_value, read_yaml
 
 # No split may be empty.
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Natural = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
@@ -44,12 +47,12 @@ class SourceSection(_Section):
     name: str | None = Field(None, description="configuration name of a Hub dataset")
     split: str = Field("train", description="split to read of a Hub dataset or a saved `DatasetDict`")
     columns: list[str] | None = Field(None, description="use only these columns")
-    fraction: Annotated[float, Field(gt=0)] | None = Field(
+    fraction: PositiveFloat | None = Field(
         None, description="share of the mixture, for all sources or for none; rows are sampled with `data.seed`"
     )
     map: dict[str, str] = Field({}, description="our field = the source's column, as in `output=answer`")
     revision: str | None = Field(None, description="commit, tag or branch on the Hub")
-    limit: Natural | None = Field(None, description="use only the first N rows")
+    limit: PositiveInt | None = Field(None, description="use only the first N rows")
 
 
 def _read_sources(value: Any) -> Any:
@@ -75,7 +78,7 @@ class DataSection(_Section):
     hub_config: str | None = Field(None, description="configuration name of a Hub dataset")
     hub_split: str = Field("train", description="split to read of a Hub dataset or a saved `DatasetDict`")
     revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
-    limit: Natural | None = Field(None, description="use only the first N examples")
+    limit: PositiveInt | None = Field(None, description="use only the first N examples")
     split: Literal["sequential", "shuffled", "grouped"] = Field(
         "sequential",
         description="`sequential`: file order; `shuffled`: seeded shuffle; `grouped`: shuffled, with equal prompts "
@@ -85,7 +88,7 @@ class DataSection(_Section):
     test_fraction: Fraction = Field(0.10, description="share held out for answers and scores")
     validation_fraction: Fraction | None = Field(None, description="share for validation loss (default: the rest)")
     seed: int = Field(123, description="seed of the shuffled and grouped splits")
-    num_proc: Natural | None = Field(None, description="number of processes for tokenization (default: one)")
+    num_proc: PositiveInt | None = Field(None, description="number of processes for tokenization (default: one)")
     strict: bool = Field(False, description="refuse data with test or validation prompts that are also in train")
     loss_on: Literal["all", "last"] = Field(
         "all", description="answers of a conversation to train on: all, or only the last one"
@@ -158,20 +161,20 @@ class GenerateSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
-    batch_size: Natural | None = Field(None, description="prompts per batch (default: as many as fit into memory)")
-    max_new_tokens: Natural = Field(256, description="maximum length of an answer, in tokens")
+    batch_size: PositiveInt | None = Field(None, description="prompts per batch (default: as many as fit into memory)")
+    max_new_tokens: PositiveInt = Field(256, description="maximum length of an answer, in tokens")
     do_sample: bool = Field(False, description="sample instead of taking the most likely token")
     base: bool = Field(True, description="also answer with the untuned model, for comparison")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="precision of the weights; in float32 answers do not depend on the batch size"
     )
     seed: int = Field(123, description="seed of sampling")
-    limit: Natural | None = Field(None, description="answer only the first N examples")
+    limit: PositiveInt | None = Field(None, description="answer only the first N examples")
     endpoint: str | None = Field(
         None, description="OpenAI-compatible server that serves the tuned model and generates the answers"
     )
     model: str | None = Field(None, description="name of the model at `endpoint`")
-    concurrency: Natural = Field(8, description="parallel requests to `endpoint`")
+    concurrency: PositiveInt = Field(8, description="parallel requests to `endpoint`")
 
 
 class JudgeSection(_Section):
@@ -186,22 +189,20 @@ class JudgeSection(_Section):
     check: bool = Field(True, description="test the judge first, with 20 references and 20 wrong answers")
     base_url: str | None = Field(None, description="address of the server (default: OLLAMA_HOST, OPENAI_BASE_URL)")
     pull: bool = Field(False, description="let Ollama download a missing model")
-    concurrency: Natural = Field(4, description="parallel requests")
-    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="maximum time to wait for a reply, in seconds"
-    )
-    retries: Annotated[int, Field(ge=0)] = Field(3, description="retries if the server is busy or fails")
+    concurrency: PositiveInt = Field(4, description="parallel requests")
+    timeout_seconds: PositiveFloat = Field(120.0, description="maximum time to wait for a reply, in seconds")
+    retries: NonNegativeInt = Field(3, description="retries if the server is busy or fails")
     seed: int | None = Field(123, description="seed for the judge; null if the server does not support one")
-    repeats: Natural = Field(1, description="number of times each answer is judged, each with another seed")
-    temperature: Annotated[float, Field(ge=0)] | None = Field(
+    repeats: PositiveInt = Field(1, description="number of times each answer is judged, each with another seed")
+    temperature: NonNegativeFloat | None = Field(
         0.0, description="0 for the most likely verdict; null if the server does not allow setting it"
     )
     think: Literal[False, True, "low", "medium", "high"] = Field(
         False,
         description="let the judge think first, within `max_new_tokens`: true, `low`, `medium` or `high`",
     )
-    num_ctx: Natural = Field(4096, description="the judge's context window, in tokens")
-    max_new_tokens: Natural = Field(512, description="maximum length of a reply, in tokens")
+    num_ctx: PositiveInt = Field(4096, description="the judge's context window, in tokens")
+    max_new_tokens: PositiveInt = Field(512, description="maximum length of a reply, in tokens")
 
 
 class PreferencesSection(_Section):
@@ -212,7 +213,7 @@ class PreferencesSection(_Section):
         description="`references` (each training example's output and the model's own answer), or a file or the id "
         "of a dataset on the Hub with `chosen` and `rejected`",
     )
-    limit: Natural | None = Field(None, description="use only the first N pairs")
+    limit: PositiveInt | None = Field(None, description="use only the first N pairs")
 
 
 class RewardsSection(_Section):

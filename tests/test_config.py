@@ -51,7 +51,7 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
             {"model": {"zzz": 1}},
             ("`model.zzz` is unknown", "Allowed are `attn_implementation`, `dropout`, `dtype`, `name`"),
         ),
-        ({"data": {"limit": 0}}, ("`data.limit` is 0", "greater than or equal to 1")),
+        ({"data": {"limit": 0}}, ("`data.limit` is 0", "greater than 0")),
         ({"data": {"split": "random"}}, ("`data.split` is 'random'", "'sequential', 'shuffled' or 'grouped'")),
         ({"judge": {"timeout_seconds": 0}}, ("`judge.timeout_seconds` is 0", "greater than 0")),
         ({"data": 5}, ("`data` is 5",)),
@@ -145,7 +145,7 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
         (b"a: " + b"[" * 2000, "nested too deeply"),
     ],
 )
-def test_a_file_that_is_no_experiment(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_an_experiment(tmp_path: Path, content: bytes, message: str) -> None:
     path = write(tmp_path, content)
     with pytest.raises(ConfigError) as caught:
         read_yaml(path)
@@ -190,7 +190,7 @@ def test_flag_values_are_yaml() -> None:
         assert parse_flag_value(text) == text
 
 
-def test_train_takes_what_is_ours_too() -> None:
+def test_train_accepts_our_own_fields() -> None:
     experiment = build_experiment({"train": {"keep_checkpoints": True, "max_steps": 3}}, where="here")
     assert experiment.train == {"keep_checkpoints": True, "max_steps": 3}
     (problem,) = problems_of({"train": {"keep_checkpoints": 1}}, deep=True)
@@ -200,25 +200,25 @@ def test_train_takes_what_is_ours_too() -> None:
 @pytest.mark.parametrize(
     ("values", "owner"), [({"rewards": {"exact_match": 1}}, "grpo"), ({"preferences": {"limit": 3}}, "dpo")]
 )
-def test_sections_that_nothing_would_read_are_refused(values: dict[str, object], owner: str) -> None:
+def test_sections_without_effect_are_refused(values: dict[str, object], owner: str) -> None:
     with pytest.raises(ConfigError, match=f"needs a `{owner}` section"):
         build_experiment(values, where="here", deep=False)
     build_experiment({**values, owner: {}}, where="here", deep=False)
 
 
-def test_preferences_are_not_learned_by_a_quantized_model() -> None:
+def test_dpo_refuses_a_quantized_model() -> None:
     with pytest.raises(ConfigError, match="preference training needs unquantized weights"):
         build_experiment({"model": {"quantization": "4bit"}, "dpo": {}, "lora": {}}, where="here", deep=False)
 
 
-def test_every_field_of_ours_is_described() -> None:
+def test_every_own_field_has_a_description() -> None:
     rows = describe_fields()
     sections = {"data", "model", "train", "preferences", "rewards", "generate", "judge"}
     assert {name.partition(".")[0] for name, _, _ in rows} == sections
     assert [name for name, _, text in rows if not text] == []
 
 
-def test_the_settings_that_train_are_those_of_the_section_over_its_defaults() -> None:
+def test_training_settings_are_merged_with_the_defaults() -> None:
     plain = build_experiment({"train": {"seed": 1}}, where="here", deep=False).training
     assert (plain["seed"], plain["learning_rate"], "beta" in plain) == (1, 5e-5, False)
     preferring = build_experiment({"dpo": {"max_length": 64}}, where="here", deep=False).training
@@ -234,7 +234,7 @@ def test_the_settings_that_train_are_those_of_the_section_over_its_defaults() ->
         ("a: \x07", "unacceptable character #x0007: special characters are not allowed at position 3"),
     ],
 )
-def test_what_is_not_yaml_is_named_by_its_line(text: str, message: str) -> None:
+def test_yaml_errors_name_the_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         parse_yaml(text)
     assert "<unicode string>" not in str(caught.value)
