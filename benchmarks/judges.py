@@ -25,7 +25,7 @@ from hf_instruct.evaluation.probes import (
     check_table,
     injection_kind,
 )
-from hf_instruct.schema import Alone, JudgeIdentity, PairSummary, Preference
+from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Unpaired
 
 DRAWS = 200
 SIZES = (20, 100)
@@ -155,7 +155,7 @@ def draw_pairs(ask: Ask, generator: Generator, n: int) -> PairSummary:
                 second_length=second,
             )
         )
-    return build_pair_scores(rows, JoinedPairs([], ("a", "b"), "id", Alone(first=0, second=0)), JudgeIdentity())
+    return build_pair_scores(rows, JoinedPairs([], ("a", "b"), "id", Unpaired(first=0, second=0)), JudgeIdentity())
 
 
 def warned_rate(ask: Ask, n: int, *, draws: int = DRAWS) -> float:

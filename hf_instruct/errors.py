@@ -26,7 +26,7 @@ DISK_ERRORS = (
 
 
 # Names of settings in other programs and papers, where they differ from TRL's, PEFT's and ours.
-CALLED_ELSEWHERE = {
+FIELD_SYNONYMS = {
     **dict.fromkeys(("lr", "peak_lr"), "learning_rate"),
     **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "num_train_epochs"),
     **dict.fromkeys(("batch_size", "micro_batch_size", "train_batch_size"), "per_device_train_batch_size"),
@@ -93,7 +93,7 @@ def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     import difflib
 
     known = list(known)
-    if (ours := CALLED_ELSEWHERE.get(name)) in known:
+    if (ours := FIELD_SYNONYMS.get(name)) in known:
         return ours
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 

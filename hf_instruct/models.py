@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ModelLoadError, did_you_mean, quote_names
 from hf_instruct.memory import is_out_of_memory
-from hf_instruct.offline import cache_alone_if_unreachable, find_on_hub
+from hf_instruct.offline import fall_back_to_cache, find_on_hub
 from hf_instruct.processes import let_threads_sleep
 from hf_instruct.quantization import build_quantization, keep_as_quantized
 from hf_instruct.wheel_model import FOLDER, NOT_INSTALLED, ON_HUB, convert_wheel_model, find_wheel
@@ -57,7 +57,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     location = resolve_model(name)
-    with _translated_errors(name), cache_alone_if_unreachable(location):
+    with _translated_errors(name), fall_back_to_cache(location):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=trust_remote_code
         )
@@ -118,7 +118,7 @@ def load_model(
     if quantization not in (None, "none"):
         options["quantization_config"] = build_quantization(quantization, loaded_in)
     # Around both: a Hub out of reach is waited for, and logged, once.
-    with cache_alone_if_unreachable(location), _translated_errors(name):
+    with fall_back_to_cache(location), _translated_errors(name):
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
         if is_adapter:
             model = _load_adapter(location, **options)

@@ -17,7 +17,7 @@ _SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def cache_alone_if_unreachable(location: str) -> Iterator[None]:
+def fall_back_to_cache(location: str) -> Iterator[None]:
     """Load from the cache immediately if the Hub cannot be reached, like `HF_HUB_OFFLINE=1`.
 
     Args:
@@ -61,7 +61,7 @@ def find_on_hub(repo: str, revision: str | None = None) -> None:
         raise OSError(
             f"there is no such folder.{f' Create it first: `hf-instruct run {makers[0]}`.' if makers else ''}"
         )
-    with cache_alone_if_unreachable(repo):
+    with fall_back_to_cache(repo):
         try:
             hf_hub_download(repo, "config.json", revision=revision)
         except LocalEntryNotFoundError as error:

@@ -200,7 +200,7 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
     try:
         run(experiment, folder.path, resume=True, stages=["generate"])
     except (ConfigError, DataError):
-        if is_main_process() and not _has_begun_to_answer(folder):
+        if is_main_process() and not _has_started_answering(folder):
             # Refused before the first answer: the run keeps the settings that it had.
             folder.save_experiment(stored)
         raise
@@ -262,7 +262,7 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
         if force:
             with folder.locked():
                 _empty(folder)
-        elif not (is_done(folder, "data") or _has_trained(folder) or _has_begun_to_answer(folder)):
+        elif not (is_done(folder, "data") or _has_trained(folder) or _has_started_answering(folder)):
             # An earlier attempt failed in its first stage: there is nothing to lose.
             pass
         elif resume:
@@ -349,7 +349,7 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
         **dict.fromkeys(("train", "lora", "dpo", "grpo", "rewards"), has_trained),
         # Pairs are made before the first step, by the model itself.
         **dict.fromkeys(("model", "preferences"), has_trained or _has_pairs(folder)),
-        "generate": _has_begun_to_answer(folder),
+        "generate": _has_started_answering(folder),
         # The judgments of each judge are kept apart, but rewards by two judges are not one reward.
         "judge": bool(experiment.rewards.judge) and has_trained and not is_done(folder, "train"),
     }
@@ -379,7 +379,7 @@ def _has_pairs(folder: RunFolder) -> bool:
     return folder.preferences.exists() or folder.preferences_part.exists()
 
 
-def _has_begun_to_answer(folder: RunFolder) -> bool:
+def _has_started_answering(folder: RunFolder) -> bool:
     return folder.responses.exists() or bool(folder.response_parts())
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, ModelLoadError, did_you_mean, quote_names
-from hf_instruct.prompt_tokens import begin_ids
+from hf_instruct.prompt_tokens import prefix_ids
 from hf_instruct.prompts import CHAT, PromptFormat
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def find_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBa
 
 
 def _find_begin_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    ids, begin = prompt_format.encode_prompt(tokenizer, _QUESTION), begin_ids(tokenizer)
+    ids, begin = prompt_format.encode_prompt(tokenizer, _QUESTION), prefix_ids(tokenizer)
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         return [f"begins with two beginning-of-text tokens, `{tokenizer.bos_token}`"]
     if ids[: len(begin)] != begin:

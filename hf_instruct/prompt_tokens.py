@@ -95,10 +95,10 @@ def find_tokens(
     tokens = {end, *(str(token) for token in added.values() if token.special)}
     # The longest first, as one may be the beginning of another.
     special = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
-    return FormatTokens(begin_ids(tokenizer), end, ending, special)
+    return FormatTokens(prefix_ids(tokenizer), end, ending, special)
 
 
-def begin_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the ids that the tokenizer puts before every text; what it puts after a text is left out."""
     whole, plain = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
     return [int(id) for id in whole[: whole.index(plain[0])]]

@@ -224,11 +224,11 @@ class PromptFormat:
         Raises:
             DataError: The prompt of an example cannot be written; the example is named.
         """
-        return [self._encode_asked(tokenizer, example) for example in examples]
+        return [self._encode_example_prompt(tokenizer, example) for example in examples]
 
-    def _encode_asked(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> list[int]:
+    def _encode_example_prompt(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> list[int]:
         """Return the token ids of what an example asks: its own prompt, its turns before the answer, or its texts."""
-        with _naming(example):
+        with _naming_example(example):
             if example.prompt is not None:
                 return [*self._tokens(tokenizer).begin, *self._encode(tokenizer, str, example.prompt)]
             if not example.messages:
@@ -309,8 +309,8 @@ class PromptFormat:
             DataError: The example cannot be written in this format; it is named.
         """
         example = Example.of(example)
-        prompt_ids, ending = self._encode_asked(tokenizer, example), self._tokens(tokenizer).ending
-        with _naming(example):
+        prompt_ids, ending = self._encode_example_prompt(tokenizer, example), self._tokens(tokenizer).ending
+        with _naming_example(example):
             return prompt_ids, self._encode(tokenizer, lambda text: text + ending, example.output)
 
     def encode_examples(
@@ -340,12 +340,12 @@ class PromptFormat:
             example = Example.of(row)
             own = (example.instruction, example.input, example.output)
             if loss_on == "all" and len(answers := find_answers(example)) > 1 and self.name == CHAT:
-                with _naming(example):
+                with _naming_example(example):
                     pieces[index] = self._encode_answers(tokenizer, example.messages or [], answers)
             elif example.prompt is not None or example.messages or any(map(tokens.special.search, own)):
                 pieces[index] = self.encode_example(tokenizer, example)
             else:
-                with _naming(example):
+                with _naming_example(example):
                     texts.append(self.format_prompt(example.instruction, example.input, tokenizer=tokenizer))
                     texts.append(example.output + tokens.ending)
                 indices.append(index)
@@ -385,7 +385,7 @@ class PromptFormat:
 
 
 @contextlib.contextmanager
-def _naming(example: Example) -> Iterator[None]:
+def _naming_example(example: Example) -> Iterator[None]:
     """Name the example that an error is about."""
     try:
         yield

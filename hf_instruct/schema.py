@@ -420,7 +420,7 @@ class Lengths(Record):
     second: float
 
 
-class Alone(Record):
+class Unpaired(Record):
     """Answers of the first and of the second set that the other has no answer to."""
 
     first: Count
@@ -471,7 +471,7 @@ class PairSummary(Judging):
     consistency: Consistency
     position: Position
     joined_by: str  # `id` or `order`
-    without_counterpart: Alone
+    without_counterpart: Unpaired
     longer_share: float | None = None  # of longer answers preferred: the first set's or the second's, the smaller
 
 

@@ -90,7 +90,7 @@ def test_input_and_category_may_be_absent_or_null() -> None:
         ({"instruction": "i", "output": "o", "response": "unused"}, ("i", "", "o", None)),
     ],
 )
-def test_formats_of_texts_are_recognised(row: dict[str, Any], expected: tuple[Any, ...]) -> None:
+def test_text_formats_are_recognized(row: dict[str, Any], expected: tuple[Any, ...]) -> None:
     (example,) = read(row)
     assert (example.instruction, example.input, example.output, example.category) == expected
     assert (example.prompt, example.messages) == (None, None)
@@ -123,7 +123,7 @@ MORE = [*TURNS, {"role": "user", "content": "c"}, {"role": "assistant", "content
         ),
     ],
 )
-def test_conversations_are_recognised(row: dict[str, Any], turns: list[dict[str, str]]) -> None:
+def test_conversation_formats_are_recognized(row: dict[str, Any], turns: list[dict[str, str]]) -> None:
     checked = check(row)
     (example,) = iterate_examples(checked.examples)
     assert checked.problems == []
@@ -173,7 +173,7 @@ def test_columns_of_earlier_turns_make_a_conversation_of_an_instruction() -> Non
         ),
     ],
 )
-def test_rows_of_other_tools_that_are_no_examples_are_one_problem(row: dict[str, Any], problem: str) -> None:
+def test_rows_for_other_tools_are_one_problem(row: dict[str, Any], problem: str) -> None:
     (found,) = texts(check(row))
     assert problem in found
 
@@ -207,7 +207,7 @@ def test_bad_conversations_are_named_by_row_and_turn(turns: Any, problem: str) -
     assert check_messages(TURNS) is None
 
 
-def test_what_was_recognised_is_said_in_a_line() -> None:
+def test_the_recognized_format_is_a_notice() -> None:
     assert check({"Question": "q", "answer": "a", "id": "1"}).notices == [
         "`mine.json` contains questions and answers: `Question` as instruction, `answer` as output."
     ]
@@ -229,12 +229,12 @@ def test_what_was_recognised_is_said_in_a_line() -> None:
         ({"Output": "a", "OUTPUT": "b", "instruction": "i"}, "map the right one with `--data.map.output=COLUMN`"),
     ],
 )
-def test_what_is_ambiguous_names_the_map_to_type(row: dict[str, Any], remedy: str) -> None:
+def test_ambiguous_columns_suggest_a_map(row: dict[str, Any], remedy: str) -> None:
     (problem,) = check(row).problems
     assert remedy in problem.remedy
 
 
-def test_a_column_of_no_row_is_one_problem_with_the_nearest() -> None:
+def test_a_missing_column_is_one_problem_and_suggests_the_nearest() -> None:
     row = {"queries": "a", "outputs": "b"}
     checked = check(row, row, file="q.csv", map={"instruction": "query"})
     known = "is not a column; the columns are `queries`, `outputs` (a CSV's first line names them): map the right one"
@@ -274,7 +274,7 @@ def test_an_optional_field_is_not_read_from_a_column_that_is_mapped_to_another()
     assert (example.instruction, example.input, example.output) == ("a", "", "b")
 
 
-def test_columns_not_used_are_one_notice_that_spots_a_misspelt_input() -> None:
+def test_unused_columns_are_one_notice_that_suggests_the_input() -> None:
     assert check({"instruction": "a", "inputs": "i", "output": "b", "\x1b[2J": 1}).notices == [
         "`mine.json`: columns not used: `inputs`, `\\x1b[2J`. No column is `input`. Did you mean `inputs`? Add it "
         "with `--data.map.input=COLUMN`."
@@ -287,7 +287,7 @@ def test_no_rows_and_rows_without_any_column_are_problems() -> None:
     assert texts(check({}, {})) == ["`mine.json` has no column in any row; add rows, or use another source"]
 
 
-def test_equal_rows_get_ids_of_their_own_that_do_not_change_when_rows_follow() -> None:
+def test_equal_rows_get_different_ids_that_later_rows_do_not_change() -> None:
     row = {"instruction": "a", "output": "b"}
     id = build_example_id("a", "", "b")
     assert [example.id for example in read(row, row, {**row, "output": "c"}, row)] == [
@@ -299,13 +299,13 @@ def test_equal_rows_get_ids_of_their_own_that_do_not_change_when_rows_follow() -
     assert [example.id for example in read(row, row)] == [id, f"{id}-2"]
 
 
-def test_own_ids_are_kept_where_every_row_has_one_of_its_own() -> None:
+def test_unique_ids_are_kept() -> None:
     rows = [{"id": id, "instruction": "a", "output": "b"} for id in (1, "x", 10**30)]
     assert [example.id for example in read(*rows)] == ["1", "x", "1" + "0" * 30]
 
 
 @pytest.mark.parametrize("bad", [None, "", "two\nlines", 1.5, True, "\ud800", 1])
-def test_own_ids_that_do_not_serve_are_noticed_and_a_problem_where_mapped(bad: object) -> None:
+def test_ids_that_are_not_unique_are_a_notice_and_a_problem_if_mapped(bad: object) -> None:
     rows = [{"id": 1, "instruction": "a", "output": "b"}, {"id": bad, "instruction": "a", "output": "c"}]
     checked = check(*rows)
     counts = "0 missing, 1 repeated" if type(bad) is int else "1 missing, 0 repeated"
@@ -315,7 +315,7 @@ def test_own_ids_that_do_not_serve_are_noticed_and_a_problem_where_mapped(bad: o
     assert texts(check(*rows, map={"id": "id"}))[0].startswith(f"`mine.json`, `id` {problem}; map another column")
 
 
-def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
+def test_rows_without_an_output_are_left_out_of_a_source_known_for_them() -> None:
     rows = [{"instruction": "a", "output": output} for output in ("b", "", None, " ", "c")]
     checked = check(*rows, file="alpaca", drop_without_output=True)
     assert checked.examples["output"][:] == ["b", "c"]
@@ -324,7 +324,7 @@ def test_a_source_known_for_gaps_leaves_them_out_and_says_so() -> None:
     assert checked.problems == []
 
 
-def test_many_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_read_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"instruction": f"Say {n}.", "output": str(n)} for n in range(10)] + [{"instruction": "x", "new": 1}]
     whole = check(*rows)
     monkeypatch.setattr(examples, "BATCH", 3)
@@ -333,7 +333,7 @@ def test_many_rows_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (texts(parts), parts.notices) == (texts(whole), whole.notices)
 
 
-def test_repeats_are_found_by_what_is_asked() -> None:
+def test_repeats_are_found_by_prompt() -> None:
     pairs = [("a", ""), ("a", "i"), ("a", "")]
     checked = check(*({"instruction": i, "input": input, "output": "o"} for i, input in pairs))
     assert find_repeats(checked.examples) == [[0, 2]]
@@ -353,6 +353,6 @@ def test_at_most_fifty_problems_are_listed_and_all_are_counted() -> None:
     raise_problems([])
 
 
-def test_long_names_are_cut() -> None:
+def test_long_names_are_shortened() -> None:
     assert shorten_text("x" * 100) == "x" * 39 + "…"
     assert shorten_text("\ud800" * 100, 10) == "\\ud800\\ud…"

@@ -43,7 +43,7 @@ def test_json_rows_are_counted_from_0(read: Read) -> None:
 
 @pytest.mark.parametrize("name", ["f.json", "f.jsonl"])
 @pytest.mark.parametrize("text", [f"[{ROW}, {ROW}]", f"{ROW}\n\n{ROW}\r\n", f"\n[\n{ROW},\n{ROW}\n]\n"])
-def test_lists_and_lines_are_told_apart_by_their_content(name: str, text: str, read: Read) -> None:
+def test_json_lists_and_lines_are_recognized_by_content(name: str, text: str, read: Read) -> None:
     rows, problems = read(text, name)
     assert [row.fields for row in rows] == [FIELDS] * 2
     assert problems == []
@@ -87,12 +87,12 @@ def test_the_one_list_in_an_object_holds_the_rows(read: Read) -> None:
         ('["a\0"]', "line 1 column 4 is not JSON (invalid control character); fix the text at this position"),
     ],
 )
-def test_a_json_file_that_is_no_list_of_rows(text: str, problem: str, read: Read) -> None:
+def test_a_json_file_that_is_not_a_list_of_rows(text: str, problem: str, read: Read) -> None:
     _, problems = read(text)
     assert [found.partition("`f.json` ")[2][: len(problem)] for found in problems] == [problem]
 
 
-def test_all_rows_that_are_no_objects_are_named(read: Read) -> None:
+def test_all_rows_that_are_not_objects_are_named(read: Read) -> None:
     rows, problems = read(f'[{ROW}, [1], "x", null, 3.5, {{"a": 1, "a": 2}}]')
     whats = ["row 1 is a list, not", 'row 2 is text ("x"), not', "row 3 is null, not", "row 4 is a number (3.5), not"]
     assert all(f"`f.json` {what}" in found for what, found in zip(whats, problems, strict=False))
@@ -185,7 +185,7 @@ def test_long_csv_cells_are_read_and_the_modules_limit_is_put_back(read: Read) -
     assert csv.field_size_limit() == before
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file(tmp_path: Path) -> None:
     # A folder with a data file's name stands for any file that the system refuses to open, whoever runs the test.
     (tmp_path / "f.json").mkdir()
     with pytest.raises(DataError, match=r"^`f\.json` cannot be read \(Is a directory\); check its permissions"):
@@ -216,7 +216,7 @@ def test_zstandard_is_read_where_it_is_installed(read: Read, monkeypatch: pytest
             read(torn, "a.jsonl.zst")
 
 
-def test_what_decompresses_to_more_than_memory_holds_is_refused(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_too_large_when_decompressed_is_refused(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_instruct.data.readers._MAX_DECOMPRESSED", 1999)
     with pytest.raises(DataError, match="over 1 GiB when decompressed"):
         read(gzip.compress(b"x" * 2000), "a.csv.gz")

@@ -103,7 +103,7 @@ def test_notices_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["`more.json`: columns not used: `model_response`."]
 
 
-def test_a_folder_and_files_that_are_not_there() -> None:
+def test_missing_files_and_folders() -> None:
     assert error_of("qa.cvs").startswith(f"`qa.cvs` does not exist. {KNOWN}")
     write_rows("qa.csv")
     assert error_of("qa.cvs").endswith("Did you mean `qa.csv`?")
@@ -125,7 +125,7 @@ def test_unknown_names() -> None:
     assert error_of("x" * 5000).startswith(f"`{'x' * 39}…` cannot be opened (File name too long). ")
 
 
-def test_arguments_that_make_no_sense() -> None:
+def test_invalid_arguments() -> None:
     write_rows("mine.json")
     assert error_of("mine.json", limit=0).startswith("`limit` is 0; it must be at least 1")
     assert "has the unknown field `ouput`. Did you mean `output`?" in error_of("mine.json", map={"ouput": "answer"})
@@ -135,7 +135,7 @@ def test_arguments_that_make_no_sense() -> None:
     )
 
 
-def test_checking_keeps_the_good_rows_beside_the_problems() -> None:
+def test_valid_rows_are_returned_with_the_problems() -> None:
     checked = check_source(write_rows("bad.json", [ROWS[0], {}, ROWS[1]]))
     assert checked.examples["output"][:] == ["0", "1"]
     assert checked.examples["row"][:] == ["row 0", "row 2"]
@@ -169,7 +169,7 @@ def test_advice_on_the_hubs_errors() -> None:
         assert advice in message
 
 
-def test_of_a_dataset_only_the_columns_of_its_format_are_read() -> None:
+def test_only_columns_of_the_format_are_read_from_a_dataset() -> None:
     dataset = Dataset.from_list([{"question": "a", "answer": "b", "image": b"x", "number": n} for n in range(9)])
     checked = check_source(dataset, limit=2)
     assert checked.examples.select_columns(["row", "output"]).to_list() == [
@@ -199,7 +199,7 @@ def test_a_dataset_or_a_path_is_a_source() -> None:
         assert f"The source is a `{name}`; it must be" in error_of(other)
 
 
-def test_the_public_door_takes_and_gives_datasets() -> None:
+def test_load_examples_accepts_and_returns_datasets() -> None:
     rows = [{"instruction": f"Say {n}.", "output": str(n), "category": None} for n in range(40)]
     dataset = load_examples(rows)
     assert dataset.column_names == ["id", "instruction", "input", "output", "category"]
@@ -249,7 +249,7 @@ def test_a_download_that_fails(server: HTTPServer, online: None) -> None:
         assert f"download {url} elsewhere" in str(caught.value)
 
 
-def test_a_cache_that_cannot_be_written_costs_only_the_cache(
+def test_an_unwritable_cache_is_a_warning(
     server: HTTPServer, online: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path("file").write_text("in the way")
@@ -284,7 +284,7 @@ def test_saved_datasets_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"[" * 100_000])
-def test_torn_saved_datasets_are_refused(file: str, content: bytes, tmp_path: Path) -> None:
+def test_damaged_saved_datasets_are_refused(file: str, content: bytes, tmp_path: Path) -> None:
     Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}]).save_to_disk(tmp_path / "saved")
     (tmp_path / "saved" / file).write_bytes(content)
     with pytest.raises(DataError, match="cannot be read as a saved dataset"):
@@ -292,7 +292,7 @@ def test_torn_saved_datasets_are_refused(file: str, content: bytes, tmp_path: Pa
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_files_that_are_no_tables_are_refused(suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_tables_are_refused(suffix: str, capfd: pytest.CaptureFixture[str]) -> None:
     Path(f"f.{suffix}").write_bytes(b"nonsense")
     assert error_of(f"f.{suffix}").startswith(f"`f.{suffix}` cannot be read as a {suffix.capitalize()} file (")
     assert capfd.readouterr() == ("", "")
@@ -331,7 +331,7 @@ def test_several_sources_are_spread_evenly() -> None:
     assert twice[1] == f"{twice[0]}-2"
 
 
-def test_shares_are_drawn_by_the_seed_and_none_is_used_twice() -> None:
+def test_fractions_are_sampled_by_seed_without_repeats() -> None:
     for name in "ab":
         write_rows(f"{name}.json", [{"instruction": f"Say {n}.", "output": name} for n in range(100)])
     parts = [{"path": "a.json", "fraction": 0.75}, {"path": "b.json", "fraction": 0.25}]

@@ -95,7 +95,7 @@ def test_shuffled_depends_on_seed_and_ids_only() -> None:
     assert ids(splits["validation"]) == ["id79", "id91", "id25", "id11", "id37"]
 
 
-def test_the_packaged_examples_are_split_as_ever() -> None:
+def test_splits_of_the_packaged_examples_are_pinned() -> None:
     pinned = {
         "sequential": "e6262c0e945b b11a72584b2b 34a33cd68a90",
         "shuffled": "175b4c2036a3 5038d4fdd8dc 7e340fb2694c",

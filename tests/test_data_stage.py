@@ -135,7 +135,7 @@ def test_bad_data_writes_nothing_and_leaves_what_was_there(tmp_path: Path) -> No
     assert {path: path.read_bytes() for path in run.data.iterdir()} == before
 
 
-def test_a_failed_second_writing_leaves_no_preflight(tmp_path: Path) -> None:
+def test_a_failed_rewrite_leaves_no_preflight(tmp_path: Path) -> None:
     run = prepare_file(tmp_path, build_rows(100))
     # A folder in the place of a split stands for a disk that fails half-way.
     run.split("test").unlink()
@@ -145,7 +145,7 @@ def test_a_failed_second_writing_leaves_no_preflight(tmp_path: Path) -> None:
     assert not run.preflight.exists()
 
 
-def test_conversations_and_own_prompts_go_through_a_run_as_they_are(tmp_path: Path, caplog) -> None:
+def test_conversations_and_prompts_pass_through_a_run_unchanged(tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO")
     turns = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages = [{"role": role, "content": content} for role, content in turns]

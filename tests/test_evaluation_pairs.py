@@ -3,7 +3,7 @@ from rows import response
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.pairs import join_responses
-from hf_instruct.schema import Alone
+from hf_instruct.schema import Unpaired
 
 NAMES = ("runs/a", "b.json")
 ANSWERS = [response(f"id{number}", f"Blue {number}.", instruction=f"Name color {number}.") for number in range(20)]
@@ -17,7 +17,7 @@ def test_answers_are_joined_by_id_with_the_category_that_either_has() -> None:
         ("id0", "Blue 0.", "Blue 0.", "x"),
         ("id2", "Blue 2.", "4", "y"),
     ]
-    assert joined[1:] == (NAMES, "id", Alone(first=1, second=1))
+    assert joined[1:] == (NAMES, "id", Unpaired(first=1, second=1))
 
 
 def test_without_common_ids_the_same_tasks_in_the_same_order_are_joined() -> None:

@@ -18,7 +18,7 @@ from hf_instruct.evaluation.votes import (
     open_votes,
 )
 from hf_instruct.records import append_rows, read_rows, write_rows
-from hf_instruct.schema import Alone, JudgeIdentity, Preference
+from hf_instruct.schema import JudgeIdentity, Preference, Unpaired
 
 NAMES = ("runs/a", "runs/b")
 
@@ -30,7 +30,7 @@ def pair(number: int, second: str | None = None) -> Pair:
 
 
 def join(pairs: list[Pair], names: tuple[str, str] = NAMES) -> JoinedPairs:
-    return JoinedPairs(pairs, names, "id", Alone(first=0, second=0))
+    return JoinedPairs(pairs, names, "id", Unpaired(first=0, second=0))
 
 
 def open_book(path: Path, *, count: int = 10, equal: int = 0, seed: int = 0, limit: int | None = None) -> VoteBook:

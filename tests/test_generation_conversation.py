@@ -225,7 +225,7 @@ def test_conversations_on_one_model_do_not_mix(chat: ChatModel) -> None:
     assert found == expected
 
 
-def test_what_fails_is_raised_and_no_turn_is_added(alone: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_raised_and_add_no_turn(alone: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     conversation = Conversation(alone, settings=SHORT)
 
     def fail(*arguments: object, **settings: object) -> None:
@@ -246,7 +246,7 @@ def test_what_fails_is_raised_and_no_turn_is_added(alone: ChatModel, monkeypatch
         ("", "does not support a system message. Leave it out"),
     ],
 )
-def test_a_template_without_a_place_for_system_texts(chat: ChatModel, instead: str, message: str) -> None:
+def test_a_template_without_system_messages(chat: ChatModel, instead: str, message: str) -> None:
     tokenizer = copy.deepcopy(chat.tokenizer)
     turn = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     assert turn in tiny_models.CHAT_TEMPLATE

@@ -32,7 +32,7 @@ def tiny(request: pytest.FixtureRequest, tiny_gpt2: Path, tiny_llama: Path):
     return tiny_models.load_copy(tiny_gpt2 if request.param == "gpt2" else tiny_llama)
 
 
-def test_it_is_the_models_own_loss_times_the_tokens(tiny) -> None:
+def test_reference_loss_is_the_models_loss_times_the_tokens(tiny) -> None:
     model, tokenizer = tiny
     found = measure_references(model, tokenizer, EXAMPLES, prompt_format=ALPACA)
     for example, loss in zip(EXAMPLES, found, strict=True):
@@ -46,7 +46,7 @@ def test_it_is_the_models_own_loss_times_the_tokens(tiny) -> None:
     assert found[-1].tokens == 1
 
 
-def test_it_is_what_training_reports_as_the_validation_loss(tiny) -> None:
+def test_reference_loss_equals_the_validation_loss_of_training(tiny) -> None:
     model, tokenizer = tiny
     found = measure_references(model, tokenizer, EXAMPLES, prompt_format=ALPACA)
     rows = tokenize_examples(EXAMPLES, tokenizer, ALPACA, max_length=None)
@@ -79,7 +79,7 @@ def test_a_model_without_logits_to_keep(tiny, monkeypatch: pytest.MonkeyPatch) -
     assert [loss.nll for loss in found] == pytest.approx([loss.nll for loss in expected], rel=1e-5)
 
 
-def test_an_adapter_counts(tiny_llama: Path) -> None:
+def test_reference_loss_of_an_adapter(tiny_llama: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     model, tokenizer = tiny_models.load_copy(tiny_llama)
@@ -106,7 +106,7 @@ def test_a_reference_that_does_not_fit_has_no_loss(tiny) -> None:
     assert (response.reference_nll, response.reference_tokens) == (None, None)
 
 
-def test_a_loss_that_is_no_number_is_left_out(tiny) -> None:
+def test_a_loss_that_is_not_finite_is_left_out(tiny) -> None:
     model, tokenizer = tiny
     next(model.parameters()).data.fill_(float("nan"))
     assert measure_references(model, tokenizer, EXAMPLES[:1], prompt_format=ALPACA) == [None]
@@ -127,7 +127,7 @@ def test_a_template_without_a_prompt_before_the_completion(tiny) -> None:
     assert loss.nll == pytest.approx(float(model(input_ids=ids, labels=ids).loss.detach()) * loss.tokens, rel=1e-5)
 
 
-def test_responses_carry_it_when_asked(tiny) -> None:
+def test_responses_have_reference_losses_on_request(tiny) -> None:
     asked = answer_examples(*tiny, EXAMPLES, max_new_tokens=2, reference_loss=True)
     losses = measure_references(*tiny, EXAMPLES, prompt_format=ALPACA)
     assert [(row.reference_nll, row.reference_tokens) for row in asked] == losses

@@ -80,7 +80,7 @@ def test_after_preference_training_the_untuned_answers_are_those_of_the_run_befo
     assert reason in caplog.text
 
 
-def test_an_untuned_model_in_a_folder_is_never_a_strangers(
+def test_a_missing_local_base_model_is_not_looked_for_on_the_hub(
     run: RunFolder, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,7 +150,7 @@ def test_the_courses_file(run: RunFolder) -> None:
     assert "ü" in path.read_text(encoding="utf-8")
 
 
-def test_nothing_to_answer_with_or_for(run: RunFolder, tiny_llama: Path) -> None:
+def test_a_missing_model_or_split(run: RunFolder, tiny_llama: Path) -> None:
     run.model.unlink()
     with pytest.raises(InstructError, match="model"):
         answer(run, experiment(tiny_llama, base=False))

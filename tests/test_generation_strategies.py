@@ -46,7 +46,7 @@ def test_presets_are_strategies_with_fields() -> None:
     assert (settings["top_p"], settings["temperature"], settings["max_new_tokens"]) == (0.6, 0.7, 9)
 
 
-def test_names_are_read_kindly() -> None:
+def test_names_ignore_case_and_underscores() -> None:
     assert find_strategy(" Top_P ").name == "top-p"
     for preset, name, near in ((False, "topp", "top-p"), (True, "creativ", "creative")):
         with pytest.raises(ConfigError, match=f"`{name}`. Did you mean `{near}`"):

@@ -55,7 +55,7 @@ def test_a_server_for_all_addresses_goes_by_the_one_it_is_asked_at() -> None:
     assert ask(host="10.0.0.8:7860", server="10.0.0.9")[0] == 403
 
 
-def test_pages_of_others_are_refused() -> None:
+def test_requests_from_other_sites_are_refused() -> None:
     for origin in ("https://evil.example", "http://localhost:3000", "http://127.0.0.1", "null", "http://["):
         for method, path in (("POST", "/run/predict"), ("GET", "/"), ("OPTIONS", "/run/predict")):
             assert ask(host="localhost:7860", origin=origin, method=method, path=path)[0] == 403
@@ -63,7 +63,7 @@ def test_pages_of_others_are_refused() -> None:
         assert ask(host="localhost:7860", origin=origin, method="POST", path="/run/predict") == "passed"
 
 
-def test_only_what_is_offered_is_there() -> None:
+def test_only_offered_routes_exist() -> None:
     for words in ("POST /upload", "GET /run/x", "POST /run/a/b", "GET /%2e%2e", "GET //"):
         method, path = words.split()
         assert ask(host="localhost", method=method, path=path) == (404, "This server has no such page.")
@@ -73,7 +73,7 @@ def test_there_are_no_websockets() -> None:
     assert ask(host="localhost", kind="websocket", path="/run/x") == {"type": "websocket.close", "code": 1008}
 
 
-def test_an_address_that_cannot_be_served_at_is_an_error_that_says_what_to_do() -> None:
+def test_an_address_that_cannot_be_bound() -> None:
     with open_socket("127.0.0.1", 0) as server:
         port = server.getsockname()[1]
         with pytest.raises(RunError, match=rf"cannot be served at 127.0.0.1:{port} \(Address .* in use\).*`--port 0`"):

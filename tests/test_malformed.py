@@ -203,7 +203,7 @@ def test_data_files(name: str, attack: Attack, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["folder.jsonl", "link.jsonl", "loop.json", "pipe.jsonl", "absent.jsonl", "x" * 5000])
-def test_data_paths_that_are_no_files(name: str, attack: Attack, tmp_path: Path) -> None:
+def test_data_paths_that_are_not_files(name: str, attack: Attack, tmp_path: Path) -> None:
     make_odd_paths(tmp_path)
     assert "`" in attack("data", "check", name)
 
@@ -223,7 +223,7 @@ def test_flags(name: str, value: str, attack: Attack, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["folder.yaml", "link.yaml", "loop.yaml", "absent.yaml", "/dev/null/x.yaml"])
-def test_experiment_paths_that_are_no_files(name: str, attack: Attack, tmp_path: Path) -> None:
+def test_experiment_paths_that_are_not_files(name: str, attack: Attack, tmp_path: Path) -> None:
     make_odd_paths(tmp_path)
     assert f"`{name}`" in attack("run", name, "--run-dir", "r")
 

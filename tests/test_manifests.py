@@ -39,7 +39,7 @@ def rewrite(path: Path, *, keep_time: bool = False) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + (0 if keep_time else 10**9)))
 
 
-def test_a_manifest_lists_every_file_but_what_nobody_reads(adapter: Path, base: Path) -> None:
+def test_a_manifest_lists_all_files_that_are_read(adapter: Path, base: Path) -> None:
     manifest = read_manifest(adapter)
     assert sorted(manifest.files) == ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]
     assert sorted(manifest.origin.base.files) == sorted(path.name for path in base.iterdir())
@@ -56,9 +56,7 @@ def test_an_unchanged_model_is_accepted_wherever_it_was_copied(adapter: Path, ba
     verify_model(adapter)
 
 
-def test_a_folder_without_a_manifest_is_taken_as_it_is_and_one_with_half_of_it_is_not(
-    adapter: Path, base: Path
-) -> None:
+def test_a_missing_manifest_is_accepted_and_a_partial_one_refused(adapter: Path, base: Path) -> None:
     (adapter / "manifest.json").unlink()
     rewrite(adapter / "adapter_model.safetensors")
     verify_model(adapter, full=True)
@@ -89,7 +87,7 @@ def test_a_model_with_a_lost_or_changed_file_is_refused(adapter: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"])
-def test_an_adapter_says_that_its_base_has_changed(adapter: Path, base: Path, name: str) -> None:
+def test_a_changed_base_model_of_an_adapter_is_refused(adapter: Path, base: Path, name: str) -> None:
     rewrite(base / name)
     message = f"The base model `{base}` is not the one that `{adapter}` was trained from: the content of `{name}` has"
     with pytest.raises(RunError, match=message):
@@ -99,7 +97,7 @@ def test_an_adapter_says_that_its_base_has_changed(adapter: Path, base: Path, na
         verify_base(adapter, str(base))
 
 
-def test_a_snapshot_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_of_the_hub_is_identified_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the layout of huggingface_hub's cache: snapshots by commit, files as links to blobs."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--me--tiny"

@@ -36,7 +36,7 @@ def test_a_pad_token_is_kept_or_the_end(tiny_gpt2: Path, tmp_path: Path) -> None
     assert load_tokenizer(str(tmp_path)).pad_token == "<pad>"
 
 
-def test_a_model_comes_ready_to_answer(tiny_gpt2: Path, tiny_llama: Path) -> None:
+def test_a_loaded_model_is_ready_to_generate(tiny_gpt2: Path, tiny_llama: Path) -> None:
     model, tokenizer = load_model(str(tiny_gpt2))
     assert not model.training
     assert str(model.dtype) == "torch.float32"
@@ -71,7 +71,7 @@ def test_configure_stop_adds_to_the_ends_of_the_model(tiny_gpt2: Path, tmp_path:
     assert set(load_model(str(tmp_path))[0].generation_config.eos_token_id) == {198, tiny_models.END}
 
 
-def test_names_stand_for_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m" / "model").mkdir(parents=True)
     assert resolve_model("gpt2-medium") == "openai-community/gpt2-medium"
@@ -170,7 +170,7 @@ def test_a_bug_keeps_its_traceback(tiny_gpt2: Path, monkeypatch, raised: Excepti
     "damage",
     ["no config", "no weights", "torn weights", "torn config", "foreign", "no tokenizer", "list", "layers", "shape"],
 )
-def test_damaged_folders_are_errors_of_ours(tiny_gpt2: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_folders_are_load_errors(tiny_gpt2: Path, tmp_path: Path, damage: str) -> None:
     folder = broken(tiny_gpt2, tmp_path / "model")
     weights, config = folder / "model.safetensors", folder / "config.json"
     if damage == "no config":
@@ -247,7 +247,7 @@ def test_an_adapter_whose_base_is_gone(tiny_gpt2: Path, tmp_path: Path) -> None:
         load_model(str(tmp_path / "adapter"))
 
 
-def test_bars_come_back() -> None:
+def test_progress_bars_are_restored() -> None:
     from transformers.utils import logging
 
     logging.enable_progress_bar()
@@ -256,7 +256,7 @@ def test_bars_come_back() -> None:
     assert logging.is_progress_bar_enabled()
 
 
-def test_a_model_of_experts_that_was_trained_by_trl_generates(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_a_mixture_of_experts_trained_by_trl_generates(tiny_gpt2: Path, tmp_path: Path) -> None:
     from transformers import MixtralConfig
 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -266,7 +266,7 @@ def test_a_model_of_experts_that_was_trained_by_trl_generates(tiny_gpt2: Path, t
     assert len(generate_completions(loaded, tokenizer, [[1, 2, 3], [1, 2, 4, 5]], **ends)) == 2
 
 
-def test_a_pad_token_without_an_embedding_gives_way_to_the_end(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_a_pad_token_without_an_embedding_is_replaced_by_the_end_token(tiny_gpt2: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(str(tiny_gpt2))
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from judge_servers import find_free_port
 from hf_instruct.data.sources import check_source
 from hf_instruct.errors import DataError, ModelLoadError
 from hf_instruct.models import load_tokenizer
-from hf_instruct.offline import cache_alone_if_unreachable, offline
+from hf_instruct.offline import fall_back_to_cache, offline
 from hf_instruct.run_folder import RunFolder
 
 
@@ -46,10 +46,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         server.shutdown()
 
 
-def test_without_a_network_the_cache_alone_is_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_network_only_the_cache_is_used(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "hf_instruct")
     said = "{} cannot be reached; looking for `{}` only in the cache."
-    with cache_alone_if_unreachable("some/model"):
+    with fall_back_to_cache("some/model"):
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
     caplog.clear()
@@ -64,18 +64,18 @@ def test_without_a_network_the_cache_alone_is_looked_at(caplog: pytest.LogCaptur
 
 
 def test_a_hub_that_answers_is_used(asked: list[str], tmp_path: Path) -> None:
-    with cache_alone_if_unreachable("some/model"):
+    with fall_back_to_cache("some/model"):
         assert not constants.HF_HUB_OFFLINE
     assert asked == ["/"]
-    with cache_alone_if_unreachable(str(tmp_path)):
+    with fall_back_to_cache(str(tmp_path)):
         assert not constants.HF_HUB_OFFLINE
     assert asked == ["/"]
     # The base model of an adapter may be on the Hub.
     (tmp_path / "adapter_config.json").write_text("{}")
-    with cache_alone_if_unreachable(str(tmp_path)):
+    with fall_back_to_cache(str(tmp_path)):
         assert asked == ["/", "/"]
     # Who is told to be offline asks nobody.
-    with offline(), cache_alone_if_unreachable("some/model"):
+    with offline(), fall_back_to_cache("some/model"):
         assert asked == ["/", "/"]
 
 

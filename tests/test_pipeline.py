@@ -83,7 +83,7 @@ def test_an_existing_run_is_deleted_by_force_alone(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, force: bool) -> None:
+def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for path in (tmp_path, tmp_path / "thesis.tex"):
         with pytest.raises(RunError, match=r"is not a run folder.* Use another `--run-dir`"):
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path, force: bool) -> N
     assert files_in(tmp_path) == {"thesis.tex"}
 
 
-def test_resuming_takes_over_settings_of_stages_not_begun_and_no_others(folder: RunFolder) -> None:
+def test_resuming_accepts_changes_of_stages_not_started_only(folder: RunFolder) -> None:
     other = experiment(train={"learning_rate": 1e-5}, lora={}, data={"limit": 3}, model={"name": "gpt2-small"})
     before = folder.config.read_bytes()
     with pytest.raises(RunError, match=r"`data.limit`, `lora`, `model.name`, `train.learning_rate` changed"):
@@ -109,7 +109,7 @@ def test_resuming_takes_over_settings_of_stages_not_begun_and_no_others(folder: 
         open_folder(folder, experiment(data={"seed": 1}), resume=True)
 
 
-def test_whether_the_base_model_is_a_folder_is_of_that_model_alone(folder: RunFolder) -> None:
+def test_base_model_is_local_is_reset_with_the_model(folder: RunFolder) -> None:
     # Training began and saved no checkpoint.
     clear_from(folder, "train")
     open_folder(folder, experiment(model={"name": "models/mine"}), resume=True)
@@ -191,7 +191,7 @@ def test_a_model_that_is_not_there_is_found_first(tmp_path: Path, monkeypatch: p
         run(experiment(model={"name": "gpt9-medium"}), folder.path, stages=["data", "train"], force=True)
 
 
-def test_a_disk_that_takes_no_more_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, remedy in (
         (errno.ENOSPC, "Free some disk space, or choose"),
         (errno.EACCES, "Fix the problem, or choose"),
@@ -273,7 +273,7 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
         run(values, tmp_path / "run", stages=stages)
 
 
-def test_clearing_that_is_cut_off_leaves_nothing_that_looks_whole(
+def test_interrupted_clearing_leaves_no_stage_that_looks_finished(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cut_off(path: Path) -> None:

@@ -63,7 +63,7 @@ def test_sigterm_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
-def test_a_forked_copy_ends_at_once() -> None:
+def test_a_forked_process_ends_immediately() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"{int(signal.SIGTERM)}\n"
 
@@ -77,7 +77,7 @@ def test_a_launched_process_knows_its_rank(monkeypatch: pytest.MonkeyPatch) -> N
     assert (process_rank(), count_processes(), is_main_process()) == (2, 4, False)
 
 
-def test_threads_sleep_unless_the_user_says_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_sleep_unless_the_user_sets_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_torch, given, expected in (
         (False, {}, "3000"),
         (False, {"GOMP_SPINCOUNT": "7"}, "7"),

@@ -11,7 +11,7 @@ from hf_instruct import progress
 from hf_instruct.progress import progress_bar
 
 
-def test_plain_lines_come_now_and_then_and_at_the_end(
+def test_log_lines_are_rare_and_include_the_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 5.0, 21.0, 30.0, 40.0])

@@ -147,7 +147,7 @@ def test_templates_that_cannot_be_trained_on(tokenizer: PreTrainedTokenizerBase)
             settle(TEMPLATES[name], tokenizer)
 
 
-def test_only_asked_a_model_keeps_its_own_template(tokenizer: PreTrainedTokenizerBase, caplog) -> None:
+def test_without_training_a_model_keeps_its_own_template(tokenizer: PreTrainedTokenizerBase, caplog) -> None:
     assert settle(THINKING, tokenizer, for_training=False).template == THINKING
     assert f"but writes {CLOSED!r} before an answer" in caplog.text
     assert settle(THINKING, tokenizer).template == "{% set enable_thinking = false %}\n" + THINKING
@@ -186,7 +186,7 @@ TWICE = TURNS.replace("{{ m.content }}", "{{ m.content }}{{ m.content }}")
         ("<|endoftext|><|endoftext|>" + TURNS + HEADER, "begins with two beginning-of-text tokens"),
     ],
 )
-def test_what_nothing_repairs(template: str, reason: str, tokenizer) -> None:
+def test_problems_that_cannot_be_repaired(template: str, reason: str, tokenizer) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         settle(template, tokenizer)
 
@@ -228,7 +228,7 @@ def test_a_missing_begin_token_is_put_in_front(tokenizer) -> None:
         ("{{ instruction }} {{ input }} {{ ['a', 'b'] | random }}", "differently each time"),
     ],
 )
-def test_formats_of_ones_own_are_checked_alike(template: str, reason: str, tokenizer) -> None:
+def test_user_formats_are_checked_too(template: str, reason: str, tokenizer) -> None:
     with pytest.raises(ConfigError, match=f"The prompt format `mine` cannot be used for training: it .*{reason}"):
         resolve_format(PromptFormat("mine", template), tokenizer)
 

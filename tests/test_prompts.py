@@ -115,7 +115,7 @@ def test_problems_of_a_jinja_file(tmp_path: Path, content: bytes, problem: str) 
     assert problem in str(caught.value)
 
 
-def test_a_template_of_ones_own_is_checked_like_a_file() -> None:
+def test_a_user_template_is_checked_like_a_file() -> None:
     PromptFormat("mine", "q: {{ instruction | lower }} {{ input | lower }}\nA:")
     with pytest.raises(ConfigError, match="The prompt format `mine` never uses `input`"):
         PromptFormat("mine", "Q: {{ instruction }}\nA:")
@@ -157,7 +157,7 @@ def test_chat_ends_with_the_templates_end_of_turn(tokenizer, after: str, end: st
     assert PromptFormat.from_name("chat").end_token(tokenizer) == end
 
 
-def test_what_chat_and_ends_need(tiny_gpt2: Path, tokenizer) -> None:
+def test_requirements_of_chat_and_end_tokens(tiny_gpt2: Path, tokenizer) -> None:
     prompt_format = PromptFormat.from_name("chat")
     with pytest.raises(ConfigError, match="no tokenizer given"):
         prompt_format.format_prompt("Hello")
@@ -246,7 +246,7 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tiny_gpt2: Pat
 
 
 @pytest.mark.slow
-def test_a_run_keeps_the_prompt_it_began_with(tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_keeps_the_prompt_format_it_started_with(tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
     """Promise 1 over the stages: one template, with its date and switch, from the data to the export."""
     from hf_instruct import pipeline
     from hf_instruct.generation import stage
@@ -353,7 +353,7 @@ def test_a_format_that_fails_on_one_row_names_it(chat_tokenizer) -> None:
         PromptFormat.from_name("chat").encode_prompts(deep, [EXAMPLES[0], Example("d", "Go deep.", "", "x")])
 
 
-def test_conversations_and_prompts_of_their_own_are_asked_as_they_are(chat_tokenizer, tokenizer) -> None:
+def test_conversations_and_plain_prompts_are_encoded_unchanged(chat_tokenizer, tokenizer) -> None:
     turns = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages = [{"role": role, "content": content} for role, content in turns]
     row = {"id": "1", "instruction": "c", "input": "", "output": "d", "messages": messages}
@@ -380,7 +380,7 @@ TALK = [{"role": role, "content": text} for role, text in [("system", "Brief."),
 
 
 @pytest.mark.parametrize("said", ["ééé", "<|im_end|> éé"])
-def test_all_answers_of_a_conversation_are_learned_or_the_last_alone(chat_tokenizer, said: str, monkeypatch) -> None:
+def test_loss_on_all_answers_of_a_conversation_or_the_last(chat_tokenizer, said: str, monkeypatch) -> None:
     chat = PromptFormat.from_name("chat")
     talk = [{**turn, "content": turn["content"].replace("ééé", said)} for turn in TALK]
     example = Example("1", "Stop.", "", "Bye ", messages=talk)
@@ -412,7 +412,7 @@ def test_all_answers_of_a_conversation_are_learned_or_the_last_alone(chat_tokeni
 
 
 @pytest.mark.parametrize("loss_on", ["all", "last"])
-def test_a_template_without_a_place_for_the_system_text_is_refused(chat_tokenizer, loss_on) -> None:
+def test_a_template_without_system_messages_is_refused(chat_tokenizer, loss_on) -> None:
     users = "{% for message in messages if message.role != 'system' %}"
     chat = PromptFormat("chat", tiny_models.CHAT_TEMPLATE.replace("{% for message in messages %}", users))
     example = Example("1", "Go.", "", "Bye ", messages=TALK)
@@ -421,7 +421,7 @@ def test_a_template_without_a_place_for_the_system_text_is_refused(chat_tokenize
 
 
 @pytest.mark.parametrize("name", ["alpaca", "chat"])
-def test_examples_encoded_together_are_those_encoded_alone(chat_tokenizer, name: str) -> None:
+def test_batch_encoding_equals_single_encoding(chat_tokenizer, name: str) -> None:
     messages = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
     examples = [
         Example("1", "Name a color.", "", "Red."),

@@ -42,7 +42,7 @@ def test_rows_come_back_as_written(path: Path) -> None:
     assert path.read_bytes() == '{"id": "a", "instruction": "é \u2028", "input": "", "output": "o"}\n'.encode()
 
 
-def test_no_rows_make_no_file(tmp_path: Path) -> None:
+def test_appending_no_rows_creates_no_file(tmp_path: Path) -> None:
     append_rows(tmp_path / "rows.jsonl", [])
     assert recover_rows(tmp_path / "rows.jsonl", Example) == list(tmp_path.iterdir()) == []
 
@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.jsonl", Example)
 
 
-def test_a_full_disk_takes_back_half_an_append(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_append_on_a_full_disk_is_undone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
     write = os.write
 
@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_files_keep_their_line_ends_and_are_as_open_as_the_user_lets_them_be(tmp_path: Path, mask: int) -> None:
+def test_files_keep_their_line_ends_and_follow_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         write_text(tmp_path / "a.txt", "é\nb\r\n")
@@ -144,13 +144,13 @@ def test_files_keep_their_line_ends_and_are_as_open_as_the_user_lets_them_be(tmp
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
 
 
-def test_ids_depend_on_all_three_texts_and_their_borders() -> None:
+def test_ids_depend_on_all_three_texts_and_their_boundaries() -> None:
     ids = {build_example_id(*texts) for texts in [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", ""), ("a", "", "bc")]}
     assert len(ids) == 4
 
 
 @pytest.mark.parametrize("score", ["1" + "0" * 400, "101", "-1", "true", "1e400"])
-def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> None:
+def test_a_judgment_outside_its_scale_is_refused(tmp_path: Path, score: str) -> None:
     path = tmp_path / "judgments.jsonl"
     write_rows(path, [judgment("a", 77)])
     path.write_text(path.read_text().replace("77", score))
@@ -171,7 +171,7 @@ def test_a_judgment_outside_its_scale_is_no_row(tmp_path: Path, score: str) -> N
         ('{"id": "a"}'.encode("utf-16"), "expected value"),
     ],
 )
-def test_what_python_takes_for_json_and_no_program_can_use_is_refused(text: bytes, reason: str, tmp_path: Path) -> None:
+def test_json_that_only_python_accepts_is_refused(text: bytes, reason: str, tmp_path: Path) -> None:
     text = text.replace(b'"epoch"', b'"step": 1, "tokens_seen": 1, "kind": "x", "epoch"')
     (tmp_path / "rows.jsonl").write_bytes(text + b"\n")
     with pytest.raises(DataError, match=f"line 1 is not a TrainingRow row.*{reason}"):

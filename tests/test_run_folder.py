@@ -144,7 +144,7 @@ def test_splits_that_have_changed_are_refused(tmp_path: Path) -> None:
         run.check_data()
 
 
-def test_a_run_that_another_works_on_is_refused(tmp_path: Path) -> None:
+def test_a_run_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
     message = "Another process is using .* Wait for it, stop it, or use another `--run-dir`."
     with RunFolder(tmp_path).locked(), pytest.raises(RunError, match=message), RunFolder(tmp_path).locked():
         pass

@@ -41,7 +41,7 @@ def test_no_redirect_is_followed(server: FakeOllama, status: int, lines: bool) -
 
 
 @pytest.mark.parametrize("target", ["//[", "http://a:b:c", "x\x7fy", "javascript:alert(1)"])
-def test_target_that_is_no_address(server: FakeOllama, target: str) -> None:
+def test_a_redirect_target_that_is_not_an_address(server: FakeOllama, target: str) -> None:
     server.version = Answer(raw="{}", status=302, headers={"Location": target})
     with pytest.raises(ServerError, match="the server redirects to"):
         call(server.url)
@@ -73,7 +73,7 @@ def test_compressed_body_is_refused(server: FakeOllama) -> None:
 
 
 @pytest.mark.parametrize(("asked", "wait"), [("7", 7.0), ("100000", 60.0), ("soon", 0.0), ("-1", 0.0), ("\u0663", 0.0)])
-def test_wait_that_a_server_asks_for(server: FakeOllama, asked: str, wait: float) -> None:
+def test_retry_after(server: FakeOllama, asked: str, wait: float) -> None:
     server.version = Answer(raw="busy", status=429, headers={"Retry-After": asked.encode().decode("latin-1")})
     with pytest.raises(ServerError, match=r"^busy$") as caught:
         call(server.url)

@@ -61,12 +61,12 @@ def test_failures(source: str, reason: str) -> None:
     assert reason in fail(source, text="x")
 
 
-def test_text_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "_MAX_CHARACTERS", 1_000)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     assert fail(loops) == "it needs too much memory for a prompt."
 
 
-def test_failure_on_no_row() -> None:
+def test_failure_without_a_row() -> None:
     with pytest.raises(ConfigError, match=r"^`prompt` is not a usable Jinja template: division by zero\.$"):
         UserTemplate("`prompt`", "{{ 1 / 0 }}").render({})

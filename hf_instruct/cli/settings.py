@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-from hf_instruct.errors import CALLED_ELSEWHERE, ConfigError, find_nearest
+from hf_instruct.errors import FIELD_SYNONYMS, ConfigError, find_nearest
 
 # `train.learning_rate`, and any other field of a section.
 _DOTTED = re.compile(r"\w+(\.\w+)+")
@@ -97,7 +97,7 @@ def suggest_flag(wrong: str, options: argparse.Namespace, parser: argparse.Argum
 
 def _find_homes(name: str, options: argparse.Namespace) -> list[str]:
     """Return the fields, by dotted name, that a verb uses and that are called so here or in other programs."""
-    names = {name, CALLED_ELSEWHERE.get(name)}
+    names = {name, FIELD_SYNONYMS.get(name)}
     return [f"{section}.{own}" for section in _used_sections(options) for own in _fields_of(section) & names]
 
 

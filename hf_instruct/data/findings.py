@@ -202,8 +202,8 @@ def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
     }
     held_out, train = {name: splits[name] for name in HELD_OUT}, splits["train"]
     if threshold is None and sum(len(splits[name]) for name in SPLIT_NAMES) > MAX_ROWS:
-        held_out = {name: _spread(rows, SAMPLE[name]) for name, rows in held_out.items()}
-        train = _spread(train, SAMPLE["train"])
+        held_out = {name: _sample_evenly(rows, SAMPLE[name]) for name, rows in held_out.items()}
+        train = _sample_evenly(train, SAMPLE["train"])
         counts = [len(rows) for rows in (*held_out.values(), train)]
         described["sampled"] = "{:,} test and {:,} validation examples with {:,} of train".format(*counts)
     both, train_ids = concatenate_datasets(list(held_out.values())), train["id"][:]
@@ -214,7 +214,7 @@ def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
     return described
 
 
-def _spread(rows: "Dataset", count: int) -> "Dataset":
+def _sample_evenly(rows: "Dataset", count: int) -> "Dataset":
     """Return so many rows at most, evenly spaced."""
     if len(rows) <= count:
         return rows

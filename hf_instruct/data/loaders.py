@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hf_instruct.data.readers import find_suffix
 from hf_instruct.errors import DataError, quote_names
 from hf_instruct.models import cache_folder
-from hf_instruct.offline import cache_alone_if_unreachable, transport_error
+from hf_instruct.offline import fall_back_to_cache, transport_error
 from hf_instruct.records import write_bytes
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def load_from_hub(location: str, *, file: str, name: str | None, split: str, rev
     import datasets
 
     try:
-        with cache_alone_if_unreachable(location):
+        with fall_back_to_cache(location):
             return datasets.load_dataset(location, name, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, transport_error()) as error:
         raise DataError(advise_on_hub(error, file, split)) from error

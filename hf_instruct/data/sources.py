@@ -214,7 +214,7 @@ def check_source(
                 "of mappings. For a `DatasetDict`, pass one of its splits."
             )
         else:
-            rows = _place_rows(source, problems)
+            rows = _enumerate_rows(source, problems)
         if dataset is not None:
             if columns is not None:
                 dataset = dataset.select_columns([name for name in columns if name in dataset.column_names])
@@ -236,7 +236,7 @@ def _iterate_dataset(dataset: "Dataset", columns: Sequence[str]) -> Iterator[Raw
             number += 1
 
 
-def _place_rows(source: Any, problems: list[Problem]) -> Iterator[RawRow]:
+def _enumerate_rows(source: Any, problems: list[Problem]) -> Iterator[RawRow]:
     for number, row in enumerate(source):
         if isinstance(row, Example):
             row = {name: value for name, value in vars(row).items() if value is not None or name == "category"}

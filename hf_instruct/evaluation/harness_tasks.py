@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.errors import ConfigError, DataError, needs_package
-from hf_instruct.offline import cache_alone_if_unreachable, transport_error
+from hf_instruct.offline import fall_back_to_cache, transport_error
 
 PACKAGED_TASKS = Path(__file__).parent / "tasks"
 # What a task, or the Python beside its YAML, may raise.
@@ -54,7 +54,7 @@ def load_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, 
                 f"{len(unknown)} of the `--tasks` {'is' if len(unknown) == 1 else 'are'} unknown to lm-eval:",
                 [*(_describe_unknown(name, manager.all_tasks) for name in unknown), *_unindexed_files(own, include)],
             )
-        with cache_alone_if_unreachable("the data") if _needs_hub(own, names) else contextlib.nullcontext():
+        with fall_back_to_cache("the data") if _needs_hub(own, names) else contextlib.nullcontext():
             return {name: _load_task(manager, name) for name in names}
 
 

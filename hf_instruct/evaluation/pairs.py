@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.rubrics import Question, build_fence
-from hf_instruct.schema import Alone, Response
+from hf_instruct.schema import Response, Unpaired
 
 RUBRIC = "pairwise"
 
@@ -81,7 +81,7 @@ class JoinedPairs(NamedTuple):
     pairs: list[Pair]
     names: tuple[str, str]  # of the two sets
     by: str  # `id`, or `order` where the ids differ and the examples do not
-    alone: Alone  # answers without a counterpart
+    alone: Unpaired  # answers without a counterpart
 
 
 def join_responses(first: Sequence[Response], second: Sequence[Response], names: tuple[str, str]) -> JoinedPairs:
@@ -117,7 +117,7 @@ def join_responses(first: Sequence[Response], second: Sequence[Response], names:
         Pair(one.model_copy(update={"category": one.category or two.category}), one.response, two.response)
         for one, two in joined
     ]
-    alone = Alone(first=len(first) - len(pairs), second=len(second) - len(pairs))
+    alone = Unpaired(first=len(first) - len(pairs), second=len(second) - len(pairs))
     return JoinedPairs(pairs, names, by, alone)
 
 

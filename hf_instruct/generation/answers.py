@@ -137,7 +137,7 @@ def answer_examples(
     return [responses[index] for index in range(len(examples))]
 
 
-def answer_into(
+def answer_to_file(
     path: Path,
     examples: Sequence[Example],
     answer: Callable[[list[Example], Callable[[list[Response]], None]], object],

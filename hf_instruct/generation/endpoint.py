@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from hf_instruct.config import GenerateSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError, InstructError, RunError, quote_names
-from hf_instruct.generation.answers import answer_into, build_response, build_seed
+from hf_instruct.generation.answers import answer_to_file, build_response, build_seed
 from hf_instruct.prompts import CHAT, PromptFormat, build_prompt_messages
 from hf_instruct.records import Example, recover_rows, write_rows
 from hf_instruct.schema import Response
@@ -194,6 +194,6 @@ def answer_source(section: GenerateSection, examples: Sequence[Example], path: P
         answer_at_endpoint(section, waiting, prompts, on_response=lambda row: keep([row]))
 
     model = str(section.model)
-    answer_into(path, examples[: section.limit], answer, title=f"Answering, {model}", model=model)
+    answer_to_file(path, examples[: section.limit], answer, title=f"Answering, {model}", model=model)
     rows = {row.id: row for row in recover_rows(path, Response)}
     write_rows(path, [rows[example.id] for example in examples if example.id in rows])

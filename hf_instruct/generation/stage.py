@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import Experiment, GenerateSection, differing_settings, plain_values
 from hf_instruct.errors import ConfigError, quote_names
-from hf_instruct.generation.answers import answer_examples, answer_into, check_lengths
+from hf_instruct.generation.answers import answer_examples, answer_to_file, check_lengths
 from hf_instruct.generation.endpoint import answer_at_endpoint, build_completion_prompts, check_endpoint
 from hf_instruct.library_fields import check_generate_fields
 from hf_instruct.manifests import verify_model
@@ -95,7 +95,7 @@ def _answer_with(
         logger.info("%s: continuing after %d of %d answers", description, len(finished), total)
     # Nobody writes into the file that the others may still be reading.
     is_alone = num_processes == 1
-    answer_into(
+    answer_to_file(
         run.responses if is_alone else run.response_part(rank),
         examples[: experiment.generate.limit] if is_alone else remaining[rank::num_processes],
         lambda waiting, keep: _answer_share(which, run, waiting, experiment, prompt_format, keep),

@@ -8,7 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from hf_instruct.errors import ConfigError, PublishError
-from hf_instruct.prompt_tokens import begin_ids
+from hf_instruct.prompt_tokens import prefix_ids
 from hf_instruct.prompts import CHAT, PromptFormat
 
 if TYPE_CHECKING:
@@ -172,4 +172,4 @@ def build_go_template(shape: PromptShape) -> str:
 
 def _begin_token(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the token that the tokenizer puts before every text, or an empty text where it puts none."""
-    return str(tokenizer.bos_token) if begin_ids(tokenizer)[:1] == [tokenizer.bos_token_id] else ""
+    return str(tokenizer.bos_token) if prefix_ids(tokenizer)[:1] == [tokenizer.bos_token_id] else ""

@@ -27,7 +27,7 @@ from hf_instruct.evaluation.responses import load_responses
 from hf_instruct.evaluation.scores import short_name
 from hf_instruct.evaluation.stage import judge_sets, load_judge_settings
 from hf_instruct.evaluation.verdict_table import PERSON
-from hf_instruct.generation.answers import answer_examples, answer_into
+from hf_instruct.generation.answers import answer_examples, answer_to_file
 from hf_instruct.generation.stage import generation_fields, load_model_of_run
 from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 from hf_instruct.preferences.manners import POLITE, rewrite
@@ -234,7 +234,7 @@ def _answer(
         )
 
     return {
-        name: answer_into(path, examples, functools.partial(answer, name=name), title=f"Answering, {name}")
+        name: answer_to_file(path, examples, functools.partial(answer, name=name), title=f"Answering, {name}")
         for name, path in files.items()
     }
 

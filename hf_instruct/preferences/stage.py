@@ -160,7 +160,7 @@ def _answer_training_prompts(
     left_out: Counter[str],
 ) -> list[PreferencePair]:
     """Return pairs of a reference and the model's own answer; answers are saved as they come."""
-    from hf_instruct.generation.answers import answer_examples, answer_into
+    from hf_instruct.generation.answers import answer_examples, answer_to_file
     from hf_instruct.models import move_to_best_device
 
     section = experiment.preferences
@@ -179,7 +179,7 @@ def _answer_training_prompts(
             on_batch=keep,
         )
 
-    rows = answer_into(run.preferences_part, examples, answer, title="Answering training prompts")
+    rows = answer_to_file(run.preferences_part, examples, answer, title="Answering training prompts")
     split_of = {example.id: split for split, listed in splits.items() for example in listed}
     pairs = []
     for example, row in zip(examples, rows, strict=True):
