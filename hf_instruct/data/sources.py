@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import DataSection, SourceSection
-from hf_instruct.data.examples import BATCH, CheckedData, build_examples, build_features, number_repeats
+from hf_instruct.data.examples import (
+    BATCH,
+    CheckedData,
+    build_examples,
+    build_features,
+    new_fingerprint,
+    number_repeats,
+)
 from hf_instruct.data.formats import EARLIER, FIELDS, choose_fields
 from hf_instruct.data.loaders import (
     COURSE,
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+_MAX_LINE_BYTES = 1 << 26
 
 # Some rows of this dataset have no output; in anybody else's data that is a problem.
 # Source: https://github.com/gururise/AlpacaDataCleaned
@@ -92,9 +101,24 @@ def load_split(run: "RunFolder", name: str) -> "Dataset":
     """Return the examples of a split of a run folder.
 
     Raises:
-        DataError: The file is not the one that the run was prepared with.
+        DataError: The file is not the one that the run was prepared with, or cannot be read.
     """
-    return build_dataset(run.read_split(name), Example)
+    import pyarrow
+    import pyarrow.json
+    from datasets import Dataset
+
+    run.check_data()
+    schema = build_features(Example).arrow_schema
+    # No line may be longer than a block.
+    blocks = pyarrow.json.ReadOptions(block_size=_MAX_LINE_BYTES)
+    types = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    try:
+        table = pyarrow.json.read_json(run.split(name), read_options=blocks, parse_options=types)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DataError(
+            f"`{run.split(name)}` cannot be read ({error}); restore it, or prepare the run again."
+        ) from error
+    return Dataset(table.select(schema.names), fingerprint=new_fingerprint())
 
 
 def check_section(section: DataSection) -> CheckedData:
