@@ -56,11 +56,11 @@ class SourceSection(_Section):
 
 
 def _read_sources(value: Any) -> Any:
-    """Return sources that are names alone as the mappings that they stand for."""
+    """Return sources with each name replaced by a mapping with that `path`."""
     return [{"path": part} if isinstance(part, str) else part for part in value] if isinstance(value, list) else value
 
 
-# Told apart by a tag, or the problems of one would be listed with those of the other.
+# With a tag, or pydantic would list the problems of both alternatives.
 Sources = Annotated[
     Annotated[str, Tag("[one]")] | Annotated[list[SourceSection], Field(min_length=1), Tag("[several]")],
     Discriminator(lambda value: "[several]" if isinstance(value, list) else "[one]"),
@@ -123,7 +123,7 @@ class DataSection(_Section):
 
     @property
     def paths(self) -> list[str]:
-        """The sources by their names alone."""
+        """The names of the sources."""
         if isinstance(self.source, str):
             return [self.source]
         return [part.path for part in self.source]
@@ -258,7 +258,7 @@ class Experiment(_Section):
 
     @property
     def start(self) -> str:
-        """What the model that training begins with is called, in every file and view."""
+        """The name of the model before training, in all files and views."""
         return UNTUNED if self.method == "SFT" else SFT
 
     @property
@@ -289,7 +289,7 @@ def load_experiment(
     if isinstance(values.get("experiment"), dict) and "versions" in values:
         values = values["experiment"]
         if isinstance(model := values.get("model"), dict):
-            # Whoever gives a run away cannot say for its user whose code is trusted.
+            # The author of a run cannot decide for its user which code is trusted.
             model.pop("trust_remote_code", None)
     for dotted, value in (overrides or {}).items():
         _set_dotted(values, dotted, value)

@@ -21,7 +21,7 @@ from typing import Any, TextIO, cast
 _JOINERS = "\u200c\u200d"
 # Tokens of the Hub, and keys in OpenAI's format. Names such as `hf_finetuning_experiments` do not match.
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk[_-][A-Za-z0-9_-]*[A-Za-z0-9]{16}[A-Za-z0-9_-]*)")
-# Everything before the last `@` of a host part: a password may hold an `@` itself. `git@` alone is no secret.
+# Everything before the last `@` of a host part: a password may hold an `@` itself. `git@` is not a secret.
 _USER = re.compile(r"://(?!git@[^/\s@]*(?:[/\s]|$))[^/\s]+@")
 
 

@@ -64,7 +64,7 @@ def format_url(host: str, port: int) -> str:
 
 
 def list_hosts(host: str, allowed: Iterable[str] = ()) -> list[str]:
-    """Return the names that a request may give a server bound to `host` in its header, besides the address it came by.
+    """Return the allowed values of `Host` for a server bound to `host`, in addition to the address itself.
 
     `allowed` are further names, as `--allow-host` gives them.
     """
@@ -123,7 +123,7 @@ class Guard:
 
     def _is_ours(self, host: str, server: Any) -> bool:
         name = _split(f"//{host}")[0]
-        # Bound to all addresses, it is asked by each of them; none can be made to mean another machine.
+        # A server bound to all addresses may be named by any of them: an IP address cannot be rebound.
         address = _address(name)
         return name in self._hosts or (address is not None and server is not None and address == _address(server[0]))
 

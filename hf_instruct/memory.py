@@ -62,7 +62,7 @@ def drop_pages(tensor: "Tensor") -> None:
     """Release the memory of a CPU tensor that will not be read again, before the tensor itself is freed.
 
     Weights are read by mapping their file, which stays mapped, and its pages in memory, while a single tensor of it is
-    in use. On Linux alone; elsewhere the memory goes with the last tensor.
+    in use. Only on Linux; elsewhere the memory goes with the last tensor.
     """
     library = _load_library()
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -180,7 +180,7 @@ def resolve_model(name: str) -> str:
         return str(folder)
     if name in ALIASES:
         return ALIASES[name]
-    # A path that is no folder is passed on as it is, so that a misspelt one is not taken for a Hub id.
+    # A path that is not a folder is an error, so that a misspelt one is not taken for a Hub id.
     folder = Path(name).expanduser()
     if folder.is_dir():
         is_run = (folder / "model").is_dir() and (folder / "run.yaml").is_file()

@@ -12,7 +12,7 @@ from hf_instruct.recipes import list_recipes
 
 logger = logging.getLogger(__name__)
 
-# A Hub that takes longer to say anything at all will not hand out weights.
+# A Hub that does not answer within this time is treated as unreachable.
 _SECONDS = 10.0
 
 
@@ -42,7 +42,7 @@ def fall_back_to_cache(location: str) -> Iterator[None]:
 
 @functools.lru_cache
 def find_on_hub(repo: str, revision: str | None = None) -> None:
-    """Check that a model is on the Hub or in the cache, by its config alone.
+    """Check that a model's config is on the Hub or in the cache.
 
     Raises:
         OSError: It is not, or may not be read.

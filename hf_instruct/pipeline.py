@@ -73,7 +73,7 @@ class _Stage(NamedTuple):
 
     run: Callable[[RunFolder, Experiment], None]
     writes: tuple[str, ...]
-    # Processes launched together work on it together; on the others, the first alone.
+    # Whether all processes launched together work on it; otherwise only the first does.
     is_shared: bool = False
 
     def list_files(self, folder: RunFolder) -> list[Path]:

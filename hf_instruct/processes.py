@@ -1,4 +1,4 @@
-"""Processes launched together: the rank of this one, work on the main process alone, setup, and the end by SIGTERM.
+"""Processes launched together: the rank of this one, work on the main process only, setup, and SIGTERM.
 
 Rank and count are read from the environment, where `accelerate launch` and `torchrun` set them.
 """
@@ -116,7 +116,7 @@ def is_true_on_all(value: bool) -> bool:
 
     _join_processes()
     values = gather_object([value])
-    # Told by the first, so that none ends while another still reads what it has sent.
+    # Broadcast by the first, so that no process exits while another still reads from it.
     return on_main_process(lambda: all(values))
 
 

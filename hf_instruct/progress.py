@@ -11,7 +11,7 @@ from hf_instruct.processes import is_main_process
 logger = logging.getLogger(__name__)
 
 Advance = Callable[[int, str], None]
-"""Called with the units done since the last call and a short text to show beside the bar."""
+"""Called with the units done since the last call and a short text to show next to the bar."""
 
 _PLAIN_LINE_SECONDS = 20.0
 

@@ -36,7 +36,7 @@ _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 def choose_format(
     prompt_format: PromptFormat | str | None, *, has_conversations: bool, args: Any = None
 ) -> PromptFormat:
-    """Return a prompt format, or the one of a name; by default `chat` for conversations, else `alpaca`.
+    """Return a prompt format, which may be given by name; by default `chat` for conversations, else `alpaca`.
 
     Args:
         prompt_format: The format, its name or None.
@@ -100,7 +100,7 @@ def _load_template(path: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     vocabulary = tokenizer.get_vocab()
     added = [str(token) for token in other.added_tokens_decoder.values() if str(token) in template]
     if missing := [token for token in added if token not in vocabulary]:
-        # The untuned model would be asked by other ids.
+        # The untuned model would get other token ids.
         raise ConfigError(
             f"{setting}, whose template writes {quote_names(missing)}, no tokens of `{tokenizer.name_or_path}`. Add "
             f"them to the tokenizer and the model first ({_ADDING})."
@@ -117,7 +117,7 @@ def _get(args: Any, name: str) -> Any:
 def resolve_format(
     prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase", *, for_training: bool = True
 ) -> PromptFormat:
-    """Return the format for all prompts of a run, fixed if needed; a settled format is returned unchanged.
+    """Return the format for all prompts of a run, fixed if needed; a resolved format is returned unchanged.
 
     For `chat` it is the tokenizer's chat template with the date of today in place of the clock. For training it also
     gets, where prompts do not fit answers otherwise: the template's switch for thinking turned off, the words that the

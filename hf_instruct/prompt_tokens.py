@@ -118,7 +118,7 @@ def mark_special(texts: Sequence[str], special: re.Pattern[str]) -> list[str] | 
 
 
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, *, is_marked: bool) -> list[int]:
-    """Return the token ids of a rendered text, in which what is marked is no special token.
+    """Return the token ids of a rendered text, with marked special tokens encoded as plain text.
 
     Raises:
         DataError: The tokenizer cannot encode a special token as plain text.

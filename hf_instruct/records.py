@@ -141,7 +141,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
                 written += os.write(file.fileno(), data[written:])
             os.fsync(file.fileno())
         except OSError:
-            # A full disk may have taken half of the rows: remove them, so that the file has whole rows only.
+            # On a full disk a part of the rows may be written: remove it, so that the file only has complete rows.
             os.ftruncate(file.fileno(), start)
             raise
 
@@ -224,6 +224,6 @@ def _replace(path: Path, parts: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            # What the user has named; nobody knows the partial file.
+            # The user knows only the name of the final file.
             error.filename = str(path)
         raise

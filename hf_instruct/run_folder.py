@@ -58,7 +58,7 @@ class RunFolder:
     config = _File("run.yaml", "The resolved experiment and where it comes from.")
     data = _File("data", "Folder of the splits.")
     preflight = _File("data/preflight.json", "`Preflight`: what was found in the data; written last.")
-    prompt = _File("prompt.jinja", "Template of all prompts of the run, as settled before training.")
+    prompt = _File("prompt.jinja", "Template of all prompts of the run, as resolved before training.")
     checkpoints = _File("checkpoints", "Folder of what `--resume` continues from.")
     model = _File("model", "The tuned model or adapter with its tokenizer; renamed into place when whole.")
     preferences = _File("preferences.jsonl", "`PreferencePair` rows.")
@@ -137,7 +137,7 @@ class RunFolder:
             )
 
     def load_prompt_format(self, name: str | None) -> PromptFormat:
-        """Return the format of the run's prompts: as settled before training, else the one of that name.
+        """Return the format of the run's prompts: as resolved before training, else the one of that name.
 
         Args:
             name: `data.prompt_format` of the run's experiment; None for the one that was chosen for the run's data.

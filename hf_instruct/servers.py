@@ -56,11 +56,11 @@ class NoAnswer(ServerError):  # noqa: N818  (reads as what it says)
 
 
 class NoServer(NoAnswer):
-    """Nothing accepts connections at the address."""
+    """No server accepts connections at the address."""
 
 
 class Redirected(ServerError):  # noqa: N818
-    """The server sent the question elsewhere, where it is not asked."""
+    """The server redirected the request; redirects are not followed."""
 
 
 class Body(pydantic.BaseModel):
@@ -109,11 +109,11 @@ def open_http(url: str, *, key: str | None, where: str, **headers: str) -> httpx
     return httpx.AsyncClient(
         base_url=url,
         headers={"Accept-Encoding": "identity", **headers},
-        # How many calls are under way is the caller's business, and so is how long each may take.
+        # The caller limits the number of concurrent calls and the time of each.
         timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         verify=_tls(),
-        # A proxy named in the environment would be asked for this machine's own server.
+        # A proxy from the environment cannot reach a server on this machine.
         trust_env=not is_loopback(url),
         follow_redirects=False,
         event_hooks={"response": [_guard]},
@@ -228,7 +228,7 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        # Not tried again here: the next attempt at the whole question does that, once.
+        # Not retried here: the caller retries the whole question once.
         raise NoAnswer(f"no reply within {seconds:g} s") from error
     except httpx.TimeoutException as error:
         raise NoAnswer(f"no connection within {_CONNECT_SECONDS:g} s") from error

@@ -269,7 +269,7 @@ class _Row(NamedTuple):
 
 
 def format_preflight(preflight: Mapping[str, Any]) -> str:
-    """Return the whole table of what `build_preflight` found; where nothing was split, of the total alone."""
+    """Return the findings of `build_preflight` as a table; only the totals if nothing was split."""
     columns = (*SPLIT_NAMES, "total") if preflight["split"] else ("total",)
     sizes = [
         _Row("examples", preflight["examples"]),
@@ -296,7 +296,7 @@ def format_findings(preflight: Mapping[str, Any]) -> str:
 
 
 def format_near_duplicates(preflight: Mapping[str, Any], splits: "Splits") -> list[str]:
-    """Return lines that show the most similar of the near-duplicates beside what they are like."""
+    """Return lines with the most similar near-duplicates, each next to its training example."""
     near = preflight["near_duplicates"]
     found = sorted((pair for name in HELD_OUT for pair in near[name]), key=lambda pair: -pair["cosine"])
     wanted = {pair[key] for pair in found[:_PAIRS_SHOWN] for key in ("id", "train_id")}

@@ -13,7 +13,7 @@ from hf_instruct.schema import PairRow
 FIELDS = ("instruction", "input", "output", "category", "id", "prompt", "messages")
 # Beside `messages` in our own files: how many turns were the prompt of a completion.
 PROMPT_TURNS = "prompt_turns"
-# What a map may name besides. LLaMA-Factory and axolotl write the turns before an instruction, and what tools there
+# Further fields of a map. LLaMA-Factory and axolotl write the turns before an instruction, and what tools there
 # are, in columns of their own.
 EARLIER = ("system", "history")
 # Columns that hold a list of turns.
@@ -61,7 +61,7 @@ FORMATS = (
 # ShareGPT's roles, and what else they are called.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "model": "assistant"}
 _SIDES = ("user", "assistant")
-# Columns that say what rows are for, where they are no examples, and what to do.
+# Columns of rows that are not examples: what they contain, and what to do.
 _OTHER_ROWS = {
     "chosen": "contains preferred answers; train on such pairs with a `dpo` section (`preferences.source`), or, if the "
     "question has its own column, train only on these answers with `--data.map.output=chosen`",

@@ -12,7 +12,7 @@ NEAR_THRESHOLD = 0.9
 """Minimum cosine similarity of near-duplicates."""
 
 METHOD = "TF-IDF of character 3- to 5-grams within words, case ignored; cosine"
-# Similarities of so many held-out rows with all of train are held at once.
+# Number of held-out rows that are compared with all of train at a time.
 _BLOCK = 128
 # Vectors are in float32: equal texts have a cosine of 0.9999999 or so.
 _TOLERANCE = 1e-6
@@ -34,7 +34,7 @@ def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: fl
     """Return the examples whose instruction and input are nearly the same as those of a training example.
 
     Texts are compared as `METHOD` says, with the n-grams weighed over both lists; outputs do not count. Examples whose
-    instruction and input stand in train exactly are repeats, not near-duplicates, and are left out.
+    instruction and input are also in train are repeats, not near-duplicates, and are left out.
 
     Args:
         threshold: Minimum cosine similarity, above 0 and at most 1.

@@ -140,7 +140,7 @@ def _decode(stream: BinaryIO, file: str, problems: list[Problem]) -> Iterator[st
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 (byte 0x{line[error.start]:02x} at position {start + error.start:,} of the file)"
             problems.append(Problem(file, f"line {number}", None, what, "save the file as UTF-8"))
-            # Only to find the other problems of the line; unlike replacement characters it keeps texts apart.
+            # Only to find the other problems of the line; unlike replacement characters, Latin-1 keeps texts distinct.
             yield line.decode("latin-1")
         start += len(line)
 

@@ -319,7 +319,7 @@ def _find_file(source: str) -> Path | None:
 def _advise_on_name(source: str) -> str:
     path = Path(source).expanduser()
     near = did_you_mean(source, NAMED_SOURCES)
-    # Where there is no folder to suggest a file from.
+    # The folder may not exist.
     with contextlib.suppress(OSError, ValueError):
         near = near or did_you_mean_path(
             path, [file for file in path.parent.iterdir() if find_suffix(file) in SUFFIXES]

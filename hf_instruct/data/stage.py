@@ -23,7 +23,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
 
     Raises:
         DataError: The source cannot be read, has problems or cannot be split; or `data.strict` is on and test or
-            validation examples also stand in train.
+            validation examples are also in train.
         ConfigError: The prompt format cannot be trained on with the model's tokenizer.
     """
     settings = experiment.data
@@ -44,7 +44,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
         counter=counter,
         num_left_out=checked.num_without_output,
     )
-    # Its presence says that the splits beside it are whole, so it goes before they change.
+    # Its presence means that the splits are complete, so it is deleted before they change.
     run.preflight.unlink(missing_ok=True)
     for name, rows in splits.items():
         write_rows(run.split(name), iterate_examples(rows))
@@ -70,6 +70,6 @@ def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenC
             trust_remote_code=model.trust_remote_code,
         )
     except ModelLoadError:
-        # The data are good without it; training, which cannot do without, says what is wrong.
+        # Preparing works without it; training reports the error.
         logger.info("Tokens are not counted, because the tokenizer of `%s` cannot be loaded.", model.name)
         return None

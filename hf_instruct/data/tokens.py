@@ -35,7 +35,7 @@ class TokenCounter:
     loss_on: LossOn = "all"
 
     def add_counts(self, examples: "Dataset", *, num_proc: int | None = None) -> "Dataset":
-        """Return examples with their counts beside them, in new columns.
+        """Return examples with their counts in new columns.
 
         They are: `num_tokens` of the whole training row, before anything is cut off; `num_labels`, the tokens that
         carry loss after the cut; and `special_tokens` that are in the texts, which are encoded as plain text.

@@ -79,7 +79,7 @@ class ChatModel:
         name: The name it was loaded by; for the untuned model of a run, the base model's name.
         model: In evaluation mode.
         tokenizer: Its tokenizer.
-        prompt_format: The one it was trained on, settled.
+        prompt_format: The one it was trained on, resolved.
         has_turns: Whether prompts contain earlier turns.
         context: Maximum number of tokens of prompt and answer; None if unknown.
         end_id: The token that ends an answer.
@@ -168,7 +168,7 @@ class ChatModel:
         Args:
             prompt: Token ids, not empty.
             settings: How to generate.
-            stop: Looked at after each token; once it is set, the completion ends there.
+            stop: Checked after each token; generation ends when it is set.
 
         Raises:
             ConfigError: Transformers refuses the settings.

@@ -19,12 +19,12 @@ from hf_instruct.servers import Body, NoServer, Server, ServerError, open_http, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A question may wait for those before it, and a long answer take minutes.
+# A request may be queued, and a long answer takes minutes.
 _TIMEOUT_SECONDS = 600.0
 _RETRIES = 3
 # The settings of sampling that vLLM and llama.cpp take by the names of `GenerationConfig`.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
-# Values by which a strategy says that it does without.
+# Values of settings that a strategy does not use.
 _OFF = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "typical_p": 1.0, "do_sample": False}
 
 
@@ -121,7 +121,7 @@ async def _answer(
     waiting = iter(asked)
 
     async def work() -> None:
-        # All workers draw from one iterator, so a slow answer delays no other.
+        # All workers share one iterator, so that a slow answer delays no other.
         for example, prompt in waiting:
             on_response(await _ask(server, section, example, prompt))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Of these the effect is shown beside the one that is asked for.
+# Shown in addition to the requested temperature.
 TEMPERATURES = (0.3, 0.7, 1.0, 1.5)
 # Length of the runs of tokens whose repetition is measured.
 _GRAM = 4

@@ -33,7 +33,7 @@ def measure_references(
 ) -> list[ReferenceLoss | None]:
     """Return the loss of each example's output as the completion of its prompt, in the order of the examples.
 
-    Each is computed alone, so that it is the same to the last digit whatever else is answered. Nothing is cut: where
+    Each is computed on its own, so that it never depends on the other examples. Nothing is truncated: where
     prompt and completion do not fit the model's context, or the loss is not a finite number, the example has None.
     """
     with generating(model):

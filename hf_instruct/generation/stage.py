@@ -154,7 +154,7 @@ def load_model_of_run(
     """
     base, is_base = experiment.model, which != TUNED
     if not is_base:
-        # Or the path of a folder that is not there would be taken for an id on the Hub.
+        # Otherwise the path of a missing folder would be taken for a Hub id.
         run.check_trained()
     model, tokenizer = load_model(
         run.find_base(base.name) if is_base else str(run.model),
