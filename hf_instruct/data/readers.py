@@ -197,6 +197,7 @@ def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple
     except RecursionError:
         problems.append(Problem(file, None, None, *_TOO_DEEP))
         return
+    del text  # as large as all rows
     lists = [key for key, part in value.items() if isinstance(part, list)] if isinstance(value, dict) else []
     if isinstance(value, list):
         yield from ((f"row {number}", row) for number, row in enumerate(value))
