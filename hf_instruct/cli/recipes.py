@@ -33,8 +33,9 @@ def _list(options: argparse.Namespace) -> None:
     from hf_instruct.recipes import list_recipes
 
     for recipe in list_recipes():
-        about = [f"  {word:9} {recipe.about[word]}" for word in ("model", "hardware", "took")]
-        print(wrap("\n".join([recipe.name, *about])))
+        about = recipe.about
+        words = ["model", "hardware", *["took"] * (not about["took"].startswith("not measured"))]
+        print(wrap("\n".join([recipe.name, *(f"  {word:9} {about[word]}" for word in words)])))
     last = "The last part of a name is enough if it is unique, as in `hf-instruct run demo`."
     print(
         wrap(f"Run one with `hf-instruct run NAME`; `hf-instruct recipes copy NAME FILE` writes it to a file. {last}")
