@@ -103,7 +103,9 @@ def build_examples(
         problems.append(Problem(file, None, fields["id"], id_problem, remedy))
     elif id_problem:
         notices.append(f"`{file}`: column `{fields['id']}` {id_problem}; using ids generated from the text instead.")
-    return CheckedData(_join(batches, None if id_problem else own_ids or None), problems, notices, num_without_output)
+    return CheckedData(
+        _concatenate(batches, None if id_problem else own_ids or None), problems, notices, num_without_output
+    )
 
 
 def _chunk(rows: Iterator[RawRow], file: str) -> Iterator[list[RawRow]]:
@@ -163,7 +165,7 @@ def _build_id(values: Mapping[str, Any]) -> str:
     return build_example_id(values["instruction"], values["input"], values["output"])
 
 
-def _join(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "Dataset":
+def _concatenate(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "Dataset":
     """Return batches as one `Dataset`, without prompts and conversations if it has none."""
     import pyarrow
     from datasets import Dataset

@@ -63,11 +63,14 @@ _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "
 _SIDES = ("user", "assistant")
 # Columns of rows that are not examples: what they contain, and what to do.
 _OTHER_ROWS = {
-    "chosen": "contains preferred answers; train on such pairs with a `dpo` section (`preferences.source`), or, if the "
-    "question has its own column, train only on these answers with `--data.map.output=chosen`",
-    "segments": "contains axolotl's segments; write what has no label as `prompt` and the rest as `completion`",
-    "text": "contains texts without a question and an answer; write these as `prompt` and `completion`",
-    "input_ids": "contains token ids; save the texts that they were made from",
+    "chosen": (
+        "contains preferred answers",
+        "train on such pairs with a `dpo` section (`preferences.source`), or, if the question has its own column, "
+        "train only on these answers with `--data.map.output=chosen`",
+    ),
+    "segments": ("contains axolotl's segments", "write what has no label as `prompt` and the rest as `completion`"),
+    "text": ("contains texts without a question and an answer", "write these as `prompt` and `completion`"),
+    "input_ids": ("contains token ids", "save the texts that they were made from"),
 }
 
 
@@ -101,7 +104,7 @@ def choose_fields(
         return {}, []
     one, fields = next(iter(fitting.values()))
     if not map and "messages" in one.columns and {"chosen", "rejected"} <= {*names}:
-        problems.append(Problem(file, None, "chosen", *_OTHER_ROWS["chosen"].split("; ", 1)))
+        problems.append(Problem(file, None, "chosen", *_OTHER_ROWS["chosen"]))
         return {}, []
     if len(fitting) > 1 and one is not FORMATS[0]:
         ways = (f"`{_write_map(fields)}` ({one.name})" for one, fields in fitting.values())
@@ -143,7 +146,7 @@ def _describe_missing(
 ) -> list[Problem]:
     """Return a problem for each missing column of the most likely format."""
     if not map and (other := next((name for name in _OTHER_ROWS if name in names), None)):
-        return [Problem(file, None, other, *_OTHER_ROWS[other].split("; ", 1))]
+        return [Problem(file, None, other, *_OTHER_ROWS[other])]
     if not map and len(names) == 1:
         what = "is the only column, which contains no question next to its answer"
         remedy = f"if it contains conversations, map it with `{_write_map({'messages': names[0]})}`"

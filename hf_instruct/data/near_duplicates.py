@@ -42,7 +42,7 @@ def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: fl
     import numpy as np
 
     indices = np.flatnonzero(~np.isin(hash_prompts(examples), hash_prompts(train))).tolist()
-    texts, train_texts = _join(examples.select(indices)), _join(train)
+    texts, train_texts = _join_prompts(examples.select(indices)), _join_prompts(train)
     # Without a single character there is nothing to compare, and scikit-learn would say so by an error.
     if not any(text.strip() for text in texts) or not any(text.strip() for text in train_texts):
         return []
@@ -118,7 +118,7 @@ def _keep_rare(vectors: Any, weights: Any, *, aside: float) -> tuple[Any, Any]:
     return csr_matrix((vectors.data[where], (rows[kept], vectors.indices[where])), shape=vectors.shape), norms
 
 
-def _join(examples: "Dataset") -> list[str]:
+def _join_prompts(examples: "Dataset") -> list[str]:
     """Return what each example asks as one text; of a conversation, all turns before the answer."""
     talks = examples["messages"][:] if "messages" in examples.column_names else [None] * len(examples)
     rows = zip(examples["instruction"][:], examples["input"][:], talks, strict=True)

@@ -137,7 +137,7 @@ def check_section(section: DataSection) -> CheckedData:
     ids = number_repeats(whole["id"][:])
     names = whole.column_names
     whole = whole.remove_columns(["row", "id"]).add_column("row", rows).add_column("id", ids).select_columns(names)
-    sizes = _choose_sizes([len(one.examples) for one in checked], [part.fraction for part in parts])
+    sizes = _choose_mixture_sizes([len(one.examples) for one in checked], [part.fraction for part in parts])
     order = _interleave(ids, [len(one.examples) for one in checked], sizes, section.seed)[: section.limit]
     notices = [notice for one in checked for notice in one.notices]
     notices += [
@@ -152,7 +152,7 @@ def _check_part(part: SourceSection) -> CheckedData:
     return check_source(part.path, map=part.map, columns=part.columns, limit=part.limit, **options)
 
 
-def _choose_sizes(counts: Sequence[int], fractions: Sequence[float | None]) -> list[int]:
+def _choose_mixture_sizes(counts: Sequence[int], fractions: Sequence[float | None]) -> list[int]:
     """Return the number of rows from each source in the largest mixture with these shares and without repeated rows.
 
     Raises:
