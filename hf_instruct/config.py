@@ -101,13 +101,12 @@ class DataSection(_Section):
 
     @model_validator(mode="after")
     def _check_fractions(self) -> Self:
-        given = [self.train_fraction, self.test_fraction, self.validation_fraction or 0]
-        total = math.fsum(given)
-        if (total > 1 - 1e-9) if self.validation_fraction is None else (abs(total - 1) > 1e-9):
-            raise ValueError(
-                f"fractions sum to {total:.6g}; `train_fraction`, `test_fraction` and `validation_fraction` must sum "
-                "to 1, each above 0 (leave `validation_fraction` out to use the rest)"
-            )
+        total = math.fsum([self.train_fraction, self.test_fraction, self.validation_fraction or 0])
+        seen = f"fractions sum to {total:.6g}"
+        if self.validation_fraction is None and total > 1 - 1e-9:
+            raise ValueError(f"{seen} and leave nothing for validation; lower `train_fraction` or `test_fraction`")
+        if self.validation_fraction is not None and abs(total - 1) > 1e-9:
+            raise ValueError(f"{seen}; they must sum to 1 (leave `validation_fraction` out to use the rest)")
         return self
 
     @property

@@ -56,7 +56,7 @@ def test_flag_beats_file_beats_default(tmp_path: Path) -> None:
         ({"judge": {"timeout_seconds": 0}}, ("`judge.timeout_seconds` is 0", "greater than 0")),
         ({"data": 5}, ("`data` is 5",)),
         ({"lora": 5}, ("`lora` is 5",)),
-        ({"data": {"train_fraction": 0.9}}, ("`data` fractions sum to 1;", "`train_fraction`")),
+        ({"data": {"train_fraction": 0.9}}, ("`data` fractions sum to 1 and leave nothing", "`train_fraction`")),
         ({"data": {"test_fraction": 0}}, ("`data.test_fraction` is 0",)),
         ({"data": {"train_fraction": 0.8, "test_fraction": 0.1, "validation_fraction": 0.2}}, ("sum to 1.1;",)),
     ],

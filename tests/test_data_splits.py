@@ -59,7 +59,7 @@ def test_fractions_mean_what_they_say_in_decimals() -> None:
             {"train_fraction": 0, "test_fraction": 1.5},
             ["`train_fraction` is 0; input should be greater", "`test_fraction` is 1.5; input should be less"],
         ),
-        ({"train_fraction": 0.9, "test_fraction": 0.1}, ["fractions sum to 1; `train_fraction`, `test_fraction` and"]),
+        ({"train_fraction": 0.9, "test_fraction": 0.1}, ["fractions sum to 1 and leave nothing for validation; "]),
         ({"validation_fraction": 0.1}, ["fractions sum to 1.05; "]),
         ({"train_fraction": float("nan")}, ["`train_fraction` is nan; input should be "]),
     ],
