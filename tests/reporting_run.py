@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_instruct.config import build_experiment
 from hf_instruct.evaluation.metrics import measure_responses
+from hf_instruct.evaluation.people import Corrected
 from hf_instruct.evaluation.probes import build_probes
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scores import build_scores
@@ -185,6 +186,6 @@ def add_measurements(results: RunResults) -> RunResults:
         results,
         sides=sides,
         self_check=judged.model_copy(update={"judge": JUDGE.model_copy(update={"model": "phi3"}), "rubric": RUBRIC}),
-        pairwise=[pairs],
+        pairwise=[(pairs, Corrected(0.25, Interval(0.13, 0.42), 40, 60, None))],
         benchmarks=[benchmark],
     )

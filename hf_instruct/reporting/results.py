@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from hf_instruct.config import Experiment
 from hf_instruct.evaluation.intervals import bound_difference, describe_groups, measure_difference
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
-from hf_instruct.evaluation.people import Corrected, Labelled, read_people
+from hf_instruct.evaluation.people import Corrected, Labelled, correct_win_rate, read_people
 from hf_instruct.evaluation.scores import (
     SCORE,
     Leading,
@@ -29,6 +29,7 @@ from hf_instruct.schema import (
     Metrics,
     MetricValue,
     PairSummary,
+    Preference,
     Preflight,
     Provenance,
     Response,
@@ -170,7 +171,8 @@ class RunResults:
         sides: What each model answered, by `schema.MODELS`; those without a file are empty.
         self_check: What the judge made of answers of known quality; None if it was not checked.
         benchmarks: The tuned model's results on tasks of lm-eval.
-        pairwise: Summaries of pairwise judging, one for each baseline.
+        pairwise: Summaries of pairwise judging, one for each baseline, each with the win rate as people's votes on its
+            pairs correct it; None without votes.
     """
 
     folder: RunFolder
@@ -182,7 +184,7 @@ class RunResults:
     sides: Mapping[str, ModelResults]
     self_check: SelfCheck | None
     benchmarks: list[BenchmarkResult]
-    pairwise: list[PairSummary]
+    pairwise: list[tuple[PairSummary, Corrected | None]]
 
     @property
     def name(self) -> str:
@@ -401,7 +403,11 @@ def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
         sides={model: _read_model(run, model) for model in MODELS},
         self_check=read_file(run.self_check, SelfCheck),
         benchmarks=(read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}).get(TUNED, []),
-        pairwise=[found for path in sorted(run.pairwise.glob("*.json")) if (found := read_file(path, PairSummary))],
+        pairwise=[
+            (found, correct_win_rate(rows, read_rows(rows, Preference)) if rows.is_file() else None)
+            for path in sorted(run.pairwise.glob("*.json"))
+            if (found := read_file(path, PairSummary)) and (rows := path.with_suffix(".jsonl"))
+        ],
     )
 
 
