@@ -157,6 +157,14 @@ def test_columns_of_earlier_turns_make_a_conversation_of_an_instruction() -> Non
             {"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]},
             "row 0, `messages` turn 1 calls tools, which is not learned",
         ),
+        (
+            {"messages": [TURNS[0], {**TURNS[1], "weight": 0}]},
+            "row 0, `messages` turn 1 has `weight` 0, but all answers, or only the last, are learned",
+        ),
+        (
+            {"messages": [{**TURNS[0], "train": False}, {**TURNS[1], "train": False}]},
+            "turn 1 has `train` False, but all answers",
+        ),
         ({"instruction": "i", "output": "o", "history": "of Rome"}, "row 0, `history` is not a list of earlier quest"),
         ({"instruction": "i", "output": "o", "system": 5}, "row 0, `system` is a number (5), not text"),
         ({"messages": [{"speaker": "user", "text": "a"}]}, "(its keys are `speaker`, `text`); write both as text,"),

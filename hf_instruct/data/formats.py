@@ -16,6 +16,8 @@ PROMPT_TURNS = "prompt_turns"
 # Further fields of a map. LLaMA-Factory and axolotl write the turns before an instruction, and what tools there
 # are, in columns of their own.
 EARLIER = ("system", "history")
+# What marks a turn that is not to be learned, when it is 0 or false: OpenAI's key, and axolotl's.
+_UNLEARNED = ("weight", "train", "training")
 # Columns that hold a list of turns.
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
@@ -244,7 +246,12 @@ def _convert_turns(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | 
             return [], (what, "write both as text, by these names or ShareGPT's `from` and `value`, or delete the row")
         if problem := _find_text_problem("content", content):
             return [], (f"turn {number} {problem[0]}", problem[1])
-        turns.append({"role": _ROLES.get(role.lower(), role.lower()), "content": content})
+        role = _ROLES.get(role.lower(), role.lower())
+        # Arrow adds a null key to the turns that lack it.
+        if role == "assistant" and (key := next((key for key in _UNLEARNED if turn.get(key) in (0, False)), None)):
+            what = f"turn {number} has `{key}` {turn[key]!r}, but all answers, or only the last, are learned"
+            return [], (what, f"remove the `{key}` (`data.loss_on: last` learns the last answer alone)")
+        turns.append({"role": role, "content": content})
     return turns, None
 
 
