@@ -125,7 +125,7 @@ def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path
     prompt = PromptFormat.from_name("alpaca").encode_prompt(tokenizer, question)
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(prompt)
-    assert (process.returncode, rest.splitlines()[-1]) == (0, "Ended.")
+    assert (process.returncode, rest.splitlines()[-1]) == (0, "Stopped.")
     assert "Traceback" not in errors
 
 

@@ -104,7 +104,7 @@ def test_recipes_are_listed_and_copied(
         assert capsys.readouterr().out == f"{written}\n"
         assert load_experiment(written, deep=False) == load_experiment(find_experiment(words.split()[0]), deep=False)
     assert main(["recipes", "copy", "demo", "mine.yaml"]) == 1
-    assert "`mine.yaml` exists already" in capsys.readouterr().err
+    assert "`mine.yaml` already exists" in capsys.readouterr().err
     assert load_experiment("mine.yaml", deep=False).model.name == "gpt2-xl"
 
 

@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rate(options: argparse.Namespace) -> None:
-
     from hf_instruct.evaluation.ratings import rate_preferences
 
     table = rate_preferences(options.sources, force=options.force)

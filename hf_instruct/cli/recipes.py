@@ -51,6 +51,6 @@ def _copy(options: argparse.Namespace) -> None:
     if target.is_dir():
         target /= source.name
     if target.exists():
-        raise ConfigError(f"`{target}` exists already. Name another file: `hf-instruct recipes copy NAME FILE`.")
+        raise ConfigError(f"`{target}` already exists. Name another file: `hf-instruct recipes copy NAME FILE`.")
     target.write_bytes(source.read_bytes())
     print(target)

@@ -63,4 +63,4 @@ def _serve(options: argparse.Namespace) -> None:
         )
     except KeyboardInterrupt:
         # How one ends it.
-        print("\nEnded.")
+        print("\nStopped.")

@@ -59,13 +59,13 @@ def parse_overrides(
         section, dot, _ = given.partition(".")
         if dot and section not in Experiment.model_fields:
             parser.error(f"unknown section in --{given}; allowed are {', '.join(Experiment.model_fields)}")
-        homes = [given] if dot else _find_homes(given, options)
-        if not homes or given in _MAIN_FIELDS:
+        fields = [given] if dot else _find_fields(given, options)
+        if not fields or given in _MAIN_FIELDS:
             near = suggest_flag(given, options, parser)
             parser.error(f"unrecognized argument: --{given}{f'.{near}' if near else ''}")
-        if len(homes) > 1:
-            parser.error(f"--{given} is ambiguous: {' or '.join(f'--{home}' for home in homes)}; name one of them")
-        overrides[homes[0]] = parse_setting(homes[0], text)
+        if len(fields) > 1:
+            parser.error(f"--{given} is ambiguous: {' or '.join(f'--{field}' for field in fields)}; name one of them")
+        overrides[fields[0]] = parse_setting(fields[0], text)
     return overrides
 
 
@@ -91,11 +91,11 @@ def suggest_flag(wrong: str, options: argparse.Namespace, parser: argparse.Argum
         near = [flag]
     else:
         field = find_nearest(name, set().union(*map(_fields_of, sections)))
-        near = _find_homes(field, options) if field else []
+        near = _find_fields(field, options) if field else []
     return f" Did you mean {' or '.join(f'`--{found}`' for found in near)}?" if near else ""
 
 
-def _find_homes(name: str, options: argparse.Namespace) -> list[str]:
+def _find_fields(name: str, options: argparse.Namespace) -> list[str]:
     """Return the fields, by dotted name, that a verb uses and that are called so here or in other programs."""
     names = {name, FIELD_SYNONYMS.get(name)}
     return [f"{section}.{own}" for section in _used_sections(options) for own in _fields_of(section) & names]

@@ -82,14 +82,14 @@ def _print_plan(sweep: "Sweep", known: "Sweep | None") -> None:
 
 def _print_table(sweep: "Sweep") -> None:
     """Print the runs as aligned lines, best first, the chosen one marked."""
-    from hf_instruct.sweeping.space import format_value, short_names
+    from hf_instruct.sweeping.space import format_setting, short_names
 
     ranked = sweep.ranked()
     names = list(dict.fromkeys(name for candidate in ranked for name in candidate.settings))
     table = [["", *short_names(names), "validation loss", "training loss", "seconds", "folder"]]
     for candidate in ranked:
         mark = "*" if candidate.name == sweep.selected else ""
-        row = [mark, *(format_value(candidate.settings.get(name, "-")) for name in names)]
+        row = [mark, *(format_setting(candidate.settings.get(name, "-")) for name in names)]
         row.append(candidate.status if candidate.validation_loss is None else f"{candidate.validation_loss:.4f}")
         row += [_format_number(candidate.train_loss, 4), _format_number(candidate.seconds, 0)]
         table.append([*row, candidate.name])

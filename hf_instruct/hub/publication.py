@@ -60,7 +60,7 @@ class PushOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class BaseModel:
+class BaseModelInfo:
     """The model that was tuned.
 
     Attributes:
@@ -80,7 +80,7 @@ class BaseModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DataInfo:
     """The examples that were learned from.
 
     Attributes:
@@ -98,7 +98,7 @@ class Data:
     language: str | None = None
 
 
-_COURSE = Data(
+_COURSE = DataInfo(
     "instruction-data",
     "the course's 1,100 instructions ([instruction-data.json]"
     "(https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/instruction-data.json), "
@@ -106,10 +106,10 @@ _COURSE = Data(
     license="apache-2.0",
     language="en",
 )
-_EVERYDAY = Data(
+_EVERYDAY = DataInfo(
     "everyday", "`everyday`, the instructions packaged with hf_instruct", license="apache-2.0", language="en"
 )
-_ALPACA = Data(
+_ALPACA = DataInfo(
     "tatsu-lab/alpaca",
     "Stanford Alpaca ([tatsu-lab/alpaca](https://huggingface.co/datasets/tatsu-lab/alpaca))",
     hub_ids=("tatsu-lab/alpaca",),
@@ -140,9 +140,9 @@ class Publication:
 
     results: RunResults
     repo_id: str
-    base: BaseModel
-    data: Data
-    preferences: Data | None
+    base: BaseModelInfo
+    data: DataInfo
+    preferences: DataInfo | None
     license: str
     prompt_format: PromptFormat
     adapter: dict[str, Any]
@@ -220,7 +220,7 @@ def _check_options(run: RunFolder, options: PushOptions, has_adapter: bool) -> N
         )
 
 
-def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | None = None) -> BaseModel:
+def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | None = None) -> BaseModelInfo:
     """Return the base model under its public name.
 
     Args:
@@ -231,12 +231,12 @@ def find_base_model(run: RunFolder, experiment: Experiment, base_model: str | No
     name = experiment.model.name
     if base_model is not None:
         # The revision in the experiment is of what the experiment names.
-        return BaseModel(base_model, experiment.model.revision if base_model == name else None)
+        return BaseModelInfo(base_model, experiment.model.revision if base_model == name else None)
     if name == WHEEL_MODEL:
-        return BaseModel(ON_HUB, is_rounded=True)
+        return BaseModelInfo(ON_HUB, is_rounded=True)
     if name not in ALIASES and (not is_hub_id(name) or _was_local(run, name)):
-        return BaseModel(None)
-    return BaseModel(ALIASES.get(name, name), experiment.model.revision)
+        return BaseModelInfo(None)
+    return BaseModelInfo(ALIASES.get(name, name), experiment.model.revision)
 
 
 def _was_local(run: RunFolder, name: str) -> bool:
@@ -254,7 +254,7 @@ def _was_local(run: RunFolder, name: str) -> bool:
     return False
 
 
-def find_data(experiment: Experiment, data_sha256: Any) -> Data:
+def find_data(experiment: Experiment, data_sha256: Any) -> DataInfo:
     """Return what a run learned from, without the name of any local file.
 
     Args:
@@ -267,7 +267,7 @@ def find_data(experiment: Experiment, data_sha256: Any) -> Data:
     if len(parts) == 1:
         return parts[0]
     licenses, languages = {part.license for part in parts}, {part.language for part in parts}
-    return Data(
+    return DataInfo(
         name=" + ".join(part.name for part in parts),
         description="; ".join(part.description for part in parts),
         hub_ids=tuple(id for part in parts for id in part.hub_ids),
@@ -276,21 +276,21 @@ def find_data(experiment: Experiment, data_sha256: Any) -> Data:
     )
 
 
-def find_preferences(experiment: Experiment) -> Data | None:
+def find_preferences(experiment: Experiment) -> DataInfo | None:
     """Return the pairs of answers that a run learned from; None without, or where it made them from its data."""
     source = experiment.preferences.source
     return None if experiment.dpo is None or source == "references" else _find_source(source)
 
 
-def _find_source(source: str) -> Data:
+def _find_source(source: str) -> DataInfo:
     if source in _NAMED:
         return _NAMED[source]
     # A file that is not found here: pushed from another folder than the run was made in.
     suffixes = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".bz2", ".xz")
     is_file = Path(source).exists() or Path(source).suffix in suffixes
     if "/" in source and is_hub_id(source) and not is_file:
-        return Data(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_ids=(source,))
-    return Data("own-data", "a file of the publisher's own, not published here")
+        return DataInfo(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_ids=(source,))
+    return DataInfo("own-data", "a file of the publisher's own, not published here")
 
 
 def is_hub_id(name: str) -> bool:

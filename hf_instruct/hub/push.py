@@ -13,7 +13,7 @@ from hf_instruct.console import redact
 from hf_instruct.errors import PublishError, quote_names
 from hf_instruct.hub.folder import CARD, is_ours, list_sizes, write_folder
 from hf_instruct.hub.outputs import building, staging
-from hf_instruct.hub.publication import BaseModel, Publication, PushOptions, plan_publication
+from hf_instruct.hub.publication import BaseModelInfo, Publication, PushOptions, plan_publication
 from hf_instruct.offline import offline, transport_error
 from hf_instruct.run_folder import RunFolder
 
@@ -101,17 +101,17 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
     plan = plan_publication(run, repo_id, chosen)
     api = api or HfApi()
     # Before merging weights, which takes its time.
-    with translated_errors(api.endpoint):
+    with translated_hub_errors(api.endpoint):
         _check_base(api, plan.base)
         repository, head = _open_repository(api, repo_id, chosen)
     _check_head(repository, head, plan.base, chosen)
     with staging(run.path / "publish") as folder:
         write_folder(dataclasses.replace(plan, repo_id=repository.id), folder, link=True)
-        with translated_errors(api.endpoint):
+        with translated_hub_errors(api.endpoint):
             return _commit(api, plan, folder, head=head, options=chosen)
 
 
-def _check_base(api: "HfApi", base: BaseModel) -> None:
+def _check_base(api: "HfApi", base: BaseModelInfo) -> None:
     """Refuse a base model that others cannot load: without it an adapter is of no use."""
     if base.hub_id is not None and not api.revision_exists(base.hub_id, base.revision or "main"):
         at = f" at `{base.revision}`" if base.revision else ""
@@ -135,7 +135,7 @@ def _open_repository(api: "HfApi", repo_id: str, options: PushOptions) -> tuple[
     return repository, api.model_info(repository.id, revision=options.revision)
 
 
-def _check_head(repository: "ModelInfo", head: "ModelInfo", base: BaseModel, options: PushOptions) -> None:
+def _check_head(repository: "ModelInfo", head: "ModelInfo", base: BaseModelInfo, options: PushOptions) -> None:
     """Refuse to publish over a model that was made from another base model."""
     # What a branch without commits of its own holds is in `main`, too.
     is_new_branch = options.revision not in (None, "main") and head.sha == repository.sha
@@ -179,7 +179,7 @@ def _commit(api: "HfApi", plan: Publication, folder: Path, *, head: "ModelInfo",
 
 
 @contextlib.contextmanager
-def translated_errors(endpoint: str) -> Iterator[None]:
+def translated_hub_errors(endpoint: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence that says what to do and never holds a token.
 
     Raises:

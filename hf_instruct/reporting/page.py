@@ -116,10 +116,10 @@ def build_policy(scripts: Sequence[str]) -> str:
     )
 
 
-def clean_text(value: Any) -> Any:
+def show_controls(value: Any) -> Any:
     r"""Return a text that every browser can show: controls as pictures, half characters replaced; else the value.
 
-    >>> clean_text("bell\x07, half \ud800")
+    >>> show_controls("bell\x07, half \ud800")
     'bell␇, half ?'
     """
     if type(value) is not str:
@@ -131,7 +131,7 @@ def _build_environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=clean_text
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=show_controls
     )
     environment.globals["label_judge"] = label_judge
     environment.filters |= {

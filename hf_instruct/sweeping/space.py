@@ -170,16 +170,16 @@ def format_point(point: Mapping[str, Any]) -> str:
     >>> format_point({"train.learning_rate": 1e-05, "lora.r": 8})
     'learning_rate=1e-05,r=8'
     """
-    shown = zip(short_names(point), map(format_value, point.values()), strict=True)
+    shown = zip(short_names(point), map(format_setting, point.values()), strict=True)
     return ",".join(f"{name}={value}" for name, value in shown)
 
 
-def format_value(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """Return a value of a setting, shortly."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return "+".join(map(format_value, value))
+        return "+".join(map(format_setting, value))
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -192,7 +192,7 @@ def folder_name(point: Mapping[str, Any]) -> str:
     text = format_point(point)
     name = re.sub(r"[^\w=,.+-]+", "_", text, flags=re.ASCII)
     # A text `8` is shown like the number, and 0.123456 like 0.1235: then a hash tells them apart.
-    shown = [parse_flag_value(format_value(value)) for value in point.values()]
+    shown = [parse_flag_value(format_setting(value)) for value in point.values()]
     is_exact = all(one == value and type(one) is type(value) for one, value in zip(shown, point.values(), strict=True))
     if name == text and len(name) <= _LONGEST_NAME and is_exact:
         return name
