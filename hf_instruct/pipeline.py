@@ -35,17 +35,17 @@ def _train(folder: RunFolder, experiment: Experiment) -> None:
         folder.check_trained()
         verify_model(folder.model)
     elif experiment.method == "DPO":
-        from hf_instruct.preferences.stage import tune_by_preferences
+        from hf_instruct.preferences.stage import run_dpo
 
-        tune_by_preferences(folder, experiment, resume=True)
+        run_dpo(folder, experiment, resume=True)
     elif experiment.method == "GRPO":
-        from hf_instruct.preferences.stage import tune_by_rewards
+        from hf_instruct.preferences.stage import run_grpo
 
-        tune_by_rewards(folder, experiment, resume=True)
+        run_grpo(folder, experiment, resume=True)
     else:
-        from hf_instruct.training.stage import fine_tune
+        from hf_instruct.training.stage import run_sft
 
-        fine_tune(folder, experiment, resume=True)
+        run_sft(folder, experiment, resume=True)
 
 
 def _answer(folder: RunFolder, experiment: Experiment) -> None:

@@ -134,17 +134,17 @@ def resolve_format(
     """
     is_chat = prompt_format.name == CHAT
     name = f"chat template of `{tokenizer.name_or_path}`" if is_chat else f"prompt format `{prompt_format.name}`"
-    settled = prompt_format
+    resolved = prompt_format
     repairs: Iterable[str] = ()
     if is_chat and not prompt_format.template:
-        settled = PromptFormat(CHAT, _freeze_clock(prompt_format.chat_template(tokenizer), datetime.now()))
-        repairs = _repair(settled, tokenizer)
-    problems = find_problems(settled, tokenizer)
+        resolved = PromptFormat(CHAT, _freeze_clock(prompt_format.chat_template(tokenizer), datetime.now()))
+        repairs = _repair(resolved, tokenizer)
+    problems = find_problems(resolved, tokenizer)
     if not problems:
-        return settled
+        return resolved
     if not for_training:
         logger.warning("The %s %s.", name, "; it ".join(problems))
-        return settled
+        return resolved
     for template in repairs:
         repaired = PromptFormat(CHAT, template)
         if not find_problems(repaired, tokenizer):

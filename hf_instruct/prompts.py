@@ -166,7 +166,7 @@ class PromptFormat:
             )
 
     def chat_template(self, tokenizer: "PreTrainedTokenizerBase | None") -> str:
-        """Return the source of the chat template that `chat` renders: the one it was settled on, else the tokenizer's.
+        """Return the source of the chat template that `chat` renders: the one that was resolved, else the tokenizer's.
 
         Raises:
             ConfigError: There is no tokenizer, or it has no chat template.

@@ -125,7 +125,7 @@ def test_no_repeats_no_key(tmp_path: Path) -> None:
 def test_repeats_go_on_where_they_stopped(tmp_path: Path) -> None:
     files = RunFolder(tmp_path)
     with pytest.raises(JudgeUnavailable) as caught:
-        run(SeededJudge(dies_at=5), files, use_cache=False, go_on="Go on with `again`.")
+        run(SeededJudge(dies_at=5), files, use_cache=False, resume_hint="Go on with `again`.")
     assert str(caught.value) == (
         f"The server is gone. 2 of 3 are judged, saved to `{tmp_path}/judgments.jsonl`. Go on with `again`."
     )

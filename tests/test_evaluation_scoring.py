@@ -157,7 +157,7 @@ def test_dying_judge_leaves_what_was_judged(tmp_path: Path) -> None:
     files = RunFolder(tmp_path)
     judge = FakeJudge(*[Reply("70", 0.1)] * 4, JudgeUnavailable("The server is gone."))
     with pytest.raises(JudgeUnavailable) as caught:
-        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False, go_on="Go on with `again`.")
+        run(judge, files, settings=JudgeSection(concurrency=1), use_cache=False, resume_hint="Go on with `again`.")
     assert str(caught.value) == (
         f"The server is gone. 4 of 6 are judged, saved to `{files.judgments}`. Go on with `again`."
     )

@@ -14,7 +14,7 @@ from hf_instruct.pipeline import answer_run, clear_from
 from hf_instruct.records import append_rows, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Response
-from hf_instruct.training.stage import fine_tune
+from hf_instruct.training.stage import run_sft
 
 EXAMPLES = tiny_models.tiny_examples(5)
 
@@ -94,7 +94,7 @@ def test_a_missing_local_base_model_is_not_looked_for_on_the_hub(
     uses: list[Callable[[], object]] = [
         lambda: answer(run, settings),
         lambda: ChatModel.load(str(run.path), base=True),
-        lambda: fine_tune(run, settings),
+        lambda: run_sft(run, settings),
         lambda: benchmark_run(str(run.path), ["everyday_choice"], base=True),
     ]
     for use in uses:

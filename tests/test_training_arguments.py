@@ -5,7 +5,7 @@ import tiny_models
 
 from hf_instruct.errors import ConfigError
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.training.arguments import build_arguments, build_lora_config, find_linear_layers, settle_precision
+from hf_instruct.training.arguments import build_arguments, build_lora_config, find_linear_layers, resolve_precision
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_cpu_chosen_where_there_is_a_gpu_is_asked_what_it_can(
 ) -> None:
     monkeypatch.setattr("hf_instruct.training.arguments.best_device", lambda: "cuda")
     monkeypatch.setattr("hf_instruct.training.arguments.prefers_bf16", lambda model, device: device == "cuda")
-    settings = settle_precision({"use_cpu": True}, gpt2, RunFolder(tmp_path))
+    settings = resolve_precision({"use_cpu": True}, gpt2, RunFolder(tmp_path))
     assert settings["bf16"] is False
     assert not build_arguments(settings, tmp_path).dataloader_pin_memory
 
@@ -47,15 +47,15 @@ def test_a_run_keeps_the_precision_it_began_with(gpt2, tmp_path: Path, monkeypat
     answers = iter([True, False])
     monkeypatch.setattr("hf_instruct.training.arguments.prefers_bf16", lambda model, device: next(answers))
     run = RunFolder(tmp_path / "begun")
-    assert settle_precision({}, gpt2, run)["bf16"] is True
-    assert settle_precision({}, gpt2, run)["bf16"] is True, "as when it is resumed on another machine"
-    assert settle_precision({}, gpt2, RunFolder(tmp_path / "new"))["bf16"] is False
+    assert resolve_precision({}, gpt2, run)["bf16"] is True
+    assert resolve_precision({}, gpt2, run)["bf16"] is True, "as when it is resumed on another machine"
+    assert resolve_precision({}, gpt2, RunFolder(tmp_path / "new"))["bf16"] is False
 
 
 @pytest.mark.parametrize("told", [{"bf16": True}, {"bf16": False}, {"fp16": True}])
 def test_a_precision_that_is_told_is_not_measured(gpt2, tmp_path: Path, monkeypatch, told: dict) -> None:
     monkeypatch.setattr("hf_instruct.training.arguments.prefers_bf16", None)
-    assert settle_precision(told, gpt2, RunFolder(tmp_path))["bf16"] is told.get("bf16", False)
+    assert resolve_precision(told, gpt2, RunFolder(tmp_path))["bf16"] is told.get("bf16", False)
 
 
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])

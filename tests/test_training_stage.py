@@ -14,7 +14,7 @@ from hf_instruct.records import read_file, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Preflight, TrainingSummary
 from hf_instruct.training.finetune import train
-from hf_instruct.training.stage import fine_tune, log_summary
+from hf_instruct.training.stage import run_sft, log_summary
 from hf_instruct.yaml_text import read_yaml
 
 SPLITS = {"train": tiny_models.tiny_examples(4), "test": [], "validation": tiny_models.tiny_examples(2, start=4)}
@@ -31,7 +31,7 @@ def test_adapters_that_look_at_the_frozen_weights_find_them_whole(tiny_gpt2: Pat
         write_rows(folder.split(name), SPLITS[name])
     experiment = build_experiment(sections, where="here", deep=False)
     folder.save_experiment(experiment)
-    found = fine_tune(folder, experiment)
+    found = run_sft(folder, experiment)
     model, tokenizer = tiny_models.load_copy(tiny_gpt2, dropout=0.0)
     expected = train(model, tokenizer, SPLITS, output_dir=tmp_path / "own", args=settings, peft_config=sections["lora"])
     assert found.validation_loss == expected.validation_loss
@@ -52,7 +52,7 @@ def test_no_file_of_a_run_holds_a_secret_or_takes_a_folder_for_a_hub_id(
         write_rows(folder.split(split), SPLITS[split])
     experiment = build_experiment(sections, where="here", deep=False)
     folder.save_experiment(experiment)
-    fine_tune(folder, experiment)
+    run_sft(folder, experiment)
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert {"run.yaml", "trainer_state.json", "training_args.bin"} <= {path.name for path in files}
     for path in files:

@@ -255,8 +255,8 @@ def _build_options(options: argparse.Namespace) -> "JudgeOptions":
 
     # `--force` would throw away what was judged before the interruption.
     command = redact(shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")]))
-    go_on = f"Continue with the same command: `{command}`."
-    return JudgeOptions(use_cache=not options.no_cache, force=options.force, go_on=go_on)
+    resume_hint = f"Continue with the same command: `{command}`."
+    return JudgeOptions(use_cache=not options.no_cache, force=options.force, resume_hint=resume_hint)
 
 
 def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> None:

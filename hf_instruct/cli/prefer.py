@@ -66,7 +66,7 @@ def _prefer(options: argparse.Namespace) -> None:
         samples=options.samples,
         min_gap=options.min_gap,
         **given,
-        options=JudgeOptions(go_on=options.resume_hint, refuse_failed=not options.force),
+        options=JudgeOptions(resume_hint=options.resume_hint, refuse_failed=not options.force),
         out=options.out,
     )
     print(wrap(f"{pairs}\n{pairs.path}"))

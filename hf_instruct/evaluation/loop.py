@@ -46,7 +46,7 @@ class JudgeOptions:
         use_cache: Read and write the verdict cache.
         force: Judge all answers again, and remove their verdicts from the cache.
         limit: Judge only the first N responses; their judgments are kept, but no scores are written.
-        go_on: How to continue after an interruption, for the user.
+        resume_hint: How to continue after an interruption, for the user.
         title: Of the progress bar; empty for no bar.
         refuse_failed: Raise an error if the judge failed its own check, before it judges any response.
         repeat: Which pass over the same questions this is, counted from 1: each has verdicts of its own in the cache.
@@ -55,7 +55,7 @@ class JudgeOptions:
     use_cache: bool = True
     force: bool = False
     limit: int | None = None
-    go_on: str = "Judge again to continue."
+    resume_hint: str = "Judge again to continue."
     title: str = "Judging"
     refuse_failed: bool = False
     repeat: int = 1
@@ -94,7 +94,7 @@ class Task(NamedTuple):
     judged: str
 
 
-class Pass(abc.ABC, Generic[Row]):
+class JudgingPass(abc.ABC, Generic[Row]):
     """One pass of a judge over texts: what its rows are made of, where they are kept, and which kept ones still count.
 
     Args:
@@ -140,7 +140,7 @@ class Pass(abc.ABC, Generic[Row]):
         """Return whether a row of the file is of a pass like this one, over these texts or earlier ones."""
         return True
 
-    def set_aside(self, path: Path, rows: Sequence[Row]) -> Path:
+    def archive(self, path: Path, rows: Sequence[Row]) -> Path:
         """Move the file, which holds these rows, to a name of its own, and return that."""
         raise NotImplementedError
 
@@ -151,10 +151,10 @@ class Pass(abc.ABC, Generic[Row]):
             JudgeError: Judging cannot continue; the message says how much is judged and how to continue. Finished
                 judgments are kept, also if the task is cancelled.
         """
-        path, tasks, go_on = self._path, self._tasks.values(), self._options.go_on
+        path, tasks, resume_hint = self._path, self._tasks.values(), self._options.resume_hint
         try:
             if path:
-                self._take_over(path)
+                self._restore(path)
             if self._options.force:
                 # Forgotten, not passed over: whoever continues after an interruption leaves `force` out.
                 self._cache.forget(self._key(question) for task in tasks for question in task.questions)
@@ -170,9 +170,9 @@ class Pass(abc.ABC, Generic[Row]):
             judged, failed = self._scored, len(self._done) - self._scored
             count = f"{judged} of {len(tasks)} are judged" + f", {failed} failed" * bool(failed)
             where = f", saved to `{path}`" if path else ""
-            raise type(error)(f"{error} {count}{where}. {go_on}") from error
+            raise type(error)(f"{error} {count}{where}. {resume_hint}") from error
         except OSError as error:
-            raise JudgeError(f"The verdicts cannot be written: {error}. {go_on}") from error
+            raise JudgeError(f"The verdicts cannot be written: {error}. {resume_hint}") from error
         finally:
             self._cache.close()
         if failures := [row for row in rows if row.score is None]:
@@ -180,14 +180,14 @@ class Pass(abc.ABC, Generic[Row]):
             logger.warning("%s have no verdict; the first is `%s`: %s", count, first.id, first.failure)
         return rows
 
-    def _take_over(self, path: Path) -> None:
+    def _restore(self, path: Path) -> None:
         """Take the rows of the file that count for this pass too for done."""
         rows = recover_rows(path, self.row_type)
         newest = {row.id: row for row in rows if self.belongs(row)}
         fitting = {id: again for id, row in newest.items() if (again := self.reuse(row))}
         reusable = {} if self._options.force else fitting
         if not self.keeps_others and len(reusable) < len({row.id for row in rows}):
-            aside = self.set_aside(path, rows)
+            aside = self.archive(path, rows)
             logger.warning("Judging again; the old verdicts are kept in `%s`.", aside)
             append_rows(path, reusable.values())
         elif self._options.force and self.keeps_others:

@@ -94,7 +94,7 @@ class OpenAIJudge(ServerJudge):
         }
 
     async def prepare(self) -> None:
-        """Check that the server answers, settle the model, and find out whether it takes a JSON schema.
+        """Check that the server answers, choose the model, and find out whether it takes a JSON schema.
 
         Raises:
             JudgeUnavailable: It does not answer, or has no such model, or several and none was named.

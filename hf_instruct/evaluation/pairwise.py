@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task
+from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.evaluation.pairs import RUBRIC, JoinedPairs, build_questions, join_responses
 from hf_instruct.evaluation.people import Corrected, correct_win_rate
@@ -114,7 +114,7 @@ def prefer(
     return run_sync(work())
 
 
-class _Comparing(Pass[Preference]):
+class _Comparing(JudgingPass[Preference]):
     """A pass over pairs, each asked about in both orders."""
 
     row_type = Preference
@@ -167,7 +167,7 @@ class _Comparing(Pass[Preference]):
         is_same = (row.prompt_sha256, row.rubric) == (self._hashes.get(row.id), RUBRIC)
         return row.model_copy(update=self._names) if is_same and row.judge in (self.identity, self._unasked) else None
 
-    def set_aside(self, path: Path, rows: Sequence[Preference]) -> Path:
+    def archive(self, path: Path, rows: Sequence[Preference]) -> Path:
         """Move a file and its summary to `earlier/`, and return its new name there."""
         name = f"{path.stem}.{to_file_name(f'{rows[0].judge.model}-{_hash(path.read_bytes())[:12]}')}.jsonl"
         kept = path.parent / "earlier" / name

@@ -11,7 +11,7 @@ from hf_instruct.console import format_points
 from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task, to_printable
+from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task, to_printable
 from hf_instruct.evaluation.people import Corrected, Labelled, read_people
 from hf_instruct.evaluation.responses import build_responses
 from hf_instruct.evaluation.rubrics import Rubric, load_rubric
@@ -160,12 +160,12 @@ async def judge_alone(judge: Judge, responses: Sequence[Response], settings: Jud
     Raises:
         JudgeError: Judging cannot continue.
     """
-    options = JudgeOptions(title="", go_on="What was judged is in the cache; continue with `--resume`.")
+    options = JudgeOptions(title="", resume_hint="What was judged is in the cache; continue with `--resume`.")
     scoring = _Scoring(judge, options, None, load_rubric(settings.rubric), responses)
     return await scoring.run(concurrency=settings.concurrency)
 
 
-class _Scoring(Pass[Judgment]):
+class _Scoring(JudgingPass[Judgment]):
     """A pass over responses."""
 
     row_type = Judgment

@@ -42,7 +42,7 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
         # The folder's word for a server elsewhere does not count.
         url = experiment.judge.base_url
         words = ["hf-instruct", "judge", str(run.path), *(["--base-url", redact(url)] if url else [])]
-        options = JudgeOptions(go_on=f"Continue with `{shlex.join(words)}`.")
+        options = JudgeOptions(resume_hint=f"Continue with `{shlex.join(words)}`.")
     sets = {model: run.read_responses(model) for model in MODELS} | {TUNED: load_responses(run.path)}
     load_rubric(experiment.judge.rubric)
     for model, responses in sets.items():

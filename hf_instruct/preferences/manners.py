@@ -8,7 +8,7 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError
 from hf_instruct.evaluation.backends import choose_judge
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.loop import Answer, JudgeOptions, Pass, Task
+from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.evaluation.verdicts import Verdict, parse_text
 from hf_instruct.generation.answers import build_seed
@@ -78,7 +78,7 @@ def _build_task(example: Example, seed: int) -> Task:
     return Task(example.id, [question], manner)
 
 
-class _Rewriting(Pass[Rewrite]):
+class _Rewriting(JudgingPass[Rewrite]):
     """A pass over references, each rewritten once."""
 
     row_type = Rewrite

@@ -48,7 +48,7 @@ def read_pairs(source: Any, *, limit: int | None = None) -> list[PreferencePair]
     chosen, rejected = (_load_side(source, side, limit) for side in _SIDES)
     if len(chosen) != len(rejected):
         raise DataError(f"`chosen` has {len(chosen)} rows and `rejected` {len(rejected)}; each pair needs both.")
-    pairs = [pair_up(one, other.output, origin="file") for one, other in zip(chosen, rejected, strict=True)]
+    pairs = [build_pair(one, other.output, origin="file") for one, other in zip(chosen, rejected, strict=True)]
     asked = [(one.format_task(), one.input) for one in chosen], [(one.format_task(), one.input) for one in rejected]
     if other := [number for number, (one, two) in enumerate(zip(*asked, strict=True)) if one != two]:
         raise DataError(f"`chosen` and `rejected` answer different prompts in rows {_enumerate(other)}.")
@@ -73,7 +73,7 @@ def _load_side(source: Any, side: str, limit: int | None) -> list[Example]:
             raise error from None
 
 
-def pair_up(example: Example, rejected: str, *, origin: str) -> PreferencePair:
+def build_pair(example: Example, rejected: str, *, origin: str) -> PreferencePair:
     """Return a pair that prefers an example's output to another answer."""
     values = dataclasses.asdict(example)
     return PreferencePair(**values, chosen=example.output, rejected=rejected, origin=origin)

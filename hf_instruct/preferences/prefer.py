@@ -111,11 +111,11 @@ def build_preferences(
     run = RunFolder.of(run)
     experiment = run.load_experiment()
     _check_arguments(by, samples, min_gap)
-    sections = {"generate": _settle_generation(experiment.generate, by, generate or {})}
+    sections = {"generate": _resolve_generation(experiment.generate, by, generate or {})}
     if by in (JUDGE, MANNERS):
         sections["judge"] = {**load_judge_settings(run, judge or {}), "repeats": 1}
-    settled = build_experiment(sections, where="the settings of pairs")
-    experiment = experiment.model_copy(update={"generate": settled.generate, "judge": settled.judge})
+    resolved = build_experiment(sections, where="the settings of pairs")
+    experiment = experiment.model_copy(update={"generate": resolved.generate, "judge": resolved.judge})
     path = Path(out) if out else run.pairs / f"{by if by in _WAYS else f'from-{Path(by).stem}'}.jsonl"
     if path.resolve() == Path(by).resolve():
         raise ConfigError(f"`--out` is `{path}`, the file that the pairs are made from; name another.")
@@ -159,7 +159,7 @@ def _check_arguments(by: str, samples: int, min_gap: float | None) -> None:
         raise ConfigError(f"`--min-gap` is {min_gap}; it should be 0 or more.")
 
 
-def _settle_generation(stored: GenerateSection, by: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_generation(stored: GenerateSection, by: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `generate` section for the answers: the run's own, except for how tokens are chosen."""
     own = {name: value for name, value in stored.model_dump().items() if name not in STRATEGY_FIELDS}
     strategy, more = ("greedy", {}) if by == REFERENCES else ("sample", {"temperature": _TEMPERATURE})

@@ -14,9 +14,9 @@ from hf_instruct.preferences.pairs import (
     REFERENCES,
     SPLITS,
     Candidate,
+    build_pair,
     choose_pair,
     describe_pairs,
-    pair_up,
     read_pairs,
 )
 from hf_instruct.processes import is_main_process, on_main_process
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
+def run_dpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
     """Make the pairs unless they are there, train on them, and return what it took.
 
     Raises:
@@ -54,7 +54,7 @@ def tune_by_preferences(run: RunFolder, experiment: Experiment, *, resume: bool 
     return summary
 
 
-def tune_by_rewards(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
+def run_grpo(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
     """Train on rewards for the model's own answers to the training prompts, and return what it took.
 
     Raises:
@@ -184,7 +184,7 @@ def _answer_training_prompts(
     pairs = []
     for example, row in zip(examples, rows, strict=True):
         if pair := choose_pair([Candidate(example.output, 1.0), Candidate(row.response, 0.0)], left_out):
-            made = pair_up(example, pair[1].text, origin=REFERENCES)
+            made = build_pair(example, pair[1].text, origin=REFERENCES)
             pairs.append(made.model_copy(update={"split": split_of[example.id]}))
     run.preferences_part.unlink()
     return pairs

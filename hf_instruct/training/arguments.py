@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kind: str = "SFTConfig") -> Any:
+def resolve_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kind: str = "SFTConfig") -> Any:
     """Return the `SFTConfig` (or other `kind`) of a run from the user's own, its fields, or None.
 
     Raises:
@@ -36,10 +36,10 @@ def settle_arguments(args: Any, model: "PreTrainedModel", run: RunFolder, *, kin
 
     if isinstance(args, getattr(trl, kind)):
         arguments = build_arguments(args, run.checkpoints, kind=kind)
-        _tell_what_is_slow(arguments, model)
+        _log_slow_settings(arguments, model)
     else:
         _check_mapping("args", {} if args is None else args, kind)
-        arguments = build_arguments(settle_precision(args or {}, model, run), run.checkpoints, kind=kind)
+        arguments = build_arguments(resolve_precision(args or {}, model, run), run.checkpoints, kind=kind)
     if kind != "GRPOConfig":
         arguments.max_length = _fit_max_length(arguments.max_length, model, section=SECTIONS[kind])
     return arguments
@@ -65,7 +65,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     """Return the settings of a run: the user's own unchanged, or the course's settings updated with the user's values.
 
     Args:
-        values: An `SFTConfig`, or its fields with `bf16` decided (`settle_precision`).
+        values: An `SFTConfig`, or its fields with `bf16` decided (`resolve_precision`).
         output_dir: Folder of the checkpoints.
         kind: `SFTConfig`, `DPOConfig` or `GRPOConfig`, of TRL.
 
@@ -91,7 +91,7 @@ def build_arguments(values: Any, output_dir: Path, *, kind: str = "SFTConfig") -
     if kind == "SFTConfig":
         # Our collators avoid padding if that is exact, and the rows are already prepared.
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}
-        # The tokenizer has the template, as it was settled.
+        # The tokenizer has the template, as it was resolved.
         arguments.chat_template_path = None
         if arguments.assistant_only_loss:
             arguments.assistant_only_loss, arguments.completion_only_loss = False, True
@@ -146,7 +146,7 @@ def _build_with_defaults(values: Mapping[str, Any], kind: str) -> Any:
         return getattr(trl, kind)(**settings)
 
 
-def _tell_what_is_slow(arguments: "SFTConfig", model: "PreTrainedModel") -> None:
+def _log_slow_settings(arguments: "SFTConfig", model: "PreTrainedModel") -> None:
     """Log which settings of a user's own `SFTConfig` make training slower on this machine."""
     if arguments.activation_checkpointing:
         logger.info(
@@ -166,7 +166,7 @@ def translated_refusals(headline: str) -> Iterator[None]:
         raise ConfigError(headline, [str(error)]) from error
 
 
-def settle_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: RunFolder) -> dict[str, Any]:
+def resolve_precision(values: Mapping[str, Any], model: "PreTrainedModel", run: RunFolder) -> dict[str, Any]:
     """Return a `train` section with `bf16` set: as given, or as at the start of the run, or as is faster here.
 
     The first of several processes decides for all, and the decision is kept beside the checkpoints.

@@ -17,7 +17,13 @@ from hf_instruct.quantization import is_quantized, prepare_training
 from hf_instruct.records import Example, format_row
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import TrainingSummary
-from hf_instruct.training.running import begin_training, check_trainable, load_learned, run_trainer, translated_errors
+from hf_instruct.training.running import (
+    begin_training,
+    check_trainable,
+    load_training_splits,
+    run_trainer,
+    translated_errors,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -86,7 +92,7 @@ def train(  # noqa: PLR0913 - TRL's own names for TRL's own objects
         DataError: A split is empty, some rows have no label left within `max_length`, or the model lacks a token.
         TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
-    splits, run = load_learned(data), RunFolder(Path(output_dir))
+    splits, run = load_training_splits(data), RunFolder(Path(output_dir))
     check_trainable(model, peft_config)
     prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume, args=args)
     # Here too: an adapter is made, and the model moves to the GPU.
@@ -128,12 +134,12 @@ def _build_trainer(  # noqa: PLR0913 - as `train`
     callbacks: "Sequence[TrainerCallback | type[TrainerCallback]]" = (),
     **others: Any,
 ) -> tuple["InstructTrainer", "RunLog"]:
-    from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
+    from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
     from hf_instruct.training.callbacks import build_log
     from hf_instruct.training.fast.optimizer import build_optimizer
     from hf_instruct.training.trainer import InstructTrainer
 
-    arguments = settle_arguments(args, model, run)
+    arguments = resolve_arguments(args, model, run)
     adapter = build_lora_config(peft_config, model) if peft_config is not None else None
     if is_quantized(model):
         prepare_training(model)

@@ -80,7 +80,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         RunError: `output_dir` contains a model already, or the checkpoint was made from something else.
         TrainingError: The disk is full or too small, memory runs out, or the loss is not a number.
     """
-    from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
+    from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
     from hf_instruct.training.callbacks import build_log
     from hf_instruct.training.fast.optimizer import build_optimizer
 
@@ -95,7 +95,7 @@ def train_preferences(  # noqa: PLR0913 - as `train`
         )
     prompt_format = begin_training(run, model, tokenizer, prompt_format, pairs, resume=resume, args=args)
     with translated_errors(run, section="dpo"):
-        arguments = settle_arguments(args, model, run, kind="DPOConfig")
+        arguments = resolve_arguments(args, model, run, kind="DPOConfig")
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None
         rows = {
             name: tokenize_pairs(pairs[name], tokenizer, prompt_format, max_length=arguments.max_length)

@@ -33,7 +33,13 @@ from hf_instruct.training.fast.attention import segment_attention
 from hf_instruct.training.fast.collators import SegmentCollator
 from hf_instruct.training.fast.loss import add_label_losses, find_labels, has_plain_head
 from hf_instruct.training.fast.sharing import build_segments
-from hf_instruct.training.running import begin_training, check_trainable, load_learned, run_trainer, translated_errors
+from hf_instruct.training.running import (
+    begin_training,
+    check_trainable,
+    load_training_splits,
+    run_trainer,
+    translated_errors,
+)
 from hf_instruct.training.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -96,17 +102,17 @@ def train_with_rewards(  # noqa: PLR0913 - as `train`
         TrainingError: A reward function fails or returns no number, the disk is too small or full, memory runs out, or
             the loss is no longer a number.
     """
-    from hf_instruct.training.arguments import build_lora_config, settle_arguments, translated_refusals
+    from hf_instruct.training.arguments import build_lora_config, resolve_arguments, translated_refusals
     from hf_instruct.training.callbacks import build_log
     from hf_instruct.training.finetune import SAMPLE_ROWS, build_sampler
 
-    splits, run = load_learned(data), RunFolder(Path(output_dir))
+    splits, run = load_training_splits(data), RunFolder(Path(output_dir))
     if not reward_funcs:
         raise ConfigError("`reward_funcs` is empty; pass a function, or `build_rewards(...)`.")
     check_trainable(model, peft_config)
     prompt_format = begin_training(run, model, tokenizer, prompt_format, splits, resume=resume)
     with translated_errors(run, section="grpo"):
-        arguments = settle_arguments(args, model, run, kind="GRPOConfig")
+        arguments = resolve_arguments(args, model, run, kind="GRPOConfig")
         adapter = build_lora_config(peft_config, model) if peft_config is not None else None
         if is_quantized(model):
             prepare_training(model)

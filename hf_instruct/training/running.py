@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_learned(data: Any) -> CheckedSplits:
+def load_training_splits(data: Any) -> CheckedSplits:
     """Return the splits of a source, with at least one training and one validation example.
 
     Raises:

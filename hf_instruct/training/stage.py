@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def fine_tune(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
+def run_sft(run: RunFolder, experiment: Experiment, *, resume: bool = False) -> TrainingSummary:
     """Fine-tune the experiment's model on the run's data, and return a summary.
 
     Raises:
@@ -66,10 +66,10 @@ def load_base(run: RunFolder, experiment: Experiment) -> "tuple[PreTrainedModel,
 def build_options(run: RunFolder, experiment: Experiment, model: "PreTrainedModel") -> dict[str, Any]:
     """Return what every training function is given of an experiment; frozen weights are halved where that is exact."""
     from hf_instruct.memory import give_back_freed_memory
-    from hf_instruct.training.arguments import settle_precision
+    from hf_instruct.training.arguments import resolve_precision
     from hf_instruct.training.fast.casts import halve_linear_weights
 
-    settings = settle_precision(experiment.given, model, run)
+    settings = resolve_precision(experiment.given, model, run)
     keep_checkpoints = settings.pop("keep_checkpoints", False)
     settings["run_name"] = name_tracked_run(run, settings)
     lora = experiment.lora
