@@ -14,7 +14,7 @@ from hf_instruct.records import read_file, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Preflight, TrainingSummary
 from hf_instruct.training.finetune import train
-from hf_instruct.training.stage import run_sft, log_summary
+from hf_instruct.training.stage import log_summary, run_sft
 from hf_instruct.yaml_text import read_yaml
 
 SPLITS = {"train": tiny_models.tiny_examples(4), "test": [], "validation": tiny_models.tiny_examples(2, start=4)}
