@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import add_trust_flag, natural, whole
-from hf_instruct.console import align, format_json
+from hf_instruct.console import align, format_json, pluralize
 
 if TYPE_CHECKING:
     from hf_instruct.schema import BenchmarkResult, MeanDifference
@@ -97,7 +97,7 @@ def _print_table(results: "Sequence[BenchmarkResult]", start: str, base: "Sequen
     limited = f"; the first {rows[0].limit:,} questions of each task" if rows[0].limit else ""
     print(f"\nlm-eval {rows[0].lm_eval_version}, {rows[0].dtype}, questions {asked}{limited}; ± is the standard error")
     if more := len({row.task for row in results if not row.shown}):
-        print(f"and {more} member{'s' if more > 1 else ''} of groups, in the results")
+        print(f"and {pluralize(more, 'member')} of groups, in the results")
 
 
 def _format_value(row: "BenchmarkResult") -> str:
