@@ -102,6 +102,7 @@ def test_every_verb_says_more(
         "report": "hf-instruct report: error: the following arguments are required: RUN",
         "push a": "hf-instruct push: error: the following arguments are required: --to",
         "generate a --strategy beam --preset code": "argument --preset: not allowed with argument --strategy",
+        "judge": "the following arguments are required: RUN_OR_FILE",
         "judge pairwise a": "the following arguments are required: --baseline",
         "judge pairwise a --baseline x --rubric course": "unrecognized arguments: --rubric course",
         "judge metrics a --force": "unrecognized arguments: --force",

@@ -132,7 +132,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; a verb's first action may be left out, as in `judge RUN` for `judge score RUN`."""
         actions = self.get_default("actions")
-        if actions and args and args[0] not in (*actions, "-h", "--help"):
+        if actions and args is not None and (not args or args[0] not in (*actions, "-h", "--help")):
             args = [actions[0], *args]
         return super().parse_known_args(args, namespace)
 
