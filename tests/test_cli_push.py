@@ -47,6 +47,17 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
     assert "\nlicense: mit\n" in (adapter.path / "publish" / "README.md").read_text()
 
 
+def test_an_interrupted_dry_run_says_that_nothing_was_published(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_instruct.hub.push.write_publication", interrupt)
+    assert main(["push", str(run.path), "--to", "me/a", "--dry-run"]) == 130
+    assert "interrupted. Nothing was published; run the same command again." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -60,6 +60,7 @@ def _push(options: argparse.Namespace) -> None:
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     chosen = {field.name: getattr(options, field.name) for field in dataclasses.fields(PushOptions)}
     if options.dry_run:
+        options.resume_hint = "Nothing was published; run the same command again."
         out = options.out or run.path / "publish"
         sizes = write_publication(run, out, options.to, PushOptions(**chosen))
         _print_files(sizes)
