@@ -307,7 +307,7 @@ def test_a_files_pairs_follow_the_splits_of_the_run(
     found = [pair.split for pair in read_rows(folder.preferences, PreferencePair)]
     assert found.count("train") == sizes["train"] + 19
     assert found.count("validation") == sizes["validation"] + 1
-    assert f"Left out {sizes['test']} pairs with a prompt of the test split" in caplog.text
+    assert f"left out: pairs with a prompt of the test split {sizes['test']}" in caplog.text
 
 
 def test_another_prompt_format_than_the_models_is_refused(

@@ -140,7 +140,7 @@ def make_pairs(
     if section.source == REFERENCES:
         pairs = _answer_training_prompts(run, experiment, model, tokenizer, left_out)
     else:
-        pairs = _split_pairs(run, section.source, section.limit)
+        pairs = _split_pairs(run, section.source, section.limit, left_out)
     for split in SPLITS:
         if not any(pair.split == split for pair in pairs):
             raise DataError(
@@ -190,7 +190,7 @@ def _answer_training_prompts(
     return pairs
 
 
-def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[PreferencePair]:
+def _split_pairs(run: RunFolder, source: str, limit: int | None, left_out: Counter[str]) -> list[PreferencePair]:
     """Return a file's pairs, each in the split of its prompt; those of the test split are left out.
 
     Of prompts that are in no split, one in twenty is held out.
@@ -198,16 +198,14 @@ def _split_pairs(run: RunFolder, source: str, limit: int | None) -> list[Prefere
     asked: dict[str, str] = {}
     for split in (*SPLITS, "test"):
         asked |= dict.fromkeys(map(_key, run.read_split(split)), split)
-    pairs, num_tested, num_new = [], 0, 0
+    pairs, num_new = [], 0
     for pair in read_pairs(source, limit=limit):
         split = asked.get(_key(Example.of(vars(pair))), "")
-        num_tested += split == "test"
+        left_out["pairs with a prompt of the test split"] += split == "test"
         num_new += not split
         if split != "test":
             drawn = "train" if num_new % 20 else "validation"
             pairs.append(pair.model_copy(update={"split": split or drawn}))
-    if num_tested:
-        logger.info("Left out %d pairs with a prompt of the test split", num_tested)
     return pairs
 
 
