@@ -123,8 +123,8 @@ def test_two_processes_measure_rewards_like_one(experiment: Path, environment, t
 def test_two_processes_learn_preferences_like_one(experiment: Path, environment, tmp_path: Path):
     values = json.loads(experiment.read_text())
     settings = {**values.pop("train"), "num_train_epochs": 1}
-    preferences = {"source": "references", "max_new_tokens": 16}
-    experiment.write_text(json.dumps({**values, "dpo": settings, "preferences": preferences}))
+    values["generate"]["max_new_tokens"] = 16
+    experiment.write_text(json.dumps({**values, "dpo": settings}))
     common = ["recipes/dpo.py", experiment, "--run-dir"]
     one, two = tmp_path / "one", tmp_path / "two"
     call([BIN / "python", *common, one, "--dpo.per_device_train_batch_size", "8"], environment)
@@ -241,10 +241,9 @@ def test_dpo_and_grpo_killed_twice_end_like_unbroken(method: str, experiment: Pa
     values = json.loads(experiment.read_text())
     settings = {**values.pop("train"), "learning_rate": 1e-2, "num_train_epochs": 2}
     groups = {"num_generations": 4, "max_completion_length": 6, "gradient_accumulation_steps": 1}
-    values |= {"dpo": settings, "preferences": {"max_new_tokens": 6}}
+    values |= {"dpo": settings}
     if method == "grpo":
         values |= {"grpo": {**values.pop("dpo"), **groups}, "rewards": {"length": 1}}
-        del values["preferences"]
     experiment.write_text(json.dumps(values))
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     train = [BIN / "hf-instruct", "train", experiment, "--resume", "--run-dir"]
