@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_instruct.cli.flags import parse_overrides, split_settings
 from hf_instruct.cli.main import VERBS, build_parser, main
-from hf_instruct.cli.settings import parse_overrides, split_settings
 from hf_instruct.config import describe_fields
 from hf_instruct.errors import InstructError
 from hf_instruct.processes import Terminated
@@ -39,6 +39,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
 
     def build(arguments: list[str]) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(prog="hf-instruct", allow_abbrev=False)
+        parser.set_defaults(overrides={})
         subparsers = parser.add_subparsers(required=True)
         trying = subparsers.add_parser("try", allow_abbrev=False)
         trying.add_argument("run", nargs="?")
@@ -169,7 +170,7 @@ def test_values_of_settings_are_yaml_and_other_flags_none(verb) -> None:
         assert [options.overrides for options in verb.calls] == [{"train.x": value}] * 2
     assert main(["try", "--map=a.b=c.d", "x.y"]) == 0
     assert (verb.calls[-1].map, verb.calls[-1].run) == ("a.b=c.d", "x.y")
-    assert not hasattr(verb.calls[-1], "overrides")
+    assert verb.calls[-1].overrides == {}
 
 
 def test_flags_of_fields_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +263,7 @@ def test_ctrl_c_in_a_run_names_the_command(
         "run mine.yaml --data.prompt_format nope": "Unknown prompt format `nope`.",
         "generate runs/none": "`runs/none` does not exist.",
         "generate runs/none --train.seed 1": "`runs/none` does not exist.",
+        "prefer runs/none --train.seed 1": "1 problem in the flags:",
         "report mine.yaml": "`mine.yaml` does not exist.",
     }.items(),
 )

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.flags import FieldFlag, add_field_flags, add_plot_flag, natural, whole
-from hf_instruct.cli.settings import collect_section
+from hf_instruct.cli.flags import FieldFlag, add_field_flags, add_plot_flag, collect_fields, natural, whole
 from hf_instruct.console import align, format_json, pluralize, wrap
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _load_settings(options: argparse.Namespace) -> "DataSection":
     from hf_instruct.config import load_experiment, parse_setting
 
     source = parse_setting("data.source", options.source)
-    given = {f"data.{name}": value for name, value in collect_section(options, "data").items()}
+    given = {f"data.{name}": value for name, value in collect_fields(options)["data"].items()}
     return load_experiment(None, {"data.source": source, "data.map": {**options.map}, **given}, deep=False).data
 
 
@@ -169,7 +168,7 @@ def _split(
     try:
         return split_dataset(examples, settings), None
     except DataError as error:
-        given = {f"data.{name}" for name in (*_SPLIT_FIELDS, "strict")} & {*getattr(options, "overrides", {})}
+        given = {f"data.{name}" for name in (*_SPLIT_FIELDS, "strict")} & {*options.overrides}
         if given:
             raise
         none = examples.select([])

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.flags import add_field_flags, add_trust_flag, natural
-from hf_instruct.cli.settings import collect_section
+from hf_instruct.cli.flags import add_field_flags, add_trust_flag, collect_fields, natural
 
 if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder
@@ -97,7 +96,7 @@ def _answer_source(options: argparse.Namespace) -> None:
     from hf_instruct.generation.endpoint import answer_source
     from hf_instruct.generation.strategies import build_generation_settings
 
-    fields = collect_section(options, "generate")
+    fields = collect_fields(options)["generate"]
     if "endpoint" not in fields or options.preset or options.format == "course":
         raise ConfigError(
             "`--out` needs `--endpoint URL` and `--model NAME`, and cannot be used with `--preset` or `--format`."
@@ -119,7 +118,7 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
     from hf_instruct.errors import ConfigError
     from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 
-    given = dict(getattr(options, "overrides", {}))
+    given = dict(options.overrides)
     if options.num_return is not None:
         given.setdefault("generate.num_return_sequences", options.num_return)
     stored = run.load_experiment().generate.model_dump()

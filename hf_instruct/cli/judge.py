@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_instruct.cli.flags import add_field_flags, natural
-from hf_instruct.cli.settings import collect_section
+from hf_instruct.cli.flags import add_field_flags, collect_fields, natural
 from hf_instruct.console import wrap
 
 if TYPE_CHECKING:
@@ -244,7 +243,7 @@ def _build_section(options: argparse.Namespace, run: "RunFolder | None") -> "Jud
     from hf_instruct.config import build_experiment
     from hf_instruct.evaluation.stage import load_judge_settings
 
-    given = collect_section(options, "judge")
+    given = collect_fields(options)["judge"]
     values = load_judge_settings(run, given) if run else given
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
 

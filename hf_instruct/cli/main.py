@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_instruct import __version__
-from hf_instruct.cli.flags import FieldFlag
-from hf_instruct.cli.settings import parse_overrides, split_settings, suggest_flag
+from hf_instruct.cli.flags import FieldFlag, parse_overrides, split_settings, suggest_flag
 from hf_instruct.console import clean_message, clean_output, wrap
 from hf_instruct.errors import DISK_ERRORS, InstructError, disk_remedy
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{f'.{near}' if near else ''}")
     try:
         if settings:
-            options.overrides = {**getattr(options, "overrides", {}), **parse_overrides(settings, options, parser)}
+            options.overrides = {**options.overrides, **parse_overrides(settings, options, parser)}
         configure_process()
         with sigterm_interrupts(), clean_output():
             options.handler(options)
@@ -153,7 +152,7 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
         epilog="Run `hf-instruct COMMAND --help` for details. Start with\n  hf-instruct run demo",
     )
     parser.add_argument("--version", action="version", version=f"hf-instruct {__version__}")
-    parser.set_defaults(handler=lambda options: parser.print_help())
+    parser.set_defaults(handler=lambda options: parser.print_help(), overrides={})
     # The metavar is longer than any command: argparse lays out the column of help texts by it.
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND [OPTION]")
     for verb, text in VERBS.items():

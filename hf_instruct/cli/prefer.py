@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from hf_instruct.cli.flags import add_field_flags, add_trust_flag, natural
+from hf_instruct.cli.flags import add_field_flags, add_trust_flag, collect_fields, natural
 
 DESCRIPTION = """\
 Write pairs of a better and a worse answer to a run's training and validation prompts, for an experiment with a `dpo`
@@ -54,10 +54,7 @@ def _prefer(options: argparse.Namespace) -> None:
     from hf_instruct.preferences.prefer import build_preferences
     from hf_instruct.run_folder import RunFolder
 
-    given: dict[str, dict[str, object]] = {"generate": {}, "judge": {}}
-    for dotted, value in getattr(options, "overrides", {}).items():
-        section, _, name = dotted.partition(".")
-        given[section][name] = value
+    given = collect_fields(options)
     if options.temperature is not None:
         given["generate"]["temperature"] = options.temperature
     pairs = build_preferences(

@@ -82,7 +82,7 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
         raise ConfigError("Name a YAML file, or a recipe: `hf-instruct recipes` lists them.")
     options.run_dir = options.run_dir or default_path(options.experiment)
     options.resume_hint = f"Continue with: {_format_resume_command(options)}"
-    experiment = load_experiment(find_experiment(options.experiment), getattr(options, "overrides", {}))
+    experiment = load_experiment(find_experiment(options.experiment), options.overrides)
     if options.verb in ("dpo", "grpo") and getattr(experiment, options.verb) is None:
         raise ConfigError(
             f"`{options.experiment}` has no `{options.verb}` section. Add `{options.verb}: {{}}` to it, or use "
@@ -106,7 +106,7 @@ def _format_resume_command(options: argparse.Namespace) -> str:
 
     words = ["hf-instruct", options.verb, str(options.experiment), "--run-dir", str(options.run_dir), "--resume"]
     words += [f"--reward={place}" for place in options.reward]
-    for name, value in getattr(options, "overrides", {}).items():
+    for name, value in options.overrides.items():
         # JSON is YAML; a text is written as it is unless it would be read as something else.
         text = value if isinstance(value, str) and parse_setting(name, value) == value else json.dumps(value)
         words.append(f"--{name}={text}")

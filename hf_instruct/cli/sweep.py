@@ -55,7 +55,7 @@ def _sweep(options: argparse.Namespace) -> None:
         options.experiment,
         options.settings,
         options.sweep_dir,
-        overrides=getattr(options, "overrides", {}),
+        overrides=options.overrides,
         trials=options.trials,
         seed=options.seed,
     )
