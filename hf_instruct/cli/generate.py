@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--strategy", metavar="NAME", help="decoding strategy; see below")
     how.add_argument("--preset", metavar="NAME", help="decoding settings for a kind of task; `--presets` lists them")
-    parser.add_argument("--presets", action="store_true", help="list strategies and presets with their sources")
+    text = "list strategies and presets with their sources"
+    parser.add_argument("--presets", dest="handler", action="store_const", const=_print_presets, help=text)
     add_field_flags(parser, "generate", "seed", "limit", "endpoint", "model", "concurrency")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.jsonl", help="write answers to any examples to this file (with `--endpoint`)"
@@ -66,9 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    if options.presets:
-        _print_presets()
-        return
     if options.run is None:
         options.usage_error("the following arguments are required: run")
     if options.out:
@@ -138,7 +136,7 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
     return {**given, **{f"generate.{name}": value for name, value in {**stale, **settings}.items()}}
 
 
-def _print_presets() -> None:
+def _print_presets(options: argparse.Namespace) -> None:
     from hf_instruct.generation.strategies import load_strategies
 
     for title, presets in (("strategies (`--strategy NAME`)", False), ("presets (`--preset NAME`)", True)):

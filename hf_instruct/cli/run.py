@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import format_help
 from hf_instruct.console import wrap
+
+if TYPE_CHECKING:
+    from hf_instruct.run_folder import RunFolder
 
 DESCRIPTION = "Run all stages of an experiment in one run folder."
 EPILOG = """\
@@ -39,20 +43,30 @@ def add_run_options(parser: argparse.ArgumentParser, *, takes_reward: bool = Tru
         parser.add_argument(
             "--reward", metavar="FILE.py:NAME", action="append", help="your own reward function, for `grpo`"
         )
-    parser.add_argument("--fields", action="store_true", help="list our own fields with their defaults and exit")
+    text = "list our own fields with their defaults and exit"
+    parser.add_argument("--fields", dest="handler", action="store_const", const=_list_fields, help=text)
+
+
+def _list_fields(options: argparse.Namespace) -> None:
+    from hf_instruct.config import describe_fields
+    from hf_instruct.library_fields import describe_libraries
+
+    for name, default, text in describe_fields():
+        print(wrap(f"--{name:25} {format_help(default, text)}"))
+    print("\nAll fields of these classes can be set in the same way. Our defaults, if they differ from the library's:")
+    for section, owner, defaults in describe_libraries():
+        listed = ", ".join(f"{name} {value}" for name, value in defaults.items())
+        print(wrap(f"--{section}.NAME, of {owner}: {listed}"))
 
 
 def _run(options: argparse.Namespace) -> None:
     from hf_instruct.pipeline import STAGES
 
-    if not run_experiment(options, STAGES):
-        return
+    run = run_experiment(options, STAGES)
     from hf_instruct.cli.judge import require_verdicts
     from hf_instruct.reporting.summary import format_summary
-    from hf_instruct.run_folder import RunFolder
     from hf_instruct.schema import MODELS
 
-    run = RunFolder(options.run_dir)
     print(format_summary(run))
     # Last: training, answers, metrics and the report are good without scores.
     for model in MODELS:
@@ -60,24 +74,13 @@ def _run(options: argparse.Namespace) -> None:
             require_verdicts(scores.n, scores.total, files=run.judgments)
 
 
-def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool:
-    """Run some stages of the experiment that the options name, and return true; or list its fields if they ask that."""
-    from hf_instruct.config import describe_fields, load_experiment
+def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> "RunFolder":
+    """Run some stages of the experiment that the options name, and return its run folder."""
+    from hf_instruct.config import load_experiment
     from hf_instruct.errors import ConfigError
-    from hf_instruct.library_fields import describe_libraries
     from hf_instruct.pipeline import default_path, run
     from hf_instruct.recipes import find_experiment
 
-    if options.fields:
-        for name, default, text in describe_fields():
-            print(wrap(f"--{name:25} {format_help(default, text)}"))
-        print(
-            "\nAll fields of these classes can be set in the same way. Our defaults, if they differ from the library's:"
-        )
-        for section, owner, defaults in describe_libraries():
-            listed = ", ".join(f"{name} {value}" for name, value in defaults.items())
-            print(wrap(f"--{section}.NAME, of {owner}: {listed}"))
-        return False
     if options.experiment is None:
         raise ConfigError("Name a YAML file, or a recipe: `hf-instruct recipes` lists them.")
     options.run_dir = options.run_dir or default_path(options.experiment)
@@ -93,8 +96,7 @@ def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> bool
         from hf_instruct.preferences.rewards import load_reward
 
         own["reward_funcs"] = [load_reward(place) for place in options.reward]
-    run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages, **own)
-    return True
+    return run(experiment, options.run_dir, resume=options.resume, force=options.force, stages=stages, **own)
 
 
 def _format_resume_command(options: argparse.Namespace) -> str:

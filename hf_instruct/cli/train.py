@@ -24,5 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser, *, verb: str = "train") -> No
 
 
 def _train(options: argparse.Namespace) -> None:
-    if run_experiment(options, ("data", "train")) and is_main_process():
-        print(options.run_dir / "model")
+    run = run_experiment(options, ("data", "train"))
+    if is_main_process():
+        print(run.model)
