@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,23 +84,23 @@ def add_field_flags(
     section: str,
     *names: str,
     switches: Sequence[str] = (),
-    renamed: Mapping[str, str] | None = None,
 ) -> None:
     """Add flags that stand for fields of one section of an experiment: `--base-url URL` for `--judge.base_url URL`.
 
-    What is given lands in `options.overrides` by its dotted name; a field that is not given is not there.
+    What is given lands in `options.overrides` by its dotted name; a field that is not given is not there. The section's
+    main field is called as the section: `--judge` for `--judge.backend`.
 
     Args:
         parser: Where they are added.
         section: Of the experiment.
         names: Fields that take a value.
         switches: Fields that a flag without a value turns on.
-        renamed: Names of flags that are not called as their field, by the field.
     """
     for name in (*names, *switches):
-        flag = (renamed or {}).get(name, name).replace("_", "-")
-        kind: dict[str, Any] = {"nargs": 0} if name in switches else {"metavar": flag.upper().replace("-", "_")}
-        parser.add_argument(f"--{flag}", action=FieldFlag, field=f"{section}.{name}", **kind)
+        field = f"{section}.{name}"
+        flag = section if field == _MAIN_FIELDS.get(section) else name
+        kind: dict[str, Any] = {"nargs": 0} if name in switches else {"metavar": flag.upper()}
+        parser.add_argument(f"--{flag.replace('_', '-')}", action=FieldFlag, field=field, **kind)
 
 
 def add_trust_flag(parser: argparse.ArgumentParser) -> None:

@@ -79,7 +79,7 @@ def _add_source(parser: argparse.ArgumentParser, handler: object, *, nargs: str 
 
 def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
     fields = ("backend", "model", "base_url", "concurrency", "timeout_seconds")
-    add_field_flags(parser, "judge", *fields, switches=("pull",), renamed={"backend": "judge"})
+    add_field_flags(parser, "judge", *fields, switches=("pull",))
     parser.add_argument("--no-cache", action="store_true", help="do not read or write the verdict cache")
     parser.add_argument("--force", action="store_true", help="judge all answers again")
     hint = "Judgments are kept; run the same command without `--force` to continue."

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="use a judge that failed its check")
     add_field_flags(parser, "generate", "max_new_tokens", "seed", "batch_size", "limit")
     names = ("backend", "model", "base_url", "concurrency", "rubric")
-    add_field_flags(parser, "judge", *names, switches=("pull",), renamed={"backend": "judge"})
+    add_field_flags(parser, "judge", *names, switches=("pull",))
     add_trust_flag(parser)
     hint = "What was answered and judged is kept; the same command continues."
     parser.set_defaults(handler=_prefer, sections=("generate", "judge"), resume_hint=hint)
