@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_instruct.errors import ModelLoadError, PublishError, RunError
-from hf_instruct.hub.export import export
+from hf_instruct.hub.export import building, export
 from hf_instruct.hub.merging import check_run, load_run_model
-from hf_instruct.hub.outputs import building
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.run_folder import RunFolder

@@ -1,7 +1,10 @@
 """Export a run's model as merged weights, a GGUF file or a folder for Ollama, and check the result."""
 
+import contextlib
 import dataclasses
 import logging
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hf_instruct.errors import PublishError, quote_names
@@ -9,7 +12,6 @@ from hf_instruct.hub.fidelity import Fidelity
 from hf_instruct.hub.gguf_file import check_gguf, check_gguf_package, check_model, write_gguf
 from hf_instruct.hub.merging import check_links, check_run, load_run_model, save_run_model
 from hf_instruct.hub.ollama import Modelfile, build_modelfile
-from hf_instruct.hub.outputs import building, check_target
 from hf_instruct.hub.templates import shape_prompt
 from hf_instruct.models import context_length
 from hf_instruct.run_folder import RunFolder
@@ -18,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 KINDS = ("merged", "gguf", "ollama")
 TENSOR_TYPES = ("F32", "F16", "Q8_0")
+# A folder that is exported holds one of these: merged weights the first, a model for Ollama the second.
+_EXPORTED = ("config.json", "Modelfile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ def export(
     target = Path(out) if out else run.path / "export" / name
     if kind == "gguf" and target.suffix != ".gguf":
         raise PublishError(f"`--out {target}` must end in `.gguf`.")
-    check_target(target, force=force)
+    _check_target(target, force=force)
     check_links(run)
     if kind != "merged":
         check_gguf_package()
@@ -94,3 +98,58 @@ def export(
         if modelfile is not None:
             (part / "Modelfile").write_text(modelfile.format(weights.name), encoding="utf-8", newline="\n")
     return Export(target, run.has_adapter, check, weights, modelfile)
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    """Refuse a file or folder that is taken; with `force`, only a folder of something else."""
+    if target.exists() and not force:
+        raise PublishError(f"`{target}` already exists. Replace it with `--force`, or use another path with `--out`.")
+    if target.is_dir() and any(target.iterdir()) and not any((target / name).is_file() for name in _EXPORTED):
+        raise PublishError(
+            f"`{target}` is a folder without an export, so it is not replaced, not even with `--force`. Use another "
+            "path with `--out`."
+        )
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target`, where nothing is yet; what is written there is deleted with the block.
+
+    Raises:
+        PublishError: The disk is full, or the target's folder cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True
+        ) as folder:
+            yield Path(folder) / target.name
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PublishError(
+            f"`{target}` could not be written ({reason}); nothing was kept. Free some space, or make "
+            f"`{target.parent}` writable."
+        ) from error
+
+
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """Yield a path as `staging` does; what is whole there at the end replaces the target, which stays otherwise.
+
+    Raises:
+        PublishError: The disk is full, or the target cannot be written.
+    """
+    with staging(target) as part:
+        yield part
+        # A folder cannot be renamed over one.
+        aside = part.with_name(f"{target.name}.replaced")
+        try:
+            if target.exists():
+                target.rename(aside)
+            part.rename(target)
+        finally:
+            # After Ctrl-C as well: what was moved aside is deleted in a moment.
+            if aside.exists() and not target.exists():
+                aside.rename(target)

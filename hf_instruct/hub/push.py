@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.console import redact
 from hf_instruct.errors import PublishError, quote_names
+from hf_instruct.hub.export import building, staging
 from hf_instruct.hub.folder import CARD, is_ours, list_sizes, write_folder
-from hf_instruct.hub.outputs import building, staging
 from hf_instruct.hub.publication import BaseModelInfo, Publication, PushOptions, plan_publication
 from hf_instruct.offline import offline, transport_error
 from hf_instruct.run_folder import RunFolder

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import ConfigError, PublishError, needs_package
+from hf_instruct.hub.export import building
 from hf_instruct.hub.merging import check_run, name_run, write_model
-from hf_instruct.hub.outputs import building
 from hf_instruct.hub.templates import shape_prompt
 from hf_instruct.local_server import Guard, list_hosts, refusal
 from hf_instruct.models import cache_folder, context_length, load_tokenizer
