@@ -16,7 +16,7 @@ from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
 from hf_instruct.hub.card import quote_python
 from hf_instruct.hub.export import export
 from hf_instruct.hub.folder import check_private, list_sizes, write_folder
-from hf_instruct.hub.publication import PushOptions, find_base_model, plan_publication
+from hf_instruct.hub.publication import find_base_model, plan_publication
 from hf_instruct.hub.push import write_publication
 from hf_instruct.hub.templates import build_go_template, shape_prompt
 from hf_instruct.models import load_model, load_tokenizer
@@ -30,12 +30,12 @@ from hf_instruct.yaml_text import dump_yaml, read_yaml
 @pytest.fixture(scope="module")
 def published(full_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "publish"
-    write_publication(full_run, out, "me/assistant", PushOptions(license="mit"))
+    write_publication(full_run, out, "me/assistant", license="mit")
     return out
 
 
 def _write(run: RunFolder, out: Path, repo_id: str = "me/a", **options: Any) -> dict[str, int]:
-    write_folder(plan_publication(run, repo_id, PushOptions(**options)), out)
+    write_folder(plan_publication(run, repo_id, **options), out)
     return list_sizes(out)
 
 
@@ -195,7 +195,7 @@ def test_an_adapter_names_its_base_model_as_others_know_it(
     with pytest.raises(PublishError, match=r"s base model is a local folder.*`--base-model ID`.*`--merge`"):
         write_publication(adapter_run, tmp_path / "out", "me/a")
     assert list(tmp_path.iterdir()) == []
-    sizes = write_publication(adapter_run, tmp_path / "out", "me/a", PushOptions(base_model=BASE_ID))
+    sizes = write_publication(adapter_run, tmp_path / "out", "me/a", base_model=BASE_ID)
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(sizes)
     assert "training_args.bin" not in sizes
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -213,8 +213,7 @@ def test_gguf_files_and_what_ollama_asks_with(
 ) -> None:
     run, out = _copy(full_run if kind == "full" else adapter_run, tmp_path / "zeppelin"), tmp_path / "out"
     private = _plant_private_texts(run, monkeypatch)
-    options = PushOptions(gguf=True, merge=kind == "merged", base_model=BASE_ID)
-    sizes = write_publication(run, out, "me/a", options)
+    sizes = write_publication(run, out, "me/a", gguf=True, merge=kind == "merged", base_model=BASE_ID)
     assert {"a-Q8_0.gguf", "a-F16.gguf", "template", "params", "tokenizer.json"} <= set(sizes)
     assert ("adapter_model.safetensors" in sizes) == (kind == "adapter")
     # A prompt without a system message of its own has none.
@@ -302,7 +301,7 @@ def test_gguf_of_a_prompt_that_ollama_cannot_write(full_run: RunFolder, tmp_path
     run = _copy(full_run, tmp_path / "run")
     _set(run, "data", prompt_format=str(tmp_path / "shout.jinja"))
     with pytest.raises(PublishError, match=r"cannot be written as a chat template or an Ollama template"):
-        write_publication(run, tmp_path / "out", "me/a", PushOptions(gguf=True))
+        write_publication(run, tmp_path / "out", "me/a", gguf=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -310,7 +309,7 @@ def test_gguf_of_a_prompt_that_ollama_cannot_write(full_run: RunFolder, tmp_path
 def test_merge_publishes_whole_weights(adapter_run: RunFolder, small_model: Path, tmp_path: Path) -> None:
     import torch
 
-    sizes = write_publication(adapter_run, tmp_path / "out", "me/a", PushOptions(merge=True))
+    sizes = write_publication(adapter_run, tmp_path / "out", "me/a", merge=True)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(sizes)
     assert not any(name.startswith("adapter") for name in sizes)
     ids = torch.tensor([[64, 37, 31]])
@@ -425,6 +424,7 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"licence": "mit"}, "`push` has no options `licence`; the options are `merge`, "),
         ({"merge": True}, "trained all weights, so there is nothing to merge"),
         ({"license": "Apache 2"}, "`--license Apache 2` is not a license identifier of the Hub"),
         ({"base_model": "../gpt2"}, r"`--base-model \.\./gpt2` is not an id on the Hub"),
@@ -434,7 +434,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     full_run: RunFolder, tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(PublishError, match=said):
-        write_publication(full_run, tmp_path / "out", "me/a", PushOptions(**options))
+        write_publication(full_run, tmp_path / "out", "me/a", **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -463,7 +463,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(published: Path, full_run: Run
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
     # One of ours is replaced whole.
     (published / "old.safetensors").touch()
-    write_publication(full_run, published, "me/assistant", PushOptions(license="mit"))
+    write_publication(full_run, published, "me/assistant", license="mit")
     assert not (published / "old.safetensors").exists()
 
 
@@ -551,7 +551,7 @@ def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
 
 
 def test_private_texts_are_found(full_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_publication(full_run, "me/a", PushOptions())
+    plan = plan_publication(full_run, "me/a")
     file = tmp_path / "tokenizer_config.json"
 
     def check(text: str) -> str:

@@ -12,7 +12,6 @@ import tiny_models
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.hub.gguf_file import write_gguf
 from hf_instruct.hub.merging import RunModel, load_run_model
-from hf_instruct.hub.publication import PushOptions
 from hf_instruct.hub.push import write_publication
 from hf_instruct.run_folder import RunFolder
 
@@ -50,7 +49,7 @@ def test_llama_cpp_answers_like_the_model(kind: str, tmp_path: Path) -> None:
 def test_llama_cpp_answers_like_the_adapter_that_was_pushed(
     tensor_type: str, adapter_run: RunFolder, tmp_path: Path
 ) -> None:
-    write_publication(adapter_run, tmp_path / "out", "me/a", PushOptions(gguf=True, merge=True))
+    write_publication(adapter_run, tmp_path / "out", "me/a", gguf=True, merge=True)
     file = tmp_path / "out" / f"a-{tensor_type}.gguf"
     # Random weights make close choices, which eight bits turn.
     check_answers(load_run_model(adapter_run), file, same_answers=tensor_type == "F16")

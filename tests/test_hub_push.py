@@ -21,7 +21,7 @@ from publishing_runs import (
 
 from hf_instruct.errors import PublishError, RunError
 from hf_instruct.hub.folder import write_folder
-from hf_instruct.hub.publication import PushOptions, plan_publication
+from hf_instruct.hub.publication import plan_publication
 from hf_instruct.hub.push import push
 from hf_instruct.models import load_model
 from hf_instruct.run_folder import RunFolder
@@ -213,7 +213,7 @@ def test_nobody_is_asked_about_a_run_that_cannot_be_published(
 
 def test_linked_weights_are_the_same_file(run: RunFolder) -> None:
     out = run.path / "linked"
-    write_folder(plan_publication(run, "me/a", PushOptions()), out, link=True)
+    write_folder(plan_publication(run, "me/a"), out, link=True)
     assert (out / "model.safetensors").samefile(run.model / "model.safetensors")
     assert not (out / "config.json").samefile(run.model / "config.json")
 

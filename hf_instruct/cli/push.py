@@ -62,7 +62,7 @@ def _push(options: argparse.Namespace) -> None:
     if options.dry_run:
         options.resume_hint = "Nothing was published; run the same command again."
         out = options.out or run.path / "publish"
-        sizes = write_publication(run, out, options.to, PushOptions(**chosen))
+        sizes = write_publication(run, out, options.to, **chosen)
         _print_files(sizes)
         print(f"{out}\nNothing was published; the model card is {out / 'README.md'}.")
         for name in _list_f16(sizes):

@@ -66,7 +66,7 @@ def write_folder(plan: Publication, folder: Path, *, link: bool = False) -> None
     from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # exported lazily
 
     run = plan.results.folder
-    source = load_run_model(run) if plan.gguf else None
+    source = load_run_model(run) if plan.options.gguf else None
     if source is not None:
         # Before the rest, which Transformers would read beside a GGUF file.
         _write_gguf_files(source, folder, plan.name)

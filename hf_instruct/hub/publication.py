@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment
-from hf_instruct.errors import PublishError
+from hf_instruct.errors import PublishError, quote_names
 from hf_instruct.hub.gguf_file import check_gguf_package
 from hf_instruct.hub.merging import check_links, check_run
 from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
@@ -128,57 +128,74 @@ class Publication:
     Attributes:
         results: What the run holds.
         repo_id: Where it goes.
+        options: What the user decided.
         base: The model that was tuned.
         data: What it learned from.
         preferences: The pairs of answers that DPO learned from; None without, or where they were made from the data.
-        license: Of the published weights, or `unknown`.
         prompt_format: The format of the prompts it was trained on.
         adapter: Settings of the adapter; empty for full fine-tuning.
-        is_adapter: Whether the adapter alone is published, which needs its base model.
-        gguf: Whether GGUF files are published beside the weights.
     """
 
     results: RunResults
     repo_id: str
+    options: PushOptions
     base: BaseModelInfo
     data: DataInfo
     preferences: DataInfo | None
-    license: str
     prompt_format: PromptFormat
     adapter: dict[str, Any]
-    is_adapter: bool
-    gguf: bool
 
     @property
     def name(self) -> str:
         """The repository's name, without its namespace."""
         return self.repo_id.rpartition("/")[2]
 
+    @property
+    def license(self) -> str:
+        """The license of the published weights, or `unknown`."""
+        return self.options.license or UNKNOWN
 
-def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publication:
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the adapter alone is published, which needs its base model."""
+        return bool(self.adapter) and not self.options.merge
+
+
+def plan_publication(run: RunFolder, repo_id: str, **options: Any) -> Publication:
     """Return what is going to be published; errors that can be found without loading a model are found here.
+
+    Args:
+        run: A run with a tuned model.
+        repo_id: Where it goes.
+        options: Fields of `PushOptions`.
 
     Raises:
         RunError: The run does not exist, or its model is damaged.
         ConfigError: GGUF files are asked for, and the package that writes them is not installed.
-        PublishError: It has no model; an adapter's base model has no public name; or an option does not fit.
+        PublishError: The run has no model; an adapter's base model has no public name; or an option is unknown or does
+            not fit.
         DataError: A file of the run cannot be read.
     """
+    names = [field.name for field in dataclasses.fields(PushOptions)]
+    if unknown := set(options) - set(names):
+        raise PublishError(
+            f"`push` has no options {quote_names(sorted(unknown))}; the options are {quote_names(names)}."
+        )
+    chosen = PushOptions(**options)
     if not is_hub_id(repo_id):
         raise PublishError(
             f"`--to {repo_id}` is not a valid repository name. It should look like `namespace/name`, as in "
             "`me/gpt2-assistant`, with letters from a to z, digits, `-`, `_` and `.`, at most 96 characters."
         )
-    if options.gguf:
+    if chosen.gguf:
         check_gguf_package()
     check_links(run)
     check_run(run)
     experiment = run.load_experiment()
     adapter = read_file(run.model / "adapter_config.json", dict[str, Any]) or {}
-    _check_options(run, options, bool(adapter))
-    base = find_base_model(run, experiment, options.base_model)
-    is_adapter = bool(adapter) and not options.merge
-    if is_adapter and base.hub_id is None:
+    _check_options(run, chosen, bool(adapter))
+    base = find_base_model(run, experiment, chosen.base_model)
+    if adapter and not chosen.merge and base.hub_id is None:
         raise PublishError(
             "The adapter's base model is a local folder, which others do not have. Set the base model's id on the "
             "Hub with `--base-model ID`, or publish the merged model with `--merge`."
@@ -188,14 +205,12 @@ def plan_publication(run: RunFolder, repo_id: str, options: PushOptions) -> Publ
     return Publication(
         results=results,
         repo_id=repo_id,
+        options=chosen,
         base=base,
-        data=dataclasses.replace(data, license=options.data_license or data.license),
+        data=dataclasses.replace(data, license=chosen.data_license or data.license),
         preferences=find_preferences(experiment),
-        license=options.license or UNKNOWN,
         prompt_format=run.load_prompt_format(experiment.data.prompt_format),
         adapter=adapter,
-        is_adapter=is_adapter,
-        gguf=options.gguf,
     )
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.console import redact
-from hf_instruct.errors import PublishError, quote_names
+from hf_instruct.errors import PublishError
 from hf_instruct.hub.export import building, staging
 from hf_instruct.hub.folder import CARD, is_ours, list_sizes, write_folder
-from hf_instruct.hub.publication import BaseModelInfo, Publication, PushOptions, plan_publication
+from hf_instruct.hub.publication import BaseModelInfo, Publication, plan_publication
 from hf_instruct.offline import offline, transport_error
 from hf_instruct.run_folder import RunFolder
 
@@ -50,8 +50,8 @@ class Published:
     sizes: dict[str, int]
 
 
-def write_publication(run: RunFolder, out: Path, repo_id: str, options: PushOptions | None = None) -> dict[str, int]:
-    """Write what would be published into a folder, without any network; an earlier such folder is replaced.
+def write_publication(run: RunFolder, out: Path, repo_id: str, **options: Any) -> dict[str, int]:
+    """Write what `push` would publish into a folder, without any network; an earlier such folder is replaced.
 
     Returns:
         Bytes of each file, by its path in the folder.
@@ -59,7 +59,7 @@ def write_publication(run: RunFolder, out: Path, repo_id: str, options: PushOpti
     Raises:
         InstructError: As `push`, if it has to do with the run; or `out` holds something else.
     """
-    plan = plan_publication(run, repo_id, options or PushOptions())
+    plan = plan_publication(run, repo_id, **options)
     if out.exists() and not _is_publication(out):
         raise PublishError(
             f"`{out}` exists and was not created by `hf-instruct push`, so it is not replaced. Use another folder "
@@ -92,23 +92,17 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
     from huggingface_hub import HfApi
 
     run = RunFolder.of(run)
-    names = [field.name for field in dataclasses.fields(PushOptions)]
-    if unknown := set(options) - set(names):
-        raise PublishError(
-            f"`push` has no options {quote_names(sorted(unknown))}; the options are {quote_names(names)}."
-        )
-    chosen = PushOptions(**options)
-    plan = plan_publication(run, repo_id, chosen)
+    plan = plan_publication(run, repo_id, **options)
     api = api or HfApi()
     # Before merging weights, which takes its time.
     with translated_hub_errors(api.endpoint):
         _check_base(api, plan.base)
-        repository, head = _open_repository(api, repo_id, chosen)
-    _check_head(repository, head, plan.base, chosen)
+        repository, head = _open_repository(api, plan)
+    _check_head(repository, head, plan)
     with staging(run.path / "publish") as folder:
         write_folder(dataclasses.replace(plan, repo_id=repository.id), folder, link=True)
         with translated_hub_errors(api.endpoint):
-            return _commit(api, plan, folder, head=head, options=chosen)
+            return _commit(api, plan, folder, head)
 
 
 def _check_base(api: "HfApi", base: BaseModelInfo) -> None:
@@ -121,9 +115,10 @@ def _check_base(api: "HfApi", base: BaseModelInfo) -> None:
         )
 
 
-def _open_repository(api: "HfApi", repo_id: str, options: PushOptions) -> tuple["ModelInfo", "ModelInfo"]:
+def _open_repository(api: "HfApi", plan: Publication) -> tuple["ModelInfo", "ModelInfo"]:
     """Return what `main` and the branch of the commit hold; what is missing of both is created."""
-    repository = api.model_info(api.create_repo(repo_id, private=options.private or None, exist_ok=True).repo_id)
+    options = plan.options
+    repository = api.model_info(api.create_repo(plan.repo_id, private=options.private or None, exist_ok=True).repo_id)
     if options.private and not repository.private:
         raise PublishError(
             f"`{repository.id}` exists and is public; `--private` is for new repositories. Make it private in its "
@@ -135,8 +130,9 @@ def _open_repository(api: "HfApi", repo_id: str, options: PushOptions) -> tuple[
     return repository, api.model_info(repository.id, revision=options.revision)
 
 
-def _check_head(repository: "ModelInfo", head: "ModelInfo", base: BaseModelInfo, options: PushOptions) -> None:
+def _check_head(repository: "ModelInfo", head: "ModelInfo", plan: Publication) -> None:
     """Refuse to publish over a model that was made from another base model."""
+    base, options = plan.base, plan.options
     # What a branch without commits of its own holds is in `main`, too.
     is_new_branch = options.revision not in (None, "main") and head.sha == repository.sha
     has_weights = any(sibling.rfilename.endswith(_WEIGHTS) for sibling in head.siblings or [])
@@ -156,10 +152,10 @@ def _check_head(repository: "ModelInfo", head: "ModelInfo", base: BaseModelInfo,
         )
 
 
-def _commit(api: "HfApi", plan: Publication, folder: Path, *, head: "ModelInfo", options: PushOptions) -> Published:
+def _commit(api: "HfApi", plan: Publication, folder: Path, head: "ModelInfo") -> Published:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    sizes = list_sizes(folder)
+    options, sizes = plan.options, list_sizes(folder)
     there = [sibling.rfilename for sibling in head.siblings or []]
     removed = sorted(name for name in there if name not in sizes and is_ours(name))
     verb = "Update" if any(is_ours(name) for name in there) else "Publish"
