@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import hf_instruct
-from hf_instruct.cli.main import build_parser
 from hf_instruct.cli.flags import split_settings
+from hf_instruct.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
