@@ -7,7 +7,7 @@ import pytest
 from tiny_models import load_copy
 
 from hf_instruct.config import build_experiment
-from hf_instruct.data.sources import iterate_examples, load_split
+from hf_instruct.data.sources import load_split
 from hf_instruct.data.splits import split_examples
 from hf_instruct.data.stage import prepare
 from hf_instruct.errors import DataError
@@ -157,7 +157,7 @@ def test_conversations_and_prompts_pass_through_a_run_unchanged(tmp_path: Path, 
         assert ("Prompts use the tokenizer's chat template" in caplog.text) == (rows is talk)
         caplog.clear()
         for name, expected in split_examples(rows).items():
-            assert list(iterate_examples(load_split(run, name))) == list(iterate_examples(expected))
+            assert load_split(run, name).to_list() == expected.to_list()
 
 
 def test_a_split_that_was_changed_is_not_trained_on(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def _build_id(values: Mapping[str, Any]) -> str:
 
 
 def _concatenate(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "Dataset":
-    """Return batches as one `Dataset`, without prompts and conversations if it has none."""
+    """Return batches as one `Dataset`."""
     import pyarrow
     from datasets import Dataset
 
@@ -174,8 +174,13 @@ def _concatenate(batches: Sequence[Any], ids: Sequence[str | None] | None) -> "D
     chosen = table["id"] if ids is None else pyarrow.array(ids, pyarrow.string())
     if ids is None and len(chosen.unique()) < len(chosen):
         chosen = pyarrow.array(number_repeats(chosen.to_pylist()), pyarrow.string())
+    return Dataset(drop_unused(table.set_column(0, "id", chosen)), fingerprint=new_fingerprint())
+
+
+def drop_unused(table: Any) -> Any:
+    """Return an Arrow table of examples without the columns of prompts and conversations if no row has one."""
     empty = [name for name in ("prompt", "messages", PROMPT_TURNS) if table[name].null_count == len(table)]
-    return Dataset(table.set_column(0, "id", chosen).drop_columns(empty), fingerprint=new_fingerprint())
+    return table.drop_columns(empty)
 
 
 def number_repeats(ids: Iterable[str]) -> list[str]:

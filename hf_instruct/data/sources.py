@@ -18,6 +18,7 @@ from hf_instruct.data.examples import (
     CheckedData,
     build_examples,
     build_features,
+    drop_unused,
     new_fingerprint,
     number_repeats,
 )
@@ -80,8 +81,8 @@ def load_examples(
     Raises:
         DataError: The source cannot be found or read, or has problems; all of them are listed.
     """
-    options: dict[str, Any] = {"hub_config": hub_config, "hub_split": hub_split, "revision": revision}
-    return check_source(source, map=map, limit=limit, **options).require_valid()
+    checked = check_source(source, map=map, hub_config=hub_config, hub_split=hub_split, revision=revision, limit=limit)
+    return checked.require_valid()
 
 
 def read_examples(source: Any, **options: Any) -> list[Example]:
@@ -118,7 +119,7 @@ def load_split(run: "RunFolder", name: str) -> "Dataset":
         raise DataError(
             f"`{run.split(name)}` cannot be read ({error}); restore it, or prepare the run again."
         ) from error
-    return Dataset(table.select(schema.names), fingerprint=new_fingerprint())
+    return Dataset(drop_unused(table.select(schema.names)), fingerprint=new_fingerprint())
 
 
 def check_section(section: DataSection) -> CheckedData:
@@ -148,8 +149,15 @@ def check_section(section: DataSection) -> CheckedData:
 
 
 def _check_part(part: SourceSection) -> CheckedData:
-    options: dict[str, Any] = {"hub_config": part.name, "hub_split": part.split, "revision": part.revision}
-    return check_source(part.path, map=part.map, columns=part.columns, limit=part.limit, **options)
+    return check_source(
+        part.path,
+        map=part.map,
+        columns=part.columns,
+        hub_config=part.name,
+        hub_split=part.split,
+        revision=part.revision,
+        limit=part.limit,
+    )
 
 
 def _choose_mixture_sizes(counts: Sequence[int], fractions: Sequence[float | None]) -> list[int]:
