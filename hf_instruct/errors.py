@@ -46,10 +46,27 @@ def disk_remedy(error: Exception) -> str:
     """Return the remedy for a disk error, as the start of a sentence.
 
     >>> disk_remedy(OSError(errno.ENOSPC, "No space left on device")), disk_remedy(PermissionError(errno.EACCES, "no"))
-    ('Free some disk space', 'Fix the problem')
+    ('Free some disk space', 'Check its permissions')
     """
-    is_full = any(text in str(error) for text in ("No space left", "quota exceeded"))
-    return "Free some disk space" if is_full else "Fix the problem"
+    # PyTorch and safetensors only quote the system's text.
+    if any(text in str(error) for text in ("No space left", "quota exceeded")):
+        return "Free some disk space"
+    number = getattr(error, "errno", None)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Check its permissions"
+    return "Check that its folder exists" if number in (errno.ENOENT, errno.ENOTDIR) else "Fix that"
+
+
+def is_bug(error: BaseException) -> bool:
+    """Return whether this package itself raised an error, or lacks one of its own files.
+
+    Such an error keeps its traceback; what a library raises is usually about a user's settings or files.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = error.filename if isinstance(error, OSError) else trace and trace.tb_frame.f_code.co_filename
+    return isinstance(file, str) and Path(file).is_relative_to(Path(__file__).parent)
 
 
 def quote_names(names: Iterable[object]) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.errors import ModelLoadError, did_you_mean, quote_names
+from hf_instruct.errors import ModelLoadError, did_you_mean, is_bug, quote_names
 from hf_instruct.memory import is_out_of_memory
 from hf_instruct.offline import fall_back_to_cache, find_on_hub
 from hf_instruct.processes import let_threads_sleep
@@ -150,9 +150,8 @@ def _load_whole(location: str, dropout: float | None, **options: Any) -> "PreTra
     )
     # What it does not find, Transformers fills with random numbers, and only logs it.
     if lost := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
-        raise ValueError(
-            f"{len(lost)} weights (the first is `{lost[0]}`) are missing or do not have the shape in its config"
-        )
+        reason = f"{len(lost)} weights (the first is `{lost[0]}`) are missing or do not have the shape in its config"
+        raise ModelLoadError(_explain(location, ValueError(reason)))
     return model
 
 
@@ -358,8 +357,8 @@ def move_to_best_device(model: "PreTrainedModel") -> None:
 def _translated_errors(name: str) -> Iterator[None]:
     """Turn loading errors that a user can fix into a `ModelLoadError` with advice.
 
-    For a missing repository, file, package or network; a config of no known kind, or with values of the wrong type;
-    weights that are torn, or too large. Anything else is a bug, here or below.
+    For a missing repository, file, package or network; a config of an unknown kind, or with values of the wrong type;
+    weights that are damaged, or too large. Anything else is a bug, here or in a library.
     """
     from safetensors import SafetensorError
 
@@ -367,6 +366,8 @@ def _translated_errors(name: str) -> Iterator[None]:
         with no_shard_bars():
             yield
     except (OSError, ValueError, TypeError, KeyError, ImportError, UserWarning, SafetensorError) as error:
+        if is_bug(error):
+            raise
         raise ModelLoadError(_explain(name, error)) from error
     except RuntimeError as error:
         if not is_out_of_memory(error):

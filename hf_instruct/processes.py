@@ -79,8 +79,7 @@ def wait_for_all() -> None:
 def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) -> Result:
     """Run `work` on the main process and return its result on all processes; the others wait.
 
-    An error on the main process is raised on all of them, because waiting processes would end with their own
-    tracebacks.
+    An error on the main process is raised on all of them, because they would wait for it or go on without its result.
 
     Args:
         work: What to do once.
@@ -88,6 +87,7 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
 
     Raises:
         InstructError: `work` raised it.
+        RuntimeError: On the other processes, if it raised anything else.
     """
     if count_processes() == 1:
         return work()
@@ -100,6 +100,10 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
             outcome[0] = work()
     except InstructError as error:
         outcome[1] = error
+    except BaseException as error:
+        # It may not survive being sent.
+        outcome[1] = RuntimeError(f"The first process failed: {error!r}")
+        raise
     finally:
         broadcast_object_list(outcome)
     if outcome[1] is not None:

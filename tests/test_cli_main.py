@@ -214,7 +214,7 @@ def test_streams_may_be_closed(closed: str, verb: str, tmp_path: Path) -> None:
 def test_a_disk_that_refuses_is_no_bug(verb, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verb.error = PermissionError(errno.EACCES, "Permission denied", "runs/a/.lock")
     assert main(["try"]) == 1
-    text = "`runs/a/.lock` cannot be read or written: Permission denied. Fix the problem, or choose another path."
+    text = "`runs/a/.lock` cannot be read or written: Permission denied. Check its permissions, or choose another path."
     assert capsys.readouterr().err == f"hf-instruct: {text}\n"
     verb.error = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):

@@ -43,7 +43,7 @@ def test_output_is_clean(handler: dict[str, object], capsys: pytest.CaptureFixtu
 
 
 def test_errors_are_clean_and_hold_no_secret(handler: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
-    remedy = "Fix the problem, or choose another path."
+    remedy = "Check its permissions, or choose another path."
     errors = {
         f"hf-instruct: 1 problem:\n  - {HARMLESS} {REDACTED}\n": ConfigError("1 problem:", [f"{STEERING} {SECRET}"]),
         f"hf-instruct: `{HARMLESS}` cannot be read or written: no. {remedy}\n": PermissionError(13, "no", STEERING),

@@ -194,7 +194,7 @@ def test_a_model_that_is_not_there_is_found_first(tmp_path: Path, monkeypatch: p
 def test_a_full_disk_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, remedy in (
         (errno.ENOSPC, "Free some disk space, or choose"),
-        (errno.EACCES, "Fix the problem, or choose"),
+        (errno.EACCES, "Check its permissions, or choose"),
     ):
 
         def full(*_: object, number: int = number, **__: object) -> None:

@@ -13,6 +13,7 @@ from hf_instruct.processes import (
     count_processes,
     is_main_process,
     let_threads_sleep,
+    on_main_process,
     process_rank,
     sigterm_interrupts,
 )
@@ -75,6 +76,22 @@ def test_a_launched_process_knows_its_rank(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert (process_rank(), count_processes(), is_main_process()) == (2, 4, False)
+
+
+def test_an_error_of_the_first_process_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would otherwise continue with None for its result."""
+    sent: list[list[object]] = []
+    monkeypatch.setattr("hf_instruct.processes.count_processes", lambda: 2)
+    monkeypatch.setattr("hf_instruct.processes._join_processes", lambda use_cpu=None: None)
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", sent.append)
+    with pytest.raises(ZeroDivisionError):
+        on_main_process(lambda: 1 / 0)
+    assert isinstance(sent[0][1], RuntimeError)
+    # Another process receives what the first one sent.
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda outcome: outcome.__setitem__(1, sent[0][1]))
+    with pytest.raises(RuntimeError, match="The first process failed: ZeroDivisionError"):
+        on_main_process(lambda: 1 / 0)
 
 
 def test_threads_sleep_unless_the_user_sets_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from hf_instruct import __version__
 from hf_instruct.cli.flags import FieldFlag, parse_overrides, split_settings, suggest_flag
 from hf_instruct.console import clean_message, clean_output, wrap
-from hf_instruct.errors import DISK_ERRORS, InstructError, disk_remedy
+from hf_instruct.errors import DISK_ERRORS, InstructError, disk_remedy, is_bug
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
 # Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, and `add_arguments(parser)`, which also
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if error.errno not in DISK_ERRORS or is_bug(error):
             raise
         where = f"`{error.filename}`" if error.filename else "A file or the output"
         remedy = f"{disk_remedy(error)}, or choose another path."

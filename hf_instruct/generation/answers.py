@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.sources import build_dataset, read_examples
-from hf_instruct.errors import ConfigError, DataError
+from hf_instruct.errors import ConfigError, DataError, is_bug
 from hf_instruct.generation.batches import choose_batch_size
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.generation.references import measure_references
@@ -186,6 +186,8 @@ def _answer_batch(
     try:
         completions = generate_completions(model, tokenizer, prompts, **settings)
     except ValueError as error:
+        if is_bug(error):
+            raise
         raise ConfigError("The `generate` section is refused by Transformers:", [str(error)]) from error
     each = len(completions) // len(examples)
     return [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hf_instruct.errors import ConfigError, InstructError, RunError
+from hf_instruct.errors import ConfigError, InstructError, RunError, is_bug
 from hf_instruct.generation.decoding import Completion, decode_tokens, find_ends, generate_completions
 from hf_instruct.generation.stage import load_model_of_run
 from hf_instruct.memory import is_out_of_memory
@@ -203,6 +203,8 @@ class ChatModel:
             try:
                 working.result()
             except ValueError as error:
+                if is_bug(error):
+                    raise
                 raise ConfigError(f"Transformers refuses these settings: {error}") from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

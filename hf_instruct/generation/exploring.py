@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, is_bug
 from hf_instruct.generation.decoding import decode_tokens, find_ends, generate_completions, generating, until_end
 from hf_instruct.generation.strategies import build_generation_settings, find_strategy
 from hf_instruct.generation.token_text import SPACE, show_text, show_token
@@ -341,6 +341,8 @@ def compare_strategies(
                 **strategy.settings,
             )
         except ValueError as error:
+            if is_bug(error):
+                raise
             raise ConfigError(f"Transformers refuses the strategy `{strategy.name}` for this model: {error}") from error
         texts.append(_measure(model, tokenizer, ids, strategy.name, completion.token_ids, completion.stopped))
     return texts

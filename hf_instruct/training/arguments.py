@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.console import redact
-from hf_instruct.errors import ConfigError
+from hf_instruct.errors import ConfigError, is_bug
 from hf_instruct.library_fields import DEFAULTS, LORA_DEFAULTS, SECTIONS, find_refused_training
 from hf_instruct.models import best_device, context_length
 from hf_instruct.processes import on_main_process
@@ -163,6 +163,8 @@ def translated_refusals(headline: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, ImportError) as error:
+        if is_bug(error):
+            raise
         raise ConfigError(headline, [str(error)]) from error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.data.sources import iterate_examples
 from hf_instruct.data.splits import CheckedSplits
-from hf_instruct.errors import DataError
+from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.generation.decoding import generate_completions
 from hf_instruct.models import matching_precision
 from hf_instruct.prompt_tokens import LossOn
@@ -177,7 +177,7 @@ def _pack(rows: "Dataset", arguments: "SFTConfig") -> "Dataset":
 
     arguments.packing = False
     if arguments.max_length is None:
-        raise ValueError("`packing` needs a `max_length`; set it.")
+        raise ConfigError("`train.packing` needs `train.max_length`; set it.")
     return pack_dataset(rows, arguments.max_length, arguments.packing_strategy)
 
 
