@@ -301,7 +301,7 @@ def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str])
 
 
 def is_done(folder: RunFolder, stage: str) -> bool:
-    """Return whether a stage has finished: whether its last file exists."""
+    """Return whether a stage has finished: whether the file that marks it as done exists."""
     return _STAGES[stage].list_files(folder)[0].exists()
 
 

@@ -98,7 +98,7 @@ def _find_disagreement(results: RunResults) -> Iterator[Finding]:
     ]
     text = (
         f"By {metric.label} the tuned model is {words[0]} ({metric.show_difference()}), by the judge's scores "
-        f"{words[1]}: one of the two is wrong, so read the answers."
+        f"{words[1]}: read the answers before quoting either."
     )
     yield Finding("measures_disagree", text, {"metric": metric.difference.mean, "judge": difference.mean})
 
