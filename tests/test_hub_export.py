@@ -145,7 +145,7 @@ def test_runs_that_cannot_be_exported(models: dict[str, Path], tmp_path: Path) -
         export(RunFolder(tmp_path / "nowhere"), "merged")
     run = publishing_runs.write_run(tmp_path / "run", models["llama"])
     shutil.rmtree(run.model)
-    with pytest.raises(PublishError, match=r"has no tuned model yet .*Train it first: `hf-instruct train EXP"):
+    with pytest.raises(RunError, match=r"has no tuned model yet .*Finish it with `hf-instruct run EXP"):
         check_run(run)
     with pytest.raises(PublishError, match=r"must end in `.gguf`"):
         export(run, "gguf", out=tmp_path / "model.bin")

@@ -450,7 +450,7 @@ def test_a_run_that_is_missing_or_has_no_model(tmp_path: Path, full_run: RunFold
         write_publication(RunFolder(tmp_path / "none"), tmp_path / "out", "me/a")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.yaml").write_text(full_run.config.read_text())
-    with pytest.raises(PublishError, match="has no tuned model yet"):
+    with pytest.raises(RunError, match="has no tuned model yet"):
         write_publication(RunFolder(tmp_path / "run"), tmp_path / "out", "me/a")
     assert not (tmp_path / "out").exists()
 

@@ -56,15 +56,10 @@ def check_run(run: RunFolder) -> None:
     """Refuse a run that has no model yet, or one whose weights, or whose base model's, have changed.
 
     Raises:
-        RunError: The folder does not exist or holds no run, or its model is damaged.
-        PublishError: Nothing has been trained in it.
+        RunError: The folder does not exist or holds no run, or its model is missing or damaged.
     """
     run.load_experiment()
-    if not run.has_adapter and not (run.model / "config.json").is_file():
-        raise PublishError(
-            f"`{run.path}` has no tuned model yet (no `{run.model.name}/`). Train it first: "
-            f"`hf-instruct train EXPERIMENT.yaml --run-dir {run.path} --resume`."
-        )
+    run.check_trained()
     verify_model(run.model, full=True)
 
 

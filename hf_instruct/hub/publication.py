@@ -170,10 +170,9 @@ def plan_publication(run: RunFolder, repo_id: str, **options: Any) -> Publicatio
         options: Fields of `PushOptions`.
 
     Raises:
-        RunError: The run does not exist, or its model is damaged.
+        RunError: The run does not exist, or its model is missing or damaged.
         ConfigError: GGUF files are asked for, and the package that writes them is not installed.
-        PublishError: The run has no model; an adapter's base model has no public name; or an option is unknown or does
-            not fit.
+        PublishError: An adapter's base model has no public name, or an option is unknown or does not fit.
         DataError: A file of the run cannot be read.
     """
     names = [field.name for field in dataclasses.fields(PushOptions)]

@@ -84,7 +84,7 @@ def push(run: RunFolder | str | Path, repo_id: str, *, api: "HfApi | None" = Non
         options: Fields of `PushOptions`, such as `private`, `license` or `merge`.
 
     Raises:
-        RunError: The run does not exist, or its model is damaged.
+        RunError: The run does not exist, or its model is missing or damaged.
         PublishError: The run cannot be published as it is; the repository holds something else, or is public against
             `private`; or the Hub cannot be reached or refuses.
         ModelLoadError: The tokenizer, or with `merge` the base model, cannot be loaded.
