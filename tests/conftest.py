@@ -176,6 +176,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOllama]:
     fake.stop()
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A fake Hub; see `open_hub`."""
+    import publishing_runs
+
+    with publishing_runs.open_hub(monkeypatch) as fake:
+        yield fake
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium under Playwright."""

@@ -4,20 +4,14 @@ from pathlib import Path
 
 import publishing_runs
 import pytest
-import tiny_models
 
 from hf_instruct.cli.main import main
 from hf_instruct.run_folder import RunFolder
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publishing_runs.save_small(tmp_path_factory.mktemp("models") / "gpt2", tiny_models.gpt2_config())
-
-
 @pytest.fixture
-def run(model: Path, tmp_path: Path) -> RunFolder:
-    return publishing_runs.write_run(tmp_path / "mine", model)
+def run(small_model: Path, tmp_path: Path) -> RunFolder:
+    return publishing_runs.write_run(tmp_path / "mine", small_model)
 
 
 def test_a_gguf_with_its_check(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,8 +39,8 @@ def test_ollama_as_json(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> N
     assert printed["check"]["num_prompts"] == 10
 
 
-def test_the_next_command_can_be_pasted(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = publishing_runs.write_run(tmp_path / "my run", model)
+def test_the_next_command_can_be_pasted(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = publishing_runs.write_run(tmp_path / "my run", small_model)
     assert main(["export", str(run.path), "--format", "ollama"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"Next: ollama create my-run -f '{run.path}/export/ollama/Modelfile'"

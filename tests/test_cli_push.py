@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,6 @@ from hf_instruct.run_folder import RunFolder
 @pytest.fixture
 def run(full_run: RunFolder) -> RunFolder:
     return full_run
-
-
-@pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    fake = FakeHub()
-    fake.add_repo(BASE_ID, {"config.json": b"{}"})
-    fake.start()
-    yield fake
-    fake.stop()
 
 
 def test_a_dry_run_writes_the_folder_and_needs_no_network(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import publishing_runs
 import pytest
-import tiny_models
 from fake_ollama import Answer, FakeOllama
 from rows import response
 from transformers import dynamic_module_utils
@@ -44,17 +43,12 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publishing_runs.save_small(tmp_path_factory.mktemp("models") / "base", tiny_models.gpt2_config())
-
-
 @pytest.fixture
-def folder(base: Path, tmp_path: Path) -> RunFolder:
+def folder(small_model: Path, tmp_path: Path) -> RunFolder:
     """A run whose model has code, and whose `run.yaml` says that it may run."""
-    run = publishing_runs.write_run(tmp_path / "run", base, examples=2)
+    run = publishing_runs.write_run(tmp_path / "run", small_model, examples=2)
     shutil.rmtree(run.model)
-    shutil.copytree(base, run.model)
+    shutil.copytree(small_model, run.model)
     config = json.loads((run.model / "config.json").read_text())
     config |= {
         "model_type": "with_code",
@@ -108,8 +102,8 @@ def test_consent_on_the_command_line(folder: RunFolder, tmp_path: Path) -> None:
     assert (tmp_path / "it ran").exists()
 
 
-def test_consent_in_the_users_own_file_stands_when_the_run_is_resumed(folder: RunFolder, base: Path) -> None:
-    own = {"model": {"name": str(base), "trust_remote_code": True}}
+def test_consent_in_the_users_own_file_stands_when_the_run_is_resumed(folder: RunFolder, small_model: Path) -> None:
+    own = {"model": {"name": str(small_model), "trust_remote_code": True}}
     write_json(folder.preflight, Preflight())
     resumed = run_experiment(build_experiment(own, where="here"), folder.path, resume=True, stages=())
     assert resumed.load_experiment().model.trust_remote_code
@@ -117,10 +111,10 @@ def test_consent_in_the_users_own_file_stands_when_the_run_is_resumed(folder: Ru
 
 
 def test_generation_settings_of_a_run_name_no_code(
-    folder: RunFolder, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: RunFolder, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(folder.model)
-    shutil.copytree(base, folder.model)
+    shutil.copytree(small_model, folder.model)
     (folder.model / "custom_generate").mkdir()
     (folder.model / "custom_generate/generate.py").write_text(_CODE.format(mark=str(tmp_path / "it ran")))
     settings = f"  generate:\n    custom_generate: {folder.model}\n    trust_remote_code: true\n"

@@ -19,14 +19,13 @@ from hf_instruct.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    gpt2 = publishing_runs.save_small(folder / "gpt2", tiny_models.gpt2_config())
     llama = publishing_runs.save_small(folder / "llama", tiny_models.llama_config())
     return {
-        "gpt2": gpt2,
+        "gpt2": small_model,
         "llama": llama,
-        "gpt2-lora": publishing_runs.save_adapter(folder / "gpt2-lora", gpt2),
+        "gpt2-lora": publishing_runs.save_adapter(folder / "gpt2-lora", small_model),
         "llama-lora": publishing_runs.save_adapter(folder / "llama-lora", llama),
     }
 

@@ -24,15 +24,10 @@ TIED = {
 PEFT_WARNS = ("ignore:Model has `tie_word_embed", "ignore:Setting `save_embedding", "ignore:fan_in_fan_out is set to")
 
 
-@pytest.fixture
-def base(small_model: Path) -> Path:
-    return small_model
-
-
 @pytest.mark.filterwarnings(*PEFT_WARNS)
 @pytest.mark.parametrize("name", TIED)
-def test_a_merged_adapter_of_tied_embeddings_is_what_was_trained(name: str, base: Path, tmp_path: Path) -> None:
-    adapter = publishing_runs.save_adapter(tmp_path / "adapter", base, **TIED[name])
+def test_a_merged_adapter_of_tied_embeddings_is_what_was_trained(name: str, small_model: Path, tmp_path: Path) -> None:
+    adapter = publishing_runs.save_adapter(tmp_path / "adapter", small_model, **TIED[name])
     source = load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
     check = save_run_model(source, tmp_path / "merged")
     assert check.logit_error < 1e-4
@@ -43,31 +38,33 @@ def test_a_merged_adapter_of_tied_embeddings_is_what_was_trained(name: str, base
 
 
 @pytest.mark.filterwarnings(*PEFT_WARNS)
-def test_a_merged_model_that_is_another_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = publishing_runs.save_adapter(tmp_path / "adapter", base, **TIED["input"])
+def test_a_merged_model_that_is_another_is_refused(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = publishing_runs.save_adapter(tmp_path / "adapter", small_model, **TIED["input"])
     monkeypatch.setattr(merging, "_untie", lambda model: None)
     said = r"^The merged model differs from the trained model: its logits differ by up to \S+ of their standard "
     with pytest.raises(PublishError, match=said + r"deviation \(F32 explains 0.001\), and \d of 10 greedy answers are"):
         load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
 
 
-def test_an_adapter_that_changes_nothing(base: Path, tmp_path: Path) -> None:
-    adapter = publishing_runs.save_adapter(tmp_path / "adapter", base, init_lora_weights=True)
+def test_an_adapter_that_changes_nothing(small_model: Path, tmp_path: Path) -> None:
+    adapter = publishing_runs.save_adapter(tmp_path / "adapter", small_model, init_lora_weights=True)
     with pytest.raises(PublishError, match=r"The adapter changes nothing: the merged model would be its base model"):
         load_run_model(publishing_runs.write_run(tmp_path / "run", adapter))
 
 
-def test_numbers_that_are_none(base: Path, tmp_path: Path) -> None:
-    source = load_run_model(publishing_runs.write_run(tmp_path / "run", base))
+def test_numbers_that_are_none(small_model: Path, tmp_path: Path) -> None:
+    source = load_run_model(publishing_runs.write_run(tmp_path / "run", small_model))
     source.model.transformer.ln_f.bias.data[0] = torch.nan
     assert not compare_models(source.model, source.reference).logit_error <= 1e9
     with pytest.raises(PublishError, match=r"its logits differ by up to nan"):
         check_fidelity(source.model, source.reference, "It")
 
 
-def test_prompts_of_the_check(base: Path, tmp_path: Path) -> None:
-    run = publishing_runs.write_run(tmp_path / "run", base, examples=4)
-    model, tokenizer = load_model(str(base))
+def test_prompts_of_the_check(small_model: Path, tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", small_model, examples=4)
+    model, tokenizer = load_model(str(small_model))
     prompt_format = PromptFormat.from_name("alpaca")
 
     def read_prompts() -> list[list[int]]:

@@ -4,14 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fake_hub import READ_TOKEN, TOKEN, FakeHub
 from publishing_runs import (
     BASE_ID,
-    open_hub,
     push_to,
     read_base,
     refuse,
@@ -35,12 +33,6 @@ ID = "me/assistant"
 @pytest.fixture
 def run(full_run: RunFolder) -> RunFolder:
     return full_run
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with open_hub(monkeypatch) as fake:
-        yield fake
 
 
 def test_a_push_is_one_commit_of_every_file(run: RunFolder, hub: FakeHub) -> None:

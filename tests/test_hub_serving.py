@@ -10,7 +10,6 @@ import httpx
 import judge_servers
 import publishing_runs
 import pytest
-import tiny_models
 from transformers import AutoTokenizer, GenerationConfig
 
 from hf_instruct.cli.main import main
@@ -24,17 +23,12 @@ from hf_instruct.records import Example
 pytestmark = pytest.mark.usefixtures("cache_home")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publishing_runs.save_small(tmp_path_factory.mktemp("models") / "gpt2", tiny_models.gpt2_config())
-
-
-def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path: Path) -> None:
-    run = publishing_runs.write_run(tmp_path / "my run", model)
+def test_a_whole_model_is_linked_and_asked_as_in_training(small_model: Path, tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "my run", small_model)
     served = prepare_served_model(run)
     assert served.name == "my-run"
     assert (served / "model.safetensors").samefile(run.model / "model.safetensors")
-    written, original = AutoTokenizer.from_pretrained(served), AutoTokenizer.from_pretrained(model)
+    written, original = AutoTokenizer.from_pretrained(served), AutoTokenizer.from_pretrained(small_model)
     assert original.chat_template is None
     asked = written.apply_chat_template([{"role": "user", "content": "Why?\n"}], add_generation_prompt=True)
     assert asked["input_ids"] == PromptFormat.from_name("alpaca").encode_prompt(original, "Why?\n")
@@ -43,8 +37,8 @@ def test_a_whole_model_is_linked_and_asked_as_in_training(model: Path, tmp_path:
     assert not (run.model / "chat_template.jinja").exists()
 
 
-def test_a_folder_is_made_once_and_again_when_the_run_changes(model: Path, tmp_path: Path) -> None:
-    run = publishing_runs.write_run(tmp_path / "run", publishing_runs.save_adapter(tmp_path / "adapter", model))
+def test_a_folder_is_made_once_and_again_when_the_run_changes(small_model: Path, tmp_path: Path) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", publishing_runs.save_adapter(tmp_path / "adapter", small_model))
     served = prepare_served_model(run)
     inode = (served / "model.safetensors").stat().st_ino
     assert prepare_served_model(run) == served
@@ -63,8 +57,8 @@ def test_the_snippet() -> None:
     assert 'model="mine"' in python
 
 
-def test_a_port_in_use(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = publishing_runs.write_run(tmp_path / "run", model)
+def test_a_port_in_use(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", small_model)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -78,16 +72,16 @@ def test_a_port_in_use(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_run_without_a_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = publishing_runs.write_run(tmp_path / "run", model)
+def test_a_run_without_a_model(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = publishing_runs.write_run(tmp_path / "run", small_model)
     shutil.rmtree(run.model)
     assert main(["serve", str(run.path), "--port", "0"]) == 1
     assert "has no tuned model yet" in capsys.readouterr().err
 
 
-def test_a_prompt_that_no_chat_template_writes(model: Path, tmp_path: Path) -> None:
+def test_a_prompt_that_no_chat_template_writes(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
-    run = publishing_runs.write_run(tmp_path / "run", model, prompt_format=str(tmp_path / "shout.jinja"))
+    run = publishing_runs.write_run(tmp_path / "run", small_model, prompt_format=str(tmp_path / "shout.jinja"))
     with pytest.raises(PublishError, match=r"cannot be written as a chat template"):
         prepare_served_model(run)
     assert not (tmp_path / "cache").exists()
@@ -95,10 +89,10 @@ def test_a_prompt_that_no_chat_template_writes(model: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "end"), [(False, signal.SIGINT), (True, signal.SIGTERM)], ids=["full", "lora"])
-def test_a_question_over_the_wire(adapter: bool, end: int, model: Path, tmp_path: Path) -> None:
+def test_a_question_over_the_wire(adapter: bool, end: int, small_model: Path, tmp_path: Path) -> None:
     from openai import OpenAI
 
-    tuned = publishing_runs.save_adapter(tmp_path / "adapter", model) if adapter else model
+    tuned = publishing_runs.save_adapter(tmp_path / "adapter", small_model) if adapter else small_model
     run = publishing_runs.write_run(tmp_path / "mine", tuned)
     port = judge_servers.find_free_port()
     command = [sys.executable, "-m", "hf_instruct", "serve", str(run.path), "--port", str(port), "--device", "cpu"]
@@ -157,8 +151,8 @@ def check_refusals(url: str, question: str) -> None:
         assert usage["total_tokens"] <= 256
 
 
-def test_an_answer_fits_the_context_that_its_prompt_leaves(model: Path) -> None:
-    loaded, _ = load_model(str(model))
+def test_an_answer_fits_the_context_that_its_prompt_leaves(small_model: Path) -> None:
+    loaded, _ = load_model(str(small_model))
     settings = GenerationConfig(max_new_tokens=1024)
     fit_answer(loaded, 250, settings)
     assert settings.max_new_tokens == 6
