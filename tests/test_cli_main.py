@@ -1,6 +1,5 @@
 import argparse
 import errno
-import logging
 import re
 import shlex
 import subprocess
@@ -16,15 +15,6 @@ from hf_instruct.errors import InstructError
 from hf_instruct.processes import Terminated
 
 RECIPE = "data: {limit: 20}\nmodel: {name: ./nowhere}\n"
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    logger, root = logging.getLogger("hf_instruct"), logging.getLogger()
-    level, handlers = logger.level, list(root.handlers)
-    yield
-    logger.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.fixture
