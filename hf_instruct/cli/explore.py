@@ -110,8 +110,7 @@ def _show(options: argparse.Namespace, chat_model: "ChatModel", ids: list[int], 
     prompt = textwrap.fill(" ".join(shown), text_width() - 2, break_on_hyphens=False)
     how = f", in the prompt format `{chat_model.prompt_format.name}`" if options.instruction else ""
     say(f"{options.model} continues {pluralize(len(ids), 'token')}{how}:", "", textwrap.indent(prompt, "  "), "")
-    said = str(following)
-    say(*_format_table(following.to_table()), "", *textwrap.wrap(f"{said[0].upper()}{said[1:]}.", text_width()))
+    say(*_format_table(following.to_table()), "", *textwrap.wrap(str(following), text_width()))
     if options.plot:
         _plot(following, options)
     tree, texts = None, []

@@ -75,7 +75,7 @@ class NextTokens:
         return TextTable(heads, [*rows, entropies], {1})
 
     def __str__(self) -> str:
-        """Describe what top-k and top-p keep."""
+        """Return a sentence on what top-k and top-p keep."""
         top_k, top_p, temperature = (self.settings[name] for name in ("top_k", "top_p", "temperature"))
         alone, drawn = "", f"sampling draws from {self.num_drawn:,} of {self.vocabulary:,} tokens"
         if top_k and top_p < 1:
@@ -84,7 +84,7 @@ class NextTokens:
         said = [f"top-k {top_k:,}{alone} keeps {self.share_top_k:.1%} of the probability"] if top_k else []
         if top_p < 1:
             said.append(f"top-p {top_p:g}{alone} keeps {self.num_top_p:,} tokens with {self.share_top_p:.1%}")
-        return f"at temperature {temperature:g}, {'; '.join([*said, drawn])}"
+        return f"At temperature {temperature:g}, {'; '.join([*said, drawn])}."
 
 
 @dataclasses.dataclass(frozen=True)

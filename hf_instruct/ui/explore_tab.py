@@ -90,9 +90,8 @@ def build_explore_tab(gradio: Any, pool: ModelPool, tab: Any) -> None:
         settings: dict[str, Any] = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p}
         found = explore_next(model.model, model.tokenizer, ids, top=int(top), **settings)
         tokens = [(token, str(index % 2)) for index, token in enumerate(found.prompt_tokens)]
-        said = str(found)
         plot = format_plot(draw_next_token_plot(found), "next")
-        return f"{said[0].upper()}{said[1:]}.", tokens, plot, fill(found.to_table())
+        return str(found), tokens, plot, fill(found.to_table())
 
     def show_beams(model: "ChatModel", ids: list[int], num_beams: float, length: float) -> Any:
         from hf_instruct.generation.exploring import explore_beams, tabulate_texts
