@@ -75,17 +75,17 @@ def _export(options: argparse.Namespace) -> None:
         print(format_json(values | {key: str(values[key]) for key in ("path", "weights") if values[key]}))
     else:
         _print(done)
-    if done.modelfile is None or done.weights is None:
-        if done.weights is not None and not options.json:
-            print(f"Next: {shlex.join(['llama-cli', '-m', str(done.weights), '--jinja', '--temp', '0'])}")
-            if done.check.tensor_type != "Q8_0":
-                print(f"To make a smaller file with llama.cpp: {format_quantize_command(done.weights)}")
-        return
     create = ["create", name or name_run(run), "-f", str(done.path / "Modelfile")]
     if name is not None:
         run_ollama(*create, base_url=options.base_url)
-    if not options.json:
+    if options.json or done.weights is None:
+        return
+    if done.modelfile is not None:
         print(f"Next: {shlex.join(['ollama', *create])}" if name is None else f"Next: ollama run {name}")
+    else:
+        print(f"Next: {shlex.join(['llama-cli', '-m', str(done.weights), '--jinja', '--temp', '0'])}")
+        if done.check.tensor_type != "Q8_0":
+            print(f"To make a smaller file with llama.cpp: {format_quantize_command(done.weights)}")
 
 
 def _print(export: "Export") -> None:
