@@ -148,6 +148,7 @@ def test_what_was_answered_before_a_failure_is_kept(
         (["--endpoint", "http://127.0.0.1:9"], "No server answers at http://127.0.0.1:9/v1"),
         (["--endpoint", "null"], "`--model` is the name of a model on a server"),
         (["--out", "x.jsonl", "--format", "course"], "cannot be used with `--preset` or `--format`"),
+        (["--out", "x.jsonl", "--num-return", "3"], "`num_return_sequences` different than 1 (got 3)"),
     ],
 )
 def test_mistakes(

@@ -68,8 +68,9 @@ def _add_action(actions: Any, name: str, help: str, handler: Any) -> Any:
     ours = "the fields are instruction, input, output, category and id"
     parser.add_argument(
         "--map",
+        action=FieldFlag,
+        field="data.map",
         type=_parse_map,
-        default={},
         metavar="OURS=THEIRS,...",
         help=f"map other column names, as in `instruction=question,output=answer`; {ours}",
     )
@@ -112,7 +113,7 @@ def _load_settings(options: argparse.Namespace) -> "DataSection":
 
     source = parse_setting("data.source", options.source)
     given = {f"data.{name}": value for name, value in collect_fields(options)["data"].items()}
-    return load_experiment(None, {"data.source": source, "data.map": {**options.map}, **given}, deep=False).data
+    return load_experiment(None, {"data.source": source, **given}, deep=False).data
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -51,25 +51,27 @@ def _figure_file(text: str) -> Path:
 class FieldFlag(argparse.Action):
     """A flag that sets a field of the experiment, exactly as `--SECTION.FIELD VALUE` does: into `options.overrides`.
 
-    The field's own section knows its help text and checks its value; it is asked when that is needed, because
-    importing it takes longer than everything else that a `--help` does.
+    The field's own section checks its value, and knows its help text where none is given; it is asked when that is
+    needed, because importing it takes longer than everything else that a `--help` does.
     """
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, field: str, **given: Any) -> None:
-        super().__init__(option_strings, "overrides", default=argparse.SUPPRESS, help=field, **given)
+        super().__init__(option_strings, "overrides", default=argparse.SUPPRESS, **{"help": field, **given})
         self.field = field
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        """Set the field to the text given, or to true by a flag without a value."""
+        """Set the field to what is given, a text as YAML unless the flag has a type; or to true without a value."""
         from hf_instruct.config import parse_setting
 
-        value = True if self.nargs == 0 else parse_setting(self.field, values)
+        value = True if self.nargs == 0 else parse_setting(self.field, values) if self.type is None else values
         namespace.overrides = {**getattr(namespace, "overrides", {}), self.field: value}
 
     def describe(self) -> str:
-        """Return the help text: the field's description and default."""
+        """Return the help text: the one given, or the field's description and default."""
         from hf_instruct.config import describe_fields
 
+        if self.help != self.field:
+            return str(self.help)
         found = next(format_help(default, text) for name, default, text in describe_fields() if name == self.field)
         return found.replace("%", "%%")
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_instruct.cli.flags import add_field_flags, add_trust_flag, collect_fields, natural
+from hf_instruct.cli.flags import FieldFlag, add_field_flags, add_trust_flag, collect_fields, natural
 
 if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num-return",
+        action=FieldFlag,
+        field="generate.num_return_sequences",
         type=natural,
         metavar="N",
         help="answers per example, with sampling or beams; the first is judged, the others are saved as "
@@ -117,8 +119,6 @@ def _build_overrides(options: argparse.Namespace, run: "RunFolder") -> dict[str,
     from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 
     given = dict(options.overrides)
-    if options.num_return is not None:
-        given.setdefault("generate.num_return_sequences", options.num_return)
     stored = run.load_experiment().generate.model_dump()
     if given.get("generate.model") and not given.get("generate.endpoint", stored["endpoint"]):
         raise ConfigError("`--model` is the name of a model on a server; add `--endpoint URL`.")
