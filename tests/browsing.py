@@ -2,11 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from judge_servers import find_free_port
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> **bold** <b>fat</b> $$x$$ ${1+1} {{7*7}} @children\n\n# head"
 # What the text would become in a page that took it for HTML or Markdown.
@@ -18,8 +19,7 @@ class Server:
     """A page's verb as a user starts it; `said` is what it printed before it was ready."""
 
     def __init__(self, folder: Path, *words: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = find_free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hf_instruct", *words, "--no-browser", "--port", str(port)],
             cwd=folder,

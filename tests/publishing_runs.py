@@ -1,6 +1,7 @@
 """Run folders with a tiny model or adapter, as training leaves them, for the tests of what leaves a run."""
 
 import logging
+import os
 import shutil
 import time
 import types
@@ -140,6 +141,12 @@ def open_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     finally:
         _http.close_session()
         fake.stop()
+
+
+def build_environment(hub: FakeHub, home: Path, **changes: str) -> dict[str, str]:
+    """Return the environment of a user on another machine, which knows of this Hub only."""
+    known = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return {**known, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", **changes}
 
 
 def push_to(run: RunFolder, hub: FakeHub, repo_id: str = "me/assistant", **options: Any) -> Published:

@@ -1,11 +1,10 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fake_hub import TOKEN, FakeHub
-from publishing_runs import BASE_ID, write_adapter_run
+from publishing_runs import BASE_ID, build_environment, write_adapter_run
 
 from hf_instruct.cli.main import main
 from hf_instruct.run_folder import RunFolder
@@ -70,10 +69,9 @@ def test_mistakes_are_one_line(
 
 def _push(run: RunFolder, hub: FakeHub, home: Path, *arguments: str, token: str = TOKEN) -> tuple[int, str, str]:
     """Push as a user does, in a process of its own."""
-    known = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", **({"HF_TOKEN": token} if token else {})}
+    environment = build_environment(hub, home, **({"HF_TOKEN": token} if token else {}))
     command = [sys.executable, "-m", "hf_instruct", "push", str(run.path), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**known, **settings})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert TOKEN not in done.stdout + done.stderr
     return done.returncode, done.stdout, done.stderr
 

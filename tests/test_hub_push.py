@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 from fake_hub import READ_TOKEN, TOKEN, FakeHub
 from publishing_runs import (
     BASE_ID,
+    build_environment,
     push_to,
     read_base,
     refuse,
@@ -303,10 +303,9 @@ def test_what_was_published_is_loaded_back_over_http(
     # As the card says, on another machine that knows of this Hub only.
     card = hub.repos[ID].files["README.md"].content.decode()
     code = card.split("```python\n")[1].split("```")[0].replace("=256", "=5") + _ASKED
-    home = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-W", "ignore", "-c", code]
-    finished = subprocess.run(command, capture_output=True, text=True, env={**home, **settings}, cwd=tmp_path)
+    environment = build_environment(hub, tmp_path, HF_HUB_DISABLE_TELEMETRY="1")
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
     model, tokenizer = load_model(str(tuned.model))
     expected = model(**tokenizer("Name a cloud.", return_tensors="pt")).logits[0, -1, :5].tolist()
@@ -320,8 +319,6 @@ def test_what_was_published_is_loaded_back_over_http(
 
 @pytest.mark.slow
 def test_ctrl_c_and_sigterm_as_they_come(run: RunFolder, hub: FakeHub, tmp_path: Path) -> None:
-    known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
     command = [sys.executable, "-m", "hf_instruct", "push", str(run.path), "--to", ID]
     for number, status in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
         process = subprocess.Popen(
@@ -329,7 +326,7 @@ def test_ctrl_c_and_sigterm_as_they_come(run: RunFolder, hub: FakeHub, tmp_path:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**known, **settings},
+            env=build_environment(hub, tmp_path, HF_TOKEN=TOKEN),
             # A shell lets what it starts in the background ignore Ctrl-C, this suite too.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )

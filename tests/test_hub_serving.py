@@ -1,7 +1,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from hf_instruct.cli.main import main
 from hf_instruct.errors import PublishError
 from hf_instruct.generation.answers import answer_examples
 from hf_instruct.hub.serving import build_snippet, fit_answer, prepare_served_model
+from hf_instruct.local_server import open_socket
 from hf_instruct.models import load_model
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import Example
@@ -59,9 +59,7 @@ def test_the_snippet() -> None:
 
 def test_a_port_in_use(small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = publishing_runs.write_run(tmp_path / "run", small_model)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with open_socket("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", str(run.path), "--port", str(port)]) == 1
     error = capsys.readouterr().err
