@@ -34,8 +34,8 @@ def published(full_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def _write(run: RunFolder, out: Path, repo_id: str = "me/a", **options: Any) -> dict[str, int]:
-    write_folder(plan_publication(run, repo_id, **options), out)
+def _write(run: RunFolder, out: Path, **options: Any) -> dict[str, int]:
+    write_folder(plan_publication(run, "me/a", **options), out)
     return list_sizes(out)
 
 
@@ -178,7 +178,7 @@ def test_the_snippet_of_a_chat_model_runs(small_model: Path, tmp_path: Path) -> 
         tmp_path / "run", small_model, data={"prompt_format": "chat"}, generate={"max_new_tokens": 3, "do_sample": True}
     )
     save_chat_tokenizer(run, CHAT_TEMPLATE)
-    _write(run, tmp_path / "out", "me/a")
+    _write(run, tmp_path / "out")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == CHAT_TEMPLATE
     assert not (tmp_path / "out" / "prompt_format.jinja").exists()
     _, text = _read_card(tmp_path / "out")
@@ -402,7 +402,7 @@ def test_names_of_others_cannot_change_the_card(full_run: RunFolder, tmp_path: P
     whole = read_file(full_run.training_summary, TrainingSummary)
     write_json(run.training_summary, whole.model_copy(update={"device": nasty, "precision": nasty}))
     write_json(run.preflight, {"examples": {nasty: 3}, "seen_in_train": {"test": [{"id": nasty, "train_ids": []}]}})
-    _write(run, tmp_path / "out", "me/a")
+    _write(run, tmp_path / "out")
     content = (tmp_path / "out" / "README.md").read_text()
     card = ModelCard(content)
     assert (card.data.license, card.data.model_name) == ("unknown", "a")
@@ -481,7 +481,7 @@ def test_files_that_cannot_be_read_are_named(full_run: RunFolder, tmp_path: Path
 
 def test_a_run_without_scores_says_so(full_run: RunFolder, tmp_path: Path) -> None:
     bare = _copy(full_run, tmp_path / "run")
-    _write(bare, tmp_path / "out", "me/a", data_license="cc-by-4.0")
+    _write(bare, tmp_path / "out", data_license="cc-by-4.0")
     card, text = _read_card(tmp_path / "out")
     assert "model-index" not in card
     assert "model_name" not in card
@@ -501,7 +501,7 @@ def test_local_data_judges_rubrics_and_formats_stay_unnamed(full_run: RunFolder,
     numbers = {"mean": 50.0, "n": 40, "failures": 0, "total": 40, "interval": [45.0, 55.0]}
     scores = {**numbers, "judge": judge, "rubric": {"name": str(secret / "r.yaml")}}
     run.scores.write_text(json.dumps({"tuned": scores}))
-    _write(run, tmp_path / "out", "me/a")
+    _write(run, tmp_path / "out")
     card, text = _read_card(tmp_path / "out")
     for path in ("README.md", "config.json", "tokenizer_config.json"):
         assert "secret-client" not in (tmp_path / "out" / path).read_text()
@@ -544,7 +544,7 @@ def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(
     (tmp_path / "shout.jinja").write_text("{{ instruction | upper }} {{ input }}:")
     run = _copy(full_run, tmp_path / "run")
     _set(run, "data", prompt_format=str(tmp_path / "shout.jinja"))
-    sizes = _write(run, tmp_path / "out", "me/a")
+    sizes = _write(run, tmp_path / "out")
     assert "chat_template.jinja" not in sizes
     assert 'prompt = "NAME THREE' in (tmp_path / "out" / "README.md").read_text().replace("'", '"')
     assert "cannot be written as a chat template, so the tokenizer has none" in caplog.text
