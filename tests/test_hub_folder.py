@@ -16,7 +16,7 @@ from hf_instruct.errors import ConfigError, DataError, PublishError, RunError
 from hf_instruct.hub.card import quote_python
 from hf_instruct.hub.export import export
 from hf_instruct.hub.folder import check_private, list_sizes, write_folder
-from hf_instruct.hub.publication import find_base_model, plan_publication
+from hf_instruct.hub.publication import find_base_model, find_preferences, plan_publication
 from hf_instruct.hub.push import write_publication
 from hf_instruct.hub.templates import build_go_template, shape_prompt
 from hf_instruct.models import load_model, load_tokenizer
@@ -536,6 +536,10 @@ def test_several_sources_and_preferences(small_model: Path, tmp_path: Path) -> N
     _set(run, "preferences", source=str(tmp_path / "secret-client.jsonl"))
     _write(run, tmp_path / "again")
     assert "secret-client" not in (tmp_path / "again" / "README.md").read_text()
+    # Not in the folder that it is pushed from, a file could be an id on the Hub by its name.
+    for name in ("secret-client/pairs.jsonl", "secret-client/pairs.JSONL.zst", "secret-client/pairs.arrow"):
+        _set(run, "preferences", source=name)
+        assert find_preferences(run.load_experiment()).name == "own-data"
 
 
 def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(

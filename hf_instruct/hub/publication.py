@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_instruct.config import Experiment
+from hf_instruct.data.readers import SUFFIXES, find_suffix
 from hf_instruct.errors import PublishError, quote_names
 from hf_instruct.hub.gguf_file import check_gguf_package
 from hf_instruct.hub.merging import check_links, check_run
@@ -300,8 +301,7 @@ def _find_source(source: str) -> DataInfo:
     if source in _NAMED:
         return _NAMED[source]
     # A file that is not found here: pushed from another folder than the run was made in.
-    suffixes = (".json", ".jsonl", ".csv", ".parquet", ".gz", ".bz2", ".xz")
-    is_file = Path(source).exists() or Path(source).suffix in suffixes
+    is_file = Path(source).exists() or find_suffix(Path(source)) in SUFFIXES
     if "/" in source and is_hub_id(source) and not is_file:
         return DataInfo(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_ids=(source,))
     return DataInfo("own-data", "a file of the publisher's own, not published here")
