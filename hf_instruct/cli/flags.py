@@ -63,8 +63,11 @@ class FieldFlag(argparse.Action):
         """Set the field to what is given, a text as YAML unless the flag has a type; or to true without a value."""
         from hf_instruct.config import parse_setting
 
-        value = True if self.nargs == 0 else parse_setting(self.field, values) if self.type is None else values
-        namespace.overrides = {**getattr(namespace, "overrides", {}), self.field: value}
+        if self.nargs == 0:
+            values = True
+        elif self.type is None:
+            values = parse_setting(self.field, values)
+        namespace.overrides = {**getattr(namespace, "overrides", {}), self.field: values}
 
     def describe(self) -> str:
         """Return the help text: the one given, or the field's description and default."""
@@ -81,12 +84,7 @@ def format_help(default: Any, text: str) -> str:
     return text if default is None else f"{text} (default: {default})"
 
 
-def add_field_flags(
-    parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
-    section: str,
-    *names: str,
-    switches: Sequence[str] = (),
-) -> None:
+def add_field_flags(parser: argparse.ArgumentParser, section: str, *names: str, switches: Sequence[str] = ()) -> None:
     """Add flags that stand for fields of one section of an experiment: `--base-url URL` for `--judge.base_url URL`.
 
     What is given lands in `options.overrides` by its dotted name; a field that is not given is not there. The section's
