@@ -23,6 +23,8 @@ def _prepare(folder: RunFolder, experiment: Experiment) -> None:
         from hf_instruct.data.stage import prepare
 
         prepare(folder, experiment)
+        named = (*experiment.data.paths, experiment.preferences.source)
+        folder.add_provenance(local_sources=[name for name in named if Path(name).expanduser().exists()])
     preflight = read_file(folder.preflight, Preflight)
     if preflight and not _has_trained(folder):
         folder.add_provenance(data_sha256=preflight.data_sha256)

@@ -294,7 +294,7 @@ class RunFolder:
         begun = {"created_at": known["created_at"]} if "created_at" in known else {}
         write_text(self.config, dump_yaml({**known, **provenance, **begun}))
 
-    def add_provenance(self, **values: str | bool | None) -> None:
+    def add_provenance(self, **values: str | bool | list[str] | None) -> None:
         """Add to `run.yaml` what became known only after it was first written."""
         known = read_yaml(self.config)
         if known != {**known, **values}:

@@ -23,7 +23,7 @@ from hf_instruct.models import load_model, load_tokenizer
 from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import NearDuplicate, NearDuplicates, Preflight, Scores, TrainingSummary
+from hf_instruct.schema import NearDuplicate, NearDuplicates, Preflight, Provenance, Scores, TrainingSummary
 from hf_instruct.yaml_text import dump_yaml, read_yaml
 
 
@@ -539,7 +539,11 @@ def test_several_sources_and_preferences(small_model: Path, tmp_path: Path) -> N
     # Not in the folder that it is pushed from, a file could be an id on the Hub by its name.
     for name in ("secret-client/pairs.jsonl", "secret-client/pairs.JSONL.zst", "secret-client/pairs.arrow"):
         _set(run, "preferences", source=name)
-        assert find_preferences(run.load_experiment()).name == "own-data"
+        assert find_preferences(run.load_experiment(), Provenance()).name == "own-data"
+    # And a folder's name says nothing: the run says that it was one.
+    _set(run, "preferences", source="secret-client/pairs")
+    for local, name in (([], "secret-client/pairs"), (["secret-client/pairs"], "own-data")):
+        assert find_preferences(run.load_experiment(), Provenance(local_sources=local)).name == name
 
 
 def test_a_prompt_format_that_is_no_chat_template_is_published_without_one(

@@ -228,6 +228,7 @@ def test_from_data_to_answers(tiny_gpt2: Path, tmp_path: Path) -> None:
     assert [row.instruction for row in tuned] == [f"Say the word {n}." for n in range(12, 16)]
     assert [row.response for row in tuned] != [row.response for row in base]
     assert len(read_yaml(folder.config)["data_sha256"]) == 64
+    assert read_yaml(folder.config)["local_sources"] == [str(source)]
 
     before = {name: (folder.path / name).read_bytes() for name in files_in(folder.path)}
     run(values, tmp_path / "run", stages=stages, resume=True)

@@ -16,6 +16,7 @@ from hf_instruct.prompts import PromptFormat
 from hf_instruct.records import read_file
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
+from hf_instruct.schema import Provenance
 from hf_instruct.wheel_model import ON_HUB
 
 logger = logging.getLogger(__name__)
@@ -201,14 +202,14 @@ def plan_publication(run: RunFolder, repo_id: str, **options: Any) -> Publicatio
             "Hub with `--base-model ID`, or publish the merged model with `--merge`."
         )
     results = read_results(run, experiment)
-    data = find_data(experiment, results.provenance.data_sha256)
+    data = find_data(experiment, results.provenance)
     return Publication(
         results=results,
         repo_id=repo_id,
         options=chosen,
         base=base,
         data=dataclasses.replace(data, license=chosen.data_license or data.license),
-        preferences=find_preferences(experiment),
+        preferences=find_preferences(experiment, results.provenance),
         prompt_format=run.load_prompt_format(experiment.data.prompt_format),
         adapter=adapter,
     )
@@ -269,16 +270,11 @@ def _was_local(run: RunFolder, name: str) -> bool:
     return False
 
 
-def find_data(experiment: Experiment, data_sha256: Any) -> DataInfo:
-    """Return what a run learned from, without the name of any local file.
-
-    Args:
-        experiment: The run's.
-        data_sha256: Checksum of the splits, which tells the course's data whatever its file is called.
-    """
-    if data_sha256 == _COURSE_SHA256:
+def find_data(experiment: Experiment, provenance: Provenance) -> DataInfo:
+    """Return what a run learned from, without the name of any local file."""
+    if provenance.data_sha256 == _COURSE_SHA256:
         return _COURSE
-    parts = list(dict.fromkeys(map(_find_source, experiment.data.paths)))
+    parts = list(dict.fromkeys(_find_source(source, provenance) for source in experiment.data.paths))
     if len(parts) == 1:
         return parts[0]
     licenses, languages = {part.license for part in parts}, {part.language for part in parts}
@@ -291,17 +287,17 @@ def find_data(experiment: Experiment, data_sha256: Any) -> DataInfo:
     )
 
 
-def find_preferences(experiment: Experiment) -> DataInfo | None:
+def find_preferences(experiment: Experiment, provenance: Provenance) -> DataInfo | None:
     """Return the pairs of answers that a run learned from; None without, or where it made them from its data."""
     source = experiment.preferences.source
-    return None if experiment.dpo is None or source == "references" else _find_source(source)
+    return None if experiment.dpo is None or source == "references" else _find_source(source, provenance)
 
 
-def _find_source(source: str) -> DataInfo:
+def _find_source(source: str, provenance: Provenance) -> DataInfo:
     if source in _NAMED:
         return _NAMED[source]
-    # A file that is not found here: pushed from another folder than the run was made in.
-    is_file = Path(source).exists() or find_suffix(Path(source)) in SUFFIXES
+    # What is not found here may have been pushed from another folder than the run was made in.
+    is_file = source in provenance.local_sources or Path(source).exists() or find_suffix(Path(source)) in SUFFIXES
     if "/" in source and is_hub_id(source) and not is_file:
         return DataInfo(source, f"[{source}](https://huggingface.co/datasets/{source})", hub_ids=(source,))
     return DataInfo("own-data", "a file of the publisher's own, not published here")
