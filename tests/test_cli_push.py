@@ -39,7 +39,7 @@ def test_a_dry_run_writes_the_folder_and_needs_no_network(
 def test_an_interrupted_dry_run_says_that_nothing_was_published(
     run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hf_instruct.hub.push.write_publication", interrupt)

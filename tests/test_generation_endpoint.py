@@ -117,6 +117,8 @@ def test_a_chat_model_answers_any_examples(
     assert len(server.asked) == 5
     assert main([*arguments, "--model", "phi3"]) == 1
     assert "contains answers of `llama3`, not of `phi3`" in capsys.readouterr().err
+    assert main([*arguments, "--num-return", "3"]) == 1
+    assert "`generate.num_return_sequences` is 3; leave it out" in capsys.readouterr().err
 
 
 def test_what_was_answered_before_a_failure_is_kept(
@@ -148,7 +150,6 @@ def test_what_was_answered_before_a_failure_is_kept(
         (["--endpoint", "http://127.0.0.1:9"], "No server answers at http://127.0.0.1:9/v1"),
         (["--endpoint", "null"], "`--model` is the name of a model on a server"),
         (["--out", "x.jsonl", "--format", "course"], "cannot be used with `--preset` or `--format`"),
-        (["--out", "x.jsonl", "--num-return", "3"], "`num_return_sequences` different than 1 (got 3)"),
     ],
 )
 def test_mistakes(
