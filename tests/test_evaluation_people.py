@@ -196,6 +196,7 @@ def test_votes_correct_a_win_rate(tmp_path: Path) -> None:
     votes = [preference(str(i), float(not i % 4)) for i in range(20)]
     turned = [preference(str(i), float(bool(i % 4)), first="runs/b", second="runs/a") for i in range(20, 40)]
     assert correct_win_rate(file, judged) is None
+    assert correct_win_rate(file, []) is None
     other = [preference("0", 1.0, first_length=9), preference("1", 1.0, second="runs/c"), judged[2]]
     write_rows(tmp_path / "votes.b.jsonl", [*votes, *turned, *other])
     found = correct_win_rate(file, judged)
@@ -203,3 +204,17 @@ def test_votes_correct_a_win_rate(tmp_path: Path) -> None:
     assert (found.mean, found.n, found.total) == (0.25, 40, 60)
     assert found.interval
     assert 0.13 < found.interval.low < 0.25 < found.interval.high < 0.42
+
+
+@pytest.mark.parametrize("second", ["runs/b", "runs/b/untuned"])
+def test_votes_in_the_other_run_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    judged = [preference(str(i), 1.0, second=second, judge={"backend": "ollama", "model": "m"}) for i in range(20)]
+    write_rows(tmp_path / "runs" / "b" / "votes.a.jsonl", [preference(str(i), 0.5, second=second) for i in range(12)])
+    (tmp_path / "runs" / "a").mkdir()
+    for folder, home in ((".", "runs/a"), ("runs", "a"), ("runs/a", "."), ("runs/b", tmp_path / "runs" / "a")):
+        monkeypatch.chdir(tmp_path / folder)
+        found = correct_win_rate(Path(home) / "pairwise" / "b.jsonl", judged)
+        assert found
+        assert found.n == 12

@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pytest
 from reporting_run import build_judgment, with_sides, write_run
+from rows import preference
 
 from hf_instruct.config import build_experiment
 from hf_instruct.errors import DataError
-from hf_instruct.records import append_rows
+from hf_instruct.evaluation.pair_scores import build_pair_scores
+from hf_instruct.evaluation.pairs import JoinedPairs
+from hf_instruct.records import append_rows, write_json, write_rows
 from hf_instruct.reporting.answers import pair_answers, pick_highlights, sort_worst_first
 from hf_instruct.reporting.findings import list_findings
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import RunResults, read_results
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import Metrics, MetricValue
+from hf_instruct.schema import Metrics, MetricValue, Unpaired
 
 
 def read(run: RunFolder) -> RunResults:
@@ -72,6 +75,16 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     run.scores.write_text(text)
     with pytest.raises(DataError, match=r"scores\.json` cannot be read .* run the stage that writes it again"):
         read(run)
+
+
+def test_a_pairwise_file_without_rows_leaves_its_summary_uncorrected(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    rows = [preference("a", 1.0, judge={"backend": "ollama", "model": "m"})]
+    joined = JoinedPairs([], ("runs/a", "runs/b"), "id", Unpaired(first=0, second=0))
+    write_json(run.pairwise / "b.json", build_pair_scores(rows, joined, rows[0].judge))
+    write_rows(run.pairwise / "b.jsonl", [])
+    ((summary, corrected),) = read(run).pairwise
+    assert (summary.second, corrected) == ("runs/b", None)
 
 
 def test_metrics_stand_side_by_side_with_their_paired_difference(results: RunResults) -> None:

@@ -9,6 +9,7 @@ Duchi and Zrnic, https://arxiv.org/abs/2311.01453). `python -m benchmarks.covera
 """
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -132,8 +133,10 @@ def correct_win_rate(file: Path, preferences: Sequence[Preference]) -> Corrected
         file: Where the preferences lie: in `pairwise/` of a run; votes are looked for in that run and the other one.
         preferences: The judge's, on one pair of sets.
     """
+    if not preferences:
+        return None
     sides = {row.id: ((row.first, row.first_length), (row.second, row.second_length)) for row in preferences}
-    folders = {file.parent.parent, split_model(Path(preferences[0].second))[0]}
+    folders = _list_vote_folders(file.parent.parent, preferences[0])
     votes: dict[str, list[float]] = {}
     for path in {path.resolve() for folder in folders for path in folder.glob("votes*.jsonl")}:
         for row in read_rows(path, Preference):
@@ -143,3 +146,18 @@ def correct_win_rate(file: Path, preferences: Sequence[Preference]) -> Corrected
             votes.setdefault(row.id, []).append(row.score if sides[row.id] == shown else 1 - row.score)
     people = {id: statistics.fmean(scores) for id, scores in votes.items()}
     return Labelled({row.id: row.score for row in preferences}, people, Interval(0.0, 1.0)).correct()
+
+
+def _list_vote_folders(home: Path, named: Preference) -> list[Path]:
+    """Return the folders that may hold votes on two sets: the run that their preferences lie in, and the other one.
+
+    Relative names are seen from where the judge was started, which may be elsewhere by now: the other run also lies
+    where it does as seen from this one.
+    """
+    first, second = Path(named.first), Path(named.second)
+    # A set is named by its run, or by a model or a file in it.
+    start = first if first.name == home.resolve().name else first.parent
+    others = [second]
+    if not (start.is_absolute() or second.is_absolute()):
+        others.append(Path(os.path.normpath(home / os.path.relpath(second, start))))
+    return [home, *(split_model(path)[0] for path in others)]

@@ -403,11 +403,7 @@ def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
         sides={model: _read_model(run, model) for model in MODELS},
         self_check=read_file(run.self_check, SelfCheck),
         benchmarks=(read_file(run.benchmarks, dict[str, list[BenchmarkResult]]) or {}).get(TUNED, []),
-        pairwise=[
-            (found, correct_win_rate(rows, read_rows(rows, Preference)) if rows.is_file() else None)
-            for path in sorted(run.pairwise.glob("*.json"))
-            if (found := read_file(path, PairSummary)) and (rows := path.with_suffix(".jsonl"))
-        ],
+        pairwise=_read_pairs(run),
     )
 
 
@@ -420,3 +416,12 @@ def _read_model(run: RunFolder, model: str) -> ModelResults:
         metrics=run.read_metrics(model),
         people=read_people(run, responses),
     )
+
+
+def _read_pairs(run: RunFolder) -> list[tuple[PairSummary, Corrected | None]]:
+    pairs = []
+    for path in sorted(run.pairwise.glob("*.json")):
+        if summary := read_file(path, PairSummary):
+            file = path.with_suffix(".jsonl")
+            pairs.append((summary, correct_win_rate(file, read_rows(file, Preference)) if file.is_file() else None))
+    return pairs
