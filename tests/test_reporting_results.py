@@ -63,10 +63,15 @@ def test_an_empty_run(tmp_path: Path) -> None:
     assert results.difference is None
 
 
-def test_the_latest_judgment_counts(tmp_path: Path) -> None:
+def test_the_latest_judgment_of_each_answer_counts(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     append_rows(run.judgments, [build_judgment("a", 7), build_judgment("gone", 99)])
-    assert read(run).tuned.score_by_id == {"a": 7, "b": 100, "c": 20}
+    tuned = read(run).tuned
+    assert tuned.score_by_id == {"a": 7, "b": 100, "c": 20}
+    # So does a correction of their mean.
+    corrected = dataclasses.replace(tuned, people={"a": 10.0}).corrected
+    assert corrected
+    assert (corrected.n, corrected.total) == (1, 4)
 
 
 @pytest.mark.parametrize("text", ['{"mean"', "[1]"])

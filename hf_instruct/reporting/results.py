@@ -60,10 +60,16 @@ class ModelResults:
     metrics: Metrics
     people: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def judged(self) -> dict[str, int | None]:
+        """The scores by the example's id, None for a failure; without those of responses that are no longer there."""
+        known = {response.id for response in self.responses}
+        return {id: judgment.score for id, judgment in self.judgments.items() if not known or id in known}
+
     @property
     def labelled(self) -> Labelled:
         """The judge's scores, with those of people."""
-        return Labelled({id: judgment.score for id, judgment in self.judgments.items()}, self.people)
+        return Labelled(self.judged, self.people)
 
     @functools.cached_property
     def corrected(self) -> Corrected | None:
@@ -82,8 +88,7 @@ class ModelResults:
     @property
     def score_by_id(self) -> dict[str, int]:
         """The scores by the example's id, failures left out."""
-        known = {response.id for response in self.responses}
-        return {id: j.score for id, j in self.judgments.items() if j.score is not None and (not known or id in known)}
+        return {id: score for id, score in self.judged.items() if score is not None}
 
     @property
     def stop_rate(self) -> float | None:
