@@ -9,8 +9,6 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hf_instruct.console import format_interval, format_signed
-
 # Whose answers: the base model's before training, those of the fine-tuned model that DPO or GRPO began with, and those
 # of the model that training made.
 UNTUNED, SFT, TUNED = "untuned", "SFT", "tuned"
@@ -40,16 +38,11 @@ class MeanDifference:
     low: float
     high: float
     n: int
-    bounds: Interval | None = None  # where each failed judgment is the worst or the best score; None without any
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval excludes zero, and the bounds too."""
-        return (self.low > 0 or self.high < 0) and not (self.bounds and self.bounds.spans(0.0))
-
-    def __str__(self) -> str:
-        ends = format_interval((self.low, self.high), signed=True)
-        return f"{format_signed(self.mean)} points, 95 % interval {ends}"
+        """Whether the interval excludes zero."""
+        return not self.low <= 0 <= self.high
 
 
 class Record(BaseModel):

@@ -17,7 +17,6 @@ from hf_instruct.evaluation.intervals import (
     design_effect,
     difference_interval,
     estimate,
-    measure_difference,
     share_difference_interval,
     share_interval,
     sign_test,
@@ -142,9 +141,7 @@ def test_rows_of_one_group_count_as_one_draw() -> None:
     assert share_interval(shares, groups) == pytest.approx(share_interval(shares[::5]), abs=0.005)
     found = [compare_values(values, [3.0] * 200, given) for given in ((), groups)]
     assert found[1].smallest_found == pytest.approx(5**0.5 * found[0].smallest_found, rel=0.03)
-    assert measure_difference(dict.fromkeys(range(200), 0.0), dict(enumerate(values)), dict(enumerate(groups))).low == (
-        pytest.approx(alike.low)
-    )
+    assert compare_values(values, [0.0] * 200, groups).interval == pytest.approx(alike)
 
 
 def test_alike_rows_are_spoken_of_where_they_matter() -> None:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 from reporting_run import build_judgment, with_sides, write_run
-from rows import preference
+from rows import preference, response
 
 from hf_instruct.config import build_experiment
 from hf_instruct.errors import DataError
+from hf_instruct.evaluation.intervals import compare_values
 from hf_instruct.evaluation.pair_scores import build_pair_scores
 from hf_instruct.evaluation.pairs import JoinedPairs
 from hf_instruct.records import append_rows, write_json, write_rows
@@ -109,6 +110,20 @@ def test_metrics_stand_side_by_side_with_their_paired_difference(results: RunRes
     assert list(rows) == ["exact match", "ROUGE-L", "perplexity", "mine"]
 
 
+def test_examples_with_one_instruction_count_as_one_draw(results: RunResults) -> None:
+    values = [i // 2 % 5 / 10 for i in range(40)]
+    metrics = {
+        "untuned": build_metrics({str(i): 0.0 for i in range(40)}),
+        "tuned": build_metrics({str(i): value for i, value in enumerate(values)}),
+    }
+    changed = add_metrics(results, **metrics)
+    rows = [response(str(i), instruction=f"Task {i // 2}.") for i in range(40)]
+    (row,) = with_sides(changed, tuned=dataclasses.replace(changed.tuned, responses=rows)).metrics
+    assert row.difference
+    assert row.difference.interval == compare_values(values, [0.0] * 40, [i // 2 for i in range(40)]).interval
+    assert row.difference.interval != compare_values(values, [0.0] * 40).interval
+
+
 def test_rows_pair_the_answers(results: RunResults) -> None:
     rows = pair_answers(results)
     assert [(row.example.id, row.number, row.value, row.gain) for row in rows] == [
@@ -160,7 +175,8 @@ def test_three_models_stand_side_by_side_after_preference_training(preferred: Ru
     row = next(row for row in preferred.metrics if row.name == "rouge_l")
     assert [row.show_difference(name).split()[0] for name in ("SFT", "untuned")] == ["+0.25", "+0.48"]
     assert preferred.lengths == "length of the answers 0.90 -> 1.20 of their references'"
-    assert next(f for f in list_findings(preferred) if f.name == "longer_answers").numbers["tuned"] == 1.2
+    (longer,) = [finding for finding in list_findings(preferred) if finding.name == "longer_answers"]
+    assert longer.text.startswith("DPO made the answers 33 % longer (0.90 -> 1.20 of")
     page = render_page(preferred)
     heads = ["Untuned", "SFT", "Tuned", "Tuned - SFT, paired", "Tuned - untuned, paired"]
     metrics = page[page.index('id="metrics"') :]

@@ -214,14 +214,6 @@ def _put_side_by_side(values: "Iterable[pandas.Series[float]]") -> "pandas.DataF
     return pandas.concat(columns, axis=1, keys=range(len(columns))).dropna(how="all")
 
 
-def _bound(found: Difference, run: ScoredRun, baseline: ScoredRun) -> Difference:
-    """Return a difference with its bounds, because a failed judgment could have had any score."""
-    bounds = bound_difference(run.labelled.judged, baseline.labelled.judged)
-    if bounds is None or not (run.judge and baseline.judge):
-        return found
-    return dataclasses.replace(found, bounds=bounds, is_shown=found.is_shown and not bounds.spans(0.0))
-
-
 def _identify(source: Any) -> Any:
     return normpath(source) if isinstance(source, str | Path) else id(source)
 
@@ -264,8 +256,10 @@ def _build_row(run: ScoredRun, scores: Breakdown | None, number: int, baseline: 
     known, total = run.known, len(run.rows)
     failures = total - len(known) if run.is_scored else 0
     difference = scores.differences[number] if scores else None
-    if difference:
-        difference = _bound(difference, run, baseline)
+    if difference and run.judge and baseline.judge:
+        # A failed judgment could have had any score.
+        bounds = bound_difference(run.labelled.judged, baseline.labelled.judged)
+        difference = dataclasses.replace(difference, bounds=bounds)
     return Row(
         name=run.name,
         mean=scores.means[number] if scores else None,

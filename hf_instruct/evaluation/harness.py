@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.harness_tasks import first_line, load_tasks, quiet
-from hf_instruct.evaluation.intervals import measure_difference
+from hf_instruct.evaluation.intervals import compare_values
 from hf_instruct.records import read_file, write_json
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import TUNED, BenchmarkResult
+from hf_instruct.schema import TUNED, BenchmarkResult, MeanDifference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -264,8 +264,8 @@ def compare_benchmarks(tuned: Sequence[BenchmarkResult], base: Sequence[Benchmar
         is_mean = own and row.value is not None and math.isclose(sum(own) / len(own), row.value, abs_tol=1e-9)
         if own and other and is_mean and len(own) == len(other):
             # lm-eval does not say which of its metrics are a yes or a no for each question.
-            is_share = {*own, *other} <= {0.0, 1.0}
-            found = measure_difference(dict(enumerate(other)), dict(enumerate(own)), is_share=is_share)
-            row = row.model_copy(update={"difference": found})
+            found = compare_values(own, other, is_share={*own, *other} <= {0.0, 1.0})
+            difference = MeanDifference(found.mean, *found.interval, found.n) if found.interval else None
+            row = row.model_copy(update={"difference": difference})
         results.append(row)
     return results

@@ -63,20 +63,19 @@ def list_corrected(comparison: "Comparison") -> list[str]:
 
 def describe_difference(name: str, baseline: str, difference: "Difference") -> str:
     """Return a run's difference from the baseline in one sentence."""
-    n = difference.n
-    start = f"{name} - {baseline}: {format_signed(difference.mean)} points"
+    start, n = f"{name} - {baseline}: {difference}", difference.n
     if difference.interval is None:
         return f"{start} on a single example, which is not enough."
     counts = f"higher on {difference.wins}, equal on {difference.ties}, lower on {difference.losses} of {n}"
     if (p := difference.p_value) is not None:
         counts += f"; sign test p {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
-    verdict = ("higher" if difference.mean > 0 else "lower") if difference.is_shown else "no difference shown"
+    verdict = difference.verdict
     if bounds := difference.bounds:
         verdict += f"; with failed judgments counted as worst or best it is {format_interval(bounds, signed=True)}"
     if difference.interval.spans(0.0) and (least := difference.smallest_found):
         verdict += f". {n} examples show differences of {format_points(least)} points or more 8 times out of 10"
         verdict += f"; {_ASKED_POINTS:g} points would need about {difference.count_needed(_ASKED_POINTS):,}"
-    return f"{start}, 95 % interval {format_interval(difference.interval, signed=True)} ({counts}): {verdict}."
+    return f"{start} ({counts}): {verdict}."
 
 
 def format_power(comparison: "Comparison") -> str:

@@ -3,10 +3,9 @@
 A finding names no file, folder or model of the user's own, so that it may be published.
 """
 
-import dataclasses
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 from hf_instruct.console import format_interval, format_points, pluralize
 from hf_instruct.evaluation.scores import FEW_ANSWERS, format_bounds
@@ -18,23 +17,14 @@ _MANY_CUT_OFF = 0.1
 _MUCH_LONGER = 0.1
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A finding about the numbers of a run.
-
-    Attributes:
-        name: Which it is, such as `overfitting`.
-        text: The same in a sentence or two.
-        numbers: What it is made of: counts, fractions, losses in nats per label token, scores in points.
-    """
+class Finding(NamedTuple):
+    """A finding about the numbers of a run: which it is, such as `overfitting`, and the same in a sentence or two."""
 
     name: str
     text: str
-    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Missing:
+class Missing(NamedTuple):
     """A missing part of the run folder, and the command that creates it."""
 
     what: str
@@ -62,24 +52,22 @@ def _find_difference(results: RunResults) -> Iterator[Finding]:
         yield Finding(
             "judged_differently",
             f"The models were judged differently ({', '.join(differing)}): their scores cannot be compared.",
-            {"fields": differing},
         )
-    if difference is None or results.leading.reason or (difference.is_shown and difference.mean > 0):
+    if difference is None or results.leading.reason or difference.verdict == "higher":
         return
-    numbers = dataclasses.asdict(difference)
     if difference.is_shown:
         text = f"The tuned model scores lower than the {results.start} model: {difference} (n={difference.n})."
-        yield Finding("scores_lower", text, numbers)
+        yield Finding("scores_lower", text)
     else:
         why = "The interval includes zero"
-        if difference.bounds and not difference.low <= 0 <= difference.high:
+        if difference.bounds and not (difference.interval and difference.interval.spans(0.0)):
             ends = format_interval(difference.bounds, signed=True)
             why = f"With each failed judgment at its worst or best it is {ends}, which includes zero"
         text = (
             f"The scores show no difference: tuned - {results.start} is {difference}, over the {difference.n} examples "
             f"scored on both sides. {why}."
         )
-        yield Finding("no_difference", text, numbers)
+        yield Finding("no_difference", text)
 
 
 def _find_disagreement(results: RunResults) -> Iterator[Finding]:
@@ -88,19 +76,15 @@ def _find_disagreement(results: RunResults) -> Iterator[Finding]:
     difference = results.difference
     if metric is None or metric.difference is None or difference is None:
         return
-    directions = [found.is_shown and (found.mean > 0) - (found.mean < 0) for found in (metric.difference, difference)]
+    verdicts = [found.verdict if found.is_shown else "not shown to differ" for found in (metric.difference, difference)]
     # What a judge that does not lead finds higher or lower is not repeated.
-    if directions[0] == directions[1] or results.leading.reason:
+    if verdicts[0] == verdicts[1] or results.leading.reason:
         return
-    words = [
-        ("higher" if found.mean > 0 else "lower") if found.is_shown else "not shown to differ"
-        for found in (metric.difference, difference)
-    ]
     text = (
-        f"By {metric.label} the tuned model is {words[0]} ({metric.show_difference()}), by the judge's scores "
-        f"{words[1]}: read the answers before quoting either."
+        f"By {metric.label} the tuned model is {verdicts[0]} ({metric.show_difference()}), by the judge's scores "
+        f"{verdicts[1]}: read the answers before quoting either."
     )
-    yield Finding("measures_disagree", text, {"metric": metric.difference.mean, "judge": difference.mean})
+    yield Finding("measures_disagree", text)
 
 
 def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
@@ -112,7 +96,7 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
         )
     if scores.constant and scores.mean is not None:
         text = f"The judge gave every answer the same score, {format_points(scores.mean)}, so its scores say nothing."
-        yield Finding("constant_scores", text, {"score": scores.mean})
+        yield Finding("constant_scores", text)
     repeats = scores.repeats
     if repeats and repeats.spread is not None and repeats.changed is not None:
         yield Finding(
@@ -120,11 +104,10 @@ def _find_judge(scores: Scores, weakness: str) -> Iterator[Finding]:
             f"Each answer was judged {repeats.count} times: the judge's scores vary by "
             f"{format_points(repeats.spread)} points per answer, and {100 * repeats.changed:.0f} % of its verdicts "
             "changed.",
-            {"count": repeats.count, "spread": repeats.spread, "changed": repeats.changed},
         )
     if 0 < scores.n < FEW_ANSWERS:
         answers = pluralize(scores.n, "answer has", "answers have")
-        yield Finding("few_scores", f"Only {answers} a score: the standard error is uncertain.", {"n": scores.n})
+        yield Finding("few_scores", f"Only {answers} a score: the standard error is uncertain.")
 
 
 def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
@@ -133,8 +116,7 @@ def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
     ends = format_bounds(scores, " or ")
     bounds = f"; counted as 0 or as 100, they would make the mean {ends}" if ends else ""
     answers = f"{scores.failures} of {scores.total} answers of the {model} model"
-    numbers = {"model": model, "failures": scores.failures, "total": scores.total}
-    yield Finding("failures", f"The judge gave no usable reply for {answers}{bounds}.", numbers)
+    yield Finding("failures", f"The judge gave no usable reply for {answers}{bounds}.")
 
 
 def _find_length(results: RunResults) -> Iterator[Finding]:
@@ -149,7 +131,7 @@ def _find_length(results: RunResults) -> Iterator[Finding]:
             f"{row.show(row.tuned)} of the references' length). Judges and people prefer longer answers, so a gain "
             "may be due to length alone."
         )
-        yield Finding("longer_answers", text, {"before": row.before.mean, "tuned": row.tuned.mean})
+        yield Finding("longer_answers", text)
 
 
 def _find_leaks(results: RunResults) -> Iterator[Finding]:
@@ -162,10 +144,10 @@ def _find_leaks(results: RunResults) -> Iterator[Finding]:
             f"{seen} {of}test examples {'has' if seen == 1 else 'have'} the same instruction and input as a training "
             "example: the scores are too high."
         )
-        yield Finding("leaks", text, {"seen": seen, "total": total})
+        yield Finding("leaks", text)
     if near:
         are = "is a near-duplicate" if near == 1 else "are near-duplicates"
-        yield Finding("near_duplicates", f"{near} {of}test examples {are} of a training example.", {"near": near})
+        yield Finding("near_duplicates", f"{near} {of}test examples {are} of a training example.")
 
 
 def _find_cut_off(results: RunResults) -> Iterator[Finding]:
@@ -173,7 +155,7 @@ def _find_cut_off(results: RunResults) -> Iterator[Finding]:
     if rate is not None and 1 - rate > _MANY_CUT_OFF:
         limit, cut_off = results.experiment.generate.max_new_tokens, f"{100 * (1 - rate):.0f} %"
         text = f"{cut_off} of the tuned model's answers did not finish: they were cut off at {limit} tokens."
-        yield Finding("cut_off", text, {"share": 1 - rate})
+        yield Finding("cut_off", text)
 
 
 def _find_overfitting(results: RunResults) -> Iterator[Finding]:
@@ -183,7 +165,7 @@ def _find_overfitting(results: RunResults) -> Iterator[Finding]:
     (lowest, step), (last, _) = min(losses), losses[-1]
     if last > lowest * _OVERFIT_RISE:
         text = f"The validation loss was lowest at step {step} ({lowest:.3f}) and has risen to {last:.3f}: overfitting."
-        yield Finding("overfitting", text, {"step": step, "lowest": lowest, "last": last})
+        yield Finding("overfitting", text)
 
 
 def list_missing(results: RunResults) -> list[Missing]:

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Mapping
 
 from hf_instruct.config import Experiment
-from hf_instruct.evaluation.intervals import bound_difference, describe_groups, measure_difference
+from hf_instruct.evaluation.intervals import Difference, bound_difference, compare_values, describe_groups
 from hf_instruct.evaluation.metrics import METRICS, QUOTIENTS, SHARES, format_metric, label_metric
 from hf_instruct.evaluation.people import Corrected, Labelled, correct_win_rate, read_people
 from hf_instruct.evaluation.scores import (
@@ -25,7 +25,6 @@ from hf_instruct.schema import (
     UNTUNED,
     BenchmarkResult,
     Judgment,
-    MeanDifference,
     Metrics,
     MetricValue,
     PairSummary,
@@ -114,7 +113,7 @@ class MetricRow:
 
     name: str
     values: Mapping[str, MetricValue]
-    differences: Mapping[str, MeanDifference]
+    differences: Mapping[str, Difference]
     start: str = UNTUNED
 
     @property
@@ -128,7 +127,7 @@ class MetricRow:
         return self.values.get(self.start)
 
     @property
-    def difference(self) -> MeanDifference | None:
+    def difference(self) -> Difference | None:
         """By how much training raised it; None if one of the two was not measured."""
         return self.differences.get(self.start)
 
@@ -157,9 +156,8 @@ class MetricRow:
         difference = self.differences.get(model or self.start)
         if difference is None:
             return ""
-        numbers = (difference.mean, difference.low, difference.high)
-        mean, low, high = (format_metric(self.name, number, signed=True) for number in numbers)
-        return f"{mean} ({low} to {high})"
+        ends = " to ".join(format_metric(self.name, end, signed=True) for end in difference.interval or ())
+        return f"{format_metric(self.name, difference.mean, signed=True)} ({ends})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,21 +290,30 @@ class RunResults:
         return None if self.judging_differences else self.before.scores
 
     @functools.cached_property
-    def differences(self) -> dict[str, MeanDifference]:
+    def differences(self) -> dict[str, Difference]:
         """By how much the tuned model scores higher than another, by that; of those that were judged alike."""
         if not self.tuned.scores or self.judging_differences:
             return {}
         found = {}
         for name in self.others:
             side = self.sides[name]
-            difference = measure_difference(side.score_by_id, self.tuned.score_by_id, self._tasks)
-            if side.scores and difference:
-                bounds = bound_difference(self.tuned.labelled.judged, side.labelled.judged)
+            if side.scores and (difference := self._compare(SCORE, name)):
+                bounds = bound_difference(self.tuned.judged, side.judged)
                 found[name] = dataclasses.replace(difference, bounds=bounds)
         return found
 
+    def _compare(self, measure: str, model: str) -> Difference | None:
+        """Return by how much the tuned model is higher than another; None for fewer than two common examples."""
+        values, base = self.tuned.list_values(measure), self.sides[model].list_values(measure)
+        ids = [id for id in base if id in values]
+        if len(ids) < 2:
+            return None
+        alike = [self._tasks.get(id, id) for id in ids]
+        pairs = [values[id] for id in ids], [base[id] for id in ids]
+        return compare_values(*pairs, alike, is_share=measure in SHARES)
+
     @property
-    def difference(self) -> MeanDifference | None:
+    def difference(self) -> Difference | None:
         """By how much training raised the score; None if that is not known."""
         return self.differences.get(self.start)
 
@@ -354,16 +361,7 @@ class RunResults:
             values = {model: found[name] for model, found in means.items() if name in found}
             # The mean of quotients is not the quotient that is shown.
             compared = self.others if name not in QUOTIENTS else []
-            found = {
-                model: measure_difference(
-                    self.sides[model].values.get(name, {}),
-                    self.tuned.values.get(name, {}),
-                    self._tasks,
-                    is_share=name in SHARES,
-                )
-                for model in compared
-            }
-            differences = {model: difference for model, difference in found.items() if difference}
+            differences = {model: found for model in compared if (found := self._compare(name, model))}
             rows += [MetricRow(name, values, differences, self.start)] * bool(values)
         return rows
 

@@ -63,7 +63,9 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
     scores, others = [], []
     if results.scores:
         differences = [
-            f"{format_signed(found.mean)} ({format_interval((found.low, found.high), signed=True)})" if found else ""
+            f"{format_signed(found.mean)} ({format_interval(found.interval, signed=True)})"
+            if found and found.interval
+            else ""
             for found in map(results.differences.get, reversed(compared))
         ]
         scores.append(["score of 100", *(format_mean(side.scores) for side in sides), *differences])
