@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# A run's name, its mean and the mean's interval; its difference from the baseline with interval, or None if it is that.
-Ends = tuple[float, float] | None
-ComparisonRow = tuple[str, float, Ends, tuple[float, Ends] | None]
-
 # By role, so that `format_inline_svg` can hand each to a page as a CSS variable of the same name.
 COLORS = {
     "text": "#3b4048",
@@ -39,10 +35,8 @@ BACKGROUND = "#ffffff"
 # Small, so that labels stay legible when the figure is scaled to the width of a phone.
 _SIZE_INCHES = (4.8, 3.1)
 _PNG_DOTS_PER_INCH = 220
-_ROW_INCHES = 0.32
-_SHOWN_NAME = 32
 _SCORE_BINS = range(0, 101, 10)
-_DASHED = (0, (4, 3))
+DASHED = (0, (4, 3))
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": COLORS["text"]}
 
 
@@ -95,7 +89,7 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
             label=[f"{name} (mean {format_points(mean)})" for name, mean in zip(sides, means, strict=True)],
         )
         for name, mean in zip(sides, means, strict=True):
-            axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=_DASHED)
+            axes.axvline(mean, color=COLORS[name], linewidth=1.2, linestyle=DASHED)
         # Outside the plot, where it hides no bar.
         figure.legend(loc="outside upper right", ncols=3, handlelength=1.0, **LEGEND)
     else:
@@ -103,41 +97,6 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
     axes.set(xlim=(0, 100), xticks=_SCORE_BINS[::2], xlabel="score", ylabel="answers")
     axes.locator_params(axis="y", integer=True)
     return figure
-
-
-def draw_comparison_plot(
-    rows: Sequence[ComparisonRow], *, measure: str = "score", title: str | None = None
-) -> "Figure":
-    """Return the plot of a comparison: means on the left, differences from the baseline on the right.
-
-    Differences are paired, so their intervals are narrower than those of the means suggest; those that exclude zero are
-    drawn in colour. Runs are drawn from top to bottom.
-    """
-    figure = build_figure((1.6 * _SIZE_INCHES[0], 1.2 + _ROW_INCHES * len(rows)), title)
-    left, right = figure.subplots(1, 2, sharey=True)
-    right.axvline(0, color=COLORS["untuned"], linewidth=1.2, linestyle=_DASHED)
-    for row, (_, mean, interval, difference) in enumerate(rows):
-        _draw_interval(left, row, mean, interval, COLORS["untuned" if difference is None else "tuned"])
-        if difference is not None:
-            is_shown = difference[1] is not None and not difference[1][0] <= 0 <= difference[1][1]
-            _draw_interval(right, row, *difference, COLORS["tuned" if is_shown else "untuned"])
-        else:
-            right.text(0, row, "baseline ", ha="right", va="center", color=COLORS["text"], fontsize=9)
-    names = [name if len(name) <= _SHOWN_NAME else "…" + name[1 - _SHOWN_NAME :] for name, *_ in rows]
-    left.set_yticks(range(len(rows)), names, parse_math=False)
-    left.set_ylim(len(rows) - 0.5, -0.5)
-    left.set_xlabel(f"mean {measure}, 95 % interval")
-    right.set_xlabel("difference from the baseline, 95 % interval")
-    for axes in (left, right):
-        style_axes(axes, grid="x")
-        axes.locator_params(axis="x", nbins=6)
-    return figure
-
-
-def _draw_interval(axes: "Axes", row: int, mean: float, ends: tuple[float, float] | None, color: str) -> None:
-    if ends is not None:
-        axes.plot(ends, [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
-    axes.plot([mean], [row], color=color, marker="o", markersize=5)
 
 
 def count_scores(scores: Sequence[int]) -> list[int]:

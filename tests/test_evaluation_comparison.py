@@ -12,10 +12,10 @@ from rows import judgment, response
 from hf_instruct.cli.main import main
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.comparison import compare_runs
+from hf_instruct.evaluation.comparison_views import draw_comparison_plot
 from hf_instruct.evaluation.intervals import bootstrap_mean, compare_values
 from hf_instruct.evaluation.runs import load_run
-from hf_instruct.evaluation.table import format_comparison
-from hf_instruct.plots import COLORS, draw_comparison_plot
+from hf_instruct.plots import COLORS
 from hf_instruct.records import append_rows, write_rows
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Metrics, Repeats, RubricName, Scores, TrainingRow
@@ -140,6 +140,9 @@ def test_failures_that_could_turn_a_difference_round_leave_it_unsaid(tmp_path: P
     assert not found.is_shown
     text = " ".join(str(compare_runs([low, high])).split())
     assert "no difference shown; with failed judgments counted as worst or best it is -1.6 to +18.4." in text
+    assert COLORS["tuned"] not in [
+        line.get_color() for line in draw_comparison_plot(compare_runs([low, high])).axes[1].lines
+    ]
 
 
 def test_examples_that_one_run_lacks_are_no_failures(tmp_path: Path) -> None:
@@ -335,7 +338,7 @@ def test_many_long_names_fit(tmp_path: Path) -> None:
         )
         for i in range(12)
     ]
-    text = format_comparison(compare_runs(runs))
+    text = str(compare_runs(runs))
     table = text.split("\n\n")[1].splitlines()
     assert len(table) == 13
     assert max(map(len, table)) <= 100
@@ -378,8 +381,7 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], argum
 
 def test_plot_colours_what_is_shown(pair: list[Path], tmp_path: Path) -> None:
     alike = save_run(tmp_path / "alike", {str(i): 20 + i + (1 if i % 2 else -1) for i in range(12)})
-    rows = compare_runs([*pair, alike]).list_plot_rows()
-    means, differences = draw_comparison_plot(rows, title="$judge_1$").axes
+    means, differences = draw_comparison_plot(compare_runs([*pair, alike]), title="$judge_1$").axes
     assert sorted(label.get_text()[-4:] for label in means.get_yticklabels()) == ["/low", "high", "like"]
     dots = [line for line in differences.lines if line.get_marker() == "o"]
     assert [round(float(dot.get_xdata()[0]), 1) for dot in dots] == [15.5, 0.0]

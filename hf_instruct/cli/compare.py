@@ -45,18 +45,17 @@ def _compare(options: argparse.Namespace) -> None:
 
     comparison = compare_runs(options.runs, baseline=options.baseline, force=options.force)
     if options.plot:
-        from hf_instruct.plots import draw_comparison_plot, write_figure
+        from hf_instruct.evaluation.comparison_views import draw_comparison_plot
+        from hf_instruct.plots import write_figure
 
         title = f"NOT COMPARABLE: {comparison.judge}" if comparison.judging_differences else comparison.judge
-        measure, title = comparison.leading.label or "score", textwrap.shorten(title, _PLOT_TITLE)
-        figure = draw_comparison_plot(comparison.list_plot_rows(), measure=measure, title=title)
-        write_figure(figure, options.plot)
+        write_figure(draw_comparison_plot(comparison, title=textwrap.shorten(title, _PLOT_TITLE)), options.plot)
     if options.json:
         print(format_json(comparison.to_dict()))
     else:
         print(comparison)
         if options.power:
-            from hf_instruct.evaluation.table import format_power
+            from hf_instruct.evaluation.comparison_views import format_power
 
             print(f"\n{format_power(comparison)}")
         if options.plot:

@@ -21,14 +21,12 @@ from hf_instruct.evaluation.intervals import (
 from hf_instruct.evaluation.metrics import SHARES
 from hf_instruct.evaluation.people import Corrected
 from hf_instruct.evaluation.runs import ScoredRun, find_judging_differences, load_run
-from hf_instruct.evaluation.scores import MIN_CONSTANT, Leading, choose_leading, describe_check, find_weakness
+from hf_instruct.evaluation.scores import MIN_CONSTANT, SCORE, Leading, choose_leading, describe_check, find_weakness
 from hf_instruct.evaluation.verdict_table import describe_judge
 from hf_instruct.schema import Interval
 
 if TYPE_CHECKING:
     import pandas
-
-    from hf_instruct.plots import ComparisonRow
 
 _SHOWN_KEYS = 3
 _UNJUDGED = (
@@ -91,26 +89,18 @@ class Comparison:
         return self.rows[0].mean is not None
 
     def __str__(self) -> str:
-        from hf_instruct.evaluation.table import format_comparison
+        from hf_instruct.evaluation.comparison_views import format_comparison
 
         return format_comparison(self)
 
-    def list_plot_rows(self, measure: str | None = None) -> "list[ComparisonRow]":
-        """Return what `draw_comparison_plot` draws of a metric or, for any other name, of the scores.
-
-        Args:
-            measure: Which; by default the leading one.
-        """
-        name = self.leading.name if measure is None else measure
-        found = next((part for part in self.metrics if part.name == name), None)
-        values: Iterable[tuple[Any, Interval | None, Difference | None]]
-        values = ((row.mean, row.interval, row.difference) for row in self.rows)
-        if found:
-            values = zip(found.means, found.intervals, found.differences, strict=True)
-        return [
-            (row.name, mean, ends, (other.mean, other.interval) if other else None)
-            for row, (mean, ends, other) in zip(self.rows, values, strict=True)
-        ]
+    def find(self, measure: str) -> Breakdown:
+        """Return the runs by a reference metric or, for any other name, by the scores."""
+        for part in self.metrics:
+            if part.name == measure:
+                return part
+        means = [row.mean for row in self.rows if row.mean is not None]
+        intervals, differences = [row.interval for row in self.rows], [row.difference for row in self.rows]
+        return Breakdown(SCORE, self.n, means, intervals, differences)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `--json` prints them."""
@@ -180,7 +170,7 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
     facts = pandas.concat([run.rows[["task", "category"]] for run in ordered]).groupby(level=0).first()
     # A row whose instruction is not known is alone.
     tasks = facts["task"].fillna(pandas.Series(facts.index, facts.index))
-    whole = _break_down("score", common[order], base, tasks) if is_scored else None
+    whole = _break_down(SCORE, common[order], base, tasks) if is_scored else None
     categories = facts["category"].reindex(common.index)
     groups = common[order].groupby(categories)
     has_categories = is_scored and groups.ngroups > 1

@@ -1,14 +1,15 @@
 """The web page of `hf-instruct ui` and its tabs."""
 
 import contextlib
+import dataclasses
 import functools
 import socket
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.errors import InstructError
-from hf_instruct.evaluation.table import list_rows
-from hf_instruct.plots import draw_comparison_plot
+from hf_instruct.evaluation.comparison_views import draw_comparison_plot, list_rows
+from hf_instruct.evaluation.scores import SCORE
 from hf_instruct.schema import MODELS, TUNED
 from hf_instruct.ui.model_pool import ModelPool, Source
 from hf_instruct.ui.pages import QUICK, format_notice, format_plot, serve_page
@@ -81,7 +82,7 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
 
     def show(label: str) -> list[Any]:
         try:
-            found, names = _compare(sources)
+            found = _compare(sources)
         except InstructError as error:
             return [format_notice(str(error)), *[gradio.update(visible=False)] * 3, show_report(label)]
         leading = found.leading
@@ -89,23 +90,21 @@ def _build_runs_tab(gradio: Any, sources: Sequence[Source], tab: Any) -> None:
         judge = f"{found.judge[0].upper()}{found.judge[1:]}."
         said = format_notice("\n".join([judge, *weak, *found.judging_differences, *found.notes]).replace("`", ""))
         shown: list[Any] = []
-        for measure in (leading.name if leading.is_metric else None, "" if found.is_scored else None):
+        for measure in (leading.name if leading.is_metric else None, SCORE if found.is_scored else None):
             if measure is None:
                 shown.append(gradio.update(visible=False))
                 continue
-            (_, *heads), *rows = list_rows(found, measure)
-            cells = [[names[name], *values] for _, name, *values in rows]
-            shown.append(gradio.update(value={"headers": heads, "data": cells}, visible=True))
-        drawn = [(names[row[0]], *row[1:]) for row in found.list_plot_rows()]
-        plot = format_plot(draw_comparison_plot(drawn, measure=leading.label or "score"), "runs")
+            heads, *rows = [cells for _, *cells in list_rows(found, measure)]
+            shown.append(gradio.update(value={"headers": heads, "data": rows}, visible=True))
+        plot = format_plot(draw_comparison_plot(found), "runs")
         return [said, *shown, gradio.update(value=plot, visible=True), show_report(label)]
 
     tab.select(show, [run], [notice, metric, table, plot, frame], **QUICK)
     run.input(show_report, [run], [frame], **QUICK)
 
 
-def _compare(sources: Sequence[Source]) -> tuple["Comparison", dict[str, str]]:
-    """Return how answers compare, the untuned model's of each run and the tuned one's, and their labels.
+def _compare(sources: Sequence[Source]) -> "Comparison":
+    """Return how answers compare, the untuned model's of each run and the tuned one's, by their labels.
 
     Those that were judged, or, if there are none, those that were measured.
     """
@@ -118,7 +117,8 @@ def _compare(sources: Sequence[Source]) -> tuple["Comparison", dict[str, str]]:
         is_tuned = model == TUNED
         path = run.path if is_tuned else run.path / model
         names[str(path)] = source.label if is_tuned else f"{source.label}, {model}"
-    return compare_runs(list(names), baseline=next(iter(names), None), force=True), names
+    found = compare_runs(list(names), baseline=next(iter(names), None), force=True)
+    return dataclasses.replace(found, rows=[dataclasses.replace(row, name=names[row.name]) for row in found.rows])
 
 
 def render_report(source: Source) -> str:

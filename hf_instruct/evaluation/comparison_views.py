@@ -1,4 +1,4 @@
-"""A comparison as text: tables that fit the terminal, and each difference in a sentence."""
+"""Views of a comparison: tables that fit the terminal, each difference in a sentence, and the plot."""
 
 import functools
 import textwrap
@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 from hf_instruct.console import align, format_interval, format_points, format_signed, pluralize, text_width
 from hf_instruct.evaluation.intervals import FEWEST
 from hf_instruct.evaluation.metrics import SHARES, format_metric, label_metric
+from hf_instruct.evaluation.scores import SCORE
+from hf_instruct.plots import COLORS, DASHED, build_figure, style_axes
+from hf_instruct.schema import Interval
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from hf_instruct.evaluation.comparison import Breakdown, Comparison
     from hf_instruct.evaluation.intervals import Difference
-    from hf_instruct.plots import Ends
 
 _SHORTEST_NAME = 16
+_LONGEST_PLOT_NAME = 32
 _MAX_COLUMNS = 9
 # The difference that readers ask for: in points of a score, and in the unit of a metric.
 _ASKED_POINTS = 5.0
-_ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0, "score": _ASKED_POINTS}
+_ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0, SCORE: _ASKED_POINTS}
 
 
 def format_comparison(comparison: "Comparison") -> str:
@@ -34,9 +40,10 @@ def format_comparison(comparison: "Comparison") -> str:
         parts += [_align(list_rows(comparison, comparison.leading.name), name_column=1), metrics]
     elif reason := comparison.leading.reason:
         # What such a judge finds higher or lower is not put in words.
-        leading = _align(list_rows(comparison, comparison.leading.name), name_column=1) if metrics else ""
+        if comparison.leading.is_metric and metrics:
+            parts.append(_align(list_rows(comparison, comparison.leading.name), name_column=1))
         table = _align(list_rows(comparison), name_column=1)
-        parts += [leading, metrics, _wrap(f"Scores that say little, because {reason}:"), table, categories]
+        parts += [metrics, _wrap(f"Scores that say little, because {reason}:"), table, categories]
     else:
         differences = "\n".join(
             _wrap(describe_difference(row.name, comparison.baseline, row.difference), indent="  ")
@@ -81,31 +88,30 @@ def describe_difference(name: str, baseline: str, difference: "Difference") -> s
 def format_power(comparison: "Comparison") -> str:
     """Return, for each measure, the smallest difference shown 8 times out of 10, and the examples needed for less."""
     table = [["measure", "run", "n", "shown 8 times out of 10", "needs about"]]
-    measures = [("score", [row.difference for row in comparison.rows])]
-    measures += [(part.name, part.differences) for part in comparison.metrics]
-    for name, differences in measures:
-        show = functools.partial(_show, name)
-        asked = _ASKED.get(name)
-        for row, difference in zip(comparison.rows, differences, strict=True):
+    for part in (comparison.find(SCORE), *comparison.metrics):
+        show = functools.partial(_show, part.name)
+        asked = _ASKED.get(part.name)
+        for row, difference in zip(comparison.rows, part.differences, strict=True):
             if difference and difference.smallest_found:
                 needed = f"{difference.count_needed(asked):,} for {show(asked)}" if asked else ""
                 cells = str(difference.n), show(difference.smallest_found), needed
-                table.append([label_metric(name), row.name, *cells])
+                table.append([label_metric(part.name), row.name, *cells])
     return "Required number of examples (95 % intervals, 80 % power):\n" + _align(table, name_column=1)
 
 
-def list_rows(comparison: "Comparison", metric: str = "") -> list[list[str]]:
+def list_rows(comparison: "Comparison", measure: str = SCORE) -> list[list[str]]:
     """Return the cells of the table of runs, its heads first: by a reference metric, or by the scores."""
-    show = functools.partial(_show, metric or "score")
+    show = functools.partial(_show, measure)
     show_signed = functools.partial(show, signed=True)
-    table = [["#", "run", label_metric(metric or "score"), "95 % interval", "difference", "95 % interval"]]
-    for number, (name, mean, ends, difference) in enumerate(comparison.list_plot_rows(metric), start=1):
-        cells = [str(number), name, show(mean), _show_ends(ends, show)]
-        if difference is None:
-            table.append([*cells, "baseline", ""])
-        else:
-            table.append([*cells, show_signed(difference[0]), _show_ends(difference[1], show_signed)])
-    if metric:
+    part = comparison.find(measure)
+    table = [["#", "run", label_metric(measure), "95 % interval", "difference", "95 % interval"]]
+    columns = zip(comparison.rows, part.means, part.intervals, part.differences, strict=True)
+    for number, (row, mean, ends, difference) in enumerate(columns, start=1):
+        last = ["baseline", ""]
+        if difference:
+            last = [show_signed(difference.mean), _show_ends(difference.interval, show_signed)]
+        table.append([str(number), row.name, show(mean), _show_ends(ends, show), *last])
+    if measure != SCORE:
         return table
     scored = [f"{row.n} of {row.total}" for row in comparison.rows]
     losses = ["" if row.validation_loss is None else f"{row.validation_loss:.3f}" for row in comparison.rows]
@@ -117,12 +123,12 @@ def list_rows(comparison: "Comparison", metric: str = "") -> list[list[str]]:
 
 
 def _show(measure: str, value: float, *, signed: bool = False) -> str:
-    if measure != "score":
+    if measure != SCORE:
         return format_metric(measure, value, signed=signed)
     return format_signed(value) if signed else format_points(value)
 
 
-def _show_ends(ends: "Ends", show: Callable[[float], str]) -> str:
+def _show_ends(ends: Interval | None, show: Callable[[float], str]) -> str:
     if ends is None:
         return "-"
     return "none: all equal" if ends[0] == ends[1] else " to ".join(map(show, ends))
@@ -159,7 +165,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
     any_marked = False
     for part in shown:
         is_metric = title == "metric"
-        show = functools.partial(_show, part.name if is_metric else "score")
+        show = functools.partial(_show, part.name if is_metric else SCORE)
         # The bootstrap of a handful of values that happen to have one sign always excludes 0.
         is_marked = part.n >= FEWEST and (is_metric or not comparison.leading.reason)
         marks = ["*" if is_marked and each and each.is_shown else " " for each in part.differences]
@@ -178,6 +184,40 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
     if hidden := len(breakdowns) - len(shown):
         lines.append(f"{hidden} of {len(breakdowns)} categories have fewer than {FEWEST} examples; `--json` has them.")
     return "\n".join(lines)
+
+
+def draw_comparison_plot(comparison: "Comparison", *, title: str | None = None) -> "Figure":
+    """Return the plot of a comparison by its leading measure: means on the left, differences on the right.
+
+    Differences are paired, so their intervals are narrower than those of the means suggest; those that are shown are
+    drawn in colour. Runs are drawn from top to bottom.
+    """
+    figure = build_figure((7.7, 1.2 + 0.32 * len(comparison.rows)), title)
+    left, right = figure.subplots(1, 2, sharey=True)
+    right.axvline(0, color=COLORS["untuned"], linewidth=1.2, linestyle=DASHED)
+    part = comparison.find(comparison.leading.name)
+    for row, (mean, ends, difference) in enumerate(zip(part.means, part.intervals, part.differences, strict=True)):
+        _draw_interval(left, row, mean, ends, COLORS["tuned" if difference else "untuned"])
+        if difference:
+            color = COLORS["tuned" if difference.is_shown else "untuned"]
+            _draw_interval(right, row, difference.mean, difference.interval, color)
+        else:
+            right.text(0, row, "baseline ", ha="right", va="center", color=COLORS["text"], fontsize=9)
+    names = [_shorten(row.name, _LONGEST_PLOT_NAME) for row in comparison.rows]
+    left.set_yticks(range(len(names)), names, parse_math=False)
+    left.set_ylim(len(names) - 0.5, -0.5)
+    left.set_xlabel(f"mean {comparison.leading.label or SCORE}, 95 % interval")
+    right.set_xlabel("difference from the baseline, 95 % interval")
+    for axes in (left, right):
+        style_axes(axes, grid="x")
+        axes.locator_params(axis="x", nbins=6)
+    return figure
+
+
+def _draw_interval(axes: "Axes", row: int, mean: float, ends: Interval | None, color: str) -> None:
+    if ends is not None:
+        axes.plot(ends, [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
+    axes.plot([mean], [row], color=color, marker="o", markersize=5)
 
 
 def _note_failures(comparison: "Comparison") -> list[str]:
