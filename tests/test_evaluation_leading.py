@@ -61,7 +61,7 @@ def test_which_measure_leads() -> None:
 def test_metrics_lead_where_nothing_was_judged(run: RunFolder) -> None:
     for file in (run.judgments, *run.path.glob("scores*.json")):
         file.unlink()
-    results = read_results(run, run.load_experiment())
+    results = read_results(run)
     assert (results.leading, results.scores) == (("rouge_l", ""), [])
     html = render_page(results)
     tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
@@ -81,12 +81,12 @@ def test_the_summary_leads_with_the_metrics(run: RunFolder) -> None:
 
 
 def test_nothing_is_said_from_a_weak_judges_difference(run: RunFolder) -> None:
-    names = [finding.name for finding in list_findings(read_results(run, run.load_experiment()))]
+    names = [finding.name for finding in list_findings(read_results(run))]
     assert names == ["weak_judge", "few_scores", "failures"]
 
 
 def test_the_page_leads_with_the_metrics_and_sorts_by_them(run: RunFolder) -> None:
-    html = render_page(read_results(run, run.load_experiment()))
+    html = render_page(read_results(run))
     tiles = [text.split("<")[0].strip() for text in re.split(r'<article class="tile[^>]*>\s*<h2>', html)[1:]]
     assert tiles == ["Exact match", "ROUGE-L", "Validation loss", "Finished", "Fine-tuning", "Score"]
     # Folded away, with the reason in view.

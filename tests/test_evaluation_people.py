@@ -168,10 +168,10 @@ def test_corrected_means_stand_in_every_view(run: Path, capsys: pytest.CaptureFi
         scores = build_scores(judged, rubric=load_rubric("course"), judge=judged[0].judge)
         folder.write_scores(model, scores)
     score(run, 16, limit=8)
-    results = read_results(folder, folder.load_experiment())
+    results = read_results(folder)
     assert results.people[1] == "tuned: people scored 8 of 40 answers; from 10 on these correct the judge's mean"
     score(run, 44, "Ben", limit=22)
-    results = read_results(folder, folder.load_experiment())
+    results = read_results(folder)
     assert results.tuned.corrected
     assert results.tuned.corrected.mean == pytest.approx(44.5, abs=1)
     for text in (render_page(results), format_summary(folder, width=400)):

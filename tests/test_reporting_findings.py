@@ -12,7 +12,6 @@ from hf_instruct.reporting import findings as found
 from hf_instruct.reporting.findings import Finding, list_findings, list_missing
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import MetricRow, RunResults, read_results
-from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import (
     CheckOutcome,
     Interval,
@@ -25,13 +24,9 @@ from hf_instruct.schema import (
 )
 
 
-def read(run: RunFolder) -> RunResults:
-    return read_results(run, run.load_experiment())
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
-    return read(write_run(tmp_path_factory.mktemp("runs") / "demo"))
+    return read_results(write_run(tmp_path_factory.mktemp("runs") / "demo"))
 
 
 def change_scores(
@@ -195,7 +190,7 @@ def test_nothing_is_missing_from_a_whole_run(results: RunResults) -> None:
 def test_missing_parts_and_their_commands(tmp_path: Path) -> None:
     run = write_run(tmp_path / "my run", stages=())
     folder = f"'{run.path}'"
-    assert [(part.what, part.command) for part in list_missing(read(run))] == [
+    assert [(part.what, part.command) for part in list_missing(read_results(run))] == [
         ("the examples and the training log", f"hf-instruct train EXPERIMENT.yaml --run-dir {folder} --resume"),
         ("the tuned model's answers", f"hf-instruct generate {folder}"),
         ("the untuned model's answers, to compare with", f"hf-instruct generate {folder}"),
@@ -212,4 +207,4 @@ def test_a_half_done_stage_is_missing_its_rest(results: RunResults) -> None:
 
 def test_base_answers_that_nobody_asked_for_are_not_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo", stages=("data", "train"), generate={"base": False})
-    assert [part.what for part in list_missing(read(run))] == ["the tuned model's answers"]
+    assert [part.what for part in list_missing(read_results(run))] == ["the tuned model's answers"]

@@ -57,13 +57,9 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def read(run: RunFolder) -> RunResults:
-    return read_results(run, run.load_experiment())
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
-    return read(write_run(tmp_path_factory.mktemp("whole") / "demo"))
+    return read_results(write_run(tmp_path_factory.mktemp("whole") / "demo"))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +109,7 @@ def test_filters_offer_what_there_is(tmp_path: Path, whole_html: str) -> None:
 
     kinds, orders = " up down same failed", " start gain loss worst best order"
     assert list_options(whole_html) == f" facts simile spelling {kinds}{orders}"
-    plain = render_page(read(write_run(tmp_path / "plain", stages=("generate",))))
+    plain = render_page(read_results(write_run(tmp_path / "plain", stages=("generate",))))
     assert list_options(plain) == " facts simile spelling order"
 
 
@@ -148,7 +144,7 @@ def test_ids_are_unique_and_links_lead_somewhere(whole_html: str) -> None:
 def test_a_part_of_a_run_still_gives_a_page(
     tmp_path: Path, stages: tuple[str, ...], shown: list[str], absent: list[str]
 ) -> None:
-    page = Page(render_page(read(write_run(tmp_path / "demo", stages=stages))))
+    page = Page(render_page(read_results(write_run(tmp_path / "demo", stages=stages))))
     assert all(part in page.text for part in shown)
     assert not set(absent) & set(page.texts)
     assert f"hf-instruct report {tmp_path / 'demo'}" in page.text
@@ -271,16 +267,16 @@ def test_configuration_holds_no_password(whole: RunResults) -> None:
 def test_report_writes_the_page_and_the_histogram(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     before = {path.name for path in run.path.iterdir()}
-    assert report(run, run.load_experiment()) == run.report
+    assert report(run) == run.report
     assert {path.name for path in run.path.iterdir()} - before == {"report.html", "scores.png"}
     first = run.report.read_bytes()
-    report(run, run.load_experiment())
+    report(run)
     assert run.report.read_bytes() == first
 
 
 def test_report_without_scores_writes_no_histogram(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo", stages=())
-    report(run, run.load_experiment())
+    report(run)
     assert {path.name for path in run.path.iterdir()} == {"run.yaml", "report.html"}
 
 
@@ -289,5 +285,5 @@ def test_a_broken_file_leaves_the_old_page(tmp_path: Path) -> None:
     run.report.write_text("old")
     run.judgments.write_text("{}\n")
     with pytest.raises(DataError, match=r"judgments\.jsonl` line 1 is not a Judgment row"):
-        report(run, run.load_experiment())
+        report(run)
     assert run.report.read_text() == "old"

@@ -16,17 +16,12 @@ from hf_instruct.reporting.answers import pair_answers, pick_highlights, sort_wo
 from hf_instruct.reporting.findings import list_findings
 from hf_instruct.reporting.page import render_page
 from hf_instruct.reporting.results import RunResults, read_results
-from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import Metrics, MetricValue, Unpaired
-
-
-def read(run: RunFolder) -> RunResults:
-    return read_results(run, run.load_experiment())
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
-    return read(write_run(tmp_path_factory.mktemp("runs") / "demo"))
+    return read_results(write_run(tmp_path_factory.mktemp("runs") / "demo"))
 
 
 def add_metrics(results: RunResults, **sides: Metrics) -> RunResults:
@@ -56,7 +51,7 @@ def test_a_whole_run(results: RunResults) -> None:
 
 
 def test_an_empty_run(tmp_path: Path) -> None:
-    results = read(write_run(tmp_path / "demo", stages=(), lora={"r": 8}))
+    results = read_results(write_run(tmp_path / "demo", stages=(), lora={"r": 8}))
     assert results.method == "LoRA (r 8, alpha 256)"
     assert (results.evaluations, results.scores, results.metrics, results.judges) == ([], [], [], [])
     assert results.before == results.tuned
@@ -67,7 +62,7 @@ def test_an_empty_run(tmp_path: Path) -> None:
 def test_the_latest_judgment_of_each_answer_counts(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     append_rows(run.judgments, [build_judgment("a", 7), build_judgment("gone", 99)])
-    tuned = read(run).tuned
+    tuned = read_results(run).tuned
     assert tuned.score_by_id == {"a": 7, "b": 100, "c": 20}
     # So does a correction of their mean.
     corrected = dataclasses.replace(tuned, people={"a": 10.0}).corrected
@@ -80,7 +75,7 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
     run = write_run(tmp_path / "demo")
     run.scores.write_text(text)
     with pytest.raises(DataError, match=r"scores\.json` cannot be read .* run the stage that writes it again"):
-        read(run)
+        read_results(run)
 
 
 def test_a_pairwise_file_without_rows_leaves_its_summary_uncorrected(tmp_path: Path) -> None:
@@ -89,7 +84,7 @@ def test_a_pairwise_file_without_rows_leaves_its_summary_uncorrected(tmp_path: P
     joined = JoinedPairs([], ("runs/a", "runs/b"), "id", Unpaired(first=0, second=0))
     write_json(run.pairwise / "b.json", build_pair_scores(rows, joined, rows[0].judge))
     write_rows(run.pairwise / "b.jsonl", [])
-    ((summary, corrected),) = read(run).pairwise
+    ((summary, corrected),) = read_results(run).pairwise
     assert (summary.second, corrected) == ("runs/b", None)
 
 
@@ -150,7 +145,9 @@ def test_rows_of_one_side_only(results: RunResults) -> None:
 
 
 def test_highlights_without_scores_are_changed_answers(tmp_path: Path) -> None:
-    best, worst = pick_highlights(pair_answers(read(write_run(tmp_path / "demo", stages=("generate",)))), num_gains=2)
+    best, worst = pick_highlights(
+        pair_answers(read_results(write_run(tmp_path / "demo", stages=("generate",)))), num_gains=2
+    )
     assert [row.example.id for row in best] == ["a", "b"]
     assert worst is None
 

@@ -362,7 +362,7 @@ def test_a_run_trains_answers_and_says_what_was_rewarded(experiment: dict[str, A
     folder = run(experiment, tmp_path / "run", stages=["data", "train", "generate"])
     assert {row.model for row in read_rows(folder.responses, Response)} == {"SFT", "tuned"}
     assert list(read_log(folder.path, "evaluation")[0].rewards) == ["token_f1", "stopped"]
-    assert "GRPO on 1 token_f1 + 0.5 stopped" in read_results(folder, folder.load_experiment()).method
+    assert "GRPO on 1 token_f1 + 0.5 stopped" in read_results(folder).method
     with pytest.raises(RunError, match=r"`rewards.length`"):
         run({**experiment, "rewards": {"length": 1}}, folder.path, resume=True, stages=["data"])
 

@@ -60,7 +60,7 @@ def report(run: RunFolder | str | Path, experiment: Experiment | None = None) ->
         DataError: A file of the run cannot be read as what it should be.
     """
     run = RunFolder.of(run)
-    results = read_results(run, experiment or run.load_experiment())
+    results = read_results(run, experiment)
     if scores := _list_scores(results):
         write_figure(draw_score_histogram(scores, title=results.name), run.score_plot)
     write_text(run.report, render_page(results))

@@ -390,15 +390,20 @@ class RunResults:
         return "mean reward" if self.trainer == "GRPO" else "validation loss"
 
 
-def read_results(run: RunFolder, experiment: Experiment) -> RunResults:
+def read_results(run: RunFolder, experiment: Experiment | None = None) -> RunResults:
     """Return what the run folder holds.
 
+    Args:
+        run: The run folder.
+        experiment: What the run is of; by default what its `run.yaml` says.
+
     Raises:
+        RunError: The folder holds no run.
         DataError: A file is there but cannot be read as what it should be.
     """
     return RunResults(
         folder=run,
-        experiment=experiment,
+        experiment=experiment or run.load_experiment(),
         provenance=run.read_provenance(),
         preflight=read_file(run.preflight, Preflight) or Preflight(),
         training_rows=read_rows(run.training_log, TrainingRow) if run.training_log.is_file() else [],

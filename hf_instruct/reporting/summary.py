@@ -35,7 +35,7 @@ def format_summary(run: RunFolder, *, width: int | None = None) -> str:
         DataError: A file of the run cannot be read as what it should be.
     """
     width = width or text_width(88)
-    results = read_results(run, run.load_experiment())
+    results = read_results(run)
     leading, (best, worst) = results.leading, pick_highlights(pair_answers(results))
     paths = (("report", run.report), ("answers", run.responses), ("model", run.model))
     title = f"{results.name}: {results.experiment.model.name}, {results.method}"

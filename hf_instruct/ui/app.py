@@ -128,6 +128,6 @@ def render_report(source: Source) -> str:
 
     try:
         assert source.run is not None
-        return render_page(read_results(source.run, source.run.load_experiment()))
+        return render_page(read_results(source.run))
     except InstructError as error:
         return format_notice(f"The run cannot be read: {error}")
