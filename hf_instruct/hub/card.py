@@ -93,7 +93,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         loss_plot=LOSS_PLOT,
         sampling=_show_sampling(results.experiment),
         scope=SCOPE,
-        score_rows=list(_list_scores(results)),
+        score_rows=_list_scores(results),
         limits=[escape(finding.text) for finding in list_findings(results)],
     )
     return card
@@ -200,18 +200,19 @@ def _list_settings(plan: Publication) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{name} {escape(versions[name])}" for name in _VERSIONS if versions.get(name))
 
 
-def _list_scores(results: RunResults) -> Iterator[tuple[str, str, str]]:
-    before, tuned = results.comparable_scores, results.tuned.scores
-    says_little = " (not reliable: see Limits)" if results.leading.reason else ""
-    score = [(f"mean score, 0 to 100{says_little}", _show_score(before), _show_score(tuned))] if tuned else []
-    if not results.leading.reason:
-        yield from score
-    for row in results.metrics:
-        if row.tuned:
-            yield escape(row.label), _show_metric(row, row.before), _show_metric(row, row.tuned)
+def _list_scores(results: RunResults) -> list[tuple[str, str, str]]:
+    metrics = [
+        (escape(row.label), _show_metric(row, row.before), _show_metric(row, row.tuned))
+        for row in results.metrics
+        if row.tuned
+    ]
+    if results.tuned.scores is None:
+        return metrics
+    label, before, tuned = "mean score, 0 to 100", results.comparable_scores, results.tuned.scores
     # The scores of a weak judge come last.
     if results.leading.reason:
-        yield from score
+        return [*metrics, (f"{label} (not reliable: see Limits)", _show_score(before), _show_score(tuned))]
+    return [(label, _show_score(before), _show_score(tuned)), *metrics]
 
 
 def _show_sampling(experiment: Experiment) -> str:
@@ -224,10 +225,8 @@ def _show_sampling(experiment: Experiment) -> str:
 def _show_score(scores: Scores | None) -> str:
     if scores is None or scores.mean is None:
         return ""
-    ends, error = scores.interval, scores.standard_error
-    spread = f" ± {format_points(error)} standard error" if error is not None and ends is None else ""
-    between = f" ({format_interval(ends)})" if ends else ""
-    return f"{format_points(scores.mean)}{spread}{between}, n={scores.n}"
+    between = f" ({format_interval(scores.interval)})" if scores.interval else ""
+    return f"{format_points(scores.mean)}{between}, n={scores.n}"
 
 
 def _show_metric(row: MetricRow, value: MetricValue | None) -> str:
