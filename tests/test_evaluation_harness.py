@@ -14,12 +14,13 @@ from hf_instruct.config import build_experiment
 from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation import harness
 from hf_instruct.evaluation.harness import (
+    PACKAGED_TASKS,
     BenchmarkOptions,
     benchmark_model,
     benchmark_run,
     compare_benchmarks,
+    load_tasks,
 )
-from hf_instruct.evaluation.harness_tasks import PACKAGED_TASKS, load_tasks
 from hf_instruct.records import read_file
 from hf_instruct.run_folder import RunFolder
 from hf_instruct.schema import BenchmarkResult
