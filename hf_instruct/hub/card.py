@@ -48,7 +48,8 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    results, measured = plan.results, build_results(plan)
+    results, experiment, measured = plan.results, plan.results.experiment, build_results(plan)
+    adapter_tags = ["lora"] if plan.adapter else []
     data = ModelCardData(
         base_model=plan.base.hub_id,
         # Said, because the Hub takes every repository with a GGUF for a quantized copy of its base model.
@@ -58,7 +59,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         library_name="peft" if plan.is_adapter else "transformers",
         license=plan.license,
         pipeline_tag="text-generation",
-        tags=["hf-instruct", "instruction-tuning", "trl", results.trainer.lower(), *(["lora"] if plan.adapter else [])],
+        tags=["hf-instruct", "instruction-tuning", "trl", experiment.method.lower(), *adapter_tags],
         model_name=plan.name,
         eval_results=measured or None,
     )
@@ -74,7 +75,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         plan=plan,
         base=plan.base,
         results=results,
-        experiment=results.experiment,
+        experiment=experiment,
         training=results.training,
         scores=results.tuned.scores,
         escape=escape,
@@ -91,7 +92,7 @@ def build_card(plan: Publication, tokenizer: "PreTrainedTokenizerBase") -> "Mode
         settings=list(_list_settings(plan)),
         has_loss_plot=results.folder.loss_plot.is_file(),
         loss_plot=LOSS_PLOT,
-        sampling=_show_sampling(results.experiment),
+        sampling=_show_sampling(experiment),
         scope=SCOPE,
         score_rows=_list_scores(results),
         limits=[escape(finding.text) for finding in list_findings(results)],

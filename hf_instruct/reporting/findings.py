@@ -122,12 +122,13 @@ def _find_failures(model: str, scores: Scores | None) -> Iterator[Finding]:
 def _find_length(results: RunResults) -> Iterator[Finding]:
     """Find answers that preference training made longer, the usual way to a reward or a better score."""
     row = next((row for row in results.metrics if row.name == "length_ratio"), None)
-    if results.trainer == "SFT" or row is None or row.before is None or row.tuned is None or not row.before.mean:
+    method = results.experiment.method
+    if method == "SFT" or row is None or row.before is None or row.tuned is None or not row.before.mean:
         return
     growth = row.tuned.mean / row.before.mean - 1
     if growth > _MUCH_LONGER:
         text = (
-            f"{results.trainer} made the answers {100 * growth:.0f} % longer ({row.show(row.before)} -> "
+            f"{method} made the answers {100 * growth:.0f} % longer ({row.show(row.before)} -> "
             f"{row.show(row.tuned)} of the references' length). Judges and people prefer longer answers, so a gain "
             "may be due to length alone."
         )

@@ -34,6 +34,12 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
 # Rows that the page shows at first; `report.js` has the same number.
 PAGE_ROWS = 50
+# Of the metrics, those shown first where they lead.
+_LEAD_METRICS = ("exact_match", "rouge_l")
+_SETTINGS = (
+    *("beta", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
+    *("max_steps", "num_train_epochs", "max_length", "seed"),
+)
 # Characters shown of a text: a model without an end of its own may fill any number of pages.
 _LONGEST_TEXT = 20_000
 # Control characters that HTML drops or forbids are shown as the pictures Unicode has of them; tab and newline stay.
@@ -87,6 +93,7 @@ def render_page(results: RunResults) -> str:
         "tuned": results.tuned,
         "measured": [name for name in results.others if results.sides[name].metrics.metrics],
         "leading": results.leading,
+        "lead_metrics": [row for row in results.metrics if results.leading.is_metric and row.name in _LEAD_METRICS],
         "scope": SCOPE,
         "started": results.provenance.created_at.replace("T", " ").replace("+00:00", " UTC"),
         "losses": [row.measured for row in results.evaluations],
@@ -95,6 +102,7 @@ def render_page(results: RunResults) -> str:
         "command": f"hf-instruct report {shlex.quote(str(results.folder.path))}",
         "category_scores": _list_category_scores(results),
         "samples": _list_samples(results),
+        "settings": _describe_settings(results),
         "configuration": dump_yaml(plain_values(results.experiment)),
         **_describe_plots(results),
         **_describe_answers(results),
@@ -144,6 +152,13 @@ def _build_environment() -> "Environment":
         "pluralize": pluralize,
     }
     return environment
+
+
+def _describe_settings(results: RunResults) -> str:
+    """Return the settings of training that its outcome depends on most, defaults included, with the method."""
+    values = results.experiment.training
+    shown = [f"{name} {values[name]}" for name in _SETTINGS if values.get(name) is not None]
+    return ", ".join([results.method, *shown, *([results.training.precision] if results.training else [])])
 
 
 def _list_scores(results: RunResults) -> dict[str, list[int]]:

@@ -38,8 +38,6 @@ from hf_instruct.schema import (
     TrainingSummary,
 )
 
-_LEAD_METRICS = ("exact_match", "rouge_l")
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelResults:
@@ -201,11 +199,6 @@ class RunResults:
         return ", ".join(f"{sizes[name]:,} {name}" for name in ("train", "validation", "test") if name in sizes)
 
     @property
-    def trainer(self) -> str:
-        """What trained the model: `SFT`, `DPO` on pairs of answers or `GRPO` on rewards."""
-        return self.experiment.method
-
-    @property
     def method(self) -> str:
         """How the run trains: `full fine-tuning`, or LoRA with rank and scale; on which pairs or rewards, too."""
         if self.experiment.lora is None:
@@ -223,17 +216,6 @@ class RunResults:
         is_own = self.experiment.preferences.source == "references"
         pairs = "a reference and the model's own answer" if is_own else "a preference dataset"
         return f"DPO on pairs of {pairs}, {method}"
-
-    @property
-    def settings(self) -> str:
-        """The settings of training that its outcome depends on most, defaults included, with the method."""
-        values = self.experiment.training
-        names = (
-            *("beta", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
-            *("max_steps", "num_train_epochs", "max_length", "seed"),
-        )
-        shown = [f"{name} {values[name]}" for name in names if values.get(name) is not None]
-        return ", ".join([self.method, *shown, *([self.training.precision] if self.training else [])])
 
     @property
     def tuned(self) -> ModelResults:
@@ -317,16 +299,12 @@ class RunResults:
         """By how much training raised the score; None if that is not known."""
         return self.differences.get(self.start)
 
-    @functools.cached_property
-    def corrected_difference(self) -> Corrected | None:
-        """By how much training raised the score, as people's scores of the same examples correct the judge's."""
-        return None if self.difference is None else self.tuned.labelled.subtract(self.before.labelled).correct()
-
     @property
     def people(self) -> list[str]:
         """What people's scores make of the judge's means and of their difference, in words; empty without any."""
         said = [f"{name}: {side.corrected.describe()}" for name, side in self.sides.items() if side.corrected]
-        if (found := self.corrected_difference) and found.mean is not None:
+        found = self.tuned.labelled.subtract(self.before.labelled).correct() if self.difference else None
+        if found and found.mean is not None:
             said.append(f"tuned - {self.start}: {found.describe('examples on both sides', signed=True)}")
         return said
 
@@ -348,7 +326,7 @@ class RunResults:
     def lengths(self) -> str:
         """How long the answers were and are, beside which a gain of DPO or GRPO is read; empty after fine-tuning."""
         row = next((row for row in self.metrics if row.name == "length_ratio" and row.before and row.tuned), None)
-        if row is None or self.trainer == "SFT":
+        if row is None or self.experiment.method == "SFT":
             return ""
         return f"length of the answers {row.show(row.before)} -> {row.show(row.tuned)} of their references'"
 
@@ -374,11 +352,6 @@ class RunResults:
         return choose_leading(weaknesses, metrics, is_scored=bool(self.scores))
 
     @property
-    def lead_metrics(self) -> list[MetricRow]:
-        """The metrics that all views show first; none if the scores lead."""
-        return [row for row in self.metrics if self.leading.is_metric and row.name in _LEAD_METRICS]
-
-    @property
     def evaluations(self) -> list[TrainingRow]:
         """The rows with evaluations on held-out examples, by step."""
         rows = {row.step: row for row in self.training_rows if row.measured is not None}
@@ -387,7 +360,7 @@ class RunResults:
     @property
     def measure(self) -> str:
         """What these rows measure."""
-        return "mean reward" if self.trainer == "GRPO" else "validation loss"
+        return "mean reward" if self.experiment.method == "GRPO" else "validation loss"
 
 
 def read_results(run: RunFolder, experiment: Experiment | None = None) -> RunResults:

@@ -70,7 +70,7 @@ def _list_numbers(results: RunResults, width: int) -> list[str]:
         ]
         scores.append(["score of 100", *(format_mean(side.scores) for side in sides), *differences])
     # A gain of DPO or GRPO is read beside the length.
-    shown = _SHOWN_METRICS if results.trainer == "SFT" else (*_SHOWN_METRICS, "length_ratio")
+    shown = _SHOWN_METRICS if results.experiment.method == "SFT" else (*_SHOWN_METRICS, "length_ratio")
     metrics = [
         [
             row.label,
