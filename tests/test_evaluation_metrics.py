@@ -12,6 +12,7 @@ from pathlib import Path
 import evaluate
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from rows import response
 from sacrebleu.metrics.chrf import CHRF
 
 from hf_instruct.cli.main import main
@@ -42,10 +43,6 @@ PAIRS = [
     ("42", "42"),
 ]
 CHINESE = "东京是日本的首都。"
-
-
-def response(name: str, text: str, reference: str, **fields: object) -> Response:
-    return Response(id=name, instruction="Do it.", input="", output=reference, response=text, **fields)
 
 
 @pytest.mark.parametrize(

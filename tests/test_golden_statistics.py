@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import preference
+from rows import judgment, preference, response
 
 from hf_instruct.evaluation.agreement import measure_agreement
 from hf_instruct.evaluation.comparison import compare_runs
@@ -36,30 +36,16 @@ def _responses(shift: int) -> list[Response]:
         kept = (n * 7 + shift) % (len(reference) + 1)
         answer = reference[:kept] + WORDS[: 0 if kept == len(reference) else n % 4]
         answer *= 6 if n % 13 == shift else 1
-        rows.append(
-            Response(
-                id=f"e{n}",
-                instruction=f"Task {n}.",
-                input="",
-                output=" ".join(reference),
-                response=" ".join(answer),
-                category="abc"[n % 3],
-                stopped=n % 8 > shift,
-                reference_nll=2.0 + (n * 3 + shift) % 5,
-                reference_tokens=3 + n % 4,
-            )
-        )
+        known = {"category": "abc"[n % 3], "stopped": n % 8 > shift}
+        loss = {"reference_nll": 2.0 + (n * 3 + shift) % 5, "reference_tokens": 3 + n % 4}
+        rows.append(response(f"e{n}", " ".join(answer), " ".join(reference), **known, **loss))
     return rows
 
 
 def _judgments(shift: int) -> list[Judgment]:
     scores = [None if (n + shift) % 19 == 0 else (n * 37 + shift * n % 11 * 3) % 101 for n in range(40)]
-    return [
-        Judgment(
-            id=f"e{n}", score=score, replies=["{}"], judge=JUDGE, rubric="course", prompt_sha256=f"p{n}", seconds=0.5
-        )
-        for n, score in enumerate(scores)
-    ]
+    known = {"judge": JUDGE, "seconds": 0.5}
+    return [judgment(f"e{n}", score, prompt_sha256=f"p{n}", **known) for n, score in enumerate(scores)]
 
 
 def _preferences(judge: dict[str, Any], turn: int = 0) -> list[Preference]:
