@@ -267,6 +267,7 @@ def test_mean_over_repeats(tmp_path: Path) -> None:
     [
         ({"judge": {**JUDGE, "model": "phi3"}}, "`judge.model`: llama3:8b (low); phi3 (other)"),
         ({"judge": {**JUDGE, "digest": "9"}}, "`judge.digest`: 365c0bd3c000 (low); 9 (other)"),
+        ({"judge": {**JUDGE, "adapter": "mine"}}, "`judge.adapter`: None (low); mine (other)"),
         (
             {"judge": {**JUDGE, "options": {"temperature": 1, "seed": 1}}},
             "`judge.options`: temperature 0 (low); temperature 1 (other)",

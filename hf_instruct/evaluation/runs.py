@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.metrics import QUOTIENTS
 from hf_instruct.evaluation.people import Labelled, read_people
-from hf_instruct.evaluation.scores import JUDGE_IDENTITY, describe_references
+from hf_instruct.evaluation.scores import describe_references, identify_judge
 from hf_instruct.evaluation.verdict_table import SCORES, load_verdicts
 from hf_instruct.records import build_example_id, read_rows
 from hf_instruct.run_folder import RunFolder, split_model
@@ -167,15 +167,18 @@ def find_judging_differences(runs: Sequence[ScoredRun]) -> list[str]:
 
     A run that does not tell its judge, or the hash of its rubric, is not held against the others.
     """
-    judges = [(run, run.judge) for run in runs if run.judge]
-    all_options = {name for _, judge in judges for name in judge.options}
-    differing = [name for name in sorted(all_options) if len({str(judge.options.get(name)) for _, judge in judges}) > 1]
+    judges = [(run, identify_judge(run.judge)) for run in runs if run.judge]
+    names = dict.fromkeys(name for _, judge in judges for name in judge)
+    all_options = {name for _, judge in judges for name in judge["options"]}
+    differing = [
+        name for name in sorted(all_options) if len({str(judge["options"].get(name)) for _, judge in judges}) > 1
+    ]
     has_one_rubric = len({run.rubric for run, _ in judges}) == 1
     owners: dict[str, dict[str, list[str]]] = {}
     for run, judge in judges:
-        facts = {f"judge.{name}": getattr(judge, name) for name in JUDGE_IDENTITY}
+        facts = {f"judge.{name}": judge.get(name) for name in names}
         # Options that all have alike are not shown.
-        facts["judge.options"] = ", ".join(f"{name} {judge.options.get(name)}" for name in differing)
+        facts["judge.options"] = ", ".join(f"{name} {judge['options'].get(name)}" for name in differing)
         facts["rubric"] = run.rubric
         # Another name says it already: another rubric always has another hash.
         if has_one_rubric and run.rubric_sha256:

@@ -16,8 +16,6 @@ from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Repeats, R
 
 # Fewer equal scores in a row may well be chance.
 MIN_CONSTANT = 5
-# Which of a judge's identity makes it another judge. A server's version is told apart only in a note.
-JUDGE_IDENTITY = ("backend", "model", "digest", "options")
 # With fewer answers the interval of their mean is itself uncertain.
 FEW_ANSWERS = 30
 # Judges below this have to show that they tell good answers from bad ones.
@@ -300,6 +298,11 @@ def format_counts(scores: ScoreSummary) -> str:
     """Return how many answers have a score: `n=109 of 110, 1 failure`."""
     failures = f", {pluralize(scores.failures, 'failure')}" if scores.failures else ""
     return f"n={scores.n} of {scores.total}{failures}"
+
+
+def identify_judge(judge: JudgeIdentity) -> dict[str, Any]:
+    """Return what makes it this judge and no other: all but the version of its server."""
+    return {name: value for name, value in judge.to_dict().items() if name != "server_version"}
 
 
 def label_judge(judge: JudgeIdentity, rubric: RubricName | None = None) -> str:

@@ -14,6 +14,7 @@ from hf_instruct.evaluation.scores import (
     choose_leading,
     describe_references,
     find_weakness,
+    identify_judge,
     label_judge,
 )
 from hf_instruct.library_fields import LORA_DEFAULTS
@@ -251,14 +252,9 @@ class RunResults:
     @property
     def judging_differences(self) -> list[str]:
         """How the models were judged differently; empty if judged in the same way, or if only one was judged."""
-        judged = [{**scores.judge.to_dict(), "rubric": scores.rubric} for scores in self.scores]
+        judged = [{**identify_judge(scores.judge), "rubric": scores.rubric} for scores in self.scores]
         names = dict.fromkeys(name for one in judged for name in one)
-        # Another version of a server does not make another judge.
-        return [
-            name
-            for name in names
-            if name != "server_version" and any(one.get(name) != judged[0].get(name) for one in judged)
-        ]
+        return [name for name in names if any(one.get(name) != judged[0].get(name) for one in judged)]
 
     @property
     def references(self) -> list[str]:
