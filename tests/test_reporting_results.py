@@ -145,10 +145,8 @@ def test_rows_of_one_side_only(results: RunResults) -> None:
 
 
 def test_highlights_without_scores_are_changed_answers(tmp_path: Path) -> None:
-    best, worst = pick_highlights(
-        pair_answers(read_results(write_run(tmp_path / "demo", stages=("generate",)))), num_gains=2
-    )
-    assert [row.example.id for row in best] == ["a", "b"]
+    best, worst = pick_highlights(pair_answers(read_results(write_run(tmp_path / "demo", stages=("generate",)))))
+    assert [row.example.id for row in best] == ["a", "b", "c"]
     assert worst is None
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from hf_instruct.reporting.results import RunResults
 from hf_instruct.schema import TUNED, Response
 
+_NUM_HIGHLIGHTS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class AnswerRow:
@@ -62,28 +64,28 @@ def sort_worst_first(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
 
 def sort_by_change(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
     """Return the rows with the largest gain and the largest loss in turn, then the others, the lowest value first."""
-    gains = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))
     losses = sorted((row for row in rows if (row.gain or 0) < 0), key=lambda row: row.gain or 0)
-    turns = itertools.chain.from_iterable(itertools.zip_longest(gains, losses))
+    turns = itertools.chain.from_iterable(itertools.zip_longest(_list_gains(rows), losses))
     return [*filter(None, turns), *sort_worst_first([row for row in rows if not row.gain])]
 
 
-def pick_highlights(rows: Sequence[AnswerRow], *, num_gains: int = 3) -> tuple[list[AnswerRow], AnswerRow | None]:
+def _list_gains(rows: Sequence[AnswerRow]) -> list[AnswerRow]:
+    """Return the rows with a gain, the largest first."""
+    return sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))
+
+
+def pick_highlights(rows: Sequence[AnswerRow]) -> tuple[list[AnswerRow], AnswerRow | None]:
     """Return the rows that say most about a run in the least space.
 
-    Args:
-        rows: All rows.
-        num_gains: How many of the first kind.
-
     Returns:
-        The rows with the biggest gains (without values: the first rows whose answer changed), and the row with the
-        lowest value that is not among them, or None if nothing has a value.
+        The three rows with the biggest gains (without values: the first rows whose answer changed), and the row with
+        the lowest value that is not among them, or None if nothing has a value.
     """
     with_value = [row for row in rows if row.value is not None]
     if not with_value:
         # A tuned answer is the last; one that stands alone counts.
         texts = [(row, [answer.response for answer in row.answers.values()][-2:]) for row in rows if row.tuned]
         changed = [row for row, last in texts if len(last) == 1 or last[0] != last[1]]
-        return changed[:num_gains], None
-    best = sorted((row for row in rows if (row.gain or 0) > 0), key=lambda row: -(row.gain or 0))[:num_gains]
+        return changed[:_NUM_HIGHLIGHTS], None
+    best = _list_gains(rows)[:_NUM_HIGHLIGHTS]
     return best, next((row for row in sort_worst_first(with_value) if row not in best), None)
