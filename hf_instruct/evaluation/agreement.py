@@ -199,7 +199,7 @@ def _correlate(a: "numpy.ndarray", b: "numpy.ndarray") -> float:
     """Return Pearson's correlation; NaN if one side is constant. SciPy's takes 10 times as long for 110 values."""
     import numpy
 
-    # Checks the values, because the mean of equal numbers may have a rounding error.
+    # Compares the values, because the mean of equal numbers may have a rounding error.
     if a.min() == a.max() or b.min() == b.max():
         return numpy.nan
     a, b = a - a.mean(), b - b.mean()
@@ -224,7 +224,7 @@ def _format_percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-# Of each number: its name, and how it is printed.
+# The name and the format of each number.
 _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "pearson": ("Pearson", "{:.3f}".format),
     "spearman": ("Spearman", "{:.3f}".format),

@@ -49,8 +49,8 @@ class Row:
     mean_failures_as_0: float  # over all its examples
     mean_failures_as_100: float
     difference: Difference | None  # on the common examples; None for the baseline itself
-    corrected: Corrected | None  # the mean over all its examples, as people's scores of some correct it
-    corrected_difference: Corrected | None  # from the baseline, by people's scores of the same examples of both
+    corrected: Corrected | None  # the mean over all its examples, corrected by people's scores of some of them
+    corrected_difference: Corrected | None  # from the baseline, by people's scores of the same examples in both
     validation_loss: float | None  # of the model, in nats per token; None if that is not known
     repeats: int  # how often each answer was judged
     self_check: dict[str, Any] | None  # what a check of its judge found; None if there was none
@@ -77,7 +77,7 @@ class Comparison:
     num_dropped: int  # examples that only some of the runs have
     keyed: bool  # whether examples were joined by id, rather than by their order
     judge: str  # in words
-    judging_differences: list[str]  # in what the runs were judged differently, where that was forced
+    judging_differences: list[str]  # how the runs were judged differently, if `force` allowed that
     categories: list[Breakdown]  # of the scores, where examples have a category
     metrics: list[Breakdown]  # the reference metrics that all runs have
     leading: Leading  # which measure the rows are sorted by, and why, where that is not the score
@@ -168,7 +168,7 @@ def _compare(runs: Sequence[ScoredRun], baseline: int, judged_differently: list[
         order.sort(key=lambda i: -leads[i].mean())
     ordered, base = [runs[number] for number in order], order.index(baseline)
     facts = pandas.concat([run.rows[["task", "category"]] for run in ordered]).groupby(level=0).first()
-    # A row whose instruction is not known is alone.
+    # A row without a known instruction is a group of its own.
     tasks = facts["task"].fillna(pandas.Series(facts.index, facts.index))
     whole = _break_down(SCORE, common[order], base, tasks) if is_scored else None
     categories = facts["category"].reindex(common.index)
@@ -295,7 +295,7 @@ def _describe_judging(runs: Sequence[ScoredRun]) -> str:
 
 
 def _list_notes(runs: Sequence[ScoredRun], *, num_dropped: int, n: int) -> list[str]:
-    """Return what limits the comparison; how the runs were judged is told elsewhere."""
+    """Return the limits of the comparison, other than how the runs were judged."""
     notes = []
     if num_dropped:
         what, them = ("example was", "it") if num_dropped == 1 else ("examples were", "them")

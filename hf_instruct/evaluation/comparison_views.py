@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SHORTEST_NAME = 16
 _LONGEST_PLOT_NAME = 32
 _MAX_COLUMNS = 9
-# The difference that readers ask for: in points of a score, and in the unit of a metric.
+# The differences for which the required number of examples is shown: in points, or in the unit of a metric.
 _ASKED_POINTS = 5.0
 _ASKED = dict.fromkeys(("exact_match", "token_f1", "rouge_l", *SHARES), 0.05) | {"chrf": 5.0, SCORE: _ASKED_POINTS}
 
@@ -39,7 +39,7 @@ def format_comparison(comparison: "Comparison") -> str:
     if not comparison.is_scored:
         parts += [_align(list_rows(comparison, comparison.leading.name), name_column=1), metrics]
     elif reason := comparison.leading.reason:
-        # What such a judge finds higher or lower is not put in words.
+        # Differences by such a judge are not described in words.
         if comparison.leading.is_metric and metrics:
             parts.append(_align(list_rows(comparison, comparison.leading.name), name_column=1))
         table = _align(list_rows(comparison), name_column=1)
@@ -57,7 +57,7 @@ def format_comparison(comparison: "Comparison") -> str:
 
 
 def list_corrected(comparison: "Comparison") -> list[str]:
-    """Return each mean, and each difference, as people's scores correct it, a sentence each."""
+    """Return the means and differences corrected by people's scores, one sentence each."""
     lines = [f"{row.name}, corrected by people: {row.corrected.describe()}" for row in comparison.rows if row.corrected]
     for row in comparison.rows:
         found = row.corrected_difference
@@ -135,7 +135,7 @@ def _show_ends(ends: Interval | None, show: Callable[[float], str]) -> str:
 
 
 def _align(table: Sequence[list[str]], *, name_column: int) -> str:
-    """Return rows as aligned lines; names are cut to what the width leaves, and stand left, all else right."""
+    """Return rows as aligned lines: names left-aligned and cut to the remaining width, all else right-aligned."""
     others = [column for column in range(len(table[0])) if column != name_column]
     rest = sum(max(len(line[column]) for line in table) + 2 for column in others)
     width = max(_SHORTEST_NAME, text_width() - rest)
@@ -145,13 +145,13 @@ def _align(table: Sequence[list[str]], *, name_column: int) -> str:
 
 
 def _shorten(name: str, width: int) -> str:
-    """Return a name without what does not fit, cut at its start: runs differ at the end of their paths."""
+    """Return a name cut at its start to fit: paths of runs differ at the end."""
     name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= width else "…" + name[len(name) - width + 1 :]
 
 
 def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison: "Comparison") -> str:
-    """Return a table of means by run, with the difference for two runs, and marks for it for several."""
+    """Return a table of means by run, with the difference for two runs, and marks of shown differences for several."""
     count = len(comparison.rows)
     if not breakdowns:
         return ""
@@ -166,7 +166,7 @@ def _format_breakdowns(title: str, breakdowns: "Sequence[Breakdown]", comparison
     for part in shown:
         is_metric = title == "metric"
         show = functools.partial(_show, part.name if is_metric else SCORE)
-        # The bootstrap of a handful of values that happen to have one sign always excludes 0.
+        # The bootstrap interval of a few values that happen to have the same sign always excludes 0.
         is_marked = part.n >= FEWEST and (is_metric or not comparison.leading.reason)
         marks = ["*" if is_marked and each and each.is_shown else " " for each in part.differences]
         any_marked |= "*" in marks

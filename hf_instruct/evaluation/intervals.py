@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 Key = TypeVar("Key", bound=Hashable)
 
 LEVEL = 0.95
-# Of fewer examples nothing is concluded: their intervals are much too narrow.
+# With fewer examples nothing is concluded: their intervals are much too narrow.
 FEWEST = 10
-# What every view of intervals says once, where they are read.
+# Shown once beside the intervals of every view.
 SCOPE = (
     "The intervals only cover the choice of test examples; training seed, decoding and judge are fixed. With "
     "another seed the numbers may vary more; `hf-instruct sweep EXPERIMENT.yaml --set train.seed=1,2,3` shows by "
     "how much."
 )
-# The ends of an interval over 110 scores move by about 0.05 of 100 from seed to seed at this many.
+# With this many, the ends of an interval over 110 scores vary by about 0.05 points between seeds.
 _RESAMPLES = 10_000
-# A statistic that Python computes costs more than a mean.
+# A statistic computed in Python is slower than a mean.
 _SLOW_RESAMPLES = 1_000
-# Values drawn for one mean in all. Beyond 1,000 values there are fewer resamples, 1,000 at least: the ends, in the
-# values' unit, still move no more from seed to seed than those of 1,000 values.
+# Values drawn for one interval in total. For more than 1,000 values there are fewer resamples, at least 1,000: the ends
+# still vary no more between seeds than those of 1,000 values.
 _MAX_DRAWN = 10_000_000
 # Quantile of the normal distribution for the level.
 _Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 # And for a power of 80 %.
 _Z_POWER = statistics.NormalDist().inv_cdf(0.8)
-# Halvings of an interval of length 2 or less: to its last digits.
+# Bisection steps: enough for the last digit of an interval of length 2.
 _HALVINGS = 60
-# From how much wider on an interval over categories is spoken of.
+# An interval over categories is mentioned if it is wider by this factor.
 _NOTABLE = 1.1
-# Resampled values held at once: they fit the cache.
+# Resampled values in memory at a time; they fit the cache.
 _BLOCK = 200_000
 
 
@@ -81,7 +81,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What it says of the run: `higher`, `lower` or `no difference shown`."""
+        """What it shows: `higher`, `lower` or `no difference shown`."""
         return ("higher" if self.mean > 0 else "lower") if self.is_shown else "no difference shown"
 
     def count_needed(self, difference: float) -> int | None:
@@ -93,7 +93,7 @@ class Difference:
 
 
 def design_effect(values: Sequence[float], groups: Sequence[Hashable]) -> float:
-    """Return how many times larger the variance of a mean is where rows of one group count as one draw; 1 at least.
+    """Return the factor by which the variance of a mean grows if rows of one group count as one draw; at least 1.
 
     It is 1 where no two rows share a group, and for fewer than 10 groups, which say too little.
 
@@ -194,7 +194,7 @@ def share_difference_interval(differences: Sequence[float], groups: Sequence[Has
     count = len(differences)
     if count < 2:
         return None
-    # As many rows as would say as much if each were drawn alone.
+    # The effective sample size.
     counts = [number / design_effect(differences, groups) for number in (gains, losses, count)]
     low, high = -_bound_difference(counts[1], counts[0], counts[2]), _bound_difference(*counts)
     return Interval(low, high)
@@ -245,7 +245,7 @@ def bounded_interval(mean: float, variance: float, n: int, scale: Interval) -> I
 
 
 def describe_groups(differences: Sequence[float], tasks: Sequence[Hashable], categories: Sequence[Hashable]) -> str:
-    """Return in words what rows that are alike do to the interval of a mean difference; empty where they do little.
+    """Describe how similar rows widen the interval of a mean difference; empty if they hardly do.
 
     Args:
         differences: One for each example.
@@ -345,7 +345,7 @@ def compare_values(
 
 
 def bound_difference(scores: Mapping[Key, float | None], base: Mapping[Key, float | None]) -> Interval | None:
-    """Return between what a mean difference of scores from 0 to 100 lies, whatever the failed judgments (None) hide.
+    """Return the range of a mean difference of scores from 0 to 100, whatever scores failed judgments (None) hide.
 
     None where no judgment of the examples that both have failed.
 

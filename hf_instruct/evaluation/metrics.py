@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy
     from datasets import Dataset
 
-# Nats a token; a model that predicts worse has diverged, and e to the power of more is no float.
+# Nats per token. A model with more has diverged, and e to a higher power overflows.
 _MAX_NATS = 700.0
 
 
@@ -38,7 +38,7 @@ _IN_LINE = frozenset({"exact_match", "rouge_l", "chrf", "stopped", "perplexity"}
 
 
 class Term(NamedTuple):
-    """What one example adds to a metric: the metric is the sum of `above` by the sum of `below`, over the examples."""
+    """What one example adds to a metric: the sum of `above` over all examples, divided by the sum of `below`."""
 
     above: float
     below: float = 1.0
@@ -173,7 +173,7 @@ def _perplexity_term(nll: float, tokens: int) -> Term | None:
     return Term(nll, tokens) if tokens >= 1 and math.isfinite(nll) else None
 
 
-# Of each column: the field of a `Response` and the type of its values.
+# The field of a `Response` for each column, and the type of its values.
 _FIELDS = {
     "predictions": ("response", "string"),
     "references": ("output", "string"),
@@ -216,7 +216,7 @@ SHARES = frozenset(name for name, metric in METRICS.items() if metric.is_share)
 
 
 def label_metric(name: str) -> str:
-    """Return a metric's label; a name that is not ours with spaces for underscores."""
+    """Return a metric's label; of an unknown metric its name, with spaces for underscores."""
     return METRICS[name].label if name in METRICS else name.replace("_", " ")
 
 

@@ -1,8 +1,8 @@
-"""A judge's mean, corrected by what people say of some of the same answers: prediction-powered inference.
+"""A judge's mean, corrected by people's scores of some of the same answers: prediction-powered inference.
 
-A judge scores all answers, and may be wrong about them in one direction; people score a few, drawn at random. What the
-two differ by on those few corrects the judge's mean over all, whatever the judge is worth; the interval is narrow where
-the judge scores much as people do, and never much wider than that of people's scores alone.
+A judge scores all answers, perhaps with a bias; people score a random sample of them. The difference between the two on
+this sample corrects the judge's mean over all answers, however good or bad the judge is. The interval is narrow if the
+judge's scores are close to people's, and never much wider than that of people's scores alone.
 
 Source: Angelopoulos et al., Prediction-Powered Inference, Science 382, 2023, with the weight of PPI++ (Angelopoulos,
 Duchi and Zrnic, https://arxiv.org/abs/2311.01453). `python -m benchmarks.coverage` shows how often the intervals cover.
@@ -31,10 +31,10 @@ class Corrected:
     interval: Interval | None  # 95 %
     n: int  # answers with a verdict of people
     total: int  # all answers
-    excess: float | None  # by how much the judge's mean is above people's where both gave a verdict
+    excess: float | None  # the judge's mean minus people's, over the answers with both verdicts
 
     def describe(self, noun: str = "answers", *, signed: bool = False) -> str:
-        """Return the mean in points with its interval, or how many verdicts it takes.
+        """Return the mean in points with its interval, or how many verdicts are needed for one.
 
         >>> Corrected(52.3, Interval(44.1, 60.5), 40, 110, 14.8).describe()
         '52.3 (95 % interval 44.1 to 60.5; people scored 40 of 110 answers, and the judge gave these 14.8 more)'
@@ -50,11 +50,11 @@ class Corrected:
 
 
 class Labelled(NamedTuple):
-    """What a judge and people say of the same answers, or of the same pairs of them.
+    """The verdicts of a judge and of people on the same answers, or on the same pairs of answers.
 
     Attributes:
         judged: The judge's verdict by id; None if it gave none.
-        people: People's verdict by id, on some of these, drawn at random.
+        people: People's verdict by id, on a random sample of these.
         scale: The least and the greatest value.
     """
 
@@ -63,7 +63,7 @@ class Labelled(NamedTuple):
     scale: Interval = Interval(0.0, 100.0)
 
     def subtract(self, base: "Labelled") -> "Labelled":
-        """Return by how much these verdicts are higher than others on the same examples, id by id."""
+        """Return these verdicts minus others on the same examples, id by id."""
         judged = {
             id: None if score is None or (other := base.judged[id]) is None else score - other
             for id, score in self.judged.items()
@@ -92,7 +92,7 @@ class Labelled(NamedTuple):
         guesses = {id: middle if score is None else score for id, score in self.judged.items()}
         people, judged = numpy.array([(score, guesses[id]) for id, score in labels.items()]).T
         others = numpy.array([score for id, score in guesses.items() if id not in labels])
-        # How far the judge is believed: 0 where it knows nothing, or people have scored all.
+        # The weight of the judge: 0 if it is uninformative, or if people have scored all answers.
         spread, weight = numpy.var(list(guesses.values()), ddof=1), 0.0
         if len(others) > 1 and spread:
             weight = float(numpy.clip(numpy.cov(people, judged)[0, 1] / spread * len(others) / total, 0, 1))
@@ -107,14 +107,14 @@ class Labelled(NamedTuple):
 
 
 def hash_answer(row: Response) -> str:
-    """Return what tells an answer to an example from another one to it."""
+    """Return the hash of an example and an answer to it."""
     return build_example_id(row.instruction, row.input, row.output, row.response)
 
 
 def read_people(folder: RunFolder, responses: Iterable[Response]) -> dict[str, float]:
-    """Return the score that people gave to responses, by id: of several people the mean.
+    """Return people's scores of responses by id; the mean, if several people scored one.
 
-    Scores of answers that were generated again since do not count.
+    Scores of answers that have been generated again since then do not count.
     """
     if not folder.people.is_file():
         return {}

@@ -14,15 +14,15 @@ from hf_instruct.evaluation.rubrics import Rubric
 from hf_instruct.models import parse_num_parameters
 from hf_instruct.schema import CheckOutcome, JudgeIdentity, Judgment, Repeats, RubricName, Scores, ScoreSummary
 
-# Fewer equal scores in a row may well be chance.
+# Fewer equal scores may well be chance.
 MIN_CONSTANT = 5
 # With fewer answers the interval of their mean is itself uncertain.
 FEW_ANSWERS = 30
-# Judges below this have to show that they tell good answers from bad ones.
+# Smaller judges have to show that they distinguish good answers from bad ones.
 _SMALL_JUDGE_PARAMETERS = 3e9
 _SHOWN_DIGEST_CHARACTERS = 7
 SCORE = "score"
-# The metric that leads where a judge's scores should not: it has a value between for a partly right answer.
+# The metric that leads if a judge's scores should not: unlike exact match, it gives partly right answers some credit.
 LEADING_METRIC = "rouge_l"
 
 
@@ -195,8 +195,8 @@ class Leading(NamedTuple):
 
     Attributes:
         name: `score`, the name of a reference metric, or empty if there is none to go by.
-        reason: Why the judge's scores follow, in a clause; empty if they lead. With a reason no view may say of a
-            difference in scores that it is higher or lower.
+        reason: Why the judge's scores do not lead, in a clause; empty if they do. With a reason, no view may call a
+            difference in scores higher or lower.
     """
 
     name: str
@@ -245,7 +245,7 @@ def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
     'the judge is small (135 million parameters) and unchecked'
     """
     if self_check and not self_check.probes and self_check.passed:
-        # By the rules of older versions, which a useless judge passed too.
+        # A check of an older version, which useless judges passed too.
         self_check = None
     if self_check and self_check.passed is not None:
         return "" if self_check.passed else f"the judge {describe_check(self_check)}"
@@ -260,7 +260,7 @@ def find_weakness(judge: JudgeIdentity, self_check: CheckOutcome | None) -> str:
 
 
 def describe_check(outcome: CheckOutcome) -> str:
-    """Return how a judge did when it was checked, to stand behind its name.
+    """Return the result of a judge's check, as a clause after its name.
 
     >>> describe_check(CheckOutcome(passed=True, failed=[], n=20))
     'passed its check on 20 examples'

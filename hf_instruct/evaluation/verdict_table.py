@@ -26,13 +26,13 @@ _ALLOWED = (
     "allowed are a run folder, `judgments.jsonl`, a file of preferences or votes, a JSON list of numbers, a JSON "
     "object of ids and numbers, and .jsonl or .csv with `id` and `score`"
 )
-# Names of two sets of answers, by the pair: in which order their preferences count.
+# For each pair of sets of answers: in which order their preferences count.
 Order = dict[frozenset[str], tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """What judges, or people, made of one or more sets of answers.
+    """The verdicts of judges or people on one or more sets of answers.
 
     `rows` has one for each verdict: `id` (the index from 0 where the file has none), `score` (any number; NaN if no
     reply could be parsed) and `judge` (in words); of preferences it is what `tabulate_preferences` returns.
@@ -58,7 +58,7 @@ class Verdicts:
         return ["id"] if self.kind == SCORES else ["id", "first", "second"]
 
     def by_example(self) -> "pandas.Series[float]":
-        """Return one score for each example (and pair): of several the mean, or what most prefer."""
+        """Return one score for each example (and pair): the mean of several, or the preference of most."""
         found = self.rows.groupby(self.keys, sort=False)["score"].mean()
         if self.kind == SCORES:
             return found
@@ -138,7 +138,7 @@ def _read_judging(file: Path, model: str) -> list[Judgment]:
         rows = RunFolder(file.parent).read_judgments(model)
     else:
         rows = [row for row in read_rows(file, Judgment) if row.model == model]
-        # Of a judge the newest judging; people add to each other's.
+        # People add to each other's scores; a judge's newest judging replaces its earlier ones.
         rows = rows if rows and rows[-1].judge.backend == PERSON else choose_judgments(rows, None)
     if not rows:
         raise DataError(

@@ -77,7 +77,7 @@ def _find_disagreement(results: RunResults) -> Iterator[Finding]:
     if metric is None or metric.difference is None or difference is None:
         return
     verdicts = [found.verdict if found.is_shown else "not shown to differ" for found in (metric.difference, difference)]
-    # What a judge that does not lead finds higher or lower is not repeated.
+    # A difference by a judge that does not lead is not described.
     if verdicts[0] == verdicts[1] or results.leading.reason:
         return
     text = (

@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
 # Rows that the page shows at first; `report.js` has the same number.
 PAGE_ROWS = 50
-# Of the metrics, those shown first where they lead.
+# The metrics that are shown first if they lead.
 _LEAD_METRICS = ("exact_match", "rouge_l")
 _SETTINGS = (
     *("beta", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations"),
     *("max_steps", "num_train_epochs", "max_length", "seed"),
 )
-# Characters shown of a text: a model without an end of its own may fill any number of pages.
+# Characters shown of a text: a model that never stops may fill any number of pages.
 _LONGEST_TEXT = 20_000
 # Control characters that HTML drops or forbids are shown as the pictures Unicode has of them; tab and newline stay.
 # Overrides of the writing direction, which could turn round the text after an answer, are shown as unreadable.
@@ -188,7 +188,7 @@ def _list_samples(results: RunResults) -> list[tuple[dict[str, str], list[tuple[
 
 
 def _describe_plots(results: RunResults) -> dict[str, Any]:
-    """Return the plots that there are numbers for, each with the same in words for those who do not see it."""
+    """Return the plots for which there are numbers, each with a text alternative."""
     from markupsafe import Markup
 
     plots = {"loss_plot": None, "loss_text": "", "histogram": None, "histogram_text": ""}

@@ -60,7 +60,7 @@ class ModelResults:
 
     @functools.cached_property
     def judged(self) -> dict[str, int | None]:
-        """The scores by the example's id, None for a failure; without those of responses that are no longer there."""
+        """The scores by the example's id, None for a failure; without those of responses that no longer exist."""
         known = {response.id for response in self.responses}
         return {id: judgment.score for id, judgment in self.judgments.items() if not known or id in known}
 
@@ -71,7 +71,7 @@ class ModelResults:
 
     @functools.cached_property
     def corrected(self) -> Corrected | None:
-        """The mean score as those of people correct it; None where there are none."""
+        """The mean score, corrected by people's scores; None if there are none."""
         return self.labelled.correct()
 
     @functools.cached_property
@@ -235,7 +235,7 @@ class RunResults:
 
     @property
     def others(self) -> list[str]:
-        """The models that the tuned one stands beside, those that have answers or were measured."""
+        """The models other than the tuned one that have answers or were measured."""
         empty = ModelResults([], {}, None, Metrics())
         return [name for name in MODELS if name != TUNED and self.sides[name] != empty]
 
@@ -258,7 +258,7 @@ class RunResults:
 
     @property
     def references(self) -> list[str]:
-        """What each judge gave to answers as good as can be, beside which its means are read."""
+        """What each judge gave to references or to answers equal to them, for comparison with its means."""
         most_first = sorted(self.scores, key=lambda scores: scores.equal_n, reverse=True)
         return [*filter(None, map(describe_references, most_first if self.judging_differences else most_first[:1]))]
 
@@ -297,7 +297,7 @@ class RunResults:
 
     @property
     def people(self) -> list[str]:
-        """What people's scores make of the judge's means and of their difference, in words; empty without any."""
+        """The judge's means and their difference, corrected by people's scores, in words; empty without any."""
         said = [f"{name}: {side.corrected.describe()}" for name, side in self.sides.items() if side.corrected]
         found = self.tuned.labelled.subtract(self.before.labelled).correct() if self.difference else None
         if found and found.mean is not None:
@@ -310,7 +310,7 @@ class RunResults:
 
     @property
     def alike(self) -> str:
-        """What rows of one instruction or category do to the intervals of differences, in words; mostly empty."""
+        """How rows with the same instruction or category widen the leading interval, in words; usually empty."""
         before, after = (side.list_values(self.leading.name) for side in (self.before, self.tuned))
         ids = [id for id in before if id in after]
         categories = {row.id: row.category for row in self.tuned.responses if row.category}
@@ -320,7 +320,7 @@ class RunResults:
 
     @property
     def lengths(self) -> str:
-        """How long the answers were and are, beside which a gain of DPO or GRPO is read; empty after fine-tuning."""
+        """The length of the answers before and after DPO or GRPO, in words; empty after fine-tuning."""
         row = next((row for row in self.metrics if row.name == "length_ratio" and row.before and row.tuned), None)
         if row is None or self.experiment.method == "SFT":
             return ""
