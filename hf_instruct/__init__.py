@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Looked up on first use, so that `import hf_instruct` loads neither torch nor TRL.
+# The module of each public name, imported on first use, so that `import hf_instruct` loads neither torch nor TRL.
 _HOMES = {
     "Experiment": "config",
     "InstructError": "errors",
@@ -70,7 +70,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # Found immediately the next time.
+    # Cache the value, so that this function is not called for it again.
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""`python -m hf_instruct`: the `hf-instruct` command, if its script is not on the path."""
+"""`python -m hf_instruct` runs the `hf-instruct` command, even if its script is not on the path."""
 
 import sys
 

@@ -1,8 +1,8 @@
 """The settings of an experiment, with a section per stage.
 
-An experiment file is YAML 1.2 (read by ruamel.yaml, which knows that `5e-5` is a number and refuses a key given
-twice) and is checked by pydantic, because it reports every problem where jsonargparse, tyro and OmegaConf stop at the
-first. Flags (`--train.learning_rate 1e-5`) override the file, and the file overrides the defaults.
+An experiment file is YAML 1.2, read by ruamel.yaml, which parses `5e-5` as a number and refuses duplicate keys. It is
+validated by pydantic, which reports all problems, whereas jsonargparse, tyro and OmegaConf stop at the first. Flags
+(`--train.learning_rate 1e-5`) override the file, and the file overrides the defaults.
 """
 
 import math
@@ -41,7 +41,7 @@ class _Section(BaseModel):
 
 
 class SourceSection(_Section):
-    """One of several sources, by the field names of TRL's `DatasetConfig`."""
+    """One of several sources, with the field names of TRL's `DatasetConfig`."""
 
     path: str = Field(description="a named source, a local file or a Hub dataset")
     name: str | None = Field(None, description="configuration name of a Hub dataset")
@@ -56,11 +56,11 @@ class SourceSection(_Section):
 
 
 def _read_sources(value: Any) -> Any:
-    """Return sources with each name replaced by a mapping with that `path`."""
+    """Replace each name in a list of sources by a mapping with that `path`."""
     return [{"path": part} if isinstance(part, str) else part for part in value] if isinstance(value, list) else value
 
 
-# With a tag, or pydantic would list the problems of both alternatives.
+# Tagged, because pydantic would otherwise list the problems of both alternatives.
 Sources = Annotated[
     Annotated[str, Tag("[one]")] | Annotated[list[SourceSection], Field(min_length=1), Tag("[several]")],
     Discriminator(lambda value: "[several]" if isinstance(value, list) else "[one]"),
@@ -151,12 +151,12 @@ class ModelSection(_Section):
 
     @property
     def loading(self) -> dict[str, Any]:
-        """What `load_model` is given of the section wherever the model, or one tuned from it, is loaded."""
+        """The arguments of `load_model` for the model and for models tuned from it."""
         return self.model_dump(include={"trust_remote_code", "attn_implementation", "use_kernels"})
 
 
 class GenerateSection(BaseModel):
-    """How the test split is answered; also takes any field of `GenerationConfig`."""
+    """How the test split is answered; any field of `GenerationConfig` can be set, too."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -223,20 +223,20 @@ class RewardsSection(_Section):
     rouge_l: float = Field(0.0, description="longest common sequence of words, 0 to 1")
     stopped: float = Field(0.0, description="1 if the model ended the answer itself")
     length: float = Field(0.0, description="ratio of the lengths of answer and reference, or its inverse: at most 1")
-    judge: float = Field(0.0, description="score by the judge in `judge`, 0 to 1; a failed verdict counts for nothing")
+    judge: float = Field(0.0, description="score by the judge in `judge`, 0 to 1; failed verdicts are ignored")
     categories: list[str] | None = Field(None, description="use only training prompts of these categories")
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each reward that has one."""
+        """The nonzero weights, by reward."""
         return {name: weight for name, weight in self.model_dump(exclude={"categories"}).items() if weight}
 
 
 class Experiment(_Section):
     """One experiment: everything a run depends on.
 
-    `train` takes TRL's `SFTConfig` and `lora` PEFT's `LoraConfig`. `dpo` takes TRL's `DPOConfig` and trains on
-    preferences; `grpo` takes TRL's `GRPOConfig` and trains on rewards.
+    `train` has the fields of TRL's `SFTConfig`, and `lora` those of PEFT's `LoraConfig`. `dpo` (TRL's `DPOConfig`)
+    trains on preferences, and `grpo` (TRL's `GRPOConfig`) on rewards.
     """
 
     data: DataSection = DataSection()
@@ -277,7 +277,7 @@ def load_experiment(
     """Return the experiment in a YAML file, overridden by flags.
 
     Args:
-        path: The experiment file; None means defaults only. Of the `run.yaml` of a run it is the run's experiment.
+        path: The experiment file, or the `run.yaml` of a run, which contains one; None means defaults only.
         overrides: Dotted names and values, as in `{"train.learning_rate": 1e-5}`.
         deep: Also check `train`, `lora` and `generate` against the fields of TRL, PEFT and Transformers.
 
@@ -297,10 +297,10 @@ def load_experiment(
 
 
 def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True) -> Experiment:
-    """Return the experiment that nested plain values describe; `where` names their source in errors.
+    """Return the experiment described by nested plain values; `where` names their source in errors.
 
     Raises:
-        ConfigError: All problems found.
+        ConfigError: There are problems; all of them are listed.
     """
     if isinstance(values, Mapping):
         # `lora:` with nothing below it means LoRA with the defaults.
@@ -320,18 +320,18 @@ def build_experiment(values: Mapping[str, Any], *, where: str, deep: bool = True
 
 
 def plain_values(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment as it is written to `run.yaml`, without secrets."""
+    """Return the plain values of an experiment for `run.yaml`, without secrets."""
     values: dict[str, Any] = redact(experiment.model_dump(mode="json"))
     for name, companion in (("lora", ""), ("dpo", "preferences"), ("grpo", "rewards")):
         if values[name] is None:
-            # In an experiment file an empty `lora:` means LoRA at the defaults, so "no LoRA" is the absence of the key.
+            # In an experiment file, an empty `lora:` means LoRA with the defaults; without LoRA the key must be absent.
             del values[name]
             values.pop(companion, None)
     return values
 
 
 def differing_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the dotted names of the settings in which two experiments' `plain_values` differ, in order.
+    """Return the sorted dotted names of the settings that differ between the `plain_values` of two experiments.
 
     >>> differing_settings({"train": {"seed": 1, "bf16": True}, "lora": None}, {"train": {"seed": 2}, "lora": {"r": 8}})
     ['lora', 'train.bf16', 'train.seed']

@@ -1,8 +1,8 @@
-"""Text for the terminal: numbers, tables, and output, errors and logs without escape sequences and secrets.
+"""Format text for the terminal, and remove escape sequences and secrets from output, errors and logs.
 
-Answers, servers' replies, files and names may contain escape sequences, which control the terminal that shows them.
-They are removed where text is printed, and nowhere else; progress bars bypass this for codes of their own. Secrets are
-removed from what is shown or written.
+Answers, server replies, files and names may contain escape sequences, which control the terminal. They are only removed
+when text is printed; progress bars bypass this, because they need their own. Secrets are removed from text that is
+shown or written.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TextIO, cast
 
-# Joiners that several scripts and emoji are spelt with; they are harmless.
+# Joiners, which are part of several scripts and emoji; they are harmless.
 _JOINERS = "\u200c\u200d"
-# Tokens of the Hub, and keys in OpenAI's format. Names such as `hf_finetuning_experiments` do not match.
+# Hub tokens, and keys in OpenAI's format. Names such as `hf_finetuning_experiments` do not match.
 _TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk[_-][A-Za-z0-9_-]*[A-Za-z0-9]{16}[A-Za-z0-9_-]*)")
-# Everything before the last `@` of a host part: a password may hold an `@` itself. `git@` is not a secret.
+# Everything before the last `@` of a host part: a password may contain an `@`. `git@` is not a secret.
 _USER = re.compile(r"://(?!git@[^/\s@]*(?:[/\s]|$))[^/\s]+@")
 
 
 def redact(value: Any) -> Any:
-    """Return a plain value without passwords in addresses and without Hub or API tokens."""
+    """Return a plain value without passwords in URLs and without Hub or API tokens."""
     if isinstance(value, dict):
         return {key: redact(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -37,7 +37,7 @@ def redact(value: Any) -> Any:
 
 
 def clean_text(text: str) -> str:
-    r"""Return a text without characters that control a terminal; tabs and unusual spaces become spaces.
+    r"""Return a text without terminal control characters; tabs and unusual spaces become spaces.
 
     >>> clean_text("a\n\tb \x1b[31mred\u202e\xa0c")
     'a\n    b [31mred c'
@@ -54,7 +54,7 @@ def _clean_char(char: str) -> str:
 
 
 def clean_message(text: str) -> str:
-    """Return a message as it is shown: clean, and without a password in an address or a token.
+    """Return a message for display, without control characters, passwords in URLs and tokens.
 
     >>> clean_message("https://me:secret@example.com answers \\x1b[2J")
     'https://example.com answers [2J'
@@ -63,7 +63,7 @@ def clean_message(text: str) -> str:
 
 
 def format_json(values: Any) -> str:
-    r"""Return plain values as indented JSON that is safe to print: what controls a terminal is escaped.
+    r"""Return plain values as indented JSON that is safe to print: control characters are escaped.
 
     >>> print(format_json({"é": "\x9b31m\u202e"}))
     {
@@ -75,15 +75,15 @@ def format_json(values: Any) -> str:
 
 
 class MessageFormatter(logging.Formatter):
-    """Formats what is logged as `clean_message`, broken between words where standard error is a terminal."""
+    """Formats log records with `clean_message`, and wraps them if standard error is a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the lines of a record."""
+        """Return the text of a record."""
         return wrap(clean_message(super().format(record)), sys.stderr)
 
 
 class _CleanStream:
-    """A text stream that cleans what it passes on."""
+    """A text stream that cleans text before writing it to another stream."""
 
     def __init__(self, below: TextIO) -> None:
         self._below = below
@@ -98,23 +98,23 @@ class _CleanStream:
 
 @contextlib.contextmanager
 def clean_output() -> Iterator[None]:
-    """Clean all that is printed to standard output in the block."""
+    """Clean everything that is printed to standard output inside the block."""
     with contextlib.redirect_stdout(cast("TextIO", _CleanStream(sys.stdout))):
         yield
 
 
 def format_points(number: float) -> str:
-    """Return a number of points with one decimal, halves rounded up (means of integers are often halves).
+    """Format points with one decimal, rounding halves up (means of integers are often halves).
 
     >>> format_points(49.45), format_points(0.25), format_points(-0.04)
     ('49.5', '0.3', '0.0')
     """
-    # Ten digits: 49.45 is a little less than that in binary.
+    # Rounded to ten decimals first, because 49.45 is slightly smaller in binary.
     return f"{math.floor(round(number * 10, 9) + 0.5) / 10:.1f}"
 
 
 def format_signed(number: float) -> str:
-    """Return a number of points with its sign and one decimal, halves away from zero: a difference and its opposite.
+    """Format points with a sign and one decimal, rounding symmetrically: halves away from zero.
 
     >>> format_signed(0.25), format_signed(-0.25), format_signed(0), format_signed(-0.04)
     ('+0.3', '-0.3', '+0.0', '+0.0')
@@ -124,9 +124,9 @@ def format_signed(number: float) -> str:
 
 
 def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
-    """Return the two ends of an interval, in points; with `signed`, of a difference.
+    """Format an interval in points, with signs if `signed` (for differences).
 
-    Resampling equal values gives an interval of width zero, which does not mean certainty, so it is not shown.
+    An interval of width zero comes from resampling equal values and does not mean certainty, so it is not shown.
 
     >>> format_interval((49.45, 51)), format_interval((-0.5, 1), signed=True), format_interval((50, 50))
     ('49.5 to 51.0', '-0.5 to +1.0', 'none: all equal')
@@ -137,7 +137,7 @@ def format_interval(ends: Sequence[float], *, signed: bool = False) -> str:
 
 
 def pluralize(count: int, noun: str, nouns: str | None = None) -> str:
-    """Return a count with its noun.
+    """Format a count with its noun in the singular or plural.
 
     >>> pluralize(1, "row"), pluralize(1100, "row")
     ('1 row', '1,100 rows')
@@ -146,7 +146,7 @@ def pluralize(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a time in its two largest units.
+    """Format a duration in its two largest units.
 
     >>> format_seconds(8.24), format_seconds(314), format_seconds(11_782)
     ('8.2 s', '5 min 14 s', '3 h 16 min')
@@ -160,7 +160,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def text_width(longest: int = 100) -> int:
-    """Return the width for text in characters: the terminal's, at most `longest`; without a terminal `longest`."""
+    """Return the text width in characters: the terminal's, but at most `longest`, or `longest` without a terminal."""
     return min(longest, _count_columns(sys.stdout) or longest)
 
 
@@ -168,8 +168,8 @@ def wrap(text: str, stream: TextIO | None = None) -> str:
     """Return a text wrapped between words to the terminal's width; unchanged if the stream is not a terminal.
 
     Args:
-        text: Of any number of lines.
-        stream: Where it is shown; standard output by default.
+        text: One or more lines.
+        stream: The stream that it is printed to; standard output by default.
     """
     columns = _count_columns(stream or sys.stdout)
     if columns is None:
@@ -185,12 +185,12 @@ def wrap(text: str, stream: TextIO | None = None) -> str:
 
 
 def _count_columns(stream: TextIO) -> int | None:
-    """Return the width of a terminal in characters; None for another stream, or if it is unknown."""
+    """Return the width of a terminal in characters; None if it is unknown or the stream is not a terminal."""
     return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
 def align(table: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Return rows of equally many cells as lines with aligned columns; the columns in `right` are right-aligned.
+    """Format rows with the same number of cells as lines with aligned columns, those in `right` right-aligned.
 
     >>> align([["task", "n"], ["arc", "100"]], right={1})
     ['task    n', 'arc   100']

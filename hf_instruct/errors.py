@@ -1,15 +1,15 @@
-"""Every error a user can cause, in one tree.
+"""All errors that a user can cause, in one tree.
 
-InstructError              anything below; the command line prints its text as one message and exits 1
+InstructError              any error below; the command line prints its text as one message and exits 1
 ├── ConfigError            an experiment file or a flag is wrong; lists all problems together
 ├── DataError              examples cannot be read or used; lists all problems together
 ├── ModelLoadError         a model or tokenizer cannot be loaded
 ├── TrainingError          fine-tuning cannot start or continue
 ├── RunError               a run folder is missing, belongs to another experiment or cannot be written
-├── PublishError           a model cannot be published as it is, or the Hub refuses it
+├── PublishError           a model cannot be published, or the Hub refuses it
 └── JudgeError             judging cannot continue
-    ├── JudgeUnavailable   no judge server answers, or it lacks the model
-    └── VerdictError       one reply of the judge cannot be read as a verdict
+    ├── JudgeUnavailable   no judge server answers, or it does not have the model
+    └── VerdictError       a reply of the judge cannot be parsed as a verdict
 """
 
 import errno
@@ -25,7 +25,7 @@ DISK_ERRORS = (
 )
 
 
-# Names of settings in other programs and papers, where they differ from TRL's, PEFT's and ours.
+# Names of settings in other programs and papers that differ from TRL's, PEFT's and ours.
 FIELD_SYNONYMS = {
     **dict.fromkeys(("lr", "peak_lr"), "learning_rate"),
     **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "num_train_epochs"),
@@ -70,7 +70,7 @@ def is_bug(error: BaseException) -> bool:
 
 
 def quote_names(names: Iterable[object]) -> str:
-    """Return names as a message lists them.
+    """Format names as a list for a message.
 
     >>> quote_names(["alpaca", "phi3"])
     '`alpaca`, `phi3`'
@@ -79,9 +79,9 @@ def quote_names(names: Iterable[object]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return a question to append to a message, which suggests the most similar known name; empty if there is none.
+    """Return a question that suggests the most similar known name, to append to a message; empty if there is none.
 
-    `cutoff` is the least similarity, from 0 to 1.
+    `cutoff` is the minimum similarity, from 0 to 1.
 
     >>> did_you_mean("alpacca", ["alpaca", "phi3"]), did_you_mean("chat", ["alpaca", "phi3"])
     (' Did you mean `alpaca`?', '')
@@ -91,7 +91,7 @@ def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
 
 
 def did_you_mean_path(path: Path, known: Iterable[Path]) -> str:
-    """Return what `did_you_mean` does, of paths by their last parts: what stands before those makes any two alike.
+    """Return `did_you_mean` for paths, compared by their last part, because common parents make all paths similar.
 
     >>> [did_you_mean_path(Path(name), [Path("runs/demo")]) for name in ("runs/dmeo", "runs/mine")]
     [' Did you mean `runs/demo`?', '']
@@ -102,7 +102,7 @@ def did_you_mean_path(path: Path, known: Iterable[Path]) -> str:
 
 
 def find_nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name of what other programs call so, else the most similar known name, or None.
+    """Return our synonym for a name from another program, or else the most similar known name; None if there is none.
 
     >>> find_nearest("lr", ["learning_rate", "lr_scheduler_type"]), find_nearest("alpacca", ["alpaca"])
     ('learning_rate', 'alpaca')
@@ -156,7 +156,7 @@ class ConfigError(_ProblemListError):
 
 
 class DataError(_ProblemListError):
-    """Examples cannot be read, or cannot be used as they are."""
+    """Examples cannot be read or used."""
 
 
 class ModelLoadError(InstructError):
@@ -179,9 +179,9 @@ class JudgeError(InstructError):
     """Judging cannot continue."""
 
 
-class JudgeUnavailable(JudgeError):  # noqa: N818  (reads as what it says)
+class JudgeUnavailable(JudgeError):  # noqa: N818  (reads better without `Error`)
     """No judge answers at the address tried, or it does not have the model."""
 
 
 class VerdictError(JudgeError):
-    """One reply of the judge cannot be read as a verdict."""
+    """A reply of the judge cannot be parsed as a verdict."""

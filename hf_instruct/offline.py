@@ -1,4 +1,4 @@
-"""Whether the Hub can be reached: its client retries for half a minute, file by file, before it says that it cannot."""
+"""Detect an unreachable Hub early: its client retries each file for half a minute before it gives up."""
 
 import contextlib
 import functools
@@ -21,8 +21,8 @@ def fall_back_to_cache(location: str) -> Iterator[None]:
     """Load from the cache immediately if the Hub cannot be reached, like `HF_HUB_OFFLINE=1`.
 
     Args:
-        location: Hub id of a model or a data set, or a local folder, for which the Hub is not asked, unless it is that
-            of an adapter, whose base model may be there.
+        location: Hub id of a model or dataset, or a local folder. The Hub is not contacted for a folder, unless it
+            contains an adapter, whose base model may be on the Hub.
     """
     from huggingface_hub import constants, get_session
 
@@ -45,8 +45,8 @@ def find_on_hub(repo: str, revision: str | None = None) -> None:
     """Check that a model's config is on the Hub or in the cache.
 
     Raises:
-        OSError: It is not, or may not be read.
-        ValueError: This is not a valid name of a model on the Hub.
+        OSError: It is not, or access is denied.
+        ValueError: It is not a valid name of a model on the Hub.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -75,7 +75,7 @@ def find_on_hub(repo: str, revision: str | None = None) -> None:
 
 
 def transport_error() -> type[Exception]:
-    """Return the error of a failed request to the Hub, which depends on huggingface_hub's HTTP library."""
+    """Return the exception class of failed requests to the Hub, which depends on huggingface_hub's HTTP library."""
     from huggingface_hub import errors
 
     error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # imported there, not declared
@@ -84,10 +84,10 @@ def transport_error() -> type[Exception]:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Keep huggingface_hub and datasets off the network in the block, as `HF_HUB_OFFLINE=1` does."""
+    """Keep huggingface_hub and datasets offline inside the block, like `HF_HUB_OFFLINE=1`."""
     from huggingface_hub import constants
 
-    # `datasets` keeps a flag of its own.
+    # `datasets` has its own flag.
     modules: list[Any] = [constants, *([sys.modules["datasets"].config] if "datasets" in sys.modules else [])]
     before = [module.HF_HUB_OFFLINE for module in modules]
     try:

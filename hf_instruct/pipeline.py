@@ -1,4 +1,4 @@
-"""The stages of an experiment, over one run folder."""
+"""Run the stages of an experiment in a run folder."""
 
 import contextlib
 import shutil
@@ -18,7 +18,7 @@ from hf_instruct.schema import Preflight
 
 
 def _prepare(folder: RunFolder, experiment: Experiment) -> None:
-    """Split the data unless that is done; the splits that a model was trained on must not change."""
+    """Split the data unless already done; the splits that a model was trained on must not change."""
     if not is_done(folder, "data"):
         from hf_instruct.data.stage import prepare
 
@@ -32,7 +32,7 @@ def _prepare(folder: RunFolder, experiment: Experiment) -> None:
 
 
 def _train(folder: RunFolder, experiment: Experiment) -> None:
-    """Fine-tune unless that is done; a finished model must be complete."""
+    """Fine-tune the model unless already done; a finished model must be complete."""
     if is_done(folder, "train"):
         folder.check_trained()
         verify_model(folder.model)
@@ -71,11 +71,11 @@ def _report(folder: RunFolder, experiment: Experiment) -> None:
 
 
 class _Stage(NamedTuple):
-    """What runs a stage, and what it writes, as attributes of the run folder; first the file that says it is done."""
+    """The function of a stage and what it writes, as attributes of `RunFolder`; the first marks it as done."""
 
     run: Callable[[RunFolder, Experiment], None]
     writes: tuple[str, ...]
-    # Whether all processes launched together work on it; otherwise only the first does.
+    # Whether all processes launched together run it; otherwise only the first one does.
     is_shared: bool = False
 
     def list_files(self, folder: RunFolder) -> list[Path]:
@@ -114,17 +114,17 @@ def run(
     Args:
         experiment: An `Experiment`, a mapping by section, the path of a YAML file, or the name of a recipe, such as
             `demo`.
-        path: The run folder; for a file or a recipe, `runs/` and its name by default.
+        path: The run folder; by default `runs/` and the name of the file or recipe.
         resume: Continue an interrupted run; finished stages are skipped.
-        force: Delete what is in the run folder first.
+        force: Delete the contents of the run folder first.
         stages: Which stages to run, in the order of `STAGES`.
-        reward_funcs: For a `grpo` section: functions as `train_with_rewards` takes them, each of weight 1, beside those
-            of the `rewards` section.
+        reward_funcs: Reward functions for a `grpo` section, as in `train_with_rewards`, each with weight 1, in addition
+            to those of the `rewards` section.
 
     Raises:
         ConfigError: The experiment has problems, or there is no such stage.
         RunError: The folder already contains a run, another experiment's run, or something else.
-        InstructError: A stage failed; what it finished stays, and `resume` continues from there.
+        InstructError: A stage failed; finished work is kept, and `resume` continues from there.
     """
     if isinstance(experiment, str | Path):
         path = path or default_path(Path(experiment))
@@ -142,7 +142,7 @@ def run(
         raise ConfigError("A reward function needs an experiment with a `grpo` section, and this one has none.")
     trusted = experiment.model.trust_remote_code
     folder = RunFolder(Path(path), trust_remote_code=trusted, reward_funcs=tuple(reward_funcs))
-    # A model that has been trained needs no other.
+    # When training is done, the base model is no longer needed.
     remaining = [stage for stage in stages if force or stage != "train" or not is_done(folder, stage)]
     experiment = check_experiment(experiment, remaining)
 
@@ -153,7 +153,7 @@ def run(
             run_stages(folder, experiment, [stage for stage in stages if stage == "data"])
 
     with _translated_disk_errors(folder):
-        # Launched on several processes, one opens the folder and prepares the data while the others wait.
+        # With several processes, one opens the folder and prepares the data while the others wait.
         on_main_process(begin, use_cpu=experiment.training.get("use_cpu"))
         if not is_true_on_all(folder.config.is_file()):
             raise RunError(
@@ -170,11 +170,11 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
     """Answer the test split of a run with other settings, or continue after an interruption.
 
     Args:
-        overrides: Settings of the `generate` section, by dotted name, over those of `run.yaml`.
+        overrides: Settings of the `generate` section by dotted name, which override those of `run.yaml`.
         force: First delete the answers and everything based on them.
 
     Raises:
-        RunError: The folder is not a run, or the settings differ from those that its answers were made with.
+        RunError: The folder is not a run, or the settings differ from those of its existing answers.
         ConfigError: An override has a problem, or belongs to another stage.
     """
     stored = folder.load_experiment()
@@ -193,7 +193,7 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
         from hf_instruct.generation.stage import check_answering
 
         with folder.locked():
-            # Refuse settings that cannot work before the answers made with others are deleted.
+            # Refuse settings that cannot work before the existing answers are deleted.
             check_answering(folder, experiment)
             clear_from(folder, "generate")
 
@@ -203,7 +203,7 @@ def answer_run(folder: RunFolder, overrides: Mapping[str, Any] | None = None, *,
         run(experiment, folder.path, resume=True, stages=["generate"])
     except (ConfigError, DataError):
         if is_main_process() and not _has_started_answering(folder):
-            # Refused before the first answer: the run keeps the settings that it had.
+            # Refused before the first answer, so the run keeps its previous settings.
             folder.save_experiment(stored)
         raise
 
@@ -222,9 +222,9 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     """Check an experiment before training: model, prompt format, rubric and judge.
 
     Raises:
-        ConfigError: The prompt format or the rubric cannot be used, or the model to train is an adapter.
-        ModelLoadError: There is no such model, or it cannot be reached; or what quantizes it is not installed.
-        JudgeUnavailable: The judge is not there.
+        ConfigError: The prompt format, rubric or a tracker cannot be used, or the model to train is an adapter.
+        ModelLoadError: The model does not exist or cannot be reached, or bitsandbytes is needed but not installed.
+        JudgeUnavailable: The judge is not available.
     """
     from hf_instruct.models import find_model
     from hf_instruct.prompts import PromptFormat
@@ -232,7 +232,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
     from hf_instruct.training.tracking import check_trackers
 
     if experiment.data.prompt_format and {"data", "train"} & set(stages):
-        # Later stages read the template that the run has kept.
+        # Later stages use the template in the run folder.
         PromptFormat.from_name(experiment.data.prompt_format)
     name = experiment.model.name
     if "train" in stages and any((Path(name) / part / "adapter_config.json").is_file() for part in ("", "model")):
@@ -286,12 +286,12 @@ def open_folder(folder: RunFolder, experiment: Experiment, *, resume: bool = Fal
 
 
 def is_occupied(path: Path) -> bool:
-    """Return whether something other than hidden files is at the path of a folder."""
+    """Return whether a path is a file, or a folder with more than hidden files."""
     return path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir()))
 
 
 def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str]) -> None:
-    """Run stages over a run folder, in the order of `STAGES`; finished data and training stages are skipped."""
+    """Run stages in a run folder, in the order of `STAGES`; finished data and training stages are skipped."""
     for name in STAGES:
         if name not in stages:
             continue
@@ -303,18 +303,18 @@ def run_stages(folder: RunFolder, experiment: Experiment, stages: Sequence[str])
 
 
 def is_done(folder: RunFolder, stage: str) -> bool:
-    """Return whether a stage has finished: whether the file that marks it as done exists."""
+    """Return whether a stage has finished, that is, whether the file that marks it as done exists."""
     return _STAGES[stage].list_files(folder)[0].exists()
 
 
 def clear_from(folder: RunFolder, stage: str) -> None:
     """Delete the files of a stage and of all stages after it.
 
-    In reverse order, and for each stage first the file that marks it as done, so that after an interruption no partial
-    stage looks finished.
+    Stages are cleared in reverse order, each starting with the file that marks it as done, so that after an
+    interruption no partial stage looks finished.
     """
     for name in reversed(STAGES[STAGES.index(stage) :]):
-        # The files of single processes would be merged into the next answers; `base` is of older versions.
+        # Files of single processes would be merged into the next answers; older versions wrote `base`.
         parts = [*folder.response_parts(), folder.path / "base"] if name == "generate" else []
         for path in [*parts, *_STAGES[name].list_files(folder)]:
             if path.is_dir():
@@ -336,11 +336,11 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     """Accept changed settings of stages that have not started; refuse those of stages that have.
 
     Raises:
-        RunError: The folder is of another experiment.
+        RunError: The folder belongs to another experiment.
     """
     old, new = plain_values(folder.load_experiment()), plain_values(experiment)
     if is_done(folder, "data"):
-        # The format that was chosen for the data may also be named.
+        # To name the format that was chosen automatically is not a change.
         chosen = folder.load_prompt_format(None).name
         for values in (old, new):
             values["data"]["prompt_format"] = values["data"]["prompt_format"] or chosen
@@ -349,13 +349,13 @@ def _accept_changes(folder: RunFolder, experiment: Experiment) -> None:
     begun = {
         "data": is_done(folder, "data") or has_trained,
         **dict.fromkeys(("train", "lora", "dpo", "grpo", "rewards"), has_trained),
-        # Pairs are made before the first step, by the model itself.
+        # The model itself generates the pairs before the first step.
         **dict.fromkeys(("model", "preferences"), has_trained or _has_pairs(folder)),
         "generate": _has_started_answering(folder),
-        # The judgments of each judge are kept apart, but rewards by two judges are not one reward.
+        # The judgments of each judge are kept apart, but rewards must not come from two judges.
         "judge": bool(experiment.rewards.judge) and has_trained and not is_done(folder, "train"),
     }
-    # These say what is kept, how many answers, and how fast.
+    # These only affect what is kept, the number of answers and the speed.
     kept = [f"{section}.{name}" for section in SECTIONS.values() for name in OWN_TRAINING]
     service = ("base", "check", "base_url", "pull", "concurrency", "timeout_seconds", "retries")
     free = (*kept, "generate.limit", "generate.concurrency", *(f"judge.{name}" for name in service))
@@ -387,7 +387,7 @@ def _has_started_answering(folder: RunFolder) -> bool:
 
 @contextlib.contextmanager
 def _translated_disk_errors(folder: RunFolder) -> Iterator[None]:
-    """Turn a full, read-only or failing disk into a `RunError`; other errors of the system keep their traceback."""
+    """Turn a full, read-only or failing disk into a `RunError`; other system errors keep their traceback."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Plots of a run: losses during training, scores of the answers.
+"""Plots of a run: losses during training and scores of the answers.
 
-Every plot is drawn on its own `Figure`: no pyplot, no backend choice, no global state. The colors are the Okabe-Ito
-set, which is distinguishable with common forms of color blindness. Source of the colours:
+Every plot is drawn on its own `Figure`, without pyplot, a backend or global state. The colors are the Okabe-Ito set,
+which is distinguishable with common forms of color blindness. Source:
 https://jfly.uni-koeln.de/color/ (Okabe and Ito, "Color Universal Design")
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# By role, so that `format_inline_svg` can hand each to a page as a CSS variable of the same name.
+# By role: `format_inline_svg` turns each into a CSS variable named after its role.
 COLORS = {
     "text": "#3b4048",
     "grid": "#dfe2e6",
@@ -41,17 +41,17 @@ LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": COLORS[
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
-    """Save a figure whole, in the format that the suffix of `path` names (`.png` or `.svg`); makes its folder."""
+    """Save a figure atomically, in the format of the suffix of `path` (`.png` or `.svg`); creates its folder."""
     image = BytesIO()
     figure.savefig(image, format=path.suffix.lower().removeprefix("."), dpi=_PNG_DOTS_PER_INCH)
     write_bytes(path, image.getvalue())
 
 
 def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> "Figure":
-    """Return the plot of the losses in a training log, or of the rewards, over steps (below) and tokens (above)."""
+    """Return a plot of the losses or rewards in a training log over steps (lower axis) and tokens (upper axis)."""
     figure, axes = _build_axes(title)
     has_rewards = any(row.reward is not None for row in rows)
-    # A resumed run may log a step again: the later row is the one that the model went through.
+    # A resumed run may log a step again; the later row belongs to the final model.
     ordered = [row for _, row in sorted({(row.step, row.kind): row for row in rows}.items())]
     series = (
         ("training batches", "reward" if has_rewards else "loss", "batch", 1.0),
@@ -62,7 +62,7 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
         wanted = [row for row in ordered if (row.kind == "train") == (color == "batch")]
         points = [(row.step, value) for row in wanted if (value := getattr(row, field)) is not None]
         if points:
-            # A lone point is a line of no length: show it as a dot.
+            # A line with a single point is invisible, so draw a dot.
             style: dict[str, Any] = {"color": COLORS[color], "linewidth": width, "clip_on": False}
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None, **style)
     axes.set(xlabel="step", ylabel="mean reward" if has_rewards else "loss (nats per label token)")
@@ -77,7 +77,7 @@ def draw_loss_plot(rows: Sequence[TrainingRow], *, title: str | None = None) -> 
 
 
 def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | None = None) -> "Figure":
-    """Return the histogram of scores by model (`schema.MODELS`), in bins of ten points, the last one 90 to 100."""
+    """Return a histogram of scores by model (`schema.MODELS`), in bins of ten points, the last one 90 to 100."""
     figure, axes = _build_axes(title)
     if sides := [name for name in MODELS if scores.get(name)]:
         means = [sum(scores[name]) / len(scores[name]) for name in sides]
@@ -100,7 +100,7 @@ def draw_score_histogram(scores: Mapping[str, Sequence[int]], *, title: str | No
 
 
 def count_scores(scores: Sequence[int]) -> list[int]:
-    """Return how many scores fall into each of the ten bins; 100 belongs to the last.
+    """Return the number of scores in each of the ten bins; 100 belongs to the last.
 
     >>> count_scores([0, 9, 10, 85, 100])
     [2, 1, 0, 0, 0, 0, 0, 0, 1, 1]
@@ -113,9 +113,9 @@ def count_scores(scores: Sequence[int]) -> list[int]:
 def format_inline_svg(figure: "Figure", prefix: str) -> str:
     """Return a figure as an `<svg>` element for an HTML page.
 
-    Text stays text, the background is transparent, and each colour is a CSS variable (`--plot-validation`) with the
-    usual colour as its default, so that the page's light and dark themes apply. The prefix is put before every id,
-    because two figures on a page may not share any.
+    Text stays text, the background is transparent, and each color is a CSS variable (such as `--plot-validation`) with
+    the usual color as its default, so that the page's light and dark themes apply. The prefix is put before every id,
+    because ids must be unique on a page.
     """
     import matplotlib
 
@@ -126,7 +126,7 @@ def format_inline_svg(figure: "Figure", prefix: str) -> str:
     text = stream.getvalue()
     svg = text[text.index("<svg") :]
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    # Fixed sizes would keep the figure from shrinking with a narrow window; `viewBox` says the shape.
+    # With a fixed size, the figure would not shrink in a narrow window; `viewBox` defines its aspect ratio.
     for size in ("width", "height"):
         svg = re.sub(rf'(<svg [^>]*?) ?\b{size}="[^"]*"', r"\1", svg, count=1)
     for role, color in COLORS.items():
@@ -135,7 +135,7 @@ def format_inline_svg(figure: "Figure", prefix: str) -> str:
 
 
 def build_figure(size_inches: tuple[float, float], title: str | None = None) -> "Figure":
-    """Return an empty figure of a width and height, with a title above that is taken literally."""
+    """Return an empty figure of a width and height, with a title that is not parsed as math."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -155,7 +155,7 @@ def _build_axes(title: str | None) -> "tuple[Figure, Axes]":
 
 
 def style_axes(axes: "Axes", *, grid: Literal["x", "y"]) -> None:
-    """Give axes our colours and sizes, and lines behind the plot at the marks of one of them."""
+    """Apply our colors and sizes to axes, with grid lines behind the plot for the ticks of one axis."""
     axes.grid(axis=grid, color=COLORS["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -166,7 +166,7 @@ def style_axes(axes: "Axes", *, grid: Literal["x", "y"]) -> None:
 
 
 def _add_token_axis(axes: "Axes", rows: Sequence[TrainingRow]) -> None:
-    """Mark round numbers of tokens above the plot, where the run had seen that many."""
+    """Add an upper axis with round numbers of tokens at the steps where they were reached."""
     import numpy as np
     from matplotlib.ticker import EngFormatter, MaxNLocator
 

@@ -1,4 +1,4 @@
-"""Processes launched together: the rank of this one, work on the main process only, setup, and SIGTERM.
+"""Processes launched together: rank, work on the main process only, setup, and SIGTERM.
 
 Rank and count are read from the environment, where `accelerate launch` and `torchrun` set them.
 """
@@ -32,8 +32,8 @@ class Terminated(KeyboardInterrupt):
 def sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM raise `Terminated`, so that work in progress is cleaned up as after Ctrl-C.
 
-    Left as it is in one of several processes launched together, whose launcher ends them while they may wait for each
-    other within a collective operation, where no Python runs; in a thread; and where somebody has set a handler.
+    SIGTERM is left unchanged outside the main thread, if a handler is already set, and with several processes launched
+    together: these may be inside a collective operation, where no Python code runs, when their launcher ends them.
     """
     is_ours = threading.current_thread() is threading.main_thread() and count_processes() == 1
     if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -79,11 +79,11 @@ def wait_for_all() -> None:
 def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) -> Result:
     """Run `work` on the main process and return its result on all processes; the others wait.
 
-    An error on the main process is raised on all of them, because they would wait for it or go on without its result.
+    An error on the main process is raised on all of them; otherwise, they would wait or continue without its result.
 
     Args:
-        work: What to do once.
-        use_cpu: Whether to compute on the CPU; by default if there is no GPU. The first call decides.
+        work: The function to call once.
+        use_cpu: Whether to use the CPU; by default if there is no GPU. Only the first call has an effect.
 
     Raises:
         InstructError: `work` raised it.
@@ -101,7 +101,7 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
     except InstructError as error:
         outcome[1] = error
     except BaseException as error:
-        # It may not survive being sent.
+        # The error itself may not be picklable.
         outcome[1] = RuntimeError(f"The first process failed: {error!r}")
         raise
     finally:
@@ -113,7 +113,7 @@ def on_main_process(work: Callable[[], Result], *, use_cpu: bool | None = None) 
 
 
 def is_true_on_all(value: bool) -> bool:
-    """Return whether a value is true on all of the processes that were launched together, which all ask this."""
+    """Return whether a value is true on all processes launched together, all of which must call this."""
     if count_processes() == 1:
         return value
     from accelerate.utils import gather_object
@@ -125,17 +125,17 @@ def is_true_on_all(value: bool) -> bool:
 
 
 def _join_processes(use_cpu: bool | None = None) -> "PartialState":
-    """Let processes that were launched together find each other."""
+    """Connect the processes that were launched together."""
     from accelerate import PartialState
 
     from hf_instruct.models import best_device
 
-    # Without `cpu`, processes on a machine without a GPU would not find each other.
+    # Without `cpu`, processes on a machine without a GPU would not connect.
     return PartialState(cpu=best_device() == "cpu" if use_cpu is None else use_cpu)
 
 
 def let_threads_sleep() -> None:
-    """Let waiting threads sleep after a short spin, unless the user set how they wait.
+    """Let waiting threads sleep after a short spin, unless the user has configured this.
 
     By default they spin for milliseconds, which blocks the thread that they wait for if another program needs the
     processor. GNU OpenMP reads the setting once, when torch is imported; after that it has no effect.
@@ -145,10 +145,10 @@ def let_threads_sleep() -> None:
 
 
 class _StandardErrorHandler(logging.StreamHandler[Any]):
-    """Writes to what standard error is at the time: while there is a progress bar, above it."""
+    """Writes to the current `sys.stderr`, and thus above a progress bar while there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record's lines."""
+        """Write a record."""
         self.stream = sys.stderr
         super().emit(record)
 
@@ -158,27 +158,27 @@ def configure_process() -> None:
     handler = _StandardErrorHandler()
     handler.setFormatter(MessageFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # Processes launched together would log the same lines.
+    # All processes launched together would log the same lines.
     logging.getLogger("hf_instruct").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    # It says with every product what it casts, and which kernel it misses.
+    # It logs casts and missing kernels with every matrix product.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Libraries read these when imported. We report in one sentence what the Hub client would warn of a dozen times.
+    # Libraries read these at import. We report in one sentence what the Hub client would log a dozen times.
     quiet = {"HF_HUB_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
     for name, value in {**quiet, "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
     if sys.stderr is None or not sys.stderr.isatty():
-        # Bars of other libraries are noise in a log; ours are lines there.
+        # Progress bars of other libraries are noise in a log; ours become log lines.
         for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")
     if not sys.warnoptions:
-        # Meant for the libraries' developers; `python -W default -m hf_instruct` shows them.
+        # Warnings are for the libraries' developers; `python -W default -m hf_instruct` shows them.
         warnings.simplefilter("ignore")
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         # Some schedulers start programs with closed streams.
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the process lives)
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (open until the process ends)
     for stream in (sys.stdout, sys.stderr):
-        # A model may write characters that the terminal's encoding lacks.
+        # A model may generate characters that the terminal's encoding does not support.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     let_threads_sleep()

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, otherwise a log line now and then."""
+"""Progress bars on a terminal, and occasional log lines elsewhere."""
 
 import logging
 import sys
@@ -38,7 +38,7 @@ def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Adv
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
     )
-    # A step may take longer than the half-minute from which the speed is estimated by default.
+    # By default, the speed is estimated from the last 30 seconds, but a single step may take longer.
     with progress.Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
         yield lambda count, note: bar.update(task, advance=count, note=note)
@@ -46,8 +46,8 @@ def progress_bar(description: str, total: int, *, done: int = 0) -> Iterator[Adv
 
 def _log_lines(description: str, total: int, done: int) -> Advance:
     last = time.monotonic()
-    # When the first units were done. What comes before, such as a first evaluation and a step that builds kernels, says
-    # nothing about the rest.
+    # Time and count when the first units were done: what comes before, such as an evaluation or a step that compiles
+    # kernels, says nothing about the speed of the rest.
     start, first = 0.0, 0
 
     def advance(count: int, note: str) -> None:

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Words that no template writes by itself.
+# Words that no template contains.
 _QUESTION, _INPUT, _ANSWER = "QUESTION7351", "INPUT7352", "ANSWER7354"
-# What templates call the switch for thinking.
+# Names of the switch for thinking in templates.
 _SWITCHES = ("enable_thinking", "thinking")
 _THINKING = re.compile(r"<(/?)think>")
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
-# How to train a model on tokens that it does not have.
+# How to add tokens that a model does not have.
 _ADDING = "`trl.clone_chat_template` does, or `add_tokens` and `resize_token_embeddings`; save both in one folder"
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
@@ -40,11 +40,11 @@ def choose_format(
 
     Args:
         prompt_format: The format, its name or None.
-        has_conversations: Whether some of the examples have turns.
-        args: As `adjust_tokenizer` takes them; a chat template is asked for if they name one.
+        has_conversations: Whether some of the examples are conversations.
+        args: As in `adjust_tokenizer`; the default is also `chat` if they name a chat template.
 
     Raises:
-        ConfigError: As `PromptFormat.from_name`; or the settings name a chat template beside another format.
+        ConfigError: As in `PromptFormat.from_name`, or the settings name a chat template and another format.
     """
     template = _get(args, "chat_template_path")
     if prompt_format is None and (has_conversations or template):
@@ -61,11 +61,11 @@ def choose_format(
 
 
 def adjust_tokenizer(tokenizer: "PreTrainedTokenizerBase", args: Any) -> None:
-    """Give a tokenizer the tokens and the chat template that settings of TRL's name; the model is saved with it.
+    """Set the special tokens and chat template in TRL's settings on a tokenizer, which is saved with the model.
 
     Args:
-        tokenizer: The tokenizer, which is changed.
-        args: A configuration of TRL's, or its fields; `eos_token`, `pad_token` and `chat_template_path` are read.
+        tokenizer: The tokenizer, which is changed in place.
+        args: A configuration of TRL, or its fields; `eos_token`, `pad_token` and `chat_template_path` are read.
 
     Raises:
         ConfigError: A token is not in the vocabulary, or there is no such chat template.
@@ -119,15 +119,15 @@ def resolve_format(
 ) -> PromptFormat:
     """Return the format for all prompts of a run, fixed if needed; a resolved format is returned unchanged.
 
-    For `chat` it is the tokenizer's chat template with the date of today in place of the clock. For training it also
-    gets, where prompts do not fit answers otherwise: the template's switch for thinking turned off, the words that the
-    template puts before an answer, and the beginning-of-text token.
+    For `chat`, it is the tokenizer's chat template with today's date in place of the clock. For training, if prompts do
+    not match training rows otherwise, the template's switch for thinking is turned off, and the words that it puts
+    before an answer and the beginning-of-text token are added.
 
     Args:
         prompt_format: The format.
         tokenizer: The tokenizer of the model.
-        for_training: Whether a model will be trained with it. Otherwise only the clock is changed, because the model
-            knows its template, and problems are only logged.
+        for_training: Whether a model will be trained with it. If not, only the clock is replaced, because the model was
+            trained with its template, and problems are only logged.
 
     Raises:
         ConfigError: The prompts cannot be used for training; the message says why.
@@ -199,7 +199,7 @@ def _find_begin_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedToke
 
 
 def _find_turn_problems(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return where a conversation with an answer is not prompt + answer + end, as a training row is."""
+    """Return how a conversation with an answer differs from a training row: prompt + answer + end."""
     prompt, turn = _format_probe(prompt_format, tokenizer), _format_turn(prompt_format, tokenizer)
     before, found, after = turn.partition(_ANSWER)
     if not found:
@@ -217,7 +217,7 @@ def _repair(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -
     """Yield candidate templates, the closest to the original first."""
     template = prompt_format.template
     if _find_begin_problems(prompt_format, tokenizer):
-        # Jinja takes away the end of a line that a block ends, so what is put in front writes no more than it says.
+        # Jinja removes the newline after a block, so this line writes nothing but the token.
         template = f"{{% if true %}}{{{{ bos_token }}}}{{% endif %}}\n{template}"
     before = _format_probe(prompt_format, tokenizer)
     switched = [
@@ -234,7 +234,7 @@ def _repair(prompt_format: PromptFormat, tokenizer: "PreTrainedTokenizerBase") -
         lead = _format_turn(candidate, tokenizer).partition(_ANSWER)[0]
         if lead.startswith(prompt):
             words = repr(lead[len(prompt) :])
-            # Jinja does not write the last line end of a source.
+            # Jinja does not write the last newline of a source.
             yield text.removesuffix("\n") + f"{{{{ {words} if add_generation_prompt else '' }}}}"
 
 
@@ -256,7 +256,7 @@ def _freeze_clock(template: str, now: datetime) -> str:
     calls = _CLOCK.findall(template)
     if not calls or len(calls) != len(re.findall(r"\bstrftime_now\s*\(", template)):
         return template
-    # Transformers renders with a function of this name, and passes no function that takes its place.
+    # Transformers passes templates a function of this name, and no option replaces it, so a macro does.
     times = ", ".join(
         f"{format!r}: {now.strftime(format)!r}" for format in dict.fromkeys(one or other for one, other in calls)
     )

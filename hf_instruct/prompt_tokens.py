@@ -24,10 +24,10 @@ def build_row(
 ) -> dict[str, list[int]]:
     """Return the training row of an example, truncated to `max_length` tokens: `input_ids` and `labels`.
 
-    Labels are the ids that carry loss, and `IGNORED` elsewhere.
+    Labels are the ids of tokens that carry loss, and `IGNORED` for all others.
 
     Args:
-        *pieces: As `PromptFormat.encode_examples` returns them: prompt and completion, as often as there are answers.
+        *pieces: As returned by `PromptFormat.encode_examples`: prompt and completion, repeated for each answer.
         max_length: Maximum number of tokens in a row; None for no limit.
         completion_only_loss: Whether prompt tokens are left out of the loss.
 
@@ -43,7 +43,7 @@ def build_row(
 
 
 def count_labels(row: Mapping[str, Sequence[int]]) -> int:
-    """Return the number of labels in a row that carry loss; never the first token, because nothing predicts it."""
+    """Return the number of labels in a row that carry loss, without the first token, because nothing predicts it."""
     return sum(label != IGNORED for label in row["labels"][1:])
 
 
@@ -53,7 +53,7 @@ class FormatTokens(NamedTuple):
     Attributes:
         begin: Ids that the tokenizer puts before every text, such as beginning-of-text.
         end: The token that ends a completion.
-        ending: What follows an output: the end token, and the white space that a chat template writes before it.
+        ending: The text after an output: the end token, and the whitespace that a chat template writes before it.
         special: Matches the tokens that only a format may write: the tokenizer's special tokens and the end token.
     """
 
@@ -63,7 +63,7 @@ class FormatTokens(NamedTuple):
     special: re.Pattern[str]
 
 
-# Looked up for every row. What may change about a tokenizer is part of the key.
+# Cached, because every row needs it. Attributes of the tokenizer that may change are part of the key.
 @lru_cache(maxsize=8)
 def find_tokens(
     prompt_format: "PromptFormat",
@@ -72,7 +72,7 @@ def find_tokens(
     eos_token: str | None,
     num_tokens: int,
 ) -> FormatTokens:
-    """Return the special tokens of a format; `template` is empty for a format that is not the tokenizer's own.
+    """Return the special tokens of a format; `template` is its chat template, or empty without one.
 
     Raises:
         ConfigError: The tokenizer has no end-of-text token.
@@ -82,7 +82,7 @@ def find_tokens(
     if template:
         messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
         tail = prompt_format.render_chat(tokenizer, messages, add_generation_prompt=False).rpartition("ANSWER")[2]
-        # Phi-3's template writes more after the end of the turn, so what counts is the first token.
+        # Phi-3's template writes more after the end of the turn, so only the first token counts.
         ids = tokenizer(tail.strip(), add_special_tokens=False)["input_ids"]
         if ids and ids[0] in added:
             end = str(added[ids[0]])
@@ -93,22 +93,22 @@ def find_tokens(
             "stop; choose another model."
         )
     tokens = {end, *(str(token) for token in added.values() if token.special)}
-    # The longest first, as one may be the beginning of another.
+    # Longest first, because one token may be a prefix of another.
     special = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
     return FormatTokens(prefix_ids(tokenizer), end, ending, special)
 
 
 def prefix_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the ids that the tokenizer puts before every text; what it puts after a text is left out."""
+    """Return the ids that the tokenizer puts before every text, without those that it puts after it."""
     whole, plain = tokenizer("x")["input_ids"], tokenizer("x", add_special_tokens=False)["input_ids"]
     return [int(id) for id in whole[: whole.index(plain[0])]]
 
 
 def mark_special(texts: Sequence[str], special: re.Pattern[str]) -> list[str] | None:
-    """Return texts of a user with markers around their special tokens, or None if there are none.
+    """Return user texts with markers around their special tokens, or None if there are none.
 
-    A tokenizer reads `<|endoftext|>` in an answer as the end of it. Transformers tells the two apart by marks of its
-    own around a token in a text, made before a template is rendered.
+    A tokenizer would read `<|endoftext|>` in an answer as its end. Transformers distinguishes the two with markers
+    around special tokens in user texts, which are added before a template is rendered.
     """
     if not any(special.search(text) for text in texts):
         return None
@@ -140,19 +140,19 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, *, is_marked: b
 def cut_tokens(
     tokenizer: "PreTrainedTokenizerBase", text: str, cuts: Sequence[int], *, is_marked: bool
 ) -> list[list[int]]:
-    """Return the token ids of a text, tokenized as a whole, in pieces that begin and end at some of its characters.
+    """Tokenize a text as a whole, and return its token ids in pieces that end at given character positions.
 
-    A token over a cut belongs to the piece behind it, as in Transformers' masks of what an assistant said.
+    A token that spans a cut belongs to the piece after it, as in Transformers' assistant masks.
 
     Args:
-        cuts: Where pieces end, in ascending order, the last at the end of the text.
+        cuts: Character positions where pieces end, in ascending order; the last one is the end of the text.
     """
     if tokenizer.is_fast and not is_marked:
         encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, ends = encoding["input_ids"], [end for _, end in encoding["offset_mapping"]]
         places = [bisect.bisect_right(ends, cut) for cut in cuts]
     else:
-        # Marks are not part of what is tokenized, so offsets say nothing here.
+        # The markers are not tokenized, so offsets would not match the text.
         ids = encode_text(tokenizer, text, is_marked=is_marked)
         begins = [encode_text(tokenizer, text[:cut], is_marked=is_marked) for cut in cuts]
         pairs = [enumerate(zip(begin, ids, strict=False)) for begin in begins]
@@ -162,17 +162,17 @@ def cut_tokens(
 
 
 def find_answers(example: Example) -> list[int]:
-    """Return the turns of an example's conversation that are trained on, if it has one."""
+    """Return the indices of the turns in an example's conversation, if any, that are trained on."""
     turns = enumerate(example.messages or [])
     return [number for number, turn in turns if turn["role"] == "assistant" and number >= (example.prompt_turns or 0)]
 
 
 def find_answer(text: str, prompt: str, answer: str, end: str) -> tuple[int, int] | None:
-    """Return the position of an answer and its end token in a conversation, or None if it was rendered differently.
+    """Return start and end of an answer with its end token in a conversation, or None if it is rendered differently.
 
     Args:
-        text: The whole conversation.
-        prompt: What it has to begin with: the prompt that the answer is given to.
+        text: The whole rendered conversation.
+        prompt: The prompt of the answer, which the text has to begin with.
         answer: The answer, which templates may strip.
         end: The end token.
 

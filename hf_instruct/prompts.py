@@ -32,8 +32,8 @@ _ALPACA_SECTIONS = (
     "\n\n### Instruction:\n{{ instruction }}{% if input %}\n\n### Input:\n{{ input }}{% endif %}\n\n### Response:\n"
 )
 
-# Templates see `instruction` and `input` and end where the response begins. `chat` is not here: its text comes from
-# the tokenizer.
+# Templates use `instruction` and `input` and end where the response begins. `chat` is not listed, because its template
+# comes from the tokenizer.
 PROMPT_TEMPLATES = {
     # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/ch07.ipynb
     "alpaca": (
@@ -58,18 +58,18 @@ def build_user_message(instruction: str, input: str = "") -> dict[str, str]:
 
 
 def build_prompt_messages(example: Example) -> list[dict[str, str]]:
-    """Return what an example asks, as `chat` writes it: the turns before its answer, or one of the user."""
+    """Return the prompt of an example as messages for `chat`: the turns before its answer, or one user message."""
     return (example.messages or [])[:-1] or [build_user_message(example.instruction, example.input)]
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
-    """How an instruction and its input become the prompt, and an output the completion.
+    """Converts an instruction and its input to the prompt, and an output to the completion.
 
     Attributes:
         name: `alpaca`, `alpaca-stanford`, `phi3`, `chat`, or the path of the Jinja file the template came from.
-        template: Jinja source. For `chat` it is a chat template, and empty for the tokenizer's own as it is;
-            `prompt_checks.resolve_format` returns the one to train on.
+        template: Jinja source. For `chat`, a chat template, or empty for the tokenizer's own without changes;
+            `prompt_checks.resolve_format` returns the one to train with.
 
     Raises:
         ConfigError: The template is not usable.
@@ -95,7 +95,7 @@ class PromptFormat:
         try:
             template = Path(name).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            # No file of this name, not a text file, or no name of a file: the template itself, say.
+            # The file is missing or not text, or this is not a file name but, for example, the template itself.
             shown = name if len(name) <= 200 else name[:199] + "…"
             known = [*PROMPT_TEMPLATES, CHAT]
             raise ConfigError(
@@ -105,7 +105,7 @@ class PromptFormat:
         return cls(name, template)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Processes that share the work are sent it, and a compiled template cannot be.
+        # It is sent to worker processes, and a compiled template cannot be pickled.
         return PromptFormat, (self.name, self.template)
 
     @cached_property
@@ -125,7 +125,7 @@ class PromptFormat:
         """Return the prompt: all text up to where the response begins.
 
         Args:
-            tokenizer: Needed by the `chat` format only.
+            tokenizer: Only needed by the `chat` format.
 
         Raises:
             ConfigError: The format is `chat` and there is no tokenizer, or it has no chat template.
@@ -166,7 +166,7 @@ class PromptFormat:
             )
 
     def chat_template(self, tokenizer: "PreTrainedTokenizerBase | None") -> str:
-        """Return the source of the chat template that `chat` renders: the one that was resolved, else the tokenizer's.
+        """Return the source of the chat template for `chat`: the resolved one, or else the tokenizer's.
 
         Raises:
             ConfigError: There is no tokenizer, or it has no chat template.
@@ -196,14 +196,14 @@ class PromptFormat:
         return find_tokens(self, tokenizer, template, tokenizer.eos_token, len(tokenizer))
 
     def find_special_tokens(self, tokenizer: "PreTrainedTokenizerBase", *texts: str) -> list[str]:
-        """Return the special tokens in a user's texts, each once; they are encoded as plain text."""
+        """Return the distinct special tokens in user texts; they are encoded as plain text."""
         return list(dict.fromkeys(token for text in texts for token in self._tokens(tokenizer).special.findall(text)))
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", instruction: str, input: str = "") -> list[int]:
         """Return the prompt's token ids, with the tokenizer's beginning-of-text token if it adds one.
 
-        Special tokens come from the format alone: where the instruction or the input contains one, it is encoded as
-        plain text.
+        Only the format adds special tokens: if the instruction or the input contains one, it is encoded as plain
+        text.
 
         Raises:
             DataError: The tokenizer cannot encode a special token as plain text.
@@ -214,20 +214,20 @@ class PromptFormat:
         return ids if self.name == CHAT else [*self._tokens(tokenizer).begin, *ids]
 
     def _encode(self, tokenizer: "PreTrainedTokenizerBase", build: Callable[..., str], *texts: str) -> list[int]:
-        """Return the token ids of the text that `build` makes of texts in which nothing is a special token."""
+        """Return the token ids of the text that `build` makes from texts; their special tokens become plain text."""
         marked = mark_special(texts, self._tokens(tokenizer).special)
         return encode_text(tokenizer, build(*(marked or texts)), is_marked=marked is not None)
 
     def encode_prompts(self, tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example]) -> list[list[int]]:
-        """Return `encode_prompt` of each example.
+        """Return the token ids of each example's prompt, as in `encode_prompt`.
 
         Raises:
-            DataError: The prompt of an example cannot be written; the example is named.
+            DataError: The prompt of an example cannot be encoded; the message names the example.
         """
         return [self._encode_example_prompt(tokenizer, example) for example in examples]
 
     def _encode_example_prompt(self, tokenizer: "PreTrainedTokenizerBase", example: Example) -> list[int]:
-        """Return the token ids of what an example asks: its own prompt, its turns before the answer, or its texts."""
+        """Return the token ids of an example's prompt: from its `prompt`, the turns before its answer, or its texts."""
         with _naming_example(example):
             if example.prompt is not None:
                 return [*self._tokens(tokenizer).begin, *self._encode(tokenizer, str, example.prompt)]
@@ -245,15 +245,15 @@ class PromptFormat:
     ) -> list[int]:
         """Return the token ids of a conversation, up to where the next response begins.
 
-        Without history and system text they are those of `encode_prompt`.
+        Without a history and a system message, they are those of `encode_prompt`.
 
         Args:
-            question: The newest, not yet answered.
+            question: The newest question, not yet answered.
             history: Earlier questions with their answers, oldest first.
             system: The system message.
 
         Raises:
-            ConfigError: There is a history or a system message, and the format or the chat template cannot hold it.
+            ConfigError: There is a history or a system message, which the format or chat template does not support.
         """
         earlier = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
         turns = [("system", system)] * bool(system) + [*earlier, ("user", question)]
@@ -281,7 +281,7 @@ class PromptFormat:
     def _render_system(
         self, tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]], **options: Any
     ) -> str:
-        """Return `render_chat` of turns, whose system text, if there is one, has to be in it."""
+        """Render turns with `render_chat`, and check that their system message, if any, is in the text."""
         text = self.render_chat(tokenizer, turns, **options)
         if turns[0]["role"] == "system" and turns[0]["content"].strip() not in text:
             raise ConfigError(
@@ -300,13 +300,13 @@ class PromptFormat:
     def encode_example(
         self, tokenizer: "PreTrainedTokenizerBase", example: Example | Mapping[str, Any]
     ) -> tuple[list[int], list[int]]:
-        """Return the token ids of the prompt and of the completion of an example, as a row of a `Dataset` or our own.
+        """Return the token ids of the prompt and of the completion of an example or a row of a `Dataset`.
 
-        They are tokenized apart, so that training sees exactly the prompt ids that generation starts from: tokenized
-        as one text, the last character of the prompt and the first of the completion could merge into one token.
+        They are tokenized separately, so that training sees exactly the prompt ids that generation starts from. In one
+        text, the last character of the prompt and the first of the completion could merge into one token.
 
         Raises:
-            DataError: The example cannot be written in this format; it is named.
+            DataError: The example cannot be encoded in this format; the message names it.
         """
         example = Example.of(example)
         prompt_ids, ending = self._encode_example_prompt(tokenizer, example), self._tokens(tokenizer).ending
@@ -320,18 +320,18 @@ class PromptFormat:
         *,
         loss_on: LossOn = "all",
     ) -> list[Sequence[list[int]]]:
-        """Return what `build_row` makes the row of each example from: the token ids of its prompt and its completion.
+        """Return the input of `build_row` for each example: the token ids of its prompt and its completion.
 
-        For a conversation of which several answers are learned they are those of prompt and answer in turn: together
-        the conversation as the chat template writes it, up to the end of its last answer. Plain texts are tokenized
-        together, which is several times faster.
+        For a conversation with several answers to train on, prompts and answers alternate; together they are the
+        conversation as the chat template renders it, up to the end of its last answer. Plain texts are tokenized in one
+        batch, which is several times faster.
 
         Args:
             loss_on: Whether to train on `all` answers of a conversation or only on the `last` one.
 
         Raises:
-            DataError: An example cannot be written in this format, or its earlier answers cannot be learned; it is
-                named.
+            DataError: An example cannot be encoded in this format, or its earlier answers cannot be trained on; the
+                message names it.
         """
         tokens = self._tokens(tokenizer)
         pieces: dict[int, Sequence[list[int]]] = {}
@@ -357,11 +357,11 @@ class PromptFormat:
     def _encode_answers(
         self, tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], answers: Sequence[int]
     ) -> list[list[int]]:
-        """Return the token ids of a conversation in pieces, prompt and answer in turn.
+        """Return the token ids of a conversation in pieces, which alternate between prompt and answer.
 
         Args:
             messages: The conversation.
-            answers: Which of its turns are answers to learn; the last of them ends it.
+            answers: Indices of the turns to train on; the pieces end with the last of them.
         """
         tokens = self._tokens(tokenizer)
         contents = [turn["content"] for turn in messages]
@@ -386,7 +386,7 @@ class PromptFormat:
 
 @contextlib.contextmanager
 def _naming_example(example: Example) -> Iterator[None]:
-    """Name the example that an error is about."""
+    """Add the id of the example to an error."""
     try:
         yield
     except InstructError as error:

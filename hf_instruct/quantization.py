@@ -24,7 +24,7 @@ def build_quantization(kind: str, dtype: "torch.dtype") -> "BitsAndBytesConfig":
 
     Args:
         kind: `4bit` or `8bit`.
-        dtype: What the products are computed in; in 8 bits that is up to bitsandbytes.
+        dtype: Precision of the matrix products; for 8 bits, bitsandbytes chooses it.
 
     Raises:
         ModelLoadError: bitsandbytes is not installed, or there is no such kind.
@@ -45,13 +45,13 @@ def build_quantization(kind: str, dtype: "torch.dtype") -> "BitsAndBytesConfig":
 
 
 def check_bitsandbytes() -> None:
-    """Raise `ModelLoadError` where bitsandbytes is not installed."""
+    """Raise `ModelLoadError` if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelLoadError(needs_package("A quantized model", "bitsandbytes"))
 
 
 def is_quantized(model: "nn.Module") -> bool:
-    """Return whether a model, or the base model of an adapter, is quantized, by whichever library."""
+    """Return whether a model, or the base model of an adapter, is quantized, with any library."""
     return bool(getattr(model, "is_quantized", False))
 
 
@@ -59,14 +59,14 @@ def prepare_training(model: "PreTrainedModel") -> None:
     """Freeze a quantized model and cast its other weights to float32, as in QLoRA; in place."""
     from peft import prepare_model_for_kbit_training
 
-    # Whether activations are checkpointed is the trainer's business.
+    # The trainer decides whether activations are checkpointed.
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def restore_float32(adapter: "nn.Module") -> None:
     """Cast the trained weights of a quantized model back to float32, in place.
 
-    TRL rounds them to bf16, in which small updates get lost.
+    TRL casts them to bf16, in which small updates get lost.
     """
     for parameter in adapter.parameters():
         if parameter.requires_grad:
@@ -75,7 +75,7 @@ def restore_float32(adapter: "nn.Module") -> None:
 
 @contextmanager
 def multiplying_in_bf16(model: "nn.Module", *, enabled: bool) -> "Iterator[None]":
-    """Let 4-bit layers compute in bf16, which autocast cannot tell them, as QLoRA does."""
+    """Let 4-bit layers compute in bf16, as in QLoRA, because autocast does not affect them."""
     import torch
 
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "compute_dtype")] if enabled else []
@@ -90,10 +90,10 @@ def multiplying_in_bf16(model: "nn.Module", *, enabled: bool) -> "Iterator[None]
 
 
 def keep_as_quantized(model: "nn.Module") -> None:
-    """Keep bitsandbytes from repacking 4-bit weights when a model on a CPU with bf16 is evaluated.
+    """Keep bitsandbytes from repacking 4-bit weights when a model is evaluated on a CPU with bf16.
 
-    It rounds their scales to bf16 then, for good, so that answers depend on the batch; and packed weights pass no
-    gradient on: an adapter trained after the first evaluation would learn in its last layer only.
+    Repacking permanently rounds their scales to bf16, so that answers depend on the batch. Packed weights also pass on
+    no gradients: an adapter trained after the first evaluation would only learn in its last layer.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -101,10 +101,10 @@ def keep_as_quantized(model: "nn.Module") -> None:
 
 
 def computes_in_float32(model: "nn.Module") -> bool:
-    """Return whether a model computes in float32 alone, whatever its weights are held in."""
+    """Return whether a model only computes in float32, regardless of how its weights are stored."""
     import torch
 
-    # LLM.int8() rounds what goes into a layer too.
+    # LLM.int8() also rounds the input of a layer.
     weights = all(parameter.dtype in (torch.float32, torch.uint8) for parameter in model.parameters())
     products = [module.compute_dtype for module in model.modules() if hasattr(module, "compute_dtype")]
     return weights and all(dtype == torch.float32 for dtype in products)

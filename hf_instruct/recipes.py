@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hf_instruct.errors import ConfigError, did_you_mean, did_you_mean_path, quote_names
 
-# A comment of the header and what it says, as in `# model:    GPT-2 medium (355M)`.
+# A header comment with its name and value, as in `# model:    GPT-2 medium (355M)`.
 _COMMENT = re.compile(r"# (\w+): +(.+)")
 
 
@@ -18,7 +18,7 @@ class Recipe(NamedTuple):
 
     @property
     def about(self) -> dict[str, str]:
-        """What the header of its file says: `model`, `method`, `hardware`, what it `took`, and how to `launch` it."""
+        """The fields in the header of its file: `model`, `method`, `hardware`, `took` and `launch`."""
         return dict(_COMMENT.findall(self.path.read_text(encoding="utf-8")))
 
 
@@ -32,10 +32,10 @@ def list_recipes() -> list[Recipe]:
 def find_experiment(given: str | Path) -> Path:
     """Return the file of an experiment: the path given, or the recipe of that name.
 
-    A recipe is named as `gpt2-medium/full`, as `demo` where only one folder has it, or by its path in the repository.
+    A recipe is named as `gpt2-medium/full`, as `demo` if only one folder has it, or by its path in the repository.
 
     Raises:
-        ConfigError: There is neither a file nor one recipe of that name.
+        ConfigError: There is no such file, and not exactly one recipe of that name.
     """
     path = Path(given)
     if path.is_file():

@@ -1,6 +1,6 @@
-"""Read and write the files of a run folder atomically, so that a kill leaves no partial file.
+"""Read and write the files of a run folder atomically, so that a killed process leaves no partial file.
 
-A killed process can leave at most one incomplete last line, which `recover_rows` removes before a stage continues.
+Appending can leave at most one incomplete last line, which `recover_rows` removes before a stage continues.
 """
 
 import codecs
@@ -31,9 +31,9 @@ class Example:
     input: str  # the text the task is about; often empty
     output: str  # the reference answer
     category: str | None = None  # a label to group scores by
-    prompt: str | None = None  # what is asked, as it is: in no prompt format
+    prompt: str | None = None  # the complete prompt, used without a prompt format
     messages: list[dict[str, str]] | None = None  # a conversation, whose last turns are the instruction and the output
-    prompt_turns: int | None = None  # how many of its turns only ask, where a row held a prompt and a completion
+    prompt_turns: int | None = None  # number of turns in the prompt, if the row had a prompt and a completion
 
     @classmethod
     def of(cls, row: "Example | Mapping[str, Any]") -> "Example":
@@ -71,7 +71,7 @@ def build_example_id(*texts: str) -> str:
 def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
     """Return the rows of a JSON Lines file, in file order.
 
-    A last line that a kill has cut off is left out; one that only lacks its newline is read.
+    An incomplete last line, left by a killed process, is skipped; one that only lacks its newline is read.
 
     Raises:
         DataError: The file is missing, or a line is not a row of this type (file and line are named).
@@ -80,10 +80,10 @@ def read_rows(path: Path, row_type: type[Row]) -> list[Row]:
 
 
 def recover_rows(path: Path, row_type: type[Row]) -> list[Row]:
-    """Return the rows of a file to append to, after cutting off a torn last line; an absent file has none.
+    """Return the rows of a file to append to, and remove an incomplete last line; a missing file has no rows.
 
     Raises:
-        DataError: A whole line is not a row of this type.
+        DataError: A complete line is not a row of this type.
     """
     if not path.exists():
         return []
@@ -107,7 +107,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse_rows(path: Path, content: bytes, row_type: type[Row]) -> tuple[list[Row], bytes]:
-    """Return the rows of whole lines, and what is left of a torn one, which is never JSON."""
+    """Return the rows of complete lines, and an incomplete last line, which is never JSON."""
     *lines, last = content.split(b"\n")
     try:
         parse_json(last)
@@ -141,18 +141,18 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
                 written += os.write(file.fileno(), data[written:])
             os.fsync(file.fileno())
         except OSError:
-            # On a full disk a part of the rows may be written: remove it, so that the file only has complete rows.
+            # On a full disk, only a part may have been written: remove it, so that the file only has complete rows.
             os.ftruncate(file.fileno(), start)
             raise
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a JSON Lines file atomically: readers see the old file or the new one, never a part."""
+    """Write a JSON Lines file atomically: readers see the old file or the new one, never a partial one."""
     _replace(path, (format_row(row).encode("utf-8") for row in rows))
 
 
 def format_row(row: Record | Example) -> str:
-    """Return a row as its line in a JSON Lines file; unknown values are left out, except for a score."""
+    """Return a row as its line in a JSON Lines file; fields that are None are left out, except for `score`."""
     values = to_jsonable_python(row)
     fields = {name: value for name, value in values.items() if value is not None or name == "score"}
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
@@ -161,11 +161,11 @@ def format_row(row: Record | Example) -> str:
 def parse_json(content: bytes | str) -> Any:
     """Return the value of a JSON text; a byte order mark at the start of UTF-8 bytes is left out.
 
-    This is pydantic's parser: Python's ends in a RecursionError where a value is nested deeply, and takes NaN, halves
-    of surrogate pairs and UTF-16.
+    This uses pydantic's parser: Python's raises RecursionError for deeply nested values, and accepts NaN, lone
+    surrogates and UTF-16.
 
     Raises:
-        ValueError: It is not JSON, with the position; or it is nested over 200 levels.
+        ValueError: It is not JSON (the message has the position), or it is nested more than 200 levels deep.
 
     >>> parse_json(b'{"score": 80}')
     {'score': 80}
@@ -179,7 +179,7 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def read_file(path: Path, file_type: type[File]) -> File | None:
-    """Return what a JSON file of a run folder holds, or None if there is no file.
+    """Return the contents of a JSON file in a run folder, or None if there is no file.
 
     Raises:
         DataError: The file contains something else.
@@ -196,13 +196,13 @@ def read_file(path: Path, file_type: type[File]) -> File | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically: indented, UTF-8, of plain values and records."""
+    """Write plain values and records to a JSON file atomically, indented and in UTF-8."""
     text = json.dumps(to_jsonable_python(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically, with line ends unchanged; see `write_bytes`."""
+    """Write a UTF-8 text file atomically, with unchanged line endings; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 

@@ -1,7 +1,7 @@
 """The run folder: its files and their provenance.
 
 Stages only communicate through the run folder: each reads files of earlier stages and writes its own. `run.yaml` is
-written first and has the resolved experiment, library versions, the data's checksum, the commit and the command.
+written first and contains the resolved experiment, library versions, the data's checksum, the commit and the command.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _VERSIONS_OF = ("hf_instruct", "torch", "transformers", "trl", "peft", "accelera
 
 
 class _File:
-    """A file or a folder of a run: its path in the run folder, and what it holds."""
+    """A file or folder of a run: its path in the run folder and its description."""
 
     def __init__(self, path: str, holds: str) -> None:
         self._path = path
@@ -45,10 +45,10 @@ class RunFolder:
     """The files of one run. Reading a damaged file raises `DataError`.
 
     Attributes:
-        path: The folder; a `~` at its start is this user's home, also if the shell did not expand it.
-        trust_remote_code: Whether code that comes with the run's model may run. Only the user can say so: the folder
-            may be from somebody else, so what `run.yaml` says about it does not count.
-        reward_funcs: The user's own reward functions, for the same reason.
+        path: The folder; a leading `~` is expanded to the user's home, even if the shell did not do so.
+        trust_remote_code: Whether code that comes with the run's model may run. Only the user can allow it: the folder
+            may be from somebody else, so the setting in `run.yaml` is ignored.
+        reward_funcs: The user's own reward functions, which `run.yaml` cannot set for the same reason.
     """
 
     path: Path
@@ -59,15 +59,15 @@ class RunFolder:
     data = _File("data", "Folder of the splits.")
     preflight = _File("data/preflight.json", "`Preflight`: what was found in the data; written last.")
     prompt = _File("prompt.jinja", "Template of all prompts of the run, as resolved before training.")
-    checkpoints = _File("checkpoints", "Folder of what `--resume` continues from.")
-    model = _File("model", "The tuned model or adapter with its tokenizer; renamed into place when whole.")
+    checkpoints = _File("checkpoints", "Folder of the checkpoints that `--resume` continues from.")
+    model = _File("model", "The tuned model or adapter with its tokenizer; renamed into place when complete.")
     preferences = _File("preferences.jsonl", "`PreferencePair` rows.")
     preferences_part = _File(
-        "preferences.partial.jsonl", "`Response` rows: the model's own answers, until all are there."
+        "preferences.partial.jsonl", "`Response` rows: the model's own answers, until they are complete."
     )
-    pairs = _File("pairs", "Folder that `prefer` writes: `PairRow` rows, and the answers they are chosen from.")
+    pairs = _File("pairs", "Folder that `prefer` writes: `PairRow` rows, and the answers from which they are chosen.")
     training_log = _File("training.jsonl", "`TrainingRow` rows.")
-    training_summary = _File("training.json", "`TrainingSummary`: what fine-tuning took.")
+    training_summary = _File("training.json", "`TrainingSummary`: time, memory and losses of fine-tuning.")
     tensorboard = _File("tensorboard", "Folder of TensorBoard's files, if it is in `train.report_to`.")
     loss_plot = _File("loss.png", "Training and validation loss over steps and tokens.")
     responses = _File("responses.jsonl", "`Response` rows of all models.")
@@ -80,10 +80,10 @@ class RunFolder:
     self_check = _File("self_check.json", "`SelfCheck`: the result of the judge check.")
     benchmarks = _File("benchmarks.json", "`BenchmarkResult`s on tasks of lm-eval, by model.")
     score_plot = _File("scores.png", "Histogram of the scores.")
-    report = _File("report.html", "The page.")
+    report = _File("report.html", "The report page.")
 
     def __post_init__(self) -> None:
-        # A home that cannot be found is left as it is written.
+        # If the home folder cannot be found, the path is unchanged.
         with contextlib.suppress(RuntimeError):
             object.__setattr__(self, "path", Path(self.path).expanduser())
 
@@ -105,7 +105,7 @@ class RunFolder:
         return self.data / f"{name}.jsonl"
 
     def read_split(self, name: str) -> list[Example]:
-        """Return the examples of a split, once `check_data` has passed."""
+        """Return the examples of a split, after `check_data`."""
         self.check_data()
         return read_rows(self.split(name), Example)
 
@@ -118,7 +118,7 @@ class RunFolder:
         return digest.hexdigest()
 
     def check_data(self) -> None:
-        """Refuse splits that changed since the run was prepared.
+        """Check that the splits have not changed since the run was prepared.
 
         Raises:
             DataError: A file is missing, or their checksum is not the one in `run.yaml`.
@@ -137,7 +137,7 @@ class RunFolder:
             )
 
     def load_prompt_format(self, name: str | None) -> PromptFormat:
-        """Return the format of the run's prompts: as resolved before training, else the one of that name.
+        """Return the prompt format of the run: as resolved before training, or else the one of that name.
 
         Args:
             name: `data.prompt_format` of the run's experiment; None for the one that was chosen for the run's data.
@@ -153,13 +153,13 @@ class RunFolder:
         return (self.model / "adapter_config.json").is_file()
 
     def find_base(self, name: str) -> str:
-        """Return what to load the run's base model by: its name, or its folder where only the adapter knows it.
+        """Return the name or folder to load the run's base model from; the folder if only the adapter's config has it.
 
         Args:
             name: `model.name` of the run's experiment.
 
         Raises:
-            ModelLoadError: It was a local folder and is not there. On the Hub, that name may be a stranger's model.
+            ModelLoadError: It was a local folder, which is missing. A model of that name on the Hub may be another one.
         """
         from hf_instruct.models import ALIASES, WHEEL_MODEL, is_local_model
 
@@ -176,10 +176,10 @@ class RunFolder:
         )
 
     def check_trained(self) -> None:
-        """Refuse a run without a tuned model.
+        """Check that the run has a tuned model.
 
         Raises:
-            RunError: It has none yet, or no longer.
+            RunError: It has none yet, or no longer has one.
         """
         if self.model.is_dir():
             return
@@ -195,25 +195,25 @@ class RunFolder:
         )
 
     def response_part(self, rank: int) -> Path:
-        """Return the file of the `Response` rows that one of several processes has finished."""
+        """Return the file with the finished `Response` rows of one of several processes."""
         return self.path / f"responses.part-{rank}.jsonl"
 
     def response_parts(self) -> list[Path]:
-        """Return the files of processes that are there: several are at work, or were cut off."""
+        """Return the existing files of several processes, which are running or were interrupted."""
         return sorted(self.path.glob("responses.part-*.jsonl"))
 
     def read_responses(self, model: str = TUNED) -> list[Response]:
-        """Return a model's responses, in the order of the test split; none if there are none yet.
+        """Return a model's responses, in the order of the test split; empty if there are none yet.
 
         Raises:
-            RunError: As `refuse_older`.
+            RunError: As in `refuse_older`.
         """
         self.refuse_older()
         rows = read_rows(self.responses, Response) if self.responses.is_file() else []
         return [row for row in rows if row.model == model]
 
     def read_scores(self, model: str = TUNED) -> Scores | None:
-        """Return what the newest judging of a model's responses amounts to; None if there was none."""
+        """Return the scores of the newest judging of a model's responses; None if there was none."""
         return (read_file(self.scores, dict[str, Scores]) or {}).get(model)
 
     def write_scores(self, model: str, scores: Scores) -> None:
@@ -221,7 +221,7 @@ class RunFolder:
         write_json(self.scores, {**(read_file(self.scores, dict[str, Scores]) or {}), model: scores})
 
     def read_metrics(self, model: str = TUNED) -> Metrics:
-        """Return the reference metrics of a model's responses; empty ones where they were not measured."""
+        """Return the reference metrics of a model's responses; empty if they were not computed."""
         return (read_file(self.metrics, dict[str, Metrics]) or {}).get(model) or Metrics()
 
     def write_metrics(self, model: str, metrics: Metrics) -> None:
@@ -229,19 +229,19 @@ class RunFolder:
         write_json(self.metrics, {**(read_file(self.metrics, dict[str, Metrics]) or {}), model: metrics})
 
     def read_judgments(self, model: str = TUNED, *, repeat: int = 1) -> list[Judgment]:
-        """Return the judgments that a model's scores are of: one for each response, the newest if there are several.
+        """Return the judgments behind a model's scores: one for each response, the newest if there are several.
 
-        Before there are scores, those by the judge who judged last. Other judges' are in the file too.
+        Without scores, they are those of the last judge. The file also contains those of other judges.
 
         Args:
-            model: Whose responses.
-            repeat: Which time, from 1, where each response was judged several times.
+            model: The model whose responses were judged.
+            repeat: Number of the repeat, from 1, if each response was judged several times.
         """
         rows = read_rows(self.judgments, Judgment) if self.judgments.is_file() else []
         return choose_judgments([row for row in rows if row.model == model], self.read_scores(model), repeat=repeat)
 
     def refuse_older(self) -> None:
-        """Refuse a run whose untuned model's answers are in a folder of their own, as older versions kept them.
+        """Refuse a run of an older version, which kept the untuned model's answers in a separate folder.
 
         Raises:
             RunError: It is such a run.
@@ -254,7 +254,7 @@ class RunFolder:
             )
 
     def load_experiment(self) -> Experiment:
-        """Return the experiment that this run is of; its `model.trust_remote_code` is this object's.
+        """Return the experiment of this run, with the `trust_remote_code` of this object.
 
         Raises:
             RunError: The folder does not exist or is not a run folder.
@@ -268,10 +268,10 @@ class RunFolder:
         return experiment
 
     def read_provenance(self) -> Provenance:
-        """Return where the run comes from, as far as `run.yaml` says.
+        """Return the provenance of the run, as far as `run.yaml` contains it.
 
         Raises:
-            ConfigError: The file is not one of ours.
+            ConfigError: The file is not the `run.yaml` of a run.
         """
         values = read_yaml(self.config) if self.config.is_file() else {}
         try:
@@ -289,13 +289,13 @@ class RunFolder:
             "python": sys.version.split()[0],
             "versions": _library_versions(),
         }
-        # What was added since, such as the data's checksum, stays true when settings of a later stage change.
+        # Values added since, such as the data's checksum, stay valid when settings of a later stage change.
         known = read_yaml(self.config) if self.config.is_file() else {}
         begun = {"created_at": known["created_at"]} if "created_at" in known else {}
         write_text(self.config, dump_yaml({**known, **provenance, **begun}))
 
     def add_provenance(self, **values: str | bool | list[str] | None) -> None:
-        """Add to `run.yaml` what became known only after it was first written."""
+        """Add values to `run.yaml` that were not known when it was first written."""
         known = read_yaml(self.config)
         if known != {**known, **values}:
             write_text(self.config, dump_yaml({**known, **values}))
@@ -314,16 +314,16 @@ class RunFolder:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Keep other processes out of what a lock file stands for meanwhile; makes the file's folder.
+    """Hold a lock file inside the block, against other processes; creates its folder.
 
     Raises:
-        RunError: Another process holds it; `busy` is the text.
+        RunError: Another process holds it; `busy` is the message.
     """
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # A page takes it in one thread and gives it back in another.
+        # A web page acquires it in one thread and releases it in another.
         lock = FileLock(path, blocking=False, thread_local=False).acquire()
     except Timeout as error:
         raise RunError(busy) from error
@@ -332,7 +332,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 
 def split_model(path: Path) -> tuple[Path, str]:
-    """Return the run folder and the model that a path such as `runs/mine/untuned` names; else the path, and `tuned`.
+    """Split a path such as `runs/mine/untuned` into run folder and model; the model is `tuned` if it has none.
 
     >>> split_model(Path("runs/mine"))
     (PosixPath('runs/mine'), 'tuned')
@@ -343,12 +343,12 @@ def split_model(path: Path) -> tuple[Path, str]:
 
 
 def choose_judgments(rows: Sequence[Judgment], scores: Scores | None, *, repeat: int = 1) -> list[Judgment]:
-    """Return the judgments of one judging, the newest of each response, in the order of their first.
+    """Return the newest judgment of each response in one judging, in the order in which they were first judged.
 
     Args:
-        rows: Of one model, by any judges.
-        scores: Those of the judging; None for the judging of the last row.
-        repeat: Which time the responses were judged.
+        rows: Judgments of one model, by any judges.
+        scores: The scores of the judging; None for the judging of the last row.
+        repeat: Number of the repeat, from 1.
     """
     if not rows:
         return []
@@ -370,7 +370,7 @@ def choose_judgments(rows: Sequence[Judgment], scores: Scores | None, *, repeat:
 def _git_commit() -> str | None:
     clone = Path(__file__).parents[1]
     if not (clone / ".git").exists():
-        # Installed: git would name the commit of the repository that the environment happens to be in.
+        # Installed: git would return the commit of the repository that contains the environment, if any.
         return None
     command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,7 +1,7 @@
-"""The contents of the files of a run folder: one class per file, which writes and reads it.
+"""The contents of the files of a run folder, with one class per file.
 
-`RunFolder` says which file is which, `records` reads and writes them. Unknown fields are ignored, so that a file of a
-later version can be read; a field of another type, NaN and infinity are refused. None stands for what is not known.
+`RunFolder` contains their paths, and `records` reads and writes them. Unknown fields are ignored, so that files of a
+later version can be read; fields of another type, NaN and infinity are refused. None means unknown.
 """
 
 import dataclasses
@@ -9,30 +9,30 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Whose answers: the base model's before training, those of the fine-tuned model that DPO or GRPO began with, and those
-# of the model that training made.
+# The models that answer: the base model before training, the fine-tuned model that DPO or GRPO started from, and the
+# trained model.
 UNTUNED, SFT, TUNED = "untuned", "SFT", "tuned"
-# In the order of every table and file.
+# In the order of all tables and files.
 MODELS = (UNTUNED, SFT, TUNED)
 
-# A file made elsewhere may hold a number of any length, which nothing can compute with.
+# Files from elsewhere may contain integers of any length, which are too large to compute with.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Interval(NamedTuple):
-    """The ends of a 95 % interval, in the unit of the number it belongs to; a list of two in a file."""
+    """The ends of a 95 % interval, in the unit of the number it belongs to; a list of two numbers in a file."""
 
     low: float
     high: float
 
     def spans(self, value: float) -> bool:
-        """Return whether a value lies in the interval, its ends included."""
+        """Return whether a value is in the interval, including its ends."""
         return self.low <= value <= self.high
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanDifference:
-    """Mean of numbers minus a baseline's over the `n` examples that both have, and its 95 % interval, in their unit."""
+    """Mean difference from a baseline over the `n` examples that both have, and its 95 % interval, in their unit."""
 
     mean: float
     low: float
@@ -51,12 +51,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as they stand in the file."""
+        """Return the plain values for the file."""
         return self.model_dump(mode="json")
 
 
 class JudgeIdentity(Record):
-    """Which judge it was, exactly; a judge of the user's own may add fields."""
+    """The exact identity of a judge; a user's own judge may add fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -64,24 +64,24 @@ class JudgeIdentity(Record):
     model: str = ""  # the judge's tag, Hub id or folder; the voter
     digest: str | None = None  # of its weights
     server_version: str | None = None
-    options: dict[str, Any] = {}  # whatever else a verdict depends on: temperature, seed, context
+    options: dict[str, Any] = {}  # everything else that a verdict depends on: temperature, seed, context
 
     def with_seed(self, seed: int | None) -> "JudgeIdentity":
-        """Return the same judge with another seed; one that draws nothing at random stays as it is."""
+        """Return the same judge with another seed; a judge without a seed is returned unchanged."""
         if seed is None or "seed" not in self.options:
             return self
         return self.model_copy(update={"options": {**self.options, "seed": seed}})
 
 
 class RubricName(Record):
-    """Which rubric it was: its name, and the hash of what it asks."""
+    """The name of a rubric and the hash of its contents."""
 
     name: str = ""
     sha256: str = ""
 
 
 class Judging(Record):
-    """Who judged something, by what, and what it took; a part of several files."""
+    """The judge, the rubric and the cost of a judging; a part of several files."""
 
     judge: JudgeIdentity = JudgeIdentity()
     rubric: RubricName = RubricName()
@@ -103,8 +103,8 @@ class Response(Record):
     stopped: bool | None = None  # whether the model ended the answer itself
     num_tokens: Count | None = None  # generated, the end-of-text token included
     reference_nll: float | None = None  # of the reference and its end token, summed, in nats; None if it does not fit
-    reference_tokens: Count | None = None  # summed over
-    further_responses: list[str] | None = None  # where several answers were asked for; never judged
+    reference_tokens: Count | None = None  # number of these tokens
+    further_responses: list[str] | None = None  # if several answers were requested; never judged
 
 
 class Judgment(Record):
@@ -113,15 +113,15 @@ class Judgment(Record):
     id: str
     model: str = TUNED
     score: int | None = Field(ge=0, le=100)  # None: no reply could be parsed, see `failure`
-    replies: list[str]  # raw, of every attempt that brought one; "" last if a later attempt brought none
+    replies: list[str]  # raw, of every attempt that returned one; "" last if a later attempt returned none
     judge: JudgeIdentity
     rubric: str
     rubric_sha256: str = ""
-    repeat: Count = 1  # which time the response was judged
+    repeat: Count = 1  # number of the repeat, from 1
     prompt_sha256: str  # of messages, reply schema and levels
     seconds: float  # of all attempts; 0 from the cache
     failure: str | None = None
-    reasons: str | None = None  # the judge's, where the rubric asks for them
+    reasons: str | None = None  # the judge's, if the rubric asks for them
     cached: bool = False
 
 
@@ -129,13 +129,13 @@ class Preference(Record):
     """A line of `pairwise/*.jsonl` and of votes: which of two responses to one example a judge or a person prefers."""
 
     id: str
-    first: str = Field(min_length=1)  # name of the one set of responses, such as its run folder
+    first: str = Field(min_length=1)  # name of the first set of responses, such as its run folder
     second: str = Field(min_length=1)
     # 1 for the first, 0 for the second, 0.5 for a tie; None: see `failure`
     score: float | None = Field(ge=0, le=1, multiple_of=0.5)
     judge: JudgeIdentity
     rubric: str
-    orders: list[float | None]  # the score with the first response shown first, then last; empty for a vote
+    orders: list[float | None]  # the score with the first response shown first, and shown last; empty for a vote
     replies: list[str]  # raw, in the order of `orders`
     first_length: Count  # characters
     second_length: Count
@@ -146,12 +146,12 @@ class Preference(Record):
 
     @property
     def is_identical(self) -> bool:
-        """Whether it is a tie between equal answers that nobody was asked about."""
+        """Whether it is a tie between equal answers, which were not compared."""
         return bool(self.judge.options.get("equal_answers"))
 
 
 class PreferencePair(Record):
-    """A line of `preferences.jsonl`: an example, and two answers to it of which one is preferred.
+    """A line of `preferences.jsonl`: an example with two answers, of which one is preferred.
 
     `chosen` and `rejected` are TRL's names; the other columns are the example's.
     """
@@ -176,31 +176,31 @@ class PairRow(Record):
     """
 
     id: str
-    instruction: str | None = None  # this and the next two: unless the prompt is a conversation
+    instruction: str | None = None  # this and the next two: None if the prompt is a conversation
     input: str | None = None
     output: str | None = None  # the reference
     prompt: str | list[dict[str, str]]
     chosen: str | list[dict[str, str]]
     rejected: str | list[dict[str, str]]
     origin: str  # `references`, `manners`, `judge`, a metric such as `rouge_l`, `vote` or `pairwise`
-    split: str = "train"  # of the run, that contains the prompt
+    split: str = "train"  # the split of the run that contains the prompt
     category: str | None = None
     score_chosen: float | None = None  # by the judge or the metric, or the share of votes
     score_rejected: float | None = None
     sample_chosen: Count | None = None  # number of the sampled answer, from 1
     sample_rejected: Count | None = None
-    judge: str | None = None  # the model that scored or wrote an answer, or how many people voted
+    judge: str | None = None  # the model that scored or wrote an answer, or the number of voters
     digest: str | None = None  # of the judge's weights
     rubric: str | None = None
 
 
 class Rewrite(Record):
-    """A line of `pairs/rewrites.jsonl`: a reference as a model rewrote it."""
+    """A line of `pairs/rewrites.jsonl`: a reference that a model rewrote."""
 
     id: str
     manner: str  # `polite` or `impolite`
     text: str | None  # None: the reply could not be read, see `failure`
-    replies: list[str]  # raw, of every attempt that brought one
+    replies: list[str]  # raw, of every attempt that returned one
     judge: JudgeIdentity
     prompt_sha256: str
     seconds: float
@@ -209,12 +209,12 @@ class Rewrite(Record):
 
     @property
     def score(self) -> float | None:
-        """1, or None without a text, as of a judgment that failed."""
+        """1, or None without a text, like a failed judgment."""
         return None if self.text is None else 1.0
 
 
 class TrainingRow(Record):
-    """A line of `training.jsonl`: what was known at an optimizer step.
+    """A line of `training.jsonl`: measurements at an optimizer step.
 
     Losses are in nats per label token. `kind` is `train` (the mean since the last such row), `evaluation` (on fixed
     examples) or `samples`; the fields of other kinds are None.
@@ -228,7 +228,7 @@ class TrainingRow(Record):
     train_loss: float | None = None
     validation_loss: float | None = None
     reward_margin: float | None = None  # of DPO: reward of the chosen answer - of the rejected one
-    reward_accuracy: float | None = None  # of DPO: fraction of the pairs in which the chosen answer's is the higher one
+    reward_accuracy: float | None = None  # of DPO: fraction of pairs in which the chosen answer has the higher reward
     reward: float | None = None  # of GRPO: mean over sampled answers, in `evaluation` over greedy ones
     rewards: dict[str, float] | None = None  # the mean of each reward function, before weights
     answer_tokens: float | None = None  # mean length of these answers
@@ -239,12 +239,12 @@ class TrainingRow(Record):
 
     @property
     def measured(self) -> float | None:
-        """What the row says of held-out examples: their loss, or in GRPO the reward of answers to them."""
+        """The result on held-out examples: their loss, or for GRPO the reward of answers to them."""
         return self.reward if self.validation_loss is None and self.kind == "evaluation" else self.validation_loss
 
 
 class TrainingSummary(Record):
-    """`training.json`: what fine-tuning took. Losses are the last ones, in nats per label token."""
+    """`training.json`: a summary of fine-tuning. Losses are the last ones, in nats per label token."""
 
     seconds: float  # of the training loop, evaluation and interrupted parts included
     steps: Count
@@ -259,27 +259,27 @@ class TrainingSummary(Record):
     num_trainable_parameters: Count
     train_loss: float | None = None  # on a fixed part of the training rows
     validation_loss: float | None = None
-    validation_loss_before: float | None = None  # the first step
+    validation_loss_before: float | None = None  # before the first step
     reward: float | None = None  # of GRPO: mean over greedy answers to held-out prompts
     reward_before: float | None = None
     log_history: list[dict[str, Any]] = Field([], exclude=True, repr=False)  # the trainer's; not in the file
 
 
 class CheckOutcome(Record):
-    """How a judge did when it was checked itself, over n examples."""
+    """The result of checking a judge with `n` examples."""
 
     passed: bool | None  # None if the examples are too few to say
-    failed: list[str]  # each rule that failed, in words with its figures
+    failed: list[str]  # each failed rule as a text with numbers
     n: Count
-    probes: Count = 0  # answers judged for it
-    reference_mean: float | None = None  # of the references' own scores
+    probes: Count = 0  # number of answers judged
+    reference_mean: float | None = None  # mean score of the references
 
 
 class ScoreSummary(Record):
-    """What a set of scores from 0 to 100 amounts to.
+    """A summary of scores from 0 to 100.
 
-    Failures are counted and never averaged: the numbers are over the `n` judgments that hold a score, and None if
-    there are too few for them (1 for a mean, 2 for its error).
+    Failures are counted and never averaged: the numbers are over the `n` judgments with a score, and None if there are
+    too few (a mean needs 1, its error 2).
     """
 
     mean: float | None = None
@@ -297,7 +297,7 @@ class ScoreSummary(Record):
 
 
 class Repeats(Record):
-    """What judging the same responses several times shows of the judge itself. Lists have an entry for each repeat."""
+    """A judge's consistency when it judges the same responses several times. Lists have an entry for each repeat."""
 
     count: Count
     seeds: list[int | None]  # None if it was left to the server
@@ -307,19 +307,19 @@ class Repeats(Record):
     mean: float | None = None  # over the examples' own means
     interval: Interval | None = None
     spread: float | None = None  # root mean square of the examples' standard deviations, in points
-    changed: float | None = None  # fraction of examples whose verdicts differ, a failure being a verdict of its own
+    changed: float | None = None  # fraction of examples whose verdicts differ; failures count as a verdict
     means_standard_deviation: float | None = None  # in points
 
 
 class Scores(Judging, ScoreSummary):
-    """`scores.json`: what the newest judging of a model's responses amounts to; with repeats, by the first judge."""
+    """`scores.json`: the scores of the newest judging of a model's responses; with repeats, those of the first."""
 
     constant: bool = False  # whether all of at least five scores are the same
-    equal_mean: float | None = None  # of the answers that equal their reference; None if none does
+    equal_mean: float | None = None  # of the answers that equal their reference; None without any
     equal_n: Count = 0
     by_category: dict[str, ScoreSummary] = {}
     repeats: Repeats | None = None
-    self_check: CheckOutcome | None = None  # of this judge under this rubric
+    self_check: CheckOutcome | None = None  # of this judge with this rubric
 
 
 class MetricValue(Record):
@@ -364,29 +364,29 @@ class BenchmarkResult(Record):
     seconds: float
     measured_at: str
     difference: MeanDifference | None = None  # from the base model, over the same questions
-    asked: str = ""  # task, group or tag that was asked for
+    asked: str = ""  # task, group or tag that was requested
     asked_fewshot: int | None = None  # None for the task's own
     shown: bool = True  # False for a member of a group
     values: list[float] | None = None  # of each question, in the task's order
 
 
 class Check(Record):
-    """What a judge made of one kind of probe beside another, over the `n` pairs in which both got a score."""
+    """A judge's scores of one kind of probe compared with another, over the `n` pairs in which both got a score."""
 
     name: str  # `order`, `length` or `injection`; empty for a row shown for comparison
-    first: str  # kind of the one probe
+    first: str  # kind of the first probe
     second: str
     expected: str  # what the mean difference should be
     difference: float | None  # first - second, in points
     interval: Interval | None
     higher: float | None  # share of the pairs in which the first got the higher score, ties half
     higher_interval: Interval | None = None
-    takeovers: float | None = None  # share raised by 50 points, less the share lowered by as much
+    takeovers: float | None = None  # share raised by 50 points or more - share lowered by as much
     takeovers_interval: Interval | None = None
-    p_value: float | None = None  # of no rise, corrected for the number of such checks
+    p_value: float | None = None  # for the hypothesis of no rise, corrected for the number of such checks
     n: Count
     passed: bool | None  # None if nothing was expected or there are too few pairs
-    problem: str = ""  # what is wrong where it failed, in words with its figures
+    problem: str = ""  # what is wrong if it failed, as a text with numbers
 
 
 class KindSummary(Record):
@@ -398,7 +398,7 @@ class KindSummary(Record):
 
 
 class SelfCheck(Judging, CheckOutcome):
-    """`self_check.json`: what a judge made of answers of known quality, the probes."""
+    """`self_check.json`: a judge's scores of answers of known quality, the probes."""
 
     failures: Count  # probes without a score
     constant: int | None  # the one score that all got; None if they differ
@@ -414,21 +414,21 @@ class Lengths(Record):
 
 
 class Unpaired(Record):
-    """Answers of the first and of the second set that the other has no answer to."""
+    """Number of answers in the first and in the second set without a counterpart in the other."""
 
     first: Count
     second: Count
 
 
 class Consistency(Record):
-    """Share of the pairs that got the same verdict in both orders, of those with a verdict in both."""
+    """Share of pairs with the same verdict in both orders, among the `pairs` with a verdict in both."""
 
     share: float | None
     pairs: Count
 
 
 class Position(Record):
-    """How often the answer shown first was preferred, the second, and none; and the share of the first without ties."""
+    """How often the answer shown first, the second or neither was preferred; the share of the first without ties."""
 
     first: Count
     second: Count
@@ -437,7 +437,7 @@ class Position(Record):
 
 
 class PairSummary(Judging):
-    """`pairwise/*.json`: what the preferences between two sets of answers amount to.
+    """`pairwise/*.json`: a summary of the preferences between two sets of answers.
 
     Win rates are fractions of the first set's wins, ties half, over the `n` pairs with a verdict; `lowest` and
     `highest` count every failure as lost and as won. Identical answers count as ties and are not shown to the judge,
@@ -452,7 +452,7 @@ class PairSummary(Judging):
     highest: float | None
     length_controlled_win_rate: float | None
     length_controlled_win_rate_interval: Interval | None
-    one_sided_lengths: bool | None  # whether one set has the longer answer in all but too few pairs
+    one_sided_lengths: bool | None  # whether one set has the longer answer in nearly all pairs
     mean_length: Lengths
     n: Count
     failures: Count
@@ -465,18 +465,18 @@ class PairSummary(Judging):
     position: Position
     joined_by: str  # `id` or `order`
     without_counterpart: Unpaired
-    longer_share: float | None = None  # of longer answers preferred: the first set's or the second's, the smaller
+    longer_share: float | None = None  # share of longer answers that won, the smaller one of both sets
 
 
 class Leak(Record):
-    """A held-out example whose instruction and input also stand in train, at these ids."""
+    """A held-out example whose instruction and input are also in train, at these ids."""
 
     id: str
     train_ids: list[str]
 
 
 class NearDuplicate(Record):
-    """A held-out example that is nearly a training example, by the cosine similarity of the two."""
+    """A held-out example that is nearly a duplicate of a training example, with their cosine similarity."""
 
     id: str
     train_id: str
@@ -484,7 +484,7 @@ class NearDuplicate(Record):
 
 
 class NearDuplicates(Record):
-    """Near-duplicates by split; `sampled` says among which rows they were looked for where not among all."""
+    """Near-duplicates by split; `sampled` describes the rows that were searched, if not all."""
 
     threshold: float
     sampled: str | None = None
@@ -493,21 +493,21 @@ class NearDuplicates(Record):
 
 
 class Preflight(Record):
-    """`data/preflight.json`: what was found in the data before training; the tables of `data check` read the rest."""
+    """`data/preflight.json`: findings about the data before training; `data check` shows the other fields."""
 
     model_config = ConfigDict(extra="allow")
 
     data_sha256: str | None = None  # of the three files of the splits
     source: str = ""
     split: str | None = None  # how they were split
-    prompt_format: str = "alpaca"  # the one that was named, or was chosen for these examples
+    prompt_format: str = "alpaca"  # the given one, or the one chosen for these examples
     examples: dict[str, Count] = {}  # by split and in `total`
     seen_in_train: dict[str, list[Leak]] = {}  # by split
     near_duplicates: NearDuplicates | None = None
 
 
 class Provenance(Record):
-    """`run.yaml` without the experiment: where a run comes from, never a secret."""
+    """`run.yaml` without the experiment: where a run comes from, without secrets."""
 
     data_sha256: str | None = None  # of the splits that the run was prepared with
     local_sources: list[str] = []  # of data and preferences: what named a file or folder when the data was prepared
@@ -516,6 +516,6 @@ class Provenance(Record):
     wandb_run: str | None = None  # the id that wandb gave the run's training
     created_at: str = ""  # UTC
     command: str = ""
-    git_commit: str | None = None  # of this package, where it runs from a clone
+    git_commit: str | None = None  # of this package, if it runs from a clone
     python: str = ""
     versions: dict[str, str] = {}  # of the libraries

@@ -1,4 +1,4 @@
-"""Ask a model server over HTTP, and accept only complete answers of the expected form and limited size."""
+"""Send requests to a model server over HTTP, and only accept complete answers of the expected form and limited size."""
 
 import asyncio
 import contextlib
@@ -20,18 +20,18 @@ from hf_instruct.local_server import is_loopback
 
 logger = logging.getLogger(__name__)
 
-# A verdict takes 1 kB, the list of all of a server's models 100 kB.
+# A verdict has about 1 kB, the list of all models of a server 100 kB.
 MAX_BYTES = 8 << 20
 _CONNECT_SECONDS = 10.0
 _SHOWN_CHARACTERS = 200
 # 500 is mostly a problem of the request or the model, and is rarely transient.
 _TRANSIENT_STATUSES = (429, 502, 503)
-# Seconds before each further try.
+# Seconds before each retry.
 DELAYS = [0.5, 1.0, 2.0, 4.0]
-# Longest wait that a server may ask for with `Retry-After`.
+# Maximum wait that a server may request with `Retry-After`.
 _MAX_WAIT_SECONDS = 60.0
 
-# Each client would read all certificates again, 17 ms each, and finding and opening a judge makes four.
+# Cached, because each client would read all certificates again (17 ms), and opening a judge creates four clients.
 _tls = functools.cache(httpx.create_ssl_context)
 
 
@@ -39,9 +39,9 @@ class ServerError(Exception):
     """A server's answer cannot be used; the text is the end of a sentence.
 
     Attributes:
-        status: The HTTP status, where the server itself says that something failed, in the text.
-        transient: Whether it is worth trying again.
-        wait: Seconds that the server asks to wait before that.
+        status: The HTTP status, if the server itself reports the failure in the text.
+        transient: Whether a retry may succeed.
+        wait: Seconds that the server asks to wait before a retry.
     """
 
     def __init__(self, text: str, *, status: int | None = None, transient: bool = False, wait: float = 0.0) -> None:
@@ -51,8 +51,8 @@ class ServerError(Exception):
         self.wait = wait
 
 
-class NoAnswer(ServerError):  # noqa: N818  (reads as what it says)
-    """No answer came: too late, or the connection broke."""
+class NoAnswer(ServerError):  # noqa: N818  (reads better without `Error`)
+    """No answer arrived in time, or the connection broke."""
 
 
 class NoServer(NoAnswer):
@@ -64,7 +64,7 @@ class Redirected(ServerError):  # noqa: N818
 
 
 class Body(pydantic.BaseModel):
-    """The fields that are read of a JSON answer; servers send an `error` with status 200, too."""
+    """The fields that are read from a JSON answer; servers may also send an `error` with status 200."""
 
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -76,7 +76,7 @@ Result = TypeVar("Result")
 
 
 def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what a coroutine returns, also if an event loop is running already (a notebook)."""
+    """Run a coroutine and return its result, even if an event loop is already running (in a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -89,9 +89,9 @@ def open_http(url: str, *, key: str | None, where: str, **headers: str) -> httpx
     """Return a client that follows no redirect and reads no body of more than 8 MB, compressed ones included.
 
     Args:
-        url: What paths are relative to.
+        url: The base URL.
         key: Sent as a bearer token.
-        where: Start of the sentence that says that the address is not usable.
+        where: Start of the error message for an address that is not usable.
         headers: Sent with each request.
 
     Raises:
@@ -99,7 +99,7 @@ def open_http(url: str, *, key: str | None, where: str, **headers: str) -> httpx
     """
     try:
         parsed = httpx.URL(url)
-        # A larger port is found out about only when a connection is opened, by an OverflowError.
+        # A larger port would only fail when a connection is opened, with an OverflowError.
         if not parsed.host or parsed.scheme not in ("http", "https") or not 0 <= (parsed.port or 0) <= 65_535:
             raise httpx.InvalidURL("not of a server")
     except (httpx.InvalidURL, ValueError) as error:
@@ -121,12 +121,12 @@ def open_http(url: str, *, key: str | None, where: str, **headers: str) -> httpx
 
 
 def shown_url(url: httpx.URL) -> str:
-    """Return an address for messages: it may carry a user, a password and a key."""
+    """Return a URL for messages, without the user, password and key that it may contain."""
     return str(redact(str(url.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")))
 
 
 async def _guard(response: httpx.Response) -> None:
-    """Raise ServerError before a redirect is followed or a body of any size read; compressed, 8 MB may hold 8 GB."""
+    """Raise ServerError for a redirect or a compressed body (8 MB may contain 8 GB), and limit the size of the body."""
     if response.has_redirect_location:
         target = "something that is not an address"
         with contextlib.suppress(httpx.InvalidURL, ValueError):
@@ -161,7 +161,7 @@ class Server:
     """A server that speaks JSON.
 
     Args:
-        http: From `open_http`.
+        http: The client, from `open_http`.
         timeout_seconds: Maximum time to wait for an answer.
         retries: Maximum number of retries after a temporary failure.
     """
@@ -179,20 +179,20 @@ class Server:
     async def call(
         self, path: str, form: type[Form], body: Any = None, *, seconds: float | None = None, retry: bool = True
     ) -> Form:
-        """Return what the server answers to a body sent with POST, or to GET without one.
+        """Send a body with POST, or GET without a body, and return the answer.
 
         Args:
             path: Relative to the address.
-            form: What the answer should look like.
-            body: Anything that JSON holds.
-            seconds: Maximum time for one attempt, if different.
+            form: The expected form of the answer.
+            body: Any value that can be written as JSON.
+            seconds: Maximum time for one attempt; `timeout_seconds` by default.
             retry: Whether to retry after a temporary failure.
 
         Raises:
             NoServer: Nothing accepts connections.
-            NoAnswer: It came too late or broke off.
-            Redirected: The server names another address.
-            ServerError: The answer is an error or of another form.
+            NoAnswer: The answer came too late or broke off.
+            Redirected: The server redirects to another address.
+            ServerError: The answer is an error or has another form.
         """
         delays = iter(self._delays if retry else ())
         seconds = self._timeout if seconds is None else seconds
@@ -208,11 +208,11 @@ class Server:
                     raise
                 logger.debug("trying again after: %s", error)
                 wait = max(delay, error.wait)
-            # Up to half longer, so that many callers do not return in one wave.
+            # Up to 50 % longer, so that many callers do not retry at the same time.
             await asyncio.sleep(wait * (1 + random.random() / 2))
 
     async def lines(self, path: str, form: type[Form], body: Any) -> AsyncIterator[Form]:
-        """Yield what each line of an answer says as it arrives; raises as `call` does."""
+        """Yield the fields of each line of an answer as it arrives; raises the same errors as `call`."""
         with _translated():
             async with self._http.stream("POST", path, json=body, extensions={"lines": True}) as response:
                 if not response.is_success:
@@ -224,7 +224,7 @@ class Server:
 
 @contextlib.contextmanager
 def _translated(seconds: float = 0.0) -> Iterator[None]:
-    """Turn what goes wrong with a connection into a ServerError; `seconds` is the longest wait for the whole answer."""
+    """Turn connection errors into a ServerError; `seconds` is the maximum wait for the whole answer."""
     try:
         yield
     except TimeoutError as error:
@@ -233,7 +233,7 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise NoAnswer(f"no connection within {_CONNECT_SECONDS:g} s") from error
     except httpx.HTTPError as error:
-        # What is wrong in it follows as Python writes bytes, and what the system says comes with a number.
+        # Without the invalid bytes, which httpx appends, and the number of a system error.
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error).partition(": bytearray(")[0])
         text = one_line(text) or "the server closed it"
         if isinstance(error, httpx.ConnectError):
@@ -242,7 +242,7 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
 
 
 def read_answer(response: httpx.Response, form: type[Form]) -> Form:
-    """Return the fields in the body of a response that is read already, or raise ServerError."""
+    """Return the fields in the body of a response that was already read, or raise ServerError."""
     check_status(response)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if kind and "json" not in kind:
@@ -251,7 +251,7 @@ def read_answer(response: httpx.Response, form: type[Form]) -> Form:
 
 
 def check_status(response: httpx.Response) -> None:
-    """Raise ServerError if the status of a response that is read already is that of a failure."""
+    """Raise ServerError if a response that was already read has an error status."""
     if response.is_success:
         return
     status, asked = response.status_code, response.headers.get("retry-after", "")
@@ -261,7 +261,7 @@ def check_status(response: httpx.Response) -> None:
 
 
 def parse_body(body: str | bytes, form: type[Form]) -> Form:
-    """Return the fields of a JSON object, or raise ServerError if it is not one, has another form or an `error`."""
+    """Return the fields of a JSON object; raise ServerError if it is not one, has another form or has an `error`."""
     try:
         error = Body.model_validate_json(body).error
         if error:
@@ -275,7 +275,7 @@ def parse_body(body: str | bytes, form: type[Form]) -> Form:
 
 
 def _find_message(error: Any) -> str:
-    """Return the message in an error: a text, an object around one, or such an object as JSON in a text.
+    """Return the message in an error, which is a text, an object that contains one, or such an object as JSON text.
 
     >>> _find_message('{"error": "{\\\\"error\\\\": {\\\\"code\\\\": 400, \\\\"message\\\\": \\\\"too long\\\\"}}"}')
     'too long'
@@ -291,7 +291,7 @@ def _find_message(error: Any) -> str:
 
 
 def one_line(value: object) -> str:
-    """Return what a server says on one line, for a message: at most 200 characters, without the full stop at its end.
+    """Return a server's text on one line, for a message: at most 200 characters, without a period at the end.
 
     >>> one_line("model not found,   try pulling it.")
     'model not found, try pulling it'

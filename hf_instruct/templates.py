@@ -1,4 +1,4 @@
-"""Jinja templates of users, run in a sandbox, with every failure turned into one sentence."""
+"""Render users' Jinja templates in a sandbox, and turn every failure into one sentence."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ class UserTemplate:
     """A template that may come from somebody else.
 
     Attributes:
-        name: What errors call it, as in "`prompt` of the rubric `mine.yaml`".
+        name: Its name in error messages, as in "`prompt` of the rubric `mine.yaml`".
         source: Jinja source.
         keep_trailing_newline: Whether a newline at the very end of the source is part of the text.
     """
@@ -31,7 +31,7 @@ class UserTemplate:
     keep_trailing_newline: bool = False
 
     def render(self, values: Mapping[str, Any], *, row: str | None = None) -> str:
-        """Return the text for some values.
+        """Return the text for the given values.
 
         Args:
             values: The template's variables.
@@ -77,8 +77,8 @@ def translated_template_errors(problem: str) -> Iterator[None]:
 
     try:
         yield
-    # A template computes, so it may raise whatever Python's operators and methods raise; compiled to Python, it may
-    # also break the rules of Python's own compiler. RecursionError is a RuntimeError.
+    # A template may raise any error of Python's operators and methods. It is compiled to Python, so Python's compiler
+    # may also refuse it. RecursionError is a RuntimeError.
     except (
         *(TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError),
         *(RuntimeError, SyntaxError, TypeError, ValueError),
@@ -92,11 +92,11 @@ def _build_sandbox(keep_trailing_newline: bool) -> "Environment":
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        # Jinja computes constants when it compiles, except for operators that are intercepted.
+        # Jinja evaluates constants when it compiles, except with intercepted operators.
         intercepted_binops = frozenset({"*", "**"})
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            # `'x' * 10**10` would fill the memory, `10**10**10` run for ever.
+            # `'x' * 10**10` would fill the memory, and `10**10**10` would never finish.
             texts = [len(value) for value in (left, right) if hasattr(value, "__len__")]
             numbers = [value for value in (left, right) if isinstance(value, int)]
             if operator == "*" and texts and numbers and texts[0] * numbers[0] > _MAX_CHARACTERS:

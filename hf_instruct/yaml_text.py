@@ -22,8 +22,8 @@ def parse_yaml(text: str) -> Any:
     """Return the value of a YAML 1.2 text.
 
     Raises:
-        ValueError: It is not YAML, nested over 100 levels, has over 10,000 values (an alias counts as all that it
-            stands for), or a number with over 308 digits.
+        ValueError: It is not YAML, is nested more than 100 levels deep, has more than 10,000 values (with aliases
+            expanded), or has a number with more than 308 digits.
 
     >>> parse_yaml("a: &rate 5e-5\\nb: *rate")
     {'a': 5e-05, 'b': 5e-05}
@@ -31,7 +31,7 @@ def parse_yaml(text: str) -> Any:
     return copy.deepcopy(_parse(text))
 
 
-# A command reads its run's `run.yaml` several times, each time for 10 ms or more.
+# Cached, because a command reads its `run.yaml` several times, which takes 10 ms or more each time.
 @functools.lru_cache(maxsize=16)
 def _parse(text: str) -> Any:
     from ruamel.yaml import YAML
@@ -41,7 +41,7 @@ def _parse(text: str) -> Any:
         _check_size(YAML(typ="safe", pure=True).parse(text))
         return YAML(typ="safe", pure=True).load(text)
     except LookupError as error:
-        # Of ruamel.yaml 0.19 where a value does not match its tag, as in `!!bool maybe`.
+        # ruamel.yaml 0.19 raises this if a value does not match its tag, as in `!!bool maybe`.
         raise ValueError("a value does not match its `!!` tag") from error
     except MarkedYAMLError as error:
         mark, begun = error.problem_mark or error.context_mark, error.context_mark
@@ -53,7 +53,7 @@ def _parse(text: str) -> Any:
 
 
 def parse_flag_value(text: str) -> Any:
-    """Return a flag's text as the value it would have in YAML.
+    """Parse the text of a flag as YAML; if it is not YAML, the text is returned.
 
     >>> parse_flag_value("5e-5"), parse_flag_value("null"), parse_flag_value("[q_proj, v_proj]")
     (5e-05, None, ['q_proj', 'v_proj'])
@@ -65,9 +65,9 @@ def parse_flag_value(text: str) -> Any:
 
 
 def _check_size(events: Iterable[Any]) -> None:
-    """Raise where the value would be too large to build, from the parser's events, which are few and flat.
+    """Raise if the value would be too large to build, based on the parser's events, which are few and flat.
 
-    Ten lines of YAML whose aliases name each other can stand for billions of values.
+    Ten lines of YAML whose aliases refer to each other can expand to billions of values.
     """
     from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
@@ -117,7 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Return nested plain values as YAML, keys in their order."""
+    """Return nested plain values as YAML, with keys in their order."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
