@@ -1,1 +1,1 @@
-"""The prepare stage: read examples, find all problems in them, split them."""
+"""The data stage: read examples, find all problems in them, and split them."""

@@ -1,4 +1,4 @@
-"""From raw rows to a `Dataset` of examples, with all problems of the rows; and repeated prompts."""
+"""Convert raw rows to a `Dataset` of examples, list all problems of the rows, and find repeated prompts."""
 
 import hashlib
 import itertools
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Rows that are converted together; the columns are taken from the first of them.
+# Number of rows that are converted together; the columns are taken from the first batch.
 BATCH = 10_000
 _SECONDS_BETWEEN_LINES = 20.0
 
@@ -30,13 +30,13 @@ _SECONDS_BETWEEN_LINES = 20.0
 class CheckedData(NamedTuple):
     """The result of reading a source."""
 
-    examples: "Dataset"  # the valid ones, with a column `row` that says where each is, as in `Problem.row`
+    examples: "Dataset"  # the valid ones, with their location in a column `row`, as in `Problem.row`
     problems: list[Problem]  # of invalid rows, or of the whole source
     notices: list[str]  # how the source was read, for the user
     num_without_output: int = 0  # rows without an output
 
     def require_valid(self) -> "Dataset":
-        """Return the examples, with the notices logged.
+        """Log the notices and return the examples, without the column `row`.
 
         Raises:
             DataError: There are problems; all of them are listed.
@@ -56,7 +56,7 @@ def build_examples(
     columns: Iterable[str] = (),
     drop_without_output: bool = False,
 ) -> CheckedData:
-    """Return the examples in raw rows, and every problem of those rows. Texts are kept as they are.
+    """Return the examples in raw rows, and all problems of these rows. Texts are unchanged.
 
     Args:
         rows: The rows, as an iterator, so that large files are never fully in memory.
@@ -64,7 +64,7 @@ def build_examples(
         problems: List to which the reader adds problems while rows are read.
         map: Our field = the source's column, for columns that have other names.
         columns: All columns of the source, if its rows only contain some of them.
-        drop_without_output: Leave out rows without an output, with a notice, for a source that is known to have some.
+        drop_without_output: Leave out rows without an output and add a notice, for sources known to have such rows.
     """
     problems, map = [] if problems is None else problems, map or {}
     chunks = _chunk(iter(rows), file)
@@ -109,7 +109,7 @@ def build_examples(
 
 
 def _chunk(rows: Iterator[RawRow], file: str) -> Iterator[list[RawRow]]:
-    """Yield rows in lists, and log the progress if there are very many."""
+    """Yield rows in lists, and log the progress at most every 20 seconds."""
     done, last = 0, time.monotonic()
     while chunk := list(itertools.islice(rows, BATCH)):
         yield chunk
@@ -134,7 +134,7 @@ def _check_ids(ids: Sequence[str | None]) -> str | None:
 
 
 def _build_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Return rows as an Arrow batch, in whose column `id` are ids made from their texts."""
+    """Return rows as an Arrow batch with ids generated from their texts in the column `id`."""
     import pyarrow
     from datasets import Features, Value
 
@@ -144,7 +144,7 @@ def _build_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def build_features(row_type: type) -> "Features":
-    """Return a column's type for each field of a type of rows; a column that is null on every row needs one."""
+    """Return the column types of a type of rows; they are needed for columns that are null in every row."""
     from datasets import Features, List, Value
 
     names = {str: "string", bool: "bool", int: "int64", float: "float64"}
@@ -184,7 +184,7 @@ def drop_unused(table: Any) -> Any:
 
 
 def number_repeats(ids: Iterable[str]) -> list[str]:
-    """Return ids that differ: the second of two equal ones ends in `-2`.
+    """Make ids unique: the second of two equal ids gets the suffix `-2`.
 
     >>> number_repeats(["a", "b", "a"])
     ['a', 'b', 'a-2']
@@ -198,7 +198,7 @@ def number_repeats(ids: Iterable[str]) -> list[str]:
 
 
 def new_fingerprint() -> str:
-    """Return a fingerprint for a new `Dataset`; to compute one, `datasets` would copy all rows."""
+    """Return a random fingerprint for a new `Dataset`; `datasets` would copy all rows to compute one."""
     return secrets.token_hex(8)
 
 
@@ -209,7 +209,7 @@ def has_conversations(*datasets: "Dataset") -> bool:
 
 
 def hash_prompts(examples: "Dataset") -> "np.ndarray[Any, Any]":
-    """Return a hash of each example's prompt."""
+    """Return a 16-byte hash of each example's prompt."""
     names = [name for name in ("instruction", "input", "messages") if name in examples.column_names]
 
     def iterate() -> Iterator[bytes]:
@@ -223,7 +223,7 @@ def hash_prompts(examples: "Dataset") -> "np.ndarray[Any, Any]":
 
 
 def hash_texts(examples: "Dataset", name: str) -> "np.ndarray[Any, Any]":
-    """Return a hash of each text in a column."""
+    """Return a 16-byte hash of each text in a column."""
     batches = examples.select_columns(name).iter(BATCH)
     return _collect((_hash([text]) for batch in batches for text in batch[name]), len(examples))
 
@@ -239,7 +239,7 @@ def _collect(hashes: Iterator[bytes], count: int) -> "np.ndarray[Any, Any]":
 
 
 def find_repeats(examples: "Dataset") -> list[list[int]]:
-    """Return the indices of the examples of each repeated prompt."""
+    """Return, for each repeated prompt, the indices of its examples."""
     import numpy as np
 
     _, groups, counts = np.unique(hash_prompts(examples), return_inverse=True, return_counts=True)

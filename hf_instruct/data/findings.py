@@ -69,30 +69,30 @@ def build_preflight(
     counter: TokenCounter | None = None,
     num_left_out: int = 0,
 ) -> dict[str, Any]:
-    """Return what `preflight.json` contains, but for the checksum of the files.
+    """Return the contents of `preflight.json`, without the checksum of the files and the prompt format.
 
     Args:
         splits: The examples of each split.
-        source: Where they come from, as the user named it.
+        source: The source of the examples, as the user named it.
         split: How they were split; None if they were not.
-        threshold: Least cosine similarity of near-duplicates. None takes `NEAR_THRESHOLD`, and with more than
-            `MAX_ROWS` examples looks at a sample.
-        counter: What counted their tokens; None leaves out what needs that.
+        threshold: Minimum cosine similarity of near-duplicates. None means `NEAR_THRESHOLD`, and a sample if there are
+            more than `MAX_ROWS` examples.
+        counter: The token counter, if tokens were counted; None leaves out findings about tokens.
         num_left_out: Rows of the source that are not in the splits because they have no output.
 
     Returns:
-        `examples`, `empty_inputs`, `empty_outputs`: how many, for each split and in `total`; in the last with
-        `left_out`. `duplicate_rows`: how many rows repeat an earlier one in instruction, input and output.
-        `repeated_prompts`: how many instruction + input pairs are on more than one row, and `repeated_rows` how many
-        rows repeat such a pair after its first. For `test` and for `validation`: `seen_in_train`, the examples whose
-        instruction and input are also in train, as `id` and `train_ids`; `instruction_seen_in_train`, the others
-        whose instruction is, with another input, as `id` and `num_train`; `near_duplicates`, the examples not in
-        `seen_in_train` that are nearly a training example, as `id`, `train_id` and `cosine`, beside `threshold`,
-        `method`, `compared` and `sampled`, how much of it where not all. `tokens`: None, or `model`,
-        `prompt_format`, `max_length`, `completion_only_loss`, `longest` (tokens of the longest row before the cut) and,
-        for each split and in `total`, `label_tokens` (after the cut), `cut` (rows longer than `max_length`),
-        `without_labels` (rows that have no label left); and `special_tokens`, for each split the examples whose text
-        contains some, as `id` and `tokens`.
+        `examples`, `empty_inputs`, `empty_outputs`: their number for each split and in `total`, the last one also for
+        `left_out`. `duplicate_rows`: number of rows that repeat an earlier one in instruction, input and output.
+        `repeated_prompts`: number of instruction + input pairs on more than one row. `repeated_rows`: number of rows
+        that repeat an earlier pair. For `test` and for `validation`: `seen_in_train`, the examples whose instruction
+        and input are also in train, as `id` and `train_ids`; `instruction_seen_in_train`, the examples whose
+        instruction is also in train, but only with another input, as `id` and `num_train`; `near_duplicates`, the
+        examples not in `seen_in_train` that are nearly the same as a training example, as `id`, `train_id` and
+        `cosine`, with `threshold`, `method`, `compared` and `sampled` (the rows searched, if not all). `tokens`: None,
+        or `model`, `prompt_format`, `max_length`, `completion_only_loss`, `longest` (tokens of the longest row before
+        truncation) and, for each split and in `total`, `label_tokens` (after truncation), `cut` (rows longer than
+        `max_length`), `without_labels` (rows with no label left); and `special_tokens`, the examples of each split
+        whose text contains some, as `id` and `tokens`.
     """
     import numpy as np
 
@@ -143,19 +143,19 @@ def find_leaks(splits: "Splits", keys: Mapping[str, Any] | None = None) -> dict[
 def refuse_leaks(
     splits: "Splits", *, source: str, strict: str, remedy: str, name_row: Callable[[str], str] | None = None
 ) -> None:
-    """Raise where a test or validation example has the instruction and input of a training example.
+    """Raise if a test or validation example has the same instruction and input as a training example.
 
-    Near-duplicates are accepted: they depend on the threshold, and no split would be guaranteed to have none.
+    Near-duplicates are accepted: they depend on the threshold, and no split is guaranteed to have none.
 
     Args:
         splits: The examples.
-        source: Where they come from, as the user named it.
-        strict: The option that asked for this, as the user typed it.
+        source: The source of the examples, as the user named it.
+        strict: The option that requests this check, as the user typed it.
         remedy: The option that keeps such pairs together, as the user would type it.
-        name_row: Describes where the example with an id is; by default by its id.
+        name_row: Returns the location of the example with an id, for the message; by default, the id itself.
 
     Raises:
-        DataError: There are such examples; the message has their number and the first ones.
+        DataError: There are such examples; the message contains their number and the first ones.
     """
     found = find_leaks(splits)
     leaks = [(name, leak) for name in HELD_OUT for leak in found[name]]
@@ -215,7 +215,7 @@ def _describe_near(splits: "Splits", threshold: float | None) -> dict[str, Any]:
 
 
 def _sample_evenly(rows: "Dataset", count: int) -> "Dataset":
-    """Return so many rows at most, evenly spaced."""
+    """Return at most `count` rows, evenly spaced."""
     if len(rows) <= count:
         return rows
     return rows.select([index * len(rows) // count for index in range(count)])
@@ -262,7 +262,7 @@ def _enumerate(rows: Sequence[str]) -> str:
 
 
 class _Row(NamedTuple):
-    """One line of the table: its label and its counts, by column; a column without one stays empty."""
+    """One line of the table: its label and its counts by column; columns without a count stay empty."""
 
     label: str
     counts: Mapping[str, int]
@@ -283,7 +283,7 @@ def format_preflight(preflight: Mapping[str, Any]) -> str:
 
 
 def format_findings(preflight: Mapping[str, Any]) -> str:
-    """Return the sizes of the splits in a line and, where anything was found, a table of that and what to do."""
+    """Return the sizes of the splits in a line and, if anything was found, a table of the findings and advice."""
     text = f"{preflight['source']}: " + ", ".join(f"{preflight['examples'][name]:,} {name}" for name in SPLIT_NAMES)
     if tokens := preflight["tokens"]:
         text += "; label tokens: " + ", ".join(f"{tokens['label_tokens'][name]:,}" for name in SPLIT_NAMES)
@@ -316,9 +316,9 @@ def advise(preflight: Mapping[str, Any], *, prefix: str = "", max_length: str = 
     """Return the advice for the findings in one line, or None if nothing is wrong.
 
     Args:
-        preflight: What was found.
-        prefix: What stands before the names of the flags of the `data` section.
-        max_length: Name of the flag for the longest row.
+        preflight: The findings.
+        prefix: The prefix of flags of the `data` section.
+        max_length: Name of the flag for the maximum length of a row.
     """
     leaks, near = (sum(len(preflight[key][name]) for name in HELD_OUT) for key in ("seen_in_train", "near_duplicates"))
     parts = []

@@ -11,14 +11,14 @@ from hf_instruct.prompts import build_user_message
 from hf_instruct.schema import PairRow
 
 FIELDS = ("instruction", "input", "output", "category", "id", "prompt", "messages")
-# Beside `messages` in our own files: how many turns were the prompt of a completion.
+# In our own files with `messages`: how many of the turns were the prompt of a completion.
 PROMPT_TURNS = "prompt_turns"
-# Further fields of a map. LLaMA-Factory and axolotl write the turns before an instruction, and what tools there
-# are, in columns of their own.
+# Further fields of a map. LLaMA-Factory and axolotl have separate columns for the turns before an instruction, and for
+# tools.
 EARLIER = ("system", "history")
-# What marks a turn that is not to be learned, when it is 0 or false: OpenAI's key, and axolotl's.
+# Keys that exclude a turn from training if they are 0 or false: OpenAI's and axolotl's.
 _UNLEARNED = ("weight", "train", "training")
-# Columns that hold a list of turns.
+# Columns that contain a list of turns.
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
 _MISSING = object()
@@ -34,11 +34,11 @@ class Format(NamedTuple):
 
     @property
     def earlier(self) -> tuple[str, ...]:
-        """Columns that add to its conversations: what is said before them, and tools, which are refused."""
+        """Further columns of its conversations: earlier turns, and tools, which are refused."""
         return ("system", "tools") if "messages" in self.columns else EARLIER if "instruction" in self.columns else ()
 
     def find_fields(self, names: Sequence[str], map: Mapping[str, str]) -> dict[str, str]:
-        """Return the columns of this format that are there; those that are not mapped may differ in case."""
+        """Return the existing columns of this format by our fields; those that are not mapped may differ in case."""
         usual: dict[str, str | None] = {**self.columns, "input": self.input, "category": "category", "id": "id"}
         usual |= {name: name for name in self.earlier}
         fields = {}
@@ -50,7 +50,7 @@ class Format(NamedTuple):
         return fields
 
 
-# The first one goes before the others where its columns are there: its names are our own.
+# The first format has our own names, and takes precedence if its columns exist.
 FORMATS = (
     Format("instructions and outputs", {"instruction": "instruction", "output": "output"}, input="input"),
     Format("messages", {"messages": "messages"}),
@@ -60,7 +60,7 @@ FORMATS = (
     Format("Dolly's rows", {"instruction": "instruction", "output": "response"}, input="context"),
     Format("questions and answers", {"instruction": "question", "output": "answer"}, input="context"),
 )
-# ShareGPT's roles, and what else they are called.
+# ShareGPT's roles and variants of them.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "model": "assistant"}
 _SIDES = ("user", "assistant")
 # Columns of rows that are not examples: what they contain, and what to do.
@@ -79,9 +79,9 @@ _OTHER_ROWS = {
 def choose_fields(
     names: Sequence[str], map: Mapping[str, str], *, file: str, problems: list[Problem]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the source's column for each of our fields that has one, and what to tell the user about it.
+    """Return the source's column for each of our fields that has one, and notices for the user.
 
-    Where no format fits, or several do, there are none, and the reason is added to the problems.
+    If no format fits, or several do, there are none, and the reason is added to the problems.
 
     Raises:
         DataError: Two fields are mapped to one column, or no format has the fields that are mapped.
@@ -138,7 +138,7 @@ def _check_map(map: Mapping[str, str], formats: Sequence[Format]) -> None:
 
 
 def _write_map(fields: Mapping[str, str]) -> str:
-    """Return the flags that read these columns, in every command that reads data."""
+    """Return the flags that map these columns, in any command that reads data."""
     named = {ours: theirs for ours, theirs in fields.items() if ours not in ("category", "id")}
     return " ".join(f"--data.map.{ours}={shlex.quote(theirs)}" for ours, theirs in named.items())
 
@@ -168,7 +168,7 @@ def _describe_missing(
 
 
 def describe_unused(names: Collection[str], fields: Mapping[str, str], file: str) -> list[str]:
-    """Return a notice of the columns that no field is read from, if any; those of our own pairs are all known."""
+    """Return a notice about unused columns, if there are any; columns of our own pairs do not count."""
     known = PairRow.model_fields if {"chosen", "rejected"} <= {*names} else ()
     unused = [name for name in names if name not in fields.values() and name not in known]
     if not unused:
@@ -179,7 +179,7 @@ def describe_unused(names: Collection[str], fields: Mapping[str, str], file: str
 
 
 def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
-    """Return what a row holds by our names, and for each column that is wrong its name, what is wrong and a remedy."""
+    """Return a row's values by our names, and column, problem and remedy for each value that is wrong."""
     values: dict[str, Any] = {}
     found: list[tuple[str, str, str]] = []
     for ours, theirs in fields.items():
@@ -224,7 +224,7 @@ def convert_row(row: Mapping[str, Any], fields: Mapping[str, str]) -> tuple[dict
 
 
 def _convert_turns(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | None]:
-    """Return turns with the keys and the roles of chat templates, and what is wrong with them."""
+    """Return turns with the keys and roles of chat templates, and their problem and remedy, or None."""
     if value is _MISSING or value is None:
         return [], ("is missing" if value is _MISSING else "is null", "add it, or delete the row")
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -256,7 +256,7 @@ def _convert_turns(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | 
 
 
 def _convert_history(value: Any) -> tuple[list[dict[str, str]], tuple[str, str] | None]:
-    """Return the turns of earlier questions and answers, which are in pairs, and what is wrong with them."""
+    """Return the turns of earlier pairs of question and answer, and their problem and remedy, or None."""
     pairs = [] if value is _MISSING or value is None or value == "" else value
     if not isinstance(pairs, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
         return [], ("is not a list of earlier questions and answers", "write [[question, answer], …], or rename it")
@@ -285,7 +285,7 @@ def _complete_turns(
 
 
 def check_messages(turns: Sequence[Mapping[str, str]]) -> tuple[str, str] | None:
-    """Return what is wrong with a conversation to learn from, naming the turn, and its remedy; None for nothing."""
+    """Return the problem of a conversation to train on, with the turn, and its remedy; None if it is valid."""
     remedy = "alternate `user` and `assistant` turns and end with the answer to train on, or delete the row"
     start = 1 if turns and turns[0]["role"] == "system" else 0
     for number, turn in enumerate(turns):
@@ -302,7 +302,7 @@ def check_messages(turns: Sequence[Mapping[str, str]]) -> tuple[str, str] | None
 
 
 def _find_text_problem(ours: str, value: Any) -> tuple[str, str] | None:
-    """Return what is wrong with a value and its remedy, or None."""
+    """Return the problem of a value and its remedy, or None."""
     is_required = ours not in ("input", "category", "content", "system")
     if isinstance(value, str):
         if (index := value.find("\0")) >= 0:

@@ -1,4 +1,4 @@
-"""Load what `datasets` reads, from disk and from the Hub, and the course's data from its public address."""
+"""Load datasets with `datasets` from disk and the Hub, and download the course's data."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ COURSE_URL = (
     "ch07/01_main-chapter-code/instruction-data.json"
 )
 COURSE_SHA256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
-# Timeout of the server with the course's data.
+# Timeout for the server with the course's data.
 _SECONDS = 30.0
 
 
@@ -39,7 +39,7 @@ def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256) -> b
     Bytes with another hash are never used.
 
     Raises:
-        DataError: It is not in the cache and cannot be downloaded, or what came is something else.
+        DataError: It is not in the cache and cannot be downloaded, or the downloaded file is something else.
     """
     cached = cache_folder() / "instruction-data.json"
     with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ def load_course_data(*, url: str = COURSE_URL, sha256: str = COURSE_SHA256) -> b
     try:
         write_bytes(cached, content)
     except OSError as error:
-        # The cache only saves a download; without one the data is as good.
+        # The cache only saves a download; the data is usable without it.
         logger.warning("`%s` cannot be written (%s); the data is not cached.", cached, error.strerror or error)
     return content
 
@@ -78,7 +78,7 @@ def _download(url: str) -> bytes:
 
 
 def load_arrow(path: Path, *, file: str, split: str, stack: contextlib.ExitStack) -> "Dataset":
-    """Return the dataset in a Parquet or Arrow file or in a folder of `save_to_disk`; `stack` keeps its copies.
+    """Return the dataset in a Parquet or Arrow file or in a folder of `save_to_disk`; `stack` deletes temporary copies.
 
     Raises:
         DataError: The file or folder is damaged, or has no such split.
@@ -89,13 +89,13 @@ def load_arrow(path: Path, *, file: str, split: str, stack: contextlib.ExitStack
     try:
         with quiet_datasets():
             if find_suffix(path) == ".parquet" and not is_folder:
-                # `datasets` reads a copy in its cache; that of a user's file goes again.
+                # `datasets` reads a copy in its cache; the copy of a user's file is deleted afterwards.
                 cache = stack.enter_context(tempfile.TemporaryDirectory())
                 return datasets.Dataset.from_parquet(str(path), cache_dir=cache)
             saved = datasets.load_from_disk(path) if is_folder else datasets.Dataset.from_file(str(path))
     except (
         *(OSError, ValueError, RecursionError, datasets.exceptions.DatasetsError),
-        # `datasets` takes the JSON in such a folder for what it should be.
+        # `datasets` does not validate the JSON in such a folder.
         *(AttributeError, LookupError, TypeError),
     ) as error:
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
@@ -128,10 +128,10 @@ def load_from_hub(location: str, *, file: str, name: str | None, split: str, rev
 
 
 def advise_on_hub(error: Exception, file: str, split: str) -> str:
-    """Return what an error of `datasets` means and what to do."""
+    """Return a message with the reason for an error of `datasets` and what to do."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-    # `datasets` wraps what went wrong while reading in an error that says only that something did.
+    # `datasets` wraps errors during reading in an error without the reason.
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
     reason = (str(cause).splitlines() or [""])[0].strip().rstrip(".") or type(cause).__name__
     if isinstance(error, DatasetNotFoundError):

@@ -1,4 +1,4 @@
-"""Near-duplicates of training prompts among held-out prompts, by cosine similarity of character n-grams."""
+"""Find near-duplicates of training prompts among held-out prompts, by cosine similarity of character n-grams."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +16,8 @@ METHOD = "TF-IDF of character 3- to 5-grams within words, case ignored; cosine"
 _BLOCK = 128
 # Vectors are in float32: equal texts have a cosine of 0.9999999 or so.
 _TOLERANCE = 1e-6
-# The least that the rarer n-grams of two texts must add to a cosine for the whole to be computed. Below this threshold
-# many pairs would be computed twice.
+# A cosine is computed in full if the rarer n-grams of two texts contribute at least this much to it. With a threshold
+# below `_MIN_FOR_RARE`, many pairs would be computed twice.
 _MIN_OF_RARE = 0.25
 _MIN_FOR_RARE = 0.7
 
@@ -33,7 +33,7 @@ class NearPair(NamedTuple):
 def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: float = NEAR_THRESHOLD) -> list[NearPair]:
     """Return the examples whose instruction and input are nearly the same as those of a training example.
 
-    Texts are compared as `METHOD` says, with the n-grams weighed over both lists; outputs do not count. Examples whose
+    Texts are compared with `METHOD`, where n-grams are weighted over both datasets; outputs are ignored. Examples whose
     instruction and input are also in train are repeats, not near-duplicates, and are left out.
 
     Args:
@@ -43,7 +43,7 @@ def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: fl
 
     indices = np.flatnonzero(~np.isin(hash_prompts(examples), hash_prompts(train))).tolist()
     texts, train_texts = _join_prompts(examples.select(indices)), _join_prompts(train)
-    # Without a single character there is nothing to compare, and scikit-learn would say so by an error.
+    # Without any text there is nothing to compare, and scikit-learn would raise an error.
     if not any(text.strip() for text in texts) or not any(text.strip() for text in train_texts):
         return []
     vectors, weights = _vectorize([*texts, *train_texts])
@@ -51,12 +51,12 @@ def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: fl
     aside = threshold - _MIN_OF_RARE if threshold >= _MIN_FOR_RARE else 0.0
     rare, norms_aside = _keep_rare(held_out, weights, aside=aside)
     used = np.unique(rare.indices)
-    # Columns first: they are few, and the vectors of train need not be copied.
+    # Columns are selected first: they are few, and the training vectors need not be copied.
     rare, train_rare = rare[:, used], vectors[:, used][len(texts) :].T.tocsr()
     found = []
     for start in range(0, len(texts), _BLOCK):
         part = (rare[start : start + _BLOCK] @ train_rare).tocoo()
-        # What was set aside adds no more than its norm, since the norm of a training vector is 1.
+        # The part set aside adds at most its norm, because the norm of a training vector is 1.
         maybe = part.data + norms_aside[start + part.row] >= threshold - _TOLERANCE
         rows, columns, cosines = part.row[maybe], part.col[maybe], part.data[maybe]
         if aside:
@@ -64,7 +64,7 @@ def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: fl
         cosines = cosines.round(6)
         near = cosines >= threshold - _TOLERANCE
         rows, columns, cosines = rows[near], columns[near], cosines[near]
-        # By row, the most similar first, the earliest of these first; the first of each row is the one.
+        # Sorted by row, then by similarity, then by position in train; the first of each row is used.
         order = np.lexsort((columns, -cosines, rows))
         _, firsts = np.unique(rows[order], return_index=True)
         found += [
@@ -76,10 +76,10 @@ def find_near_duplicates(examples: "Dataset", train: "Dataset", *, threshold: fl
 def _vectorize(texts: Sequence[str]) -> tuple[Any, Any]:
     """Return the normalized TF-IDF vectors of texts, as a float32 CSR matrix of shape [text, n-gram], and its weights.
 
-    The weights, the inverse document frequencies, are larger the fewer texts have an n-gram.
+    The weights are inverse document frequencies: the fewer texts have an n-gram, the larger its weight.
 
-    Each distinct word is cut into n-grams once: these n-grams never cross words, so that a text's counts are the sums
-    of those of its words.
+    Each distinct word is split into n-grams once: n-grams never cross words, so the counts of a text are the sums of
+    those of its words.
     """
     import numpy as np
     from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
@@ -93,15 +93,15 @@ def _vectorize(texts: Sequence[str]) -> tuple[Any, Any]:
 
 
 def _keep_rare(vectors: Any, weights: Any, *, aside: float) -> tuple[Any, Any]:
-    """Return vectors without their most frequent n-grams, and the norm of what was set aside of each.
+    """Return vectors without their most frequent n-grams, and for each the norm of the part set aside.
 
-    Most of the work of comparing lies in n-grams that stand everywhere, and two texts that are nearly alike share rare
-    ones too.
+    Most of the work of a comparison is in n-grams that occur everywhere, and two texts that are nearly equal also share
+    rare ones.
 
     Args:
         vectors: CSR matrix of shape [text, n-gram].
-        weights: Of each n-gram; larger for rarer ones.
-        aside: Largest norm to set aside.
+        weights: The weight of each n-gram; larger for rarer ones.
+        aside: Maximum norm of the part to set aside.
     """
     import numpy as np
     from scipy.sparse import csr_matrix
@@ -119,7 +119,7 @@ def _keep_rare(vectors: Any, weights: Any, *, aside: float) -> tuple[Any, Any]:
 
 
 def _join_prompts(examples: "Dataset") -> list[str]:
-    """Return what each example asks as one text; of a conversation, all turns before the answer."""
+    """Return each example's prompt as one text; for a conversation, all turns before the answer."""
     talks = examples["messages"][:] if "messages" in examples.column_names else [None] * len(examples)
     rows = zip(examples["instruction"][:], examples["input"][:], talks, strict=True)
     return [

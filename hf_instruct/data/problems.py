@@ -12,7 +12,7 @@ class Problem(NamedTuple):
     """A problem in the data, and how to fix it."""
 
     file: str  # the source as the user named it
-    row: str | None  # `line 4` of a file of lines, from 1; `row 3` of a list or table, from 0; None for the whole
+    row: str | None  # `line 4` of a text file, from 1; `row 3` of a list or table, from 0; None for the whole source
     field: str | None  # the column, by the source's name
     what: str  # what is wrong, with the value seen
     remedy: str  # what to do
@@ -23,14 +23,14 @@ class Problem(NamedTuple):
 
 
 class RawRow(NamedTuple):
-    """One row as it was read: where it is, as `Problem.row` says it, and its columns."""
+    """One row as it was read: its location, as in `Problem.row`, and its columns."""
 
     where: str
     fields: Mapping[str, Any]
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:
-    """Raise one error with all problems of a source, of which at most 50 are printed, if there are any.
+    """Raise one error with all problems of a source, if there are any; at most 50 are printed.
 
     Raises:
         DataError: There are problems.
@@ -40,13 +40,13 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Return column names for a message, a dozen at most."""
+    """Return column names for a message, at most 12."""
     more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
     return quote_names(map(shorten_text, names[:12])) + more
 
 
 def shorten_text(text: str, length: int = 40) -> str:
-    """Return a text for one line of a message: control characters and lone surrogates escaped, and truncated.
+    """Return a text for one line of a message, truncated, with control characters and lone surrogates escaped.
 
     >>> shorten_text("two\\nlines")
     'two\\\\nlines'

@@ -1,7 +1,7 @@
 """Read rows from CSV and JSON, with texts unchanged and the location of every problem.
 
 `datasets` reads Parquet, Arrow and the Hub. Its readers of text formats turn `007` into 7, `NA` into null and dates
-into timestamps, and stop at the first bad line without its number.
+into timestamps, and stop at the first bad line without naming it.
 """
 
 import bz2
@@ -26,14 +26,14 @@ SUFFIX_LIST = "`.json`, `.jsonl`, `.csv` (each also with `.gz`, `.bz2`, `.xz` or
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # A few kilobytes can decompress to more than fits into memory.
 _MAX_DECOMPRESSED = 2**30
-# By this first line Excel knows the separator of a CSV file.
+# Excel reads the separator of a CSV file from such a first line.
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?\r?\n?', re.IGNORECASE)
 _TOO_DEEP = ("is nested too deeply", "write each row as an object of plain texts")
 _ROW = 'a row is {"instruction": …, "input": …, "output": …}'
 
 
 def find_suffix(path: Path) -> str:
-    """Return by what a file's name says that it holds data, in lower case; how it is compressed does not count.
+    """Return the suffix of a data file in lower case, without that of its compression.
 
     >>> find_suffix(Path("a.jsonl.gz")), find_suffix(Path("a.CSV"))
     ('.jsonl', '.csv')
@@ -56,7 +56,7 @@ def read_text_file(path: Path, *, file: str, problems: list[Problem]) -> Iterato
 
 
 def parse_rows(stream: BinaryIO, suffix: str, *, file: str, problems: list[Problem]) -> Iterator[RawRow]:
-    """Yield the rows of a stream of bytes: UTF-8, or UTF-16 with its mark."""
+    """Yield the rows of a stream of bytes in UTF-8 or UTF-16."""
     stream = _recode(stream, file)
     if suffix == ".csv":
         return _parse_csv(_decode(stream, file, problems), file, problems)
@@ -70,10 +70,10 @@ def parse_rows(stream: BinaryIO, suffix: str, *, file: str, problems: list[Probl
 
 
 def _open(path: Path, file: str) -> BinaryIO:
-    """Open a file, decompressed.
+    """Open a file, and decompress it if necessary.
 
     Raises:
-        DataError: It is not compressed as its name says, or is far too large.
+        DataError: It is not compressed as its name says, or is too large.
     """
     suffix = path.suffix.lower()
     if suffix not in _COMPRESSED:
@@ -87,7 +87,7 @@ def _open(path: Path, file: str) -> BinaryIO:
             f"`{file}` is compressed by Zstandard: run `pip install zstandard`, or decompress it with `unzstd`."
         ) from error
     except (zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-        # gzip and bz2 report invalid files in this way; errors of the system have a number.
+        # gzip and bz2 raise OSError for invalid files; system errors have a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(f"`{file}` is not a complete `{suffix}` file ({error}); copy or download it again.") from error
@@ -104,7 +104,7 @@ def _open_zst(path: Path, _: str) -> BinaryIO:
     while rest and len(content) <= _MAX_DECOMPRESSED:
         frame = zstandard.ZstdDecompressor().decompressobj()
         try:
-            # In pieces so small that none takes more than memory holds.
+            # In pieces so small that none decompresses to more than fits into memory.
             for start in range(0, len(rest), 4096):
                 content += frame.decompress(rest[start : start + 4096])
                 if frame.eof or len(content) > _MAX_DECOMPRESSED:
@@ -118,7 +118,7 @@ def _open_zst(path: Path, _: str) -> BinaryIO:
 
 
 def _recode(stream: BinaryIO, file: str) -> BinaryIO:
-    """Return a stream of UTF-8 bytes behind their byte order mark, if there is one."""
+    """Return a stream of UTF-8 bytes, after the byte order mark if there is one."""
     start = stream.read(3)
     stream.seek(0 if start != b"\xef\xbb\xbf" else 3)
     has_mark = start.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -155,7 +155,7 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_integer(digits: str) -> int | float:
-    # Python refuses to convert more digits than this in one go; such a number is in no field of ours.
+    # Python refuses to convert integers of very many digits; none of our fields contains such a number.
     return int(digits) if len(digits) <= 4000 else float(digits)
 
 
@@ -163,7 +163,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_int=_parse_in
 
 
 def _parse_lines(lines: Iterable[str], file: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
-    """Yield the values of JSON Lines with where they are; blank lines are left out."""
+    """Yield the values of JSON Lines with their location; blank lines are skipped."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -178,7 +178,7 @@ def _parse_lines(lines: Iterable[str], file: str, problems: list[Problem]) -> It
 
 
 def _parse_json(text: str, file: str, problems: list[Problem]) -> Iterator[tuple[str, Any]]:
-    """Yield the values of a JSON list, of the one list in an object, or of JSON Lines by another name."""
+    """Yield the values of a JSON list, of an object with one list, of a single row, or of JSON Lines in such a file."""
     if not text.strip():
         return
     try:
@@ -224,22 +224,22 @@ def _check_objects(values: Iterable[tuple[str, Any]], file: str, problems: list[
 
 
 def _reason(error: json.JSONDecodeError) -> str:
-    # The position follows, so the message need not end in "at".
+    # The position follows, so the message must not end in "at".
     return (error.msg[0].lower() + error.msg[1:]).removesuffix(" at").removesuffix(" starting")
 
 
 def _parse_csv(lines: Iterator[str], file: str, problems: list[Problem]) -> Iterator[RawRow]:
-    """Yield the rows of separated values, whose first line names the columns."""
+    """Yield the rows of a CSV file, whose first line names the columns."""
     first = next(lines, "")
     separator_line = _SEPARATOR_LINE.fullmatch(first)
-    # Where a comma is the decimal mark, Excel separates by semicolons.
+    # In languages with a decimal comma, Excel separates values by semicolons.
     guess = next((mark for mark in (",", ";", "\t") if mark in first), ",")
 
     def iterate() -> Iterator[str]:
         yield "\n" if separator_line else first
         yield from lines
 
-    # Line ends are not translated, so those inside quoted texts stay as they are.
+    # Line endings are not translated, so those inside quoted texts are unchanged.
     reader = csv.reader(iterate(), strict=True, delimiter=separator_line[1] if separator_line else guess)
     header: list[str] = []
     for number, cells in _iterate_csv(reader, file, problems):
@@ -258,7 +258,7 @@ def _parse_csv(lines: Iterator[str], file: str, problems: list[Problem]) -> Iter
 
 def _iterate_csv(reader: Any, file: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Yield each row with the number of its first line; a row that cannot be parsed becomes a problem."""
-    # The limit is the module's, not the reader's, and by default below the length of a long document.
+    # The limit belongs to the module, not to a reader, and its default is too low for long documents.
     limit = csv.field_size_limit(2**31 - 1)
     try:
         while True:

@@ -46,11 +46,11 @@ logger = logging.getLogger(__name__)
 
 _MAX_LINE_BYTES = 1 << 26
 
-# Some rows of this dataset have no output; in anybody else's data that is a problem.
+# Some rows of this dataset have no output; in other data, that is a problem.
 # Source: https://github.com/gururise/AlpacaDataCleaned
 _KNOWN_GAPS = ("tatsu-lab/alpaca",)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-# What a folder of `DatasetDict.save_to_disk` contains, and one of `Dataset.save_to_disk`.
+# A file in folders of `DatasetDict.save_to_disk`, and one in folders of `Dataset.save_to_disk`.
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -65,7 +65,7 @@ def load_examples(
 ) -> "Dataset":
     """Return the examples of a source, in its order, with the columns `id, instruction, input, output, category`.
 
-    Conversations are also in `messages`, and prompts that are asked as they are in `prompt`; `instruction` and `output`
+    Conversations are also in `messages`, and prompts without a prompt format in `prompt`; `instruction` and `output`
     are then the last question and its answer.
 
     Args:
@@ -76,7 +76,7 @@ def load_examples(
         hub_config: Configuration name of a Hub dataset.
         hub_split: Split of a Hub dataset, or of a saved `DatasetDict`, to read.
         revision: Commit, tag or branch of a Hub dataset.
-        limit: Use only the first so many rows.
+        limit: Use only the first N rows.
 
     Raises:
         DataError: The source cannot be found or read, or has problems; all of them are listed.
@@ -176,9 +176,9 @@ def _choose_mixture_sizes(counts: Sequence[int], fractions: Sequence[float | Non
 
 
 def _interleave(ids: Sequence[str], counts: Sequence[int], sizes: Sequence[int], seed: int) -> list[int]:
-    """Return the indices of a mixture: of each source its rows in order, the sources spread evenly.
+    """Return the indices of a mixture, with the rows of each source in order and the sources spread evenly.
 
-    So each split has all of them in proportion. If only some rows of a source are used, they are sampled by a hash of
+    Each split thus has all sources in proportion. If only some rows of a source are used, they are sampled by a hash of
     `seed` and id; TRL takes the first ones.
     """
     placed: list[tuple[float, int]] = []
@@ -314,7 +314,7 @@ def _find_file(source: str) -> Path | None:
         if source.strip() and path.exists():
             raise DataError(f"`{source}` is not a regular file. {_advise_on_name(source)}")
     except (OSError, ValueError) as error:
-        # Too long for a file name, a NUL in it, or a folder on the way that may not be entered.
+        # The name is too long or contains a NUL, or a parent folder may not be read.
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"`{shorten_text(source)}` cannot be opened ({reason}). {_advise_on_name(source)}") from error
     if _HUB_ID.fullmatch(source) and find_suffix(path) not in SUFFIXES and not source.startswith("."):
@@ -339,7 +339,7 @@ def _advise_on_name(source: str) -> str:
 
 
 def _read_named(name: str, problems: list[Problem]) -> Iterator[RawRow]:
-    """Yield the rows of the course's data, or of those that are packaged."""
+    """Yield the rows of the course's data, or of the packaged data."""
     if name == COURSE:
         return parse_rows(io.BytesIO(load_course_data()), ".json", file=name, problems=problems)
     packaged = importlib.resources.files("hf_instruct.data") / f"{EVERYDAY}.jsonl"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset, DatasetDict
 
-# 0.29 * 100 is 28.999999999999996 in floating point: a product this near below a whole number means that number.
+# 0.29 * 100 is 28.999999999999996 in floating point: a product this close below an integer means the integer.
 _TOLERANCE = 1e-9
 
 
@@ -41,7 +41,7 @@ def split_examples(
             too and keeps equal instruction + input pairs in one split.
         train_fraction: Share to train on, between 0 and 1.
         test_fraction: Share to answer and score.
-        validation_fraction: Share to validate on; None gives it the rest. All three sum to 1.
+        validation_fraction: Share to validate on; None means the rest. All three sum to 1.
         seed: Seed of `shuffled` and `grouped`.
 
     Raises:
@@ -66,7 +66,7 @@ def load_splits(data: Any) -> CheckedSplits:
     A split that is missing is empty. Anything else that `load_examples` takes is split as `split_examples` does.
 
     Raises:
-        DataError: A key is none of the three, or a split has problems.
+        DataError: A key is not one of the three, or a split has problems.
     """
     if isinstance(data, CheckedSplits):
         return data
@@ -82,7 +82,7 @@ def load_splits(data: Any) -> CheckedSplits:
 
 
 def split_dataset(examples: "Dataset", section: DataSection) -> "DatasetDict":
-    """Return the rows of a dataset in three splits, as a `data` section says, with all of its columns."""
+    """Split a dataset with the settings of a `data` section, and keep all of its columns."""
     from datasets import DatasetDict
 
     sizes = _choose_sizes(len(examples), section.fractions)
@@ -117,7 +117,7 @@ def _refuse_empty(sizes: Mapping[str, int], what: str, fractions: Mapping[str, f
 
 
 def _shuffle(examples: "Dataset", seed: int) -> "np.ndarray[Any, Any]":
-    """Return the indices of examples in an order that only `seed` and their ids decide."""
+    """Return the indices of examples in an order that only depends on `seed` and their ids."""
     import numpy as np
 
     ids = (id for batch in examples.select_columns("id").iter(BATCH) for id in batch["id"])
@@ -126,7 +126,7 @@ def _shuffle(examples: "Dataset", seed: int) -> "np.ndarray[Any, Any]":
 
 
 def _split_groups(examples: "Dataset", sizes: Mapping[str, int], seed: int) -> "dict[str, np.ndarray[Any, Any]]":
-    """Return indices for splits of about these sizes in which equal instruction + input pairs stand together."""
+    """Return indices for splits of about these sizes that keep equal instruction + input pairs together."""
     import numpy as np
 
     order = _shuffle(examples, seed)
@@ -134,7 +134,7 @@ def _split_groups(examples: "Dataset", sizes: Mapping[str, int], seed: int) -> "
     _, firsts, groups, counts = found
     left = dict(sizes)
     split_of = np.empty(len(counts), dtype=np.int8)
-    # The largest first, while there is room for them; single examples then fill the splits exactly. Groups of one size
+    # The largest groups first, while there is room; single examples then fill the splits exactly. Groups of equal size
     # stay shuffled.
     for done, group in enumerate(np.lexsort((firsts, -counts)).tolist()):
         count = int(counts[group])

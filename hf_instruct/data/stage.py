@@ -1,4 +1,4 @@
-"""The prepare stage: from a source to the three files that all later stages read."""
+"""The data stage: write the examples of a source to the three files that all later stages read."""
 
 import logging
 
@@ -48,7 +48,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
     run.preflight.unlink(missing_ok=True)
     for name, rows in splits.items():
         write_rows(run.split(name), iterate_examples(rows))
-    # Without a tokenizer, training settles the format.
+    # Without a tokenizer, training resolves the format.
     run.prompt.unlink(missing_ok=True)
     if counter is not None:
         write_text(run.prompt, counter.prompt_format.template)
@@ -58,7 +58,7 @@ def prepare(run: RunFolder, experiment: Experiment) -> None:
 
 
 def _load_counter(experiment: Experiment, prompt_format: PromptFormat) -> TokenCounter | None:
-    """Return what counts tokens as the training of this experiment will; None if its model cannot be loaded."""
+    """Return a token counter with an experiment's training settings; None if its tokenizer cannot be loaded."""
     model = experiment.model
     try:
         return load_counter(

@@ -38,13 +38,13 @@ class TextLengths(NamedTuple):
 
 
 class DataStatistics(NamedTuple):
-    """What `data stats` shows."""
+    """The statistics that `data stats` shows."""
 
     num_examples: int
     num_with_input: int
     num_repeated_prompts: int  # instruction + input pairs on more than one row
     categories: dict[str, int]  # examples by category, most frequent first; empty if the data has none
-    lengths: list[TextLengths]  # of prompts and completions; tokens only where they were encoded
+    lengths: list[TextLengths]  # of prompts and completions; in tokens only if encoded
 
 
 def compute_statistics(
@@ -53,10 +53,10 @@ def compute_statistics(
     """Return counts and lengths of examples.
 
     Args:
-        examples: At least one.
-        prompt_format: What makes an example a prompt. The text of `chat` is the tokenizer's, so that its prompts have
-            a length in tokens only.
-        encode: Adds lengths in tokens, the end-of-text token included.
+        examples: The examples, at least one.
+        prompt_format: The format of the prompts. The text of `chat` depends on the tokenizer, so its prompts only have
+            a length in tokens.
+        encode: Adds lengths in tokens, including the end-of-text token.
     """
     texts = {"completion": examples["output"][:]}
     if prompt_format.name != CHAT:
@@ -83,7 +83,7 @@ def compute_statistics(
 
 
 def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None:
-    """Draw the lengths of prompts and completions as histograms: tokens where they are known, else characters.
+    """Draw the lengths of prompts and completions as histograms, in tokens if known, else in characters.
 
     `path` ends in `.png` or `.svg`.
     """
@@ -95,7 +95,7 @@ def plot_lengths(result: DataStatistics, path: Path, *, title: str = "") -> None
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, lengths, color in zip(panels, shown, (COLORS["validation"], COLORS["train"]), strict=False):
         summary = lengths.summarize()
-        # One bin for each length while that is legible: a token count is a whole number.
+        # One bin for each length while that is legible, because lengths are integers.
         low, high = min(lengths.values), max(lengths.values)
         width = max(1, math.ceil((high - low + 1) / 40))
         axes.hist(lengths.values, bins=[edge - 0.5 for edge in range(low, high + width + 1, width)], color=color)

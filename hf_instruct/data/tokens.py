@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# With fewer rows a bar would be gone before it is read.
+# With fewer rows, a bar would disappear before it can be read.
 _MIN_FOR_A_BAR = 50_000
 
 
@@ -30,15 +30,15 @@ class TokenCounter:
     model: str  # its name, as the user gave it
     tokenizer: "PreTrainedTokenizerBase"
     prompt_format: PromptFormat
-    max_length: int | None  # most tokens in a training row
+    max_length: int | None  # maximum number of tokens in a training row
     completion_only_loss: bool = True
     loss_on: LossOn = "all"
 
     def add_counts(self, examples: "Dataset", *, num_proc: int | None = None) -> "Dataset":
         """Return examples with their counts in new columns.
 
-        They are: `num_tokens` of the whole training row, before anything is cut off; `num_labels`, the tokens that
-        carry loss after the cut; and `special_tokens` that are in the texts, which are encoded as plain text.
+        They are `num_tokens`, the length of the training row before truncation; `num_labels`, the number of tokens that
+        carry loss after truncation; and `special_tokens`, those in the texts, which are encoded as plain text.
         """
         from datasets import Features, List, Value, concatenate_datasets
 
@@ -71,9 +71,9 @@ def map_rows(
     """Apply a function to rows with `Dataset.map`, with a progress bar if there are many.
 
     Args:
-        function: From a list of rows to their new columns.
-        features: The types of these.
-        note: What stands before the bar.
+        function: Converts a list of rows to their new columns.
+        features: The types of the new columns.
+        note: The text before the bar.
         file: The Arrow file that the result is written to; by default it is kept in memory.
     """
 
@@ -107,12 +107,12 @@ def load_counter(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> TokenCounter:
-    """Return the counter of a model; its `max_length` is no more than the model's context, as in training.
+    """Return a token counter for a model; its `max_length` is at most the model's context length, as in training.
 
-    Of a local folder only the tokenizer has to be there.
+    A local folder only needs to contain the tokenizer.
 
     Args:
-        training: The settings of training; those that change a row are read.
+        training: The settings of training, of which those that change a row are used.
 
     Raises:
         ModelLoadError: The tokenizer cannot be loaded.
