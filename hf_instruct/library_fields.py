@@ -12,9 +12,10 @@ import json
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, PlainValidator, ValidationError, create_model
 
 from hf_instruct.validation import describe_unknown, format_problems
 
@@ -31,8 +32,10 @@ _TYPES: dict[str, Any] = {
     **{kind.__name__: kind for kind in (int, float, bool, str)},
     "None": type(None),
     "list[str]": list[str],
+    "dict": dict,
     "Any": Any,
 }
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "dict": "a mapping"}
 # The course's settings. `output_dir` is missing, because the run folder decides it.
 # Source: https://github.com/rasbt/LLMs-from-scratch/blob/28c65cd/ch07/01_main-chapter-code/gpt_instruction_finetuning.py
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -231,9 +234,10 @@ def ask_library(kind: str) -> dict[str, str]:
 
 
 def _format_type(hint: Any) -> str:
-    parts = get_args(hint)
     if get_origin(hint) is Literal:
-        return f"Literal{list(parts)}"
+        return f"Literal{list(get_args(hint))}"
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    hint, *parts = (dict if get_origin(part) is dict else part for part in (hint, *members))
     names = {kind: name for name, kind in _TYPES.items()}
     if hint in names:
         return names[hint]
@@ -246,4 +250,15 @@ def _format_type(hint: Any) -> str:
 def _parse_type(text: str) -> Any:
     if text.startswith("Literal"):
         return Literal[tuple(ast.literal_eval(text.removeprefix("Literal")))]
-    return Union[tuple(_TYPES[part] for part in text.split(" | "))]  # noqa: UP007  (the parts are only known at runtime)
+    parts = [part for part in text.split(" | ") if part != "None"]
+    if len(parts) > 1:
+        # Of a union, pydantic would report the problem of each alternative.
+        return Annotated[Any, PlainValidator(functools.partial(_check_union, parts))]
+    return _TYPES[parts[0]] | None if text.endswith("None") else _TYPES[parts[0]]
+
+
+def _check_union(parts: list[str], value: Any) -> Any:
+    allowed = tuple(_TYPES[part] for part in parts)
+    if value is None or (isinstance(value, allowed) and (not isinstance(value, bool) or bool in allowed)):
+        return value
+    raise ValueError(f"is {value!r}; it must be {' or '.join(_WORDS[part] for part in parts)}")

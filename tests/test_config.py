@@ -197,6 +197,15 @@ def test_train_accepts_our_own_fields() -> None:
     assert problem == "`train.keep_checkpoints` is 1; it must be true or false"
 
 
+def test_a_field_of_several_types_is_one_problem() -> None:
+    values = {"train": {"pad_to_multiple_of": [1], "lr_scheduler_kwargs": 5}, "lora": {"rank_pattern": "x"}}
+    assert problems_of(values, deep=True) == [
+        "`train.lr_scheduler_kwargs` is 5; it must be a mapping or text",
+        "`train.pad_to_multiple_of` is [1]; it must be a whole number or text",
+        "`lora.rank_pattern` is 'x'; input should be a valid dictionary",
+    ]
+
+
 @pytest.mark.parametrize(
     ("values", "owner"), [({"rewards": {"exact_match": 1}}, "grpo"), ({"preferences": {"limit": 3}}, "dpo")]
 )

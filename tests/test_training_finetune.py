@@ -262,6 +262,9 @@ def test_refusals_leave_no_model(tiny_gpt2: Path, tmp_path: Path, monkeypatch: p
         train_tiny(tiny_gpt2, tmp_path, args={"optim": "sgdd"})
     with pytest.raises(ConfigError, match="Invalid `loss_type` foo"):
         train_tiny(tiny_gpt2, tmp_path, args={"loss_type": "foo"})
+    for args, lora in (({"parallelism_config": "x"}, None), ({}, {"runtime_config": "x"}), ({}, {"rank_pattern": 5})):
+        with pytest.raises(ConfigError, match=r"is refused by TRL or PEFT:\n  - .* object has no attribute"):
+            train_tiny(tiny_gpt2, tmp_path, args=args, peft_config=lora)
     # PEFT's, of tied weights and of a layer that is no `Conv1D`.
     warned = pytest.warns(UserWarning, match="tied layer|fan_in_fan_out")
     with warned, pytest.raises(ConfigError, match="PEFT adapter to `lm_head` is not supported"):

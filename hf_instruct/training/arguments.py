@@ -159,10 +159,13 @@ def _log_slow_settings(arguments: "SFTConfig", model: "PreTrainedModel") -> None
 
 @contextmanager
 def translated_refusals(headline: str) -> Iterator[None]:
-    """Turn TRL's and PEFT's errors about settings into a `ConfigError`."""
+    """Turn TRL's and PEFT's errors about settings into a `ConfigError`.
+
+    Both often fail on values of a wrong type instead of refusing them.
+    """
     try:
         yield
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, AttributeError, LookupError, OSError) as error:
         if is_bug(error):
             raise
         raise ConfigError(headline, [str(error)]) from error
