@@ -221,7 +221,7 @@ def write_plot(document: Mapping[str, Any], path: Path) -> None:
     for place, (name, contestants) in enumerate(cases):
         _draw_bars(axes[place], name, contestants)
         axes[place].set_ylim(heights[place // 2] - 0.4, -0.6)
-    figure.suptitle("Seconds a training step, and seconds an answer: shorter is better", fontsize=11, color=_TEXT_COLOR)
+    figure.suptitle("Seconds per training step and per answer (lower is better)", fontsize=11, color=_TEXT_COLOR)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
