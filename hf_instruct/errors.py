@@ -58,7 +58,7 @@ def disk_remedy(error: Exception) -> str:
 
 
 def is_bug(error: BaseException) -> bool:
-    """Return whether this package itself raised an error, or lacks one of its own files.
+    """Return whether this package itself raised an error or is missing one of its own files.
 
     Such an error keeps its traceback; what a library raises is usually about a user's settings or files.
     """

@@ -252,7 +252,7 @@ def _parse_type(text: str) -> Any:
         return Literal[tuple(ast.literal_eval(text.removeprefix("Literal")))]
     parts = [part for part in text.split(" | ") if part != "None"]
     if len(parts) > 1:
-        # Of a union, pydantic would report the problem of each alternative.
+        # For a union, pydantic would report the problem of each alternative.
         return Annotated[Any, PlainValidator(functools.partial(_check_union, parts))]
     return _TYPES[parts[0]] | None if text.endswith("None") else _TYPES[parts[0]]
 

@@ -510,7 +510,7 @@ class Provenance(Record):
     """`run.yaml` without the experiment: where a run comes from, without secrets."""
 
     data_sha256: str | None = None  # of the splits that the run was prepared with
-    local_sources: list[str] = []  # of data and preferences: what named a file or folder when the data was prepared
+    local_sources: list[str] = []  # of data and preferences: those that were local when the data was prepared
     base_model_is_local: bool | None = None  # whether the base model was a local folder when training began
     reward: str | None = None  # the user's own reward function, as its file and name with a hash
     wandb_run: str | None = None  # the id that wandb gave the run's training
