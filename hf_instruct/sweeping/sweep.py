@@ -4,11 +4,13 @@ Candidates are trained only. The test split is answered and judged once, for the
 that chose its own run would be too high.
 """
 
+import contextlib
 import json
 import logging
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -311,7 +313,11 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
     process = context.Process(target=_work, args=(experiment, folder.path, tuple(stages), sender))
     process.start()
     sender.close()
+    said = None
     try:
+        # Before it is waited for: a long message would fill the pipe, and the process would wait for its reader.
+        with contextlib.suppress(EOFError):
+            said = receiver.recv()
         process.join()
     except KeyboardInterrupt as stop:
         # The terminal's Ctrl-C has reached it as well; give it time to finish the row that it is writing.
@@ -322,9 +328,9 @@ def _in_own_process(experiment: Experiment, folder: RunFolder, stages: Sequence[
         raise
     if process.exitcode == 0:
         return None
-    if receiver.poll():
-        return str(receiver.recv())
-    return f"its process ended with status {process.exitcode} (-9: killed, as when memory runs out)"
+    if said is None and process.exitcode == -signal.SIGKILL:
+        return "its process was killed, as when memory runs out"
+    return said or f"its process ended with status {process.exitcode}; its last lines say why"
 
 
 def _work(experiment: Experiment, path: Path, stages: Sequence[str], sender: Connection) -> None:
