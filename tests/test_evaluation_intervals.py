@@ -15,7 +15,6 @@ from hf_instruct.evaluation.intervals import (
     compare_values,
     describe_groups,
     design_effect,
-    difference_interval,
     estimate,
     share_difference_interval,
     share_interval,
@@ -96,12 +95,12 @@ def test_a_paired_difference_of_shares_ends_where_the_score_test_does(gains: int
 
 
 def test_only_what_is_declared_a_share_gets_the_interval_of_one() -> None:
-    alike = [0.0] * 100
-    assert difference_interval(alike, is_share=True) == share_difference_interval(alike)
-    assert difference_interval(alike) == Interval(0.0, 0.0)
+    alike = [1.0] * 100
+    assert compare_values(alike, alike, is_share=True).interval == share_difference_interval([0.0] * 100)
+    assert compare_values(alike, alike).interval == Interval(0.0, 0.0)
     assert format_interval((0.0, 0.0), signed=True) == "none: all equal"
     # What a file says is a share may be none.
-    assert difference_interval([0.4, 0.0], is_share=True) == bootstrap_mean([0.4, 0.0])
+    assert compare_values([0.4, 0.0], [0.0, 0.0], is_share=True).interval == bootstrap_mean([0.4, 0.0])
 
 
 @pytest.mark.parametrize("values", [[], [1.0]])

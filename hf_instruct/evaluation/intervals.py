@@ -297,21 +297,6 @@ def estimate(
     return found
 
 
-def difference_interval(
-    differences: Sequence[float], groups: Sequence[Hashable] = (), *, is_share: bool = False
-) -> Interval | None:
-    """Return the interval of a mean of paired differences; None for fewer than two.
-
-    Args:
-        differences: One for each example.
-        groups: The group of each, such as its instruction; rows of one group count as one draw.
-        is_share: Whether they are differences of yes (1) and no (0).
-    """
-    if is_share and {-1, 0, 1}.issuperset(differences):
-        return share_difference_interval(differences, groups)
-    return bootstrap_mean(differences, groups)
-
-
 def compare_values(
     values: Sequence[float], baseline: Sequence[float], groups: Sequence[Hashable] = (), *, is_share: bool = False
 ) -> Difference:
@@ -323,7 +308,7 @@ def compare_values(
         values: One for each example.
         baseline: The baseline's.
         groups: The group of each, such as its instruction; rows of one group count as one draw.
-        is_share: Whether each value is a yes (1) or a no (0).
+        is_share: Whether each value is a yes (1) or a no (0); their difference has a score interval.
 
     >>> found = compare_values([50.0, 70.0, 20.0, 20.0], [10.0, 20.0, 20.0, 30.0])
     >>> found.mean, found.wins, found.ties, found.losses, found.p_value, found.is_shown
@@ -333,9 +318,11 @@ def compare_values(
     """
     differences = [one - other for one, other in zip(values, baseline, strict=True)]
     wins, losses = sum(gain > 0 for gain in differences), sum(gain < 0 for gain in differences)
+    # What a file calls a share may hold other numbers.
+    is_share = is_share and {-1, 0, 1}.issuperset(differences)
     return Difference(
         mean=statistics.fmean(differences),
-        interval=difference_interval(differences, groups, is_share=is_share),
+        interval=(share_difference_interval if is_share else bootstrap_mean)(differences, groups),
         wins=wins,
         ties=len(differences) - wins - losses,
         losses=losses,
