@@ -68,6 +68,8 @@ def test_few_labels_correct_nothing_and_say_how_many_do() -> None:
     assert (found.mean, found.interval) == (None, None)
     assert found.describe() == "people scored 9 of 30 answers; from 10 on these correct the judge's mean"
     assert correct([50.0] * 30, []) is None
+    # Nor is there a mean to correct where nothing was judged.
+    assert correct([None] * 30, [70.0] * 12) is None
 
 
 def test_difference_is_over_examples_that_people_scored_on_both_sides() -> None:

@@ -74,7 +74,7 @@ class Labelled(NamedTuple):
         return Labelled(judged, people, Interval(-reach, reach))
 
     def correct(self) -> Corrected | None:
-        """Return the mean over all answers as people would give it; None if they gave no verdict.
+        """Return the mean over all answers as people would give it; None if people, or the judge, gave no verdict.
 
         An answer without a verdict of the judge counts like the judge's mean, so that people's verdicts on such
         answers are in the corrected mean too.
@@ -84,9 +84,9 @@ class Labelled(NamedTuple):
         labels = {id: score for id, score in self.people.items() if id in self.judged}
         known = [score for score in self.judged.values() if score is not None]
         n, total = len(labels), len(self.judged)
-        if not labels:
+        if not labels or not known:
             return None
-        if n < FEWEST or not known:
+        if n < FEWEST:
             return Corrected(None, None, n, total, None)
         middle = statistics.fmean(known)
         guesses = {id: middle if score is None else score for id, score in self.judged.items()}
