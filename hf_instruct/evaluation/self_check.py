@@ -1,6 +1,7 @@
 """The judge check: the judge scores answers of known quality, and the scores are checked."""
 
 import asyncio
+import dataclasses
 import logging
 import statistics
 from collections.abc import Collection, Sequence
@@ -153,7 +154,8 @@ async def _check(
     if files:
         write_rows(files.responses, probes)
     once = settings.model_copy(update={"repeats": 1})
-    judged = await judge_with(judge, probes, once, files=files, options=options)
+    titled = dataclasses.replace(options, title="Checking the judge")
+    judged = await judge_with(judge, probes, once, files=files, options=titled)
     scores = judged.scores
     who = {name: getattr(scores, name) for name in ("judge", "rubric", "prompts_sha256", "cached", "seconds")}
     result = check_judgments(judged.judgments).model_copy(update=who)

@@ -101,8 +101,7 @@ def judge_sets(
             if settings.check and all(rows == rows[: options.limit] for rows in sets.values()):
                 texts = {row.id: (row.instruction, row.input, row.output) for row in chain(*sets.values())}
                 examples = [Example(id, *fields) for id, fields in texts.items()]
-                checking = dataclasses.replace(options, title="Checking the judge")
-                await check_briefly(judge, examples, settings, out=folder.path, options=checking)
+                await check_briefly(judge, examples, settings, out=folder.path, options=options)
             if options.refuse_failed:
                 advice = ". Choose another with `--judge` and `--model`, or use its scores anyway with `--force`."
                 refuse_failed_judge(judge, settings, advice)

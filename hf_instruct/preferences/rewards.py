@@ -124,7 +124,7 @@ def check_rewarding_judge(settings: JudgeSection, examples: Sequence[Example], r
 
     async def work() -> None:
         async with opened_judge(settings) as judge:
-            options = JudgeOptions(title="Checking the judge", resume_hint="Continue with `--resume`.")
+            options = JudgeOptions(resume_hint="Continue with `--resume`.")
             await check_briefly(judge, examples, settings, out=run.path, options=options)
             refuse_failed_judge(
                 judge,
