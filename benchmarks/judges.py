@@ -11,7 +11,6 @@ from numpy.random import Generator
 
 from hf_instruct.console import align
 from hf_instruct.evaluation.pair_scores import build_pair_scores, find_pair_problems
-from hf_instruct.evaluation.pairs import JoinedPairs
 from hf_instruct.evaluation.probes import (
     CONTROL,
     DOUBLED,
@@ -25,6 +24,7 @@ from hf_instruct.evaluation.probes import (
     check_table,
     injection_kind,
 )
+from hf_instruct.evaluation.responses import JoinedPairs
 from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Unpaired
 
 DRAWS = 200

@@ -247,7 +247,7 @@ def check_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> 
         found = {"name": find_model(name, revision=experiment.model.revision)}
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update=found)})
     if ("judge" in stages or ("train" in stages and experiment.rewards.judge)) and is_main_process():
-        from hf_instruct.evaluation.backends import check_judge
+        from hf_instruct.evaluation.judges import check_judge
 
         check_judge(experiment.judge)
     return experiment

@@ -11,8 +11,7 @@ from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
-from hf_instruct.evaluation.backends import choose_judge, opened_judge
-from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judges import Reply, choose_judge, opened_judge
 from hf_instruct.evaluation.ollama import OllamaJudge, open_ollama, parse_ollama_host
 from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.schema import Response

@@ -16,9 +16,9 @@ from hf_instruct.errors import ConfigError, DataError
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.local import choose_better
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.pairs import build_questions, join_responses
 from hf_instruct.evaluation.pairwise import PreferenceSet, judge_pairs, prefer
-from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.responses import join_responses
+from hf_instruct.evaluation.rubrics import Question, build_questions
 from hf_instruct.records import read_rows
 from hf_instruct.schema import Preference, Response
 

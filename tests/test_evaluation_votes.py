@@ -6,7 +6,7 @@ import pytest
 from rows import response
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.evaluation.pairs import JoinedPairs, Pair
+from hf_instruct.evaluation.responses import JoinedPairs, Pair
 from hf_instruct.evaluation.votes import (
     LEFT,
     RIGHT,

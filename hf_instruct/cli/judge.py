@@ -118,9 +118,8 @@ def _score(options: argparse.Namespace) -> None:
 def _pairwise(options: argparse.Namespace) -> None:
     from os.path import normpath
 
-    from hf_instruct.evaluation.pairs import join_responses
     from hf_instruct.evaluation.pairwise import prefer
-    from hf_instruct.evaluation.responses import load_responses
+    from hf_instruct.evaluation.responses import join_responses, load_responses
     from hf_instruct.run_folder import RunFolder, split_model
 
     first, second = load_responses(options.source), load_responses(options.baseline)

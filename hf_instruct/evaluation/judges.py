@@ -1,9 +1,25 @@
-"""The interface of judges, and their replies."""
+"""Judges: their interface, which one the settings name, and the base of those on a server."""
 
+import abc
+import contextlib
 import dataclasses
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from hf_instruct.evaluation.rubrics import Question
+import httpx
+
+from hf_instruct.config import JudgeSection
+from hf_instruct.errors import JudgeError, JudgeUnavailable
+from hf_instruct.evaluation.rubrics import Question, load_rubric
+from hf_instruct.servers import NoServer, Server, ServerError, run_sync
+
+logger = logging.getLogger(__name__)
+
+_TOO_LONG = re.compile(r"context|too long|maximum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +79,176 @@ class Judge(Protocol):
 
     async def close(self) -> None:
         """Release connections and memory; safe to call at any time."""
+
+
+@contextlib.asynccontextmanager
+async def opened_judge(settings: JudgeSection, judge: Judge | None = None) -> AsyncIterator[Judge]:
+    """Yield a prepared judge: `judge` if given, otherwise the one of the settings, which is closed at the end.
+
+    Raises:
+        JudgeUnavailable: It does not answer, or lacks the model.
+    """
+    if judge is not None:
+        yield judge
+        return
+    opened = await choose_judge(settings)
+    try:
+        await opened.prepare()
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def choose_judge(settings: JudgeSection) -> Judge:
+    """Return the judge of the settings, not yet prepared.
+
+    Raises:
+        JudgeUnavailable: `auto` and an address were given, and no Ollama answers there.
+    """
+    # The clients take a while to import, so each is imported only where it is used.
+    if settings.backend == "openai":
+        from hf_instruct.evaluation.openai import OpenAIJudge
+
+        return OpenAIJudge(settings)
+    from hf_instruct.evaluation.local import DEFAULT_MODEL, LocalJudge
+
+    if settings.backend == "local":
+        return LocalJudge(settings)
+    from hf_instruct.evaluation.ollama import OllamaJudge
+
+    ollama = OllamaJudge(settings)
+    problem = await ollama.find_problem() if settings.backend == "auto" else None
+    if problem is None:
+        return ollama
+    await ollama.close()
+    if settings.base_url:
+        raise JudgeUnavailable(
+            f"No Ollama server answers at {ollama.url} (`base_url`; {problem}). Start it there, use `--judge.backend "
+            "openai` for another server, or leave `base_url` out to judge with a local model."
+        )
+    logger.warning(
+        "No Ollama server answers at %s (%s), so the local judge %s is used. To use the course's judge, start "
+        "`ollama serve`, run `ollama pull llama3`, and judge again.",
+        ollama.url,
+        problem,
+        settings.model or DEFAULT_MODEL,
+    )
+    return LocalJudge(settings)
+
+
+def check_judge(settings: JudgeSection) -> None:
+    """Check that judging will work: the rubric is valid, the server is running and has the model.
+
+    For a local judge this checks that the model exists, without loading it.
+
+    Raises:
+        ConfigError: The rubric is not usable.
+        ModelLoadError: The local judge's model cannot be found.
+        JudgeUnavailable: The server does not answer, or lacks the model.
+    """
+    load_rubric(settings.rubric)
+
+    async def work() -> None:
+        judge = await choose_judge(settings)
+        try:
+            await judge.check()
+        finally:
+            await judge.close()
+
+    run_sync(work())
+
+
+class ServerJudge(Judge):
+    """A model behind a server.
+
+    Args:
+        settings: Model, options, timeout, retries.
+        http: The connection, from `open_http`.
+        name: What messages call the server, before its address.
+    """
+
+    def __init__(self, settings: JudgeSection, http: httpx.AsyncClient, *, name: str) -> None:
+        self._settings = settings
+        self._seed = settings.seed
+        self._server = Server(http, timeout_seconds=settings.timeout_seconds, retries=settings.retries)
+        self.url = self._server.url
+        self._where = f"{name} at {self.url}"
+        # Which setting says how long a question may be, to follow in brackets.
+        self._window = ""
+
+    def reseed(self, seed: int | None) -> None:
+        """Ask with another seed afterwards."""
+        self._seed = seed
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._server.aclose()
+
+    async def ask(self, question: Question) -> Reply:
+        """Return the reply to one question.
+
+        Raises:
+            JudgeUnavailable: The server is gone, or no longer has the model.
+            JudgeError: The server refuses every such question, or runs another model than before.
+        """
+        start = time.monotonic()
+        text, final = "", False
+        try:
+            text, failure, final = await self._ask(question)
+        except NoServer as error:
+            raise JudgeUnavailable(f"{self._where} no longer answers ({error}). Start it again.") from error
+        except ServerError as error:
+            failure, final = self._explain(error), error.status == 400
+        return Reply(text, time.monotonic() - start, failure, final)
+
+    @abc.abstractmethod
+    async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
+        """Return a reply's text, why it cannot count, and whether asking once more is pointless."""
+
+    def _explain(self, error: ServerError) -> str:
+        """Return what was wrong with one question, or raise what will be wrong with every one."""
+        text, status = str(error), error.status
+        if status is None:
+            return text
+        if status == 400 and _TOO_LONG.search(text):
+            return f"the question is too long: {text}{self._window}"
+        if status in (400, 401, 403, 404, 405):
+            raise self._refusal(error)
+        return f"the server failed: {text} (status {status})"
+
+    def _refusal(self, error: ServerError) -> JudgeError:
+        return JudgeError(
+            f"{self._where} refuses the question: {error} (status {error.status}).{advise_on_refusal(str(error))}"
+        )
+
+    def _find_cut(self, text: str, thinking: str | None, *, is_cut: bool) -> str | None:
+        """Return why a reply that arrived holds no whole answer, or None.
+
+        Args:
+            text: The reply.
+            thinking: What the model thought before it, where the server keeps that apart.
+            is_cut: Whether the reply reached the limit of tokens, which thinking counts towards.
+        """
+        only_thought = bool(thinking and thinking.strip()) and not text.strip()
+        if is_cut:
+            what = "the judge was still thinking when its reply was cut off" if only_thought else "the reply was cut"
+            return f"{what} at {self._settings.max_new_tokens} tokens (`judge.max_new_tokens`)"
+        if only_thought:
+            think = json.dumps(self._settings.think)
+            hint = f"`judge.think` is {think}; some models only accept `low`, `medium` or `high`"
+            return f"the judge wrote no answer after thinking ({hint})"
+        return None
+
+
+def advise_on_refusal(text: str) -> str:
+    """Return the remedy for a server's refusal, as a sentence; empty if it is about no known setting.
+
+    >>> advise_on_refusal("Unsupported value: 'temperature' does not support 0.0 with this model.")
+    ' Set `judge.temperature: null` to leave the temperature to the server.'
+    """
+    for name in ("temperature", "seed"):
+        if re.search(rf"\b{name}\b", text, re.IGNORECASE):
+            return f" Set `judge.{name}: null` to leave the {name} to the server."
+    if re.search(r"\bthink|\breasoning", text, re.IGNORECASE):
+        return " Set `judge.think` to a value that this model accepts: false, true, low, medium or high."
+    return ""

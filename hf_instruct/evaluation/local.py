@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.judges import Judge, Reply
-from hf_instruct.evaluation.pairs import PairQuestion
-from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.rubrics import PairQuestion, Question
 from hf_instruct.models import find_model
 from hf_instruct.wheel_model import ON_HUB
 

@@ -13,8 +13,8 @@ import pydantic
 from hf_instruct.config import JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
+from hf_instruct.evaluation.judges import ServerJudge
 from hf_instruct.evaluation.rubrics import Question
-from hf_instruct.evaluation.server_judge import ServerJudge
 from hf_instruct.progress import progress_bar
 from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, one_line, open_http
 

@@ -7,20 +7,15 @@ from typing import Any
 from hf_instruct.config import JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
-from hf_instruct.evaluation.rubrics import Question
-from hf_instruct.evaluation.server_judge import ServerJudge
+from hf_instruct.evaluation.judges import ServerJudge
+from hf_instruct.evaluation.rubrics import Question, build_schema
 from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, one_line, open_http
 
 logger = logging.getLogger(__name__)
 
+_TRIAL = [{"role": "user", "content": 'Reply with {"score": 0}.'}]
 _OPENAI_URL = "https://api.openai.com/v1"
 _ACCOUNT_HEADERS = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
-_SCHEMA_PROBE = {
-    "type": "object",
-    "properties": {"score": {"type": "integer"}},
-    "required": ["score"],
-    "additionalProperties": False,
-}
 
 
 class _Model(Body):
@@ -125,7 +120,7 @@ class OpenAIJudge(ServerJudge):
     async def _probe_schema(self) -> None:
         """Ask one small question with a schema, and continue without schemas where the server refuses them."""
         try:
-            await self._complete([{"role": "user", "content": 'Reply with {"score": 0}.'}], _SCHEMA_PROBE)
+            await self._complete(_TRIAL, build_schema(score={"type": "integer"}))
         except NoServer as error:
             raise JudgeUnavailable(f"{self._where} no longer answers ({error}).") from error
         except NoAnswer:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.console import align
 from hf_instruct.evaluation.intervals import FEWEST, Estimate, estimate, share_interval
-from hf_instruct.evaluation.pairs import RUBRIC, RUBRIC_SHA256, JoinedPairs
 from hf_instruct.evaluation.people import Corrected
 from hf_instruct.evaluation.ratings import fit_logistic
+from hf_instruct.evaluation.responses import JoinedPairs
+from hf_instruct.evaluation.rubrics import PAIR_RUBRIC
 from hf_instruct.evaluation.scores import label_judge
-from hf_instruct.schema import Consistency, JudgeIdentity, Lengths, PairSummary, Position, Preference, RubricName
+from hf_instruct.schema import Consistency, JudgeIdentity, Lengths, PairSummary, Position, Preference
 
 if TYPE_CHECKING:
     import numpy
@@ -64,7 +65,7 @@ def build_pair_scores(preferences: Sequence[Preference], joined: JoinedPairs, ju
         joined_by=joined.by,
         without_counterpart=joined.alone,
         judge=judge,
-        rubric=RubricName(name=RUBRIC, sha256=RUBRIC_SHA256),
+        rubric=PAIR_RUBRIC,
         prompts_sha256=hashlib.sha256("\n".join(row.prompt_sha256 for row in preferences).encode()).hexdigest(),
         seconds=round(sum(row.seconds for row in preferences), 3),
     )

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection, build_experiment
-from hf_instruct.evaluation.backends import opened_judge
-from hf_instruct.evaluation.judges import Judge, Reply
+from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
-from hf_instruct.evaluation.pairs import RUBRIC, JoinedPairs, build_questions, join_responses
 from hf_instruct.evaluation.people import Corrected, correct_win_rate
-from hf_instruct.evaluation.responses import build_responses
+from hf_instruct.evaluation.responses import JoinedPairs, build_responses, join_responses
+from hf_instruct.evaluation.rubrics import PAIR_RUBRIC, build_questions
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
 from hf_instruct.schema import PairSummary, Preference, Response
@@ -151,7 +150,7 @@ class _Comparing(JudgingPass[Preference]):
             # Orders that disagree, or were never asked, are a tie.
             score=None if None in orders else orders[0] if len(set(orders)) == 1 else 0.5,
             judge=self._unasked if pair.is_identical else self.identity,
-            rubric=RUBRIC,
+            rubric=PAIR_RUBRIC.name,
             orders=orders,
             replies=[answer.replies[-1] if answer.replies else "" for answer in answers],
             first_length=len(pair.first),
@@ -164,7 +163,7 @@ class _Comparing(JudgingPass[Preference]):
 
     def reuse(self, row: Preference) -> Preference | None:
         """Return a preference under the names of this pass, which may be another way to write the same two paths."""
-        is_same = (row.prompt_sha256, row.rubric) == (self._hashes.get(row.id), RUBRIC)
+        is_same = (row.prompt_sha256, row.rubric) == (self._hashes.get(row.id), PAIR_RUBRIC.name)
         return row.model_copy(update=self._names) if is_same and row.judge in (self.identity, self._unasked) else None
 
     def archive(self, path: Path, rows: Sequence[Preference]) -> Path:

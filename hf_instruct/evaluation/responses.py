@@ -1,10 +1,10 @@
-"""Load responses to judge or measure: from a run, a file such as the course's, or a user's own rows."""
+"""Load responses to judge or measure, from a run, a file such as the course's, or a user's own rows; join two sets."""
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, AliasChoices, Field, ValidationError, field_validator
 
@@ -13,8 +13,11 @@ from hf_instruct.data.readers import read_text_file
 from hf_instruct.errors import DataError, RunError
 from hf_instruct.records import build_example_id
 from hf_instruct.run_folder import RunFolder, split_model
-from hf_instruct.schema import MODELS, TUNED, Response
+from hf_instruct.schema import MODELS, TUNED, Response, Unpaired
 from hf_instruct.validation import describe_problem
+
+_MAX_FAULTS = 20
+_SHOWN_CHARACTERS = 60
 
 
 def _check_text(text: str) -> str:
@@ -144,3 +147,71 @@ def _build_response(row: Any, taken: Mapping[str, str], copies: Counter[str]) ->
     # What other programs call their model says nothing here.
     model = checked.model if checked.model in MODELS else TUNED
     return Response(**{**checked.model_dump(), "id": identifier, "model": model})
+
+
+class Pair(NamedTuple):
+    """Two answers to one example."""
+
+    example: Response  # the first answer with the example it is to
+    first: str
+    second: str
+
+    @property
+    def id(self) -> str:
+        """The example's id."""
+        return self.example.id
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether there is nothing to choose: the answers are the same but for white space around them."""
+        return self.first.strip() == self.second.strip()
+
+
+class JoinedPairs(NamedTuple):
+    """The answers of two sets to the examples that both have, in the order of the first set."""
+
+    pairs: list[Pair]
+    names: tuple[str, str]  # of the two sets
+    by: str  # `id`, or `order` where the ids differ and the examples do not
+    alone: Unpaired  # answers without a counterpart
+
+
+def join_responses(first: Sequence[Response], second: Sequence[Response], names: tuple[str, str]) -> JoinedPairs:
+    """Return the answers of two sets to the same examples, joined by id; where no id is in both, by order.
+
+    Raises:
+        DataError: The sets have no example in common, or give one id to different examples.
+    """
+    others = {response.id: response for response in second}
+    joined = [(response, others[response.id]) for response in first if response.id in others]
+    by = "id"
+    if not joined and [_task(row) for row in first] == [_task(row) for row in second]:
+        joined, by = list(zip(first, second, strict=True)), "order"
+    if not joined:
+        raise DataError(
+            f"`{names[0]}` ({len(first)} answers) and `{names[1]}` ({len(second)}) have no example in common: no id "
+            f"is in both (the first are `{first[0].id}` and `{second[0].id}`), and the instructions differ. Use "
+            "answers to the same examples."
+        )
+    faults = [
+        f"`{one.id}` asks {one.instruction[:_SHOWN_CHARACTERS]!r} in `{names[0]}` and "
+        f"{two.instruction[:_SHOWN_CHARACTERS]!r} in `{names[1]}`"
+        for one, two in joined
+        if _task(one) != _task(two)
+    ]
+    if faults:
+        raise DataError(
+            f"{len(faults)} id(s) refer to different examples in the two sets of answers; use answers to the same "
+            "examples, or leave the ids out:",
+            faults[:_MAX_FAULTS],
+        )
+    pairs = [
+        Pair(one.model_copy(update={"category": one.category or two.category}), one.response, two.response)
+        for one, two in joined
+    ]
+    alone = Unpaired(first=len(first) - len(pairs), second=len(second) - len(pairs))
+    return JoinedPairs(pairs, names, by, alone)
+
+
+def _task(response: Response) -> tuple[str, str]:
+    return response.instruction, response.input

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.console import format_points
-from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check
-from hf_instruct.evaluation.judges import Judge, Reply
+from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task, to_printable
 from hf_instruct.evaluation.people import Corrected, Labelled, read_people
 from hf_instruct.evaluation.responses import build_responses

@@ -10,10 +10,9 @@ from pathlib import Path
 from hf_instruct.config import JudgeSection
 from hf_instruct.console import align, format_interval, format_points, format_signed
 from hf_instruct.errors import ConfigError, DataError, JudgeError
-from hf_instruct.evaluation.backends import opened_judge
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
 from hf_instruct.evaluation.intervals import FEWEST
-from hf_instruct.evaluation.judges import Judge
+from hf_instruct.evaluation.judges import Judge, opened_judge
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.probes import (
     EMPTY,

@@ -10,7 +10,7 @@ from typing import Any
 from hf_instruct.config import Experiment, JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
-from hf_instruct.evaluation.backends import opened_judge
+from hf_instruct.evaluation.judges import opened_judge
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import measure_responses
 from hf_instruct.evaluation.ollama import parse_ollama_host

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_instruct.errors import DataError, RunError
-from hf_instruct.evaluation.pairs import JoinedPairs, Pair, join_responses
 from hf_instruct.evaluation.people import hash_answer
-from hf_instruct.evaluation.responses import load_responses
+from hf_instruct.evaluation.responses import JoinedPairs, Pair, join_responses, load_responses
 from hf_instruct.evaluation.verdict_table import PERSON
 from hf_instruct.records import append_rows, recover_rows, write_rows
 from hf_instruct.run_folder import RunFolder, locked, split_model

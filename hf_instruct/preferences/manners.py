@@ -6,10 +6,9 @@ from pathlib import Path
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError
-from hf_instruct.evaluation.backends import choose_judge
-from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judges import Reply, choose_judge
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task
-from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.rubrics import Question, build_schema
 from hf_instruct.evaluation.verdicts import Verdict, parse_text
 from hf_instruct.generation.answers import build_seed
 from hf_instruct.records import Example
@@ -31,12 +30,7 @@ possible.
 {answer}
 
 Reply with nothing but a JSON object that has the rewritten answer under the key "answer"."""
-_SCHEMA = {
-    "type": "object",
-    "properties": {_KEY: {"type": "string"}},
-    "required": [_KEY],
-    "additionalProperties": False,
-}
+_SCHEMA = build_schema(**{_KEY: {"type": "string"}})
 
 
 def rewrite(examples: Sequence[Example], settings: JudgeSection, *, path: Path, options: JudgeOptions) -> list[Rewrite]:

@@ -21,9 +21,8 @@ from hf_instruct.data.sources import build_dataset, load_split
 from hf_instruct.errors import ConfigError, DataError, did_you_mean, quote_names
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.metrics import METRICS
-from hf_instruct.evaluation.pairs import Pair, join_responses
 from hf_instruct.evaluation.pairwise import to_file_name
-from hf_instruct.evaluation.responses import load_responses
+from hf_instruct.evaluation.responses import Pair, join_responses, load_responses
 from hf_instruct.evaluation.scores import short_name
 from hf_instruct.evaluation.stage import judge_sets, load_judge_settings
 from hf_instruct.evaluation.verdict_table import PERSON

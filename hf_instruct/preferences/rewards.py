@@ -9,8 +9,7 @@ from typing import Any
 
 from hf_instruct.config import JudgeSection, build_experiment
 from hf_instruct.errors import ConfigError, did_you_mean, quote_names
-from hf_instruct.evaluation.backends import choose_judge, opened_judge
-from hf_instruct.evaluation.judges import Judge
+from hf_instruct.evaluation.judges import Judge, choose_judge, opened_judge
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.scoring import judge_alone
 from hf_instruct.evaluation.self_check import check_briefly, refuse_failed_judge
