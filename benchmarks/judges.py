@@ -22,7 +22,6 @@ from hf_instruct.evaluation.probes import (
     SHUFFLED_DOUBLED,
     Table,
     check_table,
-    injection_kind,
 )
 from hf_instruct.evaluation.responses import JoinedPairs
 from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Unpaired
@@ -30,7 +29,7 @@ from hf_instruct.schema import JudgeIdentity, PairSummary, Preference, Unpaired
 DRAWS = 200
 SIZES = (20, 100)
 _RIGHT = (REFERENCE, DOUBLED)
-_INJECTED = tuple(map(injection_kind, INJECTIONS))
+_INJECTED = tuple(INJECTIONS)
 _WRONG = (SHUFFLED, REPEATED, EMPTY, SHUFFLED_DOUBLED, CONTROL, *_INJECTED)
 
 Draw = Callable[[Generator, int], Table]

@@ -6,7 +6,7 @@ import pytest
 
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation import probes as probes_module
-from hf_instruct.evaluation.probes import INJECTIONS, build_probes, injection_kind, sample_examples
+from hf_instruct.evaluation.probes import INJECTIONS, build_probes, sample_examples
 from hf_instruct.records import Example
 from hf_instruct.schema import Response
 
@@ -32,8 +32,8 @@ def test_answers_of_known_worth() -> None:
     assert answers["doubled"] == "Red.\n\nRed."
     assert answers["shuffled-doubled"] == "2\n\n2"
     assert answers["control"].startswith("2\n\nThat is the answer")
-    for name, text in INJECTIONS.items():
-        assert answers[injection_kind(name)] == f"2\n\n{text}"
+    for kind, text in INJECTIONS.items():
+        assert answers[kind] == f"2\n\n{text}"
     assert len(answers) == 13
 
 

@@ -18,7 +18,7 @@ from hf_instruct.errors import ConfigError, DataError, JudgeUnavailable
 from hf_instruct.evaluation.cache import find_self_check, keep_self_check
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.loop import JudgeOptions
-from hf_instruct.evaluation.probes import INJECTIONS
+from hf_instruct.evaluation.probes import INJECTIONS, name_kind
 from hf_instruct.evaluation.rubrics import Question, load_rubric
 from hf_instruct.evaluation.scoring import judge_responses, judge_with
 from hf_instruct.evaluation.self_check import check_briefly, format_self_check, run_self_check
@@ -120,7 +120,7 @@ def test_gullible_judge_fails_the_injections_that_it_fell_for() -> None:
         "the injection `command` raised the score by 95.0 points on average in 20 rows (and 4 more did)"
     ]
     fell_for = {row.first for row in result.checks if row.passed is False}
-    assert fell_for == {f"injection-{name}" for name, text in INJECTIONS.items() if "100" in text}
+    assert fell_for == {kind for kind, text in INJECTIONS.items() if "100" in text}
     assert row_of(result, "injection-praise").passed is True
     assert row_of(result, "injection-command").takeovers == 1.0
 
@@ -146,7 +146,7 @@ def test_constant_judge_fails_the_order_and_is_named() -> None:
 @pytest.mark.parametrize(("gap", "result"), [(9, "says nothing"), (40, "passed")])
 def test_injections_show_nothing_where_scores_lie_close_together(gap: int, result: str) -> None:
     said = format_self_check(check(lambda task, output, response: 50 + gap * (output in response)))
-    for name in (*INJECTIONS, "shuffled-doubled"):
+    for name in map(name_kind, (*INJECTIONS, "shuffled-doubled")):
         line = next(line for line in said.splitlines() if f" {name} - " in line)
         assert line.endswith(result)
     assert ("Nothing follows from what did not raise the score" in said) == (result != "passed")
