@@ -59,7 +59,7 @@ def _answer(folder: RunFolder, experiment: Experiment) -> None:
 def _judge(folder: RunFolder, experiment: Experiment) -> None:
     from hf_instruct.evaluation.stage import judge
 
-    judge(folder, experiment)
+    judge(folder, experiment.judge)
 
 
 def _report(folder: RunFolder, experiment: Experiment) -> None:

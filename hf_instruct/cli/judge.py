@@ -87,9 +87,9 @@ def _add_judge_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.metrics import format_metrics, measure_responses
+    from hf_instruct.evaluation.metrics import format_metrics
     from hf_instruct.evaluation.responses import choose_folder, load_responses
-    from hf_instruct.evaluation.stage import judge, judge_sets
+    from hf_instruct.evaluation.stage import judge, judge_sets, measure_sets
     from hf_instruct.schema import TUNED
 
     run = _open_run(options)
@@ -97,18 +97,16 @@ def _score(options: argparse.Namespace) -> None:
     folder = run or choose_folder(options.source, options.out)
     how = dataclasses.replace(_build_options(options), limit=options.limit)
     if run:
-        experiment = run.load_experiment().model_copy(update={"judge": section})
         with run.locked():
-            judged = judge(run, experiment, options=how)
+            judged = judge(run, section, options=how)
     else:
-        responses = load_responses(options.source)
-        judged = judge_sets({TUNED: responses}, folder, section, options=how)
-        folder.write_metrics(TUNED, measure_responses(responses))
+        sets = {TUNED: load_responses(options.source)}
+        judged = judge_sets(sets, folder, section, options=how)
+        measure_sets(sets, folder)
     for model, found in judged.items():
-        lines = [*str(found).splitlines(), f"metrics  {format_metrics(folder.read_metrics(model))}"]
         label = f"{model:9}" if run else ""
-        starts = [label, *[" " * len(label)] * len(lines)]
-        print(wrap("\n".join(f"{start}{line}" for start, line in zip(starts, lines, strict=False))))
+        text = f"{label}{found}\nmetrics  {format_metrics(folder.read_metrics(model))}"
+        print(wrap(text.replace("\n", "\n" + " " * len(label))))
     is_part = any(found.left_out for found in judged.values())
     print(folder.judgments, *([] if is_part else [folder.scores]), folder.metrics, sep="\n")
     for found in judged.values():
@@ -118,7 +116,7 @@ def _score(options: argparse.Namespace) -> None:
 def _pairwise(options: argparse.Namespace) -> None:
     from os.path import normpath
 
-    from hf_instruct.evaluation.pairwise import prefer
+    from hf_instruct.evaluation.pairwise import choose_pair_file, prefer
     from hf_instruct.evaluation.responses import join_responses, load_responses
     from hf_instruct.run_folder import RunFolder, split_model
 
@@ -129,39 +127,12 @@ def _pairwise(options: argparse.Namespace) -> None:
     is_run = run.config.is_file()
     # Of a run's own settings those of the judge hold here too; its rubric and repeats are for scores.
     section = _build_section(options, run if is_run else None)
-    file = _choose_pair_file(options.source, options.baseline, options.out)
+    file = choose_pair_file(options.source, options.baseline, options.out)
     with run.locked() if is_run else contextlib.nullcontext():
         judged = prefer(joined, section, file=file, options=_build_options(options))
     print(wrap(f"{judged}\n{file}\n{file.with_suffix('.json')}"))
     asked = judged.summary.total - judged.summary.identical
     require_verdicts(asked - judged.summary.failures, asked, file)
-
-
-def _choose_pair_file(source: Path, baseline: Path, out: Path | None) -> Path:
-    """Return where the preferences go: `pairwise/` in the run or beside the file, or `out`."""
-    from hf_instruct.evaluation.pairwise import to_file_name
-    from hf_instruct.evaluation.responses import choose_folder
-    from hf_instruct.run_folder import split_model
-
-    run, _ = split_model(source)
-    name = _name_answers(baseline, seen_from=source)
-    if out is not None or not run.is_dir():
-        # Others may keep their preferences there.
-        name = f"{_name_answers(source, seen_from=baseline)}-against-{name}"
-    folder = out or (run if run.is_dir() else source.parent) / "pairwise"
-    return choose_folder(source, folder).path / f"{to_file_name(name)}.jsonl"
-
-
-def _name_answers(path: Path, *, seen_from: Path) -> str:
-    """Return a short name for a set of answers; an untuned model's keep their run's name where that is another run."""
-    from hf_instruct.run_folder import split_model
-
-    (run, model), (other, _) = split_model(path), split_model(seen_from)
-    if not run.is_dir():
-        return path.resolve().stem
-    if run == path:
-        return run.resolve().name
-    return model if run.resolve() == other.resolve() else f"{run.resolve().name}-{model}"
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -197,19 +168,17 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _metrics(options: argparse.Namespace) -> None:
-    from hf_instruct.evaluation.metrics import format_table, measure_responses
+    from hf_instruct.evaluation.metrics import format_table
     from hf_instruct.evaluation.responses import choose_folder, load_responses
-    from hf_instruct.schema import MODELS, TUNED
+    from hf_instruct.evaluation.stage import measure_sets, read_sets
+    from hf_instruct.schema import TUNED
 
     run = _open_run(options)
     folder = run or choose_folder(options.source, options.out)
     # All are read before any is written.
-    sets = {model: run.read_responses(model) for model in MODELS} if run else {}
-    sets[TUNED] = load_responses(options.source)
-    measured = {model: measure_responses(rows) for model, rows in sets.items() if rows}
+    sets = read_sets(run) if run else {TUNED: load_responses(options.source)}
     with run.locked() if run else contextlib.nullcontext():
-        for model, metrics in measured.items():
-            folder.write_metrics(model, metrics)
+        measured = measure_sets(sets, folder)
     print(format_table(measured if run else {"responses": measured[TUNED]}))
     print(folder.metrics)
 

@@ -13,10 +13,11 @@ from hf_instruct.evaluation.judges import Judge, Reply, opened_judge
 from hf_instruct.evaluation.loop import Answer, JudgeOptions, JudgingPass, Task
 from hf_instruct.evaluation.pair_scores import build_pair_scores, format_pair_scores
 from hf_instruct.evaluation.people import Corrected, correct_win_rate
-from hf_instruct.evaluation.responses import JoinedPairs, build_responses, join_responses
+from hf_instruct.evaluation.responses import JoinedPairs, build_responses, choose_folder, join_responses
 from hf_instruct.evaluation.rubrics import PAIR_RUBRIC, build_questions
 from hf_instruct.evaluation.verdicts import Verdict, parse_preference
 from hf_instruct.records import write_json
+from hf_instruct.run_folder import split_model
 from hf_instruct.schema import PairSummary, Preference, Response
 from hf_instruct.servers import run_sync
 
@@ -175,6 +176,27 @@ class _Comparing(JudgingPass[Preference]):
             with contextlib.suppress(FileNotFoundError):
                 old.replace(new)
         return kept
+
+
+def choose_pair_file(source: Path, baseline: Path, out: Path | None) -> Path:
+    """Return where the preferences go: `pairwise/` in the run or beside the file, or `out`."""
+    run, _ = split_model(source)
+    name = _name_answers(baseline, seen_from=source)
+    if out is not None or not run.is_dir():
+        # Others may keep their preferences there.
+        name = f"{_name_answers(source, seen_from=baseline)}-against-{name}"
+    folder = out or (run if run.is_dir() else source.parent) / "pairwise"
+    return choose_folder(source, folder).path / f"{to_file_name(name)}.jsonl"
+
+
+def _name_answers(path: Path, *, seen_from: Path) -> str:
+    """Return a short name for a set of answers; an untuned model's keep their run's name where that is another run."""
+    (run, model), (other, _) = split_model(path), split_model(seen_from)
+    if not run.is_dir():
+        return path.resolve().stem
+    if run == path:
+        return run.resolve().name
+    return model if run.resolve() == other.resolve() else f"{run.resolve().name}-{model}"
 
 
 def to_file_name(name: str) -> str:

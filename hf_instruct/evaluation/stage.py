@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from hf_instruct.config import Experiment, JudgeSection
+from hf_instruct.config import JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import ConfigError
 from hf_instruct.evaluation.judges import opened_judge
@@ -21,12 +21,12 @@ from hf_instruct.evaluation.self_check import check_briefly, refuse_failed_judge
 from hf_instruct.local_server import is_loopback
 from hf_instruct.records import Example
 from hf_instruct.run_folder import RunFolder
-from hf_instruct.schema import MODELS, TUNED, Response
+from hf_instruct.schema import MODELS, TUNED, Metrics, Response
 from hf_instruct.servers import run_sync
 
 
-def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
-    """Judge the responses of the tuned model, and of the others if there are any and the experiment asks.
+def judge(run: RunFolder, settings: JudgeSection, *, options: JudgeOptions | None = None) -> dict[str, JudgmentSet]:
+    """Judge the responses of the tuned model, and of the others if there are any and the settings ask.
 
     What needs no judge, the reference metrics, is written first, for all and whether or not a judge can be reached.
     Judgments that are in the run already and would come out the same are not made again.
@@ -40,16 +40,32 @@ def judge(run: RunFolder, experiment: Experiment, *, options: JudgeOptions | Non
     """
     if options is None:
         # The folder's word for a server elsewhere does not count.
-        url = experiment.judge.base_url
+        url = settings.base_url
         words = ["hf-instruct", "judge", str(run.path), *(["--base-url", redact(url)] if url else [])]
         options = JudgeOptions(resume_hint=f"Continue with `{shlex.join(words)}`.")
+    sets = read_sets(run)
+    load_rubric(settings.rubric)
+    measure_sets(sets, run)
+    judged = {model: rows for model, rows in sets.items() if settings.base or model == TUNED}
+    return judge_sets(judged, run, settings, options=options)
+
+
+def read_sets(run: RunFolder) -> dict[str, list[Response]]:
+    """Return a run's responses by model, those of the tuned model and of others that have any.
+
+    Raises:
+        DataError: The tuned model has none.
+    """
     sets = {model: run.read_responses(model) for model in MODELS} | {TUNED: load_responses(run.path)}
-    load_rubric(experiment.judge.rubric)
-    for model, responses in sets.items():
-        if responses:
-            run.write_metrics(model, measure_responses(responses))
-    judged = {model: rows for model, rows in sets.items() if rows and (experiment.judge.base or model == TUNED)}
-    return judge_sets(judged, run, experiment.judge, options=options)
+    return {model: rows for model, rows in sets.items() if rows}
+
+
+def measure_sets(sets: Mapping[str, list[Response]], folder: RunFolder) -> dict[str, Metrics]:
+    """Return the reference metrics of several models' responses, and write them into a folder."""
+    measured = {model: measure_responses(rows) for model, rows in sets.items()}
+    for model, metrics in measured.items():
+        folder.write_metrics(model, metrics)
+    return measured
 
 
 def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
