@@ -35,7 +35,7 @@ class Reply:
     """
 
     text: str
-    seconds: float
+    seconds: float = 0.0
     failure: str | None = None
     final: bool = False
     score: int | None = None
@@ -192,18 +192,17 @@ class ServerJudge(Judge):
             JudgeError: The server refuses every such question, or runs another model than before.
         """
         start = time.monotonic()
-        text, final = "", False
         try:
-            text, failure, final = await self._ask(question)
+            reply = await self._ask(question)
         except NoServer as error:
             raise JudgeUnavailable(f"{self._where} no longer answers ({error}). Start it again.") from error
         except ServerError as error:
-            failure, final = self._explain(error), error.status == 400
-        return Reply(text, time.monotonic() - start, failure, final)
+            reply = Reply("", failure=self._explain(error), final=error.status == 400)
+        return dataclasses.replace(reply, seconds=time.monotonic() - start)
 
     @abc.abstractmethod
-    async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
-        """Return a reply's text, why it cannot count, and whether asking once more is pointless."""
+    async def _ask(self, question: Question) -> Reply:
+        """Return the reply, without the time it took."""
 
     def _explain(self, error: ServerError) -> str:
         """Return what was wrong with one question, or raise what will be wrong with every one."""

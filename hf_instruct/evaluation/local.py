@@ -1,6 +1,7 @@
 """A judge without a server, based on a chat model's probabilities of described levels."""
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.rubrics import PairQuestion, Question
-from hf_instruct.models import find_model
+from hf_instruct.models import find_model, load_model, load_tokenizer
 from hf_instruct.wheel_model import ON_HUB
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ class LocalJudge(Judge):
 
     async def check(self) -> None:
         """Check that the model's tokenizer is there and knows chats; raises as `prepare` does."""
-        from hf_instruct.models import load_tokenizer
-
         self._check_chat(await asyncio.to_thread(load_tokenizer, self._model_name))
 
     async def prepare(self) -> None:
@@ -97,8 +96,6 @@ class LocalJudge(Judge):
 
     def _load(self) -> None:
         from transformers import DecisionPipeline
-
-        from hf_instruct.models import load_model
 
         if self._model_name in (DEFAULT_MODEL, ON_HUB):
             logger.warning(
@@ -134,10 +131,11 @@ class LocalJudge(Judge):
             self._said_no_reasons = True
             logger.warning("The rubric asks for reasons, but the local judge only gives scores.")
         async with self._lock:
-            return await asyncio.to_thread(self._decide, question)
+            start = time.monotonic()
+            reply = await asyncio.to_thread(self._decide, question)
+            return dataclasses.replace(reply, seconds=time.monotonic() - start)
 
     def _decide(self, question: Question) -> Reply:
-        start = time.monotonic()
         asked: dict[str, Any] = {"type": "score", "criteria": [text for _, text in question.levels]}
         if isinstance(question, PairQuestion):
             asked = {"type": "choice", "criteria": dict.fromkeys(question.choices)}
@@ -146,15 +144,15 @@ class LocalJudge(Judge):
         num_tokens = inputs["prompts"][0][0]["input_ids"].shape[-1]
         if self._longest and num_tokens > self._longest:
             failure = f"the question has {num_tokens} tokens; the judge's limit is {self._longest}"
-            return Reply("", time.monotonic() - start, failure, final=True)
+            return Reply("", failure=failure, final=True)
         found = self._pipeline.postprocess(self._pipeline.forward(inputs))["verdict"]["probabilities"]
         if isinstance(question, PairQuestion):
-            return Reply(choose_better(found, question.choices), time.monotonic() - start, final=True)
+            return Reply(choose_better(found, question.choices), final=True)
         probabilities = {score: found[str(level)] for level, (score, _) in enumerate(question.levels)}
         score = expected_score(list(probabilities.values()), list(probabilities))
         shown = {str(score): round(probability, 4) for score, probability in probabilities.items()}
         text = json.dumps({"score": score, "probabilities": shown})
-        return Reply(text, time.monotonic() - start, final=True, score=score)
+        return Reply(text, final=True, score=score)
 
     async def close(self) -> None:
         """Let go of the model."""

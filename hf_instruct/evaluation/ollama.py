@@ -13,7 +13,7 @@ import pydantic
 from hf_instruct.config import JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
-from hf_instruct.evaluation.judges import ServerJudge
+from hf_instruct.evaluation.judges import Reply, ServerJudge
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.progress import progress_bar
 from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, one_line, open_http
@@ -227,22 +227,18 @@ class OllamaJudge(ServerJudge):
                 "its address with `--judge.base_url` or OLLAMA_HOST."
             ) from error
 
-    async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
+    async def _ask(self, question: Question) -> Reply:
         chat = self._build_chat(question.messages, format=question.schema)
         answer = await self._server.call("/api/chat", _Chat, chat)
         await self._confirm()
         text = answer.message.content or ""
         if cut := self._find_cut_prompt(question, answer.prompt_eval_count or 0):
             # Asked again, the same would be cut off again.
-            return text, cut, True
+            return Reply(text, failure=cut, final=True)
+        failure = self._find_cut(text, answer.message.thinking, is_cut=answer.done_reason == "length")
         if not answer.done:
-            return (
-                text,
-                "the server stopped the reply (`done` is false), which happens if a model repeats itself",
-                False,
-            )
-        is_cut = answer.done_reason == "length"
-        return text, self._find_cut(text, answer.message.thinking, is_cut=is_cut), False
+            failure = "the server stopped the reply (`done` is false), which happens if a model repeats itself"
+        return Reply(text, failure=failure)
 
     def _build_chat(self, messages: list[dict[str, str]], **more: Any) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ from typing import Any
 from hf_instruct.config import JudgeSection
 from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
-from hf_instruct.evaluation.judges import ServerJudge
+from hf_instruct.evaluation.judges import Reply, ServerJudge
 from hf_instruct.evaluation.rubrics import Question, build_schema
 from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, one_line, open_http
 
@@ -139,16 +139,17 @@ class OpenAIJudge(ServerJudge):
                 error,
             )
 
-    async def _ask(self, question: Question) -> tuple[str, str | None, bool]:
+    async def _ask(self, question: Question) -> Reply:
         completion = await self._complete(question.messages, question.schema)
         if not completion.choices:
-            return "", "the server's completion has no choices", False
+            return Reply("", failure="the server's completion has no choices")
         message = completion.choices[0].message
         text = message.content or ""
         if message.refusal:
-            return text, f"the judge refused: {one_line(message.refusal)}", False
+            return Reply(text, failure=f"the judge refused: {one_line(message.refusal)}")
         is_cut = completion.choices[0].finish_reason == "length"
-        return text, self._find_cut(text, message.reasoning_content or message.reasoning, is_cut=is_cut), False
+        thinking = message.reasoning_content or message.reasoning
+        return Reply(text, failure=self._find_cut(text, thinking, is_cut=is_cut))
 
     async def _complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> _Completion:
         """Return the completion of a chat by the model that gave those before it.
