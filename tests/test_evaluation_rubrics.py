@@ -157,7 +157,7 @@ def test_rubric_of_the_users_own(tmp_path: Path) -> None:
     path = tmp_path / "politeness.yaml"
     path.write_text('prompt: "{{ instruction }}{{ input }}{{ output }}{{ response }} How polite, 0 to 100?"\n')
     rubric = load_rubric(str(path))
-    assert (rubric.name, rubric.scale, rubric.highest) == ("politeness", "integer", 100)
+    assert (rubric.name, rubric.scale, max(rubric.scores)) == ("politeness", "integer", 100)
     assert rubric.build_question(WITHOUT_INPUT).messages[0]["content"] == "Name a color.Red. How polite, 0 to 100?"
 
 

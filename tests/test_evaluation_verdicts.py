@@ -286,7 +286,7 @@ def test_generated_replies_give_the_judges_own_verdict_or_none(name: str) -> Non
     key, worth, read = "better", {"A": 1.0, "B": 0.0, "tie": 0.5}, parse_preference
     if name != "pairwise":
         rubric = load_rubric(name)
-        key, worth = "score", {n: rubric.score_of(n) for n in range(rubric.lowest, rubric.highest + 1)}
+        key, worth = "score", rubric.scores
         read = lambda text, judged: parse_verdict(text, rubric, judged).score  # noqa: E731
     for seed in range(200):
         drawn = Drawn(seed, key, list(worth))

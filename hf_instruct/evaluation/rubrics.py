@@ -124,18 +124,9 @@ class Rubric(BaseModel):
         return prompt
 
     @property
-    def lowest(self) -> int:
-        """Lowest number that the judge may reply with."""
-        return 1 if self.scale == "levels" else 0
-
-    @property
-    def highest(self) -> int:
-        """Highest number that the judge may reply with."""
-        return len(self.levels) if self.scale == "levels" else 100
-
-    def score_of(self, number: int) -> int:
-        """Return the score, 0 to 100, that a number in the judge's reply stands for."""
-        return list(self.levels)[number - 1] if self.scale == "levels" else number
+    def scores(self) -> dict[int, int]:
+        """The numbers that the judge may reply with, ascending, and the score from 0 to 100 that each stands for."""
+        return dict(enumerate(self.levels, start=1)) if self.scale == "levels" else {n: n for n in range(101)}
 
     @property
     def sha256(self) -> str:
@@ -169,7 +160,9 @@ class Rubric(BaseModel):
     def _schema(self) -> dict[str, Any]:
         # Reasons first: a score written before its reasons cannot follow from them.
         reasons = {"reasons": {"type": "string"}} if self.reasons else {}
-        return build_schema(**reasons, score={"type": "integer", "minimum": self.lowest, "maximum": self.highest})
+        return build_schema(
+            **reasons, score={"type": "integer", "minimum": min(self.scores), "maximum": max(self.scores)}
+        )
 
 
 def build_schema(**properties: dict[str, Any]) -> dict[str, Any]:

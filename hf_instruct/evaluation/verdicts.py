@@ -111,7 +111,9 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
     Traceback (most recent call last):
     hf_instruct.errors.VerdictError: The reply '101' gives '101'; allowed are the integers from 0 to 100.
     """
-    number = rf"(?P<value>{_WHOLE})(?:\s*/\s*{rubric.highest}|\s+out\s+of\s+{rubric.highest})?"
+    scores = rubric.scores
+    lowest, highest = min(scores), max(scores)
+    number = rf"(?P<value>{_WHOLE})(?:\s*/\s*{highest}|\s+out\s+of\s+{highest})?"
     form = _Form(
         key="score",
         bare=rf"(?:(?:final\s+)?score\s+)?{number}\s*\.?",
@@ -121,12 +123,11 @@ def parse_verdict(text: str, rubric: Rubric, judged: str = "") -> Verdict:
     )
     reply, value, reasons = _find(text, form, judged)
     given = _to_integer(value)
-    if given is None or not rubric.lowest <= given <= rubric.highest:
+    if given not in scores:
         raise VerdictError(
-            f"The reply {_show(reply)} gives {_show(value)}; allowed are the integers from {rubric.lowest} to "
-            f"{rubric.highest}."
+            f"The reply {_show(reply)} gives {_show(value)}; allowed are the integers from {lowest} to {highest}."
         )
-    return Verdict(rubric.score_of(given), reasons)
+    return Verdict(scores[given], reasons)
 
 
 def parse_preference(text: str, judged: str = "") -> float:
