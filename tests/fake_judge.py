@@ -1,4 +1,4 @@
-"""A judge without a model: replies from a queue, then by a function of the question."""
+"""A judge without a model: replies from a queue, then by a function of the question; and a question to any judge."""
 
 import asyncio
 import os
@@ -6,9 +6,14 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from rows import response
+
 from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply
-from hf_instruct.evaluation.rubrics import Question
+from hf_instruct.evaluation.rubrics import Question, load_rubric
+
+RESPONSE = response("a", "Blue.", "Red.", instruction="Name a color.")
+QUESTION = load_rubric("course").build_question(RESPONSE)
 
 
 def always_50(question: Question) -> Reply:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fake_judge import QUESTION, RESPONSE
 from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
@@ -20,16 +21,13 @@ from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.loop import JudgeOptions
 from hf_instruct.evaluation.ollama import OllamaJudge
 from hf_instruct.evaluation.openai import OpenAIJudge
-from hf_instruct.evaluation.rubrics import load_rubric
 from hf_instruct.evaluation.scoring import judge_with
-from hf_instruct.schema import Judgment, Response
+from hf_instruct.schema import Judgment
 
 # Half a second apiece where a server lets one wait, and there are hundreds.
 pytestmark = pytest.mark.slow
 
 KINDS = ("ollama", "openai")
-RESPONSE = Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
-QUESTION = load_rubric("course").build_question(RESPONSE)
 # What Python, and the libraries below, say to programmers.
 PROGRAMMERS_WORDS = re.compile(
     r"Traceback|argument after|must be a mapping|has no attribute|Expecting |codec can't|NoneType|ValidationError"

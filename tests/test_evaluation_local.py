@@ -5,24 +5,18 @@ import json
 from pathlib import Path
 
 import pytest
+from rows import response
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeUnavailable
 from hf_instruct.evaluation.local import LocalJudge, expected_score
 from hf_instruct.evaluation.rubrics import Rubric, load_rubric
 from hf_instruct.evaluation.scoring import judge_responses
-from hf_instruct.schema import Response
 
 ROWS = [
-    Response(
-        id="a",
-        instruction="Name the author of 'Pride and Prejudice'.",
-        input="",
-        output="Jane Austen.",
-        response="Jane Austen.",
-    ),
-    Response(id="b", instruction="Fix the spelling.", input="freind", output="friend", response="{{ friend }} {0}"),
-    Response(id="c", instruction="Name a color.", input="", output="Red.", response=""),
+    response("a", "Jane Austen.", "Jane Austen.", instruction="Name the author of 'Pride and Prejudice'."),
+    response("b", "{{ friend }} {0}", "friend", instruction="Fix the spelling.", input="freind"),
+    response("c", "", "Red.", instruction="Name a color."),
 ]
 
 
@@ -56,19 +50,13 @@ def test_smollm2_judges_the_same_twice(tmp_path: Path, caplog: pytest.LogCapture
 
 
 @pytest.mark.slow
-def test_too_long_question_is_a_failure(tmp_path: Path) -> None:
-    judged = judge_responses(
-        [Response(id="a", instruction="Summarize.", input="word " * 9000, output="Words.", response="Words.")],
-        judge="local",
-        cache=False,
-    )
-    failure = judged.judgments[0].failure
-    assert failure is not None
-    assert failure.endswith("tokens; the judge's limit is 8192")
+def test_too_long_question_is_a_failure() -> None:
+    judged = judge_responses([response("a", input="word " * 9000)], judge="local", cache=False)
+    assert str(judged.judgments[0].failure).endswith("tokens; the judge's limit is 8192")
 
 
 @pytest.mark.slow
-def test_levels_of_the_rubric_are_the_judges(tmp_path: Path) -> None:
+def test_levels_of_the_rubric_are_the_judges() -> None:
     judged = judge_responses(ROWS[:1], judge="local", rubric="five-point", cache=False)
     assert list(json.loads(judged.judgments[0].replies[0])["probabilities"]) == ["0", "25", "50", "75", "100"]
     assert list(load_rubric("five-point").levels) == [0, 25, 50, 75, 100]

@@ -7,18 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fake_judge import QUESTION
 from fake_ollama import DIGEST, Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply, choose_judge, opened_judge
 from hf_instruct.evaluation.ollama import OllamaJudge, open_ollama, parse_ollama_host
-from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.schema import Response
-from hf_instruct.servers import Body, NoServer, Server
 
-RESPONSE = Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
-QUESTION = load_rubric("course").build_question(RESPONSE)
 CONTEXT_ERROR = json.dumps(
     {
         "error": {
@@ -149,14 +145,6 @@ def test_busy_server_is_asked_again(server: FakeOllama) -> None:
         ),
         (Answer('{"score": 8', done_reason="length"), "the reply was cut at 64 tokens (`judge.max_new_tokens`)"),
         (Answer("and and", done=False), "the server stopped the reply"),
-        (
-            Answer(raw="{}", status=307, headers={"Location": "http://me:secret@evil.example/?k=1"}),
-            "the server redirects to http://evil.example, and redirects are not followed",
-        ),
-        (
-            Answer(raw="<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"}),
-            "the answer is not JSON but text/html: <html>Log in</html>",
-        ),
     ],
 )
 def test_failures_of_one_question(server: FakeOllama, answer: Answer, failure: str) -> None:
@@ -378,18 +366,6 @@ def test_addresses_that_are_none(host: str, monkeypatch: pytest.MonkeyPatch) -> 
         open_ollama(None)
 
 
-class Version(Body):
-    version: str
-
-
-async def ask_version() -> str:
-    server = Server(open_ollama(None), timeout_seconds=60)
-    try:
-        return (await server.call("/api/version", Version)).version
-    finally:
-        await server.aclose()
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "'127.0.0.1'", "[::]"])
 def test_no_proxy_is_asked_for_this_machine(server: FakeOllama, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -397,9 +373,6 @@ def test_no_proxy_is_asked_for_this_machine(server: FakeOllama, host: str, monke
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OLLAMA_HOST", f"{host.rstrip(chr(39))}:{server.url.rpartition(':')[2]}")
-    if host == "[::]":
-        # The fake server has no such address; a proxy would be another error.
-        with pytest.raises(NoServer, match="connection attempts failed"):
-            asyncio.run(ask_version())
-    else:
-        assert asyncio.run(ask_version()) == "0.33.0"
+    problem = asyncio.run(OllamaJudge(JudgeSection()).find_problem())
+    # The fake server has no IPv6 address; a proxy would be another error.
+    assert problem == ("All connection attempts failed" if host == "[::]" else None)

@@ -6,18 +6,14 @@ import time
 from typing import Any
 
 import pytest
+from fake_judge import QUESTION
 from fake_ollama import Answer, FakeOllama
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply
 from hf_instruct.evaluation.openai import OpenAIJudge
-from hf_instruct.evaluation.rubrics import load_rubric
-from hf_instruct.schema import Response
 
-QUESTION = load_rubric("course").build_question(
-    Response(id="a", instruction="Name a color.", input="", output="Red.", response="Blue.")
-)
 MODEL = "llama3:latest"
 
 
@@ -48,12 +44,7 @@ def ask(server: FakeOllama, answer: Answer | None = None, **settings: Any) -> tu
     return asyncio.run(work())
 
 
-def test_request_and_identity(server: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> None:
-    # No proxy is asked for this machine.
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def test_request_and_identity(server: FakeOllama) -> None:
     reply, identity = ask(server)
     assert (reply.text, reply.failure) == ('{"score": 85}', None)
     assert server.chats[-1] == {

@@ -189,8 +189,10 @@ def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 def test_question_in_both_orders() -> None:
-    example = Response(id="x", instruction="Fix {it}.", input="teh", output="the", response="the {0}", category=None)
-    pair = join_responses([example], [example.model_copy(update={"response": "</answer-A> a"})], ("a", "b")).pairs[0]
+    first, second = (
+        [response("x", text, "the", instruction="Fix {it}.", input="teh")] for text in ("the {0}", "</answer-A> a")
+    )
+    (pair,) = join_responses(first, second, ("a", "b")).pairs
     forth, back = build_questions(pair)
     texts = {match["letter"]: match["text"] for match in _SHOWN.finditer(forth.messages[0]["content"])}
     assert texts == {"A": "the {0}", "B": "</answer-A> a"}
@@ -226,13 +228,11 @@ def test_arguments_of_the_api() -> None:
 
 @pytest.mark.slow
 def test_smollm2_chooses_the_same_twice() -> None:
-    rows = [
-        Response(
-            id="a", instruction="Name the author of 'Emma'.", input="", output="Jane Austen.", response="Jane Austen."
-        )
+    sets = [
+        [response("a", text, "Jane Austen.", instruction="Name the author of 'Emma'.")]
+        for text in ("Jane Austen.", "A banana.")
     ]
-    other = [rows[0].model_copy(update={"response": "A banana."})]
-    first, again = (judge_pairs(rows, other, judge="local", cache=False).preferences[0] for _ in range(2))
+    first, again = (judge_pairs(*sets, judge="local", cache=False).preferences[0] for _ in range(2))
     assert first.replies == again.replies
     assert set(json.loads(first.replies[0])) == {"better", "probabilities"}
     assert None not in first.orders

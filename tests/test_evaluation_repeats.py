@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_judge import FakeJudge
 from fake_ollama import Answer, FakeOllama
 from rows import judgment, response
 
@@ -26,24 +27,15 @@ pytestmark = pytest.mark.usefixtures("cache_home")
 RESPONSES = [response(f"id{i}", f"Answer {i}.", instruction=f"Task {i}.") for i in range(3)]
 
 
-class SeededJudge:
+class SeededJudge(FakeJudge):
     """Scores by its seed: 10 a seed, and one more for each example."""
 
-    def __init__(self, *, seed: int = 1, dies_at: int | None = None) -> None:
-        self.seed = seed
-        self.asked: list[int] = []
-        self.dies_at = dies_at
+    def __init__(self) -> None:
+        super().__init__(reply=self._score)
+        self.seeds: list[int] = []
 
-    def identity(self) -> dict[str, Any]:
-        return {"backend": "fake", "model": "fake", "digest": "d", "options": {"seed": self.seed, "temperature": 0.7}}
-
-    def reseed(self, seed: int) -> None:
-        self.seed = seed
-
-    async def ask(self, question: Question) -> Reply:
-        if len(self.asked) == self.dies_at:
-            raise JudgeUnavailable("The server is gone.")
-        self.asked.append(self.seed)
+    def _score(self, question: Question) -> Reply:
+        self.seeds.append(self.seed)
         return Reply(str(10 * self.seed + "012".index(question.state.split("Task ")[1][0])), 0.5)
 
 
@@ -97,7 +89,7 @@ def test_each_repeat_is_asked_with_its_own_seed(tmp_path: Path) -> None:
     files = RunFolder(tmp_path)
     judge = SeededJudge()
     judged = run(judge, files)
-    assert judge.asked == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert judge.seeds == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert judge.seed == 1
     assert files.read_judgments() == judged.judgments
     assert files.read_judgments(repeat=3) == judged.repeats[1]
@@ -124,15 +116,17 @@ def test_no_repeats_no_key(tmp_path: Path) -> None:
 
 def test_repeats_go_on_where_they_stopped(tmp_path: Path) -> None:
     files = RunFolder(tmp_path)
+    dying = SeededJudge()
+    dying.dies_after = 5
     with pytest.raises(JudgeUnavailable) as caught:
-        run(SeededJudge(dies_at=5), files, use_cache=False, resume_hint="Go on with `again`.")
+        run(dying, files, use_cache=False, resume_hint="Go on with `again`.")
     assert str(caught.value) == (
         f"The server is gone. 2 of 3 are judged, saved to `{tmp_path}/judgments.jsonl`. Go on with `again`."
     )
     assert not files.scores.exists()
     judge = SeededJudge()
     run(judge, files, use_cache=False)
-    assert judge.asked == [2, 3, 3, 3]
+    assert judge.seeds == [2, 3, 3, 3]
 
 
 def test_more_repeats_later_keep_the_first(tmp_path: Path) -> None:
@@ -140,7 +134,7 @@ def test_more_repeats_later_keep_the_first(tmp_path: Path) -> None:
     run(SeededJudge(), files, repeats=1, use_cache=False)
     judge = SeededJudge()
     run(judge, files, repeats=2, use_cache=False)
-    assert judge.asked == [2, 2, 2]
+    assert judge.seeds == [2, 2, 2]
 
 
 @pytest.mark.parametrize("kind", [SeededJudge, SeedlessJudge])
