@@ -85,41 +85,6 @@ def run_sync(work: Coroutine[Any, Any, Result]) -> Result:
         return pool.submit(asyncio.run, work).result()
 
 
-def open_http(url: str, *, key: str | None, where: str, **headers: str) -> httpx.AsyncClient:
-    """Return a client that follows no redirect and reads no body of more than 8 MB, compressed ones included.
-
-    Args:
-        url: The base URL.
-        key: Sent as a bearer token.
-        where: Start of the error message for an address that is not usable.
-        headers: Sent with each request.
-
-    Raises:
-        ConfigError: The address is not usable.
-    """
-    try:
-        parsed = httpx.URL(url)
-        # A larger port would only fail when a connection is opened, with an OverflowError.
-        if not parsed.host or parsed.scheme not in ("http", "https") or not 0 <= (parsed.port or 0) <= 65_535:
-            raise httpx.InvalidURL("not of a server")
-    except (httpx.InvalidURL, ValueError) as error:
-        raise ConfigError(f"{where} is not usable. It looks like http://127.0.0.1:11434.") from error
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    return httpx.AsyncClient(
-        base_url=url,
-        headers={"Accept-Encoding": "identity", **headers},
-        # The caller limits the number of concurrent calls and the time of each.
-        timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-        verify=_tls(),
-        # A proxy from the environment cannot reach a server on this machine.
-        trust_env=not is_loopback(url),
-        follow_redirects=False,
-        event_hooks={"response": [_guard]},
-    )
-
-
 def shown_url(url: httpx.URL) -> str:
     """Return a URL for messages, without the user, password and key that it may contain."""
     return str(redact(str(url.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/")))
@@ -158,19 +123,47 @@ class _Capped(httpx.AsyncByteStream):
 
 
 class Server:
-    """A server that speaks JSON.
+    """A server that speaks JSON. No redirect is followed, and no body of more than 8 MB read, compressed ones included.
 
     Args:
-        http: The client, from `open_http`.
+        url: The base URL.
+        key: Sent as a bearer token.
+        where: Start of the error message for an address that is not usable.
         timeout_seconds: Maximum time to wait for an answer.
         retries: Maximum number of retries after a temporary failure.
+        headers: Sent with each request.
+
+    Raises:
+        ConfigError: The address is not usable.
     """
 
-    def __init__(self, http: httpx.AsyncClient, *, timeout_seconds: float, retries: int = 0) -> None:
-        self._http = http
+    def __init__(
+        self, url: str, *, key: str | None, where: str, timeout_seconds: float, retries: int = 0, **headers: str
+    ) -> None:
+        try:
+            parsed = httpx.URL(url)
+            # A larger port would only fail when a connection is opened, with an OverflowError.
+            if not parsed.host or parsed.scheme not in ("http", "https") or not 0 <= (parsed.port or 0) <= 65_535:
+                raise httpx.InvalidURL("not of a server")
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConfigError(f"{where} is not usable. It looks like http://127.0.0.1:11434.") from error
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        self._http = httpx.AsyncClient(
+            base_url=url,
+            headers={"Accept-Encoding": "identity", **headers},
+            # The caller limits the number of concurrent calls and the time of each.
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            verify=_tls(),
+            # A proxy from the environment cannot reach a server on this machine.
+            trust_env=not is_loopback(url),
+            follow_redirects=False,
+            event_hooks={"response": [_guard]},
+        )
         self._timeout = timeout_seconds
         self._delays = DELAYS[:retries]
-        self.url = shown_url(http.base_url)
+        self.url = shown_url(self._http.base_url)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -201,7 +194,8 @@ class Server:
                 with _translated(seconds):
                     async with asyncio.timeout(seconds):
                         response = await self._http.request("GET" if body is None else "POST", path, json=body)
-                return read_answer(response, form)
+                check_answer(response)
+                return parse_body(response.content, form)
             except ServerError as error:
                 delay = next(delays, None)
                 if delay is None or not error.transient:
@@ -217,7 +211,7 @@ class Server:
             async with self._http.stream("POST", path, json=body, extensions={"lines": True}) as response:
                 if not response.is_success:
                     await response.aread()
-                    check_status(response)
+                    check_answer(response)
                 async for line in response.aiter_lines():
                     yield parse_body(line, form)
 
@@ -241,23 +235,16 @@ def _translated(seconds: float = 0.0) -> Iterator[None]:
         raise NoAnswer(f"the connection broke ({text})", transient=True) from error
 
 
-def read_answer(response: httpx.Response, form: type[Form]) -> Form:
-    """Return the fields in the body of a response that was already read, or raise ServerError."""
-    check_status(response)
+def check_answer(response: httpx.Response) -> None:
+    """Raise ServerError if a response that was already read has the status of a failure, or is not JSON."""
+    if not response.is_success:
+        status, asked = response.status_code, response.headers.get("retry-after", "")
+        wait = min(float(asked), _MAX_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
+        text = one_line(_find_message(response.text)) or "no reason given"
+        raise ServerError(text, status=status, transient=status in _TRANSIENT_STATUSES, wait=wait)
     kind = response.headers.get("content-type", "").partition(";")[0]
     if kind and "json" not in kind:
         raise ServerError(f"the answer is not JSON but {one_line(kind)}: {one_line(response.text)}")
-    return parse_body(response.content, form)
-
-
-def check_status(response: httpx.Response) -> None:
-    """Raise ServerError if a response that was already read has an error status."""
-    if response.is_success:
-        return
-    status, asked = response.status_code, response.headers.get("retry-after", "")
-    wait = min(float(asked), _MAX_WAIT_SECONDS) if asked.isascii() and asked.isdecimal() else 0.0
-    text = one_line(_find_message(response.text)) or "no reason given"
-    raise ServerError(text, status=status, transient=status in _TRANSIENT_STATUSES, wait=wait)
 
 
 def parse_body(body: str | bytes, form: type[Form]) -> Form:

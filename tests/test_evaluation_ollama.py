@@ -13,7 +13,7 @@ from fake_ollama import DIGEST, Answer, FakeOllama
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.judges import Reply, choose_judge, opened_judge
-from hf_instruct.evaluation.ollama import OllamaJudge, open_ollama, parse_ollama_host
+from hf_instruct.evaluation.ollama import OllamaJudge, parse_ollama_host
 
 CONTEXT_ERROR = json.dumps(
     {
@@ -363,7 +363,7 @@ def test_addresses_are_read_as_ollama_reads_them(host: str, url: str) -> None:
 def test_addresses_that_are_none(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", host)
     with pytest.raises(ConfigError, match=r"^OLLAMA_HOST `.*` is not usable\. It looks like http://127"):
-        open_ollama(None)
+        OllamaJudge(JudgeSection())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "'127.0.0.1'", "[::]"])

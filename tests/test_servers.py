@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_ollama import Answer, FakeOllama
 
-from hf_instruct.servers import Body, Redirected, Server, ServerError, open_http
+from hf_instruct.servers import Body, Redirected, Server, ServerError
 
 
 class Version(Body):
@@ -18,7 +18,7 @@ def call(url: str, *, lines: bool = False, **settings: Any) -> str:
     """Return the version that a server tells, or the last one of a stream of them."""
 
     async def work() -> str:
-        server = Server(open_http(url, key=None, where="It"), timeout_seconds=60, **settings)
+        server = Server(url, key=None, where="It", timeout_seconds=60, **settings)
         try:
             if lines:
                 return [line.version async for line in server.lines("/api/pull", Version, {"model": "llama3"})][-1]

@@ -10,8 +10,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-import httpx
-
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError, JudgeUnavailable
 from hf_instruct.evaluation.rubrics import Question, load_rubric
@@ -163,14 +161,15 @@ class ServerJudge(Judge):
 
     Args:
         settings: Model, options, timeout, retries.
-        http: The connection, from `open_http`.
-        name: What messages call the server, before its address.
+        url: Of the server.
+        name: What messages call it, before its address.
+        more: As for `Server`.
     """
 
-    def __init__(self, settings: JudgeSection, http: httpx.AsyncClient, *, name: str) -> None:
+    def __init__(self, settings: JudgeSection, url: str, *, name: str, **more: Any) -> None:
         self._settings = settings
         self._seed = settings.seed
-        self._server = Server(http, timeout_seconds=settings.timeout_seconds, retries=settings.retries)
+        self._server = Server(url, timeout_seconds=settings.timeout_seconds, retries=settings.retries, **more)
         self.url = self._server.url
         self._where = f"{name} at {self.url}"
         # Which setting says how long a question may be, to follow in brackets.

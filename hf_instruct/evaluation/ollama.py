@@ -7,7 +7,6 @@ import logging
 import os
 from typing import Any
 
-import httpx
 import pydantic
 
 from hf_instruct.config import JudgeSection
@@ -16,7 +15,7 @@ from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.judges import Reply, ServerJudge
 from hf_instruct.evaluation.rubrics import Question
 from hf_instruct.progress import progress_bar
-from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, one_line, open_http
+from hf_instruct.servers import Body, NoAnswer, NoServer, ServerError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -92,26 +91,18 @@ def parse_ollama_host(text: str) -> str:
     return f"{scheme or 'http'}://{user}{at}{name}:{port}{slash}{path}".rstrip("/")
 
 
-def open_ollama(base_url: str | None) -> httpx.AsyncClient:
-    """Return a client for an Ollama server: at `base_url`, else at OLLAMA_HOST, else on this machine.
-
-    Raises:
-        ConfigError: The address is not usable.
-    """
-    key = os.environ.get("OLLAMA_API_KEY")
-    where, text = ("The Ollama address", base_url) if base_url else ("OLLAMA_HOST", os.environ.get("OLLAMA_HOST", ""))
-    return open_http(parse_ollama_host(text), key=key, where=f"{where} `{redact(text)}`")
-
-
 class OllamaJudge(ServerJudge):
     """A model behind Ollama's `/api/chat`.
 
     Args:
-        settings: Model, address, options, timeout, retries.
+        settings: Model, address (by default OLLAMA_HOST, else this machine), options, timeout, retries.
     """
 
     def __init__(self, settings: JudgeSection) -> None:
-        super().__init__(settings, open_ollama(settings.base_url), name="Ollama")
+        host = settings.base_url or os.environ.get("OLLAMA_HOST", "")
+        where = f"{'The Ollama address' if settings.base_url else 'OLLAMA_HOST'} `{redact(host)}`"
+        key = os.environ.get("OLLAMA_API_KEY")
+        super().__init__(settings, parse_ollama_host(host), name="Ollama", key=key, where=where)
         self._model = settings.model or DEFAULT_MODEL
         self._window = f" (`judge.num_ctx` is {settings.num_ctx})"
         self._digest: str | None = None

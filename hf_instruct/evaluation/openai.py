@@ -9,7 +9,7 @@ from hf_instruct.console import redact
 from hf_instruct.errors import JudgeError, JudgeUnavailable, quote_names
 from hf_instruct.evaluation.judges import Reply, ServerJudge
 from hf_instruct.evaluation.rubrics import Question, build_schema
-from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, one_line, open_http
+from hf_instruct.servers import Body, NoAnswer, NoServer, Redirected, ServerError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ class OpenAIJudge(ServerJudge):
             )
         headers = {header: value for header, name in _ACCOUNT_HEADERS.items() if (value := os.environ.get(name))}
         where = f"The judge's address `{redact(base_url)}`"
-        http = open_http(base_url or _OPENAI_URL, key=key or "EMPTY", where=where, **headers)
-        super().__init__(settings, http, name="The server")
+        url = base_url or _OPENAI_URL
+        super().__init__(settings, url, name="The server", key=key or "EMPTY", where=where, **headers)
         self._model = settings.model or ""
         self._takes_schema = True
         # The model that replies name: a tag such as `gpt-4o` may stand for another one tomorrow.

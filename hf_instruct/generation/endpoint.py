@@ -14,7 +14,7 @@ from hf_instruct.generation.answers import answer_to_file, build_response, build
 from hf_instruct.prompts import CHAT, PromptFormat, build_prompt_messages
 from hf_instruct.records import Example, recover_rows, write_rows
 from hf_instruct.schema import Response
-from hf_instruct.servers import Body, NoServer, Server, ServerError, open_http, run_sync
+from hf_instruct.servers import Body, NoServer, Server, ServerError, run_sync
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,8 +116,13 @@ async def _answer(
 ) -> None:
     url = str(section.endpoint).rstrip("/")
     url += "" if urlsplit(url).path else "/v1"
-    http = open_http(url, key=os.environ.get("OPENAI_API_KEY"), where=f"The endpoint `{redact(url)}`")
-    server = Server(http, timeout_seconds=_TIMEOUT_SECONDS, retries=_RETRIES)
+    server = Server(
+        url,
+        key=os.environ.get("OPENAI_API_KEY"),
+        where=f"The endpoint `{redact(url)}`",
+        timeout_seconds=_TIMEOUT_SECONDS,
+        retries=_RETRIES,
+    )
     waiting = iter(asked)
 
     async def work() -> None:
