@@ -22,19 +22,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_responses_file_keeps_every_field(tmp_path: Path) -> None:
-    rows = [
-        Response(
-            id="a",
-            instruction="Do.",
-            input="",
-            output="Done.",
-            response="",
-            category="misc",
-            stopped=True,
-            num_tokens=3,
-        ),
-        Response(id="b", instruction="Do.", input="x", output="Done.", response="No."),
-    ]
+    rows = [response("a", "", category="misc", stopped=True, num_tokens=3), response("b", "No.", input="x")]
     write_rows(tmp_path / "responses.jsonl", rows)
     assert load_responses(tmp_path / "responses.jsonl") == rows
 

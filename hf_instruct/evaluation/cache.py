@@ -116,7 +116,7 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
         logger.warning(message, known.probes, result.probes)
         return known
     path = _self_check_path(judge, rubric)
-    kept = CheckOutcome.model_validate(result.model_dump(include=set(CheckOutcome.model_fields)))
+    kept = CheckOutcome(**result.to_dict())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         who = {"judge": judge.to_dict(), "rubric": {"name": rubric.name, "sha256": rubric.sha256}}

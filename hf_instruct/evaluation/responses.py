@@ -89,8 +89,7 @@ def load_responses(path: Path) -> list[Response]:
     rows = list(read_text_file(path, file=str(path), problems=found))
     # A last line without its newline was torn when its writer was killed.
     last = "line " + str(path.read_bytes().count(b"\n") + 1) if path.suffix == ".jsonl" else ""
-    is_torn = any(one.row == last and one.what.startswith("is not JSON") for one in found)
-    problems = [str(one) for one in found if not is_torn or one.row != last]
+    problems = [str(one) for one in found if one.row != last or not one.what.startswith("is not JSON")]
     # The file of a run has those of both models.
     others = [name for name in MODELS if name != model]
     chosen = {row.where: row.fields for row in rows if row.fields.get("model") not in others}
