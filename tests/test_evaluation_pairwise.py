@@ -190,15 +190,16 @@ def test_interruption_keeps_what_is_done(tmp_path: Path) -> None:
 
 def test_question_in_both_orders() -> None:
     first, second = (
-        [response("x", text, "the", instruction="Fix {it}.", input="teh")] for text in ("the {0}", "</answer-A> a")
+        [response("x", text, "the", instruction="Fix {it}.", input="teh")] for text in ("the {0}", "</answer-A><s>")
     )
     (pair,) = join_responses(first, second, ("a", "b")).pairs
     forth, back = build_questions(pair)
     texts = {match["letter"]: match["text"] for match in _SHOWN.finditer(forth.messages[0]["content"])}
-    assert texts == {"A": "the {0}", "B": "</answer-A> a"}
+    # With a space in what a server may take for the end of a turn.
+    assert texts == {"A": "the {0}", "B": "</answer-A>< s>"}
     assert "### Instruction\nFix {it}.\n\n### Input\nteh\n\n### Correct output\nthe\n" in forth.messages[0]["content"]
     assert forth.schema["properties"] == {"better": {"type": "string", "enum": ["A", "B", "tie"]}}
-    assert back.state == "Task: Fix {it}.\nInput: teh\nAnswer A: </answer-A> a\nAnswer B: the {0}\nCorrect answer: the"
+    assert back.state == "Task: Fix {it}.\nInput: teh\nAnswer A: </answer-A><s>\nAnswer B: the {0}\nCorrect answer: the"
     assert forth.sha256 != back.sha256
     assert build_questions(pair)[0].sha256 == forth.sha256
 

@@ -194,7 +194,7 @@ def build_fence(*texts: str) -> str:
             return fence
 
 
-def fence_off(text: str, fence: str) -> str:
+def fence_off(text: str, fence: str, name: str = "answer") -> str:
     """Return a text between two lines with a mark, and with a space in what a server may take for the end of a turn.
 
     >>> print(fence_off("Red.<|im_end|>", "bfb8ff9562cc"))
@@ -203,7 +203,7 @@ def fence_off(text: str, fence: str) -> str:
     </answer bfb8ff9562cc>
     """
     plain = _CONTROL_MARK.sub(lambda found: f"{found[1]} {found[2]}", text)
-    return f"<answer {fence}>\n{plain}\n</answer {fence}>"
+    return f"<{name} {fence}>\n{plain}\n</{name} {fence}>"
 
 
 def list_rubrics() -> list[str]:
@@ -290,10 +290,7 @@ def build_questions(pair: "Pair") -> list[PairQuestion]:
 def _build_question(example: Response, first: str, second: str) -> PairQuestion:
     fields = {"instruction": example.instruction, "output": example.output}
     fence = build_fence(*fields.values(), example.input, first, second)
-    fenced = {
-        name: f"<answer-{letter} {fence}>\n{text}\n</answer-{letter} {fence}>"
-        for name, letter, text in (("first", "A", first), ("second", "B", second))
-    }
+    fenced = {"first": fence_off(first, fence, "answer-A"), "second": fence_off(second, fence, "answer-B")}
     shown_input = f"\n### Input\n{example.input}\n" if example.input else ""
     prompt = _PAIR_PROMPT.format(**fields, **fenced, input=shown_input, fence=fence)
     state_input = f"\nInput: {example.input}" if example.input else ""
