@@ -18,6 +18,9 @@ from hf_instruct.run_folder import RunFolder
 
 # Before torch or any Hugging Face library is imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from threads, and lose much on a busy machine
+# A developer's own judge servers are not asked.
+for name in ("OLLAMA_HOST", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    os.environ.pop(name, None)
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 # What is imported stays: looking through it for garbage took two fifths of the time in which tests are collected.

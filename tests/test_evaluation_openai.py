@@ -17,12 +17,6 @@ from hf_instruct.evaluation.openai import OpenAIJudge
 MODEL = "llama3:latest"
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-
-
 def completion(content: str | None = '{"score": 85}', *, model: str = MODEL, **message: Any) -> Answer:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content, **message}}
     return Answer(raw=json.dumps({"model": model, "choices": [choice]}))
