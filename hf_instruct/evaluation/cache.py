@@ -18,7 +18,7 @@ from hf_instruct.schema import CheckOutcome, JudgeIdentity
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 30.0
-# By other rules another judge passes: what was found by earlier ones is not found again.
+# Version of the rules that a judge is checked by; results by older rules are not found.
 _RULES = 2
 
 
@@ -127,7 +127,7 @@ def keep_self_check(judge: JudgeIdentity, rubric: Rubric, result: CheckOutcome) 
 
 
 def _self_check_path(judge: JudgeIdentity, rubric: Rubric) -> Path:
-    # Judging several times changes the seed, and with it nothing that a self-check is about.
+    # Repeats change the seed, which makes no difference to a self-check.
     options = {name: value for name, value in judge.options.items() if name != "seed"}
     who = {"judge": {**judge.to_dict(), "options": options}, "rubric": rubric.sha256, "rules": _RULES}
     text = json.dumps(who, sort_keys=True)

@@ -172,7 +172,7 @@ class ServerJudge(Judge):
         self._server = Server(url, timeout_seconds=settings.timeout_seconds, retries=settings.retries, **more)
         self.url = self._server.url
         self._where = f"{name} at {self.url}"
-        # Which setting says how long a question may be, to follow in brackets.
+        # The setting that limits the length of a question, in brackets for a message.
         self._window = ""
 
     def reseed(self, seed: int | None) -> None:
@@ -204,7 +204,7 @@ class ServerJudge(Judge):
         """Return the reply, without the time it took."""
 
     def _explain(self, error: ServerError) -> str:
-        """Return what was wrong with one question, or raise what will be wrong with every one."""
+        """Return what is wrong with this question, or raise if it is wrong with every question."""
         text, status = str(error), error.status
         if status is None:
             return text
@@ -220,7 +220,7 @@ class ServerJudge(Judge):
         )
 
     def _find_cut(self, text: str, thinking: str | None, *, is_cut: bool) -> str | None:
-        """Return why a reply that arrived holds no whole answer, or None.
+        """Return why a reply is incomplete, or None.
 
         Args:
             text: The reply.

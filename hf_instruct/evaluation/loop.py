@@ -26,9 +26,9 @@ Row = TypeVar("Row", Judgment, Preference, Rewrite)
 _ATTEMPTS = 2
 _FAILURES_IN_A_ROW = 8
 _KEPT_CHARACTERS = 65_536
-# Judges whose verdict can be read again in their replies; others may compute it.
+# Judges that write their verdict, so that a kept reply can be parsed again; others may compute it.
 _WRITING_BACKENDS = ("ollama", "openai")
-# What becomes of a judgment that is to be made again.
+# Fields of a judgment that no longer counts.
 _VOID: dict[str, Any] = {
     "score": None,
     "replies": [],
@@ -130,22 +130,22 @@ class JudgingPass(abc.ABC, Generic[Row]):
 
     @abc.abstractmethod
     def reuse(self, row: Row) -> Row | None:
-        """Return a row of the file as this pass would make it again, or None if it would make another."""
+        """Return a row of the file as this pass would write it, or None if the pass would produce a different one."""
 
     @abc.abstractmethod
     def show_mean(self, mean: float) -> str:
-        """Return what the mean score so far is, for the progress bar."""
+        """Return the mean score so far as text for the progress bar."""
 
     def belongs(self, row: Row) -> bool:
-        """Return whether a row of the file is of a pass like this one, over these texts or earlier ones."""
+        """Return whether a row of the file is from a pass like this one, over these texts or earlier versions."""
         return True
 
     def archive(self, path: Path, rows: Sequence[Row]) -> Path:
-        """Move the file, which holds these rows, to a name of its own, and return that."""
+        """Rename the file, which contains these rows, so that it is kept, and return the new path."""
         raise NotImplementedError
 
     async def run(self, *, concurrency: int) -> list[Row]:
-        """Return the row of each task, in their order, with so many under way at any moment.
+        """Return the row of each task, in order, with at most `concurrency` tasks in progress.
 
         Raises:
             JudgeError: Judging cannot continue; the message says how much is judged and how to continue. Finished
@@ -156,7 +156,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
             if path:
                 self._restore(path)
             if self._options.force:
-                # Forgotten, not passed over: whoever continues after an interruption leaves `force` out.
+                # Deleted, not just ignored: after an interruption the user continues without `force`.
                 self._cache.forget(self._key(question) for task in tasks for question in task.questions)
             if waiting := [task for task in tasks if task.id not in self._done]:
                 title = self._options.title
@@ -181,7 +181,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
         return rows
 
     def _restore(self, path: Path) -> None:
-        """Take the rows of the file that count for this pass too for done."""
+        """Mark the tasks done whose row in the file still counts."""
         rows = recover_rows(path, self.row_type)
         newest = {row.id: row for row in rows if self.belongs(row)}
         fitting = {id: again for id, row in newest.items() if (again := self.reuse(row))}
@@ -191,14 +191,14 @@ class JudgingPass(abc.ABC, Generic[Row]):
             logger.warning("Judging again; the old verdicts are kept in `%s`.", aside)
             append_rows(path, reusable.values())
         elif self._options.force and self.keeps_others:
-            # They no longer count, also for whoever continues after an interruption and leaves `force` out.
+            # They no longer count, even if the user continues after an interruption without `force`.
             append_rows(path, [row.model_copy(update=_VOID) for row in fitting.values()])
-        # A last call that brought no reply is worth another try; an unreadable reply would be unreadable again.
+        # If the last call got no reply, another may; an unreadable reply would be unreadable again.
         whole = [row for row in reusable.values() if row.score is not None or (row.replies and all(row.replies))]
         self._finish(whole)
 
     def _finish(self, rows: Iterable[Row]) -> str:
-        """Take rows for done, and return what the progress bar says then; adding up all after each is quadratic."""
+        """Mark rows as done, and return the note of the progress bar; summing all rows each time would be quadratic."""
         for row in rows:
             self._done[row.id] = row
             self._scored += row.score is not None
@@ -208,7 +208,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
         return ", ".join(notes + [f"{failed} failed"] * bool(failed))
 
     async def _make_rows(self, tasks: Sequence[Task], advance: Advance, concurrency: int) -> None:
-        """Make the rows of tasks and keep them as they come; what any of it raises ends it all."""
+        """Produce the rows of tasks and save them as they arrive; the first error stops all workers."""
         waiting = iter(tasks)
         unkept: list[Row] = []
 
@@ -222,12 +222,12 @@ class JudgingPass(abc.ABC, Generic[Row]):
                 del unkept[: len(rows)]
 
         async def worker() -> None:
-            # All workers draw from one iterator, so a slow task holds up nobody else.
+            # All workers share one iterator, so that a slow task delays no other.
             for task in waiting:
                 answers = [await self._answer(question, task.judged) for question in task.questions]
                 unkept.append(self.build(task.id, answers))
                 if not all(answer.cached for answer in answers):
-                    # Rows whose replies have come by now share the write.
+                    # Rows whose replies have arrived by now share one write.
                     await asyncio.sleep(0)
                     keep()
 
@@ -241,7 +241,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
             keep()
 
     async def _answer(self, question: Question, judged: str) -> Answer:
-        """Return what the judge says to a question about a text, now or at an earlier time."""
+        """Return the answer to a question about a text, from the cache or the judge."""
         key = self._key(question)
         known = self._cache.find(key)
         if known:
@@ -258,10 +258,10 @@ class JudgingPass(abc.ABC, Generic[Row]):
         return cache_key(question, self.identity, repeat=self._options.repeat)
 
     def reread(self, replies: Sequence[str], judged: str, known: Verdict) -> Verdict | None:
-        """Return the verdict in replies that were kept: the rule may have been another when they came.
+        """Return the verdict in kept replies, which may have been parsed by an older rule.
 
         Returns:
-            None if they have none today; what was known where the judge may have computed its verdict.
+            None if they have none by the rules of today; `known` if the judge may have computed its verdict.
         """
         if not replies or self.identity.backend not in _WRITING_BACKENDS:
             return known
@@ -271,7 +271,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
             return None
 
     async def _ask(self, question: Question, judged: str) -> Answer:
-        """Put a question to the judge, once more if its reply failed or cannot be parsed; give up on a silent judge."""
+        """Ask the judge a question, twice if its reply failed or cannot be parsed; give up if no replies come."""
         seconds, texts, failure = 0.0, [], ""
         for _ in range(_ATTEMPTS):
             reply = await self._judge.ask(question)
@@ -299,7 +299,7 @@ class JudgingPass(abc.ABC, Generic[Row]):
 
 
 def to_printable(text: str) -> str:
-    """Return a text as rows keep it: its first and last 32,768 characters, without halves of surrogate pairs.
+    """Return a text as it is saved in a row: its first and last 32,768 characters, without lone surrogates.
 
     A reply that was cut may end in such a half, which UTF-8 cannot hold.
     """

@@ -140,7 +140,7 @@ class _Comparing(JudgingPass[Preference]):
         return Verdict(parse_preference(reply.text, judged))
 
     def build(self, id: str, answers: list[Answer]) -> Preference:
-        """Return the preference between two answers, given what came of asking in both orders."""
+        """Return the preference between two answers, given the answers in both orders."""
         pair = self._pairs[id]
         orders = [None if answer.verdict is None else answer.verdict.score for answer in answers]
         if orders and orders[1] is not None:
@@ -163,7 +163,7 @@ class _Comparing(JudgingPass[Preference]):
         )
 
     def reuse(self, row: Preference) -> Preference | None:
-        """Return a preference under the names of this pass, which may be another way to write the same two paths."""
+        """Return a preference with this pass's names, which may spell the same two paths differently, or None."""
         is_same = (row.prompt_sha256, row.rubric) == (self._hashes.get(row.id), PAIR_RUBRIC.name)
         return row.model_copy(update=self._names) if is_same and row.judge in (self.identity, self._unasked) else None
 

@@ -184,7 +184,7 @@ def check_table(table: Table) -> list[Check]:
 
 
 def is_narrow(checks: Sequence[Check]) -> bool:
-    """Return whether a judge hardly tells right from wrong, so that no rise in its scores says nothing either."""
+    """Return whether a judge hardly distinguishes right from wrong; its scores then have no room to rise."""
     order = next((check for check in checks if check.second == SHUFFLED), None)
     return order is not None and order.difference is not None and order.difference < MIN_RISE
 
@@ -250,12 +250,12 @@ def _test(differences: Sequence[float]) -> tuple[Interval | None, float | None]:
 
 
 def _decide(check: Check, p_value: float | None, *, narrow: bool) -> Check:
-    """Return a check with whether it passed, and in words with its figures what is wrong where it failed.
+    """Return a check with its result and, if it failed, the problem in words with its figures.
 
     Args:
         check: The figures.
         p_value: Corrected for the number of checks.
-        narrow: Whether nothing follows from scores that did not rise.
+        narrow: Whether scores that did not rise show nothing.
     """
     check = check.model_copy(update={"p_value": p_value})
     if check.n < FEWEST or not check.expected:

@@ -97,7 +97,7 @@ def load_responses(path: Path) -> list[Response]:
 
 
 def build_responses(rows: Any, *, where: str = "the responses") -> list[Response]:
-    """Return responses from what a user has: a `Dataset`, other rows, or the path of what `load_responses` reads.
+    """Return responses from a `Dataset`, other rows, or the path of something that `load_responses` reads.
 
     Raises:
         DataError: All problems found.
@@ -113,7 +113,7 @@ def build_responses(rows: Any, *, where: str = "the responses") -> list[Response
 
 
 def _build_responses(rows: Mapping[str, Any], problems: list[str], *, where: str) -> list[Response]:
-    """Return the responses of rows by what to call their place, or raise with everything that is wrong with them."""
+    """Return the responses in rows, given by their place in the source, or raise with all their problems."""
     taken: dict[str, str] = {}
     copies: Counter[str] = Counter()
     responses: list[Response] = []
@@ -143,7 +143,7 @@ def _build_response(row: Any, taken: Mapping[str, str], copies: Counter[str]) ->
         while identifier in taken:
             copies[base] += 1
             identifier = f"{base}-{copies[base] + 1}"
-    # What other programs call their model says nothing here.
+    # Other programs' model names have no meaning here.
     model = checked.model if checked.model in MODELS else TUNED
     return Response(**{**checked.model_dump(), "id": identifier, "model": model})
 

@@ -189,7 +189,7 @@ class _Scoring(JudgingPass[Judgment]):
         return Verdict(score, reasons and to_printable(reasons))
 
     def build(self, id: str, answers: list[Answer]) -> Judgment:
-        """Return the judgment of a response, given what came of the one question about it."""
+        """Return the judgment of a response, given the answer to the one question about it."""
         answer = answers[0]
         return Judgment(
             id=id,
@@ -208,14 +208,14 @@ class _Scoring(JudgingPass[Judgment]):
         )
 
     def belongs(self, row: Judgment) -> bool:
-        """Return whether a judgment is of a pass like this one, over these responses or earlier ones."""
+        """Return whether a judgment is from a pass like this one, over these responses or earlier versions of them."""
         if row.id not in self._models or row.rubric_sha256 not in ("", self._rubric.sha256):
             return False
         expected = self._models[row.id], self.identity, self._rubric.name, self._options.repeat
         return (row.model, row.judge, row.rubric, row.repeat) == expected
 
     def reuse(self, row: Judgment) -> Judgment | None:
-        """Return a judgment as this pass would make it again, or None if it would make another."""
+        """Return a judgment if this pass would produce the same, otherwise None."""
         if row.prompt_sha256 != self._tasks[row.id].questions[0].sha256:
             return None
         if row.score is None:

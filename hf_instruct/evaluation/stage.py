@@ -39,7 +39,7 @@ def judge(run: RunFolder, settings: JudgeSection, *, options: JudgeOptions | Non
         JudgeError: Judging cannot continue; finished judgments are kept.
     """
     if options is None:
-        # The folder's word for a server elsewhere does not count.
+        # The user has to name a server on another machine again; see `load_judge_settings`.
         url = settings.base_url
         words = ["hf-instruct", "judge", str(run.path), *(["--base-url", redact(url)] if url else [])]
         options = JudgeOptions(resume_hint=f"Continue with `{shlex.join(words)}`.")
@@ -69,7 +69,7 @@ def measure_sets(sets: Mapping[str, list[Response]], folder: RunFolder) -> dict[
 
 
 def load_judge_settings(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's `judge` settings with a user's own, `given` now, laid over them.
+    """Return a run's `judge` settings, overridden by those that the user gives now.
 
     The folder may be from somebody else. A server elsewhere would get the user's API key, so the user has to name it
     too; and a model is downloaded only if the user allows it now.
