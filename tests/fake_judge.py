@@ -9,7 +9,7 @@ from typing import Any
 from rows import response
 
 from hf_instruct.errors import JudgeUnavailable
-from hf_instruct.evaluation.judges import Reply
+from hf_instruct.evaluation.judges import Judge, Reply
 from hf_instruct.evaluation.rubrics import Question, load_rubric
 
 RESPONSE = response("a", "Blue.", "Red.", instruction="Name a color.")
@@ -20,7 +20,7 @@ def always_50(question: Question) -> Reply:
     return Reply('{"score": 50}', 0.25)
 
 
-class FakeJudge:
+class FakeJudge(Judge):
     """A judge that keeps what it was asked.
 
     Args:
@@ -46,12 +46,6 @@ class FakeJudge:
 
     def reseed(self, seed: int) -> None:
         self.seed = seed
-
-    async def check(self) -> None: ...
-
-    async def prepare(self) -> None: ...
-
-    async def close(self) -> None: ...
 
     async def ask(self, question: Question) -> Reply:
         self.asked.append(question)
