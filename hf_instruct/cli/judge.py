@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -95,7 +94,7 @@ def _score(options: argparse.Namespace) -> None:
     run = _open_run(options)
     section = _build_section(options, run)
     folder = run or choose_folder(options.source, options.out)
-    how = dataclasses.replace(_build_options(options), limit=options.limit)
+    how = _build_options(options, limit=options.limit)
     if run:
         with run.locked():
             judged = judge(run, section, options=how)
@@ -216,14 +215,14 @@ def _build_section(options: argparse.Namespace, run: "RunFolder | None") -> "Jud
     return build_experiment({"judge": values}, where="the flags", deep=False).judge
 
 
-def _build_options(options: argparse.Namespace) -> "JudgeOptions":
+def _build_options(options: argparse.Namespace, limit: int | None = None) -> "JudgeOptions":
     from hf_instruct.console import redact
     from hf_instruct.evaluation.loop import JudgeOptions
 
     # `--force` would throw away what was judged before the interruption.
     command = redact(shlex.join(["hf-instruct", *(word for word in sys.argv[1:] if word != "--force")]))
     resume_hint = f"Continue with the same command: `{command}`."
-    return JudgeOptions(use_cache=not options.no_cache, force=options.force, resume_hint=resume_hint)
+    return JudgeOptions(use_cache=not options.no_cache, force=options.force, limit=limit, resume_hint=resume_hint)
 
 
 def require_verdicts(num_verdicts: int, num_asked: int, files: Path | None) -> None:
