@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
             with fake.counted():
                 time.sleep(fake.latency_seconds)
                 answer = fake.take_answer(body)
-                build = _build_completion if self.path == "/v1/chat/completions" else _build_chat
+                build = build_completion if self.path == "/v1/chat/completions" else build_chat
                 self._send_answer(answer, lambda: build(body["model"], answer))
 
     def _send_answer(self, answer: Answer, build: Callable[[], dict[str, Any]]) -> None:
@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def _build_chat(model: str, answer: Answer) -> dict[str, Any]:
+def build_chat(model: str, answer: Answer) -> dict[str, Any]:
     chat: dict[str, Any] = {
         "model": model,
         "created_at": "2026-08-01T10:00:00.1Z",
@@ -259,7 +259,7 @@ def _build_chat(model: str, answer: Answer) -> dict[str, Any]:
     return chat
 
 
-def _build_completion(model: str, answer: Answer) -> dict[str, Any]:
+def build_completion(model: str, answer: Answer) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer.content}
     choice = {"index": 0, "finish_reason": answer.done_reason, "message": message}
     return {"id": "1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}

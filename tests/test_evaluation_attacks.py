@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_judge import QUESTION, RESPONSE
-from fake_ollama import Answer, FakeOllama
+from fake_ollama import Answer, FakeOllama, build_chat, build_completion
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import JudgeError
@@ -103,11 +103,8 @@ STATUSES: dict[str, Answer] = {
 
 def build_reply(kind: str, **changes: Any) -> bytes:
     """Return a server's reply with the score 100, with some fields changed; those set to ... are left out."""
-    message = {"role": "assistant", "content": SCORE}
-    if kind == "ollama":
-        reply: dict[str, Any] = {"model": "llama3", "message": message, "done": True, "done_reason": "stop"}
-    else:
-        reply = {"model": "llama3:latest", "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+    build = build_chat if kind == "ollama" else build_completion
+    reply = build("llama3:latest", Answer(SCORE))
     for path, value in changes.items():
         owner: Any = reply
         *parents, last = path.split("__")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_judge import QUESTION
-from fake_ollama import Answer, FakeOllama
+from fake_ollama import Answer, FakeOllama, build_completion
 
 from hf_instruct.config import JudgeSection
 from hf_instruct.errors import ConfigError, JudgeError, JudgeUnavailable
@@ -18,8 +18,9 @@ MODEL = "llama3:latest"
 
 
 def completion(content: str | None = '{"score": 85}', *, model: str = MODEL, **message: Any) -> Answer:
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content, **message}}
-    return Answer(raw=json.dumps({"model": model, "choices": [choice]}))
+    reply = build_completion(model, Answer())
+    reply["choices"][0]["message"] |= {"content": content, **message}
+    return Answer(raw=json.dumps(reply))
 
 
 def ask(server: FakeOllama, answer: Answer | None = None, **settings: Any) -> tuple[Reply, dict[str, Any]]:
