@@ -25,7 +25,7 @@ ROWS = [
     [([1, 0, 0], 0), ([0, 0, 1], 100), ([0.25, 0.5, 0.25], 50), ([0, 0.99, 0.01], 51), ([1e-9, 0, 0], 0)],
 )
 def test_expected_score(probabilities: list[float], score: int) -> None:
-    assert expected_score(probabilities, [0, 50, 100]) == score
+    assert expected_score(dict(zip((0, 50, 100), probabilities, strict=True))) == score
 
 
 def test_rubric_without_a_question_is_refused() -> None:

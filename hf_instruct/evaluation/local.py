@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "smollm2-135m"
 
 
-def expected_score(probabilities: list[float], scores: list[int]) -> int:
-    """Return the mean of the levels' scores under their probabilities, rounded, halves up.
+def expected_score(probabilities: dict[int, float]) -> int:
+    """Return the mean of scores under their probabilities, rounded, halves up.
 
     The mean distinguishes answers with the same most likely level, and is deterministic.
 
-    >>> expected_score([0.1, 0.2, 0.7], [0, 50, 100]), expected_score([0.5, 0.5], [0, 25])
+    >>> expected_score({0: 0.1, 50: 0.2, 100: 0.7}), expected_score({0: 0.5, 25: 0.5})
     (80, 13)
     """
-    mean = sum(probability * score for probability, score in zip(probabilities, scores, strict=True))
+    mean = sum(score * probability for score, probability in probabilities.items())
     # Twelve digits: the probabilities' own rounding must not decide between 12 and 13.
-    return int(round(mean / sum(probabilities), 12) + 0.5)
+    return int(round(mean / sum(probabilities.values()), 12) + 0.5)
 
 
 def choose_better(probabilities: dict[str, float], choices: dict[str, str]) -> str:
@@ -149,7 +149,7 @@ class LocalJudge(Judge):
         if isinstance(question, PairQuestion):
             return Reply(choose_better(found, question.choices), final=True)
         probabilities = {score: found[str(level)] for level, (score, _) in enumerate(question.levels)}
-        score = expected_score(list(probabilities.values()), list(probabilities))
+        score = expected_score(probabilities)
         shown = {str(score): round(probability, 4) for score, probability in probabilities.items()}
         text = json.dumps({"score": score, "probabilities": shown})
         return Reply(text, final=True, score=score)

@@ -115,9 +115,9 @@ def judge_sets(
     async def work() -> dict[str, JudgmentSet]:
         async with opened_judge(settings) as judge:
             if settings.check and all(rows == rows[: options.limit] for rows in sets.values()):
-                texts = {row.id: (row.instruction, row.input, row.output) for row in chain(*sets.values())}
-                examples = [Example(id, *fields) for id, fields in texts.items()]
-                await check_briefly(judge, examples, settings, out=folder.path, options=options)
+                rows = chain(*sets.values())
+                examples = {row.id: Example(row.id, row.instruction, row.input, row.output) for row in rows}
+                await check_briefly(judge, [*examples.values()], settings, out=folder.path, options=options)
             if options.refuse_failed:
                 advice = ". Choose another with `--judge` and `--model`, or use its scores anyway with `--force`."
                 refuse_failed_judge(judge, settings, advice)
