@@ -373,6 +373,14 @@ def test_no_proxy_is_asked_for_this_machine(server: FakeOllama, host: str, monke
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OLLAMA_HOST", f"{host.rstrip(chr(39))}:{server.url.rpartition(':')[2]}")
-    problem = asyncio.run(OllamaJudge(JudgeSection()).find_problem())
+
+    async def work() -> str | None:
+        judge = OllamaJudge(JudgeSection())
+        try:
+            return await judge.find_problem()
+        finally:
+            await judge.close()
+
+    problem = asyncio.run(work())
     # The fake server has no IPv6 address; a proxy would be another error.
     assert problem == ("All connection attempts failed" if host == "[::]" else None)
