@@ -10,7 +10,7 @@ from hf_instruct.config import build_experiment
 from hf_instruct.errors import DataError
 from hf_instruct.evaluation.intervals import compare_values
 from hf_instruct.evaluation.pair_scores import build_pair_scores
-from hf_instruct.evaluation.pairs import JoinedPairs
+from hf_instruct.evaluation.responses import JoinedPairs
 from hf_instruct.records import append_rows, write_json, write_rows
 from hf_instruct.reporting.answers import pair_answers, pick_highlights, sort_worst_first
 from hf_instruct.reporting.findings import list_findings
