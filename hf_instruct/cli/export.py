@@ -1,7 +1,6 @@
 """`hf-instruct export`: a run's model for other programs."""
 
 import argparse
-import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -57,6 +56,8 @@ def _export(options: argparse.Namespace) -> None:
         options.usage_error("`--base-url` needs `--create NAME`")
     if options.type is not None and options.format == "merged":
         options.usage_error("`--type` needs `--format gguf` or `ollama`")
+    from pydantic_core import to_jsonable_python
+
     from hf_instruct.hub.export import export
     from hf_instruct.hub.gguf_file import format_quantize_command
     from hf_instruct.hub.merging import name_run
@@ -71,8 +72,7 @@ def _export(options: argparse.Namespace) -> None:
     run = RunFolder(options.run, trust_remote_code=options.trust_remote_code)
     done = export(run, options.format, out=options.out, tensor_type=options.type or "Q8_0", force=options.force)
     if options.json:
-        values = {name: value for name, value in dataclasses.asdict(done).items() if name != "modelfile"}
-        print(format_json(values | {key: str(values[key]) for key in ("path", "weights") if values[key]}))
+        print(format_json(to_jsonable_python(done, exclude={"modelfile"})))
     else:
         _print(done)
     create = ["create", name or name_run(run), "-f", str(done.path / "Modelfile")]
