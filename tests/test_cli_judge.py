@@ -145,7 +145,7 @@ def test_run_without_any_verdict_fails_after_its_summary(
     from reporting_run import write_run
 
     run = write_run(tmp_path / "demo")
-    monkeypatch.setattr("hf_instruct.cli.run.run_experiment", lambda options, stages: run)
+    monkeypatch.setattr("hf_instruct.cli.run._run_stages", lambda options, stages: run)
     assert main(["run", "demo.yaml", "--run-dir", str(run.path)]) == 0
     summary = capsys.readouterr().out
     none = {"mean": None, "standard_error": None, "interval": None, "n": 0, "failures": 4}

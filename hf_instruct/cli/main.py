@@ -17,8 +17,8 @@ from hf_instruct.console import clean_message, clean_output, wrap
 from hf_instruct.errors import DISK_ERRORS, InstructError, disk_remedy, is_bug
 from hf_instruct.processes import Terminated, configure_process, is_main_process, sigterm_interrupts
 
-# Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, and `add_arguments(parser)`, which also
-# sets the default `handler`. It is imported when its verb is given.
+# Each is a module in this package: `DESCRIPTION` and `EPILOG` for its help, by verb where it has several, and
+# `add_arguments(parser)`, which also sets the default `handler`. It is imported when its verb is given.
 VERBS = {
     "run": "run an experiment from end to end: prepare, train, answer, judge, report",
     "recipes": "list the experiments that come with the package, or copy one to edit",
@@ -43,6 +43,7 @@ VERBS = {
     "export": "export the tuned model as merged weights, as GGUF or for Ollama",
     "serve": "serve the tuned model with an OpenAI-compatible API",
 }
+_MODULES = dict.fromkeys(("train", "dpo", "grpo"), "run")  # by verb, where they are not called the same
 
 _SECONDS_FOR_THE_FIRST = 5.0
 
@@ -159,7 +160,10 @@ def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPar
         if arguments is not None and verb not in arguments:
             subparsers.add_parser(verb, help=text)
             continue
-        module = importlib.import_module(f"hf_instruct.cli.{verb}")
-        below = subparsers.add_parser(verb, help=text, description=module.DESCRIPTION, epilog=module.EPILOG)
+        module = importlib.import_module(f"hf_instruct.cli.{_MODULES.get(verb, verb)}")
+        texts = (module.DESCRIPTION, module.EPILOG)
+        description, epilog = (about[verb] if isinstance(about, dict) else about for about in texts)
+        below = subparsers.add_parser(verb, help=text, description=description, epilog=epilog)
+        below.set_defaults(verb=verb)
         module.add_arguments(below)
     return parser

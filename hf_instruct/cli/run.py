@@ -1,4 +1,4 @@
-"""`hf-instruct run`: an experiment from its data to its report."""
+"""`hf-instruct run`: an experiment from its data to its report; `train`, `dpo` and `grpo`: its data and training."""
 
 import argparse
 from pathlib import Path
@@ -6,12 +6,21 @@ from typing import TYPE_CHECKING
 
 from hf_instruct.cli.flags import format_help
 from hf_instruct.console import wrap
+from hf_instruct.processes import is_main_process
 
 if TYPE_CHECKING:
     from hf_instruct.run_folder import RunFolder
 
-DESCRIPTION = "Run all stages of an experiment in one run folder."
-EPILOG = """\
+DESCRIPTION = {
+    "run": "Run all stages of an experiment in one run folder.",
+    "train": "Prepare the data of an experiment and fine-tune its model. Set fields with --SECTION.FIELD VALUE, as in "
+    "`run`.",
+    "dpo": "Prepare the data of an experiment and train its model on pairs of answers, one preferred (DPO).",
+    "grpo": "Prepare the data of an experiment and train its model on rewards for its own answers (GRPO).",
+}
+_LAUNCH = "accelerate launch --config_file accelerate_configs/multi_gpu.yaml"
+EPILOG = {
+    "run": """\
 examples:
   hf-instruct run demo
   hf-instruct run gpt2-medium/lora --run-dir runs/low-rate --train.learning_rate 1e-5
@@ -20,31 +29,46 @@ examples:
 Set any field of the experiment with --SECTION.FIELD VALUE, or --FIELD VALUE if only one section has it. Flags override
 the file. `train` takes the fields of TRL's SFTConfig, `dpo` those of DPOConfig, `grpo` those of GRPOConfig, `lora`
 those of PEFT's LoraConfig, and `generate` those of GenerationConfig; `hf-instruct run --fields` lists our own fields.
-"""
+""",
+    "train": f"""\
+examples:
+  hf-instruct train gpt2-medium/lora
+  {_LAUNCH} recipes/sft.py recipes/gpt2-large/lora.yaml
+""",
+    "dpo": f"""\
+examples:
+  hf-instruct dpo smollm2-135m/dpo
+  {_LAUNCH} recipes/dpo.py recipes/smollm2-135m/dpo.yaml
+""",
+    "grpo": f"""\
+examples:
+  hf-instruct grpo smollm2-135m/grpo
+  {_LAUNCH} recipes/grpo.py recipes/smollm2-135m/grpo.yaml
+""",
+}
 
 # Those of an experiment, whose fields may be set without naming them where only one has the field.
 SECTIONS = ("data", "model", "train", "lora", "dpo", "preferences", "grpo", "rewards", "generate", "judge")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    add_run_options(parser)
-    parser.set_defaults(handler=_run, verb="run", sections=SECTIONS)
-
-
-def add_run_options(parser: argparse.ArgumentParser, *, takes_reward: bool = True) -> None:
-    """Add what `run` and `train` have in common; `--reward` only where a reward can count."""
+    """Add the arguments of one of the verbs."""
+    verb = parser.get_default("verb")
     parser.add_argument("experiment", nargs="?", type=Path, help="YAML file, or name of a recipe, such as `demo`")
     parser.add_argument("--run-dir", type=Path, help="run folder (default: runs/MODEL-EXPERIMENT)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--force", action="store_true", help="delete what is in the run folder first")
     parser.set_defaults(reward=[])
-    if takes_reward:
+    if verb != "dpo":
         parser.add_argument(
             "--reward", metavar="FILE.py:NAME", action="append", help="your own reward function, for `grpo`"
         )
     text = "list our own fields with their defaults and exit"
     parser.add_argument("--fields", dest="handler", action="store_const", const=_list_fields, help=text)
+    # Training answers nothing, and the judge may only give rewards.
+    unused = {"run": (), "grpo": ("generate",)}.get(verb, ("generate", "judge"))
+    sections = tuple(section for section in SECTIONS if section not in unused)
+    parser.set_defaults(handler=_run if verb == "run" else _train, sections=sections)
 
 
 def _list_fields(options: argparse.Namespace) -> None:
@@ -62,7 +86,7 @@ def _list_fields(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from hf_instruct.pipeline import STAGES
 
-    run = run_experiment(options, STAGES)
+    run = _run_stages(options, STAGES)
     from hf_instruct.cli.judge import require_verdicts
     from hf_instruct.reporting.summary import format_summary
     from hf_instruct.schema import MODELS
@@ -74,7 +98,13 @@ def _run(options: argparse.Namespace) -> None:
             require_verdicts(scores.n, scores.total, files=run.judgments)
 
 
-def run_experiment(options: argparse.Namespace, stages: tuple[str, ...]) -> "RunFolder":
+def _train(options: argparse.Namespace) -> None:
+    run = _run_stages(options, ("data", "train"))
+    if is_main_process():
+        print(run.model)
+
+
+def _run_stages(options: argparse.Namespace, stages: tuple[str, ...]) -> "RunFolder":
     """Run some stages of the experiment that the options name, and return its run folder."""
     from hf_instruct.config import load_experiment
     from hf_instruct.errors import ConfigError
