@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from hf_instruct.records import Example
 
-    Answerer = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", list[Example], int, int], list[str]]
-
 
 @dataclasses.dataclass(frozen=True)
 class GenerationJob:
@@ -42,6 +40,9 @@ class GenerationJob:
     warm_up: int = 1
 
 
+Answerer = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", "list[Example]", GenerationJob], list[str]]
+
+
 def run_generation(**values: Any) -> dict[str, Any]:
     """Do a `GenerationJob`, given by its fields, and report it.
 
@@ -58,9 +59,9 @@ def run_generation(**values: Any) -> dict[str, Any]:
     count = min(job.prompts, len(examples))
     chosen = [examples[index * len(examples) // count] for index in range(count)]
     # The first product of each shape costs extra; so does the first import of what generation needs.
-    answer(model, tokenizer, chosen[: job.warm_up], 2, job.batch_size)
+    answer(model, tokenizer, chosen[: job.warm_up], dataclasses.replace(job, new_tokens=2))
     start = read_clock()
-    texts = answer(model, tokenizer, chosen, job.new_tokens, job.batch_size)
+    texts = answer(model, tokenizer, chosen, job)
     seconds = read_clock() - start
     return {
         "seconds": seconds / count,
@@ -72,11 +73,7 @@ def run_generation(**values: Any) -> dict[str, Any]:
 
 
 def answer_ours(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    examples: "list[Example]",
-    new_tokens: int,
-    _batch_size: int,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", job: GenerationJob
 ) -> list[str]:
     """Answer as every user of this package does: `hf_instruct.generate_responses` at its defaults.
 
@@ -86,18 +83,14 @@ def answer_ours(
     from benchmarks.processes import BenchmarkError
     from hf_instruct import generate_responses
 
-    responses = generate_responses(model, tokenizer, examples, max_new_tokens=new_tokens)
-    if short := [row["id"] for row in responses if row["num_tokens"] != new_tokens]:
-        raise BenchmarkError(f"{len(short)} answers ended before {new_tokens} tokens; use other random weights.")
+    responses = generate_responses(model, tokenizer, examples, max_new_tokens=job.new_tokens)
+    if short := [row["id"] for row in responses if row["num_tokens"] != job.new_tokens]:
+        raise BenchmarkError(f"{len(short)} answers ended before {job.new_tokens} tokens; use other random weights.")
     return list(responses["response"])
 
 
 def answer_batched(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    examples: "list[Example]",
-    new_tokens: int,
-    batch_size: int,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", job: GenerationJob
 ) -> list[str]:
     """Answer with `generate()` in left-padded batches, as Transformers' documentation does.
 
@@ -105,34 +98,26 @@ def answer_batched(
     """
     texts: list[str] = []
     prompts = [_format(example) for example in examples]
-    for start in range(0, len(prompts), batch_size):
+    for start in range(0, len(prompts), job.batch_size):
         batch = tokenizer(
-            prompts[start : start + batch_size], return_tensors="pt", padding=True, padding_side="left"
+            prompts[start : start + job.batch_size], return_tensors="pt", padding=True, padding_side="left"
         ).to(model.device)
         ids = model.generate(
-            **batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
+            **batch, max_new_tokens=job.new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id
         )  # [batch, prompt + new]
         texts += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
 def answer_one_by_one(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    examples: "list[Example]",
-    new_tokens: int,
-    _batch_size: int,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", job: GenerationJob
 ) -> list[str]:
     """Answer with `generate()` one prompt after the other, with its cache."""
-    return answer_batched(model, tokenizer, examples, new_tokens, 1)
+    return answer_batched(model, tokenizer, examples, dataclasses.replace(job, batch_size=1))
 
 
 def answer_course(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    examples: "list[Example]",
-    new_tokens: int,
-    _batch_size: int,
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", examples: "list[Example]", job: GenerationJob
 ) -> list[str]:
     """Answer with the loop that the course teaches: no cache, so each token computes the whole text again.
 
@@ -144,7 +129,7 @@ def answer_course(
     for example in examples:
         ids = torch.tensor([tokenizer(_format(example))["input_ids"]], device=model.device)  # [1, prompt]
         width = ids.shape[1]
-        for _ in range(new_tokens):
+        for _ in range(job.new_tokens):
             with torch.no_grad():
                 logits = model(ids, use_cache=False).logits[:, -1]  # [1, vocabulary]
             ids = torch.cat([ids, logits.argmax(dim=-1, keepdim=True)], dim=1)
@@ -158,7 +143,7 @@ def _format(example: "Example") -> str:
     return PromptFormat.from_name("alpaca").format_prompt(example.instruction, example.input)
 
 
-CONTESTANTS: "dict[str, tuple[str, Answerer]]" = {
+CONTESTANTS: dict[str, tuple[str, Answerer]] = {
     "ours": ("float32", answer_ours),
     "ours-bf16": ("bfloat16", answer_ours),
     "batched": ("float32", answer_batched),

@@ -51,7 +51,8 @@ CASES = [
     GpuCase("GPT-2 medium 355M, batch 32", "gpt2-medium", 32, 60),
     GpuCase("GPT-2 medium, LoRA r 16, batch 8", "gpt2-medium", 8, 60, _ALL[:3], lora=True),
 ]
-# How many of the course's 110 test prompts each answers, with 64 tokens; all contestants with batches have one.
+# How many of the course's 110 test prompts each contestant answers, with 64 tokens each; one that batches takes all of
+# its prompts as one batch.
 ANSWERS = {"ours": 110, "batched": 110, "ours-bf16": 110, "batched-bf16": 110, "one-by-one-bf16": 8, "course": 2}
 
 
