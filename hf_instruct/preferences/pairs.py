@@ -87,6 +87,11 @@ class Candidate(NamedTuple):
     sample: int | None = None  # which of the sampled answers it is, from 1
 
 
+def reference_candidates(example: Example, response: str) -> list[Candidate]:
+    """Return an example's output and the model's own answer to it; the output is taken to be the better one."""
+    return [Candidate(example.output, 1.0), Candidate(response, 0.0)]
+
+
 def choose_pair(
     candidates: Iterable[Candidate], left_out: Counter[str], *, min_gap: float = 0.0
 ) -> tuple[Candidate, Candidate] | None:

@@ -30,7 +30,15 @@ from hf_instruct.generation.answers import answer_examples, answer_to_file
 from hf_instruct.generation.stage import generation_fields, load_model_of_run
 from hf_instruct.generation.strategies import STRATEGY_FIELDS, build_generation_settings, find_strategy
 from hf_instruct.preferences.manners import POLITE, rewrite
-from hf_instruct.preferences.pairs import REFERENCES, SPLITS, Candidate, choose_pair, describe_pairs, list_counts
+from hf_instruct.preferences.pairs import (
+    REFERENCES,
+    SPLITS,
+    Candidate,
+    choose_pair,
+    describe_pairs,
+    list_counts,
+    reference_candidates,
+)
 from hf_instruct.prompts import CHAT, PromptFormat, build_prompt_messages
 from hf_instruct.records import Example, read_rows, write_rows
 from hf_instruct.run_folder import RunFolder, split_model
@@ -191,8 +199,8 @@ def _rank(
     folder = run.pairs / _name_settings(experiment.generate)
     sets = _answer(run, experiment, examples, {name: folder / f"{name}.jsonl" for name in names})
     if by == REFERENCES:
-        own = [Candidate(row.response, 0.0) for row in sets["greedy"]]
-        return [(one, [Candidate(one.output, 1.0), other]) for one, other in zip(examples, own, strict=True)], {}
+        pairs = zip(examples, sets["greedy"], strict=True)
+        return [(example, reference_candidates(example, row.response)) for example, row in pairs], {}
     who: dict[str, Any] = {}
     if by == JUDGE:
         named = {name: [row.model_copy(update={"model": name}) for row in rows] for name, rows in sets.items()}

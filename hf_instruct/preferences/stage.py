@@ -13,11 +13,11 @@ from hf_instruct.errors import ConfigError, DataError, RunError, quote_names
 from hf_instruct.preferences.pairs import (
     REFERENCES,
     SPLITS,
-    Candidate,
     build_pair,
     choose_pair,
     describe_pairs,
     read_pairs,
+    reference_candidates,
 )
 from hf_instruct.processes import is_main_process, on_main_process
 from hf_instruct.prompts import build_user_message
@@ -183,7 +183,7 @@ def _answer_training_prompts(
     split_of = {example.id: split for split, listed in splits.items() for example in listed}
     pairs = []
     for example, row in zip(examples, rows, strict=True):
-        if pair := choose_pair([Candidate(example.output, 1.0), Candidate(row.response, 0.0)], left_out):
+        if pair := choose_pair(reference_candidates(example, row.response), left_out):
             made = build_pair(example, pair[1].text, origin=REFERENCES)
             pairs.append(made.model_copy(update={"split": split_of[example.id]}))
     run.preferences_part.unlink()
