@@ -96,14 +96,14 @@ def log_summary(run: RunFolder, summary: TrainingSummary) -> None:
     measure, before, after = "validation loss", summary.validation_loss_before, summary.validation_loss
     if summary.reward is not None:
         measure, before, after = "mean reward on held-out prompts", summary.reward_before, summary.reward
-    measured = [f"{value:.3f}" for value in (before, after) if value is not None and after is not None]
+    change = "" if before is None else f"{before:.3f} -> "
     logger.info(
         "Trained %s in %.0f s (%s on %s);%s peak memory %.1f GB",
         pluralize(summary.steps, "step"),
         summary.seconds,
         summary.precision,
         summary.device,
-        f" {measure} {' -> '.join(measured)};" if measured else "",
+        "" if after is None else f" {measure} {change}{after:.3f};",
         summary.peak_memory_bytes / 1e9,
     )
 
